@@ -1,0 +1,13 @@
+"""fedpeft: federated fine-tuning of large pretrained models with PEFT adapters.
+
+`strategies/` and `clients/` stand at the top level of a checkout; their one import name is
+`fedpeft.strategies` and `fedpeft.clients`, in a checkout, an editable install and a wheel alike.
+"""
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+_here = Path(__file__).resolve().parent
+if not (_here / "strategies").is_dir():  # a checkout: they stand beside fedpeft/; a wheel holds them inside it
+    __path__.append(str(_here.parent))

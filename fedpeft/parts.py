@@ -1,0 +1,272 @@
+"""Parts and their text form: `name(key=value, ...)`.
+
+Everything pluggable (strategies, codecs, PEFT methods, data sets, partitions, ...) is a *part*: a frozen dataclass
+whose fields are its settings, in a file of its own that ends with `part = TheClass`. The file's name is the part's
+name. A `Family` is a folder of such files; adding a file adds a part, nothing else is edited.
+
+Settings are declared with `setting(...)`, which keeps meaning and legal range beside the default; `Family.build`
+parses a text, checks names, types and ranges, and reports mistakes in one sentence that names the legal choices.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from fedpeft.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Legal values of a numeric setting: `low`/`high` inclusive, `above`/`below` exclusive; `choices` for any type."""
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[Any, ...] | None = None
+
+    def admits(self, value: Any) -> bool:
+        if value is None:
+            return True
+        if self.choices is not None:
+            return value in self.choices
+        if not isinstance(value, (int, float)):
+            return True
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.choices is not None:
+            return "one of " + ", ".join(repr(c) for c in self.choices)
+        words = [
+            f"{word} {limit:g}"
+            for word, limit in (
+                ("at least", self.low),
+                ("above", self.above),
+                ("at most", self.high),
+                ("below", self.below),
+            )
+            if limit is not None
+        ]
+        return " and ".join(words) or "any value"
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A dataclass field that is a user's setting: its default, meaning (with unit) and legal range.
+
+    Pass `dataclasses.MISSING` as `default` for a setting that must be given.
+    """
+    metadata = {"help": help, "bounds": Bounds(low, high, above, below, choices)}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed text `name(key=value, ...)`; `argument` is the tail of the `name:argument` form."""
+
+    name: str
+    settings: Mapping[str, Any]
+    argument: str | None = None
+
+    def __str__(self) -> str:
+        head = self.name if self.argument is None else f"{self.name}:{self.argument}"
+        if not self.settings:
+            return head
+        return head + "(" + ", ".join(f"{k}={v!r}" for k, v in self.settings.items()) + ")"
+
+
+def parse_spec(text: str) -> Spec:
+    """Parse `name`, `name(key=value, ...)` or `name:argument`; values are Python literals or bare words.
+
+    Raises:
+        ConfigError: the text has another form.
+    """
+    text = text.strip()
+    name, colon, argument = text.partition(":")
+    if colon and name.isidentifier():
+        return Spec(name, {}, argument)
+    try:
+        tree = ast.parse(_leading_digit_safe(text), mode="eval").body
+    except SyntaxError:
+        raise ConfigError(f"{text!r} is not of the form name(key=value, ...)") from None
+    if isinstance(tree, ast.Name):
+        return Spec(_restore(tree.id), {})
+    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)) or tree.args:
+        raise ConfigError(f"{text!r} is not of the form name(key=value, ...)")
+    settings: dict[str, Any] = {}
+    for keyword in tree.keywords:
+        if keyword.arg is None or keyword.arg in settings:
+            raise ConfigError(f"{text!r} names a setting twice or unpacks one; write each as key=value, once")
+        settings[keyword.arg] = _literal(keyword.value, text)
+    return Spec(_restore(tree.func.id), settings)
+
+
+# A part may be called 20newsgroups; Python's parser wants an identifier, so a leading digit gets a prefix while parsing.
+_PREFIX = "part_"
+
+
+def _leading_digit_safe(text: str) -> str:
+    return _PREFIX + text if text[:1].isdigit() else text
+
+
+def _restore(name: str) -> str:
+    return name.removeprefix(_PREFIX)
+
+
+def _literal(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.Name):
+        return node.id
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ConfigError(f"{ast.unparse(node)!r} in {text!r} is not a plain value (number, word, string, tuple)") from None
+
+
+def split_outside_parentheses(text: str, separator: str) -> list[str]:
+    """Split `a(x=1) | b` at `separator`, but never inside parentheses or quotes."""
+    pieces, depth, quote, start = [], 0, "", 0
+    for i, c in enumerate(text):
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "\"'":
+            quote = c
+        elif c in "([{":
+            depth += 1
+        elif c in ")]}":
+            depth -= 1
+        elif c == separator and depth == 0:
+            pieces.append(text[start:i])
+            start = i + 1
+    pieces.append(text[start:])
+    return [p.strip() for p in pieces]
+
+
+def nearest(word: str, legal: Iterable[str]) -> str:
+    """A clause for an error message: the closest legal word if there is one, and all of them."""
+    names = sorted(legal)
+    close = difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}legal: {', '.join(names)}"
+
+
+def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check `given` against the fields of the dataclass `cls`: names, types and bounds; return the values converted.
+
+    Raises:
+        ConfigError: a name is unknown or missing, a value has the wrong type or lies out of range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    hints = typing.get_type_hints(cls)
+    for name in given:
+        if name not in fields:
+            raise ConfigError(f"{owner} has no setting {name!r}; {nearest(name, fields) if fields else 'it takes none'}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name not in given:
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise ConfigError(f"{owner} needs the setting {name} ({field.metadata.get('help', '')})")
+            continue
+        values[name] = convert(f"{owner}: {name}", given[name], hints[name], field.metadata.get("bounds", Bounds()))
+    return values
+
+
+def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) -> Any:
+    """`value` as the annotated type (int, float, bool, str, tuple, or a union of them), within `bounds`, or ConfigError."""
+    options: Sequence[Any] = (
+        typing.get_args(annotation)
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        else (annotation,)
+    )
+    for option in options:
+        plain = typing.get_origin(option) or option
+        if option is type(None):
+            if value is None:
+                return None
+        elif plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            result = float(value)
+            if result != result:
+                break
+            return _within(label, result, bounds)
+        elif plain is tuple and isinstance(value, (list, tuple)):
+            return tuple(value)
+        elif isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
+            return _within(label, value, bounds)
+    legal = " or ".join("none" if o is type(None) else (typing.get_origin(o) or o).__name__ for o in options)
+    raise ConfigError(f"{label} must be {legal}, got {value!r}")
+
+
+def _within(label: str, value: T, bounds: Bounds) -> T:
+    if not bounds.admits(value):
+        raise ConfigError(f"{label} must be {bounds}, got {value!r}")
+    return value
+
+
+class Family(Generic[T]):
+    """A folder of parts.
+
+    Args:
+        package: import name of the folder, e.g. "fedpeft.strategies".
+        noun: what one part is called in messages, e.g. "strategy".
+    """
+
+    def __init__(self, package: str, noun: str) -> None:
+        self.package = package
+        self.noun = noun
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The parts' names: the folder's modules, sorted."""
+        folder = importlib.import_module(self.package)
+        modules = (m.name for m in pkgutil.iter_modules(folder.__path__))
+        return tuple(sorted(_restore(m) for m in modules))
+
+    def part(self, name: str) -> type[T]:
+        """The class of the part called `name`, or ConfigError naming the nearest legal one."""
+        if name not in self.names:
+            raise ConfigError(f"unknown {self.noun} {name!r}; {nearest(name, self.names)}")
+        module = name if name.isidentifier() else _PREFIX + name
+        part: type[T] = importlib.import_module(f"{self.package}.{module}").part
+        return part
+
+    def build(self, text: str | Spec) -> T:
+        """The part that `text` describes, its settings checked.
+
+        Raises:
+            ConfigError: unknown part or setting, wrong type, value out of range.
+        """
+        spec = parse_spec(text) if isinstance(text, str) else text
+        cls = self.part(spec.name)
+        given = dict(spec.settings)
+        if spec.argument is not None:
+            takes: str | None = getattr(cls, "argument", None)
+            if takes is None:
+                raise ConfigError(f"{self.noun} {spec.name} takes no ':{spec.argument}'; write {spec.name}(key=value)")
+            given[takes] = spec.argument
+        return cls(**check_settings(f"{self.noun} {spec.name}", cls, given))
