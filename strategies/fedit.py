@@ -1,0 +1,22 @@
+"""FedIT: federated averaging of the LoRA factors (Zhang et al., arXiv 2305.05644).
+
+    A <- sum_k p_k A_k,   B <- sum_k p_k B_k
+
+The product of two means is not the mean of products: for equal scales s the error against dW* is
+s sum_k p_k (B_k - B)(A_k - A). For every PEFT method without bilinear factors it is the plain, exact mean (FedAvg).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.strategy import LinearStrategy
+
+
+@dataclass(frozen=True)
+class FedIT(LinearStrategy):
+    """The weighted mean of every trained tensor."""
+
+    needs_lora: ClassVar[bool] = False
+
+
+part = FedIT
