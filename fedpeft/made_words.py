@@ -1,0 +1,47 @@
+"""The vocabulary of the made data sets, and the word tokenizer of the tiny models that read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
+
+_FIRST = ("ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu")
+_SECOND = ("bar", "den", "fil", "gos", "hum", "kat", "lep", "mir", "nok", "pul", "rax", "set", "tid", "vos", "zun")
+
+WORDS: tuple[str, ...] = tuple(first + second for first in _FIRST for second in _SECOND)
+"""225 words; every made text consists of these."""
+
+
+def word_tokenizer(special: tuple[str, ...]) -> Tokenizer:
+    """One token per word, split at spaces; ids: `special` (which holds [UNK]) from 0 on, then WORDS."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    vocabulary = {word: i for i, word in enumerate((*special, *WORDS))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int, **special: str) -> None:
+    """Write the files from which `AutoTokenizer` loads; `special` names tokens as in `cls_token="[CLS]"`."""
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call, unused-ignore]
+        tokenizer_object=tokenizer, model_max_length=max_tokens, unk_token="[UNK]", **special
+    )
+    fast.save_pretrained(folder)
+
+
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Write config.json and model.safetensors, without the progress bars of transformers' own method."""
+    from safetensors.torch import save_model
+
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
