@@ -1,0 +1,556 @@
+"""What a codec is: `tensor steps -> one packer -> byte steps`, written as text.
+
+    quantize(bits=4) | rans | zstd
+
+A *transform* turns values into fewer or better behaved values (topk, lowrank, rotate, delta). One *quantizer* turns
+values into symbols, integers below a small alphabet (cast, quantize, nf4, sign, adaptive). The *packer* turns symbols
+into bytes (pack, rans), *byte steps* shrink bytes (zstd). All tensors of a state go through a step together, as one
+vector. A missing quantizer is `cast` (fp32, lossless), a missing packer is `pack`.
+
+Decoding needs no configuration: the payload's header names the steps and their parameters. It runs in three passes,
+and nothing in the payload can make it allocate more than the receiver's own shapes ask for:
+
+1. plan, forwards: from the expected shapes, each step says which symbols it needs and what shapes it leaves;
+2. unpack: byte steps and packer are given the exact number of symbols, hence a bound on their bytes;
+3. undo, backwards: symbols to values, values to tensors; the result must be finite.
+
+Memory: decoding holds at most 16 times the adapter's size in fp32, plus 1 MiB.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import torch
+
+from fedpeft.adapter import State
+from fedpeft.errors import ConfigError, FedpeftError, PayloadError
+from fedpeft.parts import Family, Spec, parse_spec, split_outside_parentheses
+from fedpeft.payload import (
+    DTYPES,
+    MAX_STEPS,
+    Array,
+    Header,
+    Reader,
+    Shape,
+    layout_digest,
+    packed_size,
+    read_payload,
+    size,
+    total,
+    write_payload,
+)
+
+PRESETS: Final[Mapping[str, str]] = {
+    "fp64": "cast(dtype=fp64)",
+    "fp32": "cast(dtype=fp32)",
+    "bf16": "cast(dtype=bf16) | zstd",
+    "fp16": "cast(dtype=fp16) | zstd",
+}
+"""Codecs with a name, from exact to smallest."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Values on their way through the tensor steps.
+
+    Attributes:
+        values: (n,), float32 or float64: all segments, one after the other.
+        shapes: of the segments; the tensors themselves, or what the transforms so far made of them.
+        weights: (n,), at least 0: how much an error of one entry matters (its sensitivity); None: all alike.
+    """
+
+    values: Array
+    shapes: tuple[Shape, ...]
+    weights: Array | None = None
+
+    @property
+    def sizes(self) -> Array:
+        """Entries of each segment."""
+        return segment_sizes(self.shapes)
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """Unsigned integers (n,), each below `alphabet`."""
+
+    values: Array
+    alphabet: int
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Symbols that a plan asks for: how many, and below which alphabet."""
+
+    count: int
+    alphabet: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a tensor step made: `signal` for the next step (None after a quantizer), parameters and symbols to send."""
+
+    signal: Signal | None
+    parameters: bytes = b""
+    symbols: tuple[Symbols, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a receiver will undo a tensor step.
+
+    Attributes:
+        shapes: segments that the step leaves for the next one; empty after a quantizer.
+        symbols: what the step needs from the packer.
+        undo: (values after the step, the symbols) -> values before the step.
+    """
+
+    shapes: tuple[Shape, ...]
+    symbols: tuple[Expected, ...]
+    undo: Callable[[Array, Sequence[Array]], Array]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What both ends know beside the payload.
+
+    Attributes:
+        seed: below 2^64, from the header.
+        position: of the step in the codec; each step draws from its own stream.
+        dtype: float32, or float64 if any tensor sent is fp64.
+        reference: of the encoder: version and values of the state that a `delta` step subtracts.
+        references: of the decoder: version -> values, for the tensors sent.
+    """
+
+    seed: int
+    position: int
+    dtype: np.dtype[Any]
+    reference: tuple[int, Array] | None = None
+    references: Callable[[int], Array | None] = lambda version: None
+
+    def uniform(self, count: int) -> Array:
+        """`count` numbers in (0, 1), symmetric about 1/2, on a grid of 2^-24; the same for ever for the same seed."""
+        bits = self._bits(-(-count // 2)).view("<u4")[:count] >> np.uint32(9)
+        return ((2 * bits + 1) * np.float32(2.0**-24)).astype(self.dtype, copy=False)
+
+    def signs(self, count: int) -> Array:
+        """`count` random signs, -1 or 1."""
+        bits = np.unpackbits(self._bits(-(-count // 64)).view(np.uint8), count=count, bitorder="little")
+        return 1 - 2 * bits.astype(self.dtype)
+
+    def _bits(self, words: int) -> Array:
+        generator = np.random.Philox(key=np.array([self.seed, self.position], np.uint64))
+        return generator.random_raw(words).astype("<u8", copy=False)
+
+
+class Step(ABC):
+    """One step of a codec: a part. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    rank: ClassVar[int]
+    """Place in the order of steps."""
+    lossless: ClassVar[bool] = True
+    """Whether the step can be undone exactly for fp32 values; a class that it depends on makes it a property."""
+    draws: ClassVar[bool] = False
+    """Whether the step needs the seed."""
+
+    def __str__(self) -> str:
+        changed = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)  # type: ignore[arg-type]
+            if f.default is MISSING or getattr(self, f.name) != f.default
+        }
+        name = type(self).__module__.rpartition(".")[2]
+        if not changed:
+            return name
+        return name + "(" + ", ".join(f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in changed.items()) + ")"
+
+
+class TensorStep(Step):
+    """A step over values."""
+
+    @abstractmethod
+    def encode(self, signal: Signal, context: Context) -> Encoded:
+        """Values to parameters, symbols and, for a transform, the values that are left."""
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
+        """Check what a peer sent and say how to undo it; allocates nothing that depends on unchecked numbers.
+
+        Raises:
+            PayloadError: a parameter is out of range.
+        """
+
+
+class Transform(TensorStep):
+    """Values to values."""
+
+    rank = 0
+
+
+class Quantizer(TensorStep):
+    """Values to symbols."""
+
+    rank = 1
+
+
+class Packer(Step):
+    """Symbols to bytes."""
+
+    rank = 2
+
+    @abstractmethod
+    def pack(self, symbols: Sequence[Symbols]) -> bytes:
+        """All symbols as bytes, at most `bound` of them."""
+
+    @classmethod
+    @abstractmethod
+    def bound(cls, expected: Sequence[Expected]) -> int:
+        """The most bytes that `pack` makes of such symbols."""
+
+    @classmethod
+    @abstractmethod
+    def unpack(cls, data: memoryview, expected: Sequence[Expected]) -> list[Array]:
+        """The symbols, checked to lie below their alphabets.
+
+        Raises:
+            PayloadError: too short, too long, or not made by `pack`.
+        """
+
+
+class ByteStep(Step):
+    """Bytes to fewer bytes."""
+
+    rank = 3
+
+    @abstractmethod
+    def encode(self, data: bytes) -> bytes:
+        """The bytes, shrunk."""
+
+    @classmethod
+    @abstractmethod
+    def decode(cls, data: memoryview, bound: int) -> memoryview:
+        """The bytes as they were.
+
+        Raises:
+            PayloadError: they are not valid, or would be more than `bound`.
+        """
+
+    @classmethod
+    def limit(cls, bound: int) -> int:
+        """The most bytes that `encode` makes of `bound` bytes."""
+        return bound + bound // 64 + 512
+
+
+codecs: Family[Step] = Family("fedpeft.codecs", "codec step")
+"""All steps, by file name."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A checked pipeline. Its text form round-trips: `parse_codec(str(codec)) == codec`."""
+
+    tensor_steps: tuple[TensorStep, ...]
+    packer: Packer
+    byte_steps: tuple[ByteStep, ...] = ()
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps, in the order of encoding."""
+        return (*self.tensor_steps, self.packer, *self.byte_steps)
+
+    @cached_property
+    def lossless(self) -> bool:
+        """Whether a state of fp32, bf16 or fp16 tensors comes back bit for bit."""
+        return all(step.lossless for step in self.steps)
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.steps))
+
+    def encode(
+        self,
+        state: State,
+        *,
+        seed: int = 0,
+        weights: State | None = None,
+        shapes: Mapping[str, Shape] | None = None,
+        reference: tuple[int, State] | None = None,
+    ) -> bytes:
+        """The state as one payload; its length is what a transfer costs.
+
+        Args:
+            state: tensors by name (fp32, bf16, fp16 or fp64), finite.
+            seed: of dither, rotation and stochastic rounding; taken modulo 2^64. Use another one for each client and
+                round, or the errors of a cohort don't average out.
+            weights: sensitivity by name, same shapes, at least 0: an error e in an entry with sensitivity s counts as
+                s * e (see `fedpeft.allocation.sensitivity`). Names left out count as 1.
+            shapes: of the whole adapter, when `state` may hold only some of its tensors; default: those of `state`.
+            reference: version and state that a `delta` step subtracts; both ends hold it.
+
+        Raises:
+            PayloadError: a tensor is not finite, of another dtype, or not in `shapes`.
+            ConfigError: a `delta` step has no reference.
+        """
+        names = sorted(state)
+        own = {name: tuple(state[name].shape) for name in names}
+        sent = _subset(own, own if shapes is None else shapes)
+        for name in names:
+            if state[name].dtype not in DTYPES:
+                raise PayloadError(f"{name} is {state[name].dtype}; a payload holds fp32, bf16, fp16 or fp64 tensors")
+        dtypes = tuple(state[name].dtype for name in names)
+        dtype = _working(dtypes)
+        signal = Signal(
+            _flat(state, names, dtype),
+            tuple(own[name] for name in names),
+            None if weights is None else _flat_weights(weights, own, dtype),
+        )
+        _check_finite(signal.values, names, own)
+        base = None if reference is None else (reference[0], _flat(reference[1], names, dtype))
+        seed %= 1 << 64
+        parameters: list[bytes] = []
+        symbols: list[Symbols] = []
+        for position, step in enumerate(self.tensor_steps):
+            made = step.encode(signal, Context(seed, position, dtype, base))
+            parameters.append(made.parameters)
+            symbols += made.symbols
+            signal = made.signal or signal
+        body = self.packer.pack(symbols)
+        for byte_step in self.byte_steps:
+            body = byte_step.encode(body)
+        parameters += [b""] * (1 + len(self.byte_steps))
+        header = Header(
+            layout_digest(own if shapes is None else shapes),
+            sent,
+            dtypes,
+            seed if any(step.draws for step in self.steps) else None,
+            tuple((step_name(step), p) for step, p in zip(self.steps, parameters, strict=True)),
+        )
+        return write_payload(header, body)
+
+
+def parse_codec(text: str) -> Codec:
+    """The codec that `text` describes: a preset's name, or steps separated by `|`.
+
+    Raises:
+        ConfigError: unknown step or setting, value out of range, or steps in the wrong order.
+    """
+    words = split_outside_parentheses(PRESETS.get(text.strip(), text), "|")
+    if not all(words):
+        raise ConfigError(f"the codec {text!r} has an empty step; write step | step | ...")
+    specs = [parse_spec(word) for word in words]
+    if len(specs) == 1 and not specs[0].settings and specs[0].name not in codecs.names:
+        raise ConfigError(
+            f"unknown codec {text.strip()!r}; presets: {', '.join(PRESETS)}; steps: {', '.join(codecs.names)}"
+        )
+    return make_codec([codecs.build(spec) for spec in specs])
+
+
+def make_codec(steps: Sequence[Step]) -> Codec:
+    """A codec of these steps, completed by `cast` and `pack` where quantizer or packer are missing.
+
+    Raises:
+        ConfigError: the steps are in an order that can't work.
+    """
+    completed = list(steps)
+    if not any(isinstance(s, Quantizer) for s in completed):
+        completed.insert(sum(isinstance(s, Transform) for s in completed), codecs.build(Spec("cast", {})))
+    if not any(isinstance(s, Packer) for s in completed):
+        completed.insert(sum(isinstance(s, TensorStep) for s in completed), codecs.build(Spec("pack", {})))
+    check_order([type(s) for s in completed])
+    return Codec(
+        tuple(s for s in completed if isinstance(s, TensorStep)),
+        next(s for s in completed if isinstance(s, Packer)),
+        tuple(s for s in completed if isinstance(s, ByteStep)),
+    )
+
+
+def check_order(steps: Sequence[type[Step]]) -> None:
+    """Raise ConfigError unless these are transforms, one quantizer, one packer, byte steps, in this order."""
+    ranks = [step.rank for step in steps]
+    names = " | ".join(step.__module__.rpartition(".")[2] for step in steps)
+    if ranks != sorted(ranks) or ranks.count(Quantizer.rank) != 1 or ranks.count(Packer.rank) != 1:
+        raise ConfigError(
+            f"{names}: a codec is transforms, then one quantizer, then one packer, then byte steps; "
+            + "; ".join(f"{noun}: {', '.join(_of_kind(kind))}" for noun, kind in _KINDS)
+        )
+    if len(steps) > MAX_STEPS:
+        raise ConfigError(f"a codec has at most {MAX_STEPS} steps, this one has {len(steps)}")
+
+
+_KINDS: Final[tuple[tuple[str, type[Step]], ...]] = (
+    ("transforms", Transform),
+    ("quantizers", Quantizer),
+    ("packers", Packer),
+    ("byte steps", ByteStep),
+)
+
+
+def _of_kind(kind: type[Step]) -> list[str]:
+    return [name for name in codecs.names if issubclass(codecs.part(name), kind)]
+
+
+def step_name(step: Step) -> str:
+    """The step's name on the wire and in texts: its file's name."""
+    return type(step).__module__.rpartition(".")[2]
+
+
+def decode(payload: bytes, shapes: Mapping[str, Shape], *, references: Mapping[int, State] | None = None) -> State:
+    """The state in a payload, for an adapter of these `shapes`; tensors have the dtypes they were sent from.
+
+    Args:
+        payload: bytes from a peer, possibly hostile.
+        shapes: the tensors that the payload may hold; all of them, unless it declares a subset.
+        references: states that both ends hold, by version, for payloads made with a `delta` step.
+
+    Raises:
+        PayloadError: the payload is not what `Codec.encode` makes for such an adapter.
+    """
+    try:
+        return _decode(payload, shapes, references or {})
+    except FedpeftError:
+        raise
+    except (
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # a check that is missing is still no crash
+        raise PayloadError(f"the payload is not valid ({type(error).__name__}: {error})") from error
+
+
+def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int, State]) -> State:
+    header, data = read_payload(payload, shapes)
+    ordered = sorted(shapes)
+    names = ordered if header.sent is None else [n for n, sent in zip(ordered, header.sent, strict=True) if sent]
+    dtype = _working(header.dtypes)
+
+    def reference(version: int) -> Array | None:
+        state = references.get(version)
+        return None if state is None else _flat(state, names, dtype)
+
+    classes = _step_classes(header)
+    segments = tuple(tuple(shapes[name]) for name in names)
+    plans: list[Plan] = []
+    for position, (step, (name, parameters)) in enumerate(zip(classes, header.steps, strict=True)):
+        reader = Reader(parameters, f"the payload's step {name}")
+        if issubclass(step, TensorStep):
+            context = Context(header.seed or 0, position, dtype, references=reference)
+            plans.append(step.plan(reader, segments, context))
+            segments = plans[-1].shapes
+        reader.end()
+    unpacked = _unpack(data, classes, [e for plan in plans for e in plan.symbols])
+    values = np.zeros(0, dtype)
+    with np.errstate(all="ignore"):
+        for plan in reversed(plans):
+            first = len(unpacked) - len(plan.symbols)
+            values = plan.undo(values, unpacked[first:])
+            del unpacked[first:]
+    own = {name: tuple(shapes[name]) for name in names}
+    _check_finite(values, names, own)
+    state = _tensors(values, own, header.dtypes)
+    return {name: state[name] for name in shapes if name in state}
+
+
+def _step_classes(header: Header) -> list[type[Step]]:
+    try:
+        classes = [codecs.part(name) for name, _ in header.steps]
+        check_order(classes)
+    except ConfigError as error:
+        raise PayloadError(f"the payload can't be decoded: {error}") from None
+    if header.seed is None and any(step.draws is True for step in classes):
+        raise PayloadError("the payload has a step that draws random numbers, but no seed")
+    return classes
+
+
+def _unpack(data: memoryview, classes: Sequence[type[Step]], expected: Sequence[Expected]) -> list[Array]:
+    packer = next(step for step in classes if issubclass(step, Packer))
+    bounds = [packer.bound(expected)]
+    byte_steps = [step for step in classes if issubclass(step, ByteStep)]
+    for step in byte_steps:
+        bounds.append(step.limit(bounds[-1]))
+    if len(data) > bounds[-1]:
+        raise PayloadError(f"the payload's body has {len(data)} bytes; such an adapter takes at most {bounds[-1]}")
+    for step, bound in zip(reversed(byte_steps), reversed(bounds[:-1]), strict=True):
+        data = step.decode(data, bound)
+    return packer.unpack(data, expected)
+
+
+def _subset(own: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> tuple[bool, ...] | None:
+    for name, shape in own.items():
+        if name not in shapes:
+            raise PayloadError(f"the tensor {name} is not in the adapter")
+        if tuple(shapes[name]) != shape:
+            raise PayloadError(f"the tensor {name} has shape {shape}, the adapter expects {tuple(shapes[name])}")
+    return None if len(own) == len(shapes) else tuple(name in own for name in sorted(shapes))
+
+
+def _working(dtypes: Sequence[torch.dtype]) -> np.dtype[Any]:
+    return np.dtype(np.float64 if torch.float64 in dtypes else np.float32)
+
+
+def _flat(state: State, names: Sequence[str], dtype: np.dtype[Any]) -> Array:
+    if not names:
+        return np.zeros(0, dtype)
+    target = torch.float64 if dtype == np.float64 else torch.float32
+    values: Array = torch.cat([state[name].detach().reshape(-1).to("cpu", target) for name in names]).numpy()
+    return values
+
+
+def _flat_weights(weights: State, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Array:
+    full = {name: weights[name] if name in weights else torch.ones(shape) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        if tuple(full[name].shape) != shape:
+            raise PayloadError(f"the weights of {name} have shape {tuple(full[name].shape)}, not {shape}")
+    flat = _flat(full, list(shapes), dtype)
+    if not (np.isfinite(flat).all() and (flat >= 0).all()):
+        raise PayloadError("weights must be finite and at least 0")
+    return flat
+
+
+def _tensors(values: Array, shapes: Mapping[str, Shape], dtypes: Sequence[torch.dtype]) -> State:
+    if len(values) != total(list(shapes.values())):
+        raise PayloadError("the payload does not fill the adapter")
+    flat = torch.from_numpy(np.ascontiguousarray(values))
+    pieces = torch.split(flat, [size(shape) for shape in shapes.values()]) if shapes else ()
+    state = {}
+    for (name, shape), piece, dtype in zip(shapes.items(), pieces, dtypes, strict=True):
+        tensor = piece.to(dtype, copy=True).reshape(shape)
+        if dtype in (torch.float16, torch.bfloat16) and not bool(tensor.isfinite().all()):
+            raise PayloadError(f"{name} goes beyond the range of {dtype}")
+        state[name] = tensor
+    return state
+
+
+def _check_finite(values: Array, names: Sequence[str], shapes: Mapping[str, Shape]) -> None:
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    ends = np.cumsum(segment_sizes([shapes[name] for name in names]))
+    name = names[int(np.searchsorted(ends, int(np.argmin(finite)), side="right"))]
+    raise PayloadError(f"{name} holds NaN or infinity")
+
+
+def segment_sizes(shapes: Sequence[Shape]) -> Array:
+    """Entries of each segment, int64."""
+    return np.array([size(shape) for shape in shapes], np.int64)
+
+
+def segment_reduce(reduce: np.ufunc, values: Array, sizes: Array) -> Array:
+    """`reduce` over consecutive segments of `values` of the given sizes; 0 for empty segments."""
+    result = np.zeros(len(sizes), values.dtype)
+    filled = sizes > 0
+    if filled.any():
+        starts = (np.cumsum(sizes) - sizes)[filled]
+        result[filled] = reduce.reduceat(values, starts)
+    return result
+
+
+def packed_bound(expected: Sequence[Expected]) -> int:
+    """Bytes of all symbols in radix packing."""
+    return sum(packed_size(e.count, e.alphabet) for e in expected)

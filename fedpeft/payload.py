@@ -1,0 +1,298 @@
+"""The wire format of one encoded state, version 1, and the checks that every payload from a peer must pass.
+
+    offset  bytes  field
+    0       3      magic "fpu"
+    3       1      version, 1
+    4       4      CRC-32 of everything after this field (catches accidents; no check below relies on it)
+    8       8      digest of the adapter's names and shapes (BLAKE2b)
+    16      1      flags: 1 = subset, 2 = seed, 4 = mixed dtypes
+    17      ...    subset: one bit per tensor of the adapter, sorted by name, lowest bit first
+            ...    dtype code, one byte; with mixed dtypes one byte for each tensor sent
+            8      seed: unsigned
+            1      number of steps, then for each step: length and name, length and parameters
+            ...    body: what the packer and the byte steps made of the symbols
+
+All integers are little-endian; lengths inside steps are LEB128 varints. No name travels: the receiver knows its
+adapter, the digest says whether the sender meant the same one. So unknown and duplicate names can't be written down,
+and the size of every allocation follows from the receiver's own shapes.
+
+Symbols (integers below a known alphabet A) are packed in radix A, as many to a 64-bit word as fit: 64 bits, 40 trits,
+16 nibbles or 8 bytes. The packed size is a function of count and alphabet alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedpeft.errors import PayloadError
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+MAGIC: Final = b"fpu"
+VERSION: Final = 1
+CHECKED_FROM: Final = 8
+"""Offset of the first byte under the checksum."""
+MAX_STEPS: Final = 16
+MAX_NAME: Final = 32
+MAX_PARAMETERS: Final = 4096
+
+SUBSET, SEED, MIXED = 1, 2, 4
+
+DTYPES: Final[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""The dtypes that travel; a dtype's code is its index. Append only."""
+
+
+def varint(number: int) -> bytes:
+    """LEB128: seven bits a byte, lowest first; `number` is at least 0."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+class Reader:
+    """A cursor over bytes from a peer; reading past the end is a PayloadError that names what was missing."""
+
+    def __init__(self, data: bytes | memoryview, owner: str = "the payload") -> None:
+        self._data = memoryview(data)
+        self._at = 0
+        self._owner = owner
+
+    def take(self, count: int, what: str) -> bytes:
+        """The next `count` bytes."""
+        if count > len(self._data) - self._at:
+            raise PayloadError(
+                f"{self._owner} ends inside its {what}: {count} bytes are needed, {len(self._data) - self._at} are left"
+            )
+        piece = bytes(self._data[self._at : self._at + count])
+        self._at += count
+        return piece
+
+    def integer(self, size: int, what: str) -> int:
+        """An unsigned little-endian integer of `size` bytes."""
+        return int.from_bytes(self.take(size, what), "little")
+
+    def varint(self, what: str, high: int, low: int = 0) -> int:
+        """A varint from `low` to `high`, both inclusive."""
+        number = 0
+        for shift in range(0, 63, 7):
+            byte = self.integer(1, what)
+            number |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+        else:
+            raise PayloadError(f"{self._owner} has a {what} of more than 63 bits")
+        if not low <= number <= high:
+            raise PayloadError(f"{self._owner} has {what} = {number}, which must be {low} to {high}")
+        return number
+
+    def rest(self) -> memoryview:
+        """All bytes that are left."""
+        piece = self._data[self._at :]
+        self._at = len(self._data)
+        return piece
+
+    def end(self) -> None:
+        """Raise PayloadError unless everything was read."""
+        if self._at != len(self._data):
+            raise PayloadError(f"{self._owner} has {len(self._data) - self._at} bytes too many")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a payload says about itself.
+
+    Attributes:
+        digest: of the whole adapter's names and shapes, 8 bytes.
+        sent: whether each tensor of the adapter (sorted by name) is in the payload; None: all are.
+        dtypes: of the tensors sent, in the same order.
+        seed: of the dither, rotation or stochastic rounding, below 2^64; None: nothing was drawn.
+        steps: name and parameters of each step, in the order of encoding.
+    """
+
+    digest: bytes
+    sent: tuple[bool, ...] | None
+    dtypes: tuple[torch.dtype, ...]
+    seed: int | None
+    steps: tuple[tuple[str, bytes], ...]
+
+
+def layout_digest(shapes: Mapping[str, Shape]) -> bytes:
+    """Eight bytes that identify names and shapes, whatever their order."""
+    return _digest(tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())))
+
+
+@lru_cache(maxsize=256)
+def _digest(entries: tuple[tuple[str, Shape], ...]) -> bytes:
+    text = "\n".join(f"{name}\t{','.join(map(str, shape))}" for name, shape in entries)
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def write_payload(header: Header, body: bytes) -> bytes:
+    """The payload's bytes."""
+    flags, tail = 0, bytearray()
+    if header.sent is not None:
+        flags |= SUBSET
+        tail += np.packbits(np.array(header.sent, bool), bitorder="little").tobytes()
+    codes = bytes(DTYPES.index(d) for d in header.dtypes)
+    if len(set(codes)) > 1:
+        flags |= MIXED
+        tail += codes
+    else:
+        tail += codes[:1] or b"\0"
+    if header.seed is not None:
+        flags |= SEED
+        tail += header.seed.to_bytes(8, "little")
+    tail.append(len(header.steps))
+    for name, parameters in header.steps:
+        tail += varint(len(name)) + name.encode() + varint(len(parameters)) + parameters
+    return seal(MAGIC + bytes((VERSION,)) + b"\0\0\0\0" + header.digest + bytes((flags,)) + bytes(tail) + body)
+
+
+def seal(payload: bytes) -> bytes:
+    """The same payload with the checksum that belongs to its contents."""
+    return payload[:4] + zlib.crc32(payload[CHECKED_FROM:]).to_bytes(4, "little") + payload[CHECKED_FROM:]
+
+
+def read_payload(payload: bytes, shapes: Mapping[str, Shape]) -> tuple[Header, memoryview]:
+    """Header and body of a payload for an adapter of these `shapes`.
+
+    Raises:
+        PayloadError: it is no payload, of another version, damaged, or made for another adapter.
+    """
+    reader = Reader(payload)
+    if reader.take(3, "magic") != MAGIC:
+        raise PayloadError(f"these {len(payload)} bytes are not a fedpeft payload: the magic is missing")
+    version = reader.integer(1, "version")
+    if version != VERSION:
+        raise PayloadError(f"the payload is of format version {version}; this release reads version {VERSION}")
+    checksum = reader.integer(4, "checksum")
+    if checksum != zlib.crc32(memoryview(payload)[CHECKED_FROM:]):
+        raise PayloadError("the payload is damaged: its checksum does not match its contents")
+    digest = reader.take(8, "layout digest")
+    expected = layout_digest(shapes)
+    if digest != expected:
+        raise PayloadError(
+            f"the payload was made for another adapter: its layout digest is {digest.hex()}, but {expected.hex()} "
+            f"is expected ({len(shapes)} tensors)"
+        )
+    flags = reader.integer(1, "flags")
+    if flags & ~(SUBSET | SEED | MIXED):
+        raise PayloadError(f"the payload has unknown flags {flags:#04x}")
+    sent = _read_subset(reader, len(shapes)) if flags & SUBSET else None
+    count = len(shapes) if sent is None else sum(sent)
+    codes = reader.take(count if flags & MIXED else 1, "dtypes")
+    if any(code >= len(DTYPES) for code in codes):
+        raise PayloadError(f"the payload has an unknown dtype code; legal: 0 to {len(DTYPES) - 1}")
+    dtypes = tuple(DTYPES[code] for code in codes) if flags & MIXED else (DTYPES[codes[0]],) * count
+    seed = reader.integer(8, "seed") if flags & SEED else None
+    steps = _read_steps(reader)
+    return Header(digest, sent, dtypes, seed, steps), reader.rest()
+
+
+def _read_subset(reader: Reader, count: int) -> tuple[bool, ...]:
+    bits = np.unpackbits(np.frombuffer(reader.take((count + 7) // 8, "subset"), np.uint8), bitorder="little")
+    if bits[count:].any():
+        raise PayloadError(f"the payload's subset names tensors beyond the adapter's {count}")
+    return tuple(bool(bit) for bit in bits[:count])
+
+
+def _read_steps(reader: Reader) -> tuple[tuple[str, bytes], ...]:
+    count = reader.integer(1, "step count")
+    if count > MAX_STEPS:
+        raise PayloadError(f"the payload names {count} steps; at most {MAX_STEPS} are legal")
+    steps = []
+    for _ in range(count):
+        name = reader.take(reader.varint("length of a step's name", MAX_NAME, 1), "step name")
+        if not name.isascii():
+            raise PayloadError("the payload names a step in other than ASCII letters")
+        parameters = reader.take(reader.varint("length of a step's parameters", MAX_PARAMETERS), "step parameters")
+        steps.append((name.decode(), parameters))
+    return tuple(steps)
+
+
+@lru_cache(maxsize=1024)
+def per_word(alphabet: int) -> int:
+    """How many symbols below `alphabet` (2 to 2^32) fit into 64 bits."""
+    count = 1
+    while alphabet ** (count + 1) <= 1 << 64:
+        count += 1
+    return count
+
+
+def packed_size(count: int, alphabet: int) -> int:
+    """Bytes that `count` symbols below `alphabet` take."""
+    if alphabet <= 1:
+        return 0
+    words, tail = divmod(count, per_word(alphabet))
+    largest: int = alphabet**tail - 1
+    return 8 * words + (largest.bit_length() + 7) // 8
+
+
+def pack_symbols(symbols: Array, alphabet: int) -> bytes:
+    """Symbols (n,), unsigned and below `alphabet`, in radix `alphabet`; the result has `packed_size` bytes."""
+    if alphabet <= 1:
+        return b""
+    if alphabet == 256:
+        return symbols.astype(np.uint8, copy=False).tobytes()
+    width, size = per_word(alphabet), packed_size(len(symbols), alphabet)
+    padded = np.zeros(-(-len(symbols) // width) * width, symbols.dtype)
+    padded[: len(symbols)] = symbols
+    columns = padded.reshape(-1, width)
+    words = np.zeros(len(columns), np.uint64)
+    for column in reversed(range(width)):
+        words *= np.uint64(alphabet)
+        words += columns[:, column]
+    return words.astype("<u8", copy=False).tobytes()[:size]
+
+
+def unpack_symbols(data: bytes | memoryview, count: int, alphabet: int) -> Array:
+    """The `count` symbols that `pack_symbols` packed, in the smallest unsigned dtype that holds them.
+
+    Raises:
+        PayloadError: the size is wrong, or a word holds more than its symbols.
+    """
+    dtype = np.min_scalar_type(max(alphabet - 1, 1))
+    size = packed_size(count, alphabet)
+    if len(data) != size:
+        raise PayloadError(f"{count} symbols below {alphabet} take {size} bytes, the payload has {len(data)}")
+    if alphabet <= 1:
+        return np.zeros(count, dtype)
+    if alphabet == 256:
+        return np.frombuffer(data, np.uint8)
+    width = per_word(alphabet)
+    words = np.frombuffer(bytes(data) + bytes(-size % 8), "<u8").astype(np.uint64)
+    columns = np.empty((len(words), width), dtype)
+    for column in range(width):
+        quotient = words // np.uint64(alphabet)
+        columns[:, column] = words - quotient * np.uint64(alphabet)
+        words = quotient
+    symbols = columns.reshape(-1)
+    if words.any() or symbols[count:].any():
+        raise PayloadError(f"the payload's packed symbols go beyond their alphabet of {alphabet}")
+    return symbols[:count]
+
+
+def total(shapes: Sequence[Shape]) -> int:
+    """Number of parameters in tensors of these shapes."""
+    return sum(size(shape) for shape in shapes)
+
+
+def size(shape: Shape) -> int:
+    """Number of parameters in a tensor of this shape (a scalar has one)."""
+    product = 1
+    for length in shape:
+        product *= length
+    return product
