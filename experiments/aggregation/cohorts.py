@@ -1,0 +1,104 @@
+"""Made-up cohorts: random global states and random updates of clients with given ranks, alphas and weights.
+
+Used by this benchmark and by the tests of the strategies; nothing here trains anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedpeft.adapter import ClientForm, Layout, Role, State, TensorSpec
+from fedpeft.seeds import torch_generator
+from fedpeft.strategy import (
+    Aggregate,
+    Fold,
+    GatherStrategy,
+    LinearStrategy,
+    Strategy,
+    Update,
+    aggregate,
+)
+
+
+def lora_layout(shapes: Sequence[tuple[int, int]], form: ClientForm, head: tuple[int, int] | None = None) -> Layout:
+    """LoRA layers `layer.0`, `layer.1`, .. of the given (out, in), and a head of (classes, features) if given."""
+    specs: list[TensorSpec] = []
+    for i, (out, in_) in enumerate(shapes):
+        module = f"layer.{i}"
+        specs.append(TensorSpec(f"{module}.lora_A.weight", (form.rank, in_), "lora_A", module))
+        specs.append(TensorSpec(f"{module}.lora_B.weight", (out, form.rank), "lora_B", module))
+    if head is not None:
+        specs.append(TensorSpec("head.weight", head, "head", "head"))
+        specs.append(TensorSpec("head.bias", head[:1], "head", "head"))
+    return Layout(tuple(specs), form)
+
+
+def random_state(layout: Layout, seed: int, dtype: torch.dtype = torch.float32) -> State:
+    """A global state in the midst of training: no tensor is zero; factors of about unit singular values."""
+    generator = torch_generator(seed, "state")
+    return {
+        t.name: (torch.randn(t.shape, generator=generator, dtype=torch.float64) / _width(t) ** 0.5).to(dtype)
+        for t in layout.tensors
+    }
+
+
+def _width(t: TensorSpec) -> int:
+    axis: dict[Role, int] = {"lora_A": 1, "lora_B": 0}
+    return t.shape[axis.get(t.role, -1)]
+
+
+@dataclass(frozen=True)
+class Client:
+    """One made-up client: its LoRA form and its unnormalised weight."""
+
+    form: ClientForm
+    weight: float = 1.0
+
+
+def random_updates(
+    strategy: Strategy,
+    state: State,
+    layout: Layout,
+    clients: Sequence[Client],
+    seed: int,
+    round: int = 1,
+    size: float = 0.5,
+) -> list[Update]:
+    """What the clients hand in when their deltas are random, `size` times as large as the state's tensors."""
+    updates = []
+    trained = strategy.trained(layout, round)
+    private = strategy.private(layout)
+    for i, client in enumerate(clients):
+        received = strategy.dispatch(state, layout, client.form, round)
+        noise = random_state(layout.with_form(client.form), seed * 10_000 + i, next(iter(state.values())).dtype)
+        delta = {name: noise[name] * size for name in layout.names if name in trained - private}
+        updates.append(
+            Update(
+                i, client.weight, client.form, received, strategy.submitted(delta, layout.with_form(client.form), round)
+            )
+        )
+    return updates
+
+
+def run_round(
+    strategy: Strategy, state: State, layout: Layout, updates: Sequence[Update], round: int = 1, seed: int = 0
+) -> Aggregate:
+    """One round of any rule, as a server does it, the server optimizer being plain addition."""
+    ordered = sorted(updates, key=lambda update: update.client)
+    if isinstance(strategy, GatherStrategy):
+        return aggregate(strategy, state, layout, lambda names: [_only(u, names) for u in ordered], round, seed)
+    assert isinstance(strategy, LinearStrategy)  # noqa: S101 - the two kinds are all there are
+    total = Fold()
+    for update in ordered:
+        strategy.fold(total, update, state, layout)
+    step = strategy.pseudo_gradient(total, layout)
+    stepped = {name: tensor + step[name] if name in step else tensor.clone() for name, tensor in state.items()}
+    return Aggregate(strategy.finish(stepped, layout, round), {})
+
+
+def _only(update: Update, names: Sequence[str]) -> Update:
+    pick = lambda tensors: {name: tensors[name] for name in names if name in tensors}  # noqa: E731
+    return Update(update.client, update.weight, update.form, pick(update.received), pick(update.delta))

@@ -1,0 +1,252 @@
+"""Linear algebra on matrices known as products of thin factors; the full matrix is formed only where that is cheaper.
+
+Shapes: a matrix X of shape (out, in) is L R with L (out, q) and R (q, in); q is called its width. A cohort's weighted
+sum of LoRA products has width q = sum_k r_k: at 100 clients of rank 8 still far below a 4096 x 4096 matrix.
+
+Truncated SVDs, and what each of them costs (see `CostModel`):
+
+    qr          L = Q_L T_L, R^T = Q_R T_R; SVD of the core T_L T_R^T. As accurate as an SVD of X.
+    gram        R R^T = E D E^T; L E D^(1/2) has orthonormal partner rows, so its Gram matrix holds the squared singular
+                values. Squaring halves the digits: done in fp64, right for fp32 factors.
+    dense       form X, then LAPACK.
+    randomised  range finder with power iterations on the factors (Halko, Martinsson, Tropp, arXiv 0909.4061). Inexact
+                where the spectrum is flat, hence never chosen silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import nearest
+
+Method = Literal["auto", "qr", "gram", "dense", "randomised"]
+METHODS: tuple[Method, ...] = ("auto", "qr", "gram", "dense", "randomised")
+"""How a truncated SVD is computed; `auto` is the cheapest of the methods that are exact at the factors' precision."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix of shape (out, in) as a product `left @ right`: left (out, q), right (q, in)."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def width(self) -> int:
+        """q, an upper bound of the rank."""
+        return self.left.shape[1]
+
+    @property
+    def numel(self) -> int:
+        """How many numbers the factors hold."""
+        return self.left.numel() + self.right.numel()
+
+    def dense(self) -> Tensor:
+        """The product, (out, in)."""
+        return self.left @ self.right
+
+    def scaled(self, factor: float) -> LowRank:
+        """`factor` times the matrix."""
+        return LowRank(self.left * factor, self.right)
+
+    def norm(self) -> float:
+        """Frobenius norm, sqrt(tr(L^T L R R^T)), in fp64; about 1e-8 of the factors' norms is its resolution."""
+        return float(inner_products([self])[0, 0].clamp_min(0.0).sqrt())
+
+
+def stack(products: Sequence[LowRank], weights: Sequence[float] | None = None) -> LowRank:
+    """sum_k w_k L_k R_k as one product of width sum_k q_k: [w_1 L_1, ..., w_K L_K] [R_1; ...; R_K]."""
+    terms = products if weights is None else [p.scaled(w) for p, w in zip(products, weights, strict=True)]
+    return LowRank(torch.cat([t.left for t in terms], dim=1), torch.cat([t.right for t in terms], dim=0))
+
+
+def inner_products(products: Sequence[LowRank]) -> Tensor:
+    """The (K, K) matrix of <X_i, X_j> = tr(X_i^T X_j), in fp64, through the Gram matrices of the stacked factors."""
+    joined = stack(products)
+    left, right = joined.left.double(), joined.right.double()
+    columns = (left.T @ left) * (right @ right.T)
+    owner = torch.repeat_interleave(torch.arange(len(products)), torch.tensor([p.width for p in products]))
+    rows = torch.zeros(len(products), joined.width, dtype=torch.float64).index_add_(0, owner, columns)
+    return torch.zeros(len(products), len(products), dtype=torch.float64).index_add_(1, owner, rows)
+
+
+def dense_is_smaller(out: int, in_: int, width: int) -> bool:
+    """Whether the matrix holds fewer numbers than its factors: q > out in / (out + in)."""
+    return width * (out + in_) > out * in_
+
+
+def compact(product: LowRank) -> LowRank | Tensor:
+    """The form that holds fewer numbers: the factors, or the (out, in) matrix."""
+    return product.dense() if dense_is_smaller(*product.shape, product.width) else product
+
+
+@dataclass(frozen=True)
+class TruncatedSVD:
+    """The leading r singular triplets: U (out, r), S (r,) descending, Vt (r, in)."""
+
+    U: Tensor
+    S: Tensor
+    Vt: Tensor
+
+    def low_rank(self) -> LowRank:
+        """U S Vt with the singular values in the left factor."""
+        return LowRank(self.U * self.S, self.Vt)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Predicted seconds of each exact method on one core; only their order matters.
+
+    The constants are seconds per elementary step, fitted by `python -m experiments.aggregation --only costs` on one
+    AVX-512 core with MKL; another machine changes them all by a similar factor, so the choice is stable.
+    """
+
+    multiply: float = 2.4e-11
+    """per multiply-add of an fp64 matrix product"""
+    factorise: float = 1.0e-10
+    """per m n^2 of an fp64 QR of (m, n) with Q formed"""
+    eigen: float = 3.6e-10
+    """per n^3 of an fp64 symmetric eigendecomposition"""
+    singular: float = 7.0e-10
+    """per m n^2, m >= n, of an fp64 SVD"""
+    call: float = 2e-5
+    """per LAPACK call"""
+
+    def seconds(self, method: Method, out: int, in_: int, width: int, rank: int) -> float:
+        """Predicted seconds of `method` on a product of shapes (out, width) (width, in_), truncated to `rank`."""
+        if method == "qr":
+            left, right = min(out, width), min(in_, width)
+            core = max(left, right) * min(left, right) ** 2
+            return (
+                self.factorise * width * (out * left + in_ * right)
+                + self.singular * core
+                + self.multiply * (left * right * width + rank * (out * left + in_ * right))
+                + 3 * self.call
+            )
+        if method == "gram":
+            multiplies = width**2 * (out + in_ + 2 * width) + width * rank * (out + in_)
+            return self.multiply * multiplies + 2 * self.eigen * width**3 + 2 * self.call
+        if method == "dense":
+            return self.multiply * out * in_ * width + self.singular * max(out, in_) * min(out, in_) ** 2 + self.call
+        return float("inf")
+
+    def cheapest(self, out: int, in_: int, width: int, rank: int, dtype: torch.dtype) -> Method:
+        """The cheapest method that is exact for factors of `dtype`; `gram` is not for fp64."""
+        legal: list[Method] = ["qr", "dense"] if dtype == torch.float64 else ["qr", "gram", "dense"]
+        return min(legal, key=lambda method: self.seconds(method, out, in_, width, rank))
+
+
+COSTS = CostModel()
+
+
+def truncated_svd(product: LowRank, rank: int, method: str = "auto") -> TruncatedSVD:
+    """The best approximation of rank `rank` (Eckart-Young), in the dtype of the factors.
+
+    `rank` may exceed what the matrix has: the surplus singular values are 0 and their vectors are zero too.
+
+    Raises:
+        ConfigError: an unknown method.
+    """
+    if method == "auto":
+        method = COSTS.cheapest(*product.shape, product.width, rank, product.left.dtype)
+    if method not in _METHODS:
+        raise ConfigError(f"unknown SVD method {method!r}; {nearest(method, METHODS)}")
+    U, S, Vt = _METHODS[method](product, rank)
+    kept = min(rank, S.shape[0])
+    alive = (S[:kept] > S[:1] * _ZERO[method]).to(S.dtype)
+    dtype, surplus = product.left.dtype, rank - kept
+    return TruncatedSVD(
+        torch.nn.functional.pad(U[:, :kept] * alive, (0, surplus)).to(dtype),
+        torch.nn.functional.pad(S[:kept] * alive, (0, surplus)).to(dtype),
+        torch.nn.functional.pad(Vt[:kept] * alive[:, None], (0, 0, 0, surplus)).to(dtype),
+    )
+
+
+Triplets = tuple[Tensor, Tensor, Tensor]
+
+
+def _qr(product: LowRank, rank: int) -> Triplets:
+    Q_L, T_L = torch.linalg.qr(product.left.double())
+    Q_R, T_R = torch.linalg.qr(product.right.double().T)
+    U, S, Vt = torch.linalg.svd(T_L @ T_R.T, full_matrices=False)
+    return Q_L @ U[:, :rank], S, Vt[:rank] @ Q_R.T
+
+
+def _gram(product: LowRank, rank: int) -> Triplets:
+    L, R = _balanced(product.left.double(), product.right.double())
+    D, E = torch.linalg.eigh(R @ R.T)
+    seen = D[-1:] * 1e-15 < D
+    root, E = D[seen].sqrt(), E[:, seen]
+    C = E * root  # R = C Q with Q = root^-1 E^T R, whose rows are orthonormal
+    values, V = torch.linalg.eigh(C.T @ (L.T @ L) @ C)
+    S, V = values.flip(0)[:rank].clamp_min(0.0).sqrt(), V.flip(1)[:, :rank]
+    U = L @ (C @ V) / S.clamp_min(torch.finfo(S.dtype).tiny)
+    return U, S, (V / root[:, None]).T @ E.T @ R
+
+
+def _balanced(L: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product with each column of L as long as its row of R, so that neither Gram matrix hides a direction."""
+    ratio = (R.norm(dim=1) / L.norm(dim=0)).sqrt()
+    ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, torch.ones_like(ratio))
+    return L * ratio, R / ratio[:, None]
+
+
+def _dense(product: LowRank, rank: int) -> Triplets:
+    U, S, Vt = torch.linalg.svd(product.left.double() @ product.right.double(), full_matrices=False)
+    return U, S, Vt
+
+
+_OVERSAMPLING, _POWER_ITERATIONS, _SKETCH_SEED = 10, 2, 0
+
+
+def _randomised(product: LowRank, rank: int) -> Triplets:
+    L, R = product.left, product.right
+    size = min(rank + _OVERSAMPLING, *product.shape)
+    generator = torch.Generator().manual_seed(_SKETCH_SEED)
+    Q = torch.randn(R.shape[1], size, generator=generator, dtype=R.dtype)
+    for _ in range(_POWER_ITERATIONS):
+        Q, _T = torch.linalg.qr(L @ (R @ Q))
+        Q, _T = torch.linalg.qr(R.T @ (L.T @ Q))
+    Q, _T = torch.linalg.qr(L @ (R @ Q))
+    U, S, Vt = torch.linalg.svd((Q.T @ L) @ R, full_matrices=False)
+    return Q @ U, S, Vt
+
+
+_METHODS: dict[str, Callable[[LowRank, int], Triplets]] = {
+    "qr": _qr,
+    "gram": _gram,
+    "dense": _dense,
+    "randomised": _randomised,
+}
+
+# A singular value below this fraction of the largest is the method's rounding: the direction does not exist.
+_ZERO = {"qr": 1e-13, "gram": 1e-7, "dense": 1e-13, "randomised": 1e-6}
+
+
+def recompress(product: LowRank, rank: int | None = None, tolerance: float = 0.0) -> tuple[LowRank, float]:
+    """The product at the smallest width that keeps it, and the share of its energy norm(X)^2 that was discarded.
+
+    Args:
+        product: the matrix.
+        rank: widest result allowed; None: no limit.
+        tolerance: share of the energy, in [0, 1), that may be discarded; 0 drops only directions that don't exist.
+    """
+    svd = truncated_svd(product, min(product.width, *product.shape))
+    energy = svd.S.double().square()
+    total = float(energy.sum())
+    lost = total - energy.cumsum(0)
+    width = int((lost > tolerance * total).sum()) + 1 if tolerance > 0 else int((svd.S > 0).sum())
+    width = min(width, len(energy) if rank is None else rank)
+    discarded = float(energy[width:].sum()) / total if total > 0 else 0.0
+    return LowRank(svd.U[:, :width] * svd.S[:width], svd.Vt[:width]), discarded

@@ -1,0 +1,30 @@
+"""FedEx-LoRA: averaged factors, and their error goes into the base (Singhal et al., arXiv 2410.09432).
+
+    A-bar = sum_k p_k A_k,   B-bar = sum_k p_k (s_k / s) B_k,   W0 <- W0 + sum_k p_k s_k B_k A_k - s B-bar A-bar
+
+The residual has rank at most (K - 1) r when ranks and scales are equal. Deviation: mixed ranks by zero-padding and
+mixed alphas in the unit of the global one; the paper has one of each. The sum of factors and residual is dW* anyway.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.adapter import Layout, LoraPair, State
+from fedpeft.low_rank import LowRank, stack
+from fedpeft.strategy import Cohort, Gathered, GatherStrategy, lora_form, mean_factors, target
+
+
+@dataclass(frozen=True)
+class FedExLoRA(GatherStrategy):
+    """The mean of the factors, and the exact difference beside it."""
+
+    mixed_ranks: ClassVar[bool] = True
+
+    def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
+        """A-bar, B-bar and dW* - s B-bar A-bar."""
+        A, B = mean_factors(pair, state, layout, cohort)
+        averaged = LowRank(B * -lora_form(layout).scale, A)
+        return Gathered(A, B, stack([target(pair, cohort), averaged]))
+
+
+part = FedExLoRA

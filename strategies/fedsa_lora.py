@@ -1,0 +1,33 @@
+"""FedSA-LoRA: A carries what is general and is shared, B what is personal and stays (Guo et al., arXiv 2410.01463).
+
+    A <- sum_k p_k A_k,   B_k and the head remain with client k
+
+There is no single global model: the global B keeps its initial value, and clients are evaluated with their own. Half
+the factors' bytes travel, in both directions.
+"""
+
+from dataclasses import dataclass
+
+from fedpeft.adapter import Layout, State
+from fedpeft.parts import setting
+from fedpeft.strategy import LinearStrategy, Update
+
+
+@dataclass(frozen=True)
+class FedSALoRA(LinearStrategy):
+    """The mean of A; all other trained tensors are private."""
+
+    share_head: bool = setting(False, "also average the head instead of keeping one per client (paper: private)")
+
+    def private(self, layout: Layout) -> frozenset[str]:
+        """B, and the head unless it is shared."""
+        kept = {"lora_B"} if self.share_head else {"lora_B", "head"}
+        return frozenset(t.name for t in layout.tensors if t.role in kept)
+
+    def contribution(self, update: Update, state: State, layout: Layout) -> State:
+        """The delta of what is shared, even if a client hands in more."""
+        private = self.private(layout)
+        return {name: delta for name, delta in update.delta.items() if name not in private}
+
+
+part = FedSALoRA

@@ -1,0 +1,39 @@
+"""FedSVD: FFA-LoRA rounds, after which B A is refactored so that A follows the learned directions (Lee et al.,
+"FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA", NeurIPS 2025, arXiv 2505.12805).
+
+    B <- (1/s) sum_k p_k s_k B_k;   B A = U S V^T;   A <- V^T,   B <- U S
+
+The product does not change, so the step is exact and free under differential privacy; the orthonormal rows of A bound
+the gradient of B. Ranks come out sorted by singular value, so a client of lower rank gets the best part of B A.
+
+Deviation: where a singular value is 0 (always after round 0, where B = 0) A keeps its row; the paper's SVD would put
+an arbitrary direction there.
+"""
+
+from dataclasses import dataclass
+
+from fedpeft.adapter import Layout, State
+from fedpeft.parts import setting
+from fedpeft.strategy import best_factors, effective, lora_form
+
+from .ffa_lora import FFALoRA
+
+
+@dataclass(frozen=True)
+class FedSVD(FFALoRA):
+    """FFA-LoRA with a re-orthogonalised A."""
+
+    every: int = setting(1, "rounds between two refactorings (paper: 1)", low=1)
+
+    def finish(self, state: State, layout: Layout, round: int) -> State:
+        """U S, V^T of each layer's B A."""
+        if round % self.every:
+            return state
+        after = dict(state)
+        for pair in layout.pairs:
+            factors = best_factors(pair, effective(pair, state, lora_form(layout)), state, layout, "qr")
+            after[pair.A], after[pair.B] = factors.A, factors.B
+        return after
+
+
+part = FedSVD

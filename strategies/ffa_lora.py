@@ -1,0 +1,61 @@
+"""FFA-LoRA: one shared, frozen A; only B is trained and averaged (Sun et al., arXiv 2403.12313).
+
+    B <- (1/s) sum_k p_k s_k B_k,   A = A_0
+
+Exact: with A in common the product is linear in B. Only B and the head go up: half the bytes of the factors.
+
+Deviation: the paper has one rank and one alpha. Here client k uses the first r_k rows of A and its B_k counts as 0
+beyond rank r_k, which is what dW* says; the scales s_k / s make the mean of B exact when alphas differ too. Since a
+client that lacks a rank then pulls that column of B towards 0, `missing_ranks=keep` offers the other reading: such a
+client has no opinion on the column and adds no change to it.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.adapter import ClientForm, Layout, Role, State
+from fedpeft.parts import setting
+from fedpeft.strategy import LinearStrategy, Update, leading_ranks, lora_form, padded
+
+
+@dataclass(frozen=True)
+class FFALoRA(LinearStrategy):
+    """The mean over the one factor that is trained while the other is shared and frozen."""
+
+    missing_ranks: str = setting(
+        "zero",
+        "what a client of lower rank says about the ranks it lacks: zero (exact dW*) or keep (no change)",
+        choices=("zero", "keep"),
+    )
+
+    mixed_ranks: ClassVar[bool] = True
+
+    def trained_factor(self, round: int) -> Role:
+        """The factor that is trained in `round`; the other one is frozen and the same at all clients."""
+        return "lora_B"
+
+    def trained(self, layout: Layout, round: int) -> frozenset[str]:
+        """Everything but the frozen factor."""
+        factor = self.trained_factor(round)
+        return frozenset(t.name for t in layout.tensors if t.role not in {"lora_A", "lora_B"} - {factor})
+
+    def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
+        """The leading ranks; the trained factor carries s / s_k, so that the frozen one is the same at all clients."""
+        return leading_ranks(state, layout, form, carrier=self.trained_factor(round))
+
+    def contribution(self, update: Update, state: State, layout: Layout) -> State:
+        """The trained factor's change in the unit of the global scale, (s_k / s) delta_k, padded."""
+        unit = update.scale / lora_form(layout).scale
+        result = {}
+        for name, delta in update.delta.items():
+            if layout.by_name[name].role not in ("lora_A", "lora_B"):
+                result[name] = delta
+                continue
+            result[name] = padded(delta * unit, state[name])
+            if self.missing_ranks == "zero":
+                # B_k is 0 where the client has no rank: seen from the global B, that is the change -B.
+                result[name] -= state[name] * padded(delta.new_zeros(delta.shape) + 1, state[name]).eq(0)
+        return result
+
+
+part = FFALoRA

@@ -1,0 +1,40 @@
+"""FlexLoRA: the best rank-r factors of the exact mean, for clients of any rank (Bai et al., arXiv 2402.11505).
+
+    dW* = sum_k p_k s_k B_k A_k = U S V^T;   global: B = U_R S_R / s, A = V_R^T;   client k: its first r_k ranks,
+    B = U_r S_r / s_k, A = V_r^T
+
+Deviation: dW* is never formed. Its SVD comes from the stacked factors, by whichever method is cheapest
+(`fedpeft.low_rank`); the result is the same. `remainder=keep` puts what the truncation at the global rank R cuts off
+into the base, where the paper drops it.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.adapter import Layout, LoraPair, State
+from fedpeft.low_rank import METHODS, LowRank
+from fedpeft.parts import setting
+from fedpeft.strategy import Cohort, Gathered, GatherStrategy, best_factors, target
+
+
+@dataclass(frozen=True)
+class FlexLoRA(GatherStrategy):
+    """The truncated SVD of dW*."""
+
+    svd: str = setting("auto", "method of the SVD; auto: the cheapest exact one", choices=METHODS)
+    remainder: str = setting(
+        "drop", "what lies beyond the global rank: drop (paper) or keep (in the base)", choices=("drop", "keep")
+    )
+
+    mixed_ranks: ClassVar[bool] = True
+
+    def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
+        """The best factors of dW*."""
+        return self.best(pair, target(pair, cohort), state, layout)
+
+    def best(self, pair: LoraPair, matrix: LowRank, state: State, layout: Layout) -> Gathered:
+        """The best factors of `matrix`, by this rule's settings."""
+        return best_factors(pair, matrix, state, layout, self.svd, self.remainder == "keep")
+
+
+part = FlexLoRA

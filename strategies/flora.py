@@ -1,0 +1,43 @@
+"""FLoRA: stacking the clients' factors is exact; the product goes into the base (Wang et al., arXiv 2409.05976).
+
+    B = [B_1 .. B_K],  A = [p_1 s_1 A_1; ..; p_K s_K A_K],   W0 <- W0 + B A
+
+and every round starts with fresh factors, A random and B = 0. The stack has rank sum_k r_k: that is what newcomers
+and clients must be sent, and the reason why FLoRA's downlink is large.
+
+Deviation: the fresh A is drawn from the run's seed, the round and the layer, by the rule of the LoRA paper's reference
+code, uniform in +-1/sqrt(in); all clients get the same one (a client of rank r its first r rows), so that nothing but
+the seed travels for it. It is no average of anybody's A.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedpeft.adapter import Layout, LoraPair, State
+from fedpeft.seeds import torch_generator
+from fedpeft.strategy import Cohort, Gathered, GatherStrategy, target
+
+
+@dataclass(frozen=True)
+class FLoRA(GatherStrategy):
+    """Everything learned moves to the base; the factors start anew."""
+
+    mixed_ranks: ClassVar[bool] = True
+
+    def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
+        """Fresh factors; dW* as the residual."""
+        A = fresh(state[pair.A], cohort.seed, cohort.round, pair.module)
+        return Gathered(A, torch.zeros_like(state[pair.B]), target(pair, cohort))
+
+
+def fresh(like: Tensor, seed: int, round: int, module: str) -> Tensor:
+    """A new A of the shape (rank, in) of `like`, uniform in +-1/sqrt(in)."""
+    generator = torch_generator(seed, f"flora {module}", round)
+    bound = like.shape[1] ** -0.5
+    return torch.empty_like(like).uniform_(-bound, bound, generator=generator)
+
+
+part = FLoRA
