@@ -1,0 +1,146 @@
+"""Many clients in one pass over one shared frozen base.
+
+Every linear layer becomes a fast frozen one, every adapted layer a stacked one (see `fedpeft.stacked`), and one fused
+optimizer steps over the stacks. The sum of the clients' mean losses is minimised, so each client's gradient is that
+of its own mean loss. Clients with more steps come first in a group: when the others are done, their parameters have
+been copied out and their rows leave the pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from fedpeft.adapter import Layout, State
+from fedpeft.clients.training import Executor, Job, Trained
+from fedpeft.dropout import DropoutPlan, own_dropout
+from fedpeft.examples import Batch, Examples
+from fedpeft.layers import linear_layers
+from fedpeft.peft_method import PeftMethod
+from fedpeft.stacked import FrozenLinear, Kernel, StackedLayer, StackedLinear, replace
+from fedpeft.task import FederatedModel, Task, trainable
+from torch import Tensor, nn
+
+
+class BatchedExecutor(Executor):
+    """Trains groups of up to `clients` jobs in one pass.
+
+    Args:
+        model: a model without adapter; its layers are replaced in place.
+        clients: K, the most clients in one pass.
+    """
+
+    def __init__(
+        self,
+        model: FederatedModel,
+        task: Task,
+        method: PeftMethod,
+        examples: Examples,
+        layout: Layout,
+        clients: int,
+        kernel: Kernel,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.examples = examples
+        self.layout = layout
+        self.clients = clients
+        self._stack(method, kernel)
+        self.parameters = trainable(model)
+        self.dropout = DropoutPlan()
+        own_dropout(model, self.dropout)
+        self.stacks = [m for m in model.modules() if isinstance(m, StackedLayer)]
+
+    def _stack(self, method: PeftMethod, kernel: Kernel) -> None:
+        base = self.model.base
+        for path, layer in linear_layers(base).items():
+            replace(base, path, FrozenLinear(layer, kernel))
+        adapted: dict[str, dict[str, tuple[int, ...]]] = {}
+        for spec in self.layout.tensors:
+            if spec.role != "head":
+                adapted.setdefault(spec.module, {})[spec.name.removeprefix(spec.module + ".")] = spec.shape
+        for path, shapes in adapted.items():
+            replace(base, path, method.stack(base.get_submodule(path), shapes, self.clients))
+        head = getattr(self.model, "head", None)
+        if isinstance(head, nn.Linear):
+            self.model.head = StackedLinear(head, self.clients)
+
+    def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
+        """Groups of `clients` jobs with similar numbers of steps; results in the order of the jobs."""
+        plans = [job.batches(self.examples.lengths) for job in jobs]
+        order = sorted(range(len(jobs)), key=lambda j: -len(plans[j]))
+        results: dict[int, Trained] = {}
+        for start in range(0, len(order), self.clients):
+            group = order[start : start + self.clients]
+            for j, trained in zip(group, self._train([jobs[j] for j in group], [plans[j] for j in group]), strict=True):
+                results[j] = trained
+        yield from (results[j] for j in range(len(jobs)))
+
+    def _train(self, jobs: list[Job], plans: list[list[np.ndarray]]) -> list[Trained]:
+        job = jobs[0]
+        chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
+        self._load([j.received for j in jobs], job.trained)
+        optimizer = job.training.optimizer_for(chosen.values(), job.learning_rate)
+        start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
+        losses: list[list[Tensor]] = [[] for _ in jobs]
+        trained: list[State] = [{} for _ in jobs]
+        masks = [j.dropout_generator() for j in jobs]
+        lengths = self.examples.lengths
+        for step in range(len(plans[0])):
+            rows = [plan[step] for plan in plans if len(plan) > step]
+            active = self._activate(len(rows))
+            batch, real = self._batch(rows)
+            self.dropout.clients = [(m, len(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)]
+            row_losses = self.task.losses(self.model(batch), batch)
+            sums = (row_losses.sums * real).view(active, -1).sum(1)
+            counts = (row_losses.counts * real).view(active, -1).sum(1)
+            client_losses = sums / counts
+            optimizer.zero_grad(set_to_none=True)
+            client_losses.sum().backward()  # type: ignore[no-untyped-call]
+            for name, before in start.items():
+                chosen[name].grad.add_(chosen[name].detach() - before, alpha=job.proximal)  # type: ignore[union-attr]
+            if job.training.max_norm:
+                _clip_per_client([p.grad for p in chosen.values() if p.grad is not None], job.training.max_norm)
+            optimizer.step()
+            for k, loss in enumerate(client_losses.detach()):
+                losses[k].append(loss)
+                if len(plans[k]) == step + 1:
+                    trained[k] = {name: p.detach()[k].cpu().clone() for name, p in chosen.items()}
+        self.dropout.clients = []
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        return [
+            Trained(j.client, state, float(torch.stack(loss).double().mean()), len(plan), len(j.rows))
+            for j, state, loss, plan in zip(jobs, trained, losses, plans, strict=True)
+        ]
+
+    def _activate(self, clients: int) -> int:
+        for layer in self.stacks:
+            layer.active = clients
+        return clients
+
+    def _load(self, states: Sequence[State], trained: frozenset[str]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.requires_grad_(name in trained)
+                parameter.grad = None
+                for k, state in enumerate(states):
+                    parameter[k].copy_(state[name])
+
+    def _batch(self, rows: list[np.ndarray]) -> tuple[Batch, Tensor]:
+        """The clients' batches as one of K * b rows; a client with fewer rows repeats its first, marked 0 in the mask."""
+        most = max(len(r) for r in rows)
+        padded = np.concatenate([np.concatenate([r, np.repeat(r[:1], most - len(r))]) for r in rows])
+        real = np.concatenate([np.arange(most) < len(r) for r in rows])
+        device = next(iter(self.parameters.values())).device
+        batch = {name: t.to(device) for name, t in self.examples.batch(padded).items()}
+        return batch, torch.from_numpy(real).to(device)
+
+
+def _clip_per_client(gradients: list[Tensor], max_norm: float) -> None:
+    """Scale each client's gradient to at most `max_norm`; tensors are (K, ...)."""
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    for g in gradients:
+        g.mul_(factors.view(-1, *[1] * (g.ndim - 1)))

@@ -1,0 +1,70 @@
+"""The reference executor: one model, adapters swapped in place, one client after another. Edge clients run it, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from fedpeft.adapter import Layout, State
+from fedpeft.clients.training import Executor, Job, Trained
+from fedpeft.dropout import DropoutPlan, own_dropout
+from fedpeft.examples import Batch, Examples
+from fedpeft.task import FederatedModel, Task, trainable
+
+
+class SequentialExecutor(Executor):
+    """Trains the model it is given, which carries the peft library's adapter."""
+
+    def __init__(self, model: FederatedModel, task: Task, examples: Examples, layout: Layout) -> None:
+        self.model = model
+        self.task = task
+        self.examples = examples
+        self.layout = layout
+        self.parameters = trainable(model)
+        self.device = next(model.parameters()).device
+        self.dropout = DropoutPlan()
+        own_dropout(model, self.dropout)
+
+    def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
+        """One client at a time."""
+        for job in jobs:
+            yield self._train(job)
+
+    def load(self, state: State) -> None:
+        """Set the trainable parameters to `state`."""
+        with torch.no_grad():
+            for name, tensor in state.items():
+                self.parameters[name].copy_(tensor)
+
+    def _train(self, job: Job) -> Trained:
+        self.load(job.received)
+        chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name in chosen)
+        optimizer = job.training.optimizer_for(chosen.values(), job.learning_rate)
+        start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
+        losses = []
+        masks = job.dropout_generator()
+        lengths = self.examples.lengths
+        for rows in job.batches(lengths):
+            self.dropout.clients = [(masks, len(rows), int(lengths[rows].max()))]
+            batch = self.batch(rows)
+            row_losses = self.task.losses(self.model(batch), batch)
+            loss = row_losses.sums.sum() / row_losses.counts.sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, before in start.items():
+                chosen[name].grad.add_(chosen[name].detach() - before, alpha=job.proximal)  # type: ignore[union-attr]
+            if job.training.max_norm:
+                torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.max_norm)
+            optimizer.step()
+            losses.append(loss.detach())
+        self.dropout.clients = []
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        trained = {name: p.detach().cpu().clone() for name, p in chosen.items()}
+        return Trained(job.client, trained, float(torch.stack(losses).double().mean()), len(losses), len(job.rows))
+
+    def batch(self, rows: object) -> Batch:
+        """A padded batch on the model's device."""
+        return {name: t.to(self.device) for name, t in self.examples.batch(rows).items()}  # type: ignore[arg-type]

@@ -1,0 +1,113 @@
+"""Local training, as every executor must do it: what a job is, which rows make which batch, which optimizer steps.
+
+A client's update depends only on (seed, round, client, its rows): every draw below has its own generator.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedpeft import seeds
+from fedpeft.adapter import ClientForm, Layout, State
+from fedpeft.parts import setting
+
+WINDOW = 8
+"""Rows are sorted by length within windows of this many batches, so that padding costs little; batches are then
+taken in random order."""
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains in a round."""
+
+    batch_size: int = setting(8, "rows per step", low=1)
+    epochs: float = setting(1.0, "passes over the client's rows; a fraction trains on a part", above=0)
+    steps: int = setting(0, "optimizer steps; 0: as many as `epochs` needs", low=0)
+    learning_rate: float = setting(1e-3, "of AdamW or SGD", above=0)
+    weight_decay: float = setting(0.0, "decoupled, of AdamW", low=0)
+    optimizer: str = setting("adamw", "local optimizer", choices=("adamw", "sgd"))
+    max_norm: float = setting(0.0, "clip the gradient of a step to this norm; 0: no clipping", low=0)
+
+    def optimizer_for(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+        """A new optimizer; its state does not outlive the round."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=learning_rate)
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=self.weight_decay, fused=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One client's work in one round.
+
+    Attributes:
+        client, round, seed: what the client's randomness derives from.
+        rows: indices of its rows in the examples at hand.
+        received: the state it starts from, as decoded.
+        trained: names of the tensors that it trains; the others stay as received.
+        training: settings.
+        learning_rate: of this round.
+        proximal: mu of FedProx' penalty mu/2 ||x - received||^2.
+        form: LoRA rank and alpha.
+    """
+
+    client: int
+    round: int
+    seed: int
+    rows: np.ndarray
+    received: State
+    trained: frozenset[str]
+    training: LocalTraining
+    learning_rate: float
+    proximal: float = 0.0
+    form: ClientForm | None = None
+
+    def dropout_generator(self) -> torch.Generator:
+        """What the client's dropout masks are drawn from."""
+        return seeds.torch_generator(self.seed, "dropout", self.round, self.client)
+
+    def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Row indices of each step; `lengths` are tokens per row of the examples.
+
+        Batches are near-uniform in length. The last batch of a pass may be smaller.
+        """
+        random = seeds.generator(self.seed, "batches", self.round, self.client)
+        size = self.training.batch_size
+        per_pass = -(-len(self.rows) // size)
+        steps = self.training.steps or max(1, round(self.training.epochs * per_pass))
+        batches: list[np.ndarray] = []
+        while len(batches) < steps:
+            order = self.rows[random.permutation(len(self.rows))]
+            one_pass: list[np.ndarray] = []
+            for start in range(0, len(order), size * WINDOW):
+                window = order[start : start + size * WINDOW]
+                window = window[np.argsort(-lengths[window], kind="stable")]
+                one_pass += [window[i : i + size] for i in range(0, len(window), size)]
+            batches += [one_pass[i] for i in random.permutation(len(one_pass))]
+        return batches[:steps]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out of a job: the trained tensors, mean loss over its steps (of the first and last third, too) and counts."""
+
+    client: int
+    state: State
+    loss: float
+    steps: int
+    rows: int
+
+
+class Executor(ABC):
+    """Trains jobs on one device. Results are in the order of the jobs."""
+
+    layout: Layout
+
+    @abstractmethod
+    def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
+        """Train every job from its received state."""

@@ -1,0 +1,46 @@
+"""Dropout whose masks belong to a client: drawn from that client's generator, whatever it is batched with.
+
+torch's own dropout draws from one global stream, so a client's mask would depend on who was trained before it and
+on how far its batch was padded. Here a mask is drawn for the client's own rows and tokens, then padded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class DropoutPlan:
+    """Who is in the pass: per client its generator, rows and longest row; empty outside training: no dropout."""
+
+    clients: list[tuple[torch.Generator, int, int]] = field(default_factory=list)
+
+
+class ClientDropout(nn.Module):
+    """Drops entries of (K * b, T, d) with probability p and scales the rest by 1 / (1 - p)."""
+
+    def __init__(self, p: float, plan: DropoutPlan) -> None:
+        super().__init__()
+        self.p = p
+        self.plan = plan
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        if not self.plan.clients:
+            return x
+        _, tokens, width = x.shape
+        mask = torch.zeros(len(self.plan.clients), x.shape[0] // len(self.plan.clients), tokens, width)
+        for k, (generator, rows, longest) in enumerate(self.plan.clients):
+            mask[k, :rows, :longest] = torch.rand(rows, longest, width, generator=generator) >= self.p
+        return x * (mask.view_as(x).to(x) / (1 - self.p))
+
+
+def own_dropout(model: nn.Module, plan: DropoutPlan) -> None:
+    """Replace every active dropout of an adapter (the base model's are off) by one that follows `plan`."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Dropout) and child.training and child.p > 0:
+                parent.register_module(name, ClientDropout(child.p, plan))

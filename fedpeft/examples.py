@@ -1,0 +1,106 @@
+"""Model-ready rows: token ids of ragged length (or images of one size), with labels.
+
+Token ids live in one flat array with offsets, so that ten thousand clients share one copy, memory-mapped from the
+cache. Rows are padded only when a batch is made, to the longest in that batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+"""Arguments of the model's forward pass, and `labels` ((B,) classes, or (B, T) tokens with -100 where none)."""
+
+IGNORED = -100
+"""The label of a token that does not count."""
+
+
+class Examples(Protocol):
+    """What training and evaluation need of a set of rows."""
+
+    lengths: np.ndarray
+    """Tokens per row, (rows,)."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The padded batch of these rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Token ids: `ids` int32 (total,), row i is ids[offsets[i]:offsets[i + 1]]; `labels` int64 (rows,), None for language modelling.
+
+    `targets`: (total,) bool, which tokens count in a language model's loss; None: all but the first of a row.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray | None
+    padding_id: int
+    targets: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row, (rows,)."""
+        return np.diff(self.offsets)
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """input_ids and attention_mask (B, T), labels (B,) or (B, T); T is the longest of these rows."""
+        spans = [(int(self.offsets[r]), int(self.offsets[r + 1])) for r in rows]
+        longest = max(end - start for start, end in spans)
+        input_ids = torch.full((len(spans), longest), self.padding_id, dtype=torch.long)
+        attention_mask = torch.zeros((len(spans), longest), dtype=torch.long)
+        for b, (start, end) in enumerate(spans):
+            input_ids[b, : end - start] = torch.from_numpy(self.ids[start:end].astype(np.int64))
+            attention_mask[b, : end - start] = 1
+        if self.labels is not None:
+            labels = torch.from_numpy(self.labels[np.asarray(rows)])
+        else:
+            labels = input_ids.masked_fill(attention_mask == 0, IGNORED)
+            labels[:, 0] = IGNORED
+            if self.targets is not None:
+                for b, (start, end) in enumerate(spans):
+                    labels[b, : end - start][~torch.from_numpy(np.array(self.targets[start:end]))] = IGNORED
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Images: `pixels` float32 (rows, channels, height, width), normalised for the model; `labels` int64 (rows,)."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per image, (rows,): all equal."""
+        return np.full(len(self), self.tokens)
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """pixel_values (B, channels, height, width) and labels (B,)."""
+        index = np.asarray(rows)
+        return {
+            "pixel_values": torch.from_numpy(np.ascontiguousarray(self.pixels[index])),
+            "labels": torch.from_numpy(self.labels[index]),
+        }
+
+
+def length_sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Row indices in batches of similar length: a pure function of the lengths, longest first."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

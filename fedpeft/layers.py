@@ -1,0 +1,70 @@
+"""Where adapters go: the transformer blocks of a base model and the linear layers inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from fedpeft.errors import ModelError
+
+
+def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Path and list of the transformer blocks: the longest ModuleList of the model.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    found = [(name, module) for name, module in base.named_modules() if isinstance(module, nn.ModuleList)]
+    if not found:
+        raise ModelError(f"{type(base).__name__} has no list of transformer blocks; fedpeft adapts transformers only")
+    return max(found, key=lambda item: len(item[1]))
+
+
+def linear_layers(base: nn.Module, top: int = 0) -> dict[str, nn.Linear]:
+    """The linear layers inside the `top` uppermost blocks (0: all blocks), by module path.
+
+    Raises:
+        ModelError: `top` exceeds the number of blocks.
+    """
+    path, stack = blocks(base)
+    if top > len(stack):
+        raise ModelError(f"layers={top} of the PEFT method exceeds the {len(stack)} transformer blocks of the model")
+    first = len(stack) - top if top else 0
+    return {
+        f"{path}.{i}.{name}": module
+        for i in range(first, len(stack))
+        for name, module in stack[i].named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+def target_layers(base: nn.Module, targets: str | Sequence[str], top: int = 0) -> list[str]:
+    """Module paths of the linear layers that `targets` names: "all", or suffixes such as ("query", "value").
+
+    Raises:
+        ModelError: a suffix matches no linear layer of the model.
+    """
+    layers = linear_layers(base, top)
+    if targets == "all":
+        return list(layers)
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    endings = {name.split(".", len(blocks(base)[0].split(".")) + 1)[-1] for name in layers}
+    for target in wanted:
+        if not any(_matches(name, target) for name in layers):
+            raise ModelError(
+                f"the model has no linear layer called {target!r}; its layers: {', '.join(sorted(endings))}, or all"
+            )
+    return [name for name in layers if any(_matches(name, target) for target in wanted)]
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def lowest_block(base: nn.Module, modules: Sequence[str]) -> int:
+    """Index of the lowest block that holds one of `modules`; 0 where one lies outside the blocks."""
+    path, _ = blocks(base)
+    prefix = path + "."
+    indices = [int(m.removeprefix(prefix).split(".")[0]) if m.startswith(prefix) else 0 for m in modules]
+    return min(indices, default=0)

@@ -1,0 +1,30 @@
+"""Full fine-tuning: every parameter of the base is trained; the reference that the literature compares with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fedpeft.peft_method import PeftMethod
+from fedpeft.task import FederatedModel, adapter_dtype
+
+
+@dataclass(frozen=True)
+class Full(PeftMethod):
+    """All parameters, except poolers that the task does not read."""
+
+    def config(self, base: nn.Module) -> Any:
+        """None: the result is a whole model, not a peft adapter."""
+        return None
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """Make the base trainable, held in fp32."""
+        for name, parameter in model.base.named_parameters():
+            if not name.startswith("pooler."):
+                parameter.requires_grad_(True)
+                parameter.data = parameter.data.to(adapter_dtype(dtype))
+
+
+part = Full

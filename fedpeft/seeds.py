@@ -1,0 +1,32 @@
+"""Where randomness comes from: every draw has its own generator, derived from the run's seed, a purpose and ids.
+
+So a client's batches depend on (seed, round, client) alone: not on which other clients were trained before, in which
+process, or whether the run was resumed. Never `torch.manual_seed`: a shared stream would give every client the same
+draws. Noise for privacy does not come from here (see `fedpeft.privacy`).
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+
+
+def _entropy(seed: int, purpose: str, ids: tuple[int, ...]) -> np.random.SeedSequence:
+    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *ids])
+
+
+def generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
+    """A numpy generator for (seed, purpose, ids); seed and ids are integers of at least 0."""
+    return np.random.default_rng(_entropy(seed, purpose, ids))
+
+
+def torch_generator(seed: int, purpose: str, *ids: int) -> torch.Generator:
+    """A torch CPU generator for (seed, purpose, ids)."""
+    return torch.Generator().manual_seed(integer(seed, purpose, *ids))
+
+
+def integer(seed: int, purpose: str, *ids: int) -> int:
+    """A derived 63-bit seed, for libraries that take one."""
+    return int(_entropy(seed, purpose, ids).generate_state(1, np.uint64)[0] >> np.uint64(1))
