@@ -103,6 +103,12 @@ def _disk_full(name: str) -> AssetError:
     )
 
 
+def needs_extra(module: str, extra: str, what: str) -> None:
+    """Raise AssetError unless `module`, which the optional dependencies `extra` bring, can be imported."""
+    if importlib.util.find_spec(module) is None:
+        raise AssetError(f"{what} needs the package {module}; install it with: pip install 'fedpeft[{extra}]'")
+
+
 @dataclass(frozen=True)
 class Asset:
     """One file of a package registry, and what is wanted from it.

@@ -116,20 +116,20 @@ def load_dataset(text: str) -> Dataset:
 def encode_labels(
     train: Sequence[str], test: Sequence[str], name: str
 ) -> tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.int64]]:
-    """Label names (sorted) and the labels of both parts as int64 (rows,) positions in them.
+    """Label names, sorted (numbers by value), and the labels of both parts as int64 (rows,) positions in them.
 
     Raises:
         DataError: a test label does not occur in training.
     """
-    names, train_labels = np.unique(np.asarray(train, dtype=str), return_inverse=True)
-    unseen = sorted(set(test) - set(names.tolist()))
+    distinct = set(train)
+    names = tuple(sorted(distinct, key=int if all(label.isdecimal() for label in distinct) else None))
+    position = {label: i for i, label in enumerate(names)}
+    unseen = sorted(set(test) - distinct)
     if unseen:
-        raise DataError(
-            f"{name}: the test label{'s' if len(unseen) > 1 else ''} {', '.join(unseen[:5])} "
-            f"{'do' if len(unseen) > 1 else 'does'} not occur in the training rows"
-        )
-    test_labels = np.searchsorted(names, np.asarray(test, dtype=str))
-    return tuple(names.tolist()), train_labels.astype(np.int64), test_labels.astype(np.int64)
+        shown = ", ".join(repr(label) for label in unseen[:5])
+        raise DataError(f"{name}: {len(unseen)} of the test labels do not occur in the training rows: {shown}")
+    train_labels, test_labels = (np.array([position[label] for label in part], np.int64) for part in (train, test))
+    return names, train_labels, test_labels
 
 
 def split_validation(rows: Rows, count: int, seed: int = 0) -> tuple[Rows, Rows]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedModel
 
 _FIRST = ("ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu")
 _SECOND = ("bar", "den", "fil", "gos", "hum", "kat", "lep", "mir", "nok", "pul", "rax", "set", "tid", "vos", "zun")
@@ -36,12 +35,3 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int, **specia
         tokenizer_object=tokenizer, model_max_length=max_tokens, unk_token="[UNK]", **special
     )
     fast.save_pretrained(folder)
-
-
-def save_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Write config.json and model.safetensors, without the progress bars of transformers' own method."""
-    from safetensors.torch import save_model
-
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})

@@ -6,12 +6,11 @@ tokenizer knows the words of the made data sets (`fedpeft.made_words`); other wo
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpeft.assets import cached_folder
-from fedpeft.made_words import WORDS, save_tokenizer, save_weights, word_tokenizer
+from fedpeft import converted_model
+from fedpeft.made_words import WORDS, save_tokenizer, word_tokenizer
 from fedpeft.parts import setting
 
 MAX_TOKENS = 64
@@ -26,12 +25,7 @@ class TinyBert:
 
     def resolve(self) -> Path:
         """The folder that `AutoModel` and `AutoTokenizer` load; written on first use."""
-        import torch
-        import transformers
-
-        # Part of the name: other library versions may write other weights or files.
-        versions = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode()).hexdigest()[:8]
-        return cached_folder(f"tiny-{self.layers}-{self.seed}-{versions}", self._fill)
+        return converted_model.made_folder(f"tiny-{self.layers}-{self.seed}", self._fill)
 
     def _fill(self, folder: Path) -> None:
         import torch
@@ -58,7 +52,8 @@ class TinyBert:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            save_weights(BertModel(config), folder)
+            model = BertModel(config)
+        converted_model.save(config, "BertModel", model.state_dict(), folder)
 
 
 part = TinyBert
