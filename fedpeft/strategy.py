@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -105,6 +105,10 @@ class Cohort:
     shares: tuple[float, ...]
     round: int
     seed: int
+
+    def with_shares(self, shares: tuple[float, ...]) -> Cohort:
+        """The same updates with other shares."""
+        return replace(self, shares=shares)
 
 
 class Strategy:

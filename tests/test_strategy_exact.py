@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.adapter import ClientForm
 from fedpeft.strategy import effective, strategies
 

@@ -90,7 +90,8 @@ def run_round(
     ordered = sorted(updates, key=lambda update: update.client)
     if isinstance(strategy, GatherStrategy):
         return aggregate(strategy, state, layout, lambda names: [_only(u, names) for u in ordered], round, seed)
-    assert isinstance(strategy, LinearStrategy)  # noqa: S101 - the two kinds are all there are
+    if not isinstance(strategy, LinearStrategy):
+        raise TypeError("a strategy is linear or gathers")
     total = Fold()
     for update in ordered:
         strategy.fold(total, update, state, layout)
@@ -100,5 +101,6 @@ def run_round(
 
 
 def _only(update: Update, names: Sequence[str]) -> Update:
-    pick = lambda tensors: {name: tensors[name] for name in names if name in tensors}  # noqa: E731
-    return Update(update.client, update.weight, update.form, pick(update.received), pick(update.delta))
+    received = {name: update.received[name] for name in names}
+    delta = {name: update.delta[name] for name in names if name in update.delta}
+    return Update(update.client, update.weight, update.form, received, delta)

@@ -1,0 +1,60 @@
+"""Fed-SB: only a small square R between two frozen factors trains, so its mean is exact (Singhal et al., arXiv
+2502.15436).
+
+    W0 + s B R A with B (out, r) and A (r, in) fixed;   R <- (1/s) sum_k p_k s_k R_k
+
+r^2 numbers per layer travel. What it needs from the PEFT method: tensors called `...lora_R...`, of role `plain` and
+shape (r, r), while A and B are buffers that are the same at all clients. B and A come from an SVD of a gradient
+(LoRA-SB); a gradient of private data must be paid for: use public data.
+
+Deviation: alphas may differ (the paper has one), ranks may not: a smaller R would need other B and A.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.adapter import ClientForm, Layout, State
+from fedpeft.errors import ConfigError
+from fedpeft.strategy import LinearStrategy, Update
+
+
+@dataclass(frozen=True)
+class FedSB(LinearStrategy):
+    """The mean of R in the unit of the global scale."""
+
+    needs_lora: ClassVar[bool] = False
+    mixed_ranks: ClassVar[bool] = True
+
+    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+        """Refuse a method without R, and mixed ranks.
+
+        Raises:
+            ConfigError: the PEFT method has no R, or a client's rank is not the global one.
+        """
+        if not cores(layout):
+            raise ConfigError("fed_sb trains the square R of B R A; use a peft method that has tensors named lora_R")
+        if any(form and layout.form and form.rank != layout.form.rank for form in forms):
+            raise ConfigError("fed_sb needs the same rank at all clients (alphas may differ); give one rank")
+
+    def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
+        """The global state, with (s / s_k) R."""
+        unit, R = _unit(layout, form), cores(layout)
+        return {name: tensor / unit if name in R else tensor.clone() for name, tensor in state.items()}
+
+    def contribution(self, update: Update, state: State, layout: Layout) -> State:
+        """(s_k / s) delta of R; the head's delta as it is."""
+        unit, R = _unit(layout, update.form), cores(layout)
+        return {name: delta * unit if name in R else delta for name, delta in update.delta.items()}
+
+
+def _unit(layout: Layout, form: ClientForm | None) -> float:
+    return 1.0 if form is None or layout.form is None else form.scale / layout.form.scale
+
+
+def cores(layout: Layout) -> frozenset[str]:
+    """Names of the tensors R."""
+    return frozenset(t.name for t in layout.tensors if t.role == "plain" and "lora_R" in t.name)
+
+
+part = FedSB

@@ -1,0 +1,53 @@
+"""FLASC: sparse traffic, dense local training (Kuo et al., arXiv 2406.05233).
+
+    down: the entries of the adapter largest in magnitude, a fraction `down` of them, the others as 0
+    up:   the entries of the delta largest in magnitude, a fraction `up` of them;   x <- x + mean of the sparse deltas
+
+The paper's server optimizer is Adam: add it. Whole-adapter selection, so layers compete for the budget. The zeros
+become bytes saved only behind a codec that codes zeros cheaply.
+
+Deviation: the head, which the paper's setting trains densely, is exempt from both selections. Since B starts at 0 and
+A does not, round 1 sends a sparsified A.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from fedpeft.adapter import ClientForm, Layout, State
+from fedpeft.parts import setting
+from fedpeft.strategy import LinearStrategy
+
+
+@dataclass(frozen=True)
+class FLASC(LinearStrategy):
+    """The mean of sparse deltas to a sparse start."""
+
+    down: float = setting(0.25, "fraction of the LoRA entries sent down (paper: 1/4 to 1/64)", above=0, high=1)
+    up: float = setting(0.25, "fraction of the LoRA entries of a delta sent up (paper: 1/4 to 1/64)", above=0, high=1)
+
+    def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
+        """The adapter's largest entries."""
+        return largest(super().dispatch(state, layout, form, round), layout, self.down)
+
+    def submitted(self, delta: State, layout: Layout, round: int) -> State:
+        """The delta's largest entries."""
+        return largest(delta, layout, self.up)
+
+
+def largest(state: State, layout: Layout, fraction: float) -> State:
+    """`state` with all but the `fraction` of its LoRA entries that are largest in magnitude set to 0; others kept.
+
+    Of equal magnitudes at the threshold all are kept, so that the result does not depend on the order of entries.
+    """
+    factors = [t.name for t in layout.tensors if t.role in ("lora_A", "lora_B") and t.name in state]
+    if not factors:
+        return state
+    magnitudes = torch.cat([state[name].abs().flatten() for name in factors])
+    kept = max(1, round(fraction * len(magnitudes)))
+    threshold = magnitudes.kthvalue(len(magnitudes) - kept + 1).values
+    sparse = {name: torch.where(state[name].abs() >= threshold, state[name], 0.0) for name in factors}
+    return {name: sparse.get(name, tensor) for name, tensor in state.items()}
+
+
+part = FLASC

@@ -1,0 +1,58 @@
+"""HetLoRA: zero-padding, norms as weights, truncation (Cho et al., arXiv 2401.06432).
+
+    w_k = norm(s_k B_k A_k)_F / sum_j norm(s_j B_j A_j)_F
+    A <- sum_k w_k pad(A_k),   B <- sum_k w_k pad((s_k / s) B_k);   client k gets the first r_k ranks
+
+The norm is sqrt(tr(B^T B A A^T)), without the product. Not exact: a mean of factors. Self-pruning of ranks: a client
+whose ranks beyond decay * r shrank in training (norm(B tail) norm(A tail), summed over layers) keeps decay * r.
+
+Deviations: the norm carries s_k, since alphas may differ (equal alphas and ranks: the same weights); the weights of
+rows are not used for the factors, as in the paper, but are for the head. The paper's penalty that drives the tail
+towards 0 is a local loss term, and not part of this rule.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fedpeft.adapter import ClientForm, Layout, LoraPair, State
+from fedpeft.parts import setting
+from fedpeft.strategy import Cohort, Gathered, GatherStrategy, Update, mean_factors, product
+
+
+@dataclass(frozen=True)
+class HetLoRA(GatherStrategy):
+    """Means weighted by the norms of the products; ranks that fade are given up."""
+
+    decay: float = setting(
+        1.0, "share of the ranks kept when the tail has shrunk; 1: no pruning (paper: 0.99)", above=0, high=1
+    )
+
+    mixed_ranks: ClassVar[bool] = True
+
+    def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
+        """The norm-weighted means of the padded factors."""
+        norms = [product(pair, u).norm() for u in cohort.updates]
+        total = sum(norms)
+        shares = tuple(n / total for n in norms) if total > 0 else cohort.shares
+        return Gathered(*mean_factors(pair, state, layout, cohort.with_shares(shares)))
+
+    def next_form(self, update: Update, layout: Layout) -> ClientForm | None:
+        """The form without the tail, scale unchanged, if training has shrunk the tail."""
+        form = update.form
+        if form is None:
+            return None
+        kept = max(1, math.floor(form.rank * self.decay))
+        after = sum(_tail(pair, {n: update.trained(n) for n in (pair.A, pair.B)}, kept) for pair in layout.pairs)
+        before = sum(_tail(pair, update.received, kept) for pair in layout.pairs)
+        return ClientForm(kept, form.scale * kept) if after < before else form
+
+
+def _tail(pair: LoraPair, state: State, kept: int) -> float:
+    A, B = state[pair.A][kept:], state[pair.B][:, kept:]
+    return float(torch.linalg.norm(A) * torch.linalg.norm(B))
+
+
+part = HetLoRA

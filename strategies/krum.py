@@ -1,0 +1,41 @@
+"""Krum and multi-Krum (Blanchard et al., NeurIPS 2017, arXiv 1703.02757), on effective weights.
+
+    score(i) = sum of norm(D_i - D_j)^2 over the K - f - 2 nearest j;   the m clients of least score are averaged
+
+Distances run over all layers at once: D for LoRA layers, deltas elsewhere. The chosen ones count equally.
+
+Deviation: distances between changes of the effective weight, where the paper has gradients. The guarantee needs
+K >= 2 f + 3; in a smaller cohort f is the largest that fits, and below 3 clients all are averaged.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedpeft.parts import setting
+from fedpeft.robust import ReweighingStrategy
+
+
+@dataclass(frozen=True)
+class Krum(ReweighingStrategy):
+    """The mean of the `selected` clients that lie nearest to their neighbours."""
+
+    attackers: float = setting(0.2, "f / K: the share of clients that may be hostile", low=0, below=0.5)
+    selected: int = setting(1, "m: how many clients are averaged; 1 is Krum, more is multi-Krum", low=1)
+
+    def coefficients(self, shares: Tensor, geometry: Tensor) -> Tensor:
+        """1 / m for the chosen, 0 for the others."""
+        K = len(shares)
+        if K < 3:
+            return torch.full_like(shares, 1 / K)
+        f = min(math.ceil(self.attackers * K), (K - 3) // 2)
+        norms = geometry.diagonal()
+        distances = (norms[:, None] + norms[None, :] - 2 * geometry).fill_diagonal_(float("inf"))
+        scores = distances.sort(dim=1).values[:, : K - f - 2].sum(dim=1)
+        chosen = scores.argsort(stable=True)[: self.selected]
+        return torch.zeros_like(shares).index_fill_(0, chosen, 1 / len(chosen))
+
+
+part = Krum

@@ -1,0 +1,44 @@
+"""LoRA-FAIR: the mean of A stays, the mean of B is corrected towards the exact product (Bian et al., arXiv 2411.14961).
+
+    B <- B-bar + dB,   dB = (dW* / s - B-bar A-bar) A-bar^T (A-bar A-bar^T + lambda I)^-1,
+    lambda = ridge * tr(A-bar A-bar^T) / r
+
+Deviation: the paper finds dB by gradient steps on a cosine similarity plus a penalty; this is the closed form of
+min norm(dW* / s - (B-bar + dB) A-bar)^2 + lambda norm(dB)^2, whose lambda scales with A, so that rescaling all
+clients together changes nothing. Nearer to dW* than the means, not exact. Mixed ranks and alphas by padding, as in
+FedEx-LoRA.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fedpeft.adapter import Layout, LoraPair, State
+from fedpeft.parts import setting
+from fedpeft.strategy import Cohort, Gathered, GatherStrategy, lora_form, mean_factors, target
+
+
+@dataclass(frozen=True)
+class LoRAFair(GatherStrategy):
+    """The mean of A, and the ridge-corrected mean of B."""
+
+    ridge: float = setting(0.01, "lambda as a share of the mean eigenvalue of A A^T (paper: penalty 0.01)", above=0)
+
+    mixed_ranks: ClassVar[bool] = True
+
+    def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
+        """A-bar and B-bar + dB."""
+        A_bar, B_bar = mean_factors(pair, state, layout, cohort)
+        A, B = A_bar.double(), B_bar.double()
+        exact = target(pair, cohort)
+        # dW* A^T, from the factors
+        projected = exact.left.double() @ (exact.right.double() @ A.T) / lora_form(layout).scale
+        gram = A @ A.T
+        regularised = gram + self.ridge * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
+        # The pseudo-inverse, since A-bar may be 0, where dB is 0 too.
+        dB = (projected - B @ gram) @ torch.linalg.pinv(regularised, hermitian=True)
+        return Gathered(A_bar, (B + dB).to(B_bar.dtype))
+
+
+part = LoRAFair

@@ -1,0 +1,26 @@
+"""The coordinate-wise median (Yin et al., arXiv 1803.01498), in a basis shared by the clients' effective weights.
+
+    D = U median_k(U^T D_k V) V^T
+
+Deviation: the paper's coordinates are parameters. LoRA factors have no coordinates in common (B G, G^-1 A), so those
+of the changes D_k are taken: U and V are the leading eigenvectors of sum_k D_k D_k^T / norm(D_k)^2 and of the same sum
+of D_k^T D_k, which depend on the D_k alone. Clients count equally.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedpeft.robust import CoordinateStrategy, middle_mean
+
+
+@dataclass(frozen=True)
+class Median(CoordinateStrategy):
+    """The median of each coordinate; the midpoint of the two middle values where their number is even."""
+
+    def vote(self, values: Tensor) -> Tensor:
+        """The median over the first axis."""
+        return middle_mean(values, (len(values) - 1) // 2)
+
+
+part = Median
