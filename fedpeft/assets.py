@@ -172,7 +172,8 @@ class Asset:
         else:
             # pip asks a source archive's build code for its name; this stand-in answers, so that the code never runs.
             command += ["--no-binary", self.package, "--no-build-isolation", "--use-pep517"]
-            environment |= {"PYTHONPATH": str(self._stand_in(work)), "SETUPTOOLS_USE_DISTUTILS": "stdlib"}
+            paths = [str(self._stand_in(work)), *filter(None, [os.environ.get("PYTHONPATH")])]
+            environment |= {"PYTHONPATH": os.pathsep.join(paths), "SETUPTOOLS_USE_DISTUTILS": "stdlib"}
         command.append(f"{self.package}=={self.version}")
         log = work / "pip.log"
         with log.open("wb") as sink, _process(command, environment, sink) as process, _progress() as progress:
@@ -197,7 +198,7 @@ class Asset:
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
         (package / "build_meta.py").write_text(
-            _STAND_IN.format(name=self.package, version=self.version), encoding="utf-8"
+            _STAND_IN.format(name=self.package.replace("-", "_"), version=self.version), encoding="utf-8"
         )
         return package.parent
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -147,11 +146,6 @@ class Partitioner(Protocol):
 
 
 PARTITIONS: Family[Partitioner] = Family("fedpeft.partitions", "partition")
-
-
-def seeded(seed: int, purpose: str) -> np.random.Generator:
-    """A generator whose stream no other purpose of the same `seed` (at least 0) shares."""
-    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
 
 
 def require_rows(rows: Rows, clients: int) -> None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedpeft import seeds
 from fedpeft.data import Rows
 from fedpeft.errors import DataError
-from fedpeft.partition import Partition, require_rows, seeded, without_empty_clients
+from fedpeft.partition import Partition, require_rows, without_empty_clients
 from fedpeft.parts import setting
 
 
@@ -36,7 +37,7 @@ class Dirichlet:
         require_rows(rows, clients)
         if rows.labels is None:
             raise DataError("the dirichlet partition needs labels, and these rows have none; use another")
-        generator = seeded(seed, "dirichlet")
+        generator = seeds.generator(seed, "partition dirichlet")
         client_of_row = np.empty(len(rows), np.int64)
         for label in np.unique(rows.labels):
             members = generator.permutation(np.flatnonzero(rows.labels == label))

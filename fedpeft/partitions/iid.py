@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedpeft import seeds
 from fedpeft.data import Rows
-from fedpeft.partition import Partition, require_rows, seeded
+from fedpeft.partition import Partition, require_rows
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class IID:
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:
         """Disjoint, covering shards whose sizes differ by at most one row."""
         require_rows(rows, clients)
-        return Partition.from_shards(np.array_split(seeded(seed, "iid").permutation(len(rows)), clients))
+        return Partition.from_shards(
+            np.array_split(seeds.generator(seed, "partition iid").permutation(len(rows)), clients)
+        )
 
 
 part = IID

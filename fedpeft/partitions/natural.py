@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedpeft import seeds
 from fedpeft.data import Rows
 from fedpeft.errors import DataError
-from fedpeft.partition import Partition, seeded
+from fedpeft.partition import Partition
 from fedpeft.parts import setting
 
 
@@ -43,7 +44,7 @@ class Natural:
         if self.keep == "largest":
             kept = np.argsort(-sizes, kind="stable")[:clients]
         else:
-            kept = seeded(seed, "natural").permutation(len(owners))[:clients]
+            kept = seeds.generator(seed, "partition natural").permutation(len(owners))[:clients]
         client_of_owner = np.full(len(owners), -1)
         client_of_owner[np.sort(kept)] = np.arange(clients)
         return Partition.from_assignment(client_of_owner[owner_of_row], clients)

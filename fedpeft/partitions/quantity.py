@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedpeft import seeds
 from fedpeft.data import Rows
-from fedpeft.partition import Partition, require_rows, seeded
+from fedpeft.partition import Partition, require_rows
 from fedpeft.parts import setting
 
 
@@ -26,7 +27,7 @@ class Quantity:
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:
         """Disjoint, covering shards, none empty."""
         require_rows(rows, clients)
-        generator = seeded(seed, "quantity")
+        generator = seeds.generator(seed, "partition quantity")
         shares = generator.dirichlet(np.full(clients, self.alpha))
         sizes = 1 + generator.multinomial(len(rows) - clients, shares)
         return Partition.from_shards(np.split(generator.permutation(len(rows)), np.cumsum(sizes)[:-1]))
