@@ -44,7 +44,7 @@ CHECKED_FROM: Final = 8
 """Offset of the first byte under the checksum."""
 MAX_STEPS: Final = 16
 MAX_NAME: Final = 32
-MAX_PARAMETERS: Final = 4096
+MAX_PARAMETERS: Final = 1 << 20
 
 SUBSET, SEED, MIXED = 1, 2, 4
 
@@ -223,6 +223,27 @@ def _read_steps(reader: Reader) -> tuple[tuple[str, bytes], ...]:
     return tuple(steps)
 
 
+@dataclass(frozen=True)
+class Symbols:
+    """Unsigned integers (n,), each below `alphabet`."""
+
+    values: Array
+    alphabet: int
+
+    @property
+    def expected(self) -> Expected:
+        """How many, and below which alphabet."""
+        return Expected(len(self.values), self.alphabet)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Symbols that a plan asks for: how many, and below which alphabet."""
+
+    count: int
+    alphabet: int
+
+
 @lru_cache(maxsize=1024)
 def per_word(alphabet: int) -> int:
     """How many symbols below `alphabet` (2 to 2^32) fit into 64 bits."""
@@ -239,6 +260,11 @@ def packed_size(count: int, alphabet: int) -> int:
     words, tail = divmod(count, per_word(alphabet))
     largest: int = alphabet**tail - 1
     return 8 * words + (largest.bit_length() + 7) // 8
+
+
+def packed_bound(expected: Sequence[Expected]) -> int:
+    """Bytes that all these symbols take in radix packing."""
+    return sum(packed_size(e.count, e.alphabet) for e in expected)
 
 
 def pack_symbols(symbols: Array, alphabet: int) -> bytes:

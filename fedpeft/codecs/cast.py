@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 import torch
 
-from fedpeft.codec import Context, Encoded, Expected, Plan, Quantizer, Signal, Symbols
+from fedpeft.codec import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.parts import setting
-from fedpeft.payload import Array, Reader, Shape, total
+from fedpeft.payload import Array, Expected, Reader, Shape, Symbols, total
 
 WORDS: Final[dict[str, tuple[torch.dtype, torch.dtype]]] = {
     "fp32": (torch.float32, torch.int32),

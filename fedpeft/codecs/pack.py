@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft.codec import Expected, Packer, Symbols, packed_bound
+from fedpeft.codec import Packer
 from fedpeft.errors import PayloadError
-from fedpeft.payload import Array, pack_symbols, packed_size, unpack_symbols
+from fedpeft.payload import Array, Expected, Symbols, pack_symbols, packed_bound, packed_size, unpack_symbols
 
 
 @dataclass(frozen=True)

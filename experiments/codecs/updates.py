@@ -1,0 +1,82 @@
+"""Real LoRA updates to measure codecs on: a few AdamW steps of MiniLM on rows of 20 Newsgroups.
+
+    python -m experiments.codecs.updates --model DIR --rows 20newsgroups-train.tab --output updates.pt
+
+Writes, for each LoRA target set, the state that a client received, what it had after training, and the difference. The
+first update starts from B = 0; the second starts from a state trained before on other rows, as in a later round.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from torch import nn
+from transformers import AutoModel, AutoTokenizer
+
+TARGETS = {"qv": ["query", "value"], "linear": ["query", "key", "value", "dense"]}
+
+
+def rows(path: Path, count: int, seed: int) -> tuple[list[str], torch.Tensor]:
+    """`count` random texts and their class numbers from a tab-separated file with three header lines."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[3:]
+    pairs = [line.split("\t", 1) for line in lines if "\t" in line]
+    classes = {name: i for i, name in enumerate(sorted({label for label, _ in pairs}))}
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    return [pairs[i][1] for i in order], torch.tensor([classes[pairs[i][0]] for i in order])
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the adapter's tensors."""
+    return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model).items()}
+
+
+def main() -> None:
+    """Train and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, type=Path)
+    parser.add_argument("--rows", required=True, type=Path)
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    found = {}
+    for target, modules in TARGETS.items():
+        torch.manual_seed(0)
+        model = get_peft_model(
+            AutoModel.from_pretrained(arguments.model), LoraConfig(r=8, lora_alpha=16, target_modules=modules)
+        )
+        head = nn.Linear(384, 20)
+        for start, (steps, seed) in {"first": (10, 1), "warm-up": (40, 2), "later": (14, 3)}.items():
+            texts, labels = rows(arguments.rows, 8 * steps, seed)
+            before = snapshot(model)
+            optimizer = torch.optim.AdamW(
+                [p for p in (*model.parameters(), *head.parameters()) if p.requires_grad], lr=arguments.learning_rate
+            )
+            for step in range(steps):
+                batch = tokenizer(
+                    texts[8 * step : 8 * step + 8], return_tensors="pt", padding=True, truncation=True, max_length=64
+                )
+                hidden = model(**batch).last_hidden_state
+                mask = batch["attention_mask"].unsqueeze(-1)
+                loss = nn.functional.cross_entropy(
+                    head((hidden * mask).sum(1) / mask.sum(1)), labels[8 * step : 8 * step + 8]
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            after = snapshot(model)
+            if start != "warm-up":
+                found[f"{target}-{start}"] = {
+                    "received": before,
+                    "trained": after,
+                    "delta": {name: after[name] - before[name] for name in after},
+                }
+            print(target, start, f"loss {loss.item():.3f}", flush=True)
+    torch.save(found, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
