@@ -46,7 +46,7 @@ class Shakespeare:
         1000, "words that a role must say to be an owner: 1000 leaves 252 roles, 2000 leaves 119", low=50, high=20_000
     )
     row_words: int = setting(
-        48, "words after which a row ends, at the end of a line; a word is about 1.4 tokens", low=8, high=2000
+        48, "words after which a row ends, at the end of a line; a word is about 1.5 tokens", low=8, high=2000
     )
     test_fraction: float = setting(
         0.1, "share of each role's lines, its last ones, held out for test", above=0, high=0.5
