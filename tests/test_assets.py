@@ -158,10 +158,11 @@ def test_two_at_once_fill_once(cache: Path) -> None:
 
 
 def test_rest_of_a_killed_run_is_replaced(cache: Path) -> None:
-    (cache / "name.partial").mkdir(parents=True)
-    (cache / "name.partial" / "old").write_text("")
+    (cache / "name.123.partial").mkdir(parents=True)
+    (cache / "name.123.partial" / "old").write_text("")
     folder = cached_folder("name", lambda target: (target / "new").touch())
     assert [p.name for p in folder.iterdir()] == ["new"]
+    assert left_behind(cache) == ["name"]
 
 
 def test_interrupted_fetch_ends_pip_and_leaves_nothing(
