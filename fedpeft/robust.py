@@ -115,12 +115,10 @@ class CoordinateStrategy(RobustStrategy):
 
     def combine(self, changes: Sequence[LowRank], shares: Sequence[float]) -> LowRank:
         """U vote(U^T D_k V) V^T."""
-        exact = [LowRank(D.left.double(), D.right.double()) for D in changes]
-        U = shared_basis(exact, self.basis)
-        V = shared_basis([LowRank(D.right.T, D.left.T) for D in exact], self.basis)
-        coordinates = torch.stack([(U.T @ D.left) @ (D.right @ V) for D in exact])
-        dtype = changes[0].left.dtype
-        return LowRank((U @ self.vote(coordinates)).to(dtype), V.T.to(dtype))
+        U = shared_basis(changes, self.basis)
+        V = shared_basis([LowRank(D.right.T, D.left.T) for D in changes], self.basis)
+        coordinates = torch.stack([(U.T @ D.left) @ (D.right @ V) for D in changes])
+        return LowRank(U @ self.vote(coordinates), V.T)
 
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """The vote on each entry."""
@@ -138,7 +136,7 @@ def shared_basis(changes: Sequence[LowRank], dimensions: int) -> Tensor:
         half = D.left @ T.T
         columns.append(half / half.norm().clamp_min(torch.finfo(half.dtype).tiny))
     X = torch.cat(columns, dim=1)
-    return truncated_svd(LowRank(X, X.T), dimensions, "qr").U
+    return truncated_svd(LowRank(X, torch.eye(X.shape[1], dtype=X.dtype)), dimensions).U
 
 
 def middle_mean(values: Tensor, trim: int) -> Tensor:

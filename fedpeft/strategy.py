@@ -355,9 +355,12 @@ def effective(pair: LoraPair, state: State, form: ClientForm) -> LowRank:
 def mean_factors(pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> tuple[Tensor, Tensor]:
     """(A-bar, B-bar): means of the zero-padded factors, each B_k in the unit of the global scale, (s_k / s) B_k."""
     s = lora_form(layout).scale
-    A = weighted_sum((padded(u.trained(pair.A), state[pair.A]) for u in cohort.updates), cohort.shares)
-    B = weighted_sum((padded(u.trained(pair.B), state[pair.B]) * (u.scale / s) for u in cohort.updates), cohort.shares)
-    return A, B
+    total = Fold()
+    for share, u in zip(cohort.shares, cohort.updates, strict=True):
+        A, B = u.trained(pair.A), u.trained(pair.B) * (u.scale / s)
+        total.add({"A": padded(A, state[pair.A]), "B": padded(B, state[pair.B])}, share)
+    mean = total.mean()
+    return mean["A"], mean["B"]
 
 
 def best_factors(
