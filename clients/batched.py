@@ -16,9 +16,8 @@ from fedpeft.adapter import Layout, State
 from fedpeft.clients.training import Executor, Job, Trained
 from fedpeft.dropout import DropoutPlan, own_dropout
 from fedpeft.examples import Batch, Examples
-from fedpeft.layers import linear_layers
 from fedpeft.peft_method import PeftMethod
-from fedpeft.stacked import FrozenLinear, Kernel, StackedLayer, StackedLinear, replace
+from fedpeft.stacked import Kernel, StackedLayer, StackedLinear, fast_linears, replace
 from fedpeft.task import FederatedModel, Task, trainable
 from torch import Tensor, nn
 
@@ -54,8 +53,7 @@ class BatchedExecutor(Executor):
 
     def _stack(self, method: PeftMethod, kernel: Kernel) -> None:
         base = self.model.base
-        for path, layer in linear_layers(base).items():
-            replace(base, path, FrozenLinear(layer, kernel))
+        fast_linears(base, kernel)
         adapted: dict[str, dict[str, tuple[int, ...]]] = {}
         for spec in self.layout.tensors:
             if spec.role != "head":
@@ -114,6 +112,13 @@ class BatchedExecutor(Executor):
             Trained(j.client, state, float(torch.stack(loss).double().mean()), len(plan), len(j.rows))
             for j, state, loss, plan in zip(jobs, trained, losses, plans, strict=True)
         ]
+
+    def load(self, state: State) -> None:
+        """Make the first place in the stack the only one, with `state` in it."""
+        self._activate(1)
+        with torch.no_grad():
+            for name, tensor in state.items():
+                self.parameters[name][0].copy_(tensor)
 
     def _activate(self, clients: int) -> int:
         for layer in self.stacks:

@@ -15,11 +15,39 @@ from torch import nn
 
 from fedpeft import seeds
 from fedpeft.adapter import ClientForm, Layout, State
+from fedpeft.examples import Examples, length_sorted_batches
 from fedpeft.parts import setting
+from fedpeft.task import FederatedModel, Task
 
 WINDOW = 8
 """Rows are sorted by length within windows of this many batches, so that padding costs little; batches are then
 taken in random order."""
+
+
+EVALUATION_BATCH = 32
+"""Rows per forward pass of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over predictions: loss, correct ones, and how many there were."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    count: float = 0.0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(self.loss + other.loss, self.correct + other.correct, self.count + other.count)
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss per prediction."""
+        return self.loss / self.count
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct predictions."""
+        return self.correct / self.count
 
 
 @dataclass(frozen=True)
@@ -107,6 +135,25 @@ class Executor(ABC):
     """Trains jobs on one device. Results are in the order of the jobs."""
 
     layout: Layout
+    model: FederatedModel
+    task: Task
+    examples: Examples
+
+    @abstractmethod
+    def load(self, state: State) -> None:
+        """Put one state into the model, for evaluation."""
+
+    def evaluate(self, state: State, rows: np.ndarray) -> Totals:
+        """Loss and correct predictions of the model with `state` on `rows`, which are batched by length alone."""
+        self.load(state)
+        device = next(self.model.parameters()).device
+        totals = Totals()
+        with torch.no_grad():
+            for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
+                batch = {name: t.to(device) for name, t in self.examples.batch(rows[index]).items()}
+                losses = self.task.losses(self.model(batch), batch)
+                totals += Totals(*(float(x.double().sum()) for x in (losses.sums, losses.correct, losses.counts)))
+        return totals
 
     @abstractmethod
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:

@@ -106,9 +106,7 @@ class Layout:
             "lora_A": lambda shape: (form.rank, *shape[1:]),
             "lora_B": lambda shape: (*shape[:-1], form.rank),
         }
-        tensors = tuple(
-            TensorSpec(t.name, resized.get(t.role, tuple)(t.shape), t.role, t.module) for t in self.tensors
-        )
+        tensors = tuple(TensorSpec(t.name, resized.get(t.role, tuple)(t.shape), t.role, t.module) for t in self.tensors)
         return Layout(tensors, form)
 
     def subset(self, names: Iterable[str]) -> Layout:

@@ -315,12 +315,13 @@ class Codec:
         seed %= 1 << 64
         parameters: list[bytes] = []
         symbols: list[Symbols] = []
-        for position, step in enumerate(self.tensor_steps):
-            spent = HEADER_SIZE + sum(map(len, parameters)) + packed_bound([s.expected for s in symbols])
-            made = step.encode(signal, Context(seed, position, dtype, len(flat), spent, base))
-            parameters.append(made.parameters)
-            symbols += made.symbols
-            signal = made.signal or signal
+        with np.errstate(all="ignore"):  # what overflows is not finite, and the receiver refuses it
+            for position, step in enumerate(self.tensor_steps):
+                spent = HEADER_SIZE + sum(map(len, parameters)) + packed_bound([s.expected for s in symbols])
+                made = step.encode(signal, Context(seed, position, dtype, len(flat), spent, base))
+                parameters.append(made.parameters)
+                symbols += made.symbols
+                signal = made.signal or signal
         body = self.packer.pack(symbols)
         for byte_step in self.byte_steps:
             body = byte_step.encode(body)

@@ -146,7 +146,9 @@ def _literal(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise ConfigError(f"{ast.unparse(node)!r} in {text!r} is not a plain value (number, word, string, tuple)") from None
+        raise ConfigError(
+            f"{ast.unparse(node)!r} in {text!r} is not a plain value (number, word, string, tuple)"
+        ) from None
 
 
 def split_outside_parentheses(text: str, separator: str) -> list[str]:
@@ -186,7 +188,9 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
     hints = typing.get_type_hints(cls)
     for name in given:
         if name not in fields:
-            raise ConfigError(f"{owner} has no setting {name!r}; {nearest(name, fields) if fields else 'it takes none'}")
+            raise ConfigError(
+                f"{owner} has no setting {name!r}; {nearest(name, fields) if fields else 'it takes none'}"
+            )
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name not in given:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpeft.layers import linear_layers
+
 Kernel = Literal["native", "onednn"]
 """How frozen products are computed: `native` is torch's own `F.linear`; `onednn` calls oneDNN directly (CPU only)."""
 
@@ -95,6 +97,12 @@ class StackedLinear(StackedLayer):
         """(K * b, in) to (K * b, out)."""
         weight, bias = self.of_active(self.weight, x), self.of_active(self.bias, x)
         return torch.baddbmm(bias.unsqueeze(1), self.per_client(x), weight.transpose(1, 2)).flatten(0, 1)
+
+
+def fast_linears(base: nn.Module, kernel: Kernel) -> None:
+    """Replace every frozen linear layer inside the transformer blocks of `base` by a fast one, in place."""
+    for path, layer in linear_layers(base).items():
+        replace(base, path, FrozenLinear(layer, kernel))
 
 
 def replace(root: nn.Module, path: str, module: nn.Module) -> None:

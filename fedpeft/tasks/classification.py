@@ -17,17 +17,9 @@ from torch import Tensor, nn
 from fedpeft.data import Rows
 from fedpeft.examples import Batch, Examples, ImageRows
 from fedpeft.images import image_rows
+from fedpeft.pooling import pool
 from fedpeft.task import FederatedModel, RowLosses, Task, load_base
 from fedpeft.tokens import token_rows
-
-
-def pool(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Mean over the real tokens: hidden (B, T, d), mask (B, T) -> (B, d), in at least fp32."""
-    hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
-    if attention_mask is None:
-        return hidden.mean(1)
-    mask = attention_mask[..., None].to(hidden.dtype)
-    return (hidden * mask).sum(1) / mask.sum(1)
 
 
 class Classifier(FederatedModel):

@@ -1,0 +1,50 @@
+"""A client's own state between rounds (error feedback, control variates, private factors), versioned by round.
+
+State is staged under the round in which it was made. It becomes valid when the server says, in its next instruction
+to this client, that it has recorded that round; a version that the server never acknowledged is never read. So a
+kill, a rejected payload or a lost reply applies nothing twice, and a resumed run finds what it had.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.adapter import State
+from fedpeft.errors import RunError
+from safetensors.torch import load_file, save_file
+
+
+@dataclass(frozen=True)
+class ClientStore:
+    """States in files `folder/<client>/<round>.safetensors`."""
+
+    folder: Path
+
+    def _file(self, client: int, round: int) -> Path:
+        return self.folder / f"{client:06d}" / f"{round:06d}.safetensors"
+
+    def stage(self, client: int, round: int, state: State) -> None:
+        """Store `state` as that of `round`, whole or not at all; an earlier attempt of the same round is replaced."""
+        file = self._file(client, round)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        save_file(state, partial)
+        os.replace(partial, file)
+
+    def load(self, client: int, acknowledged: int) -> State | None:
+        """The state of round `acknowledged`, None where the client has no acknowledged one; other versions are removed.
+
+        Raises:
+            RunError: the server acknowledged a round whose state is gone.
+        """
+        file = self._file(client, acknowledged)
+        for other in file.parent.glob("*.safetensors"):
+            if other != file:
+                other.unlink(missing_ok=True)
+        if not acknowledged:
+            return None
+        if not file.exists():
+            raise RunError(f"the state of client {client} after round {acknowledged} is missing from {self.folder}")
+        return load_file(file)

@@ -1,0 +1,145 @@
+"""What a worker process holds: the frozen base, the rows, and one executor that trains adapters on them.
+
+A simulation has one workbench per core (or GPU), a Ray worker has one, and so has an edge client. It is built from a
+`WorkPlan`, which is plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from fedpeft import cache
+from fedpeft.adapter import Layout, State
+from fedpeft.assets import cache_directory
+from fedpeft.clients.batched import BatchedExecutor
+from fedpeft.clients.sequential import SequentialExecutor
+from fedpeft.clients.training import Executor, LocalTraining, Totals
+from fedpeft.examples import Examples
+from fedpeft.frozen_prefix import FrozenStore, HiddenRows, above
+from fedpeft.peft_method import PEFT_METHODS, PeftMethod
+from fedpeft.stacked import Kernel, fast_linears
+from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
+from torch import nn
+
+
+@dataclass(frozen=True)
+class WorkPlan:
+    """Everything a worker needs to know, as plain data.
+
+    Attributes:
+        task, method: the parts, as text.
+        model: folder of the base model; `model_key` is a hash of its weights, `width` its hidden size.
+        data_key: names the tokenised training rows in the cache.
+        classes: number of classes (0: language modelling).
+        layout: the trainable tensors.
+        dtype: of the base: "bf16", "fp32" or "fp64".
+        executor: "batched" or "sequential".
+        clients_per_pass: K of the batched executor.
+        depth: index of the lowest block with an adapter, where the frozen part below it is reused; 0: no reuse.
+        kernel: how frozen products are computed.
+        threads: of torch, per worker.
+        device: "cpu" or "cuda:N".
+        training: settings of local training.
+        seed: of the run.
+    """
+
+    task: str
+    method: str
+    model: Path
+    model_key: str
+    width: int
+    data_key: str
+    classes: int
+    layout: Layout
+    dtype: str
+    executor: str
+    clients_per_pass: int
+    depth: int
+    kernel: Kernel
+    threads: int
+    device: str
+    training: LocalTraining
+    seed: int
+
+    def store(self, data_key: str, depth: int) -> FrozenStore:
+        """The frozen model's output on the rows called `data_key`."""
+        name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth)
+        examples = cached_examples(data_key)
+        return FrozenStore(cache_directory() / f"frozen-{name}", examples, depth, self.width, DTYPES[self.dtype])
+
+
+def cached_examples(data_key: str) -> Examples:
+    """The tokenised rows called `data_key`, memory-mapped."""
+
+    def missing() -> Mapping[str, np.ndarray]:
+        raise FileNotFoundError(f"the tokenised rows {data_key} have left the cache while the run was going on")
+
+    return cache.examples_from_arrays(cache.arrays("rows", data_key, missing))
+
+
+class Workbench:
+    """The loaded state of one worker."""
+
+    def __init__(self, plan: WorkPlan) -> None:
+        torch.set_num_threads(plan.threads)
+        self.plan = plan
+        self.task: Task = TASKS.build(plan.task)
+        self.method: PeftMethod = PEFT_METHODS.build(plan.method)
+        self._stores: dict[tuple[str, int], FrozenStore] = {}
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The training rows."""
+        return cached_examples(self.plan.data_key)
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The frozen base; for the batched executor with fast frozen layers."""
+        base = self.task.base(self.plan.model, DTYPES[self.plan.dtype]).to(self.plan.device)
+        if self.plan.executor == "batched":
+            fast_linears(base, self.plan.kernel)
+        return base
+
+    def store(self, data_key: str, depth: int) -> FrozenStore:
+        """The frozen model's output on the rows called `data_key`."""
+        key = (data_key, depth)
+        if key not in self._stores:
+            self._stores[key] = self.plan.store(data_key, depth)
+        return self._stores[key]
+
+    def fill(self, data_key: str, depth: int, tiles: list[int]) -> int:
+        """Compute tiles of a store, before any adapter is attached; return how many."""
+        store = self.store(data_key, depth)
+        for tile in tiles:
+            store.fill(tile, self.base)
+        return len(tiles)
+
+    @cached_property
+    def executor(self) -> Executor:
+        """The executor of the plan."""
+        plan = self.plan
+        base = self.base
+        del self.base  # the executor changes its layers; what it does not need of it is freed
+        rows = self.examples
+        if plan.executor == "sequential":
+            model: FederatedModel = self.task.model(base, plan.classes)
+            self.method.attach(model, plan.dtype)
+            return SequentialExecutor(model.to(plan.device), self.task, rows, plan.layout)
+        if plan.depth:
+            base = above(base, plan.depth)
+            rows = HiddenRows(self.store(plan.data_key, plan.depth))
+        model = self.task.model(base, plan.classes).to(plan.device)
+        return BatchedExecutor(model, self.task, self.method, rows, plan.layout, plan.clients_per_pass, plan.kernel)
+
+    def features(self, rows: np.ndarray) -> torch.Tensor:
+        """The frozen model's pooled features of training rows, (rows, width)."""
+        return self.store(self.plan.data_key, self.plan.depth).features(rows)
+
+    def evaluate(self, state: State, rows: np.ndarray) -> Totals:
+        """Loss and correct predictions of the model with `state` on training rows."""
+        return self.executor.evaluate(state, rows)

@@ -1,0 +1,105 @@
+"""RunConfig: what a run is. A command-line flag, a TOML key and a Flower run-config key are the same thing.
+
+Precedence: defaults < TOML file < flags. Details of a part go inside its text, `name(key=value, ...)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedpeft.clients.training import LocalTraining
+from fedpeft.errors import ConfigError
+from fedpeft.parts import check_settings, parse_spec, setting
+
+EXECUTORS = ("batched", "sequential")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A federated fine-tuning run. Every field is a flag: `--learning-rate 0.002`."""
+
+    clients: int = setting(100, "number of clients (data owners); 0: one per owner of a natural partition", low=0)
+    rounds: int = setting(10, "rounds of federated training", low=1)
+    cohort: int | float | str = setting(0.2, "clients per round: a fraction (0.2), a number (20) or all", above=0)
+    dataset: str = setting("20newsgroups", "data set: a name, file:PATH (CSV, TSV, JSONL) or hf:NAME")
+    partition: str = setting("dirichlet(alpha=0.5)", "how rows lie on clients: iid, dirichlet, natural, quantity")
+    model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the data set's own")
+    tokens: int = setting(128, "cut texts to this many tokens", low=4, high=131072)
+    peft: str = setting("lora", "PEFT method: lora(rank=8, alpha=16, targets=all, layers=2), ia3, full, ...")
+    dtype: str = setting("bf16", "precision of the frozen base and the activations", choices=("bf16", "fp32", "fp64"))
+    head: str = setting("ridge", "start of the classification head: ridge, centroids or zero")
+    strategy: str = setting("fedit", "aggregation strategy")
+    server_optimizer: str = setting("sgd", "what the server does with the mean update: sgd, momentum, adam, ...")
+    batch_size: int = setting(8, "rows per local step", low=1)
+    local_epochs: float = setting(1.0, "passes over a client's rows per round", above=0)
+    local_steps: int = setting(0, "local steps per round; 0: as many as the passes need", low=0)
+    learning_rate: float = setting(2e-3, "of the local optimizer", above=0)
+    schedule: str = setting("linear", "learning rate over rounds", choices=("constant", "linear", "cosine"))
+    optimizer: str = setting("adamw", "local optimizer: adamw(weight_decay=0.0, max_norm=0.0) or sgd(max_norm=0.0)")
+    weighting: str = setting("rows", "weight of a client: by its rows, or uniform", choices=("rows", "uniform"))
+    codec: str = setting("fp32", "how updates are encoded")
+    executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
+    workers: int = setting(0, "worker processes; 0: one per core", low=0, high=1024)
+    evaluate_every: int = setting(1, "rounds between evaluations", low=1)
+    centralised: bool = setting(False, "also train the same adapter on the pooled data, for comparison")
+    seed: int = setting(0, "of everything that is drawn at random", low=0)
+
+    def training(self) -> LocalTraining:
+        """Local training as the flags describe it.
+
+        Raises:
+            ConfigError: unknown optimizer or setting.
+        """
+        spec = parse_spec(self.optimizer)
+        allowed = {"adamw": ("weight_decay", "max_norm"), "sgd": ("max_norm",)}
+        if spec.name not in allowed:
+            raise ConfigError(f"unknown local optimizer {spec.name!r}; legal: adamw, sgd")
+        for name in spec.settings:
+            if name not in allowed[spec.name]:
+                raise ConfigError(f"{spec.name} has no setting {name!r}; legal: {', '.join(allowed[spec.name])}")
+        given = {
+            "batch_size": self.batch_size,
+            "epochs": self.local_epochs,
+            "steps": self.local_steps,
+            "learning_rate": self.learning_rate,
+            "optimizer": spec.name,
+            **spec.settings,
+        }
+        return LocalTraining(**check_settings(f"local optimizer {spec.name}", LocalTraining, given))
+
+    def to_toml(self) -> str:
+        """All settings as TOML, re-runnable."""
+        return tomli_w.dumps(dataclasses.asdict(self))
+
+
+def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
+    """A configuration from keys and values, checked.
+
+    Raises:
+        ConfigError: unknown key, wrong type, value out of range; `source` is named.
+    """
+    return RunConfig(**check_settings(source, RunConfig, values))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys and values of a TOML file.
+
+    Raises:
+        ConfigError: the file is missing, not readable or not TOML.
+    """
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error

@@ -1,0 +1,83 @@
+"""The one place that touches Flower's internals: messages outside Flower's own processes, and the base of our grids.
+
+Outside its processes Flower makes a `Message` only once `flwr.supercore.task_identity.TaskIdentity` is set, and
+message ids are set by its SuperLink; neither is public. A contract test watches both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from abc import abstractmethod
+from collections.abc import Iterable
+
+from flwr.app import Message, RecordDict
+from flwr.supercore.run import Run
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+SERVER_NODE = 1
+"""Node id of the server; client k is node k + FIRST_CLIENT."""
+
+FIRST_CLIENT = 2
+
+MESSAGE_TYPES = {"prepare": "query", "train": "train"}
+"""Flower's message type for each kind of instruction."""
+
+POLL_SECONDS = 0.01
+
+
+def node_of(client: int) -> int:
+    """Flower's node id of a client in our own grids."""
+    return client + FIRST_CLIENT
+
+
+class OwnGrid(Grid):
+    """What the grids that fedpeft brings have in common: message ids, and waiting for replies."""
+
+    def __init__(self) -> None:
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = SERVER_NODE
+        self._run: Run | None = None
+        self._ids = itertools.count(1)
+
+    def set_run(self, run: Run) -> None:
+        """Flower's run information; our grids need none."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Flower's run information, as set."""
+        if self._run is None:
+            raise RuntimeError("this grid runs without a Flower run")
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to a node."""
+        return Message(
+            content=content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl
+        )
+
+    def _stamp(self, message: Message) -> str:
+        """Give a message its id."""
+        identifier = str(next(self._ids))
+        message.metadata.__dict__["_message_id"] = identifier
+        return identifier
+
+    @abstractmethod
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies that have arrived; each is returned once."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push, then pull until every reply is there or `timeout` seconds are over."""
+        waiting = set(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            arrived = self.pull_messages(waiting)
+            waiting -= {m.metadata.reply_to_message_id for m in arrived}
+            replies += arrived
+            if not arrived:
+                time.sleep(POLL_SECONDS)
+        return replies

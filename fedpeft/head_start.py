@@ -1,0 +1,39 @@
+"""How the classification head starts: from nothing, or in closed form from statistics that add up over clients.
+
+A zero head drifts under label skew: every client pulls it towards its own classes. Statistics of the frozen features
+that are sums over rows give the head of the pooled data exactly, whatever the partition (the idea of FedNCM and
+Fed3R), in one exchange before round 1. The statistics are payloads like any other: their bytes count.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedpeft.adapter import State
+from fedpeft.parts import Family
+
+
+class HeadStart(ABC):
+    """One way to start. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    exchanges: ClassVar[bool] = True
+    """Whether the clients are asked for statistics."""
+
+    @abstractmethod
+    def shapes(self, width: int, classes: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the statistics, by name."""
+
+    @abstractmethod
+    def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
+        """Statistics of one client's rows: features (n, width), labels (n,). They add up over clients."""
+
+    @abstractmethod
+    def solve(self, total: State, width: int, classes: int) -> State:
+        """`head.weight` (classes, width) and `head.bias` (classes,), fp64, from the statistics of all clients."""
+
+
+HEADS: Family[HeadStart] = Family("fedpeft.heads", "head")
+"""All ways, by file name."""

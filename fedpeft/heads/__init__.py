@@ -1,0 +1,1 @@
+"""Ways to start the classification head, one per file."""

@@ -1,0 +1,44 @@
+"""Peak memory of a run: proportional set size (PSS) summed over this process and all that it started."""
+
+from __future__ import annotations
+
+import threading
+
+import psutil
+
+INTERVAL_SECONDS = 1.0
+
+
+class PeakMemory:
+    """Samples in the background; `bytes` is the highest sum seen (0 where the system does not tell)."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, proportional_set_size())
+            if self._stop.wait(INTERVAL_SECONDS):
+                return
+
+
+def proportional_set_size() -> int:
+    """Bytes now: pages that several processes share count by their share."""
+    me = psutil.Process()
+    total = 0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.Error, AttributeError):
+            continue
+    return total

@@ -1,0 +1,78 @@
+"""The picture of one run: accuracy and loss per round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def plot_rounds(path: Path, rounds: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Draw the validation curve and the losses of `rounds` to `path` (SVG or PNG), with the reference lines.
+
+    `rounds` are the lines of rounds.jsonl; references come from the summary where they are known.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    metric = summary["metric"]
+    measured = [r for r in rounds if r["loss"] is not None]
+    trained = [r for r in rounds if r["train_loss"] is not None]
+    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+        if metric == "accuracy":
+            left.plot(
+                [r["round"] for r in measured],
+                [100 * r["accuracy"] for r in measured],
+                color="#0072B2",
+                marker="o",
+                markersize=3.5,
+                label="federated, validation rows",
+            )
+            for key, label, color, style in (
+                ("accuracy", "federated, test rows", "#0072B2", "-."),
+                ("baseline_accuracy", "frozen linear probe, test rows", "#D55E00", "--"),
+                ("centralised_accuracy", "pooled data, test rows", "#009E73", ":"),
+            ):
+                if summary.get(key) is not None:
+                    left.axhline(100 * summary[key], color=color, linestyle=style, linewidth=1.2, label=label)
+            left.set_ylabel("accuracy (%)")
+            left.legend(frameon=False, fontsize=8)
+        else:
+            import math
+
+            left.plot(
+                [r["round"] for r in measured],
+                [math.exp(r["loss"]) for r in measured],
+                color="#0072B2",
+                marker="o",
+                markersize=3.5,
+            )
+            left.set_ylabel("perplexity, validation rows")
+        right.plot(
+            [r["round"] for r in measured],
+            [r["loss"] for r in measured],
+            color="#0072B2",
+            marker="o",
+            markersize=3.5,
+            label="validation rows",
+        )
+        right.plot(
+            [r["round"] for r in trained],
+            [r["train_loss"] for r in trained],
+            color="#CC79A7",
+            marker="s",
+            markersize=3.5,
+            linestyle="--",
+            label="clients, during training",
+        )
+        right.set_ylabel("cross-entropy (nats)")
+        right.legend(frameon=False, fontsize=8)
+        for axis in (left, right):
+            axis.set_xlabel("round")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.grid(alpha=0.25, linewidth=0.6)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        plt.close(figure)

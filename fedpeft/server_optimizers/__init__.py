@@ -1,0 +1,1 @@
+"""Server optimizers, one per file."""

@@ -1,0 +1,227 @@
+"""python -m fedpeft.simulate: a federation on this machine, from data to a scored adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.console import ConsoleObserver, duration, size, summary_table
+from fedpeft.errors import FedpeftError, RunError
+from fedpeft.memory import PeakMemory
+from fedpeft.records import Records
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Simulate a federation: split a data set over many clients and fine-tune one adapter with all of them.
+
+    python -m fedpeft.simulate --clients 100
+    """
+
+    config: Annotated[
+        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]", help="settings; flags override them")
+    ] = None
+    output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: runs/DATE-DATASET-STRATEGY)")] = None
+    resume: Annotated[Path | None, tyro.conf.arg(help="continue the interrupted run in this folder")] = None
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+
+def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool]:
+    """Configuration, run folder and whether an earlier run is continued.
+
+    Raises:
+        ConfigError, RunError: settings or folders that can't be used.
+    """
+    positional = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    stored: RunConfig | None = None
+    default = RunConfig()
+    if "--resume" in arguments[:-1]:
+        resumed = Path(arguments[arguments.index("--resume") + 1])
+        if not (resumed / "config.toml").is_file():
+            raise RunError(f"{resumed} holds no run to resume: there is no config.toml in it")
+        stored = default = from_mapping(read_toml(resumed / "config.toml"), str(resumed / "config.toml"))
+    elif positional is not None:
+        default = from_mapping(read_toml(positional), str(positional))
+    command = tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.simulate")
+    config = from_mapping(dataclasses.asdict(command.run), "the command line")
+    if stored is not None and command.resume is not None:
+        changed = [f.name for f in dataclasses.fields(RunConfig) if getattr(stored, f.name) != getattr(config, f.name)]
+        if changed or command.output:
+            raise RunError(
+                f"a resumed run keeps its settings and folder, but {', '.join(changed) or 'output'} was given; "
+                "start a new run to change it"
+            )
+        return config, command.resume, True
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.dataset.split(':')[0].split('(')[0]}-{config.strategy.split('(')[0]}"
+    folder = command.output or Path("runs") / name
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists and is not empty; give another --output, or continue it with --resume {folder}")
+    return config, folder, False
+
+
+def quiet_libraries() -> None:
+    """No download bars, parallelism notes or deprecation warnings of the libraries underneath."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def simulate(config: RunConfig, folder: Path, resume: bool, console: Console) -> dict[str, Any]:
+    """Run (or continue) a simulation; returns its summary.
+
+    Raises:
+        FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
+    """
+    quiet_libraries()
+    from fedpeft.simulation import Simulation
+
+    started = time.perf_counter()
+    with PeakMemory() as memory, ConsoleObserver(console) as observer:
+        simulation = Simulation(config, folder, observer)
+        observer.metric = simulation.task.metric
+        folder.mkdir(parents=True, exist_ok=True)
+        records = Records(folder)
+        if not resume:
+            records.write("config.toml", config.to_toml())
+        try:
+            summary = _run(simulation, records, observer, console)
+        finally:
+            simulation.close()
+        summary["seconds"] = time.perf_counter() - started
+        summary["peak_memory_bytes"] = memory.bytes or None
+    records.write_json("summary.json", summary)
+    from fedpeft.plots import plot_rounds
+
+    plot_rounds(folder / "rounds.svg", records.read("rounds.jsonl"), summary)
+    return summary
+
+
+def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: Console) -> dict[str, Any]:
+    config: RunConfig = simulation.config
+    layout = simulation.layout
+    observer.say(f"[bold]data[/]    {simulation.dataset.name}: {simulation.statistics}")
+    observer.say(
+        f"[bold]model[/]   {simulation.model_directory.name}: {simulation.parameters / 1e6:.1f} M parameters, "
+        f"{layout.numel:,} trained and exchanged ({100 * layout.numel / simulation.parameters:.2f} %)"
+    )
+    observer.say(
+        f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, {config.strategy}, "
+        f"{config.dtype}, {simulation.work.executor} on {simulation.fixed['workers']} worker(s) -> {simulation.folder}"
+    )
+    probe = simulation.probe()
+    progress = simulation.train(records)
+    simulation.save(progress.adapter, simulation.folder)
+    score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
+    _save_predictions(simulation.folder, score.scores)
+    centralised = simulation.centralised() if config.centralised else None
+    counters = progress.counters
+    parameters = counters["uplink_updates"] * layout.numel
+    update_bytes = counters["uplink_bytes"] - counters.get("prepare_bytes", 0)
+    is_classification = simulation.dataset.task == "classification"
+    return {
+        "metric": simulation.task.metric,
+        "accuracy": score.accuracy,
+        "loss": score.loss,
+        "perplexity": None if is_classification else math.exp(score.loss),
+        "baseline_accuracy": probe.accuracy if probe else None,
+        "centralised_accuracy": centralised.accuracy if centralised else None,
+        "centralised_loss": centralised.loss if centralised else None,
+        "rounds": config.rounds,
+        "clients": simulation.clients,
+        "cohort": simulation.sampler.size,
+        "parameters": layout.numel,
+        "uplink_bytes": int(counters["uplink_bytes"]),
+        "downlink_bytes": int(counters["downlink_bytes"]),
+        "prepare_bytes": int(counters.get("prepare_bytes", 0)),
+        "uplink_bytes_per_parameter": update_bytes / parameters if parameters else None,
+        "epsilon": None,
+        "dp_delta": None,
+        "seconds": None,
+        "seconds_per_round": counters["round_seconds"] / config.rounds,
+        "peak_memory_bytes": None,
+        "seed": config.seed,
+        "partition": simulation.statistics.as_dict(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
+        "hardware": {
+            "cpu": simulation.fixed["cpu"],
+            "workers": simulation.fixed["workers"],
+            "kernel": simulation.fixed["kernel"],
+            "system": platform.platform(),
+        },
+    }
+
+
+def _save_predictions(folder: Path, scores: Any) -> None:
+    import numpy as np
+
+    np.savez_compressed(folder / "predictions.npz", **vars(scores))
+
+
+def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    """Print the numbers that matter."""
+    rows: list[tuple[str, Any]] = []
+    if summary["metric"] == "accuracy":
+        rows.append(("[bold]test accuracy[/] (saved adapter, fp32)", f"[bold]{summary['accuracy']:.4f}[/]"))
+        rows.append(("frozen base, linear probe", f"{summary['baseline_accuracy']:.4f}"))
+    else:
+        rows.append(("[bold]test perplexity[/] (saved adapter, fp32)", f"[bold]{summary['perplexity']:.3f}[/]"))
+    if summary["centralised_accuracy"] is not None:
+        value = summary["centralised_accuracy"]
+        if summary["metric"] != "accuracy":
+            value = math.exp(summary["centralised_loss"])
+        rows.append(("same adapter on the pooled data", f"{value:.4f}"))
+    rows += [
+        ("test loss", f"{summary['loss']:.4f}"),
+        ("uplink / downlink", f"{size(summary['uplink_bytes'])} / {size(summary['downlink_bytes'])}"),
+        ("of it before round 1", size(summary["prepare_bytes"])),
+        ("bytes per parameter and update", f"{summary['uplink_bytes_per_parameter']:.3f}"),
+        ("time", f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),
+    ]
+    if summary["peak_memory_bytes"]:
+        rows.append(("peak memory, all processes", size(summary["peak_memory_bytes"])))
+    rows.append(("files", str(folder)))
+    console.print(summary_table("summary", rows))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    console = Console()
+    folder: Path | None = None
+    try:
+        config, folder, resume = parse(sys.argv[1:] if arguments is None else arguments)
+        summary = simulate(config, folder, resume, console)
+    except FedpeftError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        if folder is not None and (folder / "config.toml").exists():
+            console.print(f"\ninterrupted; continue with: python -m fedpeft.simulate --resume {folder}", highlight=False)
+        return INTERRUPTED
+    show(summary, folder, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

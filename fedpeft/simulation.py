@@ -1,0 +1,310 @@
+"""A federation on one machine: data, partition, base model, workers, the server's rounds, and the final score."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+import torch
+
+from fedpeft import cache, finished, kernels
+from fedpeft.adapter import Layout, State
+from fedpeft.base_model import resolve_model
+from fedpeft.checkpoint import Checkpoints, Progress
+from fedpeft.clients.pool import ClientPlan, Pool, Worker, result
+from fedpeft.clients.training import Totals
+from fedpeft.clients.workbench import WorkPlan, cached_examples
+from fedpeft.codec import parse_codec
+from fedpeft.config import RunConfig
+from fedpeft.data import Dataset, Rows, load_dataset, split_validation
+from fedpeft.grids.cohort import CohortGrid
+from fedpeft.head_start import HEADS
+from fedpeft.layers import lowest_block
+from fedpeft.partition import PARTITIONS, Partition, PartitionStatistics
+from fedpeft.peft_method import PEFT_METHODS
+from fedpeft.probe import PROBE_TOKENS, ProbeResult, linear_probe
+from fedpeft.records import Records
+from fedpeft.sampling import FixedSize, cohort_size
+from fedpeft.server import Metrics, Observer, Schedule, Server
+from fedpeft.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.stacked import Kernel
+from fedpeft.strategy import strategies
+from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
+
+VALIDATION_ROWS = 1000
+"""Training rows that no client gets: tuning and the curve per round use them; a tenth of the rows if there are fewer."""
+
+TOKENS_PER_PASS = 1024
+"""How many clients train in one pass: as many as make about this many tokens a step."""
+
+TILES_PER_CALL = 4
+
+
+class SimulationObserver(Observer, Protocol):
+    """Is also told about the work before the rounds and after them."""
+
+    def phase(self, name: str, total: int) -> None:
+        """A phase of `total` steps begins."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Steps of the phase are done."""
+
+
+def joined(first: Rows, second: Rows) -> Rows:
+    """The rows of both, one after the other."""
+    if isinstance(first.inputs, np.ndarray):
+        inputs: Any = np.concatenate([first.inputs, np.asarray(second.inputs)])
+    else:
+        inputs = [*first.inputs, *second.inputs]
+    pairs = ((first.labels, second.labels), (first.owners, second.owners))
+    labels, owners = (None if a is None or b is None else np.concatenate([a, b]) for a, b in pairs)
+    return Rows(inputs, labels, owners)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The finished model on the test rows."""
+
+    accuracy: float
+    loss: float
+    scores: finished.Scores
+
+
+class Simulation:
+    """All that a run needs, made from its configuration.
+
+    Args:
+        config: checked settings.
+        folder: the run's folder; exists.
+        observer: is told how things go on.
+
+    Raises:
+        FedpeftError: settings that do not fit the data or the model, before anything is trained.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, observer: SimulationObserver) -> None:
+        self.config = config
+        self.folder = folder
+        self.observer = observer
+        self.checkpoints = Checkpoints(folder / "checkpoint")
+        earlier = self.checkpoints.load()
+        self.fixed: dict[str, Any] = earlier.fixed if earlier else {}
+
+        self.training = config.training()
+        self.optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
+        self.strategy = strategies.build(config.strategy)
+        self.codec = parse_codec(config.codec)
+        self.head = HEADS.build(config.head)
+        self.method = PEFT_METHODS.build(config.peft)
+        partitioner = PARTITIONS.build(config.partition)
+
+        self.dataset: Dataset = load_dataset(config.dataset)
+        self.task: Task = TASKS.build(self.dataset.task)
+        validation_rows = min(VALIDATION_ROWS, max(1, len(self.dataset.train) // 10))
+        self.train_rows, validation = split_validation(self.dataset.train, validation_rows)
+        self.partition: Partition = partitioner.split(self.train_rows, config.clients, config.seed)
+        self.clients = len(self.partition)
+        self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients))
+        self.validation = np.arange(len(self.train_rows), len(self.train_rows) + len(validation))
+        self.all_rows = joined(self.train_rows, validation)
+
+        self.model_directory = resolve_model(self.dataset.default_model if config.model == "auto" else config.model)
+        reference = self._reference()
+        self.layout: Layout = self.method.layout(reference)
+        self.strategy.check(self.layout, [self.layout.form])
+        self.start: State = self.method.start(reference, config.seed)
+        if config.dtype == "fp64":
+            self.start = {name: tensor.double() for name, tensor in self.start.items()}
+        self.parameters = sum(p.numel() for p in reference.parameters())
+        self.work = self._work_plan(reference)
+
+    @property
+    def statistics(self) -> PartitionStatistics:
+        """What the partition looks like."""
+        return self.partition.statistics(self.train_rows.labels, len(self.train_rows))
+
+    def _reference(self) -> FederatedModel:
+        model = self.task.model(self.task.base(self.model_directory, DTYPES[self.config.dtype]), self.dataset.classes)
+        self.method.attach(model, self.config.dtype)
+        return model
+
+    # ------------------------------------------------------------------------------------------------------ the plan
+
+    def tokenised(self, rows: Rows, tokens: int) -> str:
+        """The cache's name for `rows` as model input; tokenised where it is missing."""
+        key = cache.key(
+            rows=cache.rows_hash(rows),
+            tokenizer=cache.file_hash(self.model_directory, ("*token*", "vocab*", "*.model", "config.json")),
+            tokens=tokens,
+            task=self.dataset.task,
+        )
+        cache.arrays(
+            "rows", key, lambda: cache.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
+        )
+        return key
+
+    def _work_plan(self, reference: FederatedModel) -> WorkPlan:
+        config = self.config
+        workers = int(self.fixed.get("workers") or config.workers or psutil.cpu_count(logical=False) or 1)
+        kernel: Kernel = self.fixed.get("kernel") or kernels.choose(DTYPES[config.dtype])
+        self.fixed = {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
+        data_key = self.tokenised(self.all_rows, config.tokens)
+        batched = config.executor == "batched" and self.method.batched
+        lengths = cached_examples(data_key).lengths
+        base: Any = reference.base
+        adapted = [t.module for t in self.layout.tensors if t.role != "head"]
+        plain = base.get_base_model() if hasattr(base, "get_base_model") else base
+        reuse = batched and self.dataset.kind == "text" and self.dataset.task == "classification"
+        return WorkPlan(
+            task=self.dataset.task,
+            method=config.peft,
+            model=self.model_directory,
+            model_key=cache.file_hash(self.model_directory, ("*.safetensors", "config.json")),
+            width=int(plain.config.hidden_size),
+            data_key=data_key,
+            classes=self.dataset.classes,
+            layout=self.layout,
+            dtype=config.dtype,
+            executor="batched" if batched else "sequential",
+            clients_per_pass=max(1, round(TOKENS_PER_PASS / (config.batch_size * float(lengths.mean())))),
+            depth=lowest_block(plain, adapted) if reuse else 0,
+            kernel=kernel if batched else "native",
+            threads=1,
+            device="cpu",
+            training=self.training,
+            seed=config.seed,
+        )
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The workers."""
+        clients = ClientPlan(self.partition, self.config.codec, self.config.head, self.folder / "clients")
+        return Pool(self.work, clients, self.fixed["workers"])
+
+    # ------------------------------------------------------------------------------------------------- shared compute
+
+    def freeze(self, data_key: str, depth: int, name: str) -> None:
+        """Compute what is missing of the frozen model's output on some rows, with all workers."""
+        missing = self.work.store(data_key, depth).missing()
+        if not missing:
+            return
+        self.observer.phase(name, len(missing))
+        calls = [
+            self.pool.submit(Worker.fill, data_key, depth, missing[i : i + TILES_PER_CALL])
+            for i in range(0, len(missing), TILES_PER_CALL)
+        ]
+        for call in as_completed(calls):
+            self.observer.advance(result(call))
+
+    def evaluate(self, state: State) -> Metrics:
+        """The global state on the validation rows, in the run's own precision, split over the workers."""
+        parts = np.array_split(self.validation[np.argsort(self.lengths[self.validation])], self.fixed["workers"] * 2)
+        calls = [self.pool.submit(Worker.evaluate, state, part) for part in parts if len(part)]
+        totals = sum((result(call) for call in calls), Totals())
+        return Metrics(totals.mean_loss, totals.accuracy)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
+        return cached_examples(self.work.data_key).lengths
+
+    def probe(self) -> ProbeResult | None:
+        """The frozen-base linear probe on the test rows; None for language modelling."""
+        if self.dataset.task != "classification":
+            return None
+        tokens = max(self.config.tokens, PROBE_TOKENS)
+        if tokens == self.config.tokens:
+            train, depth = self.work.data_key, self.work.depth
+        else:
+            train, depth = self.tokenised(self.all_rows, tokens), 0
+        test = self.tokenised(self.dataset.test, tokens)
+        self.freeze(train, depth, "frozen features of the training rows (kept for later runs)")
+        self.freeze(test, 0, "frozen features of the test rows (kept for later runs)")
+        labels, test_labels = self.all_rows.labels, self.dataset.test.labels
+        assert labels is not None
+        assert test_labels is not None
+        name = cache.key(train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, kind="probe")
+
+        def fit() -> dict[str, np.ndarray]:
+            features = self.work.store(train, depth).features(np.arange(len(labels))).numpy()
+            held_out = self.work.store(test, 0).features(np.arange(len(test_labels))).numpy()
+            shared, held = np.arange(len(self.train_rows)), self.validation
+            self.observer.phase("linear probe", 1)
+            made = linear_probe(
+                (features[shared], labels[shared]), (features[held], labels[held]), (held_out, test_labels)
+            )
+            return {
+                "accuracy": np.array(made.accuracy),
+                "strength": np.array(made.strength),
+                "predicted": made.predicted,
+            }
+
+        found = cache.arrays("probe", name, fit)
+        return ProbeResult(float(found["accuracy"]), float(found["strength"]), np.asarray(found["predicted"]))
+
+    # ------------------------------------------------------------------------------------------------------ the rounds
+
+    def train(self, records: Records) -> Progress:
+        """All rounds."""
+        if self.dataset.task == "classification":
+            self.freeze(self.work.data_key, self.work.depth, "frozen layers (kept for later runs)")
+        config = self.config
+        grid = CohortGrid(self.pool, self.partition.sizes, self.work.clients_per_pass)
+        server = Server(
+            grid=grid,
+            strategy=self.strategy,
+            optimizer=self.optimizer,
+            codec=self.codec,
+            sampler=self.sampler,
+            schedule=Schedule(config.learning_rate, config.rounds, config.schedule),
+            head=self.head,
+            layout=self.layout,
+            start=self.start,
+            clients=self.clients,
+            classes=self.dataset.classes,
+            seed=config.seed,
+            rounds=config.rounds,
+            weighting=config.weighting,
+            evaluate=self.evaluate,
+            evaluate_every=config.evaluate_every,
+            records=records,
+            checkpoints=self.checkpoints,
+            observer=self.observer,
+            scratch=self.folder / "waiting",
+            fixed=self.fixed,
+        )
+        return server.run()
+
+    # -------------------------------------------------------------------------------------------------------- the end
+
+    def save(self, state: State, folder: Path) -> None:
+        """Write the finished adapter (or model)."""
+        finished.save(folder, self._reference(), state, self.dataset.label_names)
+
+    def score(self, folder: Path, name: str) -> Score:
+        """The test rows, scored once with the saved files: fp32, fixed batches, split over the workers."""
+        key = self.tokenised(self.dataset.test, self.config.tokens)
+        examples = cached_examples(key)
+        batches = finished.score_batches(examples)
+        self.observer.phase(name, len(batches))
+        calls = {self.pool.submit(Worker.score, folder, key, i): i for i in range(len(batches))}
+        columns = {f.name: np.zeros(len(examples)) for f in dataclasses.fields(finished.Scores)}
+        for call in as_completed(calls):
+            scores = result(call)
+            for column, values in columns.items():
+                values[batches[calls[call]]] = getattr(scores, column)
+            self.observer.advance()
+        scores = finished.Scores(**columns)
+        count = scores.count.sum()
+        return Score(float(scores.correct.sum() / count), float(scores.loss.sum() / count), scores)
+
+    def close(self) -> None:
+        """End the workers."""
+        if "pool" in self.__dict__:
+            self.pool.close()
