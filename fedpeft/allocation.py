@@ -116,8 +116,9 @@ def water_filling(energies: Array, sizes: Array, budget: float, high: float = 8.
         high: the widest legal width.
     """
     n = np.asarray(sizes, np.float64)
+    density = np.divide(energies, n, where=n > 0, out=np.zeros_like(n))
     level = np.full(len(n), -np.inf)
-    np.log2(np.divide(energies, n, where=n > 0, out=np.zeros_like(n)), out=level, where=np.asarray(energies) > 0)
+    np.log2(density, out=level, where=density > 0)
     widths = np.zeros(len(n))
     open_ = np.isfinite(level)
     full = np.zeros(len(n), bool)

@@ -151,7 +151,7 @@ class Context:
 class Step(ABC):
     """One step of a codec: a part. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
-    rank: ClassVar[int]
+    place: ClassVar[int]
     """Place in the order of steps."""
     lossless: ClassVar[bool] = True
     """Whether the step can be undone exactly for fp32 values; a class that it depends on makes it a property."""
@@ -190,19 +190,19 @@ class TensorStep(Step):
 class Transform(TensorStep):
     """Values to values."""
 
-    rank = 0
+    place = 0
 
 
 class Quantizer(TensorStep):
     """Values to symbols."""
 
-    rank = 1
+    place = 1
 
 
 class Packer(Step):
     """Symbols to bytes."""
 
-    rank = 2
+    place = 2
 
     @abstractmethod
     def pack(self, symbols: Sequence[Symbols]) -> bytes:
@@ -226,7 +226,7 @@ class Packer(Step):
 class ByteStep(Step):
     """Bytes to fewer bytes."""
 
-    rank = 3
+    place = 3
 
     @abstractmethod
     def encode(self, data: bytes) -> bytes:
@@ -374,9 +374,9 @@ def make_codec(steps: Sequence[Step]) -> Codec:
 
 def check_order(steps: Sequence[type[Step]]) -> None:
     """Raise ConfigError unless these are transforms, one quantizer, one packer, byte steps, in this order."""
-    ranks = [step.rank for step in steps]
+    places = [step.place for step in steps]
     names = " | ".join(step.__module__.rpartition(".")[2] for step in steps)
-    if ranks != sorted(ranks) or ranks.count(Quantizer.rank) != 1 or ranks.count(Packer.rank) != 1:
+    if places != sorted(places) or places.count(Quantizer.place) != 1 or places.count(Packer.place) != 1:
         raise ConfigError(
             f"{names}: a codec is transforms, then one quantizer, then one packer, then byte steps; "
             + "; ".join(f"{noun}: {', '.join(_of_kind(kind))}" for noun, kind in _KINDS)

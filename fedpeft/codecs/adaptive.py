@@ -16,17 +16,17 @@ energy. `shift` moves the levels to the centroids of what they stand for. Follow
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, sqrt
 from typing import Final
 
 import numpy as np
 
 from fedpeft.allocation import SLICINGS, Slices, slices
 from fedpeft.codec import Context, Encoded, Plan, Quantizer, Signal, segment_reduce
-from fedpeft.entropy import coded_size, decode_symbols, encode_symbols
+from fedpeft.entropy import PRECISION, coded_size, decode_symbols, encode_symbols
 from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 from fedpeft.payload import Array, Expected, Reader, Shape, Symbols
@@ -37,8 +37,10 @@ STEPS: Final = 64
 """Quarter octaves by which a slice's step may exceed the smallest."""
 REACH: Final = 2047
 """Largest |q|."""
+SMALLEST: Final = 1e-30
+"""A state whose largest value is below this, or above 1 / this, is sent as zeros."""
 ROUNDINGS: Final = ("nearest", "dither")
-_QUARTERS: Final = np.array([1.0, 2**0.25, 2**0.5, 2**0.75])
+_QUARTERS: Final = np.array([1.0, sqrt(sqrt(2)), sqrt(2), sqrt(2) * sqrt(sqrt(2))])  # the same bits everywhere
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,12 @@ class Adaptive(Quantizer):
         """Levels by class, one stream each; the parameters hold step, shifts, classes and relative steps."""
         cut = slices(signal.shapes, self.per)
         relative, y = _normalised(signal, cut)
-        noise = context.uniform(len(y)) - y.dtype.type(0.5) if self.draws else None
-        search = _Search(y, cut.sizes, noise, self.dead)
+        search = _Search(y, cut.sizes, self.draws, self.dead)
         whole = self.bits * context.parameters / 8
         spent = context.spent + coded_size([Symbols(relative, STEPS)]) + 16
         step = search.meet(max(whole - spent, whole / 4))  # a header larger than the budget must not silence the state
-        q, classes = search.levels(step)
+        noise = context.uniform(len(y)) - y.dtype.type(0.5) if self.draws else None
+        q, classes = search.levels(step, noise)
         q = q.astype(np.int16)
         reaches = [
             int(np.abs(q[m]).max()) for c in range(1, CLASSES) if (m := np.repeat(classes == c, cut.sizes)).any()
@@ -89,7 +91,7 @@ class Adaptive(Quantizer):
         per = SLICINGS[parameters.varint("slicing", len(SLICINGS) - 1)]
         dither = ROUNDINGS[parameters.varint("rounding", len(ROUNDINGS) - 1)] == "dither"
         step, *shifts = struct.unpack("<fbb", parameters.take(6, "step and shifts"))
-        if not 0 <= step < math.inf:
+        if not 0 <= step < inf:
             raise PayloadError(f"the payload's step adaptive has the step size {step}")
         cut = slices(shapes, per)
         count = len(cut.sizes)
@@ -140,19 +142,22 @@ def _normalised(signal: Signal, cut: Slices) -> tuple[Array, Array]:
 class _Search:
     """The step size that meets a budget."""
 
-    def __init__(self, y: Array, sizes: Array, noise: Array | None, dead: float) -> None:
-        self.y, self.sizes, self.noise = y, sizes, noise
+    def __init__(self, y: Array, sizes: Array, dither: bool, dead: float) -> None:
+        self.y, self.sizes = y, sizes
         self.offset = y.dtype.type(0.5 - dead)
+        # a step that depended on the noise that is sent would bias the code: the search has an even noise of its own
+        golden = (np.arange(len(y)) * 0.6180339887498949 % 1 - 0.5).astype(y.dtype)
+        self.probe = golden if dither else None
         self.largest = float(np.abs(y).max(initial=0.0))
         self.rms = np.sqrt(segment_reduce(np.add, np.square(y, dtype=np.float64), sizes) / np.maximum(sizes, 1))
 
-    def levels(self, step: float) -> tuple[Array, Array]:
-        """q of every entry, as floats, and the class of every slice."""
+    def levels(self, step: float, noise: Array | None) -> tuple[Array, Array]:
+        """q of every entry, as floats, and the class of every slice; with dither if there is noise."""
         if step <= 0:
             return np.zeros_like(self.y), np.zeros(len(self.sizes), np.uint8)
         y = self.y / self.y.dtype.type(step)
-        if self.noise is not None:
-            q = np.floor(y + self.noise + y.dtype.type(0.5))
+        if noise is not None:
+            q = np.floor(y + noise + y.dtype.type(0.5))
             used = self.rms > 0
         else:
             q = np.copysign(np.floor(np.abs(y) + self.offset), y)
@@ -162,33 +167,31 @@ class _Search:
         return np.clip(q, -REACH, REACH), np.where(used, classes, 0).astype(np.uint8)
 
     def cost(self, step: float) -> float:
-        """About how many bytes the levels and classes take."""
-        q, classes = self.levels(step)
+        """About how many bytes the levels and classes take, tables included."""
+        q, classes = self.levels(step, self.probe)
         reach = int(np.abs(q).max(initial=0))
         width = 2 * reach + 1
         joint = np.repeat(classes.astype(np.int32) * width, self.sizes) + (q + reach).astype(np.int32)
         counts = np.bincount(joint, minlength=CLASSES * width).reshape(CLASSES, width)[1:]
-        positive = counts[counts > 0]
         totals = counts.sum(axis=1)
-        bits = (totals[totals > 0] * np.log2(totals[totals > 0])).sum() - (positive * np.log2(positive)).sum()
-        return (
-            float(bits) / 8
-            + 1.4 * len(positive)
-            + 6 * np.count_nonzero(totals)
-            + coded_size([Symbols(classes, CLASSES)])
-        )
+        logs = np.log2(counts, out=np.zeros(counts.shape), where=counts > 0)
+        bits = totals * np.log2(np.maximum(totals, 1)) - (counts * logs).sum(axis=1)
+        reaches = np.where(counts > 0, np.abs(np.arange(width) - reach), 0).max(axis=1)
+        table = 2 * reaches + 1 + (counts * min(1.0, PRECISION / max(1, len(self.y))) >= 128).sum(axis=1)
+        raw = totals * np.log2(2 * reaches + 1) / 8
+        used = totals > 0
+        coded = np.minimum(bits / 8 + table, raw)[used].sum() + 4 * np.count_nonzero(used)
+        return 1.003 * float(coded) + coded_size([Symbols(classes, CLASSES)])
 
     def meet(self, budget: float) -> float:
         """A step, representable in fp32, whose cost is at most the budget and close to it; 0 for all zeros."""
-        smallest = self.largest / REACH
-        high = 4 * self.largest
-        if self.largest <= 0 or budget <= 0 or not math.isfinite(high):
-            return float(np.float32(high if math.isfinite(high) else 3e38)) if self.largest > 0 else 0.0
-        low = smallest
+        if not SMALLEST <= self.largest <= 1 / SMALLEST:
+            return 0.0
+        low, high = 1.001 * self.largest / REACH, 4 * self.largest
         if self.cost(low) <= budget:
             return float(np.float32(low))
         for _ in range(14):
-            middle = math.sqrt(low * high)
+            middle = sqrt(low * high)
             low, high = (middle, high) if self.cost(middle) > budget else (low, middle)
         return float(np.float32(high))
 

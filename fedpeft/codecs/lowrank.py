@@ -30,6 +30,8 @@ from fedpeft.payload import Array, Expected, Reader, Shape, Symbols, size
 
 LEVELS: Final = 64
 """Half octaves below the largest c."""
+SMALLEST: Final = 1e-28
+"""A state whose largest c is below this counts as zero, so that 1 / c stays within fp32."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class LowRank(Transform):
         for group, (_, s, _, w) in zip(layout.groups, triples, strict=True):
             importance[group.rows] = s * w**2
         largest = float(np.float32(min(importance.max(initial=0.0), 1e38)))
+        if largest < SMALLEST:
+            largest = 0.0
         ratio = np.divide(largest, importance, out=np.full_like(importance, np.inf), where=importance > 0)
         codes = np.clip(np.round(2 * np.log2(np.maximum(ratio, 1))), 0, LEVELS - 1).astype(np.uint8)
         c = _importance(largest, codes)

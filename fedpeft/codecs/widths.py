@@ -54,7 +54,7 @@ class Widths(Quantizer):
             energies = segment_reduce(np.add, np.square(weighted, dtype=np.float64), cut.sizes)
         whole = context.parameters * self.bits
         spent = 8 * (context.spent + 8) + (SCALE_BITS + 6) * len(cut.sizes)
-        widths = integer_widths(energies, cut.sizes, max(whole - spent, 0.0), DISTORTION).astype(np.uint8)
+        widths = integer_widths(energies, cut.sizes, max(whole - spent, whole / 4), DISTORTION).astype(np.uint8)
         widths[words == 0] = 0
         sent = words[widths > 0]
         steps = np.zeros(len(cut.sizes))
