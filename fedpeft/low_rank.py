@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import scipy.linalg  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
@@ -67,16 +68,22 @@ class LowRank:
 
 def stack(products: Sequence[LowRank], weights: Sequence[float] | None = None) -> LowRank:
     """sum_k w_k L_k R_k as one product of width sum_k q_k: [w_1 L_1, ..., w_K L_K] [R_1; ...; R_K]."""
-    terms = products if weights is None else [p.scaled(w) for p, w in zip(products, weights, strict=True)]
-    return LowRank(torch.cat([t.left for t in terms], dim=1), torch.cat([t.right for t in terms], dim=0))
+    joined = LowRank(torch.cat([p.left for p in products], dim=1), torch.cat([p.right for p in products], dim=0))
+    if weights is not None:
+        joined.left.mul_(_owner_of_column(products, torch.tensor(weights, dtype=joined.left.dtype)))
+    return joined
+
+
+def _owner_of_column(products: Sequence[LowRank], values: Tensor) -> Tensor:
+    """For each column of the stack the value (of `values`, (K,)) of the product it belongs to."""
+    return torch.repeat_interleave(values, torch.tensor([p.width for p in products]))
 
 
 def inner_products(products: Sequence[LowRank]) -> Tensor:
     """The (K, K) matrix of <X_i, X_j> = tr(X_i^T X_j), in fp64, through the Gram matrices of the stacked factors."""
     joined = stack(products)
-    left, right = joined.left.double(), joined.right.double()
-    columns = (left.T @ left) * (right @ right.T)
-    owner = torch.repeat_interleave(torch.arange(len(products)), torch.tensor([p.width for p in products]))
+    columns = _gram_matrix(joined.left.T).mul_(_gram_matrix(joined.right))
+    owner = _owner_of_column(products, torch.arange(len(products)))
     rows = torch.zeros(len(products), joined.width, dtype=torch.float64).index_add_(0, owner, columns)
     return torch.zeros(len(products), len(products), dtype=torch.float64).index_add_(1, owner, rows)
 
@@ -112,13 +119,13 @@ class CostModel:
     AVX-512 core with MKL; another machine changes them all by a similar factor, so the choice is stable.
     """
 
-    multiply: float = 5.0e-11
+    multiply: float = 4.2e-11
     """per multiply-add of an fp64 matrix product"""
-    factorise: float = 1.3e-10
+    factorise: float = 1.2e-10
     """per m n^2 of an fp64 QR of (m, n) with Q formed"""
-    eigen: float = 2.7e-10
-    """per n^3 of an fp64 symmetric eigendecomposition"""
-    singular: float = 4.9e-10
+    eigen: float = 0.8e-10
+    """per n^3 of an fp64 symmetric eigendecomposition for a few of the vectors"""
+    singular: float = 4.2e-10
     """per m n^2, m >= n, of an fp64 SVD"""
     call: float = 2e-5
     """per LAPACK call"""
@@ -184,27 +191,61 @@ def _qr(product: LowRank, rank: int) -> Triplets:
 
 
 def _gram(product: LowRank, rank: int) -> Triplets:
-    L, R = _balanced(product.left, product.right)
-    C, inverse = _root(_gram_matrix(R))  # R = C Q with orthonormal rows Q = C^-1 R
-    values, V = torch.linalg.eigh(C.T @ (_gram_matrix(L.T) @ C))
-    S, V = values.flip(0)[:rank].clamp_min(0.0).sqrt(), V.flip(1)[:, :rank]
-    U = L @ (C @ V) / S.clamp_min(torch.finfo(S.dtype).tiny)
-    return U, S, inverse(V).T @ R
+    L, R = product.left, product.right
+    L_gram, R_gram = _gram_matrix(L.T), _gram_matrix(R)
+    # Each column of L made as long as its row of R, so that neither Gram matrix hides a direction: (L t) (R / t).
+    t = (R_gram.diagonal() / L_gram.diagonal()) ** 0.25
+    t = torch.where(t.isfinite() & (t > 0), t, torch.ones_like(t))
+    C, inverse = _root(R_gram / torch.outer(t, t))  # R / t = C Q with orthonormal rows Q = C^-1 (R / t)
+    values, V = leading_eigenvectors(C.T @ ((L_gram * torch.outer(t, t)) @ C), rank)
+    S = values.clamp_min(0.0).sqrt()
+    U = _times(L, t[:, None] * (C @ V)) / S.clamp_min(torch.finfo(S.dtype).tiny)
+    return U, S, _times(R.T, inverse(V) / t[:, None]).T
 
 
-_PANELS = 8
+_PANELS, _CHUNK = 8, 2048
 
 
 def _gram_matrix(X: Tensor) -> Tensor:
-    """X X^T; only the blocks on and above the diagonal are multiplied, which saves nearly half."""
+    """X X^T in fp64. Only the blocks on and above the diagonal are multiplied, which saves nearly half.
+
+    A chunk of columns is converted at a time: at the server's sizes fp64 copies of the factors are what memory goes to.
+    """
     rows = len(X)
-    result = X.new_empty(rows, rows)
+    result = torch.zeros(rows, rows, dtype=torch.float64)
     step = -(-rows // _PANELS)
+    for columns in X.split(_CHUNK, dim=1):
+        exact = columns.double()
+        for a in range(0, rows, step):
+            result[a : a + step, a:] += exact[a : a + step] @ exact[a:].T
     for a in range(0, rows, step):
-        b = min(a + step, rows)
-        result[a:b, a:] = X[a:b] @ X[a:].T
-        result[b:, a:b] = result[a:b, b:].T
+        result[a + step :, a : a + step] = result[a : a + step, a + step :].T
     return result
+
+
+def _times(X: Tensor, W: Tensor) -> Tensor:
+    """X W in fp64, a chunk of rows at a time; W is thin."""
+    return torch.cat([rows.double() @ W for rows in X.split(_CHUNK)])
+
+
+def leading_eigenvectors(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest eigenvalues, descending, and their eigenvectors; LAPACK's solver for a few, not for all."""
+    size = len(symmetric)
+    wanted = (max(size - count, 0), size - 1)
+    values, vectors = scipy.linalg.eigh(symmetric.numpy(), subset_by_index=wanted, check_finite=False)
+    return torch.from_numpy(values).flip(0), torch.from_numpy(vectors).flip(1)
+
+
+def left_singular_vectors(X: Tensor, count: int) -> Tensor:
+    """The leading left singular vectors of a matrix (out, q): (out, count), fp64.
+
+    They come from the smaller Gram matrix; directions below 1e-7 of the largest singular value are zero columns.
+    """
+    tall = X.shape[0] > X.shape[1]
+    values, vectors = leading_eigenvectors(_gram_matrix(X.T if tall else X), count)
+    S = values.clamp_min(0.0).sqrt()
+    U = _times(X, vectors) / S.clamp_min(torch.finfo(S.dtype).tiny) if tall else vectors
+    return torch.nn.functional.pad(U * (S[:1] * _ZERO["gram"] < S), (0, count - U.shape[1]))
 
 
 def _root(gram: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -217,13 +258,6 @@ def _root(gram: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     seen = D[-1:] * 1e-15 < D
     root, E = D[seen].sqrt(), E[:, seen]
     return E * root, lambda V: E @ (V / root[:, None])
-
-
-def _balanced(L: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product, fp64, each column of L as long as its row of R, so that neither Gram hides a direction."""
-    ratio = (R.norm(dim=1).double() / L.norm(dim=0).double()).sqrt()
-    ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, torch.ones_like(ratio))
-    return L * ratio, R / ratio[:, None]
 
 
 def _dense(product: LowRank, rank: int) -> Triplets:

@@ -13,15 +13,15 @@ that vote count clients, not rows. Updates with numbers that are not finite are 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from fedpeft.adapter import Layout, LoraPair, State, TensorSpec
-from fedpeft.low_rank import METHODS, LowRank, stack, truncated_svd
+from fedpeft.low_rank import METHODS, LowRank, left_singular_vectors, stack
 from fedpeft.parts import setting
 from fedpeft.strategy import (
     Cohort,
@@ -33,6 +33,8 @@ from fedpeft.strategy import (
     lora_form,
     weighted_sum,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,31 @@ class RobustStrategy(GatherStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of s B A plus the combined change."""
-        changes = [change(pair, u) for u in cohort.updates]
-        heard = [k for k, D in enumerate(changes) if D.left.isfinite().all() and D.right.isfinite().all()]
-        after = effective(pair, state, lora_form(layout))
-        if heard:
-            after = stack([after, self.combine([changes[k] for k in heard], [cohort.shares[k] for k in heard])])
+        terms = [effective(pair, state, lora_form(layout))]
+        changes, shares = _heard((change(pair, u) for u in cohort.updates), cohort.shares, _factors)
+        if changes:
+            terms.append(self.combine(changes, shares))
+        after = stack(terms)
+        del changes, terms  # each is a cohort's worth of factors, and `after` is a copy
         return best_factors(pair, after, state, layout, self.svd, self.remainder == "keep")
 
     def gather_plain(self, spec: TensorSpec, state: State, cohort: Cohort) -> Tensor:
         """The global value plus the combined delta."""
-        deltas = [u.delta[spec.name] for u in cohort.updates]
-        heard = [k for k, delta in enumerate(deltas) if delta.isfinite().all()]
-        if not heard:
-            return state[spec.name].clone()
-        return state[spec.name] + self.combine_plain([deltas[k] for k in heard], [cohort.shares[k] for k in heard])
+        deltas, shares = _heard((u.delta[spec.name] for u in cohort.updates), cohort.shares, lambda delta: (delta,))
+        combined = self.combine_plain(deltas, shares) if deltas else torch.zeros_like(state[spec.name])
+        return state[spec.name] + combined
+
+
+def _factors(matrix: LowRank) -> tuple[Tensor, Tensor]:
+    return matrix.left, matrix.right
+
+
+def _heard(
+    parts: Iterable[T], shares: Sequence[float], tensors: Callable[[T], tuple[Tensor, ...]]
+) -> tuple[list[T], list[float]]:
+    """The clients' parts that are finite, with their shares."""
+    kept = [(part, p) for part, p in zip(parts, shares, strict=True) if all(t.isfinite().all() for t in tensors(part))]
+    return [part for part, _ in kept], [p for _, p in kept]
 
 
 @dataclass(frozen=True)
@@ -130,13 +143,15 @@ def shared_basis(changes: Sequence[LowRank], dimensions: int) -> Tensor:
 
     They depend on the D_k alone, not on their factors; each client has the same say, however large its update.
     """
-    columns = []
-    for D in changes:
-        _, T = torch.linalg.qr(D.right.T)  # D D^T = (L T^T) (L T^T)^T
-        half = D.left @ T.T
-        columns.append(half / half.norm().clamp_min(torch.finfo(half.dtype).tiny))
-    X = torch.cat(columns, dim=1)
-    return truncated_svd(LowRank(X, torch.eye(X.shape[1], dtype=X.dtype)), dimensions).U
+    halves = torch.cat([_unit_half(D) for D in changes], dim=1)
+    return left_singular_vectors(halves, dimensions).to(halves.dtype)
+
+
+def _unit_half(D: LowRank) -> Tensor:
+    """H (out, <= q) with H H^T = D D^T / norm(D)^2."""
+    _, T = torch.linalg.qr(D.right.T)  # D D^T = (L T^T) (L T^T)^T
+    half: Tensor = D.left @ T.T
+    return half / half.norm().clamp_min(torch.finfo(half.dtype).tiny)
 
 
 def middle_mean(values: Tensor, trim: int) -> Tensor:
