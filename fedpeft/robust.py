@@ -150,8 +150,9 @@ def shared_basis(changes: Sequence[LowRank], dimensions: int) -> Tensor:
 def _unit_half(D: LowRank) -> Tensor:
     """H (out, <= q) with H H^T = D D^T / norm(D)^2."""
     _, T = torch.linalg.qr(D.right.T)  # D D^T = (L T^T) (L T^T)^T
-    half: Tensor = D.left @ T.T
-    return half / half.norm().clamp_min(torch.finfo(half.dtype).tiny)
+    half = D.left @ T.T
+    unit: Tensor = half / half.norm().clamp_min(torch.finfo(half.dtype).tiny)
+    return unit
 
 
 def middle_mean(values: Tensor, trim: int) -> Tensor:

@@ -163,11 +163,7 @@ def _case(
 
 
 def memory(repeats: int) -> Iterator[Row]:
-    """Peak memory of the server over two 11008 x 4096 modules of 100 mixed clients; the updates wait on disk.
-
-    `module` is the fp32 size of one module's factors over the cohort; `above` is the rise of the resident set over
-    that of the process before the round.
-    """
+    """Peak resident memory above that before the round: two 11008 x 4096 modules, 100 mixed clients, updates on disk."""
     with tempfile.TemporaryDirectory() as folder:
         layout = lora_layout([(11008, 4096)] * 2, ClientForm(16, 16.0))
         state = random_state(layout, 0)
