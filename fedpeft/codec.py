@@ -14,14 +14,15 @@ and nothing in the payload can make it allocate more than the receiver's own sha
 2. unpack: byte steps and packer are given the exact number of symbols, hence a bound on their bytes;
 3. undo, backwards: symbols to values, values to tensors; the result must be finite.
 
-Memory: decoding holds at most 16 times the adapter's size in fp32, plus 1 MiB.
+Memory: whatever a payload says, decoding holds at most 32 times the adapter's size in fp32, plus 1 MiB (the worst case
+is a full-rank `lowrank` of square fp64 matrices); for fp32 LoRA factors at most 16 times, 4 to 10 for the presets.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
@@ -272,6 +273,25 @@ class Codec:
     def __str__(self) -> str:
         return " | ".join(map(str, self.steps))
 
+    def with_bits(self, bits: float) -> Codec:
+        """The same codec at another precision, for precision that changes over time or from client to client.
+
+        Args:
+            bits: a parameter, for codecs whose quantizer works to a budget (adaptive, widths); whole bits for `quantize`.
+
+        Raises:
+            ConfigError: the codec's quantizer has no precision to set.
+        """
+        quantizer = self.tensor_steps[-1]
+        found = {f.name: f for f in fields(quantizer)}.get("bits")  # type: ignore[arg-type]
+        if found is None or getattr(quantizer, "step", None) is not None:
+            raise ConfigError(f"the precision of {self} can't be set; use adaptive, widths or quantize(bits=...)")
+        limits = found.metadata["bounds"]
+        bits = min(limits.high, max(limits.low if limits.low is not None else 0.05, bits))
+        value = round(bits) if isinstance(getattr(quantizer, "bits"), int) else bits  # noqa: B009
+        changed = replace(quantizer, **{"bits": value})  # type: ignore[type-var]
+        return replace(self, tensor_steps=(*self.tensor_steps[:-1], changed))
+
     def encode(
         self,
         state: State,
@@ -296,23 +316,44 @@ class Codec:
             PayloadError: a tensor is not finite, of another dtype, or not in `shapes`.
             ConfigError: a `delta` step has no reference.
         """
-        names = sorted(state)
-        own = {name: tuple(state[name].shape) for name in names}
+        own = {name: tuple(state[name].shape) for name in sorted(state)}
         sent = _subset(own, own if shapes is None else shapes)
-        for name in names:
+        seed %= 1 << 64
+        symbols, parameters = self.symbols(state, seed=seed, weights=weights, reference=reference)
+        body = self.packer.pack(symbols)
+        for byte_step in self.byte_steps:
+            body = byte_step.encode(body)
+        parameters += [b""] * (1 + len(self.byte_steps))
+        header = Header(
+            layout_digest(own if shapes is None else shapes),
+            sent,
+            tuple(state[name].dtype for name in own),
+            seed if any(step.draws for step in self.steps) else None,
+            tuple((step_name(step), p) for step, p in zip(self.steps, parameters, strict=True)),
+        )
+        return write_payload(header, body)
+
+    def symbols(
+        self,
+        state: State,
+        *,
+        seed: int = 0,
+        weights: State | None = None,
+        reference: tuple[int, State] | None = None,
+    ) -> tuple[list[Symbols], list[bytes]]:
+        """What the tensor steps make of a state, before it is packed: all symbols, and each step's parameters.
+
+        See `encode` for arguments and errors.
+        """
+        own = {name: tuple(state[name].shape) for name in sorted(state)}
+        for name in own:
             if state[name].dtype not in DTYPES:
                 raise PayloadError(f"{name} is {state[name].dtype}; a payload holds fp32, bf16, fp16 or fp64 tensors")
-        dtypes = tuple(state[name].dtype for name in names)
-        dtype = _working(dtypes)
-        flat = _flat(state, names, dtype)
-        signal = Signal(
-            flat,
-            tuple(own[name] for name in names),
-            None if weights is None else _flat_weights(weights, own, dtype),
-        )
-        _check_finite(flat, names, own)
-        base = None if reference is None else (reference[0], _flat(reference[1], names, dtype))
-        seed %= 1 << 64
+        dtype = _working([state[name].dtype for name in own])
+        flat = _flat(state, list(own), dtype)
+        _check_finite(flat, list(own), own)
+        signal = Signal(flat, tuple(own.values()), None if weights is None else _flat_weights(weights, own, dtype))
+        base = None if reference is None else (reference[0], _reference(reference[1], own, dtype))
         parameters: list[bytes] = []
         symbols: list[Symbols] = []
         with np.errstate(all="ignore"):  # what overflows is not finite, and the receiver refuses it
@@ -322,18 +363,7 @@ class Codec:
                 parameters.append(made.parameters)
                 symbols += made.symbols
                 signal = made.signal or signal
-        body = self.packer.pack(symbols)
-        for byte_step in self.byte_steps:
-            body = byte_step.encode(body)
-        parameters += [b""] * (1 + len(self.byte_steps))
-        header = Header(
-            layout_digest(own if shapes is None else shapes),
-            sent,
-            dtypes,
-            seed if any(step.draws for step in self.steps) else None,
-            tuple((step_name(step), p) for step, p in zip(self.steps, parameters, strict=True)),
-        )
-        return write_payload(header, body)
+        return symbols, parameters
 
 
 def parse_codec(text: str) -> Codec:
@@ -434,8 +464,8 @@ def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int
     dtype = _working(header.dtypes)
 
     def reference(version: int) -> Array | None:
-        state = references.get(version)
-        return None if state is None else _flat(state, names, dtype)
+        state = references.get(version, {})
+        return _flat(state, names, dtype) if all(name in state for name in names) else None
 
     classes = _step_classes(header)
     segments = tuple(tuple(shapes[name]) for name in names)
@@ -504,6 +534,13 @@ def _flat(state: State, names: Sequence[str], dtype: np.dtype[Any]) -> Array:
     target = torch.float64 if dtype == np.float64 else torch.float32
     values: Array = torch.cat([state[name].detach().reshape(-1).to("cpu", target) for name in names]).numpy()
     return values
+
+
+def _reference(state: State, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Array:
+    for name, shape in shapes.items():
+        if name not in state or tuple(state[name].shape) != shape:
+            raise ConfigError(f"the reference state holds no tensor {name} of shape {shape}")
+    return _flat(state, list(shapes), dtype)
 
 
 def _flat_weights(weights: State, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Array:

@@ -359,6 +359,15 @@ def test_presets_parse_and_round_trip(name):
     assert codec.lossless == (name in ("fp32", "fp64"))
 
 
+def test_precision_can_be_set_from_round_to_round_and_client_to_client():
+    assert str(parse_codec("small").with_bits(1.5)) == "lowrank(share=0.5) | adaptive(bits=1.5) | rans"
+    assert str(parse_codec("int8").with_bits(3.4)) == "quantize(bits=3) | rans"
+    assert parse_codec("int8").with_bits(99) == parse_codec("int8")
+    for text in ("fp32", "unbiased", "topk | sign"):
+        with pytest.raises(ConfigError, match="can't be set"):
+            parse_codec(text).with_bits(2.0)
+
+
 # error feedback
 
 

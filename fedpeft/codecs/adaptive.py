@@ -37,6 +37,7 @@ STEPS: Final = 64
 """Quarter octaves by which a slice's step may exceed the smallest."""
 REACH: Final = 2047
 """Largest |q|."""
+GOLDEN_RATIO: Final = 0.6180339887498949
 SMALLEST: Final = 1e-30
 """A state whose largest value is below this, or above 1 / this, is sent as zeros."""
 ROUNDINGS: Final = ("nearest", "dither")
@@ -146,8 +147,7 @@ class _Search:
         self.y, self.sizes = y, sizes
         self.offset = y.dtype.type(0.5 - dead)
         # a step that depended on the noise that is sent would bias the code: the search has an even noise of its own
-        golden = (np.arange(len(y)) * 0.6180339887498949 % 1 - 0.5).astype(y.dtype)
-        self.probe = golden if dither else None
+        self.probe = (np.arange(len(y)) * GOLDEN_RATIO % 1 - 0.5).astype(y.dtype) if dither else None
         self.largest = float(np.abs(y).max(initial=0.0))
         self.rms = np.sqrt(segment_reduce(np.add, np.square(y, dtype=np.float64), sizes) / np.maximum(sizes, 1))
 
@@ -188,11 +188,20 @@ class _Search:
         if not SMALLEST <= self.largest <= 1 / SMALLEST:
             return 0.0
         low, high = 1.001 * self.largest / REACH, 4 * self.largest
-        if self.cost(low) <= budget:
+        dear, cheap = self.cost(low), self.cost(high)
+        if dear <= budget:
             return float(np.float32(low))
-        for _ in range(14):
-            middle = sqrt(low * high)
-            low, high = (middle, high) if self.cost(middle) > budget else (low, middle)
+        for turn in range(12):
+            # bytes fall about linearly with the logarithm of the step: interpolate, and halve where that is slow
+            place = 0.5 if turn % 3 == 0 or cheap >= budget else min(0.98, max(0.02, (dear - budget) / (dear - cheap)))
+            middle = low * (high / low) ** place
+            cost = self.cost(middle)
+            if cost > budget:
+                low, dear = middle, cost
+            else:
+                high, cheap = middle, cost
+                if cost > 0.997 * budget:
+                    break
         return float(np.float32(high))
 
 
@@ -200,8 +209,9 @@ def _shifts(y: Array, q: Array) -> tuple[int, int]:
     """How far the centroids of |q| = 1 and |q| > 1 lie inside their levels, in 1/256 of a step."""
     magnitude, level = np.abs(y), np.abs(q)
     result = []
+    gap = level - magnitude
     for mask in (level == 1, level > 1):
-        inside = float((level[mask] - magnitude[mask]).mean(dtype=np.float64)) if mask.any() else 0.0
+        inside = float(gap.sum(where=mask, dtype=np.float64)) / max(1, int(np.count_nonzero(mask)))
         result.append(int(np.clip(round(256 * inside), -127, 127)))
     return result[0], result[1]
 

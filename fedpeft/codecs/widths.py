@@ -23,7 +23,7 @@ from fedpeft.allocation import SLICINGS, integer_widths, slices
 from fedpeft.codec import Context, Encoded, Plan, Quantizer, Signal, segment_reduce
 from fedpeft.entropy import decode_symbols, encode_symbols
 from fedpeft.parts import setting
-from fedpeft.payload import Array, Expected, Reader, Shape, Symbols
+from fedpeft.payload import Array, Expected, Reader, Shape, Symbols, packed_size
 from fedpeft.scales import expected_scales, read_scales, scale_symbols, scale_values, scale_words
 
 STEP: Final = (0.0, 1.596, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
@@ -54,7 +54,7 @@ class Widths(Quantizer):
             energies = segment_reduce(np.add, np.square(weighted, dtype=np.float64), cut.sizes)
         whole = context.parameters * self.bits
         spent = 8 * (context.spent + 8) + (SCALE_BITS + 6) * len(cut.sizes)
-        widths = integer_widths(energies, cut.sizes, max(whole - spent, whole / 4), DISTORTION).astype(np.uint8)
+        widths = _within(max(whole - spent, whole / 4), energies, cut.sizes)
         widths[words == 0] = 0
         sent = words[widths > 0]
         steps = np.zeros(len(cut.sizes))
@@ -91,6 +91,18 @@ class Widths(Quantizer):
             return cut.scatter(y)
 
         return Plan((), (*expected_scales(int(np.count_nonzero(widths)), 2), *expected), undo)
+
+
+def _within(budget: float, energies: Array, sizes: Array) -> Array:
+    """Widths whose packed levels keep to a budget in bits: three or five bits don't fill a word."""
+    asked = budget
+    while True:
+        widths = integer_widths(energies, sizes, asked, DISTORTION).astype(np.uint8)
+        counts = np.bincount(widths, weights=sizes, minlength=len(STEP)).astype(np.int64)
+        over = 8 * sum(packed_size(int(counts[b]), 2**b) for b in range(1, len(STEP))) - budget
+        if over <= 8 * len(STEP) or asked <= 0:
+            return widths
+        asked = max(0.0, asked - over)
 
 
 part = Widths
