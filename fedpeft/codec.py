@@ -277,7 +277,7 @@ class Codec:
         """The same codec at another precision, for precision that changes over time or from client to client.
 
         Args:
-            bits: a parameter, for codecs whose quantizer works to a budget (adaptive, widths); whole bits for `quantize`.
+            bits: a parameter, where the quantizer works to a budget (adaptive, widths); whole bits for `quantize`.
 
         Raises:
             ConfigError: the codec's quantizer has no precision to set.
