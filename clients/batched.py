@@ -3,7 +3,8 @@
 Every linear layer becomes a fast frozen one, every adapted layer a stacked one (see `fedpeft.stacked`), and one fused
 optimizer steps over the stacks. The sum of the clients' mean losses is minimised, so each client's gradient is that
 of its own mean loss. Clients with more steps come first in a group: when the others are done, their parameters have
-been copied out and their rows leave the pass.
+been copied out and their rows leave the pass. Clients of lower LoRA rank are padded with zeros to the global rank:
+the padding's gradients are zero, so it stays zero and changes nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from fedpeft.adapter import Layout, State
-from fedpeft.clients.training import Executor, Job, Trained
+from fedpeft.adapter import ClientForm, Layout, State
+from fedpeft.clients.training import Executor, Job, Trained, leading
 from fedpeft.dropout import DropoutPlan, own_dropout
 from fedpeft.examples import Batch, Examples
 from fedpeft.peft_method import PeftMethod
 from fedpeft.stacked import Kernel, StackedLayer, StackedLinear, fast_linears, replace
+from fedpeft.strategy import padded
 from fedpeft.task import FederatedModel, Task, trainable
 from torch import Tensor, nn
 
@@ -78,7 +80,7 @@ class BatchedExecutor(Executor):
     def _train(self, jobs: list[Job], plans: list[list[np.ndarray]]) -> list[Trained]:
         job = jobs[0]
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
-        self._load([j.received for j in jobs], job.trained)
+        self._load(jobs)
         optimizer = job.training.optimizer_for(chosen.values(), job.learning_rate)
         start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
         losses: list[list[Tensor]] = [[] for _ in jobs]
@@ -104,7 +106,7 @@ class BatchedExecutor(Executor):
             for k, loss in enumerate(client_losses.detach()):
                 losses[k].append(loss)
                 if len(plans[k]) == step + 1:
-                    trained[k] = {name: p.detach()[k].cpu().clone() for name, p in chosen.items()}
+                    trained[k] = {n: leading(p.detach()[k], jobs[k].received[n]) for n, p in chosen.items()}
         self.dropout.clients = []
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
@@ -116,6 +118,7 @@ class BatchedExecutor(Executor):
     def load(self, state: State) -> None:
         """Make the first place in the stack the only one, with `state` in it."""
         self._activate(1)
+        self._scale([self.layout.form])
         with torch.no_grad():
             for name, tensor in state.items():
                 self.parameters[name][0].copy_(tensor)
@@ -125,13 +128,18 @@ class BatchedExecutor(Executor):
             layer.active = clients
         return clients
 
-    def _load(self, states: Sequence[State], trained: frozenset[str]) -> None:
+    def _load(self, jobs: Sequence[Job]) -> None:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.requires_grad_(name in trained)
+                parameter.requires_grad_(name in jobs[0].trained)
                 parameter.grad = None
-                for k, state in enumerate(states):
-                    parameter[k].copy_(state[name])
+                for k, job in enumerate(jobs):
+                    parameter[k].copy_(padded(job.received[name], parameter[k]))
+        self._scale([job.form for job in jobs])
+
+    def _scale(self, forms: Sequence[ClientForm | None]) -> None:
+        for layer in self.stacks:
+            layer.set_forms(forms)
 
     def _batch(self, rows: list[np.ndarray]) -> tuple[Batch, Tensor]:
         """The clients' batches as one of K * b rows; a client with fewer rows repeats its first, marked 0 in the mask."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from fedpeft.adapter import Layout, State
-from fedpeft.clients.training import Executor, Job, Trained
+from fedpeft.adapter import ClientForm, Layout, State
+from fedpeft.clients.training import Executor, Job, Trained, leading
 from fedpeft.dropout import DropoutPlan, own_dropout
 from fedpeft.examples import Batch, Examples
+from fedpeft.strategy import padded
 from fedpeft.task import FederatedModel, Task, trainable
+from peft.tuners.lora import LoraLayer
 
 
 class SequentialExecutor(Executor):
@@ -34,10 +36,18 @@ class SequentialExecutor(Executor):
         """Set the trainable parameters to `state`."""
         with torch.no_grad():
             for name, tensor in state.items():
-                self.parameters[name].copy_(tensor)
+                self.parameters[name].copy_(padded(tensor, self.parameters[name]))
+        self._scale(self.layout.form)
+
+    def _scale(self, form: ClientForm | None) -> None:
+        """Set the factor before B A of every LoRA layer; a client of lower rank is padded with zeros."""
+        for layer in self.model.modules():
+            if form is not None and isinstance(layer, LoraLayer):
+                layer.scaling = dict.fromkeys(layer.scaling, form.scale)
 
     def _train(self, job: Job) -> Trained:
         self.load(job.received)
+        self._scale(job.form)
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)
@@ -62,7 +72,7 @@ class SequentialExecutor(Executor):
         self.dropout.clients = []
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        trained = {name: p.detach().cpu().clone() for name, p in chosen.items()}
+        trained = {name: leading(p.detach(), job.received[name]) for name, p in chosen.items()}
         return Trained(job.client, trained, float(torch.stack(losses).double().mean()), len(losses), len(job.rows))
 
     def batch(self, rows: object) -> Batch:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.adapter import ClientForm, Layout, State
@@ -118,6 +118,11 @@ class Job:
                 one_pass += [window[i : i + size] for i in range(0, len(window), size)]
             batches += [one_pass[i] for i in random.permutation(len(one_pass))]
         return batches[:steps]
+
+
+def leading(tensor: Tensor, like: Tensor) -> Tensor:
+    """A CPU copy of the leading part of `tensor`, in the shape of `like`: what a client of lower LoRA rank holds."""
+    return tensor[tuple(slice(0, n) for n in like.shape)].cpu().clone()
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ Inputs are (K * b, T, d), the rows of client 0 first, then those of client 1, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpeft.adapter import ClientForm
 from fedpeft.layers import linear_layers
 
 Kernel = Literal["native", "onednn"]
@@ -65,6 +66,9 @@ class StackedLayer(nn.Module):
     def __init__(self, clients: int) -> None:
         super().__init__()
         self.active = clients
+
+    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
+        """LoRA rank and alpha of the active clients, in order; other layers have none."""
 
     def per_client(self, x: Tensor) -> Tensor:
         """(K * b, ..., d) as (K, rows, d)."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,25 +22,33 @@ from fedpeft.task import FederatedModel, trainable
 
 
 class StackedLora(StackedLayer):
-    """A frozen layer plus K clients' factors: A (K, r, in), B (K, out, r)."""
+    """A frozen layer plus K clients' factors: A (K, r, in), B (K, out, r), each client with its own scale."""
+
+    scales: Tensor
 
     def __init__(
-        self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, scale: float, dropout: float
+        self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float
     ) -> None:
         super().__init__(clients)
         self.layer = layer
-        self.scale = scale
         dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
         self.lora_A = StackedWeight(clients, shapes["lora_A.weight"], dtype)
         self.lora_B = StackedWeight(clients, shapes["lora_B.weight"], dtype)
+        self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=dtype), persistent=False)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
+        """The clients' own scales."""
+        for k, form in enumerate(forms):
+            self.scales[k] = form.scale if form is not None else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
         y = self.layer(x)
-        A, B = self.of_active(self.lora_A.weight, x), self.of_active(self.lora_B.weight, x)
+        A = self.of_active(self.lora_A.weight, x)
+        B = self.of_active(self.lora_B.weight * self.scales, x)
         hidden = torch.bmm(self.per_client(self.dropout(x)), A.transpose(1, 2))
-        return torch.baddbmm(self.per_client(y), hidden, B.transpose(1, 2), alpha=self.scale).view_as(y)
+        return torch.baddbmm(self.per_client(y), hidden, B.transpose(1, 2)).view_as(y)
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Lora(PeftMethod):
 
     def stack(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K pairs of factors."""
-        return StackedLora(layer, shapes, clients, self.form.scale, self.dropout)
+        return StackedLora(layer, shapes, clients, self.dropout)
 
 
 part = Lora
