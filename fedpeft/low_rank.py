@@ -7,7 +7,8 @@ Truncated SVDs, and what each of them costs (see `CostModel`):
 
     qr          L = Q_L T_L, R^T = Q_R T_R; SVD of the core T_L T_R^T. As accurate as an SVD of X.
     gram        R R^T = C C^T, so the rows of C^-1 R are orthonormal and the Gram matrix of L C holds the squared
-                singular values. Squaring halves the digits: done in fp64, right for fp32 factors.
+                singular values. Squaring halves the digits: done in fp64, right for fp32 factors. Where X is smaller
+                than its factors it is formed, and its smaller Gram matrix taken.
     dense       form X, then LAPACK.
     randomised  range finder with power iterations on the factors (Halko, Martinsson, Tropp, arXiv 0909.4061). Inexact
                 where the spectrum is flat, hence never chosen silently.
@@ -141,6 +142,10 @@ class CostModel:
                 + self.multiply * (left * right * width + rank * (out * left + in_ * right))
                 + 3 * self.call
             )
+        if method == "gram" and width > min(out, in_):
+            short, long = sorted((out, in_))
+            multiplies = out * in_ * width + short * long * (0.6 * short + rank)
+            return self.multiply * multiplies + self.eigen * short**3 + self.call
         if method == "gram":
             multiplies = width**2 * (0.6 * (out + in_) + 2 * width) + width * rank * (out + in_)
             return self.multiply * multiplies + self.eigen * width**3 + 2 * self.call
@@ -191,6 +196,8 @@ def _qr(product: LowRank, rank: int) -> Triplets:
 
 
 def _gram(product: LowRank, rank: int) -> Triplets:
+    if product.width > min(product.shape):
+        return _one_sided(product.left.double() @ product.right.double(), rank)
     L, R = product.left, product.right
     L_gram, R_gram = _gram_matrix(L.T), _gram_matrix(R)
     # Each column of L made as long as its row of R, so that neither Gram matrix hides a direction: (L t) (R / t).
@@ -203,7 +210,7 @@ def _gram(product: LowRank, rank: int) -> Triplets:
     return U, S, _times(R.T, inverse(V) / t[:, None]).T
 
 
-_PANELS, _CHUNK = 8, 2048
+_PANELS, _SMALLEST_PANEL, _CHUNK = 8, 64, 2048
 
 
 def _gram_matrix(X: Tensor) -> Tensor:
@@ -213,7 +220,7 @@ def _gram_matrix(X: Tensor) -> Tensor:
     """
     rows = len(X)
     result = torch.zeros(rows, rows, dtype=torch.float64)
-    step = -(-rows // _PANELS)
+    step = max(-(-rows // _PANELS), _SMALLEST_PANEL)
     for columns in X.split(_CHUNK, dim=1):
         exact = columns.double()
         for a in range(0, rows, step):
@@ -241,11 +248,18 @@ def left_singular_vectors(X: Tensor, count: int) -> Tensor:
 
     They come from the smaller Gram matrix; directions below 1e-7 of the largest singular value are zero columns.
     """
-    tall = X.shape[0] > X.shape[1]
-    values, vectors = leading_eigenvectors(_gram_matrix(X.T if tall else X), count)
-    S = values.clamp_min(0.0).sqrt()
-    U = _times(X, vectors) / S.clamp_min(torch.finfo(S.dtype).tiny) if tall else vectors
+    U, S, _ = _one_sided(X, count)
     return torch.nn.functional.pad(U * (S[:1] * _ZERO["gram"] < S), (0, count - U.shape[1]))
+
+
+def _one_sided(X: Tensor, rank: int) -> Triplets:
+    """The leading triplets of a matrix from the eigenvectors of its smaller Gram matrix."""
+    if X.shape[0] > X.shape[1]:
+        V, S, Ut = _one_sided(X.T, rank)
+        return Ut.T, S, V.T
+    values, U = leading_eigenvectors(_gram_matrix(X), rank)
+    S = values.clamp_min(0.0).sqrt()
+    return U, S, (_times(X.T, U) / S.clamp_min(torch.finfo(S.dtype).tiny)).T
 
 
 def _root(gram: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
