@@ -81,7 +81,7 @@ class BatchedExecutor(Executor):
         job = jobs[0]
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         self._load(jobs)
-        optimizer = job.training.optimizer_for(chosen.values(), job.learning_rate)
+        optimizer = job.training.optimizer_for(chosen, job.learning_rate)
         start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
         losses: list[list[Tensor]] = [[] for _ in jobs]
         trained: list[State] = [{} for _ in jobs]

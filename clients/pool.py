@@ -22,7 +22,7 @@ import numpy as np
 from fedpeft.adapter import State
 from fedpeft.clients.client import ClientSide
 from fedpeft.clients.store import ClientStore
-from fedpeft.clients.training import Totals
+from fedpeft.clients.training import Job, Totals, Trained
 from fedpeft.clients.workbench import Workbench, WorkPlan, cached_examples
 from fedpeft.codec import parse_codec
 from fedpeft.errors import RunError
@@ -59,6 +59,10 @@ class Worker:
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
         """Train (or prepare) a group of clients."""
         return self.clients.handle(instructions)
+
+    def train(self, job: Job) -> Trained:
+        """Train one job, outside of any federation."""
+        return next(self.bench.executor.train([job]))
 
     def fill(self, data_key: str, depth: int, tiles: list[int]) -> int:
         """Compute tiles of the frozen model's output."""

@@ -51,7 +51,7 @@ class SequentialExecutor(Executor):
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)
-        optimizer = job.training.optimizer_for(chosen.values(), job.learning_rate)
+        optimizer = job.training.optimizer_for(chosen, job.learning_rate)
         start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
         losses = []
         masks = job.dropout_generator()

@@ -6,7 +6,7 @@ A client's update depends only on (seed, round, client, its rows): every draw be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,15 +58,23 @@ class LocalTraining:
     epochs: float = setting(1.0, "passes over the client's rows; a fraction trains on a part", above=0)
     steps: int = setting(0, "optimizer steps; 0: as many as `epochs` needs", low=0)
     learning_rate: float = setting(1e-3, "of AdamW or SGD", above=0)
+    head_rate: float = setting(1.0, "learning rate of the head, relative to the adapter's", low=0)
     weight_decay: float = setting(0.0, "decoupled, of AdamW", low=0)
     optimizer: str = setting("adamw", "local optimizer", choices=("adamw", "sgd"))
     max_norm: float = setting(0.0, "clip the gradient of a step to this norm; 0: no clipping", low=0)
 
-    def optimizer_for(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-        """A new optimizer; its state does not outlive the round."""
+    def optimizer_for(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+        """A new optimizer over parameters by canonical name; its state does not outlive the round."""
+        head = [p for name, p in parameters.items() if name.startswith("head.")]
+        adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
+        groups = [
+            {"params": group, "lr": rate}
+            for group, rate in ((adapter, learning_rate), (head, learning_rate * self.head_rate))
+            if group
+        ]
         if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr=learning_rate)
-        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=self.weight_decay, fused=True)
+            return torch.optim.SGD(groups)
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Progress:
     Attributes:
         round: the last finished round; 0 after the preparation, -1 before it.
         adapter: the global state.
+        started: the state before round 1, with the head that the clients' statistics gave.
         memory: of the server optimizer, states by name.
         residual: what exact strategies put beside the base, by module.
         acknowledged: per client that took part, the last recorded round.
@@ -38,6 +39,7 @@ class Progress:
 
     round: int = -1
     adapter: State = field(default_factory=dict)
+    started: State = field(default_factory=dict)
     memory: dict[str, State] = field(default_factory=dict)
     residual: State = field(default_factory=dict)
     acknowledged: dict[int, int] = field(default_factory=dict)
@@ -59,7 +61,8 @@ class Checkpoints:
             RunError: the disk is full or can't be written; the checkpoint before stays valid.
         """
         tensors = {f"adapter/{n}": t.contiguous() for n, t in progress.adapter.items()}
-        tensors |= {f"residual/{n}": t.contiguous() for n, t in progress.residual.items()}
+        for kind in ("started", "residual"):
+            tensors |= {f"{kind}/{n}": t.contiguous() for n, t in getattr(progress, kind).items()}
         for label, state in progress.memory.items():
             tensors |= {f"memory/{label}/{n}": t.contiguous() for n, t in state.items()}
         plain = {

@@ -41,6 +41,7 @@ class RunConfig:
     local_epochs: float = setting(1.0, "passes over a client's rows per round", above=0)
     local_steps: int = setting(0, "local steps per round; 0: as many as the passes need", low=0)
     learning_rate: float = setting(2e-3, "of the local optimizer", above=0)
+    head_rate: float = setting(1.0, "learning rate of the head, relative to the adapter's; 0 keeps it", low=0)
     schedule: str = setting("linear", "learning rate over rounds", choices=("constant", "linear", "cosine"))
     optimizer: str = setting("adamw", "local optimizer: adamw(weight_decay=0.0, max_norm=0.0) or sgd(max_norm=0.0)")
     weighting: str = setting("rows", "weight of a client: by its rows, or uniform", choices=("rows", "uniform"))
@@ -69,6 +70,7 @@ class RunConfig:
             "epochs": self.local_epochs,
             "steps": self.local_steps,
             "learning_rate": self.learning_rate,
+            "head_rate": self.head_rate,
             "optimizer": spec.name,
             **spec.settings,
         }

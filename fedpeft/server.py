@@ -162,8 +162,13 @@ class Server:
         state = self.strategy.start(self.start, self.layout, self.seed)
         progress = Progress(round=0, adapter=state, fixed=dict(self.fixed))
         progress.counters = dict.fromkeys(COUNTERS, 0)
-        if not (self.head.exchanges and "head.weight" in state):
-            return progress
+        if self.head.exchanges and "head.weight" in state:
+            self._start_head(progress)
+        progress.started = {name: tensor.clone() for name, tensor in progress.adapter.items()}
+        return progress
+
+    def _start_head(self, progress: Progress) -> None:
+        state = progress.adapter
         started = time.perf_counter()
         width = state["head.weight"].shape[1]
         shapes = self.head.shapes(width, self.classes)
@@ -195,7 +200,6 @@ class Server:
                 )
             ),
         )
-        return progress
 
     # ------------------------------------------------------------------------------------------------------- a round
 

@@ -135,7 +135,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     simulation.save(progress.adapter, simulation.folder)
     score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
     _save_predictions(simulation.folder, score.scores)
-    centralised = simulation.centralised() if config.centralised else None
+    centralised = simulation.centralised(progress.started) if config.centralised else None
     counters = progress.counters
     parameters = counters["uplink_updates"] * layout.numel
     update_bytes = counters["uplink_bytes"] - counters.get("prepare_bytes", 0)

@@ -13,12 +13,12 @@ import numpy as np
 import psutil
 import torch
 
-from fedpeft import cache, finished, kernels
+from fedpeft import cache, finished, kernels, seeds
 from fedpeft.adapter import Layout, State
 from fedpeft.base_model import resolve_model
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.clients.pool import ClientPlan, Pool, Worker, result
-from fedpeft.clients.training import Totals
+from fedpeft.clients.training import Job, Totals
 from fedpeft.clients.workbench import WorkPlan, cached_examples
 from fedpeft.codec import parse_codec
 from fedpeft.config import RunConfig
@@ -303,6 +303,42 @@ class Simulation:
         scores = finished.Scores(**columns)
         count = scores.count.sum()
         return Score(float(scores.correct.sum() / count), float(scores.loss.sum() / count), scores)
+
+    def centralised(self, state: State) -> Score:
+        """The same adapter trained on the pooled rows: same start `state`, passes, batch size and learning rates.
+
+        A pass is cut into as many pieces as it takes rounds to see as many rows, and each piece is a job like a
+        client's, so that the learning rate falls as it does in the federation.
+        """
+        config = self.config
+        rows = np.arange(len(self.train_rows))
+        piece = max(1, round(len(rows) * self.sampler.size / self.clients * config.local_epochs))
+        shuffled = np.concatenate(
+            [
+                seeds.generator(config.seed, "centralised", i).permutation(rows)
+                for i in range(-(-piece * config.rounds // len(rows)))
+            ]
+        )
+        schedule = Schedule(config.learning_rate, config.rounds, config.schedule)
+        self.observer.phase("the same adapter on the pooled data", config.rounds)
+        for number in range(1, config.rounds + 1):
+            job = Job(
+                client=self.clients,
+                round=number,
+                seed=config.seed,
+                rows=shuffled[(number - 1) * piece : number * piece],
+                received=state,
+                trained=frozenset(self.layout.names),
+                training=dataclasses.replace(self.training, epochs=1.0, steps=0),
+                learning_rate=schedule.at(number),
+                form=self.layout.form,
+            )
+            state = state | result(self.pool.submit(Worker.train, job)).state
+            self.observer.advance()
+        folder = self.folder / "centralised"
+        folder.mkdir(exist_ok=True)
+        self.save(state, folder)
+        return self.score(folder, "scoring the adapter of the pooled data (fp32)")
 
     def close(self) -> None:
         """End the workers."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpeft import attention
 from fedpeft.data import Rows
 from fedpeft.errors import ModelError
 from fedpeft.examples import Batch, Examples
@@ -96,6 +97,8 @@ def load_base(load: Callable[..., nn.Module], directory: Path, dtype: torch.dtyp
     Raises:
         ModelError: the directory holds no model that this class can load.
     """
+    if dtype == torch.bfloat16 and not torch.cuda.is_available():
+        options.setdefault("attn_implementation", attention.register())
     try:
         base = load(str(directory), dtype=dtype, local_files_only=True, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError) as error:
