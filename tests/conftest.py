@@ -1,0 +1,38 @@
+"""Shared by the tests: one tiny federation's pieces. Nothing here is faked: small real models on made text."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)
+
+
+class SilentObserver:
+    """Hears everything, shows nothing."""
+
+    def __getattr__(self, _name):
+        return lambda *_a, **_k: None
+
+
+@pytest.fixture
+def observer():
+    return SilentObserver()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Task, tokenised rows, model folder and number of classes of the tiny data set."""
+    from fedpeft.base_model import resolve_model
+    from fedpeft.data import load_dataset
+    from fedpeft.task import TASKS
+
+    data = load_dataset("tiny")
+    task = TASKS.build("classification")
+    folder = resolve_model("tiny")
+    rows = task.tokenise(data.train.take(np.arange(200)), folder, 32)
+    return task, rows, folder, data.classes

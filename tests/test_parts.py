@@ -1,0 +1,70 @@
+from dataclasses import MISSING, dataclass
+
+import pytest
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import Spec, check_settings, parse_spec, setting, split_outside_parentheses
+from fedpeft.partition import PARTITIONS
+
+
+@dataclass(frozen=True)
+class Example:
+    needed: int = setting(MISSING, "rows", low=1)
+    share: float = setting(0.5, "a share", above=0, high=1)
+    kind: str = setting("a", "a kind", choices=("a", "b"))
+    names: str | tuple[str, ...] = setting("all", "names")
+
+
+def test_a_spec_reads_as_name_and_literals():
+    assert parse_spec("lora(rank=8, targets=('query', 'value'), kind=fast)") == Spec(
+        "lora", {"rank": 8, "targets": ("query", "value"), "kind": "fast"}
+    )
+    assert parse_spec("20newsgroups").name == "20newsgroups"
+    assert parse_spec("file:/data/a(b).csv") == Spec("file", {}, "/data/a(b).csv")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "lora(", "lora(8)", "lora(rank=)", "lora(rank=8, rank=4)", "a.b", "lora(rank=f(1))", "1 + 1", "**x"]
+)
+def test_what_is_not_a_spec_is_refused(text):
+    with pytest.raises(ConfigError):
+        parse_spec(text)
+
+
+@pytest.mark.parametrize("text", ["lora(rank=__import__('os'))", "lora(rank=[x for x in y])", "lora(rank=1+1j*a)"])
+def test_a_value_is_a_literal_and_never_code(text):
+    with pytest.raises(ConfigError, match="plain value"):
+        parse_spec(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "needs the setting needed"),
+        ({"needed": 0}, "at least 1, got 0"),
+        ({"needed": 1.5}, "must be int"),
+        ({"needed": True}, "must be int"),
+        ({"needed": 1, "share": 0.0}, "above 0"),
+        ({"needed": 1, "share": float("nan")}, "must be float"),
+        ({"needed": 1, "kind": "c"}, "one of 'a', 'b'"),
+        ({"needed": 1, "shar": 0.5}, "did you mean 'share'"),
+    ],
+)
+def test_settings_are_checked_by_name_type_and_range(given, words):
+    with pytest.raises(ConfigError, match=words):
+        check_settings("example", Example, given)
+
+
+def test_settings_are_converted():
+    values = check_settings("example", Example, {"needed": 2, "share": 1, "names": ["x"]})
+    assert values == {"needed": 2, "share": 1.0, "names": ("x",)}
+    assert isinstance(values["share"], float)
+
+
+def test_an_unknown_part_names_the_nearest_and_all_legal_ones():
+    with pytest.raises(ConfigError, match="did you mean 'dirichlet'.*iid"):
+        PARTITIONS.build("dirchlet(alpha=1)")
+
+
+def test_pipelines_split_outside_of_parentheses_only():
+    assert split_outside_parentheses("a(x='|') | b", "|") == ["a(x='|')", "b"]
