@@ -12,6 +12,8 @@ import tyro
 
 from experiments.aggregation.studies import STUDIES, Row
 
+README = Path(__file__).parent / "README.md"
+
 
 @dataclass
 class Settings:
@@ -22,7 +24,59 @@ class Settings:
     repeats: int = 3
     """interleaved repeats, of which the median is taken"""
     output: Path | None = None
-    """a .jsonl file that the rows are written to"""
+    """a .jsonl file: the rows of the studies that were run replace those that it holds"""
+    readme: bool = False
+    """measure nothing; write the tables of results.jsonl into the README"""
+
+
+def main(settings: Settings) -> None:
+    """Run the studies on one thread and print a table of each."""
+    if settings.readme:
+        README.write_text(with_tables(README.read_text(), load(README.parent / "results.jsonl")))
+        return
+    torch.set_num_threads(1)
+    for name, study in STUDIES.items():
+        if settings.only in (None, name):
+            rows = list(study(settings.repeats))
+            print(f"\n{name}: {study.__doc__}\n\n{table(rows)}", flush=True)
+            if settings.output is not None:
+                save(settings.output, load(settings.output) | {name: rows})
+
+
+def load(file: Path) -> dict[str, list[Row]]:
+    """Rows by study; none if there is no file."""
+    results: dict[str, list[Row]] = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        row = json.loads(line)
+        results.setdefault(row.pop("study"), []).append(row)
+    return results
+
+
+def save(file: Path, results: dict[str, list[Row]]) -> None:
+    """One line per row."""
+    lines = [json.dumps({"study": name, **row}) for name in STUDIES for row in results.get(name, [])]
+    file.write_text("".join(line + "\n" for line in lines))
+
+
+def with_tables(text: str, results: dict[str, list[Row]]) -> str:
+    """The README with a table after each of its `<!-- study -->` marks, in place of the one that stands there."""
+    blocks: list[str] = []
+    for block in text.split("\n\n"):
+        if not block.startswith("| "):
+            blocks.append(block.rstrip())
+        name = block.strip().removeprefix("<!-- ").removesuffix(" -->")
+        if name in results:
+            blocks.append(table(by_model(results[name]) if name == "rules" else results[name]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def by_model(rows: list[Row]) -> list[Row]:
+    """One row per strategy, its seconds per model in columns."""
+    wide: dict[str, Row] = {}
+    for row in rows:
+        line = wide.setdefault(str(row["strategy"]), {"strategy": row["strategy"], "ranks": row["ranks"]})
+        line[str(row["model"])] = row["seconds"]
+    return list(wide.values())
 
 
 def table(rows: list[Row]) -> str:
@@ -34,19 +88,6 @@ def table(rows: list[Row]) -> str:
 
 def _cell(value: str | float | int) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def main(settings: Settings) -> None:
-    """Run the studies on one thread and print a table of each."""
-    torch.set_num_threads(1)
-    everything: list[Row] = []
-    for name, study in STUDIES.items():
-        if settings.only in (None, name):
-            rows = list(study(settings.repeats))
-            everything += [{"study": name, **row} for row in rows]
-            print(f"\n{name}: {study.__doc__}\n\n{table(rows)}", flush=True)
-    if settings.output is not None:
-        settings.output.write_text("".join(json.dumps(row) + "\n" for row in everything))
 
 
 if __name__ == "__main__":
