@@ -40,6 +40,9 @@ finite = st.floats(-1e6, 1e6, width=32)
 vectors = hnp.arrays(np.float32, st.integers(1, 200), elements=finite)
 rows = pytest.mark.parametrize
 
+settings.register_profile("codecs", deadline=None)  # machines are shared: time is no property of a codec
+settings.load_profile("codecs")
+
 
 def through(text, x, **options):
     """One vector through a codec and back."""
@@ -307,6 +310,22 @@ def test_entropy_coding_round_trips_within_its_bound(kinds):
     for stream, back in zip(streams, decode_symbols(reader, expected), strict=True):
         assert np.array_equal(stream.values, back)
     reader.end()
+
+
+def test_garbage_in_place_of_coded_words_is_noticed():
+    """A decoder of the right symbols ends in the empty state; one that went astray hardly ever does."""
+    stream = Symbols(np.random.default_rng(0).binomial(12, 0.5, 2000).astype(np.uint8), 13)
+    data = encode_symbols([stream])
+    refused = 0
+    for at in range(40, 240):
+        damaged = bytearray(data)
+        damaged[at] ^= 0x10
+        try:
+            (back,) = decode_symbols(Reader(bytes(damaged)), [stream.expected])
+            assert (back < 13).all()
+        except PayloadError:
+            refused += 1
+    assert refused >= 190
 
 
 def test_entropy_coding_reaches_the_entropy():

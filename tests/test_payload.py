@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpeft.codec import decode, parse_codec
 from fedpeft.errors import PayloadError
 from fedpeft.payload import Reader, layout_digest, pack_symbols, packed_size, seal, unpack_symbols, varint
+
+settings.register_profile("codecs", deadline=None)  # machines are shared: time is no property of a codec
+settings.load_profile("codecs")
 
 SHAPES = {"q.lora_A": (2, 7), "q.lora_B": (5, 2), "head": (3,), "scale": ()}
 
