@@ -15,24 +15,27 @@ from fedpeft.adapter import State, difference
 from fedpeft.clients.store import ClientStore
 from fedpeft.clients.training import Job
 from fedpeft.clients.workbench import Workbench
-from fedpeft.codec import Codec, decode, parse_codec
+from fedpeft.codec import Codec, decode
 from fedpeft.head_start import HEADS
 from fedpeft.messages import Instruction, Report
 from fedpeft.partition import Partition
-
-LOSSLESS = parse_codec("fp32")
-"""Sums of statistics are sent as they are: a closed form amplifies errors."""
-
 
 class ClientSide:
     """The clients that one worker speaks for."""
 
     def __init__(
-        self, bench: Workbench, partition: Partition, codec: Codec, head: str, store: ClientStore | None = None
+        self,
+        bench: Workbench,
+        partition: Partition,
+        codec: Codec,
+        lossless: Codec,
+        head: str,
+        store: ClientStore | None = None,
     ) -> None:
         self.bench = bench
         self.partition = partition
         self.codec = codec
+        self.lossless = lossless
         self.head = HEADS.build(head)
         self.store = store
 
@@ -50,7 +53,7 @@ class ClientSide:
         rows = self._rows(instruction.client)
         labels = self.bench.examples.batch(rows)["labels"]
         statistics = self.head.statistics(self.bench.features(rows), labels, self.bench.plan.classes)
-        payload = LOSSLESS.encode(statistics)
+        payload = self.lossless.encode(statistics)  # a closed form amplifies errors
         return Report(instruction.client, 0, payload, rows=len(rows), seconds=time.perf_counter() - started)
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:

@@ -35,10 +35,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ClientPlan:
-    """What turns a workbench into clients: shards, codec, head statistics, where client state is kept."""
+    """What turns a workbench into clients: shards, codecs (of updates, of statistics), head, where client state is."""
 
     partition: Partition
     codec: str
+    lossless: str
     head: str
     store: Path | None
 
@@ -50,7 +51,8 @@ class Worker:
         self.bench = Workbench(work)
         store = ClientStore(clients.store) if clients.store else None
         self._finished: dict[Path, FederatedModel] = {}
-        self.clients = ClientSide(self.bench, clients.partition, parse_codec(clients.codec), clients.head, store)
+        codecs = parse_codec(clients.codec), parse_codec(clients.lossless)
+        self.clients = ClientSide(self.bench, clients.partition, *codecs, clients.head, store)
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
         """Train (or prepare) a group of clients."""

@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 
 from fedpeft.adapter import ClientForm, Layout, State, norm
 from fedpeft.checkpoint import Checkpoints, Progress
-from fedpeft.codec import Codec, decode, parse_codec
+from fedpeft.codec import Codec, decode
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.flower import MESSAGE_TYPES, node_of
 from fedpeft.head_start import HeadStart
@@ -106,6 +106,7 @@ class Server:
     """The parts of a federation.
 
     Attributes:
+        lossless: the codec of what is sent down.
         layout: all trainable tensors, at the global rank.
         start: the initial global state.
         weighting: "rows": p_k proportional to a client's rows; "uniform": equal.
@@ -117,7 +118,7 @@ class Server:
     grid: Grid
     strategy: Strategy
     optimizer: ServerOptimizer
-    codec: Codec
+    lossless: Codec
     sampler: FixedSize
     schedule: Schedule
     head: HeadStart
@@ -215,7 +216,7 @@ class Server:
         instructions = (self._instruction(client, round, sent, progress) for client in cohort)
         for report in self._exchange(instructions, len(cohort), "train"):
             form = layout.form
-            shapes = layout.with_form(form).subset(sent.trained).shapes
+            shapes = layout.with_form(form).shapes
             downlink += len(sent.payload(form))
             uplink += len(report.payload)
             line: dict[str, object] = {
@@ -232,6 +233,8 @@ class Server:
                 if report.error:
                     raise PayloadError(report.error)
                 delta = decode(report.payload, shapes)
+                if delta.keys() != sent.trained:
+                    raise PayloadError(f"an update of {len(delta)} tensors instead of the {len(sent.trained)} asked for")
                 weight = float(report.rows) if self.weighting == "rows" else 1.0
                 collector.add(Update(report.client, weight, form, sent.state(form), delta))
                 progress.acknowledged[report.client] = round
@@ -341,7 +344,7 @@ class Downlink:
         if form not in self._made:
             layout = self._server.layout
             state = self._server.strategy.dispatch(self._state, layout, form, self._round)
-            payload = LOSSLESS.encode(state)
+            payload = self._server.lossless.encode(state)
             self._made[form] = payload, decode(payload, layout.with_form(form).shapes)
         return self._made[form]
 
@@ -352,9 +355,6 @@ class Downlink:
     def state(self, form: ClientForm | None) -> State:
         """The state as the client decodes it."""
         return self._make(form)[1]
-
-
-LOSSLESS = parse_codec("fp32")
 
 
 class LinearCollector:

@@ -99,7 +99,9 @@ class Simulation:
         self.training = config.training()
         self.optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
         self.strategy = strategies.build(config.strategy)
-        self.codec = parse_codec(config.codec)
+        self.lossless = "fp64" if config.dtype == "fp64" else "fp32"
+        self.codec_text = self.lossless if config.codec == "fp32" else config.codec
+        self.codec = parse_codec(self.codec_text)
         self.head = HEADS.build(config.head)
         self.method = PEFT_METHODS.build(config.peft)
         partitioner = PARTITIONS.build(config.partition)
@@ -184,7 +186,9 @@ class Simulation:
     @cached_property
     def pool(self) -> Pool:
         """The workers."""
-        clients = ClientPlan(self.partition, self.config.codec, self.config.head, self.folder / "clients")
+        clients = ClientPlan(
+            self.partition, self.codec_text, self.lossless, self.config.head, self.folder / "clients"
+        )
         return Pool(self.work, clients, self.fixed["workers"])
 
     # ------------------------------------------------------------------------------------------------- shared compute
@@ -260,7 +264,7 @@ class Simulation:
             grid=grid,
             strategy=self.strategy,
             optimizer=self.optimizer,
-            codec=self.codec,
+            lossless=parse_codec(self.lossless),
             sampler=self.sampler,
             schedule=Schedule(config.learning_rate, config.rounds, config.schedule),
             head=self.head,

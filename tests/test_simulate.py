@@ -1,0 +1,201 @@
+"""The main job on the tiny data set, as a user runs it: processes, files, kills, resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.simulate import main, simulate
+
+TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "4", "--rounds", "3", "--dtype", "fp32", "--workers", "1"]
+QUIET = Console(quiet=True)
+
+
+def run(folder: Path, *more: str) -> dict:
+    assert main([*TINY, "--output", str(folder), *more]) == 0
+    return json.loads((folder / "summary.json").read_text())
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors") | load_file(folder / "adapter/head.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = adapter(one), adapter(other)
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def distance(one: Path, other: Path) -> float:
+    a, b = adapter(one), adapter(other)
+    return max(float((a[n] - b[n]).abs().max()) for n in a)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    return folder, run(folder, "--centralised")
+
+
+def test_a_run_leaves_the_files_of_the_contract(finished):
+    folder, summary = finished
+    for name in ("config.toml", "rounds.jsonl", "clients.jsonl", "summary.json", "rounds.svg", "predictions.npz"):
+        assert (folder / name).stat().st_size > 0
+    for key in ("accuracy", "loss", "baseline_accuracy", "rounds", "clients", "uplink_bytes", "downlink_bytes",
+                "uplink_bytes_per_parameter", "epsilon", "dp_delta", "seconds", "seconds_per_round",
+                "peak_memory_bytes", "seed", "versions", "hardware"):  # fmt: skip
+        assert key in summary
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    clients = [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
+    assert [r["round"] for r in rounds] == [0, 1, 2, 3]
+    assert len(clients) == 12
+    assert summary["uplink_bytes"] == sum(r["uplink_bytes"] for r in rounds)
+    for r in rounds[1:]:
+        own = [c for c in clients if c["round"] == r["round"]]
+        assert r["uplink_bytes"] == sum(c["uplink_bytes"] for c in own)
+        assert r["downlink_bytes"] == sum(c["downlink_bytes"] for c in own)
+    assert 4 <= summary["uplink_bytes_per_parameter"] < 4.01
+    assert 0 < summary["centralised_accuracy"] <= 1
+    assert from_mapping(read_toml(folder / "config.toml"), "config.toml").clients == 8
+
+
+def test_the_reported_accuracy_is_that_of_the_saved_files(finished):
+    """The lines of the README, on the tiny model: load what was saved, on the untouched base, and count."""
+    from peft import PeftModel
+    from transformers import AutoModel, AutoTokenizer
+
+    from fedpeft.base_model import resolve_model
+    from fedpeft.data import load_dataset
+
+    folder, summary = finished
+    base = resolve_model("tiny")
+    model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder / "adapter").eval()
+    head = load_file(folder / "adapter" / "head.safetensors")
+    labels = json.loads((folder / "adapter" / "labels.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    test = load_dataset("tiny").test
+    correct = 0
+    for text, label in zip(test.inputs, test.labels, strict=True):
+        inputs = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+        logits = hidden.mean(1) @ head["head.weight"].T + head["head.bias"]
+        correct += labels[int(logits.argmax())] == load_dataset("tiny").label_names[label]
+    assert correct / len(test) == pytest.approx(summary["accuracy"], abs=1e-9)
+
+
+def test_equal_seeds_give_equal_runs_and_others_do_not(finished, tmp_path):
+    folder, _ = finished
+    run(tmp_path / "same")
+    run(tmp_path / "other", "--seed", "1")
+    assert same(folder, tmp_path / "same")
+    assert not same(folder, tmp_path / "other")
+
+
+def test_executors_give_the_same_run_in_fp64(tmp_path):
+    run(tmp_path / "batched", "--dtype", "fp64")
+    run(tmp_path / "sequential", "--dtype", "fp64", "--executor", "sequential")
+    assert distance(tmp_path / "batched", tmp_path / "sequential") < 1e-6  # files are fp32
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_run_as_one(tmp_path):
+    run(tmp_path / "one", "--dtype", "fp64")
+    run(tmp_path / "two", "--dtype", "fp64", "--workers", "2")
+    assert distance(tmp_path / "one", tmp_path / "two") < 1e-6
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fedpeft.simulate", *TINY, "--output", str(folder), "--rounds", "12", *more]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for_rounds(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        file = folder / "rounds.jsonl"
+        if file.exists() and file.read_text().count("\n") > count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no {count} rounds; stderr: {process.stderr.read() if process.poll() is not None else ''}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_resumes_to_the_identical_adapter(tmp_path, how):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole).wait(180) == 0
+    process = start(cut)
+    wait_for_rounds(cut, 5, process)
+    process.send_signal(how)
+    assert process.wait(60) == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    done = (cut / "rounds.jsonl").read_text().count("\n")
+    assert done < 13, "the run was over before it could be interrupted"
+    assert not (cut / "summary.json").exists()
+    assert main(["--resume", str(cut)]) == 0
+    assert same(whole, cut)
+    strip = ("seconds", "training_seconds")
+    lines = [[json.loads(x) for x in (f / "rounds.jsonl").read_text().splitlines()] for f in (whole, cut)]
+    assert [{k: v for k, v in r.items() if k not in strip} for r in lines[0]] == [
+        {k: v for k, v in r.items() if k not in strip} for r in lines[1]
+    ]
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_killed_run(tmp_path):
+    import psutil
+
+    process = start(tmp_path / "run", "--workers", "2")
+    wait_for_rounds(tmp_path / "run", 2, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("strategy", ["ffa_lora", "rolora", "flexlora", "krum"])
+def test_other_strategies_run_through_the_same_loop(tmp_path, strategy):
+    summary = run(tmp_path / strategy, "--strategy", strategy)
+    assert summary["accuracy"] > 0.25
+
+
+@pytest.mark.parametrize("peft", ["ia3(layers=0)", "full"])
+def test_other_methods_run_and_reload(tmp_path, peft):
+    summary = run(tmp_path / "run", "--peft", peft, "--learning-rate", "0.001")
+    assert summary["accuracy"] > 0.25
+    assert np.isfinite(summary["loss"])
+
+
+def test_language_modelling_reports_perplexity(tmp_path):
+    summary = run(tmp_path / "run", "--dataset", "tiny_lm", "--partition", "natural", "--clients", "0", "--cohort", "2")
+    assert summary["metric"] == "perplexity"
+    assert summary["perplexity"] == pytest.approx(np.exp(summary["loss"]))
+    assert summary["baseline_accuracy"] is None
+
+
+def test_the_configuration_file_is_overridden_by_flags(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('dataset = "tiny"\nclients = 6\nrounds = 1\nworkers = 1\ndtype = "fp32"\ncohort = "all"\n')
+    assert main([str(file), "--clients", "5", "--output", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["clients"], summary["cohort"], summary["rounds"]) == (5, 5, 1)
+
+
+def test_the_python_call_does_what_the_command_does(finished, tmp_path):
+    folder, _ = finished
+    config = RunConfig(dataset="tiny", clients=8, cohort=4, rounds=3, dtype="fp32", workers=1)
+    simulate(config, tmp_path / "run", False, QUIET)
+    assert same(folder, tmp_path / "run")
