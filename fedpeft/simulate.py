@@ -23,6 +23,7 @@ from fedpeft.console import ConsoleObserver, duration, size, summary_table
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.memory import PeakMemory
 from fedpeft.records import Records
+from fedpeft.trackers import TrackedRecords, check_trackers
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -40,11 +41,12 @@ class Command:
     ] = None
     output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: runs/DATE-DATASET-STRATEGY)")] = None
     resume: Annotated[Path | None, tyro.conf.arg(help="continue the interrupted run in this folder")] = None
+    track: Annotated[str, tyro.conf.arg(help="also send the records to tensorboard or mlflow (both: a,b)")] = ""
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
 
-def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool]:
-    """Configuration, run folder and whether an earlier run is continued.
+def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
+    """Configuration, run folder, whether an earlier run is continued, and trackers.
 
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
@@ -68,12 +70,20 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool]:
                 f"a resumed run keeps its settings and folder, but {', '.join(changed) or 'output'} was given; "
                 "start a new run to change it"
             )
-        return config, command.resume, True
+        return config, command.resume, True, command.track
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.dataset.split(':')[0].split('(')[0]}-{config.strategy.split('(')[0]}"
     folder = command.output or Path("runs") / name
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not empty; give another --output, or continue it with --resume {folder}")
-    return config, folder, False
+    return config, folder, False, command.track
+
+
+def make_folder(folder: Path) -> None:
+    """Make the run's folder, or RunError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"the run's folder {folder} can't be made: {error.strerror}; give another --output") from error
 
 
 def quiet_libraries() -> None:
@@ -88,7 +98,9 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def simulate(config: RunConfig, folder: Path, resume: bool, console: Console) -> dict[str, Any]:
+def simulate(
+    config: RunConfig, folder: Path, resume: bool, console: Console, track: str = ""
+) -> dict[str, Any]:
     """Run (or continue) a simulation; returns its summary.
 
     Raises:
@@ -97,12 +109,13 @@ def simulate(config: RunConfig, folder: Path, resume: bool, console: Console) ->
     quiet_libraries()
     from fedpeft.simulation import Simulation
 
+    trackers = check_trackers(track)
     started = time.perf_counter()
     with PeakMemory() as memory, ConsoleObserver(console) as observer:
         simulation = Simulation(config, folder, observer)
         observer.metric = simulation.task.metric
-        folder.mkdir(parents=True, exist_ok=True)
-        records = Records(folder)
+        make_folder(folder)
+        records = TrackedRecords(folder, trackers)
         if not resume:
             records.write("config.toml", config.to_toml())
         try:
@@ -134,7 +147,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     progress = simulation.train(records)
     simulation.save(progress.adapter, simulation.folder)
     score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
-    _save_predictions(simulation.folder, score.scores)
+    _save_predictions(simulation, score.scores)
     centralised = simulation.centralised(progress.started) if config.centralised else None
     counters = progress.counters
     parameters = counters["uplink_updates"] * layout.numel
@@ -173,10 +186,17 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     }
 
 
-def _save_predictions(folder: Path, scores: Any) -> None:
+def _save_predictions(simulation: Any, scores: Any) -> None:
+    """Scores per test row; and, as confidential as clients.jsonl, what classes each client holds."""
     import numpy as np
 
-    np.savez_compressed(folder / "predictions.npz", **vars(scores))
+    np.savez_compressed(simulation.folder / "predictions.npz", **vars(scores))
+    train_labels, test_labels = simulation.train_rows.labels, simulation.dataset.test.labels
+    if train_labels is not None:
+        partition, classes = simulation.partition, simulation.dataset.classes
+        shards = (train_labels[partition.shard(client)] for client in range(len(partition)))
+        labels = np.stack([np.bincount(shard, minlength=classes) for shard in shards])
+        np.savez_compressed(simulation.folder / "clients.npz", labels=labels, test_labels=test_labels)
 
 
 def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
@@ -210,8 +230,8 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     folder: Path | None = None
     try:
-        config, folder, resume = parse(sys.argv[1:] if arguments is None else arguments)
-        summary = simulate(config, folder, resume, console)
+        config, folder, resume, track = parse(sys.argv[1:] if arguments is None else arguments)
+        summary = simulate(config, folder, resume, console, track)
     except FedpeftError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
         return 2
