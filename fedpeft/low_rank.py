@@ -221,8 +221,8 @@ def _gram_matrix(X: Tensor) -> Tensor:
     rows = len(X)
     result = torch.zeros(rows, rows, dtype=torch.float64)
     step = max(-(-rows // _PANELS), _SMALLEST_PANEL)
-    for columns in X.split(_CHUNK, dim=1):
-        exact = columns.double()
+    for begin in range(0, X.shape[1], _CHUNK):
+        exact = X[:, begin : begin + _CHUNK].double()
         for a in range(0, rows, step):
             result[a : a + step, a:] += exact[a : a + step] @ exact[a:].T
     for a in range(0, rows, step):
@@ -232,7 +232,7 @@ def _gram_matrix(X: Tensor) -> Tensor:
 
 def _times(X: Tensor, W: Tensor) -> Tensor:
     """X W in fp64, a chunk of rows at a time; W is thin."""
-    return torch.cat([rows.double() @ W for rows in X.split(_CHUNK)])
+    return torch.cat([X[begin : begin + _CHUNK].double() @ W for begin in range(0, len(X), _CHUNK)])
 
 
 def leading_eigenvectors(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
