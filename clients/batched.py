@@ -13,15 +13,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.clients.training import Executor, Job, Trained, leading
+from torch import Tensor, nn
+
+from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.dropout import DropoutPlan, own_dropout
 from fedpeft.examples import Batch, Examples
 from fedpeft.peft_method import PeftMethod
 from fedpeft.stacked import Kernel, StackedLayer, StackedLinear, fast_linears, replace
 from fedpeft.strategy import padded
 from fedpeft.task import FederatedModel, Task, trainable
-from torch import Tensor, nn
 
 
 class BatchedExecutor(Executor):
@@ -142,7 +143,7 @@ class BatchedExecutor(Executor):
             layer.set_forms(forms)
 
     def _batch(self, rows: list[np.ndarray]) -> tuple[Batch, Tensor]:
-        """The clients' batches as one of K * b rows; a client with fewer rows repeats its first, marked 0 in the mask."""
+        """The clients' batches as one of K * b rows; who has fewer repeats its first row, which the mask marks 0."""
         most = max(len(r) for r in rows)
         padded = np.concatenate([np.concatenate([r, np.repeat(r[:1], most - len(r))]) for r in rows])
         real = np.concatenate([np.arange(most) < len(r) for r in rows])

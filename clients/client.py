@@ -10,15 +10,17 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from fedpeft import seeds
-from fedpeft.adapter import State, difference
 from fedpeft.clients.store import ClientStore
 from fedpeft.clients.training import Job
 from fedpeft.clients.workbench import Workbench
+
+from fedpeft import seeds
+from fedpeft.adapter import State, difference
 from fedpeft.codec import Codec, decode
 from fedpeft.head_start import HEADS
 from fedpeft.messages import Instruction, Report
 from fedpeft.partition import Partition
+
 
 class ClientSide:
     """The clients that one worker speaks for."""
@@ -67,9 +69,7 @@ class ClientSide:
             update = difference(result.state, job.received)
             payload = self._encode(instruction, update)
             share = seconds * result.steps / steps
-            reports.append(
-                Report(job.client, job.round, payload, result.rows, result.steps, result.loss, share)
-            )
+            reports.append(Report(job.client, job.round, payload, result.rows, result.steps, result.loss, share))
         return reports
 
     def _job(self, instruction: Instruction) -> Job:

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from fedpeft.adapter import State
 from fedpeft.clients.client import ClientSide
 from fedpeft.clients.store import ClientStore
 from fedpeft.clients.training import Job, Totals, Trained
 from fedpeft.clients.workbench import Workbench, WorkPlan, cached_examples
+
+from fedpeft.adapter import State
 from fedpeft.codec import parse_codec
 from fedpeft.errors import RunError
 from fedpeft.finished import Scores, load, score, score_batches
@@ -32,6 +33,7 @@ from fedpeft.partition import Partition
 from fedpeft.task import FederatedModel
 
 T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class ClientPlan:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.clients.training import Executor, Job, Trained, leading
+from peft.tuners.lora import LoraLayer
+
+from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.dropout import DropoutPlan, own_dropout
 from fedpeft.examples import Batch, Examples
 from fedpeft.strategy import padded
 from fedpeft.task import FederatedModel, Task, trainable
-from peft.tuners.lora import LoraLayer
 
 
 class SequentialExecutor(Executor):

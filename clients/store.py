@@ -11,9 +11,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
 from fedpeft.adapter import State
 from fedpeft.errors import RunError
-from safetensors.torch import load_file, save_file
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def leading(tensor: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out of a job: the trained tensors, mean loss over its steps (of the first and last third, too) and counts."""
+    """What came out of a job: the trained tensors, the mean loss over its steps, steps and rows."""
 
     client: int
     state: State

@@ -13,18 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fedpeft import cache
-from fedpeft.adapter import Layout, State
-from fedpeft.assets import cache_directory
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.clients.training import Executor, LocalTraining, Totals
+from torch import nn
+
+from fedpeft import cache
+from fedpeft.adapter import Layout, State
+from fedpeft.assets import cache_directory
 from fedpeft.examples import Examples
 from fedpeft.frozen_prefix import FrozenStore, HiddenRows, above
 from fedpeft.peft_method import PEFT_METHODS, PeftMethod
 from fedpeft.stacked import Kernel, fast_linears
 from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
-from torch import nn
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What is trained and exchanged: named tensors, and the layout that says what each of them is.
 
-Shapes: LoRA's A is (rank, in), B is (out, rank); the adapted layer computes `W x + scale * B A x`, scale = alpha / rank.
+Shapes: LoRA's A is (rank, in), B is (out, rank); an adapted layer computes `W x + scale * B A x`, scale = alpha / rank.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ State = dict[str, Tensor]
 """Tensors by canonical name, e.g. `encoder.layer.0.attention.self.query.lora_A.weight`."""
 
 Role = Literal["lora_A", "lora_B", "head", "plain"]
-"""`plain`: a parameter that enters the model without a bilinear partner (a bias, a scaling vector, a prompt, a weight)."""
+"""`plain`: a parameter that has no bilinear partner (a bias, a scaling vector, a prompt, a weight)."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,10 @@ IGNORED = -100
 class Examples(Protocol):
     """What training and evaluation need of a set of rows."""
 
-    lengths: np.ndarray
-    """Tokens per row, (rows,)."""
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row, (rows,)."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -36,9 +38,14 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Token ids: `ids` int32 (total,), row i is ids[offsets[i]:offsets[i + 1]]; `labels` int64 (rows,), None for language modelling.
+    """Token ids.
 
-    `targets`: (total,) bool, which tokens count in a language model's loss; None: all but the first of a row.
+    Attributes:
+        ids: int32 (total,); row i is ids[offsets[i]:offsets[i + 1]].
+        offsets: int64 (rows + 1,).
+        labels: int64 (rows,); None for language modelling.
+        padding_id: fills the end of shorter rows.
+        targets: bool (total,), which tokens count in a language model's loss; None: all but the first of a row.
     """
 
     ids: np.ndarray

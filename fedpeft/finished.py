@@ -61,7 +61,7 @@ def load(folder: Path, task: Task, model_directory: Path, classes: int) -> Feder
     if (folder / "adapter").is_dir():
         base = task.base(model_directory, torch.float32)
         model = task.model(base, classes)
-        model.base = PeftModel.from_pretrained(base, str(folder / "adapter"))  # type: ignore[arg-type]
+        model.base = PeftModel.from_pretrained(base, str(folder / "adapter"))
         files = folder / "adapter"
     elif (folder / "model").is_dir():
         model = task.model(task.base(folder / "model", torch.float32), classes)
@@ -101,5 +101,3 @@ def score(model: FederatedModel, task: Task, batch: Batch) -> Scores:
         confidence, predicted = torch.zeros(len(logits)), torch.full((len(logits),), -1)
     arrays = (losses.sums, losses.correct, losses.counts, predicted, confidence)
     return Scores(*(a.cpu().numpy() for a in arrays))
-
-

@@ -12,8 +12,8 @@ from abc import abstractmethod
 from collections.abc import Iterable
 
 from flwr.app import Message, RecordDict
-from flwr.supercore.run import Run
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE = 1
@@ -55,9 +55,7 @@ class OwnGrid(Grid):
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         """A message to a node."""
-        return Message(
-            content=content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl
-        )
+        return Message(content=content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
 
     def _stamp(self, message: Message) -> str:
         """Give a message its id."""

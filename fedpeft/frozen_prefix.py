@@ -128,7 +128,7 @@ class FrozenStore:
                             os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
                 raise AssetError(
-                    f"{self.folder} needs {(size + 1e5) / 1e6:.0f} MB for the frozen layers' output ({error.strerror}); "
+                    f"{self.folder} needs {(size + 1e5) / 1e6:.0f} MB for frozen layers' output ({error.strerror}); "
                     "free some space or set FEDPEFT_CACHE to another disk"
                 ) from error
             done.write_bytes(bytes(len(self.tiles)))

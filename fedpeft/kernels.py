@@ -60,7 +60,7 @@ def gemm_rates(dtype: torch.dtype) -> dict[Kernel, float]:
 
 def choose(dtype: torch.dtype) -> Kernel:
     """The kernel for frozen products in `dtype` on this machine."""
-    if dtype == torch.float64 or not torch.backends.mkldnn.is_available():
+    if dtype == torch.float64 or not torch._C._has_mkldnn:
         return "native"
     key = f"{cpu_name()} / torch {torch.__version__} / {dtype}"
     file = cache_directory() / "kernels.json"

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedpeft.adapter import ClientForm
@@ -78,8 +77,8 @@ def to_record(content: Instruction | Report) -> RecordDict:
 
 def _from_record(record: RecordDict, cls: type[Any]) -> Any:
     try:
-        fields: dict[str, Any] = dict(record["fedpeft"])  # type: ignore[arg-type]
-        array = record["payload"]["payload"]  # type: ignore[index]
+        fields: dict[str, Any] = dict(record.config_records["fedpeft"])
+        array = record.array_records["payload"]["payload"]
         if array.stype != PAYLOAD_TYPE:
             raise PayloadError(f"a payload of type {array.stype!r} arrived; this version reads {PAYLOAD_TYPE!r}")
         if "trained" in fields:
@@ -99,5 +98,3 @@ def report_of(message: Message) -> Report:
     """The report in a Flower message, or PayloadError."""
     found: Report = _from_record(message.content, Report)
     return found
-
-

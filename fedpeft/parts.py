@@ -38,6 +38,7 @@ class Bounds:
     choices: tuple[Any, ...] | None = None
 
     def admits(self, value: Any) -> bool:
+        """Whether `value` is legal; None always is, its type has been checked before."""
         if value is None:
             return True
         if self.choices is not None:
@@ -128,7 +129,7 @@ def parse_spec(text: str) -> Spec:
     return Spec(_restore(tree.func.id), settings)
 
 
-# A part may be called 20newsgroups; Python's parser wants an identifier, so a leading digit gets a prefix while parsing.
+# A part may be called 20newsgroups; Python wants an identifier, so a leading digit gets a prefix while parsing.
 _PREFIX = "part_"
 
 
@@ -202,7 +203,7 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
 
 
 def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) -> Any:
-    """`value` as the annotated type (int, float, bool, str, tuple, or a union of them), within `bounds`, or ConfigError."""
+    """`value` as the annotated type (int, float, bool, str, tuple, or a union), within `bounds`, or ConfigError."""
     options: Sequence[Any] = (
         typing.get_args(annotation)
         if typing.get_origin(annotation) in (typing.Union, types.UnionType)

@@ -42,7 +42,7 @@ class PeftMethod(ABC):
         """Put the adapter into `model.base`, its parameters trainable and of `adapter_dtype(dtype)`."""
         import peft
 
-        wrapped = peft.get_peft_model(model.base, self.config(model.base))  # type: ignore[arg-type]
+        wrapped = peft.get_peft_model(model.base, self.config(model.base))
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(adapter_dtype(dtype))

@@ -234,7 +234,9 @@ class Server:
                     raise PayloadError(report.error)
                 delta = decode(report.payload, shapes)
                 if delta.keys() != sent.trained:
-                    raise PayloadError(f"an update of {len(delta)} tensors instead of the {len(sent.trained)} asked for")
+                    raise PayloadError(
+                        f"an update of {len(delta)} tensors instead of the {len(sent.trained)} asked for"
+                    )
                 weight = float(report.rows) if self.weighting == "rows" else 1.0
                 collector.add(Update(report.client, weight, form, sent.state(form), delta))
                 progress.acknowledged[report.client] = round
@@ -388,10 +390,6 @@ class GatherCollector:
 
     def finish(self, memory: dict[str, State]) -> tuple[State, dict[str, State]]:
         """The next global state; the memory is unchanged."""
-        made = aggregate(
-            self.strategy, self.state, self.server.layout, self.shelf.read, self.round, self.server.seed
-        )
+        made = aggregate(self.strategy, self.state, self.server.layout, self.shelf.read, self.round, self.server.seed)
         self.shelf.clear()
         return made.state, memory
-
-

@@ -71,10 +71,14 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
                 "start a new run to change it"
             )
         return config, command.resume, True, command.track
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.dataset.split(':')[0].split('(')[0]}-{config.strategy.split('(')[0]}"
+    name = (
+        f"{datetime.now():%Y%m%d-%H%M%S}-{config.dataset.split(':')[0].split('(')[0]}-{config.strategy.split('(')[0]}"
+    )
     folder = command.output or Path("runs") / name
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} exists and is not empty; give another --output, or continue it with --resume {folder}")
+        raise RunError(
+            f"{folder} exists and is not empty; give another --output, or continue it with --resume {folder}"
+        )
     return config, folder, False, command.track
 
 
@@ -94,13 +98,11 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def simulate(
-    config: RunConfig, folder: Path, resume: bool, console: Console, track: str = ""
-) -> dict[str, Any]:
+def simulate(config: RunConfig, folder: Path, resume: bool, console: Console, track: str = "") -> dict[str, Any]:
     """Run (or continue) a simulation; returns its summary.
 
     Raises:
@@ -140,8 +142,8 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         f"{layout.numel:,} trained and exchanged ({100 * layout.numel / simulation.parameters:.2f} %)"
     )
     observer.say(
-        f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, {config.strategy}, "
-        f"{config.dtype}, {simulation.work.executor} on {simulation.fixed['workers']} worker(s) -> {simulation.folder}"
+        f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, "
+        f"{config.strategy}, {config.dtype}, {simulation.work.executor} on {simulation.fixed['workers']} worker(s) -> {simulation.folder}"
     )
     probe = simulation.probe()
     progress = simulation.train(records)
@@ -237,7 +239,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         if folder is not None and (folder / "config.toml").exists():
-            console.print(f"\ninterrupted; continue with: python -m fedpeft.simulate --resume {folder}", highlight=False)
+            console.print(
+                f"\ninterrupted; continue with: python -m fedpeft.simulate --resume {folder}", highlight=False
+            )
         return INTERRUPTED
     show(summary, folder, console)
     return 0

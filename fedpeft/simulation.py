@@ -38,7 +38,7 @@ from fedpeft.strategy import strategies
 from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
 
 VALIDATION_ROWS = 1000
-"""Training rows that no client gets: tuning and the curve per round use them; a tenth of the rows if there are fewer."""
+"""Training rows that no client gets, for tuning and the curve per round; a tenth of the rows if there are fewer."""
 
 TOKENS_PER_PASS = 1024
 """How many clients train in one pass: as many as make about this many tokens a step."""
@@ -186,9 +186,7 @@ class Simulation:
     @cached_property
     def pool(self) -> Pool:
         """The workers."""
-        clients = ClientPlan(
-            self.partition, self.codec_text, self.lossless, self.config.head, self.folder / "clients"
-        )
+        clients = ClientPlan(self.partition, self.codec_text, self.lossless, self.config.head, self.folder / "clients")
         return Pool(self.work, clients, self.fixed["workers"])
 
     # ------------------------------------------------------------------------------------------------- shared compute
@@ -216,7 +214,8 @@ class Simulation:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each row."""
-        return cached_examples(self.work.data_key).lengths
+        lengths: np.ndarray = cached_examples(self.work.data_key).lengths
+        return lengths
 
     def probe(self) -> ProbeResult | None:
         """The frozen-base linear probe on the test rows; None for language modelling."""

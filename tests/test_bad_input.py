@@ -46,7 +46,10 @@ CASES = {
     "cohort of more than all": ({"--cohort": "7"}, "number of clients (6)"),
     "cohort of nobody": ({"--cohort": "0"}, "at least 1|above 0|neither a fraction"),
     "cohort fraction above one": ({"--cohort": "1.5"}, "neither a fraction"),
-    "natural partition without owners": ({"--partition": "natural", "--dataset": "20newsgroups", "--model": "tiny"}, "owners"),
+    "natural partition without owners": (
+        {"--partition": "natural", "--dataset": "20newsgroups", "--model": "tiny"},
+        "owners",
+    ),
     "unknown model": ({"--model": "tinny"}, "did you mean 'tiny'"),
     "model folder that is missing": ({"--model": "/no/such/folder"}, "no model directory"),
     "missing data file": ({"--dataset": "file:/no/such.csv"}, "no/such.csv"),
@@ -92,7 +95,7 @@ def test_a_data_file_that_cannot_be_used(name, content, words, tmp_path, capfd):
     ("content", "words"),
     [
         ("rounds = ", "not valid TOML"),
-        ('round = 3\n', "did you mean 'rounds'"),
+        ("round = 3\n", "did you mean 'rounds'"),
         ('rounds = "3"\n', "must be int"),
     ],
 )

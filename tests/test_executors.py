@@ -7,16 +7,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
-from fedpeft.adapter import ClientForm
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.clients.training import Job, LocalTraining
+
+from fedpeft.adapter import ClientForm
 from fedpeft.frozen_prefix import FrozenStore, HiddenRows, above
 from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.task import DTYPES, adapter_dtype
 
-SHARDS = [np.arange(0, 20), np.arange(20, 50), np.arange(50, 57), np.arange(57, 100), np.array([100]), np.arange(101, 130)]
+SHARDS = [
+    np.arange(0, 20),
+    np.arange(20, 50),
+    np.arange(50, 57),
+    np.arange(57, 100),
+    np.array([100]),
+    np.arange(101, 130),
+]
 
 
 def build(tiny, spec: str, dtype: str, clients: int = 4):

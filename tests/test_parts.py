@@ -3,8 +3,8 @@ from dataclasses import MISSING, dataclass
 import pytest
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Spec, check_settings, parse_spec, setting, split_outside_parentheses
 from fedpeft.partition import PARTITIONS
+from fedpeft.parts import Spec, check_settings, parse_spec, setting, split_outside_parentheses
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def test_settings_are_converted():
 
 
 def test_an_unknown_part_names_the_nearest_and_all_legal_ones():
-    with pytest.raises(ConfigError, match="did you mean 'dirichlet'.*iid"):
+    with pytest.raises(ConfigError, match=r"did you mean .dirichlet.*iid"):
         PARTITIONS.build("dirchlet(alpha=1)")
 
 

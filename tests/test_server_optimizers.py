@@ -46,9 +46,7 @@ def test_golden_numbers(spec):
 @pytest.mark.parametrize("rule", ["adam", "yogi", "adagrad"])
 def test_adaptive_rules(rule):
     got, memory = two_steps(f"{rule}(learning_rate=0.1, beta1=0.9, tau=0.01)")
-    expected = [
-        adaptive(rule, float(a), float(b), float(x)) for a, b, x in zip(D1["x"], D2["x"], X["x"], strict=True)
-    ]
+    expected = [adaptive(rule, float(a), float(b), float(x)) for a, b, x in zip(D1["x"], D2["x"], X["x"], strict=True)]
     assert got == pytest.approx(expected, abs=1e-12)
     assert set(memory) == {"m", "v"}
 

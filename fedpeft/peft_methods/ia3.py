@@ -1,6 +1,6 @@
 """(IA)3: learned vectors that rescale keys, values and the feed-forward input (Liu et al., arXiv 2205.05638).
 
-    y = l * (W x) for attention layers,   y = W (l * x) for the second feed-forward layer;   l starts at one
+y = l * (W x) for attention layers,   y = W (l * x) for the second feed-forward layer;   l starts at one
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from fedpeft.layers import linear_layers, target_layers
 from fedpeft.parts import setting
 from fedpeft.peft_method import PeftMethod
 from fedpeft.stacked import StackedLayer
-
 
 ATTENTION = (".key", ".value", ".k_proj", ".v_proj")
 FEEDFORWARD = (".output.dense", ".down_proj", ".fc2")

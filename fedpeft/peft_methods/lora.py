@@ -1,6 +1,6 @@
 """LoRA: low-rank adaptation (Hu et al., arXiv 2106.09685).
 
-    y = W0 x + (alpha / r) B A x,   A ~ U(-1/sqrt(in), 1/sqrt(in)) of shape (r, in),   B = 0 of shape (out, r)
+y = W0 x + (alpha / r) B A x,   A ~ U(-1/sqrt(in), 1/sqrt(in)) of shape (r, in),   B = 0 of shape (out, r)
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ class StackedLora(StackedLayer):
 
     scales: Tensor
 
-    def __init__(
-        self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float
-    ) -> None:
+    def __init__(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float) -> None:
         super().__init__(clients)
         self.layer = layer
         dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32

@@ -1,6 +1,6 @@
 """Adagrad on the server (Reddi et al., arXiv 2003.00295, algorithm 2).
 
-    m <- beta1 m + (1 - beta1) d,   v <- v + d^2,   x <- x + eta m / (sqrt(v) + tau),   v starts at tau^2
+m <- beta1 m + (1 - beta1) d,   v <- v + d^2,   x <- x + eta m / (sqrt(v) + tau),   v starts at tau^2
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,16 @@
 """Yogi on the server (Reddi et al., arXiv 2003.00295, algorithm 2).
 
-    m <- beta1 m + (1 - beta1) d,   v <- v - (1 - beta2) d^2 sign(v - d^2),   x <- x + eta m / (sqrt(v) + tau),   v starts at tau^2
+m <- beta1 m + (1 - beta1) d,   v <- v - (1 - beta2) d^2 sign(v - d^2),   x <- x + eta m / (sqrt(v) + tau)
+
+v starts at tau^2.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedpeft.parts import setting
 from fedpeft.adaptive import AdaptiveServerOptimizer
+from fedpeft.parts import setting
 
 
 @dataclass(frozen=True)

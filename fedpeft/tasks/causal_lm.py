@@ -26,7 +26,9 @@ class LanguageModel(FederatedModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the next token, (B, T - 1, vocabulary), in at least fp32."""
-        logits = self.base(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        logits: Tensor = self.base(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).logits
         logits = logits[:, :-1]
         return logits if logits.dtype == torch.float64 else logits.float()
 
