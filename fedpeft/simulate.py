@@ -143,7 +143,8 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     )
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, "
-        f"{config.strategy}, {config.dtype}, {simulation.work.executor} on {simulation.fixed['workers']} worker(s) -> {simulation.folder}"
+        f"{config.strategy}, {config.dtype}, {simulation.work.executor} on {simulation.fixed['workers']} worker(s) "
+        f"-> {simulation.folder}"
     )
     probe = simulation.probe()
     progress = simulation.train(records)
