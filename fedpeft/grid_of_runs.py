@@ -1,0 +1,290 @@
+"""A study's TOML file, and the grid of runs it describes: every combination of the axes' values, with every seed.
+
+name = "communication"
+question = "How many bytes does a point of accuracy cost?"
+preset = "small"                      # the preset that runs if none is named; its results lie beside the file
+baseline = {codec = "fp32"}           # comparisons: each point against the one with these values in their axes
+margin = 1.0                          # percentage points: "no worse by more than"
+seconds_per_run = 60                  # measured; for the first estimate of the time
+seeds = [0, 1, 2, 3, 4]
+
+[base]                                # settings of every run: the flags of python -m fedpeft.simulate
+rounds = 10
+
+[axes]
+codec = ["fp32", "bf16"]              # an axis is a setting with its values ...
+work = [                              # ... or a name with labelled groups of settings
+    {label = "1 pass", local_epochs = 1.0, rounds = 10},
+    {label = "5 passes", local_epochs = 5.0, rounds = 2},
+]
+
+[presets.small]                       # replaces seeds, margin, seconds_per_run, keys of base, whole axes
+seeds = [0, 1]
+base = {rounds = 4}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpeft.codec import parse_codec
+from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.errors import ConfigError
+from fedpeft.head_start import HEADS
+from fedpeft.partition import PARTITIONS
+from fedpeft.parts import check_settings, nearest, setting
+from fedpeft.peft_method import PEFT_METHODS
+from fedpeft.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.strategy import strategies
+
+SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig))
+
+REPLACED_BY_A_PRESET = ("seeds", "margin", "seconds_per_run", "base", "axes", "baseline")
+
+TABLES = ("seeds", "base", "axes", "baseline", "presets")
+
+BUILDERS = {
+    "codec": parse_codec,
+    "head": HEADS.build,
+    "partition": PARTITIONS.build,
+    "peft": PEFT_METHODS.build,
+    "server_optimizer": SERVER_OPTIMIZERS.build,
+    "strategy": strategies.build,
+}
+"""Settings whose text can be checked before anything runs."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value of an axis: its label and the settings it stands for."""
+
+    label: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of the grid."""
+
+    point: Mapping[str, str]
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """The run's folder: readable, and different for every configuration."""
+        plain = json.dumps(dataclasses.asdict(self.config), sort_keys=True)
+        words = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(self.point.values())).strip("-")[:60]
+        return f"{words}-seed{self.config.seed}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return ", ".join([*self.point.values(), f"seed {self.config.seed}"])
+
+    @property
+    def shared_work(self) -> tuple[Any, ...]:
+        """Runs with equal values share tokenised rows and frozen features, which only one of them computes."""
+        c = self.config
+        return c.dataset, c.model, c.tokens, c.dtype, c.peft, c.executor
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's file, with one of its presets chosen."""
+
+    path: Path
+    name: str
+    question: str
+    preset: str
+    default_preset: str
+    base: Mapping[str, Any]
+    axes: Mapping[str, tuple[Value, ...]]
+    seeds: tuple[int, ...]
+    baseline: Mapping[str, str]
+    margin: float
+    seconds_per_run: float | None
+
+    @property
+    def folder(self) -> Path:
+        """Where results go by default: beside the file, or in a folder of the preset's name."""
+        beside = self.path.parent
+        return beside if self.preset == self.default_preset else beside / self.preset
+
+    def runs(self) -> list[Planned]:
+        """Every run, seeds innermost last: all points of the first seed come first.
+
+        Raises:
+            ConfigError: a setting is unknown or wrong, or two runs would be the same.
+        """
+        found: dict[RunConfig, Planned] = {}
+        for seed in self.seeds:
+            for values in itertools.product(*self.axes.values()):
+                settings = dict(self.base)
+                for value in values:
+                    settings |= value.settings
+                point = dict(zip(self.axes, (v.label for v in values), strict=True))
+                where = f"{self.path}: {', '.join(f'{a}={label}' for a, label in point.items()) or 'base'}"
+                config = from_mapping({"workers": 1, **settings, "seed": seed}, where)
+                _check_parts(config, where)
+                if config in found:
+                    raise ConfigError(
+                        f"{self.path}: {found[config].title} and {', '.join(point.values())} are the same run; "
+                        "give each value of an axis other settings"
+                    )
+                found[config] = Planned(point, config)
+        return list(found.values())
+
+
+def _check_parts(config: RunConfig, where: str) -> None:
+    try:
+        config.training()
+        for name, build in BUILDERS.items():
+            build(getattr(config, name))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+@dataclass(frozen=True)
+class StudyKeys:
+    """The keys of a study's file."""
+
+    name: str = setting("", "name of the study; the folder's name if it is empty")
+    question: str = setting("", "what the study asks")
+    preset: str = setting("", "preset that runs if none is named")
+    seconds_per_run: float = setting(0.0, "seconds of one run, measured; 0: not known", low=0)
+    margin: float = setting(1.0, "percentage points of accuracy", above=0)
+
+
+def read_study(path: Path, preset: str | None = None) -> Study:
+    """Read a study's file and choose a preset of it.
+
+    Raises:
+        ConfigError: a key, axis, value or preset that can't be used; the file is named.
+    """
+    content = read_toml(path)
+    presets = _table(path, "presets", content.pop("presets", {}))
+    default = str(content.get("preset", ""))
+    chosen = default if preset is None else preset
+    if chosen and chosen not in presets:
+        raise ConfigError(
+            f"{path} has no preset {chosen!r}; {nearest(chosen, presets) if presets else 'it has none at all'}"
+        )
+    content = _with_preset(path, content, chosen, presets)
+    seeds = content.pop("seeds", None)
+    base = _table(path, "base", content.pop("base", {}))
+    axes = {name: _axis(path, name, v) for name, v in _table(path, "axes", content.pop("axes", {})).items()}
+    baseline = {a: str(v) for a, v in _table(path, "baseline", content.pop("baseline", {})).items()}
+    legal = {f.name for f in dataclasses.fields(StudyKeys)}
+    for key in content:
+        if key not in legal:
+            raise ConfigError(f"{path} has an unknown key {key!r}; {nearest(key, {*legal, *TABLES})}")
+    keys = StudyKeys(**check_settings(str(path), StudyKeys, content))
+    _check_seeds(path, seeds)
+    _check_conflicts(path, base, axes)
+    _check_baseline(path, baseline, axes)
+    return Study(
+        path=path,
+        name=keys.name or path.resolve().parent.name,
+        question=keys.question,
+        preset=chosen,
+        default_preset=default,
+        base=base,
+        axes=axes,
+        seeds=tuple(seeds),
+        baseline=baseline or {name: values[0].label for name, values in axes.items()},
+        margin=keys.margin,
+        seconds_per_run=keys.seconds_per_run or None,
+    )
+
+
+def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {name} must be a table ([{name}]), got {value!r}")
+    return value
+
+
+def _with_preset(path: Path, content: dict[str, Any], chosen: str, presets: Mapping[str, Any]) -> dict[str, Any]:
+    if not chosen:
+        return content
+    changes = _table(path, f"presets.{chosen}", presets[chosen])
+    merged = dict(content)
+    for key, value in changes.items():
+        if key not in REPLACED_BY_A_PRESET:
+            raise ConfigError(f"{path}: preset {chosen} can't set {key!r}; {nearest(key, REPLACED_BY_A_PRESET)}")
+        if key in ("base", "axes"):
+            merged[key] = _table(path, key, merged.get(key, {})) | _table(path, f"presets.{chosen}.{key}", value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _axis(path: Path, name: str, values: Any) -> tuple[Value, ...]:
+    if not isinstance(values, list):
+        raise ConfigError(f"{path}: axis {name!r} must be a list of values, got {values!r}")
+    if not values:
+        raise ConfigError(f"{path}: axis {name!r} has no values, so the grid is empty")
+    found = tuple(_value(path, name, value) for value in values)
+    labels = [value.label for value in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"{path}: axis {name!r} has the value {label!r} twice")
+    return found
+
+
+def _value(path: Path, name: str, value: Any) -> Value:
+    if not isinstance(value, dict):
+        if name not in SETTINGS:
+            raise ConfigError(
+                f"{path}: unknown axis {name!r}; an axis is a setting, or its values are tables with a label "
+                f'({{label = "...", setting = ...}}); {nearest(name, SETTINGS)}'
+            )
+        return Value(str(value), {name: value})
+    settings = dict(value)
+    label = settings.pop("label", None)
+    if not isinstance(label, str) or not label:
+        raise ConfigError(f'{path}: a value of axis {name!r} has no label; write {{label = "...", setting = ...}}')
+    for key in settings:
+        if key not in SETTINGS:
+            raise ConfigError(f"{path}: {label!r} of axis {name!r} sets an unknown {key!r}; {nearest(key, SETTINGS)}")
+    return Value(label, settings)
+
+
+def _check_seeds(path: Path, seeds: Any) -> None:
+    if not isinstance(seeds, list) or not seeds:
+        raise ConfigError(f"{path}: seeds must be a list with at least one whole number, e.g. seeds = [0, 1, 2, 3, 4]")
+    if any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in seeds) or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{path}: seeds must be different whole numbers of at least 0, got {seeds}")
+
+
+def _check_conflicts(path: Path, base: Mapping[str, Any], axes: Mapping[str, tuple[Value, ...]]) -> None:
+    """Every setting has one place: base, one axis, or (the seed) seeds."""
+    for key in base:
+        if key not in SETTINGS:
+            raise ConfigError(f"{path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")
+    places = dict.fromkeys(base, "[base]")
+    if "seed" in places or any("seed" in v.settings for values in axes.values() for v in values):
+        raise ConfigError(f"{path}: seed is set by seeds, not in [base] or an axis")
+    for name, values in axes.items():
+        for key in dict.fromkeys(key for value in values for key in value.settings):
+            if key in places:
+                raise ConfigError(f"{path}: {key} is set by both {places[key]} and axis {name!r}; leave it in one")
+        places |= {key: f"axis {name!r}" for value in values for key in value.settings}
+
+
+def _check_baseline(path: Path, baseline: Mapping[str, str], axes: Mapping[str, tuple[Value, ...]]) -> None:
+    for name, label in baseline.items():
+        if name not in axes:
+            raise ConfigError(f"{path}: the baseline names an unknown axis {name!r}; {nearest(name, axes)}")
+        labels = [value.label for value in axes[name]]
+        if label not in labels:
+            raise ConfigError(
+                f"{path}: axis {name!r} has no value {label!r} for the baseline; {nearest(label, labels)}"
+            )

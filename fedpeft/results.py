@@ -1,0 +1,284 @@
+"""A result: all that is kept of one run, as one JSON line that tables and figures can be made from again.
+
+    {"study", "preset", "point", "seed", "status": "finished", "config", "summary", "rounds", "local_steps",
+     "trained_rows", "correct", "count", "calibration", "client_accuracy"}
+    {"study", "preset", "point", "seed", "status": "failed", "reason", "config"}
+
+`correct` holds the correct predictions on every test row, packed, so that runs can be paired row by row. The line is
+made from the run's folder; the folder can be deleted afterwards.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.calibration import calibrate
+from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.errors import FedpeftError, RunError
+from fedpeft.records import Records
+from fedpeft.statistics import Scored
+
+QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
+"""Of the clients' accuracies, that are kept."""
+
+FINISHED, FAILED = "finished", "failed"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of a study, or one on its own.
+
+    Attributes:
+        config: the resolved settings, as they were stored.
+        status: finished or failed.
+        seed: the run's seed.
+        study: name of the study; empty for a run on its own.
+        preset: the study's preset.
+        point: axis -> label of its value.
+        reason: why it failed.
+        summary: summary.json.
+        rounds: the lines of rounds.jsonl.
+        local_steps: steps of all clients in all rounds.
+        trained_rows: rows that clients went over, in all rounds and steps.
+        correct: packed correct predictions per test row.
+        count: packed predictions per test row; None where each row is one prediction.
+        calibration: see `fedpeft.calibration`; None for language modelling.
+        client_accuracy: quantiles over clients and mean of the worst tenth; None where it isn't known.
+    """
+
+    config: Mapping[str, Any]
+    status: str
+    seed: int
+    study: str = ""
+    preset: str = ""
+    point: Mapping[str, str] = field(default_factory=dict)
+    reason: str | None = None
+    summary: Mapping[str, Any] | None = None
+    rounds: tuple[Mapping[str, Any], ...] = ()
+    local_steps: int | None = None
+    trained_rows: int | None = None
+    correct: Mapping[str, Any] | None = None
+    count: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Any] | None = None
+    client_accuracy: Mapping[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there are numbers."""
+        return self.status == FINISHED
+
+    @property
+    def scored(self) -> Scored | None:
+        """The test rows; None where they were not kept."""
+        if self.correct is None:
+            return None
+        correct = unpack(self.correct)
+        return Scored(correct, np.ones_like(correct) if self.count is None else unpack(self.count))
+
+    def line(self) -> str:
+        """The JSON line, without what is empty."""
+        plain = {k: v for k, v in asdict(self).items() if v is not None and v != ()}
+        return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def resolved(config: Mapping[str, Any]) -> RunConfig | None:
+    """The run that stored settings describe today; None if a setting is no longer legal.
+
+    A setting that is newer than the stored line has its default, so that old results stay valid.
+    """
+    try:
+        return from_mapping(config, "the stored configuration")
+    except FedpeftError:
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------- packed numbers
+
+
+def pack(values: NDArray[np.float64]) -> dict[str, Any]:
+    """Small whole numbers as text: bits for 0 and 1, else 32-bit integers; compressed."""
+    whole = values.astype(np.int32)
+    bits = bool(((whole == 0) | (whole == 1)).all())
+    raw = np.packbits(whole.astype(np.uint8)).tobytes() if bits else whole.astype("<i4").tobytes()
+    return {
+        "kind": "bits" if bits else "i4",
+        "length": len(whole),
+        "data": base64.b64encode(zlib.compress(raw, 9)).decode(),
+    }
+
+
+def unpack(packed: Mapping[str, Any]) -> NDArray[np.float64]:
+    """The inverse of `pack`."""
+    raw = zlib.decompress(base64.b64decode(packed["data"]))
+    if packed["kind"] == "bits":
+        return np.unpackbits(np.frombuffer(raw, np.uint8), count=packed["length"]).astype(np.float64)
+    return np.frombuffer(raw, "<i4").astype(np.float64)
+
+
+# ------------------------------------------------------------------------------------------------------- a run's folder
+
+
+def read_run(folder: Path) -> Result:
+    """The result in a run's folder.
+
+    Raises:
+        RunError: the run is not finished, or a file is missing or broken; the folder is named.
+    """
+    if not (folder / "config.toml").is_file():
+        raise RunError(f"{folder} holds no run: there is no config.toml in it")
+    config = read_toml(folder / "config.toml")
+    if not (folder / "summary.json").is_file():
+        raise RunError(
+            f"{folder} holds an unfinished run; continue it with python -m fedpeft.simulate --resume {folder}"
+        )
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        records = Records(folder)
+        rounds, clients = records.read("rounds.jsonl"), records.read("clients.jsonl")
+        scores = _arrays(folder / "predictions.npz")
+        correct, count = scores.get("correct"), scores.get("count")
+        calibration = None
+        if correct is not None and summary["metric"] == "accuracy":
+            calibration = calibrate(scores["confidence"], correct).as_dict()
+        return Result(
+            config=config,
+            status=FINISHED,
+            seed=int(config.get("seed", summary["seed"])),
+            summary=summary,
+            rounds=tuple(rounds),
+            local_steps=sum(int(c["steps"]) for c in clients),
+            trained_rows=sum(int(c["steps"]) for c in clients) * int(config["batch_size"]),
+            correct=None if correct is None else pack(correct),
+            count=None if count is None or (count == 1).all() else pack(count),
+            calibration=calibration,
+            client_accuracy=client_accuracy(scores, _arrays(folder / "clients.npz")),
+        )
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        raise RunError(f"{folder} holds a broken run: {type(error).__name__}: {error}") from error
+
+
+def _arrays(path: Path) -> dict[str, NDArray[np.float64]]:
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as found:
+        return {name: found[name].astype(np.float64) for name in found.files}
+
+
+def client_accuracy(
+    scores: Mapping[str, NDArray[np.float64]], clients: Mapping[str, NDArray[np.float64]]
+) -> dict[str, Any] | None:
+    """How the final model serves each client: its accuracy on test rows with the client's mix of classes.
+
+    a_k = sum_y p_k(y) a(y): a(y) is the accuracy on the test rows of class y, p_k(y) the share of class y in client
+    k's rows. None where classes are not known.
+    """
+    if "labels" not in clients or "test_labels" not in clients or "correct" not in scores:
+        return None
+    labels_KC = clients["labels"]
+    test_labels = clients["test_labels"].astype(np.int64)
+    classes = labels_KC.shape[1]
+    rows_C = np.bincount(test_labels, minlength=classes)
+    right_C = np.bincount(test_labels, scores["correct"], classes)
+    known_KC = labels_KC * (rows_C > 0)
+    shares_KC = known_KC / np.maximum(known_KC.sum(1, keepdims=True), 1)
+    accuracy_K = np.sort((shares_KC * (right_C / np.maximum(rows_C, 1))).sum(1)[known_KC.sum(1) > 0])
+    if not len(accuracy_K):
+        return None
+    return {
+        "clients": len(accuracy_K),
+        "quantiles": [float(q) for q in np.quantile(accuracy_K, QUANTILES)],
+        "worst_tenth": float(accuracy_K[: max(1, len(accuracy_K) // 10)].mean()),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- results.jsonl
+
+
+class ResultsFile:
+    """results.jsonl: one line per run, appended and flushed to the disk; the last line of a configuration counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cut_short = False
+
+    def read(self) -> list[Result]:
+        """All lines; one that a kill cut short at the end is left out, and `cut_short` set.
+
+        Raises:
+            RunError: the file can't be read, or another line is broken.
+        """
+        self.cut_short = False
+        if not self.path.exists():
+            return []
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise RunError(f"{self.path} can't be read: {error.strerror}") from error
+        found: list[Result] = []
+        self.cut_short = bool(lines[-1])
+        for number, line in enumerate(lines[:-1], 1):
+            if not line.strip():
+                continue
+            try:
+                found.append(_result(json.loads(line)))
+            except (ValueError, TypeError, KeyError) as error:
+                raise RunError(
+                    f"line {number} of {self.path} is not a result ({error}); mend or remove that line"
+                ) from error
+        return found
+
+    def mend(self) -> None:
+        """Cut off a last line that is not whole: it holds no result, and the next line must not be glued to it.
+
+        Raises:
+            RunError: the file can't be written.
+        """
+        try:
+            with open(self.path, "r+b") as file:
+                whole = file.read().rfind(b"\n") + 1
+                file.truncate(whole)
+        except OSError as error:
+            raise RunError(f"{self.path} can't be written: {error.strerror}") from error
+
+    def append(self, result: Result) -> None:
+        """Add a line; it is on the disk when this returns.
+
+        Raises:
+            RunError: the disk is full or can't be written.
+        """
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(result.line())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"{self.path} can't be written: {error.strerror}") from error
+
+
+def _result(plain: Any) -> Result:
+    if not isinstance(plain, dict):
+        raise TypeError("it is not a JSON object")
+    if plain.get("status") not in (FINISHED, FAILED) or not isinstance(plain.get("config"), dict):
+        raise ValueError("it has no status or no config")
+    if plain["status"] == FINISHED and not isinstance(plain.get("summary"), dict):
+        raise ValueError("it has no summary")
+    return Result(**{**plain, "rounds": tuple(plain.get("rounds", ()))})
+
+
+def latest(results: list[Result]) -> list[Result]:
+    """The last line of each configuration, in the order of first lines."""
+    chosen: dict[str, Result] = {}
+    for result in results:
+        chosen[json.dumps([result.study, result.preset, result.config], sort_keys=True)] = result
+    return list(chosen.values())

@@ -1,0 +1,421 @@
+"""python -m fedpeft.study STUDY.toml: all runs of a grid, once each, several at a time; then the report.
+
+Every finished run is one line in results.jsonl, keyed by its resolved configuration: starting the study again runs what
+is missing, continues what was interrupted, and touches nothing else. Runs are processes of their own: one that fails
+or is killed is a failed line with its reason, and the others go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Annotated
+
+import tyro
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedpeft.config import from_mapping, read_toml
+from fedpeft.console import duration
+from fedpeft.errors import FedpeftError, RunError
+from fedpeft.grid_of_runs import Planned, Study, read_study
+from fedpeft.records import Records
+from fedpeft.results import FAILED, Result, ResultsFile, latest, read_run, resolved
+
+POLL_SECONDS = 0.2
+
+LOG_TAIL_BYTES = 65536
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+FAILURES = 1
+"""Exit code when runs have failed."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Run a study: every combination of its axes with every seed, kept in results.jsonl; then make the report."""
+
+    study: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY.toml", help="the study's file")]
+    preset: Annotated[str | None, tyro.conf.arg(help="one of the file's presets (default: the one the file names)")] = (
+        None
+    )
+    output: Annotated[
+        Path | None, tyro.conf.arg(help="folder of the results (default: the file's, or the preset's)")
+    ] = None
+    jobs: Annotated[int, tyro.conf.arg(help="runs at a time; 0: as many as the cores allow")] = 0
+    dry_run: Annotated[bool, tyro.conf.arg(help="only show the runs, what is done, and an estimate of the time")] = (
+        False
+    )
+    retry_failed: Annotated[bool, tyro.conf.arg(help="run the failed ones again")] = False
+    track: Annotated[str, tyro.conf.arg(help="also send each run to tensorboard or mlflow (both: a,b)")] = ""
+
+
+@dataclass
+class Running:
+    """A run in its process."""
+
+    planned: Planned
+    folder: Path
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+
+    def rounds_done(self) -> int:
+        """Rounds that are on the disk."""
+        return rounds_done(self.folder)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the work that runs share is behind it: it has begun to record rounds."""
+        return (self.folder / "rounds.jsonl").exists()
+
+
+def rounds_done(folder: Path) -> int:
+    """Finished rounds of a run, without the preparation."""
+    try:
+        return sum(1 for entry in Records(folder).read("rounds.jsonl") if entry["round"] > 0)
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+@dataclass
+class Workplace:
+    """A study's folder: results.jsonl, and runs/ with the folders of the runs."""
+
+    study: Study
+    folder: Path
+    planned: list[Planned] = field(init=False)
+    results: ResultsFile = field(init=False)
+    done: dict[str, Result] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.planned = self.study.runs()
+        self.results = ResultsFile(self.folder / "results.jsonl")
+        self.done = self._match()
+
+    @property
+    def runs(self) -> Path:
+        """Where the runs are."""
+        return self.folder / "runs"
+
+    def _match(self) -> dict[str, Result]:
+        """The results that are there, by name of the run.
+
+        Raises:
+            RunError: a result is not of this study.
+        """
+        names = {run.config: run.name for run in self.planned}
+        found: dict[str, Result] = {}
+        for number, result in enumerate(self.results.read(), 1):
+            config = resolved(result.config)
+            if config not in names:
+                point = ", ".join(f"{a}={v}" for a, v in result.point.items())
+                raise RunError(
+                    f"{self.results.path} holds results of another configuration (line {number}: "
+                    f"{point or 'no point'}, seed {result.seed}) that {self.study.path}"
+                    f"{f' with preset {self.study.preset}' if self.study.preset else ''} does not describe; "
+                    "move that file away or give another --output"
+                )
+            found[names[config]] = result
+        return found
+
+    def left(self, retry_failed: bool) -> list[Planned]:
+        """The runs still to do."""
+        return [
+            run
+            for run in self.planned
+            if run.name not in self.done or (retry_failed and not self.done[run.name].finished)
+        ]
+
+    def seconds_left(self, runs: Sequence[Planned], jobs: int) -> float | None:
+        """Estimate, from the runs that have finished here, or else what the study's file says; None if neither."""
+        measured: dict[str, list[float]] = {}
+        for result in self.done.values():
+            if result.finished and result.summary and result.summary.get("seconds"):
+                measured.setdefault(str(dict(result.point)), []).append(result.summary["seconds"])
+        everything = [s for values in measured.values() for s in values]
+        total = 0.0
+        for run in runs:
+            values = measured.get(str(dict(run.point))) or everything
+            known = sum(values) / len(values) if values else self.study.seconds_per_run
+            if known is None:
+                return None
+            total += known
+        return total / min(jobs, max(1, len(runs)))
+
+    def record(self, planned: Planned, result: Result) -> Result:
+        """Append a result, as one of this study."""
+        complete = dataclasses.replace(
+            result, study=self.study.name, preset=self.study.preset, point=dict(planned.point)
+        )
+        self.results.append(complete)
+        self.done[planned.name] = complete
+        return complete
+
+    # ------------------------------------------------------------------------------------------------------ one run
+
+    def start(self, planned: Planned, track: str) -> Running:
+        """Start or continue a run.
+
+        Raises:
+            RunError: its folder holds something else.
+        """
+        folder = self.runs / planned.name
+        if (folder / "config.toml").is_file():
+            path = folder / "config.toml"
+            if from_mapping(read_toml(path), str(path)) != planned.config:
+                raise RunError(f"{folder} holds a run with other settings; move it away or give another --output")
+        elif folder.exists():
+            shutil.rmtree(folder)  # killed before it had written its settings: nothing is in it
+        settings = self.runs / f"{planned.name}.toml"
+        settings.write_text(planned.config.to_toml(), encoding="utf-8")
+        log = open(self.runs / f"{planned.name}.log", "ab")  # noqa: SIM115 - closed when the run ends
+        command = [sys.executable, "-m", "fedpeft.run_of_study", str(settings), str(folder)]
+        process = subprocess.Popen(
+            command + (["--track", track] if track else []),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "COLUMNS": "200"},
+            start_new_session=True,
+        )
+        return Running(planned, folder, process, log)
+
+    def finish(self, running: Running) -> Result:
+        """Record a run whose process has ended."""
+        running.log.close()
+        if running.process.stdin:
+            running.process.stdin.close()
+        code = running.process.returncode
+        try:
+            if code == 0:
+                return self.record(running.planned, read_run(running.folder))
+            reason = _reason(code, Path(running.log.name))
+        except RunError as error:
+            reason = str(error)
+        config = dataclasses.asdict(running.planned.config)
+        return self.record(
+            running.planned, Result(config=config, status=FAILED, seed=running.planned.config.seed, reason=reason)
+        )
+
+    def adopt(self, planned: Planned) -> bool:
+        """Record a run that had finished when the study was killed, before its line was written."""
+        folder = self.runs / planned.name
+        if not (folder / "summary.json").is_file():
+            return False
+        try:
+            result = read_run(folder)
+        except FedpeftError:
+            return False
+        if resolved(result.config) != planned.config:
+            return False
+        self.record(planned, result)
+        return True
+
+
+def _reason(code: int, log: Path) -> str:
+    """Why a process failed: the error it printed, the last line it printed, or the signal that ended it."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
+    data = log.read_bytes()[-LOG_TAIL_BYTES:]
+    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    return errors[-1] if errors else f"exit code {code}: {lines[-1] if lines else 'it printed nothing'}"
+
+
+# -------------------------------------------------------------------------------------------------------- all the runs
+
+
+class Schedule:
+    """Keeps `jobs` runs going until none is left."""
+
+    def __init__(self, place: Workplace, waiting: list[Planned], jobs: int, track: str, console: Console) -> None:
+        self.place, self.waiting, self.jobs, self.track, self.console = place, waiting, jobs, track, console
+        self.running: list[Running] = []
+        self.warm = {r.shared_work for r in place.planned if r.name in place.done and place.done[r.name].finished}
+        self.total = sum(r.config.rounds for r in waiting)
+        self.ended = 0
+        self.failures = 0
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rounds"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            transient=True,
+            speed_estimate_period=600,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("study", total=self.total)
+
+    def run(self) -> int:
+        """All of it; returns the number of failed runs."""
+        with self.progress:
+            try:
+                while self.waiting or self.running:
+                    self._start_what_can_be()
+                    self._collect()
+                    time.sleep(POLL_SECONDS)
+            finally:
+                self._end_all()
+        return self.failures
+
+    def _start_what_can_be(self) -> None:
+        """Start runs; of those that share work not done yet, only one until it has done it."""
+        for running in self.running:
+            if running.prepared:
+                self.warm.add(running.planned.shared_work)
+        preparing = {r.planned.shared_work for r in self.running} - self.warm
+        for planned in list(self.waiting):
+            if len(self.running) >= self.jobs:
+                return
+            if planned.shared_work in preparing:
+                continue
+            self.waiting.remove(planned)
+            if self.place.adopt(planned):
+                self._tell(planned, self.place.done[planned.name])
+                continue
+            self.running.append(self.place.start(planned, self.track))
+            if planned.shared_work not in self.warm:
+                preparing.add(planned.shared_work)
+
+    def _collect(self) -> None:
+        for running in [r for r in self.running if r.process.poll() is not None]:
+            self.running.remove(running)
+            self._tell(running.planned, self.place.finish(running))
+        going = sum(r.rounds_done() for r in self.running)
+        titles = "; ".join(r.planned.title for r in self.running)
+        self.progress.update(self.task, completed=self.ended + going, description=titles[:60] or "study")
+
+    def _tell(self, planned: Planned, result: Result) -> None:
+        self.ended += planned.config.rounds
+        left = self.place.seconds_left([*self.waiting, *(r.planned for r in self.running)], self.jobs)
+        remaining = f"{len(self.waiting) + len(self.running)} runs left"
+        if left:
+            remaining += f", about {duration(left)}"
+        if result.finished:
+            assert result.summary is not None
+            text = f"accuracy {result.summary['accuracy']:.4f}  {duration(result.summary['seconds'] or 0)}"
+        else:
+            self.failures += 1
+            text = f"[bold red]failed:[/] {result.reason}"
+        self.progress.console.print(f"{planned.title}  {text}  ({remaining})", highlight=False, soft_wrap=True)
+
+    def _end_all(self) -> None:
+        """End what still runs (after Ctrl-C or an error); it can be continued."""
+        for running in self.running:
+            running.process.terminate()
+        for running in self.running:
+            running.process.wait()
+            running.log.close()
+
+
+def jobs_that_fit(planned: Sequence[Planned]) -> int:
+    """Runs at a time, from the cores of this process and the workers of a run."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = max((run.config.workers or cores for run in planned), default=1)
+    return max(1, cores // workers)
+
+
+def show_plan(place: Workplace, left: Sequence[Planned], jobs: int, console: Console) -> None:
+    """The number of runs, what is done, and how long the rest may take."""
+    study = place.study
+    failed = [(run, place.done[run.name]) for run in place.planned if run.name in place.done]
+    failed = [(run, result) for run, result in failed if not result.finished]
+    axes = " x ".join(f"{len(values)} {name}" for name, values in study.axes.items())
+    console.print(
+        f"[bold]{study.name}[/]{f' ({study.preset})' if study.preset else ''}: {len(place.planned)} runs"
+        f" = {axes + ' x ' if axes else ''}{len(study.seeds)} seeds -> {place.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for run, result in failed:
+        console.print(f"{run.title}: [bold red]failed:[/] {result.reason}", highlight=False, soft_wrap=True)
+    seconds = place.seconds_left(left, jobs)
+    estimate = "no estimate before a run has finished" if seconds is None else f"about {duration(seconds)}"
+    console.print(
+        f"{len(place.done) - len(failed)} finished, {len(failed)} failed, {len(left)} to run, {jobs} at a time: "
+        f"{estimate if left else 'nothing to do'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def run_study(command: Command, console: Console) -> int:
+    """Run what is missing and make the report; returns the exit code.
+
+    Raises:
+        FedpeftError: what the user can mend; nothing was overwritten.
+    """
+    if command.jobs < 0:
+        raise RunError(f"--jobs must be at least 0, got {command.jobs}")
+    if command.track:
+        from fedpeft.trackers import check_trackers
+
+        check_trackers(command.track)
+    study = read_study(command.study, command.preset)
+    place = Workplace(study, command.output or study.folder)
+    left = place.left(command.retry_failed)
+    jobs = command.jobs or jobs_that_fit(place.planned)
+    show_plan(place, left, jobs, console)
+    if place.results.cut_short:
+        console.print(
+            f"the last line of {place.results.path} was cut short (by a kill): it is dropped, and its run recorded again",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if command.dry_run:
+        return 0
+    try:
+        place.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{place.runs} can't be made: {error.strerror}") from error
+    try:
+        with FileLock(place.runs / "study.lock", timeout=0):
+            place = Workplace(study, place.folder)  # read again: another study may have ended since
+            if place.results.cut_short:
+                place.results.mend()
+            Schedule(place, place.left(command.retry_failed), jobs, command.track, console).run()
+    except Timeout:
+        raise RunError(
+            f"another process runs a study in {place.folder}; wait for it or give another --output"
+        ) from None
+    failures = sum(not result.finished for result in place.done.values())
+    if any(result.finished for result in place.done.values()):
+        from fedpeft.report import write_study_report
+
+        page = write_study_report(study, latest(place.results.read()), place.folder)
+        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return FAILURES if failures else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 1 if runs failed, 2 for a user's mistake, 130 after Ctrl-C."""
+    console = Console()
+    command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.study")
+    try:
+        return run_study(command, console)
+    except FedpeftError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("\ninterrupted; the same command continues", highlight=False)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
