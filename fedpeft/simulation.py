@@ -217,11 +217,14 @@ class Simulation:
         lengths: np.ndarray = cached_examples(self.work.data_key).lengths
         return lengths
 
-    def probe(self) -> ProbeResult | None:
-        """The frozen-base linear probe on the test rows; None for language modelling."""
+    def probe(self, tokens: int | None = None) -> ProbeResult | None:
+        """The frozen-base linear probe on the test rows, on texts of `tokens` tokens; None for language modelling.
+
+        By default the texts are as long as the run's own, and at least as long as suits the probe best.
+        """
         if self.dataset.task != "classification":
             return None
-        tokens = max(self.config.tokens, PROBE_TOKENS)
+        tokens = tokens or max(self.config.tokens, PROBE_TOKENS)
         if tokens == self.config.tokens:
             train, depth = self.work.data_key, self.work.depth
         else:

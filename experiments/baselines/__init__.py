@@ -1,0 +1,1 @@
+"""What the default task gives without any federation: `python -m experiments.baselines`."""
