@@ -1,0 +1,1 @@
+"""Peak memory of the default run as the number of clients grows."""

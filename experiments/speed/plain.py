@@ -1,0 +1,89 @@
+"""The loop that everyone writes: a peft model, torch's AdamW, one client. Here one such loop runs on every core."""
+
+from __future__ import annotations
+
+import functools
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fedpeft.clients.training import Job
+from fedpeft.clients.workbench import WorkPlan, cached_examples
+
+from experiments.speed.sides import Round, Variant, answer
+from fedpeft.adapter import State
+from fedpeft.examples import Examples
+from fedpeft.peft_method import PEFT_METHODS
+from fedpeft.task import DTYPES, TASKS, trainable
+
+if TYPE_CHECKING:
+    from experiments.speed.workload import Workload
+
+
+class PlainClient:
+    """A peft model and its training loop, on one thread."""
+
+    def __init__(self, plan: WorkPlan) -> None:
+        torch.set_num_threads(1)
+        task = TASKS.build(plan.task)
+        base = task.base(plan.model, DTYPES[plan.dtype], attn_implementation="sdpa")  # as transformers has it
+        self.model = task.model(base, plan.classes)
+        PEFT_METHODS.build(plan.method).attach(self.model, plan.dtype)
+        self.parameters = trainable(self.model)
+
+    def train(self, job: Job, examples: Examples) -> State:
+        """The trained tensors, from the received ones."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(job.received[name])
+        optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=job.learning_rate, weight_decay=job.training.weight_decay, fused=True
+        )
+        for rows in job.batches(examples.lengths):
+            batch = examples.batch(rows)
+            loss = F.cross_entropy(self.model(batch), batch["labels"])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+
+_load: Workload | None = None
+
+
+def _keep(load: Workload) -> None:
+    global _load
+    _load = load
+
+
+@functools.cache
+def _client() -> PlainClient:
+    assert _load is not None
+    return PlainClient(_load.plan)
+
+
+def _train(client: int) -> dict[str, np.ndarray]:
+    assert _load is not None
+    trained = _client().train(_load.job(client), cached_examples(_load.plan.data_key))
+    return {name: tensor.numpy().copy() for name, tensor in trained.items()}
+
+
+def run(connection: Connection, load: Workload, variants: dict[str, Variant]) -> None:
+    """One loop per core takes client after client; the mean is weighted by rows, as everywhere."""
+    weights = load.partition.sizes / load.partition.sizes.sum()
+    with ProcessPoolExecutor(load.workers, get_context("spawn"), _keep, (load,)) as pool:
+
+        def one_round(_: str) -> Round:
+            started = time.perf_counter()
+            after = {name: torch.zeros_like(t) for name, t in load.start.items()}
+            for weight, trained in zip(weights, pool.map(_train, range(len(weights))), strict=True):
+                for name, total in after.items():
+                    total.add_(torch.from_numpy(trained[name]), alpha=float(weight))
+            return Round(time.perf_counter() - started, after)
+
+        answer(connection, one_round)

@@ -1,0 +1,172 @@
+"""What every side of the comparison trains: the same rows in the same batches, from the same state."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fedpeft.clients.training import Job
+from fedpeft.clients.workbench import WorkPlan, cached_examples
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.speed.plain import PlainClient
+from fedpeft import seeds
+from fedpeft.adapter import State, norm
+from fedpeft.config import RunConfig
+from fedpeft.layers import blocks
+from fedpeft.partition import Partition
+from fedpeft.simulation import Simulation
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting that is timed.
+
+    Attributes:
+        name: as shown.
+        clients: in the round.
+        rows: per client (one pass over them), cut from its shard; 0: all it has.
+        batch_size: rows per step.
+        dtype: of the base.
+        peft: the PEFT method.
+        dataset: the rows; `federation` clients share them out.
+    """
+
+    name: str
+    clients: int
+    rows: int
+    batch_size: int
+    dtype: str
+    peft: str = "lora"
+    dataset: str = "20newsgroups"
+    federation: int = 100
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A round as plain data: client k has the rows `partition.shard(k)` of the cached examples `plan.data_key`.
+
+    Attributes:
+        config: of the simulation that the rows and the plan come from.
+        plan: what a worker of the batched executor is told.
+        partition: rows of each client of the round.
+        start: the global state before the round.
+        workers: processes of one thread each, on every side.
+    """
+
+    config: RunConfig
+    plan: WorkPlan
+    partition: Partition
+    start: State
+    workers: int
+
+    def job(self, client: int) -> Job:
+        """What a client does in the round."""
+        return Job(
+            client=client,
+            round=1,
+            seed=self.plan.seed,
+            rows=self.partition.shard(client),
+            received=self.start,
+            trained=frozenset(self.start),
+            training=self.plan.training,
+            learning_rate=self.plan.training.learning_rate,
+            form=self.plan.layout.form,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens (without padding) that a round trains on."""
+        return sum(int(self._lengths[rows].sum()) for rows in self._batches)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all clients together."""
+        return len(self._batches)
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        lengths: np.ndarray = cached_examples(self.plan.data_key).lengths
+        return lengths
+
+    @property
+    def _batches(self) -> list[np.ndarray]:
+        return [rows for client in range(len(self.partition)) for rows in self.job(client).batches(self._lengths)]
+
+    def difference(self, a: State, b: State) -> float:
+        """How far two states after the round are apart, relative to how far `b` is from the start."""
+        apart = norm({name: a[name].double() - b[name].double() for name in b})
+        return apart / norm({name: b[name].double() - self.start[name].double() for name in b})
+
+
+class Silent:
+    """An observer of a simulation that shows nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def workload(case: Case, workers: int, folder: Path) -> Workload:
+    """The workload of a case; the rows are tokenised into the cache."""
+    config = RunConfig(
+        clients=case.federation,
+        dataset=case.dataset,
+        peft=case.peft,
+        dtype=case.dtype,
+        batch_size=case.batch_size,
+        workers=workers,
+    )
+    simulation = Simulation(config, folder, Silent())
+    shards = [
+        seeds.generator(0, "speed rows", client).permutation(simulation.partition.shard(client))[: case.rows or None]
+        for client in range(min(case.clients, case.federation))
+    ]
+    ends = np.cumsum([len(shard) for shard in shards])
+    partition = Partition.from_shards([np.arange(end - len(s), end) for s, end in zip(shards, ends, strict=True)])
+    data_key = simulation.tokenised(simulation.all_rows.take(np.concatenate(shards)), config.tokens)
+    plan = dataclasses.replace(simulation.work, data_key=data_key)
+    return Workload(config, plan, partition, _in_the_midst(simulation.start), workers)
+
+
+def _in_the_midst(start: State) -> State:
+    """`start` moved a little, so that no tensor is zero and every gradient counts in the comparison of updates.
+
+    All values are fp32 ones, because that is how they are sent.
+    """
+    moved = {}
+    for i, (name, tensor) in enumerate(start.items()):
+        noise = torch.randn(tensor.shape, generator=seeds.torch_generator(0, "speed start", i))
+        moved[name] = (tensor.float() + 0.02 * noise).to(tensor.dtype)
+    return moved
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations in matrix products (attention excluded) of a round, without padding.
+
+    Attributes:
+        all: of a plain loop.
+        below: the part of it that lies below the lowest adapted block.
+    """
+
+    all: float
+    below: float
+
+
+def operations(load: Workload) -> Operations:
+    """Counted in one forward and backward pass of the plain model."""
+    client = PlainClient(load.plan)
+    batch = cached_examples(load.plan.data_key).batch(load.partition.shard(0)[:1])
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(client.model(batch), batch["labels"]).backward()  # type: ignore[no-untyped-call]
+    scale = load.tokens / batch["attention_mask"].numel()
+    path, stack = blocks(client.model)
+    counts = counter.get_flop_counts()
+    names = [f"{type(client.model).__name__}.{path}.{i}" for i in range(len(stack))]
+    below = sum(sum(counts[name].values()) for name in names[: load.plan.depth])
+    return Operations(counter.get_total_flops() * scale, below * scale)

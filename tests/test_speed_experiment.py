@@ -1,0 +1,54 @@
+"""The speed experiment on the tiny model: its own loop, our rounds, and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.speed import report, study
+from experiments.speed.study import Measured, Result, Study, variants_of
+from experiments.speed.workload import Case, workload
+
+TINY = Case("tiny", clients=3, rows=4, batch_size=2, dtype="fp32", dataset="tiny", federation=4)
+
+
+@pytest.mark.slow
+def test_sides_agree_and_are_timed(tmp_path: Path) -> None:
+    """Warm-up rounds are checked against the plain loop inside `run`."""
+    result = Study(1, 1, False, ("plain", "fedpeft"), 0, tmp_path, lambda _: None).run(TINY)
+    assert set(result.variants) == {"plain", "sequential", "batched"}
+    assert result.steps == 6
+    for measured in result.variants.values():
+        assert measured.median > 0
+        assert measured.peak_share > 0
+    lines = [json.loads(line) for line in report.lines([result], report.Environment("", "", 1, 0.0, {}, {}))]
+    assert [line["variant"] for line in lines] == list(result.variants)
+
+
+def test_levers_that_change_nothing_are_left_out(tmp_path: Path) -> None:
+    load = workload(TINY, 1, tmp_path)
+    names = set(variants_of(TINY, load, True, ("fedpeft",)))
+    assert {"sequential", "batched"} <= names
+    assert ("kernel" in names) == (load.plan.depth > 0 and load.plan.kernel != "native")
+
+
+def test_ratio_is_taken_within_a_repeat() -> None:
+    ours = Measured(study.VARIANTS["batched"], [1.0, 2.0, 4.0])
+    theirs = Measured(study.VARIANTS["flower"], [3.0, 8.0, 8.0])
+    assert ours.times(theirs) == (3.0, 2.0, 4.0)
+
+
+def test_wrong_update_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match=r"the update of batched in fp64 is 1\.0e-03 away"):
+        study._checked("batched", "fp64", 1e-3)
+
+
+def test_readme_keeps_what_is_around_the_results(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(f"before {report.BEGIN} old {report.END} after")
+    result = Result(TINY, 6, 100, 2, "native", {"plain": Measured(study.VARIANTS["plain"], [1.0])})
+    text = report.markdown([result], report.Environment("", "cpu", 1, 0.0, {}, {}), "command", 1e-14)
+    report.write_readme(file, text)
+    assert file.read_text() == f"before {report.BEGIN}\n\n{text}\n\n{report.END} after"
