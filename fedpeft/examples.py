@@ -21,6 +21,11 @@ IGNORED = -100
 """The label of a token that does not count."""
 
 
+LENGTH_STEP = 16
+"""Batches are padded to a multiple of this many tokens: the CPU's matrix library keeps kernels and scratch memory for
+every shape it has seen, which is half a gigabyte a worker after a few hundred lengths."""
+
+
 class Examples(Protocol):
     """What training and evaluation need of a set of rows."""
 
@@ -63,9 +68,9 @@ class TokenRows:
         return np.diff(self.offsets)
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """input_ids and attention_mask (B, T), labels (B,) or (B, T); T is the longest of these rows."""
+        """input_ids and attention_mask (B, T), labels (B,) or (B, T); T: the longest row, rounded up to LENGTH_STEP."""
         spans = [(int(self.offsets[r]), int(self.offsets[r + 1])) for r in rows]
-        longest = max(end - start for start, end in spans)
+        longest = -(-max(end - start for start, end in spans) // LENGTH_STEP) * LENGTH_STEP
         input_ids = torch.full((len(spans), longest), self.padding_id, dtype=torch.long)
         attention_mask = torch.zeros((len(spans), longest), dtype=torch.long)
         for b, (start, end) in enumerate(spans):

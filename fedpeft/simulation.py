@@ -23,6 +23,7 @@ from fedpeft.clients.workbench import WorkPlan, cached_examples
 from fedpeft.codec import parse_codec
 from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
+from fedpeft.errors import ConfigError
 from fedpeft.grids.cohort import CohortGrid
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
@@ -160,6 +161,9 @@ class Simulation:
         batched = config.executor == "batched" and self.method.batched
         lengths = cached_examples(data_key).lengths
         base: Any = reference.base
+        longest = getattr(base.config, "max_position_embeddings", None)
+        if self.dataset.kind == "text" and longest is not None and config.tokens > longest:
+            raise ConfigError(f"tokens={config.tokens} exceeds the {longest} tokens that the model reads; give fewer")
         adapted = [t.module for t in self.layout.tensors if t.role != "head"]
         plain = base.get_base_model() if hasattr(base, "get_base_model") else base
         reuse = batched and self.dataset.kind == "text" and self.dataset.task == "classification"
