@@ -21,6 +21,7 @@ from fedpeft.clients.pool import ClientPlan, Pool, Worker, result
 from fedpeft.clients.training import Job, Totals
 from fedpeft.clients.workbench import WorkPlan, cached_examples
 from fedpeft.codec import parse_codec
+from fedpeft.combinations import check_combination
 from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError
@@ -100,6 +101,7 @@ class Simulation:
         self.training = config.training()
         self.optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
         self.strategy = strategies.build(config.strategy)
+        check_combination(self.strategy)
         self.lossless = "fp64" if config.dtype == "fp64" else "fp32"
         self.codec_text = self.lossless if config.codec == "fp32" else config.codec
         self.codec = parse_codec(self.codec_text)

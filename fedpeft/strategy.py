@@ -186,6 +186,11 @@ class LinearStrategy(Strategy):
 class GatherStrategy(Strategy, ABC):
     """A rule that sees all clients' factors of one layer."""
 
+    @property
+    def fills_base(self) -> bool:
+        """Whether the rule, as it is set, puts a residual into the base; by default if a remainder is kept."""
+        return getattr(self, "remainder", "drop") == "keep"
+
     surveys: ClassVar[bool] = False
     """Whether `reweigh` is wanted: a first pass over all layers, before the first `gather`."""
 

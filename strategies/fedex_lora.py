@@ -20,6 +20,11 @@ class FedExLoRA(GatherStrategy):
 
     mixed_ranks: ClassVar[bool] = True
 
+    @property
+    def fills_base(self) -> bool:
+        """Always."""
+        return True
+
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """A-bar, B-bar and dW* - s B-bar A-bar."""
         A, B = mean_factors(pair, state, layout, cohort)

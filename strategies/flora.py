@@ -27,6 +27,11 @@ class FLoRA(GatherStrategy):
 
     mixed_ranks: ClassVar[bool] = True
 
+    @property
+    def fills_base(self) -> bool:
+        """Always."""
+        return True
+
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """Fresh factors; dW* as the residual."""
         A = fresh(state[pair.A], cohort.seed, cohort.round, pair.module)
