@@ -11,7 +11,7 @@ from experiments.speed import report, study
 from experiments.speed.study import Measured, Result, Study, variants_of
 from experiments.speed.workload import Case, workload
 
-TINY = Case("tiny", clients=3, rows=4, batch_size=2, dtype="fp32", dataset="tiny", federation=4)
+TINY = Case("tiny", clients=3, rows=4, batch_size=2, dtype="fp32", dataset="tiny", federation=4, tokens=32)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ class Case:
         batch_size: rows per step.
         dtype: of the base.
         peft: the PEFT method.
-        dataset: the rows; `federation` clients share them out.
+        dataset: the rows, cut to `tokens` tokens; `federation` clients share them out.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Case:
     peft: str = "lora"
     dataset: str = "20newsgroups"
     federation: int = 100
+    tokens: int = 128
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def workload(case: Case, workers: int, folder: Path) -> Workload:
     config = RunConfig(
         clients=case.federation,
         dataset=case.dataset,
+        tokens=case.tokens,
         peft=case.peft,
         dtype=case.dtype,
         batch_size=case.batch_size,
