@@ -84,6 +84,11 @@ class BatchedExecutor(Executor):
         self._load(jobs)
         optimizer = job.training.optimizer_for(chosen, job.learning_rate)
         start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
+        corrections = {
+            name: torch.stack([padded(j.correction[name].to(p.device), p[0]) for j in jobs])
+            for name, p in chosen.items()
+            if name in job.correction
+        }
         losses: list[list[Tensor]] = [[] for _ in jobs]
         trained: list[State] = [{} for _ in jobs]
         masks = [j.dropout_generator() for j in jobs]
@@ -101,6 +106,8 @@ class BatchedExecutor(Executor):
             client_losses.sum().backward()  # type: ignore[no-untyped-call]
             for name, before in start.items():
                 chosen[name].grad.add_(chosen[name].detach() - before, alpha=job.proximal)  # type: ignore[union-attr]
+            for name, correction in corrections.items():
+                chosen[name].grad[: len(correction)].add_(correction)  # type: ignore[index]
             if job.training.max_norm:
                 _clip_per_client([p.grad for p in chosen.values() if p.grad is not None], job.training.max_norm)
             optimizer.step()
@@ -123,6 +130,11 @@ class BatchedExecutor(Executor):
         with torch.no_grad():
             for name, tensor in state.items():
                 self.parameters[name][0].copy_(tensor)
+
+    def frozen(self, module: str) -> nn.Module:
+        """The layer inside the stack."""
+        layer: nn.Module = self.model.base.get_submodule(module).layer  # type: ignore[assignment]
+        return layer
 
     def _activate(self, clients: int) -> int:
         for layer in self.stacks:

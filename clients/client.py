@@ -8,89 +8,171 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-from fedpeft.clients.store import ClientStore
-from fedpeft.clients.training import Job
+from fedpeft.clients import variates
+from fedpeft.clients.store import ClientStore, labelled, section
+from fedpeft.clients.training import Job, Trained
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft import seeds
-from fedpeft.adapter import State, difference
-from fedpeft.codec import Codec, decode
+from fedpeft.adapter import Layout, State, difference
+from fedpeft.codec import decode, parse_codec
+from fedpeft.errors import PayloadError
 from fedpeft.head_start import HEADS
 from fedpeft.messages import Instruction, Report
-from fedpeft.partition import Partition
+from fedpeft.partition import Partition, held_out
+from fedpeft.strategy import strategies
+
+
+@dataclass(frozen=True)
+class ClientPlan:
+    """What turns a workbench into clients, as plain data.
+
+    Attributes:
+        partition: the clients' shards.
+        codec, lossless: of updates; of statistics and control variates.
+        head: how the head starts.
+        strategy: for the clients' half of it.
+        store: folder of the clients' own state between rounds.
+        held_out: share of a client's rows that it does not train on, but is evaluated on.
+    """
+
+    partition: Partition
+    codec: str
+    lossless: str
+    head: str
+    strategy: str
+    store: Path
+    held_out: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An instruction, understood: the job, and the client's own state that goes with it."""
+
+    instruction: Instruction
+    layout: Layout
+    job: Job
+    private: frozenset[str]
+    state: State
+    server_variate: State
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the client keeps state between rounds."""
+        return bool(self.private or self.server_variate)
 
 
 class ClientSide:
     """The clients that one worker speaks for."""
 
-    def __init__(
-        self,
-        bench: Workbench,
-        partition: Partition,
-        codec: Codec,
-        lossless: Codec,
-        head: str,
-        store: ClientStore | None = None,
-    ) -> None:
+    def __init__(self, bench: Workbench, plan: ClientPlan) -> None:
         self.bench = bench
-        self.partition = partition
-        self.codec = codec
-        self.lossless = lossless
-        self.head = HEADS.build(head)
-        self.store = store
+        self.plan = plan
+        self.codec = parse_codec(plan.codec)
+        self.lossless = parse_codec(plan.lossless)
+        self.head = HEADS.build(plan.head)
+        self.strategy = strategies.build(plan.strategy)
+        self.store = ClientStore(plan.store)
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
-        """One report per instruction, in order; all instructions are of one kind."""
+        """One report per instruction, in order; all instructions are of one kind and round."""
         if instructions[0].kind == "prepare":
             return [self._prepare(instruction) for instruction in instructions]
+        if instructions[0].kind == "evaluate":
+            return [self._evaluate(instruction) for instruction in instructions]
         return self._train(instructions)
 
-    def _rows(self, client: int) -> np.ndarray:
-        return self.partition.shard(client)
+    def _rows(self, client: int) -> tuple[np.ndarray, np.ndarray]:
+        """The client's rows to train on, and those held out."""
+        return held_out(self.plan.partition.shard(client), self.plan.held_out, self.bench.plan.seed, client)
 
     def _prepare(self, instruction: Instruction) -> Report:
         started = time.perf_counter()
-        rows = self._rows(instruction.client)
+        rows, _ = self._rows(instruction.client)
         labels = self.bench.examples.batch(rows)["labels"]
         statistics = self.head.statistics(self.bench.features(rows), labels, self.bench.plan.classes)
         payload = self.lossless.encode(statistics)  # a closed form amplifies errors
         return Report(instruction.client, 0, payload, rows=len(rows), seconds=time.perf_counter() - started)
 
+    def _evaluate(self, instruction: Instruction) -> Report:
+        _, rows = self._rows(instruction.client)
+        task = self._task(instruction)
+        if not len(rows):
+            return Report(instruction.client, instruction.round, b"")
+        totals = self.bench.evaluate(task.job.received, rows, instruction.base)
+        return Report(
+            instruction.client,
+            instruction.round,
+            b"",
+            rows=len(rows),
+            loss=totals.mean_loss,
+            correct=totals.correct,
+            count=totals.count,
+        )
+
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:
         started = time.perf_counter()
-        jobs = [self._job(i) for i in instructions]
-        reports = []
-        results = list(self.bench.executor.train(jobs))
+        self.bench.rebase(instructions[0].base)
+        tasks = [self._task(i) for i in instructions]
+        results = list(self.bench.executor.train([task.job for task in tasks]))
         steps = sum(r.steps for r in results)
         seconds = time.perf_counter() - started
-        for instruction, job, result in zip(instructions, jobs, results, strict=True):
-            update = difference(result.state, job.received)
-            payload = self._encode(instruction, update)
-            share = seconds * result.steps / steps
-            reports.append(Report(job.client, job.round, payload, result.rows, result.steps, result.loss, share))
-        return reports
+        return [
+            self._report(task, result, seconds * result.steps / steps)
+            for task, result in zip(tasks, results, strict=True)
+        ]
 
-    def _job(self, instruction: Instruction) -> Job:
+    def _task(self, instruction: Instruction) -> _Task:
         plan = self.bench.plan
         layout = plan.layout.with_form(instruction.form)
         names = layout.names
         trained = frozenset(names[i] for i in instruction.trained) if instruction.trained else frozenset(names)
-        return Job(
+        private = frozenset(names[i] for i in instruction.private)
+        shapes = {name: layout.shapes[name] for name in trained - private}
+        server_variate = decode(instruction.variate, shapes) if instruction.variate else {}
+        state: State | None = None
+        if private or server_variate:
+            # Only a training round proves that the server has stored what it acknowledges.
+            state = self.store.load(instruction.client, instruction.acknowledged, tidy=instruction.kind == "train")
+        state = state or {}
+        job = Job(
             client=instruction.client,
             round=instruction.round,
             seed=plan.seed,
-            rows=self._rows(instruction.client),
-            received=decode(instruction.payload, layout.shapes),
+            rows=self._rows(instruction.client)[0],
+            received=decode(instruction.payload, layout.shapes) | section(state, "private"),
             trained=trained,
-            training=plan.training,
+            training=replace(plan.training, steps=instruction.steps) if instruction.steps else plan.training,
             learning_rate=instruction.learning_rate,
             proximal=instruction.proximal,
             form=instruction.form,
+            correction=variates.correction(server_variate, section(state, "variate")),
         )
+        return _Task(instruction, layout, job, private, state, server_variate)
 
-    def _encode(self, instruction: Instruction, update: State) -> bytes:
-        layout = self.bench.plan.layout.with_form(instruction.form)
-        seed = seeds.integer(self.bench.plan.seed, "codec", instruction.round, instruction.client)
-        return self.codec.encode(update, seed=seed, shapes=layout.shapes)
+    def _report(self, task: _Task, result: Trained, seconds: float) -> Report:
+        job = task.job
+        state, variate = task.state, b""
+        if task.server_variate:
+            own = section(state, "variate")
+            after = variates.after(job, result, own)
+            variate = self.lossless.encode({n: t - own[n] if n in own else t for n, t in after.items()})
+            state = state | labelled("variate", after)
+        state = state | labelled("private", {n: t for n, t in result.state.items() if n in task.private})
+        update = difference({n: t for n, t in result.state.items() if n not in task.private}, job.received)
+        update = self.strategy.submitted(update, task.layout, job.round)
+        try:
+            payload = self._encode(task, update)
+        except PayloadError as error:
+            return Report(job.client, job.round, b"", result.rows, result.steps, seconds=seconds, error=str(error))
+        if task.keeps:
+            self.store.stage(job.client, job.round, state)
+        return Report(job.client, job.round, payload, result.rows, result.steps, result.loss, seconds, variate=variate)
+
+    def _encode(self, task: _Task, update: State) -> bytes:
+        seed = seeds.integer(self.bench.plan.seed, "codec", task.job.round, task.job.client)
+        return self.codec.encode(update, seed=seed, shapes=task.layout.shapes)

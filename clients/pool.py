@@ -13,37 +13,22 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from fedpeft.clients.client import ClientSide
-from fedpeft.clients.store import ClientStore
+from fedpeft.clients.client import ClientPlan, ClientSide
 from fedpeft.clients.training import Job, Totals, Trained
 from fedpeft.clients.workbench import Workbench, WorkPlan, cached_examples
 
 from fedpeft.adapter import State
-from fedpeft.codec import parse_codec
 from fedpeft.errors import RunError
 from fedpeft.finished import Scores, load, score, score_batches
 from fedpeft.messages import Instruction, Report
-from fedpeft.partition import Partition
 from fedpeft.task import FederatedModel
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ClientPlan:
-    """What turns a workbench into clients: shards, codecs (of updates, of statistics), head, where client state is."""
-
-    partition: Partition
-    codec: str
-    lossless: str
-    head: str
-    store: Path | None
 
 
 class Worker:
@@ -51,38 +36,34 @@ class Worker:
 
     def __init__(self, work: WorkPlan, clients: ClientPlan) -> None:
         self.bench = Workbench(work)
-        store = ClientStore(clients.store) if clients.store else None
         self._finished: dict[Path, FederatedModel] = {}
-        codecs = parse_codec(clients.codec), parse_codec(clients.lossless)
-        self.clients = ClientSide(self.bench, clients.partition, *codecs, clients.head, store)
+        self.clients = ClientSide(self.bench, clients)
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
         """Train (or prepare) a group of clients."""
         return self.clients.handle(instructions)
 
     def train(self, job: Job) -> Trained:
-        """Train one job, outside of any federation."""
+        """Train one job on the plain base, outside of any federation."""
+        self.bench.rebase(0)
         return next(self.bench.executor.train([job]))
 
     def fill(self, data_key: str, depth: int, tiles: list[int]) -> int:
         """Compute tiles of the frozen model's output."""
         return self.bench.fill(data_key, depth, tiles)
 
-    def evaluate(self, state: State, rows: np.ndarray) -> Totals:
-        """Evaluate a state on training rows."""
-        return self.bench.evaluate(state, rows)
+    def evaluate(self, state: State, rows: np.ndarray, version: int) -> Totals:
+        """Evaluate a state, on the base of `version`, on training rows."""
+        return self.bench.evaluate(state, rows, version)
 
     def score(self, folder: Path, data_key: str, batch: int) -> Scores:
         """Score one of the fixed batches of a finished run."""
         if folder not in self._finished:
+            self.bench.release()
             plan = self.bench.plan
             self._finished = {folder: load(folder, self.bench.task, plan.model, plan.classes)}
         examples = cached_examples(data_key)
         return score(self._finished[folder], self.bench.task, examples.batch(score_batches(examples)[batch]))
-
-    def memory(self) -> int:
-        """Peak proportional set size of this process so far, in bytes."""
-        return proportional_memory()
 
 
 class Pool:
@@ -155,12 +136,3 @@ def _end_with(sentinel: int) -> None:
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
     assert _worker is not None
     return getattr(_worker, name)(*arguments)
-
-
-def proportional_memory() -> int:
-    """Proportional set size of this process in bytes: pages shared with others count by their share."""
-    with open("/proc/self/smaps_rollup") as file:
-        for line in file:
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0

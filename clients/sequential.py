@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from fedpeft.clients.training import Executor, Job, Trained, leading
 from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.dropout import DropoutPlan, own_dropout
@@ -40,6 +41,11 @@ class SequentialExecutor(Executor):
                 self.parameters[name].copy_(padded(tensor, self.parameters[name]))
         self._scale(self.layout.form)
 
+    def frozen(self, module: str) -> nn.Module:
+        """The layer that peft has wrapped."""
+        layer: nn.Module = self.model.base.get_base_model().get_submodule(module).get_base_layer()
+        return layer
+
     def _scale(self, form: ClientForm | None) -> None:
         """Set the factor before B A of every LoRA layer; a client of lower rank is padded with zeros."""
         for layer in self.model.modules():
@@ -54,6 +60,7 @@ class SequentialExecutor(Executor):
             parameter.requires_grad_(name in chosen)
         optimizer = job.training.optimizer_for(chosen, job.learning_rate)
         start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
+        corrections = {n: padded(c.to(self.device), chosen[n]) for n, c in job.correction.items() if n in chosen}
         losses = []
         masks = job.dropout_generator()
         lengths = self.examples.lengths
@@ -66,6 +73,8 @@ class SequentialExecutor(Executor):
             loss.backward()  # type: ignore[no-untyped-call]
             for name, before in start.items():
                 chosen[name].grad.add_(chosen[name].detach() - before, alpha=job.proximal)  # type: ignore[union-attr]
+            for name, correction in corrections.items():
+                chosen[name].grad.add_(correction)  # type: ignore[union-attr]
             if job.training.max_norm:
                 torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.max_norm)
             optimizer.step()

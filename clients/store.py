@@ -17,6 +17,17 @@ from fedpeft.adapter import State
 from fedpeft.errors import RunError
 
 
+def section(state: State, label: str) -> State:
+    """The part of a client's state that is called `label` (its names begin with it and a slash), without the label."""
+    start = f"{label}/"
+    return {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
+
+
+def labelled(label: str, part: State) -> State:
+    """The inverse of `section`: `part` as part of a client's state."""
+    return {f"{label}/{name}": tensor for name, tensor in part.items()}
+
+
 @dataclass(frozen=True)
 class ClientStore:
     """States in files `folder/<client>/<round>.safetensors`."""
@@ -34,14 +45,16 @@ class ClientStore:
         save_file(state, partial)
         os.replace(partial, file)
 
-    def load(self, client: int, acknowledged: int) -> State | None:
-        """The state of round `acknowledged`, None where the client has no acknowledged one; other versions are removed.
+    def load(self, client: int, acknowledged: int, tidy: bool = True) -> State | None:
+        """The state of round `acknowledged`, None where the client has no acknowledged one.
+
+        Other versions are removed if `tidy`, which is right only for a round that the server has stored safely.
 
         Raises:
             RunError: the server acknowledged a round whose state is gone.
         """
         file = self._file(client, acknowledged)
-        for other in file.parent.glob("*.safetensors"):
+        for other in file.parent.glob("*.safetensors") if tidy else ():
             if other != file:
                 other.unlink(missing_ok=True)
         if not acknowledged:

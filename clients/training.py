@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from fedpeft import seeds
 from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.examples import Examples, length_sorted_batches
 from fedpeft.parts import setting
+from fedpeft.residual import folded
+from fedpeft.stacked import FrozenLinear
 from fedpeft.task import FederatedModel, Task
 
 WINDOW = 8
@@ -63,6 +65,10 @@ class LocalTraining:
     optimizer: str = setting("adamw", "local optimizer", choices=("adamw", "sgd"))
     max_norm: float = setting(0.0, "clip the gradient of a step to this norm; 0: no clipping", low=0)
 
+    def rate(self, name: str, learning_rate: float) -> float:
+        """The learning rate of one tensor."""
+        return learning_rate * self.head_rate if name.startswith("head.") else learning_rate
+
     def optimizer_for(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         """A new optimizer over parameters by canonical name; its state does not outlive the round."""
         head = [p for name, p in parameters.items() if name.startswith("head.")]
@@ -90,6 +96,7 @@ class Job:
         learning_rate: of this round.
         proximal: mu of FedProx' penalty mu/2 ||x - received||^2.
         form: LoRA rank and alpha.
+        correction: added to the gradients of the tensors it names (SCAFFOLD: c - c_k).
     """
 
     client: int
@@ -102,6 +109,7 @@ class Job:
     learning_rate: float
     proximal: float = 0.0
     form: ClientForm | None = None
+    correction: State = field(default_factory=dict)
 
     def dropout_generator(self) -> torch.Generator:
         """What the client's dropout masks are drawn from."""
@@ -155,6 +163,23 @@ class Executor(ABC):
     @abstractmethod
     def load(self, state: State) -> None:
         """Put one state into the model, for evaluation."""
+
+    @abstractmethod
+    def frozen(self, module: str) -> nn.Module:
+        """The frozen layer, with its `weight`, below the adapter at `module`."""
+
+    def set_residual(self, residual: State) -> None:
+        """Make the weight of each adapted layer W0 + R, with R by module; layers without one get W0 back."""
+        plain: dict[str, Tensor] = self.__dict__.setdefault("_plain", {})
+        for module in plain.keys() | residual.keys():
+            layer = self.frozen(module)
+            weight = plain.setdefault(module, layer.weight.detach())
+            if module in residual:
+                weight = folded(weight, residual[module])
+            if isinstance(layer, FrozenLinear):
+                layer.set_weight(weight)
+            else:
+                layer.weight.data = weight
 
     def evaluate(self, state: State, rows: np.ndarray) -> Totals:
         """Loss and correct predictions of the model with `state` on `rows`, which are batched by length alone."""

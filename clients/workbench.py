@@ -24,6 +24,7 @@ from fedpeft.assets import cache_directory
 from fedpeft.examples import Examples
 from fedpeft.frozen_prefix import FrozenStore, HiddenRows, above
 from fedpeft.peft_method import PEFT_METHODS, PeftMethod
+from fedpeft.residual import ResidualFiles
 from fedpeft.stacked import Kernel, fast_linears
 from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
 
@@ -47,6 +48,7 @@ class WorkPlan:
         device: "cpu" or "cuda:N".
         training: settings of local training.
         seed: of the run.
+        residuals: folder of what exact rules have put into the base, by version (`fedpeft.residual`).
     """
 
     task: str
@@ -66,6 +68,7 @@ class WorkPlan:
     device: str
     training: LocalTraining
     seed: int
+    residuals: Path
 
     def store(self, data_key: str, depth: int) -> FrozenStore:
         """The frozen model's output on the rows called `data_key`."""
@@ -92,6 +95,7 @@ class Workbench:
         self.task: Task = TASKS.build(plan.task)
         self.method: PeftMethod = PEFT_METHODS.build(plan.method)
         self._stores: dict[tuple[str, int], FrozenStore] = {}
+        self._version = 0
 
     @cached_property
     def examples(self) -> Examples:
@@ -137,10 +141,22 @@ class Workbench:
         model = self.task.model(base, plan.classes).to(plan.device)
         return BatchedExecutor(model, self.task, self.method, rows, plan.layout, plan.clients_per_pass, plan.kernel)
 
+    def release(self) -> None:
+        """Free the executor and the base; they are made again when they are needed."""
+        for name in ("executor", "base"):
+            self.__dict__.pop(name, None)
+
     def features(self, rows: np.ndarray) -> torch.Tensor:
         """The frozen model's pooled features of training rows, (rows, width)."""
         return self.store(self.plan.data_key, self.plan.depth).features(rows)
 
-    def evaluate(self, state: State, rows: np.ndarray) -> Totals:
-        """Loss and correct predictions of the model with `state` on training rows."""
+    def rebase(self, version: int) -> None:
+        """Put the adapted layers on W0 plus the residual of `version`; 0: on W0."""
+        if version != self._version:
+            self.executor.set_residual(ResidualFiles(self.plan.residuals).get(version))
+            self._version = version
+
+    def evaluate(self, state: State, rows: np.ndarray, version: int = 0) -> Totals:
+        """Loss and correct predictions of the model with `state`, on the base of `version`, on training rows."""
+        self.rebase(version)
         return self.executor.evaluate(state, rows)

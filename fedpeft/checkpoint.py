@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fedpeft.adapter import State
+from fedpeft.adapter import ClientForm, State
 from fedpeft.errors import RunError
 
 VERSION = 1
@@ -30,7 +30,9 @@ class Progress:
         adapter: the global state.
         started: the state before round 1, with the head that the clients' statistics gave.
         memory: of the server optimizer, states by name.
-        residual: what exact strategies put beside the base, by module.
+        residual: what exact strategies have put into the base (`Residual.state`).
+        variate: the server's control variate (SCAFFOLD).
+        forms: LoRA rank and alpha of the clients whose form the strategy has changed.
         acknowledged: per client that took part, the last recorded round.
         counters: running totals (bytes up and down, seconds).
         offsets: lengths of the record files in bytes.
@@ -42,6 +44,8 @@ class Progress:
     started: State = field(default_factory=dict)
     memory: dict[str, State] = field(default_factory=dict)
     residual: State = field(default_factory=dict)
+    variate: State = field(default_factory=dict)
+    forms: dict[int, ClientForm] = field(default_factory=dict)
     acknowledged: dict[int, int] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
@@ -61,7 +65,7 @@ class Checkpoints:
             RunError: the disk is full or can't be written; the checkpoint before stays valid.
         """
         tensors = {f"adapter/{n}": t.contiguous() for n, t in progress.adapter.items()}
-        for kind in ("started", "residual"):
+        for kind in ("started", "residual", "variate"):
             tensors |= {f"{kind}/{n}": t.contiguous() for n, t in getattr(progress, kind).items()}
         for label, state in progress.memory.items():
             tensors |= {f"memory/{label}/{n}": t.contiguous() for n, t in state.items()}
@@ -69,6 +73,7 @@ class Checkpoints:
             "version": VERSION,
             "round": progress.round,
             "acknowledged": progress.acknowledged,
+            "forms": {client: (form.rank, form.alpha) for client, form in progress.forms.items()},
             "counters": progress.counters,
             "offsets": progress.offsets,
             "fixed": progress.fixed,
@@ -107,6 +112,8 @@ class Checkpoints:
             raise RunError(f"the checkpoint {files[-1]} was written by another version of fedpeft")
         progress = Progress(**plain)
         progress.acknowledged = {int(client): round for client, round in progress.acknowledged.items()}
+        forms: Any = progress.forms
+        progress.forms = {int(client): ClientForm(rank, alpha) for client, (rank, alpha) in forms.items()}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind == "memory":

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from fedpeft.clients.training import LocalTraining
 from fedpeft.errors import ConfigError
-from fedpeft.strategy import GatherStrategy, Strategy
+from fedpeft.profiles import Profile
+from fedpeft.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
+from fedpeft.strategy import GatherStrategy, LinearStrategy, Strategy
 
 
-def check_combination(strategy: Strategy) -> None:
+def check_combination(
+    strategy: Strategy,
+    optimizer: ServerOptimizer,
+    profiles: Sequence[Profile],
+    training: LocalTraining,
+    scaffold: bool,
+) -> None:
     """Refuse parts that don't go together.
 
     Raises:
         ConfigError: says which, and why.
     """
-    if isinstance(strategy, GatherStrategy) and strategy.fills_base:
-        raise ConfigError(f"{type(strategy).__name__} puts a residual into the base, which a run can't do yet")
+    name = type(strategy).__name__
+    plain = optimizer == SERVER_OPTIMIZERS.build("sgd")
+    if isinstance(strategy, GatherStrategy) and not plain:
+        raise ConfigError(
+            f"{name} computes the next factors itself, so there is no mean update that a server optimizer could step "
+            "along; leave --server-optimizer at sgd with learning rate 1, or take a linear strategy such as fedit"
+        )
+    turns = isinstance(strategy, LinearStrategy) and strategy.turns_factors
+    if turns and optimizer != SERVER_OPTIMIZERS.build("sgd") and type(optimizer).__name__ != "SGD":
+        raise ConfigError(
+            f"{name} turns the factors after each round, and the moments of a server optimizer would belong to the "
+            "factors before; use --server-optimizer sgd"
+        )
+    if scaffold:
+        _check_scaffold(strategy, turns, profiles, training)
+
+
+def _check_scaffold(strategy: Strategy, turns: bool, profiles: Sequence[Profile], training: LocalTraining) -> None:
+    name = type(strategy).__name__
+    if isinstance(strategy, GatherStrategy) or turns:
+        raise ConfigError(
+            f"scaffold's control variates are gradients of parameters that mean the same in every round, but {name} "
+            "makes new factors; use fedit, ffa_lora, rolora, fedsa_lora, flasc or fed_sb"
+        )
+    if training.optimizer != "sgd" or training.max_norm:
+        raise ConfigError(
+            "scaffold reads gradients off the clients' plain SGD steps; use --optimizer sgd without max_norm"
+        )
+    if len({profile.form for profile in profiles}) > 1:
+        raise ConfigError("scaffold needs the same rank and alpha at all clients, whose gradients it averages")

@@ -10,7 +10,7 @@ The reported test score is computed by `load` and `score`: the saved files, the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,36 +18,99 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from fedpeft.adapter import State
 from fedpeft.errors import RunError
 from fedpeft.examples import Batch, Examples, length_sorted_batches
-from fedpeft.task import FederatedModel, Task, trainable
+from fedpeft.low_rank import LowRank, recompress
+from fedpeft.task import PEFT_PREFIX, FederatedModel, Task, trainable
 
-SCORE_BATCH = 32
+SCORE_BATCH = 16
 """Rows per batch of the final score."""
 
 
-def save(folder: Path, model: FederatedModel, state: State, labels: Sequence[str] | None) -> None:
+def save(
+    folder: Path,
+    model: FederatedModel,
+    state: State,
+    labels: Sequence[str] | None,
+    changes: Mapping[str, LowRank] | None = None,
+) -> None:
     """Write `state`, put into `model` (which carries the adapter), to `folder`/adapter (or `folder`/model).
+
+    Args:
+        changes: what is added to the frozen weights, by module, to be saved as LoRA factors; None: as the model's own
+            adapter says.
 
     Raises:
         RunError: the files can't be written.
     """
-    parameters = trainable(model)
-    with torch.no_grad():
-        for name, tensor in state.items():
-            parameters[name].copy_(tensor)
-    is_adapter = hasattr(model.base, "peft_config")
+    is_adapter = changes is not None or hasattr(model.base, "peft_config")
     target = folder / ("adapter" if is_adapter else "model")
     try:
-        model.base.save_pretrained(str(target))  # type: ignore[operator]
+        if changes is not None:
+            save_lora(target, model.base, changes)
+        else:
+            parameters = trainable(model)
+            with torch.no_grad():
+                for name, tensor in state.items():
+                    parameters[name].copy_(tensor)
+            model.base.save_pretrained(str(target))  # type: ignore[operator]
         if labels is not None:
             head = {n: t.float().contiguous() for n, t in state.items() if n.startswith("head.")}
             save_file(head, target / "head.safetensors")
             (target / "labels.json").write_text(json.dumps(list(labels), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunError(f"the result can't be written to {target}: {error}") from error
+
+
+def save_lora(target: Path, base: nn.Module, changes: Mapping[str, LowRank]) -> None:
+    """Write changes of weights as a standard PEFT LoRA adapter: B and A are the factors, and alpha / rank is 1.
+
+    Layers may differ in rank; peft calls that a rank pattern.
+    """
+    from peft import LoraConfig
+
+    ranks = {module: change.width for module, change in changes.items()}
+    most = max(ranks.values())
+    others = {module: rank for module, rank in ranks.items() if rank != most}
+    config = LoraConfig(
+        r=most,
+        lora_alpha=most,
+        target_modules=list(changes),
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        bias="none",
+        inference_mode=True,
+        base_model_name_or_path=getattr(getattr(base, "config", None), "name_or_path", None),
+    )
+    config.save_pretrained(str(target))
+    tensors = {}
+    for module, change in changes.items():
+        tensors[f"{PEFT_PREFIX}{module}.lora_A.weight"] = change.right.float().contiguous()
+        tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"] = change.left.float().contiguous()
+    save_file(tensors, target / "adapter_model.safetensors")
+
+
+ROUNDING = 1e-14
+"""Share of a matrix' energy that lies below the rounding of fp32."""
+
+
+def with_residual(effective: Mapping[str, LowRank], residual: Mapping[str, Tensor]) -> dict[str, LowRank]:
+    """The adapter's weights plus what is in the base, as factors of the rank that the sum has, at least 1."""
+    changes = {}
+    for module, adapter in effective.items():
+        product = LowRank(adapter.left.double(), adapter.right.double())
+        if module in residual:
+            inside = residual[module].double()
+            product = LowRank(
+                torch.cat([product.left, inside], dim=1),
+                torch.cat([product.right, torch.eye(inside.shape[1], dtype=torch.float64)]),
+            )
+        short, _ = recompress(product, tolerance=ROUNDING)
+        changes[module] = short if short.width else LowRank(product.left[:, :1] * 0, product.right[:1] * 0)
+    return changes
 
 
 def load(folder: Path, task: Task, model_directory: Path, classes: int) -> FederatedModel:

@@ -21,7 +21,7 @@ SERVER_NODE = 1
 
 FIRST_CLIENT = 2
 
-MESSAGE_TYPES = {"prepare": "query", "train": "train"}
+MESSAGE_TYPES = {"prepare": "query", "train": "train", "evaluate": "evaluate"}
 """Flower's message type for each kind of instruction."""
 
 POLL_SECONDS = 0.01

@@ -1,8 +1,8 @@
 """What the server and its clients say to each other, and how that looks as Flower messages.
 
-An `Instruction` asks a client to prepare or to train; a `Report` answers it. Both carry one opaque payload, made by a
-codec. In a Flower message the payload is ONE array of bytes, because Flower pays per array, and everything else is a
-`ConfigRecord`.
+An `Instruction` asks a client to prepare, to train or to evaluate; a `Report` answers it. Both carry one opaque payload,
+made by a codec, and in runs with control variates a second one. In a Flower message a payload is ONE array of bytes,
+because Flower pays per array, and everything else is a `ConfigRecord`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from fedpeft.adapter import ClientForm
 from fedpeft.errors import PayloadError
 
-Kind = Literal["prepare", "train"]
+Kind = Literal["prepare", "train", "evaluate"]
 
 PAYLOAD_TYPE = "fedpeft.v1"
 """The `stype` of the array that holds a payload."""
+
+PAYLOADS = ("payload", "variate")
+"""The fields of messages that travel as arrays."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Instruction:
     """The server to one client.
 
     Attributes:
-        kind: "prepare" (statistics before round 1) or "train".
+        kind: "prepare" (statistics before round 1), "train", or "evaluate" (on the client's own held-out rows).
         round: from 1; 0 for "prepare".
         client: client id.
         payload: the encoded state that the client starts from.
@@ -35,6 +38,10 @@ class Instruction:
         rank, alpha: of the client's LoRA factors; 0: no LoRA.
         trained: positions in the layout of the tensors to train; empty: all.
         acknowledged: the last round of this client that the server has recorded; its state of that round is valid.
+        private: positions in the layout of the tensors that the client keeps; a newcomer is sent their initial values.
+        steps: local steps; 0: as the client's own settings say.
+        base: version of what exact strategies have put into the base (`fedpeft.residual`); 0: the plain base.
+        variate: the server's control variate (SCAFFOLD), encoded; empty: none.
     """
 
     kind: Kind
@@ -47,6 +54,10 @@ class Instruction:
     alpha: float = 0.0
     trained: tuple[int, ...] = ()
     acknowledged: int = 0
+    private: tuple[int, ...] = ()
+    steps: int = 0
+    base: int = 0
+    variate: bytes = b""
 
     @property
     def form(self) -> ClientForm | None:
@@ -56,7 +67,13 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Report:
-    """A client to the server: the encoded update (or statistics) and what it says of its work."""
+    """A client to the server: the encoded update (or statistics) and what it says of its work.
+
+    Attributes:
+        correct, count: of an evaluation: correct predictions out of how many; `loss` is per prediction.
+        error: why there is no update; empty: there is one.
+        variate: the change of the client's control variate (SCAFFOLD), encoded.
+    """
 
     client: int
     round: int
@@ -66,24 +83,33 @@ class Report:
     loss: float = 0.0
     seconds: float = 0.0
     error: str = ""
+    correct: float = 0.0
+    count: float = 0.0
+    variate: bytes = b""
+
+    @property
+    def bytes(self) -> int:
+        """What the report costs."""
+        return len(self.payload) + len(self.variate)
 
 
 def to_record(content: Instruction | Report) -> RecordDict:
     """As the content of a Flower message."""
-    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(content).items() if k != "payload"}
-    array = Array("uint8", (len(content.payload),), PAYLOAD_TYPE, content.payload)
-    return RecordDict({"fedpeft": ConfigRecord(fields), "payload": ArrayRecord({"payload": array})})
+    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(content).items() if k not in PAYLOADS}
+    payloads = {k: getattr(content, k) for k in PAYLOADS if k == "payload" or getattr(content, k)}
+    arrays = {k: Array("uint8", (len(data),), PAYLOAD_TYPE, data) for k, data in payloads.items()}
+    return RecordDict({"fedpeft": ConfigRecord(fields), "payload": ArrayRecord(arrays)})
 
 
 def _from_record(record: RecordDict, cls: type[Any]) -> Any:
     try:
         fields: dict[str, Any] = dict(record.config_records["fedpeft"])
-        array = record.array_records["payload"]["payload"]
-        if array.stype != PAYLOAD_TYPE:
-            raise PayloadError(f"a payload of type {array.stype!r} arrived; this version reads {PAYLOAD_TYPE!r}")
-        if "trained" in fields:
-            fields["trained"] = tuple(fields["trained"])
-        return cls(payload=array.data, **fields)
+        arrays = record.array_records["payload"]
+        for array in arrays.values():
+            if array.stype != PAYLOAD_TYPE:
+                raise PayloadError(f"a payload of type {array.stype!r} arrived; this version reads {PAYLOAD_TYPE!r}")
+        fields |= {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
+        return cls(payload=arrays["payload"].data, **{k: a.data for k, a in arrays.items() if k != "payload"}, **fields)
     except (KeyError, TypeError) as error:
         raise PayloadError(f"the message is not a fedpeft {cls.__name__.lower()}: {error}") from error
 

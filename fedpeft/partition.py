@@ -15,6 +15,7 @@ from scipy.stats import entropy  # type: ignore[import-untyped, unused-ignore]
 from fedpeft.data import Rows
 from fedpeft.errors import DataError
 from fedpeft.parts import Family
+from fedpeft.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -186,3 +187,15 @@ def without_empty_clients(
         else:
             heapq.heappop(heap)
     return result
+
+
+def held_out(
+    rows: NDArray[np.int64], share: float, seed: int, client: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A client's rows in two: to train on (at least one), and the `share` of them, rounded, that is held out."""
+    count = min(round(share * len(rows)), len(rows) - 1)
+    if count <= 0:
+        return rows, rows[:0]
+    chosen = np.zeros(len(rows), dtype=bool)
+    chosen[generator(seed, "held out", client).permutation(len(rows))[:count]] = True
+    return rows[~chosen], rows[chosen]

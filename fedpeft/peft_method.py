@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fedpeft.adapter import ClientForm, Layout, Role, State, TensorSpec
+from fedpeft.low_rank import LowRank
 from fedpeft.parts import Family
 from fedpeft.stacked import StackedLayer
 from fedpeft.task import FederatedModel, adapter_dtype, trainable
@@ -65,6 +66,13 @@ class PeftMethod(ABC):
     def start(self, model: FederatedModel, seed: int) -> State:
         """The initial global state, fp32; by default the attached model's own values."""
         return {name: p.detach().to(torch.float32).clone() for name, p in trainable(model).items()}
+
+    def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank] | None:
+        """What `state` adds to the weights of adapted layers, by module, where the adapter is saved as plain LoRA.
+
+        None, the default, where the attached model saves itself as the `peft` library does.
+        """
+        return None
 
     def stack(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """`layer` with the adapters of `clients` clients; `shapes` by name within the module, without the stack."""

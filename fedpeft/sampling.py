@@ -30,12 +30,18 @@ def cohort_size(setting: int | float | str, clients: int) -> int:
 
 @dataclass(frozen=True)
 class FixedSize:
-    """`size` of `clients` clients a round, without replacement, each equally likely."""
+    """`size` of `clients` clients a round, without replacement.
+
+    Attributes:
+        weights: relative chance of each client to be the next one drawn; empty: all alike.
+    """
 
     clients: int
     size: int
+    weights: tuple[float, ...] = ()
 
     def draw(self, seed: int, round: int) -> list[int]:
         """The cohort of a round (from 1), ascending: a function of seed and round alone."""
-        chosen = seeds.generator(seed, "cohort", round).choice(self.clients, self.size, replace=False)
+        chances = np.array(self.weights) / sum(self.weights) if len(set(self.weights)) > 1 else None
+        chosen = seeds.generator(seed, "cohort", round).choice(self.clients, self.size, replace=False, p=chances)
         return sorted(int(c) for c in np.asarray(chosen))

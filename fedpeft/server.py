@@ -12,41 +12,63 @@ with identical results.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from flwr.serverapp import Grid
 
+from fedpeft.acceptance import check_report, check_update
 from fedpeft.adapter import ClientForm, Layout, State, norm
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.codec import Codec, decode
+from fedpeft.collectors import Collector, collector
+from fedpeft.downlink import Downlink
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.flower import MESSAGE_TYPES, node_of
 from fedpeft.head_start import HeadStart
-from fedpeft.messages import Instruction, Report, report_of, to_record
+from fedpeft.messages import Instruction, Kind, Report, report_of, to_record
+from fedpeft.own_rows import OwnRows, own_rows
+from fedpeft.profiles import Profile
 from fedpeft.records import Records
+from fedpeft.residual import Residual, ResidualFiles
 from fedpeft.sampling import FixedSize
 from fedpeft.server_optimizer import ServerOptimizer
-from fedpeft.shelf import Shelf
-from fedpeft.strategy import Fold, GatherStrategy, LinearStrategy, Strategy, Update, aggregate
+from fedpeft.strategy import Fold, Strategy, Update
 
 WAVE = 128
 """Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
 
 
-COUNTERS = ("uplink_bytes", "downlink_bytes", "prepare_bytes", "uplink_updates", "round_seconds")
-"""Running totals of a run; `prepare_bytes` is the part of `uplink_bytes` before round 1."""
+COUNTERS = (
+    "uplink_bytes",
+    "downlink_bytes",
+    "prepare_bytes",
+    "base_bytes",
+    "uplink_parameters",
+    "rejected",
+    "round_seconds",
+)
+"""Running totals of a run.
+
+`prepare_bytes` is the part of `uplink_bytes` before round 1, `base_bytes` the part of `downlink_bytes` that brings
+clients' bases up to date, `uplink_parameters` counts the adapters' parameters of all updates, `rejected` the updates
+left out.
+"""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What an evaluation found: mean loss per prediction and share of correct ones."""
+    """What an evaluation found: mean loss per prediction and share of correct ones.
+
+    Where clients have models of their own, means over clients; `worst_accuracy` is that of the worst tenth of them.
+    """
 
     loss: float
     accuracy: float
+    worst_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +76,7 @@ class RoundResult:
     """A finished round: what `rounds.jsonl` holds a line of.
 
     Losses are means over the cohort's rows; bytes are the lengths of real payloads; `update_norm` is the norm of the
-    aggregated step; `seconds` includes evaluation, `training_seconds` does not.
+    adapter's step, `base_norm` that of what went into the base; `seconds` includes evaluation, `training_seconds` does not.
     """
 
     round: int
@@ -68,6 +90,8 @@ class RoundResult:
     update_norm: float
     training_seconds: float
     seconds: float
+    base_norm: float = 0.0
+    worst_accuracy: float | None = None
 
 
 class Observer(Protocol):
@@ -102,6 +126,26 @@ class Schedule:
 
 
 @dataclass
+class Tally:
+    """What a round's reports add up to."""
+
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    base_bytes: int = 0
+    uplink_parameters: int = 0
+    accepted: list[int] = field(default_factory=list)
+    losses: list[tuple[float, int]] = field(default_factory=list)
+    forms: dict[int, ClientForm] = field(default_factory=dict)
+    variates: Fold = field(default_factory=Fold)
+    lines: list[dict[str, object]] = field(default_factory=list)
+
+    @property
+    def train_loss(self) -> float:
+        """The mean over the rows of the accepted clients."""
+        return sum(loss * rows for loss, rows in self.losses) / sum(rows for _, rows in self.losses)
+
+
+@dataclass
 class Server:
     """The parts of a federation.
 
@@ -109,8 +153,12 @@ class Server:
         lossless: the codec of what is sent down.
         layout: all trainable tensors, at the global rank.
         start: the initial global state.
+        profiles: of each client, in the order of ids.
         weighting: "rows": p_k proportional to a client's rows; "uniform": equal.
-        evaluate: metrics of a global state; None where nobody can know.
+        proximal: mu of FedProx; 0: none.
+        scaffold: whether clients correct their drift with control variates.
+        evaluate: metrics of a global state on the base of a version; None where nobody can know.
+        bases: where clients on this machine read what has been put into the base.
         evaluate_every: rounds between evaluations; the last round always is.
         fixed: what was probed at the start, kept in the checkpoint.
     """
@@ -124,24 +172,30 @@ class Server:
     head: HeadStart
     layout: Layout
     start: State
-    clients: int
+    profiles: Sequence[Profile]
     classes: int
     seed: int
     rounds: int
     weighting: str
-    evaluate: Callable[[State], Metrics | None]
+    proximal: float
+    scaffold: bool
+    evaluate: Callable[[State, int], Metrics | None]
+    bases: ResidualFiles
     evaluate_every: int
     records: Records
     checkpoints: Checkpoints
     observer: Observer
     scratch: Path
     fixed: dict[str, object]
+    residual: Residual = field(init=False)
 
     def run(self) -> Progress:
         """All rounds that are still to do; returns the finished state."""
-        self.strategy.check(self.layout, [self.layout.form])
+        self.strategy.check(self.layout, [profile.form for profile in self.profiles])
         progress = self.checkpoints.load()
         self.records.cut(progress.offsets if progress else {})
+        self.residual = Residual.of(progress.residual if progress else {}, self.layout.pairs, self._dtype)
+        self.bases.put(self.residual.version, self.residual.total)
         if progress is None:
             progress = self._prepare()
             self._commit(progress)
@@ -152,6 +206,15 @@ class Server:
             self._commit(progress)
             self.observer.round_done(result)
         return progress
+
+    @property
+    def clients(self) -> int:
+        """How many there are."""
+        return len(self.profiles)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(iter(self.start.values())).dtype
 
     def _commit(self, progress: Progress) -> None:
         progress.offsets = self.records.offsets()
@@ -166,6 +229,8 @@ class Server:
         if self.head.exchanges and "head.weight" in state:
             self._start_head(progress)
         progress.started = {name: tensor.clone() for name, tensor in progress.adapter.items()}
+        if self.scaffold:
+            progress.variate = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
         return progress
 
     def _start_head(self, progress: Progress) -> None:
@@ -182,7 +247,7 @@ class Server:
         for name, tensor in self.head.solve(total.sums, width, self.classes).items():
             state[name] = tensor.to(state[name].dtype)
         prepared_at = time.perf_counter()
-        metrics = self.evaluate(state)
+        metrics = self._evaluate(0, progress)
         self.records.append(
             "rounds.jsonl",
             asdict(
@@ -206,94 +271,142 @@ class Server:
 
     def _round(self, round: int, progress: Progress) -> RoundResult:
         started = time.perf_counter()
-        state, layout = progress.adapter, self.layout
+        state = progress.adapter
         cohort = self.sampler.draw(self.seed, round)
-        sent = Downlink(self, state, round)
-        collector = self._collector(round, state)
-        lines: list[dict[str, object]] = []
-        uplink = downlink = rejected = 0
-        losses: list[tuple[float, int]] = []
-        instructions = (self._instruction(client, round, sent, progress) for client in cohort)
+        sent = self._downlink(round, progress)
+        total = self._collector(round, state)
+        tally = Tally()
+        instructions = [self._instruction("train", client, round, sent, progress) for client in cohort]
         for report in self._exchange(instructions, len(cohort), "train"):
-            form = layout.form
-            shapes = layout.with_form(form).shapes
-            downlink += len(sent.payload(form))
-            uplink += len(report.payload)
-            line: dict[str, object] = {
-                "round": round,
-                "client": report.client,
-                "rows": report.rows,
-                "steps": report.steps,
-                "loss": report.loss,
-                "seconds": report.seconds,
-                "uplink_bytes": len(report.payload),
-                "downlink_bytes": len(sent.payload(form)),
-            }
-            try:
-                if report.error:
-                    raise PayloadError(report.error)
-                delta = decode(report.payload, shapes)
-                if delta.keys() != sent.trained:
-                    raise PayloadError(
-                        f"an update of {len(delta)} tensors instead of the {len(sent.trained)} asked for"
-                    )
-                weight = float(report.rows) if self.weighting == "rows" else 1.0
-                collector.add(Update(report.client, weight, form, sent.state(form), delta))
-                progress.acknowledged[report.client] = round
-                losses.append((report.loss, report.rows))
-            except PayloadError as error:
-                rejected += 1
-                line["rejected"] = str(error)
-            lines.append(line)
-        if not losses:
+            self._take(report, sent, total, tally, progress)
+        if not tally.losses:
             raise RunError(f"round {round}: none of {len(cohort)} clients returned a valid update; see clients.jsonl")
-        after, progress.memory = collector.finish(progress.memory)
-        progress.adapter = after
+        outcome = total.finish(progress.memory)
+        progress.adapter, progress.memory = outcome.state, outcome.memory
+        progress.forms |= tally.forms
+        progress.acknowledged |= dict.fromkeys(tally.accepted, round)
+        if self.scaffold:  # c <- c + (1 / N) sum of the clients' changes
+            share = tally.variates.weight / self.clients
+            progress.variate |= {n: progress.variate[n] + share * d for n, d in tally.variates.mean().items()}
+        self.residual.add(round, outcome.residuals)
+        self.bases.put(self.residual.version, self.residual.total)
+        progress.residual = self.residual.state()
         trained_at = time.perf_counter()
         due = round == self.rounds or round % self.evaluate_every == 0
-        metrics = self.evaluate(after) if due else None
-        self.records.append("clients.jsonl", *lines)
+        metrics = self._evaluate(round, progress) if due else None
+        self.records.append("clients.jsonl", *tally.lines)
         result = RoundResult(
             round=round,
             clients=len(cohort),
-            rejected=rejected,
-            train_loss=sum(loss * rows for loss, rows in losses) / sum(rows for _, rows in losses),
+            rejected=len(cohort) - len(tally.accepted),
+            train_loss=tally.train_loss,
             loss=metrics.loss if metrics else None,
             accuracy=metrics.accuracy if metrics else None,
-            uplink_bytes=uplink,
-            downlink_bytes=downlink,
-            update_norm=norm({name: after[name] - state[name] for name in state}),
+            uplink_bytes=tally.uplink_bytes,
+            downlink_bytes=tally.downlink_bytes,
+            update_norm=norm({name: outcome.state[name] - state[name] for name in state}),
             training_seconds=trained_at - started,
             seconds=time.perf_counter() - started,
+            base_norm=sum(r.norm() ** 2 for r in outcome.residuals.values()) ** 0.5,
+            worst_accuracy=metrics.worst_accuracy if metrics else None,
         )
         progress.round = round
-        progress.counters["uplink_bytes"] += uplink
-        progress.counters["downlink_bytes"] += downlink
-        progress.counters["uplink_updates"] += len(lines)
+        for name in ("uplink_bytes", "downlink_bytes", "base_bytes", "uplink_parameters"):
+            progress.counters[name] += getattr(tally, name)
+        progress.counters["rejected"] += result.rejected
         progress.counters["round_seconds"] += result.seconds
         return result
 
-    def _instruction(self, client: int, round: int, sent: Downlink, progress: Progress) -> Instruction:
-        form = self.layout.form
-        names = self.layout.names
-        positions = tuple(i for i, name in enumerate(names) if name in sent.trained)
+    def _take(self, report: Report, sent: Downlink, total: Collector, tally: Tally, progress: Progress) -> None:
+        """Count what a client's part in the round has cost, and hand its update on if it is a valid one."""
+        last = progress.acknowledged.get(report.client, 0)
+        form = self.form(report.client, progress)
+        layout = self.layout.with_form(form)
+        package = sent.package(form, newcomer=not last)
+        base_bytes = sent.base_bytes(last)
+        downlink = len(package.payload) + len(sent.variate) + base_bytes
+        tally.uplink_bytes += report.bytes
+        tally.downlink_bytes += downlink
+        tally.base_bytes += base_bytes
+        tally.uplink_parameters += layout.numel
+        line: dict[str, object] = {
+            "round": report.round,
+            "client": report.client,
+            "rank": form.rank if form else None,
+            "rows": report.rows,
+            "steps": report.steps,
+            "loss": report.loss,
+            "seconds": report.seconds,
+            "uplink_bytes": report.bytes,
+            "downlink_bytes": downlink,
+        }
+        tally.lines.append(line)
+        try:
+            check_report(report)
+            delta = decode(report.payload, layout.shapes)
+            check_update(delta, package.state, sent.shared)
+            variate = decode(report.variate, {n: layout.shapes[n] for n in sent.shared}) if self.scaffold else {}
+        except PayloadError as error:
+            line["rejected"] = str(error)
+            return
+        weight = float(report.rows) if self.weighting == "rows" else 1.0
+        update = Update(report.client, weight, form, package.state, delta)
+        total.add(update)
+        tally.variates.add(variate, 1.0)
+        after = self.strategy.next_form(update, self.layout)
+        if after is not None and after != form:
+            tally.forms[report.client] = after
+        tally.accepted.append(report.client)
+        tally.losses.append((report.loss, report.rows))
+
+    def form(self, client: int, progress: Progress) -> ClientForm | None:
+        """LoRA rank and alpha of a client, as they are now."""
+        return progress.forms.get(client, self.profiles[client].form)
+
+    def _downlink(self, round: int, progress: Progress) -> Downlink:
+        variate = progress.variate if self.scaffold else None
+        return Downlink(self.strategy, self.layout, self.lossless, progress.adapter, self.residual, round, variate)
+
+    def _instruction(self, kind: Kind, client: int, round: int, sent: Downlink, progress: Progress) -> Instruction:
+        form = self.form(client, progress)
+        last = progress.acknowledged.get(client, 0)
         return Instruction(
-            kind="train",
+            kind=kind,
             round=round,
             client=client,
-            payload=sent.payload(form),
+            payload=sent.package(form, newcomer=not last).payload,
             learning_rate=self.schedule.at(round),
+            proximal=self.proximal,
             rank=form.rank if form else 0,
             alpha=form.alpha if form else 0.0,
-            trained=() if len(positions) == len(names) else positions,
-            acknowledged=progress.acknowledged.get(client, 0),
+            trained=() if len(sent.trained) == len(self.layout.names) else self._positions(sent.trained),
+            acknowledged=last,
+            private=self._positions(sent.private),
+            steps=self.profiles[client].steps,
+            base=self.residual.version,
+            variate=sent.variate,
         )
 
-    def _collector(self, round: int, state: State) -> LinearCollector | GatherCollector:
-        if isinstance(self.strategy, LinearStrategy):
-            return LinearCollector(self, self.strategy, round, state)
-        assert isinstance(self.strategy, GatherStrategy)
-        return GatherCollector(self, self.strategy, round, state)
+    def _positions(self, names: frozenset[str]) -> tuple[int, ...]:
+        return tuple(i for i, name in enumerate(self.layout.names) if name in names)
+
+    def _collector(self, round: int, state: State) -> Collector:
+        return collector(self.strategy, self.optimizer, self.layout, state, round, self.seed, self.scratch)
+
+    # ---------------------------------------------------------------------------------------------------- evaluation
+
+    def _evaluate(self, round: int, progress: Progress) -> Metrics | None:
+        """The global model on held-out rows; where clients keep tensors of their own, each client on its own rows."""
+        if not self.strategy.private(self.layout):
+            return self.evaluate(progress.adapter, self.residual.version)
+        own = self.own_rows(round, progress)
+        return Metrics(own.loss, own.accuracy, own.worst_accuracy)
+
+    def own_rows(self, round: int, progress: Progress) -> OwnRows:
+        """Each client's model on its own held-out rows. What this sends serves measurement and is not counted."""
+        sent = self._downlink(round + 1, progress)
+        instructions = (self._instruction("evaluate", client, round, sent, progress) for client in range(self.clients))
+        return own_rows(list(self._exchange(instructions, self.clients, "evaluate")))
 
     # --------------------------------------------------------------------------------------------------- the exchange
 
@@ -330,66 +443,3 @@ def _waves(instructions: Iterable[Instruction], size: int) -> Iterator[list[Inst
             wave = []
     if wave:
         yield wave
-
-
-class Downlink:
-    """What is sent in a round: one payload per form, decoded again so that the server knows what clients start from."""
-
-    def __init__(self, server: Server, state: State, round: int) -> None:
-        self._server = server
-        self._state = state
-        self._round = round
-        self._made: dict[ClientForm | None, tuple[bytes, State]] = {}
-        self.trained = server.strategy.trained(server.layout, round)
-
-    def _make(self, form: ClientForm | None) -> tuple[bytes, State]:
-        if form not in self._made:
-            layout = self._server.layout
-            state = self._server.strategy.dispatch(self._state, layout, form, self._round)
-            payload = self._server.lossless.encode(state)
-            self._made[form] = payload, decode(payload, layout.with_form(form).shapes)
-        return self._made[form]
-
-    def payload(self, form: ClientForm | None) -> bytes:
-        """The encoded state."""
-        return self._make(form)[0]
-
-    def state(self, form: ClientForm | None) -> State:
-        """The state as the client decodes it."""
-        return self._make(form)[1]
-
-
-class LinearCollector:
-    """Folds updates into a weighted mean as they come; the server optimizer steps along it."""
-
-    def __init__(self, server: Server, strategy: LinearStrategy, round: int, state: State) -> None:
-        self.server, self.strategy, self.round, self.state = server, strategy, round, state
-        self.total = Fold()
-
-    def add(self, update: Update) -> None:
-        """Fold one update in."""
-        self.strategy.fold(self.total, update, self.state, self.server.layout)
-
-    def finish(self, memory: dict[str, State]) -> tuple[State, dict[str, State]]:
-        """The next global state and optimizer memory."""
-        direction = self.strategy.pseudo_gradient(self.total, self.server.layout)
-        after, memory = self.server.optimizer.step(self.state, direction, memory)
-        return self.strategy.finish(after, self.server.layout, self.round), memory
-
-
-class GatherCollector:
-    """Puts updates on disk as they come; the strategy then reads them one layer at a time."""
-
-    def __init__(self, server: Server, strategy: GatherStrategy, round: int, state: State) -> None:
-        self.server, self.strategy, self.round, self.state = server, strategy, round, state
-        self.shelf = Shelf(server.scratch)
-
-    def add(self, update: Update) -> None:
-        """Put one update on the shelf."""
-        self.shelf.put(update)
-
-    def finish(self, memory: dict[str, State]) -> tuple[State, dict[str, State]]:
-        """The next global state; the memory is unchanged."""
-        made = aggregate(self.strategy, self.state, self.server.layout, self.shelf.read, self.round, self.server.seed)
-        self.shelf.clear()
-        return made.state, memory

@@ -147,20 +147,25 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         f"-> {simulation.folder}"
     )
     probe = simulation.probe()
-    progress = simulation.train(records)
-    simulation.save(progress.adapter, simulation.folder)
+    server = simulation.server(records)
+    progress = simulation.train(server)
+    simulation.save(progress.adapter, simulation.folder, server.residual.total)
     score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
     _save_predictions(simulation, score.scores)
     centralised = simulation.centralised(progress.started) if config.centralised else None
     counters = progress.counters
-    parameters = counters["uplink_updates"] * layout.numel
+    parameters = counters["uplink_parameters"]
     update_bytes = counters["uplink_bytes"] - counters.get("prepare_bytes", 0)
+    own = server.own_rows(config.rounds, progress) if simulation.personal else None
     is_classification = simulation.dataset.task == "classification"
     return {
         "metric": simulation.task.metric,
-        "accuracy": score.accuracy,
-        "loss": score.loss,
-        "perplexity": None if is_classification else math.exp(score.loss),
+        "accuracy": own.accuracy if own else score.accuracy,
+        "accuracy_of": "mean over clients, own held-out rows" if own else "global model, test rows",
+        "worst_accuracy": own.worst_accuracy if own else None,
+        "shared_accuracy": score.accuracy if own else None,
+        "loss": own.loss if own else score.loss,
+        "perplexity": None if is_classification else math.exp(own.loss if own else score.loss),
         "baseline_accuracy": probe.accuracy if probe else None,
         "centralised_accuracy": centralised.accuracy if centralised else None,
         "centralised_loss": centralised.loss if centralised else None,
@@ -171,6 +176,8 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         "uplink_bytes": int(counters["uplink_bytes"]),
         "downlink_bytes": int(counters["downlink_bytes"]),
         "prepare_bytes": int(counters.get("prepare_bytes", 0)),
+        "base_bytes": int(counters["base_bytes"]),
+        "rejected": int(counters["rejected"]),
         "uplink_bytes_per_parameter": update_bytes / parameters if parameters else None,
         "epsilon": None,
         "dp_delta": None,

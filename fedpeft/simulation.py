@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,8 @@ from fedpeft import cache, finished, kernels, seeds
 from fedpeft.adapter import Layout, State
 from fedpeft.base_model import resolve_model
 from fedpeft.checkpoint import Checkpoints, Progress
-from fedpeft.clients.pool import ClientPlan, Pool, Worker, result
+from fedpeft.clients.client import ClientPlan
+from fedpeft.clients.pool import Pool, Worker, result
 from fedpeft.clients.training import Job, Totals
 from fedpeft.clients.workbench import WorkPlan, cached_examples
 from fedpeft.codec import parse_codec
@@ -28,15 +30,20 @@ from fedpeft.errors import ConfigError
 from fedpeft.grids.cohort import CohortGrid
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
+from fedpeft.own_rows import HELD_OUT
 from fedpeft.partition import PARTITIONS, Partition, PartitionStatistics
+from fedpeft.parts import parse_spec
 from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.probe import PROBE_TOKENS, ProbeResult, linear_probe
+from fedpeft.profiles import ProfileTable, profiles_of, ranks_of, tables_of, with_largest_rank
 from fedpeft.records import Records
+from fedpeft.residual import ResidualFiles
 from fedpeft.sampling import FixedSize, cohort_size
 from fedpeft.server import Metrics, Observer, Schedule, Server
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.stacked import Kernel
-from fedpeft.strategy import strategies
+from fedpeft.strategy import effective as effective_weight
+from fedpeft.strategy import lora_form, strategies
 from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
 
 VALIDATION_ROWS = 1000
@@ -46,6 +53,9 @@ TOKENS_PER_PASS = 1024
 """How many clients train in one pass: as many as make about this many tokens a step."""
 
 TILES_PER_CALL = 4
+
+PROFILES = "profiles.toml"
+"""A run's copy of the file that --profiles names."""
 
 
 class SimulationObserver(Observer, Protocol):
@@ -101,12 +111,12 @@ class Simulation:
         self.training = config.training()
         self.optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
         self.strategy = strategies.build(config.strategy)
-        check_combination(self.strategy)
         self.lossless = "fp64" if config.dtype == "fp64" else "fp32"
         self.codec_text = self.lossless if config.codec == "fp32" else config.codec
         self.codec = parse_codec(self.codec_text)
         self.head = HEADS.build(config.head)
-        self.method = PEFT_METHODS.build(config.peft)
+        peft = parse_spec(config.peft)
+        plain = PEFT_METHODS.build(peft)
         partitioner = PARTITIONS.build(config.partition)
 
         self.dataset: Dataset = load_dataset(config.dataset)
@@ -115,19 +125,36 @@ class Simulation:
         self.train_rows, validation = split_validation(self.dataset.train, validation_rows)
         self.partition: Partition = partitioner.split(self.train_rows, config.clients, config.seed)
         self.clients = len(self.partition)
-        self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients))
+        self.profiles = profiles_of(self._profile_tables(), self.clients, plain.form)
+        self.peft = str(with_largest_rank(peft, plain.form, self.profiles))
+        self.method = PEFT_METHODS.build(self.peft)
+        chances = tuple(profile.participation for profile in self.profiles)
+        self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances)
         self.validation = np.arange(len(self.train_rows), len(self.train_rows) + len(validation))
         self.all_rows = joined(self.train_rows, validation)
 
         self.model_directory = resolve_model(self.dataset.default_model if config.model == "auto" else config.model)
         reference = self._reference()
         self.layout: Layout = self.method.layout(reference)
-        self.strategy.check(self.layout, [self.layout.form])
+        self.strategy.check(self.layout, [profile.form for profile in self.profiles])
+        check_combination(self.strategy, self.optimizer, self.profiles, self.training, config.scaffold)
+        self.personal = bool(self.strategy.private(self.layout))
         self.start: State = self.method.start(reference, config.seed)
         if config.dtype == "fp64":
             self.start = {name: tensor.double() for name, tensor in self.start.items()}
         self.parameters = sum(p.numel() for p in reference.parameters())
         self.work = self._work_plan(reference)
+
+    def _profile_tables(self) -> list[ProfileTable]:
+        """What `ranks` or `profiles` say; a run's folder keeps its own copy of the file."""
+        if self.config.ranks and self.config.profiles:
+            raise ConfigError("ranks and profiles both say what clients hold; give one of them")
+        if self.config.ranks:
+            return ranks_of(self.config.ranks)
+        if not self.config.profiles:
+            return []
+        own = self.folder / PROFILES
+        return tables_of(own if own.exists() else Path(self.config.profiles))
 
     @property
     def statistics(self) -> PartitionStatistics:
@@ -171,7 +198,7 @@ class Simulation:
         reuse = batched and self.dataset.kind == "text" and self.dataset.task == "classification"
         return WorkPlan(
             task=self.dataset.task,
-            method=config.peft,
+            method=self.peft,
             model=self.model_directory,
             model_key=cache.file_hash(self.model_directory, ("*.safetensors", "config.json")),
             width=int(plain.config.hidden_size),
@@ -187,12 +214,21 @@ class Simulation:
             device="cpu",
             training=self.training,
             seed=config.seed,
+            residuals=self.folder / "base",
         )
 
     @cached_property
     def pool(self) -> Pool:
         """The workers."""
-        clients = ClientPlan(self.partition, self.codec_text, self.lossless, self.config.head, self.folder / "clients")
+        clients = ClientPlan(
+            partition=self.partition,
+            codec=self.codec_text,
+            lossless=self.lossless,
+            head=self.config.head,
+            strategy=self.config.strategy,
+            store=self.folder / "clients",
+            held_out=HELD_OUT if self.personal else 0.0,
+        )
         return Pool(self.work, clients, self.fixed["workers"])
 
     # ------------------------------------------------------------------------------------------------- shared compute
@@ -210,10 +246,10 @@ class Simulation:
         for call in as_completed(calls):
             self.observer.advance(result(call))
 
-    def evaluate(self, state: State) -> Metrics:
-        """The global state on the validation rows, in the run's own precision, split over the workers."""
+    def evaluate(self, state: State, version: int) -> Metrics:
+        """The global state on the base of `version`: validation rows, the run's own precision, split over workers."""
         parts = np.array_split(self.validation[np.argsort(self.lengths[self.validation])], self.fixed["workers"] * 2)
-        calls = [self.pool.submit(Worker.evaluate, state, part) for part in parts if len(part)]
+        calls = [self.pool.submit(Worker.evaluate, state, part, version) for part in parts if len(part)]
         totals = sum((result(call) for call in calls), Totals())
         return Metrics(totals.mean_loss, totals.accuracy)
 
@@ -262,13 +298,11 @@ class Simulation:
 
     # ------------------------------------------------------------------------------------------------------ the rounds
 
-    def train(self, records: Records) -> Progress:
-        """All rounds."""
-        if self.dataset.task == "classification":
-            self.freeze(self.work.data_key, self.work.depth, "frozen layers (kept for later runs)")
+    def server(self, records: Records) -> Server:
+        """The server of this run."""
         config = self.config
         grid = CohortGrid(self.pool, self.partition.sizes, self.work.clients_per_pass)
-        server = Server(
+        return Server(
             grid=grid,
             strategy=self.strategy,
             optimizer=self.optimizer,
@@ -278,12 +312,15 @@ class Simulation:
             head=self.head,
             layout=self.layout,
             start=self.start,
-            clients=self.clients,
+            profiles=self.profiles,
             classes=self.dataset.classes,
             seed=config.seed,
             rounds=config.rounds,
             weighting=config.weighting,
+            proximal=config.proximal,
+            scaffold=config.scaffold,
             evaluate=self.evaluate,
+            bases=ResidualFiles(self.work.residuals),
             evaluate_every=config.evaluate_every,
             records=records,
             checkpoints=self.checkpoints,
@@ -291,13 +328,25 @@ class Simulation:
             scratch=self.folder / "waiting",
             fixed=self.fixed,
         )
+
+    def train(self, server: Server) -> Progress:
+        """All rounds."""
+        if self.dataset.task == "classification":
+            self.freeze(self.work.data_key, self.work.depth, "frozen layers (kept for later runs)")
+        if self.config.profiles and not (self.folder / PROFILES).exists():
+            shutil.copyfile(self.config.profiles, self.folder / PROFILES)
         return server.run()
 
     # -------------------------------------------------------------------------------------------------------- the end
 
-    def save(self, state: State, folder: Path) -> None:
-        """Write the finished adapter (or model)."""
-        finished.save(folder, self._reference(), state, self.dataset.label_names)
+    def save(self, state: State, folder: Path, residual: State | None = None) -> None:
+        """Write the finished adapter (or model), with what exact rules have put into the base, by module."""
+        reference = self._reference()
+        changes = self.method.changes(reference, state)
+        if residual:
+            effective = {p.module: effective_weight(p, state, lora_form(self.layout)) for p in self.layout.pairs}
+            changes = finished.with_residual(effective, residual)
+        finished.save(folder, reference, state, self.dataset.label_names, changes)
 
     def score(self, folder: Path, name: str) -> Score:
         """The test rows, scored once with the saved files: fp32, fixed batches, split over the workers."""

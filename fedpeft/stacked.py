@@ -42,9 +42,14 @@ class FrozenLinear(nn.Module):
     def __init__(self, layer: nn.Linear, kernel: Kernel) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.weight = layer.weight.detach()
         self.bias = None if layer.bias is None else layer.bias.detach()
-        self.transposed = self.weight.t().contiguous() if kernel == "onednn" else None
+        self.kernel = kernel
+        self.set_weight(layer.weight.detach())
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Take `weight` (out, in) instead of the present one."""
+        self.weight = weight
+        self.transposed = weight.t().contiguous() if self.kernel == "onednn" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""

@@ -140,7 +140,7 @@ class Strategy:
         return state
 
     def private(self, layout: Layout) -> frozenset[str]:
-        """Names of the tensors that each client keeps for itself: never sent, never aggregated; by default none."""
+        """Names of the tensors that each client keeps for itself, from their common start; by default none."""
         return frozenset()
 
     def trained(self, layout: Layout, round: int) -> frozenset[str]:
@@ -162,6 +162,9 @@ class Strategy:
 
 class LinearStrategy(Strategy):
     """A weighted mean of contributions."""
+
+    turns_factors: ClassVar[bool] = False
+    """Whether `finish` changes the frame of the factors, so that what is remembered of them loses its meaning."""
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """What one client adds to the mean, in the shapes of the global `state`; by default its delta.

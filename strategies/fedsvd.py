@@ -11,6 +11,7 @@ an arbitrary direction there.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedpeft.adapter import Layout, State
 from fedpeft.parts import setting
@@ -24,6 +25,8 @@ class FedSVD(FFALoRA):
     """FFA-LoRA with a re-orthogonalised A."""
 
     every: int = setting(1, "rounds between two refactorings (paper: 1)", low=1)
+
+    turns_factors: ClassVar[bool] = True
 
     def finish(self, state: State, layout: Layout, round: int) -> State:
         """U S, V^T of each layer's B A."""

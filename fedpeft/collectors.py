@@ -1,0 +1,90 @@
+"""How a round's updates become the next global state: folded in as they come, or gathered and read layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from fedpeft.adapter import Layout, State
+from fedpeft.low_rank import LowRank
+from fedpeft.server_optimizer import Memory, ServerOptimizer
+from fedpeft.shelf import Shelf
+from fedpeft.strategy import Fold, GatherStrategy, LinearStrategy, Strategy, Update, aggregate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The next global state and optimizer memory, and what goes into the base, by module."""
+
+    state: State
+    memory: Memory
+    residuals: dict[str, LowRank] = field(default_factory=dict)
+
+
+class Collector(Protocol):
+    """Takes a round's updates in the order of client ids."""
+
+    def add(self, update: Update) -> None:
+        """Take one update."""
+
+    def finish(self, memory: Memory) -> Outcome:
+        """What the round has led to."""
+        ...
+
+
+class LinearCollector:
+    """Folds updates into a weighted mean as they come; the server optimizer steps along it."""
+
+    def __init__(
+        self, strategy: LinearStrategy, optimizer: ServerOptimizer, layout: Layout, state: State, round: int
+    ) -> None:
+        self.strategy, self.optimizer = strategy, optimizer
+        self.layout, self.state, self.round = layout, state, round
+        self.total = Fold()
+
+    def add(self, update: Update) -> None:
+        """Fold one update in."""
+        self.strategy.fold(self.total, update, self.state, self.layout)
+
+    def finish(self, memory: Memory) -> Outcome:
+        """A step of the server optimizer along the mean."""
+        direction = self.strategy.pseudo_gradient(self.total, self.layout)
+        after, memory = self.optimizer.step(self.state, direction, memory)
+        return Outcome(self.strategy.finish(after, self.layout, self.round), memory)
+
+
+class GatherCollector:
+    """Puts updates on disk as they come; the strategy then reads them one layer at a time."""
+
+    def __init__(
+        self, strategy: GatherStrategy, layout: Layout, state: State, round: int, seed: int, scratch: Path
+    ) -> None:
+        self.strategy, self.layout, self.state, self.round, self.seed = strategy, layout, state, round, seed
+        self.shelf = Shelf(scratch)
+
+    def add(self, update: Update) -> None:
+        """Put one update on the shelf."""
+        self.shelf.put(update)
+
+    def finish(self, memory: Memory) -> Outcome:
+        """The strategy's own result; the memory is unchanged."""
+        made = aggregate(self.strategy, self.state, self.layout, self.shelf.read, self.round, self.seed)
+        self.shelf.clear()
+        return Outcome(made.state, memory, made.residuals)
+
+
+def collector(
+    strategy: Strategy,
+    optimizer: ServerOptimizer,
+    layout: Layout,
+    state: State,
+    round: int,
+    seed: int,
+    scratch: Path,
+) -> Collector:
+    """The collector for a strategy of either kind."""
+    if isinstance(strategy, LinearStrategy):
+        return LinearCollector(strategy, optimizer, layout, state, round)
+    assert isinstance(strategy, GatherStrategy)
+    return GatherCollector(strategy, layout, state, round, seed, scratch)
