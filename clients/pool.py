@@ -14,19 +14,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from fedpeft.clients.client import ClientPlan, ClientSide
 from fedpeft.clients.training import Job, Totals, Trained
-from fedpeft.clients.workbench import Workbench, WorkPlan, cached_examples
+from fedpeft.clients.workbench import Workbench, WorkPlan
 
 from fedpeft.adapter import State
 from fedpeft.errors import RunError
-from fedpeft.finished import Scores, load, score, score_batches
 from fedpeft.messages import Instruction, Report
-from fedpeft.task import FederatedModel
 
 T = TypeVar("T")
 
@@ -36,7 +33,6 @@ class Worker:
 
     def __init__(self, work: WorkPlan, clients: ClientPlan) -> None:
         self.bench = Workbench(work)
-        self._finished: dict[Path, FederatedModel] = {}
         self.clients = ClientSide(self.bench, clients)
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
@@ -55,15 +51,6 @@ class Worker:
     def evaluate(self, state: State, rows: np.ndarray, version: int) -> Totals:
         """Evaluate a state, on the base of `version`, on training rows."""
         return self.bench.evaluate(state, rows, version)
-
-    def score(self, folder: Path, data_key: str, batch: int) -> Scores:
-        """Score one of the fixed batches of a finished run."""
-        if folder not in self._finished:
-            self.bench.release()
-            plan = self.bench.plan
-            self._finished = {folder: load(folder, self.bench.task, plan.model, plan.classes)}
-        examples = cached_examples(data_key)
-        return score(self._finished[folder], self.bench.task, examples.batch(score_batches(examples)[batch]))
 
 
 class Pool:

@@ -21,6 +21,7 @@ from torch import nn
 from fedpeft import cache
 from fedpeft.adapter import Layout, State
 from fedpeft.assets import cache_directory
+from fedpeft.attack import Relabelled
 from fedpeft.examples import Examples
 from fedpeft.frozen_prefix import FrozenStore, HiddenRows, above
 from fedpeft.peft_method import PEFT_METHODS, PeftMethod
@@ -49,6 +50,7 @@ class WorkPlan:
         training: settings of local training.
         seed: of the run.
         residuals: folder of what exact rules have put into the base, by version (`fedpeft.residual`).
+        labels: other labels of the training rows (n,) than the data's, where an attack changes them.
     """
 
     task: str
@@ -69,6 +71,7 @@ class WorkPlan:
     training: LocalTraining
     seed: int
     residuals: Path
+    labels: np.ndarray | None = None
 
     def store(self, data_key: str, depth: int) -> FrozenStore:
         """The frozen model's output on the rows called `data_key`."""
@@ -100,7 +103,10 @@ class Workbench:
     @cached_property
     def examples(self) -> Examples:
         """The training rows."""
-        return cached_examples(self.plan.data_key)
+        return self._relabelled(cached_examples(self.plan.data_key))
+
+    def _relabelled(self, rows: Examples) -> Examples:
+        return rows if self.plan.labels is None else Relabelled(rows, self.plan.labels)
 
     @cached_property
     def base(self) -> nn.Module:
@@ -137,14 +143,9 @@ class Workbench:
             return SequentialExecutor(model.to(plan.device), self.task, rows, plan.layout)
         if plan.depth:
             base = above(base, plan.depth)
-            rows = HiddenRows(self.store(plan.data_key, plan.depth))
+            rows = self._relabelled(HiddenRows(self.store(plan.data_key, plan.depth)))
         model = self.task.model(base, plan.classes).to(plan.device)
         return BatchedExecutor(model, self.task, self.method, rows, plan.layout, plan.clients_per_pass, plan.kernel)
-
-    def release(self) -> None:
-        """Free the executor and the base; they are made again when they are needed."""
-        for name in ("executor", "base"):
-            self.__dict__.pop(name, None)
 
     def features(self, rows: np.ndarray) -> torch.Tensor:
         """The frozen model's pooled features of training rows, (rows, width)."""

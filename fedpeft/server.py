@@ -76,7 +76,8 @@ class RoundResult:
     """A finished round: what `rounds.jsonl` holds a line of.
 
     Losses are means over the cohort's rows; bytes are the lengths of real payloads; `update_norm` is the norm of the
-    adapter's step, `base_norm` that of what went into the base; `seconds` includes evaluation, `training_seconds` does not.
+    adapter's step, `base_norm` that of what went into the base; `seconds` includes evaluation, `training_seconds` does
+    not.
     """
 
     round: int

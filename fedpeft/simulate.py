@@ -150,9 +150,11 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     server = simulation.server(records)
     progress = simulation.train(server)
     simulation.save(progress.adapter, simulation.folder, server.residual.total)
+    pooled = simulation.centralised(progress.started) if config.centralised else None
+    simulation.close()
     score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
     _save_predictions(simulation, score.scores)
-    centralised = simulation.centralised(progress.started) if config.centralised else None
+    centralised = simulation.score(pooled, "scoring the adapter of the pooled data (fp32)") if pooled else None
     counters = progress.counters
     parameters = counters["uplink_parameters"]
     update_bytes = counters["uplink_bytes"] - counters.get("prepare_bytes", 0)
@@ -213,7 +215,11 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
     """Print the numbers that matter."""
     rows: list[tuple[str, Any]] = []
     if summary["metric"] == "accuracy":
-        rows.append(("[bold]test accuracy[/] (saved adapter, fp32)", f"[bold]{summary['accuracy']:.4f}[/]"))
+        of = "saved adapter, fp32" if summary["worst_accuracy"] is None else summary["accuracy_of"]
+        rows.append((f"[bold]test accuracy[/] ({of})", f"[bold]{summary['accuracy']:.4f}[/]"))
+        if summary["worst_accuracy"] is not None:
+            rows.append(("worst tenth of the clients", f"{summary['worst_accuracy']:.4f}"))
+            rows.append(("global adapter alone, test rows", f"{summary['shared_accuracy']:.4f}"))
         rows.append(("frozen base, linear probe", f"{summary['baseline_accuracy']:.4f}"))
     else:
         rows.append(("[bold]test perplexity[/] (saved adapter, fp32)", f"[bold]{summary['perplexity']:.3f}[/]"))

@@ -16,17 +16,20 @@ import torch
 
 from fedpeft import cache, finished, kernels, seeds
 from fedpeft.adapter import Layout, State
+from fedpeft.attack import ATTACKS
 from fedpeft.base_model import resolve_model
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.pool import Pool, Worker, result
+from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.training import Job, Totals
 from fedpeft.clients.workbench import WorkPlan, cached_examples
 from fedpeft.codec import parse_codec
 from fedpeft.combinations import check_combination
 from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.examples import LENGTH_STEP
 from fedpeft.grids.cohort import CohortGrid
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
@@ -156,10 +159,39 @@ class Simulation:
         own = self.folder / PROFILES
         return tables_of(own if own.exists() else Path(self.config.profiles))
 
+    def _attacked_labels(self) -> np.ndarray | None:
+        """All rows' labels, with those of hostile clients as they change them; None: nobody does."""
+        if not self.config.attack:
+            return None
+        attack = ATTACKS.build(self.config.attack)
+        if not attack.changes_labels:
+            return None
+        if self.all_rows.labels is None:
+            raise ConfigError(f"{self.config.attack} changes labels, and {self.dataset.name} has none; take sign_flip")
+        labels: np.ndarray = self.all_rows.labels.copy()
+        for client in attack.attackers(self.clients, self.config.seed):
+            shard = self.partition.shard(client)
+            labels[shard] = attack.relabel(labels[shard], self.dataset.classes)
+        return labels
+
     @property
     def statistics(self) -> PartitionStatistics:
         """What the partition looks like."""
         return self.partition.statistics(self.train_rows.labels, len(self.train_rows))
+
+    @cached_property
+    def readable(self) -> int:
+        """The most tokens that the model reads, in whole steps of padding."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(str(self.model_directory), local_files_only=True)
+        longest = getattr(config, "max_position_embeddings", None) or self.config.tokens
+        return max(LENGTH_STEP, longest // LENGTH_STEP * LENGTH_STEP)
+
+    @property
+    def tokens(self) -> int:
+        """Texts are cut to this many tokens: what the user asks for, and no more than the model reads."""
+        return min(self.config.tokens, self.readable)
 
     def _reference(self) -> FederatedModel:
         model = self.task.model(self.task.base(self.model_directory, DTYPES[self.config.dtype]), self.dataset.classes)
@@ -186,13 +218,10 @@ class Simulation:
         workers = int(self.fixed.get("workers") or config.workers or psutil.cpu_count(logical=False) or 1)
         kernel: Kernel = self.fixed.get("kernel") or kernels.choose(DTYPES[config.dtype])
         self.fixed = {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
-        data_key = self.tokenised(self.all_rows, config.tokens)
+        data_key = self.tokenised(self.all_rows, self.tokens)
         batched = config.executor == "batched" and self.method.batched
         lengths = cached_examples(data_key).lengths
         base: Any = reference.base
-        longest = getattr(base.config, "max_position_embeddings", None)
-        if self.dataset.kind == "text" and longest is not None and config.tokens > longest:
-            raise ConfigError(f"tokens={config.tokens} exceeds the {longest} tokens that the model reads; give fewer")
         adapted = [t.module for t in self.layout.tensors if t.role != "head"]
         plain = base.get_base_model() if hasattr(base, "get_base_model") else base
         reuse = batched and self.dataset.kind == "text" and self.dataset.task == "classification"
@@ -215,6 +244,7 @@ class Simulation:
             training=self.training,
             seed=config.seed,
             residuals=self.folder / "base",
+            labels=self._attacked_labels(),
         )
 
     @cached_property
@@ -228,6 +258,7 @@ class Simulation:
             strategy=self.config.strategy,
             store=self.folder / "clients",
             held_out=HELD_OUT if self.personal else 0.0,
+            attack=self.config.attack,
         )
         return Pool(self.work, clients, self.fixed["workers"])
 
@@ -266,8 +297,8 @@ class Simulation:
         """
         if self.dataset.task != "classification":
             return None
-        tokens = tokens or max(self.config.tokens, PROBE_TOKENS)
-        if tokens == self.config.tokens:
+        tokens = tokens or min(self.readable, max(self.tokens, PROBE_TOKENS))
+        if tokens == self.tokens:
             train, depth = self.work.data_key, self.work.depth
         else:
             train, depth = self.tokenised(self.all_rows, tokens), 0
@@ -348,25 +379,48 @@ class Simulation:
             changes = finished.with_residual(effective, residual)
         finished.save(folder, reference, state, self.dataset.label_names, changes)
 
+    def client_state(self, client: int) -> State:
+        """A client's own adapter: what is shared, and what the client keeps (its common start, if it never took part).
+
+        Raises:
+            RunError: no round is finished, or there is no such client.
+            ConfigError: the strategy leaves nothing with clients.
+        """
+        progress = self.checkpoints.load()
+        if progress is None or not 0 <= client < self.clients:
+            raise RunError(
+                f"{self.folder} has no finished round, or no client {client}; ids are 0 to {self.clients - 1}"
+            )
+        if not self.personal:
+            raise ConfigError(f"with {self.config.strategy} all clients have the same adapter: {self.folder}/adapter")
+        store = ClientStore(self.folder / "clients")
+        own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
+        return progress.adapter | section(own, "private")
+
     def score(self, folder: Path, name: str) -> Score:
-        """The test rows, scored once with the saved files: fp32, fixed batches, split over the workers."""
-        key = self.tokenised(self.dataset.test, self.config.tokens)
-        examples = cached_examples(key)
+        """The test rows, scored once with the saved files: fp32, fixed batches, in this process with all its cores.
+
+        The workers should have ended: their memory is not needed any more.
+        """
+        examples = cached_examples(self.tokenised(self.dataset.test, self.tokens))
         batches = finished.score_batches(examples)
+        torch.set_num_threads(self.fixed["workers"])
+        model = finished.load(folder, self.task, self.model_directory, self.dataset.classes)
         self.observer.phase(name, len(batches))
-        calls = {self.pool.submit(Worker.score, folder, key, i): i for i in range(len(batches))}
         columns = {f.name: np.zeros(len(examples)) for f in dataclasses.fields(finished.Scores)}
-        for call in as_completed(calls):
-            scores = result(call)
+        for rows in batches:
+            scores = finished.score(model, self.task, examples.batch(rows))
             for column, values in columns.items():
-                values[batches[calls[call]]] = getattr(scores, column)
+                values[rows] = getattr(scores, column)
             self.observer.advance()
         scores = finished.Scores(**columns)
         count = scores.count.sum()
         return Score(float(scores.correct.sum() / count), float(scores.loss.sum() / count), scores)
 
-    def centralised(self, state: State) -> Score:
+    def centralised(self, state: State) -> Path:
         """The same adapter trained on the pooled rows: same start `state`, passes, batch size and learning rates.
+
+        Returns the folder that it is saved in.
 
         A pass is cut into as many pieces as it takes rounds to see as many rows, and each piece is a job like a
         client's, so that the learning rate falls as it does in the federation.
@@ -399,7 +453,7 @@ class Simulation:
         folder = self.folder / "centralised"
         folder.mkdir(exist_ok=True)
         self.save(state, folder)
-        return self.score(folder, "scoring the adapter of the pooled data (fp32)")
+        return folder
 
     def close(self) -> None:
         """End the workers."""

@@ -51,7 +51,6 @@ CASES = {
         "owners",
     ),
     "unknown model": ({"--model": "tinny"}, "did you mean 'tiny'"),
-    "texts longer than the model reads": ({"--tokens": "100000"}, "tokens that the model reads"),
     "model folder that is missing": ({"--model": "/no/such/folder"}, "no model directory"),
     "missing data file": ({"--dataset": "file:/no/such.csv"}, "no/such.csv"),
     "missing configuration file": ({"missing.toml": ""}, "missing.toml"),
