@@ -374,7 +374,7 @@ def run_study(command: Command, console: Console) -> int:
     show_plan(place, left, jobs, console)
     if place.results.cut_short:
         console.print(
-            f"the last line of {place.results.path} was cut short (by a kill): it is dropped, and its run recorded again",
+            f"the last line of {place.results.path} was cut short by a kill: it is dropped, its run recorded again",
             highlight=False,
             soft_wrap=True,
         )

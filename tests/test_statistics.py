@@ -1,0 +1,138 @@
+"""Intervals, paired comparisons and the Pareto front, against scipy and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torchmetrics.classification import MulticlassCalibrationError
+
+from fedpeft.calibration import BINS, calibrate
+from fedpeft.statistics import Scored, compare, half_width, mean_and_deviation, pareto_front
+
+SEEDS, ROWS = 6, 500
+
+
+def made(rate: float, salt: int, seeds: int = SEEDS, rows: int = ROWS) -> dict[int, Scored]:
+    generator = np.random.default_rng(salt)
+    return {s: Scored((generator.random(rows) < rate).astype(float), np.ones(rows)) for s in range(seeds)}
+
+
+def test_interval_is_scipys_paired_t_test() -> None:
+    method, baseline = made(0.7, 1), made(0.6, 2)
+    found = compare(method, baseline)
+    assert found is not None
+    mine = [100 * method[s].correct.mean() for s in range(SEEDS)]
+    theirs = [100 * baseline[s].correct.mean() for s in range(SEEDS)]
+    expected = stats.ttest_rel(mine, theirs).confidence_interval(0.95)
+    assert found.difference == pytest.approx(np.mean(mine) - np.mean(theirs))
+    assert found.difference - found.seed_half_width == pytest.approx(expected.low)
+    assert found.difference + found.seed_half_width == pytest.approx(expected.high)
+    one_sided = stats.ttest_rel(mine, theirs, alternative="greater").confidence_interval(0.95)
+    assert found.lower_bound <= one_sided.low + 1e-9
+    by_row = np.mean([method[s].correct - baseline[s].correct for s in range(SEEDS)], axis=0)
+    rows = stats.ttest_1samp(100 * by_row, 0).confidence_interval(0.95)
+    assert found.row_half_width == pytest.approx((rows.high - rows.low) / 2)
+    assert (found.verdict, found.no_worse(1.0)) == ("better", "yes")
+
+
+def test_swapping_the_sides_turns_the_signs() -> None:
+    method, baseline = made(0.7, 1), made(0.6, 2)
+    one, other = compare(method, baseline), compare(baseline, method)
+    assert one is not None
+    assert other is not None
+    assert one.difference == pytest.approx(-other.difference)
+    assert one.lower_bound == pytest.approx(-other.upper_bound)
+    assert (one.gained, one.lost) == (other.lost, other.gained)
+    assert other.verdict == "worse"
+    assert other.no_worse(1.0) == "no"
+
+
+def test_few_seeds_never_claim() -> None:
+    found = compare(made(0.9, 1, seeds=4), made(0.1, 2, seeds=4))
+    assert found is not None
+    assert found.verdict == "not resolved (4 of 5 seeds)"
+    assert found.no_worse(50.0) == "not resolved"
+    single = compare(made(0.9, 1, seeds=1), made(0.1, 2, seeds=1))
+    assert single is not None
+    assert math.isinf(single.seed_half_width)
+
+
+def test_seeds_agree_but_few_rows_do_not_decide() -> None:
+    """One row of 40 is gained under every seed: certain between seeds, but another draw of rows could reverse it."""
+    baseline = {s: Scored(np.zeros(40), np.ones(40)) for s in range(5)}
+    method = {s: Scored(np.eye(40)[0], np.ones(40)) for s in range(5)}
+    found = compare(method, baseline)
+    assert found is not None
+    assert found.seed_half_width == 0
+    assert found.verdict == "not resolved (other test rows could reverse it)"
+
+
+def test_equal_predictions_are_identical() -> None:
+    found = compare(made(0.5, 3), made(0.5, 3))
+    assert found is not None
+    assert (found.verdict, found.no_worse(0.1), found.difference) == ("identical", "yes", 0.0)
+
+
+def test_only_shared_seeds_and_rows_are_paired() -> None:
+    assert compare(made(0.5, 1), {9: made(0.5, 2)[0]}) is None
+    assert compare(made(0.5, 1), made(0.5, 2, rows=ROWS - 1)) is None
+    found = compare(made(0.5, 1, seeds=7), made(0.5, 2, seeds=5))
+    assert found is not None
+    assert found.seeds == (0, 1, 2, 3, 4)
+
+
+def test_rows_with_several_predictions_count_by_them() -> None:
+    count = np.array([1.0, 9.0])
+    method = {s: Scored(np.array([1.0, 3.0]), count) for s in range(5)}
+    baseline = {s: Scored(np.array([0.0, 5.0]), count) for s in range(5)}
+    found = compare(method, baseline)
+    assert found is not None
+    assert found.difference == pytest.approx(100 * (4 - 5) / 10)
+
+
+@pytest.mark.slow
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    hits = [abs(x.mean()) <= half_width(x, 0.95, 2) for x in generator.standard_normal((2000, 5))]
+    assert 0.93 < np.mean(hits) < 0.97
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=8))
+def test_mean_and_deviation_are_numpys(values: list[float]) -> None:
+    mean, deviation = mean_and_deviation(values)
+    assert mean == pytest.approx(np.mean(values), abs=1e-6)
+    assert deviation == pytest.approx(np.std(values, ddof=1), abs=1e-6)
+    assert mean_and_deviation(values[:1])[1] is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=10))
+def test_front_dominates_the_rest_and_nothing_on_it(points: list[tuple[int, int]]) -> None:
+    on = pareto_front([c for c, _ in points], [v for _, v in points])
+    front = [p for p, is_on in zip(points, on, strict=True) if is_on]
+    assert front
+    for cost, value in points:
+        better = [(c, v) for c, v in front if c <= cost and v >= value and (c, v) != (cost, value)]
+        assert ((cost, value) in front) != bool(better)
+
+
+def test_calibration_error_is_torchmetrics_multiclass_one() -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.softmax(2 * torch.randn(300, 4, generator=generator, dtype=torch.float64), -1)
+    labels = torch.randint(0, 4, (300,), generator=generator)
+    confidence, predicted = probabilities.max(-1)
+    found = calibrate(confidence.numpy(), (predicted == labels).double().numpy())
+    expected = MulticlassCalibrationError(num_classes=4, n_bins=BINS, norm="l1")(probabilities, labels)
+    assert found.error == pytest.approx(float(expected), abs=1e-6)
+    gaps = [n * abs(a - c) for n, a, c in zip(found.rows, found.accuracy, found.confidence, strict=True)]
+    assert sum(gaps) / sum(found.rows) == pytest.approx(found.error, abs=1e-6)
+    assert sum(found.rows) == 300
+
+
+def test_sure_and_right_is_calibrated() -> None:
+    assert calibrate(np.ones(10), np.ones(10)).error == pytest.approx(0, abs=1e-6)
+    assert calibrate(np.ones(10), np.zeros(10)).error == pytest.approx(1, abs=1e-6)

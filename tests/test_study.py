@@ -1,0 +1,249 @@
+"""Studies: the grid that a file describes, its mistakes, and runs that are killed, fail, or are already there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.grid_of_runs import Study, read_study
+from fedpeft.results import FAILED, Result, ResultsFile, resolved
+from fedpeft.study import Workplace, main
+
+BASE = '[base]\ndataset = "tiny"\ntokens = 32\nclients = 6\ncohort = 3\nrounds = 4\ndtype = "fp32"\n'
+SEEDS = "seeds = [0, 1]\n"
+AXES = '[axes]\nserver_optimizer = ["sgd", "momentum"]\n'
+
+
+def study_file(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "study.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def study(folder: Path, text: str, preset: str | None = None) -> Study:
+    return read_study(study_file(folder, text), preset)
+
+
+# ------------------------------------------------------------------------------------------------------------- the grid
+
+
+def test_grid_is_the_product_of_axes_and_seeds(tmp_path: Path) -> None:
+    work = '[{label = "short", local_epochs = 1.0, rounds = 4}, {label = "long", local_epochs = 4.0, rounds = 1}]'
+    made = study(tmp_path, SEEDS + BASE.replace("rounds = 4\n", "") + AXES + f"work = {work}\n")
+    runs = made.runs()
+    assert len(runs) == 8
+    assert len({run.name for run in runs}) == 8
+    assert [run.config.seed for run in runs] == [0] * 4 + [1] * 4
+    assert runs[1].point == {"server_optimizer": "sgd", "work": "long"}
+    assert (runs[1].config.local_epochs, runs[1].config.rounds, runs[1].config.workers) == (4.0, 1, 1)
+    assert made.baseline == {"server_optimizer": "sgd", "work": "short"}
+
+
+def test_a_preset_replaces_what_it_names(tmp_path: Path) -> None:
+    presets = '[presets.small]\nseeds = [7]\nbase = {rounds = 2}\n[presets.full]\naxes = {codec = ["fp32", "bf16"]}\n'
+    text = f'preset = "small"\n{SEEDS}{BASE}{AXES}{presets}'
+    small, full = study(tmp_path, text), study(tmp_path, text, "full")
+    assert [(len(s.runs()), s.runs()[0].config.rounds) for s in (small, full)] == [(2, 2), (8, 4)]
+    assert small.folder == tmp_path
+    assert full.folder == tmp_path / "full"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (SEEDS + BASE + '[axes]\nserver_optimiser = ["sgd"]\n', "unknown axis 'server_optimiser'; "),
+        (SEEDS + BASE + "[axes]\nserver_optimizer = []\n", "the grid is empty"),
+        (BASE + AXES, "seeds must be a list"),
+        ("seeds = [1, 1]\n" + BASE, "different whole numbers"),
+        (SEEDS + BASE + AXES + "rounds = [1, 2]\n", "rounds is set by both [base] and axis 'rounds'"),
+        (
+            SEEDS + BASE + AXES + 'x = [{label = "a", server_optimizer = "adam"}]\n',
+            "set by both axis 'server_optimizer'",
+        ),
+        (SEEDS + BASE + "seed = 3\n", "seed is set by seeds"),
+        (SEEDS + BASE + 'round = 3\n[axes]\ncodec = ["fp32"]\n', "did you mean 'rounds'"),
+        (SEEDS + BASE + '[axes]\ncodec = ["fp32", "fp32"]\n', "twice"),
+        (SEEDS + BASE + "[axes]\nwork = [{local_epochs = 2.0}]\n", "has no label"),
+        (SEEDS + BASE + '[axes]\nwork = [{label = "a", epochs = 2.0}]\n', "unknown 'epochs'"),
+        (SEEDS + BASE + '[axes]\nwork = [{label = "a"}, {label = "b"}]\n', "are the same run"),
+        (SEEDS + BASE + '[axes]\nserver_optimizer = ["sdg"]\n', "unknown server optimizer 'sdg'"),
+        (SEEDS + BASE + "[axes]\nbatch_size = [-1]\n", "batch_size must be at least 1"),
+        (SEEDS + 'baseline = {codec = "fp32"}\n' + BASE + AXES, "unknown axis 'codec'"),
+        (SEEDS + 'baseline = {server_optimizer = "adam"}\n' + BASE + AXES, "no value 'adam'"),
+        ("sedes = [1]\n" + BASE, "unknown key 'sedes'; did you mean 'seeds'"),
+        ('preset = "smal"\n' + SEEDS + BASE + "[presets.small]\n", "no preset 'smal'; did you mean 'small'"),
+        ('preset = "a"\n' + SEEDS + BASE + "[presets.a]\nname = 'x'\n", "can't set 'name'"),
+        ("seeds = [1\n", "not valid TOML"),
+    ],
+)
+def test_wrong_studies_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    path = study_file(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        read_study(path).runs()
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert main([str(path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert [p.name for p in tmp_path.iterdir()] == ["study.toml"]
+
+
+def test_every_study_of_the_repository_describes_a_grid() -> None:
+    files = sorted((Path(__file__).parent.parent / "experiments").glob("*/study.toml"))
+    assert [f.parent.name for f in files] == ["communication", "heterogeneity", "privacy"]
+    for file in files:
+        for preset in ("small", "full"):
+            made = read_study(file, preset)
+            assert made.runs()
+            assert made.seconds_per_run
+        assert len(read_study(file, "full").seeds) >= 5
+
+
+# ------------------------------------------------------------------------------------------ results that are there
+
+
+def failed(made: Study, number: int) -> Result:
+    run = made.runs()[number]
+    return Result(config=dict(vars(run.config)), status=FAILED, seed=run.config.seed, reason="out of luck")
+
+
+def test_results_of_another_configuration_are_refused_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = study(tmp_path / "other", SEEDS + BASE.replace("rounds = 4", "rounds = 5") + AXES)
+    path = study_file(tmp_path, SEEDS + BASE + AXES)
+    file = ResultsFile(tmp_path / "results.jsonl")
+    file.append(failed(other, 0))
+    before = file.path.read_bytes()
+    assert main([str(path)]) == 2
+    assert "results of another configuration" in capsys.readouterr().err
+    assert file.path.read_bytes() == before
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_line_in_the_middle_is_refused_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = study_file(tmp_path, SEEDS + BASE + AXES)
+    results = tmp_path / "results.jsonl"
+    results.write_text('{"config": {"cl\n' + failed(read_study(path), 0).line())
+    before = results.read_bytes()
+    assert main([str(path)]) == 2
+    assert "line 1 of" in capsys.readouterr().err
+    assert results.read_bytes() == before
+
+
+def test_dry_run_counts_estimates_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = study_file(tmp_path, "seconds_per_run = 60\n" + SEEDS + BASE + AXES)
+    results = tmp_path / "results.jsonl"
+    results.write_text(failed(read_study(path), 0).line() + '{"config": {"clie')
+    before = results.read_bytes()
+    assert main([str(path), "--dry-run", "--jobs", "1"]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "4 runs = 2 server_optimizer x 2 seeds",
+        "1 failed, 3 to run",
+        "3 min 0 s",
+        "out of luck",
+        "cut short",
+    ):
+        assert words in said
+    assert results.read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"study.toml", "results.jsonl"}
+
+
+def test_old_results_stay_valid_when_settings_are_added(tmp_path: Path) -> None:
+    run = study(tmp_path, SEEDS + BASE + AXES).runs()[0]
+    stored = dict(vars(run.config))
+    del stored["head_rate"]  # as if it were newer than the result
+    assert resolved(stored) == run.config
+    assert resolved({**stored, "gone": 1}) is None
+
+
+def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
+    made = study(tmp_path, SEEDS + BASE + AXES)
+    place = Workplace(made, tmp_path)
+    folder = place.runs / made.runs()[0].name
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text("clients = 99\n")
+    with pytest.raises(RunError, match="other settings"):
+        place.start(made.runs()[0], "")
+    assert (folder / "config.toml").read_text() == "clients = 99\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+def runs_of(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(folder) in word for word in process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def wait_until(condition: object, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
+METHODS = """[axes]
+method = [
+    {label = "short", rounds = 1},
+    {label = "impossible", rounds = 2, cohort = 7},
+    {label = "long", rounds = 30},
+]
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
+    """One run is finished, one has failed and one goes on when the study is killed; the same command does the rest."""
+    base = BASE.replace("rounds = 4\n", "").replace("cohort = 3\n", "")
+    path = study_file(tmp_path, 'name = "trial"\nseeds = [0]\n' + base + METHODS)
+    command = [sys.executable, "-m", "fedpeft.study", str(path), "--jobs", "2"]
+    results = tmp_path / "results.jsonl"
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def amid() -> bool:
+        assert first.poll() is None, first.communicate()[0].decode()
+        recorded = results.read_text() if results.exists() else ""
+        going = any(tmp_path.glob("runs/long*/checkpoint/00000[3-9].safetensors"))
+        return '"finished"' in recorded and '"failed"' in recorded and going
+
+    wait_until(amid, 300)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    wait_until(lambda: not runs_of(tmp_path), 30)
+    kept = results.read_bytes()
+    with open(results, "ab") as file:
+        file.write(b'{"config": {"clients": 6, "ro')
+
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 1, second.stdout + second.stderr  # one run has failed
+    assert "was cut short by a kill" in second.stdout
+    assert results.read_bytes().startswith(kept)
+    lines = {line["point"]["method"]: line for line in map(json.loads, results.read_text().splitlines())}
+    assert len(results.read_text().splitlines()) == 3
+    assert {name: line["status"] for name, line in lines.items()} == {
+        "short": "finished", "impossible": "failed", "long": "finished",
+    }  # fmt: skip
+    assert "cohort=7" in lines["impossible"]["reason"]
+    assert [r["round"] for r in lines["long"]["rounds"]] == list(range(31))
+    assert "continuing after round" in next(tmp_path.glob("runs/long*.log")).read_text()
+    assert "cohort=7" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "accuracy_bytes.svg").exists()
+
+    before = results.read_bytes()
+    third = subprocess.run(command, capture_output=True, text=True)
+    assert "nothing to do" in third.stdout
+    assert results.read_bytes() == before
