@@ -19,6 +19,7 @@ from fedpeft.clients.workbench import Workbench
 
 from fedpeft import seeds
 from fedpeft.adapter import Layout, State, difference
+from fedpeft.attack import ATTACKS, Attack
 from fedpeft.codec import decode, parse_codec
 from fedpeft.errors import PayloadError
 from fedpeft.head_start import HEADS
@@ -38,6 +39,7 @@ class ClientPlan:
         strategy: for the clients' half of it.
         store: folder of the clients' own state between rounds.
         held_out: share of a client's rows that it does not train on, but is evaluated on.
+        attack: what hostile clients do, in a simulation; empty: there are none.
     """
 
     partition: Partition
@@ -47,6 +49,7 @@ class ClientPlan:
     strategy: str
     store: Path
     held_out: float = 0.0
+    attack: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ class ClientSide:
         self.head = HEADS.build(plan.head)
         self.strategy = strategies.build(plan.strategy)
         self.store = ClientStore(plan.store)
+        self.attack = ATTACKS.build(plan.attack) if plan.attack else Attack()
+        self.attackers = (
+            self.attack.attackers(len(plan.partition), bench.plan.seed) if plan.attack else frozenset[int]()
+        )
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
         """One report per instruction, in order; all instructions are of one kind and round."""
@@ -165,6 +172,10 @@ class ClientSide:
         state = state | labelled("private", {n: t for n, t in result.state.items() if n in task.private})
         update = difference({n: t for n, t in result.state.items() if n not in task.private}, job.received)
         update = self.strategy.submitted(update, task.layout, job.round)
+        if job.client in self.attackers:
+            draws = seeds.torch_generator(job.seed, "attack", job.round, job.client)
+            update = self.attack.update(update, job.received, task.layout, draws)
+            result = replace(result, rows=self.attack.rows(result.rows))
         try:
             payload = self._encode(task, update)
         except PayloadError as error:

@@ -51,6 +51,8 @@ class SequentialExecutor(Executor):
         for layer in self.model.modules():
             if form is not None and isinstance(layer, LoraLayer):
                 layer.scaling = dict.fromkeys(layer.scaling, form.scale)
+            elif form is not None and hasattr(layer, "set_form"):
+                layer.set_form(form)
 
     def _train(self, job: Job) -> Trained:
         self.load(job.received)

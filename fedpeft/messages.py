@@ -1,8 +1,8 @@
 """What the server and its clients say to each other, and how that looks as Flower messages.
 
 An `Instruction` asks a client to prepare, to train or to evaluate; a `Report` answers it. Both carry one opaque
-payload, made by a codec, and in runs with control variates a second one. In a Flower message a payload is ONE array of bytes,
-because Flower pays per array, and everything else is a `ConfigRecord`.
+payload, made by a codec, and in runs with control variates a second one. In a Flower message a payload is ONE array of
+bytes, because Flower pays per array, and everything else is a `ConfigRecord`.
 """
 
 from __future__ import annotations

@@ -329,7 +329,7 @@ class Server:
         tally.uplink_bytes += report.bytes
         tally.downlink_bytes += downlink
         tally.base_bytes += base_bytes
-        tally.uplink_parameters += layout.numel
+        tally.uplink_parameters += layout.numel if report.payload else 0
         line: dict[str, object] = {
             "round": report.round,
             "client": report.client,

@@ -1,0 +1,1 @@
+"""Attacks of hostile clients, one per file."""
