@@ -85,9 +85,11 @@ def panels(count: int, out: io.StringIO, salt: str, height: float = PANEL_HEIGHT
     columns = min(count, PANELS_PER_ROW)
     rows = math.ceil(count / columns)
     width = PANEL_WIDTH * columns + (1.5 if count == 1 else 0)
-    with plt.rc_context({**STYLE, "svg.hashsalt": salt}):
+    style: Any = {**STYLE, "svg.hashsalt": salt}
+    with plt.rc_context(style):
         figure, axes = plt.subplots(rows, columns, figsize=(width, height * rows), layout="constrained", squeeze=False)
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        engine: Any = figure.get_layout_engine()
+        engine.set(w_pad=0.1, h_pad=0.1)
         flat = list(axes.flat)
         for unused in flat[count:]:
             unused.set_visible(False)

@@ -395,7 +395,8 @@ class Simulation:
             raise ConfigError(f"with {self.config.strategy} all clients have the same adapter: {self.folder}/adapter")
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
-        return progress.adapter | section(own, "private")
+        own_state: State = progress.adapter | section(own, "private")
+        return own_state
 
     def score(self, folder: Path, name: str) -> Score:
         """The test rows, scored once with the saved files: fp32, fixed batches, in this process with all its cores.

@@ -44,7 +44,7 @@ class TensorBoard:
         """Open the event file."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
         self._writer.add_text("settings", "\n".join(f"    {k} = {v!r}" for k, v in settings.items()))
 
     def measure(self, step: int, values: Mapping[str, float]) -> None:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from fedpeft.clients.store import ClientStore
 
 from fedpeft.checkpoint import Checkpoints, Progress
-from fedpeft.clients.store import ClientStore
 from fedpeft.errors import RunError
 from fedpeft.records import Records
 

@@ -1,4 +1,4 @@
-"""What goes over a grid: instructions and reports survive Flower's own serialization, and Flower's internals are as we use them."""
+"""What goes over a grid survives Flower's messages, and Flower's internals are as we use them."""
 
 from __future__ import annotations
 

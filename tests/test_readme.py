@@ -54,7 +54,12 @@ def test_a_simulation_of_the_readme_has_legal_settings(command, tmp_path, monkey
 def test_another_command_of_the_readme_exists(command):
     words = [w for w in shlex.split(command) if not w.startswith("-") or w == "-m"]
     shown = subprocess.run(
-        [sys.executable, *words[1:3], "--help"], cwd=ROOT, env={**os.environ}, capture_output=True, text=True, check=False
+        [sys.executable, *words[1:3], "--help"],
+        cwd=ROOT,
+        env={**os.environ},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert shown.returncode == 0, shown.stderr
     for flag in re.findall(r"--[a-z-]+", command):

@@ -64,7 +64,9 @@ def main() -> None:
             simulation = Simulation(config, Path(folder), observer)
             probe = simulation.probe(tokens)
             assert probe is not None
-            table.add_row("frozen encoder, linear probe", f"{tokens} tokens", f"{probe.strength:g}", f"{probe.accuracy:.4f}")
+            table.add_row(
+                "frozen encoder, linear probe", f"{tokens} tokens", f"{probe.strength:g}", f"{probe.accuracy:.4f}"
+            )
             simulation.close()
         for words in (arguments.tokens[1] if len(arguments.tokens) > 1 else arguments.tokens[0], None):
             accuracy, strength = tfidf(simulation, words)

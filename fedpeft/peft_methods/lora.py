@@ -82,7 +82,7 @@ class Lora(PeftMethod):
         """Factors by their suffix."""
         for role in ("lora_A", "lora_B"):
             if name.endswith(f".{role}.weight"):
-                return role, name.removesuffix(f".{role}.weight")  # type: ignore[return-value]
+                return role, name.removesuffix(f".{role}.weight")
         return super().role(name)
 
     def start(self, model: FederatedModel, seed: int) -> State:
