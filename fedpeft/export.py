@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from fedpeft.config import from_mapping, read_toml
 from fedpeft.console import ConsoleObserver
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         export(command.run, command.client, command.output)
     except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     return 0
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.console import ConsoleObserver, duration, size, summary_table
@@ -249,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
         config, folder, resume, track = parse(sys.argv[1:] if arguments is None else arguments)
         summary = simulate(config, folder, resume, console, track)
     except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         if folder is not None and (folder / "config.toml").exists():
