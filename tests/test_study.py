@@ -206,13 +206,15 @@ method = [
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
+def test_killed_in_the_middle_and_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One run is finished, one has failed and one goes on when the study is killed; the same command does the rest."""
     base = BASE.replace("rounds = 4\n", "").replace("cohort = 3\n", "")
     path = study_file(tmp_path, 'name = "trial"\nseeds = [0]\n' + base + METHODS)
-    command = [sys.executable, "-m", "fedpeft.study", str(path), "--jobs", "2"]
+    arguments = [str(path), "--jobs", "2"]
     results = tmp_path / "results.jsonl"
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "fedpeft.study", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
     def amid() -> bool:
         assert first.poll() is None, first.communicate()[0].decode()
@@ -228,9 +230,8 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
     with open(results, "ab") as file:
         file.write(b'{"config": {"clients": 6, "ro')
 
-    second = subprocess.run(command, capture_output=True, text=True)
-    assert second.returncode == 1, second.stdout + second.stderr  # one run has failed
-    assert "was cut short by a kill" in second.stdout
+    assert main(arguments) == 1  # one run has failed
+    assert "was cut short by a kill" in capsys.readouterr().out
     assert results.read_bytes().startswith(kept)
     lines = {line["point"]["method"]: line for line in map(json.loads, results.read_text().splitlines())}
     assert len(results.read_text().splitlines()) == 3
@@ -244,6 +245,6 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
     assert (tmp_path / "accuracy_bytes.svg").exists()
 
     before = results.read_bytes()
-    third = subprocess.run(command, capture_output=True, text=True)
-    assert "nothing to do" in third.stdout
+    assert main(arguments) == 1
+    assert "nothing to do" in capsys.readouterr().out
     assert results.read_bytes() == before
