@@ -79,10 +79,11 @@ def test_the_first_control_variate_is_the_mean_gradient_of_the_round(tmp_path):
     """With all variates 0 the clients take plain SGD steps, whose mean is minus the mean delta over steps * rate."""
     rules = {"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1, "weighting": "uniform"}
     given = settings("fedit", dtype="fp64", cohort="all", rounds=1, **rules)
-    _, _, progress = trained(tmp_path / "run", **given)
+    simulation, _, progress = trained(tmp_path / "run", **given)
     for name, variate in progress.variate.items():
         mean_delta = progress.adapter[name] - progress.started[name]
-        assert torch.allclose(variate, -mean_delta / (2 * 0.1), rtol=1e-9, atol=1e-12)
+        rate = simulation.training.rate(name, 0.1)
+        assert torch.allclose(variate, -mean_delta / (2 * rate), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["flora", "fed_sb", "fedsa_lora"])
