@@ -5,6 +5,7 @@ Shapes: LoRA's A is (rank, in), B is (out, rank); an adapted layer computes `W x
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,5 +127,5 @@ def difference(after: State, before: State) -> State:
 
 
 def norm(state: State) -> float:
-    """Euclidean norm over all tensors, accumulated in fp64."""
-    return float(sum(float(t.double().square().sum()) for t in state.values()) ** 0.5)
+    """Euclidean norm over all tensors, in fp64; the order of the tensors does not matter."""
+    return math.sqrt(math.fsum(float(t.double().square().sum()) for t in state.values()))

@@ -57,7 +57,7 @@ class Rounds(Simulation):
         self.sampler = FixedSize(self.clients, self.clients)
         self.start = load.start
 
-    def evaluate(self, state: State) -> Metrics:
+    def evaluate(self, state: State, version: int) -> Metrics:
         """Nothing: training alone is timed."""
         return Metrics(math.nan, math.nan)
 
@@ -72,7 +72,7 @@ class Rounds(Simulation):
         """One round from the start state."""
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             self.checkpoints = Checkpoints(Path(folder) / "checkpoint")
-            progress = self.train(Records(Path(folder)))
+            progress = self.train(self.server(Records(Path(folder))))
         return Round(self.timer.result.training_seconds, progress.adapter, self.once)
 
 

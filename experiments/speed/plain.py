@@ -41,9 +41,13 @@ class PlainClient:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(job.received[name])
-        optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=job.learning_rate, weight_decay=job.training.weight_decay, fused=True
-        )
+        head = [p for name, p in self.parameters.items() if name.startswith("head.")]
+        adapter = [p for name, p in self.parameters.items() if not name.startswith("head.")]
+        groups = [
+            {"params": adapter, "lr": job.learning_rate},
+            {"params": head, "lr": job.learning_rate * job.training.head_rate},
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=job.training.weight_decay, fused=True)
         for rows in job.batches(examples.lengths):
             batch = examples.batch(rows)
             loss = F.cross_entropy(self.model(batch), batch["labels"])
