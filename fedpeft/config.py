@@ -31,9 +31,7 @@ class RunConfig:
     dataset: str = setting("20newsgroups", "data set: a name, file:PATH (CSV, TSV, JSONL) or hf:NAME")
     partition: str = setting("dirichlet(alpha=0.5)", "how rows lie on clients: iid, dirichlet, natural, quantity")
     model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the data set's own")
-    tokens: int = setting(
-        128, "cut texts to this many tokens (or to what the model reads, if that is less)", low=4, high=131072
-    )
+    tokens: int = setting(128, "cut texts to this many tokens, or to what the model reads", low=4, high=131072)
     peft: str = setting("lora", "PEFT method: lora(rank=8, alpha=32, targets=all, layers=2), ia3, full, ...")
     dtype: str = setting("bf16", "precision of the frozen base and the activations", choices=("bf16", "fp32", "fp64"))
     head: str = setting("ridge", "start of the classification head: ridge, centroids or zero")
