@@ -5,7 +5,7 @@ question = "How many bytes does a point of accuracy cost?"
 preset = "small"                      # the preset that runs if none is named; its results lie beside the file
 baseline = {codec = "fp32"}           # comparisons: each point against the one with these values in their axes
 margin = 1.0                          # percentage points: "no worse by more than"
-seconds_per_run = 60                  # measured; for the first estimate of the time
+seconds_per_run = 60                  # for the estimate of the time until runs have been measured
 seeds = [0, 1, 2, 3, 4]
 
 [base]                                # settings of every run: the flags of python -m fedpeft.simulate

@@ -152,7 +152,7 @@ class Section:
 
     @cached_property
     def methods(self) -> list[Method]:
-        """In the order of the results."""
+        """In the order of the results, context by context."""
         points: dict[tuple[tuple[str, str], ...], list[Result]] = {}
         for result in self.results:
             points.setdefault(tuple(result.point.items()), []).append(result)
@@ -169,7 +169,8 @@ class Section:
             context = describe({a: v for a, v in own.items() if a not in inside})
             finished = {r.seed: r for r in runs if r.finished}
             methods.append(Method(name, context, dict(point), finished, tuple(r for r in runs if not r.finished)))
-        return methods
+        order = list(dict.fromkeys(m.context for m in methods))
+        return sorted(methods, key=lambda m: order.index(m.context))
 
     @property
     def shown(self) -> list[Method]:
@@ -294,30 +295,69 @@ def with_deviation(values: Sequence[float], digits: int) -> str:
     return text if deviation is None else f"{text} ± {deviation:,.{digits}f}"
 
 
+QUALITY = (
+    "accuracy",
+    "perplexity",
+    "loss",
+    "baseline_accuracy",
+    "centralised_accuracy",
+    "worst_accuracy",
+    "worst_tenth",
+    "calibration_error",
+    "epsilon",
+    "total_bytes",
+)
+"""Measures of the first table; the others are costs, in the second."""
+
+
 def methods_table(section: Section) -> Table:
-    """Mean and standard deviation over seeds of every measure."""
-    measures = [m for m in MEASURES if any(method.values(m.key) for method in section.shown)]
+    """How good each method is, and whether it is on the Pareto front."""
     pareto = section.pareto
+    return _measures_table(
+        section,
+        ("methods", "Methods"),
+        "Mean ± standard deviation over seeds. Test accuracy is of the saved adapter, in fp32. Pareto: no other method "
+        "here has fewer bytes (up + down) and at least its mean accuracy.",
+        [m for m in MEASURES if m.key in QUALITY],
+        {"Pareto": {m.label: "yes" if pareto.get(m.label) else "" for m in section.methods}},
+    )
+
+
+def resources_table(section: Section) -> Table:
+    """What each method costs."""
+    return _measures_table(
+        section,
+        ("resources", "Bytes, work, time, memory"),
+        "Mean ± standard deviation over seeds. Bytes are the lengths of the real payloads, before round 1 as well. Time "
+        "is that of the rounds with their evaluation, on the machine named above; runs side by side slow each other.",
+        [m for m in MEASURES if m.key not in QUALITY],
+        {},
+    )
+
+
+def _measures_table(
+    section: Section,
+    name_and_title: tuple[str, str],
+    note: str,
+    candidates: Sequence[Measure],
+    words: Mapping[str, Mapping[str, str]],
+) -> Table:
+    """Mean and deviation of the measures that any run has; `words`: further columns, by heading and method."""
+    measures = [m for m in candidates if any(method.values(m.key) for method in section.shown)]
     shown, data = [], []
     for method in section.methods:
         seeds = f"{len(method.runs)}" + (f" ({len(method.failed)} failed)" if method.failed else "")
         cells = [with_deviation(method.values(m.key), m.digits) for m in measures]
-        shown.append((method.label, seeds, *cells, "yes" if pareto.get(method.label) else ""))
+        extra = {heading: by_method[method.label] for heading, by_method in words.items()}
+        shown.append((method.label, seeds, *cells, *extra.values()))
         row: dict[str, Any] = {"method": method.label, "seeds": len(method.runs), "failed": len(method.failed)}
         for m in measures:
             values = method.values(m.key)
             mean, deviation = mean_and_deviation(values) if values else (None, None)
             row |= {f"{m.heading} mean": mean, f"{m.heading} sd": deviation}
-        data.append(row | {"pareto": pareto.get(method.label)})
-    return Table(
-        "methods",
-        "Methods",
-        "Mean ± standard deviation over seeds. Test accuracy is of the saved adapter, in fp32. Pareto: no other method "
-        "here has fewer bytes (up + down) and at least its mean accuracy.",
-        ("method", "seeds", *(m.heading for m in measures), "Pareto"),
-        tuple(shown),
-        tuple(data),
-    )
+        data.append(row | extra)
+    headings = ("method", "seeds", *(m.heading for m in measures), *words)
+    return Table(*name_and_title, note, headings, tuple(shown), tuple(data))
 
 
 def same_work(method: Method, baseline: Method) -> str:
@@ -562,7 +602,13 @@ def calibration_table(section: Section) -> Table:
 
 def tables(section: Section) -> list[Table]:
     """All tables that have something to say; those without headings are for the CSV alone."""
-    found = (methods_table(section), comparison_table(section), cost_table(section), clients_table(section))
+    found = (
+        methods_table(section),
+        comparison_table(section),
+        resources_table(section),
+        cost_table(section),
+        clients_table(section),
+    )
     rest = (runs_table(section), rounds_table(section), calibration_table(section))
     return [t for t in (*found, *rest) if t is not None and t.data]
 

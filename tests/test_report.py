@@ -119,7 +119,7 @@ def test_page_is_self_contained_and_csv_hold_the_same_numbers(tmp_path: Path) ->
         100 * np.mean([r.summary["accuracy"] for r in made_study()[:5] if r.summary])
     )
     assert {p.stem for p in (tmp_path / "page").glob("*.csv")} == {
-        "methods", "comparisons", "cost", "clients", "runs", "rounds", "calibration",
+        "methods", "resources", "comparisons", "cost", "clients", "runs", "rounds", "calibration",
     }  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def test_few_seeds_decide_nothing() -> None:
 
 
 def test_pareto_front_of_each_context() -> None:
-    on_front = {row["method"] for row in methods_table(section(made_study())).data if row["pareto"]}
+    on_front = {row["method"] for row in methods_table(section(made_study())).data if row["Pareto"]}
     assert on_front == {f"{p}: {c}" for p in ("iid", "dirichlet(alpha=0.3)") for c in ("bf16", "quantize(bits=4)")}
 
 
@@ -222,7 +222,7 @@ def test_a_report_without_optional_data() -> None:
         Result(config={"codec": c, "seed": 0}, status="finished", seed=0, point={"codec": c}, summary={"accuracy": 0.5})
         for c in ("fp32", "bf16")
     ]
-    assert {t.name for t in tables(section(bare))} == {"methods", "runs"}
+    assert {t.name for t in tables(section(bare))} == {"methods", "resources", "runs"}
 
 
 def test_client_accuracy_weighs_classes_by_the_clients_shares() -> None:
