@@ -328,8 +328,8 @@ def resources_table(section: Section) -> Table:
     return _measures_table(
         section,
         ("resources", "Bytes, work, time, memory"),
-        "Mean ± standard deviation over seeds. Bytes are the lengths of the real payloads, before round 1 as well. Time "
-        "is that of the rounds with their evaluation, on the machine named above; runs side by side slow each other.",
+        "Mean ± standard deviation over seeds. Bytes are the lengths of the real payloads, before round 1 as well. "
+        "Time is that of the rounds with their evaluation, on the machine named above; runs side by side slow each other.",
         [m for m in MEASURES if m.key not in QUALITY],
         {},
     )
@@ -405,7 +405,7 @@ def comparison_table(section: Section) -> Table | None:
         "(Student's t, 95 %) is over seeds, on these test rows; the second over test rows, with these seeds. A sign is "
         "claimed only with at least 5 seeds and where both intervals agree on it. No worse by more than the margin: "
         "the one-sided 95 % bound, the worse of both. What the data can't decide is not resolved. The intervals are "
-        "not corrected for the number of comparisons. Work: rows trained, relative to the baseline.",
+        "not corrected for the number of comparisons. Work: steps x batch size, relative to the baseline.",
         (
             "method",
             "baseline",

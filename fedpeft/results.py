@@ -50,7 +50,7 @@ class Result:
         summary: summary.json.
         rounds: the lines of rounds.jsonl.
         local_steps: steps of all clients in all rounds.
-        trained_rows: rows that clients went over, in all rounds and steps.
+        trained_rows: those steps times the batch size.
         correct: packed correct predictions per test row.
         count: packed predictions per test row; None where each row is one prediction.
         calibration: see `fedpeft.calibration`; None for language modelling.
