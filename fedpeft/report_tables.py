@@ -329,7 +329,7 @@ def resources_table(section: Section) -> Table:
         section,
         ("resources", "Bytes, work, time, memory"),
         "Mean ± standard deviation over seeds. Bytes are the lengths of the real payloads, before round 1 as well. "
-        "Time is that of the rounds with their evaluation, on the machine named above; runs side by side slow each other.",
+        "Time is that of the rounds with their evaluation, on the machine above; simultaneous runs slow each other.",
         [m for m in MEASURES if m.key not in QUALITY],
         {},
     )
