@@ -82,7 +82,7 @@ class BatchedExecutor(Executor):
         job = jobs[0]
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         self._load(jobs)
-        optimizer = job.training.optimizer_for(chosen, job.learning_rate)
+        optimizer, warmup = job.training.optimizer_for(chosen, job.learning_rate)
         start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
         corrections = {
             name: torch.stack([padded(j.correction[name].to(p.device), p[0]) for j in jobs])
@@ -111,6 +111,7 @@ class BatchedExecutor(Executor):
             if job.training.max_norm:
                 _clip_per_client([p.grad for p in chosen.values() if p.grad is not None], job.training.max_norm)
             optimizer.step()
+            warmup.step()
             for k, loss in enumerate(client_losses.detach()):
                 losses[k].append(loss)
                 if len(plans[k]) == step + 1:

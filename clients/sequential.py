@@ -60,7 +60,7 @@ class SequentialExecutor(Executor):
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)
-        optimizer = job.training.optimizer_for(chosen, job.learning_rate)
+        optimizer, warmup = job.training.optimizer_for(chosen, job.learning_rate)
         start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
         corrections = {n: padded(c.to(self.device), chosen[n]) for n, c in job.correction.items() if n in chosen}
         losses = []
@@ -80,6 +80,7 @@ class SequentialExecutor(Executor):
             if job.training.max_norm:
                 torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.max_norm)
             optimizer.step()
+            warmup.step()
             losses.append(loss.detach())
         self.dropout.clients = []
         for parameter in self.parameters.values():

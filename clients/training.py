@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft import seeds
 from fedpeft.adapter import ClientForm, Layout, State
@@ -52,6 +53,10 @@ class Totals:
         return self.correct / self.count
 
 
+LocalOptimizer = tuple[torch.optim.Optimizer, LambdaLR]
+"""An optimizer and what moves its learning rate after each step."""
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """How a client trains in a round."""
@@ -63,14 +68,23 @@ class LocalTraining:
     head_rate: float = setting(1.0, "learning rate of the head, relative to the adapter's", low=0)
     weight_decay: float = setting(0.0, "decoupled, of AdamW", low=0)
     optimizer: str = setting("adamw", "local optimizer", choices=("adamw", "sgd"))
+    warmup: int = setting(
+        0,
+        "steps over which a round's learning rate rises: the optimizer starts anew, and AdamW's first steps are blind",
+        low=0,
+    )
     max_norm: float = setting(0.0, "clip the gradient of a step to this norm; 0: no clipping", low=0)
 
     def rate(self, name: str, learning_rate: float) -> float:
         """The learning rate of one tensor."""
         return learning_rate * self.head_rate if name.startswith("head.") else learning_rate
 
-    def optimizer_for(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-        """A new optimizer over parameters by canonical name; its state does not outlive the round."""
+    def optimizer_for(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> LocalOptimizer:
+        """A new optimizer over parameters by canonical name, and its warm-up; their state ends with the round."""
+        optimizer = self._optimizer(parameters, learning_rate)
+        return optimizer, LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup + 1)))
+
+    def _optimizer(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         head = [p for name, p in parameters.items() if name.startswith("head.")]
         adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
         groups = [

@@ -48,7 +48,7 @@ class RunConfig:
     learning_rate: float = setting(3e-3, "of the local optimizer", above=0)
     head_rate: float = setting(0.1, "learning rate of the head, relative to the adapter's; 0 keeps it", low=0)
     schedule: str = setting("linear", "learning rate over rounds", choices=("constant", "linear", "cosine"))
-    optimizer: str = setting("adamw", "local optimizer: adamw(weight_decay=0.0, max_norm=0.0) or sgd(max_norm=0.0)")
+    optimizer: str = setting("adamw", "local optimizer: adamw(weight_decay=0.0, warmup=0, max_norm=0.0) or sgd(...)")
     weighting: str = setting("rows", "weight of a client: by its rows, or uniform", choices=("rows", "uniform"))
     codec: str = setting("fp32", "how updates are encoded")
     executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
@@ -64,7 +64,7 @@ class RunConfig:
             ConfigError: unknown optimizer or setting.
         """
         spec = parse_spec(self.optimizer)
-        allowed = {"adamw": ("weight_decay", "max_norm"), "sgd": ("max_norm",)}
+        allowed = {"adamw": ("weight_decay", "warmup", "max_norm"), "sgd": ("warmup", "max_norm")}
         if spec.name not in allowed:
             raise ConfigError(f"unknown local optimizer {spec.name!r}; legal: adamw, sgd")
         for name in spec.settings:

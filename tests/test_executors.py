@@ -72,7 +72,7 @@ def worst(one, other, received) -> float:
         ("lora(rank=4)", {"proximal": 0.1}),
         ("lora(rank=4)", {"max_norm": 0.05}),
         ("lora(rank=4)", {"optimizer": "sgd", "epochs": 1.5}),
-        ("lora(rank=4)", {"head_rate": 0.1, "weight_decay": 0.1}),
+        ("lora(rank=4)", {"head_rate": 0.1, "weight_decay": 0.1, "warmup": 3}),
         ("ia3(layers=0)", {}),
     ],
 )
@@ -149,6 +149,19 @@ def test_reusing_the_frozen_part_changes_nothing(tiny, tmp_path):
     head = task.model(task.base(folder, torch.float64), classes)
     expected = head.features(rows.batch(index)).detach()
     assert torch.allclose(store.features(index), expected, rtol=1e-10)
+
+
+def test_the_learning_rate_of_a_round_rises_over_the_warmup():
+    parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer, warmup = LocalTraining(optimizer="sgd", warmup=3).optimizer_for({"x": parameter}, 0.4)
+    moved = []
+    for _ in range(5):
+        before = parameter.item()
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        warmup.step()
+        moved.append(before - parameter.item())
+    assert moved == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
