@@ -48,7 +48,7 @@ class RunConfig:
     learning_rate: float = setting(4e-3, "of the local optimizer", above=0)
     head_rate: float = setting(0.1, "learning rate of the head, relative to the adapter's; 0 keeps it", low=0)
     schedule: str = setting("linear", "learning rate over rounds", choices=("constant", "linear", "cosine"))
-    optimizer: str = setting("adamw(warmup=8)", "local optimizer: adamw(weight_decay=0, warmup=8, max_norm=0), sgd(...)")
+    optimizer: str = setting("adamw(warmup=8)", "local: adamw(weight_decay=0, warmup=8, max_norm=0) or sgd(...)")
     weighting: str = setting("rows", "weight of a client: by its rows, or uniform", choices=("rows", "uniform"))
     codec: str = setting("fp32", "how updates are encoded")
     executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
