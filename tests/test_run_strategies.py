@@ -24,7 +24,8 @@ from fedpeft.simulation import Simulation
 from fedpeft.strategy import strategies
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,
-        "head": "zero", "local_steps": 2, "peft": "lora(rank=4, layers=1)"}  # fmt: skip
+        "head": "zero", "local_steps": 2, "peft": "lora(rank=4, layers=1)",
+        "optimizer": "adamw", "learning_rate": 3e-3}  # fmt: skip
 QUIET = Console(quiet=True)
 
 

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.simulate import main, simulate
 
-TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "4", "--rounds", "3", "--dtype", "fp32", "--workers", "1"]
+TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "4", "--rounds", "3", "--dtype", "fp32", "--workers", "1",
+        "--optimizer", "adamw", "--learning-rate", "0.003", "--head-rate", "1"]  # fmt: skip
 QUIET = Console(quiet=True)
 LONG = 40
 """Rounds of a run that is interrupted: enough that the signal arrives while it goes on."""
@@ -121,7 +122,13 @@ def test_worker_processes_give_the_same_run_as_one(tmp_path):
 def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fedpeft.simulate", *TINY, "--output", str(folder), "--rounds", str(LONG), *more]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in background jobs
+    )
 
 
 def wait_for_rounds(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
@@ -198,6 +205,7 @@ def test_the_configuration_file_is_overridden_by_flags(tmp_path):
 
 def test_the_python_call_does_what_the_command_does(finished, tmp_path):
     folder, _ = finished
-    config = RunConfig(dataset="tiny", clients=8, cohort=4, rounds=3, dtype="fp32", workers=1)
+    training = {"optimizer": "adamw", "learning_rate": 0.003, "head_rate": 1.0}
+    config = RunConfig(dataset="tiny", clients=8, cohort=4, rounds=3, dtype="fp32", workers=1, **training)
     simulate(config, tmp_path / "run", False, QUIET)
     assert same(folder, tmp_path / "run")

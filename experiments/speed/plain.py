@@ -41,19 +41,14 @@ class PlainClient:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(job.received[name])
-        head = [p for name, p in self.parameters.items() if name.startswith("head.")]
-        adapter = [p for name, p in self.parameters.items() if not name.startswith("head.")]
-        groups = [
-            {"params": adapter, "lr": job.learning_rate},
-            {"params": head, "lr": job.learning_rate * job.training.head_rate},
-        ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=job.training.weight_decay, fused=True)
+        optimizer, warmup = job.training.optimizer_for(self.parameters, job.learning_rate)
         for rows in job.batches(examples.lengths):
             batch = examples.batch(rows)
             loss = F.cross_entropy(self.model(batch), batch["labels"])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            warmup.step()
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
 
