@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from fedpeft.clients.training import Executor, Job, Trained, leading
@@ -43,7 +44,8 @@ class SequentialExecutor(Executor):
 
     def frozen(self, module: str) -> nn.Module:
         """The layer that peft has wrapped."""
-        layer: nn.Module = self.model.base.get_base_model().get_submodule(module).get_base_layer()
+        wrapped: Any = self.model.base
+        layer: nn.Module = wrapped.get_base_model().get_submodule(module).get_base_layer()
         return layer
 
     def _scale(self, form: ClientForm | None) -> None:
@@ -51,8 +53,8 @@ class SequentialExecutor(Executor):
         for layer in self.model.modules():
             if form is not None and isinstance(layer, LoraLayer):
                 layer.scaling = dict.fromkeys(layer.scaling, form.scale)
-            elif form is not None and hasattr(layer, "set_form"):
-                layer.set_form(form)
+            elif form is not None and callable(set_form := getattr(layer, "set_form", None)):
+                set_form(form)
 
     def _train(self, job: Job) -> Trained:
         self.load(job.received)

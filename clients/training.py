@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,7 +187,7 @@ class Executor(ABC):
         """Make the weight of each adapted layer W0 + R, with R by module; layers without one get W0 back."""
         plain: dict[str, Tensor] = self.__dict__.setdefault("_plain", {})
         for module in plain.keys() | residual.keys():
-            layer = self.frozen(module)
+            layer: Any = self.frozen(module)
             weight = plain.setdefault(module, layer.weight.detach())
             if module in residual:
                 weight = folded(weight, residual[module])

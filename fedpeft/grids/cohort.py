@@ -63,6 +63,7 @@ class CohortGrid(OwnGrid):
         replies = []
         for future in finished:
             group = self._running.pop(future)
-            for message, report in zip(group, result(future), strict=True):
+            reports = result(future)
+            for message, report in zip(group, reports, strict=True):
                 replies.append(Message(to_record(report), reply_to=message))
         return replies
