@@ -23,6 +23,7 @@ from fedpeft.clients.workbench import Workbench, WorkPlan
 
 from fedpeft.adapter import State
 from fedpeft.errors import RunError
+from fedpeft.memory import release
 from fedpeft.messages import Instruction, Report
 
 T = TypeVar("T")
@@ -122,4 +123,7 @@ def _end_with(sentinel: int) -> None:
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
     assert _worker is not None
-    return getattr(_worker, name)(*arguments)
+    try:
+        return getattr(_worker, name)(*arguments)
+    finally:
+        release()

@@ -33,6 +33,7 @@ from fedpeft.examples import LENGTH_STEP
 from fedpeft.grids.cohort import CohortGrid
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
+from fedpeft.memory import release
 from fedpeft.own_rows import HELD_OUT
 from fedpeft.partition import PARTITIONS, Partition, PartitionStatistics
 from fedpeft.parts import parse_spec
@@ -364,6 +365,7 @@ class Simulation:
         """All rounds."""
         if self.dataset.task == "classification":
             self.freeze(self.work.data_key, self.work.depth, "frozen layers (kept for later runs)")
+        release()
         if self.config.profiles and not (self.folder / PROFILES).exists():
             shutil.copyfile(self.config.profiles, self.folder / PROFILES)
         return server.run()

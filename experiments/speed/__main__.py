@@ -25,7 +25,7 @@ class Settings:
     """What to measure."""
 
     clients: int = 100
-    """clients of a round (the default run's case has 20)"""
+    """clients of a round (the default run's case has that run's cohort)"""
     rows: int = 16
     """rows that each of them trains on, once: rows / batch size steps"""
     default_rows: int = 0

@@ -17,6 +17,7 @@ from experiments.speed.own import plan_of
 from experiments.speed.plain import PlainClient
 from experiments.speed.sides import Framework, Round, Side, Variant
 from experiments.speed.workload import Case, Workload, operations, workload
+from fedpeft.config import RunConfig
 from fedpeft.kernels import gemm_rates
 from fedpeft.task import DTYPES
 
@@ -50,7 +51,10 @@ def cases(clients: int, rows: int, default_rows: int) -> list[Case]:
         for peft, where in (("lora", "two upper blocks"), ("lora(layers=0)", "all blocks"))
         for batch in (1, 4, 8)
     ]
-    default = Case("default run: bf16, batch 8, 20 clients", 20, default_rows, 8, "bf16")
+    run = RunConfig()
+    cohort = round(run.clients * float(run.cohort))
+    name = f"default run: {run.dtype}, batch {run.batch_size}, {cohort} clients"
+    default = Case(name, cohort, default_rows, run.batch_size, run.dtype)
     return [*timed, default]
 
 
