@@ -1,4 +1,4 @@
-"""Memory of a run: proportional set size (PSS) summed over this process and all that it started, and how to keep it low."""
+"""Memory of a run: proportional set size (PSS) summed over all its processes, and how to keep it low."""
 
 from __future__ import annotations
 
