@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -19,12 +19,20 @@ from fedpeft.parts import Family
 from fedpeft.stacked import StackedLayer
 from fedpeft.task import FederatedModel, adapter_dtype, trainable
 
+PrivacyRoute = Literal["hooks", "vmap", "refused"]
+"""How gradients per example are found, for DP-SGD: by Opacus' hooks on layers (fast, but every trained parameter must
+be used by calling its own module), by `torch.func.vmap(grad)` of the whole model (right for everything that it can
+trace), or not at all."""
+
 
 class PeftMethod(ABC):
     """One method. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
     batched: ClassVar[bool] = False
     """Whether the method has `stack`."""
+
+    privacy: ClassVar[PrivacyRoute] = "vmap"
+    """The route to gradients per example; "hooks" only where tests/test_per_example.py has seen them agree."""
 
     @property
     def form(self) -> ClientForm | None:

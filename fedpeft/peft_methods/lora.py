@@ -16,7 +16,7 @@ from fedpeft import seeds
 from fedpeft.adapter import ClientForm, Role, State
 from fedpeft.layers import target_layers
 from fedpeft.parts import setting
-from fedpeft.peft_method import PeftMethod
+from fedpeft.peft_method import PeftMethod, PrivacyRoute
 from fedpeft.stacked import StackedLayer, StackedWeight
 from fedpeft.task import FederatedModel, trainable
 
@@ -60,6 +60,7 @@ class Lora(PeftMethod):
     dropout: float = setting(0.0, "dropout on the input of A", low=0, below=1)
 
     batched: ClassVar[bool] = True
+    privacy: ClassVar[PrivacyRoute] = "hooks"
 
     @property
     def form(self) -> ClientForm:
