@@ -26,7 +26,7 @@ def test_a_quantized_base_computes_with_the_named_values(precision):
     for path, layer in linear_layers(plain).items():
         expected = dequantized(layer.weight, precision)
         error = float((expected - layer.weight).norm() / layer.weight.norm())
-        assert 0 < error < {"nf4": 0.25, "int8": 0.02}[precision], path
+        assert 0 < error < {"nf4": 0.12, "int8": 0.02}[precision], path
         assert torch.equal(weight_of(packed.get_submodule(path)), expected)
         layer.weight.data = expected
     ids = torch.arange(4, 24).view(2, 10)
@@ -46,7 +46,8 @@ def test_bytes_shrink():
     quantize(packed, "nf4")
     layers = list(linear_layers(plain).items())
     held = sum(packed.get_submodule(path).weight.nbytes for path, _ in layers)
-    assert held * 8 == sum(layer.weight.nbytes for _, layer in layers)
+    whole = sum(layer.weight.nbytes for _, layer in layers)
+    assert 1 <= held * 8 / whole < 1.01  # blocks of 64 are filled up
 
 
 def test_what_can_not_be_quantized_is_one_sentence(monkeypatch):
