@@ -1,4 +1,4 @@
-"""How a round's updates become the next global state: folded in as they come, or gathered and read layer by layer."""
+"""How a round's updates become the next global state: folded in as they come, or kept and then read together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedpeft.adapter import Layout, State
 from fedpeft.low_rank import LowRank
 from fedpeft.server_optimizer import Memory, ServerOptimizer
 from fedpeft.shelf import Shelf
-from fedpeft.strategy import Fold, GatherStrategy, LinearStrategy, Strategy, Update, aggregate
+from fedpeft.strategy import Fold, LinearStrategy, RoundStrategy, Strategy, Update
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class LinearCollector:
         return Outcome(self.strategy.finish(after, self.layout, self.round), memory)
 
 
-class GatherCollector:
-    """Puts updates on disk as they come; the strategy then reads them one layer at a time."""
+class RoundCollector:
+    """Puts updates on disk as they come; the strategy then reads them, most a layer at a time."""
 
     def __init__(
-        self, strategy: GatherStrategy, layout: Layout, state: State, round: int, seed: int, scratch: Path
+        self, strategy: RoundStrategy, layout: Layout, state: State, round: int, seed: int, scratch: Path
     ) -> None:
         self.strategy, self.layout, self.state, self.round, self.seed = strategy, layout, state, round, seed
         self.shelf = Shelf(scratch)
@@ -69,7 +69,7 @@ class GatherCollector:
 
     def finish(self, memory: Memory) -> Outcome:
         """The strategy's own result; the memory is unchanged."""
-        made = aggregate(self.strategy, self.state, self.layout, self.shelf.read, self.round, self.seed)
+        made = self.strategy.aggregate(self.state, self.layout, self.shelf.read, self.round, self.seed)
         self.shelf.clear()
         return Outcome(made.state, memory, made.residuals)
 
@@ -86,5 +86,5 @@ def collector(
     """The collector for a strategy of either kind."""
     if isinstance(strategy, LinearStrategy):
         return LinearCollector(strategy, optimizer, layout, state, round)
-    assert isinstance(strategy, GatherStrategy)
-    return GatherCollector(strategy, layout, state, round, seed, scratch)
+    assert isinstance(strategy, RoundStrategy)
+    return RoundCollector(strategy, layout, state, round, seed, scratch)

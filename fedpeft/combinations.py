@@ -8,7 +8,7 @@ from fedpeft.clients.training import LocalTraining
 from fedpeft.errors import ConfigError
 from fedpeft.profiles import Profile
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
-from fedpeft.strategy import GatherStrategy, LinearStrategy, Strategy
+from fedpeft.strategy import RoundStrategy, LinearStrategy, Strategy
 
 
 def check_combination(
@@ -25,7 +25,7 @@ def check_combination(
     """
     name = type(strategy).__name__
     plain = optimizer == SERVER_OPTIMIZERS.build("sgd")
-    if isinstance(strategy, GatherStrategy) and not plain:
+    if isinstance(strategy, RoundStrategy) and not plain:
         raise ConfigError(
             f"{name} computes the next factors itself, so there is no mean update that a server optimizer could step "
             "along; leave --server-optimizer at sgd with learning rate 1, or take a linear strategy such as fedit"
@@ -42,7 +42,7 @@ def check_combination(
 
 def _check_scaffold(strategy: Strategy, turns: bool, profiles: Sequence[Profile], training: LocalTraining) -> None:
     name = type(strategy).__name__
-    if isinstance(strategy, GatherStrategy) or turns:
+    if isinstance(strategy, RoundStrategy) or turns:
         raise ConfigError(
             f"scaffold's control variates are gradients of parameters that mean the same in every round, but {name} "
             "makes new factors; use fedit, ffa_lora, rolora, fedsa_lora, flasc or fed_sb"

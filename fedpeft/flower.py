@@ -32,11 +32,24 @@ def node_of(client: int) -> int:
     return client + FIRST_CLIENT
 
 
+def set_identity() -> None:
+    """Let messages be made outside of Flower's own processes."""
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = SERVER_NODE
+
+
+def local_reply(client: int, content: RecordDict) -> Message:
+    """A client's reply as Flower's strategies read it, made in this process from what has been decoded."""
+    if TaskIdentity._node_id is None:  # inside Flower it is set, and stays
+        set_identity()
+    asked = Message(content=RecordDict(), dst_node_id=node_of(client), message_type=MESSAGE_TYPES["train"])
+    return Message(content, reply_to=asked)
+
+
 class OwnGrid(Grid):
     """What the grids that fedpeft brings have in common: message ids, and waiting for replies."""
 
     def __init__(self) -> None:
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = SERVER_NODE
+        set_identity()
         self._run: Run | None = None
         self._ids = itertools.count(1)
 

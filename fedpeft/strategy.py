@@ -3,8 +3,8 @@
 A strategy says per client what is sent down and what is trained, and per round how updates become the next global
 state. There are two kinds. A *linear* rule is a weighted mean of contributions: updates are folded in one at a time,
 memory does not depend on the number of clients, and server optimizers and user-level privacy compose with it. A
-*gather* rule needs every client's factors of one layer at once (SVD, stacking, Krum); it is called one layer at a
-time, with an iterable that decodes the waiting payloads.
+*round* rule needs all updates of a round. Nearly all of them *gather*: they need every client's factors of one layer
+at once (SVD, stacking, Krum), and are called one layer at a time, with a sequence that decodes the waiting payloads.
 
 The target that every LoRA rule is judged by, with s_k = alpha_k / r_k and weights p_k that sum to 1:
 
@@ -186,13 +186,37 @@ class LinearStrategy(Strategy):
         return state
 
 
-class GatherStrategy(Strategy, ABC):
-    """A rule that sees all clients' factors of one layer."""
+@dataclass(frozen=True)
+class Aggregate:
+    """The next global state, and by module what goes beside it into the frozen base."""
+
+    state: State
+    residuals: dict[str, LowRank]
+
+
+Read = Callable[[tuple[str, ...]], Sequence[Update]]
+"""All updates of the round in the order of client ids, holding only the named tensors (those trained this round)."""
+
+
+class RoundStrategy(Strategy, ABC):
+    """A rule that needs all updates of a round before it can say anything."""
 
     @property
     def fills_base(self) -> bool:
         """Whether the rule, as it is set, puts a residual into the base; by default if a remainder is kept."""
         return getattr(self, "remainder", "drop") == "keep"
+
+    @abstractmethod
+    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+        """One round, in memory that it owns.
+
+        Raises:
+            ConfigError: no updates.
+        """
+
+
+class GatherStrategy(RoundStrategy):
+    """A rule that sees all clients' factors of one layer."""
 
     surveys: ClassVar[bool] = False
     """Whether `reweigh` is wanted: a first pass over all layers, before the first `gather`."""
@@ -216,54 +240,37 @@ class GatherStrategy(Strategy, ABC):
         deltas = [u.delta[spec.name] for u in cohort.updates]
         return state[spec.name] + weighted_sum(deltas, cohort.shares)
 
+    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+        """One round, a layer at a time, so that memory is one layer of one cohort."""
+        shares = normalised([u.weight for u in read(())])
+        trained = self.trained(layout, round) - self.private(layout)
+        pairs = [p for p in layout.pairs if trained & {p.A, p.B}]
+        plain = _by_module(t for t in layout.tensors if t.name in trained and t.role not in ("lora_A", "lora_B"))
+        if self.surveys:
+            geometry = torch.zeros(len(shares), len(shares), dtype=torch.float64)
+            for pair in pairs:
+                geometry += inner_products([change(pair, u) for u in read((pair.A, pair.B))])
+            for specs in plain:
+                geometry += _inner_products_plain(read(tuple(t.name for t in specs)))
+            shares = self.reweigh(shares, geometry)
+
+        after, residuals = {name: tensor.clone() for name, tensor in state.items()}, {}
+        for pair in pairs:
+            gathered = self.gather(pair, state, layout, Cohort(read((pair.A, pair.B)), shares, round, seed))
+            after[pair.A], after[pair.B] = gathered.A, gathered.B
+            if gathered.residual is not None:
+                residuals[pair.module] = gathered.residual
+        for specs in plain:
+            cohort = Cohort(read(tuple(t.name for t in specs)), shares, round, seed)
+            after |= {t.name: self.gather_plain(t, state, cohort) for t in specs}
+        return Aggregate(after, residuals)
+
 
 strategies: Family[Strategy] = Family("fedpeft.strategies", "strategy")
 """All strategies, by file name."""
 
 
-# ---------------------------------------------------------------------------------------------- a round of gathering
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """The next global state, and by module what goes beside it into the frozen base."""
-
-    state: State
-    residuals: dict[str, LowRank]
-
-
-Read = Callable[[tuple[str, ...]], Sequence[Update]]
-"""All updates of the round in the order of client ids, holding only the named tensors (those trained this round)."""
-
-
-def aggregate(strategy: GatherStrategy, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
-    """One round of a gather rule, a layer at a time, so that memory is one layer of one cohort.
-
-    Raises:
-        ConfigError: no updates.
-    """
-    shares = normalised([u.weight for u in read(())])
-    trained = strategy.trained(layout, round) - strategy.private(layout)
-    pairs = [p for p in layout.pairs if trained & {p.A, p.B}]
-    plain = _by_module(t for t in layout.tensors if t.name in trained and t.role not in ("lora_A", "lora_B"))
-    if strategy.surveys:
-        geometry = torch.zeros(len(shares), len(shares), dtype=torch.float64)
-        for pair in pairs:
-            geometry += inner_products([change(pair, u) for u in read((pair.A, pair.B))])
-        for specs in plain:
-            geometry += _inner_products_plain(read(tuple(t.name for t in specs)))
-        shares = strategy.reweigh(shares, geometry)
-
-    after, residuals = {name: tensor.clone() for name, tensor in state.items()}, {}
-    for pair in pairs:
-        gathered = strategy.gather(pair, state, layout, Cohort(read((pair.A, pair.B)), shares, round, seed))
-        after[pair.A], after[pair.B] = gathered.A, gathered.B
-        if gathered.residual is not None:
-            residuals[pair.module] = gathered.residual
-    for specs in plain:
-        cohort = Cohort(read(tuple(t.name for t in specs)), shares, round, seed)
-        after |= {t.name: strategy.gather_plain(t, state, cohort) for t in specs}
-    return Aggregate(after, residuals)
+# ------------------------------------------------------------------------------------------------ weights and modules
 
 
 def _by_module(specs: Iterable[TensorSpec]) -> list[list[TensorSpec]]:

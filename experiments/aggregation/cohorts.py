@@ -15,11 +15,10 @@ from fedpeft.seeds import torch_generator
 from fedpeft.strategy import (
     Aggregate,
     Fold,
-    GatherStrategy,
+    RoundStrategy,
     LinearStrategy,
     Strategy,
     Update,
-    aggregate,
 )
 
 
@@ -88,8 +87,8 @@ def run_round(
 ) -> Aggregate:
     """One round of any rule, as a server does it, the server optimizer being plain addition."""
     ordered = sorted(updates, key=lambda update: update.client)
-    if isinstance(strategy, GatherStrategy):
-        return aggregate(strategy, state, layout, lambda names: [_only(u, names) for u in ordered], round, seed)
+    if isinstance(strategy, RoundStrategy):
+        return strategy.aggregate(state, layout, lambda names: [_only(u, names) for u in ordered], round, seed)
     if not isinstance(strategy, LinearStrategy):
         raise TypeError("a strategy is linear or gathers")
     total = Fold()

@@ -15,7 +15,7 @@ from experiments.aggregation.timing import interleaved
 from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.errors import ConfigError
 from fedpeft.low_rank import CostModel, LowRank, Method, leading_eigenvectors, truncated_svd
-from fedpeft.strategy import GatherStrategy, Strategy, Update, aggregate, strategies
+from fedpeft.strategy import RoundStrategy, Strategy, Update, strategies
 
 Row = dict[str, str | float | int]
 
@@ -174,7 +174,7 @@ def memory(repeats: int) -> Iterator[Row]:
         module = sum(c.form.rank for c in MIXED) * (11008 + 4096) * 4
         for name in strategies.names:
             strategy = strategies.build(name)
-            if isinstance(strategy, GatherStrategy) and strategy.mixed_ranks:
+            if isinstance(strategy, RoundStrategy) and strategy.mixed_ranks:
                 context = multiprocessing.get_context("spawn")
                 with context.Pool(1) as pool:
                     above = pool.apply(_peak, (name, folder))
@@ -188,8 +188,8 @@ def _peak(name: str, folder: str) -> int:
     state = load_file(Path(folder) / "state")
     torch.linalg.svd(torch.eye(64))  # loads the library before the measurement
     before = _high_water()
-    assert isinstance(strategy, GatherStrategy)
-    aggregate(strategy, state, layout, lambda names: Waiting(Path(folder), names), 1, 0)
+    assert isinstance(strategy, RoundStrategy)
+    strategy.aggregate(state, layout, lambda names: Waiting(Path(folder), names), 1, 0)
     return _high_water() - before
 
 

@@ -10,7 +10,7 @@ import torch
 from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.adapter import ClientForm, Layout, TensorSpec
 from fedpeft.errors import ConfigError
-from fedpeft.strategy import GatherStrategy, LinearStrategy, Strategy, Update, effective, strategies
+from fedpeft.strategy import RoundStrategy, LinearStrategy, Strategy, Update, effective, strategies
 
 FORM = ClientForm(4, 8.0)
 MIXED = [Client(ClientForm(2, 8.0), 3.0), Client(ClientForm(4, 8.0), 1.0), Client(ClientForm(3, 6.0), 2.5)]
@@ -64,7 +64,7 @@ def assert_close(one, other, tolerance=2e-6):
 
 def test_it_is_a_documented_part(strategy, name):
     module = inspect.getmodule(type(strategy))
-    assert isinstance(strategy, LinearStrategy | GatherStrategy)
+    assert isinstance(strategy, LinearStrategy | RoundStrategy)
     assert type(strategy).__dataclass_params__.frozen
     assert module.__doc__
     assert type(strategy).__doc__
@@ -191,7 +191,7 @@ def test_inputs_are_not_altered_nor_shared_with_the_output(case):
 
 def test_an_empty_round_is_refused_by_gather_rules(case):
     strategy, layout, state = case
-    if isinstance(strategy, GatherStrategy):
+    if isinstance(strategy, RoundStrategy):
         with pytest.raises(ConfigError, match="at least one"):
             run_round(strategy, state, layout, [])
 

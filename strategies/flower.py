@@ -1,0 +1,82 @@
+"""Flower's own strategies, on the decoded tensors of a round: `flower(rule="FedMedian")`.
+
+    x <- rule(x_1, ..., x_K),   x_k = received_k + delta_k: float arrays with the same keys at all clients
+
+They see factors, not what the factors do to the weights: two clients whose LoRA products agree may look far apart, and
+a mean of factors is not the factors of the mean (see `fedit`, `median`, `trimmed_mean`, `krum` for rules in the
+geometry of the product). Flower's adaptive ones (FedAdam, FedYogi, ...) keep moments that no checkpoint holds: take
+`--server-optimizer` for them. Flower's DP wrappers are left out for the reasons given in `docs/decisions.md`.
+
+Source: https://github.com/flwrlabs/flower, flwr.serverapp.strategy, version 1.42.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+
+from fedpeft.adapter import Layout, State
+from fedpeft.errors import RunError
+from fedpeft.flower import local_reply
+from fedpeft.parts import setting
+from fedpeft.strategy import Aggregate, Read, RoundStrategy, Update, normalised
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "FedAvg": (),
+    "FedMedian": (),
+    "FedTrimmedAvg": ("beta",),
+    "Krum": ("num_malicious_nodes",),
+    "MultiKrum": ("num_malicious_nodes", "num_nodes_to_select"),
+    "Bulyan": ("num_malicious_nodes",),
+}
+"""The strategies that keep nothing between rounds, and the arguments of their own."""
+
+
+@dataclass(frozen=True)
+class Flower(RoundStrategy):
+    """One of Flower's strategies by name."""
+
+    rule: str = setting("FedMedian", "name of the class in flwr.serverapp.strategy", choices=tuple(SETTINGS))
+    beta: float = setting(0.2, "FedTrimmedAvg: the share cut off at either end", low=0, below=0.5)
+    num_malicious_nodes: int = setting(0, "Krum, MultiKrum, Bulyan: how many clients may be hostile", low=0)
+    num_nodes_to_select: int = setting(1, "MultiKrum: how many clients are averaged", low=1)
+
+    needs_lora: ClassVar[bool] = False
+
+    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+        """The rule's arrays in place of the trained tensors; the whole cohort is in memory.
+
+        Raises:
+            ConfigError: no updates.
+            RunError: the cohort is too small for the rule.
+        """
+        trained = tuple(sorted(self.trained(layout, round)))
+        updates = read(trained)
+        shares = normalised([u.weight for u in updates])
+        replies = [_reply(u, share, trained) for u, share in zip(updates, shares, strict=True)]
+        logging.getLogger("flwr").setLevel(logging.ERROR)  # it announces each call, and a refusal is an error below
+        arrays, _ = self._rule().aggregate_train(round, replies)
+        if arrays is None:
+            raise RunError(
+                f"Flower's {self.rule} with num_malicious_nodes={self.num_malicious_nodes} refuses a cohort of "
+                f"{len(replies)} clients; it needs more of them (Bulyan 4 times as many, plus 3)"
+            )
+        after = {name: tensor.clone() for name, tensor in state.items()}
+        for name in trained:
+            after[name] = torch.from_numpy(np.array(arrays[name].numpy())).to(state[name].dtype)
+        return Aggregate(after, {})
+
+    def _rule(self) -> Any:
+        return getattr(flower, self.rule)(**{name: getattr(self, name) for name in SETTINGS[self.rule]})
+
+
+def _reply(update: Update, share: float, names: tuple[str, ...]) -> Message:
+    arrays = ArrayRecord({name: Array(update.trained(name).numpy()) for name in names})
+    return local_reply(update.client, RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": share})}))
+
+
+part = Flower
