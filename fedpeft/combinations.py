@@ -8,7 +8,7 @@ from fedpeft.clients.training import LocalTraining
 from fedpeft.errors import ConfigError
 from fedpeft.profiles import Profile
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
-from fedpeft.strategy import RoundStrategy, LinearStrategy, Strategy
+from fedpeft.strategy import LinearStrategy, RoundStrategy, Strategy
 
 
 def check_combination(

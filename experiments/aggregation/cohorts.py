@@ -15,8 +15,8 @@ from fedpeft.seeds import torch_generator
 from fedpeft.strategy import (
     Aggregate,
     Fold,
-    RoundStrategy,
     LinearStrategy,
+    RoundStrategy,
     Strategy,
     Update,
 )
