@@ -22,6 +22,7 @@ from flwr.serverapp import Grid
 
 from fedpeft.acceptance import check_report, check_update
 from fedpeft.adapter import ClientForm, Layout, State, norm
+from fedpeft.aggregation_error import MeasuredCollector, measurable
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.codec import Codec, decode
 from fedpeft.collectors import Collector, collector
@@ -77,7 +78,8 @@ class RoundResult:
 
     Losses are means over the cohort's rows; bytes are the lengths of real payloads; `update_norm` is the norm of the
     adapter's step, `base_norm` that of what went into the base; `seconds` includes evaluation, `training_seconds` does
-    not.
+    not. `aggregation_seconds` is the server's own time, from decoding to the next global state; `aggregation_error` is
+    defined in `fedpeft.aggregation_error` (None: not for this adapter).
     """
 
     round: int
@@ -93,6 +95,8 @@ class RoundResult:
     seconds: float
     base_norm: float = 0.0
     worst_accuracy: float | None = None
+    aggregation_seconds: float = 0.0
+    aggregation_error: float | None = None
 
 
 class Observer(Protocol):
@@ -276,13 +280,20 @@ class Server:
         cohort = self.sampler.draw(self.seed, round)
         sent = self._downlink(round, progress)
         total = self._collector(round, state)
+        if measurable(self.strategy, self.layout):
+            total = MeasuredCollector(total, self.layout)
         tally = Tally()
+        aggregating = 0.0
         instructions = [self._instruction("train", client, round, sent, progress) for client in cohort]
         for report in self._exchange(instructions, len(cohort), "train"):
+            arrived = time.perf_counter()
             self._take(report, sent, total, tally, progress)
+            aggregating += time.perf_counter() - arrived
         if not tally.losses:
             raise RunError(f"round {round}: none of {len(cohort)} clients returned a valid update; see clients.jsonl")
+        arrived = time.perf_counter()
         outcome = total.finish(progress.memory)
+        aggregating += time.perf_counter() - arrived
         progress.adapter, progress.memory = outcome.state, outcome.memory
         progress.forms |= tally.forms
         progress.acknowledged |= dict.fromkeys(tally.accepted, round)
@@ -310,6 +321,8 @@ class Server:
             seconds=time.perf_counter() - started,
             base_norm=sum(r.norm() ** 2 for r in outcome.residuals.values()) ** 0.5,
             worst_accuracy=metrics.worst_accuracy if metrics else None,
+            aggregation_seconds=aggregating,
+            aggregation_error=total.error(outcome) if isinstance(total, MeasuredCollector) else None,
         )
         progress.round = round
         for name in ("uplink_bytes", "downlink_bytes", "base_bytes", "uplink_parameters"):

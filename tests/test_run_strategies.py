@@ -87,13 +87,17 @@ def test_the_first_control_variate_is_the_mean_gradient_of_the_round(tmp_path):
         assert torch.allclose(variate, -mean_delta / (2 * rate), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["flora", "fed_sb", "fedsa_lora"])
+@pytest.mark.parametrize("name", ["fedit", "flora", "fed_sb", "fedsa_lora"])
 def test_the_whole_command(name, tmp_path):
     assert main(flags(tmp_path / "run", **settings(name, dtype="fp32"))) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["rejected"] == 0
     assert 0 < summary["accuracy"] <= 1
     assert (summary["worst_accuracy"] is not None) == (name == "fedsa_lora")
+    last = json.loads((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[-1])
+    assert 0 < last["aggregation_seconds"] < last["seconds"]
+    error = last["aggregation_error"]
+    assert error is None if name in ("fed_sb", "fedsa_lora") else (error > 1e-4) == (name == "fedit")
 
 
 class StopError(Exception):
