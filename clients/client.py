@@ -26,6 +26,7 @@ from fedpeft.head_start import HEADS
 from fedpeft.messages import Instruction, Report
 from fedpeft.partition import Partition, held_out
 from fedpeft.strategy import strategies
+from fedpeft.uplink import parse_uplink
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class ClientPlan:
 
     Attributes:
         partition: the clients' shards.
-        codec, lossless: of updates; of statistics and control variates.
+        codec: what `--codec` says, of updates.
+        lossless: codec of statistics and control variates.
         head: how the head starts.
         strategy: for the clients' half of it.
         store: folder of the clients' own state between rounds.
@@ -54,7 +56,7 @@ class ClientPlan:
 
 @dataclass(frozen=True)
 class _Task:
-    """An instruction, understood: the job, and the client's own state that goes with it."""
+    """An instruction, understood: the job, and the client's own state that goes with it, if it `keeps` any."""
 
     instruction: Instruction
     layout: Layout
@@ -62,11 +64,7 @@ class _Task:
     private: frozenset[str]
     state: State
     server_variate: State
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the client keeps state between rounds."""
-        return bool(self.private or self.server_variate)
+    keeps: bool
 
 
 class ClientSide:
@@ -75,7 +73,7 @@ class ClientSide:
     def __init__(self, bench: Workbench, plan: ClientPlan) -> None:
         self.bench = bench
         self.plan = plan
-        self.codec = parse_codec(plan.codec)
+        self.uplink = parse_uplink(plan.codec)
         self.lossless = parse_codec(plan.lossless)
         self.head = HEADS.build(plan.head)
         self.strategy = strategies.build(plan.strategy)
@@ -142,7 +140,8 @@ class ClientSide:
         shapes = {name: layout.shapes[name] for name in trained - private}
         server_variate = decode(instruction.variate, shapes) if instruction.variate else {}
         state: State | None = None
-        if private or server_variate:
+        keeps = bool(private or server_variate or self.uplink.remembers)
+        if keeps:
             # Only a training round proves that the server has stored what it acknowledges.
             state = self.store.load(instruction.client, instruction.acknowledged, tidy=instruction.kind == "train")
         state = state or {}
@@ -159,7 +158,7 @@ class ClientSide:
             form=instruction.form,
             correction=variates.correction(server_variate, section(state, "variate")),
         )
-        return _Task(instruction, layout, job, private, state, server_variate)
+        return _Task(instruction, layout, job, private, state, server_variate, keeps)
 
     def _report(self, task: _Task, result: Trained, seconds: float) -> Report:
         job = task.job
@@ -177,13 +176,20 @@ class ClientSide:
             update = self.attack.update(update, job.received, task.layout, draws)
             result = replace(result, rows=self.attack.rows(result.rows))
         try:
-            payload = self._encode(task, update)
+            payload, memory = self._encode(task, update, result.state)
         except PayloadError as error:
             return Report(job.client, job.round, b"", result.rows, result.steps, seconds=seconds, error=str(error))
         if task.keeps:
-            self.store.stage(job.client, job.round, state)
+            self.store.stage(job.client, job.round, state | labelled("feedback", memory))
         return Report(job.client, job.round, payload, result.rows, result.steps, result.loss, seconds, variate=variate)
 
-    def _encode(self, task: _Task, update: State) -> bytes:
-        seed = seeds.integer(self.bench.plan.seed, "codec", task.job.round, task.job.client)
-        return self.codec.encode(update, seed=seed, shapes=task.layout.shapes)
+    def _encode(self, task: _Task, update: State, trained: State) -> tuple[bytes, State]:
+        """The payload, and the memory of what it leaves out."""
+        return self.uplink.encode(
+            update,
+            section(task.state, "feedback"),
+            bits=task.instruction.bits,
+            seed=seeds.integer(self.bench.plan.seed, "codec", task.job.round, task.job.client),
+            trained=task.job.received | trained,
+            layout=task.layout,
+        )

@@ -1,16 +1,14 @@
-"""Adaptive precision: where the bits of a payload go, across entries, over time and across clients.
+"""Adaptive precision across entries: where the bits of a payload go.
 
-Across entries: minimise sum_t c_t 2^(-2 b_t) subject to sum_t n_t b_t = budget, over slices t of n_t entries whose
+Minimise sum_t c_t 2^(-2 b_t) subject to sum_t n_t b_t = budget, over slices t of n_t entries whose
 importance-weighted energy is c_t. The solution is b_t = budget / n + (log2(c_t / n_t) - average) / 2, clipped to the
 legal widths and solved again for the rest: reverse water-filling (Cover and Thomas, section 10.3.3).
-
-Over time: more precision when the training loss stops falling (DAdaQuant, arXiv 2111.00465). Across clients: levels
-that grow with the client's aggregation weight (the same paper).
+Precision over time and across clients: see `fedpeft.precision_rule`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
@@ -20,7 +18,6 @@ import torch
 
 from fedpeft.adapter import Layout, State
 from fedpeft.codec import segment_sizes
-from fedpeft.parts import setting
 from fedpeft.payload import Array, Shape, size
 
 Slicing = Literal["tensor", "row", "rank"]
@@ -163,57 +160,3 @@ def integer_widths(energies: Array, sizes: Array, budget: float, distortions: Se
             return widths
         widths[best] += 1
         left -= float(n[best])
-
-
-@dataclass(frozen=True)
-class PrecisionSchedule:
-    """Precision over time (DAdaQuant): doubled levels, so one more bit, whenever the running loss stops falling."""
-
-    start: float = setting(1.0, "bits a parameter in the first rounds", above=0, high=8)
-    high: float = setting(4.0, "bits a parameter at most", above=0, high=8)
-    step: float = setting(0.5, "bits added when progress stalls", above=0, high=8)
-    smoothing: float = setting(0.9, "weight of the past in the running loss", low=0, below=1)
-    patience: int = setting(3, "rounds without a lower running loss that count as a stall", low=1)
-
-    def bits(self, losses: Sequence[float]) -> float:
-        """Bits for the next round, from the training losses of all rounds so far; nothing is stored."""
-        bits, running, lowest, waited = self.start, None, float("inf"), 0
-        for loss in losses:
-            running = loss if running is None else self.smoothing * running + (1 - self.smoothing) * loss
-            waited = 0 if running < lowest else waited + 1
-            lowest = min(lowest, running)
-            if waited >= self.patience:
-                bits, waited, lowest = min(self.high, bits + self.step), 0, running
-        return bits
-
-
-def client_bits(weights: Mapping[int, float], bits: float, *, low: float = 0.25, high: float = 8.0) -> dict[int, float]:
-    """Bits for each client of a cohort: levels q_k proportional to w_k^(2/3) (DAdaQuant); bits are their logarithm.
-
-    q_k = sqrt(a / b) w_k^(2/3) with a = sum w^(2/3), b = sum w^2 / q^2: the variance of the aggregate is that of
-    uniform `q` = 2^bits levels, with fewer levels in total.
-
-    Args:
-        weights: aggregation weights by client, above 0.
-        bits: what every client would get under uniform precision.
-        low: least bits.
-        high: most bits.
-    """
-    w = np.array(list(weights.values()), np.float64)
-    a = (w ** (2 / 3)).sum()
-    b = (w**2).sum() / 4.0**bits
-    q = np.sqrt(a / b) * w ** (2 / 3)
-    return dict(zip(weights, np.clip(np.log2(q), low, high).tolist(), strict=True))
-
-
-def link_bits(speeds: Mapping[int, float], bits: float, *, low: float = 0.25, high: float = 8.0) -> dict[int, float]:
-    """Bits for each client so that all uploads take the same time and the cohort's average is `bits`.
-
-    Args:
-        speeds: uplink speed by client, above 0, in any unit.
-        bits: average over the cohort; clipping to `low` and `high` can move it.
-        low: least bits.
-        high: most bits.
-    """
-    mean = sum(speeds.values()) / len(speeds)
-    return {client: min(high, max(low, bits * speed / mean)) for client, speed in speeds.items()}

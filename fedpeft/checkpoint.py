@@ -34,6 +34,8 @@ class Progress:
         variate: the server's control variate (SCAFFOLD).
         forms: LoRA rank and alpha of the clients whose form the strategy has changed.
         acknowledged: per client that took part, the last recorded round.
+        rows: of the clients that have been heard of.
+        losses: the mean training loss of each round.
         counters: running totals (bytes up and down, seconds).
         offsets: lengths of the record files in bytes.
         fixed: what was probed at the start and must stay (kernel, workers, threads).
@@ -47,6 +49,8 @@ class Progress:
     variate: State = field(default_factory=dict)
     forms: dict[int, ClientForm] = field(default_factory=dict)
     acknowledged: dict[int, int] = field(default_factory=dict)
+    rows: dict[int, int] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
     counters: dict[str, float] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
@@ -73,6 +77,8 @@ class Checkpoints:
             "version": VERSION,
             "round": progress.round,
             "acknowledged": progress.acknowledged,
+            "rows": progress.rows,
+            "losses": progress.losses,
             "forms": {client: (form.rank, form.alpha) for client, form in progress.forms.items()},
             "counters": progress.counters,
             "offsets": progress.offsets,
@@ -112,6 +118,7 @@ class Checkpoints:
             raise RunError(f"the checkpoint {files[-1]} was written by another version of fedpeft")
         progress = Progress(**plain)
         progress.acknowledged = {int(client): round for client, round in progress.acknowledged.items()}
+        progress.rows = {int(client): rows for client, rows in progress.rows.items()}
         forms: Any = progress.forms
         progress.forms = {int(client): ClientForm(rank, alpha) for client, (rank, alpha) in forms.items()}
         for name, tensor in tensors.items():

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final
 
@@ -31,7 +31,7 @@ import torch
 
 from fedpeft.adapter import State
 from fedpeft.errors import ConfigError, FedpeftError, PayloadError
-from fedpeft.parts import Family, Spec, parse_spec, split_outside_parentheses
+from fedpeft.parts import Family, Spec, parse_spec, part_text, split_outside_parentheses
 from fedpeft.payload import (
     DTYPES,
     MAX_STEPS,
@@ -63,7 +63,9 @@ PRESETS: Final[Mapping[str, str]] = {
     "tiny": "lowrank(share=0.25) | adaptive(bits=0.315) | rans",
 }
 """Codecs with a name, from exact to smallest. Against fp32: bf16 3x, int8 4x, int4 8x, unbiased 15x, medium 16x, small
-32x, drive 31x, tiny 100x. Use error feedback with medium, small and tiny, whose errors are biased."""
+32x, drive 31x, tiny 100x."""
+BIASED: Final = ("medium", "small", "tiny")
+"""Presets that want error feedback, which `fedpeft.uplink` gives them: their errors don't average out."""
 HEADER_SIZE: Final = 64
 """Bytes that a header with four steps takes, about: what a step that works to a budget sets aside."""
 
@@ -160,15 +162,7 @@ class Step(ABC):
     """Whether the step needs the seed."""
 
     def __str__(self) -> str:
-        changed = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)  # type: ignore[arg-type]
-            if f.default is MISSING or getattr(self, f.name) != f.default
-        }
-        name = type(self).__module__.rpartition(".")[2]
-        if not changed:
-            return name
-        return name + "(" + ", ".join(f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in changed.items()) + ")"
+        return part_text(self)
 
 
 class TensorStep(Step):
@@ -272,6 +266,11 @@ class Codec:
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.steps))
+
+    @property
+    def bits(self) -> float:
+        """Bits a parameter that the quantizer works to; 0 where it has no precision to set."""
+        return float(getattr(self.tensor_steps[-1], "bits", 0))
 
     def with_bits(self, bits: float) -> Codec:
         """The same codec at another precision, for precision that changes over time or from client to client.

@@ -50,7 +50,7 @@ class RunConfig:
     schedule: str = setting("linear", "learning rate over rounds", choices=("constant", "linear", "cosine"))
     optimizer: str = setting("adamw(warmup=8)", "local: adamw(weight_decay=0, warmup=8, max_norm=0) or sgd(...)")
     weighting: str = setting("rows", "weight of a client: by its rows, or uniform", choices=("rows", "uniform"))
-    codec: str = setting("fp32", "how updates are encoded")
+    codec: str = setting("fp32", "how updates are encoded: fp32, bf16, small (32x), tiny (100x), steps, ...")
     executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
     workers: int = setting(0, "worker processes; 0: one per core", low=0, high=1024)
     evaluate_every: int = setting(4, "rounds between evaluations", low=1)

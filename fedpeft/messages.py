@@ -42,6 +42,7 @@ class Instruction:
         steps: local steps; 0: as the client's own settings say.
         base: version of what exact strategies have put into the base (`fedpeft.residual`); 0: the plain base.
         variate: the server's control variate (SCAFFOLD), encoded; empty: none.
+        bits: precision of the update, a parameter; 0: the codec's own.
     """
 
     kind: Kind
@@ -58,6 +59,7 @@ class Instruction:
     steps: int = 0
     base: int = 0
     variate: bytes = b""
+    bits: float = 0.0
 
     @property
     def form(self) -> ClientForm | None:

@@ -152,6 +152,20 @@ def _literal(node: ast.expr, text: str) -> Any:
         ) from None
 
 
+def part_text(part: Any) -> str:
+    """The text of a part: `name(key=value, ...)` with the settings that differ from their defaults."""
+    fields = dataclasses.fields(part)
+    changed = {
+        f.name: getattr(part, f.name)
+        for f in fields
+        if f.default is dataclasses.MISSING or getattr(part, f.name) != f.default
+    }
+    name = _restore(type(part).__module__.rpartition(".")[2])
+    if not changed:
+        return name
+    return name + "(" + ", ".join(f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in changed.items()) + ")"
+
+
 def split_outside_parentheses(text: str, separator: str) -> list[str]:
     """Split `a(x=1) | b` at `separator`, but never inside parentheses or quotes."""
     pieces, depth, quote, start = [], 0, "", 0

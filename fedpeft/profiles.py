@@ -1,4 +1,4 @@
-"""What distinguishes clients: LoRA rank and alpha, local steps, how often they take part.
+"""What distinguishes clients: LoRA rank and alpha, local steps, how often they take part, how fast they send.
 
     --ranks "4*50,8*30,32*20"       the first 50 clients hold rank 4, the next 30 rank 8, the last 20 rank 32
     --profiles FILE.toml            the same and more, one table for each group of clients, in the order of client ids:
@@ -9,6 +9,7 @@
         alpha = 8
         local_steps = 10
         participation = 0.5
+        link = 0.1
 
 The global adapter has the largest rank. Where no alpha is given, all clients have the scale alpha / rank of the PEFT
 method, so that ranks differ and scales don't.
@@ -28,11 +29,19 @@ from fedpeft.parts import Spec, check_settings, setting
 
 @dataclass(frozen=True)
 class Profile:
-    """One client: `form` (None: no LoRA), `steps` per round (0: as the run says), relative chance of being drawn."""
+    """One client.
+
+    Attributes:
+        form: LoRA rank and alpha; None: no LoRA.
+        steps: per round; 0: as the run says.
+        participation: chance of being drawn, relative to other clients.
+        link: speed of the uplink, relative to other clients.
+    """
 
     form: ClientForm | None
     steps: int = 0
     participation: float = 1.0
+    link: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class ProfileTable:
     participation: float = setting(
         1.0, "chance of being drawn into a cohort, relative to other clients", above=0, high=1
     )
+    link: float = setting(1.0, "speed of the uplink, relative to other clients (for the codec's by_link)", above=0)
 
 
 def ranks_of(text: str) -> list[ProfileTable]:
@@ -107,7 +117,7 @@ def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm |
                 raise ConfigError("ranks and alphas are those of LoRA factors; use the peft method lora")
             rank = table.rank or form.rank
             own = ClientForm(rank, table.alpha or form.scale * rank)
-        profiles += [Profile(own, table.local_steps, table.participation)] * table.count
+        profiles += [Profile(own, table.local_steps, table.participation, table.link)] * table.count
     return tuple(profiles)
 
 

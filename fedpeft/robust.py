@@ -47,6 +47,7 @@ class RobustStrategy(GatherStrategy):
     )
 
     mixed_ranks: ClassVar[bool] = True
+    new_factors: ClassVar[bool] = True
 
     @abstractmethod
     def combine(self, changes: Sequence[LowRank], shares: Sequence[float]) -> LowRank:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from fedpeft.acceptance import check_report, check_update
 from fedpeft.adapter import ClientForm, Layout, State, norm
 from fedpeft.aggregation_error import MeasuredCollector, measurable
 from fedpeft.checkpoint import Checkpoints, Progress
+from fedpeft.clients.store import ClientStore
 from fedpeft.codec import Codec, decode
 from fedpeft.collectors import Collector, collector
 from fedpeft.downlink import Downlink
@@ -32,12 +33,14 @@ from fedpeft.flower import MESSAGE_TYPES, node_of
 from fedpeft.head_start import HeadStart
 from fedpeft.messages import Instruction, Kind, Report, report_of, to_record
 from fedpeft.own_rows import OwnRows, own_rows
+from fedpeft.precision_rule import Situation
 from fedpeft.profiles import Profile
 from fedpeft.records import Records
 from fedpeft.residual import Residual, ResidualFiles
 from fedpeft.sampling import FixedSize
 from fedpeft.server_optimizer import ServerOptimizer
 from fedpeft.strategy import Fold, Strategy, Update
+from fedpeft.uplink import Uplink
 
 WAVE = 128
 """Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
@@ -156,6 +159,8 @@ class Server:
 
     Attributes:
         lossless: the codec of what is sent down.
+        uplink: of updates: codec, memory and precision rules.
+        estimates: the server's copies of its clients' memories, where the uplink wants them (EF21).
         layout: all trainable tensors, at the global rank.
         start: the initial global state.
         profiles: of each client, in the order of ids.
@@ -172,6 +177,8 @@ class Server:
     strategy: Strategy
     optimizer: ServerOptimizer
     lossless: Codec
+    uplink: Uplink
+    estimates: ClientStore
     sampler: FixedSize
     schedule: Schedule
     head: HeadStart
@@ -247,6 +254,7 @@ class Server:
         instructions = (Instruction("prepare", 0, client, b"") for client in range(self.clients))
         for report in self._exchange(instructions, self.clients, "prepare"):
             total.add(decode(report.payload, shapes), 1.0)
+            progress.rows[report.client] = report.rows
             progress.counters["uplink_bytes"] += len(report.payload)
         progress.counters["prepare_bytes"] = progress.counters["uplink_bytes"]
         for name, tensor in self.head.solve(total.sums, width, self.classes).items():
@@ -284,7 +292,11 @@ class Server:
             total = MeasuredCollector(total, self.layout)
         tally = Tally()
         aggregating = 0.0
-        instructions = [self._instruction("train", client, round, sent, progress) for client in cohort]
+        bits = self.uplink.bits(self._situation(cohort, progress))
+        instructions = [
+            replace(self._instruction("train", client, round, sent, progress), bits=bits.get(client, 0.0))
+            for client in cohort
+        ]
         for report in self._exchange(instructions, len(cohort), "train"):
             arrived = time.perf_counter()
             self._take(report, sent, total, tally, progress)
@@ -296,6 +308,7 @@ class Server:
         aggregating += time.perf_counter() - arrived
         progress.adapter, progress.memory = outcome.state, outcome.memory
         progress.forms |= tally.forms
+        progress.losses.append(tally.train_loss)
         progress.acknowledged |= dict.fromkeys(tally.accepted, round)
         if self.scaffold:  # c <- c + (1 / N) sum of the clients' changes
             share = tally.variates.weight / self.clients
@@ -357,13 +370,17 @@ class Server:
         tally.lines.append(line)
         try:
             check_report(report)
-            delta = decode(report.payload, layout.shapes)
+            memory = self._estimate(report.client, last)
+            delta, memory = self.uplink.receive(report.payload, layout.shapes, memory)
             check_update(delta, package.state, sent.shared)
             variate = decode(report.variate, {n: layout.shapes[n] for n in sent.shared}) if self.scaffold else {}
         except PayloadError as error:
             line["rejected"] = str(error)
             return
+        progress.rows[report.client] = report.rows
         weight = float(report.rows) if self.weighting == "rows" else 1.0
+        if self.uplink.server_remembers:
+            self.estimates.stage(report.client, report.round, memory)
         update = Update(report.client, weight, form, package.state, delta)
         total.add(update)
         tally.variates.add(variate, 1.0)
@@ -372,6 +389,21 @@ class Server:
             tally.forms[report.client] = after
         tally.accepted.append(report.client)
         tally.losses.append((report.loss, report.rows))
+
+    def _estimate(self, client: int, last: int) -> State:
+        """The server's copy of a client's memory, after round `last`."""
+        return self.estimates.load(client, last) or {} if self.uplink.server_remembers else {}
+
+    def _situation(self, cohort: Sequence[int], progress: Progress) -> Situation:
+        """What precision rules go by; clients whose rows are not known yet count as average ones."""
+        known = list(progress.rows.values()) or [1]
+        average = sum(known) / len(known)
+        weighted = self.weighting == "rows"
+        return Situation(
+            losses=progress.losses,
+            weights={k: float(progress.rows.get(k, average)) if weighted else 1.0 for k in cohort},
+            speeds={k: self.profiles[k].link for k in cohort},
+        )
 
     def form(self, client: int, progress: Progress) -> ClientForm | None:
         """LoRA rank and alpha of a client, as they are now."""

@@ -144,9 +144,11 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     )
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, "
-        f"{config.strategy}, {config.dtype}, {simulation.work.executor} on {simulation.fixed['workers']} worker(s) "
-        f"-> {simulation.folder}"
+        f"{config.strategy}, {config.codec}, {config.dtype}, {simulation.work.executor} on "
+        f"{simulation.fixed['workers']} worker(s) -> {simulation.folder}"
     )
+    if simulation.remark:
+        observer.say(f"[bold]note[/]    {simulation.remark}")
     probe = simulation.probe()
     server = simulation.server(records)
     progress = simulation.train(server)

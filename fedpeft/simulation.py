@@ -25,7 +25,7 @@ from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.training import Job, Totals
 from fedpeft.clients.workbench import WorkPlan, cached_examples
 from fedpeft.codec import parse_codec
-from fedpeft.combinations import check_combination
+from fedpeft.combinations import check_combination, uplink_for
 from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError, RunError
@@ -116,8 +116,7 @@ class Simulation:
         self.optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
         self.strategy = strategies.build(config.strategy)
         self.lossless = "fp64" if config.dtype == "fp64" else "fp32"
-        self.codec_text = self.lossless if config.codec == "fp32" else config.codec
-        self.codec = parse_codec(self.codec_text)
+        self.uplink, self.remark = uplink_for(self.strategy, self.lossless if config.codec == "fp32" else config.codec)
         self.head = HEADS.build(config.head)
         peft = parse_spec(config.peft)
         plain = PEFT_METHODS.build(peft)
@@ -253,7 +252,7 @@ class Simulation:
         """The workers."""
         clients = ClientPlan(
             partition=self.partition,
-            codec=self.codec_text,
+            codec=str(self.uplink),
             lossless=self.lossless,
             head=self.config.head,
             strategy=self.config.strategy,
@@ -339,6 +338,8 @@ class Simulation:
             strategy=self.strategy,
             optimizer=self.optimizer,
             lossless=parse_codec(self.lossless),
+            uplink=self.uplink,
+            estimates=ClientStore(self.folder / "estimates"),
             sampler=self.sampler,
             schedule=Schedule(config.learning_rate, config.rounds, config.schedule),
             head=self.head,

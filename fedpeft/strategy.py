@@ -117,6 +117,9 @@ class Strategy:
     mixed_ranks: ClassVar[bool] = False
     """Whether clients may hold different ranks and alphas."""
 
+    new_factors: ClassVar[bool] = False
+    """Whether the rule makes new factors each round, in which what was remembered of the old ones has no meaning."""
+
     needs_lora: ClassVar[bool] = True
     """Whether the rule is only defined for LoRA factors; False: any PEFT method."""
 
@@ -162,9 +165,6 @@ class Strategy:
 
 class LinearStrategy(Strategy):
     """A weighted mean of contributions."""
-
-    turns_factors: ClassVar[bool] = False
-    """Whether `finish` changes the frame of the factors, so that what is remembered of them loses its meaning."""
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """What one client adds to the mean, in the shapes of the global `state`; by default its delta.

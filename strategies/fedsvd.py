@@ -26,7 +26,7 @@ class FedSVD(FFALoRA):
 
     every: int = setting(1, "rounds between two refactorings (paper: 1)", low=1)
 
-    turns_factors: ClassVar[bool] = True
+    new_factors: ClassVar[bool] = True
 
     def finish(self, state: State, layout: Layout, round: int) -> State:
         """U S, V^T of each layer's B A."""

@@ -27,6 +27,7 @@ class FlexLoRA(GatherStrategy):
     )
 
     mixed_ranks: ClassVar[bool] = True
+    new_factors: ClassVar[bool] = True
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of dW*."""

@@ -26,6 +26,7 @@ class FLoRA(GatherStrategy):
     """Everything learned moves to the base; the factors start anew."""
 
     mixed_ranks: ClassVar[bool] = True
+    new_factors: ClassVar[bool] = True
 
     @property
     def fills_base(self) -> bool:

@@ -16,10 +16,7 @@ from safetensors.torch import load_file
 
 from fedpeft.adapter import ClientForm, Layout, TensorSpec
 from fedpeft.allocation import (
-    PrecisionSchedule,
-    client_bits,
     integer_widths,
-    link_bits,
     sensitivity,
     slices,
     water_filling,
@@ -522,28 +519,6 @@ def test_sensitivity_is_the_partners_norm():
     assert torch.equal(weights["head"], torch.ones(4))
     fresh = sensitivity(state | {"q.B": torch.zeros(3, 2)}, layout)
     assert float(fresh["q.A"].min()) == pytest.approx(0.1)
-
-
-def test_precision_rises_when_the_loss_stalls_and_only_then():
-    schedule = PrecisionSchedule(start=1.0, high=2.0, step=0.5, smoothing=0.0, patience=2)
-    assert schedule.bits([]) == 1.0
-    assert schedule.bits([3, 2, 1]) == 1.0
-    assert schedule.bits([3, 2, 2, 2]) == 1.5
-    assert schedule.bits([3, *[2] * 20]) == 2.0
-
-
-def test_client_bits_keep_the_aggregates_variance_with_fewer_levels():
-    weights = {0: 1.0, 1: 4.0, 2: 9.0}
-    bits = client_bits(weights, 4.0)
-    variance = sum(w**2 / 4.0 ** bits[k] for k, w in weights.items())
-    assert variance == pytest.approx(sum(w**2 / 4.0**4 for w in weights.values()))
-    assert sum(2.0**b for b in bits.values()) < 3 * 2.0**4
-    assert client_bits({0: 2.0, 1: 2.0}, 3.0) == pytest.approx({0: 3.0, 1: 3.0})
-
-
-def test_link_bits_equalise_upload_times():
-    bits = link_bits({0: 1.0, 1: 3.0}, 2.0)
-    assert bits == pytest.approx({0: 1.0, 1: 3.0})
 
 
 # golden payloads of version 1: they must decode for ever, bit for bit. Never regenerate one; add new ones beside them.

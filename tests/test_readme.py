@@ -35,18 +35,18 @@ def test_the_first_command_is_the_main_job():
 @pytest.mark.parametrize("command", SIMULATIONS)
 def test_a_simulation_of_the_readme_has_legal_settings(command, tmp_path, monkeypatch):
     """Flags and parts are checked here; what they do is tested on small data elsewhere."""
-    from fedpeft.codec import parse_codec
     from fedpeft.data import DATASETS
     from fedpeft.partition import PARTITIONS
     from fedpeft.peft_method import PEFT_METHODS
     from fedpeft.strategy import strategies
+    from fedpeft.uplink import parse_uplink
 
     monkeypatch.chdir(tmp_path)
     config = parse(shlex.split(command)[3:])[0]
     PARTITIONS.build(config.partition)
     PEFT_METHODS.build(config.peft)
     strategies.build(config.strategy)
-    parse_codec(config.codec)
+    parse_uplink(config.codec)
     DATASETS.build(config.dataset)
 
 

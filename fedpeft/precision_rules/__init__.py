@@ -1,0 +1,1 @@
+"""Rules of precision that changes over time and from client to client, one per file."""

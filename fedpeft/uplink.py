@@ -1,0 +1,139 @@
+"""What `--codec` says: how clients encode their updates.
+
+    ef14 | over_time(high=2.0) | lowrank(share=0.5) | adaptive(bits=0.99) | rans
+    ^ memory ^ precision rules   ^ the codec, or the name of a preset
+
+The words in front of the codec never travel. A *memory* (`ef14`, `ef21`, see `fedpeft.feedback`) sends later what the
+codec drops now; *precision rules* (`fedpeft.precision_rule`) say how many bits which client spends. `small` alone means
+`ef14 | small`: the presets whose errors are biased bring their memory along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from fedpeft.adapter import Layout, State
+from fedpeft.allocation import sensitivity
+from fedpeft.codec import BIASED, Codec, parse_codec
+from fedpeft.errors import ConfigError
+from fedpeft.feedback import KINDS, ErrorFeedback, no_feedback
+from fedpeft.parts import parse_spec, part_text, split_outside_parentheses
+from fedpeft.payload import Shape
+from fedpeft.precision_rule import PRECISION_RULES, PrecisionRule, Situation
+
+
+@dataclass(frozen=True)
+class Uplink:
+    """A codec with what stands in front of it. Its text form round-trips through `parse_uplink`.
+
+    Attributes:
+        feedback: codec and memory; `kind` is "none" where there is no memory.
+        rules: of precision, in the order in which they apply.
+    """
+
+    feedback: ErrorFeedback
+    rules: tuple[PrecisionRule, ...] = ()
+
+    @property
+    def codec(self) -> Codec:
+        """The codec, at its own precision."""
+        return self.feedback.codec
+
+    @property
+    def remembers(self) -> bool:
+        """Whether clients keep a memory between rounds."""
+        return self.feedback.kind != "none"
+
+    @property
+    def server_remembers(self) -> bool:
+        """Whether the server must keep a copy of each client's memory."""
+        return self.feedback.kind == "ef21"
+
+    def without_memory(self) -> Uplink:
+        """The same codec and rules."""
+        return replace(self, feedback=no_feedback(self.codec))
+
+    def bits(self, situation: Situation) -> dict[int, float]:
+        """Bits a parameter of each client that `situation` weighs; empty where no rule changes the codec's own."""
+        if not self.rules:
+            return {}
+        own = self.codec.bits
+        bits = dict.fromkeys(situation.weights, own)
+        for rule in self.rules:
+            bits = rule.bits(bits, situation)
+        return bits
+
+    def encode(
+        self,
+        delta: State,
+        memory: State,
+        *,
+        bits: float,
+        seed: int,
+        trained: State,
+        layout: Layout,
+    ) -> tuple[bytes, State]:
+        """The payload of a client's update, and the memory to keep once the server has recorded it.
+
+        Args:
+            delta: the update; some or all tensors of `layout`.
+            memory: of this client, from its last recorded round; empty at first.
+            bits: a parameter; 0: the codec's own.
+            seed: see `Codec.encode`.
+            trained: the adapter after training, which says how much each entry's error matters.
+            layout: the client's own, at its rank.
+
+        Raises:
+            PayloadError: the update is not finite.
+        """
+        weights = None if self.codec.lossless else sensitivity(trained, layout)
+        feedback = replace(self.feedback, codec=_at(self.codec, bits)) if bits else self.feedback
+        return feedback.encode(delta, memory, seed=seed, weights=weights, shapes=layout.shapes)
+
+    def receive(self, payload: bytes, shapes: Mapping[str, Shape], memory: State) -> tuple[State, State]:
+        """The update that a payload stands for, and the server's copy of that client's memory (empty without one).
+
+        Raises:
+            PayloadError: see `fedpeft.codec.decode`.
+        """
+        return self.feedback.receive(payload, shapes, memory)
+
+    def __str__(self) -> str:
+        words = [str(self.feedback)] if self.remembers else []
+        return " | ".join((*words, *map(part_text, self.rules), str(self.codec)))
+
+
+@lru_cache(maxsize=256)
+def _at(codec: Codec, bits: float) -> Codec:
+    return codec.with_bits(bits)
+
+
+def parse_uplink(text: str) -> Uplink:
+    """What `text` describes.
+
+    Raises:
+        ConfigError: unknown word or setting, value out of range, wrong order, a memory around a codec that loses
+            nothing, or a precision rule in front of a codec without a precision to set.
+    """
+    words = split_outside_parentheses(text, "|")
+    if len(words) == 1 and words[0] in BIASED:
+        words = ["ef14", *words]
+    front: list[str] = []
+    while words and parse_spec(words[0]).name in (*KINDS, *PRECISION_RULES.names):
+        front.append(words.pop(0))
+    if not words:
+        raise ConfigError(f"{text!r} names no codec; write for example {text} | small")
+    codec = parse_codec(" | ".join(words))
+    specs = [parse_spec(word) for word in front]
+    memories = [spec for spec in specs if spec.name in KINDS]
+    if len(memories) > 1:
+        raise ConfigError(f"{text!r} names {len(memories)} memories; one of {', '.join(KINDS)} is enough")
+    if memories and codec.lossless:
+        raise ConfigError(f"{memories[0]} sends later what a codec drops, but {codec} drops nothing; leave it out")
+    feedback = ErrorFeedback.of(memories[0], codec) if memories else no_feedback(codec)
+    rules = tuple(PRECISION_RULES.build(spec) for spec in specs if spec.name not in KINDS)
+    if rules:
+        codec.with_bits(codec.bits)  # or the error that says what has a precision
+    return Uplink(feedback, rules)
