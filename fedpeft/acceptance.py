@@ -30,6 +30,16 @@ def check_report(report: Report) -> None:
         raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
 
 
+def check_finite(statistics: State) -> None:
+    """Refuse statistics with a number that is not finite.
+
+    Raises:
+        PayloadError: there is one.
+    """
+    if not math.isfinite(norm(statistics)):
+        raise PayloadError("statistics that are not finite")
+
+
 def check_update(delta: State, received: State, asked: frozenset[str]) -> None:
     """Refuse an update that holds other tensors than `asked`, or is not finite, or absurdly large.
 

@@ -17,6 +17,9 @@ from fedpeft.assets import cached_folder
 from fedpeft.data import Rows
 from fedpeft.examples import Examples, ImageRows, TokenRows
 
+TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "config.json")
+"""What tokens depend on, in a model's folder."""
+
 
 def key(**parts: Any) -> str:
     """A short hash of `parts` (anything JSON holds)."""

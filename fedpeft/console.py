@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -55,7 +56,7 @@ class ConsoleObserver:
         self._cohort: TaskID | None = None
         self._total_rounds = 0
 
-    def __enter__(self) -> ConsoleObserver:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -114,6 +115,58 @@ class ConsoleObserver:
         if result.rejected:
             parts.append(f"[bold red]{result.rejected} updates rejected[/]")
         self.say("  ".join(parts))
+
+
+class ServeObserver(ConsoleObserver):
+    """Also shows who is connected, and what goes over the wire."""
+
+    NAMES_SHOWN = 8
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.last: RoundResult | None = None
+        self._deployment: Any = None
+        self._connected: TaskID | None = None
+
+    def watch(self, deployment: Any) -> None:
+        """The deployment whose connections are shown, and whose wish to stop is heeded."""
+        self._deployment = deployment
+
+    def event(self, event: str, fields: dict[str, Any]) -> None:
+        """An entry of the log: refusals and drops are shown as a line, connections as a state."""
+        if event in ("refused", "dropped"):
+            client = fields.get("client") or fields.get("peer") or "a client"
+            self.say(f"[bold red]{event}[/] {escape(str(client))}: {escape(str(fields.get('reason', '')))}")
+        elif event in ("connected", "disconnected"):
+            if not self.console.is_terminal:
+                self.say(f"{event} {fields['client']}")
+            self._show_connected()
+
+    def client_done(self, phase: str, done: int, total: int) -> None:
+        """A client has answered."""
+        super().client_done(phase, done, total)
+        self._show_connected()
+
+    def _show_connected(self) -> None:
+        if self._deployment is None:
+            return
+        sessions = self._deployment.gateway.sessions()
+        names = sorted(s.member.name for s in sessions if s.connected)
+        shown = ", ".join(names[: self.NAMES_SHOWN]) + (", ..." if len(names) > self.NAMES_SHOWN else "")
+        up, down = (size(sum(getattr(s, f"{way}_bytes") for s in sessions)) for way in ("received", "sent"))
+        text = f"connected ({shown}), up {up} down {down}"
+        if self._connected is None:
+            self._connected = self._progress.add_task(text, total=self._deployment.clients)
+        self._progress.update(self._connected, description=text, completed=len(names))
+
+    def round_done(self, result: RoundResult) -> None:
+        """One line; and the end, if the server was asked to stop."""
+        from fedpeft.grids.grpc import StoppedError
+
+        super().round_done(result)
+        self.last = result
+        if self._deployment.stopping.is_set() and result.round < self._total_rounds:
+            raise StoppedError
 
 
 def summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:

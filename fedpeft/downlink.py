@@ -48,7 +48,7 @@ class Downlink:
         """What updates hold."""
         self.variate = codec.encode({n: variate[n] for n in sorted(self.shared)}) if variate is not None else b""
         self._packages: dict[tuple[ClientForm | None, bool], Package] = {}
-        self._base_bytes: dict[int, int] = {}
+        self._bases: dict[int, bytes] = {}
 
     def package(self, form: ClientForm | None, newcomer: bool) -> Package:
         """The adapter for a client that holds `form`."""
@@ -62,9 +62,9 @@ class Downlink:
             self._packages[key] = Package(payload, decode(payload, shapes))
         return self._packages[key]
 
-    def base_bytes(self, last: int) -> int:
-        """Length of what brings the base of a client up to date that took part in round `last` (0: never)."""
+    def base(self, last: int) -> bytes:
+        """What brings the base of a client up to date that took part in round `last` (0: never)."""
         held = max(0, last - 1)  # the base of a round is that after the round before
-        if held not in self._base_bytes:
-            self._base_bytes[held] = len(self._residual.payload(held, self._codec))
-        return self._base_bytes[held]
+        if held not in self._bases:
+            self._bases[held] = self._residual.payload(held, self._codec)
+        return self._bases[held]

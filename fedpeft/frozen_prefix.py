@@ -145,8 +145,10 @@ class FrozenStore:
         """Compute one tile with the frozen `base` and mark it done, after its data has reached the disk."""
         rows = self.tiles[tile]
         batch = self.examples.batch(rows)
-        hidden, last = self._forward(base, {name: t for name, t in batch.items() if name != "labels"})
-        features = pool(last, batch.get("attention_mask")).to(self._feature_dtype)
+        device = next(base.parameters()).device
+        inputs = {name: t.to(device) for name, t in batch.items() if name != "labels"}
+        hidden, last = self._forward(base, inputs)
+        features = pool(last, inputs.get("attention_mask")).to(self._feature_dtype)
         for i, row in enumerate(rows):
             self._write("features", features[i], int(row) * self._bytes(self._feature_dtype))
             if hidden is not None:
@@ -175,7 +177,7 @@ class FrozenStore:
         return captured[0], last
 
     def _write(self, name: str, values: Tensor, position: int) -> None:
-        os.pwrite(self._files[name], values.contiguous().view(torch.uint8).numpy().data, position)
+        os.pwrite(self._files[name], values.cpu().contiguous().view(torch.uint8).numpy().data, position)
 
     def features(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Pooled features of `rows`, (rows, width)."""

@@ -20,7 +20,7 @@ Kind = Literal["prepare", "train", "evaluate"]
 PAYLOAD_TYPE = "fedpeft.v1"
 """The `stype` of the array that holds a payload."""
 
-PAYLOADS = ("payload", "variate")
+PAYLOADS = ("payload", "variate", "residual")
 """The fields of messages that travel as arrays."""
 
 
@@ -43,6 +43,8 @@ class Instruction:
         base: version of what exact strategies have put into the base (`fedpeft.residual`); 0: the plain base.
         variate: the server's control variate (SCAFFOLD), encoded; empty: none.
         bits: precision of the update, a parameter; 0: the codec's own.
+        residual: what brings a remote client's base to version `base` (`Residual.payload`); clients on the server's
+            machine read it from a file instead.
     """
 
     kind: Kind
@@ -60,6 +62,7 @@ class Instruction:
     base: int = 0
     variate: bytes = b""
     bits: float = 0.0
+    residual: bytes = b""
 
     @property
     def form(self) -> ClientForm | None:
@@ -98,7 +101,8 @@ class Report:
 def to_record(content: Instruction | Report) -> RecordDict:
     """As the content of a Flower message."""
     fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(content).items() if k not in PAYLOADS}
-    payloads = {k: getattr(content, k) for k in PAYLOADS if k == "payload" or getattr(content, k)}
+    own = vars(content)
+    payloads = {k: own[k] for k in PAYLOADS if k == "payload" or own.get(k)}
     arrays = {k: Array("uint8", (len(data),), PAYLOAD_TYPE, data) for k, data in payloads.items()}
     return RecordDict({"fedpeft": ConfigRecord(fields), "payload": ArrayRecord(arrays)})
 

@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from flwr.serverapp import Grid
 
-from fedpeft.acceptance import check_report, check_update
+from fedpeft.acceptance import check_finite, check_report, check_update
 from fedpeft.adapter import ClientForm, Layout, State, norm
 from fedpeft.aggregation_error import MeasuredCollector, measurable
 from fedpeft.checkpoint import Checkpoints, Progress
@@ -37,7 +37,7 @@ from fedpeft.precision_rule import Situation
 from fedpeft.profiles import Profile
 from fedpeft.records import Records
 from fedpeft.residual import Residual, ResidualFiles
-from fedpeft.sampling import FixedSize
+from fedpeft.sampling import Sampler
 from fedpeft.server_optimizer import ServerOptimizer
 from fedpeft.strategy import Fold, Strategy, Update
 from fedpeft.uplink import Uplink
@@ -167,10 +167,12 @@ class Server:
         weighting: "rows": p_k proportional to a client's rows; "uniform": equal.
         proximal: mu of FedProx; 0: none.
         scaffold: whether clients correct their drift with control variates.
-        evaluate: metrics of a global state on the base of a version; None where nobody can know.
+        evaluate: metrics of a global state on the base of a version; None: the server has no rows, and the global
+            model is evaluated on the clients' own held-out rows, as far as there are any.
         bases: where clients on this machine read what has been put into the base.
         evaluate_every: rounds between evaluations; the last round always is.
         fixed: what was probed at the start, kept in the checkpoint.
+        remote: whether clients are on other machines, and what goes into the base is sent to them.
     """
 
     grid: Grid
@@ -179,7 +181,7 @@ class Server:
     lossless: Codec
     uplink: Uplink
     estimates: ClientStore
-    sampler: FixedSize
+    sampler: Sampler
     schedule: Schedule
     head: HeadStart
     layout: Layout
@@ -191,7 +193,7 @@ class Server:
     weighting: str
     proximal: float
     scaffold: bool
-    evaluate: Callable[[State, int], Metrics | None]
+    evaluate: Callable[[State, int], Metrics | None] | None
     bases: ResidualFiles
     evaluate_every: int
     records: Records
@@ -199,6 +201,7 @@ class Server:
     observer: Observer
     scratch: Path
     fixed: dict[str, object]
+    remote: bool = False
     residual: Residual = field(init=False)
 
     def run(self) -> Progress:
@@ -252,10 +255,20 @@ class Server:
         shapes = self.head.shapes(width, self.classes)
         total = Fold()
         instructions = (Instruction("prepare", 0, client, b"") for client in range(self.clients))
+        rejected = 0
         for report in self._exchange(instructions, self.clients, "prepare"):
-            total.add(decode(report.payload, shapes), 1.0)
-            progress.rows[report.client] = report.rows
             progress.counters["uplink_bytes"] += len(report.payload)
+            try:
+                check_report(report)
+                statistics = decode(report.payload, shapes)
+                check_finite(statistics)
+            except PayloadError:
+                rejected += 1
+                continue
+            total.add(statistics, 1.0)
+            progress.rows[report.client] = report.rows
+        if rejected == self.clients:
+            raise RunError(f"none of {self.clients} clients returned valid statistics for the start of the head")
         progress.counters["prepare_bytes"] = progress.counters["uplink_bytes"]
         for name, tensor in self.head.solve(total.sums, width, self.classes).items():
             state[name] = tensor.to(state[name].dtype)
@@ -267,7 +280,7 @@ class Server:
                 RoundResult(
                     round=0,
                     clients=self.clients,
-                    rejected=0,
+                    rejected=rejected,
                     train_loss=None,
                     loss=metrics.loss if metrics else None,
                     accuracy=metrics.accuracy if metrics else None,
@@ -350,7 +363,7 @@ class Server:
         form = self.form(report.client, progress)
         layout = self.layout.with_form(form)
         package = sent.package(form, newcomer=not last)
-        base_bytes = sent.base_bytes(last)
+        base_bytes = len(sent.base(last))
         downlink = len(package.payload) + len(sent.variate) + base_bytes
         tally.uplink_bytes += report.bytes
         tally.downlink_bytes += downlink
@@ -431,6 +444,7 @@ class Server:
             steps=self.profiles[client].steps,
             base=self.residual.version,
             variate=sent.variate,
+            residual=sent.base(last) if self.remote else b"",
         )
 
     def _positions(self, names: frozenset[str]) -> tuple[int, ...]:
@@ -443,10 +457,14 @@ class Server:
 
     def _evaluate(self, round: int, progress: Progress) -> Metrics | None:
         """The global model on held-out rows; where clients keep tensors of their own, each client on its own rows."""
-        if not self.strategy.private(self.layout):
+        if self.evaluate and not self.strategy.private(self.layout):
             return self.evaluate(progress.adapter, self.residual.version)
         own = self.own_rows(round, progress)
-        return Metrics(own.loss, own.accuracy, own.worst_accuracy)
+        if not own.clients:
+            return None
+        if self.strategy.private(self.layout):
+            return Metrics(own.loss, own.accuracy, own.worst_accuracy)
+        return Metrics(own.pooled_loss, own.pooled_accuracy, own.worst_accuracy)
 
     def own_rows(self, round: int, progress: Progress) -> OwnRows:
         """Each client's model on its own held-out rows. What this sends serves measurement and is not counted."""

@@ -52,35 +52,60 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
-    positional = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
-    stored: RunConfig | None = None
-    default = RunConfig()
-    if "--resume" in arguments[:-1]:
-        resumed = Path(arguments[arguments.index("--resume") + 1])
-        if not (resumed / "config.toml").is_file():
-            raise RunError(f"{resumed} holds no run to resume: there is no config.toml in it")
-        stored = default = from_mapping(read_toml(resumed / "config.toml"), str(resumed / "config.toml"))
-    elif positional is not None:
-        default = from_mapping(read_toml(positional), str(positional))
+    default = default_settings(arguments)
     command = tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.simulate")
-    config = from_mapping(dataclasses.asdict(command.run), "the command line")
-    if stored is not None and command.resume is not None:
-        changed = [f.name for f in dataclasses.fields(RunConfig) if getattr(stored, f.name) != getattr(config, f.name)]
-        if changed or command.output:
+    config, folder = checked_settings(command.run, default, command.output, command.resume)
+    return config, folder, command.resume is not None, command.track
+
+
+def resumed_folder(arguments: list[str]) -> Path | None:
+    """The folder after --resume; None: a new run.
+
+    Raises:
+        RunError: there is no run in it.
+    """
+    if "--resume" not in arguments[:-1]:
+        return None
+    resumed = Path(arguments[arguments.index("--resume") + 1])
+    if not (resumed / "config.toml").is_file():
+        raise RunError(f"{resumed} holds no run to resume: there is no config.toml in it")
+    return resumed
+
+
+def default_settings(arguments: list[str]) -> RunConfig:
+    """The configuration that flags override: that of the run to resume, of the TOML file, or the defaults."""
+    file = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    if resumed := resumed_folder(arguments):
+        file = resumed / "config.toml"
+    return from_mapping(read_toml(file), str(file)) if file else RunConfig()
+
+
+def checked_settings(
+    run: RunConfig, default: RunConfig, output: Path | None, resume: Path | None
+) -> tuple[RunConfig, Path]:
+    """The checked configuration, and the run's folder: the one to resume, `output`, or a new one under runs/.
+
+    Raises:
+        ConfigError, RunError: settings or folders that can't be used.
+    """
+    config = from_mapping(dataclasses.asdict(run), "the command line")
+    if resume is not None:
+        changed = [f.name for f in dataclasses.fields(RunConfig) if getattr(default, f.name) != getattr(config, f.name)]
+        if changed or output:
             raise RunError(
                 f"a resumed run keeps its settings and folder, but {', '.join(changed) or 'output'} was given; "
                 "start a new run to change it"
             )
-        return config, command.resume, True, command.track
+        return config, resume
     name = (
         f"{datetime.now():%Y%m%d-%H%M%S}-{config.dataset.split(':')[0].split('(')[0]}-{config.strategy.split('(')[0]}"
     )
-    folder = command.output or Path("runs") / name
+    folder = output or Path("runs") / name
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
             f"{folder} exists and is not empty; give another --output, or continue it with --resume {folder}"
         )
-    return config, folder, False, command.track
+    return config, folder
 
 
 def make_folder(folder: Path) -> None:
@@ -136,12 +161,8 @@ def simulate(config: RunConfig, folder: Path, resume: bool, console: Console, tr
 
 def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: Console) -> dict[str, Any]:
     config: RunConfig = simulation.config
-    layout = simulation.layout
     observer.say(f"[bold]data[/]    {simulation.dataset.name}: {simulation.statistics}")
-    observer.say(
-        f"[bold]model[/]   {simulation.model_directory.name}: {simulation.parameters / 1e6:.1f} M parameters, "
-        f"{layout.numel:,} trained and exchanged ({100 * layout.numel / simulation.parameters:.2f} %)"
-    )
+    observer.say(model_line(simulation))
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, "
         f"{config.strategy}, {config.codec}, {config.dtype}, {simulation.work.executor} on "
@@ -158,26 +179,44 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
     _save_predictions(simulation, score.scores)
     centralised = simulation.score(pooled, "scoring the adapter of the pooled data (fp32)") if pooled else None
-    counters = progress.counters
-    parameters = counters["uplink_parameters"]
-    update_bytes = counters["uplink_bytes"] - counters.get("prepare_bytes", 0)
     own = server.own_rows(config.rounds, progress) if simulation.personal else None
-    is_classification = simulation.dataset.task == "classification"
+    loss = own.loss if own else score.loss
     return {
         "metric": simulation.task.metric,
         "accuracy": own.accuracy if own else score.accuracy,
         "accuracy_of": "mean over clients, own held-out rows" if own else "global model, test rows",
         "worst_accuracy": own.worst_accuracy if own else None,
         "shared_accuracy": score.accuracy if own else None,
-        "loss": own.loss if own else score.loss,
-        "perplexity": None if is_classification else math.exp(own.loss if own else score.loss),
+        "loss": loss,
+        "perplexity": None if simulation.dataset.task == "classification" else math.exp(loss),
         "baseline_accuracy": probe.accuracy if probe else None,
         "centralised_accuracy": centralised.accuracy if centralised else None,
         "centralised_loss": centralised.loss if centralised else None,
+        **costs(simulation, progress),
+        "partition": simulation.statistics.as_dict(),
+    }
+
+
+def model_line(simulation: Any) -> str:
+    """One line about the base model and what is trained."""
+    layout = simulation.layout
+    return (
+        f"[bold]model[/]   {simulation.model_directory.name}: {simulation.parameters / 1e6:.1f} M parameters, "
+        f"{layout.numel:,} trained and exchanged ({100 * layout.numel / simulation.parameters:.2f} %)"
+    )
+
+
+def costs(simulation: Any, progress: Any) -> dict[str, Any]:
+    """What a run has cost, and on what: the part of the summary that is independent of where clients are."""
+    config: RunConfig = simulation.config
+    counters = progress.counters
+    parameters = counters["uplink_parameters"]
+    update_bytes = counters["uplink_bytes"] - counters.get("prepare_bytes", 0)
+    return {
         "rounds": config.rounds,
         "clients": simulation.clients,
         "cohort": simulation.sampler.size,
-        "parameters": layout.numel,
+        "parameters": simulation.layout.numel,
         "uplink_bytes": int(counters["uplink_bytes"]),
         "downlink_bytes": int(counters["downlink_bytes"]),
         "prepare_bytes": int(counters.get("prepare_bytes", 0)),
@@ -190,7 +229,6 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         "seconds_per_round": counters["round_seconds"] / config.rounds,
         "peak_memory_bytes": None,
         "seed": config.seed,
-        "partition": simulation.statistics.as_dict(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
         "hardware": {
             "cpu": simulation.fixed["cpu"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import psutil
 import torch
+from flwr.serverapp import Grid
 
 from fedpeft import cache, finished, kernels, seeds
 from fedpeft.adapter import Layout, State
@@ -39,7 +41,7 @@ from fedpeft.partition import PARTITIONS, Partition, PartitionStatistics
 from fedpeft.parts import parse_spec
 from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.probe import PROBE_TOKENS, ProbeResult, linear_probe
-from fedpeft.profiles import ProfileTable, profiles_of, ranks_of, tables_of, with_largest_rank
+from fedpeft.profiles import Profile, ProfileTable, profiles_of, ranks_of, tables_of, with_largest_rank
 from fedpeft.records import Records
 from fedpeft.residual import ResidualFiles
 from fedpeft.sampling import FixedSize, cohort_size
@@ -120,15 +122,11 @@ class Simulation:
         self.head = HEADS.build(config.head)
         peft = parse_spec(config.peft)
         plain = PEFT_METHODS.build(peft)
-        partitioner = PARTITIONS.build(config.partition)
 
-        self.dataset: Dataset = load_dataset(config.dataset)
+        self.dataset, self.train_rows, validation, self.partition = self._data()
         self.task: Task = TASKS.build(self.dataset.task)
-        validation_rows = min(VALIDATION_ROWS, max(1, len(self.dataset.train) // 10))
-        self.train_rows, validation = split_validation(self.dataset.train, validation_rows)
-        self.partition: Partition = partitioner.split(self.train_rows, config.clients, config.seed)
         self.clients = len(self.partition)
-        self.profiles = profiles_of(self._profile_tables(), self.clients, plain.form)
+        self.profiles: Sequence[Profile] = profiles_of(self._profile_tables(), self.clients, plain.form)
         self.peft = str(with_largest_rank(peft, plain.form, self.profiles))
         self.method = PEFT_METHODS.build(self.peft)
         chances = tuple(profile.participation for profile in self.profiles)
@@ -147,6 +145,15 @@ class Simulation:
             self.start = {name: tensor.double() for name, tensor in self.start.items()}
         self.parameters = sum(p.numel() for p in reference.parameters())
         self.work = self._work_plan(reference)
+
+    def _data(self) -> tuple[Dataset, Rows, Rows, Partition]:
+        """The data set, its training and validation rows, and how the former lie on clients."""
+        config = self.config
+        partitioner = PARTITIONS.build(config.partition)
+        dataset = load_dataset(config.dataset)
+        validation_rows = min(VALIDATION_ROWS, max(1, len(dataset.train) // 10))
+        train, validation = split_validation(dataset.train, validation_rows)
+        return dataset, train, validation, partitioner.split(train, config.clients, config.seed)
 
     def _profile_tables(self) -> list[ProfileTable]:
         """What `ranks` or `profiles` say; a run's folder keeps its own copy of the file."""
@@ -204,7 +211,7 @@ class Simulation:
         """The cache's name for `rows` as model input; tokenised where it is missing."""
         key = cache.key(
             rows=cache.rows_hash(rows),
-            tokenizer=cache.file_hash(self.model_directory, ("*token*", "vocab*", "*.model", "config.json")),
+            tokenizer=cache.file_hash(self.model_directory, cache.TOKENIZER_FILES),
             tokens=tokens,
             task=self.dataset.task,
         )
@@ -221,6 +228,7 @@ class Simulation:
         data_key = self.tokenised(self.all_rows, self.tokens)
         batched = config.executor == "batched" and self.method.batched
         lengths = cached_examples(data_key).lengths
+        tokens = float(lengths.mean()) if len(lengths) else self.tokens
         base: Any = reference.base
         adapted = [t.module for t in self.layout.tensors if t.role != "head"]
         plain = base.get_base_model() if hasattr(base, "get_base_model") else base
@@ -236,7 +244,7 @@ class Simulation:
             layout=self.layout,
             dtype=config.dtype,
             executor="batched" if batched else "sequential",
-            clients_per_pass=max(1, round(TOKENS_PER_PASS / (config.batch_size * float(lengths.mean())))),
+            clients_per_pass=max(1, round(TOKENS_PER_PASS / (config.batch_size * tokens))),
             depth=lowest_block(plain, adapted) if reuse else 0,
             kernel=kernel if batched else "native",
             threads=1,
@@ -246,6 +254,11 @@ class Simulation:
             residuals=self.folder / "base",
             labels=self._attacked_labels(),
         )
+
+    @property
+    def held_out(self) -> float:
+        """Share of its rows that a client is evaluated on and does not train on."""
+        return HELD_OUT if self.personal else 0.0
 
     @cached_property
     def pool(self) -> Pool:
@@ -257,7 +270,7 @@ class Simulation:
             head=self.config.head,
             strategy=self.config.strategy,
             store=self.folder / "clients",
-            held_out=HELD_OUT if self.personal else 0.0,
+            held_out=self.held_out,
             attack=self.config.attack,
         )
         return Pool(self.work, clients, self.fixed["workers"])
@@ -329,12 +342,15 @@ class Simulation:
 
     # ------------------------------------------------------------------------------------------------------ the rounds
 
+    def grid(self) -> Grid:
+        """How the server reaches its clients."""
+        return CohortGrid(self.pool, self.partition.sizes, self.work.clients_per_pass)
+
     def server(self, records: Records) -> Server:
         """The server of this run."""
         config = self.config
-        grid = CohortGrid(self.pool, self.partition.sizes, self.work.clients_per_pass)
         return Server(
-            grid=grid,
+            grid=self.grid(),
             strategy=self.strategy,
             optimizer=self.optimizer,
             lossless=parse_codec(self.lossless),

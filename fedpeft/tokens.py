@@ -23,7 +23,7 @@ def token_rows(texts: Sequence[str], labels: np.ndarray | None, model_directory:
         tokenizer = AutoTokenizer.from_pretrained(str(model_directory), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer could be loaded from {model_directory}; a text model needs one") from error
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"] if len(texts) else []
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
     if (lengths == 0).any():

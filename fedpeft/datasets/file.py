@@ -45,12 +45,13 @@ class File:
             DataError: it can't be read, or its rows can't be used; the message names the line.
         """
         names = columns.Names(self.text, self.label, self.owner)
-        train = columns.read(self.path, _records(self.path), names)
-        test = None if self.test is None else columns.read(self.test, _records(self.test), names)
+        train = columns.read(self.path, records(self.path), names)
+        test = None if self.test is None else columns.read(self.test, records(self.test), names)
         return columns.dataset(Path(self.path).name, train, test, self.test_fraction, self.seed)
 
 
-def _records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a CSV, TSV or JSONL file, each with its place ("line 3"); ConfigError or DataError."""
     path = Path(name).expanduser()
     suffix = path.suffix.lower()
     if suffix not in DELIMITERS and suffix not in JSON_LINES:

@@ -1,0 +1,312 @@
+"""Certificates of a federation: one authority, one server, a certificate for each client; and what they say.
+
+A client's identity is its certificate. Its name stands in the subject and, as `fedpeft:client/NAME`, among the
+alternative names, so that a server's certificate can't be used as a client's. All are valid from a day before they are
+made: clocks may differ by that much.
+
+    FOLDER/ca.pem, ca.key, revoked.pem          the authority; its key belongs on no other machine
+    FOLDER/server.pem, server.key               the server
+    FOLDER/clients/NAME/ca.pem, client.pem, client.key     what a client is handed
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedpeft.errors import ConfigError, RunError
+
+CLIENT_URI = "fedpeft:client/"
+CLOCK_SKEW = timedelta(days=1)
+AUTHORITY_DAYS = 3650
+NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+"""A client's name: lower-case letters, digits, dots, dashes; it becomes a folder's name."""
+
+
+def check_name(name: str) -> str:
+    """The name, if it is a legal one, or ConfigError."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is not a client's name: 1 to 63 lower-case letters, digits, dots, dashes or underscores, "
+            "with a letter or digit at both ends"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """PEM texts: the authority's certificate, one's own certificate and key."""
+
+    authority: bytes
+    certificate: bytes
+    key: bytes
+
+    @classmethod
+    def of_server(cls, folder: Path) -> Credentials:
+        """Those of the server in `folder`, or RunError."""
+        return cls._read(folder, "server")
+
+    @classmethod
+    def of_client(cls, folder: Path) -> Credentials:
+        """Those of the client in `folder`, or RunError."""
+        return cls._read(folder, "client")
+
+    @classmethod
+    def _read(cls, folder: Path, role: str) -> Credentials:
+        contents = []
+        for name in ("ca.pem", f"{role}.pem", f"{role}.key"):
+            try:
+                contents.append((folder / name).read_bytes())
+            except OSError as error:
+                raise RunError(
+                    f"{folder / name} can't be read ({error.strerror}); make certificates with "
+                    "python -m fedpeft.certs, and name their folder with --certs"
+                ) from None
+        made = cls(*contents)
+        made.check(role)
+        return made
+
+    def check(self, role: str) -> None:
+        """Refuse what the other side would refuse, with a sentence that says why.
+
+        Raises:
+            RunError: no certificate, of another authority, or outside its time.
+        """
+        try:
+            own = x509.load_pem_x509_certificate(self.certificate)
+            authority = x509.load_pem_x509_certificate(self.authority)
+            own.verify_directly_issued_by(authority)
+        except Exception as error:
+            raise RunError(
+                f"the {role}'s certificate is not one that the authority in ca.pem has signed "
+                f"({type(error).__name__}); take both from one run of python -m fedpeft.certs"
+            ) from None
+        now = datetime.now(UTC)
+        if now > own.not_valid_after_utc:
+            raise RunError(
+                f"the {role}'s certificate has expired on {own.not_valid_after_utc:%Y-%m-%d}; make a new one with "
+                "python -m fedpeft.certs --renew"
+            )
+        if now < own.not_valid_before_utc:
+            raise RunError(
+                f"the {role}'s certificate is valid from {own.not_valid_before_utc:%Y-%m-%d} only; is the clock right?"
+            )
+        if role == "client":
+            name_in(own)
+
+
+def name_in(certificate: x509.Certificate) -> str:
+    """The client's name in a certificate.
+
+    Raises:
+        RunError: it is not a client's.
+    """
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except x509.ExtensionNotFound:
+        uris = []
+    found = [uri.removeprefix(CLIENT_URI) for uri in uris if uri.startswith(CLIENT_URI)]
+    if len(found) != 1 or not NAME.fullmatch(found[0]):
+        raise RunError(
+            "this is no client's certificate: it names no client of the form fedpeft:client/NAME; make one with "
+            "python -m fedpeft.certs --clients NAME"
+        )
+    return found[0]
+
+
+def name_of(certificate: bytes) -> str:
+    """The client's name in a PEM certificate, or RunError."""
+    return name_in(x509.load_pem_x509_certificate(certificate))
+
+
+class Revoked:
+    """The serial numbers in an authority's list of revoked certificates; read again when the file changes."""
+
+    def __init__(self, file: Path, authority: bytes) -> None:
+        self._file = file
+        self._authority = x509.load_pem_x509_certificate(authority)
+        self._stamp: tuple[int, int] | None = None
+        self._serials: frozenset[int] = frozenset()
+
+    def __contains__(self, serial: int) -> bool:
+        try:
+            status = os.stat(self._file)
+        except FileNotFoundError:
+            return serial in self._serials
+        if (stamp := (status.st_mtime_ns, status.st_size)) != self._stamp:
+            self._serials = frozenset(entry.serial_number for entry in _list_of(self._file, self._authority))
+            self._stamp = stamp
+        return serial in self._serials
+
+
+def _list_of(file: Path, authority: x509.Certificate) -> x509.CertificateRevocationList:
+    key = authority.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    try:
+        found = x509.load_pem_x509_crl(file.read_bytes())
+        valid = found.is_signature_valid(key)
+    except (OSError, ValueError) as error:
+        raise RunError(f"the list of revoked certificates {file} can't be read: {error}") from None
+    if not valid:
+        raise RunError(f"the list of revoked certificates {file} is not signed by the authority in ca.pem")
+    return found
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The authority in a folder; made there if it is new.
+
+    Attributes:
+        folder: its home, mode 0700.
+        days: how long the certificates that it signs are valid.
+    """
+
+    folder: Path
+    days: float
+
+    def ensure(self) -> bool:
+        """Make the authority's key, certificate and empty list if they are missing; returns whether it did."""
+        if (self.folder / "ca.key").exists():
+            return False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+        except OSError as error:
+            raise RunError(f"{self.folder} can't be made: {error.strerror}") from None
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedpeft authority")])
+        usage = {
+            "digital_signature": False,
+            "content_commitment": False,
+            "key_encipherment": False,
+            "data_encipherment": False,
+            "key_agreement": False,
+            "key_cert_sign": True,
+            "crl_sign": True,
+            "encipher_only": False,
+            "decipher_only": False,
+        }
+        certificate = (
+            _builder(name, name, key, AUTHORITY_DAYS)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(x509.KeyUsage(**usage), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        _write_pair(self.folder, "ca", certificate, key)
+        self._write_revoked([])
+        return True
+
+    def _own(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        try:
+            certificate = x509.load_pem_x509_certificate((self.folder / "ca.pem").read_bytes())
+            key = serialization.load_pem_private_key((self.folder / "ca.key").read_bytes(), None)
+        except (OSError, ValueError) as error:
+            raise RunError(f"the authority in {self.folder} can't be read: {error}") from None
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return certificate, key
+
+    def server(self, hosts: Sequence[str]) -> None:
+        """Sign a server certificate for host names and addresses."""
+        names: list[x509.GeneralName] = []
+        for host in hosts:
+            try:
+                names.append(x509.IPAddress(ipaddress.ip_address(host)))
+            except ValueError:
+                names.append(x509.DNSName(host))
+        self._sign(self.folder, "server", hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH)
+
+    def client(self, name: str) -> Path:
+        """Sign a client certificate; returns the folder to hand to the client."""
+        folder = self.folder / "clients" / check_name(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        uri = x509.UniformResourceIdentifier(CLIENT_URI + name)
+        self._sign(folder, "client", name, [uri], ExtendedKeyUsageOID.CLIENT_AUTH)
+        (folder / "ca.pem").write_bytes((self.folder / "ca.pem").read_bytes())
+        return folder
+
+    def _sign(
+        self, folder: Path, role: str, common: str, names: Sequence[x509.GeneralName], usage: x509.ObjectIdentifier
+    ) -> None:
+        authority, authority_key = self._own()
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+        certificate = (
+            _builder(subject, authority.subject, key, self.days)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
+            )
+            .sign(authority_key, hashes.SHA256())
+        )
+        _write_pair(folder, role, certificate, key)
+
+    def revoke(self, name: str) -> None:
+        """Put a client's present certificate on the list of revoked ones; a running server reads it by itself.
+
+        Raises:
+            RunError: there is no such certificate.
+        """
+        file = self.folder / "clients" / check_name(name) / "client.pem"
+        if not file.exists():
+            raise RunError(f"there is no certificate {file} to revoke")
+        serial = x509.load_pem_x509_certificate(file.read_bytes()).serial_number
+        authority, _ = self._own()
+        serials = [entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)]
+        self._write_revoked(sorted({*serials, serial}))
+
+    def _write_revoked(self, serials: Sequence[int]) -> None:
+        authority, key = self._own()
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(authority.subject)
+            .last_update(now - CLOCK_SKEW)
+            .next_update(now + timedelta(days=AUTHORITY_DAYS))
+        )
+        for serial in serials:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+            builder = builder.add_revoked_certificate(entry)
+        text = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        partial = self.folder / "revoked.pem.partial"
+        partial.write_bytes(text)
+        os.replace(partial, self.folder / "revoked.pem")
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: float
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _write_pair(folder: Path, role: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / f"{role}.key").unlink(missing_ok=True)
+    descriptor = os.open(folder / f"{role}.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(secret)
+    (folder / f"{role}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -1,0 +1,36 @@
+"""Structured logs of a server: one JSON object a line, with time and event, and whatever belongs to it.
+
+Names, rounds, bytes and reasons are logged; keys, certificates, rows and tensors never are.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+class Events:
+    """Writes `file`, and tells `listener` the same.
+
+    A log that can't be written (a full disk) must not end a federation: the line is left out.
+    """
+
+    def __init__(self, file: Path, listener: Callable[[str, dict[str, Any]], None]) -> None:
+        self._file = file
+        self._listener = listener
+        self._lock = threading.Lock()
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Write one line."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields})
+        with self._lock:
+            try:
+                with open(self._file, "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+            except OSError:
+                pass
+            self._listener(event, fields)

@@ -1,0 +1,173 @@
+"""python -m fedpeft.join: this machine becomes a client of a federation."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from fedpeft.certificates import Credentials, check_name, name_of
+from fedpeft.connection import Link, LostError, check_state, waits
+from fedpeft.console import ConsoleObserver, duration, size
+from fedpeft.edge import Edge, EdgeOptions
+from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.messages import Report
+from fedpeft.parts import check_settings
+from fedpeft.simulate import INTERRUPTED, quiet_libraries
+
+
+@dataclass(frozen=True)
+class Command:
+    """Join a federation: train on your own rows, which never leave this machine.
+
+    python -m fedpeft.join --server fl.example.org:8470 --data rows.csv --certs edge-1
+    """
+
+    server: Annotated[str, tyro.conf.arg(help="HOST:PORT of the server")]
+    data: Annotated[Path, tyro.conf.arg(help="your rows: a .csv, .tsv or .jsonl file")]
+    certs: Annotated[Path, tyro.conf.arg(help="the folder you were handed: ca.pem, client.pem, client.key")] = Path(
+        "certs"
+    )
+    insecure: Annotated[bool, tyro.conf.arg(help="no TLS: for a server on this machine that runs without it")] = False
+    name: Annotated[str, tyro.conf.arg(help="your name, with --insecure; else it stands in the certificate")] = ""
+    state: Annotated[Path, tyro.conf.arg(help="where your state is kept between rounds and restarts")] = Path(
+        "~/.local/state/fedpeft"
+    )
+    give_up: Annotated[float, tyro.conf.arg(help="seconds without a connection after which to end; 0: never")] = 0.0
+    edge: Annotated[EdgeOptions, tyro.conf.arg(name="")] = field(default_factory=EdgeOptions)
+
+
+def link_of(command: Command) -> Link:
+    """How to reach the server.
+
+    Raises:
+        ConfigError, RunError: an address, a name or certificates that can't be used.
+    """
+    if not re.fullmatch(r".+:\d{1,5}", command.server):
+        raise ConfigError(f"server={command.server!r} is not of the form HOST:PORT, such as fl.example.org:8470")
+    if command.insecure:
+        if not command.name:
+            raise ConfigError("without TLS a client must say its name: --name edge-1")
+        return Link(command.server, check_name(command.name), None)
+    own = Credentials.of_client(command.certs)
+    return Link(command.server, name_of(own.certificate), own)
+
+
+@dataclass
+class Patience:
+    """How long to try: waits that grow, and an end.
+
+    Attributes:
+        give_up: seconds without a connection after which it is over; 0: never.
+    """
+
+    give_up: float
+    say: ConsoleObserver
+    _waits: Iterator[float] = field(default_factory=waits)
+    _since: float | None = None
+
+    def connected(self) -> None:
+        """It has worked: begin anew the next time."""
+        self._waits, self._since = waits(), None
+
+    def lost(self, link: Link, error: LostError) -> None:
+        """Wait before the next attempt.
+
+        Raises:
+            RunError: trying again won't help, or it has taken too long.
+        """
+        if self._since is None:
+            self._since = time.monotonic()
+            link.diagnose()
+        if self.give_up and time.monotonic() - self._since > self.give_up:
+            raise RunError(f"{link.address} could not be reached for {self.give_up:g} s: {error}")
+        seconds = next(self._waits)
+        self.say.say(f"no connection to {link.address} ({escape(str(error))}); again in {seconds:.1f} s")
+        time.sleep(seconds)
+
+
+def join(command: Command, console: Console) -> None:
+    """Be a client until the federation is finished.
+
+    Raises:
+        FedpeftError: what the user can mend.
+    """
+    options = EdgeOptions(**check_settings("the command line", EdgeOptions, dataclasses.asdict(command.edge)))
+    link = link_of(command)
+    quiet_libraries()
+    with ConsoleObserver(console) as observer:
+        patience = Patience(command.give_up, observer)
+        while True:
+            try:
+                with link.open() as connection:
+                    description = connection.describe()
+                break
+            except LostError as error:
+                patience.lost(link, error)
+        patience.connected()
+        folder = command.state.expanduser() / description.run / link.name
+        check_state(folder)
+        edge = Edge(description, command.data, folder, observer, options)
+        observer.say(
+            f"[bold]{link.name}[/]  {len(edge.train_rows)} rows, {edge.model_directory.name} in {edge.config.dtype} "
+            f"on {edge.hardware}"
+        )
+        edge.warm_up()
+        try:
+            _work(edge, link, patience, observer)
+        finally:
+            edge.close()
+
+
+def _work(edge: Edge, link: Link, patience: Patience, observer: ConsoleObserver) -> None:
+    done: tuple[str, Report] = "", Report(0, 0, b"")
+    while True:
+        try:
+            with link.open() as connection:
+                for task, instruction in connection.tasks(edge.registration()):
+                    patience.connected()
+                    if task != done[0]:  # after a lost connection the server asks again for what is done already
+                        done = task, edge.handle(instruction)
+                    report = done[1]
+                    verdict = connection.submit(task, report)
+                    what = escape(report.error) or f"{report.rows} rows, loss {report.loss:.3f}, "
+                    cost = "" if report.error else f"{size(report.bytes)}, {duration(report.seconds)}"
+                    observer.say(f"{instruction.kind} round {instruction.round}: {what}{cost} ({verdict})")
+            observer.say("the federation is finished")
+            return
+        except LostError as error:
+            patience.lost(link, error)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
+
+    def stop(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    console = Console()
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        join(tyro.cli(Command, args=arguments, prog="python -m fedpeft.join"), console)
+    except FedpeftError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("\nleft the federation; the same command joins it again", highlight=False)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""python -m fedpeft.serve: a federation of real clients, from the first connection to a saved adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import math
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import grpc
+import tomli_w
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from fedpeft.admission import Doorkeeper
+from fedpeft.certificates import Credentials, Revoked
+from fedpeft.config import RunConfig, read_toml
+from fedpeft.console import ServeObserver, duration, size, summary_table
+from fedpeft.deployment import Deployment, ServeOptions
+from fedpeft.errors import ConfigError, FedpeftError
+from fedpeft.events import Events
+from fedpeft.grids.grpc import StoppedError
+from fedpeft.memory import PeakMemory
+from fedpeft.operation import Operation
+from fedpeft.parts import check_settings
+from fedpeft.records import Records
+from fedpeft.simulate import (
+    INTERRUPTED,
+    checked_settings,
+    costs,
+    default_settings,
+    make_folder,
+    model_line,
+    quiet_libraries,
+    resumed_folder,
+)
+
+OPTIONS = "serve.toml"
+FAREWELL = "the federation is finished"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Serve a federation: real clients join, train on their own rows, and one adapter comes of it.
+
+    python -m fedpeft.serve run.toml --clients 3 --listen 0.0.0.0:8470 --certs certs
+    """
+
+    config: Annotated[
+        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]", help="settings; flags override them")
+    ] = None
+    output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: runs/DATE-DATASET-STRATEGY)")] = None
+    resume: Annotated[Path | None, tyro.conf.arg(help="continue the federation in this folder")] = None
+    serve: Annotated[ServeOptions, tyro.conf.arg(name="")] = field(default_factory=ServeOptions)
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+
+def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
+    """Configuration, the server's own settings, the run's folder, and whether an earlier run goes on.
+
+    Raises:
+        ConfigError, RunError: settings or folders that can't be used.
+    """
+    default, options = default_settings(arguments), ServeOptions()
+    if (resumed := resumed_folder(arguments)) and (resumed / OPTIONS).exists():
+        options = options_of(read_toml(resumed / OPTIONS), str(resumed / OPTIONS))
+    command = tyro.cli(
+        Command, args=arguments, default=Command(run=default, serve=options), prog="python -m fedpeft.serve"
+    )
+    config, folder = checked_settings(command.run, default, command.output, command.resume)
+    return (
+        config,
+        options_of(dataclasses.asdict(command.serve), "the command line"),
+        folder,
+        command.resume is not None,
+    )
+
+
+def options_of(values: dict[str, Any], source: str) -> ServeOptions:
+    """The server's settings from keys and values, checked, or ConfigError."""
+    return ServeOptions(**check_settings(source, ServeOptions, values))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT can be reached from this machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Doorkeeper]:
+    """What the server shows and asks for.
+
+    Raises:
+        ConfigError: no TLS where others could connect.
+        RunError: certificates that are missing or can't be used.
+    """
+    if options.insecure or options.insecure_anywhere:
+        if not options.insecure_anywhere and not is_loopback(options.listen):
+            raise ConfigError(
+                f"without TLS anyone who reaches {options.listen} could join or read along: listen at 127.0.0.1, make "
+                "certificates with python -m fedpeft.certs, or say --insecure-anywhere"
+            )
+        return None, Doorkeeper(None)
+    folder = Path(options.certs)
+    own = Credentials.of_server(folder)
+    secret = grpc.ssl_server_credentials([(own.key, own.certificate)], own.authority, require_client_auth=True)
+    return secret, Doorkeeper(Revoked(folder / "revoked.pem", own.authority))
+
+
+def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, console: Console) -> dict[str, Any]:
+    """Run (or continue) a federation; returns its summary.
+
+    Raises:
+        FedpeftError: what the user can mend.
+        StoppedError: the server was asked to stop; it can be resumed.
+    """
+    quiet_libraries()
+    credentials, doorkeeper = security(options)
+    started = time.perf_counter()
+    make_folder(folder)
+    with PeakMemory() as memory, ServeObserver(console) as observer:
+        events = Events(folder / "serve.jsonl", observer.event)
+        deployment = Deployment(config, folder, observer, options, doorkeeper, events)
+        observer.watch(deployment)
+        records = Records(folder)
+        if not resume:
+            records.write("config.toml", config.to_toml())
+        records.write(OPTIONS, tomli_w.dumps(dataclasses.asdict(options)))
+        farewell = None
+        with _stop_on_signal(deployment), Operation(deployment, observer, options):
+            try:
+                deployment.gateway.start(options.listen, credentials)
+                summary = _run(deployment, records, observer)
+                farewell = FAREWELL
+            finally:
+                deployment.close(farewell)
+        summary["seconds"] = time.perf_counter() - started
+        summary["peak_memory_bytes"] = memory.bytes or None
+    records.write_json("summary.json", summary)
+    return summary
+
+
+def _run(deployment: Deployment, records: Records, observer: ServeObserver) -> dict[str, Any]:
+    config, gateway = deployment.config, deployment.gateway
+    observer.metric = deployment.task.metric
+    observer.say(model_line(deployment))
+    observer.say(
+        f"[bold]run[/]     {config.rounds} rounds of {deployment.sampler.size} of {deployment.clients} clients, "
+        f"{config.peft}, {config.strategy} -> {deployment.folder}"
+    )
+    observer.say(f"[bold]listen[/]  port {gateway.port}, run {deployment.roster.run}")
+    gateway.events.emit("listening", port=gateway.port, run=deployment.roster.run)
+    server = deployment.server(records)
+    deployment.present()
+    progress = deployment.train(server)
+    deployment.save(progress.adapter, deployment.folder, server.residual.total)
+    own = server.own_rows(config.rounds, progress) if deployment.held_out else None
+    sessions = gateway.sessions()
+    gateway.close(FAREWELL)
+    score = deployment.score(deployment.folder, "scoring the saved adapter (fp32)") if deployment.has_rows else None
+    if own is not None and own.clients:
+        accuracy, loss, of = own.pooled_accuracy, own.pooled_loss, "clients' own held-out rows, by rows"
+        if deployment.personal:
+            accuracy, loss, of = own.accuracy, own.loss, "mean over clients, own held-out rows"
+    else:
+        accuracy = score.accuracy if score else math.nan
+        loss, of = score.loss if score else math.nan, "global model, the server's rows"
+    return {
+        "metric": deployment.task.metric,
+        "accuracy": accuracy,
+        "accuracy_of": of if math.isfinite(loss) else None,
+        "worst_accuracy": own.worst_accuracy if own else None,
+        "shared_accuracy": score.accuracy if score else None,
+        "loss": loss,
+        "perplexity": None if deployment.dataset.task == "classification" else math.exp(loss),
+        "baseline_accuracy": None,
+        **costs(deployment, progress),
+        "wire_received_bytes": sum(s.received_bytes for s in sessions),
+        "wire_sent_bytes": sum(s.sent_bytes for s in sessions),
+        "refused": gateway.refused,
+    }
+
+
+class _stop_on_signal:
+    """SIGTERM and Ctrl-C end the running round and then the server; a second Ctrl-C ends it at once."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._stopping = deployment.stopping
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._stop)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
+        self._stopping.set()
+
+
+def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    """Print the numbers that matter."""
+    accuracy = summary["accuracy"]
+    known = accuracy is not None and math.isfinite(accuracy)
+    console.print(
+        summary_table(
+            "summary",
+            [
+                (f"[bold]accuracy[/] ({summary['accuracy_of']})" if known else "accuracy",
+                 f"[bold]{accuracy:.4f}[/]" if known else "unknown: no rows to evaluate on"),
+                ("payloads up / down", f"{size(summary['uplink_bytes'])} / {size(summary['downlink_bytes'])}"),
+                ("on the wire", f"{size(summary['wire_received_bytes'])} / {size(summary['wire_sent_bytes'])}"),
+                ("time", f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),
+                ("files", str(folder)),
+            ],
+        )
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0 (also after SIGTERM), 2 for a user's mistake, 130 after a hard Ctrl-C."""
+    console = Console()
+    folder: Path | None = None
+    try:
+        config, options, folder, resume = parse(sys.argv[1:] if arguments is None else arguments)
+        summary = serve(config, options, folder, resume, console)
+    except FedpeftError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    except (StoppedError, KeyboardInterrupt) as stop:
+        console.print(f"\nstopped; continue with: python -m fedpeft.serve --resume {folder}", highlight=False)
+        return 0 if isinstance(stop, StoppedError) else INTERRUPTED
+    show(summary, folder, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
