@@ -63,6 +63,18 @@ def calibration_error(result: Result) -> float | None:
     return result.calibration["error"] if result.calibration else None
 
 
+def aggregation_error(result: Result) -> float | None:
+    """Mean over the rounds of norm(dW* - dW) / norm(dW*)."""
+    errors = [r["aggregation_error"] for r in result.rounds if r.get("aggregation_error") is not None]
+    return sum(errors) / len(errors) if errors else None
+
+
+def server_seconds(result: Result) -> float | None:
+    """Mean over the rounds of the server's own time: decoding, aggregating, stepping."""
+    seconds = [r["aggregation_seconds"] for r in result.rounds if r.get("aggregation_seconds")]
+    return sum(seconds) / len(seconds) if seconds else None
+
+
 MEASURES = (
     Measure("accuracy", "test accuracy (%)", from_summary("accuracy"), POINTS, 2),
     Measure("perplexity", "test perplexity", from_summary("perplexity"), 1.0, 2),
@@ -78,6 +90,8 @@ MEASURES = (
     Measure("total_bytes", "up + down (MB)", total_bytes, 1 / MEGABYTE, 2),
     Measure("bytes_per_parameter", "bytes per parameter, up", from_summary("uplink_bytes_per_parameter"), 1.0, 2),
     Measure("local_steps", "local steps", lambda r: r.local_steps, 1.0, 0),
+    Measure("aggregation_error", "aggregation error (%)", aggregation_error, POINTS, 2),
+    Measure("server_seconds", "server time per round (ms)", server_seconds, 1e3, 0),
     Measure("round_seconds", "time of the rounds (s)", round_seconds, 1.0, 1),
     Measure("peak_memory_bytes", "peak memory (MB)", from_summary("peak_memory_bytes"), 1 / MEGABYTE, 0),
 )

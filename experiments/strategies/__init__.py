@@ -1,0 +1,1 @@
+"""Every aggregation strategy on one task."""
