@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from fedpeft.clients import variates
+from fedpeft.clients.private import RowPrivacy
 from fedpeft.clients.store import ClientStore, labelled, section
 from fedpeft.clients.training import Job, Trained
 from fedpeft.clients.workbench import Workbench
@@ -25,6 +26,9 @@ from fedpeft.errors import PayloadError
 from fedpeft.head_start import HEADS
 from fedpeft.messages import Instruction, Report
 from fedpeft.partition import Partition, held_out
+from fedpeft.privacy.dp_sgd import sampling_rate
+from fedpeft.protection import ClientPrivacy
+from fedpeft.run_key import read_key
 from fedpeft.strategy import strategies
 from fedpeft.uplink import parse_uplink
 
@@ -42,6 +46,7 @@ class ClientPlan:
         store: folder of the clients' own state between rounds.
         held_out: share of a client's rows that it does not train on, but is evaluated on.
         attack: what hostile clients do, in a simulation; empty: there are none.
+        privacy: how what leaves a client is protected; None: not at all.
     """
 
     partition: Partition
@@ -52,6 +57,7 @@ class ClientPlan:
     store: Path
     held_out: float = 0.0
     attack: str = ""
+    privacy: ClientPrivacy | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class ClientSide:
         self.strategy = strategies.build(plan.strategy)
         self.store = ClientStore(plan.store)
         self.attack = ATTACKS.build(plan.attack) if plan.attack else Attack()
+        self.privacy = plan.privacy.build() if plan.privacy else None
         self.attackers = (
             self.attack.attackers(len(plan.partition), bench.plan.seed) if plan.attack else frozenset[int]()
         )
@@ -158,7 +165,25 @@ class ClientSide:
             form=instruction.form,
             correction=variates.correction(server_variate, section(state, "variate")),
         )
+        job = self._protected(job, instruction)
         return _Task(instruction, layout, job, private, state, server_variate, keeps)
+
+    def _protected(self, job: Job, instruction: Instruction) -> Job:
+        """The job, with what DP-SGD needs to know where rows are protected in training."""
+        plan, mechanism = self.plan.privacy, self.privacy
+        if plan is None or mechanism is None or not mechanism.per_example:
+            return job
+        rate = sampling_rate(job.training.batch_size, len(job.rows))
+        rows = RowPrivacy(mechanism.clip, plan.noise, rate, read_key(plan.key), instruction.attempt)
+        return replace(job, privacy=rows)
+
+    def _released(self, task: _Task, update: State) -> State:
+        """The update, clipped and noised where the mechanism does that to whole updates."""
+        plan, mechanism, job = self.plan.privacy, self.privacy, task.job
+        if plan is None or mechanism is None:
+            return update
+        ids = (job.round, task.instruction.attempt, job.client)
+        return mechanism.released(update, plan.noise, read_key(plan.key), ids)
 
     def _report(self, task: _Task, result: Trained, seconds: float) -> Report:
         job = task.job
@@ -170,13 +195,19 @@ class ClientSide:
             state = state | labelled("variate", after)
         state = state | labelled("private", {n: t for n, t in result.state.items() if n in task.private})
         update = difference({n: t for n, t in result.state.items() if n not in task.private}, job.received)
-        update = self.strategy.submitted(update, task.layout, job.round)
+        update = self._released(task, self.strategy.submitted(update, task.layout, job.round))
+        trained = result.state
+        if self.privacy is not None:
+            # The codec looks at what was trained: it may only see what may be seen.
+            trained = {name: job.received[name] + tensor for name, tensor in update.items()}
+        if self.privacy is not None and not self.privacy.raw_metrics:
+            result = replace(result, loss=0.0, rows=1)  # what was measured on the rows does not leave the client
         if job.client in self.attackers:
             draws = seeds.torch_generator(job.seed, "attack", job.round, job.client)
             update = self.attack.update(update, job.received, task.layout, draws)
             result = replace(result, rows=self.attack.rows(result.rows))
         try:
-            payload, memory = self._encode(task, update, result.state)
+            payload, memory = self._encode(task, update, trained)
         except PayloadError as error:
             return Report(job.client, job.round, b"", result.rows, result.steps, seconds=seconds, error=str(error))
         if task.keeps:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from fedpeft.clients.training import Executor, Job, Trained, leading
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.dropout import DropoutPlan, own_dropout
@@ -66,6 +66,26 @@ class SequentialExecutor(Executor):
         start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
         corrections = {n: padded(c.to(self.device), chosen[n]) for n, c in job.correction.items() if n in chosen}
         losses = []
+        for loss in self._steps(job, chosen, optimizer):
+            for name, before in start.items():
+                chosen[name].grad.add_(chosen[name].detach() - before, alpha=job.proximal)  # type: ignore[union-attr]
+            for name, correction in corrections.items():
+                chosen[name].grad.add_(correction)  # type: ignore[union-attr]
+            if job.training.max_norm:
+                torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.max_norm)
+            optimizer.step()
+            warmup.step()
+            losses.append(loss)
+        self.dropout.clients = []
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        trained = {name: leading(p.detach(), job.received[name]) for name, p in chosen.items()}
+        return Trained(job.client, trained, float(torch.stack(losses).double().mean()), len(losses), len(job.rows))
+
+    def _steps(
+        self, job: Job, chosen: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> Iterator[Tensor]:
+        """Fill the gradients of one step after another; yields each step's loss."""
         masks = job.dropout_generator()
         lengths = self.examples.lengths
         for rows in job.batches(lengths):
@@ -75,20 +95,7 @@ class SequentialExecutor(Executor):
             loss = row_losses.sums.sum() / row_losses.counts.sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            for name, before in start.items():
-                chosen[name].grad.add_(chosen[name].detach() - before, alpha=job.proximal)  # type: ignore[union-attr]
-            for name, correction in corrections.items():
-                chosen[name].grad.add_(correction)  # type: ignore[union-attr]
-            if job.training.max_norm:
-                torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.max_norm)
-            optimizer.step()
-            warmup.step()
-            losses.append(loss.detach())
-        self.dropout.clients = []
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
-        trained = {name: leading(p.detach(), job.received[name]) for name, p in chosen.items()}
-        return Trained(job.client, trained, float(torch.stack(losses).double().mean()), len(losses), len(job.rows))
+            yield loss.detach()
 
     def batch(self, rows: object) -> Batch:
         """A padded batch on the model's device."""

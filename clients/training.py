@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from fedpeft.parts import setting
 from fedpeft.residual import folded
 from fedpeft.stacked import FrozenLinear
 from fedpeft.task import FederatedModel, Task
+
+if TYPE_CHECKING:
+    from fedpeft.clients.private import RowPrivacy
 
 WINDOW = 8
 """Rows are sorted by length within windows of this many batches, so that padding costs little; batches are then
@@ -80,6 +83,10 @@ class LocalTraining:
         """The learning rate of one tensor."""
         return learning_rate * self.head_rate if name.startswith("head.") else learning_rate
 
+    def steps_for(self, rows: int) -> int:
+        """Local steps of a round on a shard of `rows` rows."""
+        return self.steps or max(1, round(self.epochs * -(-rows // self.batch_size)))
+
     def optimizer_for(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> LocalOptimizer:
         """A new optimizer over parameters by canonical name, and its warm-up; their state ends with the round."""
         optimizer = self._optimizer(parameters, learning_rate)
@@ -112,6 +119,7 @@ class Job:
         proximal: mu of FedProx' penalty mu/2 ||x - received||^2.
         form: LoRA rank and alpha.
         correction: added to the gradients of the tensors it names (SCAFFOLD: c - c_k).
+        privacy: how its rows are protected; None: not at all.
     """
 
     client: int
@@ -125,6 +133,7 @@ class Job:
     proximal: float = 0.0
     form: ClientForm | None = None
     correction: State = field(default_factory=dict)
+    privacy: RowPrivacy | None = None
 
     def dropout_generator(self) -> torch.Generator:
         """What the client's dropout masks are drawn from."""
@@ -137,8 +146,7 @@ class Job:
         """
         random = seeds.generator(self.seed, "batches", self.round, self.client)
         size = self.training.batch_size
-        per_pass = -(-len(self.rows) // size)
-        steps = self.training.steps or max(1, round(self.training.epochs * per_pass))
+        steps = self.training.steps_for(len(self.rows))
         batches: list[np.ndarray] = []
         while len(batches) < steps:
             order = self.rows[random.permutation(len(self.rows))]

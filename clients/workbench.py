@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fedpeft.clients.batched import BatchedExecutor
+from fedpeft.clients.private import PrivateExecutor
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.clients.training import Executor, LocalTraining, Totals
 from torch import nn
@@ -41,7 +42,7 @@ class WorkPlan:
         classes: number of classes (0: language modelling).
         layout: the trainable tensors.
         dtype: of the base: "bf16", "fp32" or "fp64".
-        executor: "batched" or "sequential".
+        executor: "batched", "sequential", or "private": sequential with DP-SGD.
         clients_per_pass: K of the batched executor.
         depth: index of the lowest block with an adapter, where the frozen part below it is reused; 0: no reuse.
         kernel: how frozen products are computed.
@@ -137,9 +138,11 @@ class Workbench:
         base = self.base
         del self.base  # the executor changes its layers; what it does not need of it is freed
         rows = self.examples
-        if plan.executor == "sequential":
+        if plan.executor != "batched":
             model: FederatedModel = self.task.model(base, plan.classes)
             self.method.attach(model, plan.dtype)
+            if plan.executor == "private":
+                return PrivateExecutor(model.to(plan.device), self.task, rows, plan.layout, self.method.privacy)
             return SequentialExecutor(model.to(plan.device), self.task, rows, plan.layout)
         if plan.depth:
             base = above(base, plan.depth)

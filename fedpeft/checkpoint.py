@@ -39,6 +39,7 @@ class Progress:
         counters: running totals (bytes up and down, seconds).
         offsets: lengths of the record files in bytes.
         fixed: what was probed at the start and must stay (kernel, workers, threads).
+        clip: the clipping norm of the next round, where user-level privacy adapts it.
     """
 
     round: int = -1
@@ -54,6 +55,7 @@ class Progress:
     counters: dict[str, float] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
+    clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Checkpoints:
             "counters": progress.counters,
             "offsets": progress.offsets,
             "fixed": progress.fixed,
+            "clip": progress.clip,
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

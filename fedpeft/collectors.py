@@ -15,11 +15,12 @@ from fedpeft.strategy import Fold, LinearStrategy, RoundStrategy, Strategy, Upda
 
 @dataclass(frozen=True)
 class Outcome:
-    """The next global state and optimizer memory, and what goes into the base, by module."""
+    """The next global state and optimizer memory, what goes into the base, by module, and the next clipping norm."""
 
     state: State
     memory: Memory
     residuals: dict[str, LowRank] = field(default_factory=dict)
+    clip: float | None = None
 
 
 class Collector(Protocol):

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 from fedpeft.clients.training import LocalTraining
 from fedpeft.codec import BIASED
-from fedpeft.errors import ConfigError
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.head_start import HeadStart
+from fedpeft.mechanism import Mechanism
+from fedpeft.precision_rules.over_time import OverTime
 from fedpeft.profiles import Profile
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.strategy import LinearStrategy, RoundStrategy, Strategy
@@ -61,6 +65,44 @@ def uplink_for(strategy: Strategy, text: str) -> tuple[Uplink, str]:
         f"{name} makes new factors each round, in which a memory of dropped parts of the old ones has no meaning; "
         f"use --codec {str(uplink.without_memory())!r}"
     )
+
+
+def check_private_run(mechanism: Mechanism, config: RunConfig, head: HeadStart, uplink: Uplink, personal: bool) -> None:
+    """Refuse what would leave the clients beside the mechanism, or undo its clipping.
+
+    Any codec may follow noise, and any may precede the server's clipping, error feedback included. But precision that
+    the server sets by what it knows of the cohort lets one client change what the others contribute.
+
+    Raises:
+        PrivacyError: says what, and what to do.
+    """
+    if config.weighting == "rows":
+        raise PrivacyError(
+            "weighting=rows would tell how many rows each client has, and let one client count for many; leave "
+            "--weighting out (it is uniform under --privacy)"
+        )
+    if head.exchanges:
+        raise PrivacyError(
+            f"head={config.head} sends sums over the clients' rows that {mechanism.name} does not protect; use "
+            "--head zero"
+        )
+    if config.scaffold:
+        raise PrivacyError("scaffold's control variates are means of unprotected gradients; leave --scaffold out")
+    if uplink.rules and not mechanism.noises_updates:
+        raise PrivacyError(
+            f"the precision rule in --codec {str(uplink)!r} would let one client change what others contribute, which "
+            f"{mechanism.name} can't bound; name the codec alone"
+        )
+    if any(isinstance(rule, OverTime) for rule in uplink.rules) and not mechanism.raw_metrics:
+        raise PrivacyError(
+            f"over_time goes by the clients' losses, which they keep for themselves under {mechanism.name}; leave it "
+            "out, or allow raw_metrics=True"
+        )
+    if personal and not mechanism.raw_metrics:
+        raise PrivacyError(
+            f"{config.strategy} is evaluated by clients on their own rows, and these metrics are not protected; take "
+            f"another strategy, or allow it with {mechanism.name}(raw_metrics=True, ...)"
+        )
 
 
 def _check_scaffold(strategy: Strategy, turns: bool, profiles: Sequence[Profile], training: LocalTraining) -> None:

@@ -19,6 +19,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, parse_spec, setting
 
 EXECUTORS = ("batched", "sequential")
+WEIGHTINGS = ("auto", "rows", "uniform")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class RunConfig:
     head_rate: float = setting(0.1, "learning rate of the head, relative to the adapter's; 0 keeps it", low=0)
     schedule: str = setting("linear", "learning rate over rounds", choices=("constant", "linear", "cosine"))
     optimizer: str = setting("adamw(warmup=8)", "local: adamw(weight_decay=0, warmup=8, max_norm=0) or sgd(...)")
-    weighting: str = setting("rows", "weight of a client: by its rows, or uniform", choices=("rows", "uniform"))
+    weighting: str = setting("auto", "of clients; auto: by rows, with --privacy uniform", choices=WEIGHTINGS)
+    privacy: str = setting("", "dp_sgd(epsilon=8, clip=1.0), user_dp(...) or local_dp(...); empty: no protection")
+    stop_at_budget: bool = setting(False, "clients whose epsilon is spent sit out, instead of ending the run")
     codec: str = setting("fp32", "how updates are encoded: fp32, bf16, small (32x), tiny (100x), steps, ...")
     executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
     workers: int = setting(0, "worker processes; 0: one per core", low=0, high=1024)

@@ -120,6 +120,11 @@ class Deployment(Simulation):
             raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
         if config.attack or config.centralised:
             raise ConfigError("attack and centralised belong to simulations: real clients keep their rows")
+        if config.privacy:
+            raise ConfigError(
+                "--privacy protects simulations only so far: a ledger of real clients would have to survive their "
+                "absence; leave it out here"
+            )
         super().__init__(config, folder, observer)
         if options.wait_for > self.clients:
             raise ConfigError(f"wait_for={options.wait_for} is more than the {self.clients} clients there may be")

@@ -45,6 +45,7 @@ class Instruction:
         bits: precision of the update, a parameter; 0: the codec's own.
         residual: what brings a remote client's base to version `base` (`Residual.payload`); clients on the server's
             machine read it from a file instead.
+        attempt: of the round, under privacy: what is tried anew with other inputs has other noise.
     """
 
     kind: Kind
@@ -63,6 +64,7 @@ class Instruction:
     variate: bytes = b""
     bits: float = 0.0
     residual: bytes = b""
+    attempt: int = 0
 
     @property
     def form(self) -> ClientForm | None:

@@ -11,6 +11,8 @@ from typing import Any
 from fedpeft.errors import RunError
 
 LINES = ("rounds.jsonl", "clients.jsonl")
+CONFIDENTIAL = ("clients.jsonl", "clients.npz")
+"""In runs with privacy these get mode 0600: they say who took part, which epsilon does not cover."""
 
 
 class Records:
@@ -31,6 +33,12 @@ class Records:
                 file.write(text)
         except OSError as error:
             raise RunError(f"{self.folder / name} can't be written: {error.strerror}") from error
+
+    def hide(self) -> None:
+        """Take the right to read what is confidential from others."""
+        for name in CONFIDENTIAL:
+            if (self.folder / name).exists():
+                (self.folder / name).chmod(0o600)
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The lines of a file; a last line that a kill cut short is left out."""

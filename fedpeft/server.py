@@ -26,7 +26,7 @@ from fedpeft.aggregation_error import MeasuredCollector, measurable
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.clients.store import ClientStore
 from fedpeft.codec import Codec, decode
-from fedpeft.collectors import Collector, collector
+from fedpeft.collectors import Collector, Outcome, collector
 from fedpeft.downlink import Downlink
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.flower import MESSAGE_TYPES, node_of
@@ -35,6 +35,7 @@ from fedpeft.messages import Instruction, Kind, Report, report_of, to_record
 from fedpeft.own_rows import OwnRows, own_rows
 from fedpeft.precision_rule import Situation
 from fedpeft.profiles import Profile
+from fedpeft.protection import Entry, Protection
 from fedpeft.records import Records
 from fedpeft.residual import Residual, ResidualFiles
 from fedpeft.sampling import Sampler
@@ -114,6 +115,9 @@ class Observer(Protocol):
     def round_done(self, result: RoundResult) -> None:
         """A round is finished and recorded."""
 
+    def say(self, text: str) -> None:
+        """Something that the user should know."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -173,6 +177,7 @@ class Server:
         evaluate_every: rounds between evaluations; the last round always is.
         fixed: what was probed at the start, kept in the checkpoint.
         remote: whether clients are on other machines, and what goes into the base is sent to them.
+        protection: the privacy mechanism at work; None: there is none.
     """
 
     grid: Grid
@@ -202,12 +207,15 @@ class Server:
     scratch: Path
     fixed: dict[str, object]
     remote: bool = False
+    protection: Protection | None = None
     residual: Residual = field(init=False)
 
     def run(self) -> Progress:
         """All rounds that are still to do; returns the finished state."""
         self.strategy.check(self.layout, [profile.form for profile in self.profiles])
         progress = self.checkpoints.load()
+        if self.protection is not None:
+            self.protection.open(resumed=progress is not None)
         self.records.cut(progress.offsets if progress else {})
         self.residual = Residual.of(progress.residual if progress else {}, self.layout.pairs, self._dtype)
         self.bases.put(self.residual.version, self.residual.total)
@@ -216,7 +224,11 @@ class Server:
             self._commit(progress)
         self.observer.started(self.rounds, progress.round)
         for round in range(progress.round + 1, self.rounds + 1):
-            result = self._round(round, progress)
+            entry = self._enter(round, progress)
+            if entry is None:
+                self.observer.say(f"the privacy budget is spent after {progress.round} rounds: the run ends here")
+                break
+            result = self._round(round, entry, progress)
             self.records.append("rounds.jsonl", asdict(result))
             self._commit(progress)
             self.observer.round_done(result)
@@ -295,33 +307,49 @@ class Server:
 
     # ------------------------------------------------------------------------------------------------------- a round
 
-    def _round(self, round: int, progress: Progress) -> RoundResult:
+    def _enter(self, round: int, progress: Progress) -> Entry | None:
+        """Who is asked; under privacy the round is charged first, and None means that no budget allows it."""
+        if self.protection is None:
+            return Entry(self.sampler.draw(self.seed, round))
+        entry = self.protection.enter(round, progress)
+        if entry is not None and entry.spent:
+            clients = ", ".join(str(client) for client in entry.spent)
+            self.observer.say(f"round {round}: the privacy budget of client {clients} is spent; it sits out")
+        return entry
+
+    def _round(self, round: int, entry: Entry, progress: Progress) -> RoundResult:
         started = time.perf_counter()
-        state = progress.adapter
-        cohort = self.sampler.draw(self.seed, round)
+        state, cohort = progress.adapter, entry.cohort
         sent = self._downlink(round, progress)
-        total = self._collector(round, state)
-        if measurable(self.strategy, self.layout):
-            total = MeasuredCollector(total, self.layout)
+        total = self._collector(round, entry.attempt, progress)
         tally = Tally()
         aggregating = 0.0
         bits = self.uplink.bits(self._situation(cohort, progress))
         instructions = [
-            replace(self._instruction("train", client, round, sent, progress), bits=bits.get(client, 0.0))
+            replace(
+                self._instruction("train", client, round, sent, progress),
+                bits=bits.get(client, 0.0),
+                attempt=entry.attempt,
+            )
             for client in cohort
         ]
         for report in self._exchange(instructions, len(cohort), "train"):
             arrived = time.perf_counter()
             self._take(report, sent, total, tally, progress)
             aggregating += time.perf_counter() - arrived
-        if not tally.losses:
-            raise RunError(f"round {round}: none of {len(cohort)} clients returned a valid update; see clients.jsonl")
         arrived = time.perf_counter()
-        outcome = total.finish(progress.memory)
+        if tally.accepted or self._sums_privately:  # an empty secret cohort takes its step of noise, too
+            outcome = total.finish(progress.memory)
+        elif cohort:
+            raise RunError(f"round {round}: none of {len(cohort)} clients returned a valid update; see clients.jsonl")
+        else:  # all who were drawn have spent their privacy budget
+            outcome = Outcome(state, progress.memory)
         aggregating += time.perf_counter() - arrived
         progress.adapter, progress.memory = outcome.state, outcome.memory
+        progress.clip = outcome.clip
         progress.forms |= tally.forms
-        progress.losses.append(tally.train_loss)
+        if tally.losses and not self._silent:
+            progress.losses.append(tally.train_loss)
         progress.acknowledged |= dict.fromkeys(tally.accepted, round)
         if self.scaffold:  # c <- c + (1 / N) sum of the clients' changes
             share = tally.variates.weight / self.clients
@@ -337,7 +365,7 @@ class Server:
             round=round,
             clients=len(cohort),
             rejected=len(cohort) - len(tally.accepted),
-            train_loss=tally.train_loss,
+            train_loss=None if self._silent or not tally.losses else tally.train_loss,
             loss=metrics.loss if metrics else None,
             accuracy=metrics.accuracy if metrics else None,
             uplink_bytes=tally.uplink_bytes,
@@ -348,7 +376,7 @@ class Server:
             base_norm=sum(r.norm() ** 2 for r in outcome.residuals.values()) ** 0.5,
             worst_accuracy=metrics.worst_accuracy if metrics else None,
             aggregation_seconds=aggregating,
-            aggregation_error=total.error(outcome) if isinstance(total, MeasuredCollector) else None,
+            aggregation_error=total.error(outcome) if isinstance(total, MeasuredCollector) and tally.accepted else None,
         )
         progress.round = round
         for name in ("uplink_bytes", "downlink_bytes", "base_bytes", "uplink_parameters"):
@@ -373,13 +401,15 @@ class Server:
             "round": report.round,
             "client": report.client,
             "rank": form.rank if form else None,
-            "rows": report.rows,
+            "rows": None if self._silent else report.rows,
             "steps": report.steps,
-            "loss": report.loss,
+            "loss": None if self._silent else report.loss,
             "seconds": report.seconds,
             "uplink_bytes": report.bytes,
             "downlink_bytes": downlink,
         }
+        if self.protection is not None:
+            line["confidential"] = True
         tally.lines.append(line)
         try:
             check_report(report)
@@ -450,8 +480,25 @@ class Server:
     def _positions(self, names: frozenset[str]) -> tuple[int, ...]:
         return tuple(i for i, name in enumerate(self.layout.names) if name in names)
 
-    def _collector(self, round: int, state: State) -> Collector:
-        return collector(self.strategy, self.optimizer, self.layout, state, round, self.seed, self.scratch)
+    @property
+    def _sums_privately(self) -> bool:
+        return self.protection is not None and self.protection.mechanism.secret_cohort
+
+    @property
+    def _silent(self) -> bool:
+        """Whether clients report nothing that they have measured on their rows."""
+        return self.protection is not None and not self.protection.mechanism.raw_metrics
+
+    def _collector(self, round: int, attempt: int, progress: Progress) -> Collector:
+        state = progress.adapter
+        if self.protection is not None:
+            private = self.protection.collector(
+                self.strategy, self.optimizer, self.layout, state, round, attempt, progress.clip
+            )
+            if private is not None:
+                return private
+        total = collector(self.strategy, self.optimizer, self.layout, state, round, self.seed, self.scratch)
+        return MeasuredCollector(total, self.layout) if measurable(self.strategy, self.layout) else total
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 

@@ -170,6 +170,10 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     )
     if simulation.remark:
         observer.say(f"[bold]note[/]    {simulation.remark}")
+    if simulation.protection is not None:
+        observer.say(f"[bold]privacy[/] {simulation.protection.terms()}")
+        for warning in simulation.protection.warnings():
+            observer.say(f"[bold yellow]warning[/] {warning}")
     probe = simulation.probe()
     server = simulation.server(records)
     progress = simulation.train(server)
@@ -178,8 +182,10 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     simulation.close()
     score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
     _save_predictions(simulation, score.scores)
+    if simulation.protection is not None:
+        records.hide()
     centralised = simulation.score(pooled, "scoring the adapter of the pooled data (fp32)") if pooled else None
-    own = server.own_rows(config.rounds, progress) if simulation.personal else None
+    own = server.own_rows(progress.round, progress) if simulation.personal else None
     loss = own.loss if own else score.loss
     return {
         "metric": simulation.task.metric,
@@ -213,7 +219,7 @@ def costs(simulation: Any, progress: Any) -> dict[str, Any]:
     parameters = counters["uplink_parameters"]
     update_bytes = counters["uplink_bytes"] - counters.get("prepare_bytes", 0)
     return {
-        "rounds": config.rounds,
+        "rounds": progress.round,
         "clients": simulation.clients,
         "cohort": simulation.sampler.size,
         "parameters": simulation.layout.numel,
@@ -225,8 +231,9 @@ def costs(simulation: Any, progress: Any) -> dict[str, Any]:
         "uplink_bytes_per_parameter": update_bytes / parameters if parameters else None,
         "epsilon": None,
         "dp_delta": None,
+        **(simulation.protection.summary() if simulation.protection else {}),
         "seconds": None,
-        "seconds_per_round": counters["round_seconds"] / config.rounds,
+        "seconds_per_round": counters["round_seconds"] / max(1, progress.round),
         "peak_memory_bytes": None,
         "seed": config.seed,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
@@ -276,6 +283,9 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
         ("bytes per parameter and update", f"{summary['uplink_bytes_per_parameter']:.3f}"),
         ("time", f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),
     ]
+    if summary["dp_delta"] is not None:
+        spent = f"{summary['epsilon']:.2f} (median {summary['epsilon_median']:.2f}), delta {summary['dp_delta']:.2g}"
+        rows.insert(0, (f"[bold]epsilon[/] per {summary['privacy']['unit']}", f"[bold]{spent}[/]"))
     if summary["peak_memory_bytes"]:
         rows.append(("peak memory, all processes", size(summary["peak_memory_bytes"])))
     rows.append(("files", str(folder)))

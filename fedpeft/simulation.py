@@ -27,7 +27,7 @@ from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.training import Job, Totals
 from fedpeft.clients.workbench import WorkPlan, cached_examples
 from fedpeft.codec import parse_codec
-from fedpeft.combinations import check_combination, uplink_for
+from fedpeft.combinations import check_combination, check_private_run, uplink_for
 from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError, RunError
@@ -35,13 +35,15 @@ from fedpeft.examples import LENGTH_STEP
 from fedpeft.grids.cohort import CohortGrid
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
+from fedpeft.mechanism import MECHANISMS, Federation, Mechanism
 from fedpeft.memory import release
 from fedpeft.own_rows import HELD_OUT
-from fedpeft.partition import PARTITIONS, Partition, PartitionStatistics
+from fedpeft.partition import PARTITIONS, Partition, PartitionStatistics, held_out
 from fedpeft.parts import parse_spec
 from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.probe import PROBE_TOKENS, ProbeResult, linear_probe
 from fedpeft.profiles import Profile, ProfileTable, profiles_of, ranks_of, tables_of, with_largest_rank
+from fedpeft.protection import KEY, ClientPrivacy, Protection
 from fedpeft.records import Records
 from fedpeft.residual import ResidualFiles
 from fedpeft.sampling import FixedSize, cohort_size
@@ -139,12 +141,42 @@ class Simulation:
         self.layout: Layout = self.method.layout(reference)
         self.strategy.check(self.layout, [profile.form for profile in self.profiles])
         check_combination(self.strategy, self.optimizer, self.profiles, self.training, config.scaffold)
+        self.mechanism = MECHANISMS.build(config.privacy) if config.privacy else None
+        if self.mechanism is not None:
+            check_private_run(self.mechanism, config, self.head, self.uplink, bool(self.strategy.private(self.layout)))
         self.personal = bool(self.strategy.private(self.layout))
         self.start: State = self.method.start(reference, config.seed)
         if config.dtype == "fp64":
             self.start = {name: tensor.double() for name, tensor in self.start.items()}
         self.parameters = sum(p.numel() for p in reference.parameters())
         self.work = self._work_plan(reference)
+        self.protection = None if self.mechanism is None else self._protection(self.mechanism)
+
+    def _protection(self, mechanism: Mechanism) -> Protection:
+        """The mechanism with this run's costs; refuses what would not protect."""
+        config = self.config
+        held = HELD_OUT if self.personal else 0.0
+        rows = np.array([len(held_out(self.partition.shard(k), held, config.seed, k)[0]) for k in range(self.clients)])
+        steps = [self.profiles[k].steps or self.training.steps_for(int(rows[k])) for k in range(self.clients)]
+        taken = np.zeros(self.clients, dtype=np.int64)
+        for round in range(1, config.rounds + 1):
+            taken[self.sampler.draw(config.seed, round)] += 1
+        federation = Federation(
+            strategy=self.strategy,
+            method=self.method,
+            layout=self.layout,
+            rows=rows,
+            steps=np.array(steps),
+            participations=taken,
+            batch_size=config.batch_size,
+            rounds=config.rounds,
+            cohort=self.sampler.size,
+            even=len(set(self.sampler.weights)) <= 1,
+        )
+        identity = f"{config.to_toml()} {self.work.data_key} {self.work.model_key} {torch.__version__} {self.fixed}"
+        return Protection(
+            mechanism, federation, self.sampler, self.folder, identity, config.stop_at_budget, config.seed
+        )
 
     def _data(self) -> tuple[Dataset, Rows, Rows, Partition]:
         """The data set, its training and validation rows, and how the former lie on clients."""
@@ -226,7 +258,8 @@ class Simulation:
         kernel: Kernel = self.fixed.get("kernel") or kernels.choose(DTYPES[config.dtype])
         self.fixed = {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
         data_key = self.tokenised(self.all_rows, self.tokens)
-        batched = config.executor == "batched" and self.method.batched
+        per_example = self.mechanism is not None and self.mechanism.per_example
+        batched = config.executor == "batched" and self.method.batched and not per_example
         lengths = cached_examples(data_key).lengths
         tokens = float(lengths.mean()) if len(lengths) else self.tokens
         base: Any = reference.base
@@ -243,7 +276,7 @@ class Simulation:
             classes=self.dataset.classes,
             layout=self.layout,
             dtype=config.dtype,
-            executor="batched" if batched else "sequential",
+            executor="private" if per_example else "batched" if batched else "sequential",
             clients_per_pass=max(1, round(TOKENS_PER_PASS / (config.batch_size * tokens))),
             depth=lowest_block(plain, adapted) if reuse else 0,
             kernel=kernel if batched else "native",
@@ -272,6 +305,7 @@ class Simulation:
             store=self.folder / "clients",
             held_out=self.held_out,
             attack=self.config.attack,
+            privacy=self.protection and ClientPrivacy(self.config.privacy, self.protection.noise, self.folder / KEY),
         )
         return Pool(self.work, clients, self.fixed["workers"])
 
@@ -365,7 +399,7 @@ class Simulation:
             classes=self.dataset.classes,
             seed=config.seed,
             rounds=config.rounds,
-            weighting=config.weighting,
+            weighting="uniform" if self.mechanism or config.weighting == "uniform" else "rows",
             proximal=config.proximal,
             scaffold=config.scaffold,
             evaluate=self.evaluate,
@@ -376,6 +410,7 @@ class Simulation:
             observer=self.observer,
             scratch=self.folder / "waiting",
             fixed=self.fixed,
+            protection=self.protection,
         )
 
     def train(self, server: Server) -> Progress:

@@ -1,0 +1,156 @@
+"""Gradients per example: every trained parameter gets `grad_sample` of shape (B, *parameter), for DP-SGD to clip.
+
+The loss of an example is its own mean over what it predicts (one class, or its tokens), never a mean over the batch,
+which would couple examples. Two routes, chosen by the PEFT method:
+
+    hooks   Opacus' hooks on the modules that hold trained parameters
+    vmap    torch.func.vmap(grad) of the whole model; attention gets a 4-D mask made from the 2-D one, because what
+            transformers makes of a 2-D mask depends on its values, which vmap can't trace
+
+`check` is always run: a parameter without a gradient per example, or with one of another length than the batch, would
+be trained without protection, or not at all.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from opacus.grad_sample.grad_sample_module import GradSampleHooks
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from fedpeft.errors import PrivacyError
+from fedpeft.examples import Batch
+from fedpeft.peft_method import PrivacyRoute
+from fedpeft.task import FederatedModel, RowLosses, Task
+
+Chosen = Mapping[str, nn.Parameter]
+"""The parameters that are trained, by canonical name."""
+
+
+def row_means(losses: RowLosses) -> Tensor:
+    """The loss of each example, (B,): its own mean; 0 where it predicts nothing."""
+    return losses.sums / losses.counts.clamp(min=1)
+
+
+class PerExample:
+    """Fills `grad_sample` of the chosen parameters of one model."""
+
+    def __init__(self, model: FederatedModel, task: Task, route: PrivacyRoute) -> None:
+        if route == "refused":
+            raise PrivacyError("this PEFT method has no gradients per example; take lora")
+        self.model, self.task, self.route = model, task, route
+
+    @contextmanager
+    def attached(self, chosen: Chosen) -> Iterator[PerExample]:
+        """While this is open, `fill` works; the parameters outside `chosen` must not require gradients."""
+        attach = self._hooks if self.route == "hooks" else self._traceable_masks
+        with attach(chosen):
+            yield self
+
+    def fill(self, batch: Batch, chosen: Chosen) -> Tensor:
+        """Set `grad_sample` of every chosen parameter; returns the losses (B,)."""
+        return self._by_hooks(batch) if self.route == "hooks" else self._by_vmap(batch, chosen)
+
+    @contextmanager
+    def _hooks(self, chosen: Chosen) -> Iterator[None]:
+        trained = {id(p) for p in chosen.values()}
+        owners = [m for m in self.model.modules() if any(id(p) in trained for p in m.parameters(recurse=False))]
+        modes = [module.training for module in owners]
+        for module in owners:
+            module.training = True  # Opacus hooks modules in training mode only; these have no other use for it
+        hooks = GradSampleHooks(self.model, loss_reduction="sum", strict=False)
+        try:
+            yield
+        finally:
+            hooks.cleanup()
+            for module, mode in zip(owners, modes, strict=True):
+                module.training = mode
+                module.__dict__.pop("activations", None)
+                module.__dict__.pop("max_batch_len", None)
+
+    def _by_hooks(self, batch: Batch) -> Tensor:
+        losses = row_means(self.task.losses(self.model(batch), batch))
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Full backward hook is firing"
+            )  # the lowest layer's input has no gradient
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        return losses.detach()
+
+    @contextmanager
+    def _traceable_masks(self, chosen: Chosen) -> Iterator[None]:
+        base: Any = self.model.base
+        inner: nn.Module = base.get_base_model() if hasattr(base, "get_base_model") else base
+        handle = inner.register_forward_pre_hook(_four_dimensions, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+            for parameter in chosen.values():
+                parameter.__dict__.pop("grad_sample", None)
+
+    def _by_vmap(self, batch: Batch, chosen: Chosen) -> Tensor:
+        own = {id(p): name for name, p in chosen.items()}
+        raw = {name: own[id(p)] for name, p in self.model.named_parameters() if id(p) in own}
+        frozen = {name: p.detach() for name, p in self.model.named_parameters() if name not in raw}
+
+        def loss(parameters: dict[str, Tensor], row: Batch) -> tuple[Tensor, Tensor]:
+            one = {name: tensor.unsqueeze(0) for name, tensor in row.items()}
+            value = row_means(self.task.losses(functional_call(self.model, (parameters, frozen), (one,)), one)).sum()
+            return value, value
+
+        parameters = {name: chosen[own_name].detach() for name, own_name in raw.items()}
+        try:
+            gradients, losses = vmap(grad(loss, has_aux=True), in_dims=(None, 0), randomness="different")(
+                parameters, batch
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise PrivacyError(f"gradients per example can't be had of this model and PEFT method: {reason}") from error
+        for name, own_name in raw.items():
+            chosen[own_name].grad_sample = gradients[name]  # type: ignore[attr-defined]
+        found: Tensor = losses.detach()
+        return found
+
+
+def _four_dimensions(module: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, Any]:
+    """Turn a mask (B, T) into a boolean one, (B, 1, 1, T) or for causal models (B, 1, T, T)."""
+    mask = given.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        return arguments, given
+    tokens, keep = mask.shape[1], mask[:, None, None, :].bool()
+    if hasattr(module, "lm_head"):
+        keep = keep & torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
+        given = {"position_ids": torch.arange(tokens, device=mask.device)[None], **given}
+    return arguments, {**given, "attention_mask": keep}
+
+
+def empty(chosen: Chosen) -> None:
+    """What a step without a single example has: gradients per example of length 0."""
+    for parameter in chosen.values():
+        parameter.grad_sample = parameter.detach().new_zeros(0, *parameter.shape)  # type: ignore[attr-defined]
+
+
+def check(chosen: Chosen, rows: int) -> None:
+    """Every chosen parameter has a gradient for each of `rows` examples.
+
+    Raises:
+        PrivacyError: names those that do not.
+    """
+    wrong = {}
+    for name, parameter in chosen.items():
+        found = getattr(parameter, "grad_sample", None)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else None
+        if shape != (rows, *parameter.shape):
+            wrong[name] = "none" if shape is None else str(shape)
+    if wrong:
+        name, shape = next(iter(wrong.items()))
+        raise PrivacyError(
+            f"{len(wrong)} trained tensors have no gradient for each of {rows} rows, such as {name} ({shape}); "
+            "DP-SGD can't protect this model and PEFT method, take lora"
+        )

@@ -1,0 +1,121 @@
+"""DP-SGD in a client's local training: Poisson batches, gradients per example, clipping and noise by Opacus.
+
+The loop is the sequential executor's. What differs is where a step's gradient comes from: each row joins with
+probability q, the clipped gradients are summed, noise is added, and the sum is divided by the expected number of rows.
+A step that no row has joined is a step of noise alone. All randomness that privacy rests on comes from the client's
+secret key, never from the run's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from fedpeft.clients.per_example import Chosen, PerExample, check, empty
+from fedpeft.clients.sequential import SequentialExecutor
+from fedpeft.clients.training import Job, Trained
+from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
+from torch import Tensor
+
+from fedpeft.adapter import Layout
+from fedpeft.errors import PrivacyError
+from fedpeft.examples import Examples
+from fedpeft.peft_method import PrivacyRoute
+from fedpeft.run_key import RunKey, gaussian
+from fedpeft.task import FederatedModel, Task
+
+
+@dataclass(frozen=True)
+class RowPrivacy:
+    """How a job's rows are protected.
+
+    Attributes:
+        clip: C, the largest norm of one row's gradient.
+        noise: z; the noise has standard deviation z C.
+        rate: q, the probability with which a row joins a step.
+        key: what coins and noise come from.
+        attempt: of the round.
+    """
+
+    clip: float
+    noise: float
+    rate: float
+    key: RunKey
+    attempt: int
+
+
+class SecretNoise(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimizer, its noise drawn from a secret stream instead of a torch generator (see `fedpeft.run_key`)."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, privacy: RowPrivacy, expected: float, stream: np.random.Generator
+    ):
+        super().__init__(
+            optimizer,
+            noise_multiplier=privacy.noise,
+            max_grad_norm=privacy.clip,
+            expected_batch_size=expected,
+        )
+        self.stream = stream
+
+    def add_noise(self) -> None:
+        """Sum of clipped gradients + z C gauss."""
+        for parameter in self.params:
+            _check_processed_flag(parameter.summed_grad)
+            noise = self.noise_multiplier * self.max_grad_norm * gaussian(self.stream, parameter.summed_grad)
+            parameter.grad = (parameter.summed_grad + noise).view_as(parameter)
+            _mark_as_processed(parameter.summed_grad)
+
+
+class PrivateExecutor(SequentialExecutor):
+    """Trains jobs that ask for it with DP-SGD, and the others plainly."""
+
+    def __init__(
+        self, model: FederatedModel, task: Task, examples: Examples, layout: Layout, route: PrivacyRoute
+    ) -> None:
+        super().__init__(model, task, examples, layout)
+        self.per_example = PerExample(model, task, route)
+
+    def _train(self, job: Job) -> Trained:
+        result = super()._train(job)
+        if job.privacy is not None and job.privacy.noise and job.learning_rate:
+            still = [n for n, t in result.state.items() if self._rate(job, n) and torch.equal(t, job.received[n])]
+            if still:
+                raise PrivacyError(
+                    f"DP-SGD has not moved {len(still)} of {len(result.state)} tensors, such as {still[0]}"
+                )
+        return result
+
+    def _rate(self, job: Job, name: str) -> float:
+        return job.training.rate(name, job.learning_rate)
+
+    def _steps(self, job: Job, chosen: Chosen, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+        privacy = job.privacy
+        if privacy is None:
+            yield from super()._steps(job, chosen, optimizer)
+            return
+        ids = (job.round, privacy.attempt, job.client)
+        coins, masks = privacy.key.stream("rows", *ids), job.dropout_generator()
+        private = SecretNoise(
+            optimizer, privacy, privacy.rate * len(job.rows), privacy.key.stream("gradient noise", *ids)
+        )
+        with self.per_example.attached(chosen):
+            for _ in range(job.training.steps_for(len(job.rows))):
+                rows = job.rows[coins.random(len(job.rows)) < privacy.rate]
+                private.zero_grad(set_to_none=True)
+                losses = self._fill(rows, chosen, masks)
+                check(chosen, len(rows))
+                private.pre_step()
+                yield losses.sum() / max(1, len(rows))
+
+    def _fill(self, rows: np.ndarray, chosen: Chosen, masks: torch.Generator) -> Tensor:
+        """The gradients per example of these rows; returns their losses."""
+        if not len(rows):
+            empty(chosen)
+            return torch.zeros(1)
+        each = len(rows) if self.per_example.route == "hooks" else 1  # vmap sees one row
+        self.dropout.clients = [(masks, each, int(self.examples.lengths[rows].max()))]
+        return self.per_example.fill(self.batch(rows), chosen)

@@ -1,0 +1,81 @@
+"""The run's secret: what privacy noise and Poisson draws come from.
+
+Whoever knows it can subtract the noise, so it is a file of mode 0600 that is never exported, and none of its derived
+numbers is ever written down. Every draw has its own stream, derived by HMAC-SHA256 from the secret, a purpose and ids.
+
+The streams are numpy's Philox with a key of 128 bits. Not torch's generators: they keep only the lowest 32 bits of a
+seed, so among 100,000 (client, round) pairs some would surely share their noise, and noise that is used twice cancels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpeft.errors import PrivacyError
+
+BYTES = 32
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """The secret."""
+
+    secret: bytes = field(repr=False)
+
+    def stream(self, purpose: str, *ids: int) -> np.random.Generator:
+        """The random stream for (purpose, ids); equal arguments give equal streams."""
+        message = purpose.encode() + b"".join(int(i).to_bytes(8, "big") for i in ids)
+        derived = hmac.digest(self.secret, message, "sha256")
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(derived[:16], "big")))
+
+    @property
+    def name(self) -> str:
+        """What identifies the key without giving it away."""
+        return hashlib.sha256(b"fedpeft run key" + self.secret).hexdigest()[:16]
+
+
+def make_key(path: Path, secret: bytes | None = None) -> RunKey:
+    """The key in `path`; drawn from the system's randomness, with mode 0600, where there is none yet.
+
+    `secret` is a test's, to be used instead of a drawn one.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(secret or os.urandom(BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    return read_key(path)
+
+
+def read_key(path: Path) -> RunKey:
+    """The key in `path`.
+
+    Raises:
+        PrivacyError: there is none, others may read it, or it has another length.
+    """
+    try:
+        mode = path.stat().st_mode & 0o777
+        secret = path.read_bytes()
+    except OSError as error:
+        raise PrivacyError(f"the run's secret key {path} can't be read: {error.strerror}") from error
+    if mode & 0o077:
+        raise PrivacyError(f"others may read the run's secret key {path} (mode {mode:o}); it must have mode 600")
+    if len(secret) != BYTES:
+        raise PrivacyError(f"{path} holds {len(secret)} bytes instead of the {BYTES} of a run's secret key")
+    return RunKey(secret)
+
+
+def gaussian(stream: np.random.Generator, like: Tensor) -> Tensor:
+    """Standard normal numbers in the shape, dtype and place of `like`."""
+    return torch.from_numpy(stream.standard_normal(tuple(like.shape))).to(like)
