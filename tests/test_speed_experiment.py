@@ -48,7 +48,7 @@ def test_wrong_update_is_an_error() -> None:
 def test_readme_keeps_what_is_around_the_results(tmp_path: Path) -> None:
     file = tmp_path / "README.md"
     file.write_text(f"before {report.BEGIN} old {report.END} after")
-    result = Result(TINY, 6, 100, 2, "native", {"plain": Measured(study.VARIANTS["plain"], [1.0])})
+    result = Result(TINY, 6, 100, 2, "native", {"plain": Measured(study.VARIANTS["plain"], [1.0])}, {"attention": 1.0})
     text = report.markdown([result], report.Environment("", "cpu", 1, 0.0, {}, {}), "command", 1e-14)
     report.write_readme(file, text)
     assert file.read_text() == f"before {report.BEGIN}\n\n{text}\n\n{report.END} after"

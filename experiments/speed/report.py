@@ -126,6 +126,8 @@ def reading(result: Result) -> list[str]:
             lines.append(f"  of it, keeping the model: {_times(found['flower fp32'], found['flower today'])}")
         if "flower fp32" in found and "flower" in found:
             lines.append(f"  of it, bf16 in a peft model: {_times(found['flower'], found['flower fp32'])}")
+    shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in result.breakdown.items() if share >= 0.005)
+    lines.append(f"where batched spends its time: {shares}")
     return lines
 
 
@@ -157,6 +159,7 @@ def lines(results: list[Result], environment: Environment) -> Iterator[str]:
             entry: dict[str, Any] = {"case": dataclasses.asdict(result.case), "variant": name}
             entry |= {k: v for k, v in dataclasses.asdict(m).items() if k != "variant"}
             entry |= {"median_seconds": m.median, "steps": result.steps, "tokens": result.tokens}
+            entry |= {"breakdown": result.breakdown} if name == "batched" else {}
             entry |= {"environment": dataclasses.asdict(environment)}
             yield json.dumps(entry)
 

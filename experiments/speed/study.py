@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from fedpeft.clients.workbench import Workbench
 
+from experiments.speed.breakdown import breakdown
 from experiments.speed.own import plan_of
 from experiments.speed.plain import PlainClient
 from experiments.speed.sides import Framework, Round, Side, Variant
@@ -109,7 +112,7 @@ class Measured:
 
 @dataclass
 class Result:
-    """A finished case."""
+    """A finished case; `breakdown` is where the batched executor's time goes."""
 
     case: Case
     steps: int
@@ -117,6 +120,7 @@ class Result:
     clients_per_pass: int
     kernel: str
     variants: dict[str, Measured]
+    breakdown: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -185,9 +189,15 @@ class Study:
             for name in chosen:
                 if name not in LEVERS:
                     self._whole(load, name, measured[name])
+        parts = self._breakdown(load)
         self._forget(load)
         plan = load.plan
-        return Result(case, load.steps, load.tokens, plan.clients_per_pass, plan.kernel, measured)
+        return Result(case, load.steps, load.tokens, plan.clients_per_pass, plan.kernel, measured, parts)
+
+    def _breakdown(self, load: Workload) -> dict[str, float]:
+        """In a process of its own, whose memory and threads are nobody else's."""
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            return process.submit(breakdown, load).result()
 
     def _warm_up(self, load: Workload, measured: dict[str, Measured], sides: dict[Framework, Side]) -> None:
         after: dict[str, Round] = {}

@@ -1,0 +1,40 @@
+"""Where the batched executor's time goes, by kind of operation: what a missed target is made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fedpeft.clients.workbench import Workbench
+from torch.profiler import ProfilerActivity, profile
+
+from experiments.speed.workload import Workload
+
+KINDS = {
+    "frozen products": ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm"),
+    "per-client products": ("aten::bmm", "aten::baddbmm"),
+    "attention": ("aten::_scaled_dot_product", "aten::_flash_attention"),
+    "GELU": ("aten::gelu",),
+    "layer norms": ("aten::native_layer_norm",),
+    "casts and copies": ("aten::copy_", "aten::clone", "aten::cat"),
+    "optimizer": ("aten::_foreach", "aten::_fused_adam", "Optimizer."),
+}
+"""Beginnings of the names of torch's operations."""
+
+
+def kind_of(operation: str) -> str:
+    """The kind of an operation; "other" where none fits."""
+    return next((kind for kind, starts in KINDS.items() if operation.startswith(starts)), "other")
+
+
+def breakdown(load: Workload) -> dict[str, float]:
+    """Share of each kind in the time of one group of clients, largest first, in this process with one thread."""
+    bench = Workbench(load.plan)
+    group = [load.job(client) for client in range(min(load.plan.clients_per_pass, len(load.partition)))]
+    list(bench.executor.train(group))  # the first pass chooses kernels
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        list(bench.executor.train(group))
+    spent: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        spent[kind_of(event.key)] += event.self_cpu_time_total
+    total = sum(spent.values())
+    return {kind: time / total for kind, time in spent.most_common()}
