@@ -22,6 +22,7 @@ from fedpeft import seeds
 from fedpeft.adapter import Layout, State, difference
 from fedpeft.attack import ATTACKS, Attack
 from fedpeft.codec import decode, parse_codec
+from fedpeft.downlink import Arrival, arrival, start_for
 from fedpeft.errors import PayloadError
 from fedpeft.head_start import HEADS
 from fedpeft.messages import Instruction, Report
@@ -40,6 +41,8 @@ class ClientPlan:
     Attributes:
         partition: the clients' shards.
         codec: what `--codec` says, of updates.
+        downlink: codec of the adapter on its way down.
+        start: the seeded start of all tensors, which a lossy downlink counts from; empty without one.
         lossless: codec of statistics and control variates.
         head: how the head starts.
         strategy: for the clients' half of it.
@@ -51,6 +54,8 @@ class ClientPlan:
 
     partition: Partition
     codec: str
+    downlink: str
+    start: State
     lossless: str
     head: str
     strategy: str
@@ -80,6 +85,7 @@ class ClientSide:
         self.bench = bench
         self.plan = plan
         self.uplink = parse_uplink(plan.codec)
+        self.downlink = parse_codec(plan.downlink)
         self.lossless = parse_codec(plan.lossless)
         self.head = HEADS.build(plan.head)
         self.strategy = strategies.build(plan.strategy)
@@ -147,17 +153,19 @@ class ClientSide:
         shapes = {name: layout.shapes[name] for name in trained - private}
         server_variate = decode(instruction.variate, shapes) if instruction.variate else {}
         state: State | None = None
-        keeps = bool(private or server_variate or self.uplink.remembers)
+        keeps = bool(private or server_variate or self.uplink.remembers or not self.downlink.lossless)
         if keeps:
             # Only a training round proves that the server has stored what it acknowledges.
             state = self.store.load(instruction.client, instruction.acknowledged, tidy=instruction.kind == "train")
         state = state or {}
+        sent = self._arrival(instruction, layout, section(state, "held"))
+        state = state | labelled("held", sent.moved)
         job = Job(
             client=instruction.client,
             round=instruction.round,
             seed=plan.seed,
             rows=self._rows(instruction.client)[0],
-            received=decode(instruction.payload, layout.shapes) | section(state, "private"),
+            received=sent.state | section(state, "private"),
             trained=trained,
             training=replace(plan.training, steps=instruction.steps) if instruction.steps else plan.training,
             learning_rate=instruction.learning_rate,
@@ -184,6 +192,13 @@ class ClientSide:
             return update
         ids = (job.round, task.instruction.attempt, job.client)
         return mechanism.released(update, plan.noise, read_key(plan.key), ids)
+
+    def _arrival(self, instruction: Instruction, layout: Layout, held: State) -> Arrival:
+        """What the client starts from, given what it `held` since its last recorded round."""
+        start = self.plan.start
+        if start:
+            start = start_for(self.strategy, start, self.bench.plan.layout, instruction.form)
+        return arrival(instruction.payload, self.downlink, layout.shapes, start, {instruction.acknowledged: held})
 
     def _report(self, task: _Task, result: Trained, seconds: float) -> Report:
         job = task.job

@@ -34,6 +34,8 @@ class Progress:
         variate: the server's control variate (SCAFFOLD).
         forms: LoRA rank and alpha of the clients whose form the strategy has changed.
         acknowledged: per client that took part, the last recorded round.
+        held: per client that took part, the version of the state that it holds; 0: none of use.
+        versions: of the state that clients hold (`Versions.state`).
         rows: of the clients that have been heard of.
         losses: the mean training loss of each round.
         counters: running totals (bytes up and down, seconds).
@@ -50,6 +52,8 @@ class Progress:
     variate: State = field(default_factory=dict)
     forms: dict[int, ClientForm] = field(default_factory=dict)
     acknowledged: dict[int, int] = field(default_factory=dict)
+    held: dict[int, int] = field(default_factory=dict)
+    versions: State = field(default_factory=dict)
     rows: dict[int, int] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     counters: dict[str, float] = field(default_factory=dict)
@@ -71,7 +75,7 @@ class Checkpoints:
             RunError: the disk is full or can't be written; the checkpoint before stays valid.
         """
         tensors = {f"adapter/{n}": t.contiguous() for n, t in progress.adapter.items()}
-        for kind in ("started", "residual", "variate"):
+        for kind in ("started", "residual", "variate", "versions"):
             tensors |= {f"{kind}/{n}": t.contiguous() for n, t in getattr(progress, kind).items()}
         for label, state in progress.memory.items():
             tensors |= {f"memory/{label}/{n}": t.contiguous() for n, t in state.items()}
@@ -79,6 +83,7 @@ class Checkpoints:
             "version": VERSION,
             "round": progress.round,
             "acknowledged": progress.acknowledged,
+            "held": progress.held,
             "rows": progress.rows,
             "losses": progress.losses,
             "forms": {client: (form.rank, form.alpha) for client, form in progress.forms.items()},
@@ -121,6 +126,7 @@ class Checkpoints:
             raise RunError(f"the checkpoint {files[-1]} was written by another version of fedpeft")
         progress = Progress(**plain)
         progress.acknowledged = {int(client): round for client, round in progress.acknowledged.items()}
+        progress.held = {int(client): version for client, version in progress.held.items()}
         progress.rows = {int(client): rows for client, rows in progress.rows.items()}
         forms: Any = progress.forms
         progress.forms = {int(client): ClientForm(rank, alpha) for client, (rank, alpha) in forms.items()}

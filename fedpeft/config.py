@@ -54,6 +54,7 @@ class RunConfig:
     privacy: str = setting("", "dp_sgd(epsilon=8, clip=1.0), user_dp(...) or local_dp(...); empty: no protection")
     stop_at_budget: bool = setting(False, "clients whose epsilon is spent sit out, instead of ending the run")
     codec: str = setting("fp32", "how updates are encoded: fp32, bf16, small (32x), tiny (100x), steps, ...")
+    downlink: str = setting("auto", "how the model is sent to clients; auto: as suits a codec's preset, else exactly")
     executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
     workers: int = setting(0, "worker processes; 0: one per core", low=0, high=1024)
     evaluate_every: int = setting(4, "rounds between evaluations", low=1)

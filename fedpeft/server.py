@@ -42,6 +42,7 @@ from fedpeft.sampling import Sampler
 from fedpeft.server_optimizer import ServerOptimizer
 from fedpeft.strategy import Fold, Strategy, Update
 from fedpeft.uplink import Uplink
+from fedpeft.versions import Versions
 
 WAVE = 128
 """Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
@@ -162,11 +163,12 @@ class Server:
     """The parts of a federation.
 
     Attributes:
-        lossless: the codec of what is sent down.
+        downlink: the codec of the adapter on its way down.
+        lossless: of everything else that is sent down.
         uplink: of updates: codec, memory and precision rules.
         estimates: the server's copies of its clients' memories, where the uplink wants them (EF21).
         layout: all trainable tensors, at the global rank.
-        start: the initial global state.
+        start: the initial global state, which clients can make from the seed.
         profiles: of each client, in the order of ids.
         weighting: "rows": p_k proportional to a client's rows; "uniform": equal.
         proximal: mu of FedProx; 0: none.
@@ -183,6 +185,7 @@ class Server:
     grid: Grid
     strategy: Strategy
     optimizer: ServerOptimizer
+    downlink: Codec
     lossless: Codec
     uplink: Uplink
     estimates: ClientStore
@@ -209,6 +212,7 @@ class Server:
     remote: bool = False
     protection: Protection | None = None
     residual: Residual = field(init=False)
+    versions: Versions = field(init=False)
 
     def run(self) -> Progress:
         """All rounds that are still to do; returns the finished state."""
@@ -219,6 +223,7 @@ class Server:
         self.records.cut(progress.offsets if progress else {})
         self.residual = Residual.of(progress.residual if progress else {}, self.layout.pairs, self._dtype)
         self.bases.put(self.residual.version, self.residual.total)
+        self.versions = Versions.of(progress.versions if progress else {})
         if progress is None:
             progress = self._prepare()
             self._commit(progress)
@@ -250,7 +255,7 @@ class Server:
     # ------------------------------------------------------------------------------------------------- before round 1
 
     def _prepare(self) -> Progress:
-        state = self.strategy.start(self.start, self.layout, self.seed)
+        state = dict(self.start)
         progress = Progress(round=0, adapter=state, fixed=dict(self.fixed))
         progress.counters = dict.fromkeys(COUNTERS, 0)
         if self.head.exchanges and "head.weight" in state:
@@ -351,6 +356,9 @@ class Server:
         if tally.losses and not self._silent:
             progress.losses.append(tally.train_loss)
         progress.acknowledged |= dict.fromkeys(tally.accepted, round)
+        progress.held |= {client: 0 if client in tally.forms else round for client in tally.accepted}
+        self.versions.add(round, sent.made, progress.held.values())
+        progress.versions = self.versions.state()
         if self.scaffold:  # c <- c + (1 / N) sum of the clients' changes
             share = tally.variates.weight / self.clients
             progress.variate |= {n: progress.variate[n] + share * d for n, d in tally.variates.mean().items()}
@@ -390,7 +398,7 @@ class Server:
         last = progress.acknowledged.get(report.client, 0)
         form = self.form(report.client, progress)
         layout = self.layout.with_form(form)
-        package = sent.package(form, newcomer=not last)
+        package = sent.package(form, progress.held.get(report.client, 0), newcomer=not last)
         base_bytes = len(sent.base(last))
         downlink = len(package.payload) + len(sent.variate) + base_bytes
         tally.uplink_bytes += report.bytes
@@ -407,6 +415,7 @@ class Server:
             "seconds": report.seconds,
             "uplink_bytes": report.bytes,
             "downlink_bytes": downlink,
+            "downlink_from": package.base,
         }
         if self.protection is not None:
             line["confidential"] = True
@@ -454,7 +463,18 @@ class Server:
 
     def _downlink(self, round: int, progress: Progress) -> Downlink:
         variate = progress.variate if self.scaffold else None
-        return Downlink(self.strategy, self.layout, self.lossless, progress.adapter, self.residual, round, variate)
+        return Downlink(
+            self.strategy,
+            self.layout,
+            self.downlink,
+            self.lossless,
+            progress.adapter,
+            self.start,
+            self.versions,
+            self.residual,
+            round,
+            variate,
+        )
 
     def _instruction(self, kind: Kind, client: int, round: int, sent: Downlink, progress: Progress) -> Instruction:
         form = self.form(client, progress)
@@ -463,7 +483,7 @@ class Server:
             kind=kind,
             round=round,
             client=client,
-            payload=sent.package(form, newcomer=not last).payload,
+            payload=sent.package(form, progress.held.get(client, 0), newcomer=not last).payload,
             learning_rate=self.schedule.at(round),
             proximal=self.proximal,
             rank=form.rank if form else 0,

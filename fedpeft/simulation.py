@@ -30,6 +30,7 @@ from fedpeft.codec import parse_codec
 from fedpeft.combinations import check_combination, check_private_run, uplink_for
 from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
+from fedpeft.downlink import parse_downlink
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.examples import LENGTH_STEP
 from fedpeft.grids.cohort import CohortGrid
@@ -121,6 +122,7 @@ class Simulation:
         self.strategy = strategies.build(config.strategy)
         self.lossless = "fp64" if config.dtype == "fp64" else "fp32"
         self.uplink, self.remark = uplink_for(self.strategy, self.lossless if config.codec == "fp32" else config.codec)
+        self.downlink = parse_downlink(config.downlink, config.codec, self.lossless)
         self.head = HEADS.build(config.head)
         peft = parse_spec(config.peft)
         plain = PEFT_METHODS.build(peft)
@@ -148,6 +150,7 @@ class Simulation:
         self.start: State = self.method.start(reference, config.seed)
         if config.dtype == "fp64":
             self.start = {name: tensor.double() for name, tensor in self.start.items()}
+        self.start = self.strategy.start(self.start, self.layout, config.seed)
         self.parameters = sum(p.numel() for p in reference.parameters())
         self.work = self._work_plan(reference)
         self.protection = None if self.mechanism is None else self._protection(self.mechanism)
@@ -299,6 +302,8 @@ class Simulation:
         clients = ClientPlan(
             partition=self.partition,
             codec=str(self.uplink),
+            downlink=str(self.downlink),
+            start={} if self.downlink.lossless else self.start,
             lossless=self.lossless,
             head=self.config.head,
             strategy=self.config.strategy,
@@ -387,6 +392,7 @@ class Simulation:
             grid=self.grid(),
             strategy=self.strategy,
             optimizer=self.optimizer,
+            downlink=self.downlink,
             lossless=parse_codec(self.lossless),
             uplink=self.uplink,
             estimates=ClientStore(self.folder / "estimates"),

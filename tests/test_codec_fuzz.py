@@ -39,6 +39,7 @@ TEXTS = [
     "widths(bits=4.0) | pack",
     "lowrank | widths(bits=5.0) | rans",
     "delta | quantize(bits=5) | pack",
+    "grid(bits=6.0) | rans | zstd",
     "rotate | topk(fraction=0.5) | quantize | rans",
 ]
 

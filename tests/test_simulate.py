@@ -142,11 +142,14 @@ def wait_for_rounds(folder: Path, count: int, process: subprocess.Popen[bytes]) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_resumes_to_the_identical_adapter(tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "more"), [(signal.SIGKILL, ()), (signal.SIGINT, ()), (signal.SIGKILL, ("--codec", "tiny"))]
+)
+def test_a_killed_run_resumes_to_the_identical_adapter(tmp_path, how, more):
+    """With the codec, clients hold a memory and a version of the state."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(whole).wait(180) == 0
-    process = start(cut)
+    assert start(whole, *more).wait(180) == 0
+    process = start(cut, *more)
     wait_for_rounds(cut, 5, process)
     process.send_signal(how)
     assert process.wait(60) == (-signal.SIGKILL if how == signal.SIGKILL else 130)

@@ -28,11 +28,10 @@ from fedpeft.allocation import SLICINGS, Slices, slices
 from fedpeft.codec import Context, Encoded, Plan, Quantizer, Signal, segment_reduce
 from fedpeft.entropy import PRECISION, coded_size, decode_symbols, encode_symbols
 from fedpeft.errors import PayloadError
+from fedpeft.levels import CLASSES, ExpectedLevels, classes_of, level_streams
 from fedpeft.parts import setting
 from fedpeft.payload import Array, Expected, Reader, Shape, Symbols
 
-CLASSES: Final = 16
-"""Class 0: all zero, not sent. The others: half octaves of root mean square over step, from 2^-3 to 2^4."""
 STEPS: Final = 64
 """Quarter octaves by which a slice's step may exceed the smallest."""
 REACH: Final = 2047
@@ -64,27 +63,19 @@ class Adaptive(Quantizer):
         """Levels by class, one stream each; the parameters hold step, shifts, classes and relative steps."""
         cut = slices(signal.shapes, self.per)
         relative, y = _normalised(signal, cut)
-        search = _Search(y, cut.sizes, self.draws, self.dead)
+        search = StepSearch(y, cut.sizes, self.draws, self.dead)
         whole = self.bits * context.parameters / 8
         spent = context.spent + coded_size([Symbols(relative, STEPS)]) + 16
         step = search.meet(max(whole - spent, whole / 4))  # a header larger than the budget must not silence the state
         noise = context.uniform(len(y)) - y.dtype.type(0.5) if self.draws else None
         q, classes = search.levels(step, noise)
         q = q.astype(np.int16)
-        reaches = [
-            int(np.abs(q[m]).max()) for c in range(1, CLASSES) if (m := np.repeat(classes == c, cut.sizes)).any()
-        ]
+        reaches, streams = level_streams(q, classes, cut.sizes)
         shifts = (0, 0) if self.draws else _shifts(y / y.dtype.type(step) if step else y, q)
         parameters = bytes((SLICINGS.index(self.per), ROUNDINGS.index(self.rounding)))
         parameters += struct.pack("<fbb", step, *shifts)
         parameters += encode_symbols([Symbols(classes, CLASSES), Symbols(relative, STEPS)])
-        parameters += struct.pack(f"<{len(reaches)}H", *reaches)
-        present = [c for c in range(1, CLASSES) if (classes == c).any()]
-        streams = []
-        for c, reach in zip(present, reaches, strict=True):
-            values = q[np.repeat(classes == c, cut.sizes)]
-            streams.append(Symbols((values + np.int16(reach)).astype(np.uint16), 2 * reach + 1))
-        return Encoded(None, parameters, tuple(streams))
+        return Encoded(None, parameters + reaches, tuple(streams))
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
@@ -97,26 +88,17 @@ class Adaptive(Quantizer):
         cut = slices(shapes, per)
         count = len(cut.sizes)
         classes, relative = decode_symbols(parameters, (Expected(count, CLASSES), Expected(count, STEPS)))
-        present = [c for c in range(1, CLASSES) if (classes == c).any()]
-        reaches = [parameters.integer(2, "reach of a class") for _ in present]
-        if any(reach > REACH for reach in reaches):
-            raise PayloadError(f"the payload's step adaptive has a reach beyond {REACH}")
-        expected = tuple(
-            Expected(int(cut.sizes[classes == c].sum()), 2 * reach + 1)
-            for c, reach in zip(present, reaches, strict=True)
-        )
+        expected = ExpectedLevels.read(parameters, classes, cut.sizes, REACH, "adaptive")
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             y = np.zeros(int(cut.sizes.sum()), context.dtype)
             noise = context.uniform(len(y)) - context.dtype.type(0.5) if dither else None
-            for c, reach, levels in zip(present, reaches, symbols, strict=True):
-                mask = np.repeat(classes == c, cut.sizes)
-                q = levels.astype(context.dtype) - context.dtype.type(reach)
+            for mask, q in zip(expected.places(), expected.values(symbols, context.dtype), strict=True):
                 y[mask] = q - noise[mask] if noise is not None else _shifted(q, shifts)
             y *= np.repeat((step * _ratio(relative)).astype(context.dtype), cut.sizes)
             return cut.scatter(y)
 
-        return Plan((), expected, undo)
+        return Plan((), expected.symbols, undo)
 
 
 def _ratio(relative: Array) -> Array:
@@ -140,7 +122,7 @@ def _normalised(signal: Signal, cut: Slices) -> tuple[Array, Array]:
     return relative, y / np.repeat(_ratio(relative).astype(y.dtype), cut.sizes)
 
 
-class _Search:
+class StepSearch:
     """The step size that meets a budget."""
 
     def __init__(self, y: Array, sizes: Array, dither: bool, dead: float) -> None:
@@ -162,9 +144,7 @@ class _Search:
         else:
             q = np.copysign(np.floor(np.abs(y) + self.offset), y)
             used = segment_reduce(np.maximum, np.abs(q), self.sizes) > 0
-        octaves = np.log2(np.maximum(self.rms, step * 2.0**-9) / step)
-        classes = np.clip(np.round(2 * octaves) + 7, 1, CLASSES - 1)
-        return np.clip(q, -REACH, REACH), np.where(used, classes, 0).astype(np.uint8)
+        return np.clip(q, -REACH, REACH), classes_of(self.rms / step, used)
 
     def cost(self, step: float) -> float:
         """About how many bytes the levels and classes take, tables included."""

@@ -1,0 +1,137 @@
+"""States on a grid, so that one state can be reached exactly from any other that the receiver holds.
+
+    q = sign(x) floor(|x| / s + 1/2 - dead),   x' = q s           what the payload stands for
+    d = q - round(h / s)                                          what it holds, h: the state held (version 0: zeros)
+
+x' depends on x alone and not on h: a receiver that was away for long gets one difference instead of all those it has
+missed, and ends with the same bits as everybody else. Since every x is quantized anew, errors do not add up:
+norm_inf(x - x') <= (1/2 + dead) s, which is what error feedback around the differences comes to on a grid. The fewer
+entries have moved since h, the smaller the payload. One step size s serves all entries; it is searched for, so that the
+payload from version 0 takes `bits` bits a parameter. Follow it with `rans`.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Final
+
+import numpy as np
+
+from fedpeft.allocation import SLICINGS, slices
+from fedpeft.codec import Codec, Context, Encoded, Plan, Quantizer, Signal, segment_reduce
+from fedpeft.codecs.adaptive import REACH, StepSearch
+from fedpeft.entropy import decode_symbols, encode_symbols
+from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.levels import CLASSES, ExpectedLevels, classes_of, level_streams
+from fedpeft.parts import setting
+from fedpeft.payload import Array, Expected, Reader, Shape, Symbols, read_payload, varint
+
+MAX_VERSION: Final = (1 << 62) - 1
+
+
+@dataclass(frozen=True)
+class Grid(Quantizer):
+    """Levels, as differences from those of a state that both ends hold (`reference`); biased."""
+
+    bits: float = setting(3.0, "bits a parameter of a payload from version 0, all its bytes included", above=0, high=10)
+    dead: float = setting(0.08, "how much wider the zero level is on each side, in steps", low=0, below=0.5)
+    per: str = setting("rank", "what shares a frequency table: tensor, row, rank", choices=SLICINGS)
+    step: float | None = setting(None, "a fixed step size, instead of bits", above=0)
+
+    lossless = False
+
+    def encode(self, signal: Signal, context: Context) -> Encoded:
+        """The parameters are slicing, step size, version and checksum of the state held, and the slices' classes."""
+        cut = slices(signal.shapes, self.per)
+        y = cut.gather(signal.values)
+        search = StepSearch(y, cut.sizes, False, self.dead)
+        if self.step is not None:
+            step = float(np.float32(max(self.step, search.largest / REACH)))
+        else:
+            budget = self.bits * context.parameters / 8
+            step = search.meet(max(budget - context.spent - 24, budget / 4))
+        q, _ = search.levels(step, None)
+        if context.position:
+            raise ConfigError("the codec step grid works on the state itself: no transform may stand in front of it")
+        version, held = context.reference or (0, None)
+        if not 0 <= version <= MAX_VERSION:
+            raise ConfigError(f"the codec step grid needs a version from 0 to 2^62 - 1, got {version}")
+        if version and held is not None:
+            q = q - _levels(cut.gather(held), step)
+        d = q.astype(np.int16)
+        squares = segment_reduce(np.add, np.square(d, dtype=np.float64), cut.sizes)
+        classes = classes_of(np.sqrt(squares / np.maximum(cut.sizes, 1)), squares > 0)
+        reaches, streams = level_streams(d, classes, cut.sizes)
+        parameters = bytes((SLICINGS.index(self.per),)) + struct.pack("<f", step) + varint(version)
+        if version and held is not None:
+            parameters += _checksum(held).to_bytes(4, "little")
+        return Encoded(None, parameters + encode_symbols([Symbols(classes, CLASSES)]) + reaches, tuple(streams))
+
+    @classmethod
+    def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
+        """Slicing, step size, what is held, classes, and the reach of each class that occurs."""
+        cut = slices(shapes, SLICINGS[parameters.varint("slicing", len(SLICINGS) - 1)])
+        step = _read_step(parameters)
+        version = parameters.varint("reference version", MAX_VERSION)
+        if context.position:
+            raise PayloadError("the payload has a transform in front of its step grid")
+        held: Array | None = None
+        if version:
+            checksum = parameters.integer(4, "reference checksum")
+            held = context.references(version)
+            if held is None:
+                raise PayloadError(f"the payload builds on version {version} of the state, which is not held here")
+            if len(held) != int(cut.sizes.sum()) or _checksum(held) != checksum:
+                raise PayloadError(
+                    f"the payload builds on a version {version} of the state that differs from the one held here"
+                )
+        (classes,) = decode_symbols(parameters, (Expected(len(cut.sizes), CLASSES),))
+        expected = ExpectedLevels.read(parameters, classes, cut.sizes, 2 * REACH, "grid")
+
+        def undo(values: Array, symbols: Sequence[Array]) -> Array:
+            q = np.zeros(int(cut.sizes.sum()), context.dtype) if held is None else _levels(cut.gather(held), step)
+            for mask, d in zip(expected.places(), expected.values(symbols, context.dtype), strict=True):
+                q[mask] += d
+            return cut.scatter(q * context.dtype.type(step))
+
+        return Plan((), expected.symbols, undo)
+
+
+def at_step_of(codec: Codec, payload: bytes, shapes: Mapping[str, Shape]) -> Codec:
+    """A codec that ends in a grid, at the step size of `payload`, which it has made: for the same state from elsewhere.
+
+    Raises:
+        ConfigError: the codec has no grid.
+    """
+    grid = codec.tensor_steps[-1]
+    if not isinstance(grid, Grid):
+        raise ConfigError(f"{codec} has no step grid, so its states can't be reached from one another")
+    parameters = dict(read_payload(payload, shapes)[0].steps)["grid"]
+    step = _read_step(Reader(parameters[1:]))
+    return replace(codec, tensor_steps=(*codec.tensor_steps[:-1], replace(grid, step=step or None)))
+
+
+def _read_step(parameters: Reader) -> float:
+    (step,) = struct.unpack("<f", parameters.take(4, "step size"))
+    if not 0 <= step < inf:
+        raise PayloadError(f"the payload's step grid has the step size {step}")
+    return float(step)
+
+
+def _levels(held: Array, step: float) -> Array:
+    """The grid points nearest to what is held, at most as far out as a payload can reach."""
+    if step <= 0:
+        return np.zeros_like(held)
+    levels: Array = np.clip(np.rint(held / held.dtype.type(step)), -REACH, REACH)
+    return levels
+
+
+def _checksum(values: Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data)
+
+
+part = Grid
