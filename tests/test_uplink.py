@@ -158,6 +158,6 @@ def test_a_run_that_dies_between_its_clients_memories_and_its_record_of_them_end
 def test_a_memory_is_refused_where_factors_are_made_anew(tmp_path, capsys):
     assert main([*TINY, "--output", str(tmp_path / "a"), "--codec", "ef14 | small", "--strategy", "flexlora"]) == 2
     assert "new factors" in capsys.readouterr().err.replace("\n", " ")
-    run(tmp_path / "b", "--codec", "small", "--strategy", "flexlora", "--rounds", "1")
+    run(tmp_path / "b", "--codec", "small", "--downlink", "fp32", "--strategy", "flexlora", "--rounds", "1")
     assert not (tmp_path / "b" / "clients").exists()
     assert "without error feedback" in capsys.readouterr().out.replace("\n", " ")
