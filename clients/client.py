@@ -230,12 +230,13 @@ class ClientSide:
         return Report(job.client, job.round, payload, result.rows, result.steps, result.loss, seconds, variate=variate)
 
     def _encode(self, task: _Task, update: State, trained: State) -> tuple[bytes, State]:
-        """The payload, and the memory of what it leaves out."""
+        """The payload, and the memory of what it leaves out; what stays with the client has no say in it."""
+        seen = {n: t for n, t in (task.job.received | trained).items() if n not in task.private}
         return self.uplink.encode(
             update,
             section(task.state, "feedback"),
             bits=task.instruction.bits,
             seed=seeds.integer(self.bench.plan.seed, "codec", task.job.round, task.job.client),
-            trained=task.job.received | trained,
+            trained=seen,
             layout=task.layout,
         )
