@@ -20,7 +20,7 @@ from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.dropout import DropoutPlan, own_dropout
 from fedpeft.examples import Batch, Examples
 from fedpeft.peft_method import PeftMethod
-from fedpeft.stacked import Kernel, StackedLayer, StackedLinear, fast_linears, replace
+from fedpeft.stacked import Kernel, StackedLayer, StackedLinear, fast_linears
 from fedpeft.strategy import padded
 from fedpeft.task import FederatedModel, Task, trainable
 
@@ -55,14 +55,8 @@ class BatchedExecutor(Executor):
         self.stacks = [m for m in model.modules() if isinstance(m, StackedLayer)]
 
     def _stack(self, method: PeftMethod, kernel: Kernel) -> None:
-        base = self.model.base
-        fast_linears(base, kernel)
-        adapted: dict[str, dict[str, tuple[int, ...]]] = {}
-        for spec in self.layout.tensors:
-            if spec.role != "head":
-                adapted.setdefault(spec.module, {})[spec.name.removeprefix(spec.module + ".")] = spec.shape
-        for path, shapes in adapted.items():
-            replace(base, path, method.stack(base.get_submodule(path), shapes, self.clients))
+        fast_linears(self.model.base, kernel)
+        method.stack_into(self.model, [t for t in self.layout.tensors if t.role != "head"], self.clients)
         head = getattr(self.model, "head", None)
         if isinstance(head, nn.Linear):
             self.model.head = StackedLinear(head, self.clients)
@@ -134,7 +128,7 @@ class BatchedExecutor(Executor):
 
     def frozen(self, module: str) -> nn.Module:
         """The layer inside the stack."""
-        layer: nn.Module = self.model.base.get_submodule(module).layer  # type: ignore[assignment]
+        layer: nn.Module = self.model.base.get_submodule(module).base_layer  # type: ignore[assignment]
         return layer
 
     def _activate(self, clients: int) -> int:
@@ -149,7 +143,7 @@ class BatchedExecutor(Executor):
                 parameter.grad = None
                 for k, job in enumerate(jobs):
                     parameter[k].copy_(padded(job.received[name], parameter[k]))
-        self._scale([job.form for job in jobs])
+        self._scale([job.form or self.layout.form for job in jobs])
 
     def _scale(self, forms: Sequence[ClientForm | None]) -> None:
         for layer in self.stacks:

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from fedpeft.clients.training import Executor, Job, Trained, leading
+from fedpeft.clients.training import Executor, Job, Trained, leading, placed
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.dropout import DropoutPlan, own_dropout
 from fedpeft.examples import Batch, Examples
-from fedpeft.strategy import padded
 from fedpeft.task import FederatedModel, Task, trainable
 
 
@@ -39,7 +38,7 @@ class SequentialExecutor(Executor):
         """Set the trainable parameters to `state`."""
         with torch.no_grad():
             for name, tensor in state.items():
-                self.parameters[name].copy_(padded(tensor, self.parameters[name]))
+                self.parameters[name].copy_(placed(tensor, self.parameters[name]))
         self._scale(self.layout.form)
 
     def frozen(self, module: str) -> nn.Module:
@@ -58,13 +57,13 @@ class SequentialExecutor(Executor):
 
     def _train(self, job: Job) -> Trained:
         self.load(job.received)
-        self._scale(job.form)
+        self._scale(job.form or self.layout.form)
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)
         optimizer, warmup = job.training.optimizer_for(chosen, job.learning_rate)
         start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
-        corrections = {n: padded(c.to(self.device), chosen[n]) for n, c in job.correction.items() if n in chosen}
+        corrections = {n: placed(c.to(self.device), chosen[n]) for n, c in job.correction.items() if n in chosen}
         losses = []
         for loss in self._steps(job, chosen, optimizer):
             for name, before in start.items():

@@ -21,6 +21,7 @@ from fedpeft.examples import Examples, length_sorted_batches
 from fedpeft.parts import setting
 from fedpeft.residual import folded
 from fedpeft.stacked import FrozenLinear
+from fedpeft.strategy import padded
 from fedpeft.task import FederatedModel, Task
 
 if TYPE_CHECKING:
@@ -160,8 +161,17 @@ class Job:
 
 
 def leading(tensor: Tensor, like: Tensor) -> Tensor:
-    """A CPU copy of the leading part of `tensor`, in the shape of `like`: what a client of lower LoRA rank holds."""
+    """A CPU copy of the leading part of `tensor`, in the shape of `like`: what a client of smaller size holds.
+
+    A parameter may hold the numbers in another shape than they are exchanged in (a vector as a matrix of one row).
+    """
+    tensor = tensor if tensor.ndim == like.ndim else tensor.reshape(like.shape)
     return tensor[tuple(slice(0, n) for n in like.shape)].cpu().clone()
+
+
+def placed(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`tensor` as `parameter` holds it: the reverse of `leading`, with zeros for what the client lacks."""
+    return padded(tensor, parameter) if tensor.ndim == parameter.ndim else tensor.reshape(parameter.shape)
 
 
 @dataclass(frozen=True)

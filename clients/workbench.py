@@ -26,6 +26,7 @@ from fedpeft.attack import Relabelled
 from fedpeft.examples import Examples
 from fedpeft.frozen_prefix import FrozenStore, HiddenRows, above
 from fedpeft.peft_method import PEFT_METHODS, PeftMethod
+from fedpeft.quantized import quantize
 from fedpeft.residual import ResidualFiles
 from fedpeft.stacked import Kernel, fast_linears
 from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
@@ -76,7 +77,9 @@ class WorkPlan:
 
     def store(self, data_key: str, depth: int) -> FrozenStore:
         """The frozen model's output on the rows called `data_key`."""
-        name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth)
+        precision = PEFT_METHODS.build(self.method).base_precision
+        bits = {"precision": precision} if precision else {}
+        name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **bits)
         examples = cached_examples(data_key)
         return FrozenStore(cache_directory() / f"frozen-{name}", examples, depth, self.width, DTYPES[self.dtype])
 
@@ -113,6 +116,7 @@ class Workbench:
     def base(self) -> nn.Module:
         """The frozen base; for the batched executor with fast frozen layers."""
         base = self.task.base(self.plan.model, DTYPES[self.plan.dtype]).to(self.plan.device)
+        quantize(base, self.method.base_precision)
         if self.plan.executor == "batched":
             fast_linears(base, self.plan.kernel)
         return base

@@ -17,8 +17,9 @@ from torch import Tensor
 State = dict[str, Tensor]
 """Tensors by canonical name, e.g. `encoder.layer.0.attention.self.query.lora_A.weight`."""
 
-Role = Literal["lora_A", "lora_B", "head", "plain"]
-"""`plain`: a parameter that has no bilinear partner (a bias, a scaling vector, a prompt, a weight)."""
+Role = Literal["lora_A", "lora_B", "head", "prompt", "plain"]
+"""`prompt`: one row for each position, of which a client of smaller size holds the first ones; `plain`: a parameter
+that has no bilinear partner (a bias, a scaling vector, a weight)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class ClientForm:
-    """The form in which a client holds LoRA factors: `rank` (at least 1) and `alpha` (above 0)."""
+    """The form in which a client holds LoRA factors: `rank` (at least 1) and `alpha` (above 0); for prompts, `rank` is
+    their length and the scale is 1."""
 
     rank: int
     alpha: float
@@ -106,6 +108,7 @@ class Layout:
         resized = {
             "lora_A": lambda shape: (form.rank, *shape[1:]),
             "lora_B": lambda shape: (*shape[:-1], form.rank),
+            "prompt": lambda shape: (form.rank, *shape[1:]),
         }
         tensors = tuple(TensorSpec(t.name, resized.get(t.role, tuple)(t.shape), t.role, t.module) for t in self.tensors)
         return Layout(tensors, form)

@@ -3,7 +3,8 @@
     error = norm(dW* - dW) / norm(dW*),   dW* = sum_k p_k s_k B_k A_k,   Frobenius norms over all LoRA layers
 
 dW is what the next global adapter and the round's increment of the base add to the weights. dW* is summed up densely, a
-matrix per layer, as updates come in: memory does not depend on the number of clients.
+matrix per layer, as updates come in: memory does not depend on the number of clients. Methods whose update is no
+product of two factors (DoRA, VeRA, AdaLoRA) say themselves what a state adds to the weights.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import math
 
 import torch
 
-from fedpeft.adapter import Layout, State
+from fedpeft.adapter import Layout, State, difference, norm
 from fedpeft.collectors import Collector, Outcome
+from fedpeft.peft_method import WeightChanges
 from fedpeft.server_optimizer import Memory
-from fedpeft.strategy import Strategy, Update, effective, lora_form, product
+from fedpeft.strategy import Fold, Strategy, Update, effective, lora_form, product
 
 LARGEST_TARGET = 64 * 2**20
 """Entries of all adapted weights together, above which the exact aggregate is not formed (256 MB in fp32)."""
@@ -60,3 +62,26 @@ class MeasuredCollector:
             distance += float((exact - made).square().sum())
             size += float(exact.square().sum())
         return math.sqrt(distance / size) if size else 0.0
+
+
+class WeightsCollector:
+    """The same for methods that say themselves what a state adds to the weights."""
+
+    def __init__(self, collector: Collector, changes: WeightChanges) -> None:
+        self.collector, self.changes = collector, changes
+        self.target = Fold()
+
+    def add(self, update: Update) -> None:
+        """Take one update, and add its weights to the target."""
+        self.collector.add(update)
+        self.target.add(self.changes({name: update.trained(name) for name in update.received}), update.weight)
+
+    def finish(self, memory: Memory) -> Outcome:
+        """What the round has led to."""
+        return self.collector.finish(memory)
+
+    def error(self, outcome: Outcome) -> float:
+        """Of the whole aggregate; 0 where there was nothing to aggregate."""
+        exact = self.target.mean()
+        size = norm(exact)
+        return norm(difference(self.changes(outcome.state), exact)) / size if size else 0.0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedpeft.adapter import Layout, State
+from fedpeft.factoring import FactoredCollector, Factoring
 from fedpeft.low_rank import LowRank
 from fedpeft.server_optimizer import Memory, ServerOptimizer
 from fedpeft.shelf import Shelf
@@ -83,8 +84,13 @@ def collector(
     round: int,
     seed: int,
     scratch: Path,
+    factoring: Factoring | None = None,
 ) -> Collector:
-    """The collector for a strategy of either kind."""
+    """The collector for a strategy of either kind; with a `factoring`, the strategy sees factors."""
+    if factoring:
+        factors = factoring.factors(state)
+        inner = collector(strategy, optimizer, factoring.layout, factors, round, seed, scratch)
+        return FactoredCollector(inner, factoring, state, round)
     if isinstance(strategy, LinearStrategy):
         return LinearCollector(strategy, optimizer, layout, state, round)
     assert isinstance(strategy, RoundStrategy)

@@ -1,6 +1,7 @@
 """The result of a run as others load it: a standard PEFT adapter, the head, the labels.
 
-    adapter/    what `peft.PeftModel.from_pretrained` loads on the base model; and, for classification,
+    adapter/    what `peft.PeftModel.from_pretrained` loads on the base model; of methods that the library does not
+                have, adapter.safetensors and method.json, which names the method; and, for classification,
                 head.safetensors (head.weight, head.bias) and labels.json
     model/      the whole model instead, after full fine-tuning
 
@@ -36,26 +37,30 @@ def save(
     state: State,
     labels: Sequence[str] | None,
     changes: Mapping[str, LowRank] | None = None,
+    own: str | None = None,
 ) -> None:
     """Write `state`, put into `model` (which carries the adapter), to `folder`/adapter (or `folder`/model).
 
     Args:
         changes: what is added to the frozen weights, by module, to be saved as LoRA factors; None: as the model's own
             adapter says.
+        own: the text of a method that the `peft` library can't save; None: it can.
 
     Raises:
         RunError: the files can't be written.
     """
-    is_adapter = changes is not None or hasattr(model.base, "peft_config")
+    is_adapter = changes is not None or own is not None or hasattr(model.base, "peft_config")
     target = folder / ("adapter" if is_adapter else "model")
     try:
         if changes is not None:
             save_lora(target, model.base, changes)
+        elif own is not None:
+            target.mkdir(exist_ok=True)
+            tensors = {n: t.float().contiguous() for n, t in state.items() if not n.startswith("head.")}
+            save_file(tensors, target / OWN_TENSORS)
+            (target / OWN_METHOD).write_text(json.dumps({"method": own}) + "\n", encoding="utf-8")
         else:
-            parameters = trainable(model)
-            with torch.no_grad():
-                for name, tensor in state.items():
-                    parameters[name].copy_(tensor)
+            put(model, state)
             model.base.save_pretrained(str(target))  # type: ignore[operator]
         if labels is not None:
             head = {n: t.float().contiguous() for n, t in state.items() if n.startswith("head.")}
@@ -63,6 +68,19 @@ def save(
             (target / "labels.json").write_text(json.dumps(list(labels), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunError(f"the result can't be written to {target}: {error}") from error
+
+
+OWN_METHOD = "method.json"
+OWN_TENSORS = "adapter.safetensors"
+"""Files of a method that the `peft` library does not have."""
+
+
+def put(model: FederatedModel, state: State) -> None:
+    """Set the trainable parameters of `model` to `state`."""
+    parameters = trainable(model)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor.reshape(parameters[name].shape))
 
 
 def save_lora(target: Path, base: nn.Module, changes: Mapping[str, LowRank]) -> None:
@@ -113,19 +131,25 @@ def with_residual(effective: Mapping[str, LowRank], residual: Mapping[str, Tenso
     return changes
 
 
-def load(folder: Path, task: Task, model_directory: Path, classes: int) -> FederatedModel:
-    """The finished model in fp32, from its files.
+def load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedModel:
+    """The finished model, from its files, on a `base` in fp32 that is changed in place.
 
     Raises:
         RunError: there is no adapter and no model in `folder`.
     """
     from peft import PeftModel
 
-    if (folder / "adapter").is_dir():
-        base = task.base(model_directory, torch.float32)
+    files = folder / "adapter"
+    if (files / OWN_METHOD).is_file():
+        from fedpeft.peft_method import PEFT_METHODS
+
         model = task.model(base, classes)
-        model.base = PeftModel.from_pretrained(base, str(folder / "adapter"))
-        files = folder / "adapter"
+        text = json.loads((files / OWN_METHOD).read_text(encoding="utf-8"))["method"]
+        PEFT_METHODS.build(text).attach(model, "fp32")
+        put(model, load_file(files / OWN_TENSORS))
+    elif files.is_dir():
+        model = task.model(base, classes)
+        model.base = PeftModel.from_pretrained(base, str(files))
     elif (folder / "model").is_dir():
         model = task.model(task.base(folder / "model", torch.float32), classes)
         files = folder / "model"

@@ -8,6 +8,9 @@ from torch import nn
 
 from fedpeft.errors import ModelError
 
+KEY_PROJECTIONS = ("key", "k_proj")
+"""What the projection to keys is called in the attention modules of models."""
+
 
 def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     """Path and list of the transformer blocks: the longest ModuleList of the model.
@@ -22,7 +25,9 @@ def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def linear_layers(base: nn.Module, top: int = 0) -> dict[str, nn.Linear]:
-    """The linear layers inside the `top` uppermost blocks (0: all blocks), by module path.
+    """The frozen linear layers inside the `top` uppermost blocks (0: all blocks), by module path.
+
+    Trainable ones belong to an adapter. A layer that another adapter has wrapped is found as `....base_layer`.
 
     Raises:
         ModelError: `top` exceeds the number of blocks.
@@ -35,7 +40,7 @@ def linear_layers(base: nn.Module, top: int = 0) -> dict[str, nn.Linear]:
         f"{path}.{i}.{name}": module
         for i in range(first, len(stack))
         for name, module in stack[i].named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad
     }
 
 
@@ -49,7 +54,7 @@ def target_layers(base: nn.Module, targets: str | Sequence[str], top: int = 0) -
     if targets == "all":
         return list(layers)
     wanted = [targets] if isinstance(targets, str) else list(targets)
-    endings = {name.split(".", len(blocks(base)[0].split(".")) + 1)[-1] for name in layers}
+    endings = {_plain(name).split(".", len(blocks(base)[0].split(".")) + 1)[-1] for name in layers}
     for target in wanted:
         if not any(_matches(name, target) for name in layers):
             raise ModelError(
@@ -59,7 +64,16 @@ def target_layers(base: nn.Module, targets: str | Sequence[str], top: int = 0) -
 
 
 def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target)
+    return _plain(name) == target or _plain(name).endswith("." + target)
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer", "")
+
+
+def named_like(base: nn.Module, endings: Sequence[str], top: int = 0) -> list[str]:
+    """Module paths of the linear layers whose names end like one of `endings`, such as ".key"."""
+    return [name for name in linear_layers(base, top) if _plain(name).endswith(tuple(endings))]
 
 
 def lowest_block(base: nn.Module, modules: Sequence[str]) -> int:

@@ -1,28 +1,38 @@
-"""What a PEFT method is: which parameters are trained, where they sit, and how they start.
+"""What a PEFT method is: which parameters are trained, where they sit, how they start, and how they may be averaged.
 
 The reference is the `peft` library's own model, which `attach` builds; the sequential executor trains it. A method
 that the batched executor supports also gives `stack`: the same layer with the parameters of K clients side by side.
+
+Every method declares what it supports; anything else is refused by name before a run begins.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fedpeft import seeds
 from fedpeft.adapter import ClientForm, Layout, Role, State, TensorSpec
+from fedpeft.errors import ConfigError
+from fedpeft.factoring import Factoring
 from fedpeft.low_rank import LowRank
-from fedpeft.parts import Family
-from fedpeft.stacked import StackedLayer
+from fedpeft.parts import Family, Spec, parse_spec, split_outside_parentheses
+from fedpeft.quantized import Precision
+from fedpeft.stacked import StackedLayer, replace
+from fedpeft.strategy import GatherStrategy, Strategy
 from fedpeft.task import FederatedModel, adapter_dtype, trainable
 
 PrivacyRoute = Literal["hooks", "vmap", "refused"]
 """How gradients per example are found, for DP-SGD: by Opacus' hooks on layers (fast, but every trained parameter must
 be used by calling its own module), by `torch.func.vmap(grad)` of the whole model (right for everything that it can
 trace), or not at all."""
+
+WeightChanges = Callable[[State], dict[str, Tensor]]
+"""From a state to what it changes in the weights of the base, (out, in) by module."""
 
 
 class PeftMethod(ABC):
@@ -34,10 +44,51 @@ class PeftMethod(ABC):
     privacy: ClassVar[PrivacyRoute] = "vmap"
     """The route to gradients per example; "hooks" only where tests/test_per_example.py has seen them agree."""
 
+    tensors: ClassVar[tuple[str, ...]] = ()
+    """How the names of its tensors end: what it declares to train, the head aside."""
+
+    strategies: ClassVar[tuple[str, ...]] = ()
+    """The strategies that are right for it; empty: every one whose own check its layout passes."""
+
+    mixed_sizes: ClassVar[bool] = False
+    """Whether clients may hold it in different sizes (`form`)."""
+
+    residual: ClassVar[bool] = False
+    """Whether a strategy may put what the adapter can't hold into the base below it."""
+
+    merges: ClassVar[bool] = False
+    """Whether the finished adapter can be worked into the base's own weights, exactly."""
+
+    composes: ClassVar[bool] = False
+    """Whether it can be one of several methods in one model: `lora(rank=8) + bitfit`."""
+
+    in_peft: ClassVar[bool] = True
+    """Whether the `peft` library has it, and saves it."""
+
+    whole_model: ClassVar[bool] = False
+    """Whether the result is saved as a model of its own."""
+
+    base_precision: ClassVar[Precision] = ""
+    """In how many bits the base's linear layers are held."""
+
+    @property
+    def name(self) -> str:
+        """The method's name: its file's."""
+        return type(self).__module__.rpartition(".")[2]
+
     @property
     def form(self) -> ClientForm | None:
-        """LoRA rank and alpha; None for methods without LoRA factors."""
+        """LoRA rank and alpha, or a prompt's length; None for methods of one size."""
         return None
+
+    @property
+    def extra_tokens(self) -> int:
+        """Positions that the method adds before each row."""
+        return 0
+
+    def sized(self, form: ClientForm) -> dict[str, Any]:
+        """The settings that give the method this form."""
+        raise NotImplementedError
 
     @abstractmethod
     def config(self, base: nn.Module) -> Any:
@@ -51,11 +102,14 @@ class PeftMethod(ABC):
         """Put the adapter into `model.base`, its parameters trainable and of `adapter_dtype(dtype)`."""
         import peft
 
-        wrapped = peft.get_peft_model(model.base, self.config(model.base))
-        for parameter in wrapped.parameters():
+        model.base = peft.get_peft_model(model.base, self.config(model.base))
+        self.settle(model.base)
+        for parameter in model.base.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(adapter_dtype(dtype))
-        model.base = wrapped
+
+    def settle(self, base: nn.Module) -> None:  # noqa: B027
+        """What is left to do once the `peft` library has put its layers into `base`; by default nothing."""
 
     def layout(self, model: FederatedModel) -> Layout:
         """The trainable tensors of a model that this method is attached to."""
@@ -69,6 +123,9 @@ class PeftMethod(ABC):
         """Role and module of the tensor called `name`."""
         if name.startswith("head."):
             return "head", "head"
+        for ending in self.tensors:
+            if ending and name.endswith("." + ending):
+                return "plain", name.removesuffix("." + ending)
         return "plain", name.rpartition(".")[0]
 
     def start(self, model: FederatedModel, seed: int) -> State:
@@ -82,10 +139,89 @@ class PeftMethod(ABC):
         """
         return None
 
-    def stack(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """`layer` with the adapters of `clients` clients; `shapes` by name within the module, without the stack."""
+    def factoring(self, layout: Layout) -> Factoring | None:
+        """How strategies see the tensors, where they are not exchanged as factors; None, the default: as they are."""
+        return None
+
+    def weight_changes(self, model: FederatedModel) -> WeightChanges | None:
+        """What states change in the base's weights, where aggregation is not exact and its error is reported."""
+        return None
+
+    def merged(self, model: FederatedModel, state: State) -> nn.Module:
+        """A plain base with `state` (in the attached `model`) worked into its weights; only where `merges`."""
         raise NotImplementedError
 
+    def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
+        """Put the adapters of `clients` clients into `model.base`, a layer at a time."""
+        modules: dict[str, dict[str, tuple[int, ...]]] = {}
+        for spec in tensors:
+            modules.setdefault(spec.module, {})[spec.name.removeprefix(spec.module + ".")] = spec.shape
+        for path, shapes in modules.items():
+            replace(model.base, path, self.stack(path, model.base.get_submodule(path), shapes, clients))
 
-PEFT_METHODS: Family[PeftMethod] = Family("fedpeft.peft_methods", "PEFT method")
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+        """`layer` at `path` with the adapters of `clients` clients; `shapes` by name within the module."""
+        raise NotImplementedError
+
+    def check(self, strategy: Strategy, strategy_name: str, forms: Sequence[ClientForm | None]) -> None:
+        """Refuse strategies and sizes that are not right for this method.
+
+        Raises:
+            ConfigError: which, and what to take instead.
+        """
+        if self.strategies and strategy_name not in self.strategies:
+            raise ConfigError(
+                f"{strategy_name} is not right for {self.name}: its parameters multiply each other, and the mean of "
+                f"products is not the product of means; take --strategy {' or '.join(self.strategies)}"
+            )
+        if isinstance(strategy, GatherStrategy) and strategy.fills_base and not self.residual:
+            raise ConfigError(
+                f"{strategy_name} puts what the factors can't hold into the base, which {self.name} does not allow; "
+                "take flexlora"
+            )
+        if not self.mixed_sizes and len({*forms, self.form}) > 1:
+            raise ConfigError(f"{self.name} has one size for all clients; leave ranks and alphas away")
+
+
+def drawn(state: State, name: str, seed: int, bound: float) -> None:
+    """Draw `state[name]` anew, uniform in +-bound, from a generator of its own."""
+    generator = seeds.torch_generator(seed, f"start {name}", 0)
+    state[name] = (2 * torch.rand(state[name].shape, generator=generator) - 1) * bound
+
+
+class MethodFamily(Family[PeftMethod]):
+    """PEFT methods by file name or its unique beginning, and several joined by `+`."""
+
+    def build(self, text: str | Spec) -> PeftMethod:
+        """The method that `text` describes.
+
+        Raises:
+            ConfigError: unknown method or setting, or methods that can't be joined.
+        """
+        if isinstance(text, str):
+            words = split_outside_parentheses(text, "+")
+            if len(words) > 1:
+                from fedpeft.hybrid import Hybrid
+
+                return Hybrid(tuple(self.build(word) for word in words))
+        spec = parse_spec(text) if isinstance(text, str) else text
+        return super().build(Spec(self.whole_name(spec.name), spec.settings, spec.argument))
+
+    def whole_name(self, name: str) -> str:
+        """The name that begins with `name`, if exactly one does: `prefix` for prefix_tuning."""
+        found = [n for n in self.names if n.startswith(name)]
+        return found[0] if name not in self.names and len(found) == 1 else name
+
+
+PEFT_METHODS = MethodFamily("fedpeft.peft_methods", "PEFT method")
 """All methods, by file name."""
+
+
+def of_size(text: str, method: PeftMethod, forms: Sequence[ClientForm | None]) -> str:
+    """The text of the method at the size of the largest client, its scale unchanged."""
+    largest = max((form for form in forms if form), key=lambda form: form.rank, default=None)
+    if method.form is None or largest is None or largest.rank == method.form.rank:
+        return text
+    spec = parse_spec(text)
+    settings = method.sized(ClientForm(largest.rank, method.form.scale * largest.rank))
+    return str(Spec(PEFT_METHODS.whole_name(spec.name), {**spec.settings, **settings}, spec.argument))

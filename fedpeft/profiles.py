@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fedpeft.adapter import ClientForm
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Spec, check_settings, setting
+from fedpeft.parts import check_settings, setting
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,8 @@ def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm |
         own = form
         if table.rank or table.alpha:
             if form is None:
-                raise ConfigError("ranks and alphas are those of LoRA factors; use the peft method lora")
+                raise ConfigError("ranks are those of LoRA factors, or lengths of prompts; use the peft method lora")
             rank = table.rank or form.rank
             own = ClientForm(rank, table.alpha or form.scale * rank)
         profiles += [Profile(own, table.local_steps, table.participation, table.link)] * table.count
     return tuple(profiles)
-
-
-def with_largest_rank(spec: Spec, form: ClientForm | None, profiles: Sequence[Profile]) -> Spec:
-    """The PEFT method at the rank of the largest client, its scale unchanged."""
-    rank = max((p.form.rank for p in profiles if p.form), default=0)
-    if form is None or rank == form.rank:
-        return spec
-    return Spec(spec.name, {**spec.settings, "rank": rank, "alpha": form.scale * rank}, spec.argument)

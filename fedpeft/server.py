@@ -22,17 +22,19 @@ from flwr.serverapp import Grid
 
 from fedpeft.acceptance import check_finite, check_report, check_update
 from fedpeft.adapter import ClientForm, Layout, State, norm
-from fedpeft.aggregation_error import MeasuredCollector, measurable
+from fedpeft.aggregation_error import MeasuredCollector, WeightsCollector, measurable
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.clients.store import ClientStore
 from fedpeft.codec import Codec, decode
 from fedpeft.collectors import Collector, Outcome, collector
 from fedpeft.downlink import Downlink
 from fedpeft.errors import PayloadError, RunError
+from fedpeft.factoring import Factoring
 from fedpeft.flower import MESSAGE_TYPES, node_of
 from fedpeft.head_start import HeadStart
 from fedpeft.messages import Instruction, Kind, Report, report_of, to_record
 from fedpeft.own_rows import OwnRows, own_rows
+from fedpeft.peft_method import WeightChanges
 from fedpeft.precision_rule import Situation
 from fedpeft.profiles import Profile
 from fedpeft.protection import Entry, Protection
@@ -180,6 +182,9 @@ class Server:
         fixed: what was probed at the start, kept in the checkpoint.
         remote: whether clients are on other machines, and what goes into the base is sent to them.
         protection: the privacy mechanism at work; None: there is none.
+        factoring: how the strategy sees the tensors, where they are not exchanged as factors.
+        weight_changes: what a state changes in the base's weights, where aggregation is not exact and its error is
+            recorded.
     """
 
     grid: Grid
@@ -211,12 +216,15 @@ class Server:
     fixed: dict[str, object]
     remote: bool = False
     protection: Protection | None = None
+    factoring: Factoring | None = None
+    weight_changes: WeightChanges | None = None
     residual: Residual = field(init=False)
     versions: Versions = field(init=False)
 
     def run(self) -> Progress:
         """All rounds that are still to do; returns the finished state."""
-        self.strategy.check(self.layout, [profile.form for profile in self.profiles])
+        if not self.factoring:
+            self.strategy.check(self.layout, [profile.form for profile in self.profiles])
         progress = self.checkpoints.load()
         if self.protection is not None:
             self.protection.open(resumed=progress is not None)
@@ -384,7 +392,9 @@ class Server:
             base_norm=sum(r.norm() ** 2 for r in outcome.residuals.values()) ** 0.5,
             worst_accuracy=metrics.worst_accuracy if metrics else None,
             aggregation_seconds=aggregating,
-            aggregation_error=total.error(outcome) if isinstance(total, MeasuredCollector) and tally.accepted else None,
+            aggregation_error=total.error(outcome)
+            if isinstance(total, MeasuredCollector | WeightsCollector) and tally.accepted
+            else None,
         )
         progress.round = round
         for name in ("uplink_bytes", "downlink_bytes", "base_bytes", "uplink_parameters"):
@@ -517,7 +527,11 @@ class Server:
             )
             if private is not None:
                 return private
-        total = collector(self.strategy, self.optimizer, self.layout, state, round, self.seed, self.scratch)
+        total = collector(
+            self.strategy, self.optimizer, self.layout, state, round, self.seed, self.scratch, self.factoring
+        )
+        if self.weight_changes:
+            return WeightsCollector(total, self.weight_changes)
         return MeasuredCollector(total, self.layout) if measurable(self.strategy, self.layout) else total
 
     # ---------------------------------------------------------------------------------------------------- evaluation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 import platform
@@ -120,12 +121,13 @@ def quiet_libraries() -> None:
     """No download bars, parallelism notes or deprecation warnings of the libraries underneath."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses a package for GPUs
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def simulate(config: RunConfig, folder: Path, resume: bool, console: Console, track: str = "") -> dict[str, Any]:
@@ -174,6 +176,8 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         observer.say(f"[bold]privacy[/] {simulation.protection.terms()}")
         for warning in simulation.protection.warnings():
             observer.say(f"[bold yellow]warning[/] {warning}")
+    if config.executor == "batched" and not simulation.method.batched:
+        observer.say(f"[bold]note[/]    {simulation.method.name} has no batched form: clients train one by one")
     probe = simulation.probe()
     server = simulation.server(records)
     progress = simulation.train(server)

@@ -40,11 +40,11 @@ from fedpeft.mechanism import MECHANISMS, Federation, Mechanism
 from fedpeft.memory import release
 from fedpeft.own_rows import HELD_OUT
 from fedpeft.partition import PARTITIONS, Partition, PartitionStatistics, held_out
-from fedpeft.parts import parse_spec
-from fedpeft.peft_method import PEFT_METHODS
+from fedpeft.peft_method import PEFT_METHODS, of_size
 from fedpeft.probe import PROBE_TOKENS, ProbeResult, linear_probe
-from fedpeft.profiles import Profile, ProfileTable, profiles_of, ranks_of, tables_of, with_largest_rank
+from fedpeft.profiles import Profile, ProfileTable, profiles_of, ranks_of, tables_of
 from fedpeft.protection import KEY, ClientPrivacy, Protection
+from fedpeft.quantized import quantize
 from fedpeft.records import Records
 from fedpeft.residual import ResidualFiles
 from fedpeft.sampling import FixedSize, cohort_size
@@ -124,14 +124,13 @@ class Simulation:
         self.uplink, self.remark = uplink_for(self.strategy, self.lossless if config.codec == "fp32" else config.codec)
         self.downlink = parse_downlink(config.downlink, config.codec, self.lossless)
         self.head = HEADS.build(config.head)
-        peft = parse_spec(config.peft)
-        plain = PEFT_METHODS.build(peft)
+        plain = PEFT_METHODS.build(config.peft)
 
         self.dataset, self.train_rows, validation, self.partition = self._data()
         self.task: Task = TASKS.build(self.dataset.task)
         self.clients = len(self.partition)
         self.profiles: Sequence[Profile] = profiles_of(self._profile_tables(), self.clients, plain.form)
-        self.peft = str(with_largest_rank(peft, plain.form, self.profiles))
+        self.peft = of_size(config.peft, plain, [profile.form for profile in self.profiles])
         self.method = PEFT_METHODS.build(self.peft)
         chances = tuple(profile.participation for profile in self.profiles)
         self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances)
@@ -141,7 +140,12 @@ class Simulation:
         self.model_directory = resolve_model(self.dataset.default_model if config.model == "auto" else config.model)
         reference = self._reference()
         self.layout: Layout = self.method.layout(reference)
-        self.strategy.check(self.layout, [profile.form for profile in self.profiles])
+        self.factoring = self.method.factoring(self.layout)
+        forms = [profile.form for profile in self.profiles]
+        self.method.check(self.strategy, config.strategy.partition("(")[0].strip(), forms)
+        if not self.factoring:
+            self.strategy.check(self.layout, forms)
+        self.weight_changes = self.method.weight_changes(reference)
         check_combination(self.strategy, self.optimizer, self.profiles, self.training, config.scaffold)
         self.mechanism = MECHANISMS.build(config.privacy) if config.privacy else None
         if self.mechanism is not None:
@@ -228,7 +232,7 @@ class Simulation:
 
         config = AutoConfig.from_pretrained(str(self.model_directory), local_files_only=True)
         longest = getattr(config, "max_position_embeddings", None) or self.config.tokens
-        return max(LENGTH_STEP, longest // LENGTH_STEP * LENGTH_STEP)
+        return max(LENGTH_STEP, (longest - self.method.extra_tokens) // LENGTH_STEP * LENGTH_STEP)
 
     @property
     def tokens(self) -> int:
@@ -236,7 +240,9 @@ class Simulation:
         return min(self.config.tokens, self.readable)
 
     def _reference(self) -> FederatedModel:
-        model = self.task.model(self.task.base(self.model_directory, DTYPES[self.config.dtype]), self.dataset.classes)
+        base = self.task.base(self.model_directory, DTYPES[self.config.dtype])
+        quantize(base, self.method.base_precision)
+        model = self.task.model(base, self.dataset.classes)
         self.method.attach(model, self.config.dtype)
         return model
 
@@ -417,6 +423,8 @@ class Simulation:
             scratch=self.folder / "waiting",
             fixed=self.fixed,
             protection=self.protection,
+            factoring=self.factoring,
+            weight_changes=self.weight_changes,
         )
 
     def train(self, server: Server) -> Progress:
@@ -437,7 +445,8 @@ class Simulation:
         if residual:
             effective = {p.module: effective_weight(p, state, lora_form(self.layout)) for p in self.layout.pairs}
             changes = finished.with_residual(effective, residual)
-        finished.save(folder, reference, state, self.dataset.label_names, changes)
+        own = self.peft if not (changes or self.method.in_peft or self.method.whole_model) else None
+        finished.save(folder, reference, state, self.dataset.label_names, changes, own)
 
     def client_state(self, client: int) -> State:
         """A client's own adapter: what is shared, and what the client keeps (its common start, if it never took part).
@@ -466,7 +475,9 @@ class Simulation:
         examples = cached_examples(self.tokenised(self.dataset.test, self.tokens))
         batches = finished.score_batches(examples)
         torch.set_num_threads(self.fixed["workers"])
-        model = finished.load(folder, self.task, self.model_directory, self.dataset.classes)
+        base = self.task.base(self.model_directory, torch.float32)
+        quantize(base, self.method.base_precision)
+        model = finished.load(folder, self.task, base, self.dataset.classes)
         self.observer.phase(name, len(batches))
         columns = {f.name: np.zeros(len(examples)) for f in dataclasses.fields(finished.Scores)}
         for rows in batches:

@@ -312,7 +312,8 @@ def lora_form(layout: Layout) -> ClientForm:
 
 
 def leading_ranks(state: State, layout: Layout, form: ClientForm | None, carrier: Role = "lora_B") -> State:
-    """A copy of `state` with the first r ranks of all factors, times s / s_k in the factor that is the `carrier`.
+    """A copy of `state` with the first r ranks of all factors, times s / s_k in the factor that is the `carrier`; of
+    prompts the first r positions.
 
     So the client's effective weight s_k B_k A_k is that of the global adapter's leading ranks, whatever its alpha.
     """
@@ -323,6 +324,8 @@ def leading_ranks(state: State, layout: Layout, form: ClientForm | None, carrier
         if t.role in ("lora_A", "lora_B"):
             rows = state[t.name][: form.rank] if t.role == "lora_A" else state[t.name][:, : form.rank]
             sent[t.name] = rows * (layout.form.scale / form.scale) if t.role == carrier else rows.clone()
+        elif t.role == "prompt":
+            sent[t.name] = state[t.name][: form.rank].clone()
     return sent
 
 

@@ -83,7 +83,7 @@ PEFT_PREFIX = "base_model.model."
 def canonical(name: str) -> str:
     """The canonical name of a parameter: independent of how the base is wrapped and what peft calls the adapter."""
     name = name.removeprefix("base.").removeprefix(PEFT_PREFIX)
-    return name.replace(".default.", ".").removesuffix(".default")
+    return name.replace(".default.", ".").removesuffix(".default").replace(".base_layer", "")
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

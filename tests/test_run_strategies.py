@@ -146,7 +146,8 @@ def test_a_model_with_a_residual_reloads_to_the_same_logits(tmp_path):
 
     from fedpeft import finished
 
-    model = finished.load(tmp_path / "run", simulation.task, simulation.model_directory, simulation.dataset.classes)
+    base = simulation.task.base(simulation.model_directory, torch.float32)
+    model = finished.load(tmp_path / "run", simulation.task, base, simulation.dataset.classes)
     bench = reloaded.bench
     bench.rebase(server.residual.version)
     bench.executor.load(progress.adapter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -14,6 +14,10 @@ from fedpeft.task import FederatedModel, adapter_dtype
 @dataclass(frozen=True)
 class Full(PeftMethod):
     """All parameters, except poolers that the task does not read."""
+
+    whole_model: ClassVar[bool] = True
+    in_peft: ClassVar[bool] = False
+    tensors: ClassVar[tuple[str, ...]] = ("",)
 
     def config(self, base: nn.Module) -> Any:
         """None: the result is a whole model, not a peft adapter."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.layers import linear_layers, target_layers
+from fedpeft.layers import named_like, target_layers
 from fedpeft.parts import setting
 from fedpeft.peft_method import PeftMethod
 from fedpeft.stacked import StackedLayer
@@ -28,7 +28,7 @@ class StackedIA3(StackedLayer):
 
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
         super().__init__(clients)
-        self.layer = layer
+        self.base_layer = layer
         dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
         self.ia3_l = nn.Parameter(torch.ones(clients, *shape, dtype=dtype))
         self.scales_input = shape[0] == 1
@@ -37,9 +37,9 @@ class StackedIA3(StackedLayer):
         """(K * b, T, in) to (K * b, T, out)."""
         vectors = self.of_active(self.ia3_l, x).flatten(1).unsqueeze(1)
         if self.scales_input:
-            y: Tensor = self.layer((self.per_client(x) * vectors).view_as(x))
+            y: Tensor = self.base_layer((self.per_client(x) * vectors).view_as(x))
             return y
-        y = self.layer(x)
+        y = self.base_layer(x)
         return (self.per_client(y) * vectors).view_as(y)
 
 
@@ -54,6 +54,9 @@ class IA3(PeftMethod):
     layers: int = setting(2, "adapt the uppermost blocks only; 0: all", low=0)
 
     batched: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+    composes: ClassVar[bool] = True
+    tensors: ClassVar[tuple[str, ...]] = ("ia3_l",)
 
     def config(self, base: nn.Module) -> Any:
         """A `peft.IA3Config` that names every adapted layer in full."""
@@ -66,12 +69,12 @@ class IA3(PeftMethod):
     def _named(self, base: nn.Module, targets: str | tuple[str, ...], usual: tuple[str, ...]) -> list[str]:
         if targets != "auto":
             return target_layers(base, targets, self.layers)
-        known = [name for name in linear_layers(base, self.layers) if name.endswith(usual)]
+        known = named_like(base, usual, self.layers)
         if not known:
             raise ModelError(f"ia3 does not know the layers of {type(base).__name__}; name them with targets=(...)")
         return known
 
-    def stack(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K vectors."""
         return StackedIA3(layer, shapes["ia3_l"], clients)
 

@@ -28,7 +28,7 @@ class StackedLora(StackedLayer):
 
     def __init__(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float) -> None:
         super().__init__(clients)
-        self.layer = layer
+        self.base_layer = layer
         dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
         self.lora_A = StackedWeight(clients, shapes["lora_A.weight"], dtype)
         self.lora_B = StackedWeight(clients, shapes["lora_B.weight"], dtype)
@@ -42,7 +42,7 @@ class StackedLora(StackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
-        y = self.layer(x)
+        y = self.base_layer(x)
         A = self.of_active(self.lora_A.weight, x)
         B = self.of_active(self.lora_B.weight * self.scales, x)
         hidden = torch.bmm(self.per_client(self.dropout(x)), A.transpose(1, 2))
@@ -60,12 +60,21 @@ class Lora(PeftMethod):
     dropout: float = setting(0.0, "dropout on the input of A", low=0, below=1)
 
     batched: ClassVar[bool] = True
+    mixed_sizes: ClassVar[bool] = True
+    residual: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+    composes: ClassVar[bool] = True
+    tensors: ClassVar[tuple[str, ...]] = ("lora_A.weight", "lora_B.weight")
     privacy: ClassVar[PrivacyRoute] = "hooks"
 
     @property
     def form(self) -> ClientForm:
         """Rank and alpha."""
         return ClientForm(self.rank, self.alpha)
+
+    def sized(self, form: ClientForm) -> dict[str, Any]:
+        """Rank and alpha."""
+        return {"rank": form.rank, "alpha": form.alpha}
 
     def config(self, base: nn.Module) -> Any:
         """A `peft.LoraConfig` that names every adapted layer in full."""
@@ -77,7 +86,12 @@ class Lora(PeftMethod):
             lora_dropout=self.dropout,
             target_modules=target_layers(base, self.targets, self.layers),
             bias="none",
+            **self.variant(),
         )
+
+    def variant(self) -> dict[str, Any]:
+        """Further settings of the `peft.LoraConfig`."""
+        return {}
 
     def role(self, name: str) -> tuple[Role, str]:
         """Factors by their suffix."""
@@ -99,7 +113,7 @@ class Lora(PeftMethod):
                 state[name] = torch.zeros_like(state[name])
         return state
 
-    def stack(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K pairs of factors."""
         return StackedLora(layer, shapes, clients, self.dropout)
 

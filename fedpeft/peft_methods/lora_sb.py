@@ -46,7 +46,7 @@ class SquareLora(nn.Module):
 
     def __init__(self, layer: nn.Linear, rank: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.layer = layer
+        self.base_layer = layer
         B, A = frame(layer.weight, rank, dtype)
         self.register_buffer("B", B, persistent=False)
         self.register_buffer("A", A, persistent=False)
@@ -61,7 +61,7 @@ class SquareLora(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         R = self.lora_R.weight.to(x.dtype) * self.scale
-        y: Tensor = self.layer(x) + x @ self.A.to(x.dtype).T @ R.T @ self.B.to(x.dtype).T
+        y: Tensor = self.base_layer(x) + x @ self.A.to(x.dtype).T @ R.T @ self.B.to(x.dtype).T
         return y
 
 
@@ -76,7 +76,7 @@ class StackedSquareLora(StackedLayer):
         super().__init__(clients)
         weight: Tensor = layer.weight  # type: ignore[assignment]
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.layer = layer
+        self.base_layer = layer
         B, A = frame(weight, shape[0], dtype)
         self.register_buffer("B", B, persistent=False)
         self.register_buffer("A", A, persistent=False)
@@ -92,7 +92,7 @@ class StackedSquareLora(StackedLayer):
         """(K * b, T, in) to (K * b, T, out)."""
         R = self.of_active(self.lora_R.weight * self.scales, x)
         hidden = torch.bmm(self.per_client(x @ self.A.to(x.dtype).T), R.transpose(1, 2))
-        y: Tensor = self.layer(x)
+        y: Tensor = self.base_layer(x)
         return y + (hidden @ self.B.to(x.dtype).T).view_as(y)
 
 
@@ -106,6 +106,10 @@ class LoraSB(PeftMethod):
     layers: int = setting(2, "adapt the linear layers of this many uppermost blocks; 0: of all blocks", low=0)
 
     batched: ClassVar[bool] = True
+    in_peft: ClassVar[bool] = False
+    mixed_sizes: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+    tensors: ClassVar[tuple[str, ...]] = ("lora_R.weight",)
 
     @property
     def form(self) -> ClientForm:
@@ -139,7 +143,7 @@ class LoraSB(PeftMethod):
                 found[module] = LowRank(layer.B @ R.to(layer.B.dtype) * self.form.scale, layer.A)
         return found
 
-    def stack(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K matrices R."""
         return StackedSquareLora(layer, shapes["lora_R.weight"], clients)
 

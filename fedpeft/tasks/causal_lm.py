@@ -29,7 +29,7 @@ class LanguageModel(FederatedModel):
         logits: Tensor = self.base(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         ).logits
-        logits = logits[:, :-1]
+        logits = logits[:, -batch["input_ids"].shape[1] :][:, :-1]  # a prompt's positions stand before, uncounted
         return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -33,7 +33,11 @@ class Classifier(FederatedModel):
     def features(self, batch: Batch) -> Tensor:
         """Pooled features, (B, d)."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        return pool(self.base(**inputs).last_hidden_state, batch.get("attention_mask"))
+        hidden = self.base(**inputs).last_hidden_state
+        mask = batch.get("attention_mask")
+        if mask is not None:
+            hidden = hidden[:, -mask.shape[1] :]  # the positions of a prompt stand before the row's own, unpooled
+        return pool(hidden, mask)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits, (B, classes)."""

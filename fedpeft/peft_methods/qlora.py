@@ -1,0 +1,31 @@
+"""QLoRA: LoRA beside a base of 4 bits a weight (Dettmers et al., arXiv 2305.14314).
+
+    y = dequantize(nf4(W0)) x + (alpha / r) B A x
+
+The factors federate as LoRA's. What does not: a residual of exact rules, and merging, would have to be rounded to the
+4-bit grid and would be lost, so both are refused. Sequential: the batched executor's frozen layers hold whole weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.peft_method import PrivacyRoute
+from fedpeft.peft_methods.lora import Lora
+from fedpeft.quantized import Precision
+
+
+@dataclass(frozen=True)
+class QLora(Lora):
+    """Low-rank factors beside nf4 layers."""
+
+    batched: ClassVar[bool] = False
+    privacy: ClassVar[PrivacyRoute] = "hooks"
+    residual: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
+    composes: ClassVar[bool] = False
+    base_precision: ClassVar[Precision] = "nf4"
+
+
+part = QLora

@@ -1,0 +1,271 @@
+"""What every PEFT method must do, run over all files in fedpeft/peft_methods/ and some that are joined."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fedpeft.clients.batched import BatchedExecutor
+from fedpeft.clients.sequential import SequentialExecutor
+from fedpeft.clients.training import Job, LocalTraining
+
+from fedpeft import finished
+from fedpeft.adapter import ClientForm, difference
+from fedpeft.aggregation_error import WeightsCollector
+from fedpeft.codec import PRESETS, decode, parse_codec
+from fedpeft.collectors import collector
+from fedpeft.errors import ConfigError
+from fedpeft.peft_method import PEFT_METHODS
+from fedpeft.quantized import quantize
+from fedpeft.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.strategy import Update, strategies
+from fedpeft.task import DTYPES, adapter_dtype, trainable
+
+SMALL = {
+    "adalora": "adalora(rank=4, target_rank=2, shrink_rounds=2)",
+    "lora": "lora(rank=4)",
+    "rslora": "rslora(rank=4)",
+    "dora": "dora(rank=4)",
+    "qlora": "qlora(rank=4)",
+    "lora_fa": "lora_fa(rank=4)",
+    "lora_sb": "lora_sb(rank=4)",
+    "vera": "vera(rank=16)",
+    "bottleneck": "bottleneck(dim=6)",
+    "prefix_tuning": "prefix_tuning(length=5)",
+    "prompt_tuning": "prompt_tuning(length=5)",
+    "p_tuning": "p_tuning(length=5, hidden=12)",
+}
+MORE = [
+    "bottleneck(dim=6, place=houlsby, layers=0)",
+    "bottleneck(dim=6, place=parallel, activation=gelu)",
+    "lora(rank=4) + bitfit",
+    "prefix(length=5) + bottleneck(dim=6)",
+    "bottleneck(dim=6) + bitfit(layers=1) + lora(rank=4, layers=1) + ia3",
+    "lora_fa(rank=4) + prefix(length=7)",
+]
+SPECS = [*(SMALL.get(name, name) for name in PEFT_METHODS.names), *MORE]
+RULE = {"vera": "rolora", "adalora": "flexlora"}
+"""The strategy of methods whose plain mean is wrong."""
+
+SHARDS = [np.arange(0, 20), np.arange(20, 50), np.arange(50, 57)]
+
+
+def model_with(method, tiny, dtype):
+    task, _, folder, classes = tiny
+    base = task.base(folder, DTYPES[dtype])
+    quantize(base, method.base_precision)
+    model = task.model(base, classes)
+    method.attach(model, dtype)
+    return model
+
+
+class Case:
+    """A method on the tiny model, with a start that is away from zero."""
+
+    def __init__(self, spec, tiny, dtype="fp64"):
+        self.task, self.rows, self.folder, self.classes = tiny
+        self.method = PEFT_METHODS.build(spec)
+        self.dtype = dtype
+        self.model = model_with(self.method, tiny, dtype)
+        self.layout = self.method.layout(self.model)
+        noise = torch.Generator().manual_seed(0)
+        self.first = {n: t.to(adapter_dtype(dtype)) for n, t in self.method.start(self.model, 0).items()}
+        self.start = {n: t + 0.05 * torch.randn(t.shape, generator=noise, dtype=t.dtype) for n, t in self.first.items()}
+        self.sequential = SequentialExecutor(self.model, self.task, self.rows, self.layout)
+
+    def batched(self):
+        plain = self.task.model(self.task.base(self.folder, DTYPES[self.dtype]), self.classes)
+        return BatchedExecutor(plain, self.task, self.method, self.rows, self.layout, 2, "native")
+
+    def jobs(self, start=None, forms=None, rate=1e-3, **training):
+        made = []
+        for client, rows in enumerate(SHARDS):
+            form = forms[client] if forms else self.layout.form
+            shapes = self.layout.with_form(form).shapes
+            received = {n: t[tuple(slice(0, s) for s in shapes[n])].clone() for n, t in (start or self.start).items()}
+            local = LocalTraining(**{"batch_size": 8, "steps": 3, **training})
+            made.append(Job(client, 1, 7, rows, received, frozenset(self.layout.names), local, rate, form=form))
+        return made
+
+    @property
+    def strategy(self):
+        return strategies.build(RULE.get(self.method.name, "fedit"))
+
+
+@pytest.fixture(params=SPECS)
+def spec(request):
+    return request.param
+
+
+def worst(one, other, jobs) -> float:
+    return max(
+        float((a.state[n] - b.state[n]).norm() / (a.state[n] - job.received[n]).norm().clamp(min=1e-300))
+        for a, b, job in zip(one, other, jobs, strict=True)
+        for n in a.state
+    )
+
+
+@pytest.mark.parametrize("name", PEFT_METHODS.names)
+def test_it_is_a_documented_part(name):
+    part = PEFT_METHODS.part(name)
+    module = inspect.getmodule(part)
+    assert module.__doc__
+    assert part.__doc__
+    assert part.__dataclass_params__.frozen
+    assert inspect.getsource(module).rstrip().endswith(f"\n\npart = {part.__name__}")
+    assert all(field.metadata.get("help") for field in dataclasses.fields(part))
+    assert part().tensors
+
+
+def test_the_layout_holds_what_the_method_declares(spec, tiny):
+    case = Case(spec, tiny)
+    own = [t.name for t in case.layout.tensors if t.role != "head"]
+    assert own
+    assert all(name.endswith(case.method.tensors) for name in own)
+    assert all(any(name.endswith(ending) for name in own) for ending in case.method.tensors)
+    assert {n: tuple(t.shape) for n, t in case.first.items()} == case.layout.shapes
+    again = case.method.start(model_with(case.method, tiny, "fp64"), 0)
+    assert all(torch.equal(again[n].double(), case.first[n]) for n in again)
+
+
+def test_loss_falls_and_only_declared_parameters_move(spec, tiny):
+    case = Case(spec, tiny, "fp32")
+    fixed = {n: p.detach().clone() for n, p in case.model.named_parameters() if not p.requires_grad}
+    rows = np.arange(0, 60)
+    before = case.sequential.evaluate(case.first, rows).mean_loss
+    [job] = case.jobs(case.first, rate=3e-3, steps=40)[:1]
+    [trained] = case.sequential.train([replace(job, rows=rows)])
+    after = case.sequential.evaluate(case.first | trained.state, rows).mean_loss
+    assert after < before - 0.02
+    assert set(trained.state) == set(case.layout.names)
+    still = [n for n, t in trained.state.items() if torch.equal(t, case.first[n])]
+    assert not still
+    now = dict(case.model.named_parameters())
+    assert all(torch.equal(now[n], p) for n, p in fixed.items())
+
+
+def test_batched_equals_sequential(spec, tiny):
+    case = Case(spec, tiny)
+    if not case.method.batched:
+        pytest.skip("trained one client at a time")
+    jobs = case.jobs()
+    one, other = list(case.sequential.train(jobs)), list(case.batched().train(jobs))
+    assert worst(one, other, jobs) < 1e-9
+    assert [t.loss for t in one] == pytest.approx([t.loss for t in other], rel=1e-12)
+
+
+def test_sizes_are_mixed_or_refused(spec, tiny):
+    case = Case(spec, tiny)
+    method = case.method
+    if not method.mixed_sizes:
+        with pytest.raises(ConfigError, match="one size"):
+            method.check(case.strategy, RULE.get(method.name, "fedit"), [ClientForm(2, 2.0)])
+        return
+    if case.layout.form is None or spec.startswith("lora_sb"):
+        pytest.skip("alphas may differ, ranks may not")
+    forms = [ClientForm(2, 2 * case.layout.form.scale), case.layout.form, ClientForm(3, 3 * case.layout.form.scale)]
+    jobs = case.jobs(forms=forms)
+    one = list(case.sequential.train(jobs))
+    alone = list(case.sequential.train([jobs[2]]))
+    assert worst(one[2:], alone, jobs[2:]) == 0
+    if method.batched:
+        assert worst(one, list(case.batched().train(jobs)), jobs) < 1e-9
+
+
+@pytest.mark.parametrize("codec", sorted(PRESETS))
+def test_updates_pass_through_every_codec(spec, tiny, codec):
+    case = Case(spec, tiny, "fp32")
+    noise = torch.Generator().manual_seed(1)
+    update = {t.name: 0.01 * torch.randn(t.shape, generator=noise) for t in case.layout.tensors}
+    back = decode(parse_codec(codec).encode(update, seed=1, shapes=case.layout.shapes), case.layout.shapes)
+    assert {n: tuple(t.shape) for n, t in back.items()} == case.layout.shapes
+    error = sum(float((back[n] - update[n]).square().sum()) for n in update)
+    assert error <= 1.001 * sum(float(t.square().sum()) for t in update.values())  # so small: 0 may be all it affords
+
+
+def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_path):
+    """Plain tensors and products against sums written out, in a layer's own weights; exact where it is declared."""
+    case = Case(spec, tiny)
+    strategy = case.strategy
+    trained = list(case.sequential.train(case.jobs()))
+    if spec.startswith("vera"):  # in odd rounds b alone is trained
+        names = strategy.trained(case.layout, 1)
+        trained = [replace(t, state={n: x for n, x in t.state.items() if n in names}) for t in trained]
+    factoring = case.method.factoring(case.layout)
+    sgd = SERVER_OPTIMIZERS.build("sgd")
+    total = collector(strategy, sgd, case.layout, case.start, 1, 0, tmp_path, factoring)
+    weights = [20.0, 30.0, 7.0]
+    changes = case.method.weight_changes(case.model)
+    total = WeightsCollector(total, changes) if changes else total
+    for t, weight in zip(trained, weights, strict=True):
+        total.add(Update(t.client, weight, case.layout.form, case.start, difference(t.state, case.start)))
+    outcome = total.finish({})
+    after = outcome.state
+    shares = [w / sum(weights) for w in weights]
+    if spec.startswith("adalora"):
+        means = [sum(p * changes(t.state)[m] for p, t in zip(shares, trained, strict=True)) for m in changes(after)]
+        kept = int((2 + 2 * 0.125) * len(means))  # a cubic from 4 to 2, half way
+        singular = torch.cat([torch.linalg.svdvals(M)[:4] for M in means]).sort(descending=True).values
+        ours = torch.cat([torch.linalg.svdvals(M)[:4] for M in changes(after).values()]).sort(descending=True).values
+        assert torch.allclose(ours[:kept], singular[:kept], rtol=1e-6)
+        assert int((ours > 1e-9).sum()) == kept
+        return
+    for name, tensor in after.items():
+        expected = torch.zeros_like(tensor)
+        for p, t in zip(shares, trained, strict=True):
+            expected += p * t.state.get(name, case.start[name])
+        assert torch.allclose(tensor, expected, rtol=1e-10, atol=1e-12), name
+    if changes:
+        measured = total.error(outcome)
+        assert measured < 1e-9 if spec.startswith("vera") else 0 < measured < 0.5
+
+
+def test_a_saved_adapter_reloads_to_equal_logits(spec, tiny, tmp_path):
+    case = Case(spec, tiny, "fp32")
+    method = case.method
+    case.sequential.load(case.start)
+    changes = method.changes(case.model, case.start)
+    own = spec if not (changes or method.in_peft or method.whole_model) else None
+    labels = [str(i) for i in range(case.classes)]
+    finished.save(tmp_path, model_with(method, tiny, "fp32"), case.start, labels, changes, own)
+    base = case.task.base(case.folder, torch.float32)
+    quantize(base, method.base_precision)
+    again = finished.load(tmp_path, case.task, base, case.classes)
+    batch = case.rows.batch(np.arange(12))
+    with torch.no_grad():
+        expected = case.model.eval()(batch)
+        assert torch.allclose(again(batch), expected, atol=2e-5)
+    plain = case.task.model(case.task.base(case.folder, torch.float32), case.classes)
+    assert trainable(again) == {}
+    plain.load_state_dict({n: t for n, t in case.start.items() if n.startswith("head.")}, strict=False)
+    with torch.no_grad():
+        assert not torch.allclose(plain(batch), expected, atol=1e-3), "the adapter makes no difference"
+
+
+def test_what_can_not_be_joined_is_refused():
+    for spec, words in {
+        "dora + bitfit": "dora can't be combined",
+        "lora + lora_fa": "train the same tensors",
+        "lora + bitfut": "did you mean 'bitfit'",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
+            PEFT_METHODS.build(spec)
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy", "words"),
+    [
+        ("vera", "fedit", "take --strategy rolora or ffa_lora or flexlora"),
+        ("adalora", "fedit", "take --strategy flexlora"),
+        ("dora", "flora", "does not allow"),
+        ("qlora", "fedex_lora", "does not allow"),
+    ],
+)
+def test_wrong_rules_are_refused_by_name(method, strategy, words):
+    made = PEFT_METHODS.build(method)
+    with pytest.raises(ConfigError, match=words):
+        made.check(strategies.build(strategy), strategy, [made.form])

@@ -1,0 +1,89 @@
+"""Every PEFT method through the main job: it resumes to the identical state, and is scored from its files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from fedpeft.config import RunConfig
+from fedpeft.console import ConsoleObserver
+from fedpeft.peft_method import PEFT_METHODS
+from fedpeft.records import Records
+from fedpeft.simulate import main
+from fedpeft.simulation import Simulation
+
+TINY = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 3, "workers": 1, "seed": 3,
+        "head": "zero", "local_steps": 1, "learning_rate": 3e-3, "dtype": "fp32", "evaluate_every": 3}  # fmt: skip
+RULE = {"vera": "rolora", "adalora": "flexlora"}
+SPECS = [*PEFT_METHODS.names, "lora(rank=4) + bitfit", "prefix(length=10) + bottleneck(dim=32)"]
+
+
+class StopError(Exception):
+    pass
+
+
+def trained(folder, **given):
+    simulation = Simulation(RunConfig(**given), folder, ConsoleObserver(Console(quiet=True)))
+    folder.mkdir(parents=True, exist_ok=True)
+    return simulation, simulation.train(simulation.server(Records(folder)))
+
+
+QUICKER = ("adalora", "dora", "lora(rank=4) + bitfit")
+"""One of each kind of state: factors on the server, an error that is recorded, several methods."""
+
+
+@pytest.mark.parametrize(
+    "spec", [pytest.param(s, marks=pytest.mark.slow if s in QUICKER else pytest.mark.long) for s in SPECS]
+)
+def test_it_resumes_to_the_identical_state_and_is_scored(spec, tmp_path, monkeypatch):
+    given = {**TINY, "peft": spec, "strategy": RULE.get(spec, "fedit")}
+    simulation, whole = trained(tmp_path / "whole", **given)
+
+    def stop(_self, result):
+        if result.round == 1:
+            raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleObserver, "round_done", stop)
+        with pytest.raises(StopError):
+            trained(tmp_path / "cut", **given)
+    _, cut = trained(tmp_path / "cut", **given)
+    assert whole.adapter.keys() == cut.adapter.keys()
+    assert all(torch.equal(whole.adapter[n], cut.adapter[n]) for n in whole.adapter)
+    simulation.save(whole.adapter, tmp_path / "whole")
+    assert 0 < simulation.score(tmp_path / "whole", "score").accuracy <= 1
+    errors = [line["aggregation_error"] for line in Records(tmp_path / "whole").read("rounds.jsonl")]
+    assert (errors[-1] is not None) == (simulation.weight_changes is not None or bool(simulation.layout.pairs))
+
+
+def test_prompts_of_different_lengths_go_through_the_main_job(tmp_path):
+    states = []
+    for executor in ("batched", "sequential"):
+        given = {**TINY, "dtype": "fp64", "strategy": "owned_mean", "ranks": "3*2,6*2", "cohort": "all"}
+        given |= {"peft": "prompt_tuning", "executor": executor, "rounds": 1}
+        simulation, progress = trained(tmp_path / executor, **given)
+        states.append(progress.adapter)
+        assert simulation.layout.form.rank == 6
+        assert simulation.work.executor == executor
+    assert all(torch.allclose(states[0][n], states[1][n], rtol=1e-7, atol=1e-9) for n in states[0])
+
+
+def test_the_fallback_is_said_once_and_wrong_rules_are_one_sentence(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "rounds": 1}.items()]
+    assert main([*words, "--peft", "dora(rank=2)", "--output", str(tmp_path / "run")]) == 0
+    assert "".join(capfd.readouterr()).count("dora has no batched form") == 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"] > 0
+    for peft, said in {
+        "vera": "take --strategy rolora",
+        "bitfit(layers=9)": "exceeds the 3 transformer blocks",
+        "prompt_tuning + bitfit": "prompt_tuning can't be combined",
+        "bitfit + bitfit": "train the same tensors",
+    }.items():
+        assert main([*words, "--peft", peft, "--output", str(tmp_path / "other")]) == 2
+        heard = "".join(capfd.readouterr())
+        assert said in heard
+        assert "Traceback" not in heard
