@@ -323,6 +323,10 @@ class Gateway(FederationServicer):
             session.received_bytes += wire_size(part)
             incoming.add(part.chunk)
         report = incoming.content()
+        if session.member.dropped:
+            raise RefusedError(
+                grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {session.member.dropped}"
+            )
         if (verdict := self._verdict(session, task)) is not None:  # the round may have gone on meanwhile
             return verdict
         session.close_task(taken=True)
