@@ -81,7 +81,7 @@ class Pool:
         try:
             return self._processes.submit(_call, method.__name__, arguments)
         except BrokenProcessPool as error:
-            raise _lost() from error
+            raise lost() from error
 
     def close(self) -> None:
         """End the processes."""
@@ -94,10 +94,11 @@ def result(future: Future[T]) -> T:
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise _lost() from error
+        raise lost() from error
 
 
-def _lost() -> RunError:
+def lost() -> RunError:
+    """A worker's death, as one clear error."""
     return RunError(
         "a worker process died (often: out of memory; try fewer --workers or a smaller --batch-size); "
         "continue from the last finished round with --resume"

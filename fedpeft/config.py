@@ -18,6 +18,7 @@ from fedpeft.clients.training import LocalTraining
 from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, parse_spec, setting
 
+GRIDS = ("cohort", "ray")
 EXECUTORS = ("batched", "sequential")
 WEIGHTINGS = ("auto", "rows", "uniform")
 
@@ -57,6 +58,8 @@ class RunConfig:
     downlink: str = setting("auto", "how the model is sent to clients; auto: as suits a codec's preset, else exactly")
     executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
     workers: int = setting(0, "worker processes; 0: one per core", low=0, high=1024)
+    grid: str = setting("cohort", "where workers run: processes of this machine, or Ray actors", choices=GRIDS)
+    ray_address: str = setting("", "with --grid ray: a running cluster, HOST:PORT or auto; empty: start one here")
     evaluate_every: int = setting(4, "rounds between evaluations", low=1)
     centralised: bool = setting(False, "also train the same adapter on the pooled data, for comparison")
     seed: int = setting(0, "of everything that is drawn at random", low=0)

@@ -67,7 +67,7 @@ def settings_of(description: v1.Description, options: EdgeOptions) -> RunConfig:
         config = from_mapping(tomllib.loads(description.config), "the server's settings")
     except (tomllib.TOMLDecodeError, FedpeftError) as error:
         raise RunError(f"the server's settings can't be used: {error}") from None
-    chosen: dict[str, Any] = {"workers": 1}
+    chosen: dict[str, Any] = {"workers": 1, "grid": "cohort"}
     if options.model:
         chosen["model"] = options.model
     if options.precision:

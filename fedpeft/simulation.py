@@ -23,6 +23,7 @@ from fedpeft.base_model import resolve_model
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.pool import Pool, Worker, result
+from fedpeft.clients.ray_pool import RayPool, default_workers
 from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.training import Job, Totals
 from fedpeft.clients.workbench import WorkPlan, cached_examples
@@ -261,9 +262,15 @@ class Simulation:
         )
         return key
 
+    def _default_workers(self) -> int:
+        """One per core; on a cluster one per GPU or core of it."""
+        if self.config.grid == "ray":
+            return default_workers(self.config.ray_address)
+        return psutil.cpu_count(logical=False) or 1
+
     def _work_plan(self, reference: FederatedModel) -> WorkPlan:
         config = self.config
-        workers = int(self.fixed.get("workers") or config.workers or psutil.cpu_count(logical=False) or 1)
+        workers = int(self.fixed.get("workers") or config.workers or self._default_workers())
         kernel: Kernel = self.fixed.get("kernel") or kernels.choose(DTYPES[config.dtype])
         self.fixed = {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
         data_key = self.tokenised(self.all_rows, self.tokens)
@@ -318,6 +325,8 @@ class Simulation:
             attack=self.config.attack,
             privacy=self.protection and ClientPrivacy(self.config.privacy, self.protection.noise, self.folder / KEY),
         )
+        if self.config.grid == "ray":
+            return RayPool(self.work, clients, self.fixed["workers"], self.config.ray_address)
         return Pool(self.work, clients, self.fixed["workers"])
 
     # ------------------------------------------------------------------------------------------------- shared compute

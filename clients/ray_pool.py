@@ -1,0 +1,116 @@
+"""Workers as Ray actors, on this machine or a cluster: the same workers, and the same groups, as those of a pool.
+
+Each actor holds one workbench: the base model is loaded once. A group whose actor dies is run again by a new one;
+clients derive all that is random from the round and their ids, so the result is the same. On a cluster the run's folder
+and the cache (FEDPEFT_CACHE) must be on a file system that all machines share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import queue
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from fedpeft.clients.client import ClientPlan
+from fedpeft.clients.pool import Pool, Worker, lost
+from fedpeft.clients.workbench import WorkPlan
+
+from fedpeft.assets import needs_extra
+from fedpeft.errors import RunError
+
+T = TypeVar("T")
+
+ATTEMPTS = 3
+"""How often a group is run before a run is given up: what kills three actors will kill a fourth."""
+
+
+def connect(address: str) -> dict[str, float]:
+    """Join the cluster at `address` ("auto": the one running here), or start one; returns its CPUs and GPUs.
+
+    Raises:
+        AssetError: ray is not installed.
+        RunError: there is no cluster at `address`.
+    """
+    needs_extra("ray", "ray", "--grid ray")
+    import ray
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    if address:
+        quiet = {"log_to_driver": False, "logging_level": "ERROR", "address": address}
+    if not ray.is_initialized():
+        try:
+            ray.init(**quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"there is no Ray cluster at {address or 'this machine'}: {reason}") from None
+    resources: dict[str, float] = ray.cluster_resources()
+    return {kind: resources.get(kind, 0.0) for kind in ("CPU", "GPU")}
+
+
+def default_workers(address: str) -> int:
+    """One worker per GPU of the cluster, or per CPU where there are none."""
+    resources = connect(address)
+    return max(1, int(resources["GPU"] or resources["CPU"]))
+
+
+class RayPool(Pool):
+    """`workers` actors.
+
+    Raises:
+        RunError: there is no cluster, or it has no room for them.
+    """
+
+    def __init__(self, work: WorkPlan, clients: ClientPlan, workers: int, address: str) -> None:
+        self.workers = workers
+        resources = connect(address)
+        gpus = resources["GPU"] >= workers
+        if not gpus and resources["CPU"] < workers:
+            raise RunError(
+                f"the Ray cluster has {resources['CPU']:g} CPUs, too few for {workers} workers; see --workers"
+            )
+        if gpus:
+            work = dataclasses.replace(work, device="cuda", executor="sequential", depth=0)
+        self._plans = work, clients
+        self._needs = {"num_cpus": 0 if gpus else 1, "num_gpus": 1 if gpus else 0}
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(workers):
+            self._idle.put(self._actor())
+        self._callers = ThreadPoolExecutor(workers)
+
+    def _actor(self) -> Any:
+        import ray
+
+        return ray.remote(**self._needs)(Worker).remote(*self._plans)
+
+    def submit(self, method: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Run a method of `Worker` with `arguments` in one of the actors."""
+        return self._callers.submit(self._call, method.__name__, arguments)
+
+    def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        actor = self._idle.get()
+        try:
+            for _ in range(ATTEMPTS):
+                try:
+                    return ray.get(getattr(actor, name).remote(*arguments))
+                except RayTaskError as error:
+                    raise error.cause from None  # what the worker itself raised
+                except RayActorError:
+                    actor = self._actor()
+            raise lost()
+        finally:
+            self._idle.put(actor)
+
+    def close(self) -> None:
+        """End the actors; a cluster that was there before goes on."""
+        import ray
+
+        self._callers.shutdown(wait=True, cancel_futures=True)
+        while not self._idle.empty():
+            ray.kill(self._idle.get())
