@@ -19,6 +19,7 @@ from fedpeft import seeds
 from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.examples import Examples, length_sorted_batches
 from fedpeft.parts import setting
+from fedpeft.quantized import QuantizedLinear
 from fedpeft.residual import folded
 from fedpeft.stacked import FrozenLinear
 from fedpeft.strategy import padded
@@ -202,10 +203,17 @@ class Executor(ABC):
         """The frozen layer, with its `weight`, below the adapter at `module`."""
 
     def set_residual(self, residual: State) -> None:
-        """Make the weight of each adapted layer W0 + R, with R by module; layers without one get W0 back."""
+        """Make the weight of each adapted layer W0 + R, with R by module; layers without one get W0 back.
+
+        Layers in few bits keep R beside their codes: rounded to their grid it would be lost.
+        """
         plain: dict[str, Tensor] = self.__dict__.setdefault("_plain", {})
         for module in plain.keys() | residual.keys():
             layer: Any = self.frozen(module)
+            if isinstance(layer, QuantizedLinear):
+                layer.residual = residual.get(module)
+                plain[module] = layer.weight
+                continue
             weight = plain.setdefault(module, layer.weight.detach())
             if module in residual:
                 weight = folded(weight, residual[module])

@@ -5,7 +5,8 @@
     int8   one scale per output row: W ~ scale * round(W / scale), scale = max |row| / 127
 
 The layers inside the transformer blocks are replaced; embeddings, norms, output layers and heads keep their precision.
-Merging an update into such weights would lose it (it is below their resolution), so adapters stay beside them.
+Merging an update into such weights would lose it (it is below their resolution), so adapters stay beside them, and so
+does what exact rules put into the base (`fedpeft.residual`).
 
 bitsandbytes' own layer is not used: on a CPU an evaluation repacks its weights into a form that the next training step
 can't read, and version 0.50 decodes rows wrongly whose length is no multiple of 64.
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ConfigError
 from fedpeft.layers import linear_layers
+from fedpeft.residual import folded
 from fedpeft.stacked import replace
 
 Precision = Literal["", "nf4", "int8"]
@@ -41,7 +43,10 @@ class QuantizedLinear(nn.Linear):
     Attributes:
         precision: "nf4" or "int8".
         state: of bitsandbytes (nf4), or the rows' scales (out, 1).
+        residual: (out, in), added to the decoded weights; None: nothing.
     """
+
+    residual: Tensor | None = None
 
     def __init__(self, layer: nn.Linear, precision: Precision) -> None:
         nn.Module.__init__(self)
@@ -53,7 +58,8 @@ class QuantizedLinear(nn.Linear):
 
     def values(self) -> Tensor:
         """What the layer computes with, (out, in)."""
-        return _decoded(self.weight.data, self.state, (self.out_features, self.in_features), self.precision)
+        plain = _decoded(self.weight.data, self.state, (self.out_features, self.in_features), self.precision)
+        return plain if self.residual is None else folded(plain, self.residual)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""

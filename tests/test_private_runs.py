@@ -252,8 +252,7 @@ def test_kill_9_at_any_time_never_loses_a_charge(tmp_path):
     command = [sys.executable, "-m", "fedpeft.simulate"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     first = [*command, *words, "--privacy", "user_dp(noise_multiplier=1)", "--output", str(folder)]
-    kills = 0
-    for wanted in (2, 7):
+    for kills, wanted in enumerate((2, 7)):
         process = subprocess.Popen(
             first if not kills else [*command, "--resume", str(folder)],
             env=environment,
@@ -268,7 +267,6 @@ def test_kill_9_at_any_time_never_loses_a_charge(tmp_path):
         assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kills += 1
         traces = len(Records(folder).read("rounds.jsonl"))
         assert len({c["round"] for c in charges(folder)}) >= traces
     shutil.copytree(folder, tmp_path / "copy")

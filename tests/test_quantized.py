@@ -51,7 +51,7 @@ def test_bytes_shrink():
 
 
 def test_what_can_not_be_quantized_is_one_sentence(monkeypatch):
-    layer = nn.ModuleList([nn.Sequential(nn.Linear(8, 4))])
+    layer = nn.ModuleList([nn.Sequential(nn.Linear(8, 4))]).requires_grad_(False)
     model = nn.Module()
     model.blocks = layer
     with pytest.raises(ConfigError, match="unknown base precision 'int3'; legal: nf4, int8"):

@@ -17,6 +17,7 @@ from fedpeft.codec import parse_codec
 from fedpeft.config import RunConfig
 from fedpeft.console import ConsoleObserver
 from fedpeft.low_rank import LowRank
+from fedpeft.quantized import quantize
 from fedpeft.records import Records
 from fedpeft.residual import Residual, receive
 from fedpeft.simulate import main
@@ -136,8 +137,10 @@ def test_the_runs_of_each_kind_resume_to_the_identical_state(tmp_path, monkeypat
         }
 
 
-def test_a_model_with_a_residual_reloads_to_the_same_logits(tmp_path):
-    given = settings("fedex_lora", dtype="fp32", ranks="1*2,2*2,4*2", cohort=6, head="ridge")
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_model_with_a_residual_reloads_to_the_same_logits(method, tmp_path):
+    peft = f"{method}(rank=4, layers=1)"
+    given = settings("fedex_lora", dtype="fp32", peft=peft, ranks="1*2,2*2,4*2", cohort=6, head="ridge")
     simulation, server, progress = trained(tmp_path / "run", **given)
     assert server.residual.total
     simulation.save(progress.adapter, tmp_path / "run", server.residual.total)
@@ -147,6 +150,7 @@ def test_a_model_with_a_residual_reloads_to_the_same_logits(tmp_path):
     from fedpeft import finished
 
     base = simulation.task.base(simulation.model_directory, torch.float32)
+    quantize(base, simulation.method.base_precision)
     model = finished.load(tmp_path / "run", simulation.task, base, simulation.dataset.classes)
     bench = reloaded.bench
     bench.rebase(server.residual.version)

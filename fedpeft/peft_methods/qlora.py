@@ -2,8 +2,9 @@
 
     y = dequantize(nf4(W0)) x + (alpha / r) B A x
 
-The factors federate as LoRA's. What does not: a residual of exact rules, and merging, would have to be rounded to the
-4-bit grid and would be lost, so both are refused. Sequential: the batched executor's frozen layers hold whole weights.
+The factors federate as LoRA's. A residual of exact rules stays beside the codes, dense and in fp32: rounded to the
+4-bit grid it would be lost. So would an adapter, and merging is refused. Sequential: the batched executor's frozen
+layers hold whole weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ class QLora(Lora):
 
     batched: ClassVar[bool] = False
     privacy: ClassVar[PrivacyRoute] = "hooks"
-    residual: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     composes: ClassVar[bool] = False
     base_precision: ClassVar[Precision] = "nf4"
