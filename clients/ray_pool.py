@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import queue
+import socket
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -43,12 +44,20 @@ def connect(address: str) -> dict[str, float]:
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "address": address}
     if not ray.is_initialized():
         try:
+            _probe(address)
             ray.init(**quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RunError(f"there is no Ray cluster at {address or 'this machine'}: {reason}") from None
     resources: dict[str, float] = ray.cluster_resources()
     return {kind: resources.get(kind, 0.0) for kind in ("CPU", "GPU")}
+
+
+def _probe(address: str) -> None:
+    """OSError at once where nobody listens: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def default_workers(address: str) -> int:
@@ -69,9 +78,7 @@ class RayPool(Pool):
         resources = connect(address)
         gpus = resources["GPU"] >= workers
         if not gpus and resources["CPU"] < workers:
-            raise RunError(
-                f"the Ray cluster has {resources['CPU']:g} CPUs, too few for {workers} workers; see --workers"
-            )
+            raise RunError(f"the Ray cluster has {resources['CPU']:g} CPUs, but {workers} workers are asked for")
         if gpus:
             work = dataclasses.replace(work, device="cuda", executor="sequential", depth=0)
         self._plans = work, clients

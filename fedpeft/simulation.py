@@ -265,7 +265,7 @@ class Simulation:
     def _default_workers(self) -> int:
         """One per core; on a cluster one per GPU or core of it."""
         if self.config.grid == "ray":
-            return default_workers(self.config.ray_address)
+            return int(default_workers(self.config.ray_address))
         return psutil.cpu_count(logical=False) or 1
 
     def _work_plan(self, reference: FederatedModel) -> WorkPlan:
