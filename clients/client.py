@@ -43,7 +43,8 @@ class ClientPlan:
         codec: what `--codec` says, of updates.
         downlink: codec of the adapter on its way down.
         start: the seeded start of all tensors, which a lossy downlink counts from; empty without one.
-        lossless: codec of statistics and control variates.
+        statistics: codec of what is sent before round 1.
+        lossless: codec of control variates.
         head: how the head starts.
         strategy: for the clients' half of it.
         store: folder of the clients' own state between rounds.
@@ -56,6 +57,7 @@ class ClientPlan:
     codec: str
     downlink: str
     start: State
+    statistics: str
     lossless: str
     head: str
     strategy: str
@@ -86,6 +88,7 @@ class ClientSide:
         self.plan = plan
         self.uplink = parse_uplink(plan.codec)
         self.downlink = parse_codec(plan.downlink)
+        self.statistics = parse_codec(plan.statistics)
         self.lossless = parse_codec(plan.lossless)
         self.head = HEADS.build(plan.head)
         self.strategy = strategies.build(plan.strategy)
@@ -113,7 +116,7 @@ class ClientSide:
         rows, _ = self._rows(instruction.client)
         labels = self.bench.examples.batch(rows)["labels"]
         statistics = self.head.statistics(self.bench.features(rows), labels, self.bench.plan.classes)
-        payload = self.lossless.encode(statistics)  # a closed form amplifies errors
+        payload = self.statistics.encode(statistics)
         return Report(instruction.client, 0, payload, rows=len(rows), seconds=time.perf_counter() - started)
 
     def _evaluate(self, instruction: Instruction) -> Report:

@@ -155,6 +155,12 @@ def test_a_run_that_dies_between_its_clients_memories_and_its_record_of_them_end
     assert sent[0] == sent[1]
 
 
+def test_statistics_before_round_1_are_encoded_too_and_counted(tmp_path):
+    exact, short = (run(tmp_path / c, "--codec", c, "--head", "ridge", "--rounds", "1") for c in ("fp32", "small"))
+    assert 0 < short["prepare_bytes"] < 0.5 * exact["prepare_bytes"]
+    assert short["uplink_bytes"] > short["prepare_bytes"]
+
+
 def test_a_memory_is_refused_where_factors_are_made_anew(tmp_path, capsys):
     assert main([*TINY, "--output", str(tmp_path / "a"), "--codec", "ef14 | small", "--strategy", "flexlora"]) == 2
     assert "new factors" in capsys.readouterr().err.replace("\n", " ")
