@@ -19,7 +19,7 @@ from fedpeft.clients.training import Job, Trained
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft import seeds
-from fedpeft.adapter import Layout, State, difference
+from fedpeft.adapter import Layout, State, difference, held_in
 from fedpeft.attack import ATTACKS, Attack
 from fedpeft.codec import decode, parse_codec
 from fedpeft.downlink import Arrival, arrival, start_for
@@ -115,7 +115,8 @@ class ClientSide:
         started = time.perf_counter()
         rows, _ = self._rows(instruction.client)
         labels = self.bench.examples.batch(rows)["labels"]
-        statistics = self.head.statistics(self.bench.features(rows), labels, self.bench.plan.classes)
+        features = self.bench.at(instruction.base_precision).features(rows)
+        statistics = self.head.statistics(features, labels, self.bench.plan.classes)
         payload = self.statistics.encode(statistics)
         return Report(instruction.client, 0, payload, rows=len(rows), seconds=time.perf_counter() - started)
 
@@ -124,7 +125,7 @@ class ClientSide:
         task = self._task(instruction)
         if not len(rows):
             return Report(instruction.client, instruction.round, b"")
-        totals = self.bench.evaluate(task.job.received, rows, instruction.base)
+        totals = self.bench.at(instruction.base_precision).evaluate(task.job.received, rows, instruction.base)
         return Report(
             instruction.client,
             instruction.round,
@@ -137,15 +138,26 @@ class ClientSide:
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:
         started = time.perf_counter()
-        self.bench.rebase(instructions[0].base)
         tasks = [self._task(i) for i in instructions]
-        results = list(self.bench.executor.train([task.job for task in tasks]))
+        results = self._trained(tasks)
         steps = sum(r.steps for r in results)
         seconds = time.perf_counter() - started
         return [
             self._report(task, result, seconds * result.steps / steps)
             for task, result in zip(tasks, results, strict=True)
         ]
+
+    def _trained(self, tasks: Sequence[_Task]) -> list[Trained]:
+        """The results of the tasks, in order; clients whose bases have one precision are trained together."""
+        results: dict[int, Trained] = {}
+        for precision in dict.fromkeys(task.instruction.base_precision for task in tasks):
+            bench = self.bench.at(precision)
+            bench.rebase(tasks[0].instruction.base)
+            group = [task for task in tasks if task.instruction.base_precision == precision]
+            for task, result in zip(group, bench.executor.train([task.job for task in group]), strict=True):
+                held = held_in(result.state, task.instruction.adapter_precision)
+                results[task.job.client] = replace(result, state=held)
+        return [results[task.job.client] for task in tasks]
 
     def _task(self, instruction: Instruction) -> _Task:
         plan = self.bench.plan
@@ -168,7 +180,7 @@ class ClientSide:
             round=instruction.round,
             seed=plan.seed,
             rows=self._rows(instruction.client)[0],
-            received=sent.state | section(state, "private"),
+            received=held_in(sent.state, instruction.adapter_precision) | section(state, "private"),
             trained=trained,
             training=replace(plan.training, steps=instruction.steps) if instruction.steps else plan.training,
             learning_rate=instruction.learning_rate,

@@ -45,9 +45,9 @@ class Worker:
         self.bench.rebase(0)
         return next(self.bench.executor.train([job]))
 
-    def fill(self, data_key: str, depth: int, tiles: list[int]) -> int:
-        """Compute tiles of the frozen model's output."""
-        return self.bench.fill(data_key, depth, tiles)
+    def fill(self, data_key: str, depth: int, tiles: list[int], base: str = "") -> int:
+        """Compute tiles of the frozen model's output, for a base of the precision `base` (see `WorkPlan.at`)."""
+        return self.bench.at(base).fill(data_key, depth, tiles)
 
     def evaluate(self, state: State, rows: np.ndarray, version: int) -> Totals:
         """Evaluate a state, on the base of `version`, on training rows."""

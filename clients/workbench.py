@@ -7,7 +7,7 @@ A simulation has one workbench per core (or GPU), a Ray worker has one, and so h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from fedpeft.attack import Relabelled
 from fedpeft.examples import Examples
 from fedpeft.frozen_prefix import FrozenStore, HiddenRows, above
 from fedpeft.peft_method import PEFT_METHODS, PeftMethod
-from fedpeft.quantized import quantize
+from fedpeft.quantized import Precision, quantize
 from fedpeft.residual import ResidualFiles
 from fedpeft.stacked import Kernel, fast_linears
 from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
@@ -52,6 +52,7 @@ class WorkPlan:
         training: settings of local training.
         seed: of the run.
         residuals: folder of what exact rules have put into the base, by version (`fedpeft.residual`).
+        precision: in how few bits the frozen layers are held; empty: in `dtype`.
         labels: other labels of the training rows (n,) than the data's, where an attack changes them.
     """
 
@@ -74,10 +75,24 @@ class WorkPlan:
     seed: int
     residuals: Path
     labels: np.ndarray | None = None
+    precision: Precision = ""
+
+    def at(self, base: str) -> WorkPlan:
+        """The plan for a base of another precision: fp32, bf16, int8 or nf4; empty: the run's own.
+
+        A base in few bits is trained on one client after another: the batched executor's layers hold whole weights.
+        """
+        if base in ("", self.dtype):
+            return self
+        if base in DTYPES:
+            return replace(self, dtype=base, kernel="native")
+        quantized: Precision = "nf4" if base == "nf4" else "int8"
+        executor = "sequential" if self.executor == "batched" else self.executor
+        return replace(self, precision=quantized, executor=executor, depth=0, kernel="native")
 
     def store(self, data_key: str, depth: int) -> FrozenStore:
         """The frozen model's output on the rows called `data_key`."""
-        precision = PEFT_METHODS.build(self.method).base_precision
+        precision = self.precision or PEFT_METHODS.build(self.method).base_precision
         bits = {"precision": precision} if precision else {}
         name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **bits)
         examples = cached_examples(data_key)
@@ -103,6 +118,16 @@ class Workbench:
         self.method: PeftMethod = PEFT_METHODS.build(plan.method)
         self._stores: dict[tuple[str, int], FrozenStore] = {}
         self._version = 0
+        self._others: dict[str, Workbench] = {}
+
+    def at(self, base: str) -> Workbench:
+        """The workbench of clients whose base has another precision (see `WorkPlan.at`)."""
+        plan = self.plan.at(base)
+        if plan is self.plan:
+            return self
+        if base not in self._others:
+            self._others[base] = Workbench(plan)
+        return self._others[base]
 
     @cached_property
     def examples(self) -> Examples:
@@ -116,7 +141,7 @@ class Workbench:
     def base(self) -> nn.Module:
         """The frozen base; for the batched executor with fast frozen layers."""
         base = self.task.base(self.plan.model, DTYPES[self.plan.dtype]).to(self.plan.device)
-        quantize(base, self.method.base_precision)
+        quantize(base, self.plan.precision or self.method.base_precision)
         if self.plan.executor == "batched":
             fast_linears(base, self.plan.kernel)
         return base
@@ -156,7 +181,10 @@ class Workbench:
 
     def features(self, rows: np.ndarray) -> torch.Tensor:
         """The frozen model's pooled features of training rows, (rows, width)."""
-        return self.store(self.plan.data_key, self.plan.depth).features(rows)
+        store = self.store(self.plan.data_key, self.plan.depth)
+        for tile in store.missing():
+            store.fill(tile, self.base)
+        return store.features(rows)
 
     def rebase(self, version: int) -> None:
         """Put the adapted layers on W0 plus the residual of `version`; 0: on W0."""

@@ -129,6 +129,13 @@ def difference(after: State, before: State) -> State:
     return {name: tensor - before[name] for name, tensor in after.items()}
 
 
+def held_in(state: State, precision: str) -> State:
+    """The values that a client which holds its adapter in `precision` ("fp32" or "bf16") has of `state`."""
+    if precision == "fp32":
+        return state
+    return {name: tensor.to(torch.bfloat16).to(tensor.dtype) for name, tensor in state.items()}
+
+
 def norm(state: State) -> float:
     """Euclidean norm over all tensors, in fp64; the order of the tensors does not matter."""
     return math.sqrt(math.fsum(float(t.double().square().sum()) for t in state.values()))

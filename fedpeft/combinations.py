@@ -12,8 +12,9 @@ from fedpeft.head_start import HeadStart
 from fedpeft.mechanism import Mechanism
 from fedpeft.precision_rules.over_time import OverTime
 from fedpeft.profiles import Profile
+from fedpeft.quantized import PRECISIONS, Precision, check_available
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
-from fedpeft.strategy import LinearStrategy, RoundStrategy, Strategy
+from fedpeft.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
 from fedpeft.uplink import Uplink, parse_uplink
 
 
@@ -23,6 +24,7 @@ def check_combination(
     profiles: Sequence[Profile],
     training: LocalTraining,
     scaffold: bool,
+    dtype: str,
 ) -> None:
     """Refuse parts that don't go together.
 
@@ -44,6 +46,21 @@ def check_combination(
         )
     if scaffold:
         _check_scaffold(strategy, turns, profiles, training)
+    _check_bases(strategy, profiles, dtype)
+
+
+def _check_bases(strategy: Strategy, profiles: Sequence[Profile], dtype: str) -> None:
+    bases = {profile.base for profile in profiles}
+    few_bits: list[Precision] = [precision for precision in PRECISIONS if precision in bases]
+    for precision in few_bits:
+        check_available(precision)
+    if few_bits and isinstance(strategy, GatherStrategy) and strategy.fills_base:
+        raise ConfigError(
+            f"{type(strategy).__name__} puts what the factors can't hold into the base, and a base in "
+            f'{" or ".join(few_bits)} would lose it; take flexlora, or give those clients base = "bf16"'
+        )
+    if dtype == "fp64" and bases - {""}:
+        raise ConfigError("an fp64 run is one for exact comparisons: leave base out of its profiles")
 
 
 def uplink_for(strategy: Strategy, text: str) -> tuple[Uplink, str]:

@@ -43,6 +43,8 @@ class Instruction:
         base: version of what exact strategies have put into the base (`fedpeft.residual`); 0: the plain base.
         variate: the server's control variate (SCAFFOLD), encoded; empty: none.
         bits: precision of the update, a parameter; 0: the codec's own.
+        base_precision: of the client's frozen base; empty: the run's own.
+        adapter_precision: of the adapter as the client holds it, before and after training.
         residual: what brings a remote client's base to version `base` (`Residual.payload`); clients on the server's
             machine read it from a file instead.
         attempt: of the round, under privacy: what is tried anew with other inputs has other noise.
@@ -63,6 +65,8 @@ class Instruction:
     base: int = 0
     variate: bytes = b""
     bits: float = 0.0
+    base_precision: str = ""
+    adapter_precision: str = "fp32"
     residual: bytes = b""
     attempt: int = 0
 

@@ -1,4 +1,5 @@
-"""What distinguishes clients: LoRA rank and alpha, local steps, how often they take part, how fast they send.
+"""What distinguishes clients: LoRA rank and alpha, local steps, how often they take part, how fast they send,
+and in which precision they hold the base and the adapter.
 
     --ranks "4*50,8*30,32*20"       the first 50 clients hold rank 4, the next 30 rank 8, the last 20 rank 32
     --profiles FILE.toml            the same and more, one table for each group of clients, in the order of client ids:
@@ -10,6 +11,8 @@
         local_steps = 10
         participation = 0.5
         link = 0.1
+        base = "nf4"
+        adapter = "bf16"
 
 The global adapter has the largest rank. Where no alpha is given, all clients have the scale alpha / rank of the PEFT
 method, so that ranks differ and scales don't.
@@ -21,10 +24,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal, cast
 
 from fedpeft.adapter import ClientForm
 from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, setting
+
+BasePrecision = Literal["", "fp32", "bf16", "int8", "nf4"]
+BASES: Final[tuple[BasePrecision, ...]] = ("", "fp32", "bf16", "int8", "nf4")
+AdapterPrecision = Literal["fp32", "bf16"]
+ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,16 @@ class Profile:
         steps: per round; 0: as the run says.
         participation: chance of being drawn, relative to other clients.
         link: speed of the uplink, relative to other clients.
+        base: precision of the frozen base; empty: the run's own.
+        adapter: precision in which the client holds its adapter.
     """
 
     form: ClientForm | None
     steps: int = 0
     participation: float = 1.0
     link: float = 1.0
+    base: BasePrecision = ""
+    adapter: AdapterPrecision = "fp32"
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,8 @@ class ProfileTable:
         1.0, "chance of being drawn into a cohort, relative to other clients", above=0, high=1
     )
     link: float = setting(1.0, "speed of the uplink, relative to other clients (for the codec's by_link)", above=0)
+    base: str = setting("", "precision of the frozen base: fp32, bf16, int8, nf4; empty: the run's", choices=BASES)
+    adapter: str = setting("fp32", "precision in which the adapter is held: fp32, bf16", choices=ADAPTERS)
 
 
 def ranks_of(text: str) -> list[ProfileTable]:
@@ -117,5 +132,13 @@ def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm |
                 raise ConfigError("ranks are those of LoRA factors, or lengths of prompts; use the peft method lora")
             rank = table.rank or form.rank
             own = ClientForm(rank, table.alpha or form.scale * rank)
-        profiles += [Profile(own, table.local_steps, table.participation, table.link)] * table.count
+        profile = Profile(
+            own,
+            table.local_steps,
+            table.participation,
+            table.link,
+            cast(BasePrecision, table.base),
+            cast(AdapterPrecision, table.adapter),
+        )
+        profiles += [profile] * table.count
     return tuple(profiles)

@@ -81,6 +81,12 @@ class _Product(torch.autograd.Function):
         return gradients[0] @ ctx.layer.values().to(gradients[0].dtype), None
 
 
+def check_available(precision: Precision) -> None:
+    """Raise ConfigError where bitsandbytes is missing, and `precision` needs it."""
+    if precision == "nf4":
+        _bitsandbytes()
+
+
 def quantize(base: nn.Module, precision: Precision) -> None:
     """Replace the frozen linear layers inside the blocks of `base`, in place; nothing where `precision` is empty.
 

@@ -21,7 +21,7 @@ import torch
 from flwr.serverapp import Grid
 
 from fedpeft.acceptance import check_finite, check_report, check_update
-from fedpeft.adapter import ClientForm, Layout, State, norm
+from fedpeft.adapter import ClientForm, Layout, State, held_in, norm
 from fedpeft.aggregation_error import MeasuredCollector, WeightsCollector, measurable
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.clients.store import ClientStore
@@ -279,7 +279,10 @@ class Server:
         width = state["head.weight"].shape[1]
         shapes = self.head.shapes(width, self.classes)
         total = Fold()
-        instructions = (Instruction("prepare", 0, client, b"") for client in range(self.clients))
+        instructions = (
+            Instruction("prepare", 0, client, b"", base_precision=self.profiles[client].base)
+            for client in range(self.clients)
+        )
         rejected = 0
         for report in self._exchange(instructions, self.clients, "prepare"):
             progress.counters["uplink_bytes"] += len(report.payload)
@@ -409,6 +412,7 @@ class Server:
         form = self.form(report.client, progress)
         layout = self.layout.with_form(form)
         package = sent.package(form, progress.held.get(report.client, 0), newcomer=not last)
+        received = held_in(package.state, self.profiles[report.client].adapter)
         base_bytes = len(sent.base(last))
         downlink = len(package.payload) + len(sent.variate) + base_bytes
         tally.uplink_bytes += report.bytes
@@ -426,6 +430,7 @@ class Server:
             "uplink_bytes": report.bytes,
             "downlink_bytes": downlink,
             "downlink_from": package.base,
+            "base_precision": self.profiles[report.client].base or None,
         }
         if self.protection is not None:
             line["confidential"] = True
@@ -434,7 +439,7 @@ class Server:
             check_report(report)
             memory = self._estimate(report.client, last)
             delta, memory = self.uplink.receive(report.payload, layout.shapes, memory)
-            check_update(delta, package.state, sent.shared)
+            check_update(delta, received, sent.shared)
             variate = decode(report.variate, {n: layout.shapes[n] for n in sent.shared}) if self.scaffold else {}
         except PayloadError as error:
             line["rejected"] = str(error)
@@ -443,7 +448,7 @@ class Server:
         weight = float(report.rows) if self.weighting == "rows" else 1.0
         if self.uplink.server_remembers:
             self.estimates.stage(report.client, report.round, memory)
-        update = Update(report.client, weight, form, package.state, delta)
+        update = Update(report.client, weight, form, received, delta)
         total.add(update)
         tally.variates.add(variate, 1.0)
         after = self.strategy.next_form(update, self.layout)
@@ -502,6 +507,8 @@ class Server:
             acknowledged=last,
             private=self._positions(sent.private),
             steps=self.profiles[client].steps,
+            base_precision=self.profiles[client].base,
+            adapter_precision=self.profiles[client].adapter,
             base=self.residual.version,
             variate=sent.variate,
             residual=sent.base(last) if self.remote else b"",

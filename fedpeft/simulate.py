@@ -172,6 +172,8 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     )
     if simulation.remark:
         observer.say(f"[bold]note[/]    {simulation.remark}")
+    if simulation.work.executor == "batched" and {"nf4", "int8"} & set(simulation.base_precisions):
+        observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
     if simulation.protection is not None:
         observer.say(f"[bold]privacy[/] {simulation.protection.terms()}")
         for warning in simulation.protection.warnings():
@@ -188,6 +190,11 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     _save_predictions(simulation, score.scores)
     if simulation.protection is not None:
         records.hide()
+    own_base = [config.dtype if config.dtype != "fp64" else "fp32"]
+    by_precision = {
+        base: simulation.score(simulation.folder, f"scoring on a base in {base}", base).accuracy
+        for base in dict.fromkeys([*own_base, *simulation.base_precisions] if simulation.base_precisions else [])
+    }
     centralised = simulation.score(pooled, "scoring the adapter of the pooled data (fp32)") if pooled else None
     own = server.own_rows(progress.round, progress) if simulation.personal else None
     loss = own.loss if own else score.loss
@@ -197,6 +204,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         "accuracy_of": "mean over clients, own held-out rows" if own else "global model, test rows",
         "worst_accuracy": own.worst_accuracy if own else None,
         "shared_accuracy": score.accuracy if own else None,
+        "accuracy_by_base": by_precision or None,
         "loss": loss,
         "perplexity": None if simulation.dataset.task == "classification" else math.exp(loss),
         "baseline_accuracy": probe.accuracy if probe else None,

@@ -151,7 +151,7 @@ class Simulation:
         if not self.factoring:
             self.strategy.check(self.layout, forms)
         self.weight_changes = self.method.weight_changes(reference)
-        check_combination(self.strategy, self.optimizer, self.profiles, self.training, config.scaffold)
+        check_combination(self.strategy, self.optimizer, self.profiles, self.training, config.scaffold, config.dtype)
         self.mechanism = MECHANISMS.build(config.privacy) if config.privacy else None
         if self.mechanism is not None:
             check_private_run(self.mechanism, config, self.head, self.uplink, bool(self.strategy.private(self.layout)))
@@ -224,6 +224,12 @@ class Simulation:
             shard = self.partition.shard(client)
             labels[shard] = attack.relabel(labels[shard], self.dataset.classes)
         return labels
+
+    @property
+    def base_precisions(self) -> tuple[str, ...]:
+        """Precisions of clients' bases, other than the run's own."""
+        given = dict.fromkeys(profile.base for profile in self.profiles)
+        return tuple(base for base in given if base not in ("", self.config.dtype))
 
     @property
     def statistics(self) -> PartitionStatistics:
@@ -336,14 +342,17 @@ class Simulation:
 
     # ------------------------------------------------------------------------------------------------- shared compute
 
-    def freeze(self, data_key: str, depth: int, name: str) -> None:
-        """Compute what is missing of the frozen model's output on some rows, with all workers."""
-        missing = self.work.store(data_key, depth).missing()
+    def freeze(self, data_key: str, depth: int, name: str, base: str = "") -> None:
+        """Compute what is missing of the frozen model's output on some rows, with all workers.
+
+        `base`: precision of the base that computes it; empty: the run's own.
+        """
+        missing = self.work.at(base).store(data_key, depth).missing()
         if not missing:
             return
         self.observer.phase(name, len(missing))
         calls = [
-            self.pool.submit(Worker.fill, data_key, depth, missing[i : i + TILES_PER_CALL])
+            self.pool.submit(Worker.fill, data_key, depth, missing[i : i + TILES_PER_CALL], base)
             for i in range(0, len(missing), TILES_PER_CALL)
         ]
         for call in as_completed(calls):
@@ -444,7 +453,9 @@ class Simulation:
     def train(self, server: Server) -> Progress:
         """All rounds."""
         if self.dataset.task == "classification":
-            self.freeze(self.work.data_key, self.work.depth, "frozen layers (kept for later runs)")
+            for base in ("", *self.base_precisions):
+                name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
+                self.freeze(self.work.data_key, self.work.at(base).depth, name, base)
         release()
         if self.config.profiles and not (self.folder / PROFILES).exists():
             shutil.copyfile(self.config.profiles, self.folder / PROFILES)
@@ -481,16 +492,17 @@ class Simulation:
         own_state: State = progress.adapter | section(own, "private")
         return own_state
 
-    def score(self, folder: Path, name: str) -> Score:
-        """The test rows, scored once with the saved files: fp32, fixed batches, in this process with all its cores.
+    def score(self, folder: Path, name: str, base_precision: str = "fp32") -> Score:
+        """The test rows, scored once with the saved files: fixed batches, in this process with all its cores.
 
+        `base_precision`: of the base that the files are loaded on; they and all else are fp32 (bf16 on a bf16 base).
         The workers should have ended: their memory is not needed any more.
         """
         examples = cached_examples(self.tokenised(self.dataset.test, self.tokens))
         batches = finished.score_batches(examples)
         torch.set_num_threads(self.fixed["workers"])
-        base = self.task.base(self.model_directory, torch.float32)
-        quantize(base, self.method.base_precision)
+        base = self.task.base(self.model_directory, DTYPES.get(base_precision, torch.float32))
+        quantize(base, self.work.at(base_precision).precision or self.method.base_precision)
         model = finished.load(folder, self.task, base, self.dataset.classes)
         self.observer.phase(name, len(batches))
         columns = {f.name: np.zeros(len(examples)) for f in dataclasses.fields(finished.Scores)}
