@@ -44,6 +44,8 @@ def check_combination(
             f"{name} turns the factors after each round, and the moments of a server optimizer would belong to the "
             "factors before; use --server-optimizer sgd"
         )
+    if scaffold and strategy.asynchronous:
+        raise ConfigError(f"scaffold corrects against this round's other clients, and {name} has no common round")
     if scaffold:
         _check_scaffold(strategy, turns, profiles, training)
     _check_bases(strategy, profiles, dtype)

@@ -258,7 +258,8 @@ class Deployment(Simulation):
 
     def grid(self) -> Grid:
         """Real clients."""
-        return GrpcGrid(self.gateway, self.options.quorum, self.options.deadline, self.stopping)
+        quorum = 0.0 if self.strategy.asynchronous else self.options.quorum  # nobody waits for one client alone
+        return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping)
 
     def server(self, records: Records) -> Server:
         """The simulation's server, with clients that come and go."""

@@ -12,6 +12,7 @@ with identical results.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Protocol
 import torch
 from flwr.serverapp import Grid
 
+from fedpeft import seeds
 from fedpeft.acceptance import check_finite, check_report, check_update
 from fedpeft.adapter import ClientForm, Layout, State, held_in, norm
 from fedpeft.aggregation_error import MeasuredCollector, WeightsCollector, measurable
@@ -148,7 +150,8 @@ class Tally:
     downlink_bytes: int = 0
     base_bytes: int = 0
     uplink_parameters: int = 0
-    accepted: list[int] = field(default_factory=list)
+    accepted: dict[int, int] = field(default_factory=dict)
+    """Per client whose update was taken, the round that it was asked in."""
     losses: list[tuple[float, int]] = field(default_factory=list)
     forms: dict[int, ClientForm] = field(default_factory=dict)
     variates: Fold = field(default_factory=Fold)
@@ -158,6 +161,14 @@ class Tally:
     def train_loss(self) -> float:
         """The mean over the rows of the accepted clients."""
         return sum(loss * rows for loss, rows in self.losses) / sum(rows for _, rows in self.losses)
+
+
+@dataclass
+class Flight:
+    """An asynchronous run's clients that have been asked and not taken into a step yet, and what they have answered."""
+
+    clients: set[int] = field(default_factory=set)
+    arrived: deque[Report] = field(default_factory=deque)
 
 
 @dataclass
@@ -218,6 +229,7 @@ class Server:
     protection: Protection | None = None
     factoring: Factoring | None = None
     weight_changes: WeightChanges | None = None
+    flight: Flight = field(default_factory=Flight)
     residual: Residual = field(init=False)
     versions: Versions = field(init=False)
 
@@ -336,6 +348,8 @@ class Server:
     def _round(self, round: int, entry: Entry, progress: Progress) -> RoundResult:
         started = time.perf_counter()
         state, cohort = progress.adapter, entry.cohort
+        if self.strategy.asynchronous:
+            cohort = self._idle(round, cohort)
         sent = self._downlink(round, progress)
         total = self._collector(round, entry.attempt, progress)
         tally = Tally()
@@ -349,15 +363,18 @@ class Server:
             )
             for client in cohort
         ]
-        for report in self._exchange(instructions, len(cohort), "train"):
+        exchange = self._exchange_buffered if self.strategy.asynchronous else self._exchange
+        for report in exchange(instructions, len(cohort), "train"):
             arrived = time.perf_counter()
-            self._take(report, sent, total, tally, progress)
+            self._take(report, round, sent, total, tally, progress)
             aggregating += time.perf_counter() - arrived
         arrived = time.perf_counter()
         if tally.accepted or self._sums_privately:  # an empty secret cohort takes its step of noise, too
             outcome = total.finish(progress.memory)
-        elif cohort:
-            raise RunError(f"round {round}: none of {len(cohort)} clients returned a valid update; see clients.jsonl")
+        elif tally.lines:
+            raise RunError(
+                f"round {round}: none of {len(tally.lines)} clients returned a valid update; see clients.jsonl"
+            )
         else:  # all who were drawn have spent their privacy budget
             outcome = Outcome(state, progress.memory)
         aggregating += time.perf_counter() - arrived
@@ -366,8 +383,8 @@ class Server:
         progress.forms |= tally.forms
         if tally.losses and not self._silent:
             progress.losses.append(tally.train_loss)
-        progress.acknowledged |= dict.fromkeys(tally.accepted, round)
-        progress.held |= {client: 0 if client in tally.forms else round for client in tally.accepted}
+        progress.acknowledged |= tally.accepted
+        progress.held |= {client: 0 if client in tally.forms else asked for client, asked in tally.accepted.items()}
         self.versions.add(round, sent.made, progress.held.values())
         progress.versions = self.versions.state()
         if self.scaffold:  # c <- c + (1 / N) sum of the clients' changes
@@ -382,8 +399,8 @@ class Server:
         self.records.append("clients.jsonl", *tally.lines)
         result = RoundResult(
             round=round,
-            clients=len(cohort),
-            rejected=len(cohort) - len(tally.accepted),
+            clients=len(tally.lines),
+            rejected=len(tally.lines) - len(tally.accepted),
             train_loss=None if self._silent or not tally.losses else tally.train_loss,
             loss=metrics.loss if metrics else None,
             accuracy=metrics.accuracy if metrics else None,
@@ -406,7 +423,9 @@ class Server:
         progress.counters["round_seconds"] += result.seconds
         return result
 
-    def _take(self, report: Report, sent: Downlink, total: Collector, tally: Tally, progress: Progress) -> None:
+    def _take(
+        self, report: Report, round: int, sent: Downlink, total: Collector, tally: Tally, progress: Progress
+    ) -> None:
         """Count what a client's part in the round has cost, and hand its update on if it is a valid one."""
         last = progress.acknowledged.get(report.client, 0)
         form = self.form(report.client, progress)
@@ -434,6 +453,8 @@ class Server:
         }
         if self.protection is not None:
             line["confidential"] = True
+        if self.strategy.asynchronous:
+            line["staleness"] = round - report.round
         tally.lines.append(line)
         try:
             check_report(report)
@@ -448,13 +469,13 @@ class Server:
         weight = float(report.rows) if self.weighting == "rows" else 1.0
         if self.uplink.server_remembers:
             self.estimates.stage(report.client, report.round, memory)
-        update = Update(report.client, weight, form, received, delta)
+        update = Update(report.client, weight, form, received, delta, staleness=round - report.round)
         total.add(update)
         tally.variates.add(variate, 1.0)
         after = self.strategy.next_form(update, self.layout)
         if after is not None and after != form:
             tally.forms[report.client] = after
-        tally.accepted.append(report.client)
+        tally.accepted[report.client] = report.round
         tally.losses.append((report.loss, report.rows))
 
     def _estimate(self, client: int, last: int) -> State:
@@ -584,6 +605,36 @@ class Server:
                 while following < len(order) and order[following] in arrived:
                     yield arrived.pop(order[following])
                     following += 1
+
+    def _idle(self, round: int, cohort: Sequence[int]) -> list[int]:
+        """Of a cohort drawn for an asynchronous step, as many as make the flight that large again."""
+        idle = [client for client in cohort if client not in self.flight.clients]
+        seeds.generator(self.seed, "idle", round).shuffle(idle)
+        return sorted(idle[: max(0, len(cohort) - len(self.flight.clients))])
+
+    def _exchange_buffered(self, instructions: Iterable[Instruction], total: int, phase: str) -> Iterator[Report]:
+        """Send the instructions, and yield the next reports of whoever is asked, until enough for a step are good.
+
+        They come in the order of arrival, and are yielded in the order of client ids.
+        """
+        flight, taken, good = self.flight, list[Report](), 0
+        asked = list(instructions)
+        flight.clients |= {i.client for i in asked}
+        self.grid.push_messages(
+            [
+                self.grid.create_message(to_record(i), MESSAGE_TYPES[i.kind], node_of(i.client), str(i.round))
+                for i in asked
+            ]
+        )
+        while good < self.strategy.asynchronous and flight.clients:
+            while not flight.arrived:
+                flight.arrived.extend(report_of(message) for message in self.grid.pull_messages(()))
+            report = flight.arrived.popleft()
+            flight.clients.discard(report.client)
+            taken.append(report)
+            good += not report.error
+            self.observer.client_done(phase, good, self.strategy.asynchronous)
+        yield from sorted(taken, key=lambda report: report.client)
 
 
 def _waves(instructions: Iterable[Instruction], size: int) -> Iterator[list[Instruction]]:

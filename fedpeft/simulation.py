@@ -154,6 +154,8 @@ class Simulation:
         check_combination(self.strategy, self.optimizer, self.profiles, self.training, config.scaffold, config.dtype)
         self.mechanism = MECHANISMS.build(config.privacy) if config.privacy else None
         if self.mechanism is not None:
+            if self.strategy.asynchronous:
+                raise ConfigError(f"{config.strategy} has no rounds with a cohort that privacy could be accounted for")
             check_private_run(self.mechanism, config, self.head, self.uplink, bool(self.strategy.private(self.layout)))
         self.personal = bool(self.strategy.private(self.layout))
         self.start: State = self.method.start(reference, config.seed)

@@ -38,6 +38,7 @@ class Update:
         form: the client's LoRA rank and alpha; None without LoRA.
         received: the state the client started from, bit for bit (the server decodes its own downlink payload).
         delta: trained minus received, only for the tensors trained this round.
+        staleness: steps that the server has taken since it sent the state; 0 in a synchronous round.
     """
 
     client: int
@@ -45,6 +46,7 @@ class Update:
     form: ClientForm | None
     received: State
     delta: State
+    staleness: int = 0
 
     def trained(self, name: str) -> Tensor:
         """The tensor after local training (as received where it was not trained)."""
@@ -122,6 +124,11 @@ class Strategy:
 
     needs_lora: ClassVar[bool] = True
     """Whether the rule is only defined for LoRA factors; False: any PEFT method."""
+
+    @property
+    def asynchronous(self) -> int:
+        """How many updates the server waits for, while other clients go on training; 0: for the whole cohort."""
+        return 0
 
     def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
         """Refuse what the rule does not support, with the reason.

@@ -51,7 +51,7 @@ class GrpcGrid(OwnGrid):
 
     Args:
         gateway: their connections.
-        quorum: share of the clients asked that must answer before the deadline counts, above 0, at most 1.
+        quorum: share of the clients asked that must answer before the deadline counts, 0 to 1.
         deadline: seconds; 0: none.
         stopping: set when the server was asked to stop: the round ends as soon as a quorum has answered.
     """
@@ -74,7 +74,7 @@ class GrpcGrid(OwnGrid):
         """Hand a task to each client; it gets it when it is connected."""
         batch = list(messages)
         names = {member.id: member.name for member in self.gateway.roster.members}
-        wave = _Wave(max(1, math.ceil(self.quorum * len(batch))), time.monotonic() + self.deadline)
+        wave = _Wave(math.ceil(self.quorum * len(batch)), time.monotonic() + self.deadline)
         identifiers = []
         for message in batch:
             identifier = self._stamp(message)

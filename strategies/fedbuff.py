@@ -1,0 +1,43 @@
+"""FedBuff: buffered asynchronous aggregation, for fleets of very uneven speed (Nguyen et al., arXiv 2106.06639).
+
+The cohort is the number of clients that train at a time. As soon as K of them have answered the server steps, along
+
+    (1 / sum p) sum_k p_k (1 + tau_k)^-a delta_k
+
+where tau_k counts the steps that the server has taken since client k was sent its state, and whoever has answered makes
+room for the next one. Nobody waits for the slowest; what it sends late counts less. The scale is not divided out
+again: a buffer of stale updates makes a smaller step. With K the whole cohort nothing is stale, and the rule is fedit.
+
+Which updates are stale depends on timing: on real clients equal seeds do not give equal runs; in a simulation they do
+with one worker. The paper's server learning rate is --server-optimizer's; its weights are uniform (--weighting).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.adapter import Layout, State
+from fedpeft.parts import setting
+from fedpeft.strategy import LinearStrategy, Update
+
+
+@dataclass(frozen=True)
+class FedBuff(LinearStrategy):
+    """The weighted mean of the first K updates, stale ones scaled down."""
+
+    needs_lora: ClassVar[bool] = False
+
+    buffer: int = setting(10, "K: updates per step of the server (the paper's 10)", low=1)
+    exponent: float = setting(0.5, "a in (1 + staleness)^-a (the paper's 1/2); 0: staleness does not matter", low=0)
+
+    @property
+    def asynchronous(self) -> int:
+        """The server steps after this many updates."""
+        return self.buffer
+
+    def contribution(self, update: Update, state: State, layout: Layout) -> State:
+        """(1 + tau)^-a delta."""
+        scale = (1 + update.staleness) ** -self.exponent
+        return {name: delta * scale for name, delta in update.delta.items()}
+
+
+part = FedBuff
