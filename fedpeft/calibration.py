@@ -47,3 +47,21 @@ def calibrate(confidence: NDArray[np.float64], correct: NDArray[np.float64]) -> 
     mean = np.bincount(position, confidence, BINS) / divisor
     right = np.bincount(position, correct, BINS) / divisor
     return Calibration(float(error), *(tuple(values.tolist()) for values in (rows, mean, right)))
+
+
+def temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """T with the least cross-entropy of softmax(logits / T) on these rows (Guo et al., arXiv 1706.04599), 0.05 to 20.
+
+    Args:
+        logits: (rows, classes) of rows that nothing was trained on.
+        labels: (rows,).
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        return float((logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]).mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x))

@@ -62,6 +62,7 @@ class RunConfig:
     ray_address: str = setting("", "with --grid ray: a running cluster, HOST:PORT or auto; empty: start one here")
     evaluate_every: int = setting(4, "rounds between evaluations", low=1)
     centralised: bool = setting(False, "also train the same adapter on the pooled data, for comparison")
+    forgetting: str = setting("", "a second data set that base and result are scored on: what tuning has cost")
     seed: int = setting(0, "of everything that is drawn at random", low=0)
 
     def training(self) -> LocalTraining:

@@ -1,32 +1,119 @@
-"""python -m fedpeft.export RUN --client 3 --output DIR: one client's own adapter from a run with private tensors."""
+"""python -m fedpeft.export RUN: the finished adapter with a model card, or the base with the adapter merged into it.
+
+    python -m fedpeft.export RUN --output DIR              adapter/ and a model card
+    python -m fedpeft.export RUN --merge --output DIR      model/: no adapter is left, and no time is lost to it
+    python -m fedpeft.export RUN --client 3 --output DIR   one client's own adapter, from a run with private tensors
+
+Merging is offered where it is exact; the merged model's outputs are compared with the adapter's before it is kept.
+"""
 
 from __future__ import annotations
 
+import shutil
+import statistics
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
 
 from fedpeft.config import from_mapping, read_toml
 from fedpeft.console import ConsoleObserver
-from fedpeft.errors import FedpeftError, RunError
+from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.examples import Batch
+from fedpeft.task import FederatedModel
+
+if TYPE_CHECKING:
+    from fedpeft.finished_run import FinishedRun
+
+TOLERANCE = 1e-5
+"""Of the merged model's outputs, relative to the largest."""
+
+PASSES = 20
+"""Forward passes that the latency is a median of."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """Write the adapter of one client: what is shared, and what the client has kept for itself."""
+    """Write a finished run's adapter with a model card, or the base with the adapter merged into its weights."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the run's folder")]
-    client: Annotated[int, tyro.conf.arg(help="client id, from 0")]
-    output: Annotated[Path, tyro.conf.arg(help="folder that adapter/ is written to")]
+    output: Annotated[Path | None, tyro.conf.arg(help="folder to write to (default: RUN/export)")] = None
+    merge: Annotated[bool, tyro.conf.arg(help="merge the adapter into the base's weights, where that is exact")] = False
+    client: Annotated[int | None, tyro.conf.arg(help="id of a client whose own adapter is wanted, from 0")] = None
 
 
-def export(run: Path, client: int, output: Path) -> None:
-    """Write `output`/adapter.
+def export(run: Path, output: Path, merge: bool, console: Console) -> None:
+    """Write `output`/adapter or, with `merge`, `output`/model; and the card.
+
+    Raises:
+        FedpeftError: there is no finished run, or its method can't be merged exactly.
+    """
+    from fedpeft.finished_run import FinishedRun
+    from fedpeft.model_card import card
+
+    finished_run = FinishedRun.read(run)
+    method = finished_run.method
+    if merge and not method.merges and not method.whole_model:
+        raise ConfigError(
+            f"{method.name} can't be merged into the base's weights without changing what it computes; "
+            "export the adapter (without --merge)"
+        )
+    if output.exists() and any(output.iterdir()):
+        raise RunError(f"{output} exists and is not empty; give another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    if merge and not method.whole_model:
+        _merge(finished_run, output / "model", console)
+    else:
+        if not finished_run.files.is_dir():
+            raise RunError(f"{run} holds no finished run: there is no {finished_run.files.name}/ in it")
+        shutil.copytree(finished_run.files, output / finished_run.files.name)
+    (output / "README.md").write_text(card(finished_run, merged=merge), encoding="utf-8")
+    console.print(f"written to {output}", highlight=False)
+
+
+def _merge(finished_run: FinishedRun, target: Path, console: Console) -> None:
+    from fedpeft.finished_run import sample_batch
+
+    base = finished_run.base()
+    plain = finished_run.task.model(base, len(finished_run.labels or ())).eval()
+    model = finished_run.model(base)
+    batch = sample_batch(finished_run.model_directory)
+    with torch.inference_mode():
+        expected = model(batch)
+    times = {"base alone": _latency(plain, batch), "with the adapter": _latency(model, batch)}
+    model.base = finished_run.method.merged(model)
+    with torch.inference_mode():
+        difference = float((model(batch) - expected).abs().max())
+    if difference > TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise RunError(f"the merged model's outputs differ by {difference:.1e}, so it is not kept; export the adapter")
+    times["merged"] = _latency(model, batch)
+    model.base.save_pretrained(str(target))  # type: ignore[operator]
+    for name in ("head.safetensors", "labels.json"):
+        if (finished_run.files / name).is_file():
+            shutil.copyfile(finished_run.files / name, target / name)
+    shown = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in times.items())
+    console.print(f"merged: outputs differ by at most {difference:.1e}; a pass of 4 rows: {shown}", highlight=False)
+
+
+def _latency(model: FederatedModel, batch: Batch) -> float:
+    """Median seconds of a forward pass."""
+    found = []
+    with torch.inference_mode():
+        for _ in range(PASSES + 3):
+            started = time.perf_counter()
+            model(batch)
+            found.append(time.perf_counter() - started)
+    return statistics.median(found[3:])
+
+
+def export_client(run: Path, client: int, output: Path) -> None:
+    """Write `output`/adapter, a client's own.
 
     Raises:
         FedpeftError: there is no such run or client, or its clients have no adapters of their own.
@@ -47,8 +134,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.export")
     quiet_libraries()
+    output = command.output or command.run / "export"
     try:
-        export(command.run, command.client, command.output)
+        if command.client is not None:
+            export_client(command.run, command.client, output)
+        else:
+            export(command.run, output, command.merge, Console())
     except FedpeftError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2

@@ -147,9 +147,11 @@ class PeftMethod(ABC):
         """What states change in the base's weights, where aggregation is not exact and its error is reported."""
         return None
 
-    def merged(self, model: FederatedModel, state: State) -> nn.Module:
-        """A plain base with `state` (in the attached `model`) worked into its weights; only where `merges`."""
-        raise NotImplementedError
+    def merged(self, model: FederatedModel) -> nn.Module:
+        """The plain base of a finished `model`, its adapter worked into the weights; only where `merges`."""
+        base: Any = model.base
+        plain: nn.Module = base.merge_and_unload()
+        return plain
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """Put the adapters of `clients` clients into `model.base`, a layer at a time."""

@@ -63,6 +63,16 @@ def calibration_error(result: Result) -> float | None:
     return result.calibration["error"] if result.calibration else None
 
 
+def forgotten(measure: str) -> Callable[[Result], float | None]:
+    """How much worse the second task has become, where it was scored by `measure`."""
+
+    def found(result: Result) -> float | None:
+        scored = (result.summary or {}).get("forgetting")
+        return float(scored["lost"]) if scored and scored["measure"] == measure else None
+
+    return found
+
+
 def aggregation_error(result: Result) -> float | None:
     """Mean over the rounds of norm(dW* - dW) / norm(dW*)."""
     errors = [r["aggregation_error"] for r in result.rounds if r.get("aggregation_error") is not None]
@@ -84,6 +94,9 @@ MEASURES = (
     Measure("worst_accuracy", "worst client, own rows (%)", from_summary("worst_accuracy"), POINTS, 2),
     Measure("worst_tenth", "worst tenth of clients (%)", worst_tenth, POINTS, 2),
     Measure("calibration_error", "calibration error (%)", calibration_error, POINTS, 2),
+    Measure("calibration_error_scaled", "after scaling (%)", from_summary("calibration_error_scaled"), POINTS, 2),
+    Measure("forgotten", "forgotten, probe (%)", forgotten("probe accuracy"), POINTS, 2),
+    Measure("forgotten_nats", "forgotten (nats a token)", forgotten("nats per token"), 1.0, 3),
     Measure("epsilon", "epsilon", from_summary("epsilon"), 1.0, 2),
     Measure("uplink_bytes", "uplink (MB)", from_summary("uplink_bytes"), 1 / MEGABYTE, 2),
     Measure("downlink_bytes", "downlink (MB)", from_summary("downlink_bytes"), 1 / MEGABYTE, 2),
@@ -318,6 +331,9 @@ QUALITY = (
     "worst_accuracy",
     "worst_tenth",
     "calibration_error",
+    "calibration_error_scaled",
+    "forgotten",
+    "forgotten_nats",
     "epsilon",
     "total_bytes",
 )

@@ -196,6 +196,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         for base in dict.fromkeys([*own_base, *simulation.base_precisions] if simulation.base_precisions else [])
     }
     centralised = simulation.score(pooled, "scoring the adapter of the pooled data (fp32)") if pooled else None
+    forgotten = simulation.forgotten(simulation.folder)
     own = server.own_rows(progress.round, progress) if simulation.personal else None
     loss = own.loss if own else score.loss
     return {
@@ -210,9 +211,22 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         "baseline_accuracy": probe.accuracy if probe else None,
         "centralised_accuracy": centralised.accuracy if centralised else None,
         "centralised_loss": centralised.loss if centralised else None,
+        **_calibration(score),
+        "forgetting": forgotten.as_dict() if forgotten else None,
         **costs(simulation, progress),
         "partition": simulation.statistics.as_dict(),
     }
+
+
+def _calibration(score: Any) -> dict[str, Any]:
+    """Expected calibration error on the test rows, as it is and after temperature scaling; empty for language."""
+    from fedpeft.calibration import calibrate
+
+    scores = score.scores
+    if not scores.confidence.any():
+        return {}
+    before, after = (calibrate(c, scores.correct).error for c in (scores.confidence, scores.scaled))
+    return {"calibration_error": before, "calibration_error_scaled": after, "temperature": score.temperature}
 
 
 def model_line(simulation: Any) -> str:
@@ -231,6 +245,7 @@ def costs(simulation: Any, progress: Any) -> dict[str, Any]:
     parameters = counters["uplink_parameters"]
     update_bytes = counters["uplink_bytes"] - counters.get("prepare_bytes", 0)
     return {
+        "task": simulation.dataset.task,
         "rounds": progress.round,
         "clients": simulation.clients,
         "cohort": simulation.sampler.size,
@@ -271,6 +286,13 @@ def _save_predictions(simulation: Any, scores: Any) -> None:
         np.savez_compressed(simulation.folder / "clients.npz", labels=labels, test_labels=test_labels)
 
 
+def _lost(summary: dict[str, Any]) -> list[tuple[str, Any]]:
+    found = summary.get("forgetting")
+    if not found:
+        return []
+    return [(f"second task, {found['dataset']}: {found['measure']}", f"{found['before']:.4f} -> {found['after']:.4f}")]
+
+
 def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
     """Print the numbers that matter."""
     rows: list[tuple[str, Any]] = []
@@ -290,6 +312,7 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
         rows.append(("same adapter on the pooled data", f"{value:.4f}"))
     rows += [
         ("test loss", f"{summary['loss']:.4f}"),
+        *_lost(summary),
         ("uplink / downlink", f"{size(summary['uplink_bytes'])} / {size(summary['downlink_bytes'])}"),
         ("of it before round 1", size(summary["prepare_bytes"])),
         ("bytes per parameter and update", f"{summary['uplink_bytes_per_parameter']:.3f}"),

@@ -15,11 +15,13 @@ import numpy as np
 import psutil
 import torch
 from flwr.serverapp import Grid
+from torch import nn
 
 from fedpeft import cache, finished, kernels, seeds
 from fedpeft.adapter import Layout, State
 from fedpeft.attack import ATTACKS
 from fedpeft.base_model import resolve_model
+from fedpeft.calibration import temperature
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.pool import Pool, Worker, result
@@ -33,7 +35,8 @@ from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
 from fedpeft.downlink import parse_downlink
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.examples import LENGTH_STEP
+from fedpeft.examples import LENGTH_STEP, Examples, length_sorted_batches
+from fedpeft.forgetting import Forgetting, forgetting, second_task
 from fedpeft.grids.cohort import CohortGrid
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
@@ -100,6 +103,7 @@ class Score:
     accuracy: float
     loss: float
     scores: finished.Scores
+    temperature: float = 1.0
 
 
 class Simulation:
@@ -133,6 +137,7 @@ class Simulation:
 
         self.dataset, self.train_rows, validation, self.partition = self._data()
         self.task: Task = TASKS.build(self.dataset.task)
+        self.second = second_task(config.forgetting, self.dataset) if config.forgetting else None
         self.clients = len(self.partition)
         self.profiles: Sequence[Profile] = profiles_of(self._profile_tables(), self.clients, plain.form)
         self.peft = of_size(config.peft, plain, [profile.form for profile in self.profiles])
@@ -506,16 +511,47 @@ class Simulation:
         base = self.task.base(self.model_directory, DTYPES.get(base_precision, torch.float32))
         quantize(base, self.work.at(base_precision).precision or self.method.base_precision)
         model = finished.load(folder, self.task, base, self.dataset.classes)
+        divisor = self._temperature(model)
         self.observer.phase(name, len(batches))
         columns = {f.name: np.zeros(len(examples)) for f in dataclasses.fields(finished.Scores)}
         for rows in batches:
-            scores = finished.score(model, self.task, examples.batch(rows))
+            scores = finished.score(model, self.task, examples.batch(rows), divisor)
             for column, values in columns.items():
                 values[rows] = getattr(scores, column)
             self.observer.advance()
         scores = finished.Scores(**columns)
         count = scores.count.sum()
-        return Score(float(scores.correct.sum() / count), float(scores.loss.sum() / count), scores)
+        return Score(float(scores.correct.sum() / count), float(scores.loss.sum() / count), scores, divisor)
+
+    def _temperature(self, model: FederatedModel) -> float:
+        """What logits are divided by for the best fit of the validation rows; 1 for language models."""
+        labels = self.all_rows.labels
+        if labels is None or not len(self.validation):
+            return 1.0
+        examples = cached_examples(self.work.data_key)
+        logits = np.zeros((len(self.validation), self.dataset.classes))
+        with torch.inference_mode():
+            for index in length_sorted_batches(examples.lengths[self.validation], finished.SCORE_BATCH):
+                logits[index] = model(examples.batch(self.validation[index])).double().numpy()
+        return temperature(logits, labels[self.validation])
+
+    def forgotten(self, folder: Path) -> Forgetting | None:
+        """The second task on the base and on the finished model in `folder`; None where no task was named."""
+        if self.second is None:
+            return None
+        self.observer.phase(f"forgetting: {self.second.name} on the base and on the result", 1)
+
+        def base() -> nn.Module:
+            made = self.task.base(self.model_directory, torch.float32)
+            quantize(made, self.method.base_precision)
+            return made
+
+        def tokenise(rows: Rows) -> Examples:
+            return self.task.tokenise(rows, self.model_directory, self.tokens)
+
+        before = self.task.model(base(), self.dataset.classes)
+        after = finished.load(folder, self.task, base(), self.dataset.classes)
+        return forgetting(self.second, self.task, tokenise, before, after)
 
     def centralised(self, state: State) -> Path:
         """The same adapter trained on the pooled rows: same start `state`, passes, batch size and learning rates.

@@ -1,6 +1,8 @@
 """Your own texts in a CSV, TSV or JSONL file (UTF-8): `file:PATH`, or `file(path="PATH", text="body", label="topic")`.
 
-The first line of a CSV or TSV file names the columns; a JSONL file has one JSON object per line. Without a file of test
+The first line of a CSV or TSV file names the columns; a JSONL file has one JSON object per line. Lines with
+conversations, {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, are
+instruction data: the model's chat template is applied, and the loss is that of the answers. Without a file of test
 rows, a seeded share of each class is held out. The data is yours, and so is its licence.
 """
 
@@ -15,10 +17,12 @@ from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from fedpeft import columns
+from fedpeft.conversations import with_messages
 from fedpeft.data import Dataset
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
 
+MESSAGES = "messages"
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 
@@ -33,6 +37,9 @@ class File:
     text: str = setting("text", "name of the column with the texts")
     label: str | None = setting("label", "name of the column with the classes; None: no classes, language modelling")
     owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
+    messages: str | None = setting(
+        None, "name of the column with conversations, for instruction data; messages where there is no text column"
+    )
     test: str | None = setting(None, "a file of test rows with the same columns; None: hold some of `path` out")
     test_fraction: float = setting(0.2, "share of the rows held out for test when `test` is None", above=0.0, high=0.9)
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
@@ -44,10 +51,21 @@ class File:
             ConfigError: the file's ending says neither CSV, TSV nor JSONL.
             DataError: it can't be read, or its rows can't be used; the message names the line.
         """
-        names = columns.Names(self.text, self.label, self.owner)
-        train = columns.read(self.path, records(self.path), names)
-        test = None if self.test is None else columns.read(self.test, records(self.test), names)
-        return columns.dataset(Path(self.path).name, train, test, self.test_fraction, self.seed)
+        messages = self.messages or self._found_messages()
+        names = columns.Names(self.text, None if messages else self.label, self.owner)
+
+        def table(path: str) -> columns.Table:
+            found = records(path)
+            return columns.read(path, with_messages(found, messages, self.text, path) if messages else found, names)
+
+        test = None if self.test is None else table(self.test)
+        made = columns.dataset(Path(self.path).name, table(self.path), test, self.test_fraction, self.seed)
+        return dataclasses.replace(made, task="instruction") if messages else made
+
+    def _found_messages(self) -> str | None:
+        """The usual column of conversations, if the first record has it and no text."""
+        _, first = next(records(self.path), ("", {}))
+        return MESSAGES if MESSAGES in first and self.text not in first else None
 
 
 def records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:

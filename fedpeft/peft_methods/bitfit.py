@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.adapter import State
 from fedpeft.errors import ModelError
 from fedpeft.layers import KEY_PROJECTIONS, blocks
 from fedpeft.parts import setting
@@ -99,12 +98,12 @@ class BitFit(PeftMethod):
         for name in found:
             replace(model.base, name, Biased(model.base.get_submodule(name), adapter_dtype(dtype)))
 
-    def merged(self, model: FederatedModel, state: State) -> nn.Module:
+    def merged(self, model: FederatedModel) -> nn.Module:
         """The base with the trained biases."""
         for name, layer in list(model.base.named_modules()):
             if isinstance(layer, Biased):
                 inner: Any = layer.base_layer
-                inner.bias = nn.Parameter(state[f"{name}.bias"].to(inner.weight.dtype), requires_grad=False)
+                inner.bias = nn.Parameter(layer.bias.detach().to(inner.weight.dtype), requires_grad=False)
                 replace(model.base, name, inner)
         return model.base
 

@@ -1,0 +1,66 @@
+"""What someone who gets an adapter should know of how it was made."""
+
+from __future__ import annotations
+
+from fedpeft.console import size
+from fedpeft.finished_run import FinishedRun
+
+LOADING = {
+    "peft": '`peft.PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), "adapter")`',
+    "own": '`python -m fedpeft.predict RUN "text"`; the `peft` library does not have this method',
+    "model": '`transformers.AutoModel.from_pretrained("model")`',
+}
+
+
+def card(run: FinishedRun, merged: bool) -> str:
+    """The card of a finished run, as Markdown."""
+    summary, config, method = run.summary, run.config, run.method
+    whole = merged or method.whole_model
+    kind = "model" if whole else "own" if (run.files / "method.json").is_file() else "peft"
+    classes = run.labels is not None
+    quality = f"{summary['accuracy']:.4f}" if classes else f"{summary['perplexity']:.3f}"
+    partition = summary.get("partition") or {}
+    skew = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in partition.items() if value is not None)
+    epsilon = summary.get("epsilon")
+    probe = summary.get("baseline_accuracy")
+    traffic = f"{size(summary['uplink_bytes'])} up and {size(summary['downlink_bytes'])} down"
+    rows = {
+        "base model": run.model_directory.name if config.model == "auto" else config.model,
+        "method": f"`{config.peft}`, {summary['parameters']:,} trained parameters" + (", merged" if merged else ""),
+        "data": f"{config.dataset}, {summary['clients']} clients, `{config.partition}`",
+        "partition": skew or None,
+        "federation": f"{summary['rounds']} rounds of {summary['cohort']} clients, `{config.strategy}`",
+        "seed": config.seed,
+        "bytes": f"{traffic} in all (`{config.codec}`)",
+        "privacy": "none: the updates were not noised, and the adapter may tell of the rows it was trained on"
+        if epsilon is None
+        else f"epsilon {epsilon:.3g} at delta {summary['dp_delta']:.1g}",
+        ("accuracy" if classes else "perplexity"): f"{quality} ({summary.get('accuracy_of') or 'test rows'})",
+        "frozen base, linear probe": None if probe is None else f"{probe:.4f}",
+        "calibration error": _calibration(summary),
+        "versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
+        "to load it": LOADING[kind],
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    title = "Model" if whole else "Adapter"
+    pooled = "The class is that of `head.safetensors` on the mean of the last hidden states.\n" if classes else ""
+    return "\n".join(
+        [
+            f"# {title} from federated fine-tuning",
+            "",
+            "Made by fedpeft: many clients trained it on rows that stayed with them.",
+            "",
+            "| | |",
+            "|---|---|",
+            *lines,
+            "",
+            pooled,
+        ]
+    )
+
+
+def _calibration(summary: dict[str, object]) -> str | None:
+    before, after = summary.get("calibration_error"), summary.get("calibration_error_scaled")
+    if not isinstance(before, float) or not isinstance(after, float):
+        return None
+    return f"{before:.4f}; {after:.4f} with logits divided by {summary['temperature']:.3g}"

@@ -1,0 +1,107 @@
+"""python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer.
+
+A classifier answers with its likeliest class and how sure it is, a language model goes on with the text (after
+instruction tuning: answers it). Runs on the same base share one loaded copy of its weights; each has its own adapter.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from torch import nn
+
+from fedpeft.errors import ConfigError, FedpeftError
+from fedpeft.finished_run import FinishedRun
+from fedpeft.tokens import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Command:
+    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text"."""
+
+    words: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN [RUN ...] TEXT", help="run folders, then a text"),
+    ]
+    new_tokens: Annotated[int, tyro.conf.arg(help="most tokens that a language model adds")] = 40
+
+
+def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int) -> str:
+    """What the run's model, on `base`, says to `text`.
+
+    Raises:
+        FedpeftError: the run reads images, or its files are missing.
+    """
+    model = run.model(base)
+    if "pixel_values" in getattr(base, "main_input_name", ""):
+        raise ConfigError(f"{run.folder} classifies images, and predict takes a text")
+    tokenizer = load_tokenizer(run.model_directory)
+    if run.labels is not None:
+        encoded = tokenizer(text, truncation=True, max_length=run.config.tokens, return_tensors="pt")
+        batch = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        with torch.inference_mode():
+            chances = model(batch)[0].softmax(-1)
+        best = int(chances.argmax())
+        return f"{run.labels[best]} ({float(chances[best]):.3f})"
+    asked = run.summary["task"] == "instruction"
+    if asked:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+    encoded = tokenizer(text, return_tensors="pt", add_special_tokens=not asked)
+    generate: Any = model.base.generate
+    with torch.inference_mode():
+        made = generate(
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
+        )[0]
+    return str(tokenizer.decode(made[encoded["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def predict(folders: list[Path], text: str, new_tokens: int, console: Console) -> None:
+    """Print each run's answer.
+
+    Raises:
+        FedpeftError: a folder holds no finished run.
+    """
+    runs = [FinishedRun.read(folder) for folder in folders]
+    bases: dict[Any, nn.Module] = {}
+    for run in runs:
+        if run.base_key not in bases:
+            bases[run.base_key] = run.base()
+        said = answer(run, bases[run.base_key], text, new_tokens)
+        console.print(
+            said if len(runs) == 1 else f"{run.folder}: {said}", highlight=False, markup=False, soft_wrap=True
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    from fedpeft.simulate import quiet_libraries
+
+    command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.predict")
+    quiet_libraries()
+    try:
+        if len(command.words) < 2 or not command.words[-1].strip():
+            raise ConfigError('predict needs a run\'s folder and a text: python -m fedpeft.predict runs/NAME "text"')
+        *folders, text = command.words
+        predict([Path(folder) for folder in folders], text, command.new_tokens, Console())
+    except FedpeftError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
