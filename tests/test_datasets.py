@@ -20,6 +20,7 @@ from fedpeft.partition import PARTITIONS
 
 # name: task, kind, training rows, test rows, classes
 FETCHED = {
+    "fashion_mnist": ("classification", "image", 60_000, 10_000, 10),
     "20newsgroups": ("classification", "text", 11_293, 7_528, 20),
     "reuters_r52": ("classification", "text", 6_532, 2_568, 52),
     "reuters_r8": ("classification", "text", 5_485, 2_189, 8),
