@@ -195,7 +195,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         base: simulation.score(simulation.folder, f"scoring on a base in {base}", base).accuracy
         for base in dict.fromkeys([*own_base, *simulation.base_precisions] if simulation.base_precisions else [])
     }
-    centralised = simulation.score(pooled, "scoring the adapter of the pooled data (fp32)") if pooled else None
+    centralised = simulation.score(pooled[0], "scoring the adapter of the pooled data (fp32)") if pooled else None
     forgotten = simulation.forgotten(simulation.folder)
     own = server.own_rows(progress.round, progress) if simulation.personal else None
     loss = own.loss if own else score.loss
@@ -211,6 +211,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         "baseline_accuracy": probe.accuracy if probe else None,
         "centralised_accuracy": centralised.accuracy if centralised else None,
         "centralised_loss": centralised.loss if centralised else None,
+        "centralised_learning_rate": pooled[1] if pooled else None,
         **_calibration(score),
         "forgetting": forgotten.as_dict() if forgotten else None,
         **costs(simulation, progress),

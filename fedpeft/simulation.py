@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +45,7 @@ from fedpeft.memory import release
 from fedpeft.own_rows import HELD_OUT
 from fedpeft.partition import PARTITIONS, Partition, PartitionStatistics, held_out
 from fedpeft.peft_method import PEFT_METHODS, of_size
+from fedpeft.pooled import best_pooled
 from fedpeft.probe import PROBE_TOKENS, ProbeResult, linear_probe
 from fedpeft.profiles import Profile, ProfileTable, profiles_of, ranks_of, tables_of
 from fedpeft.protection import KEY, ClientPrivacy, Protection
@@ -553,13 +554,10 @@ class Simulation:
         after = finished.load(folder, self.task, base(), self.dataset.classes)
         return forgetting(self.second, self.task, tokenise, before, after)
 
-    def centralised(self, state: State) -> Path:
-        """The same adapter trained on the pooled rows: same start `state`, passes, batch size and learning rates.
+    def centralised(self, state: State) -> tuple[Path, float]:
+        """The same adapter trained on the pooled rows: same start `state`, passes and batch size.
 
-        Returns the folder that it is saved in.
-
-        A pass is cut into as many pieces as it takes rounds to see as many rows, and each piece is a job like a
-        client's, so that the learning rate falls as it does in the federation.
+        Returns the folder that it is saved in, and its learning rate, the best of `fedpeft.pooled.RATES`.
         """
         config = self.config
         rows = np.arange(len(self.train_rows))
@@ -571,25 +569,34 @@ class Simulation:
             ]
         )
         schedule = Schedule(config.learning_rate, config.rounds, config.schedule)
+        training = dataclasses.replace(self.training, epochs=1.0, steps=0)
+
+        def step(states: Mapping[float, State], number: int) -> dict[float, State]:
+            jobs = {
+                rate: Job(
+                    client=self.clients,
+                    round=number,
+                    seed=config.seed,
+                    rows=shuffled[(number - 1) * piece : number * piece],
+                    received=received,
+                    trained=frozenset(self.layout.names),
+                    training=training,
+                    learning_rate=rate * schedule.at(number),
+                    form=self.layout.form,
+                )
+                for rate, received in states.items()
+            }
+            calls = {rate: self.pool.submit(Worker.train, job) for rate, job in jobs.items()}
+            return {rate: states[rate] | result(call).state for rate, call in calls.items()}
+
         self.observer.phase("the same adapter on the pooled data", config.rounds)
-        for number in range(1, config.rounds + 1):
-            job = Job(
-                client=self.clients,
-                round=number,
-                seed=config.seed,
-                rows=shuffled[(number - 1) * piece : number * piece],
-                received=state,
-                trained=frozenset(self.layout.names),
-                training=dataclasses.replace(self.training, epochs=1.0, steps=0),
-                learning_rate=schedule.at(number),
-                form=self.layout.form,
-            )
-            state = state | result(self.pool.submit(Worker.train, job)).state
-            self.observer.advance()
+        best, rate = best_pooled(
+            state, config.rounds, step, lambda found: self.evaluate(found, 0).loss, self.observer.advance
+        )
         folder = self.folder / "centralised"
         folder.mkdir(exist_ok=True)
-        self.save(state, folder)
-        return folder
+        self.save(best, folder)
+        return folder, rate * config.learning_rate
 
     def close(self) -> None:
         """End the workers."""
