@@ -1,0 +1,131 @@
+"""Does precision that changes beat uniform precision? By rows and by link on real updates, over time in whole runs.
+
+    python -m experiments.codecs.precision --updates FOLDER        by_rows and by_link
+    python -m experiments.codecs.precision --runs FOLDER           over_time: ten runs on the tiny data set
+
+FOLDER of the first holds the updates of one cohort or more, `*.pt`, each a state as `torch.save` writes it. Rows of the
+clients are drawn from a log-normal distribution with sigma 0.8, speeds of links from one with sigma 1. "Error" is that
+of the weighted mean of a cohort of ten, norm(sum p_k (x_k - x'_k)) / norm(sum p_k x_k); means over the cohorts.
+
+All comparisons are at equal bytes, or for links at an equal time of the slowest upload: the uniform codec's bits are
+set so that both send the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from fedpeft.adapter import State
+from fedpeft.codec import decode, parse_codec
+from fedpeft.config import RunConfig
+from fedpeft.precision_rule import PRECISION_RULES, Situation
+from fedpeft.simulate import simulate
+
+COHORT = 10
+CODECS = ("adaptive(bits=2.0) | rans", "lowrank(share=1.0) | adaptive(bits=2.0, rounding=dither) | rans", "small")
+UNIFORM = "ef14 | lowrank(share=0.5) | adaptive(bits={bits:.4f}) | rans"
+RISING = "over_time(high=2.0, step=0.25, smoothing=0.5, patience=1) | " + UNIFORM.format(bits=0.5)
+
+
+def sent(updates: list[State], text: str, bits: Mapping[int, float]) -> tuple[list[int], list[State]]:
+    """Bytes and decoded updates of a cohort whose clients spend `bits`."""
+    shapes = {name: tuple(t.shape) for name, t in updates[0].items()}
+    codec = parse_codec(text)
+    payloads = [codec.with_bits(bits[k]).encode(x, seed=k) for k, x in enumerate(updates)]
+    return [len(p) for p in payloads], [decode(p, shapes) for p in payloads]
+
+
+def mean(states: list[State], p: np.ndarray) -> torch.Tensor:
+    """The weighted mean, flat."""
+    flat = torch.stack([torch.cat([x[n].double().flatten() for n in sorted(x)]) for x in states])
+    return torch.from_numpy(p) @ flat
+
+
+def error(updates: list[State], text: str, bits: Mapping[int, float], p: np.ndarray) -> tuple[np.ndarray, float]:
+    """Bytes of each client, and the relative error of the aggregate."""
+    sizes, back = sent(updates, text, bits)
+    exact = mean(updates, p)
+    return np.array(sizes), float((mean(back, p) - exact).norm() / exact.norm())
+
+
+def uniform(updates: list[State], text: str, p: np.ndarray, wanted: float, cost: np.ndarray) -> float:
+    """The error of uniform precision whose cost, max or sum of bytes times `cost`, is `wanted`."""
+    low, high = 0.05, 10.0
+    found = float("nan")
+    for _ in range(12):
+        bits = (low * high) ** 0.5
+        sizes, found = error(updates, text, dict.fromkeys(range(len(updates)), bits), p)
+        total = float((sizes * cost).max()) if cost.ndim else float(sizes.sum())
+        low, high = (bits, high) if total < wanted else (low, bits)
+    return found
+
+
+def on_updates(folder: Path) -> None:
+    """by_rows and by_link."""
+    files = sorted(folder.glob("*.pt"))
+    updates = [torch.load(file, weights_only=True) for file in files]
+    cohorts = [updates[i : i + COHORT] for i in range(0, len(updates) - COHORT + 1, COHORT)]
+    random = np.random.default_rng(0)
+    print("| rule | codec | error, uniform | error, rule | equal |")
+    print("|---|---|---|---|---|")
+    for text in CODECS:
+        own = parse_codec(text).bits
+        found: dict[str, list[tuple[float, float]]] = {"by_rows": [], "by_link": []}
+        for cohort in cohorts:
+            rows, speeds = np.exp(0.8 * random.normal(size=COHORT)), np.exp(random.normal(size=COHORT))
+            p = rows / rows.sum()
+            situation = Situation([], dict(enumerate(rows)), dict(enumerate(speeds)))
+            for rule, results in found.items():
+                bits = PRECISION_RULES.build(rule).bits(dict.fromkeys(range(COHORT), own), situation)
+                sizes, with_rule = error(cohort, text, bits, p)
+                cost = 1 / speeds if rule == "by_link" else np.array(1.0)
+                wanted = float((sizes * cost).max()) if cost.ndim else float(sizes.sum())
+                results.append((uniform(cohort, text, p, wanted, cost), with_rule))
+        for rule, results in found.items():
+            plain, ruled = np.mean(results, axis=0)
+            what = "time of the slowest upload" if rule == "by_link" else "bytes"
+            escaped = text.replace("|", "\\|")
+            print(f"| {rule} | {escaped} | {plain:.3f} | {ruled:.3f} | {what} |", flush=True)
+
+
+def on_runs(folder: Path, seeds: int = 5) -> None:
+    """over_time against uniform precision with the same bytes, seed by seed."""
+    console = Console(quiet=True)
+    print("| seed | bytes a parameter, over_time | uniform | loss, over_time | uniform |")
+    print("|---|---|---|---|---|")
+    for seed in range(seeds):
+        made = []
+        for turn in range(2):
+            text = UNIFORM.format(bits=8 * made[0]["uplink_bytes_per_parameter"]) if turn else RISING
+            config = RunConfig(
+                dataset="tiny", tokens=32, clients=8, cohort="all", rounds=12, workers=1, seed=seed, dtype="fp32",
+                peft="lora(rank=8, layers=0)", optimizer="adamw", learning_rate=3e-3, downlink="fp32",
+                codec=text,
+            )  # fmt: skip
+            made.append(simulate(config, folder / f"{seed}-{turn}", False, console))
+        sizes = " | ".join(f"{m['uplink_bytes_per_parameter']:.3f}" for m in made)
+        losses = " | ".join(f"{m['loss']:.4f}" for m in made)
+        print(f"| {seed} | {sizes} | {losses} |", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--updates", type=Path, help="folder of updates")
+    parser.add_argument("--runs", type=Path, help="folder for the runs")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.updates:
+        on_updates(arguments.updates)
+    if arguments.runs:
+        on_runs(arguments.runs)
+
+
+if __name__ == "__main__":
+    main()
