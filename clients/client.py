@@ -117,7 +117,8 @@ class ClientSide:
         labels = self.bench.examples.batch(rows)["labels"]
         features = self.bench.at(instruction.base_precision).features(rows)
         statistics = self.head.statistics(features, labels, self.bench.plan.classes)
-        payload = self.statistics.encode(statistics)
+        seed = seeds.integer(self.bench.plan.seed, "statistics", instruction.client)
+        payload = self.statistics.encode(statistics, seed=seed)
         return Report(instruction.client, 0, payload, rows=len(rows), seconds=time.perf_counter() - started)
 
     def _evaluate(self, instruction: Instruction) -> Report:

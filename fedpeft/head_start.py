@@ -22,17 +22,28 @@ class HeadStart(ABC):
     exchanges: ClassVar[bool] = True
     """Whether the clients are asked for statistics."""
 
+    codec: ClassVar[str] = "bf16"
+    """How the statistics are encoded in runs whose updates are lossy: without harm to the head."""
+
+    def compact(self) -> HeadStart:
+        """The same head from statistics that bear such a codec; by default as it is."""
+        return self
+
     @abstractmethod
     def shapes(self, width: int, classes: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the statistics, by name."""
 
     @abstractmethod
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
-        """Statistics of one client's rows: features (n, width), labels (n,). They add up over clients."""
+        """Statistics of one client's rows: features (n, width), labels (n,)."""
+
+    def additive(self, statistics: State) -> State:
+        """What of a client's statistics adds up over clients; by default they do themselves."""
+        return statistics
 
     @abstractmethod
     def solve(self, total: State, width: int, classes: int) -> State:
-        """`head.weight` (classes, width) and `head.bias` (classes,), fp64, from the statistics of all clients."""
+        """`head.weight` (classes, width) and `head.bias` (classes,), fp64, from the sums over all clients."""
 
 
 HEADS: Family[HeadStart] = Family("fedpeft.heads", "head")

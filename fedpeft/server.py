@@ -305,7 +305,7 @@ class Server:
             except PayloadError:
                 rejected += 1
                 continue
-            total.add(statistics, 1.0)
+            total.add(self.head.additive(statistics), 1.0)
             progress.rows[report.client] = report.rows
         if rejected == self.clients:
             raise RunError(f"none of {self.clients} clients returned valid statistics for the start of the head")

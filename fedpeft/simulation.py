@@ -44,6 +44,7 @@ from fedpeft.mechanism import MECHANISMS, Federation, Mechanism
 from fedpeft.memory import release
 from fedpeft.own_rows import HELD_OUT
 from fedpeft.partition import PARTITIONS, Partition, PartitionStatistics, held_out
+from fedpeft.parts import part_text
 from fedpeft.peft_method import PEFT_METHODS, of_size
 from fedpeft.pooled import best_pooled
 from fedpeft.probe import PROBE_TOKENS, ProbeResult, linear_probe
@@ -67,10 +68,6 @@ TOKENS_PER_PASS = 1024
 """How many clients train in one pass: as many as make about this many tokens a step."""
 
 TILES_PER_CALL = 4
-
-STATISTICS = "bf16"
-"""Codec of the statistics before round 1 in runs whose updates are lossy. A closed form amplifies errors: 8 significant
-bits of each number change nothing (see docs/decisions.md), a common step size for all of them does."""
 
 PROFILES = "profiles.toml"
 """A run's copy of the file that --profiles names."""
@@ -133,7 +130,8 @@ class Simulation:
         self.lossless = "fp64" if config.dtype == "fp64" else "fp32"
         self.uplink, self.remark = uplink_for(self.strategy, self.lossless if config.codec == "fp32" else config.codec)
         self.downlink = parse_downlink(config.downlink, config.codec, self.lossless)
-        self.head = HEADS.build(config.head)
+        head = HEADS.build(config.head)
+        self.head = head if self.uplink.codec.lossless else head.compact()
         plain = PEFT_METHODS.build(config.peft)
 
         self.dataset, self.train_rows, validation, self.partition = self._data()
@@ -335,9 +333,9 @@ class Simulation:
             codec=str(self.uplink),
             downlink=str(self.downlink),
             start={} if self.downlink.lossless else self.start,
-            statistics=self.lossless if self.uplink.codec.lossless else STATISTICS,
+            statistics=self.lossless if self.uplink.codec.lossless else self.head.codec,
             lossless=self.lossless,
-            head=self.config.head,
+            head=part_text(self.head),
             strategy=self.config.strategy,
             store=self.folder / "clients",
             held_out=self.held_out,

@@ -3,6 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
+from fedpeft.codec import decode, parse_codec
 from fedpeft.head_start import HEADS
 from fedpeft.strategy import Fold
 
@@ -20,7 +21,7 @@ def data():
 def summed(head, features, labels, shards):
     total = Fold()
     for rows in shards:
-        total.add(head.statistics(features[rows], labels[rows], CLASSES), 1.0)
+        total.add(head.additive(head.statistics(features[rows], labels[rows], CLASSES)), 1.0)
     return head.solve(total.sums, WIDTH, CLASSES)
 
 
@@ -49,3 +50,36 @@ def test_ridge_equals_scikit_learns(data):
     expected = Ridge(alpha=penalty).fit(features.numpy(), 5.0 * one_hot)
     assert np.allclose(got["head.weight"].numpy(), expected.coef_, rtol=1e-8)
     assert np.allclose(got["head.bias"].numpy(), expected.intercept_, rtol=1e-8)
+
+
+@pytest.mark.parametrize("rows", [3, 60])
+def test_the_factor_of_the_moments_gives_the_same_head(rows, data):
+    """Also where a client has fewer rows than there are features."""
+    features, labels = data
+    shards = [np.arange(i, i + rows) for i in range(0, 90 - rows + 1, rows)]
+    plain, factored = HEADS.build("ridge"), HEADS.build("ridge").compact()
+    assert factored.shapes(WIDTH, CLASSES)["factor"] == (WIDTH + 1, WIDTH + 1)
+    one, other = (summed(head, features, labels, shards) for head in (plain, factored))
+    for name in one:
+        assert torch.allclose(one[name], other[name], rtol=1e-8, atol=1e-10)
+
+
+def test_the_factor_bears_coarse_codes_and_the_moments_do_not():
+    """Features with a large common part and directions of little variance, as a language model's have."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(0, -2, 24, dtype=torch.float64)
+    labels = torch.arange(400) % CLASSES
+    means = torch.randn(CLASSES, 24, generator=generator, dtype=torch.float64)
+    features = 1.0 + spread * (means[labels] + torch.randn(400, 24, generator=generator, dtype=torch.float64))
+    errors = []
+    for head in (HEADS.build("ridge"), HEADS.build("ridge").compact()):
+        total, exact = Fold(), Fold()
+        for k in range(20):
+            rows = np.arange(20 * k, 20 * k + 20)
+            made = head.statistics(features[rows].float(), labels[rows], CLASSES)
+            payload = parse_codec(type(head).codec).encode(made, seed=k)
+            total.add(head.additive(decode(payload, head.shapes(24, CLASSES))), 1.0)
+            exact.add(head.additive(made), 1.0)
+        coarse, true = (head.solve(f.sums, 24, CLASSES)["head.weight"] for f in (total, exact))
+        errors.append(float((coarse - true).norm() / true.norm()))
+    assert errors[1] < 0.25 * errors[0]
