@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -130,8 +131,17 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def simulate(config: RunConfig, folder: Path, resume: bool, console: Console, track: str = "") -> dict[str, Any]:
+def simulate(
+    config: RunConfig,
+    folder: Path,
+    resume: bool,
+    console: Console,
+    track: str = "",
+    grid: Callable[[Any], Any] | None = None,
+) -> dict[str, Any]:
     """Run (or continue) a simulation; returns its summary.
+
+    `grid` makes another Flower grid than the configured one for a `Simulation`: inside a Flower app, Flower's.
 
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
@@ -144,6 +154,7 @@ def simulate(config: RunConfig, folder: Path, resume: bool, console: Console, tr
     with PeakMemory() as memory, ConsoleObserver(console) as observer:
         simulation = Simulation(config, folder, observer)
         observer.metric = simulation.task.metric
+        simulation.outside = grid(simulation) if grid else None
         make_folder(folder)
         records = TrackedRecords(folder, trackers)
         if not resume:

@@ -116,6 +116,9 @@ class Simulation:
         FedpeftError: settings that do not fit the data or the model, before anything is trained.
     """
 
+    outside: Grid | None = None
+    """Another grid than the configured one: inside a Flower app, Flower's."""
+
     def __init__(self, config: RunConfig, folder: Path, observer: SimulationObserver) -> None:
         self.config = config
         self.folder = folder
@@ -418,6 +421,8 @@ class Simulation:
 
     def grid(self) -> Grid:
         """How the server reaches its clients."""
+        if self.outside is not None:
+            return self.outside
         return CohortGrid(self.pool, self.partition.sizes, self.work.clients_per_pass)
 
     def server(self, records: Records) -> Server:
