@@ -31,5 +31,7 @@ def config_of(run_config: Mapping[str, Any]) -> RunConfig:
             "not keep; take fedit or flexlora, or python -m fedpeft.serve"
         )
     if config.privacy:
-        raise ConfigError("privacy mechanisms are accounted for in simulations only; leave privacy out of the run config")
+        raise ConfigError(
+            "privacy mechanisms are accounted for in simulations only; leave privacy out of the run config"
+        )
     return config

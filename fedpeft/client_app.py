@@ -44,7 +44,7 @@ def _bench(config: RunConfig, run: int) -> Any:
     folder = STATE.expanduser() / str(run)
     folder.mkdir(parents=True, exist_ok=True)
     one = from_mapping({**vars(config), "workers": 1, "grid": "cohort"}, "the app's run config")
-    simulation = Simulation(one, folder, _Silent())  # type: ignore[arg-type]
+    simulation = Simulation(one, folder, _Silent())
     if simulation.dataset.task == "classification":
         simulation.freeze(simulation.work.data_key, simulation.work.depth, "")
     return simulation
@@ -71,7 +71,6 @@ def evaluate(message: Message, context: Context) -> Message:
 def _handle(message: Message, context: Context) -> Message:
     from fedpeft.app_settings import config_of
     from fedpeft.clients.pool import Worker, result
-
     from fedpeft.messages import Report, instruction_of, to_record
 
     simulation = _bench(config_of(context.run_config), context.run_id)

@@ -1,0 +1,1 @@
+"""How fast rounds of real clients are when nothing is trained."""

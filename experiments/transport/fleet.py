@@ -1,0 +1,68 @@
+"""A process full of clients that train nothing: they send back what they are sent.
+
+python -m experiments.transport.fleet ADDRESS CERTS RUN CLIENTS own|bare ROUNDS
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+
+from fedpeft.certificates import Credentials
+from fedpeft.connection import Link, LostError
+from fedpeft.messages import Report
+from fedpeft.wire import v1_pb2 as v1
+from fedpeft.wire.parcel import CHUNK
+
+DOWN, UP = "/bare/Down", "/bare/Up"
+
+
+def own(link: Link, run: str) -> None:
+    """A client of the gateway, without a model."""
+    with link.open() as connection, contextlib.suppress(LostError):
+        for task, asked in connection.tasks(v1.Registration(run=run, rows=1)):
+            connection.submit(task, Report(asked.client, asked.round, asked.payload, rows=1))
+
+
+def chunks(payload: bytes) -> Iterator[bytes]:
+    """The messages of a bare stream."""
+    view = memoryview(payload)
+    return (bytes(view[i : i + CHUNK]) for i in range(0, len(view), CHUNK))
+
+
+def bare(link: Link, rounds: int) -> None:
+    """The same bytes over plain gRPC streams: no tasks, no headers, no names."""
+    secret = link.credentials
+    assert secret is not None
+    credentials = grpc.ssl_channel_credentials(secret.authority, secret.key, secret.certificate)
+    with grpc.secure_channel(link.address, credentials, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        for _ in range(rounds):
+            received = b"".join(channel.unary_stream(DOWN)(b""))
+            channel.stream_unary(UP)(chunks(received))
+
+
+def main() -> None:
+    """Run the clients in threads; print the CPU seconds of this process at the end."""
+    address, certs, run, count, kind, rounds = sys.argv[1:]
+    threads = []
+    for i in range(int(count)):
+        name = f"client-{i:03d}"
+        link = Link(address, name, Credentials.of_client(Path(certs) / "clients" / name))
+        work = (own, (link, run)) if kind == "own" else (bare, (link, int(rounds)))
+        threads.append(threading.Thread(target=work[0], args=work[1]))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(used.ru_utime + used.ru_stime)
+
+
+if __name__ == "__main__":
+    main()

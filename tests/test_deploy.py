@@ -1,0 +1,68 @@
+"""The commands of docs/deploy.md, the examples under clients/, and the Flower app's run config."""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import tyro
+
+from fedpeft import certs, join, serve, simulate
+from fedpeft.app_settings import OWN_KEYS, config_of
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_walk_through_is_legal(command, tmp_path, monkeypatch):
+    """Each is parsed by its own program; that they work together is shown by tests/test_serve.py."""
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command)
+    assert words[:2] == ["python", "-m"]
+    program, arguments = words[2].removeprefix("fedpeft."), words[3:]
+    if "--resume" in arguments:
+        run = Path(arguments[arguments.index("--resume") + 1])
+        run.mkdir(parents=True)
+        (run / "config.toml").write_text(RunConfig().to_toml())
+    if program in ("certs", "join"):
+        tyro.cli({"certs": certs, "join": join}[program].Command, args=arguments)
+    else:
+        {"serve": serve, "simulate": simulate}[program].parse(arguments)
+
+
+def test_the_options_that_the_tables_name_exist():
+    known = {f.name for cls in (serve.ServeOptions, RunConfig, join.Command, join.EdgeOptions, certs.Command,
+                                serve.Command) for f in dataclasses.fields(cls)}  # fmt: skip
+    flwr = TEXT.index("## Flower")
+    for flag in re.findall(r"`[^`\n]*?--([a-z][a-z-]+)", TEXT[:flwr]):
+        assert flag.replace("-", "_") in known, flag
+
+
+def test_the_service_examples_run_legal_commands(tmp_path):
+    for name, module in (("fedpeft-join", join), ("fedpeft-serve", serve)):
+        unit = configparser.ConfigParser(interpolation=None, strict=False)
+        unit.optionxform = str
+        unit.read_string((ROOT / "clients" / f"{name}.service").read_text())
+        words = shlex.split(unit["Service"]["ExecStart"])
+        assert words[1:3] == ["-m", module.__name__]
+        tyro.cli(module.Command, args=words[3:])
+        assert unit["Service"]["RestartPreventExitStatus"] == "2"
+
+
+def test_the_flower_run_config_is_the_configuration():
+    app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    assert config_of(app["config"]) == RunConfig()
+    assert set(app["config"]) - {f.name.replace("_", "-") for f in dataclasses.fields(RunConfig)} == set(OWN_KEYS)
+    with pytest.raises(ConfigError, match="did you mean 'rounds'"):
+        config_of({**app["config"], "round": 3})
+    with pytest.raises(ConfigError, match="take fedit or flexlora"):
+        config_of({**app["config"], "strategy": "flora"})
