@@ -33,6 +33,8 @@ from fedpeft.simulation import Simulation, SimulationObserver
 from fedpeft.task import FederatedModel
 from fedpeft.wire import v1_pb2 as v1
 
+PRECISIONS_HERE = ("", "fp32", "bf16", "int8", "nf4")
+
 
 @dataclass(frozen=True)
 class EdgeOptions:
@@ -42,7 +44,7 @@ class EdgeOptions:
     label_column: str = setting("", "column of your classes, if it has another name than the server says")
     model: str = setting("", "folder of the base model, if the server's name for it means nothing here")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda if it is there")
-    precision: str = setting("", "of the frozen base here, as --dtype; default: the server's")
+    precision: str = setting("", "of the frozen base here; empty: the server's", choices=PRECISIONS_HERE)
     batch_size: int = setting(0, "rows per local step; 0: as the server says", low=0)
     threads: int = setting(0, "of torch on a CPU; 0: one per core", low=0, high=1024)
     rank: int = setting(0, "the largest LoRA rank to hold; 0: the server's", low=0, high=1024)
@@ -70,8 +72,6 @@ def settings_of(description: v1.Description, options: EdgeOptions) -> RunConfig:
     chosen: dict[str, Any] = {"workers": 1, "grid": "cohort"}
     if options.model:
         chosen["model"] = options.model
-    if options.precision:
-        chosen["dtype"] = options.precision
     if options.batch_size:
         chosen["batch_size"] = options.batch_size
     return from_mapping(dataclasses.asdict(config) | chosen, "the command line")
@@ -157,7 +157,7 @@ class Edge(Simulation):
 
     def _work_plan(self, reference: FederatedModel) -> WorkPlan:
         threads = self.options.threads or os.cpu_count() or 1
-        plan = super()._work_plan(reference)
+        plan = super()._work_plan(reference).at(self.options.precision)
         if self.device == "cpu":
             return dataclasses.replace(plan, threads=threads, clients_per_pass=1)
         return dataclasses.replace(plan, threads=threads, device=self.device, executor="sequential", depth=0)
@@ -175,7 +175,7 @@ class Edge(Simulation):
             run=self.description.run,
             rows=len(self.train_rows),
             rank=self.options.rank,
-            precision=self.config.dtype,
+            precision=self.options.precision or self.config.dtype,
             hardware=self.hardware,
         )
 

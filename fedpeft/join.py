@@ -119,8 +119,9 @@ def join(command: Command, console: Console) -> None:
         folder = command.state.expanduser() / description.run / link.name
         check_state(folder)
         edge = Edge(description, command.data, folder, observer, options)
+        precision = options.precision or edge.config.dtype
         observer.say(
-            f"[bold]{link.name}[/]  {len(edge.train_rows)} rows, {edge.model_directory.name} in {edge.config.dtype} "
+            f"[bold]{link.name}[/]  {len(edge.train_rows)} rows, {edge.model_directory.name} in {precision} "
             f"on {edge.hardware}"
         )
         edge.warm_up()
