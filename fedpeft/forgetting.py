@@ -20,7 +20,7 @@ from fedpeft.finished import score_batches
 from fedpeft.probe import linear_probe
 from fedpeft.task import FederatedModel, Task
 
-PROBE_ROWS, TEST_ROWS = 2000, 1000
+PROBE_ROWS, TEST_ROWS = 800, 400
 """At most so many rows of the second task are used, a fixed stratified choice."""
 
 

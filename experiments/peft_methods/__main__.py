@@ -1,0 +1,146 @@
+"""python -m experiments.peft_methods table | rates: the table of the README, and the learning rates of the study.
+
+rates            the best learning rate of each method in the preset `tuning`, by accuracy on validation rows
+rates --write    put them into study.toml
+table            measure each method's costs here, and put them beside the study's results into the README
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from experiments.peft_methods.costs import Costs, measure
+from fedpeft.errors import FedpeftError
+from fedpeft.grid_of_runs import read_study
+from fedpeft.report_tables import with_deviation
+from fedpeft.results import Result, ResultsFile, latest
+
+FOLDER = Path(__file__).parent
+BEGIN, END = "<!-- costs: begin -->", "<!-- costs: end -->"
+BASE = "minilm"
+REFERENCE = "full fine-tuning"
+
+
+@dataclass(frozen=True)
+class Command:
+    """The table of the README, or the learning rates of the study."""
+
+    what: Annotated[Literal["table", "rates"], tyro.conf.Positional] = "table"
+    preset: Annotated[str, tyro.conf.arg(help="whose results the table shows: small or full")] = "small"
+    only: Annotated[tuple[str, ...], tyro.conf.arg(help="labels of the methods to measure; empty: all")] = ()
+    write: Annotated[bool, tyro.conf.arg(help="rates: put the best into study.toml; table: into the README")] = False
+
+
+def tries(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
+    """By method its tries, best first: validation accuracy after the last round, and the learning rate."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for result in results:
+        if result.finished:
+            score = (float(result.rounds[-1]["accuracy"]), result.point["learning_rate"])
+            found.setdefault(result.point["method"], []).append(score)
+    return {method: sorted(scores, reverse=True) for method, scores in found.items()}
+
+
+def with_rates(toml: str, best: dict[str, str]) -> str:
+    """The study's text with other learning rates in the lines of the methods that are named."""
+    for label, rate in best.items():
+        line = rf'(\{{label = "{re.escape(label)}",[^}}\n]*learning_rate = )[0-9.e-]+'
+        toml = re.sub(line, rf"\g<1>{rate}", toml)
+    return toml
+
+
+def rates(write: bool) -> None:
+    """Print the best learning rates, and put them into the study.
+
+    Raises:
+        FedpeftError: there are no results.
+    """
+    found = tries(latest(ResultsFile(FOLDER / "tuning" / "results.jsonl").read()))
+    if not found:
+        raise FedpeftError(
+            "there are no runs to choose from; make them with: "
+            "python -m fedpeft.study experiments/peft_methods/study.toml --preset tuning"
+        )
+    for method, scores in found.items():
+        told = ", ".join(f"{rate}: {100 * accuracy:.2f}" for accuracy, rate in scores)
+        print(f"{method:24} {scores[0][1]:>8}   {told}")
+    if write:
+        file = FOLDER / "study.toml"
+        best = {method: scores[0][1] for method, scores in found.items()}
+        file.write_text(with_rates(file.read_text(encoding="utf-8"), best), encoding="utf-8")
+
+
+def table(preset: str, only: tuple[str, ...]) -> str:
+    """One line a method, as Markdown; results that are not there yet are left open."""
+    torch.set_num_threads(1)
+    methods = {p.point["method"]: p.config for p in read_study(FOLDER / "study.toml", preset).runs()}
+    wanted = [label for label in methods if label in only or not only]
+    costs = {label: measure(methods[label].peft, BASE) for label in {*wanted, REFERENCE}}
+    folder = FOLDER if preset == "small" else FOLDER / preset
+    results: dict[str, list[Result]] = {}
+    for result in latest(ResultsFile(folder / "results.jsonl").read()):
+        if result.finished:
+            results.setdefault(result.point["method"], []).append(result)
+    heads = ("method", "rule", "trained", "% of model", "MB per client and round", "accuracy (%)", "forgotten (%)",
+             "step (ms)", "of full", "memory (MB)", "of full", "answer (ms)")  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    for label in wanted:
+        row = _row(label, methods[label].strategy, costs[label], costs[REFERENCE], results.get(label, []))
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _row(label: str, rule: str, costs: Costs, full: Costs, results: list[Result]) -> list[str]:
+    summaries = [r.summary for r in results if r.summary]
+    bytes_sent = [
+        (s["uplink_bytes"] - s["prepare_bytes"]) / s["rounds"] / s["cohort"] / 1e6 for s in summaries if s["rounds"]
+    ]
+    lost = [100 * s["forgetting"]["lost"] for s in summaries if s.get("forgetting")]
+    return [
+        label,
+        rule,
+        f"{costs.parameters:,}",
+        f"{100 * costs.share:.3f}",
+        f"{sum(bytes_sent) / len(bytes_sent):.2f}" if bytes_sent else f"{costs.payload / 1e6:.2f}",
+        with_deviation([100 * s["accuracy"] for s in summaries], 2),
+        with_deviation(lost, 2),
+        f"{1e3 * costs.step:.0f}",
+        f"{costs.step / full.step:.2f}",
+        f"{costs.memory / 1e6:.0f}",
+        f"{costs.memory / full.memory:.2f}",
+        f"{1e3 * costs.answer:.1f}",
+    ]
+
+
+def main() -> int:
+    """The command; 2: what it needs is not there."""
+    command = tyro.cli(Command, prog="python -m experiments.peft_methods")
+    try:
+        if command.what == "rates":
+            rates(command.write)
+            return 0
+        made = table(command.preset, command.only)
+    except FedpeftError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(made)
+    if command.write:
+        file = FOLDER / "README.md"
+        before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+        file.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    from fedpeft.simulate import quiet_libraries
+
+    quiet_libraries()
+    sys.exit(main())

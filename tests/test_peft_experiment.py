@@ -1,0 +1,45 @@
+"""The study of PEFT methods: its tables and rates."""
+
+from __future__ import annotations
+
+from experiments.peft_methods.__main__ import FOLDER, tries, with_rates
+from experiments.peft_methods.costs import measure
+from fedpeft.grid_of_runs import read_study
+from fedpeft.peft_method import PEFT_METHODS
+from fedpeft.results import Result
+
+
+def test_every_method_is_in_the_study_with_a_rate_of_its_own():
+    for preset in ("small", "full", "tuning"):
+        runs = read_study(FOLDER / "study.toml", preset).runs()
+        used = {PEFT_METHODS.build(r.config.peft).name for r in runs}
+        assert set(PEFT_METHODS.names) - {"lora_sb"} <= used  # lora_sb is a matter of the study of strategies
+    rates = {
+        len({r.config.learning_rate for r in runs if r.point["method"] == m}) for m in {r.point["method"] for r in runs}
+    }
+    assert rates == {4}
+
+
+def test_the_best_rates_go_into_the_study():
+    def run(method, rate, accuracy):
+        return Result(
+            {}, "finished", 0, point={"method": method, "learning_rate": rate}, rounds=({"accuracy": accuracy},)
+        )
+
+    found = tries([run("lora", "0.005", 0.8), run("lora", "0.02", 0.9), run("lora + bitfit", "0.001", 0.7)])
+    assert found["lora"][0] == (0.9, "0.02")
+    toml = (FOLDER / "study.toml").read_text()
+    changed = with_rates(toml, {"lora": "0.02", "full fine-tuning": "0.00003"})
+    lines = [a for a, b in zip(changed.splitlines(), toml.splitlines(), strict=True) if a != b]
+    assert all("learning_rate = 0.02}" in line or "learning_rate = 0.00003}" in line for line in lines)
+    assert not any("bitfit" in line for line in lines)
+    assert {line.split('"')[1] for line in lines} == {"lora", "full fine-tuning"}
+
+
+def test_costs_follow_what_is_trained():
+    lora, full = measure("lora(rank=2)", "tiny"), measure("full", "tiny")
+    assert lora.parameters < full.parameters
+    assert lora.memory < full.memory
+    assert lora.payload == 4 * lora.parameters
+    assert 0 < lora.share < full.share <= 1
+    assert lora.step > lora.answer > 0
