@@ -98,6 +98,9 @@ class Mechanism(ABC):
     sampling: ClassVar[str]
     """What epsilon assumes of sampling, in words."""
 
+    protects: ClassVar[bool] = True
+    """False for the reference without protection."""
+
     per_example: ClassVar[bool] = False
     """Whether local training clips the gradient of every row (then the executor is the sequential one)."""
 

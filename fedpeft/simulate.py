@@ -208,6 +208,11 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     }
     centralised = simulation.score(pooled[0], "scoring the adapter of the pooled data (fp32)") if pooled else None
     forgotten = simulation.forgotten(simulation.folder)
+    attacked = {}
+    if simulation.mechanism is not None and simulation.mechanism.audit:
+        from fedpeft.audit import attacks
+
+        attacked = attacks(simulation)
     own = server.own_rows(progress.round, progress) if simulation.personal else None
     loss = own.loss if own else score.loss
     return {
@@ -226,6 +231,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         **_calibration(score),
         "forgetting": forgotten.as_dict() if forgotten else None,
         **costs(simulation, progress),
+        **attacked,
         "partition": simulation.statistics.as_dict(),
     }
 
@@ -333,6 +339,11 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
     if summary["dp_delta"] is not None:
         spent = f"{summary['epsilon']:.2f} (median {summary['epsilon_median']:.2f}), delta {summary['dp_delta']:.2g}"
         rows.insert(0, (f"[bold]epsilon[/] per {summary['privacy']['unit']}", f"[bold]{spent}[/]"))
+    if "membership_auc" in summary:
+        rows.append(("membership inference, area under the curve", f"{summary['membership_auc']:.3f}"))
+    if "audit_epsilon" in summary:
+        found = f"epsilon at least {summary['audit_epsilon']:.2f} of {summary['audit_claimed']:.2f} claimed"
+        rows.append(("canary audit of its mechanism", found))
     if summary["peak_memory_bytes"]:
         rows.append(("peak memory, all processes", size(summary["peak_memory_bytes"])))
     rows.append(("files", str(folder)))

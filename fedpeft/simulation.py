@@ -40,7 +40,7 @@ from fedpeft.forgetting import Forgetting, forgetting, second_task
 from fedpeft.grids.cohort import CohortGrid
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
-from fedpeft.mechanism import MECHANISMS, Federation, Mechanism
+from fedpeft.mechanism import MECHANISMS, Federation
 from fedpeft.memory import release
 from fedpeft.own_rows import HELD_OUT
 from fedpeft.partition import PARTITIONS, Partition, PartitionStatistics, held_out
@@ -171,11 +171,13 @@ class Simulation:
         self.start = self.strategy.start(self.start, self.layout, config.seed)
         self.parameters = sum(p.numel() for p in reference.parameters())
         self.work = self._work_plan(reference)
-        self.protection = None if self.mechanism is None else self._protection(self.mechanism)
+        self.protection = self._protection()
 
-    def _protection(self, mechanism: Mechanism) -> Protection:
+    def _protection(self) -> Protection | None:
         """The mechanism with this run's costs; refuses what would not protect."""
-        config = self.config
+        config, mechanism = self.config, self.mechanism
+        if mechanism is None or not mechanism.protects:
+            return None
         held = HELD_OUT if self.personal else 0.0
         rows = np.array([len(held_out(self.partition.shard(k), held, config.seed, k)[0]) for k in range(self.clients)])
         steps = [self.profiles[k].steps or self.training.steps_for(int(rows[k])) for k in range(self.clients)]
