@@ -163,6 +163,11 @@ class Simulation:
         if self.mechanism is not None:
             if self.strategy.asynchronous:
                 raise ConfigError(f"{config.strategy} has no rounds with a cohort that privacy could be accounted for")
+            if self.factoring and not self.mechanism.noises_updates:
+                raise ConfigError(
+                    f"{config.peft} is aggregated by weight changes, not by a sum that {self.mechanism.name} could "
+                    "bound; take the PEFT method lora, or dp_sgd"
+                )
             check_private_run(self.mechanism, config, self.head, self.uplink, bool(self.strategy.private(self.layout)))
         self.personal = bool(self.strategy.private(self.layout))
         self.start: State = self.method.start(reference, config.seed)
