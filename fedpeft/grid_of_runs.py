@@ -30,7 +30,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from fedpeft.codec import parse_codec
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.errors import ConfigError
 from fedpeft.head_start import HEADS
+from fedpeft.mechanism import MECHANISMS
 from fedpeft.partition import PARTITIONS
 from fedpeft.parts import check_settings, nearest, setting
 from fedpeft.peft_method import PEFT_METHODS
@@ -51,11 +52,12 @@ REPLACED_BY_A_PRESET = ("seeds", "margin", "seconds_per_run", "base", "axes", "b
 
 TABLES = ("seeds", "base", "axes", "baseline", "presets")
 
-BUILDERS = {
+BUILDERS: dict[str, Callable[[str], object]] = {
     "codec": parse_codec,
     "head": HEADS.build,
     "partition": PARTITIONS.build,
     "peft": PEFT_METHODS.build,
+    "privacy": lambda text: text and MECHANISMS.build(text),
     "server_optimizer": SERVER_OPTIMIZERS.build,
     "strategy": strategies.build,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from sklearn.metrics import roc_auc_score
 
 from fedpeft import finished, seeds
@@ -49,7 +50,8 @@ def membership(simulation: Simulation) -> Membership:
     others = simulation.validation
     rows = np.concatenate([*shards, others])
     examples = cached_examples(simulation.work.data_key)
-    model = finished.load(simulation.folder, simulation.task, simulation.model_directory, simulation.dataset.classes)
+    base = simulation.task.base(simulation.model_directory, torch.float32)
+    model = finished.load(simulation.folder, simulation.task, base, simulation.dataset.classes)
     losses = np.zeros(len(examples))
     lengths = examples.lengths[rows]
     for index in np.array_split(np.argsort(-lengths, kind="stable"), max(1, len(rows) // 32)):
