@@ -16,14 +16,16 @@ from fedpeft.clients.training import Job, LocalTraining
 from fedpeft import finished
 from fedpeft.adapter import ClientForm, difference
 from fedpeft.aggregation_error import WeightsCollector
+from fedpeft.base_model import resolve_model
 from fedpeft.codec import PRESETS, decode, parse_codec
 from fedpeft.collectors import collector
-from fedpeft.errors import ConfigError
+from fedpeft.data import load_dataset
+from fedpeft.errors import ConfigError, ModelError
 from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.quantized import quantize
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.strategy import Update, strategies
-from fedpeft.task import DTYPES, adapter_dtype, trainable
+from fedpeft.task import DTYPES, TASKS, adapter_dtype, trainable
 
 SMALL = {
     "adalora": "adalora(rank=4, target_rank=2, shrink_rounds=2)",
@@ -156,6 +158,27 @@ def test_batched_equals_sequential(spec, tiny):
     one, other = list(case.sequential.train(jobs)), list(case.batched().train(jobs))
     assert worst(one, other, jobs) < 1e-9
     assert [t.loss for t in one] == pytest.approx([t.loss for t in other], rel=1e-12)
+
+
+@pytest.fixture(scope="module")
+def tiny_language():
+    """Task, rows, model folder and no classes: a decoder with rotary positions and causal attention."""
+    task, folder = TASKS.build("causal_lm"), resolve_model("tiny_lm")
+    return task, task.tokenise(load_dataset("tiny_lm").train.take(np.arange(60)), folder, 24), folder, 0
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if "bitfit" not in s and PEFT_METHODS.build(s).batched])
+def test_batched_equals_sequential_on_a_language_model(spec, tiny_language):
+    case = Case(spec, tiny_language)
+    jobs = case.jobs()
+    one, other = list(case.sequential.train(jobs)), list(case.batched().train(jobs))
+    assert worst(one, other, jobs) < 1e-9
+    assert not any(torch.equal(one[0].state[n], jobs[0].received[n]) for n in one[0].state)
+
+
+def test_what_a_model_lacks_is_said(tiny_language):
+    with pytest.raises(ModelError, match="no biases that bitfit could train"):
+        Case("bitfit", tiny_language)
 
 
 def test_sizes_are_mixed_or_refused(spec, tiny):
