@@ -28,6 +28,7 @@ from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.events import Events
 from fedpeft.grids.grpc import StoppedError
 from fedpeft.memory import PeakMemory
+from fedpeft.native_log import Handshakes
 from fedpeft.operation import Operation
 from fedpeft.parts import check_settings
 from fedpeft.records import Records
@@ -137,7 +138,12 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
             records.write("config.toml", config.to_toml())
         records.write(OPTIONS, tomli_w.dumps(dataclasses.asdict(options)))
         farewell = None
-        with _stop_on_signal(deployment), Operation(deployment, observer, options):
+
+        def refused(reason: str) -> None:
+            deployment.gateway.refused += 1
+            events.emit("refused", reason=f"TLS: {reason}")
+
+        with Handshakes(refused), _stop_on_signal(deployment), Operation(deployment, observer, options):
             try:
                 deployment.gateway.start(options.listen, credentials)
                 summary = _run(deployment, records, observer)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedpeft.certs import main as make_certificates
+from fedpeft.checkpoint import Checkpoints
 from fedpeft.config import RunConfig
 from fedpeft.data import load_dataset, split_validation
 from fedpeft.partition import PARTITIONS
@@ -136,3 +142,121 @@ def test_real_clients_end_with_the_adapter_of_the_simulation(fleet):
     for key in ("accuracy", "loss", "uplink_bytes", "downlink_bytes", "prepare_bytes", "rejected"):
         assert real[key] == pytest.approx(simulated[key], rel=1e-6), key
     assert real["uplink_bytes"] < real["wire_received_bytes"] < 1.02 * real["uplink_bytes"] + 2000
+
+
+@pytest.mark.slow
+def test_kills_of_server_and_client_lose_nothing_and_apply_nothing_twice(fleet):
+    """The adapter is that of the simulation, though the server and a client were killed in the middle of rounds."""
+    made = fleet(rounds=8, evaluate_every=8)
+    server = made.serve()
+    clients = {name: made.join(name) for name in NAMES}
+    made.wait(lambda: len(made.rounds()) >= 3, server)
+    clients["b"].kill()
+    made.wait(lambda: any(e["client"] == "b" for e in made.events("disconnected")), server)
+    server.kill()
+    server.wait()
+    done = len(made.rounds())
+    assert done < 9, "the run was over before it could be interrupted"
+    clients["b"] = made.join("b")
+    server = made.serve()
+    assert [made.end(p) for p in (server, *clients.values())] == [0, 0, 0, 0], made.logs()
+    assert simulate([str(made.folder / "run.toml"), "--output", str(made.folder / "simulated")]) == 0
+    assert distance(made.folder / "run", made.folder / "simulated") < 1e-6
+    assert [r["round"] for r in made.rounds()] == list(range(9))
+    lines = [json.loads(line) for line in (made.folder / "run" / "clients.jsonl").read_text().splitlines()]
+    assert len({(line["round"], line["client"]) for line in lines}) == len(lines) == 24
+
+
+class Wire(threading.Thread):
+    """Carries bytes between clients and the server, counts them, and can be cut: connections break, none come about."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.target = port
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.up = self.down = 0
+        self.cut = threading.Event()
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            near, _ = self.listener.accept()
+            try:
+                if self.cut.is_set():
+                    raise ConnectionRefusedError
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                near.close()
+                continue
+            self.pairs.append((near, far))
+            for source, sink, way in ((near, far, "up"), (far, near, "down")):
+                threading.Thread(target=self._carry, args=(source, sink, way), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket, way: str) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                setattr(self, way, getattr(self, way) + len(data))
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def break_all(self) -> None:
+        for pair in self.pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+        self.pairs = []
+
+
+@pytest.mark.long
+def test_chaos(fleet):
+    """For some minutes, seeded: clients and the server are killed, asked to stop, and cut off, at random moments.
+
+    The run ends, with the adapter of the simulation; no client's update of a round is applied twice.
+    """
+    seconds = float(os.environ.get("FEDPEFT_CHAOS_SECONDS", "180"))
+    chance = random.Random(int(os.environ.get("FEDPEFT_CHAOS_SEED", "0")))
+    made = fleet(rounds=400, evaluate_every=400, schedule="constant")
+    server = made.serve("--patience", "60")
+    wire = Wire(made.port)
+    clients = {name: made.join(name, port=wire.port) for name in NAMES}
+    deeds = Counter()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        time.sleep(chance.uniform(1, 8))
+        deed = chance.choice(["client", "client", "server", "stop", "cut"])
+        deeds[deed] += 1
+        if deed == "client":
+            name = chance.choice(NAMES)
+            clients[name].kill()
+            clients[name].wait()
+            clients[name] = made.join(name, port=wire.port)
+        elif deed == "cut":
+            wire.cut.set()
+            wire.break_all()
+            time.sleep(chance.uniform(0.5, 5))
+            wire.cut.clear()
+        else:
+            server.kill() if deed == "server" else server.terminate()
+            made.end(server)
+            server = made.serve()
+    finished = len(made.rounds()) - 1
+    print(f"{finished} rounds in {seconds:.0f} s, {dict(deeds)}")
+    assert finished > 0
+    assert sum(deeds.values()) > 3
+    server.terminate()
+    made.end(server)
+    # What was trained so far must be what a simulation of as many rounds trains.
+    finished = len(made.rounds()) - 1
+    words = ["--output", str(made.folder / "simulated"), "--rounds", str(finished)]
+    assert simulate([str(made.folder / "run.toml"), *words]) == 0
+    real, simulated = (Checkpoints(made.folder / f / "checkpoint").load() for f in ("run", "simulated"))
+    assert real is not None
+    assert simulated is not None
+    assert real.round == simulated.round == finished
+    assert max(float((real.adapter[n] - simulated.adapter[n]).abs().max()) for n in real.adapter) < 1e-6
+    lines = [json.loads(line) for line in (made.folder / "run" / "clients.jsonl").read_text().splitlines()]
+    assert len({(line["round"], line["client"]) for line in lines}) == len(lines) == 3 * finished

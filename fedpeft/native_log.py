@@ -1,0 +1,52 @@
+"""What gRPC's core says of refused TLS handshakes: it tells nobody but the process's standard error.
+
+A server reads its own standard error through a pipe, passes it on, and turns these lines into entries of its log: who
+runs it sees that a certificate was refused, and why. The client's name is not known, since its certificate was not
+believed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+HANDSHAKE = re.compile(rb"Handshake failed with error .*?([A-Z_]+: [^:\n]*|[A-Z_]+)$")
+
+
+def reason_of(line: bytes) -> str | None:
+    """Why a handshake failed, from a line of gRPC's core; None: it says something else."""
+    found = HANDSHAKE.search(line.strip())
+    return found[1].decode("ascii", "replace").lower().replace("_", " ") if found else None
+
+
+class Handshakes:
+    """While entered, calls `refused` with the reason of every failed handshake."""
+
+    def __init__(self, refused: Callable[[str], None]) -> None:
+        self._refused = refused
+        self._own = -1
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> Handshakes:
+        self._own = os.dup(2)
+        self._pipe, end = os.pipe()
+        os.dup2(end, 2)
+        os.close(end)
+        self._thread.start()
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        os.dup2(self._own, 2)  # closes the pipe's last writing end, unless a child process holds it
+        self._thread.join(1.0)
+        os.close(self._own)
+
+    def _read(self) -> None:
+        with open(self._pipe, "rb") as lines:
+            for line in lines:
+                if (reason := reason_of(line)) is not None:
+                    self._refused(reason)
+                else:
+                    os.write(self._own, line)
