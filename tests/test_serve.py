@@ -243,9 +243,9 @@ def test_chaos(fleet):
             server.kill() if deed == "server" else server.terminate()
             made.end(server)
             server = made.serve()
+    made.wait(lambda: len(made.rounds()) > 3, server, seconds=600)  # peace: on a slow machine nothing went on before
     finished = len(made.rounds()) - 1
     print(f"{finished} rounds in {seconds:.0f} s, {dict(deeds)}")
-    assert finished > 0
     assert sum(deeds.values()) > 3
     server.terminate()
     made.end(server)
