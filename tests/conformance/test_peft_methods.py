@@ -285,7 +285,6 @@ def test_what_can_not_be_joined_is_refused():
         ("vera", "fedit", "take --strategy rolora or ffa_lora or flexlora"),
         ("adalora", "fedit", "take --strategy flexlora"),
         ("dora", "flora", "does not allow"),
-        ("qlora", "fedex_lora", "does not allow"),
     ],
 )
 def test_wrong_rules_are_refused_by_name(method, strategy, words):
