@@ -78,4 +78,5 @@ def read_key(path: Path) -> RunKey:
 
 def gaussian(stream: np.random.Generator, like: Tensor) -> Tensor:
     """Standard normal numbers in the shape, dtype and place of `like`."""
-    return torch.from_numpy(stream.standard_normal(tuple(like.shape))).to(like)
+    drawn = np.float64 if like.dtype == torch.float64 else np.float32
+    return torch.from_numpy(stream.standard_normal(tuple(like.shape), dtype=drawn)).to(like)
