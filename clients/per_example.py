@@ -149,8 +149,8 @@ def check(chosen: Chosen, rows: int) -> None:
         if shape != (rows, *parameter.shape):
             wrong[name] = "none" if shape is None else str(shape)
     if wrong:
-        name, shape = next(iter(wrong.items()))
+        name, found_shape = next(iter(wrong.items()))
         raise PrivacyError(
-            f"{len(wrong)} trained tensors have no gradient for each of {rows} rows, such as {name} ({shape}); "
+            f"{len(wrong)} trained tensors have no gradient for each of {rows} rows, such as {name} ({found_shape}); "
             "DP-SGD can't protect this model and PEFT method, take lora"
         )

@@ -350,7 +350,9 @@ class Simulation:
             store=self.folder / "clients",
             held_out=self.held_out,
             attack=self.config.attack,
-            privacy=self.protection and ClientPrivacy(self.config.privacy, self.protection.noise, self.folder / KEY),
+            privacy=ClientPrivacy(self.config.privacy, self.protection.noise, self.folder / KEY)
+            if self.protection
+            else None,
         )
         if self.config.grid == "ray":
             return RayPool(self.work, clients, self.fixed["workers"], self.config.ray_address)
