@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import socket
 import subprocess
 import sys
@@ -40,7 +39,8 @@ class Fleet:
     def __init__(self, folder: Path, **settings: object) -> None:
         self.folder = folder
         self.settings = {**SETTINGS, **settings}
-        self.port = 0
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
         self.processes: list[subprocess.Popen[str]] = []
         (folder / "run.toml").write_text(RunConfig(**self.settings).to_toml())
         assert make_certificates(["--folder", str(folder / "certs"), "--clients", ",".join(NAMES)]) == 0
@@ -62,13 +62,12 @@ class Fleet:
         return process
 
     def serve(self, *words: str) -> subprocess.Popen[str]:
-        """Start a server, or start it again with --resume, at the same port; wait until it listens."""
+        """Start a server, or start it again with --resume; wait until it listens."""
         before = self.log("serve").count("listen")
         base = ["--output", "run"] if not (self.folder / "run" / "config.toml").exists() else ["--resume", "run"]
         start = [] if base[0] == "--resume" else ["run.toml", "--listen", f"127.0.0.1:{self.port}"]
         process = self._start("fedpeft.serve", "serve.log", *start, *base, *words)
         self.wait(lambda: self.log("serve").count("listen") > before, process)
-        self.port = int(re.findall(r"listen +port (\d+)", self.log("serve"))[-1])
         return process
 
     def join(self, name: str, *words: str, port: int = 0) -> subprocess.Popen[str]:
