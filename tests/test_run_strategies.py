@@ -31,7 +31,7 @@ QUIET = Console(quiet=True)
 
 
 def settings(strategy: str, **more) -> dict:
-    needs = {"fed_sb": {"peft": "lora_sb(rank=4, layers=1)"}}
+    needs = {"fed_sb": {"peft": "lora_sb(rank=4, layers=1)"}, "owned_mean": {"peft": "prefix_tuning(length=4)"}}
     return {**TINY, **needs.get(strategy.partition("(")[0], {}), "strategy": strategy, **more}
 
 
