@@ -81,10 +81,10 @@ def test_clients_train_on_their_own_base_and_the_server_knows_what_they_hold(tmp
     received = {}
     take = Server._take
 
-    def note(self, report, sent, total, tally, progress):
+    def note(self, report, round, sent, total, tally, progress):
         package = sent.package(self.form(report.client, progress), 0, newcomer=not progress.acknowledged)
         received[report.client] = held_in(package.state, self.profiles[report.client].adapter)
-        return take(self, report, sent, total, tally, progress)
+        return take(self, report, round, sent, total, tally, progress)
 
     monkeypatch.setattr(Server, "_take", note)
     simulation.train(simulation.server(Records(folder)))

@@ -61,11 +61,11 @@ class Rounds(Simulation):
         """Nothing: training alone is timed."""
         return Metrics(math.nan, math.nan)
 
-    def freeze(self, data_key: str, depth: int, name: str) -> None:
+    def freeze(self, data_key: str, depth: int, name: str, base: str = "") -> None:
         """Only what training needs: without reuse, no features."""
         if depth:
             started = time.perf_counter()
-            super().freeze(data_key, depth, name)
+            super().freeze(data_key, depth, name, base)
             self.once = max(self.once, time.perf_counter() - started)
 
     def one(self) -> Round:
