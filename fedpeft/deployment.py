@@ -125,8 +125,6 @@ class Deployment(Simulation):
                 "--privacy protects simulations only so far: a ledger of real clients would have to survive their "
                 "absence; leave it out here"
             )
-        if config.privacy:
-            raise ConfigError("privacy mechanisms are accounted for in simulations only; leave out --privacy")
         super().__init__(dataclasses.replace(config, grid="cohort"), folder, observer)
         if options.wait_for > self.clients:
             raise ConfigError(f"wait_for={options.wait_for} is more than the {self.clients} clients there may be")
