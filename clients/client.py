@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from fedpeft.clients import variates
-from fedpeft.clients.private import RowPrivacy
 from fedpeft.clients.store import ClientStore, labelled, section
-from fedpeft.clients.training import Job, Trained
+from fedpeft.clients.training import Job, RowPrivacy, Trained
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft import seeds

@@ -9,13 +9,12 @@ secret key, never from the run's seed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from fedpeft.clients.per_example import Chosen, PerExample, check, empty
 from fedpeft.clients.sequential import SequentialExecutor
-from fedpeft.clients.training import Job, Trained
+from fedpeft.clients.training import Job, RowPrivacy, Trained
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from torch import Tensor
@@ -24,27 +23,8 @@ from fedpeft.adapter import Layout
 from fedpeft.errors import PrivacyError
 from fedpeft.examples import Examples
 from fedpeft.peft_method import PrivacyRoute
-from fedpeft.run_key import RunKey, gaussian
+from fedpeft.run_key import gaussian
 from fedpeft.task import FederatedModel, Task
-
-
-@dataclass(frozen=True)
-class RowPrivacy:
-    """How a job's rows are protected.
-
-    Attributes:
-        clip: C, the largest norm of one row's gradient.
-        noise: z; the noise has standard deviation z C.
-        rate: q, the probability with which a row joins a step.
-        key: what coins and noise come from.
-        attempt: of the round.
-    """
-
-    clip: float
-    noise: float
-    rate: float
-    key: RunKey
-    attempt: int
 
 
 class SecretNoise(DPOptimizer):  # type: ignore[misc]

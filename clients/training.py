@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,10 @@ from fedpeft.examples import Examples, length_sorted_batches
 from fedpeft.parts import setting
 from fedpeft.quantized import QuantizedLinear
 from fedpeft.residual import folded
+from fedpeft.run_key import RunKey
 from fedpeft.stacked import FrozenLinear
 from fedpeft.strategy import padded
 from fedpeft.task import FederatedModel, Task
-
-if TYPE_CHECKING:
-    from fedpeft.clients.private import RowPrivacy
 
 WINDOW = 8
 """Rows are sorted by length within windows of this many batches, so that padding costs little; batches are then
@@ -105,6 +103,25 @@ class LocalTraining:
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups)
         return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+
+
+@dataclass(frozen=True)
+class RowPrivacy:
+    """How a job's rows are protected.
+
+    Attributes:
+        clip: C, the largest norm of one row's gradient.
+        noise: z; the noise has standard deviation z C.
+        rate: q, the probability with which a row joins a step.
+        key: what coins and noise come from.
+        attempt: of the round.
+    """
+
+    clip: float
+    noise: float
+    rate: float
+    key: RunKey
+    attempt: int
 
 
 @dataclass(frozen=True)

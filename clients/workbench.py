@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from fedpeft.clients.batched import BatchedExecutor
-from fedpeft.clients.private import PrivateExecutor
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.clients.training import Executor, LocalTraining, Totals
 from torch import nn
@@ -171,6 +170,8 @@ class Workbench:
             model: FederatedModel = self.task.model(base, plan.classes)
             self.method.attach(model, plan.dtype)
             if plan.executor == "private":
+                from fedpeft.clients.private import PrivateExecutor  # Opacus: only where it is used
+
                 return PrivateExecutor(model.to(plan.device), self.task, rows, plan.layout, self.method.privacy)
             return SequentialExecutor(model.to(plan.device), self.task, rows, plan.layout)
         if plan.depth:

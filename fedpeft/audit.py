@@ -31,8 +31,7 @@ from fedpeft.adapter import ClientForm, Layout, State, TensorSpec, difference
 from fedpeft.canaries import Bounds, bounds
 from fedpeft.checkpoint import Progress
 from fedpeft.clients.canary import CanaryExecutor
-from fedpeft.clients.private import RowPrivacy
-from fedpeft.clients.training import Job, LocalTraining
+from fedpeft.clients.training import Job, LocalTraining, RowPrivacy
 from fedpeft.codec import decode, parse_codec
 from fedpeft.collectors import Collector, collector
 from fedpeft.console import summary_table

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from fedpeft.clients.per_example import PerExample, check, empty, row_means
-from fedpeft.clients.private import PrivateExecutor, RowPrivacy, SecretNoise
+from fedpeft.clients.private import PrivateExecutor, SecretNoise
 from fedpeft.clients.sequential import SequentialExecutor
-from fedpeft.clients.training import Job, LocalTraining
+from fedpeft.clients.training import Job, LocalTraining, RowPrivacy
 
 from fedpeft.base_model import resolve_model
 from fedpeft.data import load_dataset

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from fedpeft.clients.private import PrivateExecutor, RowPrivacy
-from fedpeft.clients.training import Job, LocalTraining
+from fedpeft.clients.private import PrivateExecutor
+from fedpeft.clients.training import Job, LocalTraining, RowPrivacy
 
 from fedpeft.base_model import resolve_model
 from fedpeft.data import load_dataset
