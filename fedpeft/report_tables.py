@@ -98,6 +98,8 @@ MEASURES = (
     Measure("forgotten", "forgotten, probe (%)", forgotten("probe accuracy"), POINTS, 2),
     Measure("forgotten_nats", "forgotten (nats a token)", forgotten("nats per token"), 1.0, 3),
     Measure("epsilon", "epsilon", from_summary("epsilon"), 1.0, 2),
+    Measure("audit_epsilon", "audit: epsilon at least", from_summary("audit_epsilon"), 1.0, 2),
+    Measure("membership_auc", "membership attack (AUC)", from_summary("membership_auc"), 1.0, 3),
     Measure("uplink_bytes", "uplink (MB)", from_summary("uplink_bytes"), 1 / MEGABYTE, 2),
     Measure("downlink_bytes", "downlink (MB)", from_summary("downlink_bytes"), 1 / MEGABYTE, 2),
     Measure("total_bytes", "up + down (MB)", total_bytes, 1 / MEGABYTE, 2),
