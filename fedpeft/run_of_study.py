@@ -1,42 +1,147 @@
-"""python -m fedpeft.run_of_study CONFIG.toml FOLDER: one run of a study, in a process of its own.
+"""The process that a study's runs are forked from: it has imported everything and done nothing else.
 
-It continues what an earlier process left in FOLDER, and ends with the study: the study holds the other end of its
-standard input, so even a study that is killed leaves no run behind that would go on writing.
+So a run starts at once, and runs share the libraries' memory. Whoever is gone takes along what it started: this
+process ends with its study, and runs end with this process, so even a study that is killed leaves no run behind that
+would go on writing.
 """
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
+import signal
 import sys
 import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fedpeft import simulate
+from fedpeft.errors import RunError
+
 ORPHAN_SECONDS = 60
 """How long an earlier process may take to notice that its study is gone."""
 
+REAP_SECONDS = 0.1
+"""How often ended runs are looked for."""
 
-def main(arguments: list[str]) -> int:
-    """Run or continue; the exit code of python -m fedpeft.simulate."""
-    config, folder, *flags = arguments
-    threading.Thread(target=_end_with_standard_input, daemon=True).start()
+
+@dataclass(frozen=True)
+class Start:
+    """Begin a run, or continue it: its settings, its folder, where its output goes, more flags."""
+
+    settings: Path
+    folder: Path
+    log: Path
+    flags: tuple[str, ...] = ()
+
+
+class Starter:
+    """The study's end: starts runs and learns how they ended."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,))
+        self._process.start()
+        theirs.close()
+
+    def start(self, run: Start) -> None:
+        """Start a run.
+
+        Raises:
+            RunError: the starting process is gone.
+        """
+        try:
+            self._connection.send(run)
+        except OSError as error:
+            raise _gone() from error
+
+    def ended(self) -> dict[Path, int]:
+        """Exit codes of the runs that have ended since the last call, by folder; negative: the signal.
+
+        Raises:
+            RunError: the starting process is gone, and the runs with it.
+        """
+        codes: dict[Path, int] = {}
+        try:
+            while self._connection.poll():
+                folder, code = self._connection.recv()
+                codes[folder] = code
+        except (EOFError, OSError) as error:
+            raise _gone() from error
+        return codes
+
+    def close(self) -> None:
+        """End the runs that are left; they can be continued."""
+        self._connection.close()
+        self._process.join()
+
+
+def _gone() -> RunError:
+    return RunError("the process that starts the runs was killed (often: out of memory); the same command continues")
+
+
+def _serve(study: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's: it ends everything in order
+    simulate.quiet_libraries()
+    for module in ("fedpeft.simulation", "fedpeft.clients.preload"):  # the last one freezes what is in memory
+        importlib.import_module(module)
+
+    alive, held = os.pipe()  # nothing is ever written: its end is the sign that this process has ended
+    run = _fork_runs(study)
+    if run is not None:  # this is the fork
+        os.close(held)
+        study.close()
+        sys.exit(_run(run, alive))
+
+
+def _fork_runs(study: Connection) -> Start | None:
+    """Fork until the study is gone; returns in each fork the run that it is to do, and here None."""
+    running: dict[int, Path] = {}
+    with suppress(EOFError, OSError):  # the study is gone
+        while True:
+            if study.poll(REAP_SECONDS):
+                run: Start = study.recv()
+                pid = os.fork()
+                if pid == 0:
+                    return run
+                running[pid] = run.folder
+            for pid in list(running):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    study.send((running.pop(pid), os.waitstatus_to_exitcode(status)))
+    for pid in running:
+        os.kill(pid, signal.SIGTERM)
+    for pid in running:
+        os.waitpid(pid, 0)
+    return None
+
+
+def _run(run: Start, alive: int) -> int:
+    """A run, in the process that was forked for it; the exit code of python -m fedpeft.simulate."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["COLUMNS"] = "200"
+    log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+
     try:
-        with FileLock(f"{folder}.lock", timeout=ORPHAN_SECONDS):
-            from fedpeft import simulate
-
-            begun = (Path(folder) / "config.toml").is_file()
-            return simulate.main([*(("--resume", folder) if begun else (config, "--output", folder)), *flags])
+        with FileLock(f"{run.folder}.lock", timeout=ORPHAN_SECONDS):
+            begun = (run.folder / "config.toml").is_file()
+            what = ("--resume", str(run.folder)) if begun else (str(run.settings), "--output", str(run.folder))
+            return simulate.main([*what, *run.flags])
     except Timeout:
-        print(f"error: another process is still writing to {folder}")
+        print(f"error: another process is still writing to {run.folder}")
         return 2
 
 
-def _end_with_standard_input() -> None:
-    while os.read(0, 1024):
-        pass
+def _end_with(pipe: int) -> None:
+    os.read(pipe, 1)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -11,13 +11,12 @@ import dataclasses
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import tyro
 from filelock import FileLock, Timeout
@@ -30,6 +29,7 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.grid_of_runs import Planned, Study, read_study
 from fedpeft.records import Records
 from fedpeft.results import FAILED, Result, ResultsFile, latest, read_run, resolved
+from fedpeft.run_of_study import Start, Starter
 
 POLL_SECONDS = 0.2
 
@@ -67,8 +67,7 @@ class Running:
 
     planned: Planned
     folder: Path
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
+    log: Path
 
     def rounds_done(self) -> int:
         """Rounds that are on the disk."""
@@ -164,7 +163,7 @@ class Workplace:
 
     # ------------------------------------------------------------------------------------------------------ one run
 
-    def start(self, planned: Planned, track: str) -> Running:
+    def start(self, planned: Planned, track: str, starter: Starter) -> Running:
         """Start or continue a run.
 
         Raises:
@@ -179,28 +178,16 @@ class Workplace:
             shutil.rmtree(folder)  # killed before it had written its settings: nothing is in it
         settings = self.runs / f"{planned.name}.toml"
         settings.write_text(planned.config.to_toml(), encoding="utf-8")
-        log = open(self.runs / f"{planned.name}.log", "ab")  # noqa: SIM115 - closed when the run ends
-        command = [sys.executable, "-m", "fedpeft.run_of_study", str(settings), str(folder)]
-        process = subprocess.Popen(
-            command + (["--track", track] if track else []),
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "COLUMNS": "200"},
-            start_new_session=True,
-        )
-        return Running(planned, folder, process, log)
+        running = Running(planned, folder, self.runs / f"{planned.name}.log")
+        starter.start(Start(settings, folder, running.log, ("--track", track) if track else ()))
+        return running
 
-    def finish(self, running: Running) -> Result:
-        """Record a run whose process has ended."""
-        running.log.close()
-        if running.process.stdin:
-            running.process.stdin.close()
-        code = running.process.returncode
+    def finish(self, running: Running, code: int) -> Result:
+        """Record a run whose process has ended with this exit code."""
         try:
             if code == 0:
                 return self.record(running.planned, read_run(running.folder))
-            reason = _reason(code, Path(running.log.name))
+            reason = _reason(code, running.log)
         except RunError as error:
             reason = str(error)
         config = dataclasses.asdict(running.planned.config)
@@ -264,17 +251,18 @@ class Schedule:
 
     def run(self) -> int:
         """All of it; returns the number of failed runs."""
+        starter = Starter()
         with self.progress:
             try:
                 while self.waiting or self.running:
-                    self._start_what_can_be()
-                    self._collect()
+                    self._start_what_can_be(starter)
+                    self._collect(starter.ended())
                     time.sleep(POLL_SECONDS)
             finally:
-                self._end_all()
+                starter.close()
         return self.failures
 
-    def _start_what_can_be(self) -> None:
+    def _start_what_can_be(self, starter: Starter) -> None:
         """Start runs; of those that share work not done yet, only one until it has done it."""
         for running in self.running:
             if running.prepared:
@@ -289,14 +277,14 @@ class Schedule:
             if self.place.adopt(planned):
                 self._tell(planned, self.place.done[planned.name])
                 continue
-            self.running.append(self.place.start(planned, self.track))
+            self.running.append(self.place.start(planned, self.track, starter))
             if planned.shared_work not in self.warm:
                 preparing.add(planned.shared_work)
 
-    def _collect(self) -> None:
-        for running in [r for r in self.running if r.process.poll() is not None]:
+    def _collect(self, ended: Mapping[Path, int]) -> None:
+        for running in [r for r in self.running if r.folder in ended]:
             self.running.remove(running)
-            self._tell(running.planned, self.place.finish(running))
+            self._tell(running.planned, self.place.finish(running, ended[running.folder]))
         going = sum(r.rounds_done() for r in self.running)
         titles = "; ".join(r.planned.title for r in self.running)
         self.progress.update(self.task, completed=self.ended + going, description=titles[:60] or "study")
@@ -314,14 +302,6 @@ class Schedule:
             self.failures += 1
             text = f"[bold red]failed:[/] {result.reason}"
         self.progress.console.print(f"{planned.title}  {text}  ({remaining})", highlight=False, soft_wrap=True)
-
-    def _end_all(self) -> None:
-        """End what still runs (after Ctrl-C or an error); it can be continued."""
-        for running in self.running:
-            running.process.terminate()
-        for running in self.running:
-            running.process.wait()
-            running.log.close()
 
 
 def jobs_that_fit(planned: Sequence[Planned]) -> int:
