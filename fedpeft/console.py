@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from fedpeft.server import RoundResult
+from fedpeft.round_result import RoundResult
 
 
 def size(count: float) -> str:

@@ -32,8 +32,9 @@ from fedpeft.parts import setting
 from fedpeft.profiles import Profile
 from fedpeft.records import Records
 from fedpeft.roster import Member, Roster
+from fedpeft.round_result import Metrics
 from fedpeft.sampling import Reachable
-from fedpeft.server import Metrics, Server
+from fedpeft.server import Server
 from fedpeft.simulation import VALIDATION_ROWS, Simulation, SimulationObserver
 from fedpeft.wire import v1_pb2 as v1
 

@@ -12,16 +12,13 @@ with identical results.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from flwr.serverapp import Grid
 
-from fedpeft import seeds
 from fedpeft.acceptance import check_finite, check_report, check_update
 from fedpeft.adapter import ClientForm, Layout, State, held_in, norm
 from fedpeft.aggregation_error import MeasuredCollector, WeightsCollector, measurable
@@ -31,10 +28,10 @@ from fedpeft.codec import Codec, decode
 from fedpeft.collectors import Collector, Outcome, collector
 from fedpeft.downlink import Downlink
 from fedpeft.errors import PayloadError, RunError
+from fedpeft.exchange import Exchange
 from fedpeft.factoring import Factoring
-from fedpeft.flower import MESSAGE_TYPES, node_of
 from fedpeft.head_start import HeadStart
-from fedpeft.messages import Instruction, Kind, Report, report_of, to_record
+from fedpeft.messages import Instruction, Kind, Report
 from fedpeft.own_rows import OwnRows, own_rows
 from fedpeft.peft_method import WeightChanges
 from fedpeft.precision_rule import Situation
@@ -42,15 +39,12 @@ from fedpeft.profiles import Profile
 from fedpeft.protection import Entry, Protection
 from fedpeft.records import Records
 from fedpeft.residual import Residual, ResidualFiles
+from fedpeft.round_result import Metrics, Observer, RoundResult
 from fedpeft.sampling import Sampler
 from fedpeft.server_optimizer import ServerOptimizer
 from fedpeft.strategy import Fold, Strategy, Update
 from fedpeft.uplink import Uplink
 from fedpeft.versions import Versions
-
-WAVE = 128
-"""Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
-
 
 COUNTERS = (
     "uplink_bytes",
@@ -67,61 +61,6 @@ COUNTERS = (
 clients' bases up to date, `uplink_parameters` counts the adapters' parameters of all updates, `rejected` the updates
 left out.
 """
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """What an evaluation found: mean loss per prediction and share of correct ones.
-
-    Where clients have models of their own, means over clients; `worst_accuracy` is that of the worst tenth of them.
-    """
-
-    loss: float
-    accuracy: float
-    worst_accuracy: float | None = None
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """A finished round: what `rounds.jsonl` holds a line of.
-
-    Losses are means over the cohort's rows; bytes are the lengths of real payloads; `update_norm` is the norm of the
-    adapter's step, `base_norm` that of what went into the base; `seconds` includes evaluation, `training_seconds` does
-    not. `aggregation_seconds` is the server's own time, from decoding to the next global state; `aggregation_error` is
-    defined in `fedpeft.aggregation_error` (None: not for this adapter).
-    """
-
-    round: int
-    clients: int
-    rejected: int
-    train_loss: float | None
-    loss: float | None
-    accuracy: float | None
-    uplink_bytes: int
-    downlink_bytes: int
-    update_norm: float
-    training_seconds: float
-    seconds: float
-    base_norm: float = 0.0
-    worst_accuracy: float | None = None
-    aggregation_seconds: float = 0.0
-    aggregation_error: float | None = None
-
-
-class Observer(Protocol):
-    """Is told how a run goes on."""
-
-    def started(self, rounds: int, done: int) -> None:
-        """Before the first round that is still to do."""
-
-    def client_done(self, phase: str, done: int, total: int) -> None:
-        """A client of the running phase ("prepare" or "train") has answered."""
-
-    def round_done(self, result: RoundResult) -> None:
-        """A round is finished and recorded."""
-
-    def say(self, text: str) -> None:
-        """Something that the user should know."""
 
 
 @dataclass(frozen=True)
@@ -161,14 +100,6 @@ class Tally:
     def train_loss(self) -> float:
         """The mean over the rows of the accepted clients."""
         return sum(loss * rows for loss, rows in self.losses) / sum(rows for _, rows in self.losses)
-
-
-@dataclass
-class Flight:
-    """An asynchronous run's clients that have been asked and not taken into a step yet, and what they have answered."""
-
-    clients: set[int] = field(default_factory=set)
-    arrived: deque[Report] = field(default_factory=deque)
 
 
 @dataclass
@@ -229,9 +160,12 @@ class Server:
     protection: Protection | None = None
     factoring: Factoring | None = None
     weight_changes: WeightChanges | None = None
-    flight: Flight = field(default_factory=Flight)
+    exchange: Exchange = field(init=False)
     residual: Residual = field(init=False)
     versions: Versions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.exchange = Exchange(self.grid, self.observer.client_done)
 
     def run(self) -> Progress:
         """All rounds that are still to do; returns the finished state."""
@@ -296,7 +230,7 @@ class Server:
             for client in range(self.clients)
         )
         rejected = 0
-        for report in self._exchange(instructions, self.clients, "prepare"):
+        for report in self.exchange.in_order(instructions, self.clients, "prepare"):
             progress.counters["uplink_bytes"] += len(report.payload)
             try:
                 check_report(report)
@@ -349,7 +283,7 @@ class Server:
         started = time.perf_counter()
         state, cohort = progress.adapter, entry.cohort
         if self.strategy.asynchronous:
-            cohort = self._idle(round, cohort)
+            cohort = self.exchange.idle(cohort, self.seed, round)
         sent = self._downlink(round, progress)
         total = self._collector(round, entry.attempt, progress)
         tally = Tally()
@@ -363,8 +297,13 @@ class Server:
             )
             for client in cohort
         ]
-        exchange = self._exchange_buffered if self.strategy.asynchronous else self._exchange
-        for report in exchange(instructions, len(cohort), "train"):
+        enough = self.strategy.asynchronous
+        reports = (
+            self.exchange.first(instructions, enough, "train")
+            if enough
+            else self.exchange.in_order(instructions, len(cohort), "train")
+        )
+        for report in reports:
             arrived = time.perf_counter()
             self._take(report, round, sent, total, tally, progress)
             aggregating += time.perf_counter() - arrived
@@ -579,70 +518,4 @@ class Server:
         """Each client's model on its own held-out rows. What this sends serves measurement and is not counted."""
         sent = self._downlink(round + 1, progress)
         instructions = (self._instruction("evaluate", client, round, sent, progress) for client in range(self.clients))
-        return own_rows(list(self._exchange(instructions, self.clients, "evaluate")))
-
-    # --------------------------------------------------------------------------------------------------- the exchange
-
-    def _exchange(self, instructions: Iterable[Instruction], total: int, phase: str) -> Iterator[Report]:
-        """Send the instructions, a wave at a time, and yield the reports in the order of the instructions."""
-        done = 0
-        for wave in _waves(instructions, WAVE):
-            messages = [
-                self.grid.create_message(to_record(i), MESSAGE_TYPES[i.kind], node_of(i.client), str(i.round))
-                for i in wave
-            ]
-            waiting = set(self.grid.push_messages(messages))
-            order = [i.client for i in wave]
-            arrived: dict[int, Report] = {}
-            following = 0
-            while waiting:
-                for message in self.grid.pull_messages(waiting):
-                    waiting.discard(message.metadata.reply_to_message_id)
-                    report = report_of(message)
-                    arrived[report.client] = report
-                    done += 1
-                    self.observer.client_done(phase, done, total)
-                while following < len(order) and order[following] in arrived:
-                    yield arrived.pop(order[following])
-                    following += 1
-
-    def _idle(self, round: int, cohort: Sequence[int]) -> list[int]:
-        """Of a cohort drawn for an asynchronous step, as many as make the flight that large again."""
-        idle = [client for client in cohort if client not in self.flight.clients]
-        seeds.generator(self.seed, "idle", round).shuffle(idle)
-        return sorted(idle[: max(0, len(cohort) - len(self.flight.clients))])
-
-    def _exchange_buffered(self, instructions: Iterable[Instruction], total: int, phase: str) -> Iterator[Report]:
-        """Send the instructions, and yield the next reports of whoever is asked, until enough for a step are good.
-
-        They come in the order of arrival, and are yielded in the order of client ids.
-        """
-        flight, taken, good = self.flight, list[Report](), 0
-        asked = list(instructions)
-        flight.clients |= {i.client for i in asked}
-        self.grid.push_messages(
-            [
-                self.grid.create_message(to_record(i), MESSAGE_TYPES[i.kind], node_of(i.client), str(i.round))
-                for i in asked
-            ]
-        )
-        while good < self.strategy.asynchronous and flight.clients:
-            while not flight.arrived:
-                flight.arrived.extend(report_of(message) for message in self.grid.pull_messages(()))
-            report = flight.arrived.popleft()
-            flight.clients.discard(report.client)
-            taken.append(report)
-            good += not report.error
-            self.observer.client_done(phase, good, self.strategy.asynchronous)
-        yield from sorted(taken, key=lambda report: report.client)
-
-
-def _waves(instructions: Iterable[Instruction], size: int) -> Iterator[list[Instruction]]:
-    wave: list[Instruction] = []
-    for instruction in instructions:
-        wave.append(instruction)
-        if len(wave) == size:
-            yield wave
-            wave = []
-    if wave:
-        yield wave
+        return own_rows(list(self.exchange.in_order(instructions, self.clients, "evaluate")))

@@ -53,8 +53,9 @@ from fedpeft.protection import KEY, ClientPrivacy, Protection
 from fedpeft.quantized import quantize
 from fedpeft.records import Records
 from fedpeft.residual import ResidualFiles
+from fedpeft.round_result import Metrics, Observer
 from fedpeft.sampling import FixedSize, cohort_size
-from fedpeft.server import Metrics, Observer, Schedule, Server
+from fedpeft.server import Schedule, Server
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.stacked import Kernel
 from fedpeft.strategy import effective as effective_weight

@@ -20,6 +20,7 @@ from fedpeft.accounting import epsilon
 from fedpeft.config import RunConfig
 from fedpeft.console import ConsoleObserver
 from fedpeft.errors import FedpeftError, PrivacyError
+from fedpeft.exchange import Exchange
 from fedpeft.ledger import POPULATION
 from fedpeft.protection import LEDGER
 from fedpeft.records import Records
@@ -94,13 +95,13 @@ def test_the_noise_of_a_budget_spends_it_and_no_more(tmp_path):
 
 def test_the_charge_is_on_disk_before_anyone_is_asked(tmp_path, monkeypatch):
     seen = []
-    ask = Server._exchange
+    ask = Exchange.in_order
 
     def exchange(self, instructions, total, phase):
         seen.append((phase, len(charges(tmp_path / "run"))))
         return ask(self, instructions, total, phase)
 
-    monkeypatch.setattr(Server, "_exchange", exchange)
+    monkeypatch.setattr(Exchange, "in_order", exchange)
     trained(tmp_path / "run", privacy="user_dp(epsilon=3)")
     assert seen == [("train", 1), ("train", 2)]
 

@@ -16,8 +16,8 @@ from experiments.speed.workload import Silent, Workload
 from fedpeft.adapter import State
 from fedpeft.checkpoint import Checkpoints
 from fedpeft.records import Records
+from fedpeft.round_result import Metrics, RoundResult
 from fedpeft.sampling import FixedSize
-from fedpeft.server import Metrics, RoundResult
 from fedpeft.simulation import Simulation
 
 
