@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fedpeft.config import RunConfig
 from fedpeft.console import ConsoleObserver
+from fedpeft.probe import strongest
 from fedpeft.simulate import quiet_libraries
 from fedpeft.simulation import Simulation
 
@@ -38,13 +39,13 @@ def tfidf(simulation: Simulation, tokens: int | None) -> tuple[float, float]:
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2)
     features = vectorizer.fit_transform(cut(list(rows.inputs)))
     held_out = vectorizer.transform(cut(list(test.inputs)))
-    scored = []
-    for strength in TFIDF_STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=1000).fit(features[:shared], rows.labels[:shared])
-        validation = model.score(features[shared:], rows.labels[shared:])
-        scored.append((validation, strength, float(np.mean(model.predict(held_out) == test.labels))))
-    _, strength, accuracy = max(scored)
-    return accuracy, strength
+    fitted = {
+        strength: LogisticRegression(C=strength, max_iter=1000).fit(features[:shared], rows.labels[:shared])
+        for strength in TFIDF_STRENGTHS
+    }
+    scores = {C: float(model.score(features[shared:], rows.labels[shared:])) for C, model in fitted.items()}
+    strength = strongest(scores, len(rows.labels) - shared)
+    return float(np.mean(fitted[strength].predict(held_out) == test.labels)), strength
 
 
 def main() -> None:
