@@ -409,7 +409,7 @@ class Simulation:
         assert labels is not None
         assert test_labels is not None
         name = cache.key(
-            train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, kind="probe, one standard error"
+            train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, kind="probe by one error"
         )
 
         def fit() -> dict[str, np.ndarray]:

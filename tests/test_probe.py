@@ -1,11 +1,8 @@
 """The linear probe: which regularisation it takes, and that it finds what is there to find."""
 
 import numpy as np
-import pytest
 
 from fedpeft.probe import linear_probe, strongest
-
-pytestmark = pytest.mark.fast
 
 
 def test_the_strongest_regularisation_within_one_standard_error_is_taken():
