@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist  # type: ignore[import-untyped, unused-ignore]
-from scipy.stats import entropy  # type: ignore[import-untyped, unused-ignore]
+from scipy.special import entr  # type: ignore[import-untyped, unused-ignore]
 
 from fedpeft.data import Rows
 from fedpeft.errors import DataError
@@ -123,10 +122,10 @@ class Partition:
             classes = int(labels.max()) + 1
             cells = client_of_index * classes + labels[self.indices]
             counts_KC = np.bincount(cells, minlength=len(self) * classes).reshape(len(self), classes)
-            overall_C = counts_KC.sum(0)
-            evenness = float(entropy(counts_KC, axis=1).mean() / max(float(entropy(overall_C)), np.finfo(float).tiny))
             shares_KC = counts_KC / counts_KC.sum(1, keepdims=True)
-            distance = float(cdist(shares_KC, overall_C[None] / overall_C.sum(), "cityblock").mean() / 2)
+            overall_C = counts_KC.sum(0) / counts_KC.sum()
+            evenness = float(entr(shares_KC).sum(1).mean() / max(float(entr(overall_C).sum()), np.finfo(float).tiny))
+            distance = float(np.abs(shares_KC - overall_C).sum(1).mean() / 2)
         return PartitionStatistics(
             clients=len(self),
             rows_min=int(sizes.min()),

@@ -15,9 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 """Candidates for scikit-learn's C, the inverse of the regularisation."""
@@ -42,6 +39,10 @@ def linear_probe(
     train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
 ) -> ProbeResult:
     """Fit on `train`, choose C on `validation`, score on `test`: pairs of features (n, d) and labels (n,)."""
+    from sklearn.linear_model import LogisticRegression  # 60 MB that a run with a cached probe can do without
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     fitted = {}
     for strength in STRENGTHS:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=ITERATIONS))
