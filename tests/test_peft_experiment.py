@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from experiments.peft_methods.__main__ import FOLDER, tries, with_rates
+from experiments.learning_rates import tries, with_rates
+from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure
 from fedpeft.grid_of_runs import read_study
 from fedpeft.peft_method import PEFT_METHODS
@@ -34,6 +35,13 @@ def test_the_best_rates_go_into_the_study():
     assert all("learning_rate = 0.02}" in line or "learning_rate = 0.00003}" in line for line in lines)
     assert not any("bitfit" in line for line in lines)
     assert {line.split('"')[1] for line in lines} == {"lora", "full fine-tuning"}
+
+
+def test_a_variant_takes_the_rate_of_what_it_is_a_variant_of():
+    line = '{label = "flora, mixed ranks", strategy = "flora", learning_rate = 0.004},'
+    assert "learning_rate = 0.008}" in with_rates(line, {"flora": "0.008"})
+    assert with_rates(line, {"fedit": "0.008"}) == line
+    assert "learning_rate = 0.002}" in with_rates(line, {"flora": "0.008", "flora, mixed ranks": "0.002"})
 
 
 def test_costs_follow_what_is_trained():

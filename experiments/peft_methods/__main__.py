@@ -1,18 +1,11 @@
-"""python -m experiments.peft_methods table | rates: the table of the README, and the learning rates of the study.
-
-rates            the best learning rate of each method in the preset `tuning`, by accuracy on validation rows
-rates --write    put them into study.toml
-table            measure each method's costs here, and put them beside the study's results into the README
-"""
+"""python -m experiments.peft_methods: measure each method's costs here, beside the study's results as one table."""
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
@@ -31,51 +24,11 @@ REFERENCE = "full fine-tuning"
 
 @dataclass(frozen=True)
 class Command:
-    """The table of the README, or the learning rates of the study."""
+    """The table of the README."""
 
-    what: Annotated[Literal["table", "rates"], tyro.conf.Positional] = "table"
     preset: Annotated[str, tyro.conf.arg(help="whose results the table shows: small or full")] = "small"
     only: Annotated[tuple[str, ...], tyro.conf.arg(help="labels of the methods to measure; empty: all")] = ()
-    write: Annotated[bool, tyro.conf.arg(help="rates: put the best into study.toml; table: into the README")] = False
-
-
-def tries(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
-    """By method its tries, best first: validation accuracy after the last round, and the learning rate."""
-    found: dict[str, list[tuple[float, str]]] = {}
-    for result in results:
-        if result.finished:
-            score = (float(result.rounds[-1]["accuracy"]), result.point["learning_rate"])
-            found.setdefault(result.point["method"], []).append(score)
-    return {method: sorted(scores, reverse=True) for method, scores in found.items()}
-
-
-def with_rates(toml: str, best: dict[str, str]) -> str:
-    """The study's text with other learning rates in the lines of the methods that are named."""
-    for label, rate in best.items():
-        line = rf'(\{{label = "{re.escape(label)}",[^}}\n]*learning_rate = )[0-9.e-]+'
-        toml = re.sub(line, rf"\g<1>{rate}", toml)
-    return toml
-
-
-def rates(write: bool) -> None:
-    """Print the best learning rates, and put them into the study.
-
-    Raises:
-        FedpeftError: there are no results.
-    """
-    found = tries(latest(ResultsFile(FOLDER / "tuning" / "results.jsonl").read()))
-    if not found:
-        raise FedpeftError(
-            "there are no runs to choose from; make them with: "
-            "python -m fedpeft.study experiments/peft_methods/study.toml --preset tuning"
-        )
-    for method, scores in found.items():
-        told = ", ".join(f"{rate}: {100 * accuracy:.2f}" for accuracy, rate in scores)
-        print(f"{method:24} {scores[0][1]:>8}   {told}")
-    if write:
-        file = FOLDER / "study.toml"
-        best = {method: scores[0][1] for method, scores in found.items()}
-        file.write_text(with_rates(file.read_text(encoding="utf-8"), best), encoding="utf-8")
+    write: Annotated[bool, tyro.conf.arg(help="put the table into the README")] = False
 
 
 def table(preset: str, only: tuple[str, ...]) -> str:
@@ -124,9 +77,6 @@ def main() -> int:
     """The command; 2: what it needs is not there."""
     command = tyro.cli(Command, prog="python -m experiments.peft_methods")
     try:
-        if command.what == "rates":
-            rates(command.write)
-            return 0
         made = table(command.preset, command.only)
     except FedpeftError as error:
         print(error, file=sys.stderr)

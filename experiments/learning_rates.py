@@ -1,0 +1,82 @@
+"""python -m experiments.learning_rates STUDY [--write]: the best learning rate of each method in the preset `tuning`.
+
+Best is the highest accuracy on the validation rows after the last round; the test rows play no part. `--write` puts the
+rates into the study's file, in the lines of the methods that have been tuned. A method that was not, and whose label is
+a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's rate.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fedpeft.errors import FedpeftError, RunError
+from fedpeft.results import Result, ResultsFile, latest
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Command:
+    """The best learning rate of each method of a study."""
+
+    study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help="strategies or peft_methods")]
+    write: Annotated[bool, tyro.conf.arg(help="put them into the study's file")] = False
+
+
+def tries(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
+    """By method its tries, best first: validation accuracy after the last round, and the learning rate."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for result in results:
+        if result.finished:
+            score = (float(result.rounds[-1]["accuracy"]), result.point["learning_rate"])
+            found.setdefault(result.point["method"], []).append(score)
+    return {method: sorted(scores, reverse=True) for method, scores in found.items()}
+
+
+def with_rates(toml: str, best: dict[str, str]) -> str:
+    """The study's text with other learning rates in the lines of the methods that are named, and of their variants."""
+
+    def changed(line: re.Match[str]) -> str:
+        label = line["label"]
+        rate = best.get(label) or best.get(label.rpartition(",")[0])
+        return f"{line['before']}{rate}" if rate else line[0]
+
+    return re.sub(r'(?P<before>\{label = "(?P<label>[^"]*)",[^}\n]*learning_rate = )[0-9.e-]+', changed, toml)
+
+
+def main() -> int:
+    """The command; 2: there are no results."""
+    command = tyro.cli(Command, description=__doc__, prog="python -m experiments.learning_rates")
+    folder = FOLDER / command.study
+    try:
+        found = tries(latest(ResultsFile(folder / "tuning" / "results.jsonl").read()))
+        if not found:
+            raise RunError(
+                f"{folder / 'tuning'} has no finished runs to choose from; make them with: "
+                f"python -m fedpeft.study experiments/{command.study}/study.toml --preset tuning"
+            )
+    except FedpeftError as error:
+        print(error, file=sys.stderr)
+        return 2
+    table = Table("method", "best learning rate", "tries: validation accuracy (%)")
+    for method, scores in found.items():
+        table.add_row(method, scores[0][1], ", ".join(f"{rate}: {100 * accuracy:.2f}" for accuracy, rate in scores))
+    Console().print(table)
+    if command.write:
+        file = folder / "study.toml"
+        best = {method: scores[0][1] for method, scores in found.items()}
+        file.write_text(with_rates(file.read_text(encoding="utf-8"), best), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""Every aggregation strategy on one task."""
