@@ -1,0 +1,33 @@
+"""The catalogue of parts: everything is in it, with its settings, and an unknown name is told the nearest one."""
+
+import dataclasses
+
+import pytest
+
+from fedpeft import describe
+from fedpeft.config import RunConfig
+
+
+def test_every_flag_with_parts_is_listed_with_all_of_them(capsys):
+    assert describe.main([]) == 0
+    out = capsys.readouterr().out
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    for flag, families in describe.FAMILIES.items():
+        assert flag.replace("-", "_") in fields
+        assert all(name in out for family in families for name in family.names)
+
+
+@pytest.mark.parametrize("name", sorted({n for fs in describe.FAMILIES.values() for f in fs for n in f.names}))
+def test_a_part_is_shown_with_each_of_its_settings(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert describe.main([name]) == 0
+    out = capsys.readouterr().out
+    for _, cls in describe.parts_named(name):
+        assert all(field.name in out for field in dataclasses.fields(cls) if "help" in field.metadata)
+
+
+def test_an_unknown_name_gets_the_nearest(capsys):
+    assert describe.main(["flexlra"]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean 'flexlora'?" in error
+    assert "Traceback" not in error
