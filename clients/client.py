@@ -117,7 +117,7 @@ class ClientSide:
         features = self.bench.at(instruction.base_precision).features(rows)
         statistics = self.head.statistics(features, labels, self.bench.plan.classes)
         seed = seeds.integer(self.bench.plan.seed, "statistics", instruction.client)
-        payload = self.statistics.encode(statistics, seed=seed)
+        payload = self.statistics.encode(statistics, seed=seed, weights=self.head.importance(statistics))
         return Report(instruction.client, 0, payload, rows=len(rows), seconds=time.perf_counter() - started)
 
     def _evaluate(self, instruction: Instruction) -> Report:

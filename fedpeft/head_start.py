@@ -30,12 +30,16 @@ class HeadStart(ABC):
         return self
 
     @abstractmethod
-    def shapes(self, width: int, classes: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the statistics, by name."""
+    def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the statistics of a client with `rows` rows, by name."""
 
     @abstractmethod
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
         """Statistics of one client's rows: features (n, width), labels (n,)."""
+
+    def importance(self, statistics: State) -> State:
+        """How much an error in each entry matters, for the codec (see `Codec.encode`); by default all alike."""
+        return {}
 
     def additive(self, statistics: State) -> State:
         """What of a client's statistics adds up over clients; by default they do themselves."""

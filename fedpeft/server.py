@@ -223,7 +223,6 @@ class Server:
         state = progress.adapter
         started = time.perf_counter()
         width = state["head.weight"].shape[1]
-        shapes = self.head.shapes(width, self.classes)
         total = Fold()
         instructions = (
             Instruction("prepare", 0, client, b"", base_precision=self.profiles[client].base)
@@ -234,7 +233,7 @@ class Server:
             progress.counters["uplink_bytes"] += len(report.payload)
             try:
                 check_report(report)
-                statistics = decode(report.payload, shapes)
+                statistics = decode(report.payload, self.head.shapes(width, self.classes, report.rows))
                 check_finite(statistics)
             except PayloadError:
                 rejected += 1

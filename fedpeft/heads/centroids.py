@@ -21,7 +21,7 @@ class Centroids(HeadStart):
 
     scale: float = setting(8.0, "factor from cosines to logits", above=0)
 
-    def shapes(self, width: int, classes: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
         """Class sums of the features, rows per class, and the summed length of the features."""
         return {"sums": (classes, width), "counts": (classes,), "length": (1,)}
 

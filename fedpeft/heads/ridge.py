@@ -8,8 +8,12 @@ Both sums run over all rows of all clients, so the head is that of the pooled da
 values (between 0 and 1) into logits whose softmax is neither flat nor saturated.
 
 The inverse amplifies errors in the directions where features vary little, so moments can't be sent coarsely. Their
-factor can: X = Q R, sum x x^T = R^T R, where an error in R is weighed by R itself, so that small directions get small
-errors. It also has no more rows than the client has.
+factor can: with all rows stacked, (X Y) = U S V^T, and F = U^T (X Y), where F_x^T F_x = sum x x^T and F_x^T F_y = sum x y^T.
+The rows of F stand for the client's rows as far as the head can tell, at most as many as there are columns, orthogonal,
+and in falling order of energy. An error in F is weighed by F itself, so that small directions get small errors; and the
+head is the regression of what arrives, whatever was lost. A quantizer with one step for all rows is reverse
+water-filling: rows of little energy cost little, or vanish. In the singular values an error of a label counts as much
+as one of a feature's length, and the codec is told so (`importance`).
 """
 
 from __future__ import annotations
@@ -34,35 +38,42 @@ class Ridge(HeadStart):
     scale: float = setting(8.0, "factor from regression values to logits", above=0)
     send: str = setting("moments", "what clients send: moments, or their factor", choices=("moments", "factor"))
 
-    codec: ClassVar[str] = "quantize(bits=6, rounding=dither) | rans"
+    codec: ClassVar[str] = "adaptive(bits=2.0, per=row) | rans"
 
     def compact(self) -> HeadStart:
         """With factors instead of moments."""
         return replace(self, send="factor")
 
-    def shapes(self, width: int, classes: int) -> dict[str, tuple[int, ...]]:
-        """The upper triangle of the features' second moments, or their factor; and the class sums."""
-        sums = {"sums": (width + 1, classes)}
+    def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
+        """The upper triangle of the features' second moments, and the class sums; or the factor, in two parts."""
         if self.send == "factor":
-            return {"factor": (width + 1, width + 1), **sums}
-        return {"moments": ((width + 1) * (width + 2) // 2,), **sums}
+            kept = min(rows, width + 1 + classes)
+            return {"features": (kept, width + 1), "labels": (kept, classes)}
+        return {"moments": ((width + 1) * (width + 2) // 2,), "sums": (width + 1, classes)}
 
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
         """Sums over the client's rows, in the precision of the features."""
         x = F.pad(features.double(), (0, 1), value=1.0)
         y = F.one_hot(labels, classes).double()
-        sums = (x.T @ y).to(features.dtype)
         if self.send == "factor":
-            R = torch.linalg.qr(x, mode="r").R  # (min(n, width + 1), width + 1)
-            return {"factor": F.pad(R, (0, 0, 0, x.shape[1] - len(R))).to(features.dtype), "sums": sums}
-        return {"moments": _upper(x.T @ x).to(features.dtype), "sums": sums}
+            found = _factor(x, y)
+        else:
+            found = {"moments": _upper(x.T @ x), "sums": x.T @ y}
+        return {name: tensor.to(features.dtype) for name, tensor in found.items()}
+
+    def importance(self, statistics: State) -> State:
+        """Of labels: the root mean square length of a feature, which a row has one label of length 1 for."""
+        if self.send == "moments":
+            return {}
+        length = statistics["features"].norm() / statistics["labels"].norm()
+        return {"labels": torch.full_like(statistics["labels"], float(length))}
 
     def additive(self, statistics: State) -> State:
         """Moments and class sums."""
         if self.send == "moments":
             return statistics
-        R = statistics["factor"].double()
-        return {"moments": _upper(R.T @ R), "sums": statistics["sums"].double()}
+        x, y = statistics["features"].double(), statistics["labels"].double()
+        return {"moments": _upper(x.T @ x), "sums": x.T @ y}
 
     def solve(self, total: State, width: int, classes: int) -> State:
         """The head."""
@@ -76,6 +87,16 @@ class Ridge(HeadStart):
         penalties[-1] = 0.0  # the constant is not shrunk
         weights = self.scale * torch.linalg.solve(moments + penalties.diag(), total["sums"].double())
         return {"head.weight": weights[:-1].T.contiguous(), "head.bias": weights[-1].clone()}
+
+
+def _factor(x: Tensor, y: Tensor) -> State:
+    """U^T (x y), with U the left singular vectors of (x, length y), without those beyond its width."""
+    rows = torch.cat([x, y], dim=1)
+    if len(rows) > rows.shape[1]:
+        rows = torch.linalg.qr(rows, mode="r").R
+    x, y = rows[:, : x.shape[1]], rows[:, x.shape[1] :]
+    U = torch.linalg.svd(torch.cat([x, x.norm() / y.norm() * y], dim=1), full_matrices=False).U
+    return {"features": U.T @ x, "labels": U.T @ y}
 
 
 def _upper(matrix: Tensor) -> Tensor:

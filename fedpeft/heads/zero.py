@@ -16,7 +16,7 @@ class Zero(HeadStart):
 
     exchanges: ClassVar[bool] = False
 
-    def shapes(self, width: int, classes: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
         """None."""
         return {}
 

@@ -1,0 +1,121 @@
+"""How coarsely may clients send what the ridge head is solved from? Bytes against the head's accuracy, no training.
+
+    python -m experiments.codecs.head [--seeds 3]
+
+The frozen features of the default run (20 Newsgroups, 100 clients, computed once and kept in the cache), for each seed
+with its own partition. Each row sends every client's statistics through a codec, sums what arrives, solves the head
+and scores it on the 1,000 validation rows: accuracy, cross-entropy, and on how many rows it predicts what the exact
+head does. Means over the seeds; bytes are those of the real payloads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+
+from fedpeft.adapter import State
+from fedpeft.codec import decode, parse_codec
+from fedpeft.config import RunConfig
+from fedpeft.console import ConsoleObserver
+from fedpeft.heads.ridge import Ridge
+from fedpeft.simulation import Simulation
+from fedpeft.strategy import Fold
+
+MOMENTS = ("fp32", "bf16", "quantize(bits=8, rounding=dither) | rans", "quantize(bits=6, rounding=dither) | rans")
+FACTORS = (
+    "quantize(bits=6, rounding=dither) | rans",
+    *(f"adaptive(bits={bits}, per=row) | rans" for bits in (3.0, 2.0, 1.5, 1.0, 0.5)),
+    "adaptive(bits=2.0, per=row, rounding=dither) | rans",
+    "adaptive(bits=2.0) | rans",
+)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Frozen features (rows, width) and labels (rows,) of all rows, the clients' shards, and the validation rows."""
+
+    features: Tensor
+    labels: Tensor
+    shards: Sequence[np.ndarray]
+    validation: np.ndarray
+    classes: int
+
+
+def federation(seed: int) -> Federation:
+    """That of the default run."""
+    with tempfile.TemporaryDirectory() as folder:
+        simulation = Simulation(RunConfig(seed=seed), Path(folder), ConsoleObserver(Console(quiet=True)))
+        work = simulation.work
+        simulation.freeze(work.data_key, work.depth, "frozen features")
+        labels = simulation.all_rows.labels
+        assert labels is not None
+        features = work.store(work.data_key, work.depth).features(np.arange(len(labels)))
+        shards = [simulation.partition.shard(k) for k in range(simulation.clients)]
+        simulation.close()
+    return Federation(features, torch.from_numpy(labels).long(), shards, simulation.validation, work.classes)
+
+
+def statistics(data: Federation, head: Ridge) -> list[State]:
+    """What each client sends, before it is encoded."""
+    return [head.statistics(data.features[rows], data.labels[rows], data.classes) for rows in data.shards]
+
+
+def solved(data: Federation, head: Ridge, made: Sequence[State], text: str, share: float = 1.0) -> tuple[int, Tensor]:
+    """Bytes, and the logits (rows, classes) of the validation rows; only the first `share` of the clients send."""
+    codec, width = parse_codec(text), data.features.shape[1]
+    total, size = Fold(), 0
+    for client, sent in enumerate(made[: round(share * len(made))]):
+        payload = codec.encode(sent, seed=client, weights=head.importance(sent))
+        size += len(payload)
+        arrived = decode(payload, head.shapes(width, data.classes, len(data.shards[client])))
+        total.add(head.additive(arrived), 1.0)
+    found = head.solve(total.sums, width, data.classes)
+    x = data.features[data.validation].double()
+    return size, x @ found["head.weight"].T.double() + found["head.bias"].double()
+
+
+def results(data: Federation) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+    """What was sent, the codec, and MB, accuracy, cross-entropy and agreement."""
+    labels = data.labels[data.validation]
+    moments, factor = Ridge(), Ridge(send="factor")
+    rows = [(moments, "moments", text, 1.0) for text in MOMENTS]
+    rows += [(factor, "factor", text, 1.0) for text in FACTORS]
+    rows += [(factor, f"factor, {share:.0%} of the clients", Ridge.codec, share) for share in (0.5, 0.25)]
+    made = {head.send: statistics(data, head) for head in (moments, factor)}
+    exact: Tensor | None = None
+    for head, name, text, share in rows:
+        size, logits = solved(data, head, made[head.send], text, share)
+        predicted = logits.argmax(1)
+        exact = predicted if exact is None else exact
+        accuracy, agreement = ((predicted == other).double().mean() for other in (labels, exact))
+        yield name, text, (size / 1e6, float(accuracy), float(F.cross_entropy(logits, labels)), float(agreement))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3, help="partitions")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
+    for seed in range(arguments.seeds):
+        for name, text, numbers in results(federation(seed)):
+            found.setdefault((name, text), []).append(numbers)
+    print("| sent | codec | MB | accuracy | cross-entropy | agreement |\n|---|---|---|---|---|---|")
+    for (name, text), numbers in found.items():
+        size, accuracy, loss, agreement = np.mean(numbers, axis=0)
+        escaped = text.replace("|", "\\|")
+        print(f"| {name} | {escaped} | {size:.2f} | {accuracy:.4f} | {loss:.4f} | {agreement:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
