@@ -12,9 +12,9 @@ from fedpeft.head_start import HeadStart
 from fedpeft.mechanism import Mechanism
 from fedpeft.precision_rules.over_time import OverTime
 from fedpeft.profiles import Profile
-from fedpeft.quantized import PRECISIONS, Precision, check_available
+from fedpeft.quantized import PRECISIONS, check_available
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
-from fedpeft.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
+from fedpeft.strategy import LinearStrategy, RoundStrategy, Strategy
 from fedpeft.uplink import Uplink, parse_uplink
 
 
@@ -48,19 +48,14 @@ def check_combination(
         raise ConfigError(f"scaffold corrects against this round's other clients, and {name} has no common round")
     if scaffold:
         _check_scaffold(strategy, turns, profiles, training)
-    _check_bases(strategy, profiles, dtype)
+    _check_bases(profiles, dtype)
 
 
-def _check_bases(strategy: Strategy, profiles: Sequence[Profile], dtype: str) -> None:
+def _check_bases(profiles: Sequence[Profile], dtype: str) -> None:
     bases = {profile.base for profile in profiles}
-    few_bits: list[Precision] = [precision for precision in PRECISIONS if precision in bases]
-    for precision in few_bits:
-        check_available(precision)
-    if few_bits and isinstance(strategy, GatherStrategy) and strategy.fills_base:
-        raise ConfigError(
-            f"{type(strategy).__name__} puts what the factors can't hold into the base, and a base in "
-            f'{" or ".join(few_bits)} would lose it; take flexlora, or give those clients base = "bf16"'
-        )
+    for precision in PRECISIONS:
+        if precision in bases:
+            check_available(precision)
     if dtype == "fp64" and bases - {""}:
         raise ConfigError("an fp64 run is one for exact comparisons: leave base out of its profiles")
 

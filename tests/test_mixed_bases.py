@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fedpeft.clients.client import ClientSide
+from fedpeft.clients.workbench import cached_examples
 from rich.console import Console
+from torch import nn
 
-from fedpeft.adapter import held_in
+from fedpeft import finished
+from fedpeft.adapter import State, held_in
 from fedpeft.config import RunConfig
 from fedpeft.console import ConsoleObserver
 from fedpeft.layers import linear_layers
-from fedpeft.quantized import QuantizedLinear, dequantized
+from fedpeft.quantized import PRECISIONS, QuantizedLinear, dequantized, quantize, weight_of
 from fedpeft.records import Records
+from fedpeft.residual import ResidualFiles
 from fedpeft.server import Server
 from fedpeft.simulate import main
 from fedpeft.simulation import Simulation
+from fedpeft.stacked import replace
+from fedpeft.task import DTYPES
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": "all", "rounds": 2, "workers": 1, "local_steps": 2,
         "peft": "lora(rank=4, layers=1)", "optimizer": "adamw", "learning_rate": 3e-3, "dtype": "fp32"}  # fmt: skip
@@ -104,10 +111,87 @@ def test_clients_train_on_their_own_base_and_the_server_knows_what_they_hold(tmp
     assert torch.equal(held.values(), dequantized(layer.weight, "nf4"))
 
 
+def made(folder: Path, **more) -> Simulation:
+    folder.mkdir(exist_ok=True)
+    return Simulation(RunConfig(**TINY | more), folder, ConsoleObserver(Console(quiet=True)))
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("strategy", ["fedex_lora", "flora"])
+def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tmp_path, monkeypatch):
+    """Each client trains on its own base + R, whether the run goes on or is resumed; each base is scored with R."""
+    given = {"strategy": strategy, "profiles": profiles(tmp_path), "rounds": 3, "head": "zero"}
+    simulation = made(tmp_path / "run", **given)
+    plain = linear_layers(simulation.task.base(simulation.model_directory, torch.float32))
+    trained_on = ClientSide._trained
+    seen = []
+
+    def expected(module: str, base: str, residual: State) -> torch.Tensor:
+        precision = base if base in PRECISIONS else ""
+        weight = dequantized(plain[module].weight.detach(), precision).to(DTYPES.get(base, torch.float32))
+        return (weight.float() + residual[module]).to(weight.dtype) if residual else weight
+
+    def look(self, tasks):
+        results = trained_on(self, tasks)
+        for task in tasks:
+            bench, version = self.bench.at(task.instruction.base_precision), task.instruction.base
+            residual = ResidualFiles(bench.plan.residuals).get(version)
+            for module in {pair.module for pair in bench.plan.layout.pairs}:
+                held = weight_of(bench.executor.frozen(module))
+                assert torch.equal(held, expected(module, task.instruction.base_precision, residual))
+            seen.append((task.instruction.base_precision, version))
+        return results
+
+    monkeypatch.setattr(ClientSide, "_trained", look)
+    server = simulation.server(Records(simulation.folder))
+    progress = simulation.train(server)
+    assert {(base, version) for base, version in seen if version == 2} == {(b, 2) for b in ("nf4", "int8", "bf16", "")}
+    assert all(float(R.norm()) > 0 for R in server.residual.total.values())
+
+    simulation.save(progress.adapter, simulation.folder, server.residual.total)
+    rows = cached_examples(simulation.work.data_key).batch(np.arange(8))
+    form = simulation.layout.form
+    for base in ("nf4", "int8", "bf16", "fp32"):
+        reference = simulation.task.base(simulation.model_directory, DTYPES.get(base, torch.float32))
+        quantize(reference, base if base in PRECISIONS else "")
+        for pair in simulation.layout.pairs:  # the sum as one dense weight, in a layer of its own
+            layer = nn.Linear(pair.in_features, pair.out_features).requires_grad_(False)
+            layer.bias = reference.get_submodule(pair.module).bias
+            change = form.scale * progress.adapter[pair.B] @ progress.adapter[pair.A]
+            whole = expected(pair.module, base, {}).float() + server.residual.total[pair.module] + change
+            layer.weight.data = whole.to(DTYPES.get(base, torch.float32))
+            replace(reference, pair.module, layer)
+        model = simulation.task.model(reference, simulation.dataset.classes)
+        model.load_state_dict({n: t for n, t in progress.adapter.items() if n.startswith("head.")}, strict=False)
+        own = simulation.task.base(simulation.model_directory, DTYPES.get(base, torch.float32))
+        quantize(own, base if base in PRECISIONS else "")
+        loaded = finished.load(simulation.folder, simulation.task, own, simulation.dataset.classes)
+        with torch.no_grad():
+            there, here = loaded(rows).float(), model.eval()(rows).float()
+        assert torch.allclose(there, here, atol=3e-2 if base == "bf16" else 1e-4), base
+
+    def stop(_self, result):
+        if result.round == 2:
+            raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleObserver, "round_done", stop)
+        cut = made(tmp_path / "cut", **given)
+        with pytest.raises(StopError):
+            cut.train(cut.server(Records(cut.folder)))
+    resumed = made(tmp_path / "cut", **given)
+    server_again = resumed.server(Records(resumed.folder))
+    again = resumed.train(server_again)
+    assert all(torch.equal(again.adapter[n], t) for n, t in progress.adapter.items())
+    assert all(torch.equal(server_again.residual.total[m], R) for m, R in server.residual.total.items())
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"strategy": "fedex_lora"}, "would lose it"),
         ({"dtype": "fp64"}, "leave base out"),
         ({"text": '[[profile]]\ncount = 6\nbase = "int3"\n'}, "must be one of"),
     ],
