@@ -246,6 +246,30 @@ def test_executors_and_plain_runs_agree_without_clipping_and_noise(tmp_path):
         assert np.isfinite(plain.adapter[name]).all()
 
 
+FEW_BITS = '[[profile]]\ncount = 3\nbase = "nf4"\n[[profile]]\ncount = 1\nbase = "int8"\n[[profile]]\ncount = 2\n'
+
+
+@pytest.mark.parametrize("base", ["qlora", "profiles"])
+def test_rows_are_protected_on_a_base_of_few_bits(tmp_path, base):
+    """Without clipping and noise, at q = 1, it is the plain run on that base; with them it trains and is charged."""
+    (tmp_path / "few.toml").write_text(FEW_BITS)
+    own = {"qlora": {"peft": "qlora(rank=2, layers=1)"}, "profiles": {"profiles": str(tmp_path / "few.toml")}}[base]
+    given = {"cohort": "all", "optimizer": "sgd", "learning_rate": 0.1, "batch_size": 1000, **own}
+    _, plain = trained(tmp_path / "plain", weighting="uniform", executor="sequential", **given)
+    _, whole = trained(tmp_path / "whole", privacy="dp_sgd(noise_multiplier=0, clip=1e9)", **given)
+    _, unpacked = trained(tmp_path / "unpacked", weighting="uniform", **{**given, "peft": TINY["peft"], "profiles": ""})
+    for name, tensor in plain.adapter.items():
+        moved = (tensor - plain.started[name]).norm()
+        assert moved > 0
+        assert (whole.adapter[name] - tensor).norm() < 1e-4 * moved, name
+        assert (unpacked.adapter[name] - tensor).norm() > 1e-3 * moved, "the base makes no difference"
+    simulation, noised = trained(
+        tmp_path / "noised", privacy="dp_sgd(epsilon=3, clip=0.5)", **{**given, "batch_size": 4}
+    )
+    assert 2.9 < simulation.protection.epsilons()[0] <= 3
+    assert all(bool(t.isfinite().all()) and not torch.equal(t, noised.started[n]) for n, t in noised.adapter.items())
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_time_never_loses_a_charge(tmp_path):
     """Killed again and again, the ledger holds a charge for every round that left a trace, and resumes end the run."""
