@@ -1,0 +1,119 @@
+"""How much of a round do encoding and decoding take? Measured inside real rounds of the default run.
+
+    python -m experiments.codecs.share [--rounds 3] [CODEC ...]
+
+One worker, this process, so that all parts are timed where they happen: what clients spend on decoding the model
+(`arrival`) and encoding their update, what the server spends on encoding the model (which includes decoding it again)
+and decoding updates. The first round is left out: it starts libraries up. "Share" is all four over the round's time
+without evaluation. With more workers the clients' part shrinks as the training does; the server's part does not, so
+"share, a client's own" relates it to the mean time of a single client: what a deployment sees whose clients train at
+the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from fedpeft.clients.client import ClientSide
+from rich.console import Console
+
+from fedpeft.config import RunConfig
+from fedpeft.console import ConsoleObserver
+from fedpeft.downlink import Downlink
+from fedpeft.records import Records
+from fedpeft.simulation import Simulation
+from fedpeft.uplink import Uplink
+
+PARTS: dict[str, tuple[type, str]] = {
+    "client, decode": (ClientSide, "_arrival"),
+    "client, encode": (ClientSide, "_encode"),
+    "server, encode": (Downlink, "_package"),
+    "server, decode": (Uplink, "receive"),
+}
+
+
+@contextmanager
+def timed(spent: Counter[str]) -> Iterator[None]:
+    """While this is open, seconds in each of the parts are added to `spent`."""
+
+    def clock(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **given: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return method(*arguments, **given)
+            finally:
+                spent[part] += time.perf_counter() - started  # type: ignore[assignment]
+
+        return run
+
+    plain = {part: getattr(owner, name) for part, (owner, name) in PARTS.items()}
+    for part, (owner, name) in PARTS.items():
+        setattr(owner, name, clock(part, plain[part]))
+    try:
+        yield
+    finally:
+        for part, (owner, name) in PARTS.items():
+            setattr(owner, name, plain[part])
+
+
+class Snapshots(Records):
+    """Records that also keep what had been spent when each line of rounds.jsonl was written, round 0 first."""
+
+    def __init__(self, folder: Path, spent: Counter[str]) -> None:
+        super().__init__(folder)
+        self.spent, self.at_round = spent, list[Counter[str]]()
+
+    def append(self, name: str, *entries: dict[str, Any]) -> None:
+        """Append JSON lines."""
+        super().append(name, *entries)
+        if name == "rounds.jsonl":
+            self.at_round.append(Counter(self.spent))
+
+
+def measure(codec: str, rounds: int) -> dict[str, float]:
+    """Mean seconds of a round, of its parts, and its clients."""
+    spent: Counter[str] = Counter()
+    config = RunConfig(codec=codec, rounds=rounds, workers=1, evaluate_every=rounds)
+    with tempfile.TemporaryDirectory() as folder, timed(spent):
+        simulation = Simulation(config, Path(folder), ConsoleObserver(Console(quiet=True)))
+        records = Snapshots(Path(folder), spent)
+        simulation.train(simulation.server(records))
+        lines = [line for line in records.read("rounds.jsonl") if line["round"] > 1]
+    first, last = records.at_round[1], records.at_round[-1]
+    return {
+        "round": sum(line["training_seconds"] for line in lines) / len(lines),
+        "clients": sum(line["clients"] for line in lines) / len(lines),
+        **{part: (last[part] - first[part]) / len(lines) for part in PARTS},
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("codecs", nargs="*", default=["small", "tiny"], help="presets or codecs")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each run, at least 2")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"| codec | round, s | {' | '.join(f'{part}, ms' for part in PARTS)} | share | share, a client's own |")
+    print("|---|---|" + "---|" * (len(PARTS) + 2))
+    for codec in arguments.codecs:
+        found = measure(codec, arguments.rounds)
+        parts = [found[part] for part in PARTS]
+        clients, server = sum(parts[:2]), sum(parts[2:])
+        alone = (found["round"] - server) / found["clients"]
+        own = (clients / found["clients"] + server) / (alone + server)
+        cells = [codec, f"{found['round']:.2f}", *(f"{1e3 * x:.1f}" for x in parts)]
+        share = (clients + server) / found["round"]
+        print(f"| {' | '.join(cells)} | {100 * share:.2f} % | {100 * own:.2f} % |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
