@@ -8,7 +8,7 @@ Both sums run over all rows of all clients, so the head is that of the pooled da
 values (between 0 and 1) into logits whose softmax is neither flat nor saturated.
 
 The inverse amplifies errors in the directions where features vary little, so moments can't be sent coarsely. Their
-factor can: with all rows stacked, (X Y) = U S V^T, and F = U^T (X Y), where F_x^T F_x = sum x x^T and F_x^T F_y = sum x y^T.
+factor can: with all rows stacked, (X Y) = U S V^T, and F = U^T (X Y), so that F_x^T F_x and F_x^T F_y are the two sums.
 The rows of F stand for the client's rows as far as the head can tell, at most as many as there are columns, orthogonal,
 and in falling order of energy. An error in F is weighed by F itself, so that small directions get small errors; and the
 head is the regression of what arrives, whatever was lost. A quantizer with one step for all rows is reverse
