@@ -16,6 +16,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.grid_of_runs import Study, read_study
@@ -313,7 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report(command, Console())
     except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     return 0
 

@@ -21,6 +21,7 @@ from typing import Annotated
 import tyro
 from filelock import FileLock, Timeout
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedpeft.config import from_mapping, read_toml
@@ -390,7 +391,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run_study(command, console)
     except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         console.print("\ninterrupted; the same command continues", highlight=False)
