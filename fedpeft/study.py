@@ -301,7 +301,7 @@ class Schedule:
             text = f"accuracy {result.summary['accuracy']:.4f}  {duration(result.summary['seconds'] or 0)}"
         else:
             self.failures += 1
-            text = f"[bold red]failed:[/] {result.reason}"
+            text = f"[bold red]failed:[/] {escape(str(result.reason))}"
         self.progress.console.print(f"{planned.title}  {text}  ({remaining})", highlight=False, soft_wrap=True)
 
 
@@ -325,7 +325,9 @@ def show_plan(place: Workplace, left: Sequence[Planned], jobs: int, console: Con
         soft_wrap=True,
     )
     for run, result in failed:
-        console.print(f"{run.title}: [bold red]failed:[/] {result.reason}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{run.title}: [bold red]failed:[/] {escape(str(result.reason))}", highlight=False, soft_wrap=True
+        )
     seconds = place.seconds_left(left, jobs)
     estimate = "no estimate before a run has finished" if seconds is None else f"about {duration(seconds)}"
     console.print(

@@ -170,6 +170,13 @@ def test_old_results_stay_valid_when_settings_are_added(tmp_path: Path) -> None:
     assert resolved({**stored, "gone": 1}) is None
 
 
+def test_a_mistake_is_told_as_it_is_written_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are markup to the terminal's library, and [base] must not vanish."""
+    path = study_file(tmp_path, SEEDS + BASE + "[axes]\nrounds = [1, 2]\n")
+    assert main([str(path)]) == 2
+    assert "rounds is set by both [base] and axis 'rounds'" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
     made = study(tmp_path, SEEDS + BASE + AXES)
     place = Workplace(made, tmp_path)
