@@ -3,7 +3,8 @@
 The loss of an example is its own mean over what it predicts (one class, or its tokens), never a mean over the batch,
 which would couple examples. Two routes, chosen by the PEFT method:
 
-    hooks   Opacus' hooks on the modules that hold trained parameters
+    hooks   Opacus' rules for the modules that hold trained parameters, from what goes into each of them and the
+            gradient of what comes out; the gradients that plain training needs, over the batch, are not computed
     vmap    torch.func.vmap(grad) of the whole model; attention gets a 4-D mask made from the 2-D one, because what
             transformers makes of a 2-D mask depends on its values, which vmap can't trace
 
@@ -13,7 +14,6 @@ be trained without protection, or not at all.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -44,6 +44,7 @@ class PerExample:
         if route == "refused":
             raise PrivacyError("this PEFT method has no gradients per example; take lora")
         self.model, self.task, self.route = model, task, route
+        self._seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     @contextmanager
     def attached(self, chosen: Chosen) -> Iterator[PerExample]:
@@ -54,32 +55,39 @@ class PerExample:
 
     def fill(self, batch: Batch, chosen: Chosen) -> Tensor:
         """Set `grad_sample` of every chosen parameter; returns the losses (B,)."""
-        return self._by_hooks(batch) if self.route == "hooks" else self._by_vmap(batch, chosen)
+        return self._by_hooks(batch, chosen) if self.route == "hooks" else self._by_vmap(batch, chosen)
 
     @contextmanager
     def _hooks(self, chosen: Chosen) -> Iterator[None]:
         trained = {id(p) for p in chosen.values()}
         owners = [m for m in self.model.modules() if any(id(p) in trained for p in m.parameters(recurse=False))]
-        modes = [module.training for module in owners]
-        for module in owners:
-            module.training = True  # Opacus hooks modules in training mode only; these have no other use for it
-        hooks = GradSampleHooks(self.model, loss_reduction="sum", strict=False)
+        rules = GradSampleHooks.GRAD_SAMPLERS
+        handles = [m.register_forward_hook(self._see) for m in owners if type(m) in rules]  # `check` names the others
         try:
             yield
         finally:
-            hooks.cleanup()
-            for module, mode in zip(owners, modes, strict=True):
-                module.training = mode
-                module.__dict__.pop("activations", None)
-                module.__dict__.pop("max_batch_len", None)
+            self._seen = []
+            for handle in handles:
+                handle.remove()
 
-    def _by_hooks(self, batch: Batch) -> Tensor:
+    def _see(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            self._seen.append((module, inputs[0].detach(), output))
+
+    def _by_hooks(self, batch: Batch, chosen: Chosen) -> Tensor:
         losses = row_means(self.task.losses(self.model(batch), batch))
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Full backward hook is firing"
-            )  # the lowest layer's input has no gradient
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+        seen, self._seen = self._seen, []
+        found: dict[nn.Parameter, Tensor] = {}
+        if seen:
+            gradients = torch.autograd.grad(
+                losses.sum(), [output for _, _, output in seen], allow_unused=True, materialize_grads=True
+            )
+            for (module, x, _), gradient in zip(seen, gradients, strict=True):
+                rule = GradSampleHooks.GRAD_SAMPLERS[type(module)]
+                for parameter, each in rule(module, [x], gradient).items():
+                    found[parameter] = found[parameter] + each if parameter in found else each
+        for parameter in chosen.values():
+            parameter.grad_sample = found.get(parameter)  # type: ignore[attr-defined]
         return losses.detach()
 
     @contextmanager

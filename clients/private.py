@@ -45,8 +45,8 @@ class SecretNoise(DPOptimizer):  # type: ignore[misc]
         """Sum of clipped gradients + z C gauss."""
         for parameter in self.params:
             _check_processed_flag(parameter.summed_grad)
-            noise = self.noise_multiplier * self.max_grad_norm * gaussian(self.stream, parameter.summed_grad)
-            parameter.grad = (parameter.summed_grad + noise).view_as(parameter)
+            noise = gaussian(self.stream, parameter.summed_grad)
+            parameter.grad = noise.mul_(self.noise_multiplier * self.max_grad_norm).add_(parameter.summed_grad)
             _mark_as_processed(parameter.summed_grad)
 
 
