@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedpeft.adapter import norm
+from fedpeft.adapter import Layout, State, norm
 from fedpeft.config import RunConfig
 from fedpeft.console import ConsoleObserver
 from fedpeft.errors import FedpeftError
@@ -25,6 +25,15 @@ CLIP = 0.05
 
 def test_there_are_mechanisms():
     assert {"dp_sgd", "user_dp", "local_dp", "none"} <= set(MECHANISMS.names)
+
+
+def in_first_factors(state: State, started: State, layout: Layout) -> State:
+    """The same B A, as B times the A of the start: what was released, before a strategy turned the factors."""
+    found = dict(state)
+    for pair in layout.pairs:
+        found[pair.A] = started[pair.A]
+        found[pair.B] = state[pair.B] @ state[pair.A] @ torch.linalg.pinv(started[pair.A])
+    return found
 
 
 @pytest.mark.long
@@ -53,8 +62,11 @@ def test_all_combinations_pass_or_refuse(strategy, tmp_path):
             assert isinstance(simulation.strategy, LinearStrategy) or mechanism != "user_dp"
             accounts = set(simulation.protection.ledger.spent)
             assert accounts == ({POPULATION} if mechanism == "user_dp" else {0, 1, 2})
-            moved = norm({n: progress.adapter[n] - progress.started[n] for n in progress.adapter})
-            if mechanism == "user_dp" and not getattr(simulation.strategy, "turns_factors", False):
+            if mechanism == "user_dp":
+                released = progress.adapter
+                if simulation.strategy.new_factors:
+                    released = in_first_factors(released, progress.started, simulation.layout)
+                moved = norm({n: released[n] - progress.started[n] for n in released})
                 # noise of z C / (q N) on every released entry, and a mean within C
                 trained = simulation.strategy.trained(simulation.layout, 1)
                 entries = sum(simulation.layout.by_name[n].numel for n in trained)
