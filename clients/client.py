@@ -22,7 +22,7 @@ from fedpeft.adapter import Layout, State, difference, held_in
 from fedpeft.attack import ATTACKS, Attack
 from fedpeft.codec import decode, parse_codec
 from fedpeft.downlink import Arrival, arrival, start_for
-from fedpeft.errors import PayloadError
+from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.head_start import HEADS
 from fedpeft.messages import Instruction, Report
 from fedpeft.partition import Partition, held_out
@@ -196,6 +196,8 @@ class ClientSide:
         plan, mechanism = self.plan.privacy, self.privacy
         if plan is None or mechanism is None or not mechanism.per_example:
             return job
+        if self.bench.plan.executor != "private":
+            raise PrivacyError(f"{plan.mechanism} needs the executor with gradients per example")
         rate = sampling_rate(job.training.batch_size, len(job.rows))
         rows = RowPrivacy(mechanism.clip, plan.noise, rate, read_key(plan.key), instruction.attempt)
         return replace(job, privacy=rows)
@@ -203,7 +205,7 @@ class ClientSide:
     def _released(self, task: _Task, update: State) -> State:
         """The update, clipped and noised where the mechanism does that to whole updates."""
         plan, mechanism, job = self.plan.privacy, self.privacy, task.job
-        if plan is None or mechanism is None:
+        if plan is None or mechanism is None or not mechanism.noises_updates:
             return update
         ids = (job.round, task.instruction.attempt, job.client)
         return mechanism.released(update, plan.noise, read_key(plan.key), ids)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedpeft.adapter import LoraPair
@@ -49,5 +50,5 @@ class HeldBase:
             for other in there:
                 if other not in (held, version):
                     self._file(other).unlink()
-        except OSError as error:
-            raise RunError(f"the base's residual can't be written to {self.folder}: {error.strerror}") from error
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error

@@ -162,3 +162,13 @@ def check(chosen: Chosen, rows: int) -> None:
             f"{len(wrong)} trained tensors have no gradient for each of {rows} rows, such as {name} ({found_shape}); "
             "DP-SGD can't protect this model and PEFT method, take lora"
         )
+
+
+def bounded(chosen: Chosen) -> None:
+    """Set to zero what is not finite in the gradients per example: no factor could clip it.
+
+    A hostile server could send a state under which one row's gradient overflows; what is not a number would pass
+    clipping and noise, and tell that the row is there.
+    """
+    for parameter in chosen.values():
+        parameter.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # type: ignore[attr-defined]

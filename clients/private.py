@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from fedpeft.clients.per_example import Chosen, PerExample, check, empty
+from fedpeft.clients.per_example import Chosen, PerExample, bounded, check, empty
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.clients.training import Job, RowPrivacy, Trained
 from opacus.optimizers import DPOptimizer
@@ -88,6 +88,7 @@ class PrivateExecutor(SequentialExecutor):
                 private.zero_grad(set_to_none=True)
                 losses = self._fill(rows, chosen, masks)
                 check(chosen, len(rows))
+                bounded(chosen)
                 private.pre_step()
                 yield losses.sum() / max(1, len(rows))
 
@@ -95,7 +96,7 @@ class PrivateExecutor(SequentialExecutor):
         """The gradients per example of these rows; returns their losses."""
         if not len(rows):
             empty(chosen)
-            return torch.zeros(1)
+            return torch.zeros(1, device=self.device)
         each = len(rows) if self.per_example.route == "hooks" else 1  # vmap sees one row
         self.dropout.clients = [(masks, each, int(self.examples.lengths[rows].max()))]
         return self.per_example.fill(self.batch(rows), chosen)

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedpeft.adapter import State
@@ -34,16 +35,25 @@ class ClientStore:
 
     folder: Path
 
-    def _file(self, client: int, round: int) -> Path:
+    def file(self, client: int, round: int) -> Path:
+        """Where a version is, or would be."""
         return self.folder / f"{client:06d}" / f"{round:06d}.safetensors"
 
     def stage(self, client: int, round: int, state: State) -> None:
-        """Store `state` as that of `round`, whole or not at all; an earlier attempt of the same round is replaced."""
-        file = self._file(client, round)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        """Store `state` as that of `round`, whole or not at all; an earlier attempt of the same round is replaced.
+
+        Raises:
+            RunError: the disk is full or can't be written.
+        """
+        file = self.file(client, round)
         partial = file.with_suffix(f".{os.getpid()}.partial")
-        save_file(state, partial)
-        os.replace(partial, file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(state, partial)
+            os.replace(partial, file)
+        except (OSError, SafetensorError) as error:  # the latter: a full disk, as safetensors tells it
+            partial.unlink(missing_ok=True)
+            raise RunError(f"the state of client {client} can't be written to {self.folder}: {error}") from error
 
     def load(self, client: int, acknowledged: int, tidy: bool = True) -> State | None:
         """The state of round `acknowledged`, None where the client has no acknowledged one.
@@ -53,7 +63,7 @@ class ClientStore:
         Raises:
             RunError: the server acknowledged a round whose state is gone.
         """
-        file = self._file(client, acknowledged)
+        file = self.file(client, acknowledged)
         for other in file.parent.glob("*.safetensors") if tidy else ():
             if other != file:
                 other.unlink(missing_ok=True)

@@ -32,6 +32,7 @@ def config_of(run_config: Mapping[str, Any]) -> RunConfig:
         )
     if config.privacy:
         raise ConfigError(
-            "privacy mechanisms are accounted for in simulations only; leave privacy out of the run config"
+            "privacy needs a ledger and a key that stay with each client, and Flower's nodes start a new process for a "
+            "message; leave privacy out of the run config, or take python -m fedpeft.serve"
         )
     return config

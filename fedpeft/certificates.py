@@ -99,7 +99,8 @@ class Credentials:
             )
         if now < own.not_valid_before_utc:
             raise RunError(
-                f"the {role}'s certificate is valid from {own.not_valid_before_utc:%Y-%m-%d} only; is the clock right?"
+                f"the {role}'s certificate is valid from {own.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on, and this "
+                f"machine's clock says {now:%Y-%m-%d %H:%M}; set the clock"
             )
         if role == "client":
             name_in(own)

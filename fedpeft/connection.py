@@ -8,6 +8,7 @@ import ssl
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ ANSWER_SECONDS = 30.0
 
 UPLOAD_SECONDS = 600.0
 """How long a report may take."""
+
+OUTSIDE_ITS_TIME = (9, 10)
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 INSTRUCTION_LIMIT = 1 << 33
 """A client trusts its server's sizes this far."""
@@ -114,6 +118,11 @@ class Link:
             ):
                 heard = secured.recv(1)
         except ssl.SSLCertVerificationError as error:
+            if error.verify_code in OUTSIDE_ITS_TIME:
+                raise RunError(
+                    f"the certificate of {self.address} is refused: {error.verify_message}, by this machine's clock "
+                    f"({datetime.now(UTC):%Y-%m-%d %H:%M} UTC); set the clock, or ask for a new server certificate"
+                ) from None
             raise RunError(
                 f"the certificate of {self.address} is refused: {error.verify_message}; it must be made by the "
                 "authority in ca.pem, for the name that --server gives"
@@ -123,7 +132,7 @@ class Link:
         if not heard:
             raise RunError(
                 f"{self.address} refuses this client's certificate: it is not one of the server's authority, or has "
-                "expired; ask for a new one"
+                "expired; ask for a new one, unless the server's clock is wrong"
             )
 
 

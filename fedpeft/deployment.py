@@ -23,17 +23,20 @@ from fedpeft.admission import Doorkeeper
 from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
 from fedpeft.datasets.file import records
-from fedpeft.errors import ConfigError, DataError, RunError
+from fedpeft.errors import ConfigError, DataError, PrivacyError, RunError
 from fedpeft.events import Events
 from fedpeft.gateway import Gateway
 from fedpeft.grids.grpc import GrpcGrid, StoppedError
+from fedpeft.mechanism import MECHANISMS, Federation
 from fedpeft.partition import Partition
 from fedpeft.parts import setting
 from fedpeft.profiles import Profile
+from fedpeft.protection import Protection
 from fedpeft.records import Records
 from fedpeft.roster import Member, Roster
 from fedpeft.round_result import Metrics
 from fedpeft.sampling import Reachable
+from fedpeft.second_book import SecondBook, Terms
 from fedpeft.server import Server
 from fedpeft.simulation import VALIDATION_ROWS, Simulation, SimulationObserver
 from fedpeft.wire import v1_pb2 as v1
@@ -121,20 +124,69 @@ class Deployment(Simulation):
             raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
         if config.attack or config.centralised:
             raise ConfigError("attack and centralised belong to simulations: real clients keep their rows")
-        if config.privacy:
-            raise ConfigError(
-                "--privacy protects simulations only so far: a ledger of real clients would have to survive their "
-                "absence; leave it out here"
-            )
+        self._check_privacy(config, options)
+        self.roster = Roster(folder / ROSTER, config.clients)
         super().__init__(dataclasses.replace(config, grid="cohort"), folder, observer)
         if options.wait_for > self.clients:
             raise ConfigError(f"wait_for={options.wait_for} is more than the {self.clients} clients there may be")
         self.given = self.profiles
         self.profiles = self.own = list(self.given)
-        self.roster = Roster(folder / ROSTER, self.clients)
         limit = BYTES_PER_PARAMETER * self.layout.numel + (1 << 20)
         self.stopping = threading.Event()
         self.gateway = Gateway(self._description(), self.roster, doorkeeper, limit, self._accept, events)
+
+    # ------------------------------------------------------------------------------------------------------- privacy
+
+    @staticmethod
+    def _check_privacy(config: RunConfig, options: ServeOptions) -> None:
+        if not config.privacy:
+            return
+        mechanism = MECHANISMS.build(config.privacy)
+        if not mechanism.protects:
+            raise ConfigError(
+                f"--privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave it "
+                "out, or take dp_sgd, local_dp or user_dp"
+            )
+        if mechanism.audit:
+            raise ConfigError("audit=True attacks the rows of a simulation, and real clients keep theirs; leave it out")
+        if options.held_out and not mechanism.raw_metrics:
+            raise PrivacyError(
+                "--held-out lets clients report losses on their own rows, which epsilon does not cover; leave it out, "
+                f"or allow it with {mechanism.name}(raw_metrics=True, ...)"
+            )
+
+    def _protection(self) -> Protection | None:
+        """The server's ledger: of its own noise (user_dp), or the second book of clients that add noise themselves."""
+        config, mechanism = self.config, self.mechanism
+        if mechanism is None:
+            return None
+        ones = np.ones(self.clients, np.int64)
+        federation = Federation(
+            strategy=self.strategy,
+            method=self.method,
+            layout=self.layout,
+            rows=ones,  # each client knows its own number only
+            steps=ones,
+            participations=config.rounds * ones,
+            batch_size=config.batch_size,
+            rounds=config.rounds,
+            cohort=self.sampler.size,
+            even=len(set(self.sampler.weights)) <= 1,
+        )
+        sampler = Reachable(self.sampler, self.present)
+        identity = f"{self.roster.run} {config.to_toml()} {self.work.data_key} {self.work.model_key} {self.fixed}"
+        if mechanism.noises_updates:
+            return SecondBook(
+                mechanism,
+                federation,
+                sampler,
+                self.folder,
+                identity,
+                config.seed,
+                lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
+                lambda client: self.profiles[client].steps,
+            )
+        return Protection(mechanism, federation, sampler, self.folder, identity, config.stop_at_budget, config.seed)
 
     # -------------------------------------------------------------------------------------------------- what is known
 
@@ -201,8 +253,8 @@ class Deployment(Simulation):
 
     # -------------------------------------------------------------------------------------------------------- clients
 
-    def _accept(self, registration: v1.Registration) -> None:
-        """Refuse a client that can't take part, with a RunError."""
+    def _accept(self, registration: v1.Registration) -> Terms | None:
+        """What a client declares of its privacy; one that can't take part is refused with a RunError."""
         if not registration.rows:
             raise RunError("a client needs at least one row")
         if registration.rank and self.layout.form is None:
@@ -212,6 +264,7 @@ class Deployment(Simulation):
             self.strategy.check(self.layout, forms)
         except ConfigError as error:
             raise RunError(f"rank {registration.rank} does not fit: {error}") from None
+        return Terms.declared(registration) if isinstance(self.protection, SecondBook) else None
 
     def _form(self, profile: Profile, rank: int) -> ClientForm | None:
         """The form of a client that can hold `rank` (0: any), at the scale of its profile."""
@@ -257,7 +310,9 @@ class Deployment(Simulation):
 
     def grid(self) -> Grid:
         """Real clients."""
-        quorum = 0.0 if self.strategy.asynchronous else self.options.quorum  # nobody waits for one client alone
+        # Nobody waits for one client alone; and with secret cohorts whether one counts must not depend on the others.
+        secret = self.mechanism is not None and self.mechanism.secret_cohort
+        quorum = 0.0 if self.strategy.asynchronous or secret else self.options.quorum
         return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping)
 
     def server(self, records: Records) -> Server:

@@ -7,6 +7,7 @@ says of labels, texts and weights is checked against what is here, before anythi
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import platform
 import tomllib
@@ -17,19 +18,29 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.markup import escape
 
-from fedpeft import cache, kernels
+from fedpeft import __version__, cache, kernels
+from fedpeft.base_model import resolve_model
 from fedpeft.clients.held_base import HeldBase
 from fedpeft.clients.pool import Worker, result
+from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import Dataset, Rows
 from fedpeft.deployment import Described, labelled_rows
-from fedpeft.errors import FedpeftError, ModelError, RunError
+from fedpeft.errors import FedpeftError, ModelError, PrivacyError, RunError
+from fedpeft.hardware import ModelSize, choose, free_memory
+from fedpeft.mechanism import Federation
 from fedpeft.messages import Instruction, Report
-from fedpeft.partition import Partition
+from fedpeft.own_ledger import FAILED, OwnLedger, own_mechanism, planned_participations, state_digest
+from fedpeft.partition import Partition, held_out
 from fedpeft.parts import setting
+from fedpeft.protection import KEY, ClientPrivacy
+from fedpeft.residual import ResidualFiles
+from fedpeft.sampling import cohort_size
 from fedpeft.simulation import Simulation, SimulationObserver
+from fedpeft.strategy import RoundStrategy, strategies
 from fedpeft.task import FederatedModel
 from fedpeft.wire import v1_pb2 as v1
 
@@ -44,10 +55,16 @@ class EdgeOptions:
     label_column: str = setting("", "column of your classes, if it has another name than the server says")
     model: str = setting("", "folder of the base model, if the server's name for it means nothing here")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda if it is there")
-    precision: str = setting("", "of the frozen base here; empty: the server's", choices=PRECISIONS_HERE)
-    batch_size: int = setting(0, "rows per local step; 0: as the server says", low=0)
+    precision: str = setting(
+        "", "of the frozen base here; empty: the server's, or fewer bits where memory is short", choices=PRECISIONS_HERE
+    )
+    batch_size: int = setting(0, "rows per local step; 0: as the server says, or fewer where memory is short", low=0)
     threads: int = setting(0, "of torch on a CPU; 0: one per core", low=0, high=1024)
     rank: int = setting(0, "the largest LoRA rank to hold; 0: the server's", low=0, high=1024)
+    max_epsilon: float | None = setting(
+        None, "your own privacy budget, whatever the server says; a federation that can't keep it is refused", above=0
+    )
+    max_delta: float = setting(1e-3, "the largest privacy delta that you accept", above=0, below=1)
 
 
 class Alone(Partition):
@@ -58,6 +75,18 @@ class Alone(Partition):
         return self.indices
 
 
+def common_settings(description: v1.Description) -> RunConfig:
+    """The server's settings.
+
+    Raises:
+        RunError: they are not ones that this version knows.
+    """
+    try:
+        return from_mapping(tomllib.loads(description.config), "the server's settings")
+    except (tomllib.TOMLDecodeError, FedpeftError) as error:
+        raise RunError(f"the server's settings can't be used: {error}") from None
+
+
 def settings_of(description: v1.Description, options: EdgeOptions) -> RunConfig:
     """The server's settings with the client's own choices.
 
@@ -65,11 +94,8 @@ def settings_of(description: v1.Description, options: EdgeOptions) -> RunConfig:
         RunError: the server's settings are not ones that this version knows.
         ConfigError: a choice that can't be used.
     """
-    try:
-        config = from_mapping(tomllib.loads(description.config), "the server's settings")
-    except (tomllib.TOMLDecodeError, FedpeftError) as error:
-        raise RunError(f"the server's settings can't be used: {error}") from None
-    chosen: dict[str, Any] = {"workers": 1, "grid": "cohort"}
+    config = common_settings(description)
+    chosen: dict[str, Any] = {"workers": 1, "grid": "cohort", "cohort": "all"}
     if options.model:
         chosen["model"] = options.model
     if options.batch_size:
@@ -102,7 +128,9 @@ class Edge(Simulation):
         self.description = description
         self.file = data
         self.options = options
-        super().__init__(settings_of(description, options), folder, observer)
+        self.options = self._fitted(observer)
+        self.common_cohort = common_settings(description).cohort
+        super().__init__(settings_of(description, self.options), folder, observer)
         self._check_model()
         self.bases = HeldBase(self.work.residuals, self.layout.pairs)
 
@@ -144,7 +172,91 @@ class Edge(Simulation):
         """As the server says."""
         return float(self.description.held_out)
 
+    # ------------------------------------------------------------------------------------------------------- privacy
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing that is measured on the rows leaves this machine unprotected."""
+        return self.mechanism is not None and not self.mechanism.raw_metrics
+
+    def _protection(self) -> OwnLedger | None:
+        """The client's own ledger, where the mechanism acts here."""
+        given, options, config = self.mechanism, self.options, self.config
+        if given is None or not (given.protects and given.noises_updates):
+            if options.max_epsilon is not None:
+                how = f"{config.privacy} is applied by the server" if given is not None else "it has no --privacy"
+                raise PrivacyError(
+                    f"this federation does not protect your updates on this machine ({how}), so --max-epsilon can't be "
+                    "kept; leave it out if you trust the server, or ask for dp_sgd or local_dp"
+                )
+            return None
+        if given.test_noise and options.max_epsilon is not None:
+            raise PrivacyError(
+                "this federation asks for test_noise, which protects nobody: --max-epsilon can't be kept"
+            )
+        rows = len(held_out(np.arange(len(self.train_rows)), self.held_out, config.seed, 0)[0])
+        share = cohort_size(self.common_cohort, config.clients) / config.clients
+
+        def alike(value: int) -> NDArray[np.int64]:
+            return np.full(config.clients, value, np.int64)
+
+        federation = Federation(
+            strategy=self.strategy,
+            method=self.method,
+            layout=self.layout,
+            rows=alike(rows),
+            steps=alike(self.training.steps_for(rows)),
+            participations=alike(planned_participations(config.rounds, share)),
+            batch_size=config.batch_size,
+            rounds=config.rounds,
+            cohort=1,
+            even=True,
+        )
+        mechanism = own_mechanism(given, given.units(federation), options.max_epsilon, options.max_delta)
+        work = self.work
+        identity = (
+            f"{self.description.config} {work.data_key} {work.model_key} {work.dtype} {work.precision} {work.device} "
+            f"{work.threads} {config.batch_size} {__version__} {self.fixed}"
+        )
+        return OwnLedger(mechanism, federation, self.folder, identity, given, config.seed)
+
+    def _client_privacy(self) -> ClientPrivacy | None:
+        if self.protection is None and self.mechanism is not None:  # the server's noise; what is measured stays here
+            return ClientPrivacy(self.config.privacy, 0.0, self.folder / KEY)
+        return super()._client_privacy()
+
+    def _own_state(self, instruction: Instruction) -> bytes:
+        """A digest of what an answer depends on beside the instruction."""
+        store = ClientStore(self.folder / "clients")
+        own = store.file(instruction.client, instruction.acknowledged)
+        return state_digest(own, ResidualFiles(self.work.residuals).file(instruction.base))
+
     # ---------------------------------------------------------------------------------------------------- the hardware
+
+    def _fitted(self, observer: SimulationObserver) -> EdgeOptions:
+        """The options, with what is left to this machine chosen by its free memory."""
+        options, config = self.options, settings_of(self.description, self.options)
+        if options.precision or config.dtype == "fp64":
+            return options
+        strategy = strategies.build(config.strategy)
+        fills = isinstance(strategy, RoundStrategy) and strategy.fills_base  # a dense R saves nothing
+        nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
+        size = ModelSize.of(resolve_model(config.model))
+        free, language = free_memory(self.device), self.description.task == "causal_lm"
+        few_bits = () if fills else ("int8", *nf4)
+        choice = choose(size, free, config.dtype, config.batch_size, self.description.tokens, language, few_bits)
+        if not choice.fits:
+            observer.say(
+                f"[bold yellow]warning[/] {free / 1e9:.1f} GB of memory are free on {self.device}, and this model "
+                f"needs about {choice.need / 1e9:.1f}, even with {choice.precision or config.dtype} and one row a step"
+            )
+        elif choice.precision or choice.batch_size < config.batch_size:
+            observer.say(
+                f"[bold]memory[/]  {free / 1e9:.1f} GB are free on {self.device}: a base in "
+                f"{choice.precision or config.dtype}, {choice.batch_size} rows a step"
+            )
+        rows = options.batch_size or (choice.batch_size if choice.batch_size < config.batch_size else 0)
+        return dataclasses.replace(options, precision=choice.precision, batch_size=rows)
 
     @property
     def device(self) -> str:
@@ -160,7 +272,8 @@ class Edge(Simulation):
         plan = super()._work_plan(reference).at(self.options.precision)
         if self.device == "cpu":
             return dataclasses.replace(plan, threads=threads, clients_per_pass=1)
-        return dataclasses.replace(plan, threads=threads, device=self.device, executor="sequential", depth=0)
+        executor = "private" if plan.executor == "private" else "sequential"
+        return dataclasses.replace(plan, threads=threads, device=self.device, executor=executor, depth=0)
 
     @property
     def hardware(self) -> str:
@@ -171,12 +284,14 @@ class Edge(Simulation):
 
     def registration(self) -> v1.Registration:
         """What the client tells the server of itself."""
+        own = self.protection if isinstance(self.protection, OwnLedger) else None
         return v1.Registration(
             run=self.description.run,
-            rows=len(self.train_rows),
+            rows=1 if self.silent else len(self.train_rows),
             rank=self.options.rank,
             precision=self.options.precision or self.config.dtype,
             hardware=self.hardware,
+            terms=own.declared().to_wire() if own else None,
         )
 
     # ------------------------------------------------------------------------------------------------------- the work
@@ -188,10 +303,21 @@ class Edge(Simulation):
 
     def handle(self, instruction: Instruction) -> Report:
         """Do what the server asks; what fails is reported, and the client lives on."""
+        own = self.protection if isinstance(self.protection, OwnLedger) else None
         try:
+            if own is not None:
+                own.check(instruction)
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
-            reports: list[Report] = result(self.pool.submit(Worker.handle, [instruction]))
+            if own is None or instruction.kind != "train":
+                return self._work(instruction)
+            return own.answer(instruction, self._own_state(instruction), self._work)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if own is not None and not isinstance(error, FedpeftError):
+                self.observer.say(f"[bold red]failed[/] {escape(reason)}")
+                reason = FAILED
             return Report(instruction.client, instruction.round, b"", error=reason[:500])
+
+    def _work(self, instruction: Instruction) -> Report:
+        reports: list[Report] = result(self.pool.submit(Worker.handle, [instruction]))
         return reports[0]

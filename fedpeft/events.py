@@ -1,11 +1,13 @@
 """Structured logs of a server: one JSON object a line, with time and event, and whatever belongs to it.
 
-Names, rounds, bytes and reasons are logged; keys, certificates, rows and tensors never are.
+Names, rounds, bytes and reasons are logged; keys, certificates, rows and tensors never are. The file has mode 0600: who
+belongs to a federation can be a secret by itself.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -29,7 +31,8 @@ class Events:
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields})
         with self._lock:
             try:
-                with open(self._file, "a", encoding="utf-8") as file:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+                with open(os.open(self._file, flags, 0o600), "a", encoding="utf-8") as file:
                     file.write(line + "\n")
             except OSError:
                 pass

@@ -25,6 +25,7 @@ from fedpeft.errors import PayloadError, RunError
 from fedpeft.events import Events
 from fedpeft.messages import Instruction, Report
 from fedpeft.roster import Member, Roster
+from fedpeft.second_book import Terms
 from fedpeft.wire import v1_pb2 as v1
 from fedpeft.wire.parcel import Incoming, parts, wire_size
 from fedpeft.wire.v1_pb2_grpc import FederationServicer, add_FederationServicer_to_server
@@ -113,7 +114,7 @@ class Gateway(FederationServicer):
         roster: the members.
         doorkeeper: reads names.
         limit: the most bytes of a report's payloads.
-        accept: refuses a registration that the federation can't use, with a RunError.
+        accept: refuses a registration that the federation can't use, with a RunError; returns its privacy terms.
         events: the log.
     """
 
@@ -123,7 +124,7 @@ class Gateway(FederationServicer):
         roster: Roster,
         doorkeeper: Doorkeeper,
         limit: int,
-        accept: Callable[[v1.Registration], None],
+        accept: Callable[[v1.Registration], Terms | None],
         events: Events,
     ) -> None:
         self.description = description
@@ -365,8 +366,7 @@ class Gateway(FederationServicer):
         if request.run != self.description.run:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, "the client registers for another federation")
         try:
-            self.accept(request)
-            member = self.roster.enter(name, request.rank)
+            member = self.roster.enter(name, request.rank, self.accept(request))
         except RunError as error:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         if member is None:

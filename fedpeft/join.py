@@ -23,6 +23,7 @@ from fedpeft.console import ConsoleObserver, duration, size
 from fedpeft.edge import Edge, EdgeOptions
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.messages import Report
+from fedpeft.own_ledger import OWN, OwnLedger
 from fedpeft.parts import check_settings
 from fedpeft.simulate import INTERRUPTED, quiet_libraries
 
@@ -124,11 +125,25 @@ def join(command: Command, console: Console) -> None:
             f"[bold]{link.name}[/]  {len(edge.train_rows)} rows, {edge.model_directory.name} in {precision} "
             f"on {edge.hardware}"
         )
+        _say_privacy(edge, observer)
         edge.warm_up()
         try:
             _work(edge, link, patience, observer)
         finally:
             edge.close()
+
+
+def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
+    """What protects this machine's rows, and from whom."""
+    mechanism = edge.mechanism
+    if mechanism is None:
+        observer.say("[bold]privacy[/] updates are not protected: they can tell something of your rows")
+    elif edge.protection is None:
+        observer.say(f"[bold]privacy[/] {mechanism.name}: the server is trusted to clip updates and to add the noise")
+    else:
+        observer.say(f"[bold]privacy[/] {edge.protection.terms()}")
+        for warning in edge.protection.warnings():
+            observer.say(f"[bold yellow]warning[/] {warning}")
 
 
 def _work(edge: Edge, link: Link, patience: Patience, observer: ConsoleObserver) -> None:
@@ -146,6 +161,12 @@ def _work(edge: Edge, link: Link, patience: Patience, observer: ConsoleObserver)
                     cost = "" if report.error else f"{size(report.bytes)}, {duration(report.seconds)}"
                     observer.say(f"{instruction.kind} round {instruction.round}: {what}{cost} ({verdict})")
             observer.say("the federation is finished")
+            if isinstance(edge.protection, OwnLedger):
+                own = edge.protection
+                observer.say(
+                    f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.unit}, from "
+                    f"{own.ledger.releases(OWN)} releases; the ledger is {own.ledger.path}"
+                )
             return
         except LostError as error:
             patience.lost(link, error)

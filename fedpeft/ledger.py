@@ -38,6 +38,10 @@ class Ledger:
         path: the file; made where it is missing.
         terms: what the charges mean (unit, delta, ...); a ledger is never continued on other terms.
 
+    Attributes:
+        spent: what each account has spent.
+        newest: the fingerprint of the last charge; empty: there is none.
+
     Raises:
         PrivacyError: the file can't be read, is damaged, or was begun on other terms.
     """
@@ -45,6 +49,7 @@ class Ledger:
     def __init__(self, path: Path, terms: Mapping[str, Any]) -> None:
         self.path = path
         self.spent: dict[int, dict[Event, int]] = {}
+        self.newest = ""
         self._attempts: dict[int, list[tuple[str, frozenset[int]]]] = {}
         header = {"version": VERSION, **terms}
         if not path.exists() or not self._read(header):
@@ -78,7 +83,8 @@ class Ledger:
 
     def _book(self, line: Mapping[str, Any]) -> None:
         accounts = frozenset(int(charge[0]) for charge in line["charges"])
-        self._attempts.setdefault(int(line["round"]), []).append((str(line["fingerprint"]), accounts))
+        self.newest = str(line["fingerprint"])
+        self._attempts.setdefault(int(line["round"]), []).append((self.newest, accounts))
         for account, noise, rate, count in line["charges"]:
             events = self.spent.setdefault(int(account), {})
             event = Event(float(noise), float(rate))
@@ -93,6 +99,10 @@ class Ledger:
                 os.fsync(file.fileno())
         except OSError as error:
             raise PrivacyError(f"the privacy ledger {self.path} can't be written: {error.strerror}") from error
+
+    def releases(self, account: int) -> int:
+        """How many releases an account has been charged with, of whatever kind."""
+        return sum(self.spent.get(account, {}).values())
 
     def after(self, account: int, event: Event, count: int) -> dict[Event, int]:
         """What an account would have spent after one more charge."""
@@ -123,6 +133,23 @@ class Ledger:
         self._write(line)
         self._book(line)
         return attempt
+
+
+def terms_in(path: Path) -> Mapping[str, Any] | None:
+    """The terms that the ledger in `path` was begun on; None: it has none yet.
+
+    Raises:
+        PrivacyError: it can't be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            first = file.readline()
+        found: Mapping[str, Any] | None = json.loads(first) if first.endswith(b"\n") else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PrivacyError(f"the privacy ledger {path} can't be read: {error}") from error
+    return found
 
 
 def _sync_folder(folder: Path) -> None:

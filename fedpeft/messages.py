@@ -84,6 +84,8 @@ class Report:
         correct, count: of an evaluation: correct predictions out of how many; `loss` is per prediction.
         error: why there is no update; empty: there is one.
         variate: the change of the client's control variate (SCAFFOLD), encoded.
+        charged: releases on the ledger of a client that adds noise itself, those of this report included.
+        spent: whether there is no update because that client's privacy budget allows none.
     """
 
     client: int
@@ -97,6 +99,8 @@ class Report:
     correct: float = 0.0
     count: float = 0.0
     variate: bytes = b""
+    charged: int = 0
+    spent: bool = False
 
     @property
     def bytes(self) -> int:

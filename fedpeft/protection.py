@@ -7,20 +7,21 @@ charges the ledger, and only then says who is asked. The charge is on the disk b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from fedpeft.accounting import Event, epsilon, rdp_epsilon, within
+from fedpeft.accounting import Event, Events, epsilon, rdp_epsilon, within
 from fedpeft.adapter import Layout, State
 from fedpeft.checkpoint import Progress
 from fedpeft.collectors import Collector
 from fedpeft.errors import PrivacyError
-from fedpeft.ledger import POPULATION, Ledger
+from fedpeft.ledger import POPULATION, Charges, Ledger
 from fedpeft.mechanism import MECHANISMS, Federation, Mechanism, ServerRound
+from fedpeft.messages import Report
 from fedpeft.run_key import RunKey, make_key
 from fedpeft.server_optimizer import ServerOptimizer
 from fedpeft.strategy import Strategy
@@ -30,7 +31,7 @@ KEY = "privacy.key"
 """The run's files of these names; the key is nobody's but the run's."""
 
 SUNDRY = (
-    "numbers of rows, cohort sizes and byte counts",
+    "numbers of rows, cohort sizes, byte counts, and the time that work takes",
     "what a simulation alone can measure: the linear probe, --centralised, clients.jsonl, clients.npz",
     "settings chosen, and runs stopped or repeated, after looking at results",
     "attacks on floating-point noise and on the pseudo-random generator (Philox, 128-bit key)",
@@ -97,15 +98,41 @@ class Protection:
         stop_at_budget: bool,
         seed: int,
     ) -> None:
-        mechanism.check(federation)
         if stop_at_budget and mechanism.epsilon is None:
             raise PrivacyError(f"--stop-at-budget needs a budget: give {mechanism.name} an epsilon, too")
         self.mechanism, self.federation, self.sampler = mechanism, federation, sampler
         self.identity, self.stop_at_budget, self.seed = identity, stop_at_budget, seed
         self.folder = folder
-        self.noise = mechanism.noise(federation)
-        self.delta = mechanism.delta(federation)
+        self.noise, self.delta = self._settle()
         self.sat_out: set[int] = set()
+
+    def _settle(self) -> tuple[float, float]:
+        """Noise multiplier and delta, once the mechanism has been checked."""
+        self.mechanism.check(self.federation)
+        return self.mechanism.noise(self.federation), self.mechanism.delta(self.federation)
+
+    # -------------------------------------------------------------------------------------------------- what is costed
+
+    def budget(self, account: int) -> float | None:
+        """The largest epsilon that an account may spend; None: any."""
+        return self.mechanism.epsilon
+
+    def delta_of(self, account: int) -> float:
+        """The delta that an account's epsilon is stated at."""
+        return self.delta
+
+    def cost(self, cohort: Sequence[int]) -> Charges:
+        """What a round with this cohort costs."""
+        return self.mechanism.charges(self.federation, cohort, self.noise)
+
+    def accounts(self) -> list[tuple[Events, float]]:
+        """What each account has spent, and its delta; clients that never took part have spent nothing."""
+        found: list[tuple[Events, float]] = [
+            (events, self.delta_of(account)) for account, events in self.ledger.spent.items()
+        ]
+        if POPULATION not in self.ledger.spent:
+            found += [({}, self.delta) for _ in range(self.federation.clients - len(found))]
+        return found
 
     def open(self, resumed: bool) -> None:
         """Open the ledger and the key; a resumed run must have its ledger.
@@ -117,7 +144,14 @@ class Protection:
         if resumed and not path.exists():
             raise PrivacyError(f"{path} is missing, so what the run has spent is unknown; start a new run")
         mechanism = self.mechanism
-        terms = {
+        self.ledger = Ledger(path, self._header())
+        test = hashlib.sha256(f"fedpeft test key {self.seed}".encode()).digest() if mechanism.test_noise else None
+        self.key: RunKey = make_key(self.folder / KEY, test)
+
+    def _header(self) -> dict[str, Any]:
+        """The terms of the ledger."""
+        mechanism = self.mechanism
+        return {
             "mechanism": mechanism.name,
             "unit": mechanism.unit,
             "neighbours": mechanism.neighbours,
@@ -127,9 +161,6 @@ class Protection:
             "dp_delta": self.delta,
             "test_noise": mechanism.test_noise,
         }
-        self.ledger = Ledger(path, terms)
-        test = hashlib.sha256(f"fedpeft test key {self.seed}".encode()).digest() if mechanism.test_noise else None
-        self.key: RunKey = make_key(self.folder / KEY, test)
 
     # ------------------------------------------------------------------------------------------------------- a round
 
@@ -140,8 +171,9 @@ class Protection:
             PrivacyError: the round would exceed somebody's budget, and the run is not told to leave them out.
         """
         mechanism, fingerprint = self.mechanism, self._fingerprint(round, progress)
-        asked = [] if mechanism.secret_cohort else self.sampler.draw(self.seed, round)
-        charges = dict(mechanism.charges(self.federation, asked, self.noise))
+        drawn = self.sampler.draw(self.seed, round)  # of real clients: waits until enough are there
+        asked = [] if mechanism.secret_cohort else drawn
+        charges = dict(self.cost(asked))
         known = self.ledger.attempt(round, fingerprint)
         if known is None:
             spent = {account for account, (event, n) in charges.items() if not self._affordable(account, event, n)}
@@ -160,17 +192,20 @@ class Protection:
         rate = self.federation.cohort / self.federation.clients
         return Entry([int(client) for client in np.flatnonzero(coins < rate)], attempt)
 
+    def heard(self, report: Report) -> None:
+        """A client has answered; those that keep a ledger of their own say what is in it."""
+
     def _affordable(self, account: int, event: Event, count: int) -> bool:
-        budget = self.mechanism.epsilon
-        return budget is None or within(self.ledger.after(account, event, count), self.delta, budget)
+        budget = self.budget(account)
+        return budget is None or within(self.ledger.after(account, event, count), self.delta_of(account), budget)
 
     def _all_spent(self) -> bool:
-        every = self.mechanism.charges(self.federation, range(self.federation.clients), self.noise)
+        every = self.cost(range(self.federation.clients))
         return not any(self._affordable(account, event, count) for account, (event, count) in every.items())
 
     def _exceeded(self, round: int, account: int) -> str:
         who = "the population" if account == POPULATION else f"client {account}"
-        spent = epsilon(self.ledger.spent.get(account, {}), self.delta)
+        spent = epsilon(self.ledger.spent.get(account, {}), self.delta_of(account))
         return (
             f"round {round} would take {who} above its budget: epsilon {spent:.3g} of {self.mechanism.epsilon:g} is "
             "spent; a new run with --stop-at-budget lets those sit out whose budget is spent"
@@ -204,18 +239,17 @@ class Protection:
     # ----------------------------------------------------------------------------------------------------- the claims
 
     def epsilons(self) -> tuple[float, float]:
-        """Epsilon of the worst account, and of the median one (the upper, of an even number), at `delta`.
+        """Epsilon of the worst account, and of the median one (the upper, of an even number), each at its delta.
 
         Clients that never took part have spent nothing and count in the median.
         """
-        accounts = list(self.ledger.spent.values())
-        if POPULATION not in self.ledger.spent:
-            accounts += [{} for _ in range(self.federation.clients - len(accounts))]
-        accounts.sort(key=lambda events: rdp_epsilon(events, self.delta))
-        close = [a for a in accounts if rdp_epsilon(a, self.delta) >= 0.8 * rdp_epsilon(accounts[-1], self.delta)]
-        distinct = {tuple(sorted(events.items())): events for events in close}
-        worst = max(epsilon(events, self.delta) for events in distinct.values())
-        return worst, epsilon(accounts[len(accounts) // 2], self.delta)
+        accounts = sorted(self.accounts(), key=lambda account: rdp_epsilon(*account))
+        if not accounts:
+            return 0.0, 0.0
+        close = [a for a in accounts if rdp_epsilon(*a) >= 0.8 * rdp_epsilon(*accounts[-1])]
+        distinct = {(tuple(sorted(events.items())), delta) for events, delta in close}
+        worst = max(epsilon(dict(events), delta) for events, delta in distinct)
+        return worst, epsilon(*accounts[len(accounts) // 2])
 
     def warnings(self) -> list[str]:
         """What the user should know before it starts."""

@@ -36,6 +36,7 @@ class Records:
 
     def hide(self) -> None:
         """Take the right to read what is confidential from others."""
+        (self.folder / LINES[1]).touch(0o600)
         for name in CONFIDENTIAL:
             if (self.folder / name).exists():
                 (self.folder / name).chmod(0o600)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -161,7 +162,8 @@ class ResidualFiles:
 
     folder: Path
 
-    def _file(self, version: int) -> Path:
+    def file(self, version: int) -> Path:
+        """Where a version is, or would be."""
         return self.folder / f"{version:06d}.safetensors"
 
     def put(self, version: int, total: State) -> None:
@@ -174,18 +176,18 @@ class ResidualFiles:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self._file(version).with_suffix(".partial")
+            partial = self.file(version).with_suffix(".partial")
             save_file({module: tensor.contiguous() for module, tensor in total.items()}, partial)
-            os.replace(partial, self._file(version))
+            os.replace(partial, self.file(version))
             for other in self.folder.iterdir():
-                if other != self._file(version):
+                if other != self.file(version):
                     other.unlink()
-        except OSError as error:
-            raise RunError(f"the base's residual can't be written to {self.folder}: {error.strerror}") from error
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error
 
     def get(self, version: int) -> State:
         """R of a version."""
-        return load_file(self._file(version)) if version else {}
+        return load_file(self.file(version)) if version else {}
 
 
 def folded(weight: Tensor, residual: Tensor) -> Tensor:

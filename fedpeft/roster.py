@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedpeft.errors import RunError
+from fedpeft.second_book import Terms
 
 
 @dataclass
@@ -26,12 +27,18 @@ class Member:
         id: its client id; -1: the federation has not started.
         rank: the largest LoRA rank that it can hold; 0: any.
         dropped: why it may not come back; empty: it may.
+        terms: what a participation costs it, where it adds noise itself.
     """
 
     name: str
     id: int = -1
     rank: int = 0
     dropped: str = ""
+    terms: Terms | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.terms, dict):  # as stored
+            self.terms = Terms(**self.terms)
 
 
 class Roster:
@@ -71,7 +78,7 @@ class Roster:
         """The member called `name`."""
         return self._members.get(name)
 
-    def enter(self, name: str, rank: int) -> Member | None:
+    def enter(self, name: str, rank: int, terms: Terms | None = None) -> Member | None:
         """The member called `name`, perhaps a new one; None: all places are taken."""
         with self._lock:
             member = self._members.get(name)
@@ -81,9 +88,9 @@ class Roster:
                 member = self._members[name] = Member(name)
                 if self.started:
                     member.id = len(self._members) - 1
-            elif member.rank == rank:
+            elif (member.rank, member.terms) == (rank, terms):
                 return member
-            member.rank = rank
+            member.rank, member.terms = rank, terms
             self._store()
             return member
 
@@ -107,7 +114,8 @@ class Roster:
         members = [asdict(m) for m in self._members.values()]
         partial = self._file.with_suffix(".partial")
         try:
-            partial.write_text(json.dumps({"run": self.run, "started": self.started, "members": members}, indent=1))
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
+                out.write(json.dumps({"run": self.run, "started": self.started, "members": members}, indent=1))
             os.replace(partial, self._file)
         except OSError as error:
             raise RunError(f"the list of clients {self._file} can't be written: {error.strerror}") from None

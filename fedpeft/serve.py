@@ -37,6 +37,7 @@ from fedpeft.simulate import (
     checked_settings,
     costs,
     default_settings,
+    epsilon_line,
     make_folder,
     model_line,
     quiet_libraries,
@@ -164,6 +165,11 @@ def _run(deployment: Deployment, records: Records, observer: ServeObserver) -> d
         f"[bold]run[/]     {config.rounds} rounds of {deployment.sampler.size} of {deployment.clients} clients, "
         f"{config.peft}, {config.strategy} -> {deployment.folder}"
     )
+    if deployment.protection is not None:
+        observer.say(f"[bold]privacy[/] {deployment.protection.terms()}")
+        for warning in deployment.protection.warnings():
+            observer.say(f"[bold yellow]warning[/] {warning}")
+        records.hide()
     observer.say(f"[bold]listen[/]  port {gateway.port}, run {deployment.roster.run}")
     gateway.events.emit("listening", port=gateway.port, run=deployment.roster.run)
     server = deployment.server(records)
@@ -228,6 +234,7 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
             [
                 (f"[bold]accuracy[/] ({summary['accuracy_of']})" if known else "accuracy",
                  f"[bold]{accuracy:.4f}[/]" if known else "unknown: no rows to evaluate on"),
+                *((("epsilon", epsilon_line(summary)),) if summary["dp_delta"] is not None else ()),
                 ("payloads up / down", f"{size(summary['uplink_bytes'])} / {size(summary['downlink_bytes'])}"),
                 ("on the wire", f"{size(summary['wire_received_bytes'])} / {size(summary['wire_sent_bytes'])}"),
                 ("time", f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),

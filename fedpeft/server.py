@@ -95,6 +95,8 @@ class Tally:
     forms: dict[int, ClientForm] = field(default_factory=dict)
     variates: Fold = field(default_factory=Fold)
     lines: list[dict[str, object]] = field(default_factory=list)
+    spent: int = 0
+    """Clients that refused because their privacy budgets are spent."""
 
     @property
     def train_loss(self) -> float:
@@ -309,7 +311,7 @@ class Server:
         arrived = time.perf_counter()
         if tally.accepted or self._sums_privately:  # an empty secret cohort takes its step of noise, too
             outcome = total.finish(progress.memory)
-        elif tally.lines:
+        elif tally.spent < len(tally.lines):
             raise RunError(
                 f"round {round}: none of {len(tally.lines)} clients returned a valid update; see clients.jsonl"
             )
@@ -365,6 +367,9 @@ class Server:
         self, report: Report, round: int, sent: Downlink, total: Collector, tally: Tally, progress: Progress
     ) -> None:
         """Count what a client's part in the round has cost, and hand its update on if it is a valid one."""
+        if self.protection is not None:
+            self.protection.heard(report)
+        tally.spent += report.spent
         last = progress.acknowledged.get(report.client, 0)
         form = self.form(report.client, progress)
         layout = self.layout.with_form(form)

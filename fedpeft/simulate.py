@@ -304,6 +304,11 @@ def _save_predictions(simulation: Any, scores: Any) -> None:
         np.savez_compressed(simulation.folder / "clients.npz", labels=labels, test_labels=test_labels)
 
 
+def epsilon_line(summary: dict[str, Any]) -> str:
+    """What a private run has spent."""
+    return f"{summary['epsilon']:.2f} (median {summary['epsilon_median']:.2f}), delta {summary['dp_delta']:.2g}"
+
+
 def _lost(summary: dict[str, Any]) -> list[tuple[str, Any]]:
     found = summary.get("forgetting")
     if not found:
@@ -337,8 +342,7 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
         ("time", f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),
     ]
     if summary["dp_delta"] is not None:
-        spent = f"{summary['epsilon']:.2f} (median {summary['epsilon_median']:.2f}), delta {summary['dp_delta']:.2g}"
-        rows.insert(0, (f"[bold]epsilon[/] per {summary['privacy']['unit']}", f"[bold]{spent}[/]"))
+        rows.insert(0, (f"[bold]epsilon[/] per {summary['privacy']['unit']}", f"[bold]{epsilon_line(summary)}[/]"))
     if "membership_auc" in summary:
         rows.append(("membership inference, area under the curve", f"{summary['membership_auc']:.3f}"))
     if "audit_epsilon" in summary:

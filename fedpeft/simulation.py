@@ -351,13 +351,17 @@ class Simulation:
             store=self.folder / "clients",
             held_out=self.held_out,
             attack=self.config.attack,
-            privacy=ClientPrivacy(self.config.privacy, self.protection.noise, self.folder / KEY)
-            if self.protection
-            else None,
+            privacy=self._client_privacy(),
         )
         if self.config.grid == "ray":
             return RayPool(self.work, clients, self.fixed["workers"], self.config.ray_address)
         return Pool(self.work, clients, self.fixed["workers"])
+
+    def _client_privacy(self) -> ClientPrivacy | None:
+        """What clients need to know of the mechanism."""
+        if self.protection is None:
+            return None
+        return ClientPrivacy(self.config.privacy, self.protection.noise, self.folder / KEY)
 
     # ------------------------------------------------------------------------------------------------- shared compute
 

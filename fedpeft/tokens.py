@@ -33,7 +33,7 @@ def token_rows(texts: Sequence[str], labels: np.ndarray | None, model_directory:
         ModelError: the directory has no tokenizer.
     """
     tokenizer = load_tokenizer(model_directory)
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"] if len(texts) else []
     return rows_of(encoded, padding_of(tokenizer), labels)
 
 

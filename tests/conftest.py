@@ -36,3 +36,28 @@ def tiny():
     folder = resolve_model("tiny")
     rows = task.tokenise(data.train.take(np.arange(200)), folder, 32)
     return task, rows, folder, data.classes
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    """Makes a `Fleet` in the test's folder; its processes end with the test."""
+    from tests.fleet import Fleet
+
+    fleets: list[Fleet] = []
+
+    def make(**settings: object) -> Fleet:
+        fleets.append(Fleet(tmp_path, **settings))
+        return fleets[-1]
+
+    yield make
+    for process in (p for f in fleets for p in f.processes):
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def federation(tmp_path, observer):
+    """Makes a `Federation` in the test's folder."""
+    from tests.here import Federation
+
+    return lambda **given: Federation(tmp_path, observer, **given)

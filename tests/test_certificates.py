@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from datetime import timedelta
 
 import pytest
 from cryptography import x509
@@ -79,3 +80,13 @@ def test_unusable_certificates_are_named_before_anything_is_sent(made, tmp_path,
         Credentials.of_client(client)
     assert main(["--folder", str(made), "--clients", "../evil"]) == 2
     assert "not a client's name" in capsys.readouterr().err
+
+
+def test_a_clock_that_is_behind_is_named(tmp_path, monkeypatch):
+    """A certificate that is valid from tomorrow on is what a client has whose clock is behind."""
+    authority = Authority(tmp_path / "certs", 30)
+    authority.ensure()
+    monkeypatch.setattr("fedpeft.certificates.CLOCK_SKEW", timedelta(days=-1))
+    folder = authority.client("edge-1")
+    with pytest.raises(RunError, match=r"valid from .* UTC on, and this machine's clock says .*; set the clock"):
+        Credentials.of_client(folder)

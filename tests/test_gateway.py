@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -26,6 +28,7 @@ from fedpeft.roster import Roster
 from fedpeft.serve import main as serve
 from fedpeft.wire import v1_pb2 as v1
 from fedpeft.wire.parcel import CHUNK, parts, received, wire_size
+from tests.fleet import Wire
 
 LIMIT = 4 * CHUNK
 REGISTRATION = v1.Registration(run="", rows=10)
@@ -46,12 +49,14 @@ class Door:
 
     def open(self, port=0):
         own = Credentials.of_server(self.folder / "certs")
-        keeper = Doorkeeper(Revoked(self.folder / "certs" / "revoked.pem", own.authority))
+        return self.open_with(grpc.ssl_server_credentials([(own.key, own.certificate)], own.authority, True), port)
+
+    def open_with(self, credentials, port=0):
+        authority = (self.folder / "certs" / "ca.pem").read_bytes()
+        keeper = Doorkeeper(Revoked(self.folder / "certs" / "revoked.pem", authority))
         told = v1.Description(run=self.roster.run, software=__version__)
         gateway = Gateway(told, self.roster, keeper, LIMIT, lambda registration: None, self.events)
-        gateway.start(
-            f"127.0.0.1:{port}", grpc.ssl_server_credentials([(own.key, own.certificate)], own.authority, True)
-        )
+        gateway.start(f"127.0.0.1:{port}", credentials)
         return gateway
 
     def link(self, name, host="127.0.0.1", called=None):
@@ -133,7 +138,37 @@ def test_large_payloads_travel_in_chunks(door):
     assert session.received_bytes == sum(wire_size(p) for p in parts(task, good(door, payload=state)))
 
 
+HANDSHAKE, CALL, TASK, SHARE = 4000, 400, 400, 0.0025
+"""What is on the wire beside what is reported, at most, as docs/deploy.md states it: bytes of a connection (mutual
+TLS), of a call's headers, of a task's flow control, and a share of the payloads (HTTP/2 frames and TLS records)."""
+
+
+def test_the_bytes_reported_are_those_on_the_socket(door):
+    """A wire between client and server counts every byte, TLS and all."""
+    wire = Wire(door.gateway.port)
+    payload = random.Random(0).randbytes(3 * CHUNK + 7)
+    door.roster.enter("edge-1", 0)
+    door.roster.start()
+    with replace(door.link("edge-1"), address=f"127.0.0.1:{wire.port}").open() as connection:
+        tasks = connection.tasks(door.registration())
+        for round in range(1, 5):
+            task = door.gateway.submit("edge-1", Instruction("train", round, 0, payload))
+            assert next(tasks)[0] == task
+            connection.submit(task, good(door, round=round, payload=payload))
+    [session] = door.gateway.sessions()
+    for reported, carried in ((session.received_bytes, wire.up), (session.sent_bytes, wire.down)):
+        assert reported > 4 * len(payload)
+        beside = HANDSHAKE + 5 * CALL + 4 * TASK + SHARE * reported
+        print(f"reported {reported}, carried {carried}, beside {carried - reported}")
+        assert reported < carried < reported + beside
+
+
 # ------------------------------------------------------------------------------------------------------- certificates
+
+
+def link_to(door, link):
+    """The link, to the port at which the server listens now."""
+    return replace(link, address=f"127.0.0.1:{door.gateway.port}")
 
 
 def refused_by_tls(link):
@@ -176,6 +211,27 @@ def test_a_server_of_another_authority_or_name_is_refused_by_the_client(door, tm
     door.gateway.close(None)
     door.gateway = door.open()
     assert "for the name that --server gives" in refused_by_tls(door.link("edge-1"))
+
+
+def test_a_client_whose_clock_is_behind_is_told(door, monkeypatch):
+    """It holds the server's certificate, made a moment ago, for one of the future."""
+    link = door.link("edge-1")
+    with monkeypatch.context() as patch:
+        patch.setattr("fedpeft.certificates.CLOCK_SKEW", timedelta(days=-1))
+        door.authority.server(["127.0.0.1"])
+    own = door.folder / "certs"
+    pair = [((own / "server.key").read_bytes(), (own / "server.pem").read_bytes())]
+    door.gateway.close(None)
+    door.gateway = door.open_with(grpc.ssl_server_credentials(pair, (own / "ca.pem").read_bytes(), True))
+    assert "not yet valid, by this machine's clock" in refused_by_tls(link_to(door, link))
+
+
+def test_a_server_whose_clock_is_behind_refuses_and_the_client_hears_of_clocks(door, monkeypatch):
+    link = door.link("edge-1")
+    monkeypatch.setattr("fedpeft.certificates.CLOCK_SKEW", timedelta(days=-1))
+    folder = door.authority.client("edge-2")
+    own = Credentials(*((folder / n).read_bytes() for n in ("ca.pem", "client.pem", "client.key")))
+    assert "unless the server's clock is wrong" in refused_by_tls(replace(link, credentials=own))
 
 
 def test_a_revoked_certificate_is_refused_and_its_open_stream_ends(door, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.per_example import PerExample, check, empty, row_means
+from fedpeft.clients.per_example import PerExample, bounded, check, empty, row_means
 from fedpeft.clients.private import PrivateExecutor, SecretNoise
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.clients.training import Job, LocalTraining, RowPrivacy
@@ -148,6 +148,24 @@ def test_clipped_sums_are_those_of_a_slow_reference(size):
     assert clipped == size, "the clipping norm of this test clips nothing"
     for name, parameter in chosen.items():
         assert torch.allclose(parameter.grad, reference[name], rtol=1e-9, atol=1e-14), name
+
+
+def test_a_gradient_that_is_not_finite_counts_as_none():
+    """A state that makes one row overflow must not tell that the row is there."""
+    task, method, model, rows = build("tiny", "lora")
+    chosen = trainable(model)
+    private = SecretNoise(torch.optim.SGD(chosen.values()), RowPrivacy(1.0, 0.0, 0.5, KEY, 0), 4.0, KEY.stream("test"))
+    with PerExample(model, task, method.privacy).attached(chosen) as per_example:
+        per_example.fill(rows.batch(np.arange(5)), chosen)
+        for parameter in chosen.values():
+            parameter.grad_sample[2] = float("nan")
+            parameter.grad_sample[3].view(-1)[0] = float("inf")
+        bounded(chosen)
+        assert all(torch.isfinite(p.grad_sample).all() for p in chosen.values())
+        assert not any(p.grad_sample[2].any() for p in chosen.values())
+        private.pre_step()
+    length = sum(float(p.grad.square().sum()) for p in chosen.values()) ** 0.5
+    assert 0 < length <= 4 * 1.0 / 4.0
 
 
 def test_the_noise_of_an_empty_step_has_the_stated_scale():

@@ -2,138 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
-import socket
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from fedpeft.certs import main as make_certificates
 from fedpeft.checkpoint import Checkpoints
-from fedpeft.config import RunConfig
-from fedpeft.data import load_dataset, split_validation
-from fedpeft.partition import PARTITIONS
 from fedpeft.simulate import main as simulate
+from tests.fleet import NAMES, Wire, apart, distance
 
-NAMES = ("a", "b", "c")
-SETTINGS = {
-    "dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 2, "dtype": "fp64", "workers": 1, "local_steps": 4,
-    "optimizer": "adamw", "learning_rate": 0.003, "head_rate": 1.0,
-}  # fmt: skip
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
-
-
-class Fleet:
-    """A folder with certificates, shards and a configuration; starts servers and clients in it."""
-
-    def __init__(self, folder: Path, **settings: object) -> None:
-        self.folder = folder
-        self.settings = {**SETTINGS, **settings}
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.processes: list[subprocess.Popen[str]] = []
-        (folder / "run.toml").write_text(RunConfig(**self.settings).to_toml())
-        assert make_certificates(["--folder", str(folder / "certs"), "--clients", ",".join(NAMES)]) == 0
-        data = load_dataset("tiny")
-        train, _ = split_validation(data.train, len(data.train) // 10)
-        config = RunConfig(**self.settings)
-        partition = PARTITIONS.build(config.partition).split(train, 3, config.seed)
-        for k, name in enumerate(NAMES):
-            rows = [{"text": train.inputs[i], "label": data.label_names[train.labels[i]]} for i in partition.shard(k)]
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def _start(self, module: str, log: str, *words: str) -> subprocess.Popen[str]:
-        with open(self.folder / log, "a") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, *words],
-                cwd=self.folder, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
-        self.processes.append(process)
-        return process
-
-    def serve(self, *words: str) -> subprocess.Popen[str]:
-        """Start a server, or start it again with --resume; wait until it listens."""
-        before = self.log("serve").count("listen")
-        base = ["--output", "run"] if not (self.folder / "run" / "config.toml").exists() else ["--resume", "run"]
-        start = [] if base[0] == "--resume" else ["run.toml", "--listen", f"127.0.0.1:{self.port}"]
-        process = self._start("fedpeft.serve", "serve.log", *start, *base, *words)
-        self.wait(lambda: self.log("serve").count("listen") > before, process)
-        return process
-
-    def join(self, name: str, *words: str, port: int = 0) -> subprocess.Popen[str]:
-        return self._start(
-            "fedpeft.join", f"{name}.log", "--server", f"127.0.0.1:{port or self.port}", "--data", f"{name}.jsonl",
-            "--certs", f"certs/clients/{name}", "--state", "state", "--threads", "1", *words,
-        )  # fmt: skip
-
-    def log(self, name: str) -> str:
-        file = self.folder / f"{name}.log"
-        return file.read_text() if file.exists() else ""
-
-    def wait(self, condition, *processes: subprocess.Popen[str], seconds: float = 300) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, self.logs()
-            assert all(p.poll() is None for p in processes), self.logs()
-            time.sleep(0.02)
-
-    def rounds(self) -> list[dict]:
-        file = self.folder / "run" / "rounds.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-    def events(self, event: str) -> list[dict]:
-        lines = [json.loads(line) for line in (self.folder / "run" / "serve.jsonl").read_text().splitlines()]
-        return [line for line in lines if line["event"] == event]
-
-    def logs(self) -> str:
-        return "\n".join(f"--- {p.name}\n{p.read_text()}" for p in self.folder.glob("*.log"))
-
-    def end(self, process: subprocess.Popen[str], seconds: float = 300) -> int:
-        try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(self.logs()) from None
-
-
-@pytest.fixture
-def fleet(tmp_path):
-    fleets: list[Fleet] = []
-
-    def make(**settings: object) -> Fleet:
-        fleets.append(Fleet(tmp_path, **settings))
-        return fleets[-1]
-
-    yield make
-    for process in (p for f in fleets for p in f.processes):
-        process.kill()
-        process.wait()
-
-
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors") | load_file(folder / "adapter/head.safetensors")
-
-
-def distance(one: Path, other: Path) -> float:
-    a, b = adapter(one), adapter(other)
-    assert a.keys() == b.keys()
-    return max(float((a[n] - b[n]).abs().max()) for n in a)
+BESIDE = 30_000
+"""Bytes of a client's connections, calls and settings that are not reported, at most: see docs/deploy.md."""
 
 
 @pytest.mark.slow
 def test_real_clients_end_with_the_adapter_of_the_simulation(fleet):
     made = fleet()
     server = made.serve("--eval-data", "dataset")
-    clients = [made.join(name) for name in reversed(NAMES)]
+    wire = Wire(made.port)
+    clients = [made.join(name, port=wire.port) for name in reversed(NAMES)]
     assert [made.end(p) for p in (server, *clients)] == [0, 0, 0, 0], made.logs()
     assert simulate([str(made.folder / "run.toml"), "--output", str(made.folder / "simulated")]) == 0
     assert distance(made.folder / "run", made.folder / "simulated") < 1e-6
@@ -141,6 +31,9 @@ def test_real_clients_end_with_the_adapter_of_the_simulation(fleet):
     for key in ("accuracy", "loss", "uplink_bytes", "downlink_bytes", "prepare_bytes", "rejected"):
         assert real[key] == pytest.approx(simulated[key], rel=1e-6), key
     assert real["uplink_bytes"] < real["wire_received_bytes"] < 1.02 * real["uplink_bytes"] + 2000
+    for reported, carried in ((real["wire_received_bytes"], wire.up), (real["wire_sent_bytes"], wire.down)):
+        print(f"reported {reported}, carried {carried}, beside {carried - reported}")
+        assert reported < carried < 1.003 * reported + 3 * BESIDE
 
 
 @pytest.mark.slow
@@ -166,48 +59,46 @@ def test_kills_of_server_and_client_lose_nothing_and_apply_nothing_twice(fleet):
     assert len({(line["round"], line["client"]) for line in lines}) == len(lines) == 24
 
 
-class Wire(threading.Thread):
-    """Carries bytes between clients and the server, counts them, and can be cut: connections break, none come about."""
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strategy": "fedex_lora"},
+        {"codec": "small", "downlink": "small"},
+    ],
+    ids=["residual", "lossy downlink"],
+)
+def test_what_else_travels_arrives(fleet, settings):
+    """The base's residual, and a downlink with losses, lead real clients to where they lead the simulation's."""
+    made = fleet(**settings)
+    server = made.serve()
+    clients = [made.join(name) for name in NAMES]
+    assert [made.end(p) for p in (server, *clients)] == [0, 0, 0, 0], made.logs()
+    assert simulate([str(made.folder / "run.toml"), "--output", str(made.folder / "simulated")]) == 0
+    assert apart(made) < 1e-8
+    assert bool(Checkpoints(made.folder / "run" / "checkpoint").load().residual) == ("strategy" in settings)
+    counts = (json.loads((made.folder / f / "summary.json").read_text()) for f in ("run", "simulated"))
+    assert len({c["downlink_bytes"] for c in counts}) == 1
 
-    def __init__(self, port: int) -> None:
-        super().__init__(daemon=True)
-        self.target = port
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        self.up = self.down = 0
-        self.cut = threading.Event()
-        self.pairs: list[tuple[socket.socket, socket.socket]] = []
-        self.start()
 
-    def run(self) -> None:
-        while True:
-            near, _ = self.listener.accept()
-            try:
-                if self.cut.is_set():
-                    raise ConnectionRefusedError
-                far = socket.create_connection(("127.0.0.1", self.target))
-            except OSError:
-                near.close()
-                continue
-            self.pairs.append((near, far))
-            for source, sink, way in ((near, far, "up"), (far, near, "down")):
-                threading.Thread(target=self._carry, args=(source, sink, way), daemon=True).start()
-
-    def _carry(self, source: socket.socket, sink: socket.socket, way: str) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                setattr(self, way, getattr(self, way) + len(data))
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def break_all(self) -> None:
-        for pair in self.pairs:
-            for end in pair:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-        self.pairs = []
+@pytest.mark.slow
+def test_a_late_joiner_takes_part_and_own_rows_are_evaluated(fleet):
+    made = fleet(rounds=6, evaluate_every=1)
+    server = made.serve("--wait-for", "2", "--held-out", "0.2")
+    clients = [made.join(name) for name in ("a", "c")]
+    made.wait(lambda: len(made.rounds()) >= 2, server)
+    clients.append(made.join("b"))
+    assert [made.end(p) for p in (server, *clients)] == [0, 0, 0, 0], made.logs()
+    rounds = made.rounds()
+    assert [r["round"] for r in rounds] == list(range(7))
+    assert rounds[1]["clients"] == 2
+    assert rounds[-1]["clients"] == 3, "b was too late to take part"
+    members = json.loads((made.folder / "run" / "roster.json").read_text())["members"]
+    assert {m["name"]: m["id"] for m in members} == {"a": 0, "c": 1, "b": 2}
+    summary = json.loads((made.folder / "run" / "summary.json").read_text())
+    assert 0 < summary["accuracy"] <= 1
+    assert summary["accuracy_of"] == "clients' own held-out rows, by rows"
+    assert all(r["accuracy"] is not None for r in rounds[1:])
 
 
 @pytest.mark.long

@@ -42,7 +42,11 @@ class LocalDP(Mechanism):
         return {client: (Event(noise, 1.0), 1) for client in cohort}
 
     def released(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """clip(update, C) + z 2 C gauss; `ids` are round, attempt and client."""
+        """clip(update, C) + z 2 C gauss; `ids` are round, attempt and client.
+
+        What is not finite counts as 0: no factor could clip it, and it would tell something of the data.
+        """
+        update = {name: tensor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for name, tensor in update.items()}
         length = norm(update)
         factor = min(1.0, self.clip / length) if length else 1.0
         stream, deviation = key.stream("local noise", *ids), noise * 2 * self.clip

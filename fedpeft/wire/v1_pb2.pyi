@@ -40,18 +40,34 @@ class Description(_message.Message):
     def __init__(self, run: _Optional[str] = ..., software: _Optional[str] = ..., config: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., task: _Optional[str] = ..., text_column: _Optional[str] = ..., label_column: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., weights_hash: _Optional[str] = ..., tokens: _Optional[int] = ..., held_out: _Optional[float] = ...) -> None: ...
 
 class Registration(_message.Message):
-    __slots__ = ("run", "rows", "rank", "precision", "hardware")
+    __slots__ = ("run", "rows", "rank", "precision", "hardware", "terms")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
     run: str
     rows: int
     rank: int
     precision: str
     hardware: str
-    def __init__(self, run: _Optional[str] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., precision: _Optional[str] = ..., hardware: _Optional[str] = ...) -> None: ...
+    terms: PrivacyTerms
+    def __init__(self, run: _Optional[str] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., precision: _Optional[str] = ..., hardware: _Optional[str] = ..., terms: _Optional[_Union[PrivacyTerms, _Mapping]] = ...) -> None: ...
+
+class PrivacyTerms(_message.Message):
+    __slots__ = ("noise", "rate", "releases", "dp_delta", "epsilon")
+    NOISE_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    RELEASES_FIELD_NUMBER: _ClassVar[int]
+    DP_DELTA_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
+    noise: float
+    rate: float
+    releases: int
+    dp_delta: float
+    epsilon: float
+    def __init__(self, noise: _Optional[float] = ..., rate: _Optional[float] = ..., releases: _Optional[int] = ..., dp_delta: _Optional[float] = ..., epsilon: _Optional[float] = ...) -> None: ...
 
 class Value(_message.Message):
     __slots__ = ("integer", "number", "text", "flag", "integers")

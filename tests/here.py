@@ -1,0 +1,93 @@
+"""A federation in one process, for tests: a real server and real clients, and a grid that needs no sockets."""
+
+from __future__ import annotations
+
+import json
+
+from flwr.app import Message
+
+from fedpeft.admission import Doorkeeper
+from fedpeft.config import RunConfig
+from fedpeft.data import load_dataset
+from fedpeft.deployment import Deployment, ServeOptions
+from fedpeft.edge import Edge, EdgeOptions
+from fedpeft.events import Events
+from fedpeft.flower import OwnGrid, node_of
+from fedpeft.messages import instruction_of, to_record
+from fedpeft.records import Records
+
+TINY = {"dataset": "tiny", "tokens": 32, "clients": 2, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
+        "head": "zero", "local_steps": 2, "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
+        "learning_rate": 3e-3, "head_rate": 1.0, "evaluate_every": 100}  # fmt: skip
+ROWS = (40, 90)
+
+
+class Direct(OwnGrid):
+    """Hands each instruction to its client, in this process."""
+
+    def __init__(self, edges):
+        super().__init__()
+        self.edges = edges
+        self.asked, self.reports, self._ready = [], [], []
+
+    def get_node_ids(self):
+        return [node_of(client) for client in range(len(self.edges))]
+
+    def push_messages(self, messages):
+        identifiers = []
+        for message in messages:
+            identifiers.append(self._stamp(message))
+            self.asked.append(instruction_of(message))
+            self.reports.append(self.edges[self.asked[-1].client].handle(self.asked[-1]))
+            self._ready.append(Message(to_record(self.reports[-1]), reply_to=message))
+        return identifiers
+
+    def pull_messages(self, message_ids):
+        ready, self._ready = self._ready, []
+        return ready
+
+
+class Here(Deployment):
+    """A server whose clients are in this process."""
+
+    def grid(self):
+        self.direct = Direct(self.edges)
+        return self.direct
+
+    def present(self):
+        self.roster.start()
+        return [member.id for member in self.roster.members]
+
+
+class Federation:
+    """A server and its clients, each with a folder and rows of its own."""
+
+    def __init__(self, folder, observer, options=(), serve=None, **given):
+        self.folder, self.observer = folder, observer
+        self.config = RunConfig(**{**TINY, **given})
+        self.options = options or [{}] * self.config.clients
+        (folder / "server").mkdir(exist_ok=True)
+        data = load_dataset("tiny")
+        first = 0
+        for k, count in enumerate(ROWS[: self.config.clients]):
+            rows = [{"text": data.train.inputs[i], "label": data.label_names[data.train.labels[i]]}
+                    for i in range(first, first + count)]  # fmt: skip
+            first += count
+            (folder / f"{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        events = Events(folder / "server" / "serve.jsonl", lambda *_: None)
+        self.server = Here(self.config, folder / "server", observer, serve or ServeOptions(), Doorkeeper(None), events)
+        self.server.edges = [self.edge(k) for k in range(self.config.clients)]
+
+    def edge(self, k):
+        """Client k, started (again)."""
+        home = self.folder / f"edge-{k}"
+        home.mkdir(exist_ok=True)
+        options = EdgeOptions(device="cpu", threads=1, **self.options[k])
+        edge = Edge(self.server.gateway.description, self.folder / f"{k}.jsonl", home, self.observer, options)
+        edge.warm_up()
+        registration = edge.registration()
+        self.server.roster.enter(f"edge-{k}", registration.rank, self.server._accept(registration))
+        return edge
+
+    def run(self):
+        return self.server.train(self.server.server(Records(self.folder / "server")))
