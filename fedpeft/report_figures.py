@@ -32,6 +32,12 @@ FRONT = "Pareto front"
 LETTERS_PER_PANEL = 62
 """Of a legend."""
 
+LEGEND_LINE = 0.18
+"""Inches that a line of the legend takes."""
+
+WIDE = 10
+"""An axis whose values span a larger factor is logarithmic."""
+
 STYLE = {
     "font.size": 9.5,
     "font.family": "sans-serif",
@@ -114,6 +120,7 @@ def legend_below(figure: Any, axes: Sequence[Any]) -> None:
         letters = max(len(label) for label in entries) + 8
         columns = max(1, min(len(entries), int(LETTERS_PER_PANEL * min(len(axes), PANELS_PER_ROW) / letters)))
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=8.5)
+        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * math.ceil(len(entries) / columns))
 
 
 def title_of(axis: Any, section: Section, context: str) -> None:
@@ -141,6 +148,18 @@ def per_context(section: Section, name: str, draw: Draw, x: str, y: str, finish:
             finish(axis)
         legend_below(figure, axes)
     return out.getvalue() if drawn else None
+
+
+def logarithmic_if_wide(axis: Any) -> None:
+    """A logarithmic x axis with plain numbers, where the values differ so much that the small ones would coincide."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.dataLim.intervalx
+    if low > 0 and high > WIDE * low:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def nothing(axis: Any) -> None:
@@ -175,9 +194,7 @@ def scatter(section: Section, key: str, name: str, x: str, front: bool) -> str |
         return True
 
     def finish(axis: Any) -> None:
-        low, high = axis.get_xlim()
-        if low > 0 and high / low > 30:
-            axis.set_xscale("log")
+        logarithmic_if_wide(axis)
         if front:
             title = axis.get_title() if len(section.contexts) > 1 else ""
             inside = [m for m in section.shown if pareto.get(m.label) and (not title or m.context == title)]
@@ -234,6 +251,8 @@ def curves(section: Section, key: str, name: str, x: str) -> str | None:
             from matplotlib.ticker import MaxNLocator
 
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if key == "megabytes":
+            logarithmic_if_wide(axis)
 
     return per_context(section, name, draw, x, "validation accuracy (%)", finish)
 

@@ -1,6 +1,7 @@
 """The report: what stands on the page and in the CSV files, and how broken inputs are met. Results are made up."""
 
 import csv
+import io
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.report import TABLE_BEGINS, TABLE_ENDS, main, with_tables
+from fedpeft.report_figures import PANEL_HEIGHT, legend_below, logarithmic_if_wide, panels
 from fedpeft.report_tables import Section, comparison_table, cost_table, curve, methods_table, tables
 from fedpeft.results import QUANTILES, Result, ResultsFile, client_accuracy, pack, unpack
 
@@ -257,3 +259,21 @@ def test_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.html").exists()
+
+
+def test_many_methods_leave_their_panel_its_height() -> None:
+    """The legend is as long as it must be; the plot above it does not pay for it."""
+    with panels(1, io.StringIO(), "salt") as (figure, [axis]):
+        for i in range(12):
+            axis.plot([0, 1], [0, i], label=f"a method whose name fills a line of the legend, {i}")
+        legend_below(figure, [axis])
+        figure.canvas.draw()
+        assert axis.get_window_extent().height / figure.dpi > 0.7 * PANEL_HEIGHT
+
+
+def test_bytes_that_differ_by_an_order_of_magnitude_are_drawn_on_a_logarithmic_axis() -> None:
+    for values, scale in (([2, 60], "log"), ([20, 60], "linear"), ([0, 60], "linear")):
+        with panels(1, io.StringIO(), "salt") as (_, [axis]):
+            axis.plot(values, [1, 2])
+            logarithmic_if_wide(axis)
+            assert axis.get_xscale() == scale
