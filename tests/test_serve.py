@@ -12,7 +12,7 @@ import pytest
 
 from fedpeft.checkpoint import Checkpoints
 from fedpeft.simulate import main as simulate
-from tests.fleet import NAMES, Wire, distance
+from tests.fleet import NAMES, Wire, apart, distance
 
 BESIDE = 12_000
 """Bytes of a client's two connections, its calls and the settings that it is told, at most: see docs/deploy.md."""
@@ -57,6 +57,28 @@ def test_kills_of_server_and_client_lose_nothing_and_apply_nothing_twice(fleet):
     assert [r["round"] for r in made.rounds()] == list(range(9))
     lines = [json.loads(line) for line in (made.folder / "run" / "clients.jsonl").read_text().splitlines()]
     assert len({(line["round"], line["client"]) for line in lines}) == len(lines) == 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strategy": "fedex_lora"},
+        {"codec": "small", "downlink": "small"},
+    ],
+    ids=["residual", "lossy downlink"],
+)
+def test_what_else_travels_arrives(fleet, settings):
+    """The base's residual, and a downlink with losses, lead real clients to where they lead the simulation's."""
+    made = fleet(**settings)
+    server = made.serve()
+    clients = [made.join(name) for name in NAMES]
+    assert [made.end(p) for p in (server, *clients)] == [0, 0, 0, 0], made.logs()
+    assert simulate([str(made.folder / "run.toml"), "--output", str(made.folder / "simulated")]) == 0
+    assert apart(made) < 1e-8
+    assert bool(Checkpoints(made.folder / "run" / "checkpoint").load().residual) == ("strategy" in settings)
+    counts = (json.loads((made.folder / f / "summary.json").read_text()) for f in ("run", "simulated"))
+    assert len({c["downlink_bytes"] for c in counts}) == 1
 
 
 @pytest.mark.long
