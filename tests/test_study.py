@@ -202,7 +202,7 @@ METHODS = """[axes]
 method = [
     {label = "short", rounds = 1},
     {label = "impossible", rounds = 2, cohort = 7},
-    {label = "long", rounds = 40},
+    {label = "long", rounds = 60},
 ]
 """
 
@@ -243,7 +243,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path, capsys: pytest.C
         "short": "finished", "impossible": "failed", "long": "finished",
     }  # fmt: skip
     assert "cohort=7" in lines["impossible"]["reason"]
-    assert [r["round"] for r in lines["long"]["rounds"]] == list(range(41))
+    assert [r["round"] for r in lines["long"]["rounds"]] == list(range(61))
     assert "continuing after round" in next(tmp_path.glob("runs/long*.log")).read_text()
     assert "cohort=7" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "accuracy_bytes.svg").exists()
