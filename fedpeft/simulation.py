@@ -412,9 +412,8 @@ class Simulation:
         labels, test_labels = self.all_rows.labels, self.dataset.test.labels
         assert labels is not None
         assert test_labels is not None
-        name = cache.key(
-            train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, kind="probe by one error"
-        )
+        rule = "one standard error"
+        name = cache.key(train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, probe=rule)
 
         def fit() -> dict[str, np.ndarray]:
             features = self.work.store(train, depth).features(np.arange(len(labels))).numpy()

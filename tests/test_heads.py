@@ -66,22 +66,57 @@ def test_the_factor_of_the_moments_gives_the_same_head(rows, data):
         assert torch.allclose(one[name], other[name], rtol=1e-8, atol=1e-10)
 
 
-def test_the_factor_bears_coarse_codes_and_the_moments_do_not():
+def skewed():
     """Features with a large common part and directions of little variance, as a language model's have."""
     generator = torch.Generator().manual_seed(0)
     spread = torch.logspace(0, -2, 24, dtype=torch.float64)
     labels = torch.arange(400) % CLASSES
     means = torch.randn(CLASSES, 24, generator=generator, dtype=torch.float64)
-    features = 1.0 + spread * (means[labels] + torch.randn(400, 24, generator=generator, dtype=torch.float64))
+    return 1.0 + spread * (means[labels] + torch.randn(400, 24, generator=generator, dtype=torch.float64)), labels
+
+
+def sent(head, features, labels, codec):
+    """The head solved from what 20 clients send, as it arrives, and from what they have."""
+    width, coarse, exact = features.shape[1], Fold(), Fold()
+    for k in range(20):
+        rows = np.arange(20 * k, 20 * k + 20)
+        made = head.statistics(features[rows].float(), labels[rows], CLASSES)
+        payload = parse_codec(codec).encode(made, seed=k, weights=head.importance(made))
+        coarse.add(head.additive(decode(payload, head.shapes(width, CLASSES, 20))), 1.0)
+        exact.add(head.additive(made), 1.0)
+    return (head.solve(f.sums, width, CLASSES) for f in (coarse, exact))
+
+
+def test_the_factor_bears_coarse_codes_and_the_moments_do_not():
+    features, labels = skewed()
     errors = []
     for head in (HEADS.build("ridge"), HEADS.build("ridge").compact()):
-        total, exact = Fold(), Fold()
-        for k in range(20):
-            rows = np.arange(20 * k, 20 * k + 20)
-            made = head.statistics(features[rows].float(), labels[rows], CLASSES)
-            payload = parse_codec("adaptive(bits=6.0, per=row) | rans").encode(made, weights=head.importance(made))
-            total.add(head.additive(decode(payload, head.shapes(24, CLASSES, 20))), 1.0)
-            exact.add(head.additive(made), 1.0)
-        coarse, true = (head.solve(f.sums, 24, CLASSES)["head.weight"] for f in (total, exact))
-        errors.append(float((coarse - true).norm() / true.norm()))
+        coarse, true = sent(head, features, labels, "adaptive(bits=6.0, per=row) | rans")
+        errors.append(float((coarse["head.weight"] - true["head.weight"]).norm() / true["head.weight"].norm()))
     assert errors[1] < 0.25 * errors[0]
+
+
+def test_the_codec_of_lossy_runs_leaves_the_predictions():
+    """On features as an encoder's: many entries, small beside the constant, a row's length in few directions."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % CLASSES
+    spread = 0.2 * torch.logspace(0, -1.5, 64, dtype=torch.float64)
+    means = torch.randn(CLASSES, 64, generator=generator, dtype=torch.float64)
+    features = spread * (means[labels] + torch.randn(400, 64, generator=generator, dtype=torch.float64))
+    head = HEADS.build("ridge").compact()
+    coarse, true = (
+        (features @ solved["head.weight"].T + solved["head.bias"]).argmax(1)
+        for solved in sent(head, features, labels, type(head).codec)
+    )
+    assert (coarse == true).double().mean() > 0.9
+    assert (true == labels).double().mean() > 0.9
+
+
+def test_what_a_coarse_code_has_lost_leaves_a_finite_head():
+    """At 2 bits nothing of the constant arrives here, and without it the regression has no inverse."""
+    features, labels = skewed()
+    head = HEADS.build("ridge").compact()
+    coarse, _ = sent(head, features, labels, type(head).codec)
+    assert all(tensor.isfinite().all() for tensor in coarse.values())
+    lost = head.solve({"moments": torch.zeros(25 * 26 // 2), "sums": torch.zeros(25, CLASSES)}, 24, CLASSES)
+    assert not any(tensor.any() for tensor in lost.values())

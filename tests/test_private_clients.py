@@ -32,7 +32,8 @@ def simulated(made):
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["local_dp", "user_dp"])
 def test_real_clients_end_with_the_private_adapter_of_the_simulation(fleet, mechanism):
-    # SGD: AdamW turns rounding into steps of full size where noise has left a gradient near zero.
+    # SGD: AdamW turns rounding into steps where a noisy start leaves gradients near zero. The two executors of one
+    # simulation differ by 4e-6 after two such rounds of local_dp with AdamW, by 3e-14 with SGD.
     made = fleet(head="zero", optimizer="sgd", privacy=f"{mechanism}(noise_multiplier=1, test_noise=True)")
     server = made.serve()
     clients = [made.join(name) for name in NAMES]

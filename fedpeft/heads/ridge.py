@@ -85,7 +85,9 @@ class Ridge(HeadStart):
         penalty = self.strength * moments.diagonal()[:-1].mean()
         penalties = torch.full((size,), float(penalty), dtype=torch.float64)
         penalties[-1] = 0.0  # the constant is not shrunk
-        weights = self.scale * torch.linalg.solve(moments + penalties.diag(), total["sums"].double())
+        # least norm: coarse codes may leave nothing of the constant, or of anything, and the system has no inverse then
+        found = torch.linalg.lstsq(moments + penalties.diag(), total["sums"].double(), driver="gelsd").solution
+        weights = self.scale * found
         return {"head.weight": weights[:-1].T.contiguous(), "head.bias": weights[-1].clone()}
 
 
