@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from fedpeft.errors import AssetError
@@ -116,23 +117,26 @@ class FrozenStore:
             AssetError: the disk has no room for them.
         """
         done = self.folder / "tiles.done"
-        if not done.exists() or done.stat().st_size != len(self.tiles):
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                for name, size in (
-                    ("features.bin", len(self.examples) * self._bytes(self._feature_dtype)),
-                    ("hidden.bin", int(self._offsets[-1]) * self._bytes(self.dtype) if self.depth else 0),
-                ):
-                    with open(self.folder / name, "wb") as file:
-                        if size:
-                            os.posix_fallocate(file.fileno(), 0, size)
-            except OSError as error:
-                raise AssetError(
-                    f"{self.folder} needs {(size + 1e5) / 1e6:.0f} MB for frozen layers' output ({error.strerror}); "
-                    "free some space or set FEDPEFT_CACHE to another disk"
-                ) from error
-            done.write_bytes(bytes(len(self.tiles)))
+        with FileLock(f"{self.folder}.lock"):  # runs that begin together must not empty each other's files
+            if not done.exists() or done.stat().st_size != len(self.tiles):
+                self._make_files()
+                done.write_bytes(bytes(len(self.tiles)))
         return [i for i, flag in enumerate(done.read_bytes()) if not flag]
+
+    def _make_files(self) -> None:
+        sizes = {"features.bin": len(self.examples) * self._bytes(self._feature_dtype)}
+        sizes["hidden.bin"] = int(self._offsets[-1]) * self._bytes(self.dtype) if self.depth else 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, size in sizes.items():
+                with open(self.folder / name, "wb") as file:
+                    if size:
+                        os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise AssetError(
+                f"{self.folder} needs {sum(sizes.values()) / 1e6:.1f} MB for frozen layers' output "
+                f"({error.strerror}); free some space or set FEDPEFT_CACHE to another disk"
+            ) from error
 
     def _bytes(self, dtype: torch.dtype) -> int:
         return self.width * dtype.itemsize

@@ -34,9 +34,10 @@ from fedpeft.combinations import check_combination, check_private_run, uplink_fo
 from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
 from fedpeft.downlink import parse_downlink
-from fedpeft.errors import ConfigError, RunError
-from fedpeft.examples import LENGTH_STEP, Examples, length_sorted_batches
+from fedpeft.errors import AssetError, ConfigError, RunError
+from fedpeft.examples import LENGTH_STEP, Examples
 from fedpeft.forgetting import Forgetting, forgetting, second_task
+from fedpeft.frozen_prefix import HiddenRows, above
 from fedpeft.grids.cohort import CohortGrid
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
@@ -524,17 +525,19 @@ class Simulation:
         `base_precision`: of the base that the files are loaded on; they and all else are fp32 (bf16 on a bf16 base).
         The workers should have ended: their memory is not needed any more.
         """
-        examples = cached_examples(self.tokenised(self.dataset.test, self.tokens))
-        batches = finished.score_batches(examples)
+        work = self.work.at(base_precision)
         torch.set_num_threads(self.fixed["workers"])
         base = self.task.base(self.model_directory, DTYPES.get(base_precision, torch.float32))
-        quantize(base, self.work.at(base_precision).precision or self.method.base_precision)
+        quantize(base, work.precision or self.method.base_precision)
+        base, test, held = self._reused(base, work, name)
         model = finished.load(folder, self.task, base, self.dataset.classes)
-        divisor = self._temperature(model)
+        del base
+        divisor = self._temperature(model, held)
+        batches = finished.score_batches(test)
         self.observer.phase(name, len(batches))
-        columns = {f.name: np.zeros(len(examples)) for f in dataclasses.fields(finished.Scores)}
+        columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(finished.Scores)}
         for rows in batches:
-            scores = finished.score(model, self.task, examples.batch(rows), divisor)
+            scores = finished.score(model, self.task, test.batch(rows), divisor)
             for column, values in columns.items():
                 values[rows] = getattr(scores, column)
             self.observer.advance()
@@ -542,16 +545,39 @@ class Simulation:
         count = scores.count.sum()
         return Score(float(scores.correct.sum() / count), float(scores.loss.sum() / count), scores, divisor)
 
-    def _temperature(self, model: FederatedModel) -> float:
+    def _reused(self, base: nn.Module, work: WorkPlan, name: str) -> tuple[nn.Module, Examples, Examples]:
+        """What the score runs on: a base, test rows and validation rows.
+
+        They begin at the lowest adapted block where the frozen part below it is reused and the disk has room for it.
+        """
+        keys = [self.tokenised(rows, self.tokens) for rows in (self.dataset.test, self.all_rows.take(self.validation))]
+        depth = 0 if work.precision or self.method.base_precision else work.depth
+        if depth:
+            stores = [work.store(key, depth) for key in keys]
+            try:
+                missing = [(store, tile) for store in stores for tile in store.missing()]
+            except AssetError:
+                depth = 0
+        if not depth:
+            test, held = (cached_examples(key) for key in keys)
+            return base, test, held
+        if missing:
+            self.observer.phase(f"{name}: frozen layers (kept for later runs)", len(missing))
+        for store, tile in missing:
+            store.fill(tile, base)
+            self.observer.advance()
+        test_rows, held_rows = (HiddenRows(store) for store in stores)
+        return above(base, depth), test_rows, held_rows
+
+    def _temperature(self, model: FederatedModel, held: Examples) -> float:
         """What logits are divided by for the best fit of the validation rows; 1 for language models."""
         labels = self.all_rows.labels
-        if labels is None or not len(self.validation):
+        if labels is None or not len(held):
             return 1.0
-        examples = cached_examples(self.work.data_key)
-        logits = np.zeros((len(self.validation), self.dataset.classes))
+        logits = np.zeros((len(held), self.dataset.classes))
         with torch.inference_mode():
-            for index in length_sorted_batches(examples.lengths[self.validation], finished.SCORE_BATCH):
-                logits[index] = model(examples.batch(self.validation[index])).double().numpy()
+            for index in finished.score_batches(held):
+                logits[index] = model(held.batch(index)).double().numpy()
         return temperature(logits, labels[self.validation])
 
     def forgotten(self, folder: Path) -> Forgetting | None:

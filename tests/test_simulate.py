@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import os
 import signal
@@ -17,7 +19,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.console import ConsoleObserver
 from fedpeft.simulate import main, simulate
+from fedpeft.simulation import Simulation
 
 TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "4", "--rounds", "3", "--dtype", "fp32", "--workers", "1",
         "--optimizer", "adamw", "--learning-rate", "0.003", "--head-rate", "1"]  # fmt: skip
@@ -96,6 +100,31 @@ def test_the_reported_accuracy_is_that_of_the_saved_files(finished):
         logits = hidden.mean(1) @ head["head.weight"].T + head["head.bias"]
         correct += labels[int(logits.argmax())] == load_dataset("tiny").label_names[label]
     assert correct / len(test) == pytest.approx(summary["accuracy"], abs=1e-9)
+
+
+def test_the_score_reuses_the_frozen_part_where_the_disk_has_room_for_it(tmp_path, monkeypatch):
+    run(tmp_path / "run", "--peft", "lora(rank=2, layers=1)")
+    config = from_mapping(read_toml(tmp_path / "run" / "config.toml"), "config.toml")
+
+    def scored(**changes):
+        observer = ConsoleObserver(QUIET)
+        simulation = Simulation(dataclasses.replace(config, **changes), tmp_path / "run", observer)
+        return simulation, simulation.score(tmp_path / "run", "score").scores
+
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "roomy"))
+    reusing, reused = scored()
+    hidden = [f for f in (tmp_path / "roomy").glob("frozen-*/hidden.bin") if f.stat().st_size]
+    assert reusing.work.depth == 2
+    assert len(hidden) == 2  # test and validation rows
+    whole = scored(executor="sequential")[1]  # nothing is reused
+    np.testing.assert_allclose(reused.loss, whole.loss, rtol=1e-4)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fedpeft.frozen_prefix.os.posix_fallocate", full)
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "full"))
+    assert np.array_equal(scored()[1].loss, whole.loss)
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not(finished, tmp_path):
