@@ -9,7 +9,6 @@ computed in tiles that depend on their lengths alone, so the stored values do no
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,16 +30,12 @@ TILE = 32
 """Rows computed together."""
 
 
-def supports_prefix(base: nn.Module) -> bool:
-    """Whether the model can start from hidden states: it takes `inputs_embeds`."""
-    return "inputs_embeds" in inspect.signature(base.forward).parameters
-
-
 class _GivenEmbeddings(nn.Module):
     """In place of a model's embeddings: the given hidden states, untouched."""
 
-    def forward(self, *, inputs_embeds: Tensor, **_: Any) -> Tensor:
-        return inputs_embeds
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        tensors = (t for t in (*given, *named.values()) if isinstance(t, Tensor))
+        return next(t for t in tensors if t.is_floating_point())
 
 
 class _Skip(nn.Module):
@@ -67,6 +62,49 @@ def above(base: nn.Module, depth: int) -> nn.Module:
     if isinstance(getattr(top, "embeddings", None), nn.Module):
         top.embeddings = _GivenEmbeddings()
     return top
+
+
+AGREEMENT = 0.02
+"""Largest difference, relative to the largest output, that a model started from hidden states may show: bf16's."""
+
+
+def can_start_at(base: nn.Module, depth: int) -> bool:
+    """Whether `above(base, depth)`, fed what enters the block `depth`, computes what `base` does: tried on two rows.
+
+    Not so where a model adds something to hidden states on their way in (GPT-2 its positions), or takes none.
+    """
+    ids = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]], device=next(base.parameters()).device)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], device=ids.device)
+    training = base.training
+    base.eval()
+    try:
+        hidden, whole = _forward(base, {"input_ids": ids, "attention_mask": mask}, depth)
+        with torch.inference_mode():
+            part = above(base, depth)(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, StopIteration):
+        return False
+    finally:
+        base.train(training)
+    seen = mask.bool()
+    return bool((part - whole)[seen].abs().max() <= AGREEMENT * whole[seen].abs().max())
+
+
+def _forward(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None, Tensor]:
+    """What enters the block `depth` (None for depth 0), and the last hidden states."""
+    captured: list[Tensor] = []
+
+    def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        captured.append(args[0] if args else kwargs["hidden_states"])
+
+    with torch.inference_mode():
+        if not depth:
+            return None, base(**inputs).last_hidden_state
+        hook = blocks(base)[1][depth].register_forward_pre_hook(capture, with_kwargs=True)
+        try:
+            last = base(**inputs).last_hidden_state
+        finally:
+            hook.remove()
+    return captured[0], last
 
 
 def _shallow(module: nn.Module) -> nn.Module:
@@ -151,7 +189,7 @@ class FrozenStore:
         batch = self.examples.batch(rows)
         device = next(base.parameters()).device
         inputs = {name: t.to(device) for name, t in batch.items() if name != "labels"}
-        hidden, last = self._forward(base, inputs)
+        hidden, last = _forward(base, inputs, self.depth)
         features = pool(last, inputs.get("attention_mask")).to(self._feature_dtype)
         for i, row in enumerate(rows):
             self._write("features", features[i], int(row) * self._bytes(self._feature_dtype))
@@ -163,22 +201,6 @@ class FrozenStore:
         with open(self.folder / "tiles.done", "r+b") as done:
             done.seek(tile)
             done.write(b"\x01")
-
-    def _forward(self, base: nn.Module, inputs: Batch) -> tuple[Tensor | None, Tensor]:
-        captured: list[Tensor] = []
-
-        def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            captured.append(args[0] if args else kwargs["hidden_states"])
-
-        with torch.inference_mode():
-            if not self.depth:
-                return None, base(**inputs).last_hidden_state
-            hook = blocks(base)[1][self.depth].register_forward_pre_hook(capture, with_kwargs=True)
-            try:
-                last = base(**inputs).last_hidden_state
-            finally:
-                hook.remove()
-        return captured[0], last
 
     def _write(self, name: str, values: Tensor, position: int) -> None:
         os.pwrite(self._files[name], values.cpu().contiguous().view(torch.uint8).numpy().data, position)

@@ -37,7 +37,7 @@ from fedpeft.downlink import parse_downlink
 from fedpeft.errors import AssetError, ConfigError, RunError
 from fedpeft.examples import LENGTH_STEP, Examples
 from fedpeft.forgetting import Forgetting, forgetting, second_task
-from fedpeft.frozen_prefix import HiddenRows, above
+from fedpeft.frozen_prefix import HiddenRows, above, can_start_at
 from fedpeft.grids.cohort import CohortGrid
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
@@ -309,7 +309,9 @@ class Simulation:
         base: Any = reference.base
         adapted = [t.module for t in self.layout.tensors if t.role != "head"]
         plain = base.get_base_model() if hasattr(base, "get_base_model") else base
-        reuse = batched and self.dataset.kind == "text" and self.dataset.task == "classification"
+        reusable = self.dataset.kind == "text" and self.dataset.task == "classification"
+        lowest = lowest_block(plain, adapted) if reusable else 0
+        self.reused_blocks = lowest if lowest and can_start_at(plain, lowest) else 0
         return WorkPlan(
             task=self.dataset.task,
             method=self.peft,
@@ -322,7 +324,7 @@ class Simulation:
             dtype=config.dtype,
             executor="private" if per_example else "batched" if batched else "sequential",
             clients_per_pass=max(1, round(TOKENS_PER_PASS / (config.batch_size * tokens))),
-            depth=lowest_block(plain, adapted) if reuse else 0,
+            depth=self.reused_blocks if batched else 0,
             kernel=kernel if batched else "native",
             threads=1,
             device="cpu",
@@ -551,7 +553,7 @@ class Simulation:
         They begin at the lowest adapted block where the frozen part below it is reused and the disk has room for it.
         """
         keys = [self.tokenised(rows, self.tokens) for rows in (self.dataset.test, self.all_rows.take(self.validation))]
-        depth = 0 if work.precision or self.method.base_precision else work.depth
+        depth = 0 if work.precision or self.method.base_precision else self.reused_blocks
         if depth:
             stores = [work.store(key, depth) for key in keys]
             try:

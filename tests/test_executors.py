@@ -10,9 +10,10 @@ import torch
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.clients.training import Job, LocalTraining
+from transformers import AutoConfig, AutoModel
 
 from fedpeft.adapter import ClientForm
-from fedpeft.frozen_prefix import FrozenStore, HiddenRows, above
+from fedpeft.frozen_prefix import FrozenStore, HiddenRows, above, can_start_at
 from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.task import DTYPES, adapter_dtype
 
@@ -149,6 +150,23 @@ def test_reusing_the_frozen_part_changes_nothing(tiny, tmp_path):
     head = task.model(task.base(folder, torch.float64), classes)
     expected = head.features(rows.batch(index)).detach()
     assert torch.allclose(store.features(index), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "startable"),
+    [
+        ("bert", {"intermediate_size": 32}, True),
+        ("roberta", {"intermediate_size": 32}, True),
+        ("distilbert", {"hidden_dim": 32}, True),
+        ("gpt2", {}, False),  # it would add its positions once more
+    ],
+)
+def test_only_models_that_can_start_from_hidden_states_do(kind, settings, startable):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 30}
+    torch.manual_seed(0)
+    base = AutoModel.from_config(AutoConfig.for_model(kind, **sizes, **settings))
+    assert can_start_at(base, 2) == startable
+    assert base.training
 
 
 def test_the_learning_rate_of_a_round_rises_over_the_warmup():
