@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import signal
 import time
 from collections import Counter
 
@@ -79,6 +81,31 @@ def test_what_else_travels_arrives(fleet, settings):
     assert bool(Checkpoints(made.folder / "run" / "checkpoint").load().residual) == ("strategy" in settings)
     counts = (json.loads((made.folder / f / "summary.json").read_text()) for f in ("run", "simulated"))
     assert len({c["downlink_bytes"] for c in counts}) == 1
+
+
+@pytest.mark.slow
+def test_a_late_joiner_takes_part_and_own_rows_are_evaluated(fleet):
+    """A round is held up by a client that is suspended until the newcomer is there: it can't come too late."""
+    made = fleet(rounds=12, evaluate_every=1)
+    server = made.serve("--wait-for", "2", "--held-out", "0.2")
+    clients = {name: made.join(name) for name in ("a", "c")}
+    made.wait(lambda: len(made.rounds()) >= 2, server)
+    clients["a"].send_signal(signal.SIGSTOP)
+    clients["b"] = made.join("b")
+    made.wait(lambda: any(e["client"] == "b" for e in made.events("connected")), server)
+    clients["a"].send_signal(signal.SIGCONT)
+    assert [made.end(p) for p in (server, *clients.values())] == [0, 0, 0, 0], made.logs()
+    rounds = made.rounds()
+    assert [r["round"] for r in rounds] == list(range(13))
+    assert (rounds[1]["clients"], rounds[-1]["clients"]) == (2, 3)
+    members = json.loads((made.folder / "run" / "roster.json").read_text())["members"]
+    assert {m["name"]: m["id"] for m in members} == {"a": 0, "c": 1, "b": 2}
+    assert all(r["accuracy"] is not None for r in rounds)
+    summary = json.loads((made.folder / "run" / "summary.json").read_text())
+    assert summary["accuracy_of"] == "clients' own held-out rows, by rows"
+    said = [re.findall(r"evaluate round 12: (\d+) rows, loss ([\d.]+)", made.log(name))[-1] for name in NAMES]
+    total = sum(int(rows) for rows, _ in said)
+    assert summary["loss"] == pytest.approx(sum(int(n) * float(loss) for n, loss in said) / total, abs=1e-3)
 
 
 @pytest.mark.long
