@@ -55,28 +55,22 @@ def second_task(text: str, first: Dataset) -> Dataset:
     return second
 
 
-def forgetting(
-    second: Dataset,
-    task: Task,
-    tokenise: Callable[[Rows], Examples],
-    before: FederatedModel,
-    after: FederatedModel,
-) -> Forgetting:
-    """Score the second task on two models: the base and the finished one."""
-    test = tokenise(chosen(second.test, TEST_ROWS))
+def standing(second: Dataset, task: Task, tokenise: Callable[[Rows], Examples], model: FederatedModel) -> float:
+    """How well `model` does on the second task: probe accuracy, or loss per token in nats."""
+    test = chosen(second.test, TEST_ROWS)
     if second.task != "classification":
-        losses = [_loss(model, task, test) for model in (before, after)]
-        return Forgetting(second.name, "nats per token", losses[0], losses[1], losses[1] - losses[0])
+        return _loss(model, task, tokenise(test))
     rows = chosen(second.train, PROBE_ROWS)
     train, validation = split_validation(rows, max(1, len(rows) // 5))
-    accuracies = []
-    for model in (before, after):
-        parts = [
-            (_features(model, tokenise(part)), part.labels)
-            for part in (train, validation, chosen(second.test, TEST_ROWS))
-        ]
-        accuracies.append(linear_probe(*parts).accuracy)  # type: ignore[arg-type]
-    return Forgetting(second.name, "probe accuracy", accuracies[0], accuracies[1], accuracies[0] - accuracies[1])
+    parts = [(_features(model, tokenise(part)), part.labels) for part in (train, validation, test)]
+    return linear_probe(*parts).accuracy  # type: ignore[arg-type]
+
+
+def compared(second: Dataset, before: float, after: float) -> Forgetting:
+    """The standing of the base and of the finished model."""
+    if second.task != "classification":
+        return Forgetting(second.name, "nats per token", before, after, after - before)
+    return Forgetting(second.name, "probe accuracy", before, after, before - after)
 
 
 def chosen(rows: Rows, most: int) -> Rows:

@@ -36,7 +36,7 @@ from fedpeft.data import Dataset, Rows, load_dataset, split_validation
 from fedpeft.downlink import parse_downlink
 from fedpeft.errors import AssetError, ConfigError, RunError
 from fedpeft.examples import LENGTH_STEP, Examples
-from fedpeft.forgetting import Forgetting, forgetting, second_task
+from fedpeft.forgetting import PROBE_ROWS, TEST_ROWS, Forgetting, compared, second_task, standing
 from fedpeft.frozen_prefix import HiddenRows, above, can_start_at
 from fedpeft.grids.cohort import CohortGrid
 from fedpeft.head_start import HEADS
@@ -596,9 +596,23 @@ class Simulation:
         def tokenise(rows: Rows) -> Examples:
             return self.task.tokenise(rows, self.model_directory, self.tokens)
 
-        before = self.task.model(base(), self.dataset.classes)
-        after = finished.load(folder, self.task, base(), self.dataset.classes)
-        return forgetting(self.second, self.task, tokenise, before, after)
+        second = self.second
+        name = cache.key(
+            rows=[cache.rows_hash(rows) for rows in (second.train, second.test)],
+            model=self.work.model_key,
+            tokenizer=cache.file_hash(self.model_directory, cache.TOKENIZER_FILES),
+            tokens=self.tokens,
+            precision=self.method.base_precision,
+            used=(PROBE_ROWS, TEST_ROWS),
+        )
+
+        def untouched() -> dict[str, np.ndarray]:
+            model = self.task.model(base(), self.dataset.classes)
+            return {"standing": np.array(standing(second, self.task, tokenise, model))}
+
+        before = float(cache.arrays("standing", name, untouched)["standing"])
+        after = standing(second, self.task, tokenise, finished.load(folder, self.task, base(), self.dataset.classes))
+        return compared(second, before, after)
 
     def centralised(self, state: State) -> tuple[Path, float]:
         """The same adapter trained on the pooled rows: same start `state`, passes and batch size.
