@@ -202,8 +202,9 @@ class Deployment(Simulation):
                 rows, test = split_validation(source.train, held)[1], source.test
         elif options.eval_data:
             rows, names = labelled_rows(options.eval_data, options.text_column, options.label_column, names)
-        if source is not None and source.kind != "text":
-            raise ConfigError(f"{source.name} holds images; clients of a server join with texts")
+        if source is not None and (source.kind != "text" or source.task == "instruction"):
+            what = "conversations" if source.kind == "text" else "images"
+            raise ConfigError(f"{source.name} holds {what}; clients of a server join with texts")
         if names is None and not options.eval_data:
             rows = Rows([])
         dataset = Described(

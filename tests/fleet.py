@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -116,6 +118,7 @@ def apart(made: Fleet) -> float:
     one, other = (Checkpoints(made.folder / f / "checkpoint").load() for f in ("run", "simulated"))
     assert one is not None
     assert other is not None
+    assert one.round == other.round
     for kind in ("adapter", "residual"):
         assert getattr(one, kind).keys() == getattr(other, kind).keys()
     pairs = [(getattr(one, kind)[n], t) for kind in ("adapter", "residual") for n, t in getattr(other, kind).items()]
@@ -123,7 +126,10 @@ def apart(made: Fleet) -> float:
 
 
 class Wire(threading.Thread):
-    """Carries bytes between clients and the server, counts them, and can be cut: connections break, none come about."""
+    """Carries bytes between clients and the server, and counts them.
+
+    It can be `cut` (connections break, none come about) or `silent` (they stay, and nothing arrives).
+    """
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -132,6 +138,7 @@ class Wire(threading.Thread):
         self.port = self.listener.getsockname()[1]
         self.up = self.down = 0
         self.cut = threading.Event()
+        self.silent = threading.Event()
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
         self.start()
 
@@ -152,6 +159,8 @@ class Wire(threading.Thread):
     def _carry(self, source: socket.socket, sink: socket.socket, way: str) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                while self.silent.is_set():
+                    time.sleep(0.05)
                 setattr(self, way, getattr(self, way) + len(data))
                 sink.sendall(data)
         for end in (source, sink):
@@ -164,3 +173,46 @@ class Wire(threading.Thread):
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
         self.pairs = []
+
+
+def havoc(made: Fleet) -> int:
+    """For some minutes, seeded: clients and the server are killed, asked to stop, and cut off, at random moments.
+
+    Between two deeds none to two rounds are finished, and a moment of the next passes. Every round waits for all
+    clients, so that the run can be compared with a simulation. Returns the number of rounds that are finished when the
+    server has been asked to stop for the last time.
+    """
+    seconds = float(os.environ.get("FEDPEFT_CHAOS_SECONDS", "180"))
+    chance = random.Random(int(os.environ.get("FEDPEFT_CHAOS_SEED", "0")))
+    server = made.serve("--quorum", "1")
+    wire = Wire(made.port)
+    clients = {name: made.join(name, port=wire.port) for name in NAMES}
+    deeds: Counter[str] = Counter()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        calm = len(made.rounds()) + chance.choice([0, 1, 1, 2])
+        made.wait(lambda calm=calm: len(made.rounds()) >= calm, server)
+        time.sleep(chance.uniform(0, 3))
+        deed = chance.choice(["client", "client", "server", "stop", "cut"])
+        deeds[deed] += 1
+        if deed == "client":
+            name = chance.choice(NAMES)
+            clients[name].kill()
+            clients[name].wait()
+            clients[name] = made.join(name, port=wire.port)
+        elif deed == "cut":
+            wire.cut.set()
+            wire.break_all()
+            time.sleep(chance.uniform(0.5, 5))
+            wire.cut.clear()
+        else:
+            server.kill() if deed == "server" else server.terminate()
+            made.end(server)
+            server = made.serve()
+    made.wait(lambda: len(made.rounds()) > 3, server, seconds=600)
+    server.terminate()
+    assert made.end(server) == 0, made.logs()
+    finished = len(made.rounds()) - ("head" not in made.settings)
+    print(f"{finished} rounds in {seconds:.0f} s, {dict(deeds)}")
+    assert sum(deeds.values()) > 3
+    return finished

@@ -67,10 +67,11 @@ class Federation:
         self.config = RunConfig(**{**TINY, **given})
         self.options = options or [{}] * self.config.clients
         (folder / "server").mkdir(exist_ok=True)
-        data = load_dataset("tiny")
+        data = load_dataset(self.config.dataset)
+        names = data.label_names
         first = 0
         for k, count in enumerate(ROWS[: self.config.clients]):
-            rows = [{"text": data.train.inputs[i], "label": data.label_names[data.train.labels[i]]}
+            rows = [{"text": data.train.inputs[i]} | ({"label": names[data.train.labels[i]]} if names else {})
                     for i in range(first, first + count)]  # fmt: skip
             first += count
             (folder / f"{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import configparser
 import dataclasses
+import json
+import os
 import re
 import shlex
+import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -14,12 +19,15 @@ import tyro
 
 from fedpeft import certs, join, serve, simulate
 from fedpeft.app_settings import OWN_KEYS, config_of
+from fedpeft.assets import cache_directory
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+BLOCKS = [block.splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
+[TRIED] = [block for block in BLOCKS if block[0].startswith("printf")]
+COMMANDS = [line for block in BLOCKS for line in block if block is not TRIED or line != block[0]]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -39,6 +47,29 @@ def test_a_command_of_the_walk_through_is_legal(command, tmp_path, monkeypatch):
         {"serve": serve, "simulate": simulate}[program].parse(arguments)
 
 
+@pytest.mark.slow
+def test_the_walk_through_on_one_machine_works(tmp_path):
+    """Its lines as they stand, at a free port; `python` is this one."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    lines = [line.replace("8470", port).replace("python -m", f"{sys.executable} -m") for line in TRIED]
+    for line in lines[:2]:
+        subprocess.run(line, shell=True, cwd=tmp_path, check=True, timeout=300)
+    environment = {**os.environ, "HOME": str(tmp_path), "FEDPEFT_CACHE": str(cache_directory()), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(shlex.split(line), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        for line in lines[2:]
+    ]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert (tmp_path / "runs" / "tried" / "adapter" / "adapter_model.safetensors").exists()
+    assert all("the federation is finished" in text for text in said[1:])
+
+
 def test_the_options_that_the_tables_name_exist():
     known = {f.name for cls in (serve.ServeOptions, RunConfig, join.Command, join.EdgeOptions, certs.Command,
                                 serve.Command) for f in dataclasses.fields(cls)}  # fmt: skip
@@ -56,6 +87,15 @@ def test_the_service_examples_run_legal_commands(tmp_path):
         assert words[1:3] == ["-m", module.__name__]
         tyro.cli(module.Command, args=words[3:])
         assert unit["Service"]["RestartPreventExitStatus"] == "2"
+
+
+def test_the_container_runs_a_legal_command():
+    """As the file's head says to call it."""
+    text = (ROOT / "clients" / "Dockerfile").read_text(encoding="utf-8")
+    entry = json.loads(re.search(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)[1])
+    assert entry[:3] == ["python", "-m", join.__name__]
+    words = re.search(r"fedpeft-client \\\n#(.*)$", text, re.MULTILINE)[1]
+    tyro.cli(join.Command, args=[*entry[3:], *shlex.split(words)])
 
 
 def test_the_flower_run_config_is_the_configuration():

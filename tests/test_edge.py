@@ -13,8 +13,10 @@ import torch
 
 from fedpeft.base_model import resolve_model
 from fedpeft.checkpoint import Checkpoints
+from fedpeft.deployment import ServeOptions
 from fedpeft.edge import Edge, EdgeOptions
 from fedpeft.errors import DataError, FedpeftError, ModelError, RunError
+from fedpeft.serve import main as serve
 from fedpeft.wire import v1_pb2 as v1
 
 
@@ -97,6 +99,22 @@ def test_a_cohort_of_many_clients_does_not_trouble_one(federation):
     """A number of clients per round is the server's matter: a client of its own has a population of one."""
     made = federation(clients=2, cohort=2, rounds=1)
     assert made.run().round == 1
+
+
+def test_clients_with_texts_alone_train_a_language_model(federation):
+    """No classes, no head: each client's perplexity on its own held-out rows is all that is known, and it falls."""
+    made = federation(dataset="tiny_lm", rounds=3, local_steps=8, evaluate_every=1, serve=ServeOptions(held_out=0.2))
+    assert made.run().round == 3
+    rounds = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
+    assert rounds[-1]["loss"] < rounds[0]["loss"]
+
+
+def test_a_server_of_images_or_conversations_is_refused(tmp_path, capsys):
+    turns = [{"role": "user", "content": "how are you"}, {"role": "assistant", "content": "well"}]
+    (tmp_path / "talk.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 20)
+    for dataset, what in (("digits", "images"), (f"file:{tmp_path / 'talk.jsonl'}", "conversations")):
+        assert serve(["--dataset", dataset, "--clients", "1", "--insecure", "--output", str(tmp_path / what)]) == 2
+        assert f"holds {what}; clients of a server join with texts" in " ".join(capsys.readouterr().err.split())
 
 
 # --------------------------------------------------------------------------------------------------------- full disks

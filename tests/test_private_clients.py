@@ -9,7 +9,7 @@ import pytest
 from fedpeft.ledger import POPULATION
 from fedpeft.protection import KEY, LEDGER
 from fedpeft.simulate import main as simulate
-from tests.fleet import NAMES, apart
+from tests.fleet import NAMES, apart, havoc
 
 DP_SGD = "dp_sgd(noise_multiplier=1, test_noise=True)"
 
@@ -82,3 +82,21 @@ def test_killed_private_clients_and_servers_are_charged_at_least_what_was_releas
         assert {tuple(c[1:3]) for [c] in charges(home)} == kinds
         assert {(home / file).stat().st_mode & 0o077 for file in (KEY, LEDGER)} == {0}
     assert {(made.folder / "run" / n).stat().st_mode & 0o077 for n in ("clients.jsonl", "serve.jsonl", KEY)} == {0}
+
+
+@pytest.mark.long
+def test_chaos_with_privacy(fleet):
+    """Kills, stops and cuts at random moments: both books hold what was applied, once, and at most a round more."""
+    made = fleet(head="zero", optimizer="sgd", privacy=DP_SGD, rounds=400, evaluate_every=400, schedule="constant")
+    finished = havoc(made)
+    words = ["--output", str(made.folder / "simulated"), "--rounds", str(finished)]
+    assert simulate([str(made.folder / "run.toml"), *words]) == 0
+    assert apart(made) < 1e-6, "a replay has the noise of the first time"
+    lines = [json.loads(line) for line in (made.folder / "run" / "clients.jsonl").read_text().splitlines()]
+    assert len({(line["round"], line["client"]) for line in lines}) == len(lines) == 3 * finished
+    for k, name in enumerate(NAMES):
+        steps = [line["steps"] for line in lines if line["client"] == k]
+        own = sum(count for [[_, _, _, count]] in charges(homes(made)[name]))
+        book = sum(c[3] for charge in charges(made.folder / "run") for c in charge if c[0] == k)
+        print(f"{name}: {sum(steps)} releases applied, {own} in its ledger, {book} in the server's")
+        assert sum(steps) <= own <= book <= sum(steps) + steps[-1]
