@@ -1,0 +1,234 @@
+"""`python -m experiments.transport.clients`: what a real client needs, by the precision of its base.
+
+A server and its clients as users run them: processes, mutual TLS, loopback. Memory is a client's resident set as the
+kernel counts it, libraries included, which is what it would need on a machine of its own: the peak, and what it holds
+in the rounds. CPU seconds are a client's, from the end of round 1 on; seconds and bytes are those of the server's
+summary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tyro
+
+from fedpeft.certificates import Authority
+from fedpeft.data import load_dataset
+from fedpeft.kernels import cpu_name
+
+DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
+BEGIN, END = "<!-- clients: begin -->", "<!-- clients: end -->"
+SAMPLE_SECONDS = 0.2
+PATIENCE_SECONDS = 120.0
+"""For a process to end once the server has."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure."""
+
+    dataset: str = "20newsgroups"
+    """whose rows and labels to take"""
+    model: str = "auto"
+    """base model"""
+    clients: int = 2
+    """clients of each run"""
+    rows: int = 48
+    """rows of each client"""
+    rounds: int = 4
+    """rounds of each run"""
+    precisions: tuple[str, ...] = ("fp32", "bf16", "int8", "nf4")
+    """of the clients' bases"""
+    privacy: str = "dp_sgd(epsilon=8)"
+    """of one more run, on a base in bf16; empty: none"""
+    write_docs: bool = False
+    """put the table into docs/deploy.md"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run.
+
+    Attributes:
+        name: of its row in the table.
+        peak: the largest resident set of any client, in bytes.
+        held: the largest median of a client's resident set over the rounds, in bytes.
+        cpu: the most CPU seconds that a client has used for a round.
+        summary: the server's.
+    """
+
+    name: str
+    peak: int
+    held: int
+    cpu: float
+    summary: dict[str, Any]
+
+
+class Federation:
+    """A folder with certificates and rows for each client."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder, self.settings = folder, settings
+        authority = Authority(folder / "certs", 30)
+        authority.ensure()
+        authority.server(["localhost", "127.0.0.1"])
+        data = load_dataset(settings.dataset)
+        rows, names = data.train, data.label_names
+        assert rows.labels is not None
+        assert names is not None
+        order = np.random.default_rng(0).permutation(len(rows))
+        for k in range(settings.clients):
+            authority.client(f"edge-{k}")
+            chosen = order[k * settings.rows : (k + 1) * settings.rows]
+            lines = [json.dumps({"text": rows.inputs[i], "label": names[rows.labels[i]]}) + "\n" for i in chosen]
+            (folder / f"{k}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    def _start(self, log: str, module: str, *words: object) -> subprocess.Popen[bytes]:
+        with open(self.folder / log, "ab") as out:
+            return subprocess.Popen(
+                [sys.executable, "-m", module, *map(str, words)],
+                cwd=self.folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    def run(self, name: str, precision: str, *flags: str) -> Measured:
+        """A federation whose clients hold the base in `precision`, with more flags for the server.
+
+        Raises:
+            SystemExit: a process has failed; the logs are shown.
+        """
+        settings, run = self.settings, re.sub(r"\W+", "-", name)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        server = self._start(
+            f"{run}.log", "fedpeft.serve", "--dataset", settings.dataset, "--model", settings.model, "--clients",
+            settings.clients, "--cohort", "all", "--rounds", settings.rounds, "--listen", address, "--output", run,
+            *flags,
+        )  # fmt: skip
+        clients = [
+            self._start(
+                f"{run}-{k}.log", "fedpeft.join", "--server", address, "--data", f"{k}.jsonl", "--certs",
+                f"certs/clients/edge-{k}", "--state", "state", "--device", "cpu", "--threads", 1, "--precision",
+                precision, "--give-up", PATIENCE_SECONDS,
+            )
+            for k in range(settings.clients)
+        ]  # fmt: skip
+        try:
+            watched = self._watch(run, server, clients)
+            if any(process.wait(PATIENCE_SECONDS) for process in (server, *clients)):
+                logs = "\n".join(log.read_text(encoding="utf-8") for log in self.folder.glob(f"{run}*.log"))
+                raise SystemExit(f"a process of the run {name!r} has failed:\n{logs}")
+        finally:
+            for process in (server, *clients):
+                process.kill()
+        summary = json.loads((self.folder / run / "summary.json").read_text(encoding="utf-8"))
+        peaks = [w.peak for w in watched]
+        held = [statistics.median_high(w.held) if w.held else 0 for w in watched]
+        cpu = [(w.cpu[-1] - w.cpu[0]) / max(1, settings.rounds - 1) if w.cpu else 0.0 for w in watched]
+        return Measured(name, max(peaks), max(held), max(cpu), summary)
+
+    def _watch(
+        self, run: str, server: subprocess.Popen[bytes], clients: list[subprocess.Popen[bytes]]
+    ) -> list[Watched]:
+        """Each client, until the server has ended."""
+        watched = [Watched() for _ in clients]
+        rounds = self.folder / run / "rounds.jsonl"
+        while server.poll() is None and all(client.poll() in (None, 0) for client in clients):
+            begun = rounds.exists() and '"round": 1,' in rounds.read_text(encoding="utf-8")
+            for client, seen in zip(clients, watched, strict=True):
+                seen.look(client.pid, begun)
+            time.sleep(SAMPLE_SECONDS)
+        return watched
+
+
+@dataclass
+class Watched:
+    """What was seen of a process: its peak so far, and, in the rounds, bytes held and CPU seconds used so far."""
+
+    peak: int = 0
+    held: list[int] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def look(self, pid: int, begun: bool) -> None:
+        """Take a sample; nothing once the process has ended."""
+        try:
+            peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
+            process = psutil.Process(pid)
+            now, used = process.memory_info().rss, process.cpu_times()
+        except (OSError, psutil.Error):
+            return
+        if peak:
+            self.peak = max(self.peak, 1024 * int(peak[1]))
+        if begun and now:
+            self.held.append(now)
+            self.cpu.append(used.user + used.system)
+
+
+def table(settings: Settings, found: list[Measured]) -> str:
+    """What was measured, as Markdown."""
+    first = found[0].summary
+    updates = 1e3 * settings.rounds * settings.clients
+    rows = [
+        f"| {m.name} | {m.peak / 1e6:.0f} MB | {m.held / 1e6:.0f} MB | {m.cpu:.1f} | "
+        f"{m.summary['seconds_per_round']:.1f} | "
+        f"{(m.summary['uplink_bytes'] - m.summary['prepare_bytes']) / updates:.0f} kB | "
+        f"{m.summary['downlink_bytes'] / updates:.0f} kB |"
+        for m in found
+    ]
+    return "\n".join(
+        [
+            "| base | memory of a client, peak | in the rounds | CPU seconds, a client and round | seconds a round "
+            "| up, a client and round | down |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            textwrap.fill(
+                f"{settings.dataset}, {first['parameters']:,} parameters trained, {settings.clients} clients at a time "
+                f"of {settings.rows} rows, one thread each, {settings.rounds} rounds. {cpu_name()}, {os.cpu_count()} "
+                f"cores for server, clients and other work, load average {os.getloadavg()[0]:.1f} at the end: compare "
+                "CPU seconds.",
+                120,
+            ),
+            "Command: `python -m experiments.transport.clients --write-docs`.",
+        ]
+    )
+
+
+def write(file: Path, text: str) -> None:
+    """Put the table between the marks of a file."""
+    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    file.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def main() -> None:
+    """Measure, print, and perhaps write the docs."""
+    settings = tyro.cli(Settings, prog="python -m experiments.transport.clients")
+    with tempfile.TemporaryDirectory() as name:
+        federation = Federation(Path(name), settings)
+        found = [federation.run(precision, precision) for precision in settings.precisions]
+        if settings.privacy:
+            found.append(federation.run("bf16, dp_sgd", "bf16", "--head", "zero", "--privacy", settings.privacy))
+    text = table(settings, found)
+    print(text)
+    if settings.write_docs:
+        write(DOCS, text)
+
+
+if __name__ == "__main__":
+    main()
