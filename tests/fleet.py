@@ -176,11 +176,11 @@ class Wire(threading.Thread):
 
 
 def havoc(made: Fleet) -> int:
-    """For some minutes, seeded: clients and the server are killed, asked to stop, and cut off, at random moments.
+    """For some minutes and at least four times, clients and the server are killed, asked to stop, and cut off.
 
-    Between two deeds none to two rounds are finished, and a moment of the next passes. Every round waits for all
-    clients, so that the run can be compared with a simulation. Returns the number of rounds that are finished when the
-    server has been asked to stop for the last time.
+    What is done is drawn from a seed; between two deeds none to two rounds are finished, and a moment of the next
+    passes. Every round waits for all clients, so that the run can be compared with a simulation. Returns the number of
+    rounds that are finished when the server has been asked to stop for the last time.
     """
     seconds = float(os.environ.get("FEDPEFT_CHAOS_SECONDS", "180"))
     chance = random.Random(int(os.environ.get("FEDPEFT_CHAOS_SEED", "0")))
@@ -188,8 +188,9 @@ def havoc(made: Fleet) -> int:
     wire = Wire(made.port)
     clients = {name: made.join(name, port=wire.port) for name in NAMES}
     deeds: Counter[str] = Counter()
+    made.wait(made.rounds, server)
     end = time.monotonic() + seconds
-    while time.monotonic() < end and server.poll() is None:
+    while time.monotonic() < end or sum(deeds.values()) < 4:
         calm = len(made.rounds()) + chance.choice([0, 1, 1, 2])
         made.wait(lambda calm=calm: len(made.rounds()) >= calm, server)
         time.sleep(chance.uniform(0, 3))
@@ -214,5 +215,4 @@ def havoc(made: Fleet) -> int:
     assert made.end(server) == 0, made.logs()
     finished = len(made.rounds()) - ("head" not in made.settings)
     print(f"{finished} rounds in {seconds:.0f} s, {dict(deeds)}")
-    assert sum(deeds.values()) > 3
     return finished
