@@ -82,10 +82,9 @@ def _owner_of_column(products: Sequence[LowRank], values: Tensor) -> Tensor:
 
 def inner_products(products: Sequence[LowRank]) -> Tensor:
     """The (K, K) matrix of <X_i, X_j> = tr(X_i^T X_j), in fp64, through the Gram matrices of the stacked factors."""
-    joined = stack(products)
-    columns = _gram_matrix(joined.left.T).mul_(_gram_matrix(joined.right))
+    columns = _gram_matrix(*(p.left.T for p in products)).mul_(_gram_matrix(*(p.right for p in products)))
     owner = _owner_of_column(products, torch.arange(len(products)))
-    rows = torch.zeros(len(products), joined.width, dtype=torch.float64).index_add_(0, owner, columns)
+    rows = torch.zeros(len(products), len(owner), dtype=torch.float64).index_add_(0, owner, columns)
     return torch.zeros(len(products), len(products), dtype=torch.float64).index_add_(1, owner, rows)
 
 
@@ -203,26 +202,29 @@ def _gram(product: LowRank, rank: int) -> Triplets:
     # Each column of L made as long as its row of R, so that neither Gram matrix hides a direction: (L t) (R / t).
     t = (R_gram.diagonal() / L_gram.diagonal()) ** 0.25
     t = torch.where(t.isfinite() & (t > 0), t, torch.ones_like(t))
-    C, inverse = _root(R_gram / torch.outer(t, t))  # R / t = C Q with orthonormal rows Q = C^-1 (R / t)
-    values, V = leading_eigenvectors(C.T @ ((L_gram * torch.outer(t, t)) @ C), rank)
+    L_gram.mul_(t).mul_(t[:, None])
+    C, inverse = _root(R_gram.div_(t).div_(t[:, None]))  # R / t = C Q with orthonormal rows Q = C^-1 (R / t)
+    del R_gram
+    values, V = leading_eigenvectors(C.T @ (L_gram @ C), rank)
     S = values.clamp_min(0.0).sqrt()
     U = _times(L, t[:, None] * (C @ V)) / S.clamp_min(torch.finfo(S.dtype).tiny)
     return U, S, _times(R.T, inverse(V) / t[:, None]).T
 
 
-_PANELS, _SMALLEST_PANEL, _CHUNK = 8, 64, 2048
+_PANELS, _SMALLEST_PANEL, _CHUNK = 8, 64, 1024
 
 
-def _gram_matrix(X: Tensor) -> Tensor:
-    """X X^T in fp64. Only the blocks on and above the diagonal are multiplied, which saves nearly half.
+def _gram_matrix(*parts: Tensor) -> Tensor:
+    """X X^T in fp64, of X = [X_1; ..; X_K]. Only the blocks on and above the diagonal are multiplied: nearly half.
 
-    A chunk of columns is converted at a time: at the server's sizes fp64 copies of the factors are what memory goes to.
+    A chunk of columns is joined and converted at a time: at the server's sizes copies of the factors are what memory
+    goes to.
     """
-    rows = len(X)
+    rows = sum(len(part) for part in parts)
     result = torch.zeros(rows, rows, dtype=torch.float64)
     step = max(-(-rows // _PANELS), _SMALLEST_PANEL)
-    for begin in range(0, X.shape[1], _CHUNK):
-        exact = X[:, begin : begin + _CHUNK].double()
+    for begin in range(0, parts[0].shape[1], _CHUNK):
+        exact = torch.cat([part[:, begin : begin + _CHUNK] for part in parts]).double()
         for a in range(0, rows, step):
             result[a : a + step, a:] += exact[a : a + step] @ exact[a:].T
     for a in range(0, rows, step):

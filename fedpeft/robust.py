@@ -50,8 +50,8 @@ class RobustStrategy(GatherStrategy):
     new_factors: ClassVar[bool] = True
 
     @abstractmethod
-    def combine(self, changes: Sequence[LowRank], shares: Sequence[float]) -> LowRank:
-        """The combined change of one layer (out, in), from at least one client's."""
+    def combine(self, changes: Sequence[LowRank], shares: Sequence[float]) -> list[tuple[LowRank, float]]:
+        """Terms D_i (out, in) and weights w_i: sum_i w_i D_i is the combined change of one layer; of >= 1 client's."""
 
     @abstractmethod
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
@@ -59,11 +59,11 @@ class RobustStrategy(GatherStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of s B A plus the combined change."""
-        terms = [effective(pair, state, lora_form(layout))]
+        terms = [(effective(pair, state, lora_form(layout)), 1.0)]
         changes, shares = _heard((change(pair, u) for u in cohort.updates), cohort.shares, _factors)
         if changes:
-            terms.append(self.combine(changes, shares))
-        after = stack(terms)
+            terms += self.combine(changes, shares)
+        after = stack([term for term, _ in terms], [weight for _, weight in terms])
         del changes, terms  # each is a cohort's worth of factors, and `after` is a copy
         return best_factors(pair, after, state, layout, self.svd, self.remainder == "keep")
 
@@ -105,10 +105,9 @@ class ReweighingStrategy(RobustStrategy):
     def coefficients(self, shares: Tensor, geometry: Tensor) -> Tensor:
         """c (K,) from p (K,), which sums to 1, and the inner products (K, K)."""
 
-    def combine(self, changes: Sequence[LowRank], shares: Sequence[float]) -> LowRank:
+    def combine(self, changes: Sequence[LowRank], shares: Sequence[float]) -> list[tuple[LowRank, float]]:
         """sum_k c_k D_k over the clients that count."""
-        counted = [(D, c) for D, c in zip(changes, shares, strict=True) if c != 0] or [(changes[0], 0.0)]
-        return stack([D for D, _ in counted], [c for _, c in counted])
+        return [(D, c) for D, c in zip(changes, shares, strict=True) if c != 0]
 
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """sum_k c_k delta_k."""
@@ -127,12 +126,12 @@ class CoordinateStrategy(RobustStrategy):
     def vote(self, values: Tensor) -> Tensor:
         """(K, ...) to (...): the combined value of each coordinate."""
 
-    def combine(self, changes: Sequence[LowRank], shares: Sequence[float]) -> LowRank:
+    def combine(self, changes: Sequence[LowRank], shares: Sequence[float]) -> list[tuple[LowRank, float]]:
         """U vote(U^T D_k V) V^T."""
         U = shared_basis(changes, self.basis)
         V = shared_basis([LowRank(D.right.T, D.left.T) for D in changes], self.basis)
         coordinates = torch.stack([(U.T @ D.left) @ (D.right @ V) for D in changes])
-        return LowRank(U @ self.vote(coordinates), V.T)
+        return [(LowRank(U @ self.vote(coordinates), V.T), 1.0)]
 
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """The vote on each entry."""
@@ -144,12 +143,15 @@ def shared_basis(changes: Sequence[LowRank], dimensions: int) -> Tensor:
 
     They depend on the D_k alone, not on their factors; each client has the same say, however large its update.
     """
-    halves = torch.cat([_unit_half(D) for D in changes], dim=1)
+    widths = [min(D.width, D.shape[1]) for D in changes]
+    halves = changes[0].left.new_empty(changes[0].shape[0], sum(widths))
+    for D, columns in zip(changes, torch.split(halves, widths, dim=1), strict=True):
+        columns.copy_(_unit_half(D))
     return left_singular_vectors(halves, dimensions).to(halves.dtype)
 
 
 def _unit_half(D: LowRank) -> Tensor:
-    """H (out, <= q) with H H^T = D D^T / norm(D)^2."""
+    """H (out, min(q, in)) with H H^T = D D^T / norm(D)^2."""
     _, T = torch.linalg.qr(D.right.T)  # D D^T = (L T^T) (L T^T)^T
     half = D.left @ T.T
     unit: Tensor = half / half.norm().clamp_min(torch.finfo(half.dtype).tiny)
