@@ -232,7 +232,7 @@ class ClientSide:
         if self.privacy is not None:
             # The codec looks at what was trained: it may only see what may be seen.
             trained = {name: job.received[name] + tensor for name, tensor in update.items()}
-        if self.privacy is not None and not self.privacy.raw_metrics:
+        if self.privacy is not None and self.privacy.silent:
             result = replace(result, loss=0.0, rows=1)  # what was measured on the rows does not leave the client
         if job.client in self.attackers:
             draws = seeds.torch_generator(job.seed, "attack", job.round, job.client)

@@ -107,12 +107,12 @@ def check_private_run(mechanism: Mechanism, config: RunConfig, head: HeadStart, 
             f"the precision rule in --codec {str(uplink)!r} would let one client change what others contribute, which "
             f"{mechanism.name} can't bound; name the codec alone"
         )
-    if any(isinstance(rule, OverTime) for rule in uplink.rules) and not mechanism.raw_metrics:
+    if any(isinstance(rule, OverTime) for rule in uplink.rules) and mechanism.silent:
         raise PrivacyError(
             f"over_time goes by the clients' losses, which they keep for themselves under {mechanism.name}; leave it "
             "out, or allow raw_metrics=True"
         )
-    if personal and not mechanism.raw_metrics:
+    if personal and mechanism.silent:
         raise PrivacyError(
             f"{config.strategy} is evaluated by clients on their own rows, and these metrics are not protected; take "
             f"another strategy, or allow it with {mechanism.name}(raw_metrics=True, ...)"

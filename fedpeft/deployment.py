@@ -149,7 +149,7 @@ class Deployment(Simulation):
             )
         if mechanism.audit:
             raise ConfigError("audit=True attacks the rows of a simulation, and real clients keep theirs; leave it out")
-        if options.held_out and not mechanism.raw_metrics:
+        if options.held_out and mechanism.silent:
             raise PrivacyError(
                 "--held-out lets clients report losses on their own rows, which epsilon does not cover; leave it out, "
                 f"or allow it with {mechanism.name}(raw_metrics=True, ...)"

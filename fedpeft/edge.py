@@ -177,7 +177,7 @@ class Edge(Simulation):
     @property
     def silent(self) -> bool:
         """Whether nothing that is measured on the rows leaves this machine unprotected."""
-        return self.mechanism is not None and not self.mechanism.raw_metrics
+        return self.mechanism is not None and self.mechanism.silent
 
     def _protection(self) -> OwnLedger | None:
         """The client's own ledger, where the mechanism acts here."""

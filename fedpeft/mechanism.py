@@ -127,6 +127,11 @@ class Mechanism(ABC):
             )
 
     @property
+    def silent(self) -> bool:
+        """Whether clients keep to themselves what they measure on their rows: losses, numbers of rows, accuracies."""
+        return self.protects and not self.raw_metrics
+
+    @property
     def name(self) -> str:
         """As on the command line."""
         return type(self).__module__.rpartition(".")[2]

@@ -186,8 +186,7 @@ class OwnLedger(Protection):
         Raises:
             PrivacyError: says what.
         """
-        raw = self.mechanism.raw_metrics
-        if instruction.kind == "prepare" or (instruction.kind == "evaluate" and not raw):
+        if instruction.kind == "prepare" or (instruction.kind == "evaluate" and self.mechanism.silent):
             what = "sums over its rows" if instruction.kind == "prepare" else "losses on its rows"
             raise PrivacyError(f"the server asks for {what}, which {self.mechanism.name} does not protect")
         if instruction.kind == "train" and (instruction.round < 1 or instruction.variate or instruction.steps < 0):

@@ -488,7 +488,7 @@ class Server:
     @property
     def _silent(self) -> bool:
         """Whether clients report nothing that they have measured on their rows."""
-        return self.protection is not None and not self.protection.mechanism.raw_metrics
+        return self.protection is not None and self.protection.mechanism.silent
 
     def _collector(self, round: int, attempt: int, progress: Progress) -> Collector:
         state = progress.adapter

@@ -125,18 +125,20 @@ def test_a_parameter_that_the_hooks_miss_is_refused():
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])
-def test_clipped_sums_are_those_of_a_slow_reference(size):
-    task, method, model, rows = build("tiny", "lora")
+@pytest.mark.parametrize("name", ["lora", "ia3"])
+def test_clipped_sums_are_those_of_a_slow_reference(name, size):
+    """Both routes: each row's gradient by itself, clipped by hand."""
+    task, method, model, rows = build("tiny", name)
     chosen = trainable(model)
     clip, expected_rows = 0.05, 4.0
     privacy = RowPrivacy(clip, 0.0, 0.5, KEY, 0)
     private = SecretNoise(torch.optim.SGD(chosen.values()), privacy, expected_rows, KEY.stream("test"))
+    gradients = one_by_one(task, model, rows.batch(np.arange(size)), chosen) if size else {}
     with PerExample(model, task, method.privacy).attached(chosen) as per_example:
         if size:
             per_example.fill(rows.batch(np.arange(size)), chosen)
         else:
             empty(chosen)
-        gradients = {n: p.grad_sample.clone() for n, p in chosen.items()}
         private.pre_step()
     reference = {n: torch.zeros_like(p) for n, p in chosen.items()}
     clipped = 0
@@ -147,7 +149,7 @@ def test_clipped_sums_are_those_of_a_slow_reference(size):
             reference[name] += gradient[i] * min(1.0, clip / (length + 1e-6)) / expected_rows
     assert clipped == size, "the clipping norm of this test clips nothing"
     for name, parameter in chosen.items():
-        assert torch.allclose(parameter.grad, reference[name], rtol=1e-9, atol=1e-14), name
+        assert torch.allclose(parameter.grad, reference[name], rtol=1e-7, atol=1e-12), name
 
 
 def test_a_gradient_that_is_not_finite_counts_as_none():

@@ -212,6 +212,22 @@ def test_no_raw_metric_leaves_a_client(tmp_path):
         assert all(line["confidential"] for line in lines)
 
 
+def test_the_reference_without_protection_is_a_plain_run_with_uniform_weights(tmp_path):
+    """It trains as one, bit for bit, and reports as one; rules that go by what clients report may be used."""
+    told, adapters = [], []
+    for name, given in (("plain", {"weighting": "uniform"}), ("reference", {"privacy": "none"})):
+        adapters.append(trained(tmp_path / name, **given)[1].adapter)
+        lines = [json.loads(line) for line in (tmp_path / name / "clients.jsonl").read_text().splitlines()]
+        rounds = [json.loads(line) for line in (tmp_path / name / "rounds.jsonl").read_text().splitlines()]
+        told.append(([(li["client"], li["rows"], li["loss"]) for li in lines], [r["train_loss"] for r in rounds]))
+    assert told[0] == told[1]
+    assert all(loss > 0 for loss in told[0][1])
+    assert all(torch.equal(adapters[0][n], adapters[1][n]) for n in adapters[0])
+    for given in ({"strategy": "fedsa_lora"}, {"codec": "over_time | adaptive(bits=1) | rans"}):
+        _, progress = trained(tmp_path / next(iter(given)), privacy="none", **given)
+        assert progress.round == 2
+
+
 def test_the_summary_says_what_is_claimed(tmp_path):
     folder = tmp_path / "run"
     words = ["--" + k.replace("_", "-") + f"={v}" for k, v in TINY.items()]

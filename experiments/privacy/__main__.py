@@ -1,13 +1,15 @@
 """python -m experiments.privacy: what DP-SGD adds to the time of a local step of the sequential executor.
 
-Plain and private jobs on the same rows take turns; both are timed per row, because Poisson batches vary in size. The
-number that counts is the median of the ratios of neighbouring jobs.
+Plain and private jobs on the same rows take turns; all are timed per row, because Poisson batches vary in size. The
+number that counts is the median of the ratios of neighbouring jobs. Methods whose gradients per example come from
+Opacus' hooks are timed by `vmap` of the whole model, too, which is what all others take.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -19,7 +21,7 @@ from fedpeft.clients.training import Job, LocalTraining, RowPrivacy
 
 from fedpeft.base_model import resolve_model
 from fedpeft.data import load_dataset
-from fedpeft.peft_method import PEFT_METHODS
+from fedpeft.peft_method import PEFT_METHODS, PrivacyRoute
 from fedpeft.run_key import RunKey
 from fedpeft.task import DTYPES, TASKS
 
@@ -34,30 +36,53 @@ class Command:
     tokens: Annotated[int, tyro.conf.arg(help="longest text")] = 32
     batch_size: Annotated[int, tyro.conf.arg(help="rows of a step")] = 8
     steps: Annotated[int, tyro.conf.arg(help="steps of a job")] = 8
-    repeats: Annotated[int, tyro.conf.arg(help="pairs of jobs")] = 7
+    repeats: Annotated[int, tyro.conf.arg(help="turns of each kind of job")] = 7
+
+
+PLAIN = "plain"
+"""The kind of job without privacy; the others are named by their route to gradients per example."""
 
 
 def main(command: Command) -> None:
-    """Print one line per method."""
+    """Print one line per method and route."""
     torch.set_num_threads(1)
     data = load_dataset(command.dataset)
     task, folder = TASKS.build(data.task), resolve_model(command.model)
     rows = task.tokenise(data.train.take(np.arange(400)), folder, command.tokens)
-    print("| method | plain, ms a row | private, ms a row | ratio (median of pairs) |\n|---|---|---|---|")
+    print("| method | route | plain, ms a row | private, ms a row | ratio (median of pairs) |\n|---|---|---|---|---|")
     for spec in command.peft:
-        plain, private, ratios = measure(command, spec, task, folder, rows, data.classes)
-        print(f"| {spec} | {1e3 * plain:.2f} | {1e3 * private:.2f} | {statistics.median(ratios):.2f} |", flush=True)
+        times = measure(command, spec, task, folder, rows, data.classes)
+        plain = times.pop(PLAIN)
+        for route, private in times.items():
+            ratio = statistics.median(b / a for a, b in zip(plain, private, strict=True))
+            plain_ms, private_ms = (1e3 * statistics.median(seconds) for seconds in (plain, private))
+            print(f"| {spec} | {route} | {plain_ms:.2f} | {private_ms:.2f} | {ratio:.2f} |", flush=True)
 
 
-def measure(
-    command: Command, spec: str, task: Any, folder: Any, rows: Any, classes: int
-) -> tuple[float, float, list[float]]:
-    """Median seconds a row of plain and private jobs, and the ratio of each pair."""
+def measure(command: Command, spec: str, task: Any, folder: Any, rows: Any, classes: int) -> dict[str, list[float]]:
+    """Seconds a row of the plain jobs and of the private ones by each route that the method has."""
+    own = PEFT_METHODS.build(spec).privacy
+    routes: tuple[PrivacyRoute, ...] = ("hooks", "vmap") if own == "hooks" else (own,)
+    kinds = {PLAIN: _timer(command, spec, task, folder, rows, classes, own, False)}
+    kinds |= {route: _timer(command, spec, task, folder, rows, classes, route, True) for route in routes}
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for repeat in range(command.repeats + 1):
+        for kind in sorted(kinds, reverse=bool(repeat % 2)):
+            seconds = kinds[kind](repeat + 1)
+            if repeat:  # the first turn warms up
+                times[kind].append(seconds)
+    return times
+
+
+def _timer(
+    command: Command, spec: str, task: Any, folder: Any, rows: Any, classes: int, route: PrivacyRoute, private: bool
+) -> Callable[[int], float]:
+    """What runs the job of a round and returns its processor seconds a row."""
     method = PEFT_METHODS.build(spec)
     model = task.model(task.base(folder, DTYPES["fp32"]), classes)
     method.attach(model, "fp32")
     layout = method.layout(model)
-    executor = PrivateExecutor(model, task, rows, layout, method.privacy)
+    executor = PrivateExecutor(model, task, rows, layout, route)
     seen: list[int] = []
     batch = executor.batch
 
@@ -68,20 +93,18 @@ def measure(
     executor.batch = counted  # type: ignore[method-assign]
     shard = np.arange(len(rows))
     local = LocalTraining(batch_size=command.batch_size, steps=command.steps)
-    received = method.start(model, 0)
-    plain = Job(0, 1, 0, shard, received, frozenset(layout.names), local, 1e-3, form=layout.form)
-    privacy = RowPrivacy(1.0, 1.0, command.batch_size / len(shard), RunKey(bytes(32)), 0)
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for repeat in range(command.repeats + 1):
-        for is_private in (False, True) if repeat % 2 else (True, False):
-            job = replace(plain, round=repeat + 1, privacy=privacy if is_private else None)
-            seen.clear()
-            started = time.process_time()
-            next(iter(executor.train([job])))
-            if repeat:  # the first pair warms up
-                times[is_private].append((time.process_time() - started) / sum(seen))
-    ratios = [b / a for a, b in zip(times[False], times[True], strict=True)]
-    return statistics.median(times[False]), statistics.median(times[True]), ratios
+    privacy = RowPrivacy(1.0, 1.0, command.batch_size / len(shard), RunKey(bytes(32)), 0) if private else None
+    job = Job(
+        0, 1, 0, shard, method.start(model, 0), frozenset(layout.names), local, 1e-3, form=layout.form, privacy=privacy
+    )
+
+    def run(round: int) -> float:
+        seen.clear()
+        started = time.process_time()
+        next(iter(executor.train([replace(job, round=round)])))
+        return (time.process_time() - started) / sum(seen)
+
+    return run
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """No protection, under the rules of protected runs: the reference that they are compared with.
 
-Weights are uniform, the head starts at zero, and nothing of the clients' metrics is reported, so that a run differs
-from a private one in clipping and noise alone. With `audit=True` its membership can be attacked, too.
+Weights are uniform and the head starts at zero, so that training differs from a private run's in clipping and noise
+alone. There is nothing to hide: clients report losses and numbers of rows as they do without --privacy, and rules that
+go by them may be used. With `audit=True` its membership can be attacked, too.
 """
 
 from __future__ import annotations
