@@ -1,8 +1,9 @@
 """python -m experiments.learning_rates STUDY [--write]: the best learning rate of each method in the preset `tuning`.
 
-Best is the highest accuracy on the validation rows after the last round; the test rows play no part. `--write` puts the
-rates into the study's file, in the lines of the methods that have been tuned. A method that was not, and whose label is
-a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's rate.
+Best is the highest accuracy on the validation rows after the last round, its mean where a rate was tried on several
+partitions or seeds; the test rows play no part. Rates that were tried less often than others are left out. `--write`
+puts the best into the study's file, in the lines of the methods that have been tuned. A method that was not, and whose
+label is a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's rate.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import tyro
@@ -33,13 +35,18 @@ class Command:
 
 
 def tries(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
-    """By method its tries, best first: validation accuracy after the last round, and the learning rate."""
-    found: dict[str, list[tuple[float, str]]] = {}
+    """By method its learning rates, best first: mean validation accuracy after the last round, and the rate."""
+    found: dict[str, dict[str, list[float]]] = {}
     for result in results:
         if result.finished:
-            score = (float(result.rounds[-1]["accuracy"]), result.point["learning_rate"])
-            found.setdefault(result.point["method"], []).append(score)
-    return {method: sorted(scores, reverse=True) for method, scores in found.items()}
+            rates = found.setdefault(result.point["method"], {})
+            rates.setdefault(result.point["learning_rate"], []).append(float(result.rounds[-1]["accuracy"]))
+    most = max((len(accuracies) for rates in found.values() for accuracies in rates.values()), default=0)
+    return {
+        method: sorted(((fmean(own), rate) for rate, own in rates.items() if len(own) == most), reverse=True)
+        for method, rates in found.items()
+        if any(len(own) == most for own in rates.values())
+    }
 
 
 def with_rates(toml: str, best: dict[str, str]) -> str:

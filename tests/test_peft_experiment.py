@@ -29,6 +29,9 @@ def test_the_best_rates_go_into_the_study():
 
     found = tries([run("lora", "0.005", 0.8), run("lora", "0.02", 0.9), run("lora + bitfit", "0.001", 0.7)])
     assert found["lora"][0] == (0.9, "0.02")
+    once_good = [run("lora", "0.02", 0.1), run("lora", "0.005", 0.9), run("lora", "0.05", 1.0)]
+    again = tries([run("lora", "0.005", 0.8), run("lora", "0.02", 0.9), *once_good])
+    assert [rate for _, rate in again["lora"]] == ["0.005", "0.02"], "by the mean, of those that were tried as often"
     toml = (FOLDER / "study.toml").read_text()
     changed = with_rates(toml, {"lora": "0.02", "full fine-tuning": "0.00003"})
     lines = [a for a, b in zip(changed.splitlines(), toml.splitlines(), strict=True) if a != b]
