@@ -21,7 +21,7 @@ from fedpeft.config import RunConfig
 from fedpeft.console import ConsoleObserver
 from fedpeft.errors import FedpeftError, PrivacyError
 from fedpeft.exchange import Exchange
-from fedpeft.ledger import POPULATION
+from fedpeft.ledger import POPULATION, Ledger
 from fedpeft.protection import LEDGER
 from fedpeft.records import Records
 from fedpeft.server import Server
@@ -128,6 +128,31 @@ def test_a_round_repeated_after_a_kill_is_the_same_and_charged_once(tmp_path, mo
     assert [(c["round"], c["attempt"]) for c in charges(folder)] == [(1, 0), (2, 0)]
     assert all(torch.equal(progress.adapter[n], kept[n]) for n in kept)
     assert simulation.protection.epsilons()[0] <= simulation.mechanism.epsilon
+
+
+@pytest.mark.parametrize("step", ["charge", "in_order", "_take", "append", "_commit"])
+def test_a_run_stopped_after_any_step_is_charged_for_all_that_it_released(tmp_path, monkeypatch, step):
+    """In round 2: after the charge, the cohort's training, the first update's arrival, the records, the checkpoint."""
+    owner = {"charge": Ledger, "in_order": Exchange, "append": Records}.get(step, Server)
+    whole, folder, given = getattr(owner, step), tmp_path / "run", {"privacy": "dp_sgd(epsilon=3, test_noise=True)"}
+
+    def stop(self, *arguments):
+        done = whole(self, *arguments)
+        if step == "in_order":
+            done = list(done)  # all have trained
+        if len(charges(folder)) == 2:
+            raise StopError
+        return done
+
+    _, undisturbed = trained(tmp_path / "whole", **given)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, stop)
+        with pytest.raises(StopError):
+            trained(folder, **given)
+    assert [c["round"] for c in charges(folder)] == [1, 2]
+    _, progress = trained(folder, **given)
+    assert [(c["round"], c["attempt"]) for c in charges(folder)] == [(1, 0), (2, 0)]
+    assert all(torch.equal(progress.adapter[n], t) for n, t in undisturbed.adapter.items()), "released again, otherwise"
 
 
 def test_a_round_repeated_with_another_key_is_a_new_attempt_and_costs_again(tmp_path, monkeypatch):
