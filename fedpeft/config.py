@@ -16,8 +16,10 @@ import tomli_w
 
 from fedpeft.clients.training import LocalTraining
 from fedpeft.errors import ConfigError
+from fedpeft.hardware import fast_bf16
 from fedpeft.parts import check_settings, parse_spec, setting
 
+DTYPES = ("auto", "bf16", "fp32", "fp64")
 GRIDS = ("cohort", "ray")
 EXECUTORS = ("batched", "sequential")
 WEIGHTINGS = ("auto", "rows", "uniform")
@@ -35,7 +37,7 @@ class RunConfig:
     model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the data set's own")
     tokens: int = setting(128, "cut texts to this many tokens, or to what the model reads", low=4, high=131072)
     peft: str = setting("lora", "PEFT method: lora(rank=8, alpha=32, targets=all, layers=2), ia3, full, ...")
-    dtype: str = setting("bf16", "precision of the frozen base and the activations", choices=("bf16", "fp32", "fp64"))
+    dtype: str = setting("auto", "of the frozen base and activations; auto: bf16, or fp32 without it", choices=DTYPES)
     head: str = setting("ridge", "start of the classification head: ridge, centroids or zero")
     strategy: str = setting("fedit", "aggregation strategy")
     server_optimizer: str = setting("sgd", "what the server does with the mean update: sgd, momentum, adam, ...")
@@ -64,6 +66,11 @@ class RunConfig:
     centralised: bool = setting(False, "also train the same adapter on the pooled data, for comparison")
     forgetting: str = setting("", "a second data set that base and result are scored on: what tuning has cost")
     seed: int = setting(0, "of everything that is drawn at random", low=0)
+
+    def __post_init__(self) -> None:
+        """Settle `auto`: a run on another machine, continued or compared, keeps the precision it began with."""
+        if self.dtype == "auto":
+            object.__setattr__(self, "dtype", "bf16" if fast_bf16() else "fp32")
 
     def training(self) -> LocalTraining:
         """Local training as the flags describe it.

@@ -30,7 +30,7 @@ from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import Dataset, Rows
 from fedpeft.deployment import Described, labelled_rows
 from fedpeft.errors import FedpeftError, ModelError, PrivacyError, RunError
-from fedpeft.hardware import ModelSize, choose, free_memory
+from fedpeft.hardware import ModelSize, choose, fast_bf16, free_memory
 from fedpeft.mechanism import Federation
 from fedpeft.messages import Instruction, Report
 from fedpeft.own_ledger import FAILED, OwnLedger, own_mechanism, planned_participations, state_digest
@@ -244,19 +244,24 @@ class Edge(Simulation):
         size = ModelSize.of(resolve_model(config.model))
         free, language = free_memory(self.device), self.description.task == "causal_lm"
         few_bits = () if fills else ("int8", *nf4)
-        choice = choose(size, free, config.dtype, config.batch_size, self.description.tokens, language, few_bits)
+        slow = config.dtype == "bf16" and not fast_bf16(self.device)
+        dtype = "fp32" if slow else config.dtype
+        choice = choose(size, free, dtype, config.batch_size, self.description.tokens, language, few_bits)
+        precision = choice.precision or ("fp32" if slow else "")
         if not choice.fits:
             observer.say(
                 f"[bold yellow]warning[/] {free / 1e9:.1f} GB of memory are free on {self.device}, and this model "
-                f"needs about {choice.need / 1e9:.1f}, even with {choice.precision or config.dtype} and one row a step"
+                f"needs about {choice.need / 1e9:.1f}, even with {precision or dtype} and one row a step"
             )
         elif choice.precision or choice.batch_size < config.batch_size:
             observer.say(
                 f"[bold]memory[/]  {free / 1e9:.1f} GB are free on {self.device}: a base in "
-                f"{choice.precision or config.dtype}, {choice.batch_size} rows a step"
+                f"{precision or dtype}, {choice.batch_size} rows a step"
             )
+        elif slow:
+            observer.say(f"[bold]precision[/]  {self.device} has no bf16 arithmetic: a base in fp32")
         rows = options.batch_size or (choice.batch_size if choice.batch_size < config.batch_size else 0)
-        return dataclasses.replace(options, precision=choice.precision, batch_size=rows)
+        return dataclasses.replace(options, precision=precision, batch_size=rows)
 
     @property
     def device(self) -> str:

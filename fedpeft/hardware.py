@@ -1,4 +1,4 @@
-"""What a machine can hold: the precision of the frozen base and the rows of a local step, by free memory.
+"""What a machine can hold and compute: the precision of the frozen base and the rows of a local step, by free memory.
 
 The estimate is read off the model's files and leans to the high side: all weights in the run's precision while they are
 loaded; then the weights as they are held, and what a step keeps for its backward pass in every block,
@@ -29,6 +29,16 @@ RESERVE = 0.1
 """Share of the free memory that is left alone."""
 
 CGROUP = Path("/sys/fs/cgroup")
+
+
+def fast_bf16(device: str = "") -> bool:
+    """Whether "cpu", "cuda" or "cuda:N" has bf16 arithmetic of its own; "": the device that a run here would use.
+
+    A CPU without it (AVX2 only) converts number by number, at a ninth of its speed in fp32.
+    """
+    if device.startswith("cuda") or (not device and torch.cuda.is_available()):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @dataclass(frozen=True)

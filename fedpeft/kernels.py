@@ -15,6 +15,7 @@ from statistics import median
 import torch
 
 from fedpeft.assets import cache_directory
+from fedpeft.hardware import fast_bf16
 from fedpeft.stacked import FrozenLinear, Kernel
 
 TOKENS, OUT, IN = 512, 1536, 384
@@ -22,7 +23,7 @@ TOKENS, OUT, IN = 512, 1536, 384
 
 REPEATS = 15
 GAIN = 1.05
-"""oneDNN must be faster by this factor to be chosen."""
+"""Another kernel must be faster than torch's own by this factor to be chosen."""
 
 
 def cpu_name() -> str:
@@ -36,11 +37,20 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def candidates(dtype: torch.dtype) -> tuple[Kernel, ...]:
+    """The kernels that this machine can run in `dtype`."""
+    if dtype == torch.float64 or not torch._C._has_mkldnn:
+        return ("native",)
+    if dtype == torch.bfloat16 and not fast_bf16("cpu"):
+        return ("native", "widened")
+    return ("native", "onednn")
+
+
 def gemm_rates(dtype: torch.dtype) -> dict[Kernel, float]:
     """GFLOP/s of one thread for each kernel (median over interleaved repeats, forward product)."""
     layer = torch.nn.Linear(IN, OUT).to(dtype).requires_grad_(False)
     x = torch.randn(TOKENS, IN).to(dtype)
-    kernels: tuple[Kernel, ...] = ("native", "onednn") if dtype != torch.float64 else ("native",)
+    kernels = candidates(dtype)
     layers = {kernel: FrozenLinear(layer, kernel) for kernel in kernels}
     seconds: dict[Kernel, list[float]] = {kernel: [] for kernel in kernels}
     threads = torch.get_num_threads()
@@ -60,7 +70,7 @@ def gemm_rates(dtype: torch.dtype) -> dict[Kernel, float]:
 
 def choose(dtype: torch.dtype) -> Kernel:
     """The kernel for frozen products in `dtype` on this machine."""
-    if dtype == torch.float64 or not torch._C._has_mkldnn:
+    if len(candidates(dtype)) == 1:
         return "native"
     key = f"{cpu_name()} / torch {torch.__version__} / {dtype}"
     file = cache_directory() / "kernels.json"
@@ -70,9 +80,10 @@ def choose(dtype: torch.dtype) -> Kernel:
             known = json.loads(file.read_text())
         except (OSError, ValueError):
             known = {}
-    if known.get(key) not in ("native", "onednn"):
+    if known.get(key) not in candidates(dtype):
         rates = gemm_rates(dtype)
-        known[key] = "onednn" if rates["onednn"] > GAIN * rates["native"] else "native"
+        fastest = max(rates, key=lambda kernel: rates[kernel])
+        known[key] = fastest if rates[fastest] > GAIN * rates["native"] else "native"
         partial = file.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps(known, indent=2))
         os.replace(partial, file)

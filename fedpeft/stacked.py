@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from fedpeft.adapter import ClientForm
 from fedpeft.layers import linear_layers
 
-Kernel = Literal["native", "onednn"]
-"""How frozen products are computed: `native` is torch's own `F.linear`; `onednn` calls oneDNN directly (CPU only)."""
+Kernel = Literal["native", "onednn", "widened"]
+"""How frozen products are computed: `native` is torch's own `F.linear`; `onednn` calls oneDNN directly (CPU only);
+`widened` multiplies bf16 in fp32 and rounds the result, for CPUs that have no bf16 instructions."""
 
 _onednn: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
 
@@ -42,17 +43,20 @@ class FrozenLinear(nn.Module):
     def __init__(self, layer: nn.Linear, kernel: Kernel) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.bias = None if layer.bias is None else layer.bias.detach()
         self.kernel = kernel
+        bias = None if layer.bias is None else layer.bias.detach()
+        self.bias = bias.float() if bias is not None and kernel == "widened" else bias
         self.set_weight(layer.weight.detach())
 
     def set_weight(self, weight: Tensor) -> None:
         """Take `weight` (out, in) instead of the present one."""
-        self.weight = weight
+        self.weight = weight.float() if self.kernel == "widened" else weight
         self.transposed = weight.t().contiguous() if self.kernel == "onednn" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
+        if self.kernel == "widened":
+            return F.linear(x.float(), self.weight, self.bias).to(x.dtype)
         if self.transposed is None:
             return F.linear(x, self.weight, self.bias)
         y: Tensor
