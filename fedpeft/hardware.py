@@ -37,7 +37,7 @@ def fast_bf16(device: str = "") -> bool:
     A CPU without it (AVX2 only) converts number by number, at a ninth of its speed in fp32.
     """
     if device.startswith("cuda") or (not device and torch.cuda.is_available()):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
