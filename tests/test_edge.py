@@ -63,6 +63,14 @@ def test_columns_of_other_names(federation, observer):
     assert joins(made, observer, description, text_column="text").registration().rows == 40
 
 
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_without_bf16_holds_the_base_in_fp32(federation, observer, monkeypatch, fast, precision):
+    monkeypatch.setattr("fedpeft.edge.fast_bf16", lambda device: fast)
+    made = federation(clients=1, dtype="bf16")
+    assert joins(made, observer).registration().precision == precision
+    assert joins(made, observer, precision="bf16").registration().precision == "bf16", "what is asked for"
+
+
 def test_another_tokenizer_other_weights_and_other_lengths(federation, observer):
     made = federation(clients=1)
     for field, value, says in (
