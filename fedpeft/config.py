@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 
 from fedpeft.clients.training import LocalTraining
 from fedpeft.errors import ConfigError
@@ -70,7 +71,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Settle `auto`: a run on another machine, continued or compared, keeps the precision it began with."""
         if self.dtype == "auto":
-            object.__setattr__(self, "dtype", "bf16" if fast_bf16() else "fp32")
+            device = "cuda" if self.grid == "ray" and torch.cuda.is_available() else "cpu"
+            object.__setattr__(self, "dtype", "bf16" if fast_bf16(device) else "fp32")
 
     def training(self) -> LocalTraining:
         """Local training as the flags describe it.

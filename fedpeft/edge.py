@@ -56,7 +56,9 @@ class EdgeOptions:
     model: str = setting("", "folder of the base model, if the server's name for it means nothing here")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda if it is there")
     precision: str = setting(
-        "", "of the frozen base here; empty: the server's, or fewer bits where memory is short", choices=PRECISIONS_HERE
+        "",
+        "of the frozen base here; empty: the server's, or what suits the memory and the CPU",
+        choices=PRECISIONS_HERE,
     )
     batch_size: int = setting(0, "rows per local step; 0: as the server says, or fewer where memory is short", low=0)
     threads: int = setting(0, "of torch on a CPU; 0: one per core", low=0, high=1024)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,8 +64,8 @@ def above(base: nn.Module, depth: int) -> nn.Module:
     return top
 
 
-AGREEMENT = 0.02
-"""Largest difference, relative to the largest output, that a model started from hidden states may show: bf16's."""
+AGREEMENT = {torch.bfloat16: 0.02}
+"""Largest difference, relative to a token's largest output, that a model started from hidden states may show."""
 
 
 def can_start_at(base: nn.Module, depth: int) -> bool:
@@ -86,7 +86,8 @@ def can_start_at(base: nn.Module, depth: int) -> bool:
     finally:
         base.train(training)
     seen = mask.bool()
-    return bool((part - whole)[seen].abs().max() <= AGREEMENT * whole[seen].abs().max())
+    off, largest = ((t[seen].abs().amax(-1)) for t in (part - whole, whole))
+    return bool((off <= AGREEMENT.get(whole.dtype, 1e-4) * largest).all())
 
 
 def _forward(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None, Tensor]:
@@ -155,26 +156,31 @@ class FrozenStore:
             AssetError: the disk has no room for them.
         """
         done = self.folder / "tiles.done"
-        with FileLock(f"{self.folder}.lock"):  # runs that begin together must not empty each other's files
-            if not done.exists() or done.stat().st_size != len(self.tiles):
-                self._make_files()
-                done.write_bytes(bytes(len(self.tiles)))
-        return [i for i, flag in enumerate(done.read_bytes()) if not flag]
-
-    def _make_files(self) -> None:
         sizes = {"features.bin": len(self.examples) * self._bytes(self._feature_dtype)}
         sizes["hidden.bin"] = int(self._offsets[-1]) * self._bytes(self.dtype) if self.depth else 0
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name, size in sizes.items():
-                with open(self.folder / name, "wb") as file:
-                    if size:
-                        os.posix_fallocate(file.fileno(), 0, size)
+            with FileLock(f"{self.folder}.lock"):  # runs that begin together must not empty each other's files
+                if not done.exists() or done.stat().st_size != len(self.tiles):
+                    self._make_files(sizes)
+                    done.write_bytes(bytes(len(self.tiles)))
         except OSError as error:
             raise AssetError(
                 f"{self.folder} needs {sum(sizes.values()) / 1e6:.1f} MB for frozen layers' output "
                 f"({error.strerror}); free some space or set FEDPEFT_CACHE to another disk"
             ) from error
+        return [i for i, flag in enumerate(done.read_bytes()) if not flag]
+
+    def _make_files(self, sizes: Mapping[str, int]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for name, size in sizes.items():
+                with open(self.folder / name, "wb") as file:
+                    if size:
+                        os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            for name in sizes:  # others need the room
+                (self.folder / name).unlink(missing_ok=True)
+            raise
 
     def _bytes(self, dtype: torch.dtype) -> int:
         return self.width * dtype.itemsize

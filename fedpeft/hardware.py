@@ -31,13 +31,14 @@ RESERVE = 0.1
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def fast_bf16(device: str = "") -> bool:
-    """Whether "cpu", "cuda" or "cuda:N" has bf16 arithmetic of its own; "": the device that a run here would use.
+def fast_bf16(device: str) -> bool:
+    """Whether "cpu", "cuda" or "cuda:N" has bf16 arithmetic of its own.
 
     A CPU without it (AVX2 only) converts number by number, at a ninth of its speed in fp32.
     """
-    if device.startswith("cuda") or (not device and torch.cuda.is_available()):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.startswith("cuda"):
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

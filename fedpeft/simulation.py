@@ -299,7 +299,10 @@ class Simulation:
     def _work_plan(self, reference: FederatedModel) -> WorkPlan:
         config = self.config
         workers = int(self.fixed.get("workers") or config.workers or self._default_workers())
-        kernel: Kernel = self.fixed.get("kernel") or kernels.choose(DTYPES[config.dtype])
+        dtype = DTYPES[config.dtype]
+        kernel: Kernel = self.fixed.get("kernel") or kernels.choose(dtype)
+        if kernel not in kernels.candidates(dtype):  # a run that began on another machine
+            kernel = kernels.choose(dtype)
         self.fixed = {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
         data_key = self.tokenised(self.all_rows, self.tokens)
         per_example = self.mechanism is not None and self.mechanism.per_example
@@ -602,6 +605,7 @@ class Simulation:
             model=self.work.model_key,
             tokenizer=cache.file_hash(self.model_directory, cache.TOKENIZER_FILES),
             tokens=self.tokens,
+            task=self.dataset.task,
             precision=self.method.base_precision,
             used=(PROBE_ROWS, TEST_ROWS),
         )

@@ -43,15 +43,16 @@ class FrozenLinear(nn.Module):
     def __init__(self, layer: nn.Linear, kernel: Kernel) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.kernel = kernel
+        self.kernel, self.dtype = kernel, layer.weight.dtype
         bias = None if layer.bias is None else layer.bias.detach()
         self.bias = bias.float() if bias is not None and kernel == "widened" else bias
         self.set_weight(layer.weight.detach())
 
     def set_weight(self, weight: Tensor) -> None:
-        """Take `weight` (out, in) instead of the present one."""
-        self.weight = weight.float() if self.kernel == "widened" else weight
-        self.transposed = weight.t().contiguous() if self.kernel == "onednn" else None
+        """Take `weight` (out, in), rounded to the layer's own precision, instead of the present one."""
+        rounded = weight.to(self.dtype)
+        self.weight = rounded.float() if self.kernel == "widened" else rounded
+        self.transposed = rounded.t().contiguous() if self.kernel == "onednn" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""

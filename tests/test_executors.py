@@ -161,10 +161,15 @@ def test_reusing_the_frozen_part_changes_nothing(tiny, tmp_path):
         ("gpt2", {}, False),  # it would add its positions once more
     ],
 )
-def test_only_models_that_can_start_from_hidden_states_do(kind, settings, startable):
+@pytest.mark.parametrize("share", [1.0, 0.05])
+def test_only_models_that_can_start_from_hidden_states_do(kind, settings, startable, share):
+    """Positions that are small beside the words count, too."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 30}
     torch.manual_seed(0)
     base = AutoModel.from_config(AutoConfig.for_model(kind, **sizes, **settings))
+    for name, weight in base.named_parameters():
+        if "position" in name or "wpe" in name:
+            weight.data *= share
     assert can_start_at(base, 2) == startable
     assert base.training
 

@@ -44,6 +44,19 @@ def test_widened_products_are_rounded_once():
     assert ((y.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
 
 
+@pytest.mark.parametrize("kernel", kernels.candidates(torch.bfloat16))
+def test_weights_that_change_are_rounded_to_the_layers_precision(kernel):
+    """As the base's residual changes them: an fp32 weight given to a bf16 layer acts as its nearest bf16 weight."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 32, bias=False).to(torch.bfloat16).requires_grad_(False)
+    given, x = torch.randn(32, 64), torch.randn(5, 64).to(torch.bfloat16)
+    frozen = FrozenLinear(layer, kernel)
+    frozen.set_weight(given)
+    rounded = FrozenLinear(layer, kernel)
+    rounded.set_weight(given.to(torch.bfloat16))
+    assert torch.equal(frozen(x), rounded(x))
+
+
 def test_a_machine_without_bf16_is_not_given_kernels_that_need_it(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
     monkeypatch.setattr("fedpeft.kernels.fast_bf16", lambda device: False)
@@ -56,7 +69,7 @@ def test_a_machine_without_bf16_is_not_given_kernels_that_need_it(monkeypatch, t
 @pytest.mark.parametrize(("fast", "dtype"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_settled_when_a_run_is_described(monkeypatch, fast, dtype):
     """What is written down names the precision, so that a run continued elsewhere keeps it."""
-    monkeypatch.setattr("fedpeft.config.fast_bf16", lambda: fast)
+    monkeypatch.setattr("fedpeft.config.fast_bf16", lambda device: fast)
     assert RunConfig().dtype == dtype
     assert f'dtype = "{dtype}"' in RunConfig().to_toml()
     assert RunConfig(dtype="fp64").dtype == "fp64"

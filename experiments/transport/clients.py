@@ -118,8 +118,8 @@ class Federation:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         server = self._start(
             f"{run}.log", "fedpeft.serve", "--dataset", settings.dataset, "--model", settings.model, "--clients",
-            settings.clients, "--cohort", "all", "--rounds", settings.rounds, "--listen", address, "--output", run,
-            *flags,
+            settings.clients, "--dtype", "bf16", "--cohort", "all", "--rounds", settings.rounds, "--listen", address,
+            "--output", run, *flags,
         )  # fmt: skip
         clients = [
             self._start(
@@ -131,6 +131,8 @@ class Federation:
         ]  # fmt: skip
         try:
             watched = self._watch(run, server, clients)
+            if any(client.poll() for client in clients):  # the server would wait for it
+                server.terminate()
             if any(process.wait(PATIENCE_SECONDS) for process in (server, *clients)):
                 logs = "\n".join(log.read_text(encoding="utf-8") for log in self.folder.glob(f"{run}*.log"))
                 raise SystemExit(f"a process of the run {name!r} has failed:\n{logs}")
