@@ -68,7 +68,7 @@ def variants_of(case: Case, load: Workload, levers: bool, frameworks: Sequence[F
         chosen.pop("flower today", None)
         chosen.pop("flower fp32", None)
     seen = [plan_of(load.plan, VARIANTS["batched"])]
-    for name in reversed(LEVERS):
+    for name in LEVERS:
         plan = plan_of(load.plan, VARIANTS[name])
         if not levers or plan in seen:
             chosen.pop(name, None)
