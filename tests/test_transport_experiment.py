@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from experiments.transport import clients
 from experiments.transport.__main__ import own
 from fedpeft.certificates import Authority
 
-SETTINGS = clients.Settings(dataset="tiny", model="tiny", clients=1, rows=16, rounds=8, precisions=("fp32",))
+SETTINGS = clients.Settings(dataset="tiny", model="tiny", clients=1, rows=16, rounds=2, precisions=("fp32",))
 SUMMARY = {"parameters": 1234, "seconds_per_round": 0.5, "uplink_bytes": 9000, "prepare_bytes": 1000,
            "downlink_bytes": 6000}  # fmt: skip
 
@@ -29,7 +30,7 @@ def test_200_light_clients_are_connected_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_federation_is_measured(tmp_path: Path) -> None:
-    measured = clients.Federation(tmp_path, SETTINGS).run("fp32", "fp32")
+    measured = clients.Federation(tmp_path, replace(SETTINGS, rounds=8)).run("fp32", "fp32")
     assert measured.peak >= measured.held > 0
     assert measured.cpu > 0
     assert measured.summary["rounds"] == 8
