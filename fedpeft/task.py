@@ -20,7 +20,9 @@ from fedpeft import attention
 from fedpeft.data import Rows
 from fedpeft.errors import ModelError
 from fedpeft.examples import Batch, Examples
+from fedpeft.hardware import fast_bf16
 from fedpeft.parts import Family
+from fedpeft.widened import widen
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 """Fine-tuning precisions: the frozen base and the activations. Adapters and heads are held in fp32 (fp64 for fp64)."""
@@ -104,6 +106,8 @@ def load_base(load: Callable[..., nn.Module], directory: Path, dtype: torch.dtyp
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"no model could be loaded from {directory}: {reason}") from error
+    if dtype == torch.bfloat16 and not torch.cuda.is_available() and not fast_bf16("cpu"):
+        widen(base)
     return base.eval().requires_grad_(False)
 
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from fedpeft import kernels
+from fedpeft.base_model import resolve_model
 from fedpeft.config import RunConfig
 from fedpeft.stacked import FrozenLinear
+from fedpeft.task import TASKS
+from fedpeft.widened import WidenedLinear
 
 EVERYWHERE = ("native", "widened")
 
@@ -73,3 +76,20 @@ def test_auto_is_settled_when_a_run_is_described(monkeypatch, fast, dtype):
     assert RunConfig().dtype == dtype
     assert f'dtype = "{dtype}"' in RunConfig().to_toml()
     assert RunConfig(dtype="fp64").dtype == "fp64"
+
+
+def test_a_whole_base_in_bf16_computes_the_same_without_bf16_arithmetic(monkeypatch):
+    """In fp32 inside each product: closer to the exact model than bf16 sums are, or as close."""
+    task, folder = TASKS.build("classification"), resolve_model("tiny")
+    ids = torch.arange(2, 22).reshape(2, 10)
+    outputs = {}
+    for fast in (True, False):
+        monkeypatch.setattr("fedpeft.task.fast_bf16", lambda device, fast=fast: fast)
+        base = task.base(folder, torch.bfloat16)
+        assert any(type(m) is WidenedLinear for m in base.modules()) != fast
+        outputs[fast] = base(input_ids=ids).last_hidden_state
+        assert outputs[fast].dtype == torch.bfloat16
+    exact = task.base(folder, torch.float64)(input_ids=ids).last_hidden_state
+    usual, widened = ((outputs[fast].double() - exact).norm() / exact.norm() for fast in (True, False))
+    assert widened < 0.02
+    assert widened <= 1.5 * usual
