@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +15,7 @@ from fedpeft.clients.training import Job, LocalTraining
 from transformers import AutoConfig, AutoModel
 
 from fedpeft.adapter import ClientForm
+from fedpeft.errors import AssetError
 from fedpeft.frozen_prefix import FrozenStore, HiddenRows, above, can_start_at
 from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.task import DTYPES, adapter_dtype
@@ -129,6 +132,25 @@ def test_only_the_named_tensors_are_trained(tiny):
         assert all(not torch.equal(trained.state[n], start[n]) for n in factors)
         [again] = executor.train([job])  # and nothing of it is left behind
         assert set(again.state) == set(layout.names)
+
+
+def test_what_a_full_disk_has_no_room_for_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
+    _, rows, _, _ = tiny
+    store = FrozenStore(tmp_path / "frozen", rows, 1, 64, torch.float32)
+    real, sizes = os.posix_fallocate, []
+
+    def nearly_full(file, offset, size):
+        sizes.append(size)
+        if len(sizes) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file, offset, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedpeft.frozen_prefix.os.posix_fallocate", nearly_full)
+        with pytest.raises(AssetError, match=r"MB for frozen layers' output \(No space left on device\)"):
+            store.missing()
+    assert not list((tmp_path / "frozen").iterdir())
+    assert store.missing(), "room has been made"
 
 
 def test_reusing_the_frozen_part_changes_nothing(tiny, tmp_path):
