@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def synthetic(modules: int = 12, rank: int = 8, width: int = 384) -> dict[str, S
 
 def norm(state: State) -> float:
     """Euclidean norm over all tensors."""
-    return float(sum(float(t.double().square().sum()) for t in state.values())) ** 0.5
+    return math.sqrt(sum(float(t.double().square().sum()) for t in state.values()))
 
 
 def minus(a: State, b: State) -> State:

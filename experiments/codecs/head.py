@@ -111,8 +111,8 @@ def main() -> None:
         for name, text, numbers in results(federation(seed)):
             found.setdefault((name, text), []).append(numbers)
     print("| sent | codec | MB | accuracy | cross-entropy | agreement |\n|---|---|---|---|---|---|")
-    for (name, text), numbers in found.items():
-        size, accuracy, loss, agreement = np.mean(numbers, axis=0)
+    for (name, text), rows in found.items():
+        size, accuracy, loss, agreement = np.mean(rows, axis=0)
         escaped = text.replace("|", "\\|")
         print(f"| {name} | {escaped} | {size:.2f} | {accuracy:.4f} | {loss:.4f} | {agreement:.3f} |")
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def on_runs(folder: Path, seeds: int = 5) -> None:
     print("| seed | bytes a parameter, over_time | uniform | loss, over_time | uniform |")
     print("|---|---|---|---|---|")
     for seed in range(seeds):
-        made = []
+        made: list[dict[str, Any]] = []
         for turn in range(2):
             text = UNIFORM.format(bits=8 * made[0]["uplink_bytes_per_parameter"]) if turn else RISING
             config = RunConfig(

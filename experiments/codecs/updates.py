@@ -65,7 +65,7 @@ def main() -> None:
                     head((hidden * mask).sum(1) / mask.sum(1)), labels[8 * step : 8 * step + 8]
                 )
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             after = snapshot(model)
             if start != "warm-up":

@@ -47,7 +47,7 @@ def measure(spec: str, model_name: str) -> Costs:
     """The costs of the method `spec` on the base `model_name`."""
     folder = resolve_model(model_name)
     task, method = TASKS.build("classification"), PEFT_METHODS.build(spec)
-    base = task.base(folder, torch.float32)
+    base: Any = task.base(folder, torch.float32)
     quantize(base, method.base_precision)
     model = task.model(base, CLASSES)
     method.attach(model, "fp32")
@@ -60,7 +60,7 @@ def measure(spec: str, model_name: str) -> Costs:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        task.losses(model(batch), batch).sums.mean().backward()
+        task.losses(model(batch), batch).sums.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     def answer() -> None:

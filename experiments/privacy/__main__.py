@@ -90,7 +90,7 @@ def _timer(
         seen.append(len(index))
         return batch(index)
 
-    executor.batch = counted  # type: ignore[method-assign]
+    executor.batch = counted
     shard = np.arange(len(rows))
     local = LocalTraining(batch_size=command.batch_size, steps=command.steps)
     privacy = RowPrivacy(1.0, 1.0, command.batch_size / len(shard), RunKey(bytes(32)), 0) if private else None

@@ -139,7 +139,7 @@ def bare(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
         done.release()
         return b""
 
-    class Handlers(grpc.GenericRpcHandler):
+    class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         def service(self, details: Any) -> Any:
             if details.method == DOWN:
                 return grpc.unary_stream_rpc_method_handler(down)
