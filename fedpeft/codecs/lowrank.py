@@ -151,6 +151,8 @@ def _triples(signal: Signal, group: _Group) -> tuple[Array, Array, Array, Array]
     short = X if m <= n else X.transpose(0, 2, 1)
     _, vectors = np.linalg.eigh(short @ short.transpose(0, 2, 1))
     U = vectors[:, :, ::-1].transpose(0, 2, 1)[:, : group.rows.shape[1]]  # (tensors, r, short side), orthonormal rows
+    # eigenvectors have no sign of their own: without one, the last bits of X would choose the levels that are sent
+    U = U * np.copysign(1.0, np.take_along_axis(U, np.abs(U).argmax(axis=2)[:, :, None], axis=2))
     V = U @ short
     s = np.sqrt(np.square(V).sum(axis=2))
     V = np.divide(V, s[:, :, None], out=np.zeros_like(V), where=s[:, :, None] > 0)
