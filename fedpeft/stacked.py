@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedpeft.adapter import ClientForm
 from fedpeft.layers import linear_layers
+from fedpeft.widened import widened_linear
 
 Kernel = Literal["native", "onednn", "widened"]
 """How frozen products are computed: `native` is torch's own `F.linear`; `onednn` calls oneDNN directly (CPU only);
@@ -43,21 +44,19 @@ class FrozenLinear(nn.Module):
     def __init__(self, layer: nn.Linear, kernel: Kernel) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.kernel, self.dtype = kernel, layer.weight.dtype
-        bias = None if layer.bias is None else layer.bias.detach()
-        self.bias = bias.float() if bias is not None and kernel == "widened" else bias
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.kernel = kernel
         self.set_weight(layer.weight.detach())
 
     def set_weight(self, weight: Tensor) -> None:
-        """Take `weight` (out, in), rounded to the layer's own precision, instead of the present one."""
-        rounded = weight.to(self.dtype)
-        self.weight = rounded.float() if self.kernel == "widened" else rounded
-        self.transposed = rounded.t().contiguous() if self.kernel == "onednn" else None
+        """Take `weight` (out, in) instead of the present one."""
+        self.weight = weight
+        self.transposed = weight.t().contiguous() if self.kernel == "onednn" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         if self.kernel == "widened":
-            return F.linear(x.float(), self.weight, self.bias).to(x.dtype)
+            return widened_linear(x, self.weight, self.bias)
         if self.transposed is None:
             return F.linear(x, self.weight, self.bias)
         y: Tensor

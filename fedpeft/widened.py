@@ -6,13 +6,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def widened_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., in), weight (out, in), bias (out,) or None: x weight^T + bias, (..., out), rounded to the dtype of x."""
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
 class WidenedLinear(nn.Linear):
     """A linear layer in bf16, (out, in), that multiplies and adds in fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in the dtype of `x`."""
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(x.float(), self.weight.float(), bias).to(x.dtype)
+        """(..., in) to (..., out)."""
+        return widened_linear(x, self.weight, self.bias)
 
 
 def widen(model: nn.Module) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fedpeft.clients.batched import BatchedExecutor
 
 from fedpeft import kernels
 from fedpeft.base_model import resolve_model
 from fedpeft.config import RunConfig
+from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.stacked import FrozenLinear
 from fedpeft.task import TASKS
 from fedpeft.widened import WidenedLinear
@@ -48,16 +50,23 @@ def test_widened_products_are_rounded_once():
 
 
 @pytest.mark.parametrize("kernel", kernels.candidates(torch.bfloat16))
-def test_weights_that_change_are_rounded_to_the_layers_precision(kernel):
-    """As the base's residual changes them: an fp32 weight given to a bf16 layer acts as its nearest bf16 weight."""
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(64, 32, bias=False).to(torch.bfloat16).requires_grad_(False)
-    given, x = torch.randn(32, 64), torch.randn(5, 64).to(torch.bfloat16)
-    frozen = FrozenLinear(layer, kernel)
-    frozen.set_weight(given)
-    rounded = FrozenLinear(layer, kernel)
-    rounded.set_weight(given.to(torch.bfloat16))
-    assert torch.equal(frozen(x), rounded(x))
+def test_a_residual_is_added_in_full_and_rounded_once(kernel):
+    """Clients train on W0 + R in the base's own precision, whichever kernel multiplies it; without R on W0 again."""
+    task, folder, method = TASKS.build("classification"), resolve_model("tiny"), PEFT_METHODS.build("lora(layers=1)")
+    model = task.model(task.base(folder, torch.bfloat16), 2)
+    method.attach(model, "bf16")
+    layout = method.layout(model)
+    module = layout.pairs[0].module
+    before = task.base(folder, torch.bfloat16).get_submodule(module).weight.detach()
+    plain = task.model(task.base(folder, torch.bfloat16), 2)
+    executor = BatchedExecutor(plain, task, method, None, layout, 2, kernel)
+    R = 1e-3 * torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
+    executor.set_residual({module: R})
+    layer = executor.frozen(module)
+    assert layer.kernel == kernel
+    assert torch.equal(layer.weight, (before.float() + R).to(torch.bfloat16))
+    executor.set_residual({})
+    assert torch.equal(layer.weight, before)
 
 
 def test_a_machine_without_bf16_is_not_given_kernels_that_need_it(monkeypatch, tmp_path):

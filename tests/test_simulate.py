@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from fedpeft.checkpoint import Checkpoints
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.console import ConsoleObserver
 from fedpeft.simulate import main, simulate
@@ -189,6 +190,24 @@ def test_a_killed_run_resumes_to_the_identical_adapter(tmp_path, how, more):
     assert [{k: v for k, v in r.items() if k not in strip} for r in lines[0]] == [
         {k: v for k, v in r.items() if k not in strip} for r in lines[1]
     ]
+
+
+def test_a_run_that_is_continued_on_a_machine_without_its_kernel_takes_another(tmp_path, monkeypatch):
+    class CutError(Exception):
+        pass
+
+    def cut(*_):
+        raise CutError
+
+    with monkeypatch.context() as here:
+        here.setattr("fedpeft.kernels.choose", lambda dtype: "onednn")
+        here.setattr(ConsoleObserver, "round_done", cut)
+        with pytest.raises(CutError):
+            main([*TINY, "--output", str(tmp_path / "run")])
+    assert Checkpoints(tmp_path / "run" / "checkpoint").load().fixed["kernel"] == "onednn"
+    monkeypatch.setattr("fedpeft.kernels.candidates", lambda dtype: ("native",))
+    assert main(["--resume", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["hardware"]["kernel"] == "native"
 
 
 @pytest.mark.slow
