@@ -166,19 +166,19 @@ class Workbench:
         base = self.base
         del self.base  # the executor changes its layers; what it does not need of it is freed
         rows = self.examples
-        if plan.executor != "batched":
-            model: FederatedModel = self.task.model(base, plan.classes)
-            self.method.attach(model, plan.dtype)
-            if plan.executor == "private":
-                from fedpeft.clients.private import PrivateExecutor  # Opacus: only where it is used
-
-                return PrivateExecutor(model.to(plan.device), self.task, rows, plan.layout, self.method.privacy)
-            return SequentialExecutor(model.to(plan.device), self.task, rows, plan.layout)
         if plan.depth:
             base = above(base, plan.depth)
             rows = self._relabelled(HiddenRows(self.store(plan.data_key, plan.depth)))
-        model = self.task.model(base, plan.classes).to(plan.device)
-        return BatchedExecutor(model, self.task, self.method, rows, plan.layout, plan.clients_per_pass, plan.kernel)
+        model: FederatedModel = self.task.model(base, plan.classes)
+        if plan.executor == "batched":
+            model = model.to(plan.device)
+            return BatchedExecutor(model, self.task, self.method, rows, plan.layout, plan.clients_per_pass, plan.kernel)
+        self.method.attach(model, plan.dtype)
+        if plan.executor == "private":
+            from fedpeft.clients.private import PrivateExecutor  # Opacus: only where it is used
+
+            return PrivateExecutor(model.to(plan.device), self.task, rows, plan.layout, self.method.privacy)
+        return SequentialExecutor(model.to(plan.device), self.task, rows, plan.layout)
 
     def features(self, rows: np.ndarray) -> torch.Tensor:
         """The frozen model's pooled features of training rows, (rows, width)."""

@@ -3,7 +3,8 @@
 Best is the highest accuracy on the validation rows after the last round, its mean where a rate was tried on several
 partitions or seeds; the test rows play no part. Rates that were tried less often than others are left out. `--write`
 puts the best into the study's file, in the lines of the methods that have been tuned. A method that was not, and whose
-label is a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's rate.
+label is a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's rate. Where the best is the
+least or the highest that was tried, the table says so.
 """
 
 from __future__ import annotations
@@ -50,14 +51,25 @@ def tries(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
 
 
 def with_rates(toml: str, best: dict[str, str]) -> str:
-    """The study's text with other learning rates in the lines of the methods that are named, and of their variants."""
+    """The study's text with other learning rates in the lines of the methods that are named, and of their variants.
+
+    A `head_rate` behind the learning rate, which is relative to it, is changed so that the head learns as fast as before.
+    """
 
     def changed(line: re.Match[str]) -> str:
         label = line["label"]
         rate = best.get(label) or best.get(label.rpartition(",")[0])
-        return f"{line['before']}{rate}" if rate else line[0]
+        if not rate:
+            return line[0]
+        head = f", head_rate = {float(line['rate']) * float(line['head']) / float(rate):g}" if line["head"] else ""
+        return f"{line['before']}{rate}{head}"
 
-    return re.sub(r'(?P<before>\{label = "(?P<label>[^"]*)",[^}\n]*learning_rate = )[0-9.e-]+', changed, toml)
+    number = "[0-9.e-]+"
+    pattern = (
+        rf'(?P<before>\{{label = "(?P<label>[^"]*)",[^}}\n]*learning_rate = )(?P<rate>{number})'
+        rf"(?:, head_rate = (?P<head>{number}))?"
+    )
+    return re.sub(pattern, changed, toml)
 
 
 def main() -> int:
@@ -76,12 +88,15 @@ def main() -> int:
         return 2
     table = Table("method", "best learning rate", "tries: validation accuracy (%)")
     for method, scores in found.items():
-        table.add_row(method, scores[0][1], ", ".join(f"{rate}: {100 * accuracy:.2f}" for accuracy, rate in scores))
+        best = scores[0][1]
+        tried = sorted((rate for _, rate in scores), key=float)
+        edge = " (the least)" if best == tried[0] else " (the highest)" if best == tried[-1] else ""
+        table.add_row(method, best + edge, ", ".join(f"{rate}: {100 * accuracy:.2f}" for accuracy, rate in scores))
     Console().print(table)
     if command.write:
         file = folder / "study.toml"
-        best = {method: scores[0][1] for method, scores in found.items()}
-        file.write_text(with_rates(file.read_text(encoding="utf-8"), best), encoding="utf-8")
+        rates = {method: scores[0][1] for method, scores in found.items()}
+        file.write_text(with_rates(file.read_text(encoding="utf-8"), rates), encoding="utf-8")
     return 0
 
 

@@ -41,7 +41,6 @@ from fedpeft.simulate import (
     make_folder,
     model_line,
     quiet_libraries,
-    resumed_folder,
 )
 
 OPTIONS = "serve.toml"
@@ -70,18 +69,23 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
-    default, options = default_settings(arguments), ServeOptions()
-    if (resumed := resumed_folder(arguments)) and (resumed / OPTIONS).exists():
-        options = options_of(read_toml(resumed / OPTIONS), str(resumed / OPTIONS))
-    command = tyro.cli(
-        Command, args=arguments, default=Command(run=default, serve=options), prog="python -m fedpeft.serve"
-    )
+    command = _command(arguments, RunConfig(), ServeOptions())
+    default, options = default_settings(command.config, command.resume), ServeOptions()
+    if command.resume is not None and (command.resume / OPTIONS).exists():
+        options = options_of(read_toml(command.resume / OPTIONS), str(command.resume / OPTIONS))
+    command = _command(arguments, default, options)
     config, folder = checked_settings(command.run, default, command.output, command.resume)
     return (
         config,
         options_of(dataclasses.asdict(command.serve), "the command line"),
         folder,
         command.resume is not None,
+    )
+
+
+def _command(arguments: list[str], default: RunConfig, options: ServeOptions) -> Command:
+    return tyro.cli(
+        Command, args=arguments, default=Command(run=default, serve=options), prog="python -m fedpeft.serve"
     )
 
 

@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.console import ConsoleObserver, duration, size, summary_table
-from fedpeft.errors import FedpeftError, RunError
+from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.memory import PeakMemory
 from fedpeft.records import Records
 from fedpeft.trackers import TrackedRecords, check_trackers
@@ -54,31 +54,30 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
-    default = default_settings(arguments)
-    command = tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.simulate")
+    command = _command(arguments, RunConfig())
+    default = default_settings(command.config, command.resume)
+    command = _command(arguments, default)
     config, folder = checked_settings(command.run, default, command.output, command.resume)
     return config, folder, command.resume is not None, command.track
 
 
-def resumed_folder(arguments: list[str]) -> Path | None:
-    """The folder after --resume; None: a new run.
+def _command(arguments: list[str], default: RunConfig) -> Command:
+    return tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.simulate")
+
+
+def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
+    """The configuration that flags override: that of the run to resume, of the TOML file, or the defaults.
 
     Raises:
-        RunError: there is no run in it.
+        ConfigError: the file says something wrong, or both are given.
+        RunError: there is no run in the folder `resume`.
     """
-    if "--resume" not in arguments[:-1]:
-        return None
-    resumed = Path(arguments[arguments.index("--resume") + 1])
-    if not (resumed / "config.toml").is_file():
-        raise RunError(f"{resumed} holds no run to resume: there is no config.toml in it")
-    return resumed
-
-
-def default_settings(arguments: list[str]) -> RunConfig:
-    """The configuration that flags override: that of the run to resume, of the TOML file, or the defaults."""
-    file = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
-    if resumed := resumed_folder(arguments):
-        file = resumed / "config.toml"
+    if resume is not None:
+        if file is not None:
+            raise ConfigError(f"a resumed run keeps its settings, but {file} was given; leave it out")
+        file = resume / "config.toml"
+        if not file.is_file():
+            raise RunError(f"{resume} holds no run to resume: there is no config.toml in it")
     return from_mapping(read_toml(file), str(file)) if file else RunConfig()
 
 

@@ -306,7 +306,8 @@ class Simulation:
         self.fixed = {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
         data_key = self.tokenised(self.all_rows, self.tokens)
         per_example = self.mechanism is not None and self.mechanism.per_example
-        batched = config.executor == "batched" and self.method.batched and not per_example
+        reusing = config.executor == "batched" and not per_example  # methods without a batched form, too
+        batched = reusing and self.method.batched
         lengths = cached_examples(data_key).lengths
         tokens = float(lengths.mean()) if len(lengths) else self.tokens
         base: Any = reference.base
@@ -327,7 +328,7 @@ class Simulation:
             dtype=config.dtype,
             executor="private" if per_example else "batched" if batched else "sequential",
             clients_per_pass=max(1, round(TOKENS_PER_PASS / (config.batch_size * tokens))),
-            depth=self.reused_blocks if batched else 0,
+            depth=self.reused_blocks if reusing else 0,
             kernel=kernel if batched else "native",
             threads=1,
             device="cpu",

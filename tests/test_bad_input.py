@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.simulate import main
+from fedpeft.errors import ConfigError
+from fedpeft.simulate import main, parse
 
 TINY = {"--dataset": "tiny", "--clients": "6", "--cohort": "3", "--rounds": "1", "--dtype": "fp32", "--workers": "1"}
 
@@ -136,3 +137,23 @@ def test_a_disk_that_cannot_be_written(tmp_path, capfd):
     blocked.write_text("")
     assert call(blocked / "run", {}) == 2
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_the_settings_file_may_stand_anywhere(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("clients = 33\n")
+    config, *_ = parse(["--rounds", "3", str(file)])
+    assert (config.clients, config.rounds) == (33, 3)
+
+
+@pytest.mark.parametrize("form", ["--resume={}", "--resume {}"])
+def test_a_resumed_run_has_its_own_settings_however_the_flag_is_written(form, tmp_path):
+    (tmp_path / "config.toml").write_text('clients = 7\ndataset = "tiny"\nstrategy = "flora"\n')
+    config, folder, resume, _ = parse(form.format(tmp_path).split())
+    assert (config.clients, config.dataset, config.strategy, folder, resume) == (7, "tiny", "flora", tmp_path, True)
+
+
+def test_resuming_takes_no_settings_file(tmp_path):
+    (tmp_path / "config.toml").write_text("clients = 7\n")
+    with pytest.raises(ConfigError, match="keeps its settings"):
+        parse([str(tmp_path / "config.toml"), f"--resume={tmp_path}"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from experiments.learning_rates import tries, with_rates
 from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure
@@ -35,7 +38,11 @@ def test_the_best_rates_go_into_the_study():
     toml = (FOLDER / "study.toml").read_text()
     changed = with_rates(toml, {"lora": "0.02", "full fine-tuning": "0.00003"})
     lines = [a for a, b in zip(changed.splitlines(), toml.splitlines(), strict=True) if a != b]
-    assert all("learning_rate = 0.02}" in line or "learning_rate = 0.00003}" in line for line in lines)
+    for line in lines:
+        rate = 0.02 if '"lora"' in line else 3e-5
+        said = [float(number) for number in re.findall(r"rate = ([0-9.e-]+)", line)]
+        assert said[0] == rate
+        assert said[1:] in ([], [pytest.approx(0.0005 / rate, rel=1e-5)]), "the head learns as fast as before"
     assert not any("bitfit" in line for line in lines)
     assert {line.split('"')[1] for line in lines} == {"lora", "full fine-tuning"}
 
