@@ -53,7 +53,7 @@ def tries(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
 def with_rates(toml: str, best: dict[str, str]) -> str:
     """The study's text with other learning rates in the lines of the methods that are named, and of their variants.
 
-    A `head_rate` behind the learning rate, which is relative to it, is changed so that the head learns as fast as before.
+    A `head_rate` behind the learning rate, which is relative to it, is changed, too: the head learns as fast as before.
     """
 
     def changed(line: re.Match[str]) -> str:

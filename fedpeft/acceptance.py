@@ -7,10 +7,12 @@ for everyone; so they are dropped before any rule sees them. What is merely host
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from fedpeft.adapter import State, norm
 from fedpeft.errors import PayloadError
 from fedpeft.messages import Report
+from fedpeft.payload import Shape
 
 ABSURD = 1000.0
 """An update may be this many times as long as 1 + the norm of what the client was sent; honest ones stay below 1."""
@@ -30,18 +32,24 @@ def check_report(report: Report) -> None:
         raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
 
 
-def check_finite(statistics: State) -> None:
-    """Refuse statistics with a number that is not finite.
+def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) -> None:
+    """Refuse statistics for the head's start that are not those asked for, or that no `rows` rows can have.
+
+    They are sums over rows of products of features, so nothing above rows x the square of an absurdly long feature.
 
     Raises:
-        PayloadError: there is one.
+        PayloadError: why.
     """
-    if not math.isfinite(norm(statistics)):
-        raise PayloadError("statistics that are not finite")
+    if statistics.keys() != shapes.keys():
+        raise PayloadError(f"statistics called {sorted(statistics)} instead of {sorted(shapes)}")
+    length, limit = norm(statistics), rows * ABSURD**2
+    if not length <= limit:
+        raise PayloadError(f"statistics of norm {length:.3g}; nothing above {limit:.3g} is taken from {rows} rows")
 
 
 def check_update(delta: State, received: State, asked: frozenset[str]) -> None:
-    """Refuse an update that holds other tensors than `asked`, or is not finite, or absurdly large.
+    """Refuse an update, or a change of a control variate, that holds other tensors than `asked`, is not finite, or is
+    absurdly large against what the client `received`.
 
     Raises:
         PayloadError: why.

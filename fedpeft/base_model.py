@@ -20,7 +20,7 @@ class BaseModel(Protocol):
 MODELS: Family[BaseModel] = Family("fedpeft.models", "model")
 
 # No pickled weights, no code, no weights in other frameworks' formats.
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def resolve_model(text: str) -> Path:

@@ -17,7 +17,7 @@ from fedpeft.assets import cached_folder
 from fedpeft.data import Rows
 from fedpeft.examples import Examples, ImageRows, TokenRows
 
-TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "config.json")
+TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model", "*.jinja", "config.json")
 """What tokens depend on, in a model's folder."""
 
 

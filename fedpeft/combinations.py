@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedpeft.clients.training import LocalTraining
-from fedpeft.codec import BIASED
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.head_start import HeadStart
@@ -15,7 +14,7 @@ from fedpeft.profiles import Profile
 from fedpeft.quantized import PRECISIONS, check_available
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.strategy import LinearStrategy, RoundStrategy, Strategy
-from fedpeft.uplink import Uplink, parse_uplink
+from fedpeft.uplink import Uplink, names_memory, parse_uplink
 
 
 def check_combination(
@@ -70,7 +69,7 @@ def uplink_for(strategy: Strategy, text: str) -> tuple[Uplink, str]:
     if not (uplink.remembers and strategy.new_factors):
         return uplink, ""
     name = type(strategy).__name__
-    if text.strip() in BIASED:
+    if not names_memory(text):
         return (
             uplink.without_memory(),
             f"{text.strip()} runs without error feedback: {name} makes new factors each round",

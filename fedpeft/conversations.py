@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jinja2 import TemplateError
+
 from fedpeft.errors import DataError, ModelError
 
 ROLES = ("system", "user", "assistant")
@@ -26,6 +28,8 @@ def packed(value: object, where: str) -> str:
             or not isinstance(message.get("content"), str)
         ):
             raise DataError(f"{where}: a message has a role ({', '.join(ROLES)}) and a text as its content")
+    if value[0]["role"] == "assistant":
+        raise DataError(f"{where}: the assistant speaks first; a conversation begins with the user, or the system")
     if not any(m["role"] == "assistant" and m["content"].strip() for m in value):
         raise DataError(f"{where}: nobody answers; a conversation has at least one message of the assistant")
     return json.dumps([{"role": m["role"], "content": m["content"]} for m in value])
@@ -51,7 +55,8 @@ def ids_and_answers(tokenizer: Any, conversation: str) -> tuple[list[int], list[
     ends it.
 
     Raises:
-        ModelError: the tokenizer has no chat template.
+        ModelError: the tokenizer has no chat template, or one that changes what it has written.
+        DataError: the template refuses the conversation.
     """
     messages = json.loads(conversation)
     if not getattr(tokenizer, "chat_template", None):
@@ -62,9 +67,21 @@ def ids_and_answers(tokenizer: Any, conversation: str) -> tuple[list[int], list[
         if message["role"] != "assistant":
             continue
         for until, opened, answered in ((i, True, False), (i + 1, False, True)):
-            now = tokenizer.apply_chat_template(
-                messages[:until], tokenize=True, add_generation_prompt=opened, return_dict=True
-            )["input_ids"]
+            try:
+                now = list(
+                    tokenizer.apply_chat_template(
+                        messages[:until], tokenize=True, add_generation_prompt=opened, return_dict=True
+                    )["input_ids"]
+                )
+            except (TemplateError, ValueError, TypeError) as error:
+                raise DataError(
+                    f"the model's chat template refuses the conversation {conversation:.80}: {error}"
+                ) from error
+            if now[: len(ids)] != ids:
+                raise ModelError(
+                    "the model's chat template writes earlier messages anew when another one follows, so that answers "
+                    "can't be told from the rest; take conversations with one answer each, or another model"
+                )
             answers += [answered] * (len(now) - len(ids))
-            ids = list(now)
+            ids = now
     return ids, answers

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from fedpeft import seeds
 from fedpeft.flower import MESSAGE_TYPES, node_of
-from fedpeft.messages import Instruction, Report, report_of, to_record
+from fedpeft.messages import Instruction, Report, answer_to, to_record
 
 WAVE = 128
 """Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
@@ -25,25 +25,25 @@ class Exchange:
         answered: is told (phase, clients that have answered, clients expected).
         asked: clients of an asynchronous run that have been asked and not taken into a step yet.
         arrived: what they have answered meanwhile.
+        pending: the instructions that have not been answered yet, by message.
     """
 
     grid: Grid
     answered: Callable[[str, int, int], None]
     asked: set[int] = field(default_factory=set)
     arrived: deque[Report] = field(default_factory=deque)
+    pending: dict[str, Instruction] = field(default_factory=dict)
 
     def in_order(self, instructions: Iterable[Instruction], total: int, phase: str) -> Iterator[Report]:
         """Send the instructions, a wave at a time, and yield the reports in the order of the instructions."""
         done = 0
         for wave in _waves(instructions, WAVE):
-            waiting = self._push(wave)
+            self._push(wave)
             order = [i.client for i in wave]
             arrived: dict[int, Report] = {}
             following = 0
-            while waiting:
-                for message in self.grid.pull_messages(waiting):
-                    waiting.discard(message.metadata.reply_to_message_id)
-                    report = report_of(message)
+            while following < len(order):
+                for report in self._pull():
                     arrived[report.client] = report
                     done += 1
                     self.answered(phase, done, total)
@@ -61,7 +61,7 @@ class Exchange:
         self._push(wave)
         while good < enough and self.asked:
             while not self.arrived:
-                self.arrived.extend(report_of(message) for message in self.grid.pull_messages(()))
+                self.arrived.extend(self._pull())
             report = self.arrived.popleft()
             self.asked.discard(report.client)
             taken.append(report)
@@ -75,15 +75,18 @@ class Exchange:
         seeds.generator(seed, "idle", round).shuffle(idle)
         return sorted(idle[: max(0, len(cohort) - len(self.asked))])
 
-    def _push(self, wave: Sequence[Instruction]) -> set[str]:
-        return set(
-            self.grid.push_messages(
-                [
-                    self.grid.create_message(to_record(i), MESSAGE_TYPES[i.kind], node_of(i.client), str(i.round))
-                    for i in wave
-                ]
-            )
-        )
+    def _push(self, wave: Sequence[Instruction]) -> None:
+        messages = [
+            self.grid.create_message(to_record(i), MESSAGE_TYPES[i.kind], node_of(i.client), str(i.round)) for i in wave
+        ]
+        self.pending |= zip(self.grid.push_messages(messages), wave, strict=True)
+
+    def _pull(self) -> Iterator[Report]:
+        """What has been answered; a reply that is no report on what was asked becomes a failed one."""
+        for message in self.grid.pull_messages(set(self.pending)):
+            asked = self.pending.pop(message.metadata.reply_to_message_id, None)
+            if asked is not None:
+                yield answer_to(asked, message)
 
 
 def _waves(instructions: Iterable[Instruction], size: int) -> Iterator[list[Instruction]]:

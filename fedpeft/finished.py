@@ -25,6 +25,7 @@ from fedpeft.adapter import State
 from fedpeft.errors import RunError
 from fedpeft.examples import Batch, Examples, length_sorted_batches
 from fedpeft.low_rank import LowRank, recompress
+from fedpeft.records import writing
 from fedpeft.task import PEFT_PREFIX, FederatedModel, Task, trainable
 
 SCORE_BATCH = 16
@@ -51,7 +52,7 @@ def save(
     """
     is_adapter = changes is not None or own is not None or hasattr(model.base, "peft_config")
     target = folder / ("adapter" if is_adapter else "model")
-    try:
+    with writing(target):
         if changes is not None:
             save_lora(target, model.base, changes)
         elif own is not None:
@@ -66,8 +67,6 @@ def save(
             head = {n: t.float().contiguous() for n, t in state.items() if n.startswith("head.")}
             save_file(head, target / "head.safetensors")
             (target / "labels.json").write_text(json.dumps(list(labels), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"the result can't be written to {target}: {error}") from error
 
 
 OWN_METHOD = "method.json"

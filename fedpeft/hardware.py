@@ -1,4 +1,5 @@
-"""What a machine can hold and compute: the precision of the frozen base and the rows of a local step, by free memory.
+"""What a machine can hold and compute: its cores, and the precision of the frozen base and the rows of a local step, by
+free memory.
 
 The estimate is read off the model's files and leans to the high side: all weights in the run's precision while they are
 loaded; then the weights as they are held, and what a step keeps for its backward pass in every block,
@@ -13,6 +14,7 @@ them; then int8 weights, then nf4; and nf4 with a single row is what is left.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +135,23 @@ def choose(
         if need <= room:
             return Choice(precision, rows, need, True)
     return Choice(precision, rows, need, False)
+
+
+def usable_cores() -> int:
+    """Cores for worker processes: those of the machine, less what this process, or its container, may not use."""
+    found = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        found = min(found, len(os.sched_getaffinity(0)))
+    return max(1, min(found, container_cores(CGROUP)))
+
+
+def container_cores(folder: Path) -> int:
+    """Cores that a container (cgroup 2) may use, rounded up; a huge number where there is no limit."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # "max": no limit
+        return 1 << 30
 
 
 def free_memory(device: str) -> int:

@@ -7,8 +7,10 @@ bytes, because Flower pays per array, and everything else is a `ConfigRecord`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, get_type_hints
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
@@ -117,9 +119,24 @@ def to_record(content: Instruction | Report) -> RecordDict:
     return RecordDict({"fedpeft": ConfigRecord(fields), "payload": ArrayRecord(arrays)})
 
 
+@cache
+def _types(cls: Any) -> dict[str, tuple[type, ...]]:
+    """What the values of a message's fields are, as Flower brings them."""
+    plain = {int: (int,), float: (int, float), bool: (bool,), tuple[int, ...]: (list,)}
+    return {name: plain.get(hint, (str,)) for name, hint in get_type_hints(cls).items() if name not in PAYLOADS}
+
+
+def _check_types(fields: Mapping[str, Any], cls: type[Instruction] | type[Report]) -> None:
+    for name, legal in _types(cls).items():  # type: ignore[arg-type]  # mypy: classes are hashable
+        value = fields.get(name)
+        if name in fields and not (isinstance(value, legal) and (bool in legal or not isinstance(value, bool))):
+            raise PayloadError(f"{name} is {value!r:.50}, not of type {legal[-1].__name__}")
+
+
 def _from_record(record: RecordDict, cls: type[Any]) -> Any:
     try:
         fields: dict[str, Any] = dict(record.config_records["fedpeft"])
+        _check_types(fields, cls)
         arrays = record.array_records["payload"]
         for array in arrays.values():
             if array.stype != PAYLOAD_TYPE:
@@ -140,3 +157,17 @@ def report_of(message: Message) -> Report:
     """The report in a Flower message, or PayloadError."""
     found: Report = _from_record(message.content, Report)
     return found
+
+
+def answer_to(asked: Instruction, message: Message) -> Report:
+    """The report in the reply to an instruction; where it is no report on it, one that says so."""
+    try:
+        report = report_of(message)
+        if (report.client, report.round) != (asked.client, asked.round):
+            raise PayloadError(
+                f"client {asked.client} was asked in round {asked.round}, and answered as client {report.client} "
+                f"for round {report.round}"
+            )
+    except PayloadError as error:
+        return Report(asked.client, asked.round, b"", error=str(error))
+    return report

@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import math
 import pkgutil
 import types
 import typing
@@ -146,7 +147,7 @@ def _literal(node: ast.expr, text: str) -> Any:
         return node.id
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ConfigError(
             f"{ast.unparse(node)!r} in {text!r} is not a plain value (number, word, string, tuple)"
         ) from None
@@ -230,11 +231,13 @@ def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) 
                 return None
         elif plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             result = float(value)
-            if result != result:
+            if not math.isfinite(result):
                 break
             return _within(label, result, bounds)
         elif plain is tuple and isinstance(value, (list, tuple)):
-            return tuple(value)
+            element = next(iter(typing.get_args(option)), None)
+            if not isinstance(element, type) or all(isinstance(item, element) for item in value):
+                return tuple(value)
         elif isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
             return _within(label, value, bounds)
     legal = " or ".join("none" if o is type(None) else (typing.get_origin(o) or o).__name__ for o in options)

@@ -34,6 +34,7 @@ from fedpeft.parts import check_settings
 from fedpeft.records import Records
 from fedpeft.simulate import (
     INTERRUPTED,
+    alone_in,
     checked_settings,
     costs,
     default_settings,
@@ -134,7 +135,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     credentials, doorkeeper = security(options)
     started = time.perf_counter()
     make_folder(folder)
-    with PeakMemory() as memory, ServeObserver(console) as observer:
+    with alone_in(folder), PeakMemory() as memory, ServeObserver(console) as observer:
         events = Events(folder / "serve.jsonl", observer.event)
         deployment = Deployment(config, folder, observer, options, doorkeeper, events)
         observer.watch(deployment)

@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 from flwr.serverapp import Grid
 
-from fedpeft.acceptance import check_finite, check_report, check_update
+from fedpeft.acceptance import check_report, check_statistics, check_update
 from fedpeft.adapter import ClientForm, Layout, State, held_in, norm
 from fedpeft.aggregation_error import MeasuredCollector, WeightsCollector, measurable
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.clients.store import ClientStore
 from fedpeft.codec import Codec, decode
 from fedpeft.collectors import Collector, Outcome, collector
-from fedpeft.downlink import Downlink
+from fedpeft.downlink import Downlink, Package
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.exchange import Exchange
 from fedpeft.factoring import Factoring
@@ -79,6 +79,20 @@ class Schedule:
         if self.shape == "cosine":
             return self.learning_rate * (1 + float(torch.cos(torch.tensor(progress * torch.pi)))) / 2
         return self.learning_rate
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """What a client was sent, until it answers: the adapter, and the bytes of the base's residual and the variate."""
+
+    package: Package
+    base_bytes: int
+    variate_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return len(self.package.payload) + self.base_bytes + self.variate_bytes
 
 
 @dataclass
@@ -165,6 +179,8 @@ class Server:
     exchange: Exchange = field(init=False)
     residual: Residual = field(init=False)
     versions: Versions = field(init=False)
+    dispatched: dict[int, Dispatch] = field(init=False, default_factory=dict)
+    """By client, what it was sent and has not answered yet."""
 
     def __post_init__(self) -> None:
         self.exchange = Exchange(self.grid, self.observer.client_done)
@@ -235,8 +251,9 @@ class Server:
             progress.counters["uplink_bytes"] += len(report.payload)
             try:
                 check_report(report)
-                statistics = decode(report.payload, self.head.shapes(width, self.classes, report.rows))
-                check_finite(statistics)
+                shapes = self.head.shapes(width, self.classes, report.rows)
+                statistics = decode(report.payload, shapes)
+                check_statistics(statistics, shapes, report.rows)
             except PayloadError:
                 rejected += 1
                 continue
@@ -298,6 +315,11 @@ class Server:
             )
             for client in cohort
         ]
+        for client in cohort:
+            dispatch = self._dispatch(client, sent, progress)
+            self.dispatched[client] = dispatch
+            tally.downlink_bytes += dispatch.bytes
+            tally.base_bytes += dispatch.base_bytes
         enough = self.strategy.asynchronous
         reports = (
             self.exchange.first(instructions, enough, "train")
@@ -373,13 +395,9 @@ class Server:
         last = progress.acknowledged.get(report.client, 0)
         form = self.form(report.client, progress)
         layout = self.layout.with_form(form)
-        package = sent.package(form, progress.held.get(report.client, 0), newcomer=not last)
-        received = held_in(package.state, self.profiles[report.client].adapter)
-        base_bytes = len(sent.base(last))
-        downlink = len(package.payload) + len(sent.variate) + base_bytes
+        dispatch = self.dispatched.pop(report.client)
+        received = held_in(dispatch.package.state, self.profiles[report.client].adapter)
         tally.uplink_bytes += report.bytes
-        tally.downlink_bytes += downlink
-        tally.base_bytes += base_bytes
         tally.uplink_parameters += layout.numel if report.payload else 0
         line: dict[str, object] = {
             "round": report.round,
@@ -390,8 +408,8 @@ class Server:
             "loss": None if self._silent else report.loss,
             "seconds": report.seconds,
             "uplink_bytes": report.bytes,
-            "downlink_bytes": downlink,
-            "downlink_from": package.base,
+            "downlink_bytes": dispatch.bytes,
+            "downlink_from": dispatch.package.base,
             "base_precision": self.profiles[report.client].base or None,
         }
         if self.protection is not None:
@@ -404,7 +422,7 @@ class Server:
             memory = self._estimate(report.client, last)
             delta, memory = self.uplink.receive(report.payload, layout.shapes, memory)
             check_update(delta, received, sent.shared)
-            variate = decode(report.variate, {n: layout.shapes[n] for n in sent.shared}) if self.scaffold else {}
+            variate = self._variate(report, layout, sent, progress)
         except PayloadError as error:
             line["rejected"] = str(error)
             return
@@ -420,6 +438,14 @@ class Server:
             tally.forms[report.client] = after
         tally.accepted[report.client] = report.round
         tally.losses.append((report.loss, report.rows))
+
+    def _variate(self, report: Report, layout: Layout, sent: Downlink, progress: Progress) -> State:
+        """The change of a client's control variate, checked as an update is; empty without SCAFFOLD."""
+        if not self.scaffold:
+            return {}
+        change = decode(report.variate, {name: layout.shapes[name] for name in sent.shared})
+        check_update(change, progress.variate, sent.shared)
+        return change
 
     def _estimate(self, client: int, last: int) -> State:
         """The server's copy of a client's memory, after round `last`."""
@@ -454,6 +480,11 @@ class Server:
             round,
             variate,
         )
+
+    def _dispatch(self, client: int, sent: Downlink, progress: Progress) -> Dispatch:
+        last = progress.acknowledged.get(client, 0)
+        package = sent.package(self.form(client, progress), progress.held.get(client, 0), newcomer=not last)
+        return Dispatch(package, len(sent.base(last)), len(sent.variate))
 
     def _instruction(self, kind: Kind, client: int, round: int, sent: Downlink, progress: Progress) -> Instruction:
         form = self.form(client, progress)

@@ -11,6 +11,7 @@ from typing import overload
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from fedpeft.records import writing
 from fedpeft.strategy import Update
 
 
@@ -22,9 +23,14 @@ class Shelf:
     _heads: list[Update] = field(default_factory=list)
 
     def put(self, update: Update) -> None:
-        """Store the update's tensors; only its description stays in memory."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_file({n: t.contiguous() for n, t in update.delta.items()}, self._file(len(self._heads)))
+        """Store the update's tensors; only its description stays in memory.
+
+        Raises:
+            RunError: the disk is full or can't be written.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({n: t.contiguous() for n, t in update.delta.items()}, self._file(len(self._heads)))
         self._heads.append(replace(update, delta={}))
 
     def _file(self, index: int) -> Path:

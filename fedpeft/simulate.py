@@ -10,7 +10,8 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
@@ -25,7 +27,7 @@ from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.console import ConsoleObserver, duration, size, summary_table
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.memory import PeakMemory
-from fedpeft.records import Records
+from fedpeft.records import Records, writing
 from fedpeft.trackers import TrackedRecords, check_trackers
 
 INTERRUPTED = 130
@@ -117,6 +119,20 @@ def make_folder(folder: Path) -> None:
         raise RunError(f"the run's folder {folder} can't be made: {error.strerror}; give another --output") from error
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a run's folder from a second process that would continue it at the same time, or RunError."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunError(f"another process is at work on the run in {folder}; wait for its end, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def quiet_libraries() -> None:
     """No download bars, parallelism notes or deprecation warnings of the libraries underneath."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -150,13 +166,16 @@ def simulate(
 
     trackers = check_trackers(track)
     started = time.perf_counter()
-    with PeakMemory() as memory, ConsoleObserver(console) as observer:
+    with ExitStack() as held, PeakMemory() as memory, ConsoleObserver(console) as observer:
+        if resume:
+            held.enter_context(alone_in(folder))
         simulation = Simulation(config, folder, observer)
         observer.metric = simulation.task.metric
         simulation.outside = grid(simulation) if grid else None
         make_folder(folder)
         records = TrackedRecords(folder, trackers)
         if not resume:
+            held.enter_context(alone_in(folder))
             records.write("config.toml", config.to_toml())
         try:
             summary = _run(simulation, records, observer, console)
@@ -167,7 +186,8 @@ def simulate(
     records.write_json("summary.json", summary)
     from fedpeft.plots import plot_rounds
 
-    plot_rounds(folder / "rounds.svg", records.read("rounds.jsonl"), summary)
+    with writing(folder / "rounds.svg"):
+        plot_rounds(folder / "rounds.svg", records.read("rounds.jsonl"), summary)
     return summary
 
 
@@ -197,7 +217,8 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     pooled = simulation.centralised(progress.started) if config.centralised else None
     simulation.close()
     score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
-    _save_predictions(simulation, score.scores)
+    with writing(simulation.folder):
+        _save_predictions(simulation, score.scores)
     if simulation.protection is not None:
         records.hide()
     own_base = [config.dtype if config.dtype != "fp64" else "fp32"]
@@ -332,12 +353,13 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
         if summary["metric"] != "accuracy":
             value = math.exp(summary["centralised_loss"])
         rows.append(("same adapter on the pooled data", f"{value:.4f}"))
+    sent = summary["uplink_bytes_per_parameter"]
     rows += [
         ("test loss", f"{summary['loss']:.4f}"),
         *_lost(summary),
         ("uplink / downlink", f"{size(summary['uplink_bytes'])} / {size(summary['downlink_bytes'])}"),
         ("of it before round 1", size(summary["prepare_bytes"])),
-        ("bytes per parameter and update", f"{summary['uplink_bytes_per_parameter']:.3f}"),
+        ("bytes per parameter and update", f"{sent:.3f}" if sent is not None else "no update was sent"),
         ("time", f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),
     ]
     if summary["dp_delta"] is not None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import psutil
 import torch
 from flwr.serverapp import Grid
 from torch import nn
@@ -39,6 +38,7 @@ from fedpeft.examples import LENGTH_STEP, Examples
 from fedpeft.forgetting import PROBE_ROWS, TEST_ROWS, Forgetting, compared, second_task, standing
 from fedpeft.frozen_prefix import HiddenRows, above, can_start_at
 from fedpeft.grids.cohort import CohortGrid
+from fedpeft.hardware import usable_cores
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
 from fedpeft.mechanism import MECHANISMS, Federation
@@ -294,7 +294,7 @@ class Simulation:
         """One per core; on a cluster one per GPU or core of it."""
         if self.config.grid == "ray":
             return int(default_workers(self.config.ray_address))
-        return psutil.cpu_count(logical=False) or 1
+        return usable_cores()
 
     def _work_plan(self, reference: FederatedModel) -> WorkPlan:
         config = self.config
@@ -303,8 +303,10 @@ class Simulation:
         kernel: Kernel = self.fixed.get("kernel") or kernels.choose(dtype)
         if kernel not in kernels.candidates(dtype):  # a run that began on another machine
             kernel = kernels.choose(dtype)
-        self.fixed = {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
+        self.fixed |= {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
         data_key = self.tokenised(self.all_rows, self.tokens)
+        model_key = cache.file_hash(self.model_directory, ("*.safetensors", "config.json"))
+        self._pin(data=data_key, model=model_key)
         per_example = self.mechanism is not None and self.mechanism.per_example
         reusing = config.executor == "batched" and not per_example  # methods without a batched form, too
         batched = reusing and self.method.batched
@@ -320,7 +322,7 @@ class Simulation:
             task=self.dataset.task,
             method=self.peft,
             model=self.model_directory,
-            model_key=cache.file_hash(self.model_directory, ("*.safetensors", "config.json")),
+            model_key=model_key,
             width=int(plain.config.hidden_size),
             data_key=data_key,
             classes=self.dataset.classes,
@@ -337,6 +339,19 @@ class Simulation:
             residuals=self.folder / "base",
             labels=self._attacked_labels(),
         )
+
+    def _pin(self, **keys: str) -> None:
+        """Note what must stay the same until the run's end.
+
+        Raises:
+            RunError: a resumed run finds other rows, or another model, than it began with.
+        """
+        for name, value in keys.items():
+            if self.fixed.setdefault(name, value) != value:
+                raise RunError(
+                    f"the run in {self.folder} can't be continued: its {name} has changed since it began; put back "
+                    "what was there, or start a new run"
+                )
 
     @property
     def held_out(self) -> float:
@@ -420,7 +435,8 @@ class Simulation:
         assert labels is not None
         assert test_labels is not None
         rule = "one standard error"
-        name = cache.key(train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, probe=rule)
+        bits = {"precision": self.method.base_precision} if self.method.base_precision else {}
+        name = cache.key(train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, probe=rule, **bits)
 
         def fit() -> dict[str, np.ndarray]:
             features = self.work.store(train, depth).features(np.arange(len(labels))).numpy()
@@ -626,7 +642,8 @@ class Simulation:
         """
         config = self.config
         rows = np.arange(len(self.train_rows))
-        piece = max(1, round(len(rows) * self.sampler.size / self.clients * config.local_epochs))
+        seen = [self._rows_a_round(client) for client in range(self.clients)]
+        piece = max(1, round(sum(seen) / self.clients * self.sampler.size))
         shuffled = np.concatenate(
             [
                 seeds.generator(config.seed, "centralised", i).permutation(rows)
@@ -662,6 +679,12 @@ class Simulation:
         folder.mkdir(exist_ok=True)
         self.save(best, folder)
         return folder, rate * config.learning_rate
+
+    def _rows_a_round(self, client: int) -> float:
+        """How many rows a client's local steps of one round see, repeated ones counted again."""
+        rows, batch = len(self.partition.shard(client)), self.training.batch_size
+        steps: int = self.profiles[client].steps or self.training.steps_for(rows)
+        return float(steps * rows / -(-rows // batch))
 
     def close(self) -> None:
         """End the workers."""

@@ -8,7 +8,6 @@ or is killed is a failed line with its reason, and the others go on.
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import signal
 import sys
@@ -28,6 +27,7 @@ from fedpeft.config import from_mapping, read_toml
 from fedpeft.console import duration
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.grid_of_runs import Planned, Study, read_study
+from fedpeft.hardware import usable_cores
 from fedpeft.records import Records
 from fedpeft.results import FAILED, Result, ResultsFile, latest, read_run, resolved
 from fedpeft.run_of_study import Start, Starter
@@ -307,7 +307,7 @@ class Schedule:
 
 def jobs_that_fit(planned: Sequence[Planned]) -> int:
     """Runs at a time, from the cores of this process and the workers of a run."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     workers = max((run.config.workers or cores for run in planned), default=1)
     return max(1, cores // workers)
 

@@ -4,8 +4,8 @@
     ^ memory ^ precision rules   ^ the codec, or the name of a preset
 
 The words in front of the codec never travel. A *memory* (`ef14`, `ef21`, see `fedpeft.feedback`) sends later what the
-codec drops now; *precision rules* (`fedpeft.precision_rule`) say how many bits which client spends. `small` alone means
-`ef14 | small`: the presets whose errors are biased bring their memory along.
+codec drops now; *precision rules* (`fedpeft.precision_rule`) say how many bits which client spends. `small` without a
+memory means `ef14 | small`: the presets whose errors are biased bring theirs along, behind rules, too.
 """
 
 from __future__ import annotations
@@ -110,6 +110,11 @@ def _at(codec: Codec, bits: float) -> Codec:
     return codec.with_bits(bits)
 
 
+def names_memory(text: str) -> bool:
+    """Whether `text` says itself what is remembered, rather than leaving it to a preset."""
+    return any(parse_spec(word).name in KINDS for word in split_outside_parentheses(text, "|"))
+
+
 def parse_uplink(text: str) -> Uplink:
     """What `text` describes.
 
@@ -118,8 +123,6 @@ def parse_uplink(text: str) -> Uplink:
             nothing, or a precision rule in front of a codec without a precision to set.
     """
     words = split_outside_parentheses(text, "|")
-    if len(words) == 1 and words[0] in BIASED:
-        words = ["ef14", *words]
     front: list[str] = []
     while words and parse_spec(words[0]).name in (*KINDS, *PRECISION_RULES.names):
         front.append(words.pop(0))
@@ -128,6 +131,8 @@ def parse_uplink(text: str) -> Uplink:
     codec = parse_codec(" | ".join(words))
     specs = [parse_spec(word) for word in front]
     memories = [spec for spec in specs if spec.name in KINDS]
+    if not memories and words[0] in BIASED:
+        memories = [parse_spec("ef14")]
     if len(memories) > 1:
         raise ConfigError(f"{text!r} names {len(memories)} memories; one of {', '.join(KINDS)} is enough")
     if memories and codec.lossless:

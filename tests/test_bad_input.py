@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.errors import ConfigError
-from fedpeft.simulate import main, parse
+from fedpeft.simulate import alone_in, main, parse
 
 TINY = {"--dataset": "tiny", "--clients": "6", "--cohort": "3", "--rounds": "1", "--dtype": "fp32", "--workers": "1"}
 
@@ -26,6 +26,9 @@ CASES = {
     "value out of range": ({"--rounds": "0"}, "at least 1"),
     "negative learning rate": ({"--learning-rate": "-1"}, "above 0"),
     "learning rate that is no number": ({"--learning-rate": "nan"}, "learning_rate"),
+    "passes without end": ({"--local-epochs": "inf"}, "local_epochs"),
+    "targets that are no names": ({"--peft": "lora(targets=(1,2))"}, "targets must be"),
+    "a value that Python can't hold": ({"--peft": "lora(rank={[]:1})"}, "not a plain value"),
     "unknown choice": ({"--dtype": "fp8"}, "'bf16', 'fp32', 'fp64'"),
     "unknown data set": ({"--dataset": "20newsgroup"}, "did you mean '20newsgroups'"),
     "unknown partition": ({"--partition": "dirichlt"}, "did you mean 'dirichlet'"),
@@ -157,3 +160,17 @@ def test_resuming_takes_no_settings_file(tmp_path):
     (tmp_path / "config.toml").write_text("clients = 7\n")
     with pytest.raises(ConfigError, match="keeps its settings"):
         parse([str(tmp_path / "config.toml"), f"--resume={tmp_path}"])
+
+
+def test_a_resumed_run_refuses_other_rows_and_a_second_process(tmp_path, capfd):
+    data = tmp_path / "rows.csv"
+    lines = ["text,label", *(f"word{i % 7} {'good' if i % 2 else 'bad'},{i % 2}" for i in range(60))]
+    data.write_text("\n".join(lines) + "\n")
+    flags = {"--dataset": f"file:{data}", "--model": "tiny"}
+    assert call(tmp_path / "run", flags) == 0
+    with alone_in(tmp_path / "run"):
+        assert main(["--resume", str(tmp_path / "run")]) == 2
+    assert "another process" in "".join(capfd.readouterr())
+    data.write_text("\n".join([*lines[:-1], "another row,1"]) + "\n")
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    assert "its data has changed" in "".join(capfd.readouterr())

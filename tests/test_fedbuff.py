@@ -69,3 +69,21 @@ def test_memories_follow_the_round_that_a_client_was_asked_in(tmp_path, codec):
     lines = run(tmp_path / "run", "--strategy", "fedbuff(buffer=2)", "--codec", codec, "--rounds", "6")
     assert max(line["staleness"] for line in lines) > 0
     assert not [line for line in lines if line.get("rejected")]
+
+
+def test_all_that_is_sent_is_counted_when_it_is_sent(tmp_path):
+    lines = run(tmp_path / "run", "--strategy", "fedbuff(buffer=2)")
+    [size] = {line["downlink_bytes"] for line in lines}
+    rounds = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()][1:]
+    assert [r["downlink_bytes"] for r in rounds] == [6 * size, 2 * size, 2 * size, 2 * size]
+
+
+def test_late_answers_are_booked_with_what_their_clients_were_sent(tmp_path):
+    lines = run(tmp_path / "run", "--strategy", "fedbuff(buffer=2)", "--codec", "small", "--rounds", "6")
+    late = [line for line in lines if line["staleness"]]
+    assert late
+    by_round = {}
+    for line in lines:  # from the start, all clients of one round are sent the same payload
+        if line["downlink_from"] == 0:
+            by_round.setdefault(line["round"], set()).add(line["downlink_bytes"])
+    assert all(len(sizes) == 1 for sizes in by_round.values())

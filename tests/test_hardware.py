@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import pytest
 
 from fedpeft.base_model import resolve_model
-from fedpeft.hardware import ModelSize, choose, container_room, free_memory
+from fedpeft.hardware import ModelSize, choose, container_cores, container_room, free_memory, usable_cores
 from fedpeft.layers import linear_layers
 from fedpeft.task import DTYPES, TASKS
 
@@ -67,3 +68,11 @@ def test_a_container_s_limit_counts(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     assert container_room(tmp_path) == 800
     assert 0 < free_memory("cpu") < 1 << 60
+
+
+def test_a_container_s_cores_count(tmp_path):
+    assert container_cores(tmp_path) > 1 << 20
+    for text, cores in (("max 100000", 1 << 30), ("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(text + "\n")
+        assert container_cores(tmp_path) == cores
+    assert 1 <= usable_cores() <= os.cpu_count()

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from fedpeft.base_model import resolve_model
+from fedpeft.cache import TOKENIZER_FILES, file_hash
 from fedpeft.conversations import ids_and_answers, packed
 from fedpeft.data import load_dataset
 from fedpeft.errors import DataError, ModelError
@@ -106,3 +107,32 @@ def test_what_can_not_be_tokenised_is_one_sentence(chat_model, file):
         task.tokenise(data.train, resolve_model("tiny_lm"), 64)
     with pytest.raises(DataError, match="no answer within --tokens 4"):
         task.tokenise(data.train, chat_model, 4)
+
+
+def test_a_conversation_that_the_assistant_begins_is_refused():
+    with pytest.raises(DataError, match="speaks first"):
+        packed(conversation("a", "b")[::-1], "row 1")
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "words"),
+    [
+        ("{% for m in messages %}{{ 'last ' if loop.last }}{{ m.content }} {% endfor %}", ModelError, "writes earlier"),
+        ("{{ raise_exception('only system messages') }}", DataError, "only system messages"),
+    ],
+)
+def test_a_template_that_answers_can_not_be_told_from(chat_model, template, error, words):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.chat_template = template
+    with pytest.raises(error, match=words):
+        ids_and_answers(tokenizer, packed(conversation(*WORDS[2:6]), "row 1"))
+
+
+def test_another_chat_template_makes_other_tokens(chat_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(chat_model, folder)
+    before = file_hash(folder, TOKENIZER_FILES)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE + "x"
+    tokenizer.save_pretrained(folder)
+    assert file_hash(folder, TOKENIZER_FILES) != before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from experiments.learning_rates import tries, with_rates
 from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure

@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fedpeft.clients.pool import Worker
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedpeft.checkpoint import Checkpoints
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.console import ConsoleObserver
-from fedpeft.simulate import main, simulate
+from fedpeft.simulate import main, show, simulate
 from fedpeft.simulation import Simulation
 
 TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "4", "--rounds", "3", "--dtype", "fp32", "--workers", "1",
@@ -257,3 +259,32 @@ def test_the_python_call_does_what_the_command_does(finished, tmp_path):
     config = RunConfig(dataset="tiny", clients=8, cohort=4, rounds=3, dtype="fp32", workers=1, **training)
     simulate(config, tmp_path / "run", False, QUIET)
     assert same(folder, tmp_path / "run")
+
+
+def test_the_pooled_reference_sees_as_many_rows_as_the_federation(tmp_path, monkeypatch):
+    seen = []
+    train = Worker.train
+    monkeypatch.setattr(Worker, "train", lambda self, job: (seen.append(len(job.rows)), train(self, job))[1])
+    run(tmp_path, "--centralised", "--local-steps", "2", "--batch-size", "4", "--learning-rate", "0.0003")
+    lines = [json.loads(line) for line in (tmp_path / "clients.jsonl").read_text().splitlines()]
+    a_round = 4 * sum(line["steps"] for line in lines) / 3
+    assert seen
+    assert set(seen) == {pytest.approx(a_round, rel=0.05)}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: no space")])
+def test_a_result_that_does_not_fit_on_the_disk_is_one_sentence(tmp_path, monkeypatch, capfd, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("fedpeft.finished.save_file", full)
+    assert main([*TINY, "--output", str(tmp_path / "run")]) == 2
+    said = "".join(capfd.readouterr())
+    assert "can't be written" in said.replace("\n", " ")
+    assert "Traceback" not in said
+
+
+def test_a_summary_without_updates_is_shown(finished, capsys):
+    folder, summary = finished
+    show(summary | {"uplink_bytes": 0, "uplink_bytes_per_parameter": None}, folder, Console())
+    assert "no update was sent" in capsys.readouterr().out

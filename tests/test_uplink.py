@@ -48,6 +48,8 @@ def test_texts_round_trip(text):
 
 def test_presets_with_biased_errors_bring_their_memory():
     assert parse_uplink("tiny").feedback.kind == "ef14"
+    assert parse_uplink("over_time(high=2.0) | by_rows | small").feedback.kind == "ef14"
+    assert parse_uplink("ef21 | by_rows | small").feedback.kind == "ef21"
     assert parse_uplink("unbiased").feedback.kind == "none"
     assert parse_uplink(str(parse_uplink("tiny").codec)).feedback.kind == "none"
 
