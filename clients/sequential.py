@@ -16,6 +16,11 @@ from fedpeft.examples import Batch, Examples
 from fedpeft.task import FederatedModel, Task, trainable
 
 
+def add_gradient(parameter: nn.Parameter, more: Tensor) -> None:
+    """Add to a gradient, which a parameter that the loss does not reach has none of."""
+    parameter.grad = more.clone() if parameter.grad is None else parameter.grad.add_(more)
+
+
 class SequentialExecutor(Executor):
     """Trains the model it is given, which carries the peft library's adapter."""
 
@@ -67,9 +72,9 @@ class SequentialExecutor(Executor):
         losses = []
         for loss in self._steps(job, chosen, optimizer):
             for name, before in start.items():
-                chosen[name].grad.add_(chosen[name].detach() - before, alpha=job.proximal)  # type: ignore[union-attr]
+                add_gradient(chosen[name], job.proximal * (chosen[name].detach() - before))
             for name, correction in corrections.items():
-                chosen[name].grad.add_(correction)  # type: ignore[union-attr]
+                add_gradient(chosen[name], correction)
             if job.training.max_norm:
                 torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.max_norm)
             optimizer.step()

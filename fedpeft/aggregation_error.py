@@ -74,7 +74,8 @@ class WeightsCollector:
     def add(self, update: Update) -> None:
         """Take one update, and add its weights to the target."""
         self.collector.add(update)
-        self.target.add(self.changes({name: update.trained(name) for name in update.received}), update.weight)
+        trained = {name: update.trained(name) for name in update.received}
+        self.target.add(self.changes(trained, update.form), update.weight)
 
     def finish(self, memory: Memory) -> Outcome:
         """What the round has led to."""
@@ -84,4 +85,4 @@ class WeightsCollector:
         """Of the whole aggregate; 0 where there was nothing to aggregate."""
         exact = self.target.mean()
         size = norm(exact)
-        return norm(difference(self.changes(outcome.state), exact)) / size if size else 0.0
+        return norm(difference(self.changes(outcome.state, None), exact)) / size if size else 0.0

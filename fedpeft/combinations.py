@@ -9,6 +9,7 @@ from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.head_start import HeadStart
 from fedpeft.mechanism import Mechanism
+from fedpeft.peft_method import PeftMethod
 from fedpeft.precision_rules.over_time import OverTime
 from fedpeft.profiles import Profile
 from fedpeft.quantized import PRECISIONS, check_available
@@ -24,6 +25,7 @@ def check_combination(
     training: LocalTraining,
     scaffold: bool,
     dtype: str,
+    method: PeftMethod,
 ) -> None:
     """Refuse parts that don't go together.
 
@@ -47,14 +49,19 @@ def check_combination(
         raise ConfigError(f"scaffold corrects against this round's other clients, and {name} has no common round")
     if scaffold:
         _check_scaffold(strategy, turns, profiles, training)
-    _check_bases(profiles, dtype)
+    _check_bases(profiles, dtype, method)
 
 
-def _check_bases(profiles: Sequence[Profile], dtype: str) -> None:
+def _check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) -> None:
     bases = {profile.base for profile in profiles}
     for precision in PRECISIONS:
         if precision in bases:
             check_available(precision)
+            if not method.few_bits:
+                raise ConfigError(
+                    f"{method.name} reads or trains the base's own weights, which a base in {precision} does not have; "
+                    "leave it out of the profiles, or take --peft lora"
+                )
     if dtype == "fp64" and bases - {""}:
         raise ConfigError("an fp64 run is one for exact comparisons: leave base out of its profiles")
 

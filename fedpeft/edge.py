@@ -36,6 +36,7 @@ from fedpeft.messages import Instruction, Report
 from fedpeft.own_ledger import FAILED, OwnLedger, own_mechanism, planned_participations, state_digest
 from fedpeft.partition import Partition, held_out
 from fedpeft.parts import setting
+from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.protection import KEY, ClientPrivacy
 from fedpeft.residual import ResidualFiles
 from fedpeft.sampling import cohort_size
@@ -245,7 +246,7 @@ class Edge(Simulation):
         nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
         size = ModelSize.of(resolve_model(config.model))
         free, language = free_memory(self.device), self.description.task == "causal_lm"
-        few_bits = () if fills else ("int8", *nf4)
+        few_bits = ("int8", *nf4) if PEFT_METHODS.build(config.peft).few_bits and not fills else ()
         slow = config.dtype == "bf16" and not fast_bf16(self.device)
         dtype = "fp32" if slow else config.dtype
         choice = choose(size, free, dtype, config.batch_size, self.description.tokens, language, few_bits)

@@ -46,6 +46,11 @@ class Hybrid(PeftMethod):
         return all(part.batched for part in self.parts)
 
     @property
+    def few_bits(self) -> bool:  # type: ignore[override]
+        """If all can."""
+        return all(part.few_bits for part in self.parts)
+
+    @property
     def privacy(self) -> PrivacyRoute:  # type: ignore[override]
         """The least demanding route that all can take."""
         routes = {part.privacy for part in self.parts}

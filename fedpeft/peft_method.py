@@ -31,8 +31,9 @@ PrivacyRoute = Literal["hooks", "vmap", "refused"]
 be used by calling its own module), by `torch.func.vmap(grad)` of the whole model (right for everything that it can
 trace), or not at all."""
 
-WeightChanges = Callable[[State], dict[str, Tensor]]
-"""From a state to what it changes in the weights of the base, (out, in) by module."""
+WeightChanges = Callable[[State, ClientForm | None], dict[str, Tensor]]
+"""From a state in a client's form (None: the method's own) to what it changes in the weights of the base, (out, in) by
+module."""
 
 
 class PeftMethod(ABC):
@@ -67,6 +68,9 @@ class PeftMethod(ABC):
 
     whole_model: ClassVar[bool] = False
     """Whether the result is saved as a model of its own."""
+
+    few_bits: ClassVar[bool] = True
+    """Whether clients may hold the base's linear layers in nf4 or int8, beside what this method trains."""
 
     base_precision: ClassVar[Precision] = ""
     """In how many bits the base's linear layers are held."""
@@ -220,10 +224,18 @@ PEFT_METHODS = MethodFamily("fedpeft.peft_methods", "PEFT method")
 
 
 def of_size(text: str, method: PeftMethod, forms: Sequence[ClientForm | None]) -> str:
-    """The text of the method at the size of the largest client, its scale unchanged."""
+    """The text of the method at the size of the largest client, its scale unchanged.
+
+    Raises:
+        ConfigError: clients hold another size than the method's own, and it has one for all.
+    """
     largest = max((form for form in forms if form), key=lambda form: form.rank, default=None)
     if method.form is None or largest is None or largest.rank == method.form.rank:
         return text
+    if not method.mixed_sizes:
+        raise ConfigError(
+            f"{method.name} has one size for all clients, {method.form.rank}; leave ranks away, and set it in --peft"
+        )
     spec = parse_spec(text)
     settings = method.sized(ClientForm(largest.rank, method.form.scale * largest.rank))
     return str(Spec(PEFT_METHODS.whole_name(spec.name), {**spec.settings, **settings}, spec.argument))

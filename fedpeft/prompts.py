@@ -26,6 +26,14 @@ def check_takes_prompts(base: nn.Module, method: str) -> None:
         )
 
 
+def first_position(base: nn.Module) -> int:
+    """The number of a row's first position: 0, but RoBERTa and its kin count from behind the padding's."""
+    for module in base.modules():
+        if hasattr(module, "create_position_ids_from_inputs_embeds"):
+            return int(module.padding_idx) + 1  # type: ignore[arg-type]
+    return 0
+
+
 class PromptLength(nn.Module):
     """Lets a `peft` prompt model use the first positions of its prompt only: what a client of smaller size holds."""
 

@@ -532,7 +532,7 @@ class Server:
         total = collector(
             self.strategy, self.optimizer, self.layout, state, round, self.seed, self.scratch, self.factoring
         )
-        if self.weight_changes:
+        if self.weight_changes and not self.strategy.private(self.layout):
             return WeightsCollector(total, self.weight_changes)
         return MeasuredCollector(total, self.layout) if measurable(self.strategy, self.layout) else total
 

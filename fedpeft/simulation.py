@@ -160,7 +160,9 @@ class Simulation:
         if not self.factoring:
             self.strategy.check(self.layout, forms)
         self.weight_changes = self.method.weight_changes(reference)
-        check_combination(self.strategy, self.optimizer, self.profiles, self.training, config.scaffold, config.dtype)
+        check_combination(
+            self.strategy, self.optimizer, self.profiles, self.training, config.scaffold, config.dtype, self.method
+        )
         self.mechanism = MECHANISMS.build(config.privacy) if config.privacy else None
         if self.mechanism is not None:
             if self.strategy.asynchronous:
@@ -613,26 +615,28 @@ class Simulation:
             quantize(made, self.method.base_precision)
             return made
 
-        def tokenise(rows: Rows) -> Examples:
-            return self.task.tokenise(rows, self.model_directory, self.tokens)
-
         second = self.second
+        task = TASKS.build(second.task)  # of language models: plain text after instructions, or the reverse
+
+        def tokenise(rows: Rows) -> Examples:
+            return task.tokenise(rows, self.model_directory, self.tokens)
+
         name = cache.key(
             rows=[cache.rows_hash(rows) for rows in (second.train, second.test)],
             model=self.work.model_key,
             tokenizer=cache.file_hash(self.model_directory, cache.TOKENIZER_FILES),
             tokens=self.tokens,
-            task=self.dataset.task,
+            task=second.task,
             precision=self.method.base_precision,
             used=(PROBE_ROWS, TEST_ROWS),
         )
 
         def untouched() -> dict[str, np.ndarray]:
             model = self.task.model(base(), self.dataset.classes)
-            return {"standing": np.array(standing(second, self.task, tokenise, model))}
+            return {"standing": np.array(standing(second, task, tokenise, model))}
 
         before = float(cache.arrays("standing", name, untouched)["standing"])
-        after = standing(second, self.task, tokenise, finished.load(folder, self.task, base(), self.dataset.classes))
+        after = standing(second, task, tokenise, finished.load(folder, self.task, base(), self.dataset.classes))
         return compared(second, before, after)
 
     def centralised(self, state: State) -> tuple[Path, float]:

@@ -7,6 +7,7 @@ sum(sums) / sum(counts), and per-example privacy needs the rows apart.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,7 +109,14 @@ def load_base(load: Callable[..., nn.Module], directory: Path, dtype: torch.dtyp
         raise ModelError(f"no model could be loaded from {directory}: {reason}") from error
     if dtype == torch.bfloat16 and not torch.cuda.is_available() and not fast_bf16("cpu"):
         widen(base)
+    if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
+        base.register_forward_pre_hook(_interpolated, with_kwargs=True)
     return base.eval().requires_grad_(False)
+
+
+def _interpolated(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Images are smaller than what a vision transformer was trained on (`fedpeft.images`), and so is its grid."""
+    return given, {**named, "interpolate_pos_encoding": True}
 
 
 TASKS: Family[Task] = Family("fedpeft.tasks", "task")

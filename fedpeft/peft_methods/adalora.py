@@ -45,6 +45,7 @@ class AdaLora(PeftMethod):
 
     strategies: ClassVar[tuple[str, ...]] = ("flexlora",)
     merges: ClassVar[bool] = True
+    few_bits: ClassVar[bool] = False
     tensors: ClassVar[tuple[str, ...]] = (A, B, E)
 
     def config(self, base: nn.Module) -> Any:
@@ -97,7 +98,7 @@ class AdaLora(PeftMethod):
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
         """s P E Q of each layer."""
 
-        def changes(state: State) -> dict[str, Tensor]:
+        def changes(state: State, form: ClientForm | None) -> dict[str, Tensor]:
             return {module: product.dense().double() for module, product in self.changes(model, state).items()}
 
         return changes

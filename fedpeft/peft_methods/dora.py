@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fedpeft.adapter import Role, State
+from fedpeft.adapter import ClientForm, Role, State
 from fedpeft.peft_method import PrivacyRoute, WeightChanges
 from fedpeft.peft_methods.lora import Lora
 from fedpeft.stacked import StackedLayer
@@ -32,6 +32,7 @@ class Dora(Lora):
     privacy: ClassVar[PrivacyRoute] = "vmap"
     residual: ClassVar[bool] = False
     composes: ClassVar[bool] = False
+    few_bits: ClassVar[bool] = False
     tensors: ClassVar[tuple[str, ...]] = ("lora_A.weight", "lora_B.weight", MAGNITUDE)
 
     def variant(self) -> dict[str, Any]:
@@ -47,14 +48,13 @@ class Dora(Lora):
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
         """W - W0 of each layer."""
         base: Any = model.base.get_base_model()  # type: ignore[operator]
-        scale = self.form.scale
         weights = {
             path: base.get_submodule(path).get_base_layer().weight.detach().double()
             for path in (name.removesuffix(".lora_A.weight") for name in self._factors(model))
         }
 
-        def changes(state: State) -> dict[str, Tensor]:
-            found = {}
+        def changes(state: State, form: ClientForm | None) -> dict[str, Tensor]:
+            found, scale = {}, (form or self.form).scale
             for path, W in weights.items():
                 moved = W + scale * state[f"{path}.lora_B.weight"].double() @ state[f"{path}.lora_A.weight"].double()
                 magnitude = state[f"{path}.{MAGNITUDE}"].double()

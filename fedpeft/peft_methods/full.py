@@ -17,6 +17,7 @@ class Full(PeftMethod):
 
     whole_model: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
+    few_bits: ClassVar[bool] = False
     tensors: ClassVar[tuple[str, ...]] = ("",)
 
     def config(self, base: nn.Module) -> Any:

@@ -109,12 +109,17 @@ class LoraSB(PeftMethod):
     in_peft: ClassVar[bool] = False
     mixed_sizes: ClassVar[bool] = True
     merges: ClassVar[bool] = True
+    few_bits: ClassVar[bool] = False
     tensors: ClassVar[tuple[str, ...]] = ("lora_R.weight",)
 
     @property
     def form(self) -> ClientForm:
         """Rank and alpha."""
         return ClientForm(self.rank, self.alpha)
+
+    def sized(self, form: ClientForm) -> dict[str, Any]:
+        """Rank and alpha."""
+        return {"rank": form.rank, "alpha": form.alpha}
 
     def config(self, base: nn.Module) -> Any:
         """None: the `peft` library has no such method; the result is saved as LoRA."""

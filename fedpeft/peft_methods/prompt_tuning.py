@@ -19,7 +19,7 @@ from fedpeft import seeds
 from fedpeft.adapter import ClientForm, Role, State, TensorSpec
 from fedpeft.parts import setting
 from fedpeft.peft_method import PeftMethod
-from fedpeft.prompts import PromptLength, check_takes_prompts, task_type
+from fedpeft.prompts import PromptLength, check_takes_prompts, first_position, task_type
 from fedpeft.stacked import StackedLayer, StackedWeight
 from fedpeft.task import FederatedModel, trainable
 
@@ -55,10 +55,11 @@ class StackedPrompt(StackedLayer):
         rows = len(input_ids) // self.active
         held = torch.arange(prompts.shape[1], device=input_ids.device) < self.lengths[: self.active, None]
         mask = torch.cat([held.repeat_interleave(rows, dim=0).to(attention_mask.dtype), attention_mask], dim=1)
+        if bool((self.lengths[: self.active] != prompts.shape[1]).any()):
+            rest["position_ids"] = first_position(base) + (mask.cumsum(1) - 1).clamp_min(0)
         return base(
             inputs_embeds=torch.cat([prompts.repeat_interleave(rows, dim=0), embedded], dim=1),
             attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
             **rest,
         )
 

@@ -87,7 +87,7 @@ class Vera(PeftMethod):
             A = layer.vera_A["default"][:, : layer.in_features].double()
             fixed[pair.module] = A, layer.vera_B["default"][: layer.out_features].double()
 
-        def changes(state: State) -> dict[str, Tensor]:
+        def changes(state: State, form: ClientForm | None) -> dict[str, Tensor]:
             found = {}
             for module, (A, random) in fixed.items():
                 d, b = state[f"{module}.{D}"].double().flatten(), state[f"{module}.{B}"].double().flatten()

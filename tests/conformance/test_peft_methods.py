@@ -230,10 +230,15 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
     after = outcome.state
     shares = [w / sum(weights) for w in weights]
     if spec.startswith("adalora"):
-        means = [sum(p * changes(t.state)[m] for p, t in zip(shares, trained, strict=True)) for m in changes(after)]
+        means = [
+            sum(p * changes(t.state, None)[m] for p, t in zip(shares, trained, strict=True))
+            for m in changes(after, None)
+        ]
         kept = int((2 + 2 * 0.125) * len(means))  # a cubic from 4 to 2, half way
         singular = torch.cat([torch.linalg.svdvals(M)[:4] for M in means]).sort(descending=True).values
-        ours = torch.cat([torch.linalg.svdvals(M)[:4] for M in changes(after).values()]).sort(descending=True).values
+        ours = (
+            torch.cat([torch.linalg.svdvals(M)[:4] for M in changes(after, None).values()]).sort(descending=True).values
+        )
         assert torch.allclose(ours[:kept], singular[:kept], rtol=1e-6)
         assert int((ours > 1e-9).sum()) == kept
         return
