@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedpeft.errors import AssetError, ConfigError
+from fedpeft.examples import LENGTH_STEP
 from fedpeft.parts import Family, nearest, parse_spec
 
 
@@ -79,3 +80,17 @@ def _checked(folder: Path) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise AssetError(f"{folder} has no .safetensors weights; other formats can run code and are not read")
     return folder
+
+
+def readable_tokens(folder: Path, before: int, otherwise: int) -> int:
+    """The most tokens of a text that the model in `folder` reads, in whole steps of padding.
+
+    Args:
+        before: positions that an adapter takes up before the text.
+        otherwise: for models that say nothing of how much they read.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    longest = getattr(config, "max_position_embeddings", None) or otherwise
+    return max(LENGTH_STEP, (longest - before) // LENGTH_STEP * LENGTH_STEP)

@@ -26,6 +26,7 @@ from fedpeft.config import from_mapping, read_toml
 from fedpeft.console import ConsoleObserver
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.examples import Batch
+from fedpeft.simulate import make_folder
 from fedpeft.task import FederatedModel
 
 if TYPE_CHECKING:
@@ -64,17 +65,23 @@ def export(run: Path, output: Path, merge: bool, console: Console) -> None:
             f"{method.name} can't be merged into the base's weights without changing what it computes; "
             "export the adapter (without --merge)"
         )
-    if output.exists() and any(output.iterdir()):
-        raise RunError(f"{output} exists and is not empty; give another --output")
-    output.mkdir(parents=True, exist_ok=True)
+    text = card(finished_run, merged=merge)
+    empty(output)
     if merge and not method.whole_model:
         _merge(finished_run, output / "model", console)
     else:
         if not finished_run.files.is_dir():
             raise RunError(f"{run} holds no finished run: there is no {finished_run.files.name}/ in it")
         shutil.copytree(finished_run.files, output / finished_run.files.name)
-    (output / "README.md").write_text(card(finished_run, merged=merge), encoding="utf-8")
+    (output / "README.md").write_text(text, encoding="utf-8")
     console.print(f"written to {output}", highlight=False)
+
+
+def empty(output: Path) -> None:
+    """Make the folder, or RunError: it can't be made, or there is something in it."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise RunError(f"{output} exists and is not empty; give another --output")
+    make_folder(output)
 
 
 def _merge(finished_run: FinishedRun, target: Path, console: Console) -> None:
@@ -124,8 +131,9 @@ def export_client(run: Path, client: int, output: Path) -> None:
         raise RunError(f"{run} holds no run: there is no config.toml in it")
     config = from_mapping(read_toml(run / "config.toml"), str(run / "config.toml"))
     simulation = Simulation(config, run, ConsoleObserver(Console(quiet=True)))
-    output.mkdir(parents=True, exist_ok=True)
-    simulation.save(simulation.client_state(client), output)
+    state = simulation.client_state(client)
+    empty(output)
+    simulation.save(state, output)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,6 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
     quiet_libraries()
     output = command.output or command.run / "export"
     try:
+        if command.client is not None and command.merge:
+            raise ConfigError("a client's own adapter is exported as it is; leave --merge or --client out")
         if command.client is not None:
             export_client(command.run, command.client, output)
         else:

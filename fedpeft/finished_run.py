@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fedpeft import finished
-from fedpeft.base_model import resolve_model
+from fedpeft.base_model import readable_tokens, resolve_model
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.data import load_dataset
 from fedpeft.errors import RunError
@@ -82,6 +82,16 @@ class FinishedRun:
         if self.config.model != "auto":
             return resolve_model(self.config.model)
         return resolve_model(load_dataset(self.config.dataset).default_model)
+
+    @cached_property
+    def readable(self) -> int:
+        """The most tokens of a text that the model reads."""
+        return readable_tokens(self.model_directory, self.method.extra_tokens, self.config.tokens)
+
+    @property
+    def tokens(self) -> int:
+        """Texts are cut to this many tokens, as they were in training."""
+        return min(self.config.tokens, self.readable)
 
     @property
     def base_key(self) -> tuple[Path, str, str]:

@@ -5,20 +5,26 @@ from __future__ import annotations
 from fedpeft.console import size
 from fedpeft.finished_run import FinishedRun
 
-LOADING = {
-    "peft": '`peft.PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), "adapter")`',
-    "own": '`python -m fedpeft.predict RUN "text"`; the `peft` library does not have this method',
-    "model": '`transformers.AutoModel.from_pretrained("model")`',
-}
+
+def loading(run: FinishedRun, whole: bool) -> str:
+    """How others load it."""
+    auto = "AutoModel" if run.labels is not None else "AutoModelForCausalLM"
+    if whole:
+        return f'`transformers.{auto}.from_pretrained("model")`'
+    if (run.files / "method.json").is_file():
+        return '`python -m fedpeft.predict RUN "text"`; the `peft` library does not have this method'
+    few_bits = run.method.base_precision
+    beside = f"; it was trained beside a base in {few_bits}" if few_bits else ""
+    return f'`peft.PeftModel.from_pretrained({auto}.from_pretrained(BASE), "adapter")`{beside}'
 
 
 def card(run: FinishedRun, merged: bool) -> str:
     """The card of a finished run, as Markdown."""
     summary, config, method = run.summary, run.config, run.method
     whole = merged or method.whole_model
-    kind = "model" if whole else "own" if (run.files / "method.json").is_file() else "peft"
     classes = run.labels is not None
-    quality = f"{summary['accuracy']:.4f}" if classes else f"{summary['perplexity']:.3f}"
+    measure, digits = ("accuracy", 4) if classes else ("perplexity", 3)
+    quality = summary.get(measure)
     partition = summary.get("partition") or {}
     skew = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in partition.items() if value is not None)
     epsilon = summary.get("epsilon")
@@ -35,11 +41,13 @@ def card(run: FinishedRun, merged: bool) -> str:
         "privacy": "none: the updates were not noised, and the adapter may tell of the rows it was trained on"
         if epsilon is None
         else f"epsilon {epsilon:.3g} at delta {summary['dp_delta']:.1g}",
-        ("accuracy" if classes else "perplexity"): f"{quality} ({summary.get('accuracy_of') or 'test rows'})",
+        measure: "not measured: the server had no rows"
+        if quality is None
+        else f"{quality:.{digits}f} ({summary.get('accuracy_of') or 'test rows'})",
         "frozen base, linear probe": None if probe is None else f"{probe:.4f}",
         "calibration error": _calibration(summary),
         "versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
-        "to load it": LOADING[kind],
+        "to load it": loading(run, whole),
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
     title = "Model" if whole else "Adapter"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.adapter import ClientForm, Layout, Role, State, TensorSpec
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, ModelError
 from fedpeft.factoring import Factoring
 from fedpeft.low_rank import LowRank
 from fedpeft.parts import Family, Spec, parse_spec, split_outside_parentheses
@@ -103,10 +103,17 @@ class PeftMethod(ABC):
         """
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
-        """Put the adapter into `model.base`, its parameters trainable and of `adapter_dtype(dtype)`."""
+        """Put the adapter into `model.base`, its parameters trainable and of `adapter_dtype(dtype)`.
+
+        Raises:
+            ModelError: the model lacks what the method needs.
+        """
         import peft
 
-        model.base = peft.get_peft_model(model.base, self.config(model.base))
+        try:
+            model.base = peft.get_peft_model(model.base, self.config(model.base))
+        except (ValueError, KeyError) as error:
+            raise ModelError(f"peft can't put {self.name} into {type(model.base).__name__}: {error}") from error
         self.settle(model.base)
         for parameter in model.base.parameters():
             if parameter.requires_grad:

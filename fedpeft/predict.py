@@ -17,9 +17,13 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
+from fedpeft.base_model import readable_tokens
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.finished_run import FinishedRun
 from fedpeft.tokens import load_tokenizer
+
+UNBOUNDED = 1 << 30
+"""Tokens that a model reads which says nothing of a limit."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int) -> str
         raise ConfigError(f"{run.folder} classifies images, and predict takes a text")
     tokenizer = load_tokenizer(run.model_directory)
     if run.labels is not None:
-        encoded = tokenizer(text, truncation=True, max_length=run.config.tokens, return_tensors="pt")
+        encoded = tokenizer(text, truncation=True, max_length=run.tokens, return_tensors="pt")
         batch = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         with torch.inference_mode():
             chances = model(batch)[0].softmax(-1)
@@ -56,7 +60,14 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int) -> str
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
         )
+    readable = readable_tokens(run.model_directory, run.method.extra_tokens, UNBOUNDED)
     encoded = tokenizer(text, return_tensors="pt", add_special_tokens=not asked)
+    asking = encoded["input_ids"].shape[1]
+    if asking + new_tokens > readable:
+        raise ConfigError(
+            f"the text has {asking} tokens, and the model reads {readable}, the {new_tokens} new ones included; give a "
+            "shorter text, or fewer --new-tokens"
+        )
     generate: Any = model.base.generate
     with torch.inference_mode():
         made = generate(
@@ -95,6 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if len(command.words) < 2 or not command.words[-1].strip():
             raise ConfigError('predict needs a run\'s folder and a text: python -m fedpeft.predict runs/NAME "text"')
+        if command.new_tokens < 1:
+            raise ConfigError(f"--new-tokens must be at least 1, got {command.new_tokens}")
         *folders, text = command.words
         predict([Path(folder) for folder in folders], text, command.new_tokens, Console())
     except FedpeftError as error:

@@ -19,7 +19,7 @@ from torch import nn
 from fedpeft import cache, finished, kernels, seeds
 from fedpeft.adapter import Layout, State
 from fedpeft.attack import ATTACKS
-from fedpeft.base_model import resolve_model
+from fedpeft.base_model import readable_tokens, resolve_model
 from fedpeft.calibration import temperature
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.clients.client import ClientPlan
@@ -34,7 +34,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
 from fedpeft.downlink import parse_downlink
 from fedpeft.errors import AssetError, ConfigError, RunError
-from fedpeft.examples import LENGTH_STEP, Examples
+from fedpeft.examples import Examples
 from fedpeft.forgetting import PROBE_ROWS, TEST_ROWS, Forgetting, compared, second_task, standing
 from fedpeft.frozen_prefix import HiddenRows, above, can_start_at
 from fedpeft.grids.cohort import CohortGrid
@@ -259,11 +259,7 @@ class Simulation:
     @cached_property
     def readable(self) -> int:
         """The most tokens that the model reads, in whole steps of padding."""
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(str(self.model_directory), local_files_only=True)
-        longest = getattr(config, "max_position_embeddings", None) or self.config.tokens
-        return max(LENGTH_STEP, (longest - self.method.extra_tokens) // LENGTH_STEP * LENGTH_STEP)
+        return readable_tokens(self.model_directory, self.method.extra_tokens, self.config.tokens)
 
     @property
     def tokens(self) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from peft import PeftModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from fedpeft.base_model import resolve_model
 from fedpeft.calibration import calibrate, temperature
@@ -110,6 +112,44 @@ def test_mistakes_are_one_sentence(runs, tmp_path, capfd):
         heard = said(capfd)
         assert words in heard
         assert "Traceback" not in heard
+
+
+def test_a_run_that_nobody_could_score_is_exported_all_the_same(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "lora", folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"accuracy": None, "baseline_accuracy": None}))
+    assert export([str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert "| accuracy | not measured" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_language_model_s_card_says_how_it_is_loaded(tmp_path, capfd):
+    words = [word for word in TINY if not word.startswith("--dataset")]
+    assert simulate([*words, "--dataset=tiny_lm", "--partition=iid", "--output", str(tmp_path / "run")]) == 0
+    assert export([str(tmp_path / "run"), "--output", str(tmp_path / "adapter")]) == 0
+    assert "AutoModelForCausalLM.from_pretrained(BASE)" in (tmp_path / "adapter" / "README.md").read_text()
+    run = FinishedRun.read(tmp_path / "run")
+    base = AutoModelForCausalLM.from_pretrained(run.model_directory)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter" / "adapter"))
+    batch = sample_batch(run.model_directory)
+    with torch.no_grad():
+        assert torch.allclose(loaded(**batch).logits, run.model(run.base()).base(**batch).logits, atol=1e-5)
+    assert predict([str(tmp_path / "run"), "a word", "--new-tokens", "0"]) == 2
+    assert "at least 1" in said(capfd)
+    assert predict([str(tmp_path / "run"), "word " * 5000]) == 2
+    assert "the model reads" in said(capfd)
+
+
+def test_long_texts_are_cut_to_what_the_model_reads(tmp_path, capfd):
+    words = [word for word in TINY if not word.startswith("--tokens")]
+    assert simulate([*words, "--tokens=6000", "--output", str(tmp_path / "run")]) == 0
+    said(capfd)
+    assert predict([str(tmp_path / "run"), "word " * 5000]) == 0
+
+
+def test_a_client_s_own_adapter_is_not_merged(runs, tmp_path, capfd):
+    assert export([str(runs / "lora"), "--client", "0", "--merge", "--output", str(tmp_path / "out")]) == 2
+    assert "leave --merge or --client out" in said(capfd)
 
 
 def test_a_second_task_is_scored_before_and_after(runs):

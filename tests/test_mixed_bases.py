@@ -207,3 +207,13 @@ def test_a_missing_bitsandbytes_is_named_before_anything_is_trained(tmp_path, ca
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name, *a))
     assert main(flags(tmp_path, profiles=profiles(tmp_path))) == 2
     assert "pip install 'fedpeft[quantized]'" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("peft", "strategy"),
+    [("dora", "fedit"), ("lora_sb", "fedit"), ("adalora", "flexlora"), ("full", "fedit")],
+)
+def test_methods_that_read_the_base_s_weights_refuse_few_bits(peft, strategy, tmp_path, capfd):
+    file = profiles(tmp_path, '[[profile]]\ncount = 2\nbase = "int8"\n[[profile]]\ncount = 4\n')
+    assert main(flags(tmp_path, peft=peft, strategy=strategy, profiles=file)) == 2
+    assert "reads or trains the base's own weights" in "".join(capfd.readouterr()).replace("\n", " ")

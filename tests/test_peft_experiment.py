@@ -22,7 +22,7 @@ def test_every_method_is_in_the_study_with_a_rate_of_its_own():
     rates = {
         len({r.config.learning_rate for r in runs if r.point["method"] == m}) for m in {r.point["method"] for r in runs}
     }
-    assert rates == {4}
+    assert rates == {5}
 
 
 def test_the_best_rates_go_into_the_study():
@@ -56,9 +56,12 @@ def test_a_variant_takes_the_rate_of_what_it_is_a_variant_of():
 
 
 def test_costs_follow_what_is_trained():
-    lora, full = measure("lora(rank=2)", "tiny"), measure("full", "tiny")
+    found = measure({"lora": "lora(rank=2)", "qlora": "qlora(rank=2)", "full": "full"}, "tiny")
+    lora, full = found["lora"], found["full"]
     assert lora.parameters < full.parameters
     assert lora.memory < full.memory
     assert lora.payload == 4 * lora.parameters
     assert 0 < lora.share < full.share <= 1
     assert lora.step > lora.answer > 0
+    assert lora.merged is not None
+    assert found["qlora"].merged is full.merged is None

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from fedpeft.clients.sequential import add_gradient
 from rich.console import Console
 
 from fedpeft.config import RunConfig
@@ -87,3 +88,41 @@ def test_the_fallback_is_said_once_and_wrong_rules_are_one_sentence(tmp_path, ca
         heard = "".join(capfd.readouterr())
         assert said in heard
         assert "Traceback" not in heard
+
+
+@pytest.mark.parametrize(("spec", "strategy"), [("dora(rank=2)", "fedit"), ("lora_sb(rank=2)", "fedit")])
+def test_the_frozen_part_is_reused_whether_or_not_a_method_has_a_batched_form(spec, strategy, tmp_path):
+    states = []
+    for executor in ("batched", "sequential"):
+        given = {**TINY, "dtype": "fp64", "peft": spec, "strategy": strategy, "executor": executor, "head": "ridge"}
+        simulation, progress = trained(tmp_path / executor, **given)
+        states.append(progress.adapter)
+        assert (simulation.work.depth > 0) == (executor == "batched")
+    assert all(torch.allclose(states[0][n], states[1][n], rtol=1e-9, atol=1e-11) for n in states[0])
+
+
+def test_a_strategy_that_keeps_factors_private_runs_with_dora(tmp_path):
+    _, progress = trained(tmp_path / "run", **{**TINY, "peft": "dora(rank=2)", "strategy": "fedsa_lora"})
+    assert progress.round == TINY["rounds"]
+
+
+def test_ranks_of_a_method_that_has_them_and_of_one_that_has_not(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    simulation, _ = trained(tmp_path / "sb", **{**TINY, "peft": "lora_sb(rank=4)", "ranks": "8*4", "rounds": 1})
+    assert simulation.layout.form.rank == 8
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "rounds": 1}.items()]
+    for peft, rule in (("vera", "rolora"), ("lora + bitfit", "fedit")):
+        given = [*words, "--ranks=4*4", "--peft", peft, "--strategy", rule, "--output", str(tmp_path / "no")]
+        assert main(given) == 2
+        assert "has one size for all clients" in "".join(capfd.readouterr())
+
+
+def test_parameters_that_the_loss_does_not_reach_keep_still(tmp_path):
+    """DINOv2 has a mask token, which no image uses."""
+    given = {**TINY, "peft": "full", "proximal": 0.1, "learning_rate": 1e-3, "rounds": 1, "executor": "sequential"}
+    parameter = torch.nn.Parameter(torch.ones(2))
+    add_gradient(parameter, torch.full((2,), 0.5))
+    add_gradient(parameter, torch.full((2,), 0.5))
+    assert torch.equal(parameter.grad, torch.ones(2))
+    _, progress = trained(tmp_path / "run", **given)
+    assert progress.round == 1

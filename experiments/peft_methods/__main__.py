@@ -14,7 +14,7 @@ from experiments.peft_methods.costs import Costs, measure
 from fedpeft.errors import FedpeftError
 from fedpeft.grid_of_runs import read_study
 from fedpeft.report_tables import with_deviation
-from fedpeft.results import Result, ResultsFile, latest
+from fedpeft.results import Result, ResultsFile, latest, resolved
 
 FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- costs: begin -->", "<!-- costs: end -->"
@@ -34,16 +34,17 @@ class Command:
 def table(preset: str, only: tuple[str, ...]) -> str:
     """One line a method, as Markdown; results that are not there yet are left open."""
     torch.set_num_threads(1)
-    methods = {p.point["method"]: p.config for p in read_study(FOLDER / "study.toml", preset).runs()}
+    planned = read_study(FOLDER / "study.toml", preset).runs()
+    methods = {run.point["method"]: run.config for run in planned}
     wanted = [label for label in methods if label in only or not only]
-    costs = {label: measure(methods[label].peft, BASE) for label in {*wanted, REFERENCE}}
+    costs = measure({label: methods[label].peft for label in dict.fromkeys([*wanted, REFERENCE])}, BASE)
     folder = FOLDER if preset == "small" else FOLDER / preset
     results: dict[str, list[Result]] = {}
     for result in latest(ResultsFile(folder / "results.jsonl").read()):
-        if result.finished:
+        if result.finished and resolved(result.config) in {run.config for run in planned}:
             results.setdefault(result.point["method"], []).append(result)
-    heads = ("method", "rule", "trained", "% of model", "MB per client and round", "accuracy (%)", "forgotten (%)",
-             "step (ms)", "of full", "memory (MB)", "of full", "answer (ms)")  # fmt: skip
+    heads = ("method", "rule", "trained", "% of model", "MB up", "MB down", "accuracy (%)", "forgotten (%)",
+             "step (ms)", "of full", "memory (MB)", "of full", "answer (ms)", "merged (ms)")  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
     for label in wanted:
         row = _row(label, methods[label].strategy, costs[label], costs[REFERENCE], results.get(label, []))
@@ -53,16 +54,15 @@ def table(preset: str, only: tuple[str, ...]) -> str:
 
 def _row(label: str, rule: str, costs: Costs, full: Costs, results: list[Result]) -> list[str]:
     summaries = [r.summary for r in results if r.summary]
-    bytes_sent = [
-        (s["uplink_bytes"] - s["prepare_bytes"]) / s["rounds"] / s["cohort"] / 1e6 for s in summaries if s["rounds"]
-    ]
+    up = [(s["uplink_bytes"] - s["prepare_bytes"]) / s["rounds"] / s["cohort"] for s in summaries if s["rounds"]]
+    down = [s["downlink_bytes"] / s["rounds"] / s["cohort"] for s in summaries if s["rounds"]]
     lost = [100 * s["forgetting"]["lost"] for s in summaries if s.get("forgetting")]
     return [
         label,
         rule,
         f"{costs.parameters:,}",
         f"{100 * costs.share:.3f}",
-        f"{sum(bytes_sent) / len(bytes_sent):.2f}" if bytes_sent else f"{costs.payload / 1e6:.2f}",
+        *(f"{sum(sent or [costs.payload]) / len(sent or [0]) / 1e6:.2f}" for sent in (up, down)),
         with_deviation([100 * s["accuracy"] for s in summaries], 2),
         with_deviation(lost, 2),
         f"{1e3 * costs.step:.0f}",
@@ -70,6 +70,7 @@ def _row(label: str, rule: str, costs: Costs, full: Costs, results: list[Result]
         f"{costs.memory / 1e6:.0f}",
         f"{costs.memory / full.memory:.2f}",
         f"{1e3 * costs.answer:.1f}",
+        "-" if costs.merged is None else f"{1e3 * costs.merged:.1f}",
     ]
 
 

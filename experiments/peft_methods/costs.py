@@ -1,26 +1,31 @@
 """What a training step and an answer cost with each method, on one client: time, and the memory that training needs.
 
-Memory is counted, not sampled: parameters that are trained with their gradients and AdamW's two moments, and what the
-forward pass keeps for the backward one. The frozen base is the same for all (but nf4 for qlora) and is counted, too.
+Times are medians of passes that take turns: each pass times every method once, so that a machine that slows down slows
+all of them. Memory is counted, not sampled: the base as it is held, trained parameters with their gradients and AdamW's
+two moments, what the forward pass keeps for the backward one, and the largest layer that is decoded on the way.
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from fedpeft.base_model import resolve_model
 from fedpeft.examples import Batch
 from fedpeft.peft_method import PEFT_METHODS
-from fedpeft.quantized import quantize
-from fedpeft.task import TASKS, FederatedModel, trainable
+from fedpeft.quantized import QuantizedLinear, quantize
+from fedpeft.task import TASKS, FederatedModel, Task, trainable
 
 ROWS, TOKENS, CLASSES = 8, 48, 20
-PASSES = 9
+WARM_UP, PASSES = 2, 9
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Costs:
         payload: bytes of one update in fp32, uncompressed.
         step: seconds of one step, sequential, fp32.
         answer: seconds of one forward pass.
+        merged: the same once the adapter is merged into the base; None where that is not exact.
         memory: bytes that training needs, the base included.
     """
 
@@ -40,40 +46,91 @@ class Costs:
     payload: int
     step: float
     answer: float
+    merged: float | None
     memory: int
 
 
-def measure(spec: str, model_name: str) -> Costs:
-    """The costs of the method `spec` on the base `model_name`."""
-    folder = resolve_model(model_name)
-    task, method = TASKS.build("classification"), PEFT_METHODS.build(spec)
-    base: Any = task.base(folder, torch.float32)
-    quantize(base, method.base_precision)
-    model = task.model(base, CLASSES)
-    method.attach(model, "fp32")
-    chosen = trainable(model)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, min(1000, base.config.vocab_size), (ROWS, TOKENS), generator=generator)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(ROWS) % CLASSES}
-    optimizer = torch.optim.AdamW(list(chosen.values()), lr=1e-4, fused=True)
-    kept = _kept(model, task, batch)
+@dataclass
+class Bench:
+    """One method on a model of its own, and what has been timed of it."""
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        task.losses(model(batch), batch).sums.mean().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    spec: str
+    model_name: str
+    seconds: dict[str, list[float]] = field(default_factory=dict)
 
-    def answer() -> None:
-        with torch.inference_mode():
-            model(batch)
+    def __post_init__(self) -> None:
+        folder = resolve_model(self.model_name)
+        self.task: Task = TASKS.build("classification")
+        method = PEFT_METHODS.build(self.spec)
+        base: Any = self.task.base(folder, torch.float32)
+        self.size = sum(p.numel() for p in self.task.model(base, CLASSES).parameters())
+        quantize(base, method.base_precision)
+        self.model: FederatedModel = self.task.model(base, CLASSES)
+        method.attach(self.model, "fp32")
+        self.chosen = trainable(self.model)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(5, min(1000, base.config.vocab_size), (ROWS, TOKENS), generator=generator)
+        self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(ROWS) % CLASSES}
+        self.merged: FederatedModel | None = None
+        if method.merges:
+            self.merged = copy.deepcopy(self.model).eval()
+            self.merged.base = method.merged(self.merged)
+        self.memory = _memory(self.model, self.task, self.batch, sum(p.numel() for p in self.chosen.values()))
+        self.optimizer = torch.optim.AdamW(list(self.chosen.values()), lr=1e-4, fused=True)
 
-    numbers = sum(p.numel() for p in chosen.values())
+    def step(self) -> None:
+        """One step of training."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.losses(self.model(self.batch), self.batch).sums.mean().backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+    def run(self) -> None:
+        """Time each thing once."""
+        self._time("step", self.step)
+        for name, model in (("answer", self.model), ("merged", self.merged)):
+            if model is not None:
+                with torch.inference_mode():
+                    self._time(name, partial(model, self.batch))
+
+    def _time(self, name: str, call: Callable[[], object]) -> None:
+        started = time.perf_counter()
+        call()
+        self.seconds.setdefault(name, []).append(time.perf_counter() - started)
+
+    def costs(self) -> Costs:
+        """What has been found."""
+        median = {name: statistics.median(found[WARM_UP:]) for name, found in self.seconds.items()}
+        numbers = sum(p.numel() for p in self.chosen.values())
+        share = numbers / self.size
+        return Costs(numbers, share, 4 * numbers, median["step"], median["answer"], median.get("merged"), self.memory)
+
+
+def measure(specs: Mapping[str, str], model_name: str) -> dict[str, Costs]:
+    """The costs of methods, by label, on the base `model_name`."""
+    benches = {label: Bench(spec, model_name) for label, spec in specs.items()}
+    for _ in range(WARM_UP + PASSES):
+        for bench in benches.values():
+            bench.run()
+    return {label: bench.costs() for label, bench in benches.items()}
+
+
+def _memory(model: FederatedModel, task: Task, batch: Batch, trained: int) -> int:
     held = sum(t.nbytes for t in {p.data_ptr(): p for p in [*model.parameters(), *model.buffers()]}.values())
-    whole = sum(p.numel() for p in task.model(task.base(folder, torch.float32), CLASSES).parameters())
-    return Costs(numbers, numbers / whole, 4 * numbers, _median(step), _median(answer), held + 12 * numbers + kept)
+    few_bits = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    held += sum(_scales(layer.state) for layer in few_bits)
+    decoded = max((4 * layer.in_features * layer.out_features for layer in few_bits), default=0)
+    return held + decoded + 12 * trained + _kept(model, task, batch)
 
 
-def _kept(model: FederatedModel, task: Any, batch: Batch) -> int:
+def _scales(state: Any) -> int:
+    """Bytes of what decodes a quantized layer: a tensor of scales, or bitsandbytes' state with its own state."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    inner = getattr(state, "state2", None)
+    return int(state.absmax.nbytes) + (_scales(inner) if inner is not None else 0)
+
+
+def _kept(model: nn.Module, task: Task, batch: Batch) -> int:
     """Bytes that a forward pass keeps for the backward one, parameters aside."""
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     found: dict[int, int] = {}
@@ -88,12 +145,3 @@ def _kept(model: FederatedModel, task: Any, batch: Batch) -> int:
         loss = task.losses(model(batch), batch).sums.mean()
     del loss
     return sum(found.values())
-
-
-def _median(call: Any) -> float:
-    found = []
-    for _ in range(PASSES + 2):
-        started = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found[2:])

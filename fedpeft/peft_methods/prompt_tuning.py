@@ -47,15 +47,19 @@ class StackedPrompt(StackedLayer):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> Any:
         """The base model's output on the rows of all clients, (K * b, length + T, ...).
 
-        Positions that a client lacks are masked, and those after them keep the numbers that they have for it alone.
+        A shorter prompt stands at the end, next to the row: positions that a client lacks come first and are masked,
+        and all others have the numbers and the distances that they have for it alone.
         """
         base: Any = self.base_model
         embedded = base.get_input_embeddings()(input_ids)
         prompts = self.of_active(self.prompt_encoder.embedding.weight, embedded)  # type: ignore[union-attr, arg-type]
         rows = len(input_ids) // self.active
-        held = torch.arange(prompts.shape[1], device=input_ids.device) < self.lengths[: self.active, None]
+        positions = torch.arange(prompts.shape[1], device=input_ids.device)
+        lacking = prompts.shape[1] - self.lengths[: self.active, None]
+        held = positions >= lacking
         mask = torch.cat([held.repeat_interleave(rows, dim=0).to(attention_mask.dtype), attention_mask], dim=1)
-        if bool((self.lengths[: self.active] != prompts.shape[1]).any()):
+        if bool(lacking.any()):
+            prompts = prompts.gather(1, ((positions - lacking) % prompts.shape[1])[..., None].expand_as(prompts))
             rest["position_ids"] = first_position(base) + (mask.cumsum(1) - 1).clamp_min(0)
         return base(
             inputs_embeds=torch.cat([prompts.repeat_interleave(rows, dim=0), embedded], dim=1),

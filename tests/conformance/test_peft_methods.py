@@ -296,3 +296,13 @@ def test_wrong_rules_are_refused_by_name(method, strategy, words):
     made = PEFT_METHODS.build(method)
     with pytest.raises(ConfigError, match=words):
         made.check(strategies.build(strategy), strategy, [made.form])
+
+
+def test_dora_s_weights_are_those_of_the_client_s_own_scale(tiny):
+    case = Case("dora(rank=4, alpha=32)", tiny)
+    other = Case("dora(rank=4, alpha=8)", tiny)
+    changes, expected = (c.method.weight_changes(c.model) for c in (case, other))
+    found = changes(case.start, ClientForm(4, 8.0))
+    for module, change in expected(case.start, None).items():
+        assert torch.allclose(found[module], change)
+        assert not torch.allclose(changes(case.start, None)[module], change)
