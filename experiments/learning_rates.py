@@ -1,8 +1,9 @@
-"""python -m experiments.learning_rates STUDY [--write]: the best learning rate of each method in the preset `tuning`.
+"""python -m experiments.learning_rates STUDY [--preset tuning] [--write]: the best learning rate of each method.
 
 Best is the highest accuracy on the validation rows after the last round, its mean where a rate was tried on several
 partitions or seeds; the test rows play no part. Rates that were tried less often than others are left out. `--write`
-puts the best into the study's file, in the lines of the methods that have been tuned. A method that was not, and whose
+puts the best into the study's file, in the lines of the methods that have been tuned: those of `[axes]` and of the
+preset that runs by default, or after tuning in a preset X_tuning those of the preset X. A method that was not, and whose
 label is a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's rate. Where the best is the
 least or the highest that was tried, the table says so.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,9 @@ class Command:
     """The best learning rate of each method of a study."""
 
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help="strategies or peft_methods")]
+    preset: Annotated[str, tyro.conf.arg(help="the preset that has tried the rates: tuning, or X_tuning for X")] = (
+        "tuning"
+    )
     write: Annotated[bool, tyro.conf.arg(help="put them into the study's file")] = False
 
 
@@ -50,8 +55,16 @@ def tries(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
     }
 
 
-def with_rates(toml: str, best: dict[str, str]) -> str:
-    """The study's text with other learning rates in the lines of the methods that are named, and of their variants.
+def tuned_tables(toml: str, preset: str) -> frozenset[str]:
+    """The tables of a study's text whose rates a tuning preset has found."""
+    name = preset.removesuffix("tuning").removesuffix("_")
+    default = tomllib.loads(toml).get("preset", "")
+    return frozenset({f"presets.{name}.axes"} if name else {"axes", f"presets.{default}.axes"})
+
+
+def with_rates(toml: str, best: dict[str, str], tables: frozenset[str] = frozenset({"axes"})) -> str:
+    """The study's text with other learning rates in the lines of the methods that are named, and of their variants, as
+    far as they stand in one of the `tables`.
 
     A `head_rate` behind the learning rate, which is relative to it, is changed, too: the head learns as fast as before.
     """
@@ -69,7 +82,14 @@ def with_rates(toml: str, best: dict[str, str]) -> str:
         rf'(?P<before>\{{label = "(?P<label>[^"]*)",[^}}\n]*learning_rate = )(?P<rate>{number})'
         rf"(?:, head_rate = (?P<head>{number}))?"
     )
-    return re.sub(pattern, changed, toml)
+    pieces = re.split(r"(?m)^(?=\[)", toml)
+    return "".join(re.sub(pattern, changed, piece) if _name(piece) in tables else piece for piece in pieces)
+
+
+def _name(table: str) -> str:
+    """Of a piece of TOML that begins with its header."""
+    header = re.match(r"\[([^\]]*)\]", table)
+    return header[1] if header else ""
 
 
 def main() -> int:
@@ -77,11 +97,11 @@ def main() -> int:
     command = tyro.cli(Command, description=__doc__, prog="python -m experiments.learning_rates")
     folder = FOLDER / command.study
     try:
-        found = tries(latest(ResultsFile(folder / "tuning" / "results.jsonl").read()))
+        found = tries(latest(ResultsFile(folder / command.preset / "results.jsonl").read()))
         if not found:
             raise RunError(
-                f"{folder / 'tuning'} has no finished runs to choose from; make them with: "
-                f"python -m fedpeft.study experiments/{command.study}/study.toml --preset tuning"
+                f"{folder / command.preset} has no finished runs to choose from; make them with: "
+                f"python -m fedpeft.study experiments/{command.study}/study.toml --preset {command.preset}"
             )
     except FedpeftError as error:
         print(error, file=sys.stderr)
@@ -96,7 +116,8 @@ def main() -> int:
     if command.write:
         file = folder / "study.toml"
         rates = {method: scores[0][1] for method, scores in found.items()}
-        file.write_text(with_rates(file.read_text(encoding="utf-8"), rates), encoding="utf-8")
+        toml = file.read_text(encoding="utf-8")
+        file.write_text(with_rates(toml, rates, tuned_tables(toml, command.preset)), encoding="utf-8")
     return 0
 
 

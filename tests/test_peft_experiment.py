@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from experiments.learning_rates import tries, with_rates
+from experiments.learning_rates import tries, tuned_tables, with_rates
 from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure
 from fedpeft.grid_of_runs import read_study
@@ -48,8 +48,20 @@ def test_the_best_rates_go_into_the_study():
     assert {line.split('"')[1] for line in lines} == {"lora", "full fine-tuning"}
 
 
+def test_each_tuning_writes_the_rates_that_it_has_tried():
+    toml = (FOLDER / "study.toml").read_text()
+    small, images = tuned_tables(toml, "tuning"), tuned_tables(toml, "images_tuning")
+    assert small == {"axes", "presets.small.axes"}
+    assert images == {"presets.images.axes"}
+    for tables in (small, images):
+        changed = with_rates(toml, {"lora": "0.0007"}, tables)
+        blocks = re.split(r"(?m)^(?=\[)", changed)
+        touched = {block.split("]")[0].strip("[") for block in blocks if "learning_rate = 0.0007" in block}
+        assert touched == tables & {block.split("]")[0].strip("[") for block in blocks}
+
+
 def test_a_variant_takes_the_rate_of_what_it_is_a_variant_of():
-    line = '{label = "flora, mixed ranks", strategy = "flora", learning_rate = 0.004},'
+    line = '[axes]\nmethod = [{label = "flora, mixed ranks", strategy = "flora", learning_rate = 0.004}]\n'
     assert "learning_rate = 0.008}" in with_rates(line, {"flora": "0.008"})
     assert with_rates(line, {"fedit": "0.008"}) == line
     assert "learning_rate = 0.002}" in with_rates(line, {"flora": "0.008", "flora, mixed ranks": "0.002"})
