@@ -3,8 +3,8 @@
 Best is the highest accuracy on the validation rows after the last round, its mean where a rate was tried on several
 partitions or seeds; the test rows play no part. Rates that were tried less often than others are left out. `--write`
 puts the best into the study's file, in the lines of the methods that have been tuned: those of `[axes]` and of the
-preset that runs by default, or after tuning in a preset X_tuning those of the preset X. A method that was not, and whose
-label is a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's rate. Where the best is the
+preset that runs by default, or after tuning in a preset X_tuning those of the preset X. A method that was not, and
+whose label is a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's rate. Where the best is the
 least or the highest that was tried, the table says so.
 """
 
