@@ -37,6 +37,7 @@ class Progress:
         held: per client that took part, the version of the state that it holds; 0: none of use.
         versions: of the state that clients hold (`Versions.state`).
         rows: of the clients that have been heard of.
+        rejections: per client, how many of its updates were left out: its reputation.
         losses: the mean training loss of each round.
         counters: running totals (bytes up and down, seconds).
         offsets: lengths of the record files in bytes.
@@ -55,6 +56,7 @@ class Progress:
     held: dict[int, int] = field(default_factory=dict)
     versions: State = field(default_factory=dict)
     rows: dict[int, int] = field(default_factory=dict)
+    rejections: dict[int, int] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     counters: dict[str, float] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class Checkpoints:
             "acknowledged": progress.acknowledged,
             "held": progress.held,
             "rows": progress.rows,
+            "rejections": progress.rejections,
             "losses": progress.losses,
             "forms": {client: (form.rank, form.alpha) for client, form in progress.forms.items()},
             "counters": progress.counters,
@@ -128,6 +131,7 @@ class Checkpoints:
         progress.acknowledged = {int(client): round for client, round in progress.acknowledged.items()}
         progress.held = {int(client): version for client, version in progress.held.items()}
         progress.rows = {int(client): rows for client, rows in progress.rows.items()}
+        progress.rejections = {int(client): count for client, count in progress.rejections.items()}
         forms: Any = progress.forms
         progress.forms = {int(client): ClientForm(rank, alpha) for client, (rank, alpha) in forms.items()}
         for name, tensor in tensors.items():

@@ -425,6 +425,8 @@ class Server:
             variate = self._variate(report, layout, sent, progress)
         except PayloadError as error:
             line["rejected"] = str(error)
+            if not report.spent:
+                progress.rejections[report.client] = progress.rejections.get(report.client, 0) + 1
             return
         progress.rows[report.client] = report.rows
         weight = float(report.rows) if self.weighting == "rows" else 1.0

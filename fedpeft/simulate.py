@@ -293,6 +293,7 @@ def costs(simulation: Any, progress: Any) -> dict[str, Any]:
         "prepare_bytes": int(counters.get("prepare_bytes", 0)),
         "base_bytes": int(counters["base_bytes"]),
         "rejected": int(counters["rejected"]),
+        "rejected_by_client": None if simulation.protection else {str(k): n for k, n in progress.rejections.items()},
         "uplink_bytes_per_parameter": update_bytes / parameters if parameters else None,
         "epsilon": None,
         "dp_delta": None,
@@ -362,6 +363,9 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
         ("bytes per parameter and update", f"{sent:.3f}" if sent is not None else "no update was sent"),
         ("time", f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),
     ]
+    if summary["rejected"]:
+        of = summary["rejected_by_client"]
+        rows.append(("updates left out", f"{summary['rejected']}{f', of {len(of)} clients' if of else ''}"))
     if summary["dp_delta"] is not None:
         rows.insert(0, (f"[bold]epsilon[/] per {summary['privacy']['unit']}", f"[bold]{epsilon_line(summary)}[/]"))
     if "membership_auc" in summary:

@@ -234,6 +234,8 @@ def test_an_absurd_update_is_left_out(tmp_path):
     given = settings("fedit", dtype="fp32", cohort="all", attack="scaled_update(fraction=0.34, factor=1e12)")
     _, _, progress = trained(tmp_path / "run", **given)
     assert progress.counters["rejected"] == 4
+    assert sorted(progress.rejections.values()) == [2, 2]
+    assert Checkpoints(tmp_path / "run" / "checkpoint").load().rejections == progress.rejections
     assert all(float(t.abs().max()) < 10 for t in progress.adapter.values())
 
 
