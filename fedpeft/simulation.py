@@ -18,6 +18,7 @@ from torch import nn
 
 from fedpeft import cache, finished, kernels, seeds
 from fedpeft.adapter import Layout, State
+from fedpeft.aggregation_error import LARGEST_TARGET
 from fedpeft.attack import ATTACKS
 from fedpeft.base_model import readable_tokens, resolve_model
 from fedpeft.calibration import temperature
@@ -73,6 +74,13 @@ TILES_PER_CALL = 4
 
 PROFILES = "profiles.toml"
 """A run's copy of the file that --profiles names."""
+
+
+def adapted_entries(model: FederatedModel, layout: Layout) -> int:
+    """Entries of all weights that a `peft` adapter changes."""
+    plain = model.base.get_base_model()  # type: ignore[operator]
+    layers: list[Any] = [plain.get_submodule(m) for m in {t.module for t in layout.tensors if t.role != "head"}]
+    return sum(layer.in_features * layer.out_features for layer in layers)
 
 
 class SimulationObserver(Observer, Protocol):
@@ -160,6 +168,8 @@ class Simulation:
         if not self.factoring:
             self.strategy.check(self.layout, forms)
         self.weight_changes = self.method.weight_changes(reference)
+        if self.weight_changes and adapted_entries(reference, self.layout) > LARGEST_TARGET:
+            self.weight_changes = None
         check_combination(
             self.strategy, self.optimizer, self.profiles, self.training, config.scaffold, config.dtype, self.method
         )

@@ -14,7 +14,7 @@ from fedpeft.console import ConsoleObserver
 from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.records import Records
 from fedpeft.simulate import main
-from fedpeft.simulation import Simulation
+from fedpeft.simulation import Simulation, adapted_entries
 
 TINY = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 3, "workers": 1, "seed": 3,
         "head": "zero", "local_steps": 1, "learning_rate": 3e-3, "dtype": "fp32", "evaluate_every": 3}  # fmt: skip
@@ -126,3 +126,13 @@ def test_parameters_that_the_loss_does_not_reach_keep_still(tmp_path):
     assert torch.equal(parameter.grad, torch.ones(2))
     _, progress = trained(tmp_path / "run", **given)
     assert progress.round == 1
+
+
+@pytest.mark.parametrize("spec", ["dora(rank=2)", "vera(rank=4)", "adalora(rank=2)"])
+def test_the_error_is_not_measured_where_the_exact_aggregate_would_be_too_large(spec, tmp_path, monkeypatch):
+    given = {**TINY, "peft": spec, "strategy": RULE.get(spec.partition("(")[0], "fedit")}
+    config, observer = RunConfig(**given), ConsoleObserver(Console(quiet=True))
+    whole = Simulation(config, tmp_path / "one", observer)
+    assert whole.weight_changes is not None
+    monkeypatch.setattr("fedpeft.simulation.LARGEST_TARGET", adapted_entries(whole._reference(), whole.layout) - 1)
+    assert Simulation(config, tmp_path / "other", observer).weight_changes is None
