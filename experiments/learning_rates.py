@@ -1,7 +1,7 @@
 """python -m experiments.learning_rates STUDY [--preset tuning] [--write]: the best learning rate of each method.
 
 Best is the highest accuracy on the validation rows after the last round, its mean where a rate was tried on several
-partitions or seeds; the test rows play no part. Rates that were tried less often than others are left out. `--write`
+partitions or seeds; the test rows play no part. Of a method's rates those tried less often are left out. `--write`
 puts the best into the study's file, in the lines of the methods that have been tuned: those of `[axes]` and of the
 preset that runs by default, or after tuning in a preset X_tuning those of the preset X. A method that was not, and
 whose label is a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's rate. Where the best is the
@@ -47,12 +47,11 @@ def tries(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
         if result.finished:
             rates = found.setdefault(result.point["method"], {})
             rates.setdefault(result.point["learning_rate"], []).append(float(result.rounds[-1]["accuracy"]))
-    most = max((len(accuracies) for rates in found.values() for accuracies in rates.values()), default=0)
-    return {
-        method: sorted(((fmean(own), rate) for rate, own in rates.items() if len(own) == most), reverse=True)
-        for method, rates in found.items()
-        if any(len(own) == most for own in rates.values())
-    }
+    best = {}
+    for method, rates in found.items():
+        most = max(len(own) for own in rates.values())
+        best[method] = sorted(((fmean(own), rate) for rate, own in rates.items() if len(own) == most), reverse=True)
+    return best
 
 
 def tuned_tables(toml: str, preset: str) -> frozenset[str]:
