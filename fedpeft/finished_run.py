@@ -83,15 +83,11 @@ class FinishedRun:
             return resolve_model(self.config.model)
         return resolve_model(load_dataset(self.config.dataset).default_model)
 
-    @cached_property
-    def readable(self) -> int:
-        """The most tokens of a text that the model reads."""
-        return readable_tokens(self.model_directory, self.method.extra_tokens, self.config.tokens)
-
     @property
     def tokens(self) -> int:
         """Texts are cut to this many tokens, as they were in training."""
-        return min(self.config.tokens, self.readable)
+        asked = self.config.tokens
+        return min(asked, readable_tokens(self.model_directory, self.method.extra_tokens, asked))
 
     @property
     def base_key(self) -> tuple[Path, str, str]:

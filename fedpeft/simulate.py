@@ -127,6 +127,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise RunError(f"another process is at work on the run in {folder}; wait for its end, or stop it") from None
+    except OSError as error:
+        raise RunError(f"the run's folder {folder} can't be written: {error.strerror}") from error
     try:
         yield
     finally:

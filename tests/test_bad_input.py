@@ -171,6 +171,11 @@ def test_a_resumed_run_refuses_other_rows_and_a_second_process(tmp_path, capfd):
     with alone_in(tmp_path / "run"):
         assert main(["--resume", str(tmp_path / "run")]) == 2
     assert "another process" in "".join(capfd.readouterr())
+    (tmp_path / "run" / ".lock").unlink(missing_ok=True)
+    (tmp_path / "run" / ".lock").mkdir()  # root may write everywhere, but no file where a folder is
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    assert "can't be written" in "".join(capfd.readouterr())
+    (tmp_path / "run" / ".lock").rmdir()
     data.write_text("\n".join([*lines[:-1], "another row,1"]) + "\n")
     assert main(["--resume", str(tmp_path / "run")]) == 2
     assert "its data has changed" in "".join(capfd.readouterr())

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fedpeft.clients.sequential import SequentialExecutor
+from fedpeft.clients.training import Job, LocalTraining
 from transformers import (
+    Dinov2Config,
+    Dinov2Model,
     DistilBertConfig,
     DistilBertModel,
     MPNetConfig,
@@ -77,3 +81,25 @@ def test_a_base_that_peft_can_not_put_prompts_into_is_one_sentence(tmp_path):
     model = task.model(task.base(tmp_path, torch.float32), 2)
     with pytest.raises(ModelError, match="peft can't put prompt_tuning into DistilBertModel"):
         PEFT_METHODS.build("prompt_tuning").attach(model, "fp32")
+
+
+@pytest.mark.parametrize("pull", ["proximal", "correction"])
+def test_a_parameter_that_the_loss_does_not_reach_is_pulled_all_the_same(pull, tmp_path):
+    """DINOv2 has a mask token, which no image uses: full fine-tuning trains it, and no gradient comes to it."""
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(image_size=32, patch_size=8, mlp_ratio=1, **SMALL)).save_pretrained(tmp_path)
+    task, method = TASKS.build("classification"), PEFT_METHODS.build("full")
+    rows = Rows(np.random.default_rng(0).integers(0, 255, (6, 8, 8)).astype(np.uint8), np.arange(6) % 2)
+    model = task.model(task.base(tmp_path, torch.float32), 2)
+    method.attach(model, "fp32")
+    start = method.start(model, 0)
+    executor = SequentialExecutor(model, task, task.tokenise(rows, tmp_path, 128), method.layout(model))
+    push = torch.ones_like(start["embeddings.mask_token"])
+    more = {"proximal": 0.5} if pull == "proximal" else {"correction": {"embeddings.mask_token": push}}
+    job = Job(client=0, round=1, seed=0, rows=np.arange(6), received=start, trained=frozenset(start), learning_rate=0.1,
+              training=LocalTraining(batch_size=6, optimizer="sgd"), **more)  # fmt: skip
+    [trained] = executor.train([job])
+    moved = trained.state["embeddings.mask_token"] - start["embeddings.mask_token"]
+    expected = torch.zeros_like(push) if pull == "proximal" else -0.1 * push
+    assert torch.allclose(moved, expected)
+    assert any(not torch.equal(trained.state[name], start[name]) for name in start)

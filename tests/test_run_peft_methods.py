@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from fedpeft.clients.sequential import add_gradient
 from rich.console import Console
 
 from fedpeft.config import RunConfig
@@ -115,17 +114,6 @@ def test_ranks_of_a_method_that_has_them_and_of_one_that_has_not(tmp_path, capfd
         given = [*words, "--ranks=4*4", "--peft", peft, "--strategy", rule, "--output", str(tmp_path / "no")]
         assert main(given) == 2
         assert "has one size for all clients" in "".join(capfd.readouterr())
-
-
-def test_parameters_that_the_loss_does_not_reach_keep_still(tmp_path):
-    """DINOv2 has a mask token, which no image uses."""
-    given = {**TINY, "peft": "full", "proximal": 0.1, "learning_rate": 1e-3, "rounds": 1, "executor": "sequential"}
-    parameter = torch.nn.Parameter(torch.ones(2))
-    add_gradient(parameter, torch.full((2,), 0.5))
-    add_gradient(parameter, torch.full((2,), 0.5))
-    assert torch.equal(parameter.grad, torch.ones(2))
-    _, progress = trained(tmp_path / "run", **given)
-    assert progress.round == 1
 
 
 @pytest.mark.parametrize("spec", ["dora(rank=2)", "vera(rank=4)", "adalora(rank=2)"])
