@@ -26,7 +26,7 @@ def card(run: FinishedRun, merged: bool) -> str:
     measure, digits = ("accuracy", 4) if classes else ("perplexity", 3)
     quality = summary.get(measure)
     partition = summary.get("partition") or {}
-    skew = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in partition.items() if value is not None)
+    skew = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in partition.items() if value is not None)
     epsilon = summary.get("epsilon")
     probe = summary.get("baseline_accuracy")
     traffic = f"{size(summary['uplink_bytes'])} up and {size(summary['downlink_bytes'])} down"

@@ -25,16 +25,19 @@ def test_every_part_is_tried_here() -> None:
 
 
 @pytest.mark.parametrize("name", [*MADE, *(pytest.param(n, marks=pytest.mark.slow) for n in FETCHED)])
-def test_folder_loads_completely(name: str) -> None:
+def test_folder_loads_completely_and_the_model_can_be_saved_again(name: str, tmp_path: Path) -> None:
     folder = resolve_model(name)
     auto = AutoModelForCausalLM if name in ("smollm2", "tiny_lm") else AutoModel
-    _, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["mismatched_keys"]
     assert set(report["unexpected_keys"]) <= {"embeddings.position_ids"}  # a buffer that old BERTs stored
     assert not list(folder.glob("*.bin"))
     if name != "dinov2_small":
         AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model.save_pretrained(tmp_path)  # as full fine-tuning and merging do
+    again = auto.from_pretrained(tmp_path, local_files_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -35,7 +35,7 @@ class SmolLM2:
         Raises:
             AssetError: it can't be fetched, or the extra 'language' is missing.
         """
-        return cached_folder("smollm2-1", self._fill, room=6 * ASSET.size)
+        return cached_folder("smollm2-2", self._fill, room=6 * ASSET.size)
 
     def _fill(self, folder: Path) -> None:
         needs_extra("gguf", "language", "the model smollm2")
@@ -53,6 +53,7 @@ class SmolLM2:
         if len(weights) != expected or not model.config.tie_word_embeddings:
             raise AssetError(f"this version of transformers unpacks {file.name} in a way that fedpeft does not know")
         model.config.dtype = torch.bfloat16
+        vars(model.config).pop("quantization_config", None)  # unpacked: with it, transformers refuses to save the model
         converted_model.save(model.config, "LlamaForCausalLM", weights, folder)
         tokenizer.save_pretrained(folder)
 
