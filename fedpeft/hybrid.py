@@ -1,8 +1,8 @@
 """Several PEFT methods in one model: `lora(rank=8) + bitfit`.
 
 Each keeps its own tensors and its own rule; strategies see the union. Methods that the `peft` library does not have
-wrap layers first, then `peft` puts its layers inside them; the batched executor stacks in the reverse order, from the
-innermost outwards, so that both compute the same. Sizes are equal for all clients.
+wrap layers first, each inside the one before; then `peft` puts its layers inside them, each around the one before. The
+batched executor stacks from the innermost outwards, so that both compute the same. Sizes are equal for all clients.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 from fedpeft.adapter import ClientForm, Role, State, TensorSpec
 from fedpeft.errors import ConfigError
 from fedpeft.peft_method import PeftMethod, PrivacyRoute
+from fedpeft.stacked import replace
 from fedpeft.task import FederatedModel, adapter_dtype, trainable
 
 
@@ -51,6 +52,11 @@ class Hybrid(PeftMethod):
         return all(part.few_bits for part in self.parts)
 
     @property
+    def merges(self) -> bool:  # type: ignore[override]
+        """If all do."""
+        return all(part.merges for part in self.parts)
+
+    @property
     def privacy(self) -> PrivacyRoute:  # type: ignore[override]
         """The least demanding route that all can take."""
         routes = {part.privacy for part in self.parts}
@@ -83,6 +89,7 @@ class Hybrid(PeftMethod):
         for part in self._ordered:
             if part.in_peft:
                 inject_adapter_in_model(part.config(model.base), model.base)
+                del model.base.peft_config  # which stands for one method, and would be taken for the whole adapter
                 part.settle(model.base)
             else:
                 part.attach(model, dtype)
@@ -92,6 +99,19 @@ class Hybrid(PeftMethod):
         for parameter in trained:
             parameter.data = parameter.data.to(adapter_dtype(dtype))
         self._same_sizes(model)
+
+    def merged(self, model: FederatedModel) -> nn.Module:
+        """The plain base: a layer is worked into what it wraps, so the innermost comes first."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for name, layer in reversed([*model.base.named_modules()]):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+                replace(model.base, name, model.base.get_submodule(f"{name}.base_layer"))
+        for part in self._ordered:
+            if not part.in_peft:
+                part.merged(model)
+        return model.base
 
     def _same_sizes(self, model: FederatedModel) -> None:
         for module in model.base.modules():
@@ -120,6 +140,7 @@ class Hybrid(PeftMethod):
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """From the innermost method outwards."""
-        for part in reversed(self._ordered):
+        outwards = [p for p in self.parts if p.in_peft] + [p for p in reversed(self.parts) if not p.in_peft]
+        for part in outwards:
             part.stack_into(model, [t for t in tensors if self._owner(t.name) is part], clients)
         self._same_sizes(model)

@@ -27,7 +27,8 @@ def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
 def linear_layers(base: nn.Module, top: int = 0) -> dict[str, nn.Linear]:
     """The frozen linear layers inside the `top` uppermost blocks (0: all blocks), by module path.
 
-    Trainable ones belong to an adapter. A layer that another adapter has wrapped is found as `....base_layer`.
+    Trainable ones belong to an adapter. A layer that another adapter has wrapped is found as `....base_layer`; one
+    that `peft` has wrapped by the wrapper's own path, since `peft` puts nothing inside its layers.
 
     Raises:
         ModelError: `top` exceeds the number of blocks.
@@ -35,13 +36,25 @@ def linear_layers(base: nn.Module, top: int = 0) -> dict[str, nn.Linear]:
     path, stack = blocks(base)
     if top > len(stack):
         raise ModelError(f"layers={top} of the PEFT method exceeds the {len(stack)} transformer blocks of the model")
-    first = len(stack) - top if top else 0
-    return {
-        f"{path}.{i}.{name}": module
-        for i in range(first, len(stack))
-        for name, module in stack[i].named_modules()
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad
-    }
+    found: dict[str, nn.Linear] = {}
+    for i in range(len(stack) - top if top else 0, len(stack)):
+        wrapper = None
+        for name, module in stack[i].named_modules():
+            if wrapper and name.startswith(wrapper):
+                continue
+            if hasattr(module, "get_base_layer"):
+                wrapper = name + "."
+                module = innermost(module)
+            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+                found[f"{path}.{i}.{name}"] = module
+    return found
+
+
+def innermost(layer: nn.Module) -> nn.Module:
+    """The layer of the base inside the adapters that wrap it."""
+    while hasattr(layer, "base_layer"):
+        layer = layer.get_submodule("base_layer")
+    return layer
 
 
 def target_layers(base: nn.Module, targets: str | Sequence[str], top: int = 0) -> list[str]:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1", "--local-steps=4",
         "--dtype=fp32", "--learning-rate=0.01"]  # fmt: skip
-METHODS = {"lora": [], "bitfit": [], "prefix": [], "ia3": ["--forgetting=tiny"]}
+METHODS = {"lora": [], "bitfit": [], "prefix": [], "ia3": ["--forgetting=tiny"], "lora + bitfit": []}
 
 
 @pytest.fixture(scope="module")

@@ -57,8 +57,9 @@ def flags(folder: Path, **more) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_mixed_cohort_trains_and_is_scored_on_every_base(tmp_path, capsys):
-    assert main(flags(tmp_path, profiles=profiles(tmp_path), codec="small")) == 0
+@pytest.mark.parametrize("peft", [TINY["peft"], "bottleneck(dim=4) + bitfit", "ia3", "prefix(length=4)"])
+def test_a_mixed_cohort_trains_and_is_scored_on_every_base(peft, tmp_path, capsys):
+    assert main(flags(tmp_path, profiles=profiles(tmp_path), codec="small", peft=peft)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["accuracy_by_base"].keys() == {"fp32", "nf4", "int8", "bf16"}
     assert summary["accuracy_by_base"]["fp32"] == summary["accuracy"]

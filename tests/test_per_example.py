@@ -48,8 +48,11 @@ def one_by_one(task, model, batch, chosen):
     return {name: torch.stack([g[k] for g in found]) for k, name in enumerate(chosen)}
 
 
+JOINED = ["lora(rank=3) + bitfit", "ia3 + lora(rank=3)", "prefix(length=4) + bottleneck(dim=5)"]
+
+
 @pytest.mark.parametrize("dataset", ["tiny", "tiny_lm"])
-@pytest.mark.parametrize("name", PEFT_METHODS.names)
+@pytest.mark.parametrize("name", [*PEFT_METHODS.names, *JOINED])
 def test_gradients_are_those_of_one_example_at_a_time(name, dataset):
     try:
         task, method, model, rows = build(dataset, name)

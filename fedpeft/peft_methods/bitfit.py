@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.layers import KEY_PROJECTIONS, blocks
+from fedpeft.layers import KEY_PROJECTIONS, blocks, innermost
 from fedpeft.parts import setting
 from fedpeft.peft_method import PeftMethod
 from fedpeft.stacked import StackedLayer, replace
@@ -55,9 +55,7 @@ class StackedBias(StackedLayer):
 
 def taken_bias(layer: nn.Module) -> Tensor:
     """The bias of the innermost `layer`, which has none afterwards."""
-    module: Any = layer
-    while hasattr(module, "base_layer"):
-        module = module.base_layer
+    module: Any = innermost(layer)
     bias: Tensor = module.bias.detach()
     module.bias = None
     return bias

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.layers import named_like, target_layers
+from fedpeft.layers import innermost, named_like, target_layers
 from fedpeft.parts import setting
 from fedpeft.peft_method import PeftMethod
 from fedpeft.stacked import StackedLayer
@@ -29,7 +29,7 @@ class StackedIA3(StackedLayer):
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
         super().__init__(clients)
         self.base_layer = layer
-        dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if innermost(layer).weight.dtype == torch.float64 else torch.float32
         self.ia3_l = nn.Parameter(torch.ones(clients, *shape, dtype=dtype))
         self.scales_input = shape[0] == 1
 

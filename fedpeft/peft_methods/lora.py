@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.adapter import ClientForm, Role, State
-from fedpeft.layers import target_layers
+from fedpeft.layers import innermost, target_layers
 from fedpeft.parts import setting
 from fedpeft.peft_method import PeftMethod, PrivacyRoute
 from fedpeft.stacked import StackedLayer, StackedWeight
@@ -29,7 +29,7 @@ class StackedLora(StackedLayer):
     def __init__(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float) -> None:
         super().__init__(clients)
         self.base_layer = layer
-        dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if innermost(layer).weight.dtype == torch.float64 else torch.float32
         self.lora_A = StackedWeight(clients, shapes["lora_A.weight"], dtype)
         self.lora_B = StackedWeight(clients, shapes["lora_B.weight"], dtype)
         self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=dtype), persistent=False)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.adapter import ClientForm, Role, State
+from fedpeft.layers import innermost
 from fedpeft.parts import setting
 from fedpeft.peft_methods.lora import Lora
 from fedpeft.stacked import StackedLayer, StackedWeight
@@ -96,9 +97,7 @@ class LoraFA(Lora):
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K factors B."""
-        module: Any = layer
-        while hasattr(module, "base_layer"):
-            module = module.base_layer
+        module: Any = innermost(layer)
         shape = shapes["lora_B.weight"]
         A = fixed_factor(self.factor_seed, path, shape[1], module.in_features)
         dtype = torch.float64 if module.weight.dtype == torch.float64 else torch.float32

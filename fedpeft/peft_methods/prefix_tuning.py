@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedpeft import attention
 from fedpeft.adapter import ClientForm, Role, State, TensorSpec
 from fedpeft.errors import ModelError
-from fedpeft.layers import KEY_PROJECTIONS, blocks
+from fedpeft.layers import KEY_PROJECTIONS, blocks, innermost
 from fedpeft.parts import setting
 from fedpeft.peft_method import PeftMethod, drawn
 from fedpeft.stacked import StackedLayer
@@ -119,9 +119,8 @@ class PrefixTuning(PeftMethod):
             for name, module in stack[i].named_modules():
                 key: Any = next((getattr(module, k) for k in KEY_PROJECTIONS if hasattr(module, k)), None)
                 if isinstance(key, nn.Module):
-                    while hasattr(key, "base_layer"):
-                        key = key.base_layer
-                    found[f"{path}.{i}.{name}"] = int(key.out_features)
+                    inner: Any = innermost(key)
+                    found[f"{path}.{i}.{name}"] = int(inner.out_features)
         if not found:
             raise ModelError(f"prefix_tuning does not know the attention of {type(base).__name__}; take lora")
         return found

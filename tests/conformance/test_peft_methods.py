@@ -21,8 +21,9 @@ from fedpeft.codec import PRESETS, decode, parse_codec
 from fedpeft.collectors import collector
 from fedpeft.data import load_dataset
 from fedpeft.errors import ConfigError, ModelError
+from fedpeft.layers import linear_layers
 from fedpeft.peft_method import PEFT_METHODS
-from fedpeft.quantized import quantize
+from fedpeft.quantized import PRECISIONS, dequantized, quantize
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.strategy import Update, strategies
 from fedpeft.task import DTYPES, TASKS, adapter_dtype, trainable
@@ -48,6 +49,8 @@ MORE = [
     "prefix(length=5) + bottleneck(dim=6)",
     "bottleneck(dim=6) + bitfit(layers=1) + lora(rank=4, layers=1) + ia3",
     "lora_fa(rank=4) + prefix(length=7)",
+    "lora(rank=4) + ia3 + bitfit",
+    "ia3 + lora_fa(rank=4)",
 ]
 SPECS = [*(SMALL.get(name, name) for name in PEFT_METHODS.names), *MORE]
 RULE = {"vera": "rolora", "adalora": "flexlora"}
@@ -70,6 +73,7 @@ class Case:
 
     def __init__(self, spec, tiny, dtype="fp64"):
         self.task, self.rows, self.folder, self.classes = tiny
+        self.spec = spec
         self.method = PEFT_METHODS.build(spec)
         self.dtype = dtype
         self.model = model_with(self.method, tiny, dtype)
@@ -134,6 +138,12 @@ def test_the_layout_holds_what_the_method_declares(spec, tiny):
     assert all(torch.equal(again[n].double(), case.first[n]) for n in again)
 
 
+@pytest.mark.parametrize("spec", [s for s in SPECS if "+" in s])
+def test_joined_methods_train_all_that_each_trains_alone(spec, tiny):
+    alone = {name for part in spec.split(" + ") for name in Case(part, tiny).layout.names}
+    assert set(Case(spec, tiny).layout.names) == alone
+
+
 def test_loss_falls_and_only_declared_parameters_move(spec, tiny):
     case = Case(spec, tiny, "fp32")
     fixed = {n: p.detach().clone() for n, p in case.model.named_parameters() if not p.requires_grad}
@@ -158,6 +168,30 @@ def test_batched_equals_sequential(spec, tiny):
     one, other = list(case.sequential.train(jobs)), list(case.batched().train(jobs))
     assert worst(one, other, jobs) < 1e-9
     assert [t.loss for t in one] == pytest.approx([t.loss for t in other], rel=1e-12)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_base_in_few_bits_trains_as_its_decoded_weights_do(spec, precision, tiny):
+    method = PEFT_METHODS.build(spec)
+    if method.base_precision or not method.few_bits:
+        pytest.skip("it has a precision of its own, or few bits are refused")
+    coded, decoded = Case(spec, tiny, "fp32"), Case(spec, tiny, "fp32")
+    executors = []
+    for case, change in ((coded, quantize), (decoded, decode_in_place)):
+        base = case.task.base(case.folder, torch.float32)
+        change(base, precision)
+        model = case.task.model(base, case.classes)
+        method.attach(model, "fp32")
+        executors.append(SequentialExecutor(model, case.task, case.rows, case.layout))
+    jobs = coded.jobs()
+    one, other = (list(executor.train(jobs)) for executor in executors)
+    assert worst(one, other, jobs) < 1e-9
+    assert worst(one, list(coded.sequential.train(jobs)), jobs) > 1e-4, "as on the base in full precision"
+
+
+def decode_in_place(base, precision):
+    for layer in linear_layers(base).values():
+        layer.weight.data = dequantized(layer.weight, precision)
 
 
 @pytest.fixture(scope="module")
@@ -252,17 +286,22 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
         assert measured < 1e-9 if spec.startswith("vera") else 0 < measured < 0.5
 
 
-def test_a_saved_adapter_reloads_to_equal_logits(spec, tiny, tmp_path):
-    case = Case(spec, tiny, "fp32")
+def saved_and_loaded(case, tiny, folder):
+    """The model of `case.start`, from its files."""
     method = case.method
-    case.sequential.load(case.start)
     changes = method.changes(case.model, case.start)
-    own = spec if not (changes or method.in_peft or method.whole_model) else None
+    own = case.spec if not (changes or method.in_peft or method.whole_model) else None
     labels = [str(i) for i in range(case.classes)]
-    finished.save(tmp_path, model_with(method, tiny, "fp32"), case.start, labels, changes, own)
+    finished.save(folder, model_with(method, tiny, "fp32"), case.start, labels, changes, own)
     base = case.task.base(case.folder, torch.float32)
     quantize(base, method.base_precision)
-    again = finished.load(tmp_path, case.task, base, case.classes)
+    return finished.load(folder, case.task, base, case.classes)
+
+
+def test_a_saved_adapter_reloads_to_equal_logits(spec, tiny, tmp_path):
+    case = Case(spec, tiny, "fp32")
+    case.sequential.load(case.start)
+    again = saved_and_loaded(case, tiny, tmp_path)
     batch = case.rows.batch(np.arange(12))
     with torch.no_grad():
         expected = case.model.eval()(batch)
@@ -272,6 +311,20 @@ def test_a_saved_adapter_reloads_to_equal_logits(spec, tiny, tmp_path):
     plain.load_state_dict({n: t for n, t in case.start.items() if n.startswith("head.")}, strict=False)
     with torch.no_grad():
         assert not torch.allclose(plain(batch), expected, atol=1e-3), "the adapter makes no difference"
+
+
+def test_a_merged_model_is_the_plain_base_with_equal_logits(spec, tiny, tmp_path):
+    case = Case(spec, tiny, "fp32")
+    if not case.method.merges:
+        pytest.skip("can't be merged exactly")
+    model, batch = saved_and_loaded(case, tiny, tmp_path), case.rows.batch(np.arange(12))
+    with torch.no_grad():
+        expected = model(batch)
+        model.base = case.method.merged(model)
+        assert torch.allclose(model(batch), expected, atol=1e-5)
+    plain = case.task.base(case.folder, torch.float32)
+    assert {n: type(m) for n, m in model.base.named_modules()} == {n: type(m) for n, m in plain.named_modules()}
+    assert model.base.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_what_can_not_be_joined_is_refused():
