@@ -55,11 +55,13 @@ class BatchedExecutor(Executor):
         self.stacks = [m for m in model.modules() if isinstance(m, StackedLayer)]
 
     def _stack(self, method: PeftMethod, kernel: Kernel) -> None:
+        device = next(self.model.parameters()).device
         fast_linears(self.model.base, kernel)
         method.stack_into(self.model, [t for t in self.layout.tensors if t.role != "head"], self.clients)
         head = getattr(self.model, "head", None)
         if isinstance(head, nn.Linear):
             self.model.head = StackedLinear(head, self.clients)
+        self.model.to(device)
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """Groups of `clients` jobs with similar numbers of steps; results in the order of the jobs."""

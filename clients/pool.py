@@ -13,7 +13,9 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -55,18 +57,22 @@ class Worker:
 
 
 class Pool:
-    """`workers` processes, or with one worker this process itself."""
+    """`workers` processes, or with one worker this process itself; they share `devices` evenly."""
 
-    def __init__(self, work: WorkPlan, clients: ClientPlan, workers: int) -> None:
+    def __init__(self, work: WorkPlan, clients: ClientPlan, workers: int, devices: Sequence[str]) -> None:
         self.workers = workers
+        plans = [replace(work, device=devices[i % len(devices)]) for i in range(workers)]
         self._local: Worker | None = None
         self._processes: ProcessPoolExecutor | None = None
         if workers == 1:
-            self._local = Worker(work, clients)
+            self._local = Worker(plans[0], clients)
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["fedpeft.clients.pool", "fedpeft.clients.preload"])
-        self._processes = ProcessPoolExecutor(workers, context, _start, (work, clients))
+        waiting: SimpleQueue[WorkPlan] = context.SimpleQueue()
+        for plan in plans:
+            waiting.put(plan)
+        self._processes = ProcessPoolExecutor(workers, context, _start, (waiting, clients))
 
     def submit(self, method: Callable[..., T], *arguments: Any) -> Future[T]:
         """Run a method of `Worker` with `arguments` in one of the processes."""
@@ -108,13 +114,13 @@ def lost() -> RunError:
 _worker: Worker | None = None
 
 
-def _start(work: WorkPlan, clients: ClientPlan) -> None:
+def _start(waiting: SimpleQueue[WorkPlan], clients: ClientPlan) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    _worker = Worker(work, clients)
+    _worker = Worker(waiting.get(), clients)
 
 
 def _end_with(sentinel: int) -> None:

@@ -7,12 +7,12 @@ and the cache (FEDPEFT_CACHE) must be on a file system that all machines share.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import queue
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fedpeft.clients.client import ClientPlan
@@ -79,8 +79,7 @@ class RayPool(Pool):
         gpus = resources["GPU"] >= workers
         if not gpus and resources["CPU"] < workers:
             raise RunError(f"the Ray cluster has {resources['CPU']:g} CPUs, but {workers} workers are asked for")
-        if gpus:
-            work = dataclasses.replace(work, device="cuda", executor="sequential", depth=0)
+        work = replace(work, device="cuda", kernel="native") if gpus else replace(work, device="cpu")
         self._plans = work, clients
         self._needs = {"num_cpus": 0 if gpus else 1, "num_gpus": 1 if gpus else 0}
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -6,6 +6,7 @@ A simulation has one workbench per core (or GPU), a Ray worker has one, and so h
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -112,6 +113,9 @@ class Workbench:
 
     def __init__(self, plan: WorkPlan) -> None:
         torch.set_num_threads(plan.threads)
+        if plan.device.startswith("cuda"):  # so that a resumed run ends as one that was never interrupted
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
         self.plan = plan
         self.task: Task = TASKS.build(plan.task)
         self.method: PeftMethod = PEFT_METHODS.build(plan.method)
@@ -171,7 +175,6 @@ class Workbench:
             rows = self._relabelled(HiddenRows(self.store(plan.data_key, plan.depth)))
         model: FederatedModel = self.task.model(base, plan.classes)
         if plan.executor == "batched":
-            model = model.to(plan.device)
             return BatchedExecutor(model, self.task, self.method, rows, plan.layout, plan.clients_per_pass, plan.kernel)
         self.method.attach(model, plan.dtype)
         if plan.executor == "private":

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-import torch
 
 from fedpeft.clients.training import LocalTraining
 from fedpeft.errors import ConfigError
-from fedpeft.hardware import fast_bf16
+from fedpeft.hardware import accelerators, fast_bf16
 from fedpeft.parts import check_settings, parse_spec, setting
 
 DTYPES = ("auto", "bf16", "fp32", "fp64")
@@ -60,7 +59,7 @@ class RunConfig:
     codec: str = setting("fp32", "how updates are encoded: fp32, bf16, small (32x), tiny (100x), steps, ...")
     downlink: str = setting("auto", "how the model is sent to clients; auto: as suits a codec's preset, else exactly")
     executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
-    workers: int = setting(0, "worker processes; 0: one per core", low=0, high=1024)
+    workers: int = setting(0, "worker processes; 0: one per GPU, or per core where there is none", low=0, high=1024)
     grid: str = setting("cohort", "where workers run: processes of this machine, or Ray actors", choices=GRIDS)
     ray_address: str = setting("", "with --grid ray: a running cluster, HOST:PORT or auto; empty: start one here")
     evaluate_every: int = setting(4, "rounds between evaluations", low=1)
@@ -71,7 +70,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Settle `auto`: a run on another machine, continued or compared, keeps the precision it began with."""
         if self.dtype == "auto":
-            device = "cuda" if self.grid == "ray" and torch.cuda.is_available() else "cpu"
+            device = next(iter(accelerators()), "cpu")
             object.__setattr__(self, "dtype", "bf16" if fast_bf16(device) else "fp32")
 
     def training(self) -> LocalTraining:

@@ -30,7 +30,7 @@ from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import Dataset, Rows
 from fedpeft.deployment import Described, labelled_rows
 from fedpeft.errors import FedpeftError, ModelError, PrivacyError, RunError
-from fedpeft.hardware import ModelSize, choose, fast_bf16, free_memory
+from fedpeft.hardware import ModelSize, choose, fast_bf16, free_memory, gpu_name
 from fedpeft.mechanism import Federation
 from fedpeft.messages import Instruction, Report
 from fedpeft.own_ledger import FAILED, OwnLedger, own_mechanism, planned_participations, state_digest
@@ -278,17 +278,19 @@ class Edge(Simulation):
     def _work_plan(self, reference: FederatedModel) -> WorkPlan:
         threads = self.options.threads or os.cpu_count() or 1
         plan = super()._work_plan(reference).at(self.options.precision)
-        if self.device == "cpu":
-            return dataclasses.replace(plan, threads=threads, clients_per_pass=1)
-        executor = "private" if plan.executor == "private" else "sequential"
-        return dataclasses.replace(plan, threads=threads, device=self.device, executor=executor, depth=0)
+        return dataclasses.replace(plan, threads=threads, clients_per_pass=1)
+
+    @property
+    def devices(self) -> list[str]:
+        """Its own."""
+        return [self.device]
 
     @property
     def hardware(self) -> str:
         """What the client tells the server of its machine."""
         if self.device == "cpu":
             return f"{kernels.cpu_name()}, {self.work.threads} threads"
-        return f"{torch.cuda.get_device_name(self.device)}, {platform.machine()}"
+        return f"{gpu_name(self.device)}, {platform.machine()}"
 
     def registration(self) -> v1.Registration:
         """What the client tells the server of itself."""

@@ -44,6 +44,16 @@ def fast_bf16(device: str) -> bool:
     return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def accelerators() -> list[str]:
+    """The GPUs of this machine: "cuda:0", "cuda:1", ...; `CUDA_VISIBLE_DEVICES` narrows them down, empty to none."""
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
+def gpu_name(device: str) -> str:
+    """The model of a GPU, as its driver calls it."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
 @dataclass(frozen=True)
 class ModelSize:
     """Of a base model: numbers in linear layers inside blocks, all other numbers, and what its shapes are."""

@@ -235,7 +235,8 @@ class Section:
         for result in self.results:
             hardware = (result.summary or {}).get("hardware") or {}
             if hardware:
-                kinds[f"{hardware.get('cpu')}, {hardware.get('workers')} worker(s), {hardware.get('system')}"] = True
+                processors = ", ".join([str(hardware.get("cpu")), *dict.fromkeys(hardware.get("gpus") or ())])
+                kinds[f"{processors}, {hardware.get('workers')} worker(s), {hardware.get('system')}"] = True
         return list(kinds)
 
     def reference(self, method: Method) -> Method | None:

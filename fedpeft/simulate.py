@@ -26,6 +26,7 @@ from rich.markup import escape
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.console import ConsoleObserver, duration, size, summary_table
 from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.hardware import gpu_name
 from fedpeft.memory import PeakMemory
 from fedpeft.records import Records, writing
 from fedpeft.trackers import TrackedRecords, check_trackers
@@ -197,10 +198,11 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     config: RunConfig = simulation.config
     observer.say(f"[bold]data[/]    {simulation.dataset.name}: {simulation.statistics}")
     observer.say(model_line(simulation))
+    graphics = "".join(f", {name}" for name in dict.fromkeys(gpu_name(device) for device in simulation.gpus))
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, "
         f"{config.strategy}, {config.codec}, {config.dtype}, {simulation.work.executor} on "
-        f"{simulation.fixed['workers']} worker(s) -> {simulation.folder}"
+        f"{simulation.fixed['workers']} worker(s){graphics} -> {simulation.folder}"
     )
     if simulation.remark:
         observer.say(f"[bold]note[/]    {simulation.remark}")
@@ -307,6 +309,7 @@ def costs(simulation: Any, progress: Any) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
         "hardware": {
             "cpu": simulation.fixed["cpu"],
+            "gpus": [gpu_name(device) for device in simulation.gpus],
             "workers": simulation.fixed["workers"],
             "kernel": simulation.fixed["kernel"],
             "system": platform.platform(),

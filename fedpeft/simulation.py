@@ -39,7 +39,7 @@ from fedpeft.examples import Examples
 from fedpeft.forgetting import PROBE_ROWS, TEST_ROWS, Forgetting, compared, second_task, standing
 from fedpeft.frozen_prefix import HiddenRows, above, can_start_at
 from fedpeft.grids.cohort import CohortGrid
-from fedpeft.hardware import usable_cores
+from fedpeft.hardware import accelerators, usable_cores
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
 from fedpeft.mechanism import MECHANISMS, Federation
@@ -67,7 +67,7 @@ from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
 VALIDATION_ROWS = 1000
 """Training rows that no client gets, for tuning and the curve per round; a tenth of the rows if there are fewer."""
 
-TOKENS_PER_PASS = 1024
+TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
 """How many clients train in one pass: as many as make about this many tokens a step."""
 
 TILES_PER_CALL = 4
@@ -298,11 +298,21 @@ class Simulation:
         )
         return key
 
+    @cached_property
+    def devices(self) -> list[str]:
+        """What the workers of this machine share: its GPUs, or its CPU."""
+        return accelerators() or ["cpu"]
+
+    @property
+    def gpus(self) -> list[str]:
+        """Those among `devices`."""
+        return [device for device in self.devices if device != "cpu"]
+
     def _default_workers(self) -> int:
-        """One per core; on a cluster one per GPU or core of it."""
+        """One per GPU, or core where there is none; on a cluster of all its machines."""
         if self.config.grid == "ray":
             return int(default_workers(self.config.ray_address))
-        return usable_cores()
+        return len(self.gpus) or usable_cores()
 
     def _work_plan(self, reference: FederatedModel) -> WorkPlan:
         config = self.config
@@ -311,6 +321,8 @@ class Simulation:
         kernel: Kernel = self.fixed.get("kernel") or kernels.choose(dtype)
         if kernel not in kernels.candidates(dtype):  # a run that began on another machine
             kernel = kernels.choose(dtype)
+        if self.gpus:
+            kernel = "native"
         self.fixed |= {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
         data_key = self.tokenised(self.all_rows, self.tokens)
         model_key = cache.file_hash(self.model_directory, ("*.safetensors", "config.json"))
@@ -320,6 +332,7 @@ class Simulation:
         batched = reusing and self.method.batched
         lengths = cached_examples(data_key).lengths
         tokens = float(lengths.mean()) if len(lengths) else self.tokens
+        together = GPU_TOKENS_PER_PASS if self.gpus else TOKENS_PER_PASS
         base: Any = reference.base
         adapted = [t.module for t in self.layout.tensors if t.role != "head"]
         plain = base.get_base_model() if hasattr(base, "get_base_model") else base
@@ -337,11 +350,11 @@ class Simulation:
             layout=self.layout,
             dtype=config.dtype,
             executor="private" if per_example else "batched" if batched else "sequential",
-            clients_per_pass=max(1, round(TOKENS_PER_PASS / (config.batch_size * tokens))),
+            clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
             depth=self.reused_blocks if reusing else 0,
             kernel=kernel if batched else "native",
             threads=1,
-            device="cpu",
+            device=self.devices[0],
             training=self.training,
             seed=config.seed,
             residuals=self.folder / "base",
@@ -385,7 +398,7 @@ class Simulation:
         )
         if self.config.grid == "ray":
             return RayPool(self.work, clients, self.fixed["workers"], self.config.ray_address)
-        return Pool(self.work, clients, self.fixed["workers"])
+        return Pool(self.work, clients, self.fixed["workers"], self.devices)
 
     def _client_privacy(self) -> ClientPrivacy | None:
         """What clients need to know of the mechanism."""
@@ -556,7 +569,7 @@ class Simulation:
         The workers should have ended: their memory is not needed any more.
         """
         work = self.work.at(base_precision)
-        torch.set_num_threads(self.fixed["workers"])
+        torch.set_num_threads(usable_cores() if self.gpus else self.fixed["workers"])
         base = self.task.base(self.model_directory, DTYPES.get(base_precision, torch.float32))
         quantize(base, work.precision or self.method.base_precision)
         base, test, held = self._reused(base, work, name)

@@ -83,7 +83,7 @@ class Federation:
         """Client k, started (again)."""
         home = self.folder / f"edge-{k}"
         home.mkdir(exist_ok=True)
-        options = EdgeOptions(device="cpu", threads=1, **self.options[k])
+        options = EdgeOptions(**{"device": "cpu", "threads": 1, **self.options[k]})
         edge = Edge(self.server.gateway.description, self.folder / f"{k}.jsonl", home, self.observer, options)
         edge.warm_up()
         registration = edge.registration()

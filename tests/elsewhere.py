@@ -1,0 +1,69 @@
+"""A second device, for tests on machines without a GPU: its numbers lie in ordinary memory, and an operation that is
+given tensors of both devices is an error, as it would be on a GPU. What a GPU computes it does not show."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "elsewhere"
+DEVICE = f"{NAME}:0"
+_setup_privateuseone_for_python_backend(NAME)
+
+aten = torch.ops.aten
+CROSSING = (aten._to_copy.default, aten.copy_.default)
+"""The operations that may see both devices."""
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of that device, around one of the CPU."""
+
+    raw: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, raw):
+        shape = {"strides": raw.stride(), "storage_offset": raw.storage_offset(), "dtype": raw.dtype, "device": DEVICE}
+        made = torch.Tensor._make_wrapper_subclass(cls, raw.shape, **shape)
+        made.raw = raw
+        return made
+
+    def __repr__(self):
+        return f"Elsewhere({self.raw!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, arguments=(), named=None):
+        return run(operation, *arguments, **(named or {}))
+
+
+def run(operation, *arguments, **named):
+    """The operation on the tensors' numbers; what comes out is there, unless the CPU is asked for."""
+    tensors = [t for t in tree_leaves((arguments, named)) if isinstance(t, torch.Tensor)]
+    if operation not in CROSSING and any(t.ndim and not isinstance(t, Elsewhere) for t in tensors):
+        raise RuntimeError(f"{operation}: a tensor on the cpu meets one on {DEVICE}")
+    target = named.get("device")
+    to_cpu = target is not None and torch.device(target).type == "cpu"
+    if operation is aten.copy_.default and not isinstance(arguments[0], Elsewhere):
+        return arguments[0].copy_(raw(arguments[1]))
+    given = {**named, "device": "cpu"} if target is not None else named
+    found = operation(*tree_map(raw, arguments), **tree_map(raw, given))
+    own = {id(t.raw): t for t in tensors if isinstance(t, Elsewhere)}
+
+    def there(value):
+        if not isinstance(value, torch.Tensor) or to_cpu:
+            return value
+        return own.get(id(value)) if id(value) in own else Elsewhere(value)
+
+    return tree_map(there, found)
+
+
+def raw(value):
+    """What is inside."""
+    return value.raw if isinstance(value, Elsewhere) else value
+
+
+_everything = torch.library.Library("_", "IMPL")
+_everything.fallback(run, "PrivateUse1")
+_made = torch.library.Library("aten", "IMPL")
+_made.impl("eye.m", lambda rows, columns, **named: run(aten.eye.m, rows, columns, **named), "PrivateUse1")
+_made.impl("eye", lambda rows, **named: run(aten.eye.default, rows, **named), "PrivateUse1")
