@@ -120,13 +120,14 @@ class BatchedExecutor(Executor):
             for j, state, loss, plan in zip(jobs, trained, losses, plans, strict=True)
         ]
 
-    def load(self, state: State) -> None:
-        """Make the first place in the stack the only one, with `state` in it."""
+    def load(self, state: State, form: ClientForm | None = None) -> None:
+        """Make the first place in the stack the only one, with `state` in it, padded with zeros."""
         self._activate(1)
-        self._scale([self.layout.form])
+        self._scale([form or self.layout.form])
         with torch.no_grad():
             for name, tensor in state.items():
-                self.parameters[name][0].copy_(tensor)
+                place = self.parameters[name][0]
+                place.copy_(padded(tensor, place))
 
     def frozen(self, module: str) -> nn.Module:
         """The layer inside the stack."""

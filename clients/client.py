@@ -125,7 +125,8 @@ class ClientSide:
         task = self._task(instruction)
         if not len(rows):
             return Report(instruction.client, instruction.round, b"")
-        totals = self.bench.at(instruction.base_precision).evaluate(task.job.received, rows, instruction.base)
+        bench = self.bench.at(instruction.base_precision)
+        totals = bench.evaluate(task.job.received, rows, instruction.base, instruction.form)
         return Report(
             instruction.client,
             instruction.round,
@@ -161,7 +162,11 @@ class ClientSide:
 
     def _task(self, instruction: Instruction) -> _Task:
         plan = self.bench.plan
-        layout = plan.layout.with_form(instruction.form)
+        form, largest = instruction.form, plan.layout.form
+        if form is not None and (largest is None or form.rank > largest.rank):
+            most = largest.rank if largest else 0
+            raise PayloadError(f"the server asks for an adapter of rank {form.rank}, this client's has at most {most}")
+        layout = plan.layout.with_form(form)
         names = layout.names
         trained = frozenset(names[i] for i in instruction.trained) if instruction.trained else frozenset(names)
         private = frozenset(names[i] for i in instruction.private)

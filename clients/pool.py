@@ -15,10 +15,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.connection import wait
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.sharedctypes import Synchronized
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from fedpeft.clients.client import ClientPlan, ClientSide
 from fedpeft.clients.training import Job, Totals, Trained
 from fedpeft.clients.workbench import Workbench, WorkPlan
@@ -61,18 +62,15 @@ class Pool:
 
     def __init__(self, work: WorkPlan, clients: ClientPlan, workers: int, devices: Sequence[str]) -> None:
         self.workers = workers
-        plans = [replace(work, device=devices[i % len(devices)]) for i in range(workers)]
         self._local: Worker | None = None
         self._processes: ProcessPoolExecutor | None = None
         if workers == 1:
-            self._local = Worker(plans[0], clients)
+            self._local = Worker(replace(work, device=devices[0]), clients)
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["fedpeft.clients.pool", "fedpeft.clients.preload"])
-        waiting: SimpleQueue[WorkPlan] = context.SimpleQueue()
-        for plan in plans:
-            waiting.put(plan)
-        self._processes = ProcessPoolExecutor(workers, context, _start, (waiting, clients))
+        given = (work, clients, tuple(devices), context.Value("i", 0))
+        self._processes = ProcessPoolExecutor(workers, context, _start, given)
 
     def submit(self, method: Callable[..., T], *arguments: Any) -> Future[T]:
         """Run a method of `Worker` with `arguments` in one of the processes."""
@@ -101,6 +99,11 @@ def result(future: Future[T]) -> T:
         return future.result()
     except BrokenProcessPool as error:
         raise lost() from error
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            "a GPU has no memory left (try a smaller --batch-size, fewer --tokens, or --peft qlora); "
+            "continue from the last finished round with --resume"
+        ) from error
 
 
 def lost() -> RunError:
@@ -114,13 +117,16 @@ def lost() -> RunError:
 _worker: Worker | None = None
 
 
-def _start(waiting: SimpleQueue[WorkPlan], clients: ClientPlan) -> None:
+def _start(work: WorkPlan, clients: ClientPlan, devices: Sequence[str], started: Synchronized[int]) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    _worker = Worker(waiting.get(), clients)
+    with started:
+        number = started.value
+        started.value += 1
+    _worker = Worker(replace(work, device=devices[number % len(devices)]), clients)
 
 
 def _end_with(sentinel: int) -> None:

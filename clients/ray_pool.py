@@ -12,7 +12,6 @@ import queue
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from fedpeft.clients.client import ClientPlan
@@ -66,6 +65,12 @@ def default_workers(address: str) -> int:
     return max(1, int(resources["GPU"] or resources["CPU"]))
 
 
+def worker_device(address: str, workers: int) -> str:
+    """What `workers` workers (0: by default) of the cluster compute on: "cuda", where each has a GPU, or "cpu"."""
+    gpus = int(connect(address)["GPU"])
+    return "cuda" if gpus >= max(1, workers) else "cpu"
+
+
 class RayPool(Pool):
     """`workers` actors.
 
@@ -76,10 +81,9 @@ class RayPool(Pool):
     def __init__(self, work: WorkPlan, clients: ClientPlan, workers: int, address: str) -> None:
         self.workers = workers
         resources = connect(address)
-        gpus = resources["GPU"] >= workers
+        gpus = work.device != "cpu"
         if not gpus and resources["CPU"] < workers:
             raise RunError(f"the Ray cluster has {resources['CPU']:g} CPUs, but {workers} workers are asked for")
-        work = replace(work, device="cuda", kernel="native") if gpus else replace(work, device="cpu")
         self._plans = work, clients
         self._needs = {"num_cpus": 0 if gpus else 1, "num_gpus": 1 if gpus else 0}
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()

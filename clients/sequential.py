@@ -39,12 +39,12 @@ class SequentialExecutor(Executor):
         for job in jobs:
             yield self._train(job)
 
-    def load(self, state: State) -> None:
-        """Set the trainable parameters to `state`."""
+    def load(self, state: State, form: ClientForm | None = None) -> None:
+        """Set the trainable parameters to `state`, padded with zeros."""
         with torch.no_grad():
             for name, tensor in state.items():
                 self.parameters[name].copy_(placed(tensor, self.parameters[name]))
-        self._scale(self.layout.form)
+        self._scale(form or self.layout.form)
 
     def frozen(self, module: str) -> nn.Module:
         """The layer that peft has wrapped."""
@@ -61,8 +61,7 @@ class SequentialExecutor(Executor):
                 set_form(form)
 
     def _train(self, job: Job) -> Trained:
-        self.load(job.received)
-        self._scale(job.form or self.layout.form)
+        self.load(job.received, job.form)
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)

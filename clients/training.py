@@ -212,8 +212,8 @@ class Executor(ABC):
     examples: Examples
 
     @abstractmethod
-    def load(self, state: State) -> None:
-        """Put one state into the model, for evaluation."""
+    def load(self, state: State, form: ClientForm | None = None) -> None:
+        """Put one state into the model; `form` is the size it has, None: the global one."""
 
     @abstractmethod
     def frozen(self, module: str) -> nn.Module:
@@ -239,9 +239,12 @@ class Executor(ABC):
             else:
                 layer.weight.data = weight
 
-    def evaluate(self, state: State, rows: np.ndarray) -> Totals:
-        """Loss and correct predictions of the model with `state` on `rows`, which are batched by length alone."""
-        self.load(state)
+    def evaluate(self, state: State, rows: np.ndarray, form: ClientForm | None = None) -> Totals:
+        """Loss and correct predictions of the model with `state` on `rows`, which are batched by length alone.
+
+        `form` as in `load`.
+        """
+        self.load(state, form)
         device = next(self.model.parameters()).device
         totals = Totals()
         with torch.no_grad():

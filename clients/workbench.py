@@ -20,7 +20,7 @@ from fedpeft.clients.training import Executor, LocalTraining, Totals
 from torch import nn
 
 from fedpeft import cache
-from fedpeft.adapter import Layout, State
+from fedpeft.adapter import ClientForm, Layout, State
 from fedpeft.assets import cache_directory
 from fedpeft.attack import Relabelled
 from fedpeft.examples import Examples
@@ -93,8 +93,10 @@ class WorkPlan:
     def store(self, data_key: str, depth: int) -> FrozenStore:
         """The frozen model's output on the rows called `data_key`."""
         precision = self.precision or PEFT_METHODS.build(self.method).base_precision
-        bits = {"precision": precision} if precision else {}
-        name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **bits)
+        more = {"precision": precision} if precision else {}
+        if self.device != "cpu":  # which rounds otherwise
+            more["device"] = self.device.partition(":")[0]
+        name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
         examples = cached_examples(data_key)
         return FrozenStore(cache_directory() / f"frozen-{name}", examples, depth, self.width, DTYPES[self.dtype])
 
@@ -115,7 +117,7 @@ class Workbench:
         torch.set_num_threads(plan.threads)
         if plan.device.startswith("cuda"):  # so that a resumed run ends as one that was never interrupted
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.use_deterministic_algorithms(True)
         self.plan = plan
         self.task: Task = TASKS.build(plan.task)
         self.method: PeftMethod = PEFT_METHODS.build(plan.method)
@@ -196,7 +198,7 @@ class Workbench:
             self.executor.set_residual(ResidualFiles(self.plan.residuals).get(version))
             self._version = version
 
-    def evaluate(self, state: State, rows: np.ndarray, version: int = 0) -> Totals:
-        """Loss and correct predictions of the model with `state`, on the base of `version`, on training rows."""
+    def evaluate(self, state: State, rows: np.ndarray, version: int = 0, form: ClientForm | None = None) -> Totals:
+        """Loss and correct predictions of the model with `state` of a `form`, on the base of `version`, on rows."""
         self.rebase(version)
-        return self.executor.evaluate(state, rows)
+        return self.executor.evaluate(state, rows, form)

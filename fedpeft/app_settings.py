@@ -15,7 +15,7 @@ OWN_KEYS = ("output", "nodes")
 
 
 def config_of(run_config: Mapping[str, Any]) -> RunConfig:
-    """The configuration; keys are RunConfig's, written with dashes or underscores.
+    """The configuration; keys are RunConfig's, written with dashes or underscores. The dtype `auto` is fp32 here.
 
     Raises:
         ConfigError: an unknown key, a value out of range, or what can't be done inside Flower.
@@ -23,6 +23,8 @@ def config_of(run_config: Mapping[str, Any]) -> RunConfig:
     given = {key.replace("-", "_"): value for key, value in run_config.items() if key not in OWN_KEYS}
     kinds = {field.name: str(field.type) for field in fields(RunConfig)}
     typed = {k: float(v) if kinds.get(k) == "float" and isinstance(v, int) else v for k, v in given.items()}
+    if typed.get("dtype", "auto") == "auto":  # each of the app's processes would settle it by its own hardware
+        typed["dtype"] = "fp32"
     config = from_mapping(typed, "the app's run config")
     strategy = strategies.build(config.strategy)
     if isinstance(strategy, RoundStrategy) and strategy.fills_base:

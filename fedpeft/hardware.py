@@ -45,13 +45,21 @@ def fast_bf16(device: str) -> bool:
 
 
 def accelerators() -> list[str]:
-    """The GPUs of this machine: "cuda:0", "cuda:1", ...; `CUDA_VISIBLE_DEVICES` narrows them down, empty to none."""
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    """The GPUs that torch can use here: "cuda:0", "cuda:1", ...; `CUDA_VISIBLE_DEVICES` narrows them, empty to none."""
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+
+
+def gpu_shares(jobs: int) -> list[str]:
+    """Values of `CUDA_VISIBLE_DEVICES` that divide the GPUs among `jobs` processes; none where there are no GPUs."""
+    count = len(accelerators())
+    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")[:count]
+    each = max(1, count // jobs)
+    return [",".join(visible[i : i + each]) for i in range(0, count - each + 1, each)]
 
 
 def gpu_name(device: str) -> str:
     """The model of a GPU, as its driver calls it."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return torch.cuda.get_device_name(device) if device in accelerators() else device
 
 
 @dataclass(frozen=True)

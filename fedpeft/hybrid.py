@@ -1,7 +1,8 @@
 """Several PEFT methods in one model: `lora(rank=8) + bitfit`.
 
 Each keeps its own tensors and its own rule; strategies see the union. Methods that the `peft` library does not have
-wrap layers first, each inside the one before; then `peft` puts its layers inside them, each around the one before. The
+wrap layers first, each inside the one before; then `peft` puts its layers inside them, each around the one before,
+LoRA's last: its s B A is added to what ia3 has scaled, and stays linear in the weights, so that its rules hold. The
 batched executor stacks from the innermost outwards, so that both compute the same. Sizes are equal for all clients.
 """
 
@@ -18,6 +19,8 @@ from fedpeft.errors import ConfigError
 from fedpeft.peft_method import PeftMethod, PrivacyRoute
 from fedpeft.stacked import replace
 from fedpeft.task import FederatedModel, adapter_dtype, trainable
+
+LORA_B = "lora_B.weight"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Hybrid(PeftMethod):
     @property
     def form(self) -> ClientForm | None:
         """That of the LoRA factors among them."""
-        return next((part.form for part in self.parts if part.form and "lora_B.weight" in part.tensors), None)
+        return next((part.form for part in self.parts if part.form and LORA_B in part.tensors), None)
 
     def config(self, base: nn.Module) -> Any:
         """None: a `peft` adapter is of one method."""
@@ -79,12 +82,13 @@ class Hybrid(PeftMethod):
     @property
     def _ordered(self) -> list[PeftMethod]:
         """The methods in the order in which they enter the model."""
-        return sorted(self.parts, key=lambda part: part.in_peft)
+        return sorted(self.parts, key=lambda part: (part.in_peft, LORA_B in part.tensors))
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """All methods; `peft` freezes what it does not know, which is undone."""
         from peft import inject_adapter_in_model
 
+        of_base = {id(parameter) for parameter in model.base.parameters()}
         trained: list[nn.Parameter] = []
         for part in self._ordered:
             if part.in_peft:
@@ -96,8 +100,9 @@ class Hybrid(PeftMethod):
             trained += [p for p in model.base.parameters() if p.requires_grad]
             for parameter in trained:
                 parameter.requires_grad_(True)
-        for parameter in trained:
-            parameter.data = parameter.data.to(adapter_dtype(dtype))
+        for parameter in model.base.parameters():
+            if parameter.requires_grad or id(parameter) not in of_base:  # frozen factors, too
+                parameter.data = parameter.data.to(adapter_dtype(dtype))
         self._same_sizes(model)
 
     def merged(self, model: FederatedModel) -> nn.Module:
@@ -140,7 +145,8 @@ class Hybrid(PeftMethod):
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """From the innermost method outwards."""
-        outwards = [p for p in self.parts if p.in_peft] + [p for p in reversed(self.parts) if not p.in_peft]
+        ordered = self._ordered
+        outwards = [p for p in ordered if p.in_peft] + [p for p in reversed(ordered) if not p.in_peft]
         for part in outwards:
             part.stack_into(model, [t for t in tensors if self._owner(t.name) is part], clients)
         self._same_sizes(model)

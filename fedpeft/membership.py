@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from fedpeft import finished, seeds
 from fedpeft.clients.workbench import cached_examples
+from fedpeft.quantized import quantize
 from fedpeft.simulation import Simulation
 
 MEMBERS = 1500
@@ -51,6 +52,7 @@ def membership(simulation: Simulation) -> Membership:
     rows = np.concatenate([*shards, others])
     examples = cached_examples(simulation.work.data_key)
     base = simulation.task.base(simulation.model_directory, torch.float32)
+    quantize(base, simulation.method.base_precision)
     model = finished.load(simulation.folder, simulation.task, base, simulation.dataset.classes)
     losses = np.zeros(len(examples))
     lengths = examples.lengths[rows]

@@ -32,12 +32,13 @@ REAP_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Start:
-    """Begin a run, or continue it: its settings, its folder, where its output goes, more flags."""
+    """Begin a run, or continue it: its settings, its folder, where its output goes, more flags, the GPUs it may use."""
 
     settings: Path
     folder: Path
     log: Path
     flags: tuple[str, ...] = ()
+    gpus: str = ""
 
 
 class Starter:
@@ -127,6 +128,8 @@ def _run(run: Start, alive: int) -> int:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["COLUMNS"] = "200"
+    if run.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = run.gpus
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)

@@ -26,7 +26,6 @@ from rich.markup import escape
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.console import ConsoleObserver, duration, size, summary_table
 from fedpeft.errors import ConfigError, FedpeftError, RunError
-from fedpeft.hardware import gpu_name
 from fedpeft.memory import PeakMemory
 from fedpeft.records import Records, writing
 from fedpeft.trackers import TrackedRecords, check_trackers
@@ -198,7 +197,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     config: RunConfig = simulation.config
     observer.say(f"[bold]data[/]    {simulation.dataset.name}: {simulation.statistics}")
     observer.say(model_line(simulation))
-    graphics = "".join(f", {name}" for name in dict.fromkeys(gpu_name(device) for device in simulation.gpus))
+    graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, "
         f"{config.strategy}, {config.codec}, {config.dtype}, {simulation.work.executor} on "
@@ -219,6 +218,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     progress = simulation.train(server)
     simulation.save(progress.adapter, simulation.folder, server.residual.total)
     pooled = simulation.centralised(progress.started) if config.centralised else None
+    own = server.own_rows(progress.round, progress) if simulation.personal else None
     simulation.close()
     score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
     with writing(simulation.folder):
@@ -237,7 +237,6 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         from fedpeft.audit import attacks
 
         attacked = attacks(simulation)
-    own = server.own_rows(progress.round, progress) if simulation.personal else None
     loss = own.loss if own else score.loss
     return {
         "metric": simulation.task.metric,
@@ -309,7 +308,7 @@ def costs(simulation: Any, progress: Any) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
         "hardware": {
             "cpu": simulation.fixed["cpu"],
-            "gpus": [gpu_name(device) for device in simulation.gpus],
+            "gpus": simulation.fixed["gpus"],
             "workers": simulation.fixed["workers"],
             "kernel": simulation.fixed["kernel"],
             "system": platform.platform(),

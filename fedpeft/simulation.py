@@ -25,7 +25,7 @@ from fedpeft.calibration import temperature
 from fedpeft.checkpoint import Checkpoints, Progress
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.pool import Pool, Worker, result
-from fedpeft.clients.ray_pool import RayPool, default_workers
+from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
 from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.training import Job, Totals
 from fedpeft.clients.workbench import WorkPlan, cached_examples
@@ -39,7 +39,7 @@ from fedpeft.examples import Examples
 from fedpeft.forgetting import PROBE_ROWS, TEST_ROWS, Forgetting, compared, second_task, standing
 from fedpeft.frozen_prefix import HiddenRows, above, can_start_at
 from fedpeft.grids.cohort import CohortGrid
-from fedpeft.hardware import accelerators, usable_cores
+from fedpeft.hardware import accelerators, gpu_name, usable_cores
 from fedpeft.head_start import HEADS
 from fedpeft.layers import lowest_block
 from fedpeft.mechanism import MECHANISMS, Federation
@@ -300,7 +300,9 @@ class Simulation:
 
     @cached_property
     def devices(self) -> list[str]:
-        """What the workers of this machine share: its GPUs, or its CPU."""
+        """What the workers share: the GPUs, or the CPU."""
+        if self.config.grid == "ray":
+            return [worker_device(self.config.ray_address, self.config.workers)]
         return accelerators() or ["cpu"]
 
     @property
@@ -324,6 +326,7 @@ class Simulation:
         if self.gpus:
             kernel = "native"
         self.fixed |= {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
+        self.fixed["gpus"] = [gpu_name(device) for device in self.gpus]
         data_key = self.tokenised(self.all_rows, self.tokens)
         model_key = cache.file_hash(self.model_directory, ("*.safetensors", "config.json"))
         self._pin(data=data_key, model=model_key)
@@ -456,8 +459,10 @@ class Simulation:
         assert labels is not None
         assert test_labels is not None
         rule = "one standard error"
-        bits = {"precision": self.method.base_precision} if self.method.base_precision else {}
-        name = cache.key(train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, probe=rule, **bits)
+        more = {"precision": self.method.base_precision} if self.method.base_precision else {}
+        if self.gpus:
+            more["device"] = self.work.device.partition(":")[0]
+        name = cache.key(train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, probe=rule, **more)
 
         def fit() -> dict[str, np.ndarray]:
             features = self.work.store(train, depth).features(np.arange(len(labels))).numpy()
@@ -568,7 +573,7 @@ class Simulation:
         `base_precision`: of the base that the files are loaded on; they and all else are fp32 (bf16 on a bf16 base).
         The workers should have ended: their memory is not needed any more.
         """
-        work = self.work.at(base_precision)
+        work = dataclasses.replace(self.work.at(base_precision), device="cpu")
         torch.set_num_threads(usable_cores() if self.gpus else self.fixed["workers"])
         base = self.task.base(self.model_directory, DTYPES.get(base_precision, torch.float32))
         quantize(base, work.precision or self.method.base_precision)

@@ -27,7 +27,7 @@ from fedpeft.config import from_mapping, read_toml
 from fedpeft.console import duration
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.grid_of_runs import Planned, Study, read_study
-from fedpeft.hardware import usable_cores
+from fedpeft.hardware import accelerators, gpu_shares, usable_cores
 from fedpeft.records import Records
 from fedpeft.results import FAILED, Result, ResultsFile, latest, read_run, resolved
 from fedpeft.run_of_study import Start, Starter
@@ -69,6 +69,7 @@ class Running:
     planned: Planned
     folder: Path
     log: Path
+    gpus: str = ""
 
     def rounds_done(self) -> int:
         """Rounds that are on the disk."""
@@ -164,8 +165,8 @@ class Workplace:
 
     # ------------------------------------------------------------------------------------------------------ one run
 
-    def start(self, planned: Planned, track: str, starter: Starter) -> Running:
-        """Start or continue a run.
+    def start(self, planned: Planned, track: str, starter: Starter, gpus: str) -> Running:
+        """Start or continue a run, on these of the GPUs.
 
         Raises:
             RunError: its folder holds something else.
@@ -179,8 +180,8 @@ class Workplace:
             shutil.rmtree(folder)  # killed before it had written its settings: nothing is in it
         settings = self.runs / f"{planned.name}.toml"
         settings.write_text(planned.config.to_toml(), encoding="utf-8")
-        running = Running(planned, folder, self.runs / f"{planned.name}.log")
-        starter.start(Start(settings, folder, running.log, ("--track", track) if track else ()))
+        running = Running(planned, folder, self.runs / f"{planned.name}.log", gpus)
+        starter.start(Start(settings, folder, running.log, ("--track", track) if track else (), gpus))
         return running
 
     def finish(self, running: Running, code: int) -> Result:
@@ -231,6 +232,7 @@ class Schedule:
     def __init__(self, place: Workplace, waiting: list[Planned], jobs: int, track: str, console: Console) -> None:
         self.place, self.waiting, self.jobs, self.track, self.console = place, waiting, jobs, track, console
         self.running: list[Running] = []
+        self.shares = gpu_shares(jobs)
         self.warm = {r.shared_work for r in place.planned if r.name in place.done and place.done[r.name].finished}
         self.total = sum(r.config.rounds for r in waiting)
         self.ended = 0
@@ -278,7 +280,9 @@ class Schedule:
             if self.place.adopt(planned):
                 self._tell(planned, self.place.done[planned.name])
                 continue
-            self.running.append(self.place.start(planned, self.track, starter))
+            taken = [r.gpus for r in self.running]
+            gpus = min(self.shares, key=taken.count, default="")
+            self.running.append(self.place.start(planned, self.track, starter, gpus))
             if planned.shared_work not in self.warm:
                 preparing.add(planned.shared_work)
 
@@ -306,10 +310,10 @@ class Schedule:
 
 
 def jobs_that_fit(planned: Sequence[Planned]) -> int:
-    """Runs at a time, from the cores of this process and the workers of a run."""
-    cores = usable_cores()
-    workers = max((run.config.workers or cores for run in planned), default=1)
-    return max(1, cores // workers)
+    """Runs at a time, from the GPUs of this machine, or its cores, and the workers of a run."""
+    processors = len(accelerators()) or usable_cores()
+    workers = max((run.config.workers or processors for run in planned), default=1)
+    return max(1, processors // workers)
 
 
 def show_plan(place: Workplace, left: Sequence[Planned], jobs: int, console: Console) -> None:

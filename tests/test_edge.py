@@ -183,3 +183,11 @@ def test_all_errors_of_a_client_are_for_its_user(federation, observer):
         (made.folder / "0.jsonl").write_text(content)
         with pytest.raises(FedpeftError):
             joins(made, observer)
+
+
+def test_a_rank_beyond_the_client_s_own_is_refused_before_anything_is_allocated(federation):
+    where = federation()
+    where.run()
+    [asked, *_] = [i for i in where.server.direct.asked if i.kind == "train"]
+    report = where.server.edges[asked.client].handle(replace(asked, rank=20_000))
+    assert "asks for an adapter of rank 20000, this client's has at most 2" in report.error

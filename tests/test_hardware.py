@@ -8,7 +8,16 @@ import os
 import pytest
 
 from fedpeft.base_model import resolve_model
-from fedpeft.hardware import ModelSize, choose, container_cores, container_room, free_memory, usable_cores
+from fedpeft.hardware import (
+    ModelSize,
+    accelerators,
+    choose,
+    container_cores,
+    container_room,
+    free_memory,
+    gpu_shares,
+    usable_cores,
+)
 from fedpeft.layers import linear_layers
 from fedpeft.task import DTYPES, TASKS
 
@@ -76,3 +85,30 @@ def test_a_container_s_cores_count(tmp_path):
         (tmp_path / "cpu.max").write_text(text + "\n")
         assert container_cores(tmp_path) == cores
     assert 1 <= usable_cores() <= os.cpu_count()
+
+
+def test_a_gpu_that_torch_can_not_use_is_none(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # what a driver too old for torch leaves
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert accelerators() == []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert accelerators() == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "jobs", "shares"),
+    [
+        (None, 0, 4, []),
+        (None, 4, 4, ["0", "1", "2", "3"]),
+        (None, 4, 2, ["0,1", "2,3"]),
+        (None, 2, 5, ["0", "1"]),
+        ("5,7", 2, 2, ["5", "7"]),
+        ("GPU-a,GPU-b", 2, 1, ["GPU-a,GPU-b"]),
+    ],
+)
+def test_processes_share_the_gpus_that_may_be_used(visible, count, jobs, shares, monkeypatch):
+    monkeypatch.setattr("fedpeft.hardware.accelerators", lambda: [f"cuda:{i}" for i in range(count)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_shares(jobs) == shares

@@ -281,3 +281,11 @@ def test_what_makes_no_sense_is_refused(case, tmp_path, capfd, monkeypatch):
     assert words in said
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_factors_that_stay_with_clients_are_scored_by_several_workers(tmp_path):
+    given = settings("fedsa_lora", rounds=1) | {"workers": 2, "dtype": "fp32"}
+    assert main(flags(tmp_path / "run", **given)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["accuracy_of"].startswith("mean over clients")

@@ -189,6 +189,33 @@ def test_a_base_in_few_bits_trains_as_its_decoded_weights_do(spec, precision, ti
     assert worst(one, list(coded.sequential.train(jobs)), jobs) > 1e-4, "as on the base in full precision"
 
 
+def test_it_trains_on_a_bf16_base_in_fp32(spec, tiny):
+    case = Case(spec, tiny, "bf16")
+    assert {p.dtype for p in trainable(case.model).values()} == {adapter_dtype("bf16")}
+    jobs = case.jobs()
+    for trained, job in zip(case.sequential.train(jobs), jobs, strict=True):
+        assert all(bool(t.isfinite().all()) for t in trained.state.values())
+        assert any(not torch.equal(trained.state[n], job.received[n]) for n in trained.state)
+
+
+def test_the_order_in_which_methods_are_named_makes_no_difference(tiny):
+    cases = [Case(spec, tiny) for spec in ("lora(rank=4) + ia3", "ia3 + lora(rank=4)")]
+    scores = [case.sequential.evaluate(cases[0].start, np.arange(20)) for case in cases]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("name", ["lora", "rslora", "prompt_tuning", "prefix_tuning"])
+def test_a_client_s_own_size_is_what_is_evaluated(name, tiny):
+    """A smaller adapter in a larger place is scored as on a model made for it."""
+    size = "rank" if "lora" in name else "length"
+    large, small = Case(f"{name}({size}=6)", tiny), Case(f"{name}({size}=2)", tiny)
+    rows = np.arange(20)
+    expected = small.sequential.evaluate(small.start, rows)
+    for executor in (large.sequential, large.batched()):
+        found = executor.evaluate(small.start, rows, small.layout.form)
+        assert found.mean_loss == pytest.approx(expected.mean_loss, rel=1e-9)
+
+
 def decode_in_place(base, precision):
     for layer in linear_layers(base).values():
         layer.weight.data = dequantized(layer.weight, precision)
