@@ -165,8 +165,8 @@ class Workplace:
 
     # ------------------------------------------------------------------------------------------------------ one run
 
-    def start(self, planned: Planned, track: str, starter: Starter, gpus: str) -> Running:
-        """Start or continue a run, on these of the GPUs.
+    def start(self, planned: Planned, track: str, starter: Starter, gpus: str = "") -> Running:
+        """Start or continue a run; `gpus` as CUDA_VISIBLE_DEVICES takes them, empty: all.
 
         Raises:
             RunError: its folder holds something else.
