@@ -1,1 +1,19 @@
 """Measurements: benchmarks (`python -m experiments.NAME`) and studies (a folder with a study.toml)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fedpeft.errors import FedpeftError
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """What the user can mend ends in one sentence and exit code 2, as in fedpeft's own commands."""
+    try:
+        yield
+    except (FedpeftError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

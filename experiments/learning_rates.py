@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.grid_of_runs import read_study
 from fedpeft.results import Result, ResultsFile, latest
 
 FOLDER = Path(__file__).parent
@@ -96,6 +97,12 @@ def main() -> int:
     command = tyro.cli(Command, description=__doc__, prog="python -m experiments.learning_rates")
     folder = FOLDER / command.study
     try:
+        if not (folder / "study.toml").is_file():
+            raise RunError(f"there is no study experiments/{command.study}/study.toml; take strategies or peft_methods")
+        if "learning_rate" not in read_study(folder / "study.toml", command.preset).axes:
+            raise RunError(
+                f"the preset {command.preset!r} of {command.study} has tried no learning rates; see --preset"
+            )
         found = tries(latest(ResultsFile(folder / command.preset / "results.jsonl").read()))
         if not found:
             raise RunError(

@@ -351,10 +351,12 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
     from fedpeft.config import from_mapping, read_toml
     from fedpeft.console import ConsoleObserver
     from fedpeft.membership import membership
+    from fedpeft.simulate import refuse_servers_run
     from fedpeft.simulation import Simulation
 
     rows = []
     for folder in runs:
+        refuse_servers_run(folder)
         config = from_mapping(read_toml(folder / "config.toml"), str(folder / "config.toml"))
         found = membership(Simulation(config, folder, ConsoleObserver(Console(quiet=True))))
         label = config.privacy or "no protection"
@@ -381,6 +383,8 @@ def main(arguments: list[str] | None = None) -> int:
     quiet_libraries()
     command = tyro.cli(Command, args=sys.argv[1:] if arguments is None else arguments, prog="python -m fedpeft.audit")
     try:
+        if command.runs and command.audit != CanaryAudit():
+            raise ConfigError("finished runs are attacked as they are; give their folders or --privacy, not both")
         if command.runs:
             attack(command.runs, console)
             return 0

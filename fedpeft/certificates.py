@@ -29,6 +29,8 @@ from fedpeft.errors import ConfigError, RunError
 CLIENT_URI = "fedpeft:client/"
 CLOCK_SKEW = timedelta(days=1)
 AUTHORITY_DAYS = 3650
+HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+"""A part of a host name between dots."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 """A client's name: lower-case letters, digits, dots, dashes; it becomes a folder's name."""
 
@@ -41,6 +43,16 @@ def check_name(name: str) -> str:
             "with a letter or digit at both ends"
         )
     return name
+
+
+def check_host(host: str) -> str:
+    """The host name or address, if it is a legal one, or ConfigError."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        if len(host) > 253 or not all(HOST_LABEL.fullmatch(label) for label in host.split(".")):
+            raise ConfigError(f"{host!r} is neither a host name, such as fl.example.org, nor an address") from None
+        return host
 
 
 @dataclass(frozen=True)
@@ -217,6 +229,29 @@ class Authority:
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         return certificate, key
 
+    def hosts(self) -> list[str]:
+        """Host names and addresses that the server's present certificate is for; none where there is none.
+
+        Raises:
+            RunError: it can't be read.
+        """
+        file = self.folder / "server.pem"
+        if not file.exists():
+            return []
+        try:
+            certificate = x509.load_pem_x509_certificate(file.read_bytes())
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (OSError, ValueError, x509.ExtensionNotFound) as error:
+            raise RunError(f"the server's certificate {file} can't be read: {error}") from None
+        return [str(name.value) for name in names]
+
+    def check_certificate(self, name: str) -> Path:
+        """The file of a client's present certificate, or RunError: there is none."""
+        file = self.folder / "clients" / check_name(name) / "client.pem"
+        if not file.exists():
+            raise RunError(f"there is no certificate {file} to revoke")
+        return file
+
     def server(self, hosts: Sequence[str]) -> None:
         """Sign a server certificate for host names and addresses."""
         names: list[x509.GeneralName] = []
@@ -260,9 +295,7 @@ class Authority:
         Raises:
             RunError: there is no such certificate.
         """
-        file = self.folder / "clients" / check_name(name) / "client.pem"
-        if not file.exists():
-            raise RunError(f"there is no certificate {file} to revoke")
+        file = self.check_certificate(name)
         serial = x509.load_pem_x509_certificate(file.read_bytes()).serial_number
         authority, _ = self._own()
         serials = [entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)]

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from fedpeft.certificates import Authority
+from fedpeft.certificates import Authority, check_host, check_name
 from fedpeft.errors import ConfigError, FedpeftError
 
 
@@ -26,11 +26,18 @@ class Command:
     """
 
     folder: Annotated[Path, tyro.conf.arg(help="where the authority keeps its files")] = Path("certs")
-    server: Annotated[str, tyro.conf.arg(help="host names and addresses of the server: a,b")] = "localhost,127.0.0.1"
+    server: Annotated[
+        str,
+        tyro.conf.arg(help="host names and addresses of the server: a,b (default: as before, or this machine)"),
+    ] = ""
     clients: Annotated[str, tyro.conf.arg(help="names of clients: a,b")] = ""
     days: Annotated[float, tyro.conf.arg(help="how long new certificates are valid")] = 365.0
     renew: Annotated[bool, tyro.conf.arg(help="make new certificates for the server and the clients named")] = False
     revoke: Annotated[str, tyro.conf.arg(help="names of clients whose present certificates count no more: a,b")] = ""
+
+
+HERE = ("localhost", "127.0.0.1")
+"""What a server is called that nobody has named."""
 
 
 def words(text: str) -> list[str]:
@@ -46,14 +53,24 @@ def make(command: Command, console: Console) -> None:
     """
     if not 0 < command.days <= 3650:
         raise ConfigError(f"days={command.days:g} must be above 0 and at most 3650")
-    if not words(command.server):
-        raise ConfigError("the server's certificate needs at least one host name or address: --server a,b")
+    hosts = [check_host(host) for host in words(command.server)]
+    for name in (*words(command.clients), *words(command.revoke)):
+        check_name(name)
     authority = Authority(command.folder, command.days)
+    present = authority.hosts()
+    if hosts and present and sorted(hosts) != sorted(present) and not command.renew:
+        raise ConfigError(
+            f"the server's certificate in {command.folder} is for {','.join(present)}, not {','.join(hosts)}; "
+            "give --renew for a new one, or leave --server out"
+        )
+    for name in words(command.revoke):
+        authority.check_certificate(name)
     if authority.ensure():
         console.print(f"authority  {command.folder}/ca.pem (keep ca.key here)", highlight=False)
-    if command.renew or not (command.folder / "server.pem").exists():
-        authority.server(words(command.server))
-        console.print(f"server     {command.folder}/server.pem for {command.server}", highlight=False)
+    if command.renew or not present:
+        hosts = hosts or present or list(HERE)
+        authority.server(hosts)
+        console.print(f"server     {command.folder}/server.pem for {','.join(hosts)}", highlight=False)
     for name in words(command.revoke):
         authority.revoke(name)
         console.print(f"revoked    {name}", highlight=False)

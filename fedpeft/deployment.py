@@ -122,11 +122,14 @@ class Deployment(Simulation):
         self.options = options
         if config.clients < 1:
             raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
-        if config.attack or config.centralised:
-            raise ConfigError("attack and centralised belong to simulations: real clients keep their rows")
+        for name in ("attack", "centralised", "forgetting"):
+            if getattr(config, name):
+                raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out")
+        if config.grid != "cohort":
+            raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
         self._check_privacy(config, options)
         self.roster = Roster(folder / ROSTER, config.clients)
-        super().__init__(dataclasses.replace(config, grid="cohort"), folder, observer)
+        super().__init__(config, folder, observer)
         if options.wait_for > self.clients:
             raise ConfigError(f"wait_for={options.wait_for} is more than the {self.clients} clients there may be")
         self.given = self.profiles
@@ -193,6 +196,8 @@ class Deployment(Simulation):
     def _data(self) -> tuple[Dataset, Rows, Rows, Partition]:
         options, source = self.options, None
         names: tuple[str, ...] | None = tuple(w.strip() for w in options.labels.split(",") if w.strip()) or None
+        if names and (len(set(names)) < len(names) or len(names) < 2):
+            raise ConfigError(f"labels={options.labels!r} must name at least two classes, each once: a,b,c")
         rows, test = Rows([], np.zeros(0, np.int64)), None
         if options.eval_data == OWN_TEST or not (names or options.eval_data):
             source = load_dataset(self.config.dataset)

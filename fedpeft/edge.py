@@ -30,7 +30,7 @@ from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import Dataset, Rows
 from fedpeft.deployment import Described, labelled_rows
 from fedpeft.errors import FedpeftError, ModelError, PrivacyError, RunError
-from fedpeft.hardware import ModelSize, choose, fast_bf16, free_memory, gpu_name
+from fedpeft.hardware import ModelSize, accelerators, choose, fast_bf16, free_memory, gpu_name
 from fedpeft.mechanism import Federation
 from fedpeft.messages import Instruction, Report
 from fedpeft.own_ledger import FAILED, OwnLedger, own_mechanism, planned_participations, state_digest
@@ -269,11 +269,16 @@ class Edge(Simulation):
     @property
     def device(self) -> str:
         """Where the client trains."""
-        if self.options.device != "auto":
-            if self.options.device.startswith("cuda") and not torch.cuda.is_available():
-                raise RunError(f"there is no {self.options.device} here; take --device cpu")
-            return self.options.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        gpus = accelerators()
+        if self.options.device == "auto":
+            return next(iter(gpus), "cpu")
+        try:
+            device = torch.device(self.options.device)
+        except RuntimeError:
+            raise RunError(f"{self.options.device!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}") from None
+        if device.type == "cuda" and f"cuda:{device.index or 0}" not in gpus:
+            raise RunError(f"there is no {device} here; take --device {next(iter(gpus), 'cpu')}")
+        return str(device)
 
     def _work_plan(self, reference: FederatedModel) -> WorkPlan:
         threads = self.options.threads or os.cpu_count() or 1

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -134,8 +135,15 @@ def load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedMo
     """The finished model, from its files, on a `base` in fp32 that is changed in place.
 
     Raises:
-        RunError: there is no adapter and no model in `folder`.
+        RunError: there is no adapter and no model in `folder`, or its files can't be read.
     """
+    try:
+        return _load(folder, task, base, classes)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(f"the adapter or model in {folder} can't be read: {error}") from error
+
+
+def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedModel:
     from peft import PeftModel
 
     files = folder / "adapter"

@@ -49,10 +49,16 @@ class FinishedRun:
         config = from_mapping(read_toml(folder / "config.toml"), str(folder / "config.toml"))
         try:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except OSError:
             raise RunError(
                 f"{folder} is not finished; continue it with: python -m fedpeft.simulate --resume {folder}"
             ) from None
+        except ValueError:
+            summary = None
+        if not isinstance(summary, dict) or "task" not in summary:
+            raise RunError(
+                f"{folder}/summary.json is damaged; python -m fedpeft.simulate --resume {folder} writes it anew"
+            )
         return cls(folder, config, summary)
 
     @property
@@ -74,7 +80,10 @@ class FinishedRun:
     def labels(self) -> list[str] | None:
         """Names of the classes; None for language models."""
         file = self.files / "labels.json"
-        return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        try:
+            return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{file} can't be read: {error}") from error
 
     @cached_property
     def model_directory(self) -> Path:

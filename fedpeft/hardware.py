@@ -58,8 +58,8 @@ def gpu_shares(jobs: int) -> list[str]:
 
 
 def gpu_name(device: str) -> str:
-    """The model of a GPU, as its driver calls it."""
-    return torch.cuda.get_device_name(device) if device in accelerators() else device
+    """The model of a GPU, as its driver calls it; `device` itself where it is not of this machine."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") and accelerators() else device
 
 
 @dataclass(frozen=True)

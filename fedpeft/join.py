@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from fedpeft.console import ConsoleObserver, duration, size
 from fedpeft.edge import Edge, EdgeOptions
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.messages import Report
+from fedpeft.operation import host_and_port
 from fedpeft.own_ledger import OWN, OwnLedger
 from fedpeft.parts import check_settings
 from fedpeft.simulate import INTERRUPTED, quiet_libraries
@@ -55,8 +55,9 @@ def link_of(command: Command) -> Link:
     Raises:
         ConfigError, RunError: an address, a name or certificates that can't be used.
     """
-    if not re.fullmatch(r".+:\d{1,5}", command.server):
-        raise ConfigError(f"server={command.server!r} is not of the form HOST:PORT, such as fl.example.org:8470")
+    host_and_port(command.server, "server")
+    if command.give_up < 0:
+        raise ConfigError(f"give_up={command.give_up:g} must be at least 0 seconds")
     if command.insecure:
         if not command.name:
             raise ConfigError("without TLS a client must say its name: --name edge-1")

@@ -21,9 +21,9 @@ SERVICE = "fedpeft.v1.Federation"
 def host_and_port(text: str, option: str) -> tuple[str, int]:
     """HOST:PORT in two parts, or ConfigError."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
+    if not (host and colon and port.isdecimal() and int(port) <= 65535):
         raise ConfigError(f"{option}={text!r} is not of the form HOST:PORT, such as 127.0.0.1:9470")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    return host.strip("[]"), int(port)
 
 
 class Operation:

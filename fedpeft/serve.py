@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import math
+import shutil
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -29,11 +33,12 @@ from fedpeft.events import Events
 from fedpeft.grids.grpc import StoppedError
 from fedpeft.memory import PeakMemory
 from fedpeft.native_log import Handshakes
-from fedpeft.operation import Operation
+from fedpeft.operation import Operation, host_and_port
 from fedpeft.parts import check_settings
 from fedpeft.records import Records
 from fedpeft.simulate import (
     INTERRUPTED,
+    SERVERS_OPTIONS,
     alone_in,
     checked_settings,
     costs,
@@ -44,7 +49,6 @@ from fedpeft.simulate import (
     quiet_libraries,
 )
 
-OPTIONS = "serve.toml"
 FAREWELL = "the federation is finished"
 
 
@@ -72,8 +76,8 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     """
     command = _command(arguments, RunConfig(), ServeOptions())
     default, options = default_settings(command.config, command.resume), ServeOptions()
-    if command.resume is not None and (command.resume / OPTIONS).exists():
-        options = options_of(read_toml(command.resume / OPTIONS), str(command.resume / OPTIONS))
+    if command.resume is not None and (command.resume / SERVERS_OPTIONS).exists():
+        options = options_of(read_toml(command.resume / SERVERS_OPTIONS), str(command.resume / SERVERS_OPTIONS))
     command = _command(arguments, default, options)
     config, folder = checked_settings(command.run, default, command.output, command.resume)
     return (
@@ -105,12 +109,13 @@ def is_loopback(address: str) -> bool:
 
 
 def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Doorkeeper]:
-    """What the server shows and asks for.
+    """What the server shows and asks for, at an address that it can listen at.
 
     Raises:
-        ConfigError: no TLS where others could connect.
+        ConfigError: no TLS where others could connect, or no address.
         RunError: certificates that are missing or can't be used.
     """
+    host_and_port(options.listen, "listen")
     if options.insecure or options.insecure_anywhere:
         if not options.insecure_anywhere and not is_loopback(options.listen):
             raise ConfigError(
@@ -124,6 +129,18 @@ def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Door
     return secret, Doorkeeper(Revoked(folder / "revoked.pem", own.authority))
 
 
+@contextmanager
+def begun(folder: Path, resume: bool) -> Iterator[threading.Event]:
+    """Removes a new run's folder again where an error comes before the event is set: nothing is in it yet."""
+    going = threading.Event()
+    try:
+        yield going
+    except BaseException:
+        if not (going.is_set() or resume):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, console: Console) -> dict[str, Any]:
     """Run (or continue) a federation; returns its summary.
 
@@ -135,14 +152,11 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     credentials, doorkeeper = security(options)
     started = time.perf_counter()
     make_folder(folder)
-    with alone_in(folder), PeakMemory() as memory, ServeObserver(console) as observer:
+    with begun(folder, resume) as going, alone_in(folder), PeakMemory() as memory, ServeObserver(console) as observer:
         events = Events(folder / "serve.jsonl", observer.event)
         deployment = Deployment(config, folder, observer, options, doorkeeper, events)
         observer.watch(deployment)
         records = Records(folder)
-        if not resume:
-            records.write("config.toml", config.to_toml())
-        records.write(OPTIONS, tomli_w.dumps(dataclasses.asdict(options)))
         farewell = None
 
         def refused(reason: str) -> None:
@@ -152,6 +166,10 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         with Handshakes(refused), _stop_on_signal(deployment), Operation(deployment, observer, options):
             try:
                 deployment.gateway.start(options.listen, credentials)
+                if not resume:
+                    records.write("config.toml", config.to_toml())
+                records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(options)))
+                going.set()
                 summary = _run(deployment, records, observer)
                 farewell = FAREWELL
             finally:

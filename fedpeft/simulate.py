@@ -92,6 +92,10 @@ def checked_settings(
         ConfigError, RunError: settings or folders that can't be used.
     """
     config = from_mapping(dataclasses.asdict(run), "the command line")
+    if config.stop_at_budget and not config.privacy:
+        raise ConfigError("stop_at_budget needs a budget: give --privacy, or leave it out")
+    if config.ray_address and config.grid != "ray":
+        raise ConfigError("ray_address is of --grid ray: give that, too, or leave it out")
     if resume is not None:
         changed = [f.name for f in dataclasses.fields(RunConfig) if getattr(default, f.name) != getattr(config, f.name)]
         if changed or output:
@@ -109,6 +113,19 @@ def checked_settings(
             f"{folder} exists and is not empty; give another --output, or continue it with --resume {folder}"
         )
     return config, folder
+
+
+SERVERS_OPTIONS = "serve.toml"
+"""What a folder of `python -m fedpeft.serve` holds beside a simulation's files."""
+
+
+def refuse_servers_run(folder: Path) -> None:
+    """RunError where `folder` is a server's, whose clients' rows are not here."""
+    if (folder / SERVERS_OPTIONS).exists():
+        raise RunError(
+            f"{folder} is the run of a server, and its rows have stayed with the clients; it goes on with: "
+            f"python -m fedpeft.serve --resume {folder}"
+        )
 
 
 def make_folder(folder: Path) -> None:
@@ -170,6 +187,7 @@ def simulate(
     started = time.perf_counter()
     with ExitStack() as held, PeakMemory() as memory, ConsoleObserver(console) as observer:
         if resume:
+            refuse_servers_run(folder)
             held.enter_context(alone_in(folder))
         simulation = Simulation(config, folder, observer)
         observer.metric = simulation.task.metric
@@ -184,6 +202,7 @@ def simulate(
         finally:
             simulation.close()
         summary["seconds"] = time.perf_counter() - started
+        summary["resumed"] = resume
         summary["peak_memory_bytes"] = memory.bytes or None
     records.write_json("summary.json", summary)
     from fedpeft.plots import plot_rounds
@@ -365,7 +384,10 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
         ("uplink / downlink", f"{size(summary['uplink_bytes'])} / {size(summary['downlink_bytes'])}"),
         ("of it before round 1", size(summary["prepare_bytes"])),
         ("bytes per parameter and update", f"{sent:.3f}" if sent is not None else "no update was sent"),
-        ("time", f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),
+        (
+            "time since it was resumed" if summary["resumed"] else "time",
+            f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round",
+        ),
     ]
     if summary["rejected"]:
         of = summary["rejected_by_client"]

@@ -302,7 +302,7 @@ class Simulation:
     def devices(self) -> list[str]:
         """What the workers share: the GPUs, or the CPU."""
         if self.config.grid == "ray":
-            return [worker_device(self.config.ray_address, self.config.workers)]
+            return [worker_device(self.config.ray_address, int(self.fixed.get("workers") or self.config.workers))]
         return accelerators() or ["cpu"]
 
     @property

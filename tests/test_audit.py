@@ -163,3 +163,11 @@ def test_a_run_attacks_itself_when_asked_to(tmp_path, capsys):
     capsys.readouterr()
     assert main([str(tmp_path / "plain"), str(tmp_path / "private")]) == 0
     assert f"{plain['membership_auc']:.3f}" in capsys.readouterr().out
+
+
+def test_runs_and_a_mechanism_are_not_given_together(tmp_path, capsys):
+    assert main([str(tmp_path), "--privacy", "user_dp(noise_multiplier=4)"]) == 2
+    assert "not both" in capsys.readouterr().err
+    (tmp_path / "serve.toml").write_text("")
+    assert main([str(tmp_path)]) == 2
+    assert "its rows have stayed with the clients" in capsys.readouterr().err

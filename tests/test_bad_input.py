@@ -57,6 +57,8 @@ CASES = {
     "unknown model": ({"--model": "tinny"}, "did you mean 'tiny'"),
     "model folder that is missing": ({"--model": "/no/such/folder"}, "no model directory"),
     "missing data file": ({"--dataset": "file:/no/such.csv"}, "no/such.csv"),
+    "a budget without privacy": ({"--stop-at-budget": ""}, "needs a budget"),
+    "a cluster without ray": ({"--ray-address": "auto"}, "is of --grid ray"),
     "missing configuration file": ({"missing.toml": ""}, "missing.toml"),
 }
 

@@ -82,6 +82,24 @@ def test_unusable_certificates_are_named_before_anything_is_sent(made, tmp_path,
     assert "not a client's name" in capsys.readouterr().err
 
 
+def test_a_server_s_names_are_kept_until_others_are_asked_for(made, capsys):
+    authority = Authority(made, 30)
+    assert main(["--folder", str(made), "--server", "127.0.0.1,localhost"]) == 0
+    assert main(["--folder", str(made), "--server", "fl.example.org"]) == 2
+    assert "is for localhost,127.0.0.1, not fl.example.org; give --renew" in capsys.readouterr().err
+    assert main(["--folder", str(made), "--server", "fl.example.org,::1", "--renew"]) == 0
+    assert main(["--folder", str(made), "--renew"]) == 0
+    assert authority.hosts() == ["fl.example.org", "::1"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--server", "bad host"], ["--clients", "A"], ["--revoke", "edge-1"], ["--server", "a..b"]]
+)
+def test_a_mistake_makes_no_authority(words, tmp_path):
+    assert main(["--folder", str(tmp_path / "certs"), *words]) == 2
+    assert not (tmp_path / "certs").exists()
+
+
 def test_a_clock_that_is_behind_is_named(tmp_path, monkeypatch):
     """A certificate that is valid from tomorrow on is what a client has whose clock is behind."""
     authority = Authority(tmp_path / "certs", 30)

@@ -191,3 +191,9 @@ def test_a_rank_beyond_the_client_s_own_is_refused_before_anything_is_allocated(
     [asked, *_] = [i for i in where.server.direct.asked if i.kind == "train"]
     report = where.server.edges[asked.client].handle(replace(asked, rank=20_000))
     assert "asks for an adapter of rank 20000, this client's has at most 2" in report.error
+
+
+@pytest.mark.parametrize(("device", "words"), [("foo", "'foo' is no device"), ("cuda:7", "there is no cuda:7 here")])
+def test_a_device_that_is_not_there(federation, device, words):
+    with pytest.raises(RunError, match=words):
+        federation(options=[{"device": device}, {}])

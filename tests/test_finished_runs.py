@@ -116,6 +116,29 @@ def test_mistakes_are_one_sentence(runs, tmp_path, capfd):
         assert "Traceback" not in heard
 
 
+@pytest.mark.parametrize(
+    ("method", "file", "content"),
+    [
+        ("bitfit", "adapter/adapter.safetensors", ""),
+        ("bitfit", "adapter/method.json", None),
+        ("lora", "adapter/adapter_model.safetensors", "no tensors"),
+        ("lora", "adapter/head.safetensors", None),
+        ("lora", "adapter/labels.json", "{"),
+        ("lora", "summary.json", "{}"),
+    ],
+)
+def test_damaged_files_are_one_sentence(method, file, content, runs, tmp_path, capfd):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / method, folder)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    assert predict([str(folder), "some words"]) == 2
+    heard = said(capfd)
+    assert "error:" in heard
+    assert "Traceback" not in heard
+
+
 def test_a_run_that_nobody_could_score_is_exported_all_the_same(runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(runs / "lora", folder)

@@ -23,6 +23,7 @@ from fedpeft.events import Events
 from fedpeft.flower import node_of
 from fedpeft.gateway import REPEATS, Gateway
 from fedpeft.grids.grpc import GrpcGrid, StoppedError
+from fedpeft.join import main as join
 from fedpeft.messages import Instruction, Report, report_of, to_record
 from fedpeft.roster import Roster
 from fedpeft.serve import main as serve
@@ -291,6 +292,42 @@ def test_without_tls_a_server_listens_on_this_machine_only(tmp_path, capsys):
     words = ["--dataset", "tiny", "--clients", "1", "--insecure", "--output", str(tmp_path / "run")]
     assert serve([*words, "--listen", "0.0.0.0:0"]) == 2
     assert "--insecure-anywhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--listen", "127.0.0.1:99999"], "not of the form HOST:PORT"),
+        (["--listen", "127.0.0.1"], "not of the form HOST:PORT"),
+        (["--labels", "a,a"], "at least two classes, each once"),
+        (["--labels", "a"], "at least two classes, each once"),
+        (["--eval-data", "missing.csv", "--labels", "a,b"], "missing.csv"),
+        (["--wait-for", "9"], "is more than the 2 clients"),
+        (["--metrics", "nowhere"], "metrics="),
+        (["--health", "localhost:99999"], "health="),
+        (["--forgetting", "tiny"], "belongs to simulations"),
+        (["--grid", "ray"], "these are real"),
+    ],
+)
+def test_a_server_that_can_not_begin_leaves_no_folder(flags, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    given = ["--dataset", "tiny", "--model", "tiny", "--clients", "2", "--insecure", "--listen", "127.0.0.1:0"]
+    assert serve([*given, *flags, "--output", str(tmp_path / "run")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--server", "localhost"], "not of the form HOST:PORT"),
+        (["--server", "localhost:99999"], "not of the form HOST:PORT"),
+        (["--server", "localhost:8470", "--give-up", "-1"], "at least 0 seconds"),
+    ],
+)
+def test_addresses_and_times_that_a_client_can_not_use(flags, words, tmp_path, capsys):
+    assert join([*flags, "--data", str(tmp_path / "rows.csv"), "--insecure", "--name", "edge-1"]) == 2
+    assert words in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------- hostile clients

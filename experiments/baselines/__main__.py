@@ -17,6 +17,7 @@ from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from experiments import one_sentence
 from fedpeft.config import RunConfig
 from fedpeft.console import ConsoleObserver
 from fedpeft.probe import strongest
@@ -77,4 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +24,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from experiments import one_sentence
 from fedpeft.adapter import ClientForm, Layout, State, TensorSpec
 from fedpeft.allocation import sensitivity
 from fedpeft.codec import PRESETS, Codec, decode, parse_codec
 from fedpeft.entropy import entropy_bits
+from fedpeft.errors import RunError
 from fedpeft.feedback import ErrorFeedback
 
 UNIFORM_AND_ADAPTIVE = [
@@ -151,6 +154,15 @@ def line(row: dict[str, object]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def saved(file: Path) -> dict[str, dict[str, State]]:
+    """The updates in a file, or RunError: they can't be read."""
+    try:
+        found: dict[str, dict[str, State]] = torch.load(file, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise RunError(f"{file} holds no updates of experiments.codecs.updates: {error}") from None
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -160,7 +172,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     texts = arguments.codecs or [*PRESETS, *UNIFORM_AND_ADAPTIVE]
-    updates = torch.load(arguments.updates, weights_only=True) if arguments.updates else {"synthetic": synthetic()}
+    updates = saved(arguments.updates) if arguments.updates else {"synthetic": synthetic()}
     print(
         "| update | codec | B/parameter | smaller | entropy | error | on dW | weighted | with EF | MB/s in | MB/s out |"
     )
@@ -174,4 +186,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
+from experiments import one_sentence
 from fedpeft.adapter import State
 from fedpeft.codec import decode, parse_codec
 from fedpeft.config import RunConfig
@@ -118,4 +119,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from experiments import one_sentence
 from fedpeft.adapter import State
 from fedpeft.codec import decode, parse_codec
 from fedpeft.config import RunConfig
@@ -121,6 +122,8 @@ def main() -> None:
     parser.add_argument("--updates", type=Path, help="folder of updates")
     parser.add_argument("--runs", type=Path, help="folder for the runs")
     arguments = parser.parse_args()
+    if not (arguments.updates or arguments.runs):
+        parser.error("give --updates FOLDER, --runs FOLDER, or both")
     torch.set_num_threads(1)
     if arguments.updates:
         on_updates(arguments.updates)
@@ -129,4 +132,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

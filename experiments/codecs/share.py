@@ -25,6 +25,7 @@ import torch
 from fedpeft.clients.client import ClientSide
 from rich.console import Console
 
+from experiments import one_sentence
 from fedpeft.config import RunConfig
 from fedpeft.console import ConsoleObserver
 from fedpeft.downlink import Downlink
@@ -116,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -16,6 +16,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
+from experiments import one_sentence
+
 TARGETS = {"qv": ["query", "value"], "linear": ["query", "key", "value", "dense"]}
 
 
@@ -79,4 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

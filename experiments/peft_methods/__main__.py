@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from experiments.peft_methods.costs import Costs, measure
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.grid_of_runs import read_study
 from fedpeft.report_tables import with_deviation
 from fedpeft.results import Result, ResultsFile, latest, resolved
@@ -36,6 +36,9 @@ def table(preset: str, only: tuple[str, ...]) -> str:
     torch.set_num_threads(1)
     planned = read_study(FOLDER / "study.toml", preset).runs()
     methods = {run.point["method"]: run.config for run in planned}
+    unknown = [label for label in only if label not in methods]
+    if unknown:
+        raise ConfigError(f"the study has no method {unknown[0]!r}; its methods: {', '.join(methods)}")
     wanted = [label for label in methods if label in only or not only]
     costs = measure({label: methods[label].peft for label in dict.fromkeys([*wanted, REFERENCE])}, BASE)
     folder = FOLDER if preset == "small" else FOLDER / preset
@@ -78,6 +81,8 @@ def main() -> int:
     """The command; 2: what it needs is not there."""
     command = tyro.cli(Command, prog="python -m experiments.peft_methods")
     try:
+        if command.write and command.only:
+            raise ConfigError("the README's table holds all methods: leave --only or --write out")
         made = table(command.preset, command.only)
     except FedpeftError as error:
         print(error, file=sys.stderr)

@@ -19,6 +19,7 @@ import tyro
 from fedpeft.clients.private import PrivateExecutor
 from fedpeft.clients.training import Job, LocalTraining, RowPrivacy
 
+from experiments import one_sentence
 from fedpeft.base_model import resolve_model
 from fedpeft.data import load_dataset
 from fedpeft.peft_method import PEFT_METHODS, PrivacyRoute
@@ -108,4 +109,5 @@ def _timer(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Command, prog="python -m experiments.privacy"))
+    with one_sentence():
+        main(tyro.cli(Command, prog="python -m experiments.privacy"))

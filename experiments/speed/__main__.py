@@ -66,6 +66,14 @@ def main(settings: Settings) -> int:
 
     from experiments.speed import report, study
 
+    cases = [c for c in study.cases(settings.clients, settings.rows, settings.default_rows) if settings.only in c.name]
+    if not cases:
+        names = ", ".join(case.name for case in study.cases(settings.clients, settings.rows, settings.default_rows))
+        print(f"error: no case is called {settings.only!r}; there are: {names}", file=sys.stderr)
+        return 2
+    if settings.write_readme and settings.only:
+        print("error: the README's tables hold all cases: leave --only or --write-readme out", file=sys.stderr)
+        return 2
     environment = report.Environment.probe()
     console.print(str(environment), highlight=False)
     results = []
@@ -81,11 +89,10 @@ def main(settings: Settings) -> int:
         )
         exactness = measure.exactness()
         console.print(f"fp64: the batched update differs from the plain loop's by {exactness:.0e} (relative norm)")
-        for case in study.cases(settings.clients, settings.rows, settings.default_rows):
-            if settings.only in case.name:
-                result = measure.run(case)
-                results.append(result)
-                show(result, console)
+        for case in cases:
+            result = measure.run(case)
+            results.append(result)
+            show(result, console)
     if settings.output is not None:
         settings.output.parent.mkdir(parents=True, exist_ok=True)
         with open(settings.output, "a", encoding="utf-8") as file:
