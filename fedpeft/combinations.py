@@ -66,17 +66,22 @@ def _check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) ->
         raise ConfigError("an fp64 run is one for exact comparisons: leave base out of its profiles")
 
 
-def uplink_for(strategy: Strategy, text: str) -> tuple[Uplink, str]:
+def uplink_for(strategy: Strategy, text: str, share: float) -> tuple[Uplink, str]:
     """What `--codec` says, and a remark for the user where a preset has to do without its memory.
+
+    A preset's memory is carried on with the `share` of the clients that a round asks. Who is asked again only after
+    1 / share rounds finds that the others have moved the model meanwhile: what was dropped belongs to another state and
+    another learning rate, and sent late it does harm.
 
     Raises:
         ConfigError: see `parse_uplink`; or a memory is asked for that would lose its meaning from round to round.
     """
     uplink = parse_uplink(text)
+    preset = uplink.remembers and not names_memory(text)
     if not (uplink.remembers and strategy.new_factors):
-        return uplink, ""
+        return uplink.keeping(share) if preset else uplink, ""
     name = type(strategy).__name__
-    if not names_memory(text):
+    if preset:
         return (
             uplink.without_memory(),
             f"{text.strip()} runs without error feedback: {name} makes new factors each round",

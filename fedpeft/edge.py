@@ -171,6 +171,11 @@ class Edge(Simulation):
             raise ModelError(f"the server cuts texts to {told.tokens} tokens, the model here reads {self.tokens}")
 
     @property
+    def share(self) -> float:
+        """As the server says."""
+        return cohort_size(self.common_cohort, self.config.clients) / self.config.clients
+
+    @property
     def held_out(self) -> float:
         """As the server says."""
         return float(self.description.held_out)
@@ -198,7 +203,6 @@ class Edge(Simulation):
                 "this federation asks for test_noise, which protects nobody: --max-epsilon can't be kept"
             )
         rows = len(held_out(np.arange(len(self.train_rows)), self.held_out, config.seed, 0)[0])
-        share = cohort_size(self.common_cohort, config.clients) / config.clients
 
         def alike(value: int) -> NDArray[np.int64]:
             return np.full(config.clients, value, np.int64)
@@ -209,7 +213,7 @@ class Edge(Simulation):
             layout=self.layout,
             rows=alike(rows),
             steps=alike(self.training.steps_for(rows)),
-            participations=alike(planned_participations(config.rounds, share)),
+            participations=alike(planned_participations(config.rounds, self.share)),
             batch_size=config.batch_size,
             rounds=config.rounds,
             cohort=1,

@@ -141,10 +141,10 @@ class Simulation:
         self.optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
         self.strategy = strategies.build(config.strategy)
         self.lossless = "fp64" if config.dtype == "fp64" else "fp32"
-        self.uplink, self.remark = uplink_for(self.strategy, self.lossless if config.codec == "fp32" else config.codec)
+        codec = self.lossless if config.codec == "fp32" else config.codec
+        uplink_for(self.strategy, codec, 1.0)  # or what is wrong with it, before any data is read
         self.downlink = parse_downlink(config.downlink, config.codec, self.lossless)
         head = HEADS.build(config.head)
-        self.head = head if self.uplink.codec.lossless else head.compact()
         plain = PEFT_METHODS.build(config.peft)
 
         self.dataset, self.train_rows, validation, self.partition = self._data()
@@ -156,6 +156,8 @@ class Simulation:
         self.method = PEFT_METHODS.build(self.peft)
         chances = tuple(profile.participation for profile in self.profiles)
         self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances)
+        self.uplink, self.remark = uplink_for(self.strategy, codec, self.share)
+        self.head = head if self.uplink.codec.lossless else head.compact()
         self.validation = np.arange(len(self.train_rows), len(self.train_rows) + len(validation))
         self.all_rows = joined(self.train_rows, validation)
 
@@ -191,6 +193,11 @@ class Simulation:
         self.parameters = sum(p.numel() for p in reference.parameters())
         self.work = self._work_plan(reference)
         self.protection = self._protection()
+
+    @property
+    def share(self) -> float:
+        """Of the clients, those that a round asks."""
+        return self.sampler.size / self.clients
 
     def _protection(self) -> Protection | None:
         """The mechanism with this run's costs; refuses what would not protect."""

@@ -5,7 +5,9 @@
 
 The words in front of the codec never travel. A *memory* (`ef14`, `ef21`, see `fedpeft.feedback`) sends later what the
 codec drops now; *precision rules* (`fedpeft.precision_rule`) say how many bits which client spends. `small` without a
-memory means `ef14 | small`: the presets whose errors are biased bring theirs along, behind rules, too.
+memory brings one along, behind rules, too: the presets' errors are biased. How much of it is carried on from one turn
+of a client to the next is the share of clients that a round asks (`fedpeft.combinations.uplink_for`): all of it where
+every client takes part in every round, a tenth at `--cohort 0.1`.
 """
 
 from __future__ import annotations
@@ -54,6 +56,10 @@ class Uplink:
     def without_memory(self) -> Uplink:
         """The same codec and rules."""
         return replace(self, feedback=no_feedback(self.codec))
+
+    def keeping(self, share: float) -> Uplink:
+        """The same with `share` of the memory carried on (ef14)."""
+        return replace(self, feedback=replace(self.feedback, keep=share))
 
     def bits(self, situation: Situation) -> dict[int, float]:
         """Bits a parameter of each client that `situation` weighs; empty where no rule changes the codec's own."""

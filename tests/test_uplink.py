@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from fedpeft.codec import PRESETS
+from fedpeft.combinations import uplink_for
 from fedpeft.errors import ConfigError
 from fedpeft.precision_rule import PRECISION_RULES, Situation
 from fedpeft.server import Server
 from fedpeft.simulate import main
+from fedpeft.strategy import strategies
 from fedpeft.uplink import parse_uplink
 
 TINY = ["--dataset", "tiny", "--tokens", "32", "--clients", "4", "--cohort", "2", "--rounds", "4", "--dtype", "fp32",
@@ -169,3 +171,12 @@ def test_a_memory_is_refused_where_factors_are_made_anew(tmp_path, capsys):
     run(tmp_path / "b", "--codec", "small", "--downlink", "fp32", "--strategy", "flexlora", "--rounds", "1")
     assert not (tmp_path / "b" / "clients").exists()
     assert "without error feedback" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("share", "carried"), [(1.0, "ef14"), (0.1, "ef14(keep=0.1)")])
+def test_a_preset_s_memory_is_carried_on_with_the_share_of_clients_that_a_round_asks(share, carried):
+    fedit = strategies.build("fedit")
+    assert str(uplink_for(fedit, "small", share)[0]).startswith(f"{carried} | lowrank")
+    assert str(uplink_for(fedit, "ef14 | small", share)[0]).startswith("ef14 | lowrank")
+    assert not uplink_for(fedit, "int8", share)[0].remembers
+    assert not uplink_for(strategies.build("flexlora"), "small", share)[0].remembers
