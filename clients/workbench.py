@@ -93,7 +93,7 @@ class WorkPlan:
     def store(self, data_key: str, depth: int) -> FrozenStore:
         """The frozen model's output on the rows called `data_key`."""
         precision = self.precision or PEFT_METHODS.build(self.method).base_precision
-        more = {"precision": precision} if precision else {}
+        more: dict[str, str] = {"precision": precision} if precision else {}
         if self.device != "cpu":  # which rounds otherwise
             more["device"] = self.device.partition(":")[0]
         name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)

@@ -466,7 +466,8 @@ class Simulation:
         assert labels is not None
         assert test_labels is not None
         rule = "one standard error"
-        more = {"precision": self.method.base_precision} if self.method.base_precision else {}
+        precision = self.method.base_precision
+        more: dict[str, str] = {"precision": precision} if precision else {}
         if self.gpus:
             more["device"] = self.work.device.partition(":")[0]
         name = cache.key(train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, probe=rule, **more)
