@@ -101,8 +101,7 @@ def result(future: Future[T]) -> T:
         raise lost() from error
     except torch.OutOfMemoryError as error:
         raise RunError(
-            "a GPU has no memory left (try a smaller --batch-size, fewer --tokens, or --peft qlora); "
-            "continue from the last finished round with --resume"
+            "the GPU has no memory left; continue with a smaller --batch-size, or begin anew with a base in fewer bits"
         ) from error
 
 

@@ -242,7 +242,7 @@ class Authority:
             certificate = x509.load_pem_x509_certificate(file.read_bytes())
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except (OSError, ValueError, x509.ExtensionNotFound) as error:
-            raise RunError(f"the server's certificate {file} can't be read: {error}") from None
+            raise RunError(f"the server's certificate {file} can't be read: {error}; remove it to make one") from None
         return [str(name.value) for name in names]
 
     def check_certificate(self, name: str) -> Path:

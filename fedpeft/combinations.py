@@ -66,22 +66,17 @@ def _check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) ->
         raise ConfigError("an fp64 run is one for exact comparisons: leave base out of its profiles")
 
 
-def uplink_for(strategy: Strategy, text: str, share: float) -> tuple[Uplink, str]:
+def uplink_for(strategy: Strategy, text: str) -> tuple[Uplink, str]:
     """What `--codec` says, and a remark for the user where a preset has to do without its memory.
-
-    A preset's memory is carried on with the `share` of the clients that a round asks. Who is asked again only after
-    1 / share rounds finds that the others have moved the model meanwhile: what was dropped belongs to another state and
-    another learning rate, and sent late it does harm.
 
     Raises:
         ConfigError: see `parse_uplink`; or a memory is asked for that would lose its meaning from round to round.
     """
     uplink = parse_uplink(text)
-    preset = uplink.remembers and not names_memory(text)
     if not (uplink.remembers and strategy.new_factors):
-        return uplink.keeping(share) if preset else uplink, ""
+        return uplink, ""
     name = type(strategy).__name__
-    if preset:
+    if not names_memory(text):
         return (
             uplink.without_memory(),
             f"{text.strip()} runs without error feedback: {name} makes new factors each round",
@@ -90,6 +85,23 @@ def uplink_for(strategy: Strategy, text: str, share: float) -> tuple[Uplink, str
         f"{name} makes new factors each round, in which a memory of dropped parts of the old ones has no meaning; "
         f"use --codec {str(uplink.without_memory())!r}"
     )
+
+
+def carried_on(uplink: Uplink, text: str, share: float) -> Uplink:
+    """`uplink`, made from `text`, with a preset's memory carried on with the `share` of the clients that a round asks.
+
+    Who is asked again only after 1 / share rounds finds that the others have moved the model meanwhile: what was
+    dropped belongs to another state and another learning rate, and sent late it does harm (`docs/decisions.md`).
+    """
+    return uplink.keeping(share) if uplink.remembers and not names_memory(text) else uplink
+
+
+def check_effect(config: RunConfig) -> None:
+    """Refuse settings that would change nothing, or ConfigError says of what they are."""
+    if config.stop_at_budget and not config.privacy:
+        raise ConfigError("stop_at_budget needs a budget: give --privacy, or leave it out")
+    if config.ray_address and config.grid != "ray":
+        raise ConfigError("ray_address is of --grid ray: give that, too, or leave it out")
 
 
 def check_private_run(mechanism: Mechanism, config: RunConfig, head: HeadStart, uplink: Uplink, personal: bool) -> None:

@@ -88,7 +88,7 @@ class Hybrid(PeftMethod):
         """All methods; `peft` freezes what it does not know, which is undone."""
         from peft import inject_adapter_in_model
 
-        of_base = {id(parameter) for parameter in model.base.parameters()}
+        of_base = set(model.base.parameters())
         trained: list[nn.Parameter] = []
         for part in self._ordered:
             if part.in_peft:
@@ -101,7 +101,7 @@ class Hybrid(PeftMethod):
             for parameter in trained:
                 parameter.requires_grad_(True)
         for parameter in model.base.parameters():
-            if parameter.requires_grad or id(parameter) not in of_base:  # frozen factors, too
+            if parameter.requires_grad or parameter not in of_base:  # frozen factors, too
                 parameter.data = parameter.data.to(adapter_dtype(dtype))
         self._same_sizes(model)
 

@@ -92,10 +92,6 @@ def checked_settings(
         ConfigError, RunError: settings or folders that can't be used.
     """
     config = from_mapping(dataclasses.asdict(run), "the command line")
-    if config.stop_at_budget and not config.privacy:
-        raise ConfigError("stop_at_budget needs a budget: give --privacy, or leave it out")
-    if config.ray_address and config.grid != "ray":
-        raise ConfigError("ray_address is of --grid ray: give that, too, or leave it out")
     if resume is not None:
         changed = [f.name for f in dataclasses.fields(RunConfig) if getattr(default, f.name) != getattr(config, f.name)]
         if changed or output:

@@ -30,7 +30,7 @@ from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.training import Job, Totals
 from fedpeft.clients.workbench import WorkPlan, cached_examples
 from fedpeft.codec import parse_codec
-from fedpeft.combinations import check_combination, check_private_run, uplink_for
+from fedpeft.combinations import carried_on, check_combination, check_effect, check_private_run, uplink_for
 from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
 from fedpeft.downlink import parse_downlink
@@ -137,12 +137,13 @@ class Simulation:
         earlier = self.checkpoints.load()
         self.fixed: dict[str, Any] = earlier.fixed if earlier else {}
 
+        check_effect(config)
         self.training = config.training()
         self.optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
         self.strategy = strategies.build(config.strategy)
         self.lossless = "fp64" if config.dtype == "fp64" else "fp32"
         codec = self.lossless if config.codec == "fp32" else config.codec
-        uplink_for(self.strategy, codec, 1.0)  # or what is wrong with it, before any data is read
+        uplink, self.remark = uplink_for(self.strategy, codec)
         self.downlink = parse_downlink(config.downlink, config.codec, self.lossless)
         head = HEADS.build(config.head)
         plain = PEFT_METHODS.build(config.peft)
@@ -156,7 +157,7 @@ class Simulation:
         self.method = PEFT_METHODS.build(self.peft)
         chances = tuple(profile.participation for profile in self.profiles)
         self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances)
-        self.uplink, self.remark = uplink_for(self.strategy, codec, self.share)
+        self.uplink = carried_on(uplink, codec, self.share)
         self.head = head if self.uplink.codec.lossless else head.compact()
         self.validation = np.arange(len(self.train_rows), len(self.train_rows) + len(validation))
         self.all_rows = joined(self.train_rows, validation)

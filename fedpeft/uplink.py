@@ -6,7 +6,7 @@
 The words in front of the codec never travel. A *memory* (`ef14`, `ef21`, see `fedpeft.feedback`) sends later what the
 codec drops now; *precision rules* (`fedpeft.precision_rule`) say how many bits which client spends. `small` without a
 memory brings one along, behind rules, too: the presets' errors are biased. How much of it is carried on from one turn
-of a client to the next is the share of clients that a round asks (`fedpeft.combinations.uplink_for`): all of it where
+of a client to the next is the share of clients that a round asks (`fedpeft.combinations.carried_on`): all of it where
 every client takes part in every round, a tenth at `--cohort 0.1`.
 """
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from fedpeft.clients import private
 
+from fedpeft import finished
 from fedpeft.accounting import Event, epsilon
 from fedpeft.audit import CanaryAudit, main, run
 from fedpeft.canaries import bounds, gaussian_epsilon, one_run_bound
 from fedpeft.membership import area
 from fedpeft.privacy import local_dp, user_dp
+from fedpeft.quantized import QuantizedLinear
 from fedpeft.run_key import RunKey
 from fedpeft.simulate import main as simulate
 
@@ -171,3 +173,13 @@ def test_runs_and_a_mechanism_are_not_given_together(tmp_path, capsys):
     (tmp_path / "serve.toml").write_text("")
     assert main([str(tmp_path)]) == 2
     assert "its rows have stayed with the clients" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_on_a_base_in_four_bits_is_attacked_on_that_base(tmp_path, monkeypatch):
+    words = ["--dataset", "tiny", "--clients", "4", "--tokens", "16", "--rounds", "1", "--workers", "1"]
+    assert simulate([*words, "--dtype", "fp32", "--peft", "qlora", "--output", str(tmp_path / "run")]) == 0
+    seen, load = [], finished.load
+    monkeypatch.setattr(finished, "load", lambda *given: seen.append(given[2]) or load(*given))
+    assert main([str(tmp_path / "run")]) == 0
+    assert any(isinstance(module, QuantizedLinear) for module in seen[0].modules())

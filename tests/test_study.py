@@ -11,11 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.grid_of_runs import Study, read_study
 from fedpeft.results import FAILED, Result, ResultsFile, resolved
-from fedpeft.study import Workplace, main, rounds_done
+from fedpeft.run_of_study import Start
+from fedpeft.study import Schedule, Workplace, jobs_that_fit, main, rounds_done
 
 BASE = '[base]\ndataset = "tiny"\ntokens = 32\nclients = 6\ncohort = 3\nrounds = 4\ndtype = "fp32"\n'
 SEEDS = "seeds = [0, 1]\n"
@@ -186,6 +188,31 @@ def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="other settings"):
         place.start(made.runs()[0], "", None)  # type: ignore[arg-type]
     assert (folder / "config.toml").read_text() == "clients = 99\n"
+
+
+def test_runs_share_the_gpus_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many runs at a time as GPUs, each on the one that has the fewest."""
+    monkeypatch.setattr("fedpeft.study.accelerators", lambda: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr("fedpeft.study.gpu_shares", lambda jobs: ["5", "7"])
+    made = study(tmp_path, SEEDS + BASE + AXES)
+    (tmp_path / "runs").mkdir()
+    runs = made.runs()
+    assert jobs_that_fit(runs) == 2
+
+    class Starts:
+        """Notes what it is to start."""
+
+        def __init__(self) -> None:
+            self.given: list[Start] = []
+
+        def start(self, run: Start) -> None:
+            self.given.append(run)
+
+    starter = Starts()
+    schedule = Schedule(Workplace(made, tmp_path), list(runs), 3, "", Console(quiet=True))
+    schedule.warm = {run.shared_work for run in runs}
+    schedule._start_what_can_be(starter)  # type: ignore[arg-type]
+    assert [run.gpus for run in starter.given] == ["5", "7", "5"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedpeft.codec import PRESETS
-from fedpeft.combinations import uplink_for
+from fedpeft.combinations import carried_on, uplink_for
 from fedpeft.errors import ConfigError
 from fedpeft.precision_rule import PRECISION_RULES, Situation
 from fedpeft.server import Server
@@ -175,8 +175,11 @@ def test_a_memory_is_refused_where_factors_are_made_anew(tmp_path, capsys):
 
 @pytest.mark.parametrize(("share", "carried"), [(1.0, "ef14"), (0.1, "ef14(keep=0.1)")])
 def test_a_preset_s_memory_is_carried_on_with_the_share_of_clients_that_a_round_asks(share, carried):
-    fedit = strategies.build("fedit")
-    assert str(uplink_for(fedit, "small", share)[0]).startswith(f"{carried} | lowrank")
-    assert str(uplink_for(fedit, "ef14 | small", share)[0]).startswith("ef14 | lowrank")
-    assert not uplink_for(fedit, "int8", share)[0].remembers
-    assert not uplink_for(strategies.build("flexlora"), "small", share)[0].remembers
+    for text, strategy, front in (
+        ("small", "fedit", f"{carried} | lowrank"),
+        ("ef14 | small", "fedit", "ef14 | lowrank"),
+        ("int8", "fedit", "quantize"),
+        ("small", "flexlora", "lowrank"),
+    ):
+        uplink, _ = uplink_for(strategies.build(strategy), text)
+        assert str(carried_on(uplink, text, share)).startswith(front)

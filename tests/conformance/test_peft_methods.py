@@ -48,7 +48,7 @@ MORE = [
     "lora(rank=4) + bitfit",
     "prefix(length=5) + bottleneck(dim=6)",
     "bottleneck(dim=6) + bitfit(layers=1) + lora(rank=4, layers=1) + ia3",
-    "lora_fa(rank=4) + prefix(length=7)",
+    "lora_fa(rank=4) + prefix(length=7) + bitfit",
     "lora(rank=4) + ia3 + bitfit",
     "ia3 + lora_fa(rank=4)",
 ]
