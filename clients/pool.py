@@ -10,11 +10,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, TypeVar
 
@@ -68,8 +69,9 @@ class Pool:
             self._local = Worker(replace(work, device=devices[0]), clients)
             return
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["fedpeft.clients.pool", "fedpeft.clients.preload"])
-        given = (work, clients, tuple(devices), context.Value("i", 0))
+        context.set_forkserver_preload(["fedpeft.clients.preload"])
+        closed, self._lifeline = context.Pipe(duplex=False)
+        given = (work, clients, tuple(devices), context.Value("i", 0), closed)
         self._processes = ProcessPoolExecutor(workers, context, _start, given)
 
     def submit(self, method: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -88,9 +90,24 @@ class Pool:
             raise lost() from error
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, in the middle of what they compute; a second Ctrl-C waits for their end."""
         if self._processes is not None:
-            self._processes.shutdown(wait=True, cancel_futures=True)
+            with uninterrupted():
+                self._lifeline.close()
+                self._processes.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C does nothing here: an executor whose shutdown is interrupted leaves workers that wait for ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def result(future: Future[T]) -> T:
@@ -114,14 +131,18 @@ def lost() -> RunError:
 
 
 _worker: Worker | None = None
+_not_computing = threading.Lock()  # a worker may be ended while it computes, not while it sends what it computed
 
 
-def _start(work: WorkPlan, clients: ClientPlan, devices: Sequence[str], started: Synchronized[int]) -> None:
+def _start(
+    work: WorkPlan, clients: ClientPlan, devices: Sequence[str], started: Synchronized[int], closed: Connection
+) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _not_computing.acquire()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_end_once_closed, args=(closed,), daemon=True).start()
     with started:
         number = started.value
         started.value += 1
@@ -133,9 +154,17 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
+def _end_once_closed(pool: Connection) -> None:
+    wait([pool])
+    _not_computing.acquire()  # an idle worker is ended by the executor
+    os._exit(0)
+
+
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
     assert _worker is not None
+    _not_computing.release()
     try:
         return getattr(_worker, name)(*arguments)
     finally:
         release()
+        _not_computing.acquire()

@@ -2,11 +2,14 @@
 
 import gc
 import logging
+import signal
 
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle, in the workers as well
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import peft  # noqa: E402, F401
 import transformers  # noqa: E402, F401
+from fedpeft.clients import pool  # noqa: E402, F401
 from transformers.models.bert import modeling_bert  # noqa: E402, F401
 
 from fedpeft.memory import release  # noqa: E402

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import platform
+import signal
 import sys
 import time
 import warnings
@@ -422,4 +423,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is written: a second Ctrl-C would only show where Python ends
+    sys.exit(code)
