@@ -1,11 +1,11 @@
 """python -m experiments.learning_rates STUDY [--preset tuning] [--write]: the best learning rate of each method.
 
-Best is the highest accuracy on the validation rows after the last round, its mean where a rate was tried on several
-partitions or seeds; the test rows play no part. Of a method's rates those tried less often are left out. `--write`
-puts the best into the study's file, in the lines of the methods that have been tuned: those of `[axes]` and of the
-preset that runs by default, or after tuning in a preset X_tuning those of the preset X. A method that was not, and
-whose label is a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's rate. Where the best is the
-least or the highest that was tried, the table says so.
+Best is the highest accuracy on the validation rows after the last round, of a language model the lowest loss, its mean
+where a rate was tried on several partitions or seeds; the test rows play no part. Of a method's rates those tried less
+often are left out. `--write` puts the best into the study's file, in the lines of the methods that have been tuned:
+those of `[axes]` and of the preset that runs by default, or after tuning in a preset X_tuning those of the preset X. A
+method that was not, and whose label is a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's
+rate. Where the best is the least or the highest that was tried, the table says so.
 """
 
 from __future__ import annotations
@@ -41,13 +41,24 @@ class Command:
     write: Annotated[bool, tyro.conf.arg(help="put them into the study's file")] = False
 
 
+def of_language(result: Result) -> bool:
+    """Whether a run trained a language model."""
+    return (result.summary or {}).get("metric") == "perplexity"
+
+
+def quality(result: Result) -> float:
+    """After the last round, on the validation rows: the accuracy, or of a language model the loss in nats, negated."""
+    last = result.rounds[-1]
+    return -float(last["loss"]) if of_language(result) else float(last["accuracy"])
+
+
 def tries(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
-    """By method its learning rates, best first: mean validation accuracy after the last round, and the rate."""
+    """By method its learning rates, best first: mean quality after the last round, and the rate."""
     found: dict[str, dict[str, list[float]]] = {}
     for result in results:
         if result.finished:
             rates = found.setdefault(result.point["method"], {})
-            rates.setdefault(result.point["learning_rate"], []).append(float(result.rounds[-1]["accuracy"]))
+            rates.setdefault(result.point["learning_rate"], []).append(quality(result))
     best = {}
     for method, rates in found.items():
         most = max(len(own) for own in rates.values())
@@ -103,7 +114,8 @@ def main() -> int:
             raise RunError(
                 f"the preset {command.preset!r} of {command.study} has tried no learning rates; see --preset"
             )
-        found = tries(latest(ResultsFile(folder / command.preset / "results.jsonl").read()))
+        results = latest(ResultsFile(folder / command.preset / "results.jsonl").read())
+        found = tries(results)
         if not found:
             raise RunError(
                 f"{folder / command.preset} has no finished runs to choose from; make them with: "
@@ -112,12 +124,14 @@ def main() -> int:
     except FedpeftError as error:
         print(error, file=sys.stderr)
         return 2
-    table = Table("method", "best learning rate", "tries: validation accuracy (%)")
+    language = any(of_language(result) for result in results)
+    table = Table("method", "best learning rate", f"tries: validation {'loss (nats)' if language else 'accuracy (%)'}")
     for method, scores in found.items():
         best = scores[0][1]
         tried = sorted((rate for _, rate in scores), key=float)
         edge = " (the least)" if best == tried[0] else " (the highest)" if best == tried[-1] else ""
-        table.add_row(method, best + edge, ", ".join(f"{rate}: {100 * accuracy:.2f}" for accuracy, rate in scores))
+        shown = (f"{rate}: {-score:.4f}" if language else f"{rate}: {100 * score:.2f}" for score, rate in scores)
+        table.add_row(method, best + edge, ", ".join(shown))
     Console().print(table)
     if command.write:
         file = folder / "study.toml"

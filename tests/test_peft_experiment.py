@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -36,6 +37,13 @@ def test_the_best_rates_go_into_the_study():
     once_good = [run("lora", "0.02", 0.1), run("lora", "0.005", 0.9), run("lora", "0.05", 1.0)]
     again = tries([run("lora", "0.005", 0.8), run("lora", "0.02", 0.9), *once_good])
     assert [rate for _, rate in again["lora"]] == ["0.005", "0.02"], "by the mean, of those that were tried as often"
+    language = [
+        replace(
+            run("lora", rate, 0.5), summary={"metric": "perplexity"}, rounds=({"accuracy": accuracy, "loss": loss},)
+        )
+        for rate, accuracy, loss in (("0.005", 0.3, 4.5), ("0.02", 0.2, 4.4))
+    ]
+    assert tries(language)["lora"][0] == (-4.4, "0.02"), "language models are judged by their loss"
     toml = (FOLDER / "study.toml").read_text()
     changed = with_rates(toml, {"lora": "0.02", "full fine-tuning": "0.00003"})
     lines = [a for a, b in zip(changed.splitlines(), toml.splitlines(), strict=True) if a != b]
@@ -50,10 +58,11 @@ def test_the_best_rates_go_into_the_study():
 
 def test_each_tuning_writes_the_rates_that_it_has_tried():
     toml = (FOLDER / "study.toml").read_text()
-    small, images = tuned_tables(toml, "tuning"), tuned_tables(toml, "images_tuning")
+    small, images, language = (tuned_tables(toml, f"{name}tuning") for name in ("", "images_", "language_"))
     assert small == {"axes", "presets.small.axes"}
     assert images == {"presets.images.axes"}
-    for tables in (small, images):
+    assert language == {"presets.language.axes"}
+    for tables in (small, images, language):
         changed = with_rates(toml, {"lora": "0.0007"}, tables)
         blocks = re.split(r"(?m)^(?=\[)", changed)
         touched = {block.split("]")[0].strip("[") for block in blocks if "learning_rate = 0.0007" in block}
