@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from fedpeft.adapter import ClientForm, Layout, State, difference
 from fedpeft.codec import Codec, decode, parse_codec
 from fedpeft.codecs.delta import Delta
@@ -84,6 +86,23 @@ def arrival(
     return Arrival({name: start[name] + moved for name, moved in sent.items()}, sent)
 
 
+def balanced(moved: State) -> State:
+    """Weights in (0, 1] under which a tensor's step grows with the root of its magnitude.
+
+    With one step for all, a head solved in closed form, whose entries are thirty times as large as those of the LoRA
+    factors, would be known thirty times as well and take a quarter of the bytes: an error of 0.2 in its entries costs
+    no accuracy, one of 0.02 in the factors does (default task).
+    """
+    rms = {
+        name: float(tensor.double().square().mean()) ** 0.5 if tensor.numel() else 0.0 for name, tensor in moved.items()
+    }
+    least = min((size for size in rms.values() if size > 0), default=0.0)
+    return {
+        name: torch.full_like(tensor, (least / rms[name]) ** 0.5 if rms[name] > 0 else 1.0)
+        for name, tensor in moved.items()
+    }
+
+
 @dataclass(frozen=True)
 class Package:
     """A payload, the state that it leads to, and the version it builds on (0: the start; None: nothing)."""
@@ -133,12 +152,12 @@ class Downlink:
         self._chains = isinstance(codec.tensor_steps[-1], Grid)
         self._packages: dict[tuple[ClientForm | None, int, bool], Package] = {}
         self._bases: dict[int, bytes] = {}
-        self._made: dict[ClientForm | None, tuple[bytes, Arrival]] = {}
+        self._made: dict[ClientForm | None, tuple[bytes, Arrival, State | None]] = {}
 
     @property
     def made(self) -> dict[ClientForm | None, bytes]:
         """The round's new versions, by form: the ways that lead to them from the start."""
-        return {form: payload for form, (payload, _) in self._made.items()} if self._chains else {}
+        return {form: payload for form, (payload, _, _) in self._made.items()} if self._chains else {}
 
     def package(self, form: ClientForm | None, held: int, newcomer: bool) -> Package:
         """The adapter for a client that has a `form` and holds a version (0: none of use)."""
@@ -156,27 +175,28 @@ class Downlink:
             sent = self._strategy.dispatch(self._state, self._layout, form, self._round)
             payload = self._codec.encode({name: sent[name] for name in names}, shapes=shapes)
             return Package(payload, decode(payload, shapes), None)
-        payload, whole = self._whole(form)
+        payload, whole, weights = self._whole(form)
         state = {name: whole.state[name] for name in names}
         part = {name: whole.moved[name] for name in names}
         codec = at_step_of(self._codec, payload, shapes) if self._chains else self._codec
         if len(names) < len(shapes):
-            payload = codec.encode(part, seed=self._round, shapes=shapes)
+            payload = codec.encode(part, seed=self._round, weights=weights, shapes=shapes)
             state |= arrival(payload, codec, shapes, self._start_for(form), {}).state
         if held:
             moved = decode(self._versions.get(form, held) or b"", shapes)
-            shorter = codec.encode(part, shapes=shapes, reference=(held, moved))
+            shorter = codec.encode(part, weights=weights, shapes=shapes, reference=(held, moved))
             if len(shorter) < len(payload):
                 return Package(shorter, state, held)
         return Package(payload, state, 0)
 
-    def _whole(self, form: ClientForm | None) -> tuple[bytes, Arrival]:
-        """The way from the start to the round's state, and where it leads."""
+    def _whole(self, form: ClientForm | None) -> tuple[bytes, Arrival, State | None]:
+        """The way from the start to the round's state, where it leads, and the weights that it is encoded with."""
         if form not in self._made:
             start, shapes = self._start_for(form), self._layout.with_form(form).shapes
             moved = difference(self._strategy.dispatch(self._state, self._layout, form, self._round), start)
-            payload = self._codec.encode(moved, seed=self._round, shapes=shapes)
-            self._made[form] = payload, arrival(payload, self._codec, shapes, start, {})
+            weights = balanced(moved) if self._chains else None
+            payload = self._codec.encode(moved, seed=self._round, weights=weights, shapes=shapes)
+            self._made[form] = payload, arrival(payload, self._codec, shapes, start, {}), weights
         return self._made[form]
 
     def _start_for(self, form: ClientForm | None) -> State:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedpeft.codec import PRESETS, codecs, decode, parse_codec
-from fedpeft.downlink import DOWNLINKS
+from fedpeft.downlink import DOWNLINKS, balanced
 from fedpeft.errors import PayloadError
 from fedpeft.payload import MAX_STEPS, Header, layout_digest, read_payload, seal, varint, write_payload
 
@@ -55,6 +55,11 @@ def state(seed=0, shapes=SHAPES):
 REFERENCES = {3: state(1)}
 SEEDS = [parse_codec(text).encode(state(), seed=7, reference=(3, REFERENCES[3])) for text in TEXTS]
 SEEDS += [parse_codec(text).encode(state(), seed=7) for text in DOWNLINKS.values()]  # from the start
+SEEDS += [
+    parse_codec(text).encode(state(), seed=7, reference=reference, weights=balanced(state(2)))
+    for text in DOWNLINKS.values()
+    for reference in (None, (3, REFERENCES[3]))
+]
 SEEDS += [parse_codec("quantize(bits=4) | rans").encode({"q.lora_A": state()["q.lora_A"]}, shapes=SHAPES)]
 SEEDS += [
     parse_codec("fp32").encode(

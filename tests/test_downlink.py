@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fedpeft.adapter import ClientForm
 from fedpeft.codec import decode, parse_codec
 from fedpeft.codecs.grid import at_step_of
-from fedpeft.downlink import DOWNLINKS, Downlink, arrival, parse_downlink, start_for
+from fedpeft.downlink import DOWNLINKS, Downlink, arrival, balanced, parse_downlink, start_for
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.residual import Residual
@@ -54,14 +54,24 @@ def walk(rounds: int, scale: float = 0.005, seed: int = 0) -> list[dict[str, tor
 # ---------------------------------------------------------------------------------------------------------- the grid
 
 
-@given(st.integers(0, 1000), st.sampled_from(["bits=3.0", "bits=1.5, dead=0.2", "step=0.01"]), st.integers(0, 3))
-def test_every_version_leads_to_the_same_bits(seed, how, held):
+@given(
+    st.integers(0, 1000),
+    st.sampled_from(["bits=3.0", "bits=1.5, dead=0.2", "step=0.01"]),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 1.0, 30.0]),
+)
+def test_every_version_leads_to_the_same_bits(seed, how, held, head):
+    """Also where the head is as large as a closed form makes it, and has a coarser step of its own."""
     codec = parse_codec(f"grid({how}) | rans")
     versions = walk(5, seed=seed)
-    before = decode(codec.encode(versions[held]), SHAPES)
-    whole = codec.encode(versions[4])
+    for state in versions:
+        state["head.weight"] *= head or 1.0
+    before, after = (balanced(versions[v]) if head else None for v in (held, 4))
+    before = decode(codec.encode(versions[held], weights=before), SHAPES)
+    whole = codec.encode(versions[4], weights=after)
     there = decode(whole, SHAPES)
-    difference = at_step_of(codec, whole, SHAPES).encode(there, reference=(held + 1, before), shapes=SHAPES)
+    exact = at_step_of(codec, whole, SHAPES)
+    difference = exact.encode(there, weights=after, reference=(held + 1, before), shapes=SHAPES)
     again = decode(difference, SHAPES, references={held + 1: before})
     assert all(torch.equal(again[name], there[name]) for name in SHAPES)
 
@@ -70,6 +80,24 @@ def test_the_error_is_within_half_a_step_and_its_dead_zone():
     [state] = walk(1)
     back = decode(parse_codec("grid(step=0.004, dead=0.2) | rans").encode(state), SHAPES)
     assert max(float((state[n] - back[n]).abs().max()) for n in SHAPES) <= 0.7 * 0.004 * (1 + 1e-6)
+
+
+def test_a_tensors_step_grows_with_the_root_of_its_magnitude():
+    [state] = walk(1)
+    state["head.weight"] *= 64
+    codec = parse_codec("grid(step=0.004) | rans")
+    weights = balanced(state)
+    plain, weighted = (decode(codec.encode(state, weights=w), SHAPES) for w in (None, weights))
+    errors = {n: float((state[n] - weighted[n]).abs().max()) for n in SHAPES}
+    assert 7 < weights["q.lora_A"].mean() / weights["head.weight"].mean() < 9
+    for name in SHAPES:
+        assert errors[name] <= 0.58 * 0.004 / float(weights[name].min()) * 2 ** (1 / 8) * (1 + 1e-6)
+    assert errors["head.weight"] > 4 * float((state["head.weight"] - plain["head.weight"]).abs().max())
+    part = {"q.lora_B": state["q.lora_B"], "head.weight": state["head.weight"]}
+    again = decode(codec.encode(part, weights=weights, shapes=SHAPES), SHAPES)
+    assert all(torch.equal(again[name], weighted[name]) for name in part), "a part of the tensors has the same steps"
+    unmoved = balanced({name: torch.zeros(shape) for name, shape in SHAPES.items()})
+    assert all(bool((w == 1.0).all()) for w in unmoved.values())
 
 
 def test_errors_do_not_add_up_and_recent_versions_are_cheaper():

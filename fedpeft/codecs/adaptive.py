@@ -62,7 +62,9 @@ class Adaptive(Quantizer):
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """Levels by class, one stream each; the parameters hold step, shifts, classes and relative steps."""
         cut = slices(signal.shapes, self.per)
-        relative, y = _normalised(signal, cut)
+        relative = relative_steps(signal, cut)
+        y = cut.gather(signal.values)
+        y = y / np.repeat(ratio(relative).astype(y.dtype), cut.sizes)
         search = StepSearch(y, cut.sizes, self.draws, self.dead)
         whole = self.bits * context.parameters / 8
         spent = context.spent + coded_size([Symbols(relative, STEPS)]) + 16
@@ -95,31 +97,30 @@ class Adaptive(Quantizer):
             noise = context.uniform(len(y)) - context.dtype.type(0.5) if dither else None
             for mask, q in zip(expected.places(), expected.values(symbols, context.dtype), strict=True):
                 y[mask] = q - noise[mask] if noise is not None else _shifted(q, shifts)
-            y *= np.repeat((step * _ratio(relative)).astype(context.dtype), cut.sizes)
+            y *= np.repeat((step * ratio(relative)).astype(context.dtype), cut.sizes)
             return cut.scatter(y)
 
         return Plan((), expected.symbols, undo)
 
 
-def _ratio(relative: Array) -> Array:
+def ratio(relative: Array) -> Array:
     """2^(code / 4), float64 from exact operations."""
-    ratio: Array = np.ldexp(_QUARTERS[relative & 3], (relative >> 2).astype(np.int32))
-    return ratio
+    steps: Array = np.ldexp(_QUARTERS[relative & 3], (relative >> 2).astype(np.int32))
+    return steps
 
 
-def _normalised(signal: Signal, cut: Slices) -> tuple[Array, Array]:
-    """Relative step of each slice in quarter octaves, and the values slice after slice in units of it."""
-    y = cut.gather(signal.values)
+def relative_steps(signal: Signal, cut: Slices, largest: float = 0.0) -> Array:
+    """The step of each slice in quarter octaves above that of a slice of weight `largest` (0: the largest there is)."""
     relative = np.zeros(len(cut.sizes), np.uint8)
     if signal.weights is None:
-        return relative, y
+        return relative
     squares = segment_reduce(np.add, np.square(cut.gather(signal.weights), dtype=np.float64), cut.sizes)
     w = np.sqrt(squares / np.maximum(cut.sizes, 1))
-    largest = w.max(initial=0.0)
+    largest = largest or w.max(initial=0.0)
     if largest > 0:
-        ratio = np.divide(largest, w, out=np.full_like(w, np.inf), where=w > 0)
-        relative = np.clip(np.round(4 * np.log2(ratio)), 0, STEPS - 1).astype(np.uint8)
-    return relative, y / np.repeat(_ratio(relative).astype(y.dtype), cut.sizes)
+        over = np.divide(largest, w, out=np.full_like(w, np.inf), where=w > 0)
+        relative = np.clip(np.round(4 * np.log2(over)), 0, STEPS - 1).astype(np.uint8)
+    return relative
 
 
 class StepSearch:

@@ -7,7 +7,8 @@ x' depends on x alone and not on h: a receiver that was away for long gets one d
 missed, and ends with the same bits as everybody else. Since every x is quantized anew, errors do not add up:
 norm_inf(x - x') <= (1/2 + dead) s, which is what error feedback around the differences comes to on a grid. The fewer
 entries have moved since h, the smaller the payload. One step size s serves all entries; it is searched for, so that the
-payload from version 0 takes `bits` bits a parameter. Follow it with `rans`.
+payload from version 0 takes `bits` bits a parameter. With weights a slice of weight w (its root mean square, at most 1)
+has the step s / w, to a quarter octave. Follow it with `rans`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import numpy as np
 
 from fedpeft.allocation import SLICINGS, slices
 from fedpeft.codec import Codec, Context, Encoded, Plan, Quantizer, Signal, segment_reduce
-from fedpeft.codecs.adaptive import REACH, StepSearch
-from fedpeft.entropy import decode_symbols, encode_symbols
+from fedpeft.codecs.adaptive import REACH, STEPS, StepSearch, ratio, relative_steps
+from fedpeft.entropy import coded_size, decode_symbols, encode_symbols
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.levels import CLASSES, ExpectedLevels, classes_of, level_streams
 from fedpeft.parts import setting
@@ -45,15 +46,19 @@ class Grid(Quantizer):
     lossless = False
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """The parameters are slicing, step size, version and checksum of the state held, and the slices' classes."""
+        """The parameters are slicing, step size, version and checksum of the state held, and the slices' classes; with
+        weights the slices' relative steps, too."""
         cut = slices(signal.shapes, self.per)
-        y = cut.gather(signal.values)
+        relative = relative_steps(signal, cut, 1.0)
+        unit = _units(relative, cut.sizes, signal.values.dtype)
+        y = cut.gather(signal.values) / unit
         search = StepSearch(y, cut.sizes, False, self.dead)
         if self.step is not None:
             step = float(np.float32(max(self.step, search.largest / REACH)))
         else:
             budget = self.bits * context.parameters / 8
-            step = search.meet(max(budget - context.spent - 24, budget / 4))
+            spent = context.spent + 24 + (coded_size([Symbols(relative, STEPS)]) if relative.any() else 0)
+            step = search.meet(max(budget - spent, budget / 4))
         q, _ = search.levels(step, None)
         if context.position:
             raise ConfigError("the codec step grid works on the state itself: no transform may stand in front of it")
@@ -61,20 +66,24 @@ class Grid(Quantizer):
         if not 0 <= version <= MAX_VERSION:
             raise ConfigError(f"the codec step grid needs a version from 0 to 2^62 - 1, got {version}")
         if version and held is not None:
-            q = q - _levels(cut.gather(held), step)
+            q = q - _levels(cut.gather(held) / unit, step)
         d = q.astype(np.int16)
         squares = segment_reduce(np.add, np.square(d, dtype=np.float64), cut.sizes)
         classes = classes_of(np.sqrt(squares / np.maximum(cut.sizes, 1)), squares > 0)
         reaches, streams = level_streams(d, classes, cut.sizes)
-        parameters = bytes((SLICINGS.index(self.per),)) + struct.pack("<f", step) + varint(version)
+        slicing = SLICINGS.index(self.per) + (len(SLICINGS) if relative.any() else 0)
+        parameters = bytes((slicing,)) + struct.pack("<f", step) + varint(version)
         if version and held is not None:
             parameters += _checksum(held).to_bytes(4, "little")
+        if relative.any():
+            parameters += encode_symbols([Symbols(relative, STEPS)])
         return Encoded(None, parameters + encode_symbols([Symbols(classes, CLASSES)]) + reaches, tuple(streams))
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Slicing, step size, what is held, classes, and the reach of each class that occurs."""
-        cut = slices(shapes, SLICINGS[parameters.varint("slicing", len(SLICINGS) - 1)])
+        """Slicing, step size, what is held, relative steps, classes, and the reach of each class that occurs."""
+        weighted, per = divmod(parameters.varint("slicing", 2 * len(SLICINGS) - 1), len(SLICINGS))
+        cut = slices(shapes, SLICINGS[per])
         step = _read_step(parameters)
         version = parameters.varint("reference version", MAX_VERSION)
         if context.position:
@@ -89,14 +98,18 @@ class Grid(Quantizer):
                 raise PayloadError(
                     f"the payload builds on a version {version} of the state that differs from the one held here"
                 )
+        relative = np.zeros(len(cut.sizes), np.uint8)
+        if weighted:
+            (relative,) = decode_symbols(parameters, (Expected(len(cut.sizes), STEPS),))
         (classes,) = decode_symbols(parameters, (Expected(len(cut.sizes), CLASSES),))
         expected = ExpectedLevels.read(parameters, classes, cut.sizes, 2 * REACH, "grid")
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
-            q = np.zeros(int(cut.sizes.sum()), context.dtype) if held is None else _levels(cut.gather(held), step)
+            unit = _units(relative, cut.sizes, context.dtype)
+            q = np.zeros(len(unit), context.dtype) if held is None else _levels(cut.gather(held) / unit, step)
             for mask, d in zip(expected.places(), expected.values(symbols, context.dtype), strict=True):
                 q[mask] += d
-            return cut.scatter(q * context.dtype.type(step))
+            return cut.scatter(q * context.dtype.type(step) * unit)
 
         return Plan((), expected.symbols, undo)
 
@@ -120,6 +133,11 @@ def _read_step(parameters: Reader) -> float:
     if not 0 <= step < inf:
         raise PayloadError(f"the payload's step grid has the step size {step}")
     return float(step)
+
+
+def _units(relative: Array, sizes: Array, dtype: np.dtype[np.generic]) -> Array:
+    """The step of each entry (n,), slice after slice, in steps of weight 1."""
+    return np.repeat(ratio(relative).astype(dtype), sizes)
 
 
 def _levels(held: Array, step: float) -> Array:

@@ -2,6 +2,8 @@
 
     python tests/golden/make_payloads.py NAME CODEC     for example: lowrank "lowrank | adaptive | rans"
 
+With a NAME that ends in -weighted, tensor i (0, 1, ...) has the weight 2^-i.
+
 A payload in this folder is a promise: every later release decodes it to the same bits. So existing files are never made
 anew; this script refuses to.
 """
@@ -40,6 +42,12 @@ if __name__ == "__main__":
     path = Path(__file__).parent / f"v1-{name}.payload"
     if path.exists():
         raise SystemExit(f"{path.name} exists and must stay as it is")
-    payload = parse_codec(text).encode(values(0), seed=20261124, reference=(7, REFERENCES[7]))
+    weights = {n: torch.full(shape, 0.5**i) for i, (n, shape) in enumerate(SHAPES.items())}
+    payload = parse_codec(text).encode(
+        values(0),
+        seed=20261124,
+        reference=(7, REFERENCES[7]),
+        weights=weights if name.endswith("-weighted") else None,
+    )
     path.write_bytes(payload)
     save_file(decode(payload, SHAPES, references=REFERENCES), path.with_suffix(".safetensors"))
