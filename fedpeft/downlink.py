@@ -22,12 +22,13 @@ from fedpeft.errors import ConfigError
 from fedpeft.payload import Shape
 from fedpeft.residual import Residual
 from fedpeft.strategy import Strategy
+from fedpeft.uplink import preset_of
 from fedpeft.versions import Versions
 
 DOWNLINKS: Final[Mapping[str, str]] = {
-    "medium": "grid(bits=4.0) | rans",
-    "small": "grid(bits=3.0) | rans",
-    "tiny": "grid(bits=1.5, dead=0.2) | rans",
+    "medium": "grid(bits=5.0) | rans",
+    "small": "grid(bits=4.0) | rans",
+    "tiny": "grid(bits=1.98) | rans",
 }
 """How the state is sent where `--codec`, or `--downlink`, names one of these presets."""
 
@@ -43,9 +44,9 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
     Raises:
         ConfigError: see `parse_codec`; or a codec that would need another reference for each client.
     """
-    name = codec.strip() if text.strip() == "auto" else text.strip()
-    if text.strip() == "auto" and name not in DOWNLINKS:
-        name = lossless
+    name = text.strip()
+    if name == "auto":
+        name = preset_of(codec) if preset_of(codec) in DOWNLINKS else lossless
     made = parse_codec(lossless if name == "fp32" else DOWNLINKS.get(name, name))
     if any(isinstance(step, Delta) for step in made.steps):
         raise ConfigError(f"--downlink {text!r}: with delta, clients would end at different states; use grid")

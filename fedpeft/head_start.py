@@ -8,6 +8,7 @@ Fed3R), in one exchange before round 1. The statistics are payloads like any oth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -22,8 +23,12 @@ class HeadStart(ABC):
     exchanges: ClassVar[bool] = True
     """Whether the clients are asked for statistics."""
 
-    codec: ClassVar[str] = "bf16"
-    """How the statistics are encoded in runs whose updates are lossy: without harm to the head."""
+    codecs: ClassVar[Mapping[str, str]] = {"": "bf16"}
+    """How the statistics are encoded in runs whose updates are lossy, by the preset of the updates; "": all others."""
+
+    def codec(self, preset: str) -> str:
+        """The codec of the statistics in a run whose updates are encoded by `preset`, or by no preset ("")."""
+        return self.codecs.get(preset, self.codecs[""])
 
     def compact(self) -> HeadStart:
         """The same head from statistics that bear such a codec; by default as it is."""

@@ -63,6 +63,7 @@ from fedpeft.stacked import Kernel
 from fedpeft.strategy import effective as effective_weight
 from fedpeft.strategy import lora_form, strategies
 from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
+from fedpeft.uplink import preset_of
 
 VALIDATION_ROWS = 1000
 """Training rows that no client gets, for tuning and the curve per round; a tenth of the rows if there are fewer."""
@@ -398,7 +399,7 @@ class Simulation:
             codec=str(self.uplink),
             downlink=str(self.downlink),
             start={} if self.downlink.lossless else self.start,
-            statistics=self.lossless if self.uplink.codec.lossless else self.head.codec,
+            statistics=self.lossless if self.uplink.codec.lossless else self.head.codec(preset_of(self.config.codec)),
             lossless=self.lossless,
             head=part_text(self.head),
             strategy=self.config.strategy,

@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from fedpeft.adapter import Layout, State
 from fedpeft.allocation import sensitivity
-from fedpeft.codec import BIASED, Codec, parse_codec
+from fedpeft.codec import BIASED, PRESETS, Codec, parse_codec
 from fedpeft.errors import ConfigError
 from fedpeft.feedback import KINDS, ErrorFeedback, no_feedback
 from fedpeft.parts import parse_spec, part_text, split_outside_parentheses
@@ -119,6 +119,12 @@ def _at(codec: Codec, bits: float) -> Codec:
 def names_memory(text: str) -> bool:
     """Whether `text` says itself what is remembered, rather than leaving it to a preset."""
     return any(parse_spec(word).name in KINDS for word in split_outside_parentheses(text, "|"))
+
+
+def preset_of(text: str) -> str:
+    """The preset that `text` ends in, whatever stands in front of it; "" where it spells out its codec."""
+    name = split_outside_parentheses(text, "|")[-1].strip()
+    return name if name in PRESETS else ""
 
 
 def parse_uplink(text: str) -> Uplink:

@@ -188,6 +188,7 @@ def test_presets_choose_the_downlink_and_the_flag_overrides_it():
     assert parse_downlink("auto", "fp32", "fp32").lossless
     assert parse_downlink("auto", "ef14 | topk | rans", "fp32").lossless
     assert str(parse_downlink("auto", "tiny", "fp32")) == str(parse_codec(DOWNLINKS["tiny"]))
+    assert str(parse_downlink("auto", "ef14 | by_rows | tiny", "fp32")) == str(parse_codec(DOWNLINKS["tiny"]))
     assert str(parse_downlink("small", "fp32", "fp32")) == str(parse_codec(DOWNLINKS["small"]))
     assert parse_downlink("fp32", "small", "fp64") == parse_codec("fp64")
     with pytest.raises(ConfigError, match="use grid"):

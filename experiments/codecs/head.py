@@ -90,7 +90,7 @@ def results(data: Federation) -> Iterator[tuple[str, str, tuple[float, ...]]]:
     moments, factor = Ridge(), Ridge(send="factor")
     rows = [(moments, "moments", text, 1.0) for text in MOMENTS]
     rows += [(factor, "factor", text, 1.0) for text in FACTORS]
-    rows += [(factor, f"factor, {share:.0%} of the clients", Ridge.codec, share) for share in (0.5, 0.25)]
+    rows += [(factor, f"factor, {share:.0%} of the clients", Ridge().codec(""), share) for share in (0.5, 0.25)]
     made = {head.send: statistics(data, head) for head in (moments, factor)}
     exact: Tensor | None = None
     for head, name, text, share in rows:

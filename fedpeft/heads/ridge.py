@@ -18,6 +18,7 @@ as one of a feature's length, and the codec is told so (`importance`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -38,7 +39,10 @@ class Ridge(HeadStart):
     scale: float = setting(8.0, "factor from regression values to logits", above=0)
     send: str = setting("moments", "what clients send: moments, or their factor", choices=("moments", "factor"))
 
-    codec: ClassVar[str] = "adaptive(bits=2.0, per=row) | rans"
+    codecs: ClassVar[Mapping[str, str]] = {
+        "": "adaptive(bits=2.0, per=row) | rans",
+        "tiny": "adaptive(bits=0.7, per=row) | rans",
+    }
 
     def compact(self) -> HeadStart:
         """With factors instead of moments."""
