@@ -32,6 +32,10 @@ from fedpeft.stacked import Kernel, fast_linears
 from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
 
 
+KERNELS = "64"
+"""Of oneDNN, to keep at once: it keeps 1024 by itself, each with scratch memory, one for every shape of a product."""
+
+
 @dataclass(frozen=True)
 class WorkPlan:
     """Everything a worker needs to know, as plain data.
@@ -128,6 +132,7 @@ class Workbench:
 
     def __init__(self, plan: WorkPlan) -> None:
         torch.set_num_threads(plan.threads)
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
         if plan.device.startswith("cuda"):
             compute_deterministically()
         self.plan = plan
