@@ -34,7 +34,7 @@ from fedpeft.strategy import Fold
 MOMENTS = ("fp32", "bf16", "quantize(bits=8, rounding=dither) | rans", "quantize(bits=6, rounding=dither) | rans")
 FACTORS = (
     "quantize(bits=6, rounding=dither) | rans",
-    *(f"adaptive(bits={bits}, per=row) | rans" for bits in (3.0, 2.0, 1.5, 1.0, 0.5)),
+    *(f"adaptive(bits={bits}, per=row) | rans" for bits in (3.0, 2.0, 1.5, 1.0, 0.7, 0.5)),
     "adaptive(bits=2.0, per=row, rounding=dither) | rans",
     "adaptive(bits=2.0) | rans",
 )

@@ -1,0 +1,86 @@
+"""What do the bits of the way down buy? A run's final state, sent by one grid or another, and scored.
+
+    python -m experiments.codecs.states runs/NAME
+
+One step size for all tensors stands against steps that grow with the root of a tensor's magnitude (`balanced`, what
+runs use). Errors are norm(x - x') / norm(x) of the movement since the start; cross-entropy and accuracy are those of
+the validation rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from experiments import one_sentence
+from fedpeft.adapter import State, difference
+from fedpeft.checkpoint import Checkpoints
+from fedpeft.codec import decode, parse_codec
+from fedpeft.config import from_mapping, read_toml
+from fedpeft.console import ConsoleObserver
+from fedpeft.downlink import balanced
+from fedpeft.errors import RunError
+from fedpeft.simulate import quiet_libraries
+from fedpeft.simulation import Simulation
+
+GRIDS = (
+    ("grid(bits=1.5, dead=0.2)", False),
+    ("grid(bits=1.5, dead=0.2)", True),
+    ("grid(bits=1.5)", True),
+    ("grid(bits=1.98)", True),
+    ("grid(bits=3.0)", False),
+    ("grid(bits=3.0)", True),
+    ("grid(bits=4.0)", True),
+)
+"""Grid, and whether its steps are balanced."""
+KINDS = {"A": "lora_A", "B": "lora_B", "head": "head."}
+"""Tensors whose errors are told apart, by a part of their names."""
+
+
+def flat(state: State, part: str) -> Tensor:
+    """All entries of the tensors whose names contain `part`."""
+    return torch.cat([tensor.flatten().double() for name, tensor in sorted(state.items()) if part in name])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a run of lora, by a strategy without residual")
+    folder: Path = parser.parse_args().run
+    progress = Checkpoints(folder / "checkpoint").load()
+    if progress is None:
+        raise RunError(f"{folder} holds no checkpoint of a run; make one with: python -m fedpeft.simulate")
+    quiet_libraries()
+    config = from_mapping(read_toml(folder / "config.toml"), str(folder / "config.toml"))
+    simulation = Simulation(config, folder, ConsoleObserver(Console(stderr=True)))
+    simulation.freeze(simulation.work.data_key, simulation.work.depth, "frozen layers")
+    start, shapes = simulation.start, simulation.layout.shapes
+    moved = difference(progress.adapter, start)
+    exact = simulation.evaluate(progress.adapter, 0)
+    print(f"exact: cross-entropy {exact.loss:.4f}, accuracy {exact.accuracy:.4f}")
+    errors_of = " | ".join(f"error of {kind}" for kind in KINDS)
+    print(f"| grid | steps | B/parameter | {errors_of} | cross-entropy | accuracy |")
+    print("|---|---|---|" + "---|" * (len(KINDS) + 2))
+    for text, balance in GRIDS:
+        payload = parse_codec(f"{text} | rans").encode(
+            moved, weights=balanced(moved) if balance else None, shapes=shapes
+        )
+        arrived = decode(payload, shapes)
+        score = simulation.evaluate({name: start[name] + arrived[name] for name in start}, 0)
+        errors = [
+            float((flat(arrived, part) - flat(moved, part)).norm() / flat(moved, part).norm())
+            for part in KINDS.values()
+        ]
+        size = len(payload) / sum(tensor.numel() for tensor in moved.values())
+        cells = [text, "balanced" if balance else "one", f"{size:.3f}", *(f"{e:.3f}" for e in errors)]
+        print(f"| {' | '.join(cells)} | {score.loss:.4f} | {score.accuracy:.4f} |", flush=True)
+    simulation.close()
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()
