@@ -31,7 +31,6 @@ from fedpeft.residual import ResidualFiles
 from fedpeft.stacked import Kernel, fast_linears
 from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
 
-
 KERNELS = "64"
 """Of oneDNN, to keep at once: it keeps 1024 by itself, each with scratch memory, one for every shape of a product."""
 
