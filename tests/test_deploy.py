@@ -100,7 +100,7 @@ def test_the_container_runs_a_legal_command():
 
 def test_the_flower_run_config_is_the_configuration():
     app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    assert config_of(app["config"]) == RunConfig()
+    assert config_of(app["config"]) == dataclasses.replace(RunConfig(), dtype="fp32"), "the clients' CPUs are unknown"
     assert set(app["config"]) - {f.name.replace("_", "-") for f in dataclasses.fields(RunConfig)} == set(OWN_KEYS)
     with pytest.raises(ConfigError, match="did you mean 'rounds'"):
         config_of({**app["config"], "round": 3})

@@ -75,6 +75,7 @@ def test_pressing_ctrl_c_twice_ends_the_run_and_its_workers(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in background jobs
     )
     try:
         deadline = time.monotonic() + 120

@@ -25,11 +25,10 @@ class Full(PeftMethod):
         return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
-        """Make the base trainable, held in fp32."""
+        """Make the base trainable, held in fp32; so is what stays frozen, since one layer hands on to the next."""
         for name, parameter in model.base.named_parameters():
-            if not name.startswith("pooler."):
-                parameter.requires_grad_(True)
-                parameter.data = parameter.data.to(adapter_dtype(dtype))
+            parameter.requires_grad_(not name.startswith("pooler."))
+            parameter.data = parameter.data.to(adapter_dtype(dtype))
 
 
 part = Full
