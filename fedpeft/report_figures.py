@@ -157,8 +157,9 @@ def logarithmic_if_wide(axis: Any) -> None:
     low, high = axis.dataLim.intervalx
     if low > 0 and high > WIDE * low:
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        named = (1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)  # more would not stand side by side
+        axis.xaxis.set_major_locator(LogLocator(subs=named))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
 
 
