@@ -131,6 +131,30 @@ def test_a_grid_has_no_transform_in_front_of_it():
         parse_codec("rotate | grid | rans").encode(walk(1)[0])
 
 
+def test_what_is_sent_down_has_the_balanced_steps(tiny):
+    task, _, folder, classes = tiny
+    model = task.model(task.base(folder, torch.float32), classes)
+    method = PEFT_METHODS.build("lora(rank=4, layers=1)")
+    method.attach(model, "fp32")
+    layout, start = method.layout(model), method.start(model, 0)
+    generator = torch.Generator().manual_seed(1)
+    scale = {name: 1.0 if name.startswith("head.") else 0.02 for name in start}
+    moved = {name: scale[name] * torch.randn(t.shape, generator=generator) for name, t in start.items()}
+    state = {name: start[name] + moved[name] for name in start}
+    rule, codec, versions = strategies.build("fedit"), parse_codec("grid(bits=3.0) | rans"), Versions()
+    residual = Residual(layout.pairs, torch.float32)
+    down = Downlink(rule, layout, codec, parse_codec("fp32"), state, start, versions, residual, 1)
+    arrived = decode(down.package(None, 0, newcomer=True).payload, layout.shapes)
+    plain = decode(codec.encode(moved, shapes=layout.shapes), layout.shapes)
+
+    def error(sent, head):
+        chosen = [name for name in start if name.startswith("head.") == head]
+        return sum(float((sent[n] - moved[n]).square().sum()) for n in chosen) ** 0.5
+
+    assert error(arrived, head=False) < 0.95 * error(plain, head=False), "the factors gain"
+    assert error(arrived, head=True) > 2 * error(plain, head=True), "the head pays"
+
+
 # ------------------------------------------------------------------------------------------------------- the versions
 
 
@@ -193,6 +217,14 @@ def test_presets_choose_the_downlink_and_the_flag_overrides_it():
     assert parse_downlink("fp32", "small", "fp64") == parse_codec("fp64")
     with pytest.raises(ConfigError, match="use grid"):
         parse_downlink("delta | quantize", "fp32", "fp32")
+
+
+def test_tiny_spends_less_on_statistics_also_behind_rules(tmp_path):
+    sent = {
+        codec: run(tmp_path / str(i), "--codec", codec, "--rounds", "1", "--head", "ridge")["prepare_bytes"]
+        for i, codec in enumerate(("small", "tiny", "by_rows | tiny"))
+    }
+    assert sent["tiny"] == sent["by_rows | tiny"] < 0.6 * sent["small"]
 
 
 def test_a_lossless_downlink_is_the_same_run_as_ever(tmp_path):

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -277,3 +278,12 @@ def test_bytes_that_differ_by_an_order_of_magnitude_are_drawn_on_a_logarithmic_a
             axis.plot(values, [1, 2])
             logarithmic_if_wide(axis)
             assert axis.get_xscale() == scale
+
+
+def test_an_axis_over_many_decades_names_decades_alone() -> None:
+    for high, apart in ((300, 2), (30000, 10)):
+        with panels(1, io.StringIO(), "salt") as (_, [axis]):
+            axis.plot([2, high], [1, 2])
+            logarithmic_if_wide(axis)
+            ticks = axis.get_xticks()
+            assert min(b / a for a, b in pairwise(ticks)) == pytest.approx(apart)

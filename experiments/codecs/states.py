@@ -59,6 +59,8 @@ def main() -> None:
     simulation = Simulation(config, folder, ConsoleObserver(Console(stderr=True)))
     simulation.freeze(simulation.work.data_key, simulation.work.depth, "frozen layers")
     start, shapes = simulation.start, simulation.layout.shapes
+    if not all(any(part in name for name in start) for part in KINDS.values()):
+        raise RunError(f"{folder} is a run of {config.peft}; this command takes one of lora with a classification head")
     moved = difference(progress.adapter, start)
     exact = simulation.evaluate(progress.adapter, 0)
     print(f"exact: cross-entropy {exact.loss:.4f}, accuracy {exact.accuracy:.4f}")
