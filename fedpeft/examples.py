@@ -6,9 +6,10 @@ cache. Rows are padded only when a batch is made, to the longest in that batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -110,6 +111,19 @@ class ImageRows:
             "pixel_values": torch.from_numpy(np.ascontiguousarray(self.pixels[index])),
             "labels": torch.from_numpy(self.labels[index]),
         }
+
+
+MADE_UP_TOKENS = 16
+"""Tokens or patches of a made-up row: any model reads as many."""
+
+
+def made_up(config: Any, rows: int, generator: torch.Generator) -> Batch:
+    """Rows that a model of `config` can read: texts of random tokens, or images of noise."""
+    if not hasattr(config, "vocab_size"):
+        side = math.isqrt(MADE_UP_TOKENS) * config.patch_size
+        return {"pixel_values": torch.randn(rows, 3, side, side, generator=generator)}
+    ids = torch.randint(config.vocab_size, (rows, MADE_UP_TOKENS), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def length_sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from fedpeft.base_model import readable_tokens, resolve_model
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.data import load_dataset
 from fedpeft.errors import RunError
-from fedpeft.examples import Batch
+from fedpeft.examples import Batch, made_up
 from fedpeft.peft_method import PEFT_METHODS, PeftMethod
 from fedpeft.quantized import quantize
 from fedpeft.task import TASKS, FederatedModel, Task
@@ -132,9 +132,4 @@ def sample_batch(model_directory: Path) -> Batch:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(model_directory), local_files_only=True)
-    generator = torch.Generator().manual_seed(0)
-    if not hasattr(config, "vocab_size"):
-        side = 4 * config.patch_size
-        return {"pixel_values": torch.randn(4, 3, side, side, generator=generator)}
-    ids = torch.randint(config.vocab_size, (4, 16), generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return made_up(config, 4, torch.Generator().manual_seed(0))

@@ -60,6 +60,8 @@ class Bottleneck(nn.Module):
         self.base_layer = layer
         self.down = nn.Linear(width, dim, dtype=dtype)
         self.up = nn.Linear(dim, width, dtype=dtype)
+        nn.init.zeros_(self.up.weight)  # until it is trained it adds nothing
+        nn.init.zeros_(self.up.bias)
         self.tap = tap
         self.act = getattr(F, act)
 

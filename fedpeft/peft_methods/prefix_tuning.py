@@ -1,7 +1,12 @@
 """Prefix tuning, or P-tuning v2: learned keys and values before those of the row, in every adapted block (Li and
 Liang, arXiv 2101.00190; Liu et al., arXiv 2110.07602).
 
-    attention(q, [P_k; k], [P_v; v]),   P_k, P_v (length, d);   P_v = 0 at first
+    attention(q, [P_k; k], [P_v; v]),   P_k, P_v (length, d)
+
+In a language model P_k and P_v start as what it makes of random tokens itself (Li and Liang, section 7.4: activations
+of words start better than noise): its own keys are long and point one way, and a prefix far from them gets no attention
+and no gradient. Elsewhere P_k starts small and P_v at zero: the head is worked out on the features of the bare base, and
+a prefix that takes attention from a short row changes them.
 
 Deviation: `peft` passes prefixes in through the cache of generation, which encoders and vision models refuse; here
 they join inside the attention, of any model that takes its attention function from transformers' registry. Positions
@@ -20,14 +25,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft import attention
+from fedpeft import attention, seeds
 from fedpeft.adapter import ClientForm, Role, State, TensorSpec
 from fedpeft.errors import ModelError
+from fedpeft.examples import MADE_UP_TOKENS, made_up
 from fedpeft.layers import KEY_PROJECTIONS, blocks, innermost
 from fedpeft.parts import setting
 from fedpeft.peft_method import PeftMethod, drawn
+from fedpeft.prompts import task_type
 from fedpeft.stacked import StackedLayer
-from fedpeft.task import FederatedModel, adapter_dtype, trainable
+from fedpeft.task import FederatedModel, adapter_dtype, canonical
 
 
 class Prefix(StackedLayer):
@@ -126,13 +133,32 @@ class PrefixTuning(PeftMethod):
         return found
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """Keys uniform in +-0.1, values zero."""
-        state = {name: p.detach().float().clone() for name, p in trainable(model).items()}
-        for name in state:
-            if name.endswith("prefix.key"):
-                drawn(state, name, seed, 0.1)
-            elif name.endswith("prefix.value"):
-                state[name].zero_()
+        """In language models keys and values of random tokens; elsewhere keys uniform in +-0.1, values zero.
+
+        The former are equal on machines of one kind only, since the base's rounding is in them: with a lossy downlink,
+        which counts from the start, clients of another kind train beside the server's state by that much.
+        """
+        state = super().start(model, seed)
+        prefixes = {canonical(name): m for name, m in model.named_modules() if isinstance(m, Prefix)}
+        if task_type(model.base) != "CAUSAL_LM":
+            for name in prefixes:
+                drawn(state, f"{name}.key", seed, 0.1)
+                state[f"{name}.value"].zero_()
+            return state
+        seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        hooks = [prefix.register_forward_pre_hook(seen.__setitem__) for prefix in prefixes.values()]
+        for prefix in prefixes.values():
+            prefix.lengths.zero_()
+        rows = made_up(model.base.config, -(-self.length // MADE_UP_TOKENS), seeds.torch_generator(seed, "prefix", 0))
+        with torch.no_grad():
+            model.base(**rows)
+        for hook in hooks:
+            hook.remove()
+        for name, prefix in prefixes.items():
+            prefix.lengths.fill_(self.length)
+            for kind, own in zip(("key", "value"), seen[prefix], strict=True):
+                positions = own.transpose(1, 2).flatten(2).flatten(0, 1)
+                state[f"{name}.{kind}"] = positions[: self.length].to(torch.float32, copy=True)
         return state
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
