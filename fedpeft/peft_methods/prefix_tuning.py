@@ -5,7 +5,7 @@ Liang, arXiv 2101.00190; Liu et al., arXiv 2110.07602).
 
 In a language model P_k and P_v start as what it makes of random tokens itself (Li and Liang, section 7.4: activations
 of words start better than noise): its own keys are long and point one way, and a prefix far from them gets no attention
-and no gradient. Elsewhere P_k starts small and P_v at zero: the head is worked out on the features of the bare base, and
+and no gradient. Elsewhere P_k starts small and P_v at zero: the head is worked out on the features of the base, and
 a prefix that takes attention from a short row changes them.
 
 Deviation: `peft` passes prefixes in through the cache of generation, which encoders and vision models refuse; here
