@@ -27,7 +27,7 @@ from fedpeft.versions import Versions
 
 DOWNLINKS: Final[Mapping[str, str]] = {
     "medium": "grid(bits=5.0) | rans",
-    "small": "grid(bits=4.35) | rans",
+    "small": "grid(bits=4.0) | rans",
     "tiny": "grid(bits=1.98) | rans",
 }
 """How the state is sent where `--codec`, or `--downlink`, names one of these presets."""
