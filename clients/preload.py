@@ -1,11 +1,9 @@
 """Imported once by the process that workers are forked from, so that they share it."""
 
 import gc
-import logging
 import signal
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle, in the workers as well
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import peft  # noqa: E402, F401
 import transformers  # noqa: E402, F401

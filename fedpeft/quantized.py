@@ -15,7 +15,6 @@ can't read, and version 0.50 decodes rows wrongly whose length is no multiple of
 from __future__ import annotations
 
 import importlib.util
-import logging
 from typing import Any, Literal
 
 import torch
@@ -142,7 +141,6 @@ def _decoded(codes: Tensor, state: Any, shape: tuple[int, int], precision: str) 
 def _bitsandbytes() -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("a 4-bit base needs bitsandbytes; install it with: pip install 'fedpeft[quantized]'")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import bitsandbytes
 
     return bitsandbytes
