@@ -62,6 +62,7 @@ def test_another_command_of_the_readme_exists(command):
         check=False,
     )
     assert shown.returncode == 0, shown.stderr
+    assert not shown.stderr
     for flag in re.findall(r"--[a-z-]+", command):
         assert flag in shown.stdout
 
