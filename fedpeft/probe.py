@@ -23,7 +23,7 @@ ITERATIONS = 2000
 """At most; lbfgs converges well before."""
 
 PROBE_TOKENS = 128
-"""Text length of the probe where the run's own is shorter: the best of 64, 128 and 256 on 20 Newsgroups."""
+"""Text length of the probe where the run's own is shorter: on 20 Newsgroups as good as 256, and better than 64."""
 
 
 @dataclass(frozen=True)
