@@ -31,7 +31,7 @@ from fedpeft.errors import PayloadError, RunError
 from fedpeft.exchange import Exchange
 from fedpeft.factoring import Factoring
 from fedpeft.head_start import HeadStart
-from fedpeft.memory import release
+from fedpeft.memory import trim
 from fedpeft.messages import Instruction, Kind, Report
 from fedpeft.own_rows import OwnRows, own_rows
 from fedpeft.peft_method import WeightChanges
@@ -224,7 +224,7 @@ class Server:
     def _commit(self, progress: Progress) -> None:
         progress.offsets = self.records.offsets()
         self.checkpoints.save(progress)
-        release()
+        trim()
 
     # ------------------------------------------------------------------------------------------------- before round 1
 

@@ -21,7 +21,7 @@ def test_in_a_language_model_a_prefix_starts_as_its_own_keys_and_values(peft, tm
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(vocab_size=50, num_key_value_heads=2, **SMALL)).save_pretrained(tmp_path)
     task = TASKS.build("causal_lm")
-    method = PEFT_METHODS.build(peft.replace("prefix", f"prefix(length={LENGTH}, layers=1)"))
+    method = PEFT_METHODS.build(peft.replace("prefix", f"prefix(length={LENGTH}, layers=2)"))
     starts = []
     for noise in (1, 2):  # of other methods' parameters, which nothing may depend on
         torch.manual_seed(noise)
@@ -31,16 +31,19 @@ def test_in_a_language_model_a_prefix_starts_as_its_own_keys_and_values(peft, tm
     plain = task.base(tmp_path, torch.float32)
     rows = made_up(plain.config, 2, seeds.torch_generator(7, "prefix", 0))
     with torch.no_grad():
-        kept = plain(**rows, use_cache=True).past_key_values.layers[1]
-    for kind, own in (("key", kept.keys), ("value", kept.values)):
-        [name] = [name for name in starts[0] if name.endswith(f"prefix.{kind}")]
+        kept = plain(**rows, use_cache=True).past_key_values.layers
+    for name in [name for name in starts[0] if ".prefix." in name]:
+        layer = kept[int(name.split("layers.")[1][0])]
+        own = layer.keys if name.endswith("key") else layer.values
         positions = torch.stack([row[:, t].flatten() for row in own for t in range(row.shape[1])])
         assert torch.allclose(starts[0][name], positions[:LENGTH], atol=1e-6)
         assert torch.equal(starts[0][name], starts[1][name])
         assert not torch.allclose(starts[0][name], method.start(model, 8)[name], atol=1e-2)
-    [prefix] = [module for name, module in model.named_modules() if name.endswith("prefix")]
-    assert int(prefix.lengths) == LENGTH
-    assert not prefix._forward_pre_hooks
+    prefixes = [module for name, module in model.named_modules() if name.endswith("prefix")]
+    assert len(prefixes) == 2
+    for prefix in prefixes:
+        assert int(prefix.lengths) == LENGTH
+        assert not prefix._forward_pre_hooks
 
 
 @pytest.mark.parametrize("kind", ["bert", "dinov2"])
