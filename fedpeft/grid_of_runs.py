@@ -35,8 +35,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.codec import parse_codec
 from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.downlink import parse_downlink
 from fedpeft.errors import ConfigError
 from fedpeft.head_start import HEADS
 from fedpeft.mechanism import MECHANISMS
@@ -45,6 +45,7 @@ from fedpeft.parts import check_settings, nearest, setting
 from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.strategy import strategies
+from fedpeft.uplink import parse_uplink
 
 SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig))
 
@@ -53,7 +54,8 @@ REPLACED_BY_A_PRESET = ("seeds", "margin", "seconds_per_run", "base", "axes", "b
 TABLES = ("seeds", "base", "axes", "baseline", "presets")
 
 BUILDERS: dict[str, Callable[[str], object]] = {
-    "codec": parse_codec,
+    "codec": parse_uplink,
+    "downlink": lambda text: parse_downlink(text, "fp32", "fp32"),
     "head": HEADS.build,
     "partition": PARTITIONS.build,
     "peft": PEFT_METHODS.build,

@@ -59,6 +59,11 @@ def test_a_preset_replaces_what_it_names(tmp_path: Path) -> None:
     assert full.folder == tmp_path / "full"
 
 
+def test_what_may_stand_in_front_of_a_codec_may_in_a_study(tmp_path: Path) -> None:
+    text = SEEDS + BASE + '[axes]\ncodec = ["ef14(keep=0.5) | by_rows | small", "over_time | tiny"]\n'
+    assert len(study(tmp_path, text).runs()) == 4
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -78,6 +83,8 @@ def test_a_preset_replaces_what_it_names(tmp_path: Path) -> None:
         (SEEDS + BASE + '[axes]\nwork = [{label = "a", epochs = 2.0}]\n', "unknown 'epochs'"),
         (SEEDS + BASE + '[axes]\nwork = [{label = "a"}, {label = "b"}]\n', "are the same run"),
         (SEEDS + BASE + '[axes]\nserver_optimizer = ["sdg"]\n', "unknown server optimizer 'sdg'"),
+        (SEEDS + BASE + '[axes]\ncodec = ["by_rows | smal"]\n', "unknown codec 'smal'"),
+        (SEEDS + BASE + '[axes]\ndownlink = ["gird"]\n', "unknown codec 'gird'"),
         (SEEDS + BASE + "[axes]\nbatch_size = [-1]\n", "batch_size must be at least 1"),
         (SEEDS + 'baseline = {codec = "fp32"}\n' + BASE + AXES, "unknown axis 'codec'"),
         (SEEDS + 'baseline = {server_optimizer = "adam"}\n' + BASE + AXES, "no value 'adam'"),
