@@ -144,7 +144,8 @@ def _levels(held: Array, step: float) -> Array:
     """The grid points nearest to what is held, at most as far out as a payload can reach."""
     if step <= 0:
         return np.zeros_like(held)
-    levels: Array = np.clip(np.rint(held / held.dtype.type(step)), -REACH, REACH)
+    # the way from the start knows no -0, and the checksum of a state does
+    levels: Array = np.clip(np.rint(held / held.dtype.type(step)), -REACH, REACH) + held.dtype.type(0)
     return levels
 
 
