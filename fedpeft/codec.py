@@ -57,15 +57,13 @@ PRESETS: Final[Mapping[str, str]] = {
     "int8": "quantize(bits=8) | rans",
     "int4": "quantize(bits=4) | rans",
     "unbiased": "quantize(step=0.99, rounding=dither) | rans",
-    "medium": "lowrank(share=1.0) | adaptive(bits=2.0) | rans",
-    "small": "lowrank(share=0.5) | adaptive(bits=0.99) | rans",
+    "medium": "adaptive(bits=2.0, gain=1.1) | rans",
+    "small": "adaptive(bits=0.99, gain=1.7) | rans",
     "drive": "rotate | sign(scale=drive)",
-    "tiny": "lowrank(share=0.25) | adaptive(bits=0.312) | rans",
+    "tiny": "adaptive(bits=0.312, gain=3.0) | rans",
 }
 """Codecs with a name, from exact to smallest. Against fp32: bf16 3x, int8 4x, int4 8x, unbiased 15x, medium 16x, small
 32x, drive 31x, tiny 100x."""
-BIASED: Final = ("medium", "small", "tiny")
-"""Presets that want error feedback, which `fedpeft.uplink` gives them: their errors don't average out."""
 HEADER_SIZE: Final = 64
 """Bytes that a header with four steps takes, about: what a step that works to a budget sets aside."""
 
@@ -271,6 +269,18 @@ class Codec:
     def bits(self) -> float:
         """Bits a parameter that the quantizer works to; 0 where it has no precision to set."""
         return float(getattr(self.tensor_steps[-1], "bits", 0))
+
+    @property
+    def gain(self) -> float:
+        """What the quantizer multiplies by what arrives."""
+        return float(getattr(self.tensor_steps[-1], "gain", 1))
+
+    def without_gain(self) -> Codec:
+        """The same codec with what arrives as near to what was sent as can be."""
+        if self.gain == 1:
+            return self
+        changed = replace(self.tensor_steps[-1], gain=1.0)  # type: ignore[type-var]
+        return replace(self, tensor_steps=(*self.tensor_steps[:-1], changed))
 
     def with_bits(self, bits: float) -> Codec:
         """The same codec at another precision, for precision that changes over time or from client to client.

@@ -15,7 +15,7 @@ from fedpeft.profiles import Profile
 from fedpeft.quantized import PRECISIONS, check_available
 from fedpeft.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.strategy import LinearStrategy, RoundStrategy, Strategy
-from fedpeft.uplink import Uplink, names_memory, parse_uplink
+from fedpeft.uplink import Uplink
 
 
 def check_combination(
@@ -66,34 +66,13 @@ def _check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) ->
         raise ConfigError("an fp64 run is one for exact comparisons: leave base out of its profiles")
 
 
-def uplink_for(strategy: Strategy, text: str) -> tuple[Uplink, str]:
-    """What `--codec` says, and a remark for the user where a preset has to do without its memory.
-
-    Raises:
-        ConfigError: see `parse_uplink`; or a memory is asked for that would lose its meaning from round to round.
-    """
-    uplink = parse_uplink(text)
-    if not (uplink.remembers and strategy.new_factors):
-        return uplink, ""
-    name = type(strategy).__name__
-    if not names_memory(text):
-        return (
-            uplink.without_memory(),
-            f"{text.strip()} runs without error feedback: {name} makes new factors each round",
+def check_memory(strategy: Strategy, uplink: Uplink) -> None:
+    """Refuse a memory that would lose its meaning from round to round, or ConfigError says what to take instead."""
+    if uplink.remembers and strategy.new_factors:
+        raise ConfigError(
+            f"{type(strategy).__name__} makes new factors each round, in which a memory of dropped parts of the old "
+            f"ones has no meaning; use --codec {str(uplink.without_memory())!r}"
         )
-    raise ConfigError(
-        f"{name} makes new factors each round, in which a memory of dropped parts of the old ones has no meaning; "
-        f"use --codec {str(uplink.without_memory())!r}"
-    )
-
-
-def carried_on(uplink: Uplink, text: str, share: float) -> Uplink:
-    """`uplink`, made from `text`, with a preset's memory carried on with the `share` of the clients that a round asks.
-
-    Who is asked again only after 1 / share rounds finds that the others have moved the model meanwhile: what was
-    dropped belongs to another state and another learning rate, and sent late it does harm (`docs/decisions.md`).
-    """
-    return uplink.keeping(share) if uplink.remembers and not names_memory(text) else uplink
 
 
 def check_effect(config: RunConfig) -> None:

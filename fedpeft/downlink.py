@@ -28,7 +28,7 @@ from fedpeft.versions import Versions
 DOWNLINKS: Final[Mapping[str, str]] = {
     "medium": "grid(bits=5.0) | rans",
     "small": "grid(bits=4.0) | rans",
-    "tiny": "grid(bits=1.98) | rans",
+    "tiny": "grid(bits=1.94) | rans",
 }
 """How the state is sent where `--codec`, or `--downlink`, names one of these presets."""
 
@@ -42,7 +42,8 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
         lossless: the run's own codec without loss, which "fp32" stands for.
 
     Raises:
-        ConfigError: see `parse_codec`; or a codec that would need another reference for each client.
+        ConfigError: see `parse_codec`; a codec that would need another reference for each client, or one
+            that would change the state's length.
     """
     name = text.strip()
     if name == "auto":
@@ -50,6 +51,10 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
     made = parse_codec(lossless if name == "fp32" else DOWNLINKS.get(name, name))
     if any(isinstance(step, Delta) for step in made.steps):
         raise ConfigError(f"--downlink {text!r}: with delta, clients would end at different states; use grid")
+    if made.gain != 1:
+        raise ConfigError(
+            f"--downlink {text!r}: gain is for the mean of many updates, but a state is one; leave it out"
+        )
     return made
 
 

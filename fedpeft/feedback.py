@@ -45,7 +45,7 @@ class ErrorFeedback:
     """A codec with memory.
 
     Attributes:
-        codec: any codec; a lossless one leaves the memory at zero (EF14).
+        codec: any codec without gain; a lossless one leaves the memory at zero (EF14).
         kind: ef14, ef21, or none: the codec alone.
         keep: part of the memory that is carried on, 0 to 1; below 1 only with EF14.
     """
@@ -59,6 +59,11 @@ class ErrorFeedback:
             raise ConfigError(f"error feedback must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if not 0 <= self.keep <= 1:
             raise ConfigError(f"error feedback's keep must be 0 to 1, got {self.keep}")
+        if self.codec.gain != 1 and self.kind != "none":
+            raise ConfigError(
+                f"{self.kind} sends later what {self.codec} drops, and its gain makes up for that at once; together "
+                "they overshoot, so leave one of them out"
+            )
         if self.keep != 1 and self.kind != "ef14":
             raise ConfigError(f"{self.kind} keeps its whole memory, so keep={self.keep:g} can't be set; use ef14")
 

@@ -217,8 +217,6 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         f"{config.strategy}, {config.codec}, {config.dtype}, {simulation.work.executor} on "
         f"{simulation.fixed['workers']} worker(s){graphics} -> {simulation.folder}"
     )
-    if simulation.remark:
-        observer.say(f"[bold]note[/]    {simulation.remark}")
     if simulation.work.executor == "batched" and {"nf4", "int8"} & set(simulation.base_precisions):
         observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
     if simulation.protection is not None:

@@ -30,7 +30,7 @@ from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.training import Job, Totals
 from fedpeft.clients.workbench import WorkPlan, cached_examples
 from fedpeft.codec import parse_codec
-from fedpeft.combinations import carried_on, check_combination, check_effect, check_private_run, uplink_for
+from fedpeft.combinations import check_combination, check_effect, check_memory, check_private_run
 from fedpeft.config import RunConfig
 from fedpeft.data import Dataset, Rows, load_dataset, split_validation
 from fedpeft.downlink import parse_downlink
@@ -63,7 +63,7 @@ from fedpeft.stacked import Kernel
 from fedpeft.strategy import effective as effective_weight
 from fedpeft.strategy import lora_form, strategies
 from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
-from fedpeft.uplink import preset_of
+from fedpeft.uplink import parse_uplink, preset_of
 
 VALIDATION_ROWS = 1000
 """Training rows that no client gets, for tuning and the curve per round; a tenth of the rows if there are fewer."""
@@ -144,7 +144,8 @@ class Simulation:
         self.strategy = strategies.build(config.strategy)
         self.lossless = "fp64" if config.dtype == "fp64" else "fp32"
         codec = self.lossless if config.codec == "fp32" else config.codec
-        uplink, self.remark = uplink_for(self.strategy, codec)
+        self.uplink = parse_uplink(codec)
+        check_memory(self.strategy, self.uplink)
         self.downlink = parse_downlink(config.downlink, config.codec, self.lossless)
         head = HEADS.build(config.head)
         plain = PEFT_METHODS.build(config.peft)
@@ -158,7 +159,6 @@ class Simulation:
         self.method = PEFT_METHODS.build(self.peft)
         chances = tuple(profile.participation for profile in self.profiles)
         self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances)
-        self.uplink = carried_on(uplink, codec, self.share)
         self.head = head if self.uplink.codec.lossless else head.compact()
         self.validation = np.arange(len(self.train_rows), len(self.train_rows) + len(validation))
         self.all_rows = joined(self.train_rows, validation)

@@ -1,13 +1,13 @@
 """What `--codec` says: how clients encode their updates.
 
-    ef14 | over_time(high=2.0) | lowrank(share=0.5) | adaptive(bits=0.99) | rans
+    ef14 | over_time(high=2.0) | adaptive(bits=0.99) | rans
     ^ memory ^ precision rules   ^ the codec, or the name of a preset
 
 The words in front of the codec never travel. A *memory* (`ef14`, `ef21`, see `fedpeft.feedback`) sends later what the
-codec drops now; *precision rules* (`fedpeft.precision_rule`) say how many bits which client spends. `small` without a
-memory brings one along, behind rules, too: the presets' errors are biased. How much of it is carried on from one turn
-of a client to the next is the share of clients that a round asks (`fedpeft.combinations.carried_on`): all of it where
-every client takes part in every round, a tenth at `--cohort 0.1`.
+codec drops now; *precision rules* (`fedpeft.precision_rule`) say how many bits which client spends. What a coarse codec
+drops is made up for either by a memory or by its `gain`, not by both: a preset behind a memory is taken without gain.
+Presets rely on gain, because a memory suits clients that are asked in every round or nearly so: what was dropped ten
+rounds ago belongs to another state (`docs/decisions.md`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from fedpeft.adapter import Layout, State
 from fedpeft.allocation import sensitivity
-from fedpeft.codec import BIASED, PRESETS, Codec, parse_codec
+from fedpeft.codec import PRESETS, Codec, parse_codec
 from fedpeft.errors import ConfigError
 from fedpeft.feedback import KINDS, ErrorFeedback, no_feedback
 from fedpeft.parts import parse_spec, part_text, split_outside_parentheses
@@ -56,10 +56,6 @@ class Uplink:
     def without_memory(self) -> Uplink:
         """The same codec and rules."""
         return replace(self, feedback=no_feedback(self.codec))
-
-    def keeping(self, share: float) -> Uplink:
-        """The same with `share` of the memory carried on (ef14)."""
-        return replace(self, feedback=replace(self.feedback, keep=share))
 
     def bits(self, situation: Situation) -> dict[int, float]:
         """Bits a parameter of each client that `situation` weighs; empty where no rule changes the codec's own."""
@@ -116,11 +112,6 @@ def _at(codec: Codec, bits: float) -> Codec:
     return codec.with_bits(bits)
 
 
-def names_memory(text: str) -> bool:
-    """Whether `text` says itself what is remembered, rather than leaving it to a preset."""
-    return any(parse_spec(word).name in KINDS for word in split_outside_parentheses(text, "|"))
-
-
 def preset_of(text: str) -> str:
     """The preset that `text` ends in, whatever stands in front of it; "" where it spells out its codec."""
     name = split_outside_parentheses(text, "|")[-1].strip()
@@ -132,7 +123,7 @@ def parse_uplink(text: str) -> Uplink:
 
     Raises:
         ConfigError: unknown word or setting, value out of range, wrong order, a memory around a codec that loses
-            nothing, or a precision rule in front of a codec without a precision to set.
+            nothing or has a gain, or a precision rule in front of a codec without a precision to set.
     """
     words = split_outside_parentheses(text, "|")
     front: list[str] = []
@@ -143,12 +134,12 @@ def parse_uplink(text: str) -> Uplink:
     codec = parse_codec(" | ".join(words))
     specs = [parse_spec(word) for word in front]
     memories = [spec for spec in specs if spec.name in KINDS]
-    if not memories and words[0] in BIASED:
-        memories = [parse_spec("ef14")]
     if len(memories) > 1:
         raise ConfigError(f"{text!r} names {len(memories)} memories; one of {', '.join(KINDS)} is enough")
     if memories and codec.lossless:
         raise ConfigError(f"{memories[0]} sends later what a codec drops, but {codec} drops nothing; leave it out")
+    if memories and words[0] in PRESETS:
+        codec = codec.without_gain()
     feedback = ErrorFeedback.of(memories[0], codec) if memories else no_feedback(codec)
     rules = tuple(PRECISION_RULES.build(spec) for spec in specs if spec.name not in KINDS)
     if rules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import runpy
 from pathlib import Path
 
@@ -157,7 +158,39 @@ def test_lowrank_is_the_best_approximation_of_its_rank(m, n, seed, tall, share):
     assert np.linalg.norm(x - back) <= np.linalg.norm(x - best) + 1e-4 * np.linalg.norm(x)
 
 
-@pytest.mark.parametrize("text", ["small", "tiny", "lowrank(share=1) | quantize(bits=4) | rans"])
+@pytest.mark.parametrize("rounding", ["nearest", "dither"])
+def test_gain_stretches_what_arrives(rounding):
+    state = lora_state()
+    codecs = [parse_codec(f"adaptive(bits=2.0, rounding={rounding}, gain={gain}) | rans") for gain in (1.0, 1.5)]
+    plain, stretched = (decode(codec.encode(state, seed=3), LORA) for codec in codecs)
+    for name in LORA:
+        torch.testing.assert_close(stretched[name], 1.5 * plain[name])
+    assert codecs[1].without_gain() == codecs[0]
+    assert parse_codec("sign").without_gain() == parse_codec("sign")
+
+
+@pytest.mark.parametrize(("preset", "bounds"), [("small", (0.9, 1.3)), ("tiny", (0.45, 0.9))])
+def test_presets_do_not_shorten_what_many_updates_share_more_than_they_must(preset, bounds):
+    """Without gain the mean of updates that are mostly noise arrives at the length that a single one does."""
+    common = lora_state(seed=99, shapes=LARGER)
+    updates = [{n: 0.3 * common[n] + t for n, t in lora_state(seed=seed, shapes=LARGER).items()} for seed in range(12)]
+    exact = torch.stack([flat(update) for update in updates]).mean(0)
+    codec = parse_codec(preset)
+    plain = parse_codec(re.sub(r"gain=[0-9.]+", "gain=1.0", str(codec)))
+    assert plain != codec
+    kept = []
+    for tried in (codec, plain):
+        mean = torch.stack([flat(decode(tried.encode(update), LARGER)) for update in updates]).mean(0)
+        kept.append(float(mean @ exact / (exact @ exact)))
+    assert bounds[0] < kept[0] < bounds[1]
+    assert abs(1 - kept[0]) < abs(1 - kept[1])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["lowrank(share=0.5) | adaptive(bits=0.99) | rans", "lowrank(share=0.25) | adaptive(bits=0.312) | rans",
+     "lowrank(share=1) | quantize(bits=4) | rans"],
+)  # fmt: skip
 def test_what_is_sent_does_not_depend_on_the_signs_of_eigenvectors(text, monkeypatch):
     """Libraries and last bits of the state choose them; bytes, and so the step that meets a budget, must not follow."""
     state, draws, whole = lora_state(), np.random.default_rng(0), np.linalg.eigh
@@ -390,7 +423,7 @@ def test_presets_parse_and_round_trip(name):
 
 
 def test_precision_can_be_set_from_round_to_round_and_client_to_client():
-    assert str(parse_codec("small").with_bits(1.5)) == "lowrank(share=0.5) | adaptive(bits=1.5) | rans"
+    assert str(parse_codec("small").with_bits(1.5)) == "adaptive(bits=1.5, gain=1.7) | rans"
     assert str(parse_codec("int8").with_bits(3.4)) == "quantize(bits=3) | rans"
     assert parse_codec("int8").with_bits(99) == parse_codec("int8")
     for text in ("fp32", "unbiased", "topk | sign"):
@@ -404,7 +437,7 @@ def test_precision_can_be_set_from_round_to_round_and_client_to_client():
 @rows("text", ["topk(fraction=0.05) | sign | rans", "small", "tiny", "unbiased", "quantize(bits=1)", "fp32"])
 def test_ef14_telescopes(text):
     """sum of received = sum of inputs - last memory + first memory."""
-    feedback = ErrorFeedback(parse_codec(text))
+    feedback = ErrorFeedback(parse_codec(text).without_gain())
     memory, sent, received = None, torch.zeros(1), torch.zeros(1)
     for round in range(6):
         delta = lora_state(seed=round)
@@ -420,7 +453,7 @@ def test_ef14_telescopes(text):
     [("small", "ef14"), ("tiny", "ef14"), ("topk(fraction=0.1) | sign | rans", "ef14"), ("tiny", "ef21")],
 )
 def test_feedback_finds_a_constant_signal_that_the_codec_alone_misses(text, kind):
-    feedback = ErrorFeedback(parse_codec(text), kind)
+    feedback = ErrorFeedback(parse_codec(text).without_gain(), kind)
     delta = lora_state(shapes=LARGER)
     memory, held, mean = None, None, torch.zeros(1)
     rounds = 30
@@ -434,7 +467,7 @@ def test_feedback_finds_a_constant_signal_that_the_codec_alone_misses(text, kind
 
 
 def test_ef21_ends_agree_on_the_memory():
-    feedback = ErrorFeedback(parse_codec("tiny"), "ef21")
+    feedback = ErrorFeedback(parse_codec("tiny").without_gain(), "ef21")
     memory, held = {}, {}
     for round in range(3):
         payload, memory = feedback.encode(lora_state(seed=round), memory)
@@ -443,7 +476,7 @@ def test_ef21_ends_agree_on_the_memory():
 
 
 def test_feedback_leaves_the_memory_of_untrained_tensors_alone():
-    feedback = ErrorFeedback(parse_codec("tiny"))
+    feedback = ErrorFeedback(parse_codec("tiny").without_gain())
     _, memory = feedback.encode(lora_state(), None)
     only = {n: t for n, t in lora_state(1).items() if n.endswith("A")}
     payload, after = feedback.encode(only, memory, shapes=LORA)
@@ -461,7 +494,9 @@ def test_wrong_feedback_is_one_clear_error():
     with pytest.raises(ConfigError, match="ef14, ef21"):
         ErrorFeedback(parse_codec("small"), "ef15")
     with pytest.raises(ConfigError, match="keep"):
-        ErrorFeedback(parse_codec("small"), keep=2.0)
+        ErrorFeedback(parse_codec("small").without_gain(), keep=2.0)
+    with pytest.raises(ConfigError, match="overshoot"):
+        ErrorFeedback(parse_codec("small"))
 
 
 # allocation

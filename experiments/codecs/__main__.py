@@ -37,6 +37,7 @@ UNIFORM_AND_ADAPTIVE = [
     *("adaptive(bits=2.0) | rans", "widths(bits=2.0) | pack", "lowrank(share=1.0) | widths(bits=2.0) | pack"),
     *("sign", "adaptive(bits=1.0) | rans", "widths(bits=1.0) | pack", "topk(fraction=0.15) | sign | rans"),
     *("topk(fraction=0.05) | sign | rans", "lowrank(share=1.0) | adaptive(bits=2.0, rounding=dither) | rans"),
+    *("lowrank(share=0.5) | adaptive(bits=0.99) | rans", "lowrank | adaptive(bits=0.312) | rans"),
 ]
 
 
