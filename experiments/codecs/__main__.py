@@ -7,8 +7,8 @@
 Columns: bytes of the whole payload for each parameter; how many times smaller than fp32; order-0 entropy of the
 symbols, in bytes for each parameter (what an ideal coder with free tables would take); relative error of the update,
 norm(x - x') / norm(x); relative error of its effect on the adapted weights, without and with importance weights; the
-error that is left in the mean of what is received when the same update is sent ten times with error feedback; MB of
-fp32 a second, encoding and decoding, by processor time on one thread.
+error that is left in the mean of what is received when the same update is sent ten times with error feedback, and
+without gain; MB of fp32 a second, encoding and decoding, by processor time on one thread.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ UNIFORM_AND_ADAPTIVE = [
     *("adaptive(bits=2.0) | rans", "widths(bits=2.0) | pack", "lowrank(share=1.0) | widths(bits=2.0) | pack"),
     *("sign", "adaptive(bits=1.0) | rans", "widths(bits=1.0) | pack", "topk(fraction=0.15) | sign | rans"),
     *("topk(fraction=0.05) | sign | rans", "lowrank(share=1.0) | adaptive(bits=2.0, rounding=dither) | rans"),
-    *("lowrank(share=0.5) | adaptive(bits=0.99) | rans", "lowrank | adaptive(bits=0.312) | rans"),
+    *("adaptive(bits=0.99) | rans", "lowrank(share=0.5) | adaptive(bits=0.99) | rans"),
+    *("adaptive(bits=0.312) | rans", "lowrank(share=0.25) | adaptive(bits=0.312) | rans"),
 ]
 
 
@@ -107,7 +108,7 @@ def measure(codec: Codec, update: dict[str, State]) -> dict[str, float]:
     symbols, _ = codec.symbols(delta, seed=1)
     entropy = sum(entropy_bits(np.bincount(s.values)) for s in symbols if len(s.values)) / 8 / count
     weighted = decode(codec.encode(delta, seed=1, weights=sensitivity(update["trained"], layout(delta))), shapes)
-    feedback, memory = ErrorFeedback(codec), None
+    feedback, memory = ErrorFeedback(codec.without_gain()), None
     total = {name: torch.zeros_like(tensor) for name, tensor in delta.items()}
     for turn in range(10):
         sent, memory = feedback.encode(delta, memory, seed=turn)
