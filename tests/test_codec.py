@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import runpy
 from pathlib import Path
 
@@ -176,14 +175,12 @@ def test_presets_do_not_shorten_what_many_updates_share_more_than_they_must(pres
     updates = [{n: 0.3 * common[n] + t for n, t in lora_state(seed=seed, shapes=LARGER).items()} for seed in range(12)]
     exact = torch.stack([flat(update) for update in updates]).mean(0)
     codec = parse_codec(preset)
-    plain = parse_codec(re.sub(r"gain=[0-9.]+", "gain=1.0", str(codec)))
-    assert plain != codec
     kept = []
-    for tried in (codec, plain):
+    for tried in (codec, codec.without_gain()):
         mean = torch.stack([flat(decode(tried.encode(update), LARGER)) for update in updates]).mean(0)
         kept.append(float(mean @ exact / (exact @ exact)))
     assert bounds[0] < kept[0] < bounds[1]
-    assert abs(1 - kept[0]) < abs(1 - kept[1])
+    assert kept[1] < 0.6 * kept[0]
 
 
 @pytest.mark.parametrize(
