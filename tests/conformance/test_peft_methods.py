@@ -265,9 +265,15 @@ def test_updates_pass_through_every_codec(spec, tiny, codec):
     case = Case(spec, tiny, "fp32")
     noise = torch.Generator().manual_seed(1)
     update = {t.name: 0.01 * torch.randn(t.shape, generator=noise) for t in case.layout.tensors}
-    back = decode(parse_codec(codec).encode(update, seed=1, shapes=case.layout.shapes), case.layout.shapes)
+    made = parse_codec(codec)
+    back, plain = (
+        decode(c.encode(update, seed=1, shapes=case.layout.shapes), case.layout.shapes)
+        for c in (made, made.without_gain())
+    )
     assert {n: tuple(t.shape) for n, t in back.items()} == case.layout.shapes
-    error = sum(float((back[n] - update[n]).square().sum()) for n in update)
+    for name in update:
+        torch.testing.assert_close(back[name], made.gain * plain[name])
+    error = sum(float((plain[n] - update[n]).square().sum()) for n in update)
     assert error <= 1.001 * sum(float(t.square().sum()) for t in update.values())  # so small: 0 may be all it affords
 
 
