@@ -63,8 +63,9 @@ PRESETS: Final[Mapping[str, str]] = {
     "tiny": "adaptive(bits=0.312, gain=3.0) | rans",
 }
 """Codecs with a name, from exact to smallest. Against fp32: bf16 3x, int8 4x, int4 8x, unbiased 15x, medium 16x, small
-32x, drive 31x, tiny 100x. Those with a gain are for the mean of many updates: where a round has only a few clients, and
-always the same, put a memory in front (`ef14 | small`)."""
+32x, drive 31x, tiny 100x. Those with a gain are for the mean of many updates, and one update arrives longer than it was
+sent: where a round has only a few clients put a memory in front (`ef14 | small`), and where the server clips or judges
+single updates (`user_dp`, robust rules, `fedbuff` with a small buffer) take `int4` or `unbiased`."""
 HEADER_SIZE: Final = 64
 """Bytes that a header with four steps takes, about: what a step that works to a budget sets aside."""
 
@@ -185,6 +186,8 @@ class Transform(TensorStep):
     """Values to values."""
 
     place = 0
+    proportional: ClassVar[bool] = True
+    """Whether what arrives is in proportion to the values that the next step is given."""
 
 
 class Quantizer(TensorStep):
@@ -397,7 +400,7 @@ def make_codec(steps: Sequence[Step]) -> Codec:
     """A codec of these steps, completed by `cast` and `pack` where quantizer or packer are missing.
 
     Raises:
-        ConfigError: the steps are in an order that can't work.
+        ConfigError: the steps are in an order that can't work, or a gain would act on factors of a product.
     """
     completed = list(steps)
     if not any(isinstance(s, Quantizer) for s in completed):
@@ -405,11 +408,14 @@ def make_codec(steps: Sequence[Step]) -> Codec:
     if not any(isinstance(s, Packer) for s in completed):
         completed.insert(sum(isinstance(s, TensorStep) for s in completed), codecs.build(Spec("pack", {})))
     check_order([type(s) for s in completed])
-    return Codec(
+    codec = Codec(
         tuple(s for s in completed if isinstance(s, TensorStep)),
         next(s for s in completed if isinstance(s, Packer)),
         tuple(s for s in completed if isinstance(s, ByteStep)),
     )
+    if codec.gain != 1 and not all(s.proportional for s in completed if isinstance(s, Transform)):
+        raise ConfigError(f"{codec}: a gain would act on both factors of a product; leave out gain or the step before")
+    return codec
 
 
 def check_order(steps: Sequence[type[Step]]) -> None:

@@ -158,29 +158,28 @@ def test_lowrank_is_the_best_approximation_of_its_rank(m, n, seed, tall, share):
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "dither"])
-def test_gain_stretches_what_arrives(rounding):
+@pytest.mark.parametrize("front", ["", "rotate | ", "topk(fraction=0.5) | "])
+def test_gain_stretches_what_arrives(rounding, front):
     state = lora_state()
-    codecs = [parse_codec(f"adaptive(bits=2.0, rounding={rounding}, gain={gain}) | rans") for gain in (1.0, 1.5)]
+    codecs = [parse_codec(f"{front}adaptive(bits=2.0, rounding={rounding}, gain={g}) | rans") for g in (1.0, 1.5)]
     plain, stretched = (decode(codec.encode(state, seed=3), LORA) for codec in codecs)
     for name in LORA:
         torch.testing.assert_close(stretched[name], 1.5 * plain[name])
     assert codecs[1].without_gain() == codecs[0]
     assert parse_codec("sign").without_gain() == parse_codec("sign")
+    with pytest.raises(ConfigError, match="both factors"):
+        parse_codec("lowrank | adaptive(gain=1.5) | rans")
 
 
-@pytest.mark.parametrize(("preset", "bounds"), [("small", (0.9, 1.3)), ("tiny", (0.45, 0.9))])
-def test_presets_do_not_shorten_what_many_updates_share_more_than_they_must(preset, bounds):
-    """Without gain the mean of updates that are mostly noise arrives at the length that a single one does."""
+@pytest.mark.parametrize(("preset", "bounds"), [("medium", (0.9, 1.2)), ("small", (0.9, 1.3)), ("tiny", (0.45, 0.9))])
+def test_what_many_updates_share_arrives_at_its_length_with_presets_or_at_half_of_it_with_tiny(preset, bounds):
+    """Without gain small leaves 0.8 of it here, tiny 0.4."""
     common = lora_state(seed=99, shapes=LARGER)
     updates = [{n: 0.3 * common[n] + t for n, t in lora_state(seed=seed, shapes=LARGER).items()} for seed in range(12)]
     exact = torch.stack([flat(update) for update in updates]).mean(0)
     codec = parse_codec(preset)
-    kept = []
-    for tried in (codec, codec.without_gain()):
-        mean = torch.stack([flat(decode(tried.encode(update), LARGER)) for update in updates]).mean(0)
-        kept.append(float(mean @ exact / (exact @ exact)))
-    assert bounds[0] < kept[0] < bounds[1]
-    assert kept[1] < 0.6 * kept[0]
+    mean = torch.stack([flat(decode(codec.encode(update), LARGER)) for update in updates]).mean(0)
+    assert bounds[0] < float(mean @ exact / (exact @ exact)) < bounds[1]
 
 
 @pytest.mark.parametrize(

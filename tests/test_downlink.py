@@ -260,10 +260,11 @@ def test_a_lossless_downlink_is_the_same_run_as_ever(tmp_path):
     "more",
     [
         ("--strategy", "fedsa_lora"),
+        ("--strategy", "fedsa_lora", "--codec", "ef14 | small"),
         ("--strategy", "flexlora", "--ranks", "2*3,4*3"),
         ("--strategy", "hetlora(decay=0.5)"),
         ("--strategy", "flora"),
-        ("--strategy", "fedex_lora", "--codec", "tiny"),
+        ("--strategy", "fedex_lora", "--codec", "ef14 | tiny"),
         ("--scaffold", "--optimizer", "sgd"),
         ("--downlink", "unbiased"),
         ("--dtype", "fp64"),

@@ -172,7 +172,7 @@ def wait_for_rounds(folder: Path, count: int, process: subprocess.Popen[bytes]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "more"), [(signal.SIGKILL, ()), (signal.SIGINT, ()), (signal.SIGKILL, ("--codec", "tiny"))]
+    ("how", "more"), [(signal.SIGKILL, ()), (signal.SIGINT, ()), (signal.SIGKILL, ("--codec", "ef14 | tiny"))]
 )
 def test_a_killed_run_resumes_to_the_identical_adapter(tmp_path, how, more):
     """With the codec, clients hold a memory and a version of the state."""

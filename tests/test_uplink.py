@@ -49,7 +49,8 @@ def test_texts_round_trip(text):
 def test_a_preset_makes_up_for_what_it_drops_by_gain_or_behind_a_memory_by_that():
     for text, kind, gain in (
         ("tiny", "none", 3.0),
-        ("over_time(high=2.0) | by_rows | small", "none", 1.7),
+        ("small", "none", 1.7),
+        ("over_time(high=2.0) | by_rows | small", "none", 1.0),
         ("ef21 | by_rows | small", "ef21", 1.0),
         ("ef14(keep=0.1) | tiny", "ef14", 1.0),
     ):
@@ -66,6 +67,7 @@ def test_a_preset_makes_up_for_what_it_drops_by_gain_or_behind_a_memory_by_that(
         ("ef21(keep=0.5) | small", "use ef14"),
         ("ef14(kep=0.5) | small", "no setting 'kep'"),
         ("ef14 | adaptive(bits=1.0, gain=2.0) | rans", "overshoot"),
+        ("by_rows | adaptive(bits=1.0, gain=2.0) | rans", "suits only one"),
         ("by_rows | sign", "can't be set"),
         ("over_time(high=40) | small", "at most 10"),
         ("small | ef14", "unknown"),

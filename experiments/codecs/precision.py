@@ -30,7 +30,11 @@ from fedpeft.precision_rule import PRECISION_RULES, Situation
 from fedpeft.simulate import simulate
 
 COHORT = 10
-CODECS = ("adaptive(bits=2.0) | rans", "lowrank(share=1.0) | adaptive(bits=2.0, rounding=dither) | rans", "small")
+CODECS = (
+    "adaptive(bits=2.0) | rans",
+    "lowrank(share=1.0) | adaptive(bits=2.0, rounding=dither) | rans",
+    "adaptive(bits=0.99) | rans",
+)
 UNIFORM = "ef14 | lowrank(share=0.5) | adaptive(bits={bits:.4f}) | rans"
 RISING = "over_time(high=2.0, step=0.25, smoothing=0.5, patience=1) | " + UNIFORM.format(bits=0.5)
 

@@ -41,6 +41,7 @@ class LowRank(Transform):
     share: float = setting(0.25, "kept part of each matrix' full rank, at least one triple", above=0, high=1)
 
     lossless = False
+    proportional = False
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """Factor vectors, one segment each, and half-octave codes of their c."""
