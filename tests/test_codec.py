@@ -171,9 +171,9 @@ def test_gain_stretches_what_arrives(rounding, front):
         parse_codec("lowrank | adaptive(gain=1.5) | rans")
 
 
-@pytest.mark.parametrize(("preset", "bounds"), [("medium", (0.9, 1.2)), ("small", (0.9, 1.3)), ("tiny", (0.45, 0.9))])
-def test_what_many_updates_share_arrives_at_its_length_with_presets_or_at_half_of_it_with_tiny(preset, bounds):
-    """Without gain small leaves 0.8 of it here, tiny 0.4."""
+@pytest.mark.parametrize(("preset", "bounds"), [("medium", (0.95, 1.1)), ("small", (0.9, 1.25)), ("tiny", (0.8, 1.1))])
+def test_the_mean_of_many_updates_arrives_at_about_its_length(preset, bounds):
+    """Without gain it does not: at 0.92, 0.68 and 0.30 of it."""
     common = lora_state(seed=99, shapes=LARGER)
     updates = [{n: 0.3 * common[n] + t for n, t in lora_state(seed=seed, shapes=LARGER).items()} for seed in range(12)]
     exact = torch.stack([flat(update) for update in updates]).mean(0)
