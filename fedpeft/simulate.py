@@ -418,7 +418,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def one_press_a_second() -> Callable[[int, object], None]:
+    """What Ctrl-C does: a press is a KeyboardInterrupt, unless it follows another within a second.
+
+    A hand that presses twice means one interruption; the second would find the first being handled, in the middle of
+    cleaning up. An exception that is lost, as those in destructors are, can be had again after a second.
+    """
+    last = -math.inf
+
+    def press(number: int, frame: object) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 1:
+            last = now
+            raise KeyboardInterrupt
+
+    return press
+
+
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background ignores it
+        signal.signal(signal.SIGINT, one_press_a_second())
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is written: a second Ctrl-C would only show where Python ends
     sys.exit(code)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 from fedpeft.checkpoint import Checkpoints
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.console import ConsoleObserver
-from fedpeft.simulate import main, show, simulate
+from fedpeft.simulate import main, one_press_a_second, show, simulate
 from fedpeft.simulation import Simulation
 
 TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "4", "--rounds", "3", "--dtype", "fp32", "--workers", "1",
@@ -168,6 +169,15 @@ def wait_for_rounds(folder: Path, count: int, process: subprocess.Popen[bytes]) 
             return
         time.sleep(0.01)
     raise AssertionError(f"no {count} rounds; stderr: {process.stderr.read() if process.poll() is not None else ''}")
+
+
+def test_two_quick_presses_of_ctrl_c_are_one_interruption(monkeypatch):
+    now = iter((10.0, 10.5, 11.0, 11.2))
+    monkeypatch.setattr("fedpeft.simulate.time.monotonic", lambda: next(now))
+    press = one_press_a_second()
+    for interrupts in (True, False, True, False):
+        with pytest.raises(KeyboardInterrupt) if interrupts else nullcontext():
+            press(signal.SIGINT, None)
 
 
 @pytest.mark.slow
