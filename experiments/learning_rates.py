@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.grid_of_runs import read_study
-from fedpeft.results import Result, ResultsFile, latest
+from fedpeft.studies.results import Result, ResultsFile, latest
+from fedpeft.studies.study_file import read_study
 
 FOLDER = Path(__file__).parent
 

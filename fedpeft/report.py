@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedpeft.errors import ConfigError, FedpeftError, RunError
-from fedpeft.grid_of_runs import Study, read_study
 from fedpeft.parts import nearest, split_outside_parentheses
-from fedpeft.report_figures import Figure, figures
-from fedpeft.report_tables import Section, Table, describe, tables, time_in_words, with_points_by_difference
-from fedpeft.results import Result, ResultsFile, latest, read_run
+from fedpeft.studies.figures import Figure, figures
+from fedpeft.studies.results import Result, ResultsFile, latest, read_run
+from fedpeft.studies.study_file import Study, read_study
+from fedpeft.studies.tables import Section, Table, describe, tables, time_in_words, with_points_by_difference
 
 TABLE_BEGINS, TABLE_ENDS = "<!-- table: made by fedpeft.study -->", "<!-- end of table -->"
 """Between these lines of a study's README its tables are put."""
@@ -221,7 +221,7 @@ def page(title: str, made: Sequence[Made], skipped: Sequence[str], csv_folder: s
     """The HTML text."""
     from jinja2 import Environment
 
-    template = importlib.resources.files("fedpeft").joinpath("report_page.html").read_text(encoding="utf-8")
+    template = importlib.resources.files("fedpeft.studies").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     runs = sum(len(m.section.results) for m in made)
     return environment.from_string(template).render(

@@ -26,11 +26,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedpeft.config import from_mapping, read_toml
 from fedpeft.console import duration
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.grid_of_runs import Planned, Study, read_study
 from fedpeft.hardware import accelerators, gpu_shares, usable_cores
 from fedpeft.records import Records
-from fedpeft.results import FAILED, Result, ResultsFile, latest, read_run, resolved
-from fedpeft.run_of_study import Start, Starter
+from fedpeft.studies.process import Start, Starter
+from fedpeft.studies.results import FAILED, Result, ResultsFile, latest, read_run, resolved
+from fedpeft.studies.study_file import Planned, Study, read_study
 
 POLL_SECONDS = 0.2
 

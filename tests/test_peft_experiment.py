@@ -10,9 +10,9 @@ import pytest
 from experiments.learning_rates import tries, tuned_tables, with_rates
 from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure
-from fedpeft.grid_of_runs import read_study
 from fedpeft.peft_method import PEFT_METHODS
-from fedpeft.results import Result
+from fedpeft.studies.results import Result
+from fedpeft.studies.study_file import read_study
 
 
 def test_every_method_is_in_the_study_with_a_rate_of_its_own():

@@ -12,9 +12,9 @@ import tyro
 
 from experiments.peft_methods.costs import Costs, measure
 from fedpeft.errors import ConfigError, FedpeftError
-from fedpeft.grid_of_runs import read_study
-from fedpeft.report_tables import with_deviation
-from fedpeft.results import Result, ResultsFile, latest, resolved
+from fedpeft.studies.results import Result, ResultsFile, latest, resolved
+from fedpeft.studies.study_file import read_study
+from fedpeft.studies.tables import with_deviation
 
 FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- costs: begin -->", "<!-- costs: end -->"

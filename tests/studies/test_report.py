@@ -14,9 +14,9 @@ import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.report import TABLE_BEGINS, TABLE_ENDS, main, with_tables
-from fedpeft.report_figures import PANEL_HEIGHT, legend_below, logarithmic_if_wide, panels
-from fedpeft.report_tables import Section, comparison_table, cost_table, curve, methods_table, tables
-from fedpeft.results import QUANTILES, Result, ResultsFile, client_accuracy, pack, unpack
+from fedpeft.studies.figures import PANEL_HEIGHT, legend_below, logarithmic_if_wide, panels
+from fedpeft.studies.results import QUANTILES, Result, ResultsFile, client_accuracy, pack, unpack
+from fedpeft.studies.tables import Section, comparison_table, cost_table, curve, methods_table, tables
 
 ROWS = 400
 

@@ -27,7 +27,7 @@ from fedpeft.calibration import calibrate
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.records import Records
-from fedpeft.statistics import Scored
+from fedpeft.studies.statistics import Scored
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 """Of the clients' accuracies, that are kept."""

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from fedpeft.calibration import BINS
-from fedpeft.report_tables import CurvePoint, Method, Section, curve
-from fedpeft.results import QUANTILES
+from fedpeft.studies.results import QUANTILES
+from fedpeft.studies.tables import CurvePoint, Method, Section, curve
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, without the yellow that white paper swallows."""

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.grid_of_runs import Study, read_study
-from fedpeft.results import FAILED, Result, ResultsFile, resolved
-from fedpeft.run_of_study import Start
+from fedpeft.studies.process import Start
+from fedpeft.studies.results import FAILED, Result, ResultsFile, resolved
+from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import Schedule, Workplace, jobs_that_fit, main, rounds_done
 
 BASE = '[base]\ndataset = "tiny"\ntokens = 32\nclients = 6\ncohort = 3\nrounds = 4\ndtype = "fp32"\n'
@@ -108,7 +108,7 @@ def test_wrong_studies_are_one_sentence(
 
 
 def test_every_study_of_the_repository_describes_a_grid() -> None:
-    files = sorted((Path(__file__).parent.parent / "experiments").glob("*/study.toml"))
+    files = sorted((Path(__file__).parents[2] / "experiments").glob("*/study.toml"))
     assert {"communication", "heterogeneity", "privacy", "strategies", "attacks"} <= {f.parent.name for f in files}
     for file in files:
         presets = tomllib.loads(file.read_text())["presets"]

@@ -16,8 +16,8 @@ from functools import cached_property
 from typing import Any
 
 from fedpeft.console import duration
-from fedpeft.results import QUANTILES, Result
-from fedpeft.statistics import POINTS, Comparison, Scored, compare, mean_and_deviation, pareto_front
+from fedpeft.studies.results import QUANTILES, Result
+from fedpeft.studies.statistics import POINTS, Comparison, Scored, compare, mean_and_deviation, pareto_front
 
 MEGABYTE = 1e6
 

@@ -10,7 +10,7 @@ from scipy import stats
 from torchmetrics.classification import MulticlassCalibrationError
 
 from fedpeft.calibration import BINS, calibrate
-from fedpeft.statistics import Scored, compare, half_width, mean_and_deviation, pareto_front
+from fedpeft.studies.statistics import Scored, compare, half_width, mean_and_deviation, pareto_front
 
 SEEDS, ROWS = 6, 500
 

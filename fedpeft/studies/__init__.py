@@ -1,0 +1,1 @@
+"""Studies: many runs of a grid, kept as results, compared, and shown on a page."""
