@@ -99,12 +99,20 @@ class ClientSide:
         )
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
-        """One report per instruction, in order; all instructions are of one kind and round."""
-        if instructions[0].kind == "prepare":
+        """One report per instruction, in order; all instructions are of one kind and round.
+
+        Raises:
+            PayloadError: of a kind that this version does not know, or of several kinds.
+        """
+        kinds = {instruction.kind for instruction in instructions}
+        if kinds == {"prepare"}:
             return [self._prepare(instruction) for instruction in instructions]
-        if instructions[0].kind == "evaluate":
+        if kinds == {"evaluate"}:
             return [self._evaluate(instruction) for instruction in instructions]
-        return self._train(instructions)
+        if kinds == {"train"}:
+            return self._train(instructions)
+        asked = ", ".join(sorted(f"{kind[:40]!r}" for kind in kinds))
+        raise PayloadError(f"the server asks for {asked}; this version knows prepare, train or evaluate, one at a time")
 
     def _rows(self, client: int) -> tuple[np.ndarray, np.ndarray]:
         """The client's rows to train on, and those held out."""

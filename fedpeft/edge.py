@@ -324,10 +324,8 @@ class Edge(Simulation):
         """Do what the server asks; what fails is reported, and the client lives on."""
         own = self.protection if isinstance(self.protection, OwnLedger) else None
         try:
-            if own is not None:
-                own.check(instruction)
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
-            if own is None or instruction.kind != "train":
+            if own is None:
                 return self._work(instruction)
             return own.answer(instruction, self._own_state(instruction), self._work)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
@@ -131,6 +131,8 @@ def _check_types(fields: Mapping[str, Any], cls: type[Instruction] | type[Report
         value = fields.get(name)
         if name in fields and not (isinstance(value, legal) and (bool in legal or not isinstance(value, bool))):
             raise PayloadError(f"{name} is {value!r:.50}, not of type {legal[-1].__name__}")
+    if "kind" in fields and cls is Instruction and fields["kind"] not in get_args(Kind):
+        raise PayloadError(f"kind is {fields['kind']!r:.50}; legal are {', '.join(get_args(Kind))}")
 
 
 def _from_record(record: RecordDict, cls: type[Any]) -> Any:

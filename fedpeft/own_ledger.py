@@ -8,6 +8,9 @@ what its mechanism does not cover. Whatever is asked is charged, and synced, bef
     the last charge, unanswered   a kill came between charge and answer, so nothing left: the same noise, no new charge
     anything else                 a charge and new noise, or, where the budget does not allow it, a refusal
 
+Of the kinds of instruction, training is charged, and an evaluation is free where the settings let clients tell losses
+(raw_metrics, which epsilon does not cover). Every other kind is refused, known or not.
+
 So a kill between any two steps, a server that goes back in time, or one that asks twice what is almost the same, can
 only make the ledger say too much. Noise is never used for two inputs.
 """
@@ -181,28 +184,34 @@ class OwnLedger(Protection):
     # -------------------------------------------------------------------------------------------------------- a task
 
     def check(self, instruction: Instruction) -> None:
-        """Refuse what the mechanism does not cover.
+        """Refuse all but what the mechanism covers: training, and evaluations where losses may be told.
 
         Raises:
             PrivacyError: says what.
         """
-        if instruction.kind == "prepare" or (instruction.kind == "evaluate" and self.mechanism.silent):
-            what = "sums over its rows" if instruction.kind == "prepare" else "losses on its rows"
+        kind = instruction.kind
+        if kind == "train":
+            if instruction.round < 1 or instruction.variate or instruction.steps < 0:
+                raise PrivacyError("the server asks for what the settings of the federation do not include")
+        elif kind != "evaluate" or self.mechanism.silent:
+            unprotected = {"prepare": "sums over its rows", "evaluate": "losses on its rows"}
+            what = unprotected.get(kind, f"something called {kind[:40]!r}")
             raise PrivacyError(f"the server asks for {what}, which {self.mechanism.name} does not protect")
-        if instruction.kind == "train" and (instruction.round < 1 or instruction.variate or instruction.steps < 0):
-            raise PrivacyError("the server asks for what the settings of the federation do not include")
 
-    def answer(self, instruction: Instruction, state: bytes, train: Callable[[Instruction], Report]) -> Report:
-        """The report on a training task: charged, trained, kept, in this order.
+    def answer(self, instruction: Instruction, state: bytes, work: Callable[[Instruction], Report]) -> Report:
+        """The report on a task; on one of training charged, trained, kept, in this order.
 
         Args:
-            instruction: what is asked; its attempt is the server's, and is not relied on.
+            instruction: what is asked; its attempt is the server's, and nobody here sees it.
             state: a digest of what of the client's own state the answer depends on.
-            train: does the work, given the instruction with the client's own attempt.
+            work: does the work, given the instruction with the client's own attempt.
 
         Raises:
-            PrivacyError: the ledger or the answer can't be stored.
+            PrivacyError: the mechanism does not cover the task, or the ledger or the answer can't be stored.
         """
+        self.check(instruction)
+        if instruction.kind == "evaluate":  # free: `check` lets it pass only where it may tell what it measures
+            return work(replace(instruction, attempt=0))
         asked = self._asked(instruction, state)
         if (known := self.answers.find(asked)) is not None:
             return known
@@ -213,7 +222,7 @@ class OwnLedger(Protection):
                 return self._refusal(instruction)
             fingerprint = f"{asked}/{self.ledger.releases(OWN)}"
         attempt = self.ledger.charge(instruction.round, fingerprint, {OWN: (event, count)})
-        report = train(replace(instruction, attempt=attempt))
+        report = work(replace(instruction, attempt=attempt))
         if report.variate:
             raise PrivacyError("a control variate would leave the client without protection")
         # The number of steps tells how many rows there are, which is private where the whole client is.

@@ -10,12 +10,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fedpeft.clients.pool import Worker
 
 from fedpeft.base_model import resolve_model
 from fedpeft.checkpoint import Checkpoints
 from fedpeft.deployment import ServeOptions
 from fedpeft.edge import Edge, EdgeOptions
-from fedpeft.errors import DataError, FedpeftError, ModelError, RunError
+from fedpeft.errors import DataError, FedpeftError, ModelError, PayloadError, RunError
 from fedpeft.serve import main as serve
 from fedpeft.wire import v1_pb2 as v1
 
@@ -191,6 +192,18 @@ def test_a_rank_beyond_the_client_s_own_is_refused_before_anything_is_allocated(
     [asked, *_] = [i for i in where.server.direct.asked if i.kind == "train"]
     report = where.server.edges[asked.client].handle(replace(asked, rank=20_000))
     assert "asks for an adapter of rank 20000, this client's has at most 2" in report.error
+
+
+def test_a_task_of_an_unknown_kind_is_not_worked_on(federation):
+    made = federation(rounds=1)
+    made.run()
+    asked, edge = made.server.direct.asked[0], made.server.edges[0]
+    for kind in ("trian", "", "Train"):
+        report = edge.handle(replace(asked, kind=kind))
+        assert f"asks for {kind!r}; this version knows prepare, train or evaluate" in report.error
+        assert not report.payload
+    with pytest.raises(PayloadError, match="one at a time"):
+        edge.pool.submit(Worker.handle, [asked, replace(asked, kind="evaluate")]).result()
 
 
 @pytest.mark.parametrize(("device", "words"), [("foo", "'foo' is no device"), ("cuda:7", "there is no cuda:7 here")])

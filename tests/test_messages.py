@@ -72,6 +72,12 @@ def test_another_message_is_refused(record):
         instruction_of(message)
 
 
+def test_an_instruction_of_an_unknown_kind_is_refused():
+    message = Loopback().create_message(to_record(Instruction("trian", 1, 0, b"")), "train", 2, "1")
+    with pytest.raises(PayloadError, match="kind is 'trian'; legal are prepare, train, evaluate"):
+        instruction_of(message)
+
+
 def test_flowers_internals_are_as_we_use_them():
     """If a new Flower breaks this, `fedpeft/flower.py` is the one place to mend."""
     Loopback()

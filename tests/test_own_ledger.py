@@ -199,6 +199,8 @@ def test_a_client_refuses_what_its_mechanism_does_not_cover(federation):
     for changed, says in (
         ({"kind": "prepare", "round": 0}, "sums over its rows"),
         ({"kind": "evaluate"}, "losses on its rows"),
+        ({"kind": "trian"}, "something called 'trian'"),
+        ({"kind": "trian", "attempt": 7, "learning_rate": 1e-3}, "something called 'trian'"),
         ({"round": -1}, "do not include"),
         ({"variate": b"x"}, "do not include"),
     ):
@@ -206,6 +208,26 @@ def test_a_client_refuses_what_its_mechanism_does_not_cover(federation):
         assert says in report.error
         assert not report.payload
     assert (made.folder / "edge-0" / LEDGER).read_bytes() == before
+
+
+@pytest.mark.parametrize("privacy", ["dp_sgd(noise_multiplier=1)", "dp_sgd(noise_multiplier=1, raw_metrics=True)"])
+def test_the_server_s_attempt_reaches_no_work(federation, monkeypatch, privacy):
+    """It would choose the noise: two inputs under one attempt give the difference of what is hidden."""
+    made = federation(privacy=privacy)
+    instruction = asked_once(made)
+    edge = made.server.edges[0]
+    seen = []
+
+    def work(given):
+        seen.append((given.kind, given.attempt))
+        return Report(given.client, given.round, b"x")
+
+    monkeypatch.setattr(edge, "_work", work)
+    for kind in ("train", "evaluate", "prepare", "trian"):
+        edge.handle(replace(instruction, kind=kind, learning_rate=1e-3, attempt=7))
+    trained = len(book(made, 0)) - 1
+    assert [c["attempt"] for c in book(made, 0)][trained] == 1
+    assert seen == [("train", 1)] + ([("evaluate", 0)] if "raw_metrics" in privacy else [])
 
 
 def test_the_steps_that_are_asked_for_are_charged(federation):

@@ -84,6 +84,10 @@ def test_what_is_not_a_parcel_is_refused():
     ]:
         with pytest.raises(PayloadError, match=why):
             Incoming(Report, LIMIT, wrong)
+    for kind in ("trian", "", "Train"):
+        unknown = next(iter(parts("t", Instruction(kind, 1, 0, b"abc")))).header
+        with pytest.raises(PayloadError, match=rf"field kind is '{kind}'; legal are prepare, train, evaluate"):
+            Incoming(Instruction, LIMIT, unknown)
     with pytest.raises(PayloadError, match="more arrived"):
         received(Report, LIMIT, [v1.Part(header=header()), v1.Part(chunk=b"abcd")])
     with pytest.raises(PayloadError, match="ended before"):

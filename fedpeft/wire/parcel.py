@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from fedpeft.errors import PayloadError
 from fedpeft.messages import PAYLOADS, Instruction, Report
@@ -60,7 +60,7 @@ def _value(value: object) -> v1.Value:
     raise TypeError(f"{type(value).__name__} does not travel")
 
 
-_KINDS = {"int": "integer", "float": "number", "str": "text", "bool": "flag", "tuple": "integers", "Literal": "text"}
+_KINDS = {"int": "integer", "float": "number", "str": "text", "bool": "flag", "tuple": "integers"}
 
 
 class Incoming:
@@ -125,12 +125,14 @@ def _fields(cls: type[Any], header: v1.Header) -> dict[str, Any]:
         if annotation is float and kind == "integer":
             fields[name] = float(value.integer)
             continue
-        if kind != _KINDS.get(getattr(annotation, "__name__", "Literal"), "text"):
+        if kind != ("text" if annotation is Literal else _KINDS[annotation.__name__]):
             raise PayloadError(f"the parcel's field {name} is of another kind ({kind})")
         found = getattr(value, kind)
         fields[name] = tuple(found.items) if kind == "integers" else found
         if kind == "text" and len(found) > TEXT_LIMIT:
             raise PayloadError(f"the parcel's field {name} is {len(found)} characters long")
+        if annotation is Literal and found not in (legal := typing.get_args(hints[name])):
+            raise PayloadError(f"the parcel's field {name} is {found[:40]!r}; legal are {', '.join(legal)}")
     for name, field in known.items():
         if name not in fields and field.default is dataclasses.MISSING:
             raise PayloadError(f"the parcel lacks the field {name}")
