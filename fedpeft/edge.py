@@ -1,7 +1,8 @@
 """A real client: one machine's own rows, the base model loaded once, and the client code that simulations run.
 
-It is made from the server's settings, as a simulation is from a user's, with a partition of one shard. What the server
-says of labels, texts and weights is checked against what is here, before anything is trained.
+It is made from those of the server's settings that it takes (`fedpeft.shared_settings`), as a simulation is from a
+user's, with a partition of one shard. What the server says of labels, texts and weights is checked against what is
+here, before anything is trained.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import dataclasses
 import importlib.util
 import os
 import platform
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from fedpeft.peft_method import PEFT_METHODS
 from fedpeft.protection import KEY, ClientPrivacy
 from fedpeft.residual import ResidualFiles
 from fedpeft.sampling import cohort_size
+from fedpeft.shared_settings import shared_settings
 from fedpeft.simulation import Simulation, SimulationObserver
 from fedpeft.strategy import RoundStrategy, strategies
 from fedpeft.task import FederatedModel
@@ -78,27 +79,15 @@ class Alone(Partition):
         return self.indices
 
 
-def common_settings(description: v1.Description) -> RunConfig:
-    """The server's settings.
-
-    Raises:
-        RunError: they are not ones that this version knows.
-    """
-    try:
-        return from_mapping(tomllib.loads(description.config), "the server's settings")
-    except (tomllib.TOMLDecodeError, FedpeftError) as error:
-        raise RunError(f"the server's settings can't be used: {error}") from None
-
-
 def settings_of(description: v1.Description, options: EdgeOptions) -> RunConfig:
-    """The server's settings with the client's own choices.
+    """What a client takes of the server's settings, with its own choices.
 
     Raises:
-        RunError: the server's settings are not ones that this version knows.
+        RunError: the server's settings are not ones that a client takes.
         ConfigError: a choice that can't be used.
     """
-    config = common_settings(description)
-    chosen: dict[str, Any] = {"workers": 1, "grid": "cohort", "cohort": "all"}
+    config = shared_settings(description.config)
+    chosen: dict[str, Any] = {"workers": 1, "cohort": "all"}
     if options.model:
         chosen["model"] = options.model
     if options.batch_size:
@@ -132,7 +121,7 @@ class Edge(Simulation):
         self.file = data
         self.options = options
         self.options = self._fitted(observer)
-        self.common_cohort = common_settings(description).cohort
+        self.common_cohort = shared_settings(description.config).cohort
         super().__init__(settings_of(description, self.options), folder, observer)
         self._check_model()
         self.bases = HeldBase(self.work.residuals, self.layout.pairs)

@@ -116,8 +116,8 @@ def parse_spec(text: str) -> Spec:
         return Spec(name, {}, argument)
     try:
         tree = ast.parse(_leading_digit_safe(text), mode="eval").body
-    except SyntaxError:
-        raise ConfigError(f"{text!r} is not of the form name(key=value, ...)") from None
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the others: a NUL, or nested too deep
+        raise ConfigError(f"{text[:200]!r} is not of the form name(key=value, ...)") from None
     if isinstance(tree, ast.Name):
         return Spec(_restore(tree.id), {})
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)) or tree.args:
@@ -230,7 +230,10 @@ def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) 
             if value is None:
                 return None
         elif plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            result = float(value)
+            try:
+                result = float(value)
+            except OverflowError:  # a whole number of more than 308 digits
+                break
             if not math.isfinite(result):
                 break
             return _within(label, result, bounds)
