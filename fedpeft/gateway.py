@@ -21,6 +21,7 @@ import grpc
 from grpc.aio import ServicerContext
 
 from fedpeft.admission import Bucket, Doorkeeper, RefusedError
+from fedpeft.descriptors import connections
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.events import Events
 from fedpeft.messages import Instruction, Report
@@ -57,8 +58,16 @@ Two clocks are needed: while a ping of gRPC's flow control is under way there is
 take a minute by default.
 """
 
+HANDSHAKE_SECONDS = 10.0
+"""How long a connection may take to show its certificate. Whoever says nothing takes a place no longer."""
+
+IDLE_SECONDS = 60.0
+"""How long a connection may be open without a call; a client's has its stream of tasks."""
+
 SERVER_OPTIONS = (
     *KEEPALIVE,
+    ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_SECONDS)),
+    ("grpc.max_connection_idle_ms", int(1000 * IDLE_SECONDS)),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 4),
     ("grpc.max_concurrent_streams", 8),
@@ -156,7 +165,7 @@ class Gateway(FederationServicer):
         """Listen at `address` (HOST:PORT; port 0: any free one).
 
         Raises:
-            RunError: the address can't be used.
+            RunError: the address can't be used, or the process may open too few files.
         """
         self._thread.start()
         self._call(self._start(address, credentials))
@@ -189,7 +198,8 @@ class Gateway(FederationServicer):
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _start(self, address: str, credentials: grpc.ServerCredentials | None) -> None:
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        most = ("grpc.max_allowed_incoming_connections", connections(self.roster.places))
+        self._server = grpc.aio.server(options=(*SERVER_OPTIONS, most))
         add_FederationServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         try:
             if credentials is None:

@@ -37,6 +37,7 @@ class Fleet:
     def __init__(self, folder: Path, **settings: object) -> None:
         self.folder = folder
         self.settings = {**SETTINGS, **settings}
+        self.ulimit = ""  # what the shell's ulimit is told before a server or a client starts
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.processes: list[subprocess.Popen[str]] = []
@@ -51,9 +52,10 @@ class Fleet:
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def _start(self, module: str, log: str, *words: str) -> subprocess.Popen[str]:
+        limited = ["sh", "-c", f'ulimit {self.ulimit} && exec "$@"', "sh"] if self.ulimit else []
         with open(self.folder / log, "a") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *words],
+                [*limited, sys.executable, "-m", module, *words],
                 cwd=self.folder, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, text=True,
             )  # fmt: skip
         self.processes.append(process)

@@ -86,7 +86,7 @@ def test_the_service_examples_run_legal_commands(tmp_path):
         words = shlex.split(unit["Service"]["ExecStart"])
         assert words[1:3] == ["-m", module.__name__]
         tyro.cli(module.Command, args=words[3:])
-        assert unit["Service"]["RestartPreventExitStatus"] == "2"
+        assert unit["Service"]["Restart"] == "on-failure"
 
 
 def test_the_container_runs_a_legal_command():
