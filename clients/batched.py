@@ -1,9 +1,9 @@
 """Many clients in one pass over one shared frozen base.
 
-Every linear layer becomes a fast frozen one, every adapted layer a stacked one (see `fedpeft.stacked`), and one fused
-optimizer steps over the stacks. The sum of the clients' mean losses is minimised, so each client's gradient is that
-of its own mean loss. Clients with more steps come first in a group: when the others are done, their parameters have
-been copied out and their rows leave the pass. Clients of lower LoRA rank are padded with zeros to the global rank:
+Every linear layer becomes a fast frozen one, every adapted layer a stacked one (see `fedpeft.peft.stacked_layers`), and
+one fused optimizer steps over the stacks. The sum of the clients' mean losses is minimised, so each client's gradient
+is that of its own mean loss. Clients with more steps come first in a group: when the others are done, their parameters
+have been copied out and their rows leave the pass. Clients of lower LoRA rank are padded with zeros to the global rank:
 the padding's gradients are zero, so it stays zero and changes nothing.
 """
 
@@ -13,16 +13,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from fedpeft.clients.training import Executor, Job, Trained, leading
+from fedpeft.clients.dropout import DropoutPlan, own_dropout
+from fedpeft.clients.executor import Executor, Job, Trained, leading
 from torch import Tensor, nn
 
-from fedpeft.adapter import ClientForm, Layout, State
-from fedpeft.dropout import DropoutPlan, own_dropout
-from fedpeft.examples import Batch, Examples
-from fedpeft.peft_method import PeftMethod
-from fedpeft.stacked import Kernel, StackedLayer, StackedLinear, fast_linears
-from fedpeft.strategy import padded
-from fedpeft.task import FederatedModel, Task, trainable
+from fedpeft.aggregation.strategy import padded
+from fedpeft.data.examples import Batch, Examples
+from fedpeft.models.task import FederatedModel, Task, trainable
+from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.method import PeftMethod
+from fedpeft.peft.stacked_layers import Kernel, StackedLayer, StackedLinear, fast_linears
 
 
 class BatchedExecutor(Executor):

@@ -12,25 +12,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from fedpeft.clients import variates
+from fedpeft.clients import scaffold
+from fedpeft.clients.attack import ATTACKS, Attack
+from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.store import ClientStore, labelled, section
-from fedpeft.clients.training import Job, RowPrivacy, Trained
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft import seeds
-from fedpeft.adapter import Layout, State, difference, held_in
-from fedpeft.attack import ATTACKS, Attack
-from fedpeft.codec import decode, parse_codec
-from fedpeft.downlink import Arrival, arrival, start_for
+from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.downlink import Arrival, arrival, start_for
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.uplink import parse_uplink
+from fedpeft.data.partition import Partition, held_out
 from fedpeft.errors import PayloadError, PrivacyError
-from fedpeft.head_start import HEADS
-from fedpeft.messages import Instruction, Report
-from fedpeft.partition import Partition, held_out
-from fedpeft.privacy.dp_sgd import sampling_rate
-from fedpeft.protection import ClientPrivacy
-from fedpeft.run_key import read_key
-from fedpeft.strategy import strategies
-from fedpeft.uplink import parse_uplink
+from fedpeft.peft.adapter import Layout, State, difference, held_in
+from fedpeft.privacy.engine import ClientPrivacy
+from fedpeft.privacy.mechanisms.dp_sgd import sampling_rate
+from fedpeft.privacy.noise import read_key
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class ClientSide:
             learning_rate=instruction.learning_rate,
             proximal=instruction.proximal,
             form=instruction.form,
-            correction=variates.correction(server_variate, section(state, "variate")),
+            correction=scaffold.correction(server_variate, section(state, "variate")),
         )
         job = self._protected(job, instruction)
         return _Task(instruction, layout, job, private, state, server_variate, keeps)
@@ -235,7 +235,7 @@ class ClientSide:
         state, variate = task.state, b""
         if task.server_variate:
             own = section(state, "variate")
-            after = variates.after(job, result, own)
+            after = scaffold.after(job, result, own)
             variate = self.lossless.encode({n: t - own[n] if n in own else t for n, t in after.items()})
             state = state | labelled("variate", after)
         state = state | labelled("private", {n: t for n, t in result.state.items() if n in task.private})

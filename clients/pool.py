@@ -22,13 +22,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from fedpeft.clients.client import ClientPlan, ClientSide
-from fedpeft.clients.training import Job, Totals, Trained
+from fedpeft.clients.executor import Job, Totals, Trained
 from fedpeft.clients.workbench import Workbench, WorkPlan
 
-from fedpeft.adapter import State
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.errors import RunError
-from fedpeft.memory import release
-from fedpeft.messages import Instruction, Report
+from fedpeft.machine.memory import release
+from fedpeft.peft.adapter import State
 
 T = TypeVar("T")
 

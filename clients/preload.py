@@ -10,7 +10,7 @@ import transformers  # noqa: E402, F401
 from fedpeft.clients import pool  # noqa: E402, F401
 from transformers.models.bert import modeling_bert  # noqa: E402, F401
 
-from fedpeft.memory import release  # noqa: E402
+from fedpeft.machine.memory import release  # noqa: E402
 
 release()
 gc.freeze()  # a collection writes into every object it visits, and a page that is written to is not shared any more

@@ -12,23 +12,24 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from fedpeft.clients.per_example import Chosen, PerExample, bounded, check, empty
+from fedpeft.clients.example_gradients import Chosen, PerExample, bounded, check, empty
+from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.sequential import SequentialExecutor
-from fedpeft.clients.training import Job, RowPrivacy, Trained
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from torch import Tensor
 
-from fedpeft.adapter import Layout
+from fedpeft.data.examples import Examples
 from fedpeft.errors import PrivacyError
-from fedpeft.examples import Examples
-from fedpeft.peft_method import PrivacyRoute
-from fedpeft.run_key import gaussian
-from fedpeft.task import FederatedModel, Task
+from fedpeft.models.task import FederatedModel, Task
+from fedpeft.peft.adapter import Layout
+from fedpeft.peft.method import PrivacyRoute
+from fedpeft.privacy.noise import gaussian
 
 
 class SecretNoise(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimizer, its noise drawn from a secret stream instead of a torch generator (see `fedpeft.run_key`)."""
+    """Opacus' optimizer, its noise drawn from a secret stream instead of a torch generator (see
+    `fedpeft.privacy.noise`)."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, privacy: RowPrivacy, expected: float, stream: np.random.Generator

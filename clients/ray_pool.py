@@ -18,8 +18,8 @@ from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.pool import Pool, Worker, lost
 from fedpeft.clients.workbench import WorkPlan
 
-from fedpeft.assets import needs_extra
 from fedpeft.errors import RunError
+from fedpeft.machine.downloads import needs_extra
 
 T = TypeVar("T")
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from fedpeft.clients.training import Executor, Job, Trained, leading, placed
+from fedpeft.clients.dropout import DropoutPlan, own_dropout
+from fedpeft.clients.executor import Executor, Job, Trained, leading, placed
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from fedpeft.adapter import ClientForm, Layout, State
-from fedpeft.dropout import DropoutPlan, own_dropout
-from fedpeft.examples import Batch, Examples
-from fedpeft.task import FederatedModel, Task, trainable
+from fedpeft.data.examples import Batch, Examples
+from fedpeft.models.task import FederatedModel, Task, trainable
+from fedpeft.peft.adapter import ClientForm, Layout, State
 
 
 def add_gradient(parameter: nn.Parameter, more: Tensor) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fedpeft.adapter import State
 from fedpeft.errors import RunError
+from fedpeft.peft.adapter import State
 
 
 def section(state: State, label: str) -> State:

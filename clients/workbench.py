@@ -14,22 +14,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fedpeft.clients.attack import Relabelled
 from fedpeft.clients.batched import BatchedExecutor
+from fedpeft.clients.executor import Executor, LocalTraining, Totals
 from fedpeft.clients.sequential import SequentialExecutor
-from fedpeft.clients.training import Executor, LocalTraining, Totals
 from torch import nn
 
-from fedpeft import cache
-from fedpeft.adapter import ClientForm, Layout, State
-from fedpeft.assets import cache_directory
-from fedpeft.attack import Relabelled
-from fedpeft.examples import Examples
-from fedpeft.frozen_prefix import FrozenStore, HiddenRows, above
-from fedpeft.peft_method import PEFT_METHODS, PeftMethod
-from fedpeft.quantized import Precision, quantize
-from fedpeft.residual import ResidualFiles
-from fedpeft.stacked import Kernel, fast_linears
-from fedpeft.task import DTYPES, TASKS, FederatedModel, Task
+from fedpeft.communication.base_residual import ResidualFiles
+from fedpeft.data import cached_rows
+from fedpeft.data.examples import Examples
+from fedpeft.machine.downloads import cache_directory
+from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above
+from fedpeft.models.quantized import Precision, quantize
+from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
+from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.method import PEFT_METHODS, PeftMethod
+from fedpeft.peft.stacked_layers import Kernel, fast_linears
 
 KERNELS = "64"
 """Of oneDNN, to keep at once: it keeps 1024 by itself, each with scratch memory, one for every shape of a product."""
@@ -54,7 +54,8 @@ class WorkPlan:
         device: "cpu" or "cuda:N".
         training: settings of local training.
         seed: of the run.
-        residuals: folder of what exact rules have put into the base, by version (`fedpeft.residual`).
+        residuals: folder of what exact rules have put into the base, by version
+            (`fedpeft.communication.base_residual`).
         precision: in how few bits the frozen layers are held; empty: in `dtype`.
         labels: other labels of the training rows (n,) than the data's, where an attack changes them.
     """
@@ -99,7 +100,7 @@ class WorkPlan:
         more: dict[str, str] = {"precision": precision} if precision else {}
         if self.device != "cpu":  # which rounds otherwise
             more["device"] = self.device.partition(":")[0]
-        name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
+        name = cached_rows.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
         examples = cached_examples(data_key)
         return FrozenStore(cache_directory() / f"frozen-{name}", examples, depth, self.width, DTYPES[self.dtype])
 
@@ -110,7 +111,7 @@ def cached_examples(data_key: str) -> Examples:
     def missing() -> Mapping[str, np.ndarray]:
         raise FileNotFoundError(f"the tokenised rows {data_key} have left the cache while the run was going on")
 
-    return cache.examples_from_arrays(cache.arrays("rows", data_key, missing))
+    return cached_rows.examples_from_arrays(cached_rows.arrays("rows", data_key, missing))
 
 
 def compute_deterministically() -> None:

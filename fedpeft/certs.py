@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from fedpeft.certificates import Authority, check_host, check_name
+from fedpeft.deployment.certificates import Authority, check_host, check_name
 from fedpeft.errors import ConfigError, FedpeftError
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import tomli_w
 
-from fedpeft.clients.training import LocalTraining
+from fedpeft.clients.executor import LocalTraining
 from fedpeft.errors import ConfigError
-from fedpeft.hardware import accelerators, fast_bf16
+from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.parts import check_settings, parse_spec, setting
 
 DTYPES = ("auto", "bf16", "fp32", "fp64")

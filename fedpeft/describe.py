@@ -14,19 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft.attack import ATTACKS
-from fedpeft.base_model import MODELS
-from fedpeft.codec import codecs
-from fedpeft.data import DATASETS
+from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.clients.attack import ATTACKS
+from fedpeft.communication.codec import codecs
+from fedpeft.communication.precision_rule import PRECISION_RULES
+from fedpeft.data.partition import PARTITIONS
+from fedpeft.data.rows import DATASETS
 from fedpeft.errors import ConfigError, FedpeftError
-from fedpeft.head_start import HEADS
-from fedpeft.mechanism import MECHANISMS
-from fedpeft.partition import PARTITIONS
+from fedpeft.models.base_model import MODELS
 from fedpeft.parts import Bounds, Family
-from fedpeft.peft_method import PEFT_METHODS
-from fedpeft.precision_rule import PRECISION_RULES
-from fedpeft.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.strategy import strategies
+from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.privacy.mechanism import MECHANISMS
 
 FAMILIES: dict[str, tuple[Family[Any], ...]] = {
     "dataset": (DATASETS,),

@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedpeft.config import from_mapping, read_toml
-from fedpeft.console import ConsoleObserver
+from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError, FedpeftError, RunError
-from fedpeft.examples import Batch
+from fedpeft.models.task import FederatedModel
+from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import make_folder
-from fedpeft.task import FederatedModel
 
 if TYPE_CHECKING:
-    from fedpeft.finished_run import FinishedRun
+    from fedpeft.run.finished import FinishedRun
 
 TOLERANCE = 1e-5
 """Of the merged model's outputs, relative to the largest."""
@@ -55,8 +55,8 @@ def export(run: Path, output: Path, merge: bool, console: Console) -> None:
     Raises:
         FedpeftError: there is no finished run, or its method can't be merged exactly.
     """
-    from fedpeft.finished_run import FinishedRun
-    from fedpeft.model_card import card
+    from fedpeft.run.finished import FinishedRun
+    from fedpeft.run.model_card import card
 
     finished_run = FinishedRun.read(run)
     method = finished_run.method
@@ -85,7 +85,7 @@ def empty(output: Path) -> None:
 
 
 def _merge(finished_run: FinishedRun, target: Path, console: Console) -> None:
-    from fedpeft.finished_run import sample_batch
+    from fedpeft.run.finished import sample_batch
 
     base = finished_run.base()
     plain = finished_run.task.model(base, len(finished_run.labels or ())).eval()
@@ -125,7 +125,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
     Raises:
         FedpeftError: there is no such run or client, or its clients have no adapters of their own.
     """
-    from fedpeft.simulation import Simulation
+    from fedpeft.simulation.simulation import Simulation
 
     if not (run / "config.toml").is_file():
         raise RunError(f"{run} holds no run: there is no config.toml in it")

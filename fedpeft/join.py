@@ -16,15 +16,15 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from fedpeft.certificates import Credentials, check_name, name_of
-from fedpeft.connection import Link, LostError, check_state, waits
-from fedpeft.console import ConsoleObserver, duration, size
-from fedpeft.edge import Edge, EdgeOptions
+from fedpeft.communication.messages import Report
+from fedpeft.deployment.certificates import Credentials, check_name, name_of
+from fedpeft.deployment.connection import Link, LostError, check_state, waits
+from fedpeft.deployment.edge import Edge, EdgeOptions
+from fedpeft.deployment.monitoring import host_and_port
 from fedpeft.errors import ConfigError, FedpeftError, RunError
-from fedpeft.messages import Report
-from fedpeft.operation import host_and_port
-from fedpeft.own_ledger import OWN, OwnLedger
 from fedpeft.parts import check_settings
+from fedpeft.privacy.client_engine import OWN, OwnLedger
+from fedpeft.run.console import ConsoleObserver, duration, size
 from fedpeft.simulate import INTERRUPTED, quiet_libraries
 
 

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from fedpeft.base_model import readable_tokens
+from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError, FedpeftError
-from fedpeft.finished_run import FinishedRun
-from fedpeft.tokens import load_tokenizer
+from fedpeft.models.base_model import readable_tokens
+from fedpeft.run.finished import FinishedRun
 
 UNBOUNDED = 1 << 30
 """Tokens that a model reads which says nothing of a limit."""

@@ -23,19 +23,19 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from fedpeft.admission import Doorkeeper
-from fedpeft.certificates import Credentials, Revoked
 from fedpeft.config import RunConfig, read_toml
-from fedpeft.console import ServeObserver, duration, size, summary_table
-from fedpeft.deployment import Deployment, ServeOptions
+from fedpeft.deployment.authentication import Doorkeeper
+from fedpeft.deployment.certificates import Credentials, Revoked
+from fedpeft.deployment.event_log import Events
+from fedpeft.deployment.federation import Deployment, ServeOptions
+from fedpeft.deployment.grid import StoppedError
+from fedpeft.deployment.monitoring import Operation, host_and_port
+from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError, FedpeftError
-from fedpeft.events import Events
-from fedpeft.grids.grpc import StoppedError
-from fedpeft.memory import PeakMemory
-from fedpeft.native_log import Handshakes
-from fedpeft.operation import Operation, host_and_port
+from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
-from fedpeft.records import Records
+from fedpeft.run.console import ServeObserver, duration, size, summary_table
+from fedpeft.run.records import Records
 from fedpeft.simulate import (
     INTERRUPTED,
     SERVERS_OPTIONS,

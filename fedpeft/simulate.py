@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedpeft.config import RunConfig, from_mapping, read_toml
-from fedpeft.console import ConsoleObserver, duration, size, summary_table
 from fedpeft.errors import ConfigError, FedpeftError, RunError
-from fedpeft.memory import PeakMemory
-from fedpeft.records import Records, writing
-from fedpeft.trackers import TrackedRecords, check_trackers
+from fedpeft.machine.memory import PeakMemory
+from fedpeft.run.console import ConsoleObserver, duration, size, summary_table
+from fedpeft.run.records import Records, writing
+from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -176,7 +176,7 @@ def simulate(
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
     """
     quiet_libraries()
-    from fedpeft.simulation import Simulation
+    from fedpeft.simulation.simulation import Simulation
 
     trackers = check_trackers(track)
     started = time.perf_counter()
@@ -200,7 +200,7 @@ def simulate(
         summary["resumed"] = resume
         summary["peak_memory_bytes"] = memory.bytes or None
     records.write_json("summary.json", summary)
-    from fedpeft.plots import plot_rounds
+    from fedpeft.run.plots import plot_rounds
 
     with writing(folder / "rounds.svg"):
         plot_rounds(folder / "rounds.svg", records.read("rounds.jsonl"), summary)
@@ -246,7 +246,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     forgotten = simulation.forgotten(simulation.folder)
     attacked = {}
     if simulation.mechanism is not None and simulation.mechanism.audit:
-        from fedpeft.audit import attacks
+        from fedpeft.audit.__main__ import attacks
 
         attacked = attacks(simulation)
     loss = own.loss if own else score.loss
@@ -273,7 +273,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
 
 def _calibration(score: Any) -> dict[str, Any]:
     """Expected calibration error on the test rows, as it is and after temperature scaling; empty for language."""
-    from fedpeft.calibration import calibrate
+    from fedpeft.models.calibration import calibrate
 
     scores = score.scores
     if not scores.confidence.any():

@@ -24,10 +24,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedpeft.config import from_mapping, read_toml
-from fedpeft.console import duration
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.hardware import accelerators, gpu_shares, usable_cores
-from fedpeft.records import Records
+from fedpeft.machine.hardware import accelerators, gpu_shares, usable_cores
+from fedpeft.run.console import duration
+from fedpeft.run.records import Records
 from fedpeft.studies.process import Start, Starter
 from fedpeft.studies.results import FAILED, Result, ResultsFile, latest, read_run, resolved
 from fedpeft.studies.study_file import Planned, Study, read_study
@@ -351,7 +351,7 @@ def run_study(command: Command, console: Console) -> int:
     if command.jobs < 0:
         raise RunError(f"--jobs must be at least 0, got {command.jobs}")
     if command.track:
-        from fedpeft.trackers import check_trackers
+        from fedpeft.run.trackers import check_trackers
 
         check_trackers(command.track)
     study = read_study(command.study, command.preset)

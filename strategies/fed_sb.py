@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.adapter import ClientForm, Layout, State
+from fedpeft.aggregation.strategy import LinearStrategy, Update
 from fedpeft.errors import ConfigError
-from fedpeft.strategy import LinearStrategy, Update
+from fedpeft.peft.adapter import ClientForm, Layout, State
 
 
 @dataclass(frozen=True)

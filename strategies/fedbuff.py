@@ -15,9 +15,9 @@ with one worker. The paper's server learning rate is --server-optimizer's; its w
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.adapter import Layout, State
+from fedpeft.aggregation.strategy import LinearStrategy, Update
 from fedpeft.parts import setting
-from fedpeft.strategy import LinearStrategy, Update
+from fedpeft.peft.adapter import Layout, State
 
 
 @dataclass(frozen=True)

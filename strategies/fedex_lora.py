@@ -9,9 +9,9 @@ mixed alphas in the unit of the global one; the paper has one of each. The sum o
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.adapter import Layout, LoraPair, State
-from fedpeft.low_rank import LowRank, stack
-from fedpeft.strategy import Cohort, Gathered, GatherStrategy, lora_form, mean_factors, target
+from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, lora_form, mean_factors, target
+from fedpeft.peft.adapter import Layout, LoraPair, State
+from fedpeft.peft.low_rank import LowRank, stack
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ s sum_k p_k (B_k - B)(A_k - A). For every PEFT method without bilinear factors i
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.strategy import LinearStrategy
+from fedpeft.aggregation.strategy import LinearStrategy
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedpeft.adapter import Layout, LoraPair, State
+from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, weighted_sum
 from fedpeft.parts import setting
-from fedpeft.strategy import Cohort, Gathered, GatherStrategy, weighted_sum
+from fedpeft.peft.adapter import Layout, LoraPair, State
 
 
 @dataclass(frozen=True)

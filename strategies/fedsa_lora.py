@@ -8,9 +8,9 @@ the factors' bytes travel, in both directions.
 
 from dataclasses import dataclass
 
-from fedpeft.adapter import Layout, State
+from fedpeft.aggregation.strategy import LinearStrategy, Update
 from fedpeft.parts import setting
-from fedpeft.strategy import LinearStrategy, Update
+from fedpeft.peft.adapter import Layout, State
 
 
 @dataclass(frozen=True)

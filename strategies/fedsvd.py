@@ -13,9 +13,9 @@ an arbitrary direction there.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.adapter import Layout, State
+from fedpeft.aggregation.strategy import best_factors, effective, lora_form
 from fedpeft.parts import setting
-from fedpeft.strategy import best_factors, effective, lora_form
+from fedpeft.peft.adapter import Layout, State
 
 from .ffa_lora import FFALoRA
 

@@ -13,9 +13,9 @@ client has no opinion on the column and adds no change to it.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.adapter import ClientForm, Layout, Role, State
+from fedpeft.aggregation.strategy import LinearStrategy, Update, leading_ranks, lora_form, padded
 from fedpeft.parts import setting
-from fedpeft.strategy import LinearStrategy, Update, leading_ranks, lora_form, padded
+from fedpeft.peft.adapter import ClientForm, Layout, Role, State
 
 
 @dataclass(frozen=True)

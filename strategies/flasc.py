@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.adapter import ClientForm, Layout, State
+from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.parts import setting
-from fedpeft.strategy import LinearStrategy
+from fedpeft.peft.adapter import ClientForm, Layout, State
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@
     B = U_r S_r / s_k, A = V_r^T
 
 Deviation: dW* is never formed. Its SVD comes from the stacked factors, by whichever method is cheapest
-(`fedpeft.low_rank`); the result is the same. `remainder=keep` puts what the truncation at the global rank R cuts off
-into the base, where the paper drops it.
+(`fedpeft.peft.low_rank`); the result is the same. `remainder=keep` puts what the truncation at the global rank R cuts
+off into the base, where the paper drops it.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.adapter import Layout, LoraPair, State
-from fedpeft.low_rank import METHODS, LowRank
+from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, best_factors, target
 from fedpeft.parts import setting
-from fedpeft.strategy import Cohort, Gathered, GatherStrategy, best_factors, target
+from fedpeft.peft.adapter import Layout, LoraPair, State
+from fedpeft.peft.low_rank import METHODS, LowRank
 
 
 @dataclass(frozen=True)

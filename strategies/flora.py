@@ -16,9 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.adapter import Layout, LoraPair, State
+from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, target
+from fedpeft.peft.adapter import Layout, LoraPair, State
 from fedpeft.seeds import torch_generator
-from fedpeft.strategy import Cohort, Gathered, GatherStrategy, target
 
 
 @dataclass(frozen=True)

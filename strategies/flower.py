@@ -19,11 +19,11 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 
-from fedpeft.adapter import Layout, State
+from fedpeft.aggregation.strategy import Aggregate, Read, RoundStrategy, Update, normalised
+from fedpeft.communication.flower_grid import local_reply
 from fedpeft.errors import RunError
-from fedpeft.flower import local_reply
 from fedpeft.parts import setting
-from fedpeft.strategy import Aggregate, Read, RoundStrategy, Update, normalised
+from fedpeft.peft.adapter import Layout, State
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "FedAvg": (),

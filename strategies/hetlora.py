@@ -17,9 +17,9 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.adapter import ClientForm, Layout, LoraPair, State
+from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, Update, mean_factors, product
 from fedpeft.parts import setting
-from fedpeft.strategy import Cohort, Gathered, GatherStrategy, Update, mean_factors, product
+from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, State
 
 
 @dataclass(frozen=True)

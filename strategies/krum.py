@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedpeft.aggregation.robust import ReweighingStrategy
 from fedpeft.parts import setting
-from fedpeft.robust import ReweighingStrategy
 
 
 @dataclass(frozen=True)

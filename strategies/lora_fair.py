@@ -14,9 +14,9 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.adapter import Layout, LoraPair, State
+from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, lora_form, mean_factors, target
 from fedpeft.parts import setting
-from fedpeft.strategy import Cohort, Gathered, GatherStrategy, lora_form, mean_factors, target
+from fedpeft.peft.adapter import Layout, LoraPair, State
 
 
 @dataclass(frozen=True)

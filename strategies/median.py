@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedpeft.robust import CoordinateStrategy, middle_mean
+from fedpeft.aggregation.robust import CoordinateStrategy, middle_mean
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedpeft.aggregation.robust import ReweighingStrategy, middle_mean
 from fedpeft.parts import setting
-from fedpeft.robust import ReweighingStrategy, middle_mean
 
 
 @dataclass(frozen=True)

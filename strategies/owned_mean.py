@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.adapter import ClientForm, Layout, State
+from fedpeft.aggregation.strategy import Fold, LinearStrategy, Update, padded
 from fedpeft.errors import ConfigError
-from fedpeft.strategy import Fold, LinearStrategy, Update, padded
+from fedpeft.peft.adapter import ClientForm, Layout, State
 
 OWNED = "owned/"
 """Before the names of the sums of the owners' weights."""

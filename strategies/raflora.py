@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.adapter import Layout, LoraPair, State
-from fedpeft.low_rank import LowRank, stack
-from fedpeft.strategy import Cohort, Gathered, product
+from fedpeft.aggregation.strategy import Cohort, Gathered, product
+from fedpeft.peft.adapter import Layout, LoraPair, State
+from fedpeft.peft.low_rank import LowRank, stack
 
 from .flexlora import FlexLoRA
 

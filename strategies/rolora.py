@@ -9,7 +9,7 @@ B must go first: it starts at 0, and with B = 0 an A-round would have no gradien
 
 from dataclasses import dataclass
 
-from fedpeft.adapter import Role
+from fedpeft.peft.adapter import Role
 
 from .ffa_lora import FFALoRA
 

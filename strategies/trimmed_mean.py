@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedpeft.aggregation.robust import CoordinateStrategy, middle_mean
 from fedpeft.parts import setting
-from fedpeft.robust import CoordinateStrategy, middle_mean
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ def observer():
 @pytest.fixture(scope="session")
 def tiny():
     """Task, tokenised rows, model folder and number of classes of the tiny data set."""
-    from fedpeft.base_model import resolve_model
-    from fedpeft.data import load_dataset
-    from fedpeft.task import TASKS
+    from fedpeft.data.rows import load_dataset
+    from fedpeft.models.base_model import resolve_model
+    from fedpeft.models.task import TASKS
 
     data = load_dataset("tiny")
     task = TASKS.build("classification")

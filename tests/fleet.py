@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from fedpeft.certs import main as make_certificates
-from fedpeft.checkpoint import Checkpoints
 from fedpeft.config import RunConfig
-from fedpeft.data import load_dataset, split_validation
-from fedpeft.partition import PARTITIONS
+from fedpeft.data.partition import PARTITIONS
+from fedpeft.data.rows import load_dataset, split_validation
+from fedpeft.server.progress import Checkpoints
 
 NAMES = ("a", "b", "c")
 SETTINGS = {

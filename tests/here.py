@@ -6,15 +6,15 @@ import json
 
 from flwr.app import Message
 
-from fedpeft.admission import Doorkeeper
+from fedpeft.communication.flower_grid import OwnGrid, node_of
+from fedpeft.communication.messages import instruction_of, to_record
 from fedpeft.config import RunConfig
-from fedpeft.data import load_dataset
-from fedpeft.deployment import Deployment, ServeOptions
-from fedpeft.edge import Edge, EdgeOptions
-from fedpeft.events import Events
-from fedpeft.flower import OwnGrid, node_of
-from fedpeft.messages import instruction_of, to_record
-from fedpeft.records import Records
+from fedpeft.data.rows import load_dataset
+from fedpeft.deployment.authentication import Doorkeeper
+from fedpeft.deployment.edge import Edge, EdgeOptions
+from fedpeft.deployment.event_log import Events
+from fedpeft.deployment.federation import Deployment, ServeOptions
+from fedpeft.run.records import Records
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 2, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
         "head": "zero", "local_steps": 2, "peft": "lora(rank=2, layers=1)", "dtype": "fp32",

@@ -2,8 +2,8 @@ from dataclasses import MISSING, dataclass
 
 import pytest
 
+from fedpeft.data.partition import PARTITIONS
 from fedpeft.errors import ConfigError
-from fedpeft.partition import PARTITIONS
 from fedpeft.parts import Spec, check_settings, parse_spec, setting, split_outside_parentheses
 
 

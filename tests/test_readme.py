@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.base_model import resolve_model
+from fedpeft.models.base_model import resolve_model
 from fedpeft.simulate import main, parse
 
 ROOT = Path(__file__).parent.parent
@@ -35,11 +35,11 @@ def test_the_first_command_is_the_main_job():
 @pytest.mark.parametrize("command", SIMULATIONS)
 def test_a_simulation_of_the_readme_has_legal_settings(command, tmp_path, monkeypatch):
     """Flags and parts are checked here; what they do is tested on small data elsewhere."""
-    from fedpeft.data import DATASETS
-    from fedpeft.partition import PARTITIONS
-    from fedpeft.peft_method import PEFT_METHODS
-    from fedpeft.strategy import strategies
-    from fedpeft.uplink import parse_uplink
+    from fedpeft.aggregation.strategy import strategies
+    from fedpeft.communication.uplink import parse_uplink
+    from fedpeft.data.partition import PARTITIONS
+    from fedpeft.data.rows import DATASETS
+    from fedpeft.peft.method import PEFT_METHODS
 
     monkeypatch.chdir(tmp_path)
     config = parse(shlex.split(command)[3:])[0]
@@ -75,7 +75,7 @@ def test_the_python_of_the_readme_answers(tmp_path, capsys, monkeypatch):
     [code] = blocks("python")
     capsys.readouterr()
     exec(code, {})
-    from fedpeft.data import load_dataset
+    from fedpeft.data.rows import load_dataset
 
     assert capsys.readouterr().out.strip() in (load_dataset("tiny").label_names or ())
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fedpeft.checkpoint import Checkpoints
+from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main as simulate
 from tests.fleet import NAMES, Wire, apart, distance, havoc
 

@@ -20,11 +20,11 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fedpeft.checkpoint import Checkpoints
 from fedpeft.config import RunConfig, from_mapping, read_toml
-from fedpeft.console import ConsoleObserver
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main, one_press_a_second, show, simulate
-from fedpeft.simulation import Simulation
+from fedpeft.simulation.simulation import Simulation
 
 TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "4", "--rounds", "3", "--dtype", "fp32", "--workers", "1",
         "--optimizer", "adamw", "--learning-rate", "0.003", "--head-rate", "1"]  # fmt: skip
@@ -85,8 +85,8 @@ def test_the_reported_accuracy_is_that_of_the_saved_files(finished):
     from peft import PeftModel
     from transformers import AutoModel, AutoTokenizer
 
-    from fedpeft.base_model import resolve_model
-    from fedpeft.data import load_dataset
+    from fedpeft.data.rows import load_dataset
+    from fedpeft.models.base_model import resolve_model
 
     folder, summary = finished
     base = resolve_model("tiny")
@@ -122,7 +122,7 @@ def test_the_score_reuses_the_frozen_part_where_the_disk_has_room_for_it(tmp_pat
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fedpeft.frozen_prefix.os.posix_fallocate", full)
+    monkeypatch.setattr("fedpeft.models.frozen_blocks.os.posix_fallocate", full)
     whole, stores = scored("full")
     assert not stores
     np.testing.assert_allclose(reused.loss, whole.loss, rtol=1e-4)
@@ -212,12 +212,12 @@ def test_a_run_that_is_continued_on_a_machine_without_its_kernel_takes_another(t
         raise CutError
 
     with monkeypatch.context() as here:
-        here.setattr("fedpeft.kernels.choose", lambda dtype: "onednn")
+        here.setattr("fedpeft.models.kernels.choose", lambda dtype: "onednn")
         here.setattr(ConsoleObserver, "round_done", cut)
         with pytest.raises(CutError):
             main([*TINY, "--output", str(tmp_path / "run")])
     assert Checkpoints(tmp_path / "run" / "checkpoint").load().fixed["kernel"] == "onednn"
-    monkeypatch.setattr("fedpeft.kernels.candidates", lambda dtype: ("native",))
+    monkeypatch.setattr("fedpeft.models.kernels.candidates", lambda dtype: ("native",))
     assert main(["--resume", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["hardware"]["kernel"] == "native"
 
@@ -287,7 +287,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_one_sentence(tmp_path, monkey
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr("fedpeft.finished.save_file", full)
+    monkeypatch.setattr("fedpeft.peft.saved_adapter.save_file", full)
     assert main([*TINY, "--output", str(tmp_path / "run")]) == 2
     said = "".join(capfd.readouterr())
     assert "can't be written" in said.replace("\n", " ")

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.adapter import ClientForm, Layout, Role, State, TensorSpec
-from fedpeft.seeds import torch_generator
-from fedpeft.strategy import (
+from fedpeft.aggregation.strategy import (
     Aggregate,
     Fold,
     LinearStrategy,
@@ -20,6 +18,8 @@ from fedpeft.strategy import (
     Strategy,
     Update,
 )
+from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
+from fedpeft.seeds import torch_generator
 
 
 def lora_layout(shapes: Sequence[tuple[int, int]], form: ClientForm, head: tuple[int, int] | None = None) -> Layout:

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from experiments.aggregation.timing import interleaved
-from fedpeft.adapter import ClientForm, Layout, State
+from fedpeft.aggregation.strategy import RoundStrategy, Strategy, Update, strategies
 from fedpeft.errors import ConfigError
-from fedpeft.low_rank import CostModel, LowRank, Method, leading_eigenvectors, truncated_svd
-from fedpeft.strategy import RoundStrategy, Strategy, Update, strategies
+from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.low_rank import CostModel, LowRank, Method, leading_eigenvectors, truncated_svd
 
 Row = dict[str, str | float | int]
 
@@ -30,7 +30,7 @@ SEVEN_B = {"attention": (4096, 4096), "gate and up": (11008, 4096), "down": (409
 
 
 def costs(repeats: int) -> Iterator[Row]:
-    """The constants of `fedpeft.low_rank.CostModel`: seconds per elementary step, fp64; the least of the runs."""
+    """The constants of `fedpeft.peft.low_rank.CostModel`: seconds per elementary step, fp64; the least of the runs."""
     generator = torch.Generator().manual_seed(0)
     constants: dict[str, list[float]] = {"multiply": [], "factorise": [], "eigen": [], "singular": []}
     for tall, wide in ((1500, 400), (4096, 800)):

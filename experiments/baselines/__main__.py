@@ -19,10 +19,10 @@ from sklearn.linear_model import LogisticRegression
 
 from experiments import one_sentence
 from fedpeft.config import RunConfig
-from fedpeft.console import ConsoleObserver
-from fedpeft.probe import strongest
+from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import quiet_libraries
-from fedpeft.simulation import Simulation
+from fedpeft.simulation.probe import strongest
+from fedpeft.simulation.simulation import Simulation
 
 TFIDF_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 """Candidates for scikit-learn's C on TF-IDF features."""

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 
 from experiments import one_sentence
-from fedpeft.adapter import ClientForm, Layout, State, TensorSpec
-from fedpeft.allocation import sensitivity
-from fedpeft.codec import PRESETS, Codec, decode, parse_codec
-from fedpeft.entropy import entropy_bits
+from fedpeft.communication.bit_allocation import sensitivity
+from fedpeft.communication.codec import PRESETS, Codec, decode, parse_codec
+from fedpeft.communication.entropy import entropy_bits
+from fedpeft.communication.error_feedback import ErrorFeedback
 from fedpeft.errors import RunError
-from fedpeft.feedback import ErrorFeedback
+from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec
 
 UNIFORM_AND_ADAPTIVE = [
     *("quantize(bits=2) | pack", "quantize(step=1.08) | rans", "adaptive(bits=2.0, per=tensor) | rans"),

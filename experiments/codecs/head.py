@@ -23,13 +23,13 @@ from rich.console import Console
 from torch import Tensor
 
 from experiments import one_sentence
-from fedpeft.adapter import State
-from fedpeft.codec import decode, parse_codec
+from fedpeft.aggregation.heads.ridge import Ridge
+from fedpeft.aggregation.strategy import Fold
+from fedpeft.communication.codec import decode, parse_codec
 from fedpeft.config import RunConfig
-from fedpeft.console import ConsoleObserver
-from fedpeft.heads.ridge import Ridge
-from fedpeft.simulation import Simulation
-from fedpeft.strategy import Fold
+from fedpeft.peft.adapter import State
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.simulation.simulation import Simulation
 
 MOMENTS = ("fp32", "bf16", "quantize(bits=8, rounding=dither) | rans", "quantize(bits=6, rounding=dither) | rans")
 FACTORS = (

@@ -23,10 +23,10 @@ import torch
 from rich.console import Console
 
 from experiments import one_sentence
-from fedpeft.adapter import State
-from fedpeft.codec import decode, parse_codec
+from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.precision_rule import PRECISION_RULES, Situation
 from fedpeft.config import RunConfig
-from fedpeft.precision_rule import PRECISION_RULES, Situation
+from fedpeft.peft.adapter import State
 from fedpeft.simulate import simulate
 
 COHORT = 10

@@ -26,12 +26,12 @@ from fedpeft.clients.client import ClientSide
 from rich.console import Console
 
 from experiments import one_sentence
+from fedpeft.communication.downlink import Downlink
+from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
-from fedpeft.console import ConsoleObserver
-from fedpeft.downlink import Downlink
-from fedpeft.records import Records
-from fedpeft.simulation import Simulation
-from fedpeft.uplink import Uplink
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.records import Records
+from fedpeft.simulation.simulation import Simulation
 
 PARTS: dict[str, tuple[type, str]] = {
     "client, decode": (ClientSide, "_arrival"),

@@ -17,15 +17,15 @@ from rich.console import Console
 from torch import Tensor
 
 from experiments import one_sentence
-from fedpeft.adapter import State, difference
-from fedpeft.checkpoint import Checkpoints
-from fedpeft.codec import decode, parse_codec
+from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.downlink import balanced
 from fedpeft.config import from_mapping, read_toml
-from fedpeft.console import ConsoleObserver
-from fedpeft.downlink import balanced
 from fedpeft.errors import RunError
+from fedpeft.peft.adapter import State, difference
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import quiet_libraries
-from fedpeft.simulation import Simulation
+from fedpeft.simulation.simulation import Simulation
 
 GRIDS = (
     ("grid(bits=1.5, dead=0.2)", False),

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedpeft.base_model import resolve_model
-from fedpeft.examples import Batch
-from fedpeft.peft_method import PEFT_METHODS
-from fedpeft.quantized import QuantizedLinear, quantize
-from fedpeft.task import TASKS, FederatedModel, Task, trainable
+from fedpeft.data.examples import Batch
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.quantized import QuantizedLinear, quantize
+from fedpeft.models.task import TASKS, FederatedModel, Task, trainable
+from fedpeft.peft.method import PEFT_METHODS
 
 ROWS, TOKENS, CLASSES = 8, 48, 20
 WARM_UP, PASSES = 2, 9

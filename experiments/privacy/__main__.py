@@ -16,15 +16,15 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
+from fedpeft.clients.executor import Job, LocalTraining, RowPrivacy
 from fedpeft.clients.private import PrivateExecutor
-from fedpeft.clients.training import Job, LocalTraining, RowPrivacy
 
 from experiments import one_sentence
-from fedpeft.base_model import resolve_model
-from fedpeft.data import load_dataset
-from fedpeft.peft_method import PEFT_METHODS, PrivacyRoute
-from fedpeft.run_key import RunKey
-from fedpeft.task import DTYPES, TASKS
+from fedpeft.data.rows import load_dataset
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.task import DTYPES, TASKS
+from fedpeft.peft.method import PEFT_METHODS, PrivacyRoute
+from fedpeft.privacy.noise import RunKey
 
 
 @dataclass(frozen=True)

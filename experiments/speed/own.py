@@ -13,12 +13,12 @@ from fedpeft.clients.workbench import WorkPlan
 
 from experiments.speed.sides import Round, Variant, answer
 from experiments.speed.workload import Silent, Workload
-from fedpeft.adapter import State
-from fedpeft.checkpoint import Checkpoints
-from fedpeft.records import Records
-from fedpeft.round_result import Metrics, RoundResult
-from fedpeft.sampling import FixedSize
-from fedpeft.simulation import Simulation
+from fedpeft.peft.adapter import State
+from fedpeft.run.observer import Metrics, RoundResult
+from fedpeft.run.records import Records
+from fedpeft.server.progress import Checkpoints
+from fedpeft.server.sampling import FixedSize
+from fedpeft.simulation.simulation import Simulation
 
 
 class Timer(Silent):

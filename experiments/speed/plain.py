@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fedpeft.clients.training import Job
+from fedpeft.clients.executor import Job
 from fedpeft.clients.workbench import WorkPlan, cached_examples
 
 from experiments.speed.sides import Round, Variant, answer
-from fedpeft.adapter import State
-from fedpeft.examples import Examples
-from fedpeft.peft_method import PEFT_METHODS
-from fedpeft.task import DTYPES, TASKS, trainable
+from fedpeft.data.examples import Examples
+from fedpeft.models.task import DTYPES, TASKS, trainable
+from fedpeft.peft.adapter import State
+from fedpeft.peft.method import PEFT_METHODS
 
 if TYPE_CHECKING:
     from experiments.speed.workload import Workload

@@ -16,8 +16,8 @@ from typing import Any
 from rich.table import Table
 
 from experiments.speed.study import Measured, Result
-from fedpeft.kernels import cpu_name, gemm_rates
-from fedpeft.task import DTYPES
+from fedpeft.models.kernels import cpu_name, gemm_rates
+from fedpeft.models.task import DTYPES
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 

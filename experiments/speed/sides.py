@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from fedpeft.adapter import State
+from fedpeft.peft.adapter import State
 
 if TYPE_CHECKING:
     from experiments.speed.workload import Workload

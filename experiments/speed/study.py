@@ -21,8 +21,8 @@ from experiments.speed.plain import PlainClient
 from experiments.speed.sides import Framework, Round, Side, Variant
 from experiments.speed.workload import Case, Workload, operations, workload
 from fedpeft.config import RunConfig
-from fedpeft.kernels import gemm_rates
-from fedpeft.task import DTYPES
+from fedpeft.models.kernels import gemm_rates
+from fedpeft.models.task import DTYPES
 
 VARIANTS = {
     "plain": Variant("plain", "plain peft loop on each core, no federation"),

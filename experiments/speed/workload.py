@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fedpeft.clients.training import Job
+from fedpeft.clients.executor import Job
 from fedpeft.clients.workbench import WorkPlan, cached_examples
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.speed.plain import PlainClient
 from fedpeft import seeds
-from fedpeft.adapter import State, norm
 from fedpeft.config import RunConfig
-from fedpeft.layers import blocks
-from fedpeft.partition import Partition
-from fedpeft.simulation import Simulation
+from fedpeft.data.partition import Partition
+from fedpeft.models.layers import blocks
+from fedpeft.peft.adapter import State, norm
+from fedpeft.simulation.simulation import Simulation
 
 
 @dataclass(frozen=True)

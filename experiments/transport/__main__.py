@@ -23,16 +23,16 @@ import tyro
 
 from experiments.transport.fleet import DOWN, UP, chunks
 from fedpeft import __version__
-from fedpeft.admission import Doorkeeper
-from fedpeft.certificates import Authority, Credentials, Revoked
-from fedpeft.events import Events
-from fedpeft.flower import node_of
-from fedpeft.gateway import Gateway
-from fedpeft.grids.grpc import GrpcGrid
-from fedpeft.kernels import cpu_name
-from fedpeft.messages import Instruction, to_record
-from fedpeft.roster import Roster
-from fedpeft.wire import v1_pb2 as v1
+from fedpeft.communication.flower_grid import node_of
+from fedpeft.communication.messages import Instruction, to_record
+from fedpeft.deployment.authentication import Doorkeeper
+from fedpeft.deployment.certificates import Authority, Credentials, Revoked
+from fedpeft.deployment.event_log import Events
+from fedpeft.deployment.gateway import Gateway
+from fedpeft.deployment.grid import GrpcGrid
+from fedpeft.deployment.members import Roster
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.models.kernels import cpu_name
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"

@@ -26,9 +26,9 @@ import numpy as np
 import psutil
 import tyro
 
-from fedpeft.certificates import Authority
-from fedpeft.data import load_dataset
-from fedpeft.kernels import cpu_name
+from fedpeft.data.rows import load_dataset
+from fedpeft.deployment.certificates import Authority
+from fedpeft.models.kernels import cpu_name
 
 DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
 BEGIN, END = "<!-- clients: begin -->", "<!-- clients: end -->"

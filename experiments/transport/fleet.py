@@ -14,11 +14,11 @@ from pathlib import Path
 
 import grpc
 
-from fedpeft.certificates import Credentials
-from fedpeft.connection import Link, LostError
-from fedpeft.messages import Report
-from fedpeft.wire import v1_pb2 as v1
-from fedpeft.wire.parcel import CHUNK
+from fedpeft.communication.messages import Report
+from fedpeft.deployment.certificates import Credentials
+from fedpeft.deployment.connection import Link, LostError
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire.parcel import CHUNK
 
 DOWN, UP = "/bare/Down", "/bare/Up"
 

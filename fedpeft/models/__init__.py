@@ -1,1 +1,1 @@
-"""Pretrained base models that need no hub, one per file; `--model NAME` picks one."""
+"""The frozen base and what it is asked."""

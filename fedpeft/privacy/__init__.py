@@ -1,1 +1,1 @@
-"""Privacy mechanisms, one per file."""
+"""Differential privacy: mechanisms, accounting, ledgers and the noise."""

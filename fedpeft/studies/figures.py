@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.calibration import BINS
+from fedpeft.models.calibration import BINS
 from fedpeft.studies.results import QUANTILES
 from fedpeft.studies.tables import CurvePoint, Method, Section, curve
 

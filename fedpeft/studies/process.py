@@ -90,7 +90,10 @@ def _gone() -> RunError:
 def _serve(study: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's: it ends everything in order
     simulate.quiet_libraries()
-    for module in ("fedpeft.simulation", "fedpeft.clients.preload"):  # the last one freezes what is in memory
+    for module in (
+        "fedpeft.simulation.simulation",
+        "fedpeft.clients.preload",
+    ):  # the last one freezes what is in memory
         importlib.import_module(module)
 
     alive, held = os.pipe()  # nothing is ever written: its end is the sign that this process has ended

@@ -23,10 +23,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.calibration import calibrate
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.records import Records
+from fedpeft.models.calibration import calibrate
+from fedpeft.run.records import Records
 from fedpeft.studies.statistics import Scored
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
@@ -53,7 +53,7 @@ class Result:
         trained_rows: those steps times the batch size.
         correct: packed correct predictions per test row.
         count: packed predictions per test row; None where each row is one prediction.
-        calibration: see `fedpeft.calibration`; None for language modelling.
+        calibration: see `fedpeft.models.calibration`; None for language modelling.
         client_accuracy: quantiles over clients and mean of the worst tenth; None where it isn't known.
     """
 

@@ -35,17 +35,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.communication.downlink import parse_downlink
+from fedpeft.communication.uplink import parse_uplink
 from fedpeft.config import RunConfig, from_mapping, read_toml
-from fedpeft.downlink import parse_downlink
+from fedpeft.data.partition import PARTITIONS
 from fedpeft.errors import ConfigError
-from fedpeft.head_start import HEADS
-from fedpeft.mechanism import MECHANISMS
-from fedpeft.partition import PARTITIONS
 from fedpeft.parts import check_settings, nearest, setting
-from fedpeft.peft_method import PEFT_METHODS
-from fedpeft.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.strategy import strategies
-from fedpeft.uplink import parse_uplink
+from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.privacy.mechanism import MECHANISMS
 
 SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fedpeft.console import duration
+from fedpeft.run.console import duration
 from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.statistics import POINTS, Comparison, Scored, compare, mean_and_deviation, pareto_front
 

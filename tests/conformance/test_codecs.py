@@ -1,4 +1,5 @@
-"""One suite over every codec step in `fedpeft/codecs/`: a new file is found and tested without an edit here."""
+"""One suite over every codec step in `fedpeft/communication/codecs/`: a new file is found and tested without an edit
+here."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.codec import (
+from fedpeft.communication.codec import (
     PRESETS,
     ByteStep,
     Packer,
@@ -23,8 +24,8 @@ from fedpeft.codec import (
     parse_codec,
     step_name,
 )
+from fedpeft.communication.payload import seal
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.payload import seal
 
 SHAPES = {
     **{f"layer.{i}.lora_A": (4, 33) for i in range(3)},

@@ -1,4 +1,4 @@
-"""What every PEFT method must do, run over all files in fedpeft/peft_methods/ and some that are joined."""
+"""What every PEFT method must do, run over all files in fedpeft/peft/methods/ and some that are joined."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
+from fedpeft.clients.executor import Job, LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
-from fedpeft.clients.training import Job, LocalTraining
 
-from fedpeft import finished
-from fedpeft.adapter import ClientForm, difference
-from fedpeft.aggregation_error import WeightsCollector
-from fedpeft.base_model import resolve_model
-from fedpeft.codec import PRESETS, decode, parse_codec
-from fedpeft.collectors import collector
-from fedpeft.data import load_dataset
+from fedpeft.aggregation.aggregator import collector
+from fedpeft.aggregation.exactness import WeightsCollector
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.strategy import Update, strategies
+from fedpeft.communication.codec import PRESETS, decode, parse_codec
+from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError
-from fedpeft.layers import linear_layers
-from fedpeft.peft_method import PEFT_METHODS
-from fedpeft.quantized import PRECISIONS, dequantized, quantize
-from fedpeft.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.strategy import Update, strategies
-from fedpeft.task import DTYPES, TASKS, adapter_dtype, trainable
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.layers import linear_layers
+from fedpeft.models.quantized import PRECISIONS, dequantized, quantize
+from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
+from fedpeft.peft import saved_adapter
+from fedpeft.peft.adapter import ClientForm, difference
+from fedpeft.peft.method import PEFT_METHODS
 
 SMALL = {
     "adalora": "adalora(rank=4, target_rank=2, shrink_rounds=2)",
@@ -325,10 +325,10 @@ def saved_and_loaded(case, tiny, folder):
     changes = method.changes(case.model, case.start)
     own = case.spec if not (changes or method.in_peft or method.whole_model) else None
     labels = [str(i) for i in range(case.classes)]
-    finished.save(folder, model_with(method, tiny, "fp32"), case.start, labels, changes, own)
+    saved_adapter.save(folder, model_with(method, tiny, "fp32"), case.start, labels, changes, own)
     base = case.task.base(case.folder, torch.float32)
     quantize(base, method.base_precision)
-    return finished.load(folder, case.task, base, case.classes)
+    return saved_adapter.load(folder, case.task, base, case.classes)
 
 
 def test_a_saved_adapter_reloads_to_equal_logits(spec, tiny, tmp_path):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.adapter import ClientForm, Layout, TensorSpec
+from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy, Update, effective, strategies
 from fedpeft.errors import ConfigError
-from fedpeft.strategy import LinearStrategy, RoundStrategy, Strategy, Update, effective, strategies
+from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 
 FORM = ClientForm(4, 8.0)
 MIXED = [Client(ClientForm(2, 8.0), 3.0), Client(ClientForm(4, 8.0), 1.0), Client(ClientForm(3, 6.0), 2.5)]

@@ -35,7 +35,7 @@ def made_result(
         accuracy = skill - 0.3 * 0.5**round + 0.005 * generator.standard_normal()
         line = {"round": round, "clients": 5, "accuracy": accuracy, "loss": 2 - accuracy, "train_loss": 1.0}
         rounds.append({**line, "uplink_bytes": int(share), "downlink_bytes": int(share), "seconds": 2.0})
-    from fedpeft.calibration import calibrate
+    from fedpeft.models.calibration import calibrate
 
     settings = {k: v for k, v in point.items() if k in RunConfig.__dataclass_fields__}
     return Result(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchmetrics.classification import MulticlassCalibrationError
 
-from fedpeft.calibration import BINS, calibrate
+from fedpeft.models.calibration import BINS, calibrate
 from fedpeft.studies.statistics import Scored, compare, half_width, mean_and_deviation, pareto_front
 
 SEEDS, ROWS = 6, 500

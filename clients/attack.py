@@ -1,0 +1,70 @@
+"""Clients that try to spoil a federation, to measure what robust rules are worth. For simulations only.
+
+An attack acts at the places where a hostile client could: on the labels it trains with, on the update it hands in, and
+on the number of rows it claims. Which clients are hostile is drawn from the run's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from fedpeft import seeds
+from fedpeft.data.examples import Batch, Examples
+from fedpeft.parts import Family, setting
+from fedpeft.peft.adapter import Layout, State
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack; by default an attacker behaves well. Subclasses are frozen dataclasses."""
+
+    fraction: float = setting(0.1, "share of the clients that are hostile, rounded", low=0, high=1)
+
+    changes_labels: ClassVar[bool] = False
+    """Whether the attackers' training labels are changed."""
+
+    def attackers(self, clients: int, seed: int) -> frozenset[int]:
+        """The ids of the hostile clients."""
+        order = seeds.generator(seed, "attackers").permutation(clients)
+        return frozenset(int(c) for c in order[: round(self.fraction * clients)])
+
+    def relabel(self, labels: np.ndarray, classes: int) -> np.ndarray:
+        """The labels that an attacker trains with, instead of its own (n,)."""
+        return labels
+
+    def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:
+        """What an attacker hands in, instead of its delta to what it `received`."""
+        return delta
+
+    def rows(self, rows: int) -> int:
+        """How many rows an attacker says it has."""
+        return rows
+
+
+ATTACKS: Family[Attack] = Family("fedpeft.clients.attacks", "attack")
+"""All attacks, by file name."""
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Rows whose labels (n,) are others than those that `examples` holds."""
+
+    examples: Examples
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row, (rows,)."""
+        return self.examples.lengths
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The batch with the other labels."""
+        return self.examples.batch(rows) | {"labels": torch.from_numpy(self.labels[np.asarray(rows)])}

@@ -1,0 +1,174 @@
+"""Gradients per example: every trained parameter gets `grad_sample` of shape (B, *parameter), for DP-SGD to clip.
+
+The loss of an example is its own mean over what it predicts (one class, or its tokens), never a mean over the batch,
+which would couple examples. Two routes, chosen by the PEFT method:
+
+    hooks   Opacus' rules for the modules that hold trained parameters, from what goes into each of them and the
+            gradient of what comes out; the gradients that plain training needs, over the batch, are not computed
+    vmap    torch.func.vmap(grad) of the whole model; attention gets a 4-D mask made from the 2-D one, because what
+            transformers makes of a 2-D mask depends on its values, which vmap can't trace
+
+`check` is always run: a parameter without a gradient per example, or with one of another length than the batch, would
+be trained without protection, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from opacus.grad_sample.grad_sample_module import GradSampleHooks
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from fedpeft.data.examples import Batch
+from fedpeft.errors import PrivacyError
+from fedpeft.models.task import FederatedModel, RowLosses, Task
+from fedpeft.peft.method import PrivacyRoute
+
+Chosen = Mapping[str, nn.Parameter]
+"""The parameters that are trained, by canonical name."""
+
+
+def row_means(losses: RowLosses) -> Tensor:
+    """The loss of each example, (B,): its own mean; 0 where it predicts nothing."""
+    return losses.sums / losses.counts.clamp(min=1)
+
+
+class PerExample:
+    """Fills `grad_sample` of the chosen parameters of one model."""
+
+    def __init__(self, model: FederatedModel, task: Task, route: PrivacyRoute) -> None:
+        if route == "refused":
+            raise PrivacyError("this PEFT method has no gradients per example; take lora")
+        self.model, self.task, self.route = model, task, route
+        self._seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    @contextmanager
+    def attached(self, chosen: Chosen) -> Iterator[PerExample]:
+        """While this is open, `fill` works; the parameters outside `chosen` must not require gradients."""
+        attach = self._hooks if self.route == "hooks" else self._traceable_masks
+        with attach(chosen):
+            yield self
+
+    def fill(self, batch: Batch, chosen: Chosen) -> Tensor:
+        """Set `grad_sample` of every chosen parameter; returns the losses (B,)."""
+        return self._by_hooks(batch, chosen) if self.route == "hooks" else self._by_vmap(batch, chosen)
+
+    @contextmanager
+    def _hooks(self, chosen: Chosen) -> Iterator[None]:
+        trained = {id(p) for p in chosen.values()}
+        owners = [m for m in self.model.modules() if any(id(p) in trained for p in m.parameters(recurse=False))]
+        rules = GradSampleHooks.GRAD_SAMPLERS
+        handles = [m.register_forward_hook(self._see) for m in owners if type(m) in rules]  # `check` names the others
+        try:
+            yield
+        finally:
+            self._seen = []
+            for handle in handles:
+                handle.remove()
+
+    def _see(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            self._seen.append((module, inputs[0].detach(), output))
+
+    def _by_hooks(self, batch: Batch, chosen: Chosen) -> Tensor:
+        losses = row_means(self.task.losses(self.model(batch), batch))
+        seen, self._seen = self._seen, []
+        found: dict[nn.Parameter, Tensor] = {}
+        if seen:
+            gradients = torch.autograd.grad(
+                losses.sum(), [output for _, _, output in seen], allow_unused=True, materialize_grads=True
+            )
+            for (module, x, _), gradient in zip(seen, gradients, strict=True):
+                rule = GradSampleHooks.GRAD_SAMPLERS[type(module)]
+                for parameter, each in rule(module, [x], gradient).items():
+                    found[parameter] = found[parameter] + each if parameter in found else each
+        for parameter in chosen.values():
+            parameter.grad_sample = found.get(parameter)  # type: ignore[attr-defined]
+        return losses.detach()
+
+    @contextmanager
+    def _traceable_masks(self, chosen: Chosen) -> Iterator[None]:
+        base: Any = self.model.base
+        inner: nn.Module = base.get_base_model() if hasattr(base, "get_base_model") else base
+        handle = inner.register_forward_pre_hook(_four_dimensions, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+            for parameter in chosen.values():
+                parameter.__dict__.pop("grad_sample", None)
+
+    def _by_vmap(self, batch: Batch, chosen: Chosen) -> Tensor:
+        own = {id(p): name for name, p in chosen.items()}
+        raw = {name: own[id(p)] for name, p in self.model.named_parameters() if id(p) in own}
+        frozen = {name: p.detach() for name, p in self.model.named_parameters() if name not in raw}
+
+        def loss(parameters: dict[str, Tensor], row: Batch) -> tuple[Tensor, Tensor]:
+            one = {name: tensor.unsqueeze(0) for name, tensor in row.items()}
+            value = row_means(self.task.losses(functional_call(self.model, (parameters, frozen), (one,)), one)).sum()
+            return value, value
+
+        parameters = {name: chosen[own_name].detach() for name, own_name in raw.items()}
+        try:
+            gradients, losses = vmap(grad(loss, has_aux=True), in_dims=(None, 0), randomness="different")(
+                parameters, batch
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise PrivacyError(f"gradients per example can't be had of this model and PEFT method: {reason}") from error
+        for name, own_name in raw.items():
+            chosen[own_name].grad_sample = gradients[name]  # type: ignore[attr-defined]
+        found: Tensor = losses.detach()
+        return found
+
+
+def _four_dimensions(module: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, Any]:
+    """Turn a mask (B, T) into a boolean one, (B, 1, 1, T) or for causal models (B, 1, T, T)."""
+    mask = given.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        return arguments, given
+    tokens, keep = mask.shape[1], mask[:, None, None, :].bool()
+    if hasattr(module, "lm_head"):
+        keep = keep & torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
+        given = {"position_ids": torch.arange(tokens, device=mask.device)[None], **given}
+    return arguments, {**given, "attention_mask": keep}
+
+
+def empty(chosen: Chosen) -> None:
+    """What a step without a single example has: gradients per example of length 0."""
+    for parameter in chosen.values():
+        parameter.grad_sample = parameter.detach().new_zeros(0, *parameter.shape)  # type: ignore[attr-defined]
+
+
+def check(chosen: Chosen, rows: int) -> None:
+    """Every chosen parameter has a gradient for each of `rows` examples.
+
+    Raises:
+        PrivacyError: names those that do not.
+    """
+    wrong = {}
+    for name, parameter in chosen.items():
+        found = getattr(parameter, "grad_sample", None)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else None
+        if shape != (rows, *parameter.shape):
+            wrong[name] = "none" if shape is None else str(shape)
+    if wrong:
+        name, found_shape = next(iter(wrong.items()))
+        raise PrivacyError(
+            f"{len(wrong)} trained tensors have no gradient for each of {rows} rows, such as {name} ({found_shape}); "
+            "DP-SGD can't protect this model and PEFT method, take lora"
+        )
+
+
+def bounded(chosen: Chosen) -> None:
+    """Set to zero what is not finite in the gradients per example: no factor could clip it.
+
+    A hostile server could send a state under which one row's gradient overflows; what is not a number would pass
+    clipping and noise, and tell that the row is there.
+    """
+    for parameter in chosen.values():
+        parameter.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # type: ignore[attr-defined]

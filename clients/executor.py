@@ -1,0 +1,259 @@
+"""Local training, as every executor must do it: what a job is, which rows make which batch, which optimizer steps.
+
+A client's update depends only on (seed, round, client, its rows): every draw below has its own generator.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from fedpeft import seeds
+from fedpeft.aggregation.strategy import padded
+from fedpeft.communication.base_residual import folded
+from fedpeft.data.examples import Examples, length_sorted_batches
+from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.models.task import FederatedModel, Task
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.stacked_layers import FrozenLinear
+from fedpeft.privacy.noise import RunKey
+
+WINDOW = 8
+"""Rows are sorted by length within windows of this many batches, so that padding costs little; batches are then
+taken in random order."""
+
+
+EVALUATION_BATCH = 32
+"""Rows per forward pass of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over predictions: loss, correct ones, and how many there were."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    count: float = 0.0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(self.loss + other.loss, self.correct + other.correct, self.count + other.count)
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss per prediction."""
+        return self.loss / self.count
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct predictions."""
+        return self.correct / self.count
+
+
+LocalOptimizer = tuple[torch.optim.Optimizer, LambdaLR]
+"""An optimizer and what moves its learning rate after each step."""
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains in a round."""
+
+    batch_size: int = setting(8, "rows per step", low=1)
+    epochs: float = setting(1.0, "passes over the client's rows; a fraction trains on a part", above=0)
+    steps: int = setting(0, "optimizer steps; 0: as many as `epochs` needs", low=0)
+    learning_rate: float = setting(1e-3, "of AdamW or SGD", above=0)
+    head_rate: float = setting(1.0, "learning rate of the head, relative to the adapter's", low=0)
+    weight_decay: float = setting(0.0, "decoupled, of AdamW", low=0)
+    optimizer: str = setting("adamw", "local optimizer", choices=("adamw", "sgd"))
+    warmup: int = setting(
+        0,
+        "steps over which a round's learning rate rises: the optimizer starts anew, and AdamW's first steps are blind",
+        low=0,
+    )
+    max_norm: float = setting(0.0, "clip the gradient of a step to this norm; 0: no clipping", low=0)
+
+    def rate(self, name: str, learning_rate: float) -> float:
+        """The learning rate of one tensor."""
+        return learning_rate * self.head_rate if name.startswith("head.") else learning_rate
+
+    def steps_for(self, rows: int) -> int:
+        """Local steps of a round on a shard of `rows` rows."""
+        return self.steps or max(1, round(self.epochs * -(-rows // self.batch_size)))
+
+    def optimizer_for(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> LocalOptimizer:
+        """A new optimizer over parameters by canonical name, and its warm-up; their state ends with the round."""
+        optimizer = self._optimizer(parameters, learning_rate)
+        return optimizer, LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup + 1)))
+
+    def _optimizer(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+        head = [p for name, p in parameters.items() if name.startswith("head.")]
+        adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
+        groups = [
+            {"params": group, "lr": rate}
+            for group, rate in ((adapter, learning_rate), (head, learning_rate * self.head_rate))
+            if group
+        ]
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(groups)
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+
+
+@dataclass(frozen=True)
+class RowPrivacy:
+    """How a job's rows are protected.
+
+    Attributes:
+        clip: C, the largest norm of one row's gradient.
+        noise: z; the noise has standard deviation z C.
+        rate: q, the probability with which a row joins a step.
+        key: what coins and noise come from.
+        attempt: of the round.
+    """
+
+    clip: float
+    noise: float
+    rate: float
+    key: RunKey
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One client's work in one round.
+
+    Attributes:
+        client, round, seed: what the client's randomness derives from.
+        rows: indices of its rows in the examples at hand.
+        received: the state it starts from, as decoded.
+        trained: names of the tensors that it trains; the others stay as received.
+        training: settings.
+        learning_rate: of this round.
+        proximal: mu of FedProx' penalty mu/2 ||x - received||^2.
+        form: LoRA rank and alpha.
+        correction: added to the gradients of the tensors it names (SCAFFOLD: c - c_k).
+        privacy: how its rows are protected; None: not at all.
+    """
+
+    client: int
+    round: int
+    seed: int
+    rows: np.ndarray
+    received: State
+    trained: frozenset[str]
+    training: LocalTraining
+    learning_rate: float
+    proximal: float = 0.0
+    form: ClientForm | None = None
+    correction: State = field(default_factory=dict)
+    privacy: RowPrivacy | None = None
+
+    def dropout_generator(self) -> torch.Generator:
+        """What the client's dropout masks are drawn from."""
+        return seeds.torch_generator(self.seed, "dropout", self.round, self.client)
+
+    def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Row indices of each step; `lengths` are tokens per row of the examples.
+
+        Batches are near-uniform in length. The last batch of a pass may be smaller.
+        """
+        random = seeds.generator(self.seed, "batches", self.round, self.client)
+        size = self.training.batch_size
+        steps = self.training.steps_for(len(self.rows))
+        batches: list[np.ndarray] = []
+        while len(batches) < steps:
+            order = self.rows[random.permutation(len(self.rows))]
+            one_pass: list[np.ndarray] = []
+            for start in range(0, len(order), size * WINDOW):
+                window = order[start : start + size * WINDOW]
+                window = window[np.argsort(-lengths[window], kind="stable")]
+                one_pass += [window[i : i + size] for i in range(0, len(window), size)]
+            batches += [one_pass[i] for i in random.permutation(len(one_pass))]
+        return batches[:steps]
+
+
+def leading(tensor: Tensor, like: Tensor) -> Tensor:
+    """A CPU copy of the leading part of `tensor`, in the shape of `like`: what a client of smaller size holds.
+
+    A parameter may hold the numbers in another shape than they are exchanged in (a vector as a matrix of one row).
+    """
+    tensor = tensor if tensor.ndim == like.ndim else tensor.reshape(like.shape)
+    return tensor[tuple(slice(0, n) for n in like.shape)].cpu().clone()
+
+
+def placed(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`tensor` as `parameter` holds it: the reverse of `leading`, with zeros for what the client lacks."""
+    return padded(tensor, parameter) if tensor.ndim == parameter.ndim else tensor.reshape(parameter.shape)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out of a job: the trained tensors, the mean loss over its steps, steps and rows."""
+
+    client: int
+    state: State
+    loss: float
+    steps: int
+    rows: int
+
+
+class Executor(ABC):
+    """Trains jobs on one device. Results are in the order of the jobs."""
+
+    layout: Layout
+    model: FederatedModel
+    task: Task
+    examples: Examples
+
+    @abstractmethod
+    def load(self, state: State, form: ClientForm | None = None) -> None:
+        """Put one state into the model; `form` is the size it has, None: the global one."""
+
+    @abstractmethod
+    def frozen(self, module: str) -> nn.Module:
+        """The frozen layer, with its `weight`, below the adapter at `module`."""
+
+    def set_residual(self, residual: State) -> None:
+        """Make the weight of each adapted layer W0 + R, with R by module; layers without one get W0 back.
+
+        Layers in few bits keep R beside their codes: rounded to their grid it would be lost.
+        """
+        plain: dict[str, Tensor] = self.__dict__.setdefault("_plain", {})
+        for module in plain.keys() | residual.keys():
+            layer: Any = self.frozen(module)
+            if isinstance(layer, QuantizedLinear):
+                layer.residual = residual.get(module)
+                plain[module] = layer.weight
+                continue
+            weight = plain.setdefault(module, layer.weight.detach())
+            if module in residual:
+                weight = folded(weight, residual[module])
+            if isinstance(layer, FrozenLinear):
+                layer.set_weight(weight)
+            else:
+                layer.weight.data = weight
+
+    def evaluate(self, state: State, rows: np.ndarray, form: ClientForm | None = None) -> Totals:
+        """Loss and correct predictions of the model with `state` on `rows`, which are batched by length alone.
+
+        `form` as in `load`.
+        """
+        self.load(state, form)
+        device = next(self.model.parameters()).device
+        totals = Totals()
+        with torch.no_grad():
+            for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
+                batch = {name: t.to(device) for name, t in self.examples.batch(rows[index]).items()}
+                losses = self.task.losses(self.model(batch), batch)
+                totals += Totals(*(float(x.double().sum()) for x in (losses.sums, losses.correct, losses.counts)))
+        return totals
+
+    @abstractmethod
+    def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
+        """Train every job from its received state."""

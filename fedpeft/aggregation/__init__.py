@@ -1,0 +1,1 @@
+"""The mathematics of a round: from the clients' updates to the next state."""

@@ -1,0 +1,59 @@
+"""How the classification head starts: from nothing, or in closed form from statistics that add up over clients.
+
+A zero head drifts under label skew: every client pulls it towards its own classes. Statistics of the frozen features
+that are sums over rows give the head of the pooled data exactly, whatever the partition (the idea of FedNCM and
+Fed3R), in one exchange before round 1. The statistics are payloads like any other: their bytes count.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedpeft.parts import Family
+from fedpeft.peft.adapter import State
+
+
+class HeadStart(ABC):
+    """One way to start. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    exchanges: ClassVar[bool] = True
+    """Whether the clients are asked for statistics."""
+
+    codecs: ClassVar[Mapping[str, str]] = {"": "bf16"}
+    """How the statistics are encoded in runs whose updates are lossy, by the preset of the updates; "": all others."""
+
+    def codec(self, preset: str) -> str:
+        """The codec of the statistics in a run whose updates are encoded by `preset`, or by no preset ("")."""
+        return self.codecs.get(preset, self.codecs[""])
+
+    def compact(self) -> HeadStart:
+        """The same head from statistics that bear such a codec; by default as it is."""
+        return self
+
+    @abstractmethod
+    def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the statistics of a client with `rows` rows, by name."""
+
+    @abstractmethod
+    def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
+        """Statistics of one client's rows: features (n, width), labels (n,)."""
+
+    def importance(self, statistics: State) -> State:
+        """How much an error in each entry matters, for the codec (see `Codec.encode`); by default all alike."""
+        return {}
+
+    def additive(self, statistics: State) -> State:
+        """What of a client's statistics adds up over clients; by default they do themselves."""
+        return statistics
+
+    @abstractmethod
+    def solve(self, total: State, width: int, classes: int) -> State:
+        """`head.weight` (classes, width) and `head.bias` (classes,), fp64, from the sums over all clients."""
+
+
+HEADS: Family[HeadStart] = Family("fedpeft.aggregation.heads", "head")
+"""All ways, by file name."""

@@ -1,0 +1,113 @@
+"""Ridge regression from features to one-hot labels, in closed form (the idea of Fed3R, arXiv 2402.01349).
+
+With x the feature and a constant 1, y the one-hot label:
+
+    W = scale * (sum x x^T + strength * n/d * I)^-1 (sum x y^T)
+
+Both sums run over all rows of all clients, so the head is that of the pooled data, exactly. `scale` turns regression
+values (between 0 and 1) into logits whose softmax is neither flat nor saturated.
+
+The inverse amplifies errors in the directions where features vary little, so moments can't be sent coarsely. Their
+factor can: with all rows stacked, (X Y) = U S V^T, and F = U^T (X Y), so that F_x^T F_x and F_x^T F_y are the two sums.
+The rows of F stand for the client's rows as far as the head can tell, at most as many as there are columns, orthogonal,
+and in falling order of energy. An error in F is weighed by F itself, so that small directions get small errors; and the
+head is the regression of what arrives, whatever was lost. A quantizer with one step for all rows is reverse
+water-filling: rows of little energy cost little, or vanish. In the singular values an error of a label counts as much
+as one of a feature's length, and the codec is told so (`importance`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
+
+
+@dataclass(frozen=True)
+class Ridge(HeadStart):
+    """The regression head of the frozen features."""
+
+    strength: float = setting(1e-3, "regularisation, in units of the mean squared feature", above=0)
+    scale: float = setting(8.0, "factor from regression values to logits", above=0)
+    send: str = setting("moments", "what clients send: moments, or their factor", choices=("moments", "factor"))
+
+    codecs: ClassVar[Mapping[str, str]] = {
+        "": "adaptive(bits=2.0, per=row) | rans",
+        "tiny": "adaptive(bits=0.7, per=row) | rans",
+    }
+
+    def compact(self) -> HeadStart:
+        """With factors instead of moments."""
+        return replace(self, send="factor")
+
+    def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
+        """The upper triangle of the features' second moments, and the class sums; or the factor, in two parts."""
+        if self.send == "factor":
+            kept = min(rows, width + 1 + classes)
+            return {"features": (kept, width + 1), "labels": (kept, classes)}
+        return {"moments": ((width + 1) * (width + 2) // 2,), "sums": (width + 1, classes)}
+
+    def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
+        """Sums over the client's rows, in the precision of the features."""
+        x = F.pad(features.double(), (0, 1), value=1.0)
+        y = F.one_hot(labels, classes).double()
+        if self.send == "factor":
+            found = _factor(x, y)
+        else:
+            found = {"moments": _upper(x.T @ x), "sums": x.T @ y}
+        return {name: tensor.to(features.dtype) for name, tensor in found.items()}
+
+    def importance(self, statistics: State) -> State:
+        """Of labels: the root mean square length of a feature, which a row has one label of length 1 for."""
+        if self.send == "moments":
+            return {}
+        length = statistics["features"].norm() / statistics["labels"].norm()
+        return {"labels": torch.full_like(statistics["labels"], float(length))}
+
+    def additive(self, statistics: State) -> State:
+        """Moments and class sums."""
+        if self.send == "moments":
+            return statistics
+        x, y = statistics["features"].double(), statistics["labels"].double()
+        return {"moments": _upper(x.T @ x), "sums": x.T @ y}
+
+    def solve(self, total: State, width: int, classes: int) -> State:
+        """The head."""
+        size = width + 1
+        upper = torch.zeros(size, size, dtype=torch.float64)
+        row, column = torch.triu_indices(size, size)
+        upper[row, column] = total["moments"].double()
+        moments = upper + upper.triu(1).T
+        penalty = self.strength * moments.diagonal()[:-1].mean()
+        penalties = torch.full((size,), float(penalty), dtype=torch.float64)
+        penalties[-1] = 0.0  # the constant is not shrunk
+        # least norm: coarse codes may leave nothing of the constant, or of anything, and the system has no inverse then
+        found = torch.linalg.lstsq(moments + penalties.diag(), total["sums"].double(), driver="gelsd").solution
+        weights = self.scale * found
+        return {"head.weight": weights[:-1].T.contiguous(), "head.bias": weights[-1].clone()}
+
+
+def _factor(x: Tensor, y: Tensor) -> State:
+    """U^T (x y), with U the left singular vectors of (x, length y), without those beyond its width."""
+    rows = torch.cat([x, y], dim=1)
+    if len(rows) > rows.shape[1]:
+        rows = torch.linalg.qr(rows, mode="r").R
+    x, y = rows[:, : x.shape[1]], rows[:, x.shape[1] :]
+    U = torch.linalg.svd(torch.cat([x, x.norm() / y.norm() * y], dim=1), full_matrices=False).U
+    return {"features": U.T @ x, "labels": U.T @ y}
+
+
+def _upper(matrix: Tensor) -> Tensor:
+    row, column = torch.triu_indices(*matrix.shape)
+    return matrix[row, column]
+
+
+part = Ridge

@@ -1,0 +1,25 @@
+"""Server momentum (FedAvgM, Hsu et al., arXiv 1909.06335):  m <- beta m + d,  x <- x + eta m."""
+
+from dataclasses import dataclass
+
+from fedpeft.aggregation.server_optimizer import Memory, ServerOptimizer, moment
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
+
+
+@dataclass(frozen=True)
+class Momentum(ServerOptimizer):
+    """A running sum of the mean updates."""
+
+    learning_rate: float = setting(1.0, "eta", above=0)
+    beta: float = setting(0.9, "share of the last momentum that is kept", low=0, below=1)
+
+    def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
+        """The next state and momentum."""
+        last = moment(memory, "m", direction)
+        m = {name: self.beta * last[name] + d for name, d in direction.items()}
+        moved = {name: state[name] + self.learning_rate * x for name, x in m.items()}
+        return state | moved, {"m": memory.get("m", {}) | m}
+
+
+part = Momentum

@@ -1,0 +1,21 @@
+"""Plain steps:  x <- x + eta d.  With eta = 1 it is federated averaging."""
+
+from dataclasses import dataclass
+
+from fedpeft.aggregation.server_optimizer import Memory, ServerOptimizer
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
+
+
+@dataclass(frozen=True)
+class SGD(ServerOptimizer):
+    """A step along the mean update."""
+
+    learning_rate: float = setting(1.0, "eta", above=0)
+
+    def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
+        """The next state."""
+        return state | {name: state[name] + self.learning_rate * d for name, d in direction.items()}, memory
+
+
+part = SGD

@@ -1,0 +1,404 @@
+"""python -m fedpeft.audit: does a mechanism protect as it claims, and does a finished run give its members away?
+
+    python -m fedpeft.audit --privacy "user_dp(noise_multiplier=4)" --rounds 10      canaries
+    python -m fedpeft.audit runs/A runs/B                                            membership inference
+
+The canary audit drives the real pipeline (ledger and key, clipping, noise, codec, aggregation, several rounds) with
+units that are as visible as clipping allows: canary i contributes ten times the clipping norm along coordinate i, and
+is in the data by the toss of a coin. Its contribution changes sign each round, and its score is the alternating sum of
+that coordinate over the released rounds: noise that is used twice cancels there, while fresh noise is as strong
+as in a plain sum. Epsilon as claimed by the ledger must not lie below what the scores refute (`fedpeft.audit.bounds`).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from fedpeft import seeds
+from fedpeft.aggregation.aggregator import Collector, collector
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.strategy import Strategy, Update, strategies
+from fedpeft.audit.bounds import Bounds, bounds
+from fedpeft.audit.canary import CanaryExecutor
+from fedpeft.clients.executor import Job, LocalTraining, RowPrivacy
+from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
+from fedpeft.parts import check_settings, setting
+from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
+from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.privacy.accountant import Event, rdp_epsilon
+from fedpeft.privacy.engine import Protection
+from fedpeft.privacy.mechanism import MECHANISMS, Federation, Mechanism
+from fedpeft.run.console import summary_table
+from fedpeft.server.progress import Progress
+
+if TYPE_CHECKING:
+    from fedpeft.simulation.simulation import Simulation
+
+VISIBLE = 10.0
+"""A canary's contribution, in clipping norms: clipping must cut it."""
+
+FORM = ClientForm(2, 4.0)
+
+
+@dataclass(frozen=True)
+class CanaryAudit:
+    """What is audited, and how."""
+
+    privacy: str = setting("", "mechanism: user_dp(noise_multiplier=4), dp_sgd(...), local_dp(...)")
+    rounds: int = setting(10, "rounds that are released", low=1)
+    rate: float = setting(1.0, "sampling rate q, of clients or of rows", above=0, high=1)
+    steps: int = setting(1, "local steps a round, of dp_sgd", low=1)
+    strategy: str = setting("fedit", "aggregation strategy")
+    codec: str = setting("fp32", "how updates are encoded")
+    canaries: int = setting(1000, "canaries, each in the data by a coin", low=20)
+    seed: int = setting(0, "of the coins that say who is in", low=0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the ledger claims, and what the scores say at least."""
+
+    claimed: float
+    delta: float
+    bounds: Bounds
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing refutes the claim."""
+        return self.bounds.largest <= self.claimed
+
+
+def run(audit: CanaryAudit, folder: Path) -> Verdict:
+    """Release the rounds with the ledger and key in `folder`, and judge them.
+
+    Raises:
+        FedpeftError: settings that don't go together.
+    """
+    mechanism = MECHANISMS.build(audit.privacy)
+    if not mechanism.protects:
+        raise PrivacyError(f"{mechanism.name} claims nothing that could be audited; give user_dp, dp_sgd or local_dp")
+    included = seeds.generator(audit.seed, "canaries").random(audit.canaries) < 0.5
+    if mechanism.per_example:
+        return _Rows(audit, mechanism, folder, included).verdict()
+    return _Clients(audit, mechanism, folder, included).verdict()
+
+
+def of_run(simulation: Simulation) -> CanaryAudit:
+    """The audit of a run's own mechanism: its noise, clipping and codec, and the rate and releases of whoever spends
+    most. Strategies that the audit's small layer does not suit are replaced by fedit: they come after the noise."""
+    protection = simulation.protection
+    assert protection is not None
+    federation, mechanism = protection.federation, protection.mechanism
+    spends = max(
+        mechanism.planned(federation),
+        key=lambda plan: rdp_epsilon({Event(protection.noise, plan[0]): plan[1]}, protection.delta),
+    )
+    steps = int(federation.steps.max()) if mechanism.per_example else 1
+    strategy = simulation.config.strategy
+    plain = strategy.partition("(")[0] in ("fedit", "ffa_lora", "rolora", "fedsvd")
+    return CanaryAudit(
+        privacy=f"{mechanism.name}(noise_multiplier={protection.noise!r}, clip={mechanism.clip!r})",
+        rounds=max(1, round(spends[1] / steps)),
+        rate=spends[0],
+        steps=steps,
+        strategy=strategy if plain else "fedit",
+        codec=str(simulation.uplink.codec),
+        canaries=400,
+        seed=simulation.config.seed,
+    )
+
+
+def attacks(simulation: Simulation) -> dict[str, Any]:
+    """What attacks find out about a finished run; for `summary.json`."""
+    from fedpeft.audit.membership import membership
+
+    found = membership(simulation)
+    summary: dict[str, Any] = {"membership_auc": found.mean, "membership_auc_worst": found.worst}
+    if simulation.protection is not None:
+        with tempfile.TemporaryDirectory(prefix="fedpeft-audit-") as folder:
+            verdict = run(of_run(simulation), Path(folder))
+        summary |= {
+            "audit_epsilon": verdict.bounds.fit,
+            "audit_epsilon_one_run": verdict.bounds.one_run,
+            "audit_claimed": verdict.claimed,
+            "audit_passed": verdict.passed,
+        }
+    return summary
+
+
+class _Pipeline:
+    """What both kinds of canaries have in common: the parts, the ledger, and the alternating score."""
+
+    def __init__(self, audit: CanaryAudit, mechanism: Mechanism, folder: Path, included: np.ndarray) -> None:
+        self.audit, self.mechanism, self.included = audit, mechanism, included
+        self.strategy: Strategy = strategies.build(audit.strategy)
+        self.optimizer = SERVER_OPTIMIZERS.build("sgd")
+        self.codec = parse_codec(audit.codec)
+        self.layout = Layout(
+            (
+                TensorSpec("layer.lora_A.weight", (FORM.rank, 5), "lora_A", "layer"),
+                TensorSpec("layer.lora_B.weight", (7, FORM.rank), "lora_B", "layer"),
+                TensorSpec("head.weight", (1, audit.canaries), "head", "head"),
+            ),
+            FORM,
+        )
+        self.strategy.check(self.layout, [FORM])
+        self.start: State = {name: torch.zeros(shape) for name, shape in self.layout.shapes.items()}
+        self.start["layer.lora_A.weight"] = torch.eye(FORM.rank, 5)
+        self.folder = folder
+        self.protection = Protection(mechanism, self._federation(), self, folder, str(audit), False, audit.seed)
+        self.protection.open(resumed=False)
+
+    def _federation(self) -> Federation:
+        raise NotImplementedError
+
+    def _federation_of(self, clients: int, rows: int, cohort: int) -> Federation:
+        audit = self.audit
+        return Federation(
+            strategy=self.strategy,
+            method=PEFT_METHODS.build("lora"),
+            layout=self.layout,
+            rows=np.full(clients, rows),
+            steps=np.full(clients, audit.steps),
+            participations=np.full(clients, audit.rounds),
+            batch_size=max(1, round(audit.rate * rows)),
+            rounds=audit.rounds,
+            cohort=cohort,
+            even=True,
+        )
+
+    def draw(self, seed: int, round: int) -> list[int]:
+        """Everyone, where the cohort is no secret."""
+        return list(range(self.protection.federation.clients))
+
+    def canary(self, index: int, sign: float) -> State:
+        """The contribution of a canary: along its own entry of the head."""
+        head = torch.zeros(self.layout.shapes["head.weight"])
+        head[0, index] = sign * VISIBLE * self.mechanism.clip
+        return {**{name: torch.zeros_like(t) for name, t in self.start.items()}, "head.weight": head}
+
+    def sign(self, round: int) -> float:
+        """Of a canary's contribution in a round."""
+        return 1.0 if round % 2 else -1.0
+
+    def collector(self, progress: Progress, round: int, attempt: int) -> Collector:
+        """As the server makes it."""
+        state = progress.adapter
+        private = self.protection.collector(
+            self.strategy, self.optimizer, self.layout, state, round, attempt, progress.clip
+        )
+        return private or collector(
+            self.strategy, self.optimizer, self.layout, state, round, self.audit.seed, self.folder / "waiting"
+        )
+
+    def judged(self, scores: np.ndarray) -> Verdict:
+        """The ledger's claim, and the bounds."""
+        claimed, _ = self.protection.epsilons()
+        delta = self.protection.delta
+        return Verdict(claimed, delta, bounds(scores, self.included, delta))
+
+
+class _Clients(_Pipeline):
+    """Canaries are clients: who is in, is in the population (user_dp), or has one update instead of its opposite."""
+
+    def _federation(self) -> Federation:
+        m = self.audit.canaries
+        return self._federation_of(m, 1, max(1, round(self.audit.rate * m)))
+
+    def verdict(self) -> Verdict:
+        """Release all rounds; a canary's score is what its entry of the head moved by, signs alternating."""
+        progress = Progress(round=0, adapter=self.start)
+        scores = np.zeros(self.audit.canaries)
+        for round in range(1, self.audit.rounds + 1):
+            entry = self.protection.enter(round, progress)
+            assert entry is not None
+            total = self.collector(progress, round, entry.attempt)
+            for client in entry.cohort:
+                delta = self.handed_in(client, round, entry.attempt)
+                if delta is not None:
+                    total.add(Update(client, 1.0, FORM, progress.adapter, delta))
+                    if self.mechanism.noises_updates:  # everyone sees the update itself
+                        scores[client] += self.sign(round) * float(delta["head.weight"][0, client])
+            outcome = total.finish(progress.memory)
+            if not self.mechanism.noises_updates:
+                moved = outcome.state["head.weight"] - progress.adapter["head.weight"]
+                scores += self.sign(round) * moved[0].double().numpy()
+            progress.adapter, progress.memory, progress.clip = outcome.state, outcome.memory, outcome.clip
+            progress.round = round
+        return self.judged(scores)
+
+    def handed_in(self, client: int, round: int, attempt: int) -> State | None:
+        """What the server decodes of a client; None: it is not in the data."""
+        inside, protection = bool(self.included[client]), self.protection
+        if not self.mechanism.noises_updates:
+            return self._sent(client, round % 2) if inside else None
+        update = self._update(client, round if inside else round + 1)
+        update = self.mechanism.released(update, protection.noise, protection.key, (round, attempt, client))
+        return decode(self.codec.encode(update, seed=client, shapes=self.layout.shapes), self.layout.shapes)
+
+    def _update(self, client: int, round: int) -> State:
+        """A canary's update in a round; the next round has its opposite."""
+        trained = self.strategy.trained(self.layout, round)
+        update = {name: t for name, t in self.canary(client, self.sign(round)).items() if name in trained}
+        return self.strategy.submitted(update, self.layout, round)
+
+    @cache  # noqa: B019 - lives as long as the audit
+    def _sent(self, client: int, odd: int) -> State:
+        """A canary's update after the codec: rounds of the same parity are alike."""
+        payload = self.codec.encode(self._update(client, 2 - odd), seed=client, shapes=self.layout.shapes)
+        return decode(payload, self.layout.shapes)
+
+
+class _Rows(_Pipeline):
+    """Canaries are rows of one client, which trains with DP-SGD; their gradients point along one entry each."""
+
+    def _federation(self) -> Federation:
+        return self._federation_of(1, self.audit.canaries, 1)
+
+    def verdict(self) -> Verdict:
+        """Train all rounds; a canary's score is what its coordinate of the handed-in updates moved by."""
+        executor = _canary_executor(self)
+        progress = Progress(round=0, adapter=executor.start)
+        coordinates = executor.coordinates
+        scores = np.zeros(self.audit.canaries)
+        local = LocalTraining(batch_size=self.protection.federation.batch_size, steps=self.audit.steps, optimizer="sgd")
+        for round in range(1, self.audit.rounds + 1):
+            entry = self.protection.enter(round, progress)
+            assert entry is not None
+            executor.sign = self.sign(round)
+            privacy = RowPrivacy(
+                self.mechanism.clip, self.protection.noise, self.audit.rate, self.protection.key, entry.attempt
+            )
+            job = Job(
+                client=0,
+                round=round,
+                seed=self.audit.seed,
+                rows=np.flatnonzero(self.included),
+                received=progress.adapter,
+                trained=frozenset(executor.layout.names),
+                training=local,
+                learning_rate=1.0,
+                form=executor.layout.form,
+                privacy=privacy,
+            )
+            [trained] = executor.train([job])
+            update = difference(trained.state, job.received)
+            payload = self.codec.encode(update, seed=round, shapes=executor.layout.shapes)
+            decoded = decode(payload, executor.layout.shapes)
+            flat = torch.cat([decoded[name].flatten() for name in executor.layout.names]).double().numpy()
+            scores -= self.sign(round) * flat[coordinates]
+            progress.adapter = {n: t + decoded[n] for n, t in progress.adapter.items()}
+            progress.round = round
+        return self.judged(scores)
+
+
+def _canary_executor(pipeline: _Pipeline) -> CanaryExecutor:
+    """The executor on the tiny model; its parameters are canaries' coordinates, evenly spread."""
+    from fedpeft.data.rows import load_dataset
+    from fedpeft.models.base_model import resolve_model
+    from fedpeft.models.task import TASKS
+
+    data = load_dataset("tiny")
+    task, folder = TASKS.build(data.task), resolve_model("tiny")
+    method = PEFT_METHODS.build("lora(layers=1)")
+    model = task.model(task.base(folder, torch.float32), data.classes)
+    method.attach(model, "fp32")
+    layout, canaries = method.layout(model), pipeline.audit.canaries
+    if canaries > layout.numel:
+        raise ConfigError(f"the audited adapter has {layout.numel} parameters; take no more canaries than that")
+    rows = task.tokenise(data.train.take(np.arange(4)), folder, 32)
+    executor = CanaryExecutor(model, task, rows, layout, method.privacy)
+    executor.coordinates = np.arange(canaries) * (layout.numel // canaries)
+    executor.length = VISIBLE * pipeline.mechanism.clip
+    executor.start = method.start(model, pipeline.audit.seed)
+    return executor
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+@dataclass(frozen=True)
+class Command:
+    """Audit a privacy mechanism with canaries, or attack finished runs.
+
+    python -m fedpeft.audit --privacy "user_dp(noise_multiplier=4)" --rounds 10
+    """
+
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUN ...]", help="finished runs to attack")
+    ] = ()
+    audit: Annotated[CanaryAudit, tyro.conf.arg(name="")] = field(default_factory=CanaryAudit)
+
+
+def attack(runs: tuple[Path, ...], console: Console) -> None:
+    """Membership inference on finished runs, one line each.
+
+    Raises:
+        FedpeftError: a folder that holds no finished run.
+    """
+    from fedpeft.audit.membership import membership
+    from fedpeft.config import from_mapping, read_toml
+    from fedpeft.run.console import ConsoleObserver
+    from fedpeft.simulate import refuse_servers_run
+    from fedpeft.simulation.simulation import Simulation
+
+    rows = []
+    for folder in runs:
+        refuse_servers_run(folder)
+        config = from_mapping(read_toml(folder / "config.toml"), str(folder / "config.toml"))
+        found = membership(Simulation(config, folder, ConsoleObserver(Console(quiet=True))))
+        label = config.privacy or "no protection"
+        rows.append((f"{folder.name}: {label}", f"{found.mean:.3f} (worst client {found.worst:.3f})"))
+    console.print(summary_table("membership inference: area under the curve, mean over clients; 0.5 is guessing", rows))
+
+
+def show(verdict: Verdict, console: Console) -> None:
+    """Print what is claimed and what was found."""
+    rows: list[tuple[str, Any]] = [
+        (f"claimed epsilon, delta {verdict.delta:.2g}", f"{verdict.claimed:.2f}"),
+        ("at least, one-run bound (99.9 %)", f"{verdict.bounds.one_run:.2f}"),
+        ("at least, Gaussian fit (99.9 %)", f"{verdict.bounds.fit:.2f}"),
+        ("verdict", "consistent" if verdict.passed else "[bold red]it protects less than it claims[/]"),
+    ]
+    console.print(summary_table("canary audit", rows))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit code: 0, 1 where a claim is refuted, 2 for a user's mistake."""
+    from fedpeft.simulate import quiet_libraries
+
+    console = Console()
+    quiet_libraries()
+    command = tyro.cli(Command, args=sys.argv[1:] if arguments is None else arguments, prog="python -m fedpeft.audit")
+    try:
+        if command.runs and command.audit != CanaryAudit():
+            raise ConfigError("finished runs are attacked as they are; give their folders or --privacy, not both")
+        if command.runs:
+            attack(command.runs, console)
+            return 0
+        if not command.audit.privacy:
+            raise ConfigError('give --privacy "user_dp(noise_multiplier=4)" to audit, or the folders of finished runs')
+        audit = CanaryAudit(**check_settings("the audit", CanaryAudit, vars(command.audit)))
+        with tempfile.TemporaryDirectory(prefix="fedpeft-audit-") as folder:
+            verdict = run(audit, Path(folder))
+    except FedpeftError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    show(verdict, console)
+    return 0 if verdict.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

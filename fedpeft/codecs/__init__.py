@@ -1,1 +1,0 @@
-"""Codec steps, one part per file; see `fedpeft.codec` for what a step is."""

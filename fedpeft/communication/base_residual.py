@@ -1,0 +1,195 @@
+"""What exact rules move into the base: clients train on W0 + R, where R is the sum of all rounds' residuals.
+
+R is one matrix per adapted layer, in fp32 (fp64 in an fp64 run), to which each round's increment L R is added in the
+order of the rounds: whoever adds the same increments in the same order holds it bit for bit. A client that holds
+the version of round v is sent the increments since, as factors; where those are more numbers than the matrix, it is
+sent the matrix. So increments are kept only as long as together they are smaller than the matrix.
+
+A payload is a table of what follows, for each layer the number of increments and their widths (or WHOLE), and then
+one payload of the run's lossless codec.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedpeft.communication.codec import Codec, decode
+from fedpeft.errors import PayloadError, RunError
+from fedpeft.peft.adapter import LoraPair, State
+from fedpeft.peft.low_rank import LowRank
+
+WHOLE = 0xFFFFFFFF
+"""In a payload's table, in place of a number of increments: the whole matrix follows."""
+
+_NUMBER = struct.Struct("<I")
+
+
+@dataclass
+class Residual:
+    """The server's side.
+
+    Attributes:
+        pairs: the adapted layers.
+        dtype: of R.
+        version: the last round that put something in; 0: nothing yet.
+        total: R by module; modules that never had an increment are missing.
+        steps: increments by module, as (round, factors), oldest first.
+        since: by module the round after which no increment has been dropped; 0 where it is missing.
+    """
+
+    pairs: Sequence[LoraPair]
+    dtype: torch.dtype
+    version: int = 0
+    total: State = field(default_factory=dict)
+    steps: dict[str, list[tuple[int, LowRank]]] = field(default_factory=dict)
+    since: dict[str, int] = field(default_factory=dict)
+
+    def add(self, round: int, increments: dict[str, LowRank]) -> None:
+        """Add what a round put into the base."""
+        for module, increment in increments.items():
+            step = LowRank(increment.left.to(self.dtype), increment.right.to(self.dtype))
+            product = step.dense()
+            self.total[module] = self.total[module] + product if module in self.total else product
+            kept = [*self.steps.get(module, []), (round, step)]
+            while kept and sum(s.numel for _, s in kept) > product.numel():
+                self.since[module] = kept.pop(0)[0]
+            self.steps[module] = kept
+        if increments:
+            self.version = round
+
+    def payload(self, held: int, codec: Codec) -> bytes:
+        """What a client that holds version `held` (0: the plain base) is sent; nothing if it is up to date."""
+        if held >= self.version:
+            return b""
+        table, tensors, shapes = b"", State(), {}
+        for pair in self.pairs:
+            if self.since.get(pair.module, 0) > held:
+                table += _NUMBER.pack(WHOLE)
+                tensors[f"{pair.module}.total"] = self.total[pair.module]
+                continue
+            missing = [step for round, step in self.steps.get(pair.module, []) if round > held]
+            table += _NUMBER.pack(len(missing)) + b"".join(_NUMBER.pack(step.width) for step in missing)
+            for i, step in enumerate(missing):
+                tensors |= {f"{pair.module}.{i}.left": step.left, f"{pair.module}.{i}.right": step.right}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return table + codec.encode(tensors, shapes=shapes)
+
+    def state(self) -> State:
+        """As tensors by name, for a checkpoint."""
+        state = {"version": torch.tensor(self.version)} if self.version else {}
+        state |= {f"total/{module}": tensor for module, tensor in self.total.items()}
+        state |= {f"since/{module}": torch.tensor(round) for module, round in self.since.items()}
+        for module, steps in self.steps.items():
+            for round, step in steps:
+                state |= {f"left/{round}/{module}": step.left, f"right/{round}/{module}": step.right}
+        return state
+
+    @classmethod
+    def of(cls, state: State, pairs: Sequence[LoraPair], dtype: torch.dtype) -> Residual:
+        """From what `state` returned."""
+        made = cls(pairs, dtype, int(state.get("version", torch.tensor(0))))
+        for name, tensor in state.items():
+            kind, _, rest = name.partition("/")
+            if kind == "total":
+                made.total[rest] = tensor
+            elif kind == "since":
+                made.since[rest] = int(tensor)
+            elif kind == "left":
+                round, _, module = rest.partition("/")
+                made.steps.setdefault(module, []).append((int(round), LowRank(tensor, state[f"right/{rest}"])))
+        for steps in made.steps.values():
+            steps.sort(key=lambda item: item[0])
+        return made
+
+
+def receive(total: State, payload: bytes, pairs: Sequence[LoraPair]) -> State:
+    """The client's side: R after `payload`, from the `total` it held.
+
+    Raises:
+        PayloadError: the payload is not what `Residual.payload` makes for these layers.
+    """
+    if not payload:
+        return total
+    shapes: dict[str, tuple[int, ...]] = {}
+    widths: dict[str, list[int] | None] = {}
+    position = 0
+
+    def number() -> int:
+        nonlocal position
+        if position + _NUMBER.size > len(payload):
+            raise PayloadError("the table of the base's increments is cut short")
+        position += _NUMBER.size
+        return int(_NUMBER.unpack_from(payload, position - _NUMBER.size)[0])
+
+    for pair in pairs:
+        out, in_ = pair.out_features, pair.in_features
+        count = number()
+        if count == WHOLE:
+            widths[pair.module] = None
+            shapes[f"{pair.module}.total"] = (out, in_)
+            continue
+        if count > out * in_:
+            raise PayloadError(f"{count} increments of {pair.module} are more than the layer's weights")
+        widths[pair.module] = [number() for _ in range(count)]
+        if sum(widths[pair.module] or []) * (out + in_) > out * in_:
+            raise PayloadError(f"the increments of {pair.module} are larger than the layer")
+        for i, width in enumerate(widths[pair.module] or []):
+            shapes |= {f"{pair.module}.{i}.left": (out, width), f"{pair.module}.{i}.right": (width, in_)}
+    tensors = decode(payload[position:], shapes)
+    after = dict(total)
+    for module, steps in widths.items():
+        if steps is None:
+            after[module] = tensors[f"{module}.total"]
+            continue
+        for i in range(len(steps)):
+            product = tensors[f"{module}.{i}.left"] @ tensors[f"{module}.{i}.right"]
+            after[module] = after[module] + product if module in after else product
+    return after
+
+
+@dataclass(frozen=True)
+class ResidualFiles:
+    """R in files `folder/<version>.safetensors`, where clients on this machine read what the others are sent."""
+
+    folder: Path
+
+    def file(self, version: int) -> Path:
+        """Where a version is, or would be."""
+        return self.folder / f"{version:06d}.safetensors"
+
+    def put(self, version: int, total: State) -> None:
+        """Store R of a version; older ones are removed. Version 0 is the plain base and needs no file.
+
+        Raises:
+            RunError: the file can't be written.
+        """
+        if not version:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = self.file(version).with_suffix(".partial")
+            save_file({module: tensor.contiguous() for module, tensor in total.items()}, partial)
+            os.replace(partial, self.file(version))
+            for other in self.folder.iterdir():
+                if other != self.file(version):
+                    other.unlink()
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error
+
+    def get(self, version: int) -> State:
+        """R of a version."""
+        return load_file(self.file(version)) if version else {}
+
+
+def folded(weight: Tensor, residual: Tensor) -> Tensor:
+    """W0 + R, added in the precision of R and rounded once to that of the base."""
+    return (weight.to(residual.dtype) + residual.to(weight.device)).to(weight.dtype)

@@ -1,0 +1,162 @@
+"""Adaptive precision across entries: where the bits of a payload go.
+
+Minimise sum_t c_t 2^(-2 b_t) subject to sum_t n_t b_t = budget, over slices t of n_t entries whose
+importance-weighted energy is c_t. The solution is b_t = budget / n + (log2(c_t / n_t) - average) / 2, clipped to the
+legal widths and solved again for the rest: reverse water-filling (Cover and Thomas, section 10.3.3).
+Precision over time and across clients: see `fedpeft.communication.precision_rule`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Literal
+
+import numpy as np
+import torch
+
+from fedpeft.communication.codec import segment_sizes
+from fedpeft.communication.payload import Array, Shape, size
+from fedpeft.peft.adapter import Layout, State
+
+Slicing = Literal["tensor", "row", "rank"]
+SLICINGS: Final[tuple[Slicing, ...]] = ("tensor", "row", "rank")
+"""What a slice is: a tensor; a row of a matrix; the entries of a LoRA factor that belong to one rank (rows of A,
+columns of B), that is slices along the shorter side. Codes on the wire are the positions. Append only."""
+
+FLOOR: Final = 0.1
+"""Least sensitivity, relative to the average: nothing is ever called worthless for good (B = 0 in the first round)."""
+
+
+def sensitivity(state: State, layout: Layout) -> State:
+    """How much an error in each entry changes dW = scale B A, up to a common factor; the `weights` of `Codec.encode`.
+
+    For entry (u, v) of B it is norm(A_v,:), for entry (u, v) of A it is norm(B_:,u); for all other tensors 1. Within
+    the LoRA factors it is divided by its root mean square and floored at 0.1. The importance of an update's
+    entry is its magnitude times this.
+
+    Args:
+        state: the adapter, best after training.
+        layout: of that state.
+    """
+    weights = {name: torch.ones_like(tensor, dtype=torch.float32) for name, tensor in state.items()}
+    names = []
+    for pair in layout.pairs:
+        if pair.A in state and pair.B in state:
+            A, B = state[pair.A].float(), state[pair.B].float()
+            weights[pair.A] = B.norm(dim=0)[:, None].expand_as(A).clone()
+            weights[pair.B] = A.norm(dim=1)[None, :].expand_as(B).clone()
+            names += [pair.A, pair.B]
+    squares = sum(float(weights[name].double().square().sum()) for name in names)
+    scale = (squares / max(1, sum(weights[name].numel() for name in names))) ** 0.5
+    for name in names:
+        weights[name] = (weights[name] / scale).clamp(min=FLOOR) if scale > 0 else torch.ones_like(weights[name])
+    return weights
+
+
+@dataclass(frozen=True)
+class Slices:
+    """How a vector of segments falls into slices.
+
+    Attributes:
+        order: (n,) places of the entries, slice after slice; None: they already lie so.
+        sizes: entries of each slice.
+    """
+
+    order: Array | None
+    sizes: Array
+
+    def gather(self, values: Array) -> Array:
+        """`values` slice after slice."""
+        return values if self.order is None else values[self.order]
+
+    def scatter(self, values: Array) -> Array:
+        """The inverse of `gather`."""
+        if self.order is None:
+            return values
+        result = np.empty_like(values)
+        result[self.order] = values
+        return result
+
+
+@lru_cache(maxsize=16)
+def slices(shapes: tuple[Shape, ...], per: Slicing) -> Slices:
+    """The slices of segments of these shapes; only matrices are cut."""
+    if per == "tensor" or not any(len(shape) == 2 for shape in shapes):
+        return Slices(None, segment_sizes(shapes))
+    sizes: list[int] = []
+    pieces: list[Array] = []
+    start = 0
+    for shape in shapes:
+        place = np.arange(start, start + size(shape), dtype=np.int32 if start + size(shape) < 1 << 31 else np.int64)
+        start += size(shape)
+        if len(shape) != 2:
+            sizes.append(size(shape))
+        elif per == "rank" and shape[1] < shape[0]:
+            sizes += [shape[0]] * shape[1]
+            place = place.reshape(shape).T.reshape(-1)
+        else:
+            sizes += [shape[1]] * shape[0]
+        pieces.append(place)
+    order = np.concatenate(pieces)
+    return Slices(None if per == "row" else order, np.array(sizes, np.int64))
+
+
+def water_filling(energies: Array, sizes: Array, budget: float, high: float = 8.0) -> Array:
+    """Real widths b_t in [0, high], in bits an entry, that minimise sum c_t 2^(-2 b_t) with sum n_t b_t = budget.
+
+    Args:
+        energies: c_t, at least 0; slices without energy get no bits.
+        sizes: n_t, at least 1.
+        budget: bits for all entries together, at least 0; what exceeds `high` everywhere is left unspent.
+        high: the widest legal width.
+    """
+    n = np.asarray(sizes, np.float64)
+    density = np.divide(energies, n, where=n > 0, out=np.zeros_like(n))
+    level = np.full(len(n), -np.inf)
+    np.log2(density, out=level, where=density > 0)
+    widths = np.zeros(len(n))
+    open_ = np.isfinite(level)
+    full = np.zeros(len(n), bool)
+    while open_.any():
+        left = budget - high * n[full].sum()
+        average = (n[open_] * level[open_]).sum() / n[open_].sum()
+        b = left / n[open_].sum() + (level[open_] - average) / 2
+        low, over = b < 0, b > high
+        if not (low.any() or over.any()):
+            widths[open_] = b
+            break
+        places = np.flatnonzero(open_)
+        # clip the side with the larger violation first: clipping one side moves the water level away from the other
+        if (-b[low] * n[open_][low]).sum() >= ((b[over] - high) * n[open_][over]).sum():
+            open_[places[low]] = False
+        else:
+            open_[places[over]] = False
+            full[places[over]] = True
+    widths[full] = high
+    return widths
+
+
+def integer_widths(energies: Array, sizes: Array, budget: float, distortions: Sequence[float]) -> Array:
+    """Whole widths within the budget: `water_filling` rounded down, then the best bits for their price.
+
+    Args:
+        energies: c_t, at least 0.
+        sizes: n_t.
+        budget: bits for all entries together.
+        distortions: D_b for b = 0, 1, ...: mean squared error of a width on a unit-variance source, falling and convex.
+    """
+    n = np.asarray(sizes, np.int64)
+    high = len(distortions) - 1
+    widths = np.floor(water_filling(energies, n, budget, high) + 1e-9).astype(np.int64)
+    left = budget - float((n * widths).sum())
+    gains = np.append(-np.diff(distortions), 0.0)
+    density = np.asarray(energies, np.float64) / np.maximum(n, 1)
+    while True:
+        value = np.where((n <= left) & (widths < high), density * gains[widths], 0.0)
+        best = int(np.argmax(value)) if len(value) else 0
+        if not len(value) or value[best] <= 0:
+            return widths
+        widths[best] += 1
+        left -= float(n[best])

@@ -1,0 +1,156 @@
+"""States on a grid, so that one state can be reached exactly from any other that the receiver holds.
+
+    q = sign(x) floor(|x| / s + 1/2 - dead),   x' = q s           what the payload stands for
+    d = q - round(h / s)                                          what it holds, h: the state held (version 0: zeros)
+
+x' depends on x alone and not on h: a receiver that was away for long gets one difference instead of all those it has
+missed, and ends with the same bits as everybody else. Since every x is quantized anew, errors do not add up:
+norm_inf(x - x') <= (1/2 + dead) s, which is what error feedback around the differences comes to on a grid. The fewer
+entries have moved since h, the smaller the payload. One step size s serves all entries; it is searched for, so that the
+payload from version 0 takes `bits` bits a parameter. With weights a slice of weight w (its root mean square, at most 1)
+has the step s / w, to a quarter octave. Follow it with `rans`.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Final
+
+import numpy as np
+
+from fedpeft.communication.bit_allocation import SLICINGS, slices
+from fedpeft.communication.codec import Codec, Context, Encoded, Plan, Quantizer, Signal, segment_reduce
+from fedpeft.communication.codecs.adaptive import REACH, STEPS, StepSearch, ratio, relative_steps
+from fedpeft.communication.entropy import coded_size, decode_symbols, encode_symbols
+from fedpeft.communication.levels import CLASSES, ExpectedLevels, classes_of, level_streams
+from fedpeft.communication.payload import Array, Expected, Reader, Shape, Symbols, read_payload, varint
+from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.parts import setting
+
+MAX_VERSION: Final = (1 << 62) - 1
+
+
+@dataclass(frozen=True)
+class Grid(Quantizer):
+    """Levels, as differences from those of a state that both ends hold (`reference`); biased."""
+
+    bits: float = setting(3.0, "bits a parameter of a payload from version 0, all its bytes included", above=0, high=10)
+    dead: float = setting(0.08, "how much wider the zero level is on each side, in steps", low=0, below=0.5)
+    per: str = setting("rank", "what shares a frequency table: tensor, row, rank", choices=SLICINGS)
+    step: float | None = setting(None, "a fixed step size, instead of bits", above=0)
+
+    lossless = False
+
+    def encode(self, signal: Signal, context: Context) -> Encoded:
+        """The parameters are slicing, step size, version and checksum of the state held, and the slices' classes; with
+        weights the slices' relative steps, too."""
+        cut = slices(signal.shapes, self.per)
+        relative = relative_steps(signal, cut, 1.0)
+        unit = _units(relative, cut.sizes, signal.values.dtype)
+        y = cut.gather(signal.values) / unit
+        search = StepSearch(y, cut.sizes, False, self.dead)
+        if self.step is not None:
+            step = float(np.float32(max(self.step, search.largest / REACH)))
+        else:
+            budget = self.bits * context.parameters / 8
+            spent = context.spent + 24 + (coded_size([Symbols(relative, STEPS)]) if relative.any() else 0)
+            step = search.meet(max(budget - spent, budget / 4))
+        q, _ = search.levels(step, None)
+        if context.position:
+            raise ConfigError("the codec step grid works on the state itself: no transform may stand in front of it")
+        version, held = context.reference or (0, None)
+        if not 0 <= version <= MAX_VERSION:
+            raise ConfigError(f"the codec step grid needs a version from 0 to 2^62 - 1, got {version}")
+        if version and held is not None:
+            q = q - _levels(cut.gather(held) / unit, step)
+        d = q.astype(np.int16)
+        squares = segment_reduce(np.add, np.square(d, dtype=np.float64), cut.sizes)
+        classes = classes_of(np.sqrt(squares / np.maximum(cut.sizes, 1)), squares > 0)
+        reaches, streams = level_streams(d, classes, cut.sizes)
+        slicing = SLICINGS.index(self.per) + (len(SLICINGS) if relative.any() else 0)
+        parameters = bytes((slicing,)) + struct.pack("<f", step) + varint(version)
+        if version and held is not None:
+            parameters += _checksum(held).to_bytes(4, "little")
+        if relative.any():
+            parameters += encode_symbols([Symbols(relative, STEPS)])
+        return Encoded(None, parameters + encode_symbols([Symbols(classes, CLASSES)]) + reaches, tuple(streams))
+
+    @classmethod
+    def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
+        """Slicing, step size, what is held, relative steps, classes, and the reach of each class that occurs."""
+        weighted, per = divmod(parameters.varint("slicing", 2 * len(SLICINGS) - 1), len(SLICINGS))
+        cut = slices(shapes, SLICINGS[per])
+        step = _read_step(parameters)
+        version = parameters.varint("reference version", MAX_VERSION)
+        if context.position:
+            raise PayloadError("the payload has a transform in front of its step grid")
+        held: Array | None = None
+        if version:
+            checksum = parameters.integer(4, "reference checksum")
+            held = context.references(version)
+            if held is None:
+                raise PayloadError(f"the payload builds on version {version} of the state, which is not held here")
+            if len(held) != int(cut.sizes.sum()) or _checksum(held) != checksum:
+                raise PayloadError(
+                    f"the payload builds on a version {version} of the state that differs from the one held here"
+                )
+        relative = np.zeros(len(cut.sizes), np.uint8)
+        if weighted:
+            (relative,) = decode_symbols(parameters, (Expected(len(cut.sizes), STEPS),))
+        (classes,) = decode_symbols(parameters, (Expected(len(cut.sizes), CLASSES),))
+        expected = ExpectedLevels.read(parameters, classes, cut.sizes, 2 * REACH, "grid")
+
+        def undo(values: Array, symbols: Sequence[Array]) -> Array:
+            unit = _units(relative, cut.sizes, context.dtype)
+            q = np.zeros(len(unit), context.dtype) if held is None else _levels(cut.gather(held) / unit, step)
+            for mask, d in zip(expected.places(), expected.values(symbols, context.dtype), strict=True):
+                q[mask] += d
+            return cut.scatter(q * context.dtype.type(step) * unit)
+
+        return Plan((), expected.symbols, undo)
+
+
+def at_step_of(codec: Codec, payload: bytes, shapes: Mapping[str, Shape]) -> Codec:
+    """A codec that ends in a grid, at the step size of `payload`, which it has made: for the same state from elsewhere.
+
+    Raises:
+        ConfigError: the codec has no grid.
+    """
+    grid = codec.tensor_steps[-1]
+    if not isinstance(grid, Grid):
+        raise ConfigError(f"{codec} has no step grid, so its states can't be reached from one another")
+    parameters = dict(read_payload(payload, shapes)[0].steps)["grid"]
+    step = _read_step(Reader(parameters[1:]))
+    return replace(codec, tensor_steps=(*codec.tensor_steps[:-1], replace(grid, step=step or None)))
+
+
+def _read_step(parameters: Reader) -> float:
+    (step,) = struct.unpack("<f", parameters.take(4, "step size"))
+    if not 0 <= step < inf:
+        raise PayloadError(f"the payload's step grid has the step size {step}")
+    return float(step)
+
+
+def _units(relative: Array, sizes: Array, dtype: np.dtype[np.generic]) -> Array:
+    """The step of each entry (n,), slice after slice, in steps of weight 1."""
+    return np.repeat(ratio(relative).astype(dtype), sizes)
+
+
+def _levels(held: Array, step: float) -> Array:
+    """The grid points nearest to what is held, at most as far out as a payload can reach."""
+    if step <= 0:
+        return np.zeros_like(held)
+    # the way from the start knows no -0, and the checksum of a state does
+    levels: Array = np.clip(np.rint(held / held.dtype.type(step)), -REACH, REACH) + held.dtype.type(0)
+    return levels
+
+
+def _checksum(values: Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data)
+
+
+part = Grid

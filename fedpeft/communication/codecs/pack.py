@@ -1,0 +1,50 @@
+"""Symbols in radix packing: as many to a 64-bit word as fit, so four-bit codes take four bits and trits 1.6.
+
+The size depends on counts and alphabets alone, never on the values. See `fedpeft.communication.payload.pack_symbols`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedpeft.communication.codec import Packer
+from fedpeft.communication.payload import (
+    Array,
+    Expected,
+    Symbols,
+    pack_symbols,
+    packed_bound,
+    packed_size,
+    unpack_symbols,
+)
+from fedpeft.errors import PayloadError
+
+
+@dataclass(frozen=True)
+class Pack(Packer):
+    """Fixed-width packing, without entropy coding."""
+
+    def pack(self, symbols: Sequence[Symbols]) -> bytes:
+        """The packed symbols, one kind after the other."""
+        return b"".join(pack_symbols(s.values, s.alphabet) for s in symbols)
+
+    @classmethod
+    def bound(cls, expected: Sequence[Expected]) -> int:
+        """The exact size."""
+        return packed_bound(expected)
+
+    @classmethod
+    def unpack(cls, data: memoryview, expected: Sequence[Expected]) -> list[Array]:
+        """The symbols; the size must be exact."""
+        if len(data) != packed_bound(expected):
+            raise PayloadError(f"the payload's body has {len(data)} bytes, {packed_bound(expected)} are expected")
+        result, at = [], 0
+        for e in expected:
+            end = at + packed_size(e.count, e.alphabet)
+            result.append(unpack_symbols(data[at:end], e.count, e.alphabet))
+            at = end
+        return result
+
+
+part = Pack

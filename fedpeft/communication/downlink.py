@@ -1,0 +1,215 @@
+"""What a round sends down, and what the server therefore knows that its clients start from.
+
+Without loss, every client is sent the whole state. With a lossy codec it is sent a movement: the state less the seeded
+start, which every client can make for itself. A codec that ends in `grid` sends the movement as a difference from the
+version that the client holds, or from the start, whichever is smaller; both lead to the same bits, so all clients of
+one form are at the same version after a round, and what the codec leaves out is made up for in the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from fedpeft.aggregation.strategy import Strategy
+from fedpeft.communication.base_residual import Residual
+from fedpeft.communication.codec import Codec, decode, parse_codec
+from fedpeft.communication.codecs.delta import Delta
+from fedpeft.communication.codecs.grid import Grid, at_step_of
+from fedpeft.communication.payload import Shape
+from fedpeft.communication.uplink import preset_of
+from fedpeft.communication.versions import Versions
+from fedpeft.errors import ConfigError
+from fedpeft.peft.adapter import ClientForm, Layout, State, difference
+
+DOWNLINKS: Final[Mapping[str, str]] = {
+    "medium": "grid(bits=5.0) | rans",
+    "small": "grid(bits=4.0) | rans",
+    "tiny": "grid(bits=1.94) | rans",
+}
+"""How the state is sent where `--codec`, or `--downlink`, names one of these presets."""
+
+
+def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
+    """The codec that `--downlink` describes.
+
+    Args:
+        text: a preset, a codec, or "auto": what goes with `codec`.
+        codec: what `--codec` says.
+        lossless: the run's own codec without loss, which "fp32" stands for.
+
+    Raises:
+        ConfigError: see `parse_codec`; a codec that would need another reference for each client, or one
+            that would change the state's length.
+    """
+    name = text.strip()
+    if name == "auto":
+        name = preset_of(codec) if preset_of(codec) in DOWNLINKS else lossless
+    made = parse_codec(lossless if name == "fp32" else DOWNLINKS.get(name, name))
+    if any(isinstance(step, Delta) for step in made.steps):
+        raise ConfigError(f"--downlink {text!r}: with delta, clients would end at different states; use grid")
+    if made.gain != 1:
+        raise ConfigError(
+            f"--downlink {text!r}: gain is for the mean of many updates, but a state is one; leave it out"
+        )
+    return made
+
+
+def start_for(strategy: Strategy, start: State, layout: Layout, form: ClientForm | None) -> State:
+    """The seeded start in a client's form, which movements count from; the same on both ends."""
+    return strategy.dispatch(start, layout, form, 1)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What a payload means to a client: the state to start from, and the movement that a later one may build on."""
+
+    state: State
+    moved: State
+
+
+def arrival(
+    payload: bytes, codec: Codec, shapes: Mapping[str, Shape], start: State, held: Mapping[int, State]
+) -> Arrival:
+    """Decode what the server sent.
+
+    Args:
+        payload: see `Downlink.package`.
+        codec: of the downlink.
+        shapes: of the client's tensors.
+        start: in the client's form (`start_for`); not needed without loss.
+        held: the movement that the client holds, by version.
+
+    Raises:
+        PayloadError: see `fedpeft.communication.codec.decode`.
+    """
+    sent = decode(payload, shapes, references=held)
+    if codec.lossless:
+        return Arrival(sent, {})
+    return Arrival({name: start[name] + moved for name, moved in sent.items()}, sent)
+
+
+def balanced(moved: State) -> State:
+    """Weights in (0, 1] under which a tensor's step grows with the root of its magnitude.
+
+    With one step for all, a head solved in closed form, whose entries are thirty times as large as those of the LoRA
+    factors, is known thirty times as well relative to its size, and nothing is gained (`experiments.codecs.states`).
+    """
+    rms = {
+        name: float(tensor.double().square().mean()) ** 0.5 if tensor.numel() else 0.0 for name, tensor in moved.items()
+    }
+    least = min((size for size in rms.values() if size > 0), default=0.0)
+    return {
+        name: torch.full_like(tensor, (least / rms[name]) ** 0.5 if rms[name] > 0 else 1.0)
+        for name, tensor in moved.items()
+    }
+
+
+@dataclass(frozen=True)
+class Package:
+    """A payload, the state that it leads to, and the version it builds on (0: the start; None: nothing)."""
+
+    payload: bytes
+    state: State
+    base: int | None
+
+
+class Downlink:
+    """One round's payloads, each encoded once and decoded again, so that the server has its clients' start bit for bit.
+
+    Clients of one form that hold the same version are sent the same. Where the strategy leaves tensors with their
+    clients, only newcomers are sent them, with their initial values.
+
+    Args:
+        codec: of the state.
+        lossless: of the residual and the control variate.
+        state: the global state.
+        start: the seeded one.
+        versions: of the rounds before.
+        residual: what exact rules have put into the base.
+        variate: the server's control variate (SCAFFOLD); None: there is none.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        layout: Layout,
+        codec: Codec,
+        lossless: Codec,
+        state: State,
+        start: State,
+        versions: Versions,
+        residual: Residual,
+        round: int,
+        variate: State | None = None,
+    ) -> None:
+        self._strategy, self._layout, self._codec, self._lossless = strategy, layout, codec, lossless
+        self._state, self._start, self._versions = state, start, versions
+        self._residual, self._round = residual, round
+        self.trained = strategy.trained(layout, round)
+        self.private = strategy.private(layout)
+        self.shared = self.trained - self.private
+        """What updates hold."""
+        self.variate = lossless.encode({n: variate[n] for n in sorted(self.shared)}) if variate is not None else b""
+        self._chains = isinstance(codec.tensor_steps[-1], Grid)
+        self._packages: dict[tuple[ClientForm | None, int, bool], Package] = {}
+        self._bases: dict[int, bytes] = {}
+        self._made: dict[ClientForm | None, tuple[bytes, Arrival, State | None]] = {}
+
+    @property
+    def made(self) -> dict[ClientForm | None, bytes]:
+        """The round's new versions, by form: the ways that lead to them from the start."""
+        return {form: payload for form, (payload, _, _) in self._made.items()} if self._chains else {}
+
+    def package(self, form: ClientForm | None, held: int, newcomer: bool) -> Package:
+        """The adapter for a client that has a `form` and holds a version (0: none of use)."""
+        if not (self._chains and self._versions.get(form, held)):
+            held = 0
+        key = form, held, newcomer and bool(self.private)
+        if key not in self._packages:
+            self._packages[key] = self._package(*key)
+        return self._packages[key]
+
+    def _package(self, form: ClientForm | None, held: int, everything: bool) -> Package:
+        shapes = self._layout.with_form(form).shapes
+        names = [name for name in shapes if everything or name not in self.private]
+        if self._codec.lossless:
+            sent = self._strategy.dispatch(self._state, self._layout, form, self._round)
+            payload = self._codec.encode({name: sent[name] for name in names}, shapes=shapes)
+            return Package(payload, decode(payload, shapes), None)
+        payload, whole, weights = self._whole(form)
+        state = {name: whole.state[name] for name in names}
+        part = {name: whole.moved[name] for name in names}
+        codec = at_step_of(self._codec, payload, shapes) if self._chains else self._codec
+        if len(names) < len(shapes):
+            payload = codec.encode(part, seed=self._round, weights=weights, shapes=shapes)
+            state |= arrival(payload, codec, shapes, self._start_for(form), {}).state
+        if held:
+            moved = decode(self._versions.get(form, held) or b"", shapes)
+            shorter = codec.encode(part, weights=weights, shapes=shapes, reference=(held, moved))
+            if len(shorter) < len(payload):
+                return Package(shorter, state, held)
+        return Package(payload, state, 0)
+
+    def _whole(self, form: ClientForm | None) -> tuple[bytes, Arrival, State | None]:
+        """The way from the start to the round's state, where it leads, and the weights that it is encoded with."""
+        if form not in self._made:
+            start, shapes = self._start_for(form), self._layout.with_form(form).shapes
+            moved = difference(self._strategy.dispatch(self._state, self._layout, form, self._round), start)
+            weights = balanced(moved) if self._chains else None
+            payload = self._codec.encode(moved, seed=self._round, weights=weights, shapes=shapes)
+            self._made[form] = payload, arrival(payload, self._codec, shapes, start, {}), weights
+        return self._made[form]
+
+    def _start_for(self, form: ClientForm | None) -> State:
+        return start_for(self._strategy, self._start, self._layout, form)
+
+    def base(self, last: int) -> bytes:
+        """What brings the base of a client up to date that took part in round `last` (0: never)."""
+        held = max(0, last - 1)  # the base of a round is that after the round before
+        if held not in self._bases:
+            self._bases[held] = self._residual.payload(held, self._lossless)
+        return self._bases[held]

@@ -1,0 +1,150 @@
+"""Entropy coding of symbols: one ANS coder (constriction) over all streams, with a frequency table for each.
+
+    for each stream: varint L, the length of its table
+        L = 0  raw: the symbols follow the tables, in radix packing
+        L = 1  constant: varint symbol, nothing else
+        L > 1  varint first symbol, then L frequencies as varints; symbols outside do not occur
+    varint number of 32-bit words, the words of the coder, the raw streams
+
+Frequencies are integers that sum to at most 4,096 or so: both ends build the same fixed-point model from them on any
+machine. Asymmetric numeral systems: J. Duda, arXiv 1311.2540.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import constriction
+import numpy as np
+
+from fedpeft.communication.payload import (
+    Array,
+    Expected,
+    Reader,
+    Symbols,
+    pack_symbols,
+    packed_bound,
+    packed_size,
+    unpack_symbols,
+    varint,
+)
+from fedpeft.errors import PayloadError
+
+PRECISION: Final = 1 << 12
+"""What a table's frequencies sum to, about."""
+MAX_ALPHABET: Final = 1 << 12
+"""Streams with a larger alphabet are sent raw."""
+
+
+def entropy_bits(counts: Array) -> float:
+    """Order-0 entropy of symbols with these counts, in bits for all of them together."""
+    positive = counts[counts > 0].astype(np.float64)
+    return float((positive * np.log2(positive.sum() / positive)).sum())
+
+
+def encode_bound(expected: Sequence[Expected]) -> int:
+    """The most bytes that `encode_symbols` makes."""
+    return packed_bound(expected) + 8 * len(expected) + 16
+
+
+def encode_symbols(streams: Sequence[Symbols]) -> bytes:
+    """All streams as bytes, each by table or raw, whichever is shorter."""
+    coder = constriction.stream.stack.AnsCoder()
+    tables: list[bytes] = []
+    raw: list[bytes] = []
+    coded: list[tuple[Array, Any]] = []
+    for stream in streams:
+        table, first, frequencies = _table(stream)
+        tables.append(table)
+        if frequencies is None:
+            raw.append(pack_symbols(stream.values, stream.alphabet))
+        elif len(frequencies) > 1:
+            coded.append((stream.values.astype(np.int32) - np.int32(first), _model(frequencies)))
+    for symbols, model in reversed(coded):  # a stack: what goes in last comes out first
+        coder.encode_reverse(symbols, model)
+    words = coder.get_compressed()
+    data = b"".join((*tables, varint(len(words)), words.astype("<u4").tobytes(), *raw))
+    if len(data) > encode_bound([s.expected for s in streams]):
+        return b"\0" * (len(streams) + 1) + b"".join(pack_symbols(s.values, s.alphabet) for s in streams)
+    return data
+
+
+def coded_size(streams: Sequence[Symbols]) -> float:
+    """About how many bytes `encode_symbols` makes, without making them."""
+    size = 6.0
+    for stream in streams:
+        table, _, frequencies = _table(stream)
+        if frequencies is None:
+            size += len(table) + packed_size(len(stream.values), stream.alphabet)
+        else:
+            size += len(table) + entropy_bits(np.bincount(stream.values)) / 8
+    return size
+
+
+def decode_symbols(reader: Reader, expected: Sequence[Expected]) -> list[Array]:
+    """The streams that `encode_symbols` encoded, each below its alphabet.
+
+    Raises:
+        PayloadError: too short, or not made by `encode_symbols` from so many symbols.
+    """
+    tables = [_read_table(reader, e) for e in expected]
+    length = reader.varint("number of coded words", encode_bound(expected) // 4 + 1)
+    words = np.frombuffer(reader.take(4 * length, "coded symbols"), "<u4").astype(np.uint32)
+    if length and words[-1] == 0:
+        raise PayloadError("the payload's coded symbols end in an empty word")
+    coder = constriction.stream.stack.AnsCoder(words)
+    result: list[Array] = []
+    for e, table in zip(expected, tables, strict=True):
+        dtype = np.min_scalar_type(max(e.alphabet - 1, 1))
+        if table is None:
+            result.append(np.zeros(0, dtype))
+        elif len(table[1]) == 1 or e.count == 0:
+            result.append(np.full(e.count, table[0], dtype))
+        else:
+            symbols = coder.decode(_model(table[1]), e.count)
+            result.append((symbols + np.int32(table[0])).astype(dtype))
+    if not coder.is_empty():
+        raise PayloadError("the payload's coded symbols do not end where they should")
+    for i, (e, table) in enumerate(zip(expected, tables, strict=True)):
+        if table is None:
+            piece = reader.take(packed_size(e.count, e.alphabet), "packed symbols")
+            result[i] = unpack_symbols(piece, e.count, e.alphabet)
+    return result
+
+
+def _model(frequencies: Array) -> Any:
+    return constriction.stream.model.Categorical(frequencies.astype(np.float64), perfect=False)
+
+
+def _table(stream: Symbols) -> tuple[bytes, int, Array | None]:
+    """Wire form of a stream's table, its first symbol, and its frequencies (None: the stream goes raw)."""
+    raw = varint(0), 0, None
+    if len(stream.values) == 0 or stream.alphabet > MAX_ALPHABET:
+        return raw
+    counts = np.bincount(stream.values, minlength=1)
+    first = int(np.argmax(counts > 0))
+    counts = counts[first:]
+    frequencies = counts.astype(np.int64)
+    if len(stream.values) > PRECISION:
+        scaled = np.round(counts * (PRECISION / len(stream.values))).astype(np.int64)
+        frequencies = np.where(counts > 0, np.maximum(scaled, 1), 0)
+    if len(frequencies) == 1:
+        return varint(1) + varint(first), first, frequencies
+    table = varint(len(frequencies)) + varint(first) + b"".join(varint(int(f)) for f in frequencies)
+    if len(table) + entropy_bits(counts) / 8 + 4 >= packed_size(len(stream.values), stream.alphabet):
+        return raw
+    return table, first, frequencies
+
+
+def _read_table(reader: Reader, expected: Expected) -> tuple[int, Array] | None:
+    length = reader.varint("table length", min(expected.alphabet, MAX_ALPHABET))
+    if length == 0:
+        return None
+    first = reader.varint("first symbol of a table", expected.alphabet - length)
+    if length == 1:
+        return first, np.ones(1)
+    frequencies = np.array([reader.varint("frequency", 2 * PRECISION) for _ in range(length)])
+    if not frequencies.any():
+        raise PayloadError("the payload has a frequency table of zeros only")
+    return first, frequencies

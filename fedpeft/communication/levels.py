@@ -1,0 +1,82 @@
+"""Signed levels of an adaptive quantizer as symbols: slices of like magnitude share a stream, hence a frequency table.
+
+A slice's class is the half octave of its root mean square in units of the step. Class 0 is all zero and not sent; the
+others reach from 2^-3 to 2^4. A stream's alphabet is -reach ... reach, where `reach` is the largest level in its class.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from fedpeft.communication.payload import Array, Expected, Reader, Symbols
+from fedpeft.errors import PayloadError
+
+CLASSES: Final = 16
+
+
+def classes_of(rms: Array, used: Array) -> Array:
+    """Class of each slice, from its root mean square in steps; 0 where it is not `used`."""
+    octaves = np.log2(np.maximum(rms, 2.0**-9))
+    classes = np.clip(np.round(2 * octaves) + 7, 1, CLASSES - 1)
+    return np.where(used, classes, 0).astype(np.uint8)
+
+
+def level_streams(q: Array, classes: Array, sizes: Array) -> tuple[bytes, list[Symbols]]:
+    """The reaches of the classes that occur, for a step's parameters, and a stream for each of them.
+
+    Args:
+        q: levels (n,), int16, slice after slice.
+        classes: of the slices, as `classes_of` says.
+        sizes: entries of each slice.
+    """
+    reaches, streams = b"", []
+    for c in _present(classes):
+        values = q[np.repeat(classes == c, sizes)]
+        reach = int(np.abs(values).max())
+        reaches += struct.pack("<H", reach)
+        streams.append(Symbols((values + np.int16(reach)).astype(np.uint16), 2 * reach + 1))
+    return reaches, streams
+
+
+@dataclass(frozen=True)
+class ExpectedLevels:
+    """The levels that a receiver waits for."""
+
+    classes: Array
+    sizes: Array
+    reaches: tuple[int, ...]
+
+    @classmethod
+    def read(cls, parameters: Reader, classes: Array, sizes: Array, most: int, owner: str) -> ExpectedLevels:
+        """From a step's parameters, as `level_streams` wrote them.
+
+        Raises:
+            PayloadError: a reach is beyond `most`.
+        """
+        reaches = tuple(parameters.integer(2, "reach of a class") for _ in _present(classes))
+        if any(reach > most for reach in reaches):
+            raise PayloadError(f"the payload's step {owner} has a reach beyond {most}")
+        return cls(classes, sizes, reaches)
+
+    @property
+    def symbols(self) -> tuple[Expected, ...]:
+        """What the packer must deliver."""
+        pairs = zip(_present(self.classes), self.reaches, strict=True)
+        return tuple(Expected(int(self.sizes[self.classes == c].sum()), 2 * reach + 1) for c, reach in pairs)
+
+    def places(self) -> list[Array]:
+        """Where the entries (n,) of each class are, as masks."""
+        return [np.repeat(self.classes == c, self.sizes) for c in _present(self.classes)]
+
+    def values(self, streams: Sequence[Array], dtype: np.dtype[np.generic]) -> list[Array]:
+        """The levels of each class."""
+        return [s.astype(dtype) - dtype.type(r) for s, r in zip(streams, self.reaches, strict=True)]
+
+
+def _present(classes: Array) -> list[int]:
+    return [c for c in range(1, CLASSES) if (classes == c).any()]

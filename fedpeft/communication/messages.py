@@ -1,0 +1,176 @@
+"""What the server and its clients say to each other, and how that looks as Flower messages.
+
+An `Instruction` asks a client to prepare, to train or to evaluate; a `Report` answers it. Both carry one opaque
+payload, made by a codec, and in runs with control variates a second one. In a Flower message a payload is ONE array of
+bytes, because Flower pays per array, and everything else is a `ConfigRecord`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, Literal, get_args, get_type_hints
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fedpeft.errors import PayloadError
+from fedpeft.peft.adapter import ClientForm
+
+Kind = Literal["prepare", "train", "evaluate"]
+
+PAYLOAD_TYPE = "fedpeft.v1"
+"""The `stype` of the array that holds a payload."""
+
+PAYLOADS = ("payload", "variate", "residual")
+"""The fields of messages that travel as arrays."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """The server to one client.
+
+    Attributes:
+        kind: "prepare" (statistics before round 1), "train", or "evaluate" (on the client's own held-out rows).
+        round: from 1; 0 for "prepare".
+        client: client id.
+        payload: the encoded state that the client starts from.
+        learning_rate: of this round.
+        proximal: mu of FedProx; 0: none.
+        rank, alpha: of the client's LoRA factors; 0: no LoRA.
+        trained: positions in the layout of the tensors to train; empty: all.
+        acknowledged: the last round of this client that the server has recorded; its state of that round is valid.
+        private: positions in the layout of the tensors that the client keeps; a newcomer is sent their initial values.
+        steps: local steps; 0: as the client's own settings say.
+        base: version of what exact strategies have put into the base (`fedpeft.communication.base_residual`); 0: the
+            plain base.
+        variate: the server's control variate (SCAFFOLD), encoded; empty: none.
+        bits: precision of the update, a parameter; 0: the codec's own.
+        base_precision: of the client's frozen base; empty: the run's own.
+        adapter_precision: of the adapter as the client holds it, before and after training.
+        residual: what brings a remote client's base to version `base` (`Residual.payload`); clients on the server's
+            machine read it from a file instead.
+        attempt: of the round, under privacy: what is tried anew with other inputs has other noise.
+    """
+
+    kind: Kind
+    round: int
+    client: int
+    payload: bytes
+    learning_rate: float = 0.0
+    proximal: float = 0.0
+    rank: int = 0
+    alpha: float = 0.0
+    trained: tuple[int, ...] = ()
+    acknowledged: int = 0
+    private: tuple[int, ...] = ()
+    steps: int = 0
+    base: int = 0
+    variate: bytes = b""
+    bits: float = 0.0
+    base_precision: str = ""
+    adapter_precision: str = "fp32"
+    residual: bytes = b""
+    attempt: int = 0
+
+    @property
+    def form(self) -> ClientForm | None:
+        """The client's LoRA rank and alpha."""
+        return ClientForm(self.rank, self.alpha) if self.rank else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A client to the server: the encoded update (or statistics) and what it says of its work.
+
+    Attributes:
+        correct, count: of an evaluation: correct predictions out of how many; `loss` is per prediction.
+        error: why there is no update; empty: there is one.
+        variate: the change of the client's control variate (SCAFFOLD), encoded.
+        charged: releases on the ledger of a client that adds noise itself, those of this report included.
+        spent: whether there is no update because that client's privacy budget allows none.
+    """
+
+    client: int
+    round: int
+    payload: bytes
+    rows: int = 0
+    steps: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    error: str = ""
+    correct: float = 0.0
+    count: float = 0.0
+    variate: bytes = b""
+    charged: int = 0
+    spent: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """What the report costs."""
+        return len(self.payload) + len(self.variate)
+
+
+def to_record(content: Instruction | Report) -> RecordDict:
+    """As the content of a Flower message."""
+    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(content).items() if k not in PAYLOADS}
+    own = vars(content)
+    payloads = {k: own[k] for k in PAYLOADS if k == "payload" or own.get(k)}
+    arrays = {k: Array("uint8", (len(data),), PAYLOAD_TYPE, data) for k, data in payloads.items()}
+    return RecordDict({"fedpeft": ConfigRecord(fields), "payload": ArrayRecord(arrays)})
+
+
+@cache
+def _types(cls: Any) -> dict[str, tuple[type, ...]]:
+    """What the values of a message's fields are, as Flower brings them."""
+    plain = {int: (int,), float: (int, float), bool: (bool,), tuple[int, ...]: (list,)}
+    return {name: plain.get(hint, (str,)) for name, hint in get_type_hints(cls).items() if name not in PAYLOADS}
+
+
+def _check_types(fields: Mapping[str, Any], cls: type[Instruction] | type[Report]) -> None:
+    for name, legal in _types(cls).items():  # type: ignore[arg-type]  # mypy: classes are hashable
+        value = fields.get(name)
+        if name in fields and not (isinstance(value, legal) and (bool in legal or not isinstance(value, bool))):
+            raise PayloadError(f"{name} is {value!r:.50}, not of type {legal[-1].__name__}")
+    if "kind" in fields and cls is Instruction and fields["kind"] not in get_args(Kind):
+        raise PayloadError(f"kind is {fields['kind']!r:.50}; legal are {', '.join(get_args(Kind))}")
+
+
+def _from_record(record: RecordDict, cls: type[Any]) -> Any:
+    try:
+        fields: dict[str, Any] = dict(record.config_records["fedpeft"])
+        _check_types(fields, cls)
+        arrays = record.array_records["payload"]
+        for array in arrays.values():
+            if array.stype != PAYLOAD_TYPE:
+                raise PayloadError(f"a payload of type {array.stype!r} arrived; this version reads {PAYLOAD_TYPE!r}")
+        fields |= {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
+        return cls(payload=arrays["payload"].data, **{k: a.data for k, a in arrays.items() if k != "payload"}, **fields)
+    except (KeyError, TypeError) as error:
+        raise PayloadError(f"the message is not a fedpeft {cls.__name__.lower()}: {error}") from error
+
+
+def instruction_of(message: Message) -> Instruction:
+    """The instruction in a Flower message, or PayloadError."""
+    found: Instruction = _from_record(message.content, Instruction)
+    return found
+
+
+def report_of(message: Message) -> Report:
+    """The report in a Flower message, or PayloadError."""
+    found: Report = _from_record(message.content, Report)
+    return found
+
+
+def answer_to(asked: Instruction, message: Message) -> Report:
+    """The report in the reply to an instruction; where it is no report on it, one that says so."""
+    try:
+        report = report_of(message)
+        if (report.client, report.round) != (asked.client, asked.round):
+            raise PayloadError(
+                f"client {asked.client} was asked in round {asked.round}, and answered as client {report.client} "
+                f"for round {report.round}"
+            )
+    except PayloadError as error:
+        return Report(asked.client, asked.round, b"", error=str(error))
+    return report

@@ -1,0 +1,29 @@
+"""Finer updates from clients that weigh more (DAdaQuant, Hoenig et al., arXiv 2111.00465, section 4.2).
+
+    q_k = sqrt(a / b) w_k^(2/3),   a = sum w^(2/3),   b = sum w^2 / q^2
+
+With q = 2^bits levels for all, these q_k levels give the aggregate the same variance with fewer levels in total. A
+client's weight is its number of rows, unless the run weighs all alike; then the rule changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log2, sqrt
+
+from fedpeft.communication.precision_rule import Bits, PrecisionRule, Situation, within
+
+
+@dataclass(frozen=True)
+class ByRows(PrecisionRule):
+    """log2(q_k) bits for client k."""
+
+    def bits(self, bits: Bits, situation: Situation) -> Bits:
+        """Each client's bits, moved by log2(q_k / q)."""
+        w = {client: situation.weights[client] for client in bits}
+        a = sum(x ** (2 / 3) for x in w.values())
+        b = sum(x**2 for x in w.values())  # in units of 1 / q^2
+        return within({client: bits[client] + log2(sqrt(a / b) * w[client] ** (2 / 3)) for client in bits})
+
+
+part = ByRows

@@ -1,0 +1,44 @@
+"""More precision when progress stalls (DAdaQuant, Hoenig et al., arXiv 2111.00465, section 4.1).
+
+    running loss:  l_t = smoothing * l_{t-1} + (1 - smoothing) * loss_t
+    a stall:       `patience` rounds without a new lowest l; then bits <- min(high, bits + step), and the count restarts
+
+DAdaQuant doubles its levels, which is one more bit; codecs with entropy coding have finer steps to offer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedpeft.communication.precision_rule import Bits, PrecisionRule, Situation, within
+from fedpeft.parts import setting
+
+
+@dataclass(frozen=True)
+class OverTime(PrecisionRule):
+    """The codec's own bits at first, more whenever the running loss stops falling."""
+
+    high: float = setting(4.0, "bits a parameter at most", above=0, high=10)
+    step: float = setting(0.5, "bits added when progress stalls", above=0, high=8)
+    smoothing: float = setting(0.9, "weight of the past in the running loss", low=0, below=1)
+    patience: int = setting(3, "rounds without a lower running loss that count as a stall", low=1)
+
+    def stalls(self, losses: Sequence[float]) -> int:
+        """How often progress has stalled, from the training losses of all rounds so far."""
+        running, lowest, waited, count = None, float("inf"), 0, 0
+        for loss in losses:
+            running = loss if running is None else self.smoothing * running + (1 - self.smoothing) * loss
+            waited = 0 if running < lowest else waited + 1
+            lowest = min(lowest, running)
+            if waited >= self.patience:
+                count, waited, lowest = count + 1, 0, running
+        return count
+
+    def bits(self, bits: Bits, situation: Situation) -> Bits:
+        """`step` more for each stall so far, up to `high`; never less than without the rule."""
+        more = self.step * self.stalls(situation.losses)
+        return within({client: max(b, min(self.high, b + more)) for client, b in bits.items()})
+
+
+part = OverTime

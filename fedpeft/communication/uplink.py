@@ -1,0 +1,153 @@
+"""What `--codec` says: how clients encode their updates.
+
+    ef14 | over_time(high=2.0) | adaptive(bits=0.99) | rans
+    ^ memory ^ precision rules   ^ the codec, or the name of a preset
+
+The words in front of the codec never travel. A *memory* (`ef14`, `ef21`, see `fedpeft.communication.error_feedback`)
+sends later what the codec drops now; *precision rules* (`fedpeft.communication.precision_rule`) say how many bits which
+client spends. What a coarse codec drops is made up for either by a memory or by its `gain`, not by both, and a gain
+suits one precision: behind a memory or a rule a preset is taken without it. Alone, presets rely on gain, because a
+memory suits clients that are asked in every round or nearly so: what was dropped ten rounds ago belongs to another
+state (`docs/decisions.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from fedpeft.communication.bit_allocation import sensitivity
+from fedpeft.communication.codec import PRESETS, Codec, parse_codec
+from fedpeft.communication.error_feedback import KINDS, ErrorFeedback, no_feedback
+from fedpeft.communication.payload import Shape
+from fedpeft.communication.precision_rule import PRECISION_RULES, PrecisionRule, Situation
+from fedpeft.errors import ConfigError
+from fedpeft.parts import parse_spec, part_text, split_outside_parentheses
+from fedpeft.peft.adapter import Layout, State
+
+
+@dataclass(frozen=True)
+class Uplink:
+    """A codec with what stands in front of it. Its text form round-trips through `parse_uplink`.
+
+    Attributes:
+        feedback: codec and memory; `kind` is "none" where there is no memory.
+        rules: of precision, in the order in which they apply.
+    """
+
+    feedback: ErrorFeedback
+    rules: tuple[PrecisionRule, ...] = ()
+
+    @property
+    def codec(self) -> Codec:
+        """The codec, at its own precision."""
+        return self.feedback.codec
+
+    @property
+    def remembers(self) -> bool:
+        """Whether clients keep a memory between rounds."""
+        return self.feedback.kind != "none"
+
+    @property
+    def server_remembers(self) -> bool:
+        """Whether the server must keep a copy of each client's memory."""
+        return self.feedback.kind == "ef21"
+
+    def without_memory(self) -> Uplink:
+        """The same codec and rules."""
+        return replace(self, feedback=no_feedback(self.codec))
+
+    def bits(self, situation: Situation) -> dict[int, float]:
+        """Bits a parameter of each client that `situation` weighs; empty where no rule changes the codec's own."""
+        if not self.rules:
+            return {}
+        own = self.codec.bits
+        bits = dict.fromkeys(situation.weights, own)
+        for rule in self.rules:
+            bits = rule.bits(bits, situation)
+        return bits
+
+    def encode(
+        self,
+        delta: State,
+        memory: State,
+        *,
+        bits: float,
+        seed: int,
+        trained: State,
+        layout: Layout,
+    ) -> tuple[bytes, State]:
+        """The payload of a client's update, and the memory to keep once the server has recorded it.
+
+        Args:
+            delta: the update; some or all tensors of `layout`.
+            memory: of this client, from its last recorded round; empty at first.
+            bits: a parameter; 0: the codec's own.
+            seed: see `Codec.encode`.
+            trained: the adapter after training, which says how much each entry's error matters.
+            layout: the client's own, at its rank.
+
+        Raises:
+            PayloadError: the update is not finite.
+        """
+        weights = None if self.codec.lossless else sensitivity(trained, layout)
+        feedback = replace(self.feedback, codec=_at(self.codec, bits)) if bits else self.feedback
+        return feedback.encode(delta, memory, seed=seed, weights=weights, shapes=layout.shapes)
+
+    def receive(self, payload: bytes, shapes: Mapping[str, Shape], memory: State) -> tuple[State, State]:
+        """The update that a payload stands for, and the server's copy of that client's memory (empty without one).
+
+        Raises:
+            PayloadError: see `fedpeft.communication.codec.decode`.
+        """
+        return self.feedback.receive(payload, shapes, memory)
+
+    def __str__(self) -> str:
+        words = [str(self.feedback)] if self.remembers else []
+        return " | ".join((*words, *map(part_text, self.rules), str(self.codec)))
+
+
+@lru_cache(maxsize=256)
+def _at(codec: Codec, bits: float) -> Codec:
+    return codec.with_bits(bits)
+
+
+def preset_of(text: str) -> str:
+    """The preset that `text` ends in, whatever stands in front of it; "" where it spells out its codec."""
+    name = split_outside_parentheses(text, "|")[-1].strip()
+    return name if name in PRESETS else ""
+
+
+def parse_uplink(text: str) -> Uplink:
+    """What `text` describes.
+
+    Raises:
+        ConfigError: unknown word or setting, value out of range, wrong order, a memory around a codec that loses
+            nothing or has a gain, or a precision rule in front of a codec without a precision to set or with a gain.
+    """
+    words = split_outside_parentheses(text, "|")
+    front: list[str] = []
+    while words and parse_spec(words[0]).name in (*KINDS, *PRECISION_RULES.names):
+        front.append(words.pop(0))
+    if not words:
+        raise ConfigError(f"{text!r} names no codec; write for example {text} | small")
+    codec = parse_codec(" | ".join(words))
+    specs = [parse_spec(word) for word in front]
+    memories = [spec for spec in specs if spec.name in KINDS]
+    if len(memories) > 1:
+        raise ConfigError(f"{text!r} names {len(memories)} memories; one of {', '.join(KINDS)} is enough")
+    if memories and codec.lossless:
+        raise ConfigError(f"{memories[0]} sends later what a codec drops, but {codec} drops nothing; leave it out")
+    if front and words[0] in PRESETS:
+        codec = codec.without_gain()
+    feedback = ErrorFeedback.of(memories[0], codec) if memories else no_feedback(codec)
+    rules = tuple(PRECISION_RULES.build(spec) for spec in specs if spec.name not in KINDS)
+    if rules:
+        codec.with_bits(codec.bits)  # or the error that says what has a precision
+        if codec.gain != 1:
+            raise ConfigError(
+                f"{part_text(rules[0])} changes the precision, and gain={codec.gain:g} suits only one: with more bits "
+                "updates would arrive too long, with fewer too short; leave one of them out"
+            )
+    return Uplink(feedback, rules)

@@ -1,0 +1,122 @@
+"""Your own texts in a CSV, TSV or JSONL file (UTF-8): `file:PATH`, or `file(path="PATH", text="body", label="topic")`.
+
+The first line of a CSV or TSV file names the columns; a JSONL file has one JSON object per line. Lines with
+conversations, {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, are
+instruction data: the model's chat template is applied, and the loss is that of the answers. Without a file of test
+rows, a seeded share of each class is held out. The data is yours, and so is its licence.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TextIO
+
+from fedpeft.data import user_rows
+from fedpeft.data.conversations import with_messages
+from fedpeft.data.rows import Dataset
+from fedpeft.errors import ConfigError, DataError
+from fedpeft.parts import setting
+
+MESSAGES = "messages"
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class File:
+    """Rows from a file of named columns."""
+
+    argument: ClassVar[str] = "path"
+
+    path: str = setting(dataclasses.MISSING, "the file: .csv, .tsv or .jsonl")
+    text: str = setting("text", "name of the column with the texts")
+    label: str | None = setting("label", "name of the column with the classes; None: no classes, language modelling")
+    owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
+    messages: str | None = setting(
+        None, "name of the column with conversations, for instruction data; messages where there is no text column"
+    )
+    test: str | None = setting(None, "a file of test rows with the same columns; None: hold some of `path` out")
+    test_fraction: float = setting(0.2, "share of the rows held out for test when `test` is None", above=0.0, high=0.9)
+    seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
+
+    def load(self) -> Dataset:
+        """The rows, checked.
+
+        Raises:
+            ConfigError: the file's ending says neither CSV, TSV nor JSONL.
+            DataError: it can't be read, or its rows can't be used; the message names the line.
+        """
+        messages = self.messages or self._found_messages()
+        names = user_rows.Names(self.text, None if messages else self.label, self.owner)
+
+        def table(path: str) -> user_rows.Table:
+            found = records(path)
+            return user_rows.read(path, with_messages(found, messages, self.text, path) if messages else found, names)
+
+        test = None if self.test is None else table(self.test)
+        made = user_rows.dataset(Path(self.path).name, table(self.path), test, self.test_fraction, self.seed)
+        return dataclasses.replace(made, task="instruction") if messages else made
+
+    def _found_messages(self) -> str | None:
+        """The usual column of conversations, if the first record has it and no text."""
+        _, first = next(records(self.path), ("", {}))
+        return MESSAGES if MESSAGES in first and self.text not in first else None
+
+
+def records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a CSV, TSV or JSONL file, each with its place ("line 3"); ConfigError or DataError."""
+    path = Path(name).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in DELIMITERS and suffix not in JSON_LINES:
+        raise ConfigError(f"{name} must end in {', '.join((*DELIMITERS, *JSON_LINES))}, which says how to read it")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            yield from _json_lines(name, stream) if suffix in JSON_LINES else _table(name, stream, DELIMITERS[suffix])
+    except FileNotFoundError:
+        raise DataError(f"there is no file {name}") from None
+    except IsADirectoryError:
+        raise DataError(f"{name} is a directory; name a file in it") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); save it with that encoding") from None
+    except OSError as error:
+        raise DataError(f"can't read {name}: {error.strerror}") from None
+
+
+def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses texts beyond 128 kB
+    reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            raise DataError(f"{name} is empty")
+        if len(set(header)) < len(header):
+            raise DataError(f"{name} names a column twice in its first line: {', '.join(header)}")
+        for fields in reader:
+            if not fields:
+                continue  # a blank line
+            if len(fields) != len(header):
+                raise DataError(f"line {reader.line_num} of {name} has {len(fields)} fields, the first {len(header)}")
+            yield f"line {reader.line_num}", dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise DataError(f"line {reader.line_num} of {name} is not valid CSV: {error}") from None
+
+
+def _json_lines(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"line {number} of {name} is not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise DataError(f'line {number} of {name} is not a JSON object such as {{"text": ..., "label": ...}}')
+        yield f"line {number}", record
+
+
+part = File

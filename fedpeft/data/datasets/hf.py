@@ -1,0 +1,81 @@
+"""Any text data set of the hub: `hf:NAME`, or `hf(name="ORG/NAME", text="sentence", label="label", test="validation")`.
+
+Needs `pip install 'fedpeft[hub]'` and the hub within reach, or a copy in the cache of the `datasets` library. Data sets
+that run code of their own are not loaded. See the data set's page for its licence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fedpeft.data import user_rows
+from fedpeft.data.rows import Dataset
+from fedpeft.errors import AssetError, ConfigError, DataError
+from fedpeft.parts import nearest, setting
+
+
+@dataclass(frozen=True)
+class HF:
+    """Rows from the hub."""
+
+    argument: ClassVar[str] = "name"
+
+    name: str = setting(dataclasses.MISSING, "the data set's name on the hub")
+    subset: str | None = setting(None, "its configuration, where it has several")
+    text: str = setting("text", "name of the column with the texts")
+    label: str | None = setting("label", "name of the column with the classes; None: no classes, language modelling")
+    owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
+    train: str = setting("train", "name of the split with the training rows")
+    test: str | None = setting("test", "name of the split with the test rows; None: hold some training rows out")
+    test_fraction: float = setting(0.2, "share of the rows held out for test when `test` is None", above=0.0, high=0.9)
+    revision: str | None = setting(None, "a commit of the data set, to pin it")
+    seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
+
+    def load(self) -> Dataset:
+        """The rows, checked.
+
+        Raises:
+            ConfigError: the `datasets` library is not installed, or a split does not exist.
+            AssetError: the data set can't be fetched.
+            DataError: its rows can't be used.
+        """
+        if importlib.util.find_spec("datasets") is None:
+            raise ConfigError("hf: data sets need the package datasets; install it with: pip install 'fedpeft[hub]'")
+        import datasets
+
+        try:
+            splits = datasets.load_dataset(self.name, self.subset, revision=self.revision)
+        except datasets.exceptions.DatasetNotFoundError:
+            raise AssetError(f"the hub has no data set {self.name!r} that is open to you") from None
+        except ValueError as error:  # an unknown subset; the library's message lists those that exist
+            raise ConfigError(f"hf data set {self.name}: {' '.join(str(error).split())}") from None
+        except (OSError, RuntimeError) as error:  # ConnectionError and the hub's HTTP errors are OSErrors
+            reason = " ".join(str(error).split())[:200]
+            raise AssetError(f"can't fetch the data set {self.name} from the hub: {reason}") from None
+        train = self._table(splits, self.train)
+        test = None if self.test is None else self._table(splits, self.test)
+        return user_rows.dataset(self.name, train, test, self.test_fraction, self.seed)
+
+    def _table(self, splits: Any, split: str) -> user_rows.Table:
+        if split not in splits:
+            raise ConfigError(f"{self.name} has no split {split!r}; {nearest(split, splits)}; test=None holds rows out")
+        rows = splits[split]
+        names = user_rows.Names(self.text, self.label, self.owner)
+        class_names = getattr(rows.features.get(self.label), "names", None)  # of a ClassLabel column
+
+        def records() -> Iterator[tuple[str, dict[str, Any]]]:
+            for number, record in enumerate(rows, 1):
+                if class_names is not None and isinstance(value := record[self.label], int):
+                    if value < 0:  # how the hub marks hidden labels
+                        raise DataError(f"the split {split!r} of {self.name} has hidden labels; name another split")
+                    record = record | {self.label: class_names[value]}
+                yield f"row {number}", record
+
+        return user_rows.read(f"{self.name} ({split})", records(), names)
+
+
+part = HF

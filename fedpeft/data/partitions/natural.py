@@ -1,0 +1,53 @@
+"""One client per owner that the data itself names: a user, a hospital, a role in a play.
+
+Asking for all owners covers every row. Asking for fewer clients than owners leaves the other owners' rows unused: rows
+of two people are never merged into one client, since that would change what a client is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedpeft import seeds
+from fedpeft.data.partition import Partition
+from fedpeft.data.rows import Rows
+from fedpeft.errors import DataError
+from fedpeft.parts import setting
+
+
+@dataclass(frozen=True)
+class Natural:
+    """One client per owner."""
+
+    keep: str = setting(
+        "largest",
+        "which owners become clients when fewer clients than owners are asked for",
+        choices=("largest", "random"),
+    )
+
+    def split(self, rows: Rows, clients: int, seed: int) -> Partition:
+        """The owners' shards, in the order of the owners' names; `clients` = 0 means all owners.
+
+        Raises:
+            DataError: the rows name no owners, or fewer than `clients`.
+        """
+        if rows.owners is None:
+            raise DataError("the natural partition needs owners, and these rows name none; name their column")
+        owners, owner_of_row, sizes = np.unique(rows.owners, return_inverse=True, return_counts=True)
+        if clients < 0:
+            raise DataError(f"the number of clients must be at least 1, or 0 for all owners, got {clients}")
+        if clients > len(owners):
+            raise DataError(f"the data names {len(owners)} owners, too few for {clients} clients")
+        clients = clients or len(owners)
+        if self.keep == "largest":
+            kept = np.argsort(-sizes, kind="stable")[:clients]
+        else:
+            kept = seeds.generator(seed, "partition natural").permutation(len(owners))[:clients]
+        client_of_owner = np.full(len(owners), -1)
+        client_of_owner[np.sort(kept)] = np.arange(clients)
+        return Partition.from_assignment(client_of_owner[owner_of_row], clients)
+
+
+part = Natural

@@ -1,0 +1,172 @@
+"""Plain containers for data sets, and the fixed validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.errors import DataError
+from fedpeft.parts import Family
+
+Kind = Literal["text", "image"]
+Task = Literal["classification", "causal_lm", "instruction"]
+Inputs = Sequence[str] | NDArray[np.generic]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Examples, in a fixed order.
+
+    Attributes:
+        inputs: texts, one string a row; or images, uint8 (rows, height, width) or (rows, height, width, 3), 0 to 255.
+        labels: int64 (rows,), 0 <= label < number of classes; None for causal language modelling.
+        owners: (rows,) of str or int, whose row it is in the real world; None where nothing is known.
+    """
+
+    inputs: Inputs
+    labels: NDArray[np.int64] | None = None
+    owners: NDArray[np.generic] | None = None
+
+    def __post_init__(self) -> None:
+        for name, column in (("labels", self.labels), ("owners", self.owners)):
+            if column is not None and column.shape != (len(self.inputs),):
+                raise DataError(f"{len(self.inputs)} inputs but {name} of shape {column.shape}")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, indices: NDArray[np.integer]) -> Rows:
+        """The rows at `indices` (int, any length), in that order; text is shared, arrays are copied."""
+        if isinstance(self.inputs, np.ndarray):
+            inputs: Inputs = self.inputs[indices]
+        else:
+            inputs = [self.inputs[i] for i in indices.tolist()]
+        return Rows(
+            inputs,
+            None if self.labels is None else self.labels[indices],
+            None if self.owners is None else self.owners[indices],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test rows of one task.
+
+    Attributes:
+        name: what the user asked for.
+        kind: what `inputs` are.
+        task: what is learned.
+        train: rows that are split over the clients.
+        test: rows that no client trains on; scored once, at the end.
+        label_names: one name per class; None for causal language modelling.
+        default_model: the name of the model part that suits this data set.
+    """
+
+    name: str
+    kind: Kind
+    task: Task
+    train: Rows
+    test: Rows
+    label_names: tuple[str, ...] | None
+    default_model: str
+
+    def __post_init__(self) -> None:
+        for part, rows in (("training", self.train), ("test", self.test)):
+            if len(rows) == 0:
+                raise DataError(f"{self.name} has no {part} rows")
+            if self.task == "classification" and rows.labels is None:
+                raise DataError(f"{self.name} has no labels for its {part} rows, which classification needs")
+        if self.task == "classification" and self.train.labels is not None:
+            classes = np.unique(self.train.labels)
+            if len(classes) < 2:
+                raise DataError(f"{self.name} has one class only in its training rows; classification needs two")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 for causal language modelling."""
+        return len(self.label_names or ())
+
+
+class Source(Protocol):
+    """A data set part: where rows come from."""
+
+    def load(self) -> Dataset:
+        """Fetch, read and check the rows."""
+        ...
+
+
+DATASETS: Family[Source] = Family("fedpeft.data.datasets", "data set")
+
+
+def load_dataset(text: str) -> Dataset:
+    """The data set that `text` describes: a part's name, `name(key=value)`, `file:PATH` or `hf:NAME`.
+
+    Raises:
+        ConfigError: unknown name or setting.
+        AssetError: it can't be fetched.
+        DataError: its rows can't be used.
+    """
+    return DATASETS.build(text).load()
+
+
+def encode_labels(
+    train: Sequence[str], test: Sequence[str], name: str
+) -> tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.int64]]:
+    """Label names, sorted (numbers by value), and the labels of both parts as int64 (rows,) positions in them.
+
+    Raises:
+        DataError: a test label does not occur in training.
+    """
+    distinct = set(train)
+    names = tuple(sorted(distinct, key=int if all(label.isdecimal() for label in distinct) else None))
+    position = {label: i for i, label in enumerate(names)}
+    unseen = sorted(set(test) - distinct)
+    if unseen:
+        shown = ", ".join(repr(label) for label in unseen[:5])
+        raise DataError(f"{name}: {len(unseen)} of the test labels do not occur in the training rows: {shown}")
+    train_labels, test_labels = (np.array([position[label] for label in part], np.int64) for part in (train, test))
+    return names, train_labels, test_labels
+
+
+def split_validation(rows: Rows, count: int, seed: int = 0) -> tuple[Rows, Rows]:
+    """Hold `count` rows out of training: (the rest, validation), each in the original order.
+
+    Stratified over labels, or over owners where there are no labels: systematic sampling along the rows sorted by
+    stratum and shuffled inside it gives every stratum its share to within one row. One row of every stratum is never a
+    candidate, so that no class or owner disappears from training. The default seed is fixed on purpose: runs with
+    different seeds are compared on the same validation rows.
+
+    Raises:
+        DataError: fewer than `count` rows can be held out.
+    """
+    return _systematic(rows, count, seed)
+
+
+def split_test(rows: Rows, fraction: float, seed: int = 0) -> tuple[Rows, Rows]:
+    """Hold out `fraction` (above 0, below 1) of the rows as a test set, stratified as in `split_validation`."""
+    return _systematic(rows, max(1, round(fraction * len(rows))), seed)
+
+
+def _systematic(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
+    total = len(rows)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(total)
+    column = rows.labels if rows.labels is not None else rows.owners
+    strata = np.zeros(total, np.int64) if column is None else np.unique(column, return_inverse=True)[1]
+    order = order[np.argsort(strata[order], kind="stable")]
+    first = np.ones(total, bool)
+    first[1:] = np.diff(strata[order]) > 0
+    candidates = order[~first]
+    if not 0 < count <= len(candidates):
+        raise DataError(
+            f"{count} rows can't be held out of {total}: at least one must be, and one row of each of the "
+            f"{len(np.unique(strata))} classes or owners stays in training"
+        )
+    step = len(candidates) / count
+    held = np.sort(candidates[((np.arange(count) + generator.random()) * step).astype(np.int64)])
+    rest = np.setdiff1d(np.arange(total), held)
+    return rows.take(rest), rows.take(held)

@@ -1,0 +1,100 @@
+"""Who may talk to a server of real clients, and how often.
+
+A client's name is read from the certificate that gRPC has verified; without TLS it is whatever the client says. Names
+also travel as metadata, so that a client that believes to be another one is told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import grpc
+from cryptography import x509
+
+from fedpeft.deployment.certificates import NAME, Revoked, name_in
+from fedpeft.errors import RunError
+
+NAME_KEY = "fedpeft-name"
+"""The metadata key of a client's name."""
+
+
+class RefusedError(Exception):
+    """A call that is not served: gRPC's code and one sentence for the client."""
+
+    def __init__(self, code: grpc.StatusCode, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+@dataclass
+class Bucket:
+    """How often something may happen: `burst` times at once, and then `rate` times a second."""
+
+    rate: float
+    burst: float
+    level: float = field(init=False)
+    stamp: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.level = self.burst
+
+    def take(self) -> bool:
+        """Whether it may happen once more now."""
+        now = time.monotonic()
+        self.level = min(self.burst, self.level + self.rate * (now - self.stamp))
+        self.stamp = now
+        if self.level < 1:
+            return False
+        self.level -= 1
+        return True
+
+
+@dataclass(frozen=True)
+class Doorkeeper:
+    """Reads names.
+
+    Attributes:
+        revoked: serial numbers of certificates that count no more; None: no TLS, names are believed.
+    """
+
+    revoked: Revoked | None
+
+    def name(self, identity: Mapping[str, Sequence[bytes]], metadata: Mapping[str, object]) -> str:
+        """The caller's name.
+
+        Raises:
+            RefusedError: no name, another's name, an expired or a revoked certificate.
+        """
+        claimed = str(metadata.get(NAME_KEY, ""))
+        if self.revoked is None:
+            if not NAME.fullmatch(claimed):
+                raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, f"{claimed[:63]!r} is not a client's name")
+            return claimed
+        name = self._certified(identity, self.revoked)
+        if claimed and claimed != name:
+            raise RefusedError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"the certificate is that of {name}, but the client calls itself {claimed[:63]!r}",
+            )
+        return name
+
+    def _certified(self, identity: Mapping[str, Sequence[bytes]], revoked: Revoked) -> str:
+        try:
+            certificate = x509.load_pem_x509_certificate(identity["x509_pem_cert"][0])
+            name = name_in(certificate)
+        except (KeyError, IndexError, ValueError):
+            raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, "the connection has no certificate") from None
+        except RunError as error:
+            raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
+        if datetime.now(UTC) > certificate.not_valid_after_utc:
+            raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, f"the certificate of {name} has expired")
+        try:
+            is_revoked = certificate.serial_number in revoked
+        except RunError as error:  # a list that can't be read admits nobody
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, str(error)) from None
+        if is_revoked:
+            raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, f"the certificate of {name} has been revoked")
+        return name

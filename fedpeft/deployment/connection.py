@@ -1,0 +1,218 @@
+"""The client's side of the wire: a channel to the server, tasks that come in, reports that go out."""
+
+from __future__ import annotations
+
+import random
+import socket
+import ssl
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from fedpeft import __version__
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.deployment.authentication import NAME_KEY
+from fedpeft.deployment.certificates import Credentials
+from fedpeft.deployment.gateway import KEEPALIVE
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire.parcel import Incoming, parts
+from fedpeft.deployment.wire.v1_pb2_grpc import FederationStub
+from fedpeft.errors import PayloadError, RunError
+
+ANSWER_SECONDS = 30.0
+"""How long an unary call may take."""
+
+UPLOAD_SECONDS = 600.0
+"""How long a report may take."""
+
+OUTSIDE_ITS_TIME = (9, 10)
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
+INSTRUCTION_LIMIT = 1 << 33
+"""A client trusts its server's sizes this far."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0
+"""Seconds between attempts to connect: doubled each time, and drawn at random below that, so that a thousand clients do
+not come back in the same moment."""
+
+FATAL = {
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+"""What trying again does not mend."""
+
+
+class LostError(Exception):
+    """The server is out of reach for now."""
+
+
+def _explained(error: grpc.RpcError) -> Exception:
+    code, details = error.code(), error.details() or ""
+    if code in FATAL:
+        return RunError(f"the server refuses this client: {details}")
+    if code == grpc.StatusCode.ABORTED:
+        return RunError(f"another process uses this client's name: {details}")
+    return LostError(details or code.name.lower())
+
+
+def waits() -> Iterator[float]:
+    """Seconds to wait before each new attempt."""
+    longest = FIRST_WAIT
+    while True:
+        yield longest * (0.5 + random.random() / 2)
+        longest = min(LONGEST_WAIT, 2 * longest)
+
+
+@dataclass(frozen=True)
+class Link:
+    """How to reach the server.
+
+    Attributes:
+        address: HOST:PORT.
+        name: of the client.
+        credentials: None: no TLS.
+    """
+
+    address: str
+    name: str
+    credentials: Credentials | None
+
+    def open(self) -> Connection:
+        """A new connection; nothing is sent yet."""
+        options = [*KEEPALIVE, ("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        if self.credentials is None:
+            return Connection(grpc.insecure_channel(self.address, options), self.name)
+        own = self.credentials
+        secret = grpc.ssl_channel_credentials(own.authority, own.key, own.certificate)
+        return Connection(grpc.secure_channel(self.address, secret, options), self.name)
+
+    def diagnose(self) -> None:
+        """Say why no connection comes about, as far as trying again would not mend it.
+
+        gRPC reports a refused certificate as a closed socket; a TLS handshake of one's own tells more.
+
+        Raises:
+            RunError: the server's certificate is wrong, or it refuses the client's.
+        """
+        if self.credentials is None:
+            return
+        host, _, port = self.address.rpartition(":")
+        context = ssl.create_default_context(cadata=self.credentials.authority.decode())
+        context.set_alpn_protocols(["h2"])
+        with tempfile.NamedTemporaryFile() as pair:  # mode 0600; ssl reads files only
+            pair.write(self.credentials.certificate + self.credentials.key)
+            pair.flush()
+            context.load_cert_chain(pair.name)
+        try:
+            with (
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5) as plain,
+                context.wrap_socket(plain, server_hostname=host.strip("[]")) as secured,
+            ):
+                heard = secured.recv(1)
+        except ssl.SSLCertVerificationError as error:
+            if error.verify_code in OUTSIDE_ITS_TIME:
+                raise RunError(
+                    f"the certificate of {self.address} is refused: {error.verify_message}, by this machine's clock "
+                    f"({datetime.now(UTC):%Y-%m-%d %H:%M} UTC); set the clock, or ask for a new server certificate"
+                ) from None
+            raise RunError(
+                f"the certificate of {self.address} is refused: {error.verify_message}; it must be made by the "
+                "authority in ca.pem, for the name that --server gives"
+            ) from None
+        except (OSError, ValueError):
+            return
+        if not heard:
+            raise RunError(
+                f"{self.address} refuses this client's certificate: it is not one of the server's authority, or has "
+                "expired; ask for a new one, unless the server's clock is wrong"
+            )
+
+
+class Connection:
+    """A channel to the server; to be closed, as a context manager."""
+
+    def __init__(self, channel: grpc.Channel, name: str) -> None:
+        self._channel = channel
+        self._stub: Any = FederationStub(channel)  # type: ignore[no-untyped-call]
+        self._metadata = ((NAME_KEY, name),)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def describe(self) -> v1.Description:
+        """What the federation is about.
+
+        Raises:
+            LostError: the server is out of reach.
+            RunError: it refuses this client.
+        """
+        question = v1.Introduction(software=__version__)
+        try:
+            told: v1.Description = self._stub.Describe(question, timeout=ANSWER_SECONDS, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise _explained(error) from None
+        return told
+
+    def tasks(self, registration: v1.Registration) -> Iterator[tuple[str, Instruction]]:
+        """Tasks by name, until the server needs this client no more.
+
+        Raises:
+            LostError: the connection has gone.
+            RunError: the server refuses this client, or sends what this version does not understand.
+        """
+        incoming: Incoming | None = None
+        stream = self._stub.Tasks(registration, metadata=self._metadata)
+        try:
+            for part in stream:
+                if part.HasField("finished"):
+                    return
+                if part.HasField("header"):
+                    incoming = Incoming(Instruction, INSTRUCTION_LIMIT, part.header)
+                elif incoming is not None:
+                    incoming.add(part.chunk)
+                if incoming is not None and incoming.complete:
+                    task, instruction, incoming = incoming.task, incoming.content(), None
+                    yield task, instruction
+        except grpc.RpcError as error:
+            raise _explained(error) from None
+        except PayloadError as error:
+            raise RunError(f"the server sent a task that can't be read: {error}") from None
+        finally:
+            stream.cancel()
+        raise LostError("the server closed the connection")
+
+    def submit(self, task: str, report: Report) -> str:
+        """Send a report; returns what became of it: taken, known or late.
+
+        Raises:
+            LostError: the connection has gone; the report can be sent again.
+            RunError: the server refuses this client.
+        """
+        try:
+            receipt = self._stub.Submit(parts(task, report), timeout=UPLOAD_SECONDS, metadata=self._metadata)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+                raise LostError("the server was restarted") from None
+            raise _explained(error) from None
+        return str(v1.Receipt.Verdict.Name(receipt.verdict)).lower()
+
+
+def check_state(folder: Path) -> None:
+    """Make the folder of a client's state, or RunError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"the client's state can't be kept in {folder}: {error.strerror}; give another --state"
+        ) from None

@@ -1,0 +1,425 @@
+"""The server's side of the wire: connections of real clients, their tasks and reports.
+
+It runs in a thread with an event loop of its own; the round loop hands tasks in and takes answers out. A client has at
+most one task at a time, sees it again when it reconnects, and can answer nothing else: whoever sends garbage, speaks
+for another client, answers what it was not asked, or floods is dropped, and the round goes on without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+from grpc.aio import ServicerContext
+
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.deployment.authentication import Bucket, Doorkeeper, RefusedError
+from fedpeft.deployment.descriptors import connections
+from fedpeft.deployment.event_log import Events
+from fedpeft.deployment.members import Member, Roster
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
+from fedpeft.deployment.wire.v1_pb2_grpc import FederationServicer, add_FederationServicer_to_server
+from fedpeft.errors import PayloadError, RunError
+from fedpeft.privacy.remote_engine import Terms
+
+T = TypeVar("T")
+
+CALLS_PER_SECOND, CALLS_AT_ONCE = 5.0, 40.0
+"""What a client needs: a task stream, and a report for each task. More is a flood."""
+
+CHECK_SECONDS = 5.0
+"""How often an open stream is checked against the list of revoked certificates."""
+
+KNOWN_TASKS = 16
+"""Finished tasks of a client that are remembered, so that a repeated or late report is told from an invented one."""
+
+REPEATS = 8
+"""How often a client may report again on what it has reported: it does after a lost receipt."""
+
+KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.ping_timeout_ms", 20_000),
+)
+"""A connection that falls silent is noticed within about 40 seconds, on either side.
+
+Two clocks are needed: while a ping of gRPC's flow control is under way there is no keepalive ping, and such a ping may
+take a minute by default.
+"""
+
+HANDSHAKE_SECONDS = 10.0
+"""How long a connection may take to show its certificate. Whoever says nothing takes a place no longer."""
+
+IDLE_SECONDS = 60.0
+"""How long a connection may be open without a call; a client's has its stream of tasks."""
+
+SERVER_OPTIONS = (
+    *KEEPALIVE,
+    ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_SECONDS)),
+    ("grpc.max_connection_idle_ms", int(1000 * IDLE_SECONDS)),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 4),
+    ("grpc.max_concurrent_streams", 8),
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.so_reuseport", 0),
+)
+
+
+@dataclass
+class Session:
+    """A client, whether connected or not.
+
+    Attributes:
+        task, instruction: what it is asked; empty and None: nothing.
+        stream: number of its newest task stream; older ones end.
+        connected: streams that are open.
+        seen: when it was last connected.
+        finished: its earlier tasks, and whether their reports were taken.
+        received_bytes, sent_bytes: on the wire, with gRPC's message frames.
+    """
+
+    member: Member
+    registration: v1.Registration = field(default_factory=v1.Registration)
+    task: str = ""
+    instruction: Instruction | None = None
+    stream: int = 0
+    connected: int = 0
+    seen: float = field(default_factory=time.monotonic)
+    uploading: bool = False
+    repeats: int = 0
+    finished: OrderedDict[str, bool] = field(default_factory=OrderedDict)
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    bucket: Bucket = field(default_factory=lambda: Bucket(CALLS_PER_SECOND, CALLS_AT_ONCE))
+
+    def close_task(self, taken: bool) -> None:
+        """The task is over."""
+        self.finished[self.task] = taken
+        while len(self.finished) > KNOWN_TASKS:
+            self.finished.popitem(last=False)
+        self.task, self.instruction = "", None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A task that is over: the report, or why there is none."""
+
+    task: str
+    report: Report
+
+
+class Gateway(FederationServicer):
+    """Clients by name.
+
+    Args:
+        description: what a client is told; set by the owner before `start`.
+        roster: the members.
+        doorkeeper: reads names.
+        limit: the most bytes of a report's payloads.
+        accept: refuses a registration that the federation can't use, with a RunError; returns its privacy terms.
+        events: the log.
+    """
+
+    def __init__(
+        self,
+        description: v1.Description,
+        roster: Roster,
+        doorkeeper: Doorkeeper,
+        limit: int,
+        accept: Callable[[v1.Registration], Terms | None],
+        events: Events,
+    ) -> None:
+        self.description = description
+        self.roster = roster
+        self.doorkeeper = doorkeeper
+        self.limit = limit
+        self.accept = accept
+        self.events = events
+        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self.arrivals = threading.Condition()
+        self.refused = 0
+        self.port = 0
+        self._incarnation = secrets.token_hex(4)
+        self._count = 0
+        self._farewell: str | None = None
+        self._sessions: dict[str, Session] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
+        self._server: grpc.aio.Server | None = None
+
+    # --------------------------------------------------------------------------------- for the round loop, any thread
+
+    def start(self, address: str, credentials: grpc.ServerCredentials | None) -> None:
+        """Listen at `address` (HOST:PORT; port 0: any free one).
+
+        Raises:
+            RunError: the address can't be used, or the process may open too few files.
+        """
+        self._thread.start()
+        self._call(self._start(address, credentials))
+
+    def close(self, farewell: str | None) -> None:
+        """End all connections; with a `farewell`, clients are told that they are needed no more."""
+        if self._thread.is_alive():
+            self._call(self._close(farewell))
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+
+    def submit(self, name: str, instruction: Instruction) -> str:
+        """Give a client a task, now or when it connects; returns the task's name."""
+        self._count += 1
+        task = f"{self._incarnation}.{self._count}"
+        self._loop.call_soon_threadsafe(self._assign, name, task, instruction)
+        return task
+
+    def withdraw(self, name: str, task: str) -> None:
+        """The round goes on without the client's report."""
+        self._loop.call_soon_threadsafe(self._withdraw, name, task)
+
+    def sessions(self) -> list[Session]:
+        """All clients that have registered since the start; to be read only."""
+        return list(self._sessions.values())
+
+    # ------------------------------------------------------------------------------------------------- inside the loop
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _start(self, address: str, credentials: grpc.ServerCredentials | None) -> None:
+        most = ("grpc.max_allowed_incoming_connections", connections(self.roster.places))
+        self._server = grpc.aio.server(options=(*SERVER_OPTIONS, most))
+        add_FederationServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        try:
+            if credentials is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise RunError(f"the server can't listen at {address} ({error}); is the port taken? see --listen") from None
+        await self._server.start()
+
+    async def _close(self, farewell: str | None) -> None:
+        self._farewell = farewell
+        for session in self._sessions.values():
+            session.changed.set()
+        if self._server is not None:
+            await self._server.stop(grace=5.0 if farewell else 0.5)
+
+    def _assign(self, name: str, task: str, instruction: Instruction) -> None:
+        member = self.roster.find(name)
+        if member is None or member.dropped:
+            reason = f"dropped: {member.dropped}" if member else "it has not joined"
+            self.answers.put(Answer(task, Report(instruction.client, instruction.round, b"", error=reason)))
+            return
+        session = self._sessions.setdefault(name, Session(member))
+        session.task, session.instruction = task, instruction
+        session.changed.set()
+
+    def _withdraw(self, name: str, task: str) -> None:
+        session = self._sessions.get(name)
+        if session is not None and session.task == task:
+            session.close_task(taken=False)
+
+    def _drop(self, session: Session, reason: str) -> RefusedError:
+        self.roster.drop(session.member, reason)
+        self.events.emit("dropped", client=session.member.name, reason=reason)
+        if session.instruction is not None:
+            report = Report(session.member.id, session.instruction.round, b"", error=f"dropped: {reason}")
+            self.answers.put(Answer(session.task, report))
+            session.close_task(taken=False)
+        session.changed.set()
+        return RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {reason}")
+
+    def _notify(self) -> None:
+        with self.arrivals:
+            self.arrivals.notify_all()
+
+    # ------------------------------------------------------------------------------------------------------- the calls
+
+    async def Describe(self, request: v1.Introduction, context: ServicerContext) -> v1.Description:  # noqa: N802
+        """What the federation is about."""
+        async with self._serving(context) as name:
+            if request.software != self.description.software:
+                raise RefusedError(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    f"the server runs fedpeft {self.description.software}, the client {request.software[:20]}; "
+                    "install the same version",
+                )
+            self._enter(name)
+            return self.description
+
+    async def Tasks(self, request: v1.Registration, context: ServicerContext) -> AsyncIterator[v1.Part]:  # noqa: N802
+        """Tasks, one after another, until the federation is finished."""
+        async with self._serving(context) as name:
+            session = self._register(name, request)
+            session.stream += 1
+            stream = session.stream
+            session.connected += 1
+            session.changed.set()
+            self.events.emit("connected", client=name, peer=context.peer(), rows=request.rows, rank=request.rank,
+                             precision=request.precision, hardware=request.hardware)  # fmt: skip
+            self._notify()
+            try:
+                async for part in self._stream(session, stream, context):
+                    session.sent_bytes += wire_size(part)
+                    yield part
+            finally:
+                session.connected -= 1
+                session.seen = time.monotonic()
+                self.events.emit("disconnected", client=name)
+                self._notify()
+
+    async def _stream(self, session: Session, stream: int, context: ServicerContext) -> AsyncIterator[v1.Part]:
+        sent = ""
+        while True:
+            session.changed.clear()
+            if session.stream != stream:
+                raise RefusedError(grpc.StatusCode.ABORTED, "this client has connected anew; the older connection ends")
+            if session.member.dropped:
+                raise RefusedError(
+                    grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {session.member.dropped}"
+                )
+            if self._farewell is not None:
+                yield v1.Part(finished=v1.Finished(reason=self._farewell))
+                return
+            if session.instruction is not None and session.task != sent:
+                sent = session.task
+                for part in parts(sent, session.instruction):
+                    yield part
+                continue
+            try:
+                await asyncio.wait_for(session.changed.wait(), CHECK_SECONDS)
+            except TimeoutError:
+                self._name(context)
+
+    async def Submit(self, request_iterator: AsyncIterator[v1.Part], context: ServicerContext) -> v1.Receipt:  # noqa: N802
+        """A report."""
+        async with self._serving(context) as name:
+            session = self._sessions.get(name)
+            if session is None:
+                raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, "this client has not asked for tasks yet")
+            if session.uploading:
+                raise self._drop(session, "it sent two reports at a time")
+            session.uploading = True
+            try:
+                return v1.Receipt(verdict=await self._take(session, request_iterator))
+            except PayloadError as error:
+                raise self._drop(session, str(error)) from None
+            finally:
+                session.uploading = False
+
+    async def _take(self, session: Session, messages: AsyncIterator[v1.Part]) -> v1.Receipt.Verdict:
+        first = await anext(aiter(messages), None)
+        if first is None or not first.HasField("header"):
+            raise PayloadError("a report begins with its header")
+        session.received_bytes += wire_size(first)
+        task = first.header.task
+        if (verdict := self._verdict(session, task)) is not None:
+            return verdict
+        asked = session.instruction
+        assert asked is not None
+        incoming = Incoming(Report, self.limit, first.header)
+        if incoming.fields["client"] != asked.client:
+            raise PayloadError("it answered for another client")
+        if incoming.fields["round"] != asked.round:
+            raise PayloadError(f"it answered a task of round {asked.round} for round {incoming.fields['round']}")
+        async for part in messages:
+            session.received_bytes += wire_size(part)
+            incoming.add(part.chunk)
+        report = incoming.content()
+        if session.member.dropped:
+            raise RefusedError(
+                grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {session.member.dropped}"
+            )
+        if (verdict := self._verdict(session, task)) is not None:  # the round may have gone on meanwhile
+            return verdict
+        session.close_task(taken=True)
+        self.answers.put(Answer(task, report))
+        return v1.Receipt.TAKEN
+
+    def _verdict(self, session: Session, task: str) -> v1.Receipt.Verdict | None:
+        """What becomes of a report on a task that is not the present one; None: it is."""
+        if task and task == session.task:
+            return None
+        session.repeats += 1
+        if session.repeats > REPEATS:
+            raise PayloadError("it keeps sending reports that nobody waits for")
+        if task in session.finished:
+            return v1.Receipt.KNOWN if session.finished[task] else v1.Receipt.LATE
+        if not task.startswith(f"{self._incarnation}."):
+            return v1.Receipt.LATE  # of this server before it was restarted
+        raise PayloadError("it reported on a task that it was never given")
+
+    # ------------------------------------------------------------------------------------------------------- admission
+
+    def _serving(self, context: ServicerContext) -> _Serving:
+        return _Serving(self, context)
+
+    def _name(self, context: ServicerContext) -> str:
+        return self.doorkeeper.name(context.auth_context(), dict(context.invocation_metadata() or ()))
+
+    def _enter(self, name: str) -> None:
+        member = self.roster.find(name)
+        if member is None and len(self.roster.members) >= self.roster.places:
+            raise RefusedError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"all {self.roster.places} places of the federation are taken"
+            )
+
+    def _register(self, name: str, request: v1.Registration) -> Session:
+        if request.run != self.description.run:
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, "the client registers for another federation")
+        try:
+            member = self.roster.enter(name, request.rank, self.accept(request))
+        except RunError as error:
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
+        if member is None:
+            raise RefusedError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"all {self.roster.places} places of the federation are taken"
+            )
+        session = self._sessions.setdefault(name, Session(member))
+        session.registration = request
+        return session
+
+
+class _Serving:
+    """A call: who calls, whether too often, and how refusals are told to both sides."""
+
+    def __init__(self, gateway: Gateway, context: ServicerContext) -> None:
+        self.gateway = gateway
+        self.context = context
+        self.name = ""
+
+    async def __aenter__(self) -> str:
+        try:
+            self.name = self.gateway._name(self.context)
+            session = self.gateway._sessions.get(self.name)
+            member = self.gateway.roster.find(self.name)
+            if member is not None and member.dropped:
+                raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {member.dropped}")
+            if session is not None and not session.bucket.take():
+                raise self.gateway._drop(session, "it calls too often")
+        except RefusedError as refusal:
+            await self._abort(refusal)
+        return self.name
+
+    async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, RefusedError):
+            await self._abort(error)
+
+    async def _abort(self, refusal: RefusedError) -> None:
+        self.gateway.refused += 1
+        reason = str(refusal)
+        self.gateway.events.emit("refused", client=self.name, peer=self.context.peer(), reason=reason)
+        await self.context.abort(refusal.code, reason)

@@ -1,0 +1,121 @@
+"""Who belongs to a federation of real clients: names from certificates, and the client ids that stand for them.
+
+Ids are given when the federation starts, in the order of names, so that the same clients have the same ids (and with
+them the same random draws) whoever connected first; who comes later gets the next one. The list is stored before
+anything depends on it: a restarted server knows its clients again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedpeft.errors import RunError
+from fedpeft.privacy.remote_engine import Terms
+
+
+@dataclass
+class Member:
+    """A client.
+
+    Attributes:
+        name: of its certificate.
+        id: its client id; -1: the federation has not started.
+        rank: the largest LoRA rank that it can hold; 0: any.
+        dropped: why it may not come back; empty: it may.
+        terms: what a participation costs it, where it adds noise itself.
+    """
+
+    name: str
+    id: int = -1
+    rank: int = 0
+    dropped: str = ""
+    terms: Terms | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.terms, dict):  # as stored
+            self.terms = Terms(**self.terms)
+
+
+class Roster:
+    """The members, in a JSON file.
+
+    Args:
+        file: where they are stored.
+        places: how many there may be.
+
+    Raises:
+        RunError: the file can't be read.
+    """
+
+    def __init__(self, file: Path, places: int) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self.places = places
+        self.run = secrets.token_hex(8)
+        self.started = False
+        self._members: dict[str, Member] = {}
+        if not file.exists():
+            return
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            self.run, self.started = stored["run"], stored["started"]
+            self._members = {entry["name"]: Member(**entry) for entry in stored["members"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"the list of clients {file} can't be read: {error}") from None
+
+    @property
+    def members(self) -> list[Member]:
+        """All of them, in the order of ids."""
+        with self._lock:
+            return sorted(self._members.values(), key=lambda m: (m.id, m.name))
+
+    def find(self, name: str) -> Member | None:
+        """The member called `name`."""
+        return self._members.get(name)
+
+    def enter(self, name: str, rank: int, terms: Terms | None = None) -> Member | None:
+        """The member called `name`, perhaps a new one; None: all places are taken."""
+        with self._lock:
+            member = self._members.get(name)
+            if member is None:
+                if len(self._members) >= self.places:
+                    return None
+                member = self._members[name] = Member(name)
+                if self.started:
+                    member.id = len(self._members) - 1
+            elif (member.rank, member.terms) == (rank, terms):
+                return member
+            member.rank, member.terms = rank, terms
+            self._store()
+            return member
+
+    def drop(self, member: Member, reason: str) -> None:
+        """The member may not come back."""
+        with self._lock:
+            member.dropped = reason
+            self._store()
+
+    def start(self) -> None:
+        """Give ids to those who are there."""
+        with self._lock:
+            if self.started:
+                return
+            for id, name in enumerate(sorted(self._members)):
+                self._members[name].id = id
+            self.started = True
+            self._store()
+
+    def _store(self) -> None:
+        members = [asdict(m) for m in self._members.values()]
+        partial = self._file.with_suffix(".partial")
+        try:
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
+                out.write(json.dumps({"run": self.run, "started": self.started, "members": members}, indent=1))
+            os.replace(partial, self._file)
+        except OSError as error:
+            raise RunError(f"the list of clients {self._file} can't be written: {error.strerror}") from None

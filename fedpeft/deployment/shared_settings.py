@@ -1,0 +1,77 @@
+"""What of a run's settings may come from a server: an allow-list.
+
+A client reads its server's settings as the text of a configuration. Those that change what a client computes are taken
+(`TAKEN`), within limits. Those that are the server's own matter, or the client's (`LEFT`), keep their defaults here,
+whatever the text says: no data set that it names is loaded. Those that make sense in simulations only (`REFUSED`) are
+sent by no server of good faith, and a text that gives them is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from typing import Final
+
+from fedpeft.config import RunConfig, from_mapping
+from fedpeft.errors import FedpeftError, RunError
+from fedpeft.privacy.mechanism import MECHANISMS
+
+TAKEN: Final = frozenset(
+    {
+        "clients", "rounds", "cohort",  # how often a client will be asked, for its privacy
+        "model", "tokens", "peft", "dtype", "head", "strategy",
+        "batch_size", "local_epochs", "local_steps", "learning_rate", "head_rate", "optimizer", "scaffold",
+        "privacy", "codec", "downlink", "executor", "seed",
+    }
+)  # fmt: skip
+"""Taken from the server."""
+
+LEFT: Final = frozenset(
+    {
+        "dataset", "partition", "server_optimizer", "proximal", "schedule", "weighting", "stop_at_budget",
+        "evaluate_every", "workers",
+    }
+)  # fmt: skip
+"""Of no effect on a client: they keep their defaults. What a round needs of them stands in its instruction."""
+
+REFUSED: Final = frozenset({"ranks", "profiles", "attack", "centralised", "forgetting", "grid", "ray_address"})
+"""Of simulations only: refused unless they have their defaults."""
+
+AT_MOST: Final = {
+    "clients": 1_000_000,
+    "rounds": 1_000_000,
+    "batch_size": 1_000_000,
+    "local_steps": 1_000_000,
+    "local_epochs": 1_000_000,
+    "seed": 2**63 - 1,
+}
+"""The largest values that a client takes; the other numbers have limits of their own (`RunConfig`)."""
+
+
+def shared_settings(text: str) -> RunConfig:
+    """The settings that a client shares with its server, from the server's `text` (TOML); all others at their defaults.
+
+    Raises:
+        RunError: the text is no configuration of this version, or asks for what a client does not do.
+    """
+    try:
+        told = from_mapping(tomllib.loads(text), "the server's settings")
+        mechanism = MECHANISMS.build(told.privacy) if told.privacy else None
+    except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
+        raise RunError(f"the server's settings can't be used: {error}") from None
+    for field in dataclasses.fields(RunConfig):
+        value = getattr(told, field.name)
+        said = f"the server's settings say {field.name}={value!r:.80}"
+        if field.name in REFUSED and value != field.default:
+            raise RunError(
+                f"{said}, which belongs to simulations: a client with rows of its own does not do it; ask whoever runs "
+                "the server to leave it out"
+            )
+        if field.name in AT_MOST and value > AT_MOST[field.name]:
+            raise RunError(f"{said}, and a client takes {AT_MOST[field.name]} at most")
+    if mechanism is not None and (mechanism.audit or not mechanism.protects):
+        raise RunError(
+            f"the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask whoever runs "
+            "the server for dp_sgd, local_dp or user_dp"
+        )
+    return RunConfig(**{name: getattr(told, name) for name in TAKEN})

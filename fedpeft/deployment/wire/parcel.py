@@ -1,0 +1,151 @@
+"""An instruction or a report as a sequence of `Part` messages: a header, then its payloads in chunks.
+
+Chunks keep every message far below gRPC's limit of 4 MB a message, and let its flow control stop the sender of a
+large payload while the receiver is busy. A receiver knows from the header how much follows, checks it against its own
+limit before it takes anything, and holds one payload at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from fedpeft.communication.messages import PAYLOADS, Instruction, Report
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import PayloadError
+
+CHUNK = 512 * 1024
+"""Bytes of payload in one message."""
+
+FRAME = 5
+"""Bytes that gRPC puts before each message: a flag and the length."""
+
+TEXT_LIMIT = 4096
+"""The longest text in a field, such as the reason why there is no update."""
+
+
+def wire_size(message: Any) -> int:
+    """Bytes that a message takes on the wire, without HTTP/2's own frames and TLS."""
+    return int(message.ByteSize()) + FRAME
+
+
+def parts(task: str, content: Instruction | Report) -> Iterator[v1.Part]:
+    """The messages of an instruction or a report on the task called `task`."""
+    header = v1.Header(task=task)
+    for name, value in vars(content).items():
+        if name not in PAYLOADS:
+            header.fields[name].CopyFrom(_value(value))
+    payloads = {name: getattr(content, name, b"") for name in PAYLOADS}
+    header.payloads.extend(v1.Payload(name=name, size=len(data)) for name, data in payloads.items() if data)
+    yield v1.Part(header=header)
+    for data in payloads.values():
+        view = memoryview(data)
+        for start in range(0, len(view), CHUNK):
+            yield v1.Part(chunk=bytes(view[start : start + CHUNK]))
+
+
+def _value(value: object) -> v1.Value:
+    if isinstance(value, bool):
+        return v1.Value(flag=value)
+    if isinstance(value, int):
+        return v1.Value(integer=value)
+    if isinstance(value, float):
+        return v1.Value(number=value)
+    if isinstance(value, str):
+        return v1.Value(text=value[:TEXT_LIMIT])
+    if isinstance(value, tuple):
+        return v1.Value(integers=v1.Integers(items=value))
+    raise TypeError(f"{type(value).__name__} does not travel")
+
+
+_KINDS = {"int": "integer", "float": "number", "str": "text", "bool": "flag", "tuple": "integers"}
+
+
+class Incoming:
+    """A parcel on its way in.
+
+    Args:
+        cls: what it must hold.
+        limit: the most bytes that its payloads may have together.
+        header: the first message.
+
+    Raises:
+        PayloadError: the header is not one of a `cls`, or announces more than `limit`.
+    """
+
+    def __init__(self, cls: type[Any], limit: int, header: v1.Header) -> None:
+        self.cls = cls
+        self.task: str = header.task
+        self.fields = _fields(cls, header)
+        self._missing: list[tuple[str, int]] = [(p.name, p.size) for p in header.payloads]
+        names = [name for name, _ in self._missing]
+        legal = [name for name in PAYLOADS if name in cls.__dataclass_fields__]
+        if len(set(names)) < len(names) or not set(names) <= set(legal):
+            raise PayloadError(f"the parcel announces {len(names)} payloads; legal are {', '.join(legal)}, each once")
+        if (total := sum(size for _, size in self._missing)) > limit:
+            raise PayloadError(f"the parcel announces {total} bytes; at most {limit} are taken")
+        self._missing = [(name, size) for name, size in self._missing if size]
+        self._payloads: dict[str, bytearray] = {name: bytearray() for name in names}
+
+    @property
+    def complete(self) -> bool:
+        """Whether all payloads have arrived."""
+        return not self._missing
+
+    def add(self, chunk: bytes) -> None:
+        """Take a chunk, or PayloadError if nothing of that length is missing."""
+        while chunk and self._missing:
+            name, size = self._missing[0]
+            room = size - len(self._payloads[name])
+            self._payloads[name] += chunk[:room]
+            chunk = chunk[room:]
+            if len(self._payloads[name]) == size:
+                self._missing.pop(0)
+        if chunk:
+            raise PayloadError(f"{len(chunk)} bytes more arrived than the parcel announced")
+
+    def content(self) -> Any:
+        """What has arrived, or PayloadError if something is missing."""
+        if self._missing:
+            raise PayloadError("the parcel ended before all of it had arrived")
+        return self.cls(**{"payload": b""} | {n: bytes(d) for n, d in self._payloads.items()} | self.fields)
+
+
+def _fields(cls: type[Any], header: v1.Header) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls) if f.name not in PAYLOADS}
+    fields: dict[str, Any] = {}
+    for name, value in header.fields.items():
+        if name not in known:
+            raise PayloadError(f"the parcel has a field {name[:40]!r} that this version does not know")
+        annotation = typing.get_origin(hints[name]) or hints[name]
+        kind = value.WhichOneof("kind")
+        if annotation is float and kind == "integer":
+            fields[name] = float(value.integer)
+            continue
+        if kind != ("text" if annotation is Literal else _KINDS[annotation.__name__]):
+            raise PayloadError(f"the parcel's field {name} is of another kind ({kind})")
+        found = getattr(value, kind)
+        fields[name] = tuple(found.items) if kind == "integers" else found
+        if kind == "text" and len(found) > TEXT_LIMIT:
+            raise PayloadError(f"the parcel's field {name} is {len(found)} characters long")
+        if annotation is Literal and found not in (legal := typing.get_args(hints[name])):
+            raise PayloadError(f"the parcel's field {name} is {found[:40]!r}; legal are {', '.join(legal)}")
+    for name, field in known.items():
+        if name not in fields and field.default is dataclasses.MISSING:
+            raise PayloadError(f"the parcel lacks the field {name}")
+    return fields
+
+
+def received(cls: type[Any], limit: int, messages: Iterable[v1.Part]) -> tuple[str, Any]:
+    """Task and content of the parcel in a whole sequence of messages, or PayloadError."""
+    iterator = iter(messages)
+    first = next(iterator, None)
+    if first is None or not first.HasField("header"):
+        raise PayloadError("a parcel begins with its header")
+    incoming = Incoming(cls, limit, first.header)
+    for part in iterator:
+        incoming.add(part.chunk)
+    return incoming.task, incoming.content()

@@ -1,0 +1,1 @@
+"""fedpeft as a Flower app."""

@@ -1,0 +1,78 @@
+"""The client half of the Flower app: the worker of a simulation, behind Flower's messages.
+
+A process loads the base model once and keeps it for as long as Flower keeps the process: over all messages in Flower's
+simulation, for one message at a stock SuperNode. Whose rows an instruction means stands in it: the configured data set
+is partitioned here as it is on the server, from the same seed.
+
+What is heavy is imported on use: Flower's simulation loads this module in one thread while another loads the server
+app, and `transformers` can't be imported by two threads at once.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+if TYPE_CHECKING:
+    from fedpeft.config import RunConfig
+
+STATE = Path("~/.local/state/fedpeft/flower")
+"""Where clients' own state is kept between rounds, by run."""
+
+app = ClientApp()
+
+
+class _Silent:
+    """An observer that shows nothing: nodes have no terminal."""
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_args, **_kwargs: None
+
+
+@functools.cache
+def _bench(config: RunConfig, run: int) -> Any:
+    """The simulation of this configuration with one worker, its frozen layers computed."""
+    from fedpeft.config import from_mapping
+    from fedpeft.simulate import quiet_libraries
+    from fedpeft.simulation.simulation import Simulation
+
+    quiet_libraries()
+    folder = STATE.expanduser() / str(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    one = from_mapping({**vars(config), "workers": 1, "grid": "cohort"}, "the app's run config")
+    simulation = Simulation(one, folder, _Silent())
+    if simulation.dataset.task == "classification":
+        simulation.freeze(simulation.work.data_key, simulation.work.depth, "")
+    return simulation
+
+
+@app.query()
+def prepare(message: Message, context: Context) -> Message:
+    """Statistics before round 1."""
+    return _handle(message, context)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """A client's part in a round."""
+    return _handle(message, context)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """A client's model on its own held-out rows."""
+    return _handle(message, context)
+
+
+def _handle(message: Message, context: Context) -> Message:
+    from fedpeft.clients.pool import Worker, result
+    from fedpeft.communication.messages import Report, instruction_of, to_record
+    from fedpeft.flower.settings import config_of
+
+    simulation = _bench(config_of(context.run_config), context.run_id)
+    reports: list[Report] = result(simulation.pool.submit(Worker.handle, [instruction_of(message)]))
+    return Message(to_record(reports[0]), reply_to=message)

@@ -1,0 +1,28 @@
+"""The server half of the Flower app: `flwr run .` runs fedpeft's rounds on Flower's grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+
+from fedpeft.flower.grid import FlowerGrid
+from fedpeft.flower.settings import config_of
+from fedpeft.simulate import show, simulate
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """One federation; its files are in the folder that the run config calls `output`."""
+    config = config_of(context.run_config)
+    folder = Path(str(context.run_config["output"])) / f"flower-{context.run_id}"
+    nodes = int(context.run_config["nodes"])
+    console = Console()
+    summary = simulate(
+        config, folder, False, console, grid=lambda simulation: FlowerGrid(grid, simulation.clients, nodes)
+    )
+    show(summary, folder, console)

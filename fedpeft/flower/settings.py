@@ -1,0 +1,40 @@
+"""A Flower app's run config as a configuration of fedpeft; both halves of the app read it the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from fedpeft.aggregation.strategy import RoundStrategy, strategies
+from fedpeft.config import RunConfig, from_mapping
+from fedpeft.errors import ConfigError
+
+OWN_KEYS = ("output", "nodes")
+"""Keys of the run config that are not settings of a run: its folder, and how many nodes to wait for."""
+
+
+def config_of(run_config: Mapping[str, Any]) -> RunConfig:
+    """The configuration; keys are RunConfig's, written with dashes or underscores. The dtype `auto` is fp32 here.
+
+    Raises:
+        ConfigError: an unknown key, a value out of range, or what can't be done inside Flower.
+    """
+    given = {key.replace("-", "_"): value for key, value in run_config.items() if key not in OWN_KEYS}
+    kinds = {field.name: str(field.type) for field in fields(RunConfig)}
+    typed = {k: float(v) if kinds.get(k) == "float" and isinstance(v, int) else v for k, v in given.items()}
+    if typed.get("dtype", "auto") == "auto":  # each of the app's processes would settle it by its own hardware
+        typed["dtype"] = "fp32"
+    config = from_mapping(typed, "the app's run config")
+    strategy = strategies.build(config.strategy)
+    if isinstance(strategy, RoundStrategy) and strategy.fills_base:
+        raise ConfigError(
+            f"{config.strategy} puts a residual into the clients' base, which Flower's short-lived client processes do "
+            "not keep; take fedit or flexlora, or python -m fedpeft.serve"
+        )
+    if config.privacy:
+        raise ConfigError(
+            "privacy needs a ledger and a key that stay with each client, and Flower's nodes start a new process for a "
+            "message; leave privacy out of the run config, or take python -m fedpeft.serve"
+        )
+    return config

@@ -1,1 +1,0 @@
-"""Grids: how the server reaches its clients. Each is a Flower `Grid`; one per file."""

@@ -1,0 +1,1 @@
+"""What the process stands on: hardware, memory, caches and downloads."""

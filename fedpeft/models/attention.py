@@ -1,0 +1,61 @@
+"""The attention function of this project: transformers' own, in fp32 for a bf16 base on a CPU, with learned prefixes.
+
+torch's bf16 kernel takes over twice as long in the backward pass. Prefixes (see `peft/methods/prefix_tuning.py`) are
+a child module called `prefix` of the attention module; without one, nothing is different.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAME = "sdpa_fp32"
+"""What transformers' `attn_implementation` calls it."""
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *rest: Any,
+    **named: Any,
+) -> Any:
+    """Scaled dot-product attention on (B, heads, T, d), computed in at least fp32 on CPUs, in the dtype of `query`."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if isinstance(prefix := getattr(module, "prefix", None), nn.Module):
+        causal = named.get("is_causal")
+        causal = getattr(module, "is_causal", False) if causal is None else causal
+        key, value, counted = prefix(key, value)
+        mask = _with_prefix(mask, counted, query, key.shape[2] - counted.shape[1], bool(causal))
+        named["is_causal"] = False
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu":
+        return sdpa_attention_forward(module, query, key, value, mask, *rest, **named)
+    output, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, *rest, **named)
+    return output.to(query.dtype), weights
+
+
+def _with_prefix(mask: Tensor | None, counted: Tensor, query: Tensor, tokens: int, causal: bool) -> Tensor:
+    """The mask (B, 1, T, length + T) that lets every query see the counted positions of its prefix, too."""
+    rows, asking = query.shape[0], query.shape[2]
+    before = counted[:, None, None, :].expand(rows, 1, asking, counted.shape[1])
+    if mask is None:
+        own = torch.ones(asking, tokens, dtype=torch.bool, device=query.device)
+        mask = own.tril(tokens - asking) if causal else own
+    if mask.dtype != torch.bool:
+        before = torch.zeros_like(before, dtype=mask.dtype).masked_fill(~before, torch.finfo(mask.dtype).min)
+    return torch.cat([before, mask.expand(rows, 1, asking, tokens)], dim=-1)
+
+
+def register() -> str:
+    """Make it known to transformers; returns its name."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME

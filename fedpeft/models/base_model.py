@@ -1,0 +1,96 @@
+"""From what the user calls a base model to a local folder that transformers' Auto classes load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from fedpeft.data.examples import LENGTH_STEP
+from fedpeft.errors import AssetError, ConfigError
+from fedpeft.parts import Family, nearest, parse_spec
+
+
+class BaseModel(Protocol):
+    """A model part: a pretrained model that needs no hub."""
+
+    def resolve(self) -> Path:
+        """A folder with config.json, model.safetensors and, for text, the tokenizer; fetched or made on first use."""
+        ...
+
+
+MODELS: Family[BaseModel] = Family("fedpeft.models.pretrained", "model")
+
+# No pickled weights, no code, no weights in other frameworks' formats.
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+def resolve_model(text: str) -> Path:
+    """The folder of a model part `name` or `name(key=value)`, of an existing local directory, or of the hub's ORG/NAME.
+
+    Raises:
+        ConfigError: neither of these; the message names the nearest parts.
+        AssetError: it can't be fetched, or its folder has no safetensors weights.
+    """
+    folder = Path(text).expanduser()
+    if folder.is_dir() and (text not in MODELS.names or len(folder.parts) > 1):
+        return _checked(folder.absolute())
+    head = text.partition("(")[0]
+    if "/" not in head and "\\" not in head:
+        spec = parse_spec(text)
+        if spec.name not in MODELS.names:
+            raise ConfigError(
+                f"unknown model {text!r}; {nearest(spec.name, MODELS.names)}; "
+                "or a local directory, or ORG/NAME on the hub"
+            )
+        return MODELS.build(spec).resolve()
+    if text.count("/") != 1 or text.startswith((".", "/", "~")) or text.endswith("/"):
+        raise AssetError(f"there is no model directory {text!r}")
+    return _from_hub(text)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    parts = ", ".join(MODELS.names)
+    try:
+        return _checked(Path(snapshot_download(name, allow_patterns=HUB_FILES)))
+    except HFValidationError:
+        raise ConfigError(f"{name!r} is not a hub name of the form ORG/NAME, nor a local directory") from None
+    except GatedRepoError:
+        raise AssetError(f"the hub asks you to log in and accept the licence of {name} first") from None
+    except RepositoryNotFoundError:
+        raise AssetError(f"the hub has no model {name} that is open to you; without a hub there are: {parts}") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise AssetError(
+            f"can't fetch {name}: it is no local directory, and the model hub is out of reach "
+            f"({type(error).__name__}); models that need no hub: {parts}"
+        ) from None
+
+
+def _checked(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise AssetError(f"{folder} has no config.json, so it is not a transformers model")
+    if not any(folder.glob("*.safetensors")):
+        raise AssetError(f"{folder} has no .safetensors weights; other formats can run code and are not read")
+    return folder
+
+
+def readable_tokens(folder: Path, before: int, otherwise: int) -> int:
+    """The most tokens of a text that the model in `folder` reads, in whole steps of padding.
+
+    Args:
+        before: positions that an adapter takes up before the text.
+        otherwise: for models that say nothing of how much they read.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    longest = getattr(config, "max_position_embeddings", None) or otherwise
+    return max(LENGTH_STEP, (longest - before) // LENGTH_STEP * LENGTH_STEP)

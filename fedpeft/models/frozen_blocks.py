@@ -1,0 +1,250 @@
+"""The frozen part below the lowest adapter, computed once.
+
+With adapters in the uppermost blocks only, everything below them is a fixed function of a row. Its output, the hidden
+states that enter the lowest adapted block, is stored on disk and read back instead of being computed again in every
+step; so are the frozen model's pooled features, which the linear probe and the first head are made from. Rows are
+computed in tiles that depend on their lengths alone, so the stored values do not depend on who asked for them.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from fedpeft.data.examples import Batch, Examples, length_sorted_batches
+from fedpeft.errors import AssetError
+from fedpeft.models.layers import blocks
+from fedpeft.models.pooling import pool
+
+TILE = 32
+"""Rows computed together."""
+
+
+class _GivenEmbeddings(nn.Module):
+    """In place of a model's embeddings: the given hidden states, untouched."""
+
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        tensors = (t for t in (*given, *named.values()) if isinstance(t, Tensor))
+        return next(t for t in tensors if t.is_floating_point())
+
+
+class _Skip(nn.Module):
+    """In place of a block: hidden states pass through; the blocks above keep their numbers."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+
+def above(base: nn.Module, depth: int) -> nn.Module:
+    """`base` without embeddings and the blocks below `depth`: it is fed hidden states as `inputs_embeds`.
+
+    The remaining layers are shared with `base`, which stays as it is.
+    """
+    path, stack = blocks(base)
+    top = _shallow(base)
+    parent = top
+    *parents, last = path.split(".")
+    for name in parents:
+        child = _shallow(parent.get_submodule(name))
+        setattr(parent, name, child)
+        parent = child
+    setattr(parent, last, nn.ModuleList([_Skip() for _ in range(depth)] + list(stack)[depth:]))
+    if isinstance(getattr(top, "embeddings", None), nn.Module):
+        top.embeddings = _GivenEmbeddings()
+    return top
+
+
+AGREEMENT = {torch.bfloat16: 0.02}
+"""Largest difference, relative to a token's largest output, that a model started from hidden states may show."""
+
+
+def can_start_at(base: nn.Module, depth: int) -> bool:
+    """Whether `above(base, depth)`, fed what enters the block `depth`, computes what `base` does: tried on two rows.
+
+    Not so where a model adds something to hidden states on their way in (GPT-2 its positions), or takes none.
+    """
+    ids = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]], device=next(base.parameters()).device)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], device=ids.device)
+    training = base.training
+    base.eval()
+    try:
+        hidden, whole = _forward(base, {"input_ids": ids, "attention_mask": mask}, depth)
+        with torch.inference_mode():
+            part = above(base, depth)(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, StopIteration):
+        return False
+    finally:
+        base.train(training)
+    seen = mask.bool()
+    off, largest = ((t[seen].abs().amax(-1)) for t in (part - whole, whole))
+    return bool((off <= AGREEMENT.get(whole.dtype, 1e-4) * largest).all())
+
+
+def _forward(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None, Tensor]:
+    """What enters the block `depth` (None for depth 0), and the last hidden states."""
+    captured: list[Tensor] = []
+
+    def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        captured.append(args[0] if args else kwargs["hidden_states"])
+
+    with torch.inference_mode():
+        if not depth:
+            return None, base(**inputs).last_hidden_state
+        hook = blocks(base)[1][depth].register_forward_pre_hook(capture, with_kwargs=True)
+        try:
+            last = base(**inputs).last_hidden_state
+        finally:
+            hook.remove()
+    return captured[0], last
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+@dataclass(frozen=True)
+class FrozenStore:
+    """What the frozen model computes of all rows, in files: pooled features, and hidden states that enter a block.
+
+    Read with `pread` rather than mapped, so that the files stay in the system's page cache and are not counted, or
+    copied, in every process.
+
+    Attributes:
+        folder: holds `features.bin` (rows, width) in fp32 (fp64 for an fp64 base), `hidden.bin` (tokens, width) in the
+            base's precision where depth > 0, and `tiles.done` (one byte a tile).
+        examples: the rows.
+        depth: index of the block whose input is kept; 0: features only.
+        width: hidden size.
+        dtype: of the base.
+    """
+
+    folder: Path
+    examples: Examples
+    depth: int
+    width: int
+    dtype: torch.dtype
+
+    @cached_property
+    def tiles(self) -> list[np.ndarray]:
+        """The rows of each tile."""
+        return length_sorted_batches(self.examples.lengths, TILE)
+
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.examples.lengths)])
+
+    @property
+    def _feature_dtype(self) -> torch.dtype:
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def missing(self) -> list[int]:
+        """The tiles that are not computed yet; makes the files where they are missing.
+
+        Raises:
+            AssetError: the disk has no room for them.
+        """
+        done = self.folder / "tiles.done"
+        sizes = {"features.bin": len(self.examples) * self._bytes(self._feature_dtype)}
+        sizes["hidden.bin"] = int(self._offsets[-1]) * self._bytes(self.dtype) if self.depth else 0
+        try:
+            with FileLock(f"{self.folder}.lock"):  # runs that begin together must not empty each other's files
+                if not done.exists() or done.stat().st_size != len(self.tiles):
+                    self._make_files(sizes)
+                    done.write_bytes(bytes(len(self.tiles)))
+        except OSError as error:
+            raise AssetError(
+                f"{self.folder} needs {sum(sizes.values()) / 1e6:.1f} MB for frozen layers' output "
+                f"({error.strerror}); free some space or set FEDPEFT_CACHE to another disk"
+            ) from error
+        return [i for i, flag in enumerate(done.read_bytes()) if not flag]
+
+    def _make_files(self, sizes: Mapping[str, int]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for name, size in sizes.items():
+                with open(self.folder / name, "wb") as file:
+                    if size:
+                        os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            for name in sizes:  # others need the room
+                (self.folder / name).unlink(missing_ok=True)
+            raise
+
+    def _bytes(self, dtype: torch.dtype) -> int:
+        return self.width * dtype.itemsize
+
+    @cached_property
+    def _files(self) -> dict[str, int]:
+        return {name: os.open(self.folder / f"{name}.bin", os.O_RDWR) for name in ("features", "hidden")}
+
+    def fill(self, tile: int, base: nn.Module) -> None:
+        """Compute one tile with the frozen `base` and mark it done, after its data has reached the disk."""
+        rows = self.tiles[tile]
+        batch = self.examples.batch(rows)
+        device = next(base.parameters()).device
+        inputs = {name: t.to(device) for name, t in batch.items() if name != "labels"}
+        hidden, last = _forward(base, inputs, self.depth)
+        features = pool(last, inputs.get("attention_mask")).to(self._feature_dtype)
+        for i, row in enumerate(rows):
+            self._write("features", features[i], int(row) * self._bytes(self._feature_dtype))
+            if hidden is not None:
+                length = int(self.examples.lengths[row])
+                self._write("hidden", hidden[i, :length], int(self._offsets[row]) * self._bytes(self.dtype))
+        for file in self._files.values():
+            os.fdatasync(file)
+        with open(self.folder / "tiles.done", "r+b") as done:
+            done.seek(tile)
+            done.write(b"\x01")
+
+    def _write(self, name: str, values: Tensor, position: int) -> None:
+        os.pwrite(self._files[name], values.cpu().contiguous().view(torch.uint8).numpy().data, position)
+
+    def features(self, rows: Sequence[int] | np.ndarray) -> Tensor:
+        """Pooled features of `rows`, (rows, width)."""
+        found = torch.empty(len(rows), self.width, dtype=self._feature_dtype)
+        for target, row in zip(found, rows, strict=True):
+            buffer = target.view(torch.uint8).numpy().data
+            os.preadv(self._files["features"], [buffer], int(row) * self._bytes(self._feature_dtype))
+        return found
+
+    def hidden(self, rows: Sequence[int] | np.ndarray, longest: int) -> Tensor:
+        """Hidden states of `rows`, padded with zeros: (rows, longest, width)."""
+        found = torch.zeros(len(rows), longest, self.width, dtype=self.dtype)
+        for target, row in zip(found, rows, strict=True):
+            length = int(self.examples.lengths[row])
+            buffer = target[:length].view(torch.uint8).numpy().reshape(-1).data
+            os.preadv(self._files["hidden"], [buffer], int(self._offsets[row]) * self._bytes(self.dtype))
+        return found
+
+
+@dataclass(frozen=True)
+class HiddenRows:
+    """Rows that begin at the lowest adapted block: batches carry `inputs_embeds` instead of token ids."""
+
+    store: FrozenStore
+
+    def __len__(self) -> int:
+        return len(self.store.examples)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row, (rows,)."""
+        return self.store.examples.lengths
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """inputs_embeds (B, T, d), attention_mask (B, T) and labels."""
+        batch = self.store.examples.batch(rows)
+        longest = batch.pop("input_ids").shape[1]
+        return {"inputs_embeds": self.store.hidden(rows, longest), **batch}

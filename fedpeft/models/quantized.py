@@ -1,0 +1,146 @@
+"""A base model whose linear layers are held in few bits: what a client with little memory can load.
+
+    nf4    blocks of 64 weights, 4 bits each, on the quantiles of a normal distribution, scales quantized again (QLoRA:
+           Dettmers et al., arXiv 2305.14314), by bitsandbytes
+    int8   one scale per output row: W ~ scale * round(W / scale), scale = max |row| / 127
+
+The layers inside the transformer blocks are replaced; embeddings, norms, output layers and heads keep their precision.
+Merging an update into such weights would lose it (it is below their resolution), so adapters stay beside them, and so
+does what exact rules put into the base (`fedpeft.communication.base_residual`).
+
+bitsandbytes' own layer is not used: on a CPU an evaluation repacks its weights into a form that the next training step
+can't read, and version 0.50 decodes rows wrongly whose length is no multiple of 64.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpeft.communication.base_residual import folded
+from fedpeft.errors import ConfigError
+from fedpeft.models.layers import linear_layers
+from fedpeft.peft.stacked_layers import replace
+
+Precision = Literal["", "nf4", "int8"]
+"""Of the base's linear layers; empty: as the run's dtype says."""
+
+PRECISIONS: tuple[Precision, ...] = ("nf4", "int8")
+
+NF4_BLOCK = 64
+
+
+class QuantizedLinear(nn.Linear):
+    """A frozen linear layer (out, in) in few bits, decoded for each pass and computed in the precision of its input.
+
+    A subclass of `nn.Linear`, so that adapters find and wrap it; its `weight` is the codes, of no use without `state`.
+
+    Attributes:
+        precision: "nf4" or "int8".
+        state: of bitsandbytes (nf4), or the rows' scales (out, 1).
+        residual: (out, in), added to the decoded weights; None: nothing.
+    """
+
+    residual: Tensor | None = None
+
+    def __init__(self, layer: nn.Linear, precision: Precision) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        codes, self.state = _encoded(layer.weight.detach(), precision)
+        self.precision = precision
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.bias = layer.bias
+
+    def values(self) -> Tensor:
+        """What the layer computes with, (out, in)."""
+        plain = _decoded(self.weight.data, self.state, (self.out_features, self.in_features), self.precision)
+        return plain if self.residual is None else folded(plain, self.residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        y: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Product(torch.autograd.Function):
+    """x W^T + b; W is decoded again for the backward pass, so that no decoded weight outlives a layer's pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
+        ctx.layer = layer
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        return F.linear(x, layer.values().to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] @ ctx.layer.values().to(gradients[0].dtype), None
+
+
+def check_available(precision: Precision) -> None:
+    """Raise ConfigError where bitsandbytes is missing, and `precision` needs it."""
+    if precision == "nf4":
+        _bitsandbytes()
+
+
+def quantize(base: nn.Module, precision: Precision) -> None:
+    """Replace the frozen linear layers inside the blocks of `base`, in place; nothing where `precision` is empty.
+
+    Raises:
+        ConfigError: there is no such precision, or bitsandbytes is missing.
+    """
+    if precision:
+        for path, layer in linear_layers(base).items():
+            replace(base, path, QuantizedLinear(layer, precision))
+
+
+def dequantized(weight: Tensor, precision: Precision) -> Tensor:
+    """The values (out, in) that a layer of `weight` computes with once it is quantized, in the dtype of `weight`.
+
+    Raises:
+        ConfigError: as `quantize`.
+    """
+    if not precision:
+        return weight
+    codes, state = _encoded(weight.detach(), precision)
+    return _decoded(codes, state, (weight.shape[0], weight.shape[1]), precision).to(weight.dtype)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weights (out, in) that a linear layer computes with, quantized or not."""
+    if isinstance(layer, QuantizedLinear):
+        return layer.values()
+    weight: Any = layer.weight
+    plain: Tensor = weight.detach()
+    return plain
+
+
+def _encoded(weight: Tensor, precision: str) -> tuple[Tensor, Any]:
+    if precision == "nf4":
+        weight = weight.float() if weight.dtype == torch.float64 else weight
+        flat = F.pad(weight.flatten(), (0, -weight.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK).contiguous()
+        codes, state = _bitsandbytes().functional.quantize_4bit(flat, quant_type="nf4", compress_statistics=True)
+        return codes, state
+    if precision == "int8":
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / 127
+        return (weight / scale).round().to(torch.int8), scale
+    raise ConfigError(f"unknown base precision {precision!r}; legal: {', '.join(PRECISIONS)}")
+
+
+def _decoded(codes: Tensor, state: Any, shape: tuple[int, int], precision: str) -> Tensor:
+    if precision == "int8":
+        scale: Tensor = state
+        return codes.to(scale.dtype) * scale
+    flat: Tensor = _bitsandbytes().functional.dequantize_4bit(codes, state)
+    return flat.flatten()[: shape[0] * shape[1]].view(shape)
+
+
+def _bitsandbytes() -> Any:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("a 4-bit base needs bitsandbytes; install it with: pip install 'fedpeft[quantized]'")
+    import bitsandbytes
+
+    return bitsandbytes

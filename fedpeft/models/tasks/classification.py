@@ -1,0 +1,86 @@
+"""Classification of a text or an image: mean pooling over the last hidden states, then one linear head.
+
+The head is trained and federated with the adapter. Mean pooling because the poolers of sentence encoders are worse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpeft.data.examples import Batch, Examples, ImageRows
+from fedpeft.data.images import image_rows
+from fedpeft.data.rows import Rows
+from fedpeft.data.tokens import token_rows
+from fedpeft.models.pooling import pool
+from fedpeft.models.task import FederatedModel, RowLosses, Task, load_base
+
+
+class Classifier(FederatedModel):
+    """Base, mean pooling, head; the head works on (..., d), so a stacked head for many clients fits in its place."""
+
+    def __init__(self, base: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.head = head
+
+    def features(self, batch: Batch) -> Tensor:
+        """Pooled features, (B, d)."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        hidden = self.base(**inputs).last_hidden_state
+        mask = batch.get("attention_mask")
+        if mask is not None:
+            hidden = hidden[:, -mask.shape[1] :]  # the positions of a prompt stand before the row's own, unpooled
+        return pool(hidden, mask)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits, (B, classes)."""
+        logits: Tensor = self.head(self.features(batch))
+        return logits
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Classes of rows."""
+
+    metric = "accuracy"
+    higher_is_better = True
+
+    def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
+        """Token ids with the model's special tokens, or normalised images."""
+        labels = np.asarray(rows.labels, dtype=np.int64)
+        if isinstance(rows.inputs, np.ndarray):
+            pixels, tokens = image_rows(rows.inputs, model_directory)
+            return ImageRows(pixels, labels, tokens)
+        return token_rows(rows.inputs, labels, model_directory, max_tokens)
+
+    def base(self, model_directory: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
+        """The encoder."""
+        from transformers import AutoModel
+
+        return load_base(AutoModel.from_pretrained, model_directory, dtype, **options)
+
+    def model(self, base: nn.Module, classes: int | None) -> Classifier:
+        """The encoder with a zero head."""
+        parameter = next(base.parameters())
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        hidden: int = base.config.hidden_size  # type: ignore[union-attr, assignment]
+        head = nn.Linear(hidden, classes or 0, dtype=dtype, device=parameter.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return Classifier(base, head)
+
+    def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
+        """Cross-entropy per row."""
+        labels = batch["labels"]
+        sums = F.cross_entropy(logits, labels, reduction="none")
+        return RowLosses(sums, torch.ones_like(sums), (logits.argmax(-1) == labels).to(sums.dtype))
+
+
+part = Classification

@@ -1,0 +1,39 @@
+"""Instruction tuning: conversations in the model's chat template, with the loss on the answers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.data.conversations import ids_and_answers
+from fedpeft.data.examples import Examples
+from fedpeft.data.rows import Rows
+from fedpeft.data.tokens import load_tokenizer, padding_of, rows_of
+from fedpeft.errors import DataError
+from fedpeft.models.tasks.causal_lm import CausalLM
+
+
+@dataclass(frozen=True)
+class Instruction(CausalLM):
+    """Next tokens of what the assistant says."""
+
+    def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
+        """Token ids, and which of them count. Conversations whose answer begins beyond the cut are an error.
+
+        Raises:
+            DataError: `max_tokens` leaves nothing of any answer.
+        """
+        tokenizer = load_tokenizer(model_directory)
+        made = [ids_and_answers(tokenizer, str(row)) for row in rows.inputs]
+        lost = sum(not any(answers[1:max_tokens]) for _, answers in made)
+        if lost:
+            longest = max(answers.index(True) for _, answers in made) + 1
+            raise DataError(
+                f"{lost} of {len(made)} conversations have no answer within --tokens {max_tokens}; "
+                f"give more than {longest}, or leave those rows out"
+            )
+        cut = [(ids[:max_tokens], answers[:max_tokens]) for ids, answers in made]
+        return rows_of([i for i, _ in cut], padding_of(tokenizer), None, [a for _, a in cut])
+
+
+part = Instruction

@@ -1,0 +1,1 @@
+"""Adapters: what is trained on a frozen base, and how it is saved."""

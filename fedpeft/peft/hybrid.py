@@ -1,0 +1,152 @@
+"""Several PEFT methods in one model: `lora(rank=8) + bitfit`.
+
+Each keeps its own tensors and its own rule; strategies see the union. Methods that the `peft` library does not have
+wrap layers first, each inside the one before; then `peft` puts its layers inside them, each around the one before,
+LoRA's last: its s B A is added to what ia3 has scaled, and stays linear in the weights, so that its rules hold. The
+batched executor stacks from the innermost outwards, so that both compute the same. Sizes are equal for all clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from fedpeft.errors import ConfigError
+from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
+from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
+from fedpeft.peft.method import PeftMethod, PrivacyRoute
+from fedpeft.peft.stacked_layers import replace
+
+LORA_B = "lora_B.weight"
+
+
+@dataclass(frozen=True)
+class Hybrid(PeftMethod):
+    """The methods `parts`, in the user's order."""
+
+    parts: tuple[PeftMethod, ...]
+
+    in_peft: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            if not part.composes:
+                raise ConfigError(f"{part.name} can't be combined with other methods; take it alone")
+        names = [ending for part in self.parts for ending in part.tensors]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"{self.name} has two methods that train the same tensors; name each kind once")
+
+    @property
+    def name(self) -> str:
+        """The names, joined."""
+        return " + ".join(part.name for part in self.parts)
+
+    @property
+    def batched(self) -> bool:  # type: ignore[override]
+        """If all are."""
+        return all(part.batched for part in self.parts)
+
+    @property
+    def few_bits(self) -> bool:  # type: ignore[override]
+        """If all can."""
+        return all(part.few_bits for part in self.parts)
+
+    @property
+    def merges(self) -> bool:  # type: ignore[override]
+        """If all do."""
+        return all(part.merges for part in self.parts)
+
+    @property
+    def privacy(self) -> PrivacyRoute:  # type: ignore[override]
+        """The least demanding route that all can take."""
+        routes = {part.privacy for part in self.parts}
+        return "refused" if "refused" in routes else "vmap" if "vmap" in routes else "hooks"
+
+    @property
+    def tensors(self) -> tuple[str, ...]:  # type: ignore[override]
+        """All of theirs."""
+        return tuple(ending for part in self.parts for ending in part.tensors)
+
+    @property
+    def form(self) -> ClientForm | None:
+        """That of the LoRA factors among them."""
+        return next((part.form for part in self.parts if part.form and LORA_B in part.tensors), None)
+
+    def config(self, base: nn.Module) -> Any:
+        """None: a `peft` adapter is of one method."""
+        return None
+
+    @property
+    def _ordered(self) -> list[PeftMethod]:
+        """The methods in the order in which they enter the model."""
+        return sorted(self.parts, key=lambda part: (part.in_peft, LORA_B in part.tensors))
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """All methods; `peft` freezes what it does not know, which is undone."""
+        from peft import inject_adapter_in_model
+
+        of_base = set(model.base.parameters())
+        trained: list[nn.Parameter] = []
+        for part in self._ordered:
+            if part.in_peft:
+                inject_adapter_in_model(part.config(model.base), model.base)
+                del model.base.peft_config  # which stands for one method, and would be taken for the whole adapter
+                part.settle(model.base)
+            else:
+                part.attach(model, dtype)
+            trained += [p for p in model.base.parameters() if p.requires_grad]
+            for parameter in trained:
+                parameter.requires_grad_(True)
+        for parameter in model.base.parameters():
+            if parameter.requires_grad or parameter not in of_base:  # frozen factors, too
+                parameter.data = parameter.data.to(adapter_dtype(dtype))
+        self._same_sizes(model)
+
+    def merged(self, model: FederatedModel) -> nn.Module:
+        """The plain base: a layer is worked into what it wraps, so the innermost comes first."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for name, layer in reversed([*model.base.named_modules()]):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+                replace(model.base, name, model.base.get_submodule(f"{name}.base_layer"))
+        for part in self._ordered:
+            if not part.in_peft:
+                part.merged(model)
+        return model.base
+
+    def _same_sizes(self, model: FederatedModel) -> None:
+        for module in model.base.modules():
+            if hasattr(module, "follows_form"):
+                module.follows_form = False  # type: ignore[assignment]
+
+    def _owner(self, name: str) -> PeftMethod | None:
+        fitting = [(len(e), i) for i, p in enumerate(self.parts) for e in p.tensors if name.endswith("." + e)]
+        return self.parts[max(fitting)[1]] if fitting else None
+
+    def role(self, name: str) -> tuple[Role, str]:
+        """As the method that owns the tensor says."""
+        owner = self._owner(name)
+        if owner is None or name.startswith("head."):
+            return super().role(name)
+        role, module = owner.role(name)
+        return ("plain" if role == "prompt" else role), module
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """Each method's own start."""
+        state = {name: p.detach().float().clone() for name, p in trainable(model).items()}
+        for part in self.parts:
+            own = part.start(model, seed)
+            state |= {name: tensor for name, tensor in own.items() if self._owner(name) is part}
+        return state
+
+    def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
+        """From the innermost method outwards."""
+        ordered = self._ordered
+        outwards = [p for p in ordered if p.in_peft] + [p for p in reversed(ordered) if not p.in_peft]
+        for part in outwards:
+            part.stack_into(model, [t for t in tensors if self._owner(t.name) is part], clients)
+        self._same_sizes(model)

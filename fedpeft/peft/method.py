@@ -1,0 +1,248 @@
+"""What a PEFT method is: which parameters are trained, where they sit, how they start, and how they may be averaged.
+
+The reference is the `peft` library's own model, which `attach` builds; the sequential executor trains it. A method
+that the batched executor supports also gives `stack`: the same layer with the parameters of K clients side by side.
+
+Every method declares what it supports; anything else is refused by name before a run begins.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft import seeds
+from fedpeft.aggregation.strategy import GatherStrategy, Strategy
+from fedpeft.errors import ConfigError, ModelError
+from fedpeft.models.quantized import Precision
+from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
+from fedpeft.parts import Family, Spec, parse_spec, split_outside_parentheses
+from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
+from fedpeft.peft.factor_view import Factoring
+from fedpeft.peft.low_rank import LowRank
+from fedpeft.peft.stacked_layers import StackedLayer, replace
+
+PrivacyRoute = Literal["hooks", "vmap", "refused"]
+"""How gradients per example are found, for DP-SGD: by Opacus' hooks on layers (fast, but every trained parameter must
+be used by calling its own module), by `torch.func.vmap(grad)` of the whole model (right for everything that it can
+trace), or not at all."""
+
+WeightChanges = Callable[[State, ClientForm | None], dict[str, Tensor]]
+"""From a state in a client's form (None: the method's own) to what it changes in the weights of the base, (out, in) by
+module."""
+
+
+class PeftMethod(ABC):
+    """One method. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    batched: ClassVar[bool] = False
+    """Whether the method has `stack`."""
+
+    privacy: ClassVar[PrivacyRoute] = "vmap"
+    """The route to gradients per example; "hooks" only where tests/clients/test_per_example.py has seen them agree."""
+
+    tensors: ClassVar[tuple[str, ...]] = ()
+    """How the names of its tensors end: what it declares to train, the head aside."""
+
+    strategies: ClassVar[tuple[str, ...]] = ()
+    """The strategies that are right for it; empty: every one whose own check its layout passes."""
+
+    mixed_sizes: ClassVar[bool] = False
+    """Whether clients may hold it in different sizes (`form`)."""
+
+    residual: ClassVar[bool] = False
+    """Whether a strategy may put what the adapter can't hold into the base below it."""
+
+    merges: ClassVar[bool] = False
+    """Whether the finished adapter can be worked into the base's own weights, exactly."""
+
+    composes: ClassVar[bool] = False
+    """Whether it can be one of several methods in one model: `lora(rank=8) + bitfit`."""
+
+    in_peft: ClassVar[bool] = True
+    """Whether the `peft` library has it, and saves it."""
+
+    whole_model: ClassVar[bool] = False
+    """Whether the result is saved as a model of its own."""
+
+    few_bits: ClassVar[bool] = True
+    """Whether clients may hold the base's linear layers in nf4 or int8, beside what this method trains."""
+
+    base_precision: ClassVar[Precision] = ""
+    """In how many bits the base's linear layers are held."""
+
+    @property
+    def name(self) -> str:
+        """The method's name: its file's."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def form(self) -> ClientForm | None:
+        """LoRA rank and alpha, or a prompt's length; None for methods of one size."""
+        return None
+
+    @property
+    def extra_tokens(self) -> int:
+        """Positions that the method adds before each row."""
+        return 0
+
+    def sized(self, form: ClientForm) -> dict[str, Any]:
+        """The settings that give the method this form."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def config(self, base: nn.Module) -> Any:
+        """The `peft.PeftConfig` that describes the adapter on `base`; None where the method is no peft adapter.
+
+        Raises:
+            ModelError: the model lacks what the settings name.
+        """
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """Put the adapter into `model.base`, its parameters trainable and of `adapter_dtype(dtype)`.
+
+        Raises:
+            ModelError: the model lacks what the method needs.
+        """
+        import peft
+
+        try:
+            model.base = peft.get_peft_model(model.base, self.config(model.base))
+        except (ValueError, KeyError) as error:
+            raise ModelError(f"peft can't put {self.name} into {type(model.base).__name__}: {error}") from error
+        self.settle(model.base)
+        for parameter in model.base.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(adapter_dtype(dtype))
+
+    def settle(self, base: nn.Module) -> None:  # noqa: B027
+        """What is left to do once the `peft` library has put its layers into `base`; by default nothing."""
+
+    def layout(self, model: FederatedModel) -> Layout:
+        """The trainable tensors of a model that this method is attached to."""
+        specs = []
+        for name, parameter in trainable(model).items():
+            role, module = self.role(name)
+            specs.append(TensorSpec(name, tuple(parameter.shape), role, module))
+        return Layout(tuple(specs), self.form)
+
+    def role(self, name: str) -> tuple[Role, str]:
+        """Role and module of the tensor called `name`."""
+        if name.startswith("head."):
+            return "head", "head"
+        for ending in self.tensors:
+            if ending and name.endswith("." + ending):
+                return "plain", name.removesuffix("." + ending)
+        return "plain", name.rpartition(".")[0]
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """The initial global state, fp32; by default the attached model's own values."""
+        return {name: p.detach().to(torch.float32).clone() for name, p in trainable(model).items()}
+
+    def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank] | None:
+        """What `state` adds to the weights of adapted layers, by module, where the adapter is saved as plain LoRA.
+
+        None, the default, where the attached model saves itself as the `peft` library does.
+        """
+        return None
+
+    def factoring(self, layout: Layout) -> Factoring | None:
+        """How strategies see the tensors, where they are not exchanged as factors; None, the default: as they are."""
+        return None
+
+    def weight_changes(self, model: FederatedModel) -> WeightChanges | None:
+        """What states change in the base's weights, where aggregation is not exact and its error is reported."""
+        return None
+
+    def merged(self, model: FederatedModel) -> nn.Module:
+        """The plain base of a finished `model`, its adapter worked into the weights; only where `merges`."""
+        base: Any = model.base
+        plain: nn.Module = base.merge_and_unload()
+        return plain
+
+    def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
+        """Put the adapters of `clients` clients into `model.base`, a layer at a time."""
+        modules: dict[str, dict[str, tuple[int, ...]]] = {}
+        for spec in tensors:
+            modules.setdefault(spec.module, {})[spec.name.removeprefix(spec.module + ".")] = spec.shape
+        for path, shapes in modules.items():
+            replace(model.base, path, self.stack(path, model.base.get_submodule(path), shapes, clients))
+
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+        """`layer` at `path` with the adapters of `clients` clients; `shapes` by name within the module."""
+        raise NotImplementedError
+
+    def check(self, strategy: Strategy, strategy_name: str, forms: Sequence[ClientForm | None]) -> None:
+        """Refuse strategies and sizes that are not right for this method.
+
+        Raises:
+            ConfigError: which, and what to take instead.
+        """
+        if self.strategies and strategy_name not in self.strategies:
+            raise ConfigError(
+                f"{strategy_name} is not right for {self.name}: its parameters multiply each other, and the mean of "
+                f"products is not the product of means; take --strategy {' or '.join(self.strategies)}"
+            )
+        if isinstance(strategy, GatherStrategy) and strategy.fills_base and not self.residual:
+            raise ConfigError(
+                f"{strategy_name} puts what the factors can't hold into the base, which {self.name} does not allow; "
+                "take flexlora"
+            )
+        if not self.mixed_sizes and len({*forms, self.form}) > 1:
+            raise ConfigError(f"{self.name} has one size for all clients; leave ranks and alphas away")
+
+
+def drawn(state: State, name: str, seed: int, bound: float) -> None:
+    """Draw `state[name]` anew, uniform in +-bound, from a generator of its own."""
+    generator = seeds.torch_generator(seed, f"start {name}", 0)
+    state[name] = (2 * torch.rand(state[name].shape, generator=generator) - 1) * bound
+
+
+class MethodFamily(Family[PeftMethod]):
+    """PEFT methods by file name or its unique beginning, and several joined by `+`."""
+
+    def build(self, text: str | Spec) -> PeftMethod:
+        """The method that `text` describes.
+
+        Raises:
+            ConfigError: unknown method or setting, or methods that can't be joined.
+        """
+        if isinstance(text, str):
+            words = split_outside_parentheses(text, "+")
+            if len(words) > 1:
+                from fedpeft.peft.hybrid import Hybrid
+
+                return Hybrid(tuple(self.build(word) for word in words))
+        spec = parse_spec(text) if isinstance(text, str) else text
+        return super().build(Spec(self.whole_name(spec.name), spec.settings, spec.argument))
+
+    def whole_name(self, name: str) -> str:
+        """The name that begins with `name`, if exactly one does: `prefix` for prefix_tuning."""
+        found = [n for n in self.names if n.startswith(name)]
+        return found[0] if name not in self.names and len(found) == 1 else name
+
+
+PEFT_METHODS = MethodFamily("fedpeft.peft.methods", "PEFT method")
+"""All methods, by file name."""
+
+
+def of_size(text: str, method: PeftMethod, forms: Sequence[ClientForm | None]) -> str:
+    """The text of the method at the size of the largest client, its scale unchanged.
+
+    Raises:
+        ConfigError: clients hold another size than the method's own, and it has one for all.
+    """
+    largest = max((form for form in forms if form), key=lambda form: form.rank, default=None)
+    if method.form is None or largest is None or largest.rank == method.form.rank:
+        return text
+    if not method.mixed_sizes:
+        raise ConfigError(
+            f"{method.name} has one size for all clients, {method.form.rank}; leave ranks away, and set it in --peft"
+        )
+    spec = parse_spec(text)
+    settings = method.sized(ClientForm(largest.rank, method.form.scale * largest.rank))
+    return str(Spec(PEFT_METHODS.whole_name(spec.name), {**spec.settings, **settings}, spec.argument))

@@ -1,0 +1,167 @@
+"""AdaLoRA: updates in the form of a singular value decomposition, and ranks spent where they matter (Zhang et al.,
+arXiv 2303.10512).
+
+    y = W0 x + (alpha / r) P E Q x,   Q (r, in), P (out, r) random, E = 0 (r) at first;   P, E and Q are trained
+
+Clients train and exchange all three. The server sees the factors B = P E and A = Q, takes the best factors of the exact
+mean dW* (flexlora; clients' directions need not match), and reads P, E, Q off its singular value decomposition. Then it
+allocates: of all singular values of all layers the largest stay, and their number falls from `rank` to `target_rank`
+per layer over `shrink_rounds`, as a cubic.
+
+Deviations: ranks are allocated by the server, by singular values of the aggregate, where the paper smooths the
+sensitivities of one trainer; and nothing penalises P and Q for leaving orthogonality, since each round's decomposition
+restores it. The result is saved as plain LoRA with the ranks that the layers got.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.models.layers import target_layers
+from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec
+from fedpeft.peft.factor_view import Factoring
+from fedpeft.peft.low_rank import LowRank
+from fedpeft.peft.method import PeftMethod, WeightChanges, drawn
+
+A, B, E = "lora_A", "lora_B", "lora_E"
+
+
+@dataclass(frozen=True)
+class AdaLora(PeftMethod):
+    """Low-rank updates whose ranks move to where singular values are large."""
+
+    rank: int = setting(8, "rank of each layer at first", low=1, high=1024)
+    target_rank: int = setting(4, "mean rank of the layers in the end, at most `rank`", low=1, high=1024)
+    shrink_rounds: int = setting(10, "rounds until the ranks have fallen to it", low=1)
+    alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
+    targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
+    layers: int = setting(2, "adapt the linear layers of this many uppermost blocks; 0: of all blocks", low=0)
+
+    strategies: ClassVar[tuple[str, ...]] = ("flexlora",)
+    merges: ClassVar[bool] = True
+    few_bits: ClassVar[bool] = False
+    tensors: ClassVar[tuple[str, ...]] = (A, B, E)
+
+    def config(self, base: nn.Module) -> Any:
+        """A `peft.AdaLoraConfig`; its own allocation is not used."""
+        from peft import AdaLoraConfig
+
+        return AdaLoraConfig(
+            init_r=self.rank,
+            target_r=min(self.target_rank, self.rank),
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            target_modules=target_layers(base, self.targets, self.layers),
+            total_step=1,
+        )
+
+    def settle(self, base: nn.Module) -> None:
+        """The layers' ranks are no parameters, though `peft` holds them as such."""
+        for name, parameter in base.named_parameters():
+            if ".ranknum." in name:
+                parameter.requires_grad_(False)
+
+    @property
+    def scale(self) -> float:
+        """As peft's layers compute it."""
+        return self.alpha / (self.rank + 1e-5)
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """P and Q uniform with deviation 0.02, E zero."""
+        state = {name: p.detach().float().clone() for name, p in trainable(model).items()}
+        for name in state:
+            if name.endswith((f".{A}", f".{B}")):
+                drawn(state, name, seed, 0.02 * 3**0.5)
+            elif name.endswith(f".{E}"):
+                state[name].zero_()
+        return state
+
+    def factoring(self, layout: Layout) -> Factoring:
+        """P E and Q, and back."""
+        return SingularFactoring(self, layout)
+
+    def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank]:
+        """s P E and Q of each layer, at the rank that it has, at least 1."""
+        found = {}
+        for module in modules(state):
+            energies = state[f"{module}.{E}"].flatten()
+            kept = energies.nonzero().flatten() if bool(energies.any()) else torch.tensor([0])
+            left = state[f"{module}.{B}"][:, kept] * energies[kept] * self.scale
+            found[module] = LowRank(left, state[f"{module}.{A}"][kept])
+        return found
+
+    def weight_changes(self, model: FederatedModel) -> WeightChanges:
+        """s P E Q of each layer."""
+
+        def changes(state: State, form: ClientForm | None) -> dict[str, Tensor]:
+            return {module: product.dense().double() for module, product in self.changes(model, state).items()}
+
+        return changes
+
+
+def modules(state: State) -> list[str]:
+    """The adapted layers."""
+    return [name.removesuffix(f".{E}") for name in state if name.endswith(f".{E}")]
+
+
+@dataclass(frozen=True)
+class SingularFactoring:
+    """Between P, E, Q and the factors P E, Q."""
+
+    method: AdaLora
+    parameters_layout: Layout
+
+    @property
+    def layout(self) -> Layout:
+        """Of the factors."""
+        roles = {A: "lora_A", B: "lora_B"}
+        kept = [t for t in self.parameters_layout.tensors if not t.name.endswith(f".{E}")]
+        specs = [TensorSpec(t.name, t.shape, roles.get(t.name.rpartition(".")[2], t.role), t.module) for t in kept]  # type: ignore[arg-type]
+        return Layout(tuple(specs), ClientForm(self.method.rank, self.method.alpha))
+
+    def factors(self, state: State) -> State:
+        """B = P E; E is gone."""
+        found = {name: tensor for name, tensor in state.items() if not name.endswith(f".{E}")}
+        for module in modules(state):
+            found[f"{module}.{B}"] = state[f"{module}.{B}"] * state[f"{module}.{E}"].flatten()
+        return found
+
+    def parameters(self, factors: State, before: State, round: int) -> State:
+        """P and E from the columns of B; a rank without energy keeps its directions, so that it can train again."""
+        after = dict(factors)
+        for module in modules(before):
+            columns = factors[f"{module}.{B}"]
+            energies = columns.norm(dim=0)
+            alive = energies > 0
+            after[f"{module}.{B}"] = torch.where(
+                alive, columns / energies.clamp_min(1e-30), before[f"{module}.{B}"].to(columns.dtype)
+            )
+            after[f"{module}.{E}"] = energies[:, None]
+        self._allocate(after, round)
+        return {name: after[name] for name in before}
+
+    def _allocate(self, state: State, round: int) -> None:
+        """Set all but the largest singular values of all layers to 0."""
+        layers = modules(state)
+        energies = torch.cat([state[f"{module}.{E}"].flatten() for module in layers])
+        budget = self.budget(round) * len(layers)
+        if budget < len(energies):
+            threshold = energies.sort(descending=True).values[int(budget)]
+            for module in layers:
+                E_module = state[f"{module}.{E}"]
+                state[f"{module}.{E}"] = torch.where(E_module > threshold, E_module, 0.0)
+
+    def budget(self, round: int) -> float:
+        """Ranks per layer after `round`."""
+        method = self.method
+        left = max(0.0, 1 - round / method.shrink_rounds) ** 3
+        target = min(method.target_rank, method.rank)
+        return target + (method.rank - target) * left
+
+
+part = AdaLora

@@ -1,0 +1,113 @@
+"""BitFit: only biases are trained (Ben Zaken et al., arXiv 2106.10199).
+
+    y = W0 x + b,   b starts at the base's own;   likewise the biases of layer norms
+
+Biases enter linearly from a shared start: the plain mean is exact. Deviations: those of the uppermost `layers` blocks
+alone, as for the other methods here (`layers=0` takes all blocks); and not those of keys, which change nothing: they
+add the same to the scores of all positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.errors import ModelError
+from fedpeft.models.layers import KEY_PROJECTIONS, blocks, innermost
+from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.parts import setting
+from fedpeft.peft.method import PeftMethod
+from fedpeft.peft.stacked_layers import StackedLayer, replace
+
+
+class Biased(nn.Module):
+    """A frozen layer without its bias, and the bias, trained in at least fp32."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(taken_bias(layer).to(dtype, copy=True))
+        self.base_layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output."""
+        y: Tensor = self.base_layer(x)
+        return y + self.bias.to(y.dtype)
+
+
+class StackedBias(StackedLayer):
+    """A frozen layer and K clients' biases (K, out)."""
+
+    def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
+        super().__init__(clients)
+        dtype = torch.float64 if taken_bias(layer).dtype == torch.float64 else torch.float32
+        self.base_layer = layer
+        self.bias = nn.Parameter(torch.zeros(clients, *shape, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K * b, ..., in) to (K * b, ..., out)."""
+        y = self.base_layer(x)
+        return (self.per_client(y) + self.of_active(self.bias, y).unsqueeze(1)).view_as(y)
+
+
+def taken_bias(layer: nn.Module) -> Tensor:
+    """The bias of the innermost `layer`, which has none afterwards."""
+    module: Any = innermost(layer)
+    bias: Tensor = module.bias.detach()
+    module.bias = None
+    return bias
+
+
+@dataclass(frozen=True)
+class BitFit(PeftMethod):
+    """The biases of linear layers and layer norms."""
+
+    layers: int = setting(2, "train the biases of this many uppermost blocks; 0: of all blocks", low=0)
+
+    batched: ClassVar[bool] = True
+    in_peft: ClassVar[bool] = False
+    merges: ClassVar[bool] = True
+    composes: ClassVar[bool] = True
+    tensors: ClassVar[tuple[str, ...]] = ("bias",)
+
+    def config(self, base: nn.Module) -> Any:
+        """None: `peft` trains biases only beside LoRA."""
+        return None
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """Make the biases trainable."""
+        path, stack = blocks(model.base)
+        if self.layers > len(stack):
+            raise ModelError(f"layers={self.layers} of bitfit exceeds the {len(stack)} transformer blocks of the model")
+        found = [
+            f"{path}.{i}.{name}"
+            for i in range(len(stack) - self.layers if self.layers else 0, len(stack))
+            for name, layer in stack[i].named_modules()
+            if isinstance(layer, nn.Linear | nn.LayerNorm)
+            and layer.bias is not None
+            and not layer.bias.requires_grad
+            and name.replace(".base_layer", "").rpartition(".")[2] not in KEY_PROJECTIONS
+        ]
+        if not found:
+            raise ModelError(f"{type(model.base).__name__} has no biases that bitfit could train; take ia3 or lora")
+        for name in found:
+            replace(model.base, name, Biased(model.base.get_submodule(name), adapter_dtype(dtype)))
+
+    def merged(self, model: FederatedModel) -> nn.Module:
+        """The base with the trained biases."""
+        for name, layer in list(model.base.named_modules()):
+            if isinstance(layer, Biased):
+                inner: Any = layer.base_layer
+                inner.bias = nn.Parameter(layer.bias.detach().to(inner.weight.dtype), requires_grad=False)
+                replace(model.base, name, inner)
+        return model.base
+
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+        """The frozen layer with K biases."""
+        return StackedBias(layer, shapes["bias"], clients)
+
+
+part = BitFit

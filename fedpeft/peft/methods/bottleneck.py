@@ -1,0 +1,165 @@
+"""Bottleneck adapters: a small network after (or beside) a frozen sublayer.
+
+    y = f(x) + up(act(down(z))),   down (dim, d), up (d, dim) = 0 at first
+
+    houlsby    z = f(x), after the attention and after the feed-forward sublayer (Houlsby et al., arXiv 1902.00751)
+    pfeiffer   z = f(x), after the feed-forward sublayer alone (Pfeiffer et al., arXiv 2005.00052)
+    parallel   z = x, beside the feed-forward sublayer (He et al., arXiv 2110.04366)
+
+The adapter sits before the sublayer's residual connection. All clients start from the same weights, and the plain
+mean is the rule (FedAvg); it is not exact, since the network is not linear, and no closed form is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpeft.errors import ModelError
+from fedpeft.models.layers import named_like
+from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
+from fedpeft.peft.method import PeftMethod, PrivacyRoute, drawn
+from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear, replace
+
+ATTENTION_END = (".attention.output.dense", ".o_proj", ".out_proj")
+FEEDFORWARD_START = (".intermediate.dense", ".gate_proj", ".fc1")
+FEEDFORWARD_END = (".output.dense", ".down_proj", ".fc2")
+"""The last projection of a sublayer, and the first of the feed-forward one, by their usual names."""
+
+
+class Tap:
+    """Remembers the input of the feed-forward sublayer during a pass, for the adapter that reads it at its end."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.input: Tensor | None = None
+        layer.register_forward_pre_hook(self)
+
+    def __call__(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """The hook before the sublayer's first projection."""
+        self.input = arguments[0]
+
+    def take(self) -> Tensor:
+        """The input, once."""
+        taken, self.input = self.input, None
+        assert taken is not None
+        return taken
+
+
+class Bottleneck(nn.Module):
+    """The last frozen projection of a sublayer, and the adapter behind it; computed in the adapter's precision."""
+
+    def __init__(self, layer: nn.Module, width: int, dim: int, tap: Tap | None, act: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.base_layer = layer
+        self.down = nn.Linear(width, dim, dtype=dtype)
+        self.up = nn.Linear(dim, width, dtype=dtype)
+        nn.init.zeros_(self.up.weight)  # until it is trained it adds nothing
+        nn.init.zeros_(self.up.bias)
+        self.tap = tap
+        self.act = getattr(F, act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., d)."""
+        y: Tensor = self.base_layer(x)
+        z = y if self.tap is None else self.tap.take()
+        added: Tensor = self.up(self.act(self.down(z.to(self.down.weight.dtype))))
+        return y + added.to(y.dtype)
+
+
+class StackedBottleneck(StackedLayer):
+    """The same with K clients' adapters: down (K, dim, d) and up (K, d, dim), with biases."""
+
+    def __init__(
+        self, layer: nn.Module, shape: tuple[int, ...], clients: int, tap: Tap | None, act: str, dtype: torch.dtype
+    ) -> None:
+        super().__init__(clients)
+        dim, width = shape
+        self.base_layer = layer
+        self.down = StackedLinear(nn.Linear(width, dim, dtype=dtype), clients)
+        self.up = StackedLinear(nn.Linear(dim, width, dtype=dtype), clients)
+        self.tap = tap
+        self.act = getattr(F, act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K * b, T, in) to (K * b, T, d)."""
+        y: Tensor = self.base_layer(x)
+        z = y if self.tap is None else self.tap.take()
+        added: Tensor = self.up(self.act(self.down(z)))
+        return y + added.view_as(y)
+
+
+@dataclass(frozen=True)
+class BottleneckAdapters(PeftMethod):
+    """Small networks behind frozen sublayers."""
+
+    dim: int = setting(16, "width of the bottleneck", low=1, high=4096)
+    place: str = setting("pfeiffer", "where adapters sit", choices=("houlsby", "pfeiffer", "parallel"))
+    activation: str = setting("relu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
+    layers: int = setting(2, "adapt this many uppermost blocks; 0: all blocks", low=0)
+
+    batched: ClassVar[bool] = True
+    in_peft: ClassVar[bool] = False
+    privacy: ClassVar[PrivacyRoute] = "hooks"
+    composes: ClassVar[bool] = True
+    tensors: ClassVar[tuple[str, ...]] = ("down.weight", "down.bias", "up.weight", "up.bias")
+
+    def config(self, base: nn.Module) -> Any:
+        """None: the `peft` library has no such method."""
+        return None
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """Wrap the last projection of the sublayers."""
+        attention = named_like(model.base, ATTENTION_END, self.layers)
+        ends = [path for path in named_like(model.base, FEEDFORWARD_END, self.layers) if path not in attention]
+        starts = named_like(model.base, FEEDFORWARD_START, self.layers)
+        if not ends or (self.place == "houlsby" and not attention) or (self.place == "parallel" and not starts):
+            raise ModelError(f"bottleneck does not know the sublayers of {type(model.base).__name__}; take lora or ia3")
+        for path in [*(attention if self.place == "houlsby" else []), *ends]:
+            layer: Any = model.base.get_submodule(path)
+            tap = self._tap(model.base, path)
+            kind = adapter_dtype(dtype)
+            replace(model.base, path, Bottleneck(layer, layer.out_features, self.dim, tap, self.activation, kind))
+
+    def _tap(self, base: nn.Module, end: str) -> Tap | None:
+        """The tap at the start of the feed-forward sublayer that ends at `end`."""
+        if self.place != "parallel":
+            return None
+        block = ".".join(end.split(".")[: 1 + next(i for i, word in enumerate(end.split(".")) if word.isdigit())])
+        for name, layer in base.get_submodule(block).named_modules():
+            if f".{name}".replace(".base_layer", "").endswith(FEEDFORWARD_START):
+                return Tap(layer)
+        raise ModelError(f"bottleneck finds no start of the feed-forward sublayer in {block}")
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """down uniform in +-1/sqrt(d), everything else zero."""
+        state = {name: p.detach().float().clone() for name, p in trainable(model).items()}
+        for name in state:
+            if name.endswith("down.weight"):
+                drawn(state, name, seed, state[name].shape[1] ** -0.5)
+            elif name.endswith(self.tensors):
+                state[name].zero_()
+        return state
+
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+        """None: `stack_into` needs the model, for the taps."""
+        raise NotImplementedError
+
+    def stack_into(self, model: FederatedModel, tensors: Any, clients: int) -> None:
+        """K adapters behind each sublayer."""
+        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        for spec in tensors:
+            if spec.name.endswith(".down.weight"):
+                layer = model.base.get_submodule(spec.module)
+                tap = self._tap(model.base, spec.module)
+                made = StackedBottleneck(layer, spec.shape, clients, tap, self.activation, dtype)
+                replace(model.base, spec.module, made)
+
+
+part = BottleneckAdapters

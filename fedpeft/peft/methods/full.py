@@ -1,0 +1,34 @@
+"""Full fine-tuning: every parameter of the base is trained; the reference that the literature compares with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.peft.method import PeftMethod
+
+
+@dataclass(frozen=True)
+class Full(PeftMethod):
+    """All parameters, except poolers that the task does not read."""
+
+    whole_model: ClassVar[bool] = True
+    in_peft: ClassVar[bool] = False
+    few_bits: ClassVar[bool] = False
+    tensors: ClassVar[tuple[str, ...]] = ("",)
+
+    def config(self, base: nn.Module) -> Any:
+        """None: the result is a whole model, not a peft adapter."""
+        return None
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """Make the base trainable, held in fp32; so is what stays frozen, since one layer hands on to the next."""
+        for name, parameter in model.base.named_parameters():
+            parameter.requires_grad_(not name.startswith("pooler."))
+            parameter.data = parameter.data.to(adapter_dtype(dtype))
+
+
+part = Full

@@ -1,0 +1,82 @@
+"""(IA)3: learned vectors that rescale keys, values and the feed-forward input (Liu et al., arXiv 2205.05638).
+
+y = l * (W x) for attention layers,   y = W (l * x) for the second feed-forward layer;   l starts at one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.errors import ModelError
+from fedpeft.models.layers import innermost, named_like, target_layers
+from fedpeft.parts import setting
+from fedpeft.peft.method import PeftMethod
+from fedpeft.peft.stacked_layers import StackedLayer
+
+ATTENTION = (".key", ".value", ".k_proj", ".v_proj")
+FEEDFORWARD = (".output.dense", ".down_proj", ".fc2")
+"""As peft's own defaults: in BERT the name output.dense also takes in the attention's output layer."""
+
+
+class StackedIA3(StackedLayer):
+    """A frozen layer whose output (vectors of shape (K, out, 1)) or input ((K, 1, in)) is rescaled per client."""
+
+    def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
+        super().__init__(clients)
+        self.base_layer = layer
+        dtype = torch.float64 if innermost(layer).weight.dtype == torch.float64 else torch.float32
+        self.ia3_l = nn.Parameter(torch.ones(clients, *shape, dtype=dtype))
+        self.scales_input = shape[0] == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K * b, T, in) to (K * b, T, out)."""
+        vectors = self.of_active(self.ia3_l, x).flatten(1).unsqueeze(1)
+        if self.scales_input:
+            y: Tensor = self.base_layer((self.per_client(x) * vectors).view_as(x))
+            return y
+        y = self.base_layer(x)
+        return (self.per_client(y) * vectors).view_as(y)
+
+
+@dataclass(frozen=True)
+class IA3(PeftMethod):
+    """Rescaling vectors beside frozen linear layers."""
+
+    targets: str | tuple[str, ...] = setting(
+        "auto", "layers that are rescaled; auto: keys, values and the second feed-forward layer, by their usual names"
+    )
+    feedforward: str | tuple[str, ...] = setting("auto", "those of them whose input is rescaled instead of the output")
+    layers: int = setting(2, "adapt the uppermost blocks only; 0: all", low=0)
+
+    batched: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+    composes: ClassVar[bool] = True
+    tensors: ClassVar[tuple[str, ...]] = ("ia3_l",)
+
+    def config(self, base: nn.Module) -> Any:
+        """A `peft.IA3Config` that names every adapted layer in full."""
+        from peft import IA3Config
+
+        targets = self._named(base, self.targets, ATTENTION + FEEDFORWARD)
+        inputs = [t for t in self._named(base, self.feedforward, FEEDFORWARD) if t in set(targets)]
+        return IA3Config(target_modules=targets, feedforward_modules=inputs)
+
+    def _named(self, base: nn.Module, targets: str | tuple[str, ...], usual: tuple[str, ...]) -> list[str]:
+        if targets != "auto":
+            return target_layers(base, targets, self.layers)
+        known = named_like(base, usual, self.layers)
+        if not known:
+            raise ModelError(f"ia3 does not know the layers of {type(base).__name__}; name them with targets=(...)")
+        return known
+
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+        """The frozen layer with K vectors."""
+        return StackedIA3(layer, shapes["ia3_l"], clients)
+
+
+part = IA3

@@ -1,0 +1,121 @@
+"""LoRA: low-rank adaptation (Hu et al., arXiv 2106.09685).
+
+y = W0 x + (alpha / r) B A x,   A ~ U(-1/sqrt(in), 1/sqrt(in)) of shape (r, in),   B = 0 of shape (out, r)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft import seeds
+from fedpeft.models.layers import innermost, target_layers
+from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Role, State
+from fedpeft.peft.method import PeftMethod, PrivacyRoute
+from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
+
+
+class StackedLora(StackedLayer):
+    """A frozen layer plus K clients' factors: A (K, r, in), B (K, out, r), each client with its own scale."""
+
+    scales: Tensor
+
+    def __init__(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float) -> None:
+        super().__init__(clients)
+        self.base_layer = layer
+        dtype = torch.float64 if innermost(layer).weight.dtype == torch.float64 else torch.float32
+        self.lora_A = StackedWeight(clients, shapes["lora_A.weight"], dtype)
+        self.lora_B = StackedWeight(clients, shapes["lora_B.weight"], dtype)
+        self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=dtype), persistent=False)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
+        """The clients' own scales."""
+        for k, form in enumerate(forms):
+            self.scales[k] = form.scale if form is not None else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K * b, T, in) to (K * b, T, out)."""
+        y = self.base_layer(x)
+        A = self.of_active(self.lora_A.weight, x)
+        B = self.of_active(self.lora_B.weight * self.scales, x)
+        hidden = torch.bmm(self.per_client(self.dropout(x)), A.transpose(1, 2))
+        return torch.baddbmm(self.per_client(y), hidden, B.transpose(1, 2)).view_as(y)
+
+
+@dataclass(frozen=True)
+class Lora(PeftMethod):
+    """Low-rank factors beside frozen linear layers."""
+
+    rank: int = setting(8, "rank of the factors", low=1, high=1024)
+    alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
+    targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
+    layers: int = setting(2, "adapt the linear layers of this many uppermost blocks; 0: of all blocks", low=0)
+    dropout: float = setting(0.0, "dropout on the input of A", low=0, below=1)
+
+    batched: ClassVar[bool] = True
+    mixed_sizes: ClassVar[bool] = True
+    residual: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+    composes: ClassVar[bool] = True
+    tensors: ClassVar[tuple[str, ...]] = ("lora_A.weight", "lora_B.weight")
+    privacy: ClassVar[PrivacyRoute] = "hooks"
+
+    @property
+    def form(self) -> ClientForm:
+        """Rank and alpha."""
+        return ClientForm(self.rank, self.alpha)
+
+    def sized(self, form: ClientForm) -> dict[str, Any]:
+        """Rank and alpha."""
+        return {"rank": form.rank, "alpha": form.alpha}
+
+    def config(self, base: nn.Module) -> Any:
+        """A `peft.LoraConfig` that names every adapted layer in full."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=target_layers(base, self.targets, self.layers),
+            bias="none",
+            **self.variant(),
+        )
+
+    def variant(self) -> dict[str, Any]:
+        """Further settings of the `peft.LoraConfig`."""
+        return {}
+
+    def role(self, name: str) -> tuple[Role, str]:
+        """Factors by their suffix."""
+        for role in ("lora_A", "lora_B"):
+            if name.endswith(f".{role}.weight"):
+                return role, name.removesuffix(f".{role}.weight")
+        return super().role(name)
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """A uniform in +-1/sqrt(in), B zero."""
+        state = super().start(model, seed)
+        for index, name in enumerate(trainable(model)):
+            if self.role(name)[0] == "lora_A":
+                shape = state[name].shape
+                bound = shape[1] ** -0.5
+                draw = torch.rand(shape, generator=seeds.torch_generator(seed, "lora_A", index))
+                state[name] = (2 * draw - 1) * bound
+            elif self.role(name)[0] == "lora_B":
+                state[name] = torch.zeros_like(state[name])
+        return state
+
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+        """The frozen layer with K pairs of factors."""
+        return StackedLora(layer, shapes, clients, self.dropout)
+
+
+part = Lora

@@ -1,0 +1,107 @@
+"""LoRA-FA: LoRA whose A is drawn once and frozen; only B is trained and travels (Zhang et al., arXiv 2308.03303).
+
+    y = W0 x + (alpha / r) B A x,   A ~ U(-1/sqrt(in), 1/sqrt(in)) fixed, B = 0 at first
+
+With one A for all clients the update is linear in B, so the plain mean is exact, at half of LoRA's bytes. It is what
+the strategy ffa_lora makes of LoRA; here A is no parameter at all, and server optimizers and privacy see B alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft import seeds
+from fedpeft.models.layers import innermost
+from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Role, State
+from fedpeft.peft.methods.lora import Lora
+from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
+
+
+def fixed_factor(seed: int, path: str, rank: int, in_features: int) -> Tensor:
+    """A (rank, in) of the layer at `path`, fp32."""
+    draw: Tensor = torch.rand(rank, in_features, generator=seeds.torch_generator(seed, f"lora_fa {path}", 0))
+    return (2 * draw - 1) / math.sqrt(in_features)
+
+
+class StackedLoraFA(StackedLayer):
+    """A frozen layer, A (r, in) that all clients share, and K clients' B (K, out, r), each with its own scale."""
+
+    A: Tensor
+    scales: Tensor
+
+    def __init__(self, layer: nn.Module, A: Tensor, shape: tuple[int, ...], clients: int, dropout: float) -> None:
+        super().__init__(clients)
+        self.base_layer = layer
+        self.register_buffer("A", A, persistent=False)
+        self.lora_B = StackedWeight(clients, shape, A.dtype)
+        self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=A.dtype), persistent=False)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
+        """The clients' own scales."""
+        for k, form in enumerate(forms):
+            self.scales[k] = form.scale if form is not None else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K * b, T, in) to (K * b, T, out)."""
+        y = self.base_layer(x)
+        B = self.of_active(self.lora_B.weight * self.scales, x)
+        hidden = self.per_client(self.dropout(x) @ self.A.to(x.dtype).T)
+        return torch.baddbmm(self.per_client(y), hidden, B.transpose(1, 2)).view_as(y)
+
+
+@dataclass(frozen=True)
+class LoraFA(Lora):
+    """One trained factor beside a frozen one."""
+
+    factor_seed: int = setting(0, "seed of the frozen A; not the run's seed, since it is part of the model", low=0)
+
+    mixed_sizes: ClassVar[bool] = False
+    residual: ClassVar[bool] = False
+    tensors: ClassVar[tuple[str, ...]] = ("lora_B.weight",)
+
+    def settle(self, base: nn.Module) -> None:
+        """Set and freeze A in every LoRA layer of `base`."""
+        from peft.tuners.lora import LoraLayer
+
+        from fedpeft.models.task import canonical
+
+        for name, layer in base.named_modules():
+            if isinstance(layer, LoraLayer):
+                weight: Any = layer.lora_A["default"].weight
+                path = canonical(name + ".").removesuffix(".")
+                with torch.no_grad():
+                    weight.copy_(fixed_factor(self.factor_seed, path, *weight.shape))
+                weight.requires_grad_(False)
+
+    def role(self, name: str) -> tuple[Role, str]:
+        """B is a plain parameter of its layer."""
+        if name.endswith(".lora_B.weight"):
+            return "plain", name.removesuffix(".lora_B.weight")
+        return super().role(name)
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """B zero."""
+        return {
+            name: torch.zeros(p.shape) if name.endswith(".lora_B.weight") else p.detach().float().clone()
+            for name, p in trainable(model).items()
+        }
+
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+        """The frozen layer with K factors B."""
+        module: Any = innermost(layer)
+        shape = shapes["lora_B.weight"]
+        A = fixed_factor(self.factor_seed, path, shape[1], module.in_features)
+        dtype = torch.float64 if module.weight.dtype == torch.float64 else torch.float32
+        return StackedLoraFA(layer, A.to(module.weight.device, dtype), shape, clients, self.dropout)
+
+
+part = LoraFA

@@ -1,0 +1,60 @@
+"""P-tuning: a prompt that a small network makes from learned embeddings (Liu et al., arXiv 2103.10385).
+
+    f([MLP(E); e(x)]),   E (length, d) and the MLP's weights are trained
+
+Rule: the plain mean of E and the network from a shared start (FedAvg); not exact, since the network is not linear. The
+saved adapter holds the prompt alone, as `peft` saves it. Sequential. Clients have one length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
+from fedpeft.peft.method import PeftMethod, drawn
+from fedpeft.peft.prompts import check_takes_prompts, task_type
+
+
+@dataclass(frozen=True)
+class PTuning(PeftMethod):
+    """A prompt from an embedding and an MLP."""
+
+    length: int = setting(10, "positions of the prompt", low=1, high=512)
+    hidden: int = setting(64, "width of the network", low=1, high=4096)
+
+    tensors: ClassVar[tuple[str, ...]] = (
+        "prompt_encoder.embedding.weight",
+        *(f"prompt_encoder.mlp_head.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")),
+    )
+
+    @property
+    def extra_tokens(self) -> int:
+        """The length."""
+        return self.length
+
+    def config(self, base: nn.Module) -> Any:
+        """A `peft.PromptEncoderConfig`."""
+        from peft import PromptEncoderConfig
+
+        check_takes_prompts(base, self.name)
+        return PromptEncoderConfig(
+            num_virtual_tokens=self.length, encoder_hidden_size=self.hidden, task_type=task_type(base)
+        )
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """Embedding uniform in +-1, weights in +-1/sqrt(in), biases zero."""
+        state = {name: p.detach().float().clone() for name, p in trainable(model).items()}
+        for name in state:
+            if name in self.tensors:
+                weight = state[name].ndim == 2
+                bound = 0.0 if not weight else 1.0 if "embedding" in name else state[name].shape[1] ** -0.5
+                drawn(state, name, seed, bound)
+        return state
+
+
+part = PTuning

@@ -1,0 +1,175 @@
+"""Prefix tuning, or P-tuning v2: learned keys and values before those of the row, in every adapted block (Li and
+Liang, arXiv 2101.00190; Liu et al., arXiv 2110.07602).
+
+    attention(q, [P_k; k], [P_v; v]),   P_k, P_v (length, d)
+
+In a language model P_k and P_v start as what it makes of random tokens itself (Li and Liang, section 7.4: activations
+of words start better than noise): its own keys are long and point one way, and a prefix far from them gets no attention
+and no gradient. Elsewhere P_k starts small and P_v at zero: the head is worked out on the features of the base, and
+a prefix that takes attention from a short row changes them.
+
+Deviation: `peft` passes prefixes in through the cache of generation, which encoders and vision models refuse; here
+they join inside the attention, of any model that takes its attention function from transformers' registry. Positions
+do not move. No reparameterisation network: P-tuning v2 found that it is not needed.
+
+Rule: the plain mean from a shared start; where clients hold different lengths, each position is averaged over the
+clients that own it (strategy owned_mean).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft import seeds
+from fedpeft.data.examples import MADE_UP_TOKENS, made_up
+from fedpeft.errors import ModelError
+from fedpeft.models import attention
+from fedpeft.models.layers import KEY_PROJECTIONS, blocks, innermost
+from fedpeft.models.task import FederatedModel, adapter_dtype, canonical
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
+from fedpeft.peft.method import PeftMethod, drawn
+from fedpeft.peft.prompts import task_type
+from fedpeft.peft.stacked_layers import StackedLayer
+
+
+class Prefix(StackedLayer):
+    """The prefixes of K clients in one block: `key` and `value` (K, length, d), or (length, d) for one client alone.
+
+    `lengths` says how many of the positions each client holds.
+    """
+
+    lengths: Tensor
+    follows_form = True
+
+    def __init__(self, length: int, width: int, dtype: torch.dtype, clients: int = 0) -> None:
+        super().__init__(max(clients, 1))
+        shape = (clients, length, width) if clients else (length, width)
+        self.key = nn.Parameter(torch.zeros(shape, dtype=dtype))
+        self.value = nn.Parameter(torch.zeros(shape, dtype=dtype))
+        self.register_buffer("lengths", torch.full((self.active,), length), persistent=False)
+
+    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
+        """The clients' own lengths."""
+        for k, form in enumerate(forms):
+            if form is not None and self.follows_form:
+                self.lengths[k] = form.rank
+
+    def set_form(self, form: ClientForm) -> None:
+        """The one client's length."""
+        self.set_forms([form])
+
+    def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values (B, heads, length + T, head width) from those of the rows, and which positions count, (B,
+        length)."""
+        rows, heads, _, width = key.shape
+        longest = self.key.shape[-2]
+
+        def joined(prefix: Tensor, own: Tensor) -> Tensor:
+            per_client = prefix.reshape(-1, longest, heads, width)[: self.active].to(own.dtype)
+            before = per_client.repeat_interleave(rows // self.active, dim=0).transpose(1, 2)
+            return torch.cat([before, own], dim=2)
+
+        counted = torch.arange(longest, device=key.device) < self.lengths[: self.active, None]
+        return joined(self.key, key), joined(self.value, value), counted.repeat_interleave(rows // self.active, dim=0)
+
+
+@dataclass(frozen=True)
+class PrefixTuning(PeftMethod):
+    """Learned keys and values before the row's own."""
+
+    length: int = setting(10, "positions of the prefix", low=1, high=512)
+    layers: int = setting(2, "adapt this many uppermost blocks; 0: all blocks", low=0)
+
+    batched: ClassVar[bool] = True
+    in_peft: ClassVar[bool] = False
+    mixed_sizes: ClassVar[bool] = True
+    composes: ClassVar[bool] = True
+    tensors: ClassVar[tuple[str, ...]] = ("prefix.key", "prefix.value")
+
+    @property
+    def form(self) -> ClientForm:
+        """The length."""
+        return ClientForm(self.length, self.length)
+
+    def sized(self, form: ClientForm) -> dict[str, Any]:
+        """The length."""
+        return {"length": form.rank}
+
+    def config(self, base: nn.Module) -> Any:
+        """None: see the module's deviation."""
+        return None
+
+    def role(self, name: str) -> tuple[Role, str]:
+        """Rows are positions."""
+        return ("prompt", name.rpartition(".")[0]) if name.endswith(self.tensors) else super().role(name)
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """Give every attention module of the adapted blocks a prefix."""
+        for path, width in self._modules(model.base).items():
+            module = model.base.get_submodule(path)
+            module.add_module("prefix", Prefix(self.length, width, adapter_dtype(dtype)))
+
+    def _modules(self, base: nn.Module) -> dict[str, int]:
+        """Path of each attention module, and the width of its keys; makes them read prefixes."""
+        config: Any = base.config
+        config._attn_implementation = attention.register()
+        path, stack = blocks(base)
+        if self.layers > len(stack):
+            raise ModelError(f"layers={self.layers} of prefix_tuning exceeds the model's {len(stack)} blocks")
+        found = {}
+        for i in range(len(stack) - self.layers if self.layers else 0, len(stack)):
+            for name, module in stack[i].named_modules():
+                key: Any = next((getattr(module, k) for k in KEY_PROJECTIONS if hasattr(module, k)), None)
+                if isinstance(key, nn.Module):
+                    inner: Any = innermost(key)
+                    found[f"{path}.{i}.{name}"] = int(inner.out_features)
+        if not found:
+            raise ModelError(f"prefix_tuning does not know the attention of {type(base).__name__}; take lora")
+        return found
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """In language models keys and values of random tokens; elsewhere keys uniform in +-0.1, values zero.
+
+        The former are equal on machines of one kind only, since the base's rounding is in them: with a lossy downlink,
+        which counts from the start, clients of another kind train beside the server's state by that much.
+        """
+        state = super().start(model, seed)
+        prefixes = {canonical(name): m for name, m in model.named_modules() if isinstance(m, Prefix)}
+        if task_type(model.base) != "CAUSAL_LM":
+            for name in prefixes:
+                drawn(state, f"{name}.key", seed, 0.1)
+                state[f"{name}.value"].zero_()
+            return state
+        seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        hooks = [prefix.register_forward_pre_hook(seen.__setitem__) for prefix in prefixes.values()]
+        for prefix in prefixes.values():
+            prefix.lengths.zero_()
+        rows = made_up(model.base.config, -(-self.length // MADE_UP_TOKENS), seeds.torch_generator(seed, "prefix", 0))
+        with torch.no_grad():
+            model.base(**rows)
+        for hook in hooks:
+            hook.remove()
+        for name, prefix in prefixes.items():
+            prefix.lengths.fill_(self.length)
+            for kind, own in zip(("key", "value"), seen[prefix], strict=True):
+                positions = own.transpose(1, 2).flatten(2).flatten(0, 1)
+                state[f"{name}.{kind}"] = positions[: self.length].to(torch.float32, copy=True)
+        return state
+
+    def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
+        """K prefixes for each attention module."""
+        self._modules(model.base)
+        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        for spec in tensors:
+            if spec.name.endswith(".key"):
+                module = model.base.get_submodule(spec.module.removesuffix(".prefix"))
+                module.add_module("prefix", Prefix(spec.shape[0], spec.shape[1], dtype, clients))
+
+
+part = PrefixTuning

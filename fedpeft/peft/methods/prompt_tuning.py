@@ -1,0 +1,126 @@
+"""Prompt tuning: learned embeddings before those of the tokens (Lester et al., arXiv 2104.08691).
+
+    f([P; e(x)]),   P (length, d) starts as embeddings of random tokens of the vocabulary
+
+Rule: the plain mean from a shared start; where clients hold different lengths, each position is averaged over the
+clients that own it (strategy owned_mean).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft import seeds
+from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
+from fedpeft.peft.method import PeftMethod
+from fedpeft.peft.prompts import PromptLength, check_takes_prompts, first_position, task_type
+from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
+
+PROMPT = "prompt_encoder.embedding.weight"
+
+
+class StackedPrompt(StackedLayer):
+    """A base model that K clients' prompts (K, length, d) stand before."""
+
+    lengths: Tensor
+
+    def __init__(self, base: nn.Module, shape: tuple[int, ...], clients: int, dtype: torch.dtype) -> None:
+        super().__init__(clients)
+        self.base_model = base
+        self.prompt_encoder = nn.Module()
+        self.prompt_encoder.embedding = StackedWeight(clients, shape, dtype)
+        self.register_buffer("lengths", torch.full((clients,), shape[0]), persistent=False)
+
+    def set_forms(self, forms: Sequence[ClientForm | None]) -> None:
+        """The clients' own lengths."""
+        for k, form in enumerate(forms):
+            if form is not None:
+                self.lengths[k] = form.rank
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> Any:
+        """The base model's output on the rows of all clients, (K * b, length + T, ...).
+
+        A shorter prompt stands at the end, next to the row: positions that a client lacks come first and are masked,
+        and all others have the numbers and the distances that they have for it alone.
+        """
+        base: Any = self.base_model
+        embedded = base.get_input_embeddings()(input_ids)
+        prompts = self.of_active(self.prompt_encoder.embedding.weight, embedded)  # type: ignore[union-attr, arg-type]
+        rows = len(input_ids) // self.active
+        positions = torch.arange(prompts.shape[1], device=input_ids.device)
+        lacking = prompts.shape[1] - self.lengths[: self.active, None]
+        held = positions >= lacking
+        mask = torch.cat([held.repeat_interleave(rows, dim=0).to(attention_mask.dtype), attention_mask], dim=1)
+        if bool(lacking.any()):
+            prompts = prompts.gather(1, ((positions - lacking) % prompts.shape[1])[..., None].expand_as(prompts))
+            rest["position_ids"] = first_position(base) + (mask.cumsum(1) - 1).clamp_min(0)
+        return base(
+            inputs_embeds=torch.cat([prompts.repeat_interleave(rows, dim=0), embedded], dim=1),
+            attention_mask=mask,
+            **rest,
+        )
+
+
+@dataclass(frozen=True)
+class PromptTuning(PeftMethod):
+    """A prompt of learned embeddings."""
+
+    length: int = setting(10, "positions of the prompt", low=1, high=512)
+
+    batched: ClassVar[bool] = True
+    mixed_sizes: ClassVar[bool] = True
+    tensors: ClassVar[tuple[str, ...]] = (PROMPT,)
+
+    @property
+    def form(self) -> ClientForm:
+        """The length."""
+        return ClientForm(self.length, self.length)
+
+    def sized(self, form: ClientForm) -> dict[str, Any]:
+        """The length."""
+        return {"length": form.rank}
+
+    @property
+    def extra_tokens(self) -> int:
+        """The length."""
+        return self.length
+
+    def config(self, base: nn.Module) -> Any:
+        """A `peft.PromptTuningConfig`."""
+        from peft import PromptTuningConfig
+
+        check_takes_prompts(base, self.name)
+        return PromptTuningConfig(num_virtual_tokens=self.length, task_type=task_type(base))
+
+    def settle(self, base: nn.Module) -> None:
+        """Let the prompt's length follow the client's."""
+        base.add_module("prompt_length", PromptLength(base))
+
+    def role(self, name: str) -> tuple[Role, str]:
+        """Rows are positions."""
+        return ("prompt", "prompt_encoder") if name == PROMPT else super().role(name)
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """Embeddings of tokens drawn from the vocabulary."""
+        base: Any = model.base
+        table = base.word_embeddings.weight.detach().float()
+        drawn = torch.randint(len(table), (self.length,), generator=seeds.torch_generator(seed, "prompt", 0))
+        state = {name: p.detach().float().clone() for name, p in trainable(model).items()}
+        state[PROMPT] = table[drawn].clone()
+        return state
+
+    def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
+        """K prompts before the base."""
+        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        [spec] = tensors
+        model.base = StackedPrompt(model.base, spec.shape, clients, dtype)
+
+
+part = PromptTuning

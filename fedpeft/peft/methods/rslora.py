@@ -1,0 +1,39 @@
+"""rsLoRA: LoRA with the scale alpha / sqrt(r), so that high ranks learn as fast as low ones (Kalajdzievski, arXiv
+2312.03732).
+
+    y = W0 x + (alpha / sqrt(r)) B A x
+
+It federates as LoRA does: every rule reads the scale from the client's form, whose alpha is alpha sqrt(r) here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.methods.lora import Lora
+
+
+@dataclass(frozen=True)
+class RsLora(Lora):
+    """Low-rank factors with a rank-stabilised scale."""
+
+    alpha: float = setting(11.3, "numerator of the scale alpha / sqrt(rank)", above=0)
+
+    @property
+    def form(self) -> ClientForm:
+        """Rank and alpha sqrt(rank): the same scale, written as alpha / rank."""
+        return ClientForm(self.rank, self.alpha * self.rank**0.5)
+
+    def sized(self, form: ClientForm) -> dict[str, Any]:
+        """Rank and the numerator over its root."""
+        return {"rank": form.rank, "alpha": form.alpha / form.rank**0.5}
+
+    def variant(self) -> dict[str, Any]:
+        """peft's own switch."""
+        return {"use_rslora": True}
+
+
+part = RsLora

@@ -1,0 +1,106 @@
+"""VeRA: two small vectors between random matrices that are shared and frozen (Kopiczko et al., arXiv 2310.11454).
+
+    y = W0 x + b * (B (d * (A x))),   A (R, in), B (out, R) random and fixed;   d = 0.1 (R), b = 0 (out) at first
+
+The update is G * B seen through A, with G = b d^T: bilinear like LoRA, of rank 1 in G. So b and d are exchanged as the
+factors (out, 1) and (1, R) of a pair, and LoRA's rules apply to G, which the update is linear in: `ffa_lora` (d fixed)
+and `rolora` (alternating) are exact, `flexlora` takes the best rank-1 approximation of sum_k p_k b_k d_k^T. Plain means
+of both are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from fedpeft.models.layers import target_layers
+from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
+from fedpeft.peft.method import PeftMethod, WeightChanges
+
+D, B = "vera_lambda_d", "vera_lambda_b"
+
+
+@dataclass(frozen=True)
+class Vera(PeftMethod):
+    """Vectors around fixed random projections."""
+
+    rank: int = setting(256, "R, the rank of the random matrices", low=1, high=4096)
+    targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
+    layers: int = setting(2, "adapt the linear layers of this many uppermost blocks; 0: of all blocks", low=0)
+    projection_seed: int = setting(0, "seed of the random matrices; part of the model, not the run's seed", low=0)
+
+    strategies: ClassVar[tuple[str, ...]] = ("rolora", "ffa_lora", "flexlora")
+    merges: ClassVar[bool] = True
+    tensors: ClassVar[tuple[str, ...]] = (D, B)
+
+    @property
+    def form(self) -> ClientForm:
+        """Of the pair b, d: rank 1, scale 1."""
+        return ClientForm(1, 1.0)
+
+    def config(self, base: nn.Module) -> Any:
+        """A `peft.VeraConfig`."""
+        from peft import VeraConfig
+
+        return VeraConfig(
+            r=self.rank,
+            target_modules=target_layers(base, self.targets, self.layers),
+            projection_prng_key=self.projection_seed,
+            save_projection=True,
+        )
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """peft's VeRA; the projections in the precision of the vectors."""
+        super().attach(model, dtype)
+        for layer in model.base.modules():
+            for projection in (getattr(layer, "vera_A", None), getattr(layer, "vera_B", None)):
+                if projection is not None and "default" in projection:
+                    projection.update({"default": projection["default"].to(adapter_dtype(dtype))})
+
+    def role(self, name: str) -> tuple[Role, str]:
+        """d takes the place of A, b that of B."""
+        for ending, role in ((D, "lora_A"), (B, "lora_B")):
+            if name.endswith("." + ending):
+                return role, name.removesuffix("." + ending)  # type: ignore[return-value]
+        return super().role(name)
+
+    def layout(self, model: FederatedModel) -> Layout:
+        """The vectors as matrices (1, R) and (out, 1)."""
+        specs = [TensorSpec(t.name, _matrix(t), t.role, t.module) for t in super().layout(model).tensors]
+        return Layout(tuple(specs), self.form)
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """d = 0.1, b = 0."""
+        shapes = self.layout(model).shapes
+        return {name: p.detach().float().clone().reshape(shapes[name]) for name, p in trainable(model).items()}
+
+    def weight_changes(self, model: FederatedModel) -> WeightChanges:
+        """b * B (d * A) of each layer."""
+        base: Any = model.base.get_base_model()  # type: ignore[operator]
+        fixed: dict[str, tuple[Tensor, Tensor]] = {}
+        for pair in self.layout(model).pairs:
+            layer = base.get_submodule(pair.module)
+            A = layer.vera_A["default"][:, : layer.in_features].double()
+            fixed[pair.module] = A, layer.vera_B["default"][: layer.out_features].double()
+
+        def changes(state: State, form: ClientForm | None) -> dict[str, Tensor]:
+            found = {}
+            for module, (A, random) in fixed.items():
+                d, b = state[f"{module}.{D}"].double().flatten(), state[f"{module}.{B}"].double().flatten()
+                found[module] = b[:, None] * (random @ (d[:, None] * A))
+            return found
+
+        return changes
+
+
+def _matrix(spec: TensorSpec) -> tuple[int, ...]:
+    if spec.role == "lora_A":
+        return (1, *spec.shape)
+    return (*spec.shape, 1) if spec.role == "lora_B" else spec.shape
+
+
+part = Vera

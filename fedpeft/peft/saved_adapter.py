@@ -1,0 +1,200 @@
+"""The result of a run as others load it: a standard PEFT adapter, the head, the labels.
+
+    adapter/    what `peft.PeftModel.from_pretrained` loads on the base model; of methods that the library does not
+                have, adapter.safetensors and method.json, which names the method; and, for classification,
+                head.safetensors (head.weight, head.bias) and labels.json
+    model/      the whole model instead, after full fine-tuning
+
+The reported test score is computed by `load` and `score`: the saved files, the untouched base, fp32, fixed batches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fedpeft.data.examples import Batch, Examples, length_sorted_batches
+from fedpeft.errors import RunError
+from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, trainable
+from fedpeft.peft.adapter import State
+from fedpeft.peft.low_rank import LowRank, recompress
+from fedpeft.run.records import writing
+
+SCORE_BATCH = 16
+"""Rows per batch of the final score."""
+
+
+def save(
+    folder: Path,
+    model: FederatedModel,
+    state: State,
+    labels: Sequence[str] | None,
+    changes: Mapping[str, LowRank] | None = None,
+    own: str | None = None,
+) -> None:
+    """Write `state`, put into `model` (which carries the adapter), to `folder`/adapter (or `folder`/model).
+
+    Args:
+        changes: what is added to the frozen weights, by module, to be saved as LoRA factors; None: as the model's own
+            adapter says.
+        own: the text of a method that the `peft` library can't save; None: it can.
+
+    Raises:
+        RunError: the files can't be written.
+    """
+    is_adapter = changes is not None or own is not None or hasattr(model.base, "peft_config")
+    target = folder / ("adapter" if is_adapter else "model")
+    with writing(target):
+        if changes is not None:
+            save_lora(target, model.base, changes)
+        elif own is not None:
+            target.mkdir(exist_ok=True)
+            tensors = {n: t.float().contiguous() for n, t in state.items() if not n.startswith("head.")}
+            save_file(tensors, target / OWN_TENSORS)
+            (target / OWN_METHOD).write_text(json.dumps({"method": own}) + "\n", encoding="utf-8")
+        else:
+            put(model, state)
+            model.base.save_pretrained(str(target))  # type: ignore[operator]
+        if labels is not None:
+            head = {n: t.float().contiguous() for n, t in state.items() if n.startswith("head.")}
+            save_file(head, target / "head.safetensors")
+            (target / "labels.json").write_text(json.dumps(list(labels), indent=1) + "\n", encoding="utf-8")
+
+
+OWN_METHOD = "method.json"
+OWN_TENSORS = "adapter.safetensors"
+"""Files of a method that the `peft` library does not have."""
+
+
+def put(model: FederatedModel, state: State) -> None:
+    """Set the trainable parameters of `model` to `state`."""
+    parameters = trainable(model)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor.reshape(parameters[name].shape))
+
+
+def save_lora(target: Path, base: nn.Module, changes: Mapping[str, LowRank]) -> None:
+    """Write changes of weights as a standard PEFT LoRA adapter: B and A are the factors, and alpha / rank is 1.
+
+    Layers may differ in rank; peft calls that a rank pattern.
+    """
+    from peft import LoraConfig
+
+    ranks = {module: change.width for module, change in changes.items()}
+    most = max(ranks.values())
+    others = {module: rank for module, rank in ranks.items() if rank != most}
+    config = LoraConfig(
+        r=most,
+        lora_alpha=most,
+        target_modules=list(changes),
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        bias="none",
+        inference_mode=True,
+        base_model_name_or_path=getattr(getattr(base, "config", None), "name_or_path", None),
+    )
+    config.save_pretrained(str(target))
+    tensors = {}
+    for module, change in changes.items():
+        tensors[f"{PEFT_PREFIX}{module}.lora_A.weight"] = change.right.float().contiguous()
+        tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"] = change.left.float().contiguous()
+    save_file(tensors, target / "adapter_model.safetensors")
+
+
+ROUNDING = 1e-14
+"""Share of a matrix' energy that lies below the rounding of fp32."""
+
+
+def with_residual(effective: Mapping[str, LowRank], residual: Mapping[str, Tensor]) -> dict[str, LowRank]:
+    """The adapter's weights plus what is in the base, as factors of the rank that the sum has, at least 1."""
+    changes = {}
+    for module, adapter in effective.items():
+        product = LowRank(adapter.left.double(), adapter.right.double())
+        if module in residual:
+            inside = residual[module].double()
+            product = LowRank(
+                torch.cat([product.left, inside], dim=1),
+                torch.cat([product.right, torch.eye(inside.shape[1], dtype=torch.float64)]),
+            )
+        short, _ = recompress(product, tolerance=ROUNDING)
+        changes[module] = short if short.width else LowRank(product.left[:, :1] * 0, product.right[:1] * 0)
+    return changes
+
+
+def load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedModel:
+    """The finished model, from its files, on a `base` in fp32 that is changed in place.
+
+    Raises:
+        RunError: there is no adapter and no model in `folder`, or its files can't be read.
+    """
+    try:
+        return _load(folder, task, base, classes)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(f"the adapter or model in {folder} can't be read: {error}") from error
+
+
+def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedModel:
+    from peft import PeftModel
+
+    files = folder / "adapter"
+    if (files / OWN_METHOD).is_file():
+        from fedpeft.peft.method import PEFT_METHODS
+
+        model = task.model(base, classes)
+        text = json.loads((files / OWN_METHOD).read_text(encoding="utf-8"))["method"]
+        PEFT_METHODS.build(text).attach(model, "fp32")
+        put(model, load_file(files / OWN_TENSORS))
+    elif files.is_dir():
+        model = task.model(base, classes)
+        model.base = PeftModel.from_pretrained(base, str(files))
+    elif (folder / "model").is_dir():
+        model = task.model(task.base(folder / "model", torch.float32), classes)
+        files = folder / "model"
+    else:
+        raise RunError(f"{folder} holds no finished run: neither adapter/ nor model/ is there")
+    if classes:
+        model.load_state_dict(load_file(files / "head.safetensors"), strict=False)
+    return model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per row, in the order of the rows: loss summed over predictions, correct predictions, predictions; class and
+    confidence of the prediction (-1 and 0 for language), and its confidence after temperature scaling."""
+
+    loss: np.ndarray
+    correct: np.ndarray
+    count: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    scaled: np.ndarray
+
+
+def score_batches(examples: Examples) -> list[np.ndarray]:
+    """The fixed batches of the final score."""
+    return length_sorted_batches(examples.lengths, SCORE_BATCH)
+
+
+def score(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> Scores:
+    """Scores of one batch, rows in its order."""
+    with torch.inference_mode():
+        logits = model(batch)
+        losses = task.losses(logits, batch)
+    if logits.ndim == 2:
+        confidence, predicted = F.softmax(logits, -1).max(-1)
+        scaled = F.softmax(logits / temperature, -1).amax(-1)
+    else:
+        confidence, predicted = torch.zeros(len(logits)), torch.full((len(logits),), -1)
+        scaled = confidence
+    arrays = (losses.sums, losses.correct, losses.counts, predicted, confidence, scaled)
+    return Scores(*(a.cpu().numpy() for a in arrays))

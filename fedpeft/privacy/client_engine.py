@@ -1,0 +1,260 @@
+"""The privacy ledger of a real client: the first book, on its own disk, under a key that never leaves it.
+
+The server is not trusted with anything that epsilon depends on. The client chooses its noise for its own rows (or takes
+the multiplier that the settings name, and knows what that costs), counts the steps that it is asked for, and refuses
+what its mechanism does not cover. Whatever is asked is charged, and synced, before any row is read for it:
+
+    asked before, and answered    the stored answer, bit for bit; no charge
+    the last charge, unanswered   a kill came between charge and answer, so nothing left: the same noise, no new charge
+    anything else                 a charge and new noise, or, where the budget does not allow it, a refusal
+
+Of the kinds of instruction, training is charged, and an evaluation is free where the settings let clients tell losses
+(raw_metrics, which epsilon does not cover). Every other kind is refused, known or not.
+
+So a kill between any two steps, a server that goes back in time, or one that asks twice what is almost the same, can
+only make the ledger say too much. Noise is never used for two inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedpeft.communication.messages import PAYLOADS, Instruction, Report
+from fedpeft.errors import PrivacyError, RunError
+from fedpeft.privacy.accountant import Event, epsilon
+from fedpeft.privacy.engine import KEY, LEDGER, Protection
+from fedpeft.privacy.ledger import terms_in
+from fedpeft.privacy.mechanism import Federation, Mechanism
+from fedpeft.privacy.remote_engine import Terms
+from fedpeft.server.sampling import FixedSize
+
+ANSWER = "answer"
+"""The file of the last answer, in the folder of the ledger."""
+
+OWN = 0
+"""The only account."""
+
+FAILED = "training has failed here; the client's own log says why"
+"""What the server learns of a failure in a private run: a library's message may tell something of the rows."""
+
+
+def planned_participations(rounds: int, share: float) -> int:
+    """How often a client should expect to be asked in `rounds` rounds that draw a `share` of the clients (0 to 1).
+
+    The mean and two standard deviations; who is asked more often stops when its budget is spent.
+    """
+    mean = rounds * share
+    return max(1, min(rounds, math.ceil(mean + 2 * math.sqrt(mean * (1 - share)))))
+
+
+def own_mechanism(given: Mechanism, units: int, max_epsilon: float | None, max_delta: float) -> Mechanism:
+    """The federation's mechanism with a client's own limits.
+
+    Args:
+        given: as the server describes it.
+        units: the number that delta must be small against.
+        max_epsilon: the client's own budget, where the federation's is larger or missing; None: the federation's.
+        max_delta: the largest delta that the client accepts.
+
+    Raises:
+        PrivacyError: the federation's delta is larger.
+    """
+    if given.dp_delta is not None and given.dp_delta > max_delta:
+        raise PrivacyError(
+            f"the federation states epsilon at dp_delta={given.dp_delta:g}, and this client accepts {max_delta:g} at "
+            "most; say --max-delta to accept more"
+        )
+    budgets = [budget for budget in (given.epsilon, max_epsilon) if budget is not None]
+    delta = given.dp_delta if given.dp_delta is not None else min(0.1 / units, max_delta)
+    return replace(given, epsilon=min(budgets, default=None), dp_delta=delta)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The last answer that was released, in one file: it is given again to whoever asks the same again."""
+
+    file: Path
+
+    def keep(self, fingerprint: str, report: Report) -> None:
+        """Store an answer before it is sent.
+
+        Raises:
+            PrivacyError: the disk is full, say; then the answer must not be sent.
+        """
+        fields = {name: value for name, value in asdict(report).items() if name not in PAYLOADS}
+        head = {"fingerprint": fingerprint, "report": fields, "payload": len(report.payload)}
+        partial = self.file.with_suffix(".partial")
+        try:
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+                out.write(json.dumps(head).encode() + b"\n" + report.payload)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(partial, self.file)
+        except OSError as error:
+            raise PrivacyError(f"the answer can't be kept in {self.file}: {error.strerror}") from error
+
+    def find(self, fingerprint: str) -> Report | None:
+        """The answer that was given to this; None: another one, or none, was the last."""
+        try:
+            head, _, payload = self.file.read_bytes().partition(b"\n")
+            found: dict[str, Any] = json.loads(head)
+            if found["fingerprint"] != fingerprint or found["payload"] != len(payload):
+                return None
+            return Report(payload=payload, **found["report"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PrivacyError(f"the last answer in {self.file} can't be read: {error}") from error
+
+
+class OwnLedger(Protection):
+    """A client's protection of its own rows.
+
+    Args:
+        mechanism: with the client's own limits (`own_mechanism`).
+        federation: as if all clients were like this one.
+        folder: of the client's state in this federation.
+        identity: what else an answer depends on (settings, rows, model, machine, versions), in any form.
+        common: the mechanism as the server describes it; what it says must not change within a run.
+        seed: of the run, for test noise.
+
+    Raises:
+        PrivacyError: the settings would not protect, or the ledger was begun on other terms.
+    """
+
+    def __init__(
+        self,
+        mechanism: Mechanism,
+        federation: Federation,
+        folder: Path,
+        identity: str,
+        common: Mechanism,
+        seed: int,
+    ) -> None:
+        self._common = [common.epsilon, common.noise_multiplier, common.dp_delta]
+        super().__init__(mechanism, federation, FixedSize(1, 1), folder, identity, False, seed)
+        self.answers = Answers(folder / ANSWER)
+        self.open(resumed=(folder / KEY).exists() or (folder / ANSWER).exists())
+
+    def _settle(self) -> tuple[float, float]:
+        """Noise and delta stay what they were when the client joined first, whatever its limits and rows are now."""
+        begun = terms_in(self.folder / LEDGER)
+        if begun is None:
+            return super()._settle()
+        noise, delta = float(begun["noise_multiplier"]), float(begun["dp_delta"])
+        replace(self.mechanism, dp_delta=delta).check(self.federation)
+        return noise, delta
+
+    def _header(self) -> dict[str, Any]:
+        return super()._header() | {"federation": self._common}
+
+    def _charge(self, steps: int) -> tuple[Event, int]:
+        federation = self.federation
+        if steps:
+            federation = replace(federation, steps=np.full(federation.clients, steps))
+        return self.mechanism.charges(federation, [OWN], self.noise)[OWN]
+
+    def declared(self) -> Terms:
+        """What the client tells the server."""
+        event, releases = self._charge(0)
+        return Terms(event.noise, event.rate, releases, self.delta, self.mechanism.epsilon)
+
+    def spent(self) -> float:
+        """Epsilon so far."""
+        return epsilon(self.ledger.spent.get(OWN, {}), self.delta)
+
+    def terms(self) -> str:
+        """One line for the start."""
+        m = self.mechanism
+        budget = f"epsilon at most {m.epsilon:g}" if m.epsilon is not None else "no budget"
+        return (
+            f"{m.name} on this machine, per {m.unit}: {budget} at dp_delta {self.delta:.2g}, noise multiplier "
+            f"{self.noise:.4g}; {self.ledger.releases(OWN)} releases so far, in {self.ledger.path}"
+        )
+
+    # -------------------------------------------------------------------------------------------------------- a task
+
+    def check(self, instruction: Instruction) -> None:
+        """Refuse all but what the mechanism covers: training, and evaluations where losses may be told.
+
+        Raises:
+            PrivacyError: says what.
+        """
+        kind = instruction.kind
+        if kind == "train":
+            if instruction.round < 1 or instruction.variate or instruction.steps < 0:
+                raise PrivacyError("the server asks for what the settings of the federation do not include")
+        elif kind != "evaluate" or self.mechanism.silent:
+            unprotected = {"prepare": "sums over its rows", "evaluate": "losses on its rows"}
+            what = unprotected.get(kind, f"something called {kind[:40]!r}")
+            raise PrivacyError(f"the server asks for {what}, which {self.mechanism.name} does not protect")
+
+    def answer(self, instruction: Instruction, state: bytes, work: Callable[[Instruction], Report]) -> Report:
+        """The report on a task; on one of training charged, trained, kept, in this order.
+
+        Args:
+            instruction: what is asked; its attempt is the server's, and nobody here sees it.
+            state: a digest of what of the client's own state the answer depends on.
+            work: does the work, given the instruction with the client's own attempt.
+
+        Raises:
+            PrivacyError: the mechanism does not cover the task, or the ledger or the answer can't be stored.
+        """
+        self.check(instruction)
+        if instruction.kind == "evaluate":  # free: `check` lets it pass only where it may tell what it measures
+            return work(replace(instruction, attempt=0))
+        asked = self._asked(instruction, state)
+        if (known := self.answers.find(asked)) is not None:
+            return known
+        event, count = self._charge(instruction.steps)
+        fingerprint = self.ledger.newest
+        if fingerprint.partition("/")[0] != asked:
+            if not self._affordable(OWN, event, count):
+                return self._refusal(instruction)
+            fingerprint = f"{asked}/{self.ledger.releases(OWN)}"
+        attempt = self.ledger.charge(instruction.round, fingerprint, {OWN: (event, count)})
+        report = work(replace(instruction, attempt=attempt))
+        if report.variate:
+            raise PrivacyError("a control variate would leave the client without protection")
+        # The number of steps tells how many rows there are, which is private where the whole client is.
+        steps = 0 if self.mechanism.unit == "client" else report.steps
+        report = replace(report, steps=steps, charged=self.ledger.releases(OWN))
+        if not report.error:
+            self.answers.keep(asked, report)
+        return report
+
+    def _asked(self, instruction: Instruction, state: bytes) -> str:
+        digest = hashlib.sha256(f"{self.identity} {self.key.name} {self.noise} ".encode() + state)
+        for name, value in sorted(vars(replace(instruction, attempt=0)).items()):
+            content = value if isinstance(value, bytes) else repr(value).encode()
+            digest.update(f"{name} {len(content)} ".encode() + content)
+        return digest.hexdigest()
+
+    def _refusal(self, instruction: Instruction) -> Report:
+        budget = self.mechanism.epsilon or 0.0
+        reason = f"its privacy budget is spent: epsilon {self.spent():.3g} of {budget:g} at dp_delta {self.delta:.2g}"
+        charged = self.ledger.releases(OWN)
+        return Report(instruction.client, instruction.round, b"", error=reason, charged=charged, spent=True)
+
+
+def state_digest(*files: Path) -> bytes:
+    """A digest of the files that are there."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            content = b"missing"
+        except OSError as error:
+            raise RunError(f"the client's state {file} can't be read: {error.strerror}") from error
+        digest.update(f"{file.name} {len(content)} ".encode() + content)
+    return digest.digest()

@@ -1,0 +1,300 @@
+"""A privacy mechanism at work in one run: who may still take part, what is charged, and what can be claimed at the end.
+
+`enter` opens a round: it looks at what the round would cost, leaves out clients whose budget is spent (or refuses),
+charges the ledger, and only then says who is asked. The charge is on the disk before any instruction is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedpeft.aggregation.aggregator import Collector
+from fedpeft.aggregation.server_optimizer import ServerOptimizer
+from fedpeft.aggregation.strategy import Strategy
+from fedpeft.communication.messages import Report
+from fedpeft.errors import PrivacyError
+from fedpeft.peft.adapter import Layout, State
+from fedpeft.privacy.accountant import Event, Events, epsilon, rdp_epsilon, within
+from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
+from fedpeft.privacy.mechanism import MECHANISMS, Federation, Mechanism, ServerRound
+from fedpeft.privacy.noise import RunKey, make_key
+from fedpeft.server.progress import Progress
+
+LEDGER = "ledger.jsonl"
+KEY = "privacy.key"
+"""The run's files of these names; the key is nobody's but the run's."""
+
+SUNDRY = (
+    "numbers of rows, cohort sizes, byte counts, and the time that work takes",
+    "what a simulation alone can measure: the linear probe, --centralised, clients.jsonl, clients.npz",
+    "settings chosen, and runs stopped or repeated, after looking at results",
+    "attacks on floating-point noise and on the pseudo-random generator (Philox, 128-bit key)",
+)
+"""Outside every epsilon."""
+
+
+@dataclass(frozen=True)
+class ClientPrivacy:
+    """What clients need to know of the mechanism, as plain data: its text, the noise multiplier, and their key's file.
+
+    On an edge machine the key is the client's own.
+    """
+
+    mechanism: str
+    noise: float
+    key: Path
+
+    def build(self) -> Mechanism:
+        """The mechanism."""
+        return MECHANISMS.build(self.mechanism)
+
+
+class Sampler(Protocol):
+    """Draws cohorts that everyone may know."""
+
+    def draw(self, seed: int, round: int) -> list[int]:
+        """The cohort of a round, ascending."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A round that may begin: who is asked, which attempt it is, and who would have been asked but has spent all."""
+
+    cohort: list[int]
+    attempt: int = 0
+    spent: tuple[int, ...] = ()
+
+
+class Protection:
+    """The mechanism, its ledger and its key.
+
+    Args:
+        mechanism: as the user describes it.
+        federation: what costs depend on.
+        sampler: draws cohorts where they are no secret.
+        folder: the run's; the ledger and the key lie in it.
+        identity: what else a round's outcome depends on (settings, data, versions), in any form.
+        stop_at_budget: whether those whose budget is spent sit out, instead of ending the run with an error.
+        seed: of the run.
+
+    Raises:
+        PrivacyError: the settings would not protect, or the ledger was begun on other terms.
+    """
+
+    def __init__(
+        self,
+        mechanism: Mechanism,
+        federation: Federation,
+        sampler: Sampler,
+        folder: Path,
+        identity: str,
+        stop_at_budget: bool,
+        seed: int,
+    ) -> None:
+        if stop_at_budget and mechanism.epsilon is None:
+            raise PrivacyError(f"--stop-at-budget needs a budget: give {mechanism.name} an epsilon, too")
+        self.mechanism, self.federation, self.sampler = mechanism, federation, sampler
+        self.identity, self.stop_at_budget, self.seed = identity, stop_at_budget, seed
+        self.folder = folder
+        self.noise, self.delta = self._settle()
+        self.sat_out: set[int] = set()
+
+    def _settle(self) -> tuple[float, float]:
+        """Noise multiplier and delta, once the mechanism has been checked."""
+        self.mechanism.check(self.federation)
+        return self.mechanism.noise(self.federation), self.mechanism.delta(self.federation)
+
+    # -------------------------------------------------------------------------------------------------- what is costed
+
+    def budget(self, account: int) -> float | None:
+        """The largest epsilon that an account may spend; None: any."""
+        return self.mechanism.epsilon
+
+    def delta_of(self, account: int) -> float:
+        """The delta that an account's epsilon is stated at."""
+        return self.delta
+
+    def cost(self, cohort: Sequence[int]) -> Charges:
+        """What a round with this cohort costs."""
+        return self.mechanism.charges(self.federation, cohort, self.noise)
+
+    def accounts(self) -> list[tuple[Events, float]]:
+        """What each account has spent, and its delta; clients that never took part have spent nothing."""
+        found: list[tuple[Events, float]] = [
+            (events, self.delta_of(account)) for account, events in self.ledger.spent.items()
+        ]
+        if POPULATION not in self.ledger.spent:
+            found += [({}, self.delta) for _ in range(self.federation.clients - len(found))]
+        return found
+
+    def open(self, resumed: bool) -> None:
+        """Open the ledger and the key; a resumed run must have its ledger.
+
+        Raises:
+            PrivacyError: the ledger of a resumed run is gone, damaged, or was begun on other terms.
+        """
+        path = self.folder / LEDGER
+        if resumed and not path.exists():
+            raise PrivacyError(f"{path} is missing, so what the run has spent is unknown; start a new run")
+        mechanism = self.mechanism
+        self.ledger = Ledger(path, self._header())
+        test = hashlib.sha256(f"fedpeft test key {self.seed}".encode()).digest() if mechanism.test_noise else None
+        self.key: RunKey = make_key(self.folder / KEY, test)
+
+    def _header(self) -> dict[str, Any]:
+        """The terms of the ledger."""
+        mechanism = self.mechanism
+        return {
+            "mechanism": mechanism.name,
+            "unit": mechanism.unit,
+            "neighbours": mechanism.neighbours,
+            "sampling": mechanism.sampling,
+            "clip": mechanism.clip,
+            "noise_multiplier": self.noise,
+            "dp_delta": self.delta,
+            "test_noise": mechanism.test_noise,
+        }
+
+    # ------------------------------------------------------------------------------------------------------- a round
+
+    def enter(self, round: int, progress: Progress) -> Entry | None:
+        """Charge a round; None where nobody's budget allows another one.
+
+        Raises:
+            PrivacyError: the round would exceed somebody's budget, and the run is not told to leave them out.
+        """
+        mechanism, fingerprint = self.mechanism, self._fingerprint(round, progress)
+        drawn = self.sampler.draw(self.seed, round)  # of real clients: waits until enough are there
+        asked = [] if mechanism.secret_cohort else drawn
+        charges = dict(self.cost(asked))
+        known = self.ledger.attempt(round, fingerprint)
+        if known is None:
+            spent = {account for account, (event, n) in charges.items() if not self._affordable(account, event, n)}
+            if spent and not self.stop_at_budget:
+                raise PrivacyError(self._exceeded(round, min(spent)))
+            self.sat_out |= spent - {POPULATION}
+        else:
+            spent = charges.keys() - self.ledger.accounts(round, known)
+        charges = {account: charge for account, charge in charges.items() if account not in spent}
+        if spent and not charges and self._all_spent():
+            return None
+        attempt = self.ledger.charge(round, fingerprint, charges)
+        if not mechanism.secret_cohort:
+            return Entry([client for client in asked if client not in spent], attempt, tuple(sorted(spent)))
+        coins = self.key.stream("cohort", round, attempt).random(self.federation.clients)
+        rate = self.federation.cohort / self.federation.clients
+        return Entry([int(client) for client in np.flatnonzero(coins < rate)], attempt)
+
+    def heard(self, report: Report) -> None:
+        """A client has answered; those that keep a ledger of their own say what is in it."""
+
+    def _affordable(self, account: int, event: Event, count: int) -> bool:
+        budget = self.budget(account)
+        return budget is None or within(self.ledger.after(account, event, count), self.delta_of(account), budget)
+
+    def _all_spent(self) -> bool:
+        every = self.cost(range(self.federation.clients))
+        return not any(self._affordable(account, event, count) for account, (event, count) in every.items())
+
+    def _exceeded(self, round: int, account: int) -> str:
+        who = "the population" if account == POPULATION else f"client {account}"
+        spent = epsilon(self.ledger.spent.get(account, {}), self.delta_of(account))
+        return (
+            f"round {round} would take {who} above its budget: epsilon {spent:.3g} of {self.mechanism.epsilon:g} is "
+            "spent; a new run with --stop-at-budget lets those sit out whose budget is spent"
+        )
+
+    def _fingerprint(self, round: int, progress: Progress) -> str:
+        """Of all that a round's outcome is a function of: what it starts from, the settings, data and key."""
+        digest = hashlib.sha256(f"{self.identity} {self.key.name} {round} {sorted(progress.forms.items())}".encode())
+        digest.update(f"{sorted(progress.acknowledged.items())} {progress.clip}".encode())
+        for part in (progress.adapter, progress.residual, progress.variate, *progress.memory.values()):
+            for name in sorted(part):
+                digest.update(name.encode())
+                digest.update(part[name].detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def collector(
+        self,
+        strategy: Strategy,
+        optimizer: ServerOptimizer,
+        layout: Layout,
+        state: State,
+        round: int,
+        attempt: int,
+        clip: float | None,
+    ) -> Collector | None:
+        """What takes the round's updates, where the mechanism acts at the server."""
+        clip = self.mechanism.clip if clip is None else clip
+        at = ServerRound(strategy, optimizer, layout, state, round, attempt, self.key, self.noise, clip)
+        return self.mechanism.collector(at, self.federation)
+
+    # ----------------------------------------------------------------------------------------------------- the claims
+
+    def epsilons(self) -> tuple[float, float]:
+        """Epsilon of the worst account, and of the median one (the upper, of an even number), each at its delta.
+
+        Clients that never took part have spent nothing and count in the median.
+        """
+        accounts = sorted(self.accounts(), key=lambda account: rdp_epsilon(*account))
+        if not accounts:
+            return 0.0, 0.0
+        close = [a for a in accounts if rdp_epsilon(*a) >= 0.8 * rdp_epsilon(*accounts[-1])]
+        distinct = {(tuple(sorted(events.items())), delta) for events, delta in close}
+        worst = max(epsilon(dict(events), delta) for events, delta in distinct)
+        return worst, epsilon(*accounts[len(accounts) // 2])
+
+    def warnings(self) -> list[str]:
+        """What the user should know before it starts."""
+        found = []
+        mechanism = self.mechanism
+        if mechanism.test_noise:
+            found.append("the noise comes from the run's seed (test_noise): this run protects nobody")
+        if self.noise == 0:
+            found.append("without noise nothing is protected: epsilon is infinite")
+        if mechanism.epsilon is not None and mechanism.epsilon > 20:
+            found.append(f"epsilon {mechanism.epsilon:g} is hardly a protection; below 10 is usual, 1 is strong")
+        if mechanism.raw_metrics:
+            found.append("clients report raw losses and row counts (raw_metrics), which epsilon does not cover")
+        return found
+
+    def terms(self) -> str:
+        """One line for the start of a run."""
+        m = self.mechanism
+        budget = f"epsilon {m.epsilon:g} at" if m.epsilon is not None else "epsilon reported at"
+        return (
+            f"{m.name}: {budget} dp_delta {self.delta:.2g} per {m.unit}, noise multiplier {self.noise:.4g}; clients "
+            "have uniform weights"
+        )
+
+    def summary(self) -> Mapping[str, Any]:
+        """What the run may claim; for `summary.json`."""
+        mechanism = self.mechanism
+        worst, median = self.epsilons()
+        uncovered = ["losses that clients report (raw_metrics)"] if mechanism.raw_metrics else []
+        return {
+            "epsilon": worst,
+            "epsilon_median": median,
+            "dp_delta": self.delta,
+            "noise_multiplier": self.noise,
+            "privacy": {
+                "mechanism": mechanism.name,
+                "unit": mechanism.unit,
+                "neighbours": mechanism.neighbours,
+                "sampling": mechanism.sampling,
+                "composition": "PRV, upper bound, over all rounds and resumes",
+                "weighting": "uniform",
+                "clip": mechanism.clip,
+                "budget": mechanism.epsilon,
+                "sat_out": sorted(self.sat_out),
+                "not_covered": uncovered + list(SUNDRY),
+                "test_noise": mechanism.test_noise,
+            },
+        }

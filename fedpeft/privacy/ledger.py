@@ -1,0 +1,160 @@
+"""The privacy ledger: what has been spent, one account per unit of privacy, over all rounds and resumes.
+
+A charge is written and synced to disk before anything is computed from the data of its round, so whatever stops the
+run in between can only make the ledger say too much. Nothing is ever taken back: the file is only appended to.
+
+A round that is repeated after a kill with identical inputs releases identical bits and is charged once: it keeps its
+attempt, and with it its noise. With any other input the same noise would betray the difference, so that is a new
+attempt with new noise and a new charge. The fingerprint of a round's inputs tells the two apart.
+
+    {"version": 1, "unit": "client", "dp_delta": 0.001, ...}                            first line
+    {"round": 3, "attempt": 0, "fingerprint": "...", "charges": [[7, 1.2, 0.05, 10]]}   unit, z, q, releases
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy.accountant import Event
+
+VERSION = 1
+
+POPULATION = -1
+"""The account of all clients together."""
+
+Charges = Mapping[int, tuple[Event, int]]
+"""By account (a client's id, or POPULATION): the kind of release, and how many."""
+
+
+class Ledger:
+    """The accounts in one file.
+
+    Args:
+        path: the file; made where it is missing.
+        terms: what the charges mean (unit, delta, ...); a ledger is never continued on other terms.
+
+    Attributes:
+        spent: what each account has spent.
+        newest: the fingerprint of the last charge; empty: there is none.
+
+    Raises:
+        PrivacyError: the file can't be read, is damaged, or was begun on other terms.
+    """
+
+    def __init__(self, path: Path, terms: Mapping[str, Any]) -> None:
+        self.path = path
+        self.spent: dict[int, dict[Event, int]] = {}
+        self.newest = ""
+        self._attempts: dict[int, list[tuple[str, frozenset[int]]]] = {}
+        header = {"version": VERSION, **terms}
+        if not path.exists() or not self._read(header):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write(header)
+            _sync_folder(path.parent)
+
+    def _read(self, header: Mapping[str, Any]) -> bool:
+        """Read the accounts; False where the file has not even a first line."""
+        try:
+            with open(self.path, "r+b") as file:
+                content = file.read()
+                whole = content.rfind(b"\n") + 1
+                if whole < len(content):  # a charge that a kill cut short: nothing was released under it
+                    file.truncate(whole)
+                    os.fsync(file.fileno())
+            lines = [json.loads(line) for line in content[:whole].splitlines()]
+            if not lines:
+                return False
+            if lines[0] != json.loads(json.dumps(header)):
+                raise PrivacyError(f"{self.path} was begun on other terms ({lines[0]}); start a new run to change them")
+            for line in lines[1:]:
+                self._book(line)
+        except OSError as error:
+            raise PrivacyError(f"the privacy ledger {self.path} can't be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise PrivacyError(
+                f"the privacy ledger {self.path} is damaged ({error}), so what was spent is unknown; start a new run"
+            ) from error
+        return True
+
+    def _book(self, line: Mapping[str, Any]) -> None:
+        accounts = frozenset(int(charge[0]) for charge in line["charges"])
+        self.newest = str(line["fingerprint"])
+        self._attempts.setdefault(int(line["round"]), []).append((self.newest, accounts))
+        for account, noise, rate, count in line["charges"]:
+            events = self.spent.setdefault(int(account), {})
+            event = Event(float(noise), float(rate))
+            events[event] = events.get(event, 0) + int(count)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        """Append a line, and return only once it is on the disk."""
+        try:
+            with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as file:
+                file.write(json.dumps(line).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise PrivacyError(f"the privacy ledger {self.path} can't be written: {error.strerror}") from error
+
+    def releases(self, account: int) -> int:
+        """How many releases an account has been charged with, of whatever kind."""
+        return sum(self.spent.get(account, {}).values())
+
+    def after(self, account: int, event: Event, count: int) -> dict[Event, int]:
+        """What an account would have spent after one more charge."""
+        events = dict(self.spent.get(account, {}))
+        events[event] = events.get(event, 0) + count
+        return events
+
+    def attempt(self, round: int, fingerprint: str) -> int | None:
+        """The attempt of a round that was charged with these very inputs; None: that would be a new one."""
+        tried = [fingerprint for fingerprint, _ in self._attempts.get(round, [])]
+        return tried.index(fingerprint) if fingerprint in tried else None
+
+    def accounts(self, round: int, attempt: int) -> frozenset[int]:
+        """The accounts that an attempt of a round was charged to."""
+        return self._attempts[round][attempt][1]
+
+    def charge(self, round: int, fingerprint: str, charges: Charges) -> int:
+        """Charge a round before its work begins; returns its attempt, counted from 0.
+
+        A round that was charged with this very fingerprint is not charged again.
+        """
+        known = self.attempt(round, fingerprint)
+        if known is not None:
+            return known
+        attempt = len(self._attempts.get(round, []))
+        entries = [[account, event.noise, event.rate, count] for account, (event, count) in charges.items()]
+        line = {"round": round, "attempt": attempt, "fingerprint": fingerprint, "charges": entries}
+        self._write(line)
+        self._book(line)
+        return attempt
+
+
+def terms_in(path: Path) -> Mapping[str, Any] | None:
+    """The terms that the ledger in `path` was begun on; None: it has none yet.
+
+    Raises:
+        PrivacyError: it can't be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            first = file.readline()
+        found: Mapping[str, Any] | None = json.loads(first) if first.endswith(b"\n") else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PrivacyError(f"the privacy ledger {path} can't be read: {error}") from error
+    return found
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

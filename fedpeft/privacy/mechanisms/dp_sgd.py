@@ -1,0 +1,68 @@
+"""DP-SGD on the clients (Abadi et al., arXiv 1607.00133): hides one training row from whoever sees a client's updates.
+
+    every row joins a step with probability q_k = batch_size / n_k
+    g = (sum_i clip(grad_i, C) + z C gauss) / (q_k n_k)
+
+The update is private when it leaves the client, against the server, too; codec, aggregation and everything after it are
+post-processing, so every strategy may follow. Each client has an account of its own: shards are disjoint, so a row's
+epsilon is its client's. A step is charged (z, q_k), and each participation has as many as the client's shard needs.
+The noise multiplier is the same for all: it is the smallest shard's, so the others spend less.
+
+How gradients per example are found is the PEFT method's matter (`PeftMethod.privacy`); the training loop is
+`fedpeft.clients.private`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.ledger import Charges
+from fedpeft.privacy.mechanism import Federation, Mechanism
+
+
+def sampling_rate(batch_size: int, rows: int) -> float:
+    """q of a client with `rows` rows, so that a step has `batch_size` of them in expectation."""
+    return min(1.0, batch_size / rows)
+
+
+@dataclass(frozen=True)
+class DPSGD(Mechanism):
+    """Clipped and noised gradients in local training."""
+
+    unit: ClassVar[str] = "training row"
+    neighbours: ClassVar[str] = "one row more or less in one client's shard"
+    sampling: ClassVar[str] = "rows join each local step by independent secret coins (Poisson); cohorts may be known"
+    per_example: ClassVar[bool] = True
+
+    def check(self, federation: Federation) -> None:
+        """Also refuse PEFT methods whose gradients per example can't be had.
+
+        Raises:
+            PrivacyError: says which.
+        """
+        super().check(federation)
+        if federation.method.privacy == "refused":
+            name = type(federation.method).__module__.rpartition(".")[2]
+            raise PrivacyError(f"dp_sgd can't find gradients per example of the PEFT method {name}; take lora")
+
+    def units(self, federation: Federation) -> int:
+        """The largest shard's rows."""
+        return int(federation.rows.max())
+
+    def planned(self, federation: Federation) -> list[tuple[float, int]]:
+        """Of every client its steps in all its rounds; those with equal shards and rounds count once."""
+        totals = federation.steps * federation.participations
+        pairs = {(int(rows), int(total)) for rows, total in zip(federation.rows, totals, strict=True) if total}
+        return [(sampling_rate(federation.batch_size, rows), total) for rows, total in sorted(pairs)]
+
+    def charges(self, federation: Federation, cohort: Sequence[int], noise: float) -> Charges:
+        """The local steps of each client."""
+        rates = {client: sampling_rate(federation.batch_size, int(federation.rows[client])) for client in cohort}
+        return {client: (Event(noise, rates[client]), int(federation.steps[client])) for client in cohort}
+
+
+part = DPSGD

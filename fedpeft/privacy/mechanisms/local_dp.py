@@ -1,0 +1,56 @@
+"""Local DP on updates: a client hides all of its data from everyone, the server included.
+
+    released = clip(update, C) + z * 2 C gauss
+
+Whatever the client's data are, its clipped update lies in a ball of radius C, so any two of them are at most 2 C apart:
+that is the sensitivity, and z is relative to it. There is no amplification, because the server knows who answers; each
+participation is one release with q = 1 on the client's own account. What follows is post-processing, so every strategy
+may follow. The noise is large: this is for those who trust no server and have few parameters or many clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.peft.adapter import State, norm
+from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.ledger import Charges
+from fedpeft.privacy.mechanism import Federation, Mechanism
+from fedpeft.privacy.noise import RunKey, gaussian
+
+
+@dataclass(frozen=True)
+class LocalDP(Mechanism):
+    """Clipped and noised updates."""
+
+    unit: ClassVar[str] = "client"
+    neighbours: ClassVar[str] = "any other data at one client (replace)"
+    sampling: ClassVar[str] = "none: the server sees whose update it is, and nothing is amplified"
+
+    def units(self, federation: Federation) -> int:
+        """The clients."""
+        return federation.clients
+
+    def planned(self, federation: Federation) -> list[tuple[float, int]]:
+        """One release in each round that a client takes part in."""
+        return [(1.0, int(count)) for count in sorted(set(federation.participations.tolist())) if count]
+
+    def charges(self, federation: Federation, cohort: Sequence[int], noise: float) -> Charges:
+        """One release per client."""
+        return {client: (Event(noise, 1.0), 1) for client in cohort}
+
+    def released(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
+        """clip(update, C) + z 2 C gauss; `ids` are round, attempt and client.
+
+        What is not finite counts as 0: no factor could clip it, and it would tell something of the data.
+        """
+        update = {name: tensor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for name, tensor in update.items()}
+        length = norm(update)
+        factor = min(1.0, self.clip / length) if length else 1.0
+        stream, deviation = key.stream("local noise", *ids), noise * 2 * self.clip
+        return {name: tensor * factor + deviation * gaussian(stream, tensor) for name, tensor in update.items()}
+
+
+part = LocalDP

@@ -1,0 +1,50 @@
+"""No protection, under the rules of protected runs: the reference that they are compared with.
+
+Weights are uniform and the head starts at zero, so that training differs from a private run's in clipping and noise
+alone. There is nothing to hide: clients report losses and numbers of rows as they do without --privacy, and rules that
+go by them may be used. With `audit=True` its membership can be attacked, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy.ledger import Charges
+from fedpeft.privacy.mechanism import Federation, Mechanism
+
+
+@dataclass(frozen=True)
+class NoProtection(Mechanism):
+    """Neither clipping nor noise."""
+
+    unit: ClassVar[str] = "nobody"
+    neighbours: ClassVar[str] = "none"
+    sampling: ClassVar[str] = "none"
+    protects: ClassVar[bool] = False
+
+    def check(self, federation: Federation) -> None:
+        """Refuse a budget.
+
+        Raises:
+            PrivacyError: epsilon or noise are given.
+        """
+        if self.epsilon is not None or self.noise_multiplier is not None:
+            raise PrivacyError("privacy none has no epsilon and no noise; take dp_sgd, user_dp or local_dp")
+
+    def units(self, federation: Federation) -> int:
+        """The clients."""
+        return federation.clients
+
+    def planned(self, federation: Federation) -> list[tuple[float, int]]:
+        """Nothing is accounted for."""
+        return []
+
+    def charges(self, federation: Federation, cohort: Sequence[int], noise: float) -> Charges:
+        """Nothing is charged."""
+        return {}
+
+
+part = NoProtection

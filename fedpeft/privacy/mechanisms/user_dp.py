@@ -1,0 +1,180 @@
+"""User-level DP at the server (DP-FedAvg, McMahan et al., arXiv 1710.06963): hides that a client took part at all.
+
+    every client joins a round with probability q, by secret coins; an empty cohort takes its step like any other
+    step = (sum_k clip(d_k, C) + z C gauss) / (q N)
+
+d_k is what the strategy makes of a client's decoded update (`LinearStrategy.contribution`), clipped as a whole. The
+server is trusted; what it releases is private: the next global adapter. Weights are equal, and the denominator is the
+expected number of clients, because the real one is private. Linear rules only: rules that gather read raw factors.
+
+Adaptive clipping (Andrew et al., arXiv 1905.03871), with `quantile` gamma: C follows the quantile of the norms.
+
+    b = 1/2 + (sum_k (1[|d_k| <= C] - 1/2) + s_b gauss) / (q N);   C <- C exp(-eta (b - gamma))
+
+The sum then has noise z_sum = (z^-2 - (2 s_b)^-2)^-1/2 with this round's C, so that both releases together cost as much
+as one with z, which is what is charged. The indicators are centred: uncentred ones have sensitivity 1, not 1/2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fedpeft.aggregation.aggregator import Collector, Outcome
+from fedpeft.aggregation.server_optimizer import Memory
+from fedpeft.aggregation.strategy import Fold, LinearStrategy, Update
+from fedpeft.errors import PrivacyError
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import norm
+from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.ledger import POPULATION, Charges
+from fedpeft.privacy.mechanism import Federation, Mechanism, ServerRound
+from fedpeft.privacy.noise import gaussian
+
+
+class NoisySum:
+    """Takes a round's updates: clips each, sums, adds noise, and lets the strategy and the server optimizer follow.
+
+    Args:
+        at: the round.
+        expected: q N, what the sum is divided by.
+        noise: z of the sum.
+        adapt: what moves the clipping norm; None: it stays.
+    """
+
+    def __init__(self, at: ServerRound, expected: float, noise: float, adapt: Adaptation | None) -> None:
+        assert isinstance(at.strategy, LinearStrategy)
+        self.at, self.strategy = at, at.strategy
+        self.expected, self.noise, self.adapt = expected, noise, adapt
+        released = self.strategy.trained(at.layout, at.round) - self.strategy.private(at.layout)
+        names = [name for name in at.layout.names if name in released]
+        self.total = Fold({name: torch.zeros(at.layout.shapes[name], dtype=torch.float64) for name in names})
+        self.centred = 0.0
+
+    def add(self, update: Update) -> None:
+        """Add clip(d_k, C)."""
+        contribution = self.strategy.contribution(update, self.at.state, self.at.layout)
+        length = norm(contribution)
+        self.total.add(contribution, min(1.0, self.at.clip / length) if length else 1.0)
+        self.centred += 0.5 if length <= self.at.clip else -0.5
+
+    def finish(self, memory: Memory) -> Outcome:
+        """The noisy mean, the server optimizer's step, the strategy's post-processing, the next clipping norm."""
+        at, deviation = self.at, self.noise * self.at.clip
+        stream = at.key.stream("server noise", at.round, at.attempt)
+        direction = {
+            name: ((total + deviation * gaussian(stream, total)) / self.expected).to(at.state[name].dtype)
+            for name, total in self.total.sums.items()
+        }
+        clip = at.clip
+        if self.adapt is not None:
+            clip = self.adapt.next(clip, self.centred, float(stream.standard_normal()), self.expected)
+        after, memory = at.optimizer.step(at.state, direction, memory)
+        return Outcome(self.strategy.finish(after, at.layout, at.round), memory, clip=clip)
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How the clipping norm follows a quantile of the norms: gamma, eta, and s_b in clients."""
+
+    quantile: float
+    rate: float
+    count_noise: float
+
+    def sum_noise(self, noise: float) -> float:
+        """z of the sum, so that it and the count together cost as much as one release with `noise`."""
+        return (noise**-2 - (2 * self.count_noise) ** -2) ** -0.5 if noise else 0.0
+
+    def next(self, clip: float, centred: float, draw: float, expected: float) -> float:
+        """C of the next round; `centred` = sum_k (1[|d_k| <= C] - 1/2), `draw` standard normal."""
+        share = 0.5 + (centred + self.count_noise * draw) / expected
+        return clip * math.exp(-self.rate * (share - self.quantile))
+
+
+@dataclass(frozen=True)
+class UserDP(Mechanism):
+    """A noisy sum of clipped updates of Poisson-sampled clients."""
+
+    quantile: float = setting(
+        0.0, "adaptive clipping: clip follows this quantile of the norms; 0: fixed", low=0, high=1
+    )
+    clip_rate: float = setting(0.2, "adaptive clipping: eta (paper: 0.2)", above=0)
+    count_noise: float | None = setting(
+        None, "adaptive clipping: s_b, noise on the number of clipped clients; none: q N / 20 (paper)", above=0
+    )
+
+    unit: ClassVar[str] = "client"
+    neighbours: ClassVar[str] = "one client, with all its data, more or less"
+    sampling: ClassVar[str] = "clients join each round by independent secret coins (Poisson)"
+    secret_cohort: ClassVar[bool] = True
+    noises_updates: ClassVar[bool] = False
+
+    def check(self, federation: Federation) -> None:
+        """Also refuse rules that are not a plain sum, uneven chances, and too little noise on the count.
+
+        Raises:
+            PrivacyError: says which.
+        """
+        super().check(federation)
+        strategy = federation.strategy
+        name = type(strategy).__module__.rpartition(".")[2]
+        plain = isinstance(strategy, LinearStrategy) and all(
+            getattr(type(strategy), method) is getattr(LinearStrategy, method) for method in ("fold", "pseudo_gradient")
+        )
+        if not plain:
+            raise PrivacyError(
+                f"user_dp needs a strategy that adds up clients' contributions with equal weights, and {name} does "
+                "not; take fedit, ffa_lora, rolora or fedsvd, or protect the updates themselves with dp_sgd or local_dp"
+            )
+        if strategy.private(federation.layout):
+            raise PrivacyError(
+                f"{name} leaves tensors with clients, and user_dp does not protect their evaluation on own rows; "
+                "take fedit, ffa_lora, rolora or fedsvd"
+            )
+        if not federation.even:
+            raise PrivacyError("user_dp needs the same chance of being drawn for all clients; leave out participation")
+
+    def units(self, federation: Federation) -> int:
+        """The clients."""
+        return federation.clients
+
+    def rate(self, federation: Federation) -> float:
+        """q."""
+        return federation.cohort / federation.clients
+
+    def planned(self, federation: Federation) -> list[tuple[float, int]]:
+        """One release a round."""
+        return [(self.rate(federation), federation.rounds)]
+
+    def charges(self, federation: Federation, cohort: Sequence[int], noise: float) -> Charges:
+        """One release, whoever joined."""
+        return {POPULATION: (Event(noise, self.rate(federation)), 1)}
+
+    def collector(self, at: ServerRound, federation: Federation) -> Collector:
+        """The noisy sum."""
+        if not self.quantile:
+            return NoisySum(at, federation.cohort, at.noise, None)
+        adapt = Adaptation(self.quantile, self.clip_rate, self.count_noise or federation.cohort / 20)
+        return NoisySum(at, federation.cohort, adapt.sum_noise(at.noise), adapt)
+
+    def noise(self, federation: Federation) -> float:
+        """As every mechanism's; adaptive clipping needs s_b > z / 2.
+
+        Raises:
+            PrivacyError: s_b is too small.
+        """
+        noise = super().noise(federation)
+        least = self.count_noise or federation.cohort / 20
+        if self.quantile and least <= noise / 2:
+            raise PrivacyError(
+                f"adaptive clipping with noise multiplier {noise:.3g} needs count_noise above {noise / 2:.3g}, got "
+                f"{least:.3g}; raise count_noise or the cohort"
+            )
+        return noise
+
+
+part = UserDP

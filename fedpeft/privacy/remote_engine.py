@@ -1,0 +1,181 @@
+"""The server's ledger of real clients that add noise themselves: a second book, kept by what they declare.
+
+The first book of each account is its client's own (`fedpeft.privacy.client_engine`): only a client knows its rows,
+draws its noise and refuses when its budget is spent. When it registers it says what a participation costs it, at which
+delta, and what its budget is. The server charges that before it asks, leaves out whom the charge would take above its
+budget, and takes over what clients report where their own books say more: a client that crashed may have been charged
+twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpeft.communication.messages import Report
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import PrivacyError, RunError
+from fedpeft.privacy.accountant import Event, Events
+from fedpeft.privacy.engine import Protection, Sampler
+from fedpeft.privacy.ledger import Charges
+from fedpeft.privacy.mechanism import Federation, Mechanism
+
+EACH_ITS_OWN = "each client's own"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a client declares.
+
+    Attributes:
+        noise, rate: noise multiplier (at least 0) and sampling rate (above 0, at most 1) of a release.
+        releases: of one participation, at least 1.
+        delta: that its epsilon is stated at, above 0 and below 1.
+        budget: the largest epsilon that it spends; None: any.
+    """
+
+    noise: float
+    rate: float
+    releases: int
+    delta: float
+    budget: float | None
+
+    def to_wire(self) -> v1.PrivacyTerms:
+        """As it travels."""
+        return v1.PrivacyTerms(
+            noise=self.noise, rate=self.rate, releases=self.releases, dp_delta=self.delta, epsilon=self.budget or 0.0
+        )
+
+    @classmethod
+    def declared(cls, registration: v1.Registration) -> Terms:
+        """What a registration says.
+
+        Raises:
+            RunError: it says nothing, or nothing that makes sense.
+        """
+        if not registration.HasField("terms"):
+            raise RunError("this federation's clients protect their updates themselves, and this one does not say how")
+        told = registration.terms
+        legal = (
+            0 <= told.noise < math.inf
+            and 0 < told.rate <= 1
+            and told.releases >= 1
+            and 0 < told.dp_delta < 1
+            and 0 <= told.epsilon < math.inf
+        )
+        if not legal:
+            raise RunError("the privacy terms of this client make no sense")
+        return cls(told.noise, told.rate, told.releases, told.dp_delta, told.epsilon or None)
+
+
+class SecondBook(Protection):
+    """The mechanism as the server of real clients sees it.
+
+    Args:
+        mechanism, federation, sampler, folder, identity, seed: as `Protection`'s.
+        declared: the terms of each client that has registered, by id.
+        steps: local steps that the server asks of a client, by id; 0: the client's own number.
+
+    Raises:
+        PrivacyError: the settings would not protect, or the ledger was begun on other terms.
+    """
+
+    def __init__(
+        self,
+        mechanism: Mechanism,
+        federation: Federation,
+        sampler: Sampler,
+        folder: Path,
+        identity: str,
+        seed: int,
+        declared: Callable[[], Mapping[int, Terms]],
+        steps: Callable[[int], int],
+    ) -> None:
+        self._declared, self._steps = declared, steps
+        self.done: set[int] = set()
+        super().__init__(mechanism, federation, sampler, folder, identity, False, seed)
+        self.stop_at_budget = True  # one client's spent budget does not end the others' federation
+
+    def _settle(self) -> tuple[float, float]:
+        """Noise and delta of all clients; NaN: each has its own. What depends on rows is checked where rows are."""
+        mechanism = self.mechanism
+        if mechanism.epsilon is None and mechanism.noise_multiplier is None:
+            mechanism.check(self.federation)
+        if mechanism.per_example and self.federation.method.privacy == "refused":
+            mechanism.check(self.federation)
+        noise = math.nan if mechanism.noise_multiplier is None else mechanism.noise_multiplier
+        return noise, math.nan if mechanism.dp_delta is None else mechanism.dp_delta
+
+    def budget(self, account: int) -> float | None:
+        """The client's."""
+        terms = self._declared().get(account)
+        return 0.0 if terms is None else terms.budget
+
+    def delta_of(self, account: int) -> float:
+        """The client's.
+
+        Raises:
+            PrivacyError: an account of a client that is not known any more.
+        """
+        terms = self._declared().get(account)
+        if terms is None:
+            raise PrivacyError(f"the ledger has an account of client {account}, which the list of clients lacks")
+        return terms.delta
+
+    def cost(self, cohort: Sequence[int]) -> Charges:
+        """What those of the cohort have declared that have registered."""
+        declared = self._declared()
+        costs = {}
+        for client in cohort:
+            if (terms := declared.get(client)) is not None:
+                releases = (self.mechanism.per_example and self._steps(client)) or terms.releases
+                costs[client] = Event(terms.noise, terms.rate), releases
+        return costs
+
+    def accounts(self) -> list[tuple[Events, float]]:
+        """Of all that have registered."""
+        return [(self.ledger.spent.get(client, {}), terms.delta) for client, terms in self._declared().items()]
+
+    def heard(self, report: Report) -> None:
+        """Take over what the client's own ledger says where that is more, and remember whose budget is spent."""
+        terms = self._declared().get(report.client)
+        if terms is None:
+            return
+        if report.spent:
+            self.done.add(report.client)
+            self.sat_out.add(report.client)
+        more = report.charged - self.ledger.releases(report.client)
+        if more > 0:
+            says = f"client {report.client} says {report.charged}"
+            self.ledger.charge(report.round, says, {report.client: (Event(terms.noise, terms.rate), more)})
+
+    def _affordable(self, account: int, event: Event, count: int) -> bool:
+        return account not in self.done and super()._affordable(account, event, count)
+
+    def _header(self) -> dict[str, Any]:
+        plain = {"noise_multiplier": self.mechanism.noise_multiplier, "dp_delta": self.mechanism.dp_delta}
+        return super()._header() | {name: EACH_ITS_OWN if v is None else v for name, v in plain.items()}
+
+    def terms(self) -> str:
+        """One line for the start of a run."""
+        m = self.mechanism
+        budget = f"epsilon at most {m.epsilon:g}" if m.epsilon is not None else "no common budget"
+        return (
+            f"{m.name} by the clients themselves, per {m.unit}: {budget}; each keeps its own key and ledger, this "
+            "server a second one; clients have uniform weights"
+        )
+
+    def summary(self) -> Mapping[str, Any]:
+        """What the run may claim: the largest delta and the least noise of all clients, beside the worst epsilon."""
+        found = dict(super().summary())
+        declared = self._declared().values()
+        found["dp_delta"] = max((terms.delta for terms in declared), default=None)
+        found["noise_multiplier"] = min((terms.noise for terms in declared), default=None)
+        found["privacy"] = {
+            **found["privacy"],
+            "kept_by": "the clients; this is the server's book of what they declared",
+        }
+        return found

@@ -1,0 +1,136 @@
+"""Which parts of a run go together; what makes no sense is refused before anything is trained, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
+from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
+from fedpeft.clients.executor import LocalTraining
+from fedpeft.communication.precision_rules.over_time import OverTime
+from fedpeft.communication.uplink import Uplink
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.models.quantized import PRECISIONS, check_available
+from fedpeft.peft.method import PeftMethod
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.run.profiles import Profile
+
+
+def check_combination(
+    strategy: Strategy,
+    optimizer: ServerOptimizer,
+    profiles: Sequence[Profile],
+    training: LocalTraining,
+    scaffold: bool,
+    dtype: str,
+    method: PeftMethod,
+) -> None:
+    """Refuse parts that don't go together.
+
+    Raises:
+        ConfigError: says which, and why.
+    """
+    name = type(strategy).__name__
+    plain = optimizer == SERVER_OPTIMIZERS.build("sgd")
+    if isinstance(strategy, RoundStrategy) and not plain:
+        raise ConfigError(
+            f"{name} computes the next factors itself, so there is no mean update that a server optimizer could step "
+            "along; leave --server-optimizer at sgd with learning rate 1, or take a linear strategy such as fedit"
+        )
+    turns = isinstance(strategy, LinearStrategy) and strategy.new_factors
+    if turns and optimizer != SERVER_OPTIMIZERS.build("sgd") and type(optimizer).__name__ != "SGD":
+        raise ConfigError(
+            f"{name} turns the factors after each round, and the moments of a server optimizer would belong to the "
+            "factors before; use --server-optimizer sgd"
+        )
+    if scaffold and strategy.asynchronous:
+        raise ConfigError(f"scaffold corrects against this round's other clients, and {name} has no common round")
+    if scaffold:
+        _check_scaffold(strategy, turns, profiles, training)
+    _check_bases(profiles, dtype, method)
+
+
+def _check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) -> None:
+    bases = {profile.base for profile in profiles}
+    for precision in PRECISIONS:
+        if precision in bases:
+            check_available(precision)
+            if not method.few_bits:
+                raise ConfigError(
+                    f"{method.name} reads or trains the base's own weights, which a base in {precision} does not have; "
+                    "leave it out of the profiles, or take --peft lora"
+                )
+    if dtype == "fp64" and bases - {""}:
+        raise ConfigError("an fp64 run is one for exact comparisons: leave base out of its profiles")
+
+
+def check_memory(strategy: Strategy, uplink: Uplink) -> None:
+    """Refuse a memory that would lose its meaning from round to round, or ConfigError says what to take instead."""
+    if uplink.remembers and strategy.new_factors:
+        raise ConfigError(
+            f"{type(strategy).__name__} makes new factors each round, in which a memory of dropped parts of the old "
+            f"ones has no meaning; use --codec {str(uplink.without_memory())!r}"
+        )
+
+
+def check_effect(config: RunConfig) -> None:
+    """Refuse settings that would change nothing, or ConfigError says of what they are."""
+    if config.stop_at_budget and not config.privacy:
+        raise ConfigError("stop_at_budget needs a budget: give --privacy, or leave it out")
+    if config.ray_address and config.grid != "ray":
+        raise ConfigError("ray_address is of --grid ray: give that, too, or leave it out")
+
+
+def check_private_run(mechanism: Mechanism, config: RunConfig, head: HeadStart, uplink: Uplink, personal: bool) -> None:
+    """Refuse what would leave the clients beside the mechanism, or undo its clipping.
+
+    Any codec may follow noise, and any may precede the server's clipping, error feedback included. But precision that
+    the server sets by what it knows of the cohort lets one client change what the others contribute.
+
+    Raises:
+        PrivacyError: says what, and what to do.
+    """
+    if config.weighting == "rows":
+        raise PrivacyError(
+            "weighting=rows would tell how many rows each client has, and let one client count for many; leave "
+            "--weighting out (it is uniform under --privacy)"
+        )
+    if head.exchanges:
+        raise PrivacyError(
+            f"head={config.head} sends sums over the clients' rows that {mechanism.name} does not protect; use "
+            "--head zero"
+        )
+    if config.scaffold:
+        raise PrivacyError("scaffold's control variates are means of unprotected gradients; leave --scaffold out")
+    if uplink.rules and not mechanism.noises_updates:
+        raise PrivacyError(
+            f"the precision rule in --codec {str(uplink)!r} would let one client change what others contribute, which "
+            f"{mechanism.name} can't bound; name the codec alone"
+        )
+    if any(isinstance(rule, OverTime) for rule in uplink.rules) and mechanism.silent:
+        raise PrivacyError(
+            f"over_time goes by the clients' losses, which they keep for themselves under {mechanism.name}; leave it "
+            "out, or allow raw_metrics=True"
+        )
+    if personal and mechanism.silent:
+        raise PrivacyError(
+            f"{config.strategy} is evaluated by clients on their own rows, and these metrics are not protected; take "
+            f"another strategy, or allow it with {mechanism.name}(raw_metrics=True, ...)"
+        )
+
+
+def _check_scaffold(strategy: Strategy, turns: bool, profiles: Sequence[Profile], training: LocalTraining) -> None:
+    name = type(strategy).__name__
+    if isinstance(strategy, RoundStrategy) or turns:
+        raise ConfigError(
+            f"scaffold's control variates are gradients of parameters that mean the same in every round, but {name} "
+            "makes new factors; use fedit, ffa_lora, rolora, fedsa_lora, flasc or fed_sb"
+        )
+    if training.optimizer != "sgd" or training.max_norm:
+        raise ConfigError(
+            "scaffold reads gradients off the clients' plain SGD steps; use --optimizer sgd without max_norm"
+        )
+    if len({profile.form for profile in profiles}) > 1:
+        raise ConfigError("scaffold needs the same rank and alpha at all clients, whose gradients it averages")

@@ -1,0 +1,177 @@
+"""What a user sees of a run: rich progress bars, a line per round, and the summary."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from fedpeft.run.observer import RoundResult
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 3 min 20 s."""
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+class ConsoleObserver:
+    """Progress on the terminal; where the output is no terminal, a line per round and phase."""
+
+    def __init__(self, console: Console, metric: str = "accuracy") -> None:
+        self.console = console
+        self.metric = metric
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._rounds: TaskID | None = None
+        self._phase: TaskID | None = None
+        self._cohort: TaskID | None = None
+        self._total_rounds = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line above the progress bars."""
+        self._progress.console.print(text, highlight=False)
+
+    def phase(self, name: str, total: int) -> None:
+        """A phase of `total` steps begins."""
+        if self._phase is not None:
+            self._progress.remove_task(self._phase)
+        self._phase = self._progress.add_task(name, total=total)
+        if not self.console.is_terminal:
+            self.say(name)
+
+    def advance(self, steps: int = 1) -> None:
+        """Steps of the phase are done."""
+        if self._phase is not None:
+            self._progress.advance(self._phase, steps)
+
+    def started(self, rounds: int, done: int) -> None:
+        """The rounds begin."""
+        if self._phase is not None:
+            self._progress.remove_task(self._phase)
+            self._phase = None
+        self._total_rounds = rounds
+        self._rounds = self._progress.add_task("rounds", total=rounds, completed=done)
+        self._cohort = self._progress.add_task("clients of this round", total=None)
+        if done:
+            self.say(f"continuing after round {done} of {rounds}")
+
+    def client_done(self, phase: str, done: int, total: int) -> None:
+        """A client has answered."""
+        if phase == "prepare":
+            if done == 1:
+                self.phase("head statistics of the clients", total)
+            self.advance()
+        elif self._cohort is not None:
+            self._progress.update(self._cohort, completed=done, total=total)
+
+    def round_done(self, result: RoundResult) -> None:
+        """One line."""
+        if self._rounds is not None:
+            self._progress.update(self._rounds, completed=result.round)
+        parts = [f"round {result.round:>3}/{self._total_rounds}", f"{result.clients} clients"]
+        if result.train_loss is not None:
+            parts.append(f"train loss {result.train_loss:.3f}")
+        if result.loss is not None and result.accuracy is not None:
+            parts.append(f"validation loss {result.loss:.3f}")
+            parts.append(f"accuracy {result.accuracy:.3f}")
+        parts.append(f"up {size(result.uplink_bytes)} down {size(result.downlink_bytes)}")
+        parts.append(duration(result.seconds))
+        if result.rejected:
+            parts.append(f"[bold red]{result.rejected} updates rejected[/]")
+        self.say("  ".join(parts))
+
+
+class ServeObserver(ConsoleObserver):
+    """Also shows who is connected, and what goes over the wire."""
+
+    NAMES_SHOWN = 8
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.last: RoundResult | None = None
+        self._deployment: Any = None
+        self._connected: TaskID | None = None
+
+    def watch(self, deployment: Any) -> None:
+        """The deployment whose connections are shown, and whose wish to stop is heeded."""
+        self._deployment = deployment
+
+    def event(self, event: str, fields: dict[str, Any]) -> None:
+        """An entry of the log: refusals and drops are shown as a line, connections as a state."""
+        if event in ("refused", "dropped"):
+            client = fields.get("client") or fields.get("peer") or "a client"
+            self.say(f"[bold red]{event}[/] {escape(str(client))}: {escape(str(fields.get('reason', '')))}")
+        elif event in ("connected", "disconnected"):
+            if not self.console.is_terminal:
+                self.say(f"{event} {fields['client']}")
+            self._show_connected()
+
+    def client_done(self, phase: str, done: int, total: int) -> None:
+        """A client has answered."""
+        super().client_done(phase, done, total)
+        self._show_connected()
+
+    def _show_connected(self) -> None:
+        if self._deployment is None:
+            return
+        sessions = self._deployment.gateway.sessions()
+        names = sorted(s.member.name for s in sessions if s.connected)
+        shown = ", ".join(names[: self.NAMES_SHOWN]) + (", ..." if len(names) > self.NAMES_SHOWN else "")
+        up, down = (size(sum(getattr(s, f"{way}_bytes") for s in sessions)) for way in ("received", "sent"))
+        text = f"connected ({shown}), up {up} down {down}"
+        if self._connected is None:
+            self._connected = self._progress.add_task(text, total=self._deployment.clients)
+        self._progress.update(self._connected, description=text, completed=len(names))
+
+    def round_done(self, result: RoundResult) -> None:
+        """One line; and the end, if the server was asked to stop."""
+        from fedpeft.deployment.grid import StoppedError
+
+        super().round_done(result)
+        self.last = result
+        if self._deployment.stopping.is_set() and result.round < self._total_rounds:
+            raise StoppedError
+
+
+def summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:
+    """Two columns: what, and the number."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows:
+        table.add_row(name, str(value))
+    return table

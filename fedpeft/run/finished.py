@@ -1,0 +1,135 @@
+"""A run's folder as a model to use: which base, which adapter, what it answers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.data.examples import Batch, made_up
+from fedpeft.data.rows import load_dataset
+from fedpeft.errors import RunError
+from fedpeft.models.base_model import readable_tokens, resolve_model
+from fedpeft.models.quantized import quantize
+from fedpeft.models.task import TASKS, FederatedModel, Task
+from fedpeft.peft import saved_adapter
+from fedpeft.peft.method import PEFT_METHODS, PeftMethod
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A folder that `python -m fedpeft.simulate` has finished.
+
+    Attributes:
+        folder: holds config.toml, summary.json, and adapter/ or model/.
+        config: the run's settings.
+        summary: its results.
+    """
+
+    folder: Path
+    config: RunConfig
+    summary: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> FinishedRun:
+        """The run in `folder`.
+
+        Raises:
+            RunError: there is none, or it has not been finished.
+        """
+        if not (folder / "config.toml").is_file():
+            raise RunError(f"{folder} holds no run: there is no config.toml in it")
+        config = from_mapping(read_toml(folder / "config.toml"), str(folder / "config.toml"))
+        try:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        except OSError:
+            raise RunError(
+                f"{folder} is not finished; continue it with: python -m fedpeft.simulate --resume {folder}"
+            ) from None
+        except ValueError:
+            summary = None
+        if not isinstance(summary, dict) or "task" not in summary:
+            raise RunError(
+                f"{folder}/summary.json is damaged; python -m fedpeft.simulate --resume {folder} writes it anew"
+            )
+        return cls(folder, config, summary)
+
+    @property
+    def method(self) -> PeftMethod:
+        """The PEFT method."""
+        return PEFT_METHODS.build(self.config.peft)
+
+    @cached_property
+    def task(self) -> Task:
+        """What the model was asked to do."""
+        return TASKS.build(self.summary["task"])
+
+    @property
+    def files(self) -> Path:
+        """Where the adapter is, or the whole model."""
+        return self.folder / ("model" if self.method.whole_model else "adapter")
+
+    @cached_property
+    def labels(self) -> list[str] | None:
+        """Names of the classes; None for language models."""
+        file = self.files / "labels.json"
+        try:
+            return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{file} can't be read: {error}") from error
+
+    @cached_property
+    def model_directory(self) -> Path:
+        """Folder of the base model."""
+        if self.config.model != "auto":
+            return resolve_model(self.config.model)
+        return resolve_model(load_dataset(self.config.dataset).default_model)
+
+    @property
+    def tokens(self) -> int:
+        """Texts are cut to this many tokens, as they were in training."""
+        asked = self.config.tokens
+        return min(asked, readable_tokens(self.model_directory, self.method.extra_tokens, asked))
+
+    @property
+    def base_key(self) -> tuple[Path, str, str]:
+        """What runs that can share one loaded base have in common."""
+        method = self.method
+        own = str(self.folder) if method.whole_model else ""
+        return self.model_directory, method.base_precision, own
+
+    def base(self) -> nn.Module:
+        """The base in fp32, without adapter."""
+        base = self.task.base(self.model_directory, torch.float32)
+        quantize(base, self.method.base_precision)
+        return base
+
+    def model(self, base: nn.Module) -> FederatedModel:
+        """The finished model, on a tree of modules of its own that shares the weights of `base`."""
+        if not self.files.is_dir():
+            raise RunError(f"{self.folder} holds no finished run: there is no {self.files.name}/ in it")
+        return saved_adapter.load(self.folder, self.task, twin(base), len(self.labels or ()))
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """The same tree of modules with the same parameters: an adapter put into it leaves `module` as it is."""
+    made = copy.copy(module)
+    made._parameters = dict(module._parameters)
+    made._buffers = dict(module._buffers)
+    made._modules = {name: child if child is None else twin(child) for name, child in module._modules.items()}
+    return made
+
+
+def sample_batch(model_directory: Path) -> Batch:
+    """Four made-up rows that the model can read, to compare models with."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(model_directory), local_files_only=True)
+    return made_up(config, 4, torch.Generator().manual_seed(0))

@@ -1,0 +1,61 @@
+"""What is known of a run while it goes on: evaluations, finished rounds, and who is told of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What an evaluation found: mean loss per prediction and share of correct ones.
+
+    Where clients have models of their own, means over clients; `worst_accuracy` is that of the worst tenth of them.
+    """
+
+    loss: float
+    accuracy: float
+    worst_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A finished round: what `rounds.jsonl` holds a line of.
+
+    Losses are means over the cohort's rows; bytes are the lengths of real payloads; `update_norm` is the norm of the
+    adapter's step, `base_norm` that of what went into the base; `seconds` includes evaluation, `training_seconds` does
+    not. `aggregation_seconds` is the server's own time, from decoding to the next global state; `aggregation_error` is
+    defined in `fedpeft.aggregation.exactness` (None: not for this adapter).
+    """
+
+    round: int
+    clients: int
+    rejected: int
+    train_loss: float | None
+    loss: float | None
+    accuracy: float | None
+    uplink_bytes: int
+    downlink_bytes: int
+    update_norm: float
+    training_seconds: float
+    seconds: float
+    base_norm: float = 0.0
+    worst_accuracy: float | None = None
+    aggregation_seconds: float = 0.0
+    aggregation_error: float | None = None
+
+
+class Observer(Protocol):
+    """Is told how a run goes on."""
+
+    def started(self, rounds: int, done: int) -> None:
+        """Before the first round that is still to do."""
+
+    def client_done(self, phase: str, done: int, total: int) -> None:
+        """A client of the running phase ("prepare" or "train") has answered."""
+
+    def round_done(self, result: RoundResult) -> None:
+        """A round is finished and recorded."""
+
+    def say(self, text: str) -> None:
+        """Something that the user should know."""

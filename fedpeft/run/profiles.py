@@ -1,0 +1,144 @@
+"""What distinguishes clients: LoRA rank and alpha, local steps, how often they take part, how fast they send,
+and in which precision they hold the base and the adapter.
+
+    --ranks "4*50,8*30,32*20"       the first 50 clients hold rank 4, the next 30 rank 8, the last 20 rank 32
+    --profiles FILE.toml            the same and more, one table for each group of clients, in the order of client ids:
+
+        [[profile]]
+        count = 50
+        rank = 4
+        alpha = 8
+        local_steps = 10
+        participation = 0.5
+        link = 0.1
+        base = "nf4"
+        adapter = "bf16"
+
+The global adapter has the largest rank. Where no alpha is given, all clients have the scale alpha / rank of the PEFT
+method, so that ranks differ and scales don't.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, cast
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import check_settings, setting
+from fedpeft.peft.adapter import ClientForm
+
+BasePrecision = Literal["", "fp32", "bf16", "int8", "nf4"]
+BASES: Final[tuple[BasePrecision, ...]] = ("", "fp32", "bf16", "int8", "nf4")
+AdapterPrecision = Literal["fp32", "bf16"]
+ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One client.
+
+    Attributes:
+        form: LoRA rank and alpha; None: no LoRA.
+        steps: per round; 0: as the run says.
+        participation: chance of being drawn, relative to other clients.
+        link: speed of the uplink, relative to other clients.
+        base: precision of the frozen base; empty: the run's own.
+        adapter: precision in which the client holds its adapter.
+    """
+
+    form: ClientForm | None
+    steps: int = 0
+    participation: float = 1.0
+    link: float = 1.0
+    base: BasePrecision = ""
+    adapter: AdapterPrecision = "fp32"
+
+
+@dataclass(frozen=True)
+class ProfileTable:
+    """One [[profile]] of a file: a group of clients."""
+
+    count: int = setting(1, "how many clients", low=1)
+    rank: int = setting(0, "LoRA rank; 0: that of the PEFT method", low=0, high=1024)
+    alpha: float = setting(0.0, "LoRA alpha; 0: the PEFT method's alpha / rank times this rank", low=0)
+    local_steps: int = setting(0, "local steps per round; 0: as the run says", low=0)
+    participation: float = setting(
+        1.0, "chance of being drawn into a cohort, relative to other clients", above=0, high=1
+    )
+    link: float = setting(1.0, "speed of the uplink, relative to other clients (for the codec's by_link)", above=0)
+    base: str = setting("", "precision of the frozen base: fp32, bf16, int8, nf4; empty: the run's", choices=BASES)
+    adapter: str = setting("fp32", "precision in which the adapter is held: fp32, bf16", choices=ADAPTERS)
+
+
+def ranks_of(text: str) -> list[ProfileTable]:
+    """The groups that a text such as "4*50,8*30" describes.
+
+    Raises:
+        ConfigError: it has another form.
+    """
+    tables = []
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*\*\s*(\d+)\s*", word)
+        if not match:
+            raise ConfigError(
+                f"ranks={text!r} is not of the form RANK*CLIENTS,RANK*CLIENTS,... such as 4*50,8*30,32*20"
+            )
+        rank, count = map(int, match.groups())
+        if not 1 <= rank <= 1024 or not count:
+            raise ConfigError(f"ranks={text!r}: a rank is 1 to 1024, and a group has at least one client")
+        tables.append(ProfileTable(count=count, rank=rank))
+    return tables
+
+
+def tables_of(file: Path) -> list[ProfileTable]:
+    """The groups in a TOML file.
+
+    Raises:
+        ConfigError: it can't be read, or holds anything but [[profile]] tables.
+    """
+    from fedpeft.config import read_toml
+
+    content = read_toml(file)
+    tables = content.pop("profile", [])
+    if content or not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
+        raise ConfigError(f"{file} must hold [[profile]] tables and nothing else")
+    return [
+        ProfileTable(**check_settings(f"profile {i} of {file}", ProfileTable, table))
+        for i, table in enumerate(tables, start=1)
+    ]
+
+
+def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm | None) -> tuple[Profile, ...]:
+    """A profile for each client, in the order of ids; `form` is the PEFT method's own.
+
+    Raises:
+        ConfigError: the counts don't add up to `clients`, or ranks are given to a method that has none.
+    """
+    if not tables:
+        return (Profile(form),) * clients
+    total = sum(t.count for t in tables)
+    if total != clients:
+        raise ConfigError(
+            f"the groups of clients add up to {total}, but there are {clients} clients; change a group or --clients"
+        )
+    profiles: list[Profile] = []
+    for table in tables:
+        own = form
+        if table.rank or table.alpha:
+            if form is None:
+                raise ConfigError("ranks are those of LoRA factors, or lengths of prompts; use the peft method lora")
+            rank = table.rank or form.rank
+            own = ClientForm(rank, table.alpha or form.scale * rank)
+        profile = Profile(
+            own,
+            table.local_steps,
+            table.participation,
+            table.link,
+            cast(BasePrecision, table.base),
+            cast(AdapterPrecision, table.adapter),
+        )
+        profiles += [profile] * table.count
+    return tuple(profiles)

@@ -1,0 +1,1 @@
+"""The rounds of a federation, seen from the server."""

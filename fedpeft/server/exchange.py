@@ -1,0 +1,100 @@
+"""Asking clients and hearing from them over a Flower `Grid`: all of a cohort in order, or whoever answers first."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from flwr.serverapp import Grid
+
+from fedpeft import seeds
+from fedpeft.communication.flower_grid import MESSAGE_TYPES, node_of
+from fedpeft.communication.messages import Instruction, Report, answer_to, to_record
+
+WAVE = 128
+"""Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
+
+
+@dataclass
+class Exchange:
+    """The clients at the other end of a grid.
+
+    Attributes:
+        grid: who carries the messages.
+        answered: is told (phase, clients that have answered, clients expected).
+        asked: clients of an asynchronous run that have been asked and not taken into a step yet.
+        arrived: what they have answered meanwhile.
+        pending: the instructions that have not been answered yet, by message.
+    """
+
+    grid: Grid
+    answered: Callable[[str, int, int], None]
+    asked: set[int] = field(default_factory=set)
+    arrived: deque[Report] = field(default_factory=deque)
+    pending: dict[str, Instruction] = field(default_factory=dict)
+
+    def in_order(self, instructions: Iterable[Instruction], total: int, phase: str) -> Iterator[Report]:
+        """Send the instructions, a wave at a time, and yield the reports in the order of the instructions."""
+        done = 0
+        for wave in _waves(instructions, WAVE):
+            self._push(wave)
+            order = [i.client for i in wave]
+            arrived: dict[int, Report] = {}
+            following = 0
+            while following < len(order):
+                for report in self._pull():
+                    arrived[report.client] = report
+                    done += 1
+                    self.answered(phase, done, total)
+                while following < len(order) and order[following] in arrived:
+                    yield arrived.pop(order[following])
+                    following += 1
+
+    def first(self, instructions: Iterable[Instruction], enough: int, phase: str) -> Iterator[Report]:
+        """Send the instructions, and yield the next reports of whoever has been asked, until `enough` of them are good.
+
+        They come in the order of arrival, and are yielded in the order of client ids.
+        """
+        wave, taken, good = list(instructions), list[Report](), 0
+        self.asked |= {i.client for i in wave}
+        self._push(wave)
+        while good < enough and self.asked:
+            while not self.arrived:
+                self.arrived.extend(self._pull())
+            report = self.arrived.popleft()
+            self.asked.discard(report.client)
+            taken.append(report)
+            good += not report.error
+            self.answered(phase, good, enough)
+        yield from sorted(taken, key=lambda report: report.client)
+
+    def idle(self, cohort: Sequence[int], seed: int, round: int) -> list[int]:
+        """Of a cohort drawn for an asynchronous step, as many as bring those asked to that number again."""
+        idle = [client for client in cohort if client not in self.asked]
+        seeds.generator(seed, "idle", round).shuffle(idle)
+        return sorted(idle[: max(0, len(cohort) - len(self.asked))])
+
+    def _push(self, wave: Sequence[Instruction]) -> None:
+        messages = [
+            self.grid.create_message(to_record(i), MESSAGE_TYPES[i.kind], node_of(i.client), str(i.round)) for i in wave
+        ]
+        self.pending |= zip(self.grid.push_messages(messages), wave, strict=True)
+
+    def _pull(self) -> Iterator[Report]:
+        """What has been answered; a reply that is no report on what was asked becomes a failed one."""
+        for message in self.grid.pull_messages(set(self.pending)):
+            asked = self.pending.pop(message.metadata.reply_to_message_id, None)
+            if asked is not None:
+                yield answer_to(asked, message)
+
+
+def _waves(instructions: Iterable[Instruction], size: int) -> Iterator[list[Instruction]]:
+    wave: list[Instruction] = []
+    for instruction in instructions:
+        wave.append(instruction)
+        if len(wave) == size:
+            yield wave
+            wave = []
+    if wave:
+        yield wave

@@ -1,0 +1,1 @@
+"""A federation whose clients are simulated on this machine."""

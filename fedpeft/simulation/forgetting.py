@@ -1,0 +1,100 @@
+"""What fine-tuning has cost the base: a second task that it was not tuned for, before and after.
+
+For an encoder, the accuracy of a linear probe on the second task's rows, on features of the untouched base and of the
+finished model; for a language model, the loss per token on the second data set's test rows. Both in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedpeft.data.examples import Examples
+from fedpeft.data.rows import Dataset, Rows, load_dataset, split_validation
+from fedpeft.errors import ConfigError
+from fedpeft.models.task import FederatedModel, Task
+from fedpeft.peft.saved_adapter import score_batches
+from fedpeft.simulation.probe import linear_probe
+
+PROBE_ROWS, TEST_ROWS = 800, 400
+"""At most so many rows of the second task are used, a fixed stratified choice."""
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """`before` and `after`: probe accuracy, or loss per token in nats; `lost`: how much worse the model has become."""
+
+    dataset: str
+    measure: str
+    before: float
+    after: float
+    lost: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For summary.json."""
+        return asdict(self)
+
+
+def second_task(text: str, first: Dataset) -> Dataset:
+    """The data set that `text` describes, if a model for `first` can be asked about it.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    second = load_dataset(text)
+    one, other = ((d.kind, d.task == "classification") for d in (first, second))
+    if one != other:
+        raise ConfigError(
+            f"forgetting={text!r} must be of the run's kind, {first.kind} "
+            f"{'classification' if one[1] else 'language modelling'}"
+        )
+    return second
+
+
+def standing(second: Dataset, task: Task, tokenise: Callable[[Rows], Examples], model: FederatedModel) -> float:
+    """How well `model` does on the second task: probe accuracy, or loss per token in nats."""
+    test = chosen(second.test, TEST_ROWS)
+    if second.task != "classification":
+        return _loss(model, task, tokenise(test))
+    rows = chosen(second.train, PROBE_ROWS)
+    train, validation = split_validation(rows, max(1, len(rows) // 5))
+    parts = [(_features(model, tokenise(part)), part.labels) for part in (train, validation, test)]
+    return linear_probe(*parts).accuracy  # type: ignore[arg-type]
+
+
+def compared(second: Dataset, before: float, after: float) -> Forgetting:
+    """The standing of the base and of the finished model."""
+    if second.task != "classification":
+        return Forgetting(second.name, "nats per token", before, after, after - before)
+    return Forgetting(second.name, "probe accuracy", before, after, before - after)
+
+
+def chosen(rows: Rows, most: int) -> Rows:
+    """At most `most` rows, in their order: all, or a stratified choice that is always the same."""
+    return rows if len(rows) <= most else split_validation(rows, most)[1]
+
+
+def _features(model: Any, examples: Examples) -> np.ndarray:
+    found: np.ndarray | None = None
+    with torch.inference_mode():
+        for rows in score_batches(examples):
+            features = model.features(examples.batch(rows)).float().numpy()
+            found = np.zeros((len(examples), features.shape[1]), np.float32) if found is None else found
+            found[rows] = features
+    assert found is not None
+    return found
+
+
+def _loss(model: FederatedModel, task: Task, examples: Examples) -> float:
+    total, count = 0.0, 0.0
+    with torch.inference_mode():
+        for rows in score_batches(examples):
+            batch = examples.batch(rows)
+            losses = task.losses(model(batch), batch)
+            total += float(losses.sums.double().sum())
+            count += float(losses.counts.double().sum())
+    return total / count

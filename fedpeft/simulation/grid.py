@@ -1,0 +1,69 @@
+"""The in-process grid: it sees the whole cohort at once, so that many clients can be trained in one pass.
+
+Clients are grouped by a pure function of the cohort: sorted by their number of rows (most first, then by id) and cut
+into groups. Groups go to whichever worker is free, the largest first; the composition of a group, and with it every
+bit of the result, does not depend on timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+import numpy as np
+from flwr.app import Message
+
+from fedpeft.clients.pool import Pool, Worker, result
+from fedpeft.communication.flower_grid import FIRST_CLIENT, OwnGrid, node_of
+from fedpeft.communication.messages import Report, instruction_of, to_record
+
+
+class CohortGrid(OwnGrid):
+    """Clients 0 .. len(rows) - 1, simulated by the workers of a pool.
+
+    Args:
+        pool: the workers.
+        rows: rows of each client, (clients,).
+        group_size: the most clients in one group.
+    """
+
+    def __init__(self, pool: Pool, rows: np.ndarray, group_size: int) -> None:
+        super().__init__()
+        self.pool = pool
+        self.rows = rows
+        self.group_size = group_size
+        self._running: dict[Future[list[Report]], list[Message]] = {}
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All clients."""
+        return (node_of(client) for client in range(len(self.rows)))
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Group the cohort and hand the groups to the workers."""
+        batch = list(messages)
+        identifiers = [self._stamp(message) for message in batch]
+        for group in self._groups(batch):
+            instructions = [instruction_of(message) for message in group]
+            self._running[self.pool.submit(Worker.handle, instructions)] = group
+        return identifiers
+
+    def _groups(self, messages: Sequence[Message]) -> list[list[Message]]:
+        """Groups of similar size of work; no more clients in one than lets every worker have a part."""
+        ordered = sorted(
+            messages, key=lambda m: (-self.rows[m.metadata.dst_node_id - FIRST_CLIENT], m.metadata.dst_node_id)
+        )
+        size = max(1, min(self.group_size, -(-len(ordered) // self.pool.workers)))
+        return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Replies of the groups that have finished; waits for the next one if none has."""
+        if not self._running:
+            return []
+        finished = wait(self._running, return_when=FIRST_COMPLETED).done
+        replies = []
+        for future in finished:
+            group = self._running.pop(future)
+            reports = result(future)
+            for message, report in zip(group, reports, strict=True):
+                replies.append(Message(to_record(report), reply_to=message))
+        return replies

@@ -1,0 +1,735 @@
+"""A federation on one machine: data, partition, base model, workers, the server's rounds, and the final score."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+from torch import nn
+
+from fedpeft import seeds
+from fedpeft.aggregation.exactness import LARGEST_TARGET
+from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.strategy import effective as effective_weight
+from fedpeft.aggregation.strategy import lora_form, strategies
+from fedpeft.clients.attack import ATTACKS
+from fedpeft.clients.client import ClientPlan
+from fedpeft.clients.executor import Job, Totals
+from fedpeft.clients.pool import Pool, Worker, result
+from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
+from fedpeft.clients.store import ClientStore, section
+from fedpeft.clients.workbench import WorkPlan, cached_examples
+from fedpeft.communication.base_residual import ResidualFiles
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.downlink import parse_downlink
+from fedpeft.communication.uplink import parse_uplink, preset_of
+from fedpeft.config import RunConfig
+from fedpeft.data import cached_rows
+from fedpeft.data.examples import Examples
+from fedpeft.data.partition import PARTITIONS, Partition, PartitionStatistics, held_out
+from fedpeft.data.rows import Dataset, Rows, load_dataset, split_validation
+from fedpeft.errors import AssetError, ConfigError, RunError
+from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
+from fedpeft.machine.memory import release
+from fedpeft.models import kernels
+from fedpeft.models.base_model import readable_tokens, resolve_model
+from fedpeft.models.calibration import temperature
+from fedpeft.models.frozen_blocks import HiddenRows, above, can_start_at
+from fedpeft.models.layers import lowest_block
+from fedpeft.models.quantized import quantize
+from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
+from fedpeft.parts import part_text
+from fedpeft.peft import saved_adapter
+from fedpeft.peft.adapter import Layout, State
+from fedpeft.peft.method import PEFT_METHODS, of_size
+from fedpeft.peft.stacked_layers import Kernel
+from fedpeft.privacy.engine import KEY, ClientPrivacy, Protection
+from fedpeft.privacy.mechanism import MECHANISMS, Federation
+from fedpeft.run.checks import check_combination, check_effect, check_memory, check_private_run
+from fedpeft.run.observer import Metrics, Observer
+from fedpeft.run.profiles import Profile, ProfileTable, profiles_of, ranks_of, tables_of
+from fedpeft.run.records import Records
+from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.server.progress import Checkpoints, Progress
+from fedpeft.server.rounds import Schedule, Server
+from fedpeft.server.sampling import FixedSize, cohort_size
+from fedpeft.simulation.forgetting import PROBE_ROWS, TEST_ROWS, Forgetting, compared, second_task, standing
+from fedpeft.simulation.grid import CohortGrid
+from fedpeft.simulation.pooled import best_pooled
+from fedpeft.simulation.probe import PROBE_TOKENS, ProbeResult, linear_probe
+
+VALIDATION_ROWS = 1000
+"""Training rows that no client gets, for tuning and the curve per round; a tenth of the rows if there are fewer."""
+
+TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
+"""How many clients train in one pass: as many as make about this many tokens a step."""
+
+TILES_PER_CALL = 4
+
+PROFILES = "profiles.toml"
+"""A run's copy of the file that --profiles names."""
+
+
+def adapted_entries(model: FederatedModel, layout: Layout) -> int:
+    """Entries of all weights that a `peft` adapter changes."""
+    plain = model.base.get_base_model()  # type: ignore[operator]
+    layers: list[Any] = [plain.get_submodule(m) for m in {t.module for t in layout.tensors if t.role != "head"}]
+    return sum(layer.in_features * layer.out_features for layer in layers)
+
+
+class SimulationObserver(Observer, Protocol):
+    """Is also told about the work before the rounds and after them."""
+
+    def phase(self, name: str, total: int) -> None:
+        """A phase of `total` steps begins."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Steps of the phase are done."""
+
+
+def joined(first: Rows, second: Rows) -> Rows:
+    """The rows of both, one after the other."""
+    if isinstance(first.inputs, np.ndarray):
+        inputs: Any = np.concatenate([first.inputs, np.asarray(second.inputs)])
+    else:
+        inputs = [*first.inputs, *second.inputs]
+    pairs = ((first.labels, second.labels), (first.owners, second.owners))
+    labels, owners = (None if a is None or b is None else np.concatenate([a, b]) for a, b in pairs)
+    return Rows(inputs, labels, owners)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The finished model on the test rows."""
+
+    accuracy: float
+    loss: float
+    scores: saved_adapter.Scores
+    temperature: float = 1.0
+
+
+class Simulation:
+    """All that a run needs, made from its configuration.
+
+    Args:
+        config: checked settings.
+        folder: the run's folder; exists.
+        observer: is told how things go on.
+
+    Raises:
+        FedpeftError: settings that do not fit the data or the model, before anything is trained.
+    """
+
+    outside: Grid | None = None
+    """Another grid than the configured one: inside a Flower app, Flower's."""
+
+    def __init__(self, config: RunConfig, folder: Path, observer: SimulationObserver) -> None:
+        self.config = config
+        self.folder = folder
+        self.observer = observer
+        self.checkpoints = Checkpoints(folder / "checkpoint")
+        earlier = self.checkpoints.load()
+        self.fixed: dict[str, Any] = earlier.fixed if earlier else {}
+
+        check_effect(config)
+        self.training = config.training()
+        self.optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
+        self.strategy = strategies.build(config.strategy)
+        self.lossless = "fp64" if config.dtype == "fp64" else "fp32"
+        codec = self.lossless if config.codec == "fp32" else config.codec
+        self.uplink = parse_uplink(codec)
+        check_memory(self.strategy, self.uplink)
+        self.downlink = parse_downlink(config.downlink, config.codec, self.lossless)
+        head = HEADS.build(config.head)
+        plain = PEFT_METHODS.build(config.peft)
+
+        self.dataset, self.train_rows, validation, self.partition = self._data()
+        self.task: Task = TASKS.build(self.dataset.task)
+        self.second = second_task(config.forgetting, self.dataset) if config.forgetting else None
+        self.clients = len(self.partition)
+        self.profiles: Sequence[Profile] = profiles_of(self._profile_tables(), self.clients, plain.form)
+        self.peft = of_size(config.peft, plain, [profile.form for profile in self.profiles])
+        self.method = PEFT_METHODS.build(self.peft)
+        chances = tuple(profile.participation for profile in self.profiles)
+        self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances)
+        self.head = head if self.uplink.codec.lossless else head.compact()
+        self.validation = np.arange(len(self.train_rows), len(self.train_rows) + len(validation))
+        self.all_rows = joined(self.train_rows, validation)
+
+        self.model_directory = resolve_model(self.dataset.default_model if config.model == "auto" else config.model)
+        reference = self._reference()
+        self.layout: Layout = self.method.layout(reference)
+        self.factoring = self.method.factoring(self.layout)
+        forms = [profile.form for profile in self.profiles]
+        self.method.check(self.strategy, config.strategy.partition("(")[0].strip(), forms)
+        if not self.factoring:
+            self.strategy.check(self.layout, forms)
+        self.weight_changes = self.method.weight_changes(reference)
+        if self.weight_changes and adapted_entries(reference, self.layout) > LARGEST_TARGET:
+            self.weight_changes = None
+        check_combination(
+            self.strategy, self.optimizer, self.profiles, self.training, config.scaffold, config.dtype, self.method
+        )
+        self.mechanism = MECHANISMS.build(config.privacy) if config.privacy else None
+        if self.mechanism is not None:
+            if self.strategy.asynchronous:
+                raise ConfigError(f"{config.strategy} has no rounds with a cohort that privacy could be accounted for")
+            if self.factoring and not self.mechanism.noises_updates:
+                raise ConfigError(
+                    f"{config.peft} is aggregated by weight changes, not by a sum that {self.mechanism.name} could "
+                    "bound; take the PEFT method lora, or dp_sgd"
+                )
+            check_private_run(self.mechanism, config, self.head, self.uplink, bool(self.strategy.private(self.layout)))
+        self.personal = bool(self.strategy.private(self.layout))
+        self.start: State = self.method.start(reference, config.seed)
+        if config.dtype == "fp64":
+            self.start = {name: tensor.double() for name, tensor in self.start.items()}
+        self.start = self.strategy.start(self.start, self.layout, config.seed)
+        self.parameters = sum(p.numel() for p in reference.parameters())
+        self.work = self._work_plan(reference)
+        self.protection = self._protection()
+
+    @property
+    def share(self) -> float:
+        """Of the clients, those that a round asks."""
+        return self.sampler.size / self.clients
+
+    def _protection(self) -> Protection | None:
+        """The mechanism with this run's costs; refuses what would not protect."""
+        config, mechanism = self.config, self.mechanism
+        if mechanism is None or not mechanism.protects:
+            return None
+        held = HELD_OUT if self.personal else 0.0
+        rows = np.array([len(held_out(self.partition.shard(k), held, config.seed, k)[0]) for k in range(self.clients)])
+        steps = [self.profiles[k].steps or self.training.steps_for(int(rows[k])) for k in range(self.clients)]
+        taken = np.zeros(self.clients, dtype=np.int64)
+        for round in range(1, config.rounds + 1):
+            taken[self.sampler.draw(config.seed, round)] += 1
+        federation = Federation(
+            strategy=self.strategy,
+            method=self.method,
+            layout=self.layout,
+            rows=rows,
+            steps=np.array(steps),
+            participations=taken,
+            batch_size=config.batch_size,
+            rounds=config.rounds,
+            cohort=self.sampler.size,
+            even=len(set(self.sampler.weights)) <= 1,
+        )
+        identity = f"{config.to_toml()} {self.work.data_key} {self.work.model_key} {torch.__version__} {self.fixed}"
+        return Protection(
+            mechanism, federation, self.sampler, self.folder, identity, config.stop_at_budget, config.seed
+        )
+
+    def _data(self) -> tuple[Dataset, Rows, Rows, Partition]:
+        """The data set, its training and validation rows, and how the former lie on clients."""
+        config = self.config
+        partitioner = PARTITIONS.build(config.partition)
+        dataset = load_dataset(config.dataset)
+        validation_rows = min(VALIDATION_ROWS, max(1, len(dataset.train) // 10))
+        train, validation = split_validation(dataset.train, validation_rows)
+        return dataset, train, validation, partitioner.split(train, config.clients, config.seed)
+
+    def _profile_tables(self) -> list[ProfileTable]:
+        """What `ranks` or `profiles` say; a run's folder keeps its own copy of the file."""
+        if self.config.ranks and self.config.profiles:
+            raise ConfigError("ranks and profiles both say what clients hold; give one of them")
+        if self.config.ranks:
+            return ranks_of(self.config.ranks)
+        if not self.config.profiles:
+            return []
+        own = self.folder / PROFILES
+        return tables_of(own if own.exists() else Path(self.config.profiles))
+
+    def _attacked_labels(self) -> np.ndarray | None:
+        """All rows' labels, with those of hostile clients as they change them; None: nobody does."""
+        if not self.config.attack:
+            return None
+        attack = ATTACKS.build(self.config.attack)
+        if not attack.changes_labels:
+            return None
+        if self.all_rows.labels is None:
+            raise ConfigError(f"{self.config.attack} changes labels, and {self.dataset.name} has none; take sign_flip")
+        labels: np.ndarray = self.all_rows.labels.copy()
+        for client in attack.attackers(self.clients, self.config.seed):
+            shard = self.partition.shard(client)
+            labels[shard] = attack.relabel(labels[shard], self.dataset.classes)
+        return labels
+
+    @property
+    def base_precisions(self) -> tuple[str, ...]:
+        """Precisions of clients' bases, other than the run's own."""
+        given = dict.fromkeys(profile.base for profile in self.profiles)
+        return tuple(base for base in given if base not in ("", self.config.dtype))
+
+    @property
+    def statistics(self) -> PartitionStatistics:
+        """What the partition looks like."""
+        return self.partition.statistics(self.train_rows.labels, len(self.train_rows))
+
+    @cached_property
+    def readable(self) -> int:
+        """The most tokens that the model reads, in whole steps of padding."""
+        return readable_tokens(self.model_directory, self.method.extra_tokens, self.config.tokens)
+
+    @property
+    def tokens(self) -> int:
+        """Texts are cut to this many tokens: what the user asks for, and no more than the model reads."""
+        return min(self.config.tokens, self.readable)
+
+    def _reference(self) -> FederatedModel:
+        base = self.task.base(self.model_directory, DTYPES[self.config.dtype])
+        quantize(base, self.method.base_precision)
+        model = self.task.model(base, self.dataset.classes)
+        self.method.attach(model, self.config.dtype)
+        return model
+
+    # ------------------------------------------------------------------------------------------------------ the plan
+
+    def tokenised(self, rows: Rows, tokens: int) -> str:
+        """The cache's name for `rows` as model input; tokenised where it is missing."""
+        key = cached_rows.key(
+            rows=cached_rows.rows_hash(rows),
+            tokenizer=cached_rows.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
+            tokens=tokens,
+            task=self.dataset.task,
+        )
+        cached_rows.arrays(
+            "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
+        )
+        return key
+
+    @cached_property
+    def devices(self) -> list[str]:
+        """What the workers share: the GPUs, or the CPU."""
+        if self.config.grid == "ray":
+            return [worker_device(self.config.ray_address, int(self.fixed.get("workers") or self.config.workers))]
+        return accelerators() or ["cpu"]
+
+    @property
+    def gpus(self) -> list[str]:
+        """Those among `devices`."""
+        return [device for device in self.devices if device != "cpu"]
+
+    def _default_workers(self) -> int:
+        """One per GPU, or core where there is none; on a cluster of all its machines."""
+        if self.config.grid == "ray":
+            return int(default_workers(self.config.ray_address))
+        return len(self.gpus) or usable_cores()
+
+    def _work_plan(self, reference: FederatedModel) -> WorkPlan:
+        config = self.config
+        workers = int(self.fixed.get("workers") or config.workers or self._default_workers())
+        dtype = DTYPES[config.dtype]
+        kernel: Kernel = self.fixed.get("kernel") or kernels.choose(dtype)
+        if kernel not in kernels.candidates(dtype):  # a run that began on another machine
+            kernel = kernels.choose(dtype)
+        if self.gpus:
+            kernel = "native"
+        self.fixed |= {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
+        self.fixed["gpus"] = [gpu_name(device) for device in self.gpus]
+        data_key = self.tokenised(self.all_rows, self.tokens)
+        model_key = cached_rows.file_hash(self.model_directory, ("*.safetensors", "config.json"))
+        self._pin(data=data_key, model=model_key)
+        per_example = self.mechanism is not None and self.mechanism.per_example
+        reusing = config.executor == "batched" and not per_example  # methods without a batched form, too
+        batched = reusing and self.method.batched
+        lengths = cached_examples(data_key).lengths
+        tokens = float(lengths.mean()) if len(lengths) else self.tokens
+        together = GPU_TOKENS_PER_PASS if self.gpus else TOKENS_PER_PASS
+        base: Any = reference.base
+        adapted = [t.module for t in self.layout.tensors if t.role != "head"]
+        plain = base.get_base_model() if hasattr(base, "get_base_model") else base
+        reusable = self.dataset.kind == "text" and self.dataset.task == "classification"
+        lowest = lowest_block(plain, adapted) if reusable else 0
+        self.reused_blocks = lowest if lowest and can_start_at(plain, lowest) else 0
+        return WorkPlan(
+            task=self.dataset.task,
+            method=self.peft,
+            model=self.model_directory,
+            model_key=model_key,
+            width=int(plain.config.hidden_size),
+            data_key=data_key,
+            classes=self.dataset.classes,
+            layout=self.layout,
+            dtype=config.dtype,
+            executor="private" if per_example else "batched" if batched else "sequential",
+            clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
+            depth=self.reused_blocks if reusing else 0,
+            kernel=kernel if batched else "native",
+            threads=1,
+            device=self.devices[0],
+            training=self.training,
+            seed=config.seed,
+            residuals=self.folder / "base",
+            labels=self._attacked_labels(),
+        )
+
+    def _pin(self, **keys: str) -> None:
+        """Note what must stay the same until the run's end.
+
+        Raises:
+            RunError: a resumed run finds other rows, or another model, than it began with.
+        """
+        for name, value in keys.items():
+            if self.fixed.setdefault(name, value) != value:
+                raise RunError(
+                    f"the run in {self.folder} can't be continued: its {name} has changed since it began; put back "
+                    "what was there, or start a new run"
+                )
+
+    @property
+    def held_out(self) -> float:
+        """Share of its rows that a client is evaluated on and does not train on."""
+        return HELD_OUT if self.personal else 0.0
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The workers."""
+        clients = ClientPlan(
+            partition=self.partition,
+            codec=str(self.uplink),
+            downlink=str(self.downlink),
+            start={} if self.downlink.lossless else self.start,
+            statistics=self.lossless if self.uplink.codec.lossless else self.head.codec(preset_of(self.config.codec)),
+            lossless=self.lossless,
+            head=part_text(self.head),
+            strategy=self.config.strategy,
+            store=self.folder / "clients",
+            held_out=self.held_out,
+            attack=self.config.attack,
+            privacy=self._client_privacy(),
+        )
+        if self.config.grid == "ray":
+            return RayPool(self.work, clients, self.fixed["workers"], self.config.ray_address)
+        return Pool(self.work, clients, self.fixed["workers"], self.devices)
+
+    def _client_privacy(self) -> ClientPrivacy | None:
+        """What clients need to know of the mechanism."""
+        if self.protection is None:
+            return None
+        return ClientPrivacy(self.config.privacy, self.protection.noise, self.folder / KEY)
+
+    # ------------------------------------------------------------------------------------------------- shared compute
+
+    def freeze(self, data_key: str, depth: int, name: str, base: str = "") -> None:
+        """Compute what is missing of the frozen model's output on some rows, with all workers.
+
+        `base`: precision of the base that computes it; empty: the run's own.
+        """
+        missing = self.work.at(base).store(data_key, depth).missing()
+        if not missing:
+            return
+        self.observer.phase(name, len(missing))
+        calls = [
+            self.pool.submit(Worker.fill, data_key, depth, missing[i : i + TILES_PER_CALL], base)
+            for i in range(0, len(missing), TILES_PER_CALL)
+        ]
+        for call in as_completed(calls):
+            self.observer.advance(result(call))
+
+    def evaluate(self, state: State, version: int) -> Metrics:
+        """The global state on the base of `version`: validation rows, the run's own precision, split over workers."""
+        parts = np.array_split(self.validation[np.argsort(self.lengths[self.validation])], self.fixed["workers"] * 2)
+        calls = [self.pool.submit(Worker.evaluate, state, part, version) for part in parts if len(part)]
+        totals = sum((result(call) for call in calls), Totals())
+        return Metrics(totals.mean_loss, totals.accuracy)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
+        lengths: np.ndarray = cached_examples(self.work.data_key).lengths
+        return lengths
+
+    def probe(self, tokens: int | None = None) -> ProbeResult | None:
+        """The frozen-base linear probe on the test rows, on texts of `tokens` tokens; None for language modelling.
+
+        By default the texts are as long as the run's own, and at least as long as suits the probe best.
+        """
+        if self.dataset.task != "classification":
+            return None
+        tokens = tokens or min(self.readable, max(self.tokens, PROBE_TOKENS))
+        if tokens == self.tokens:
+            train, depth = self.work.data_key, self.work.depth
+        else:
+            train, depth = self.tokenised(self.all_rows, tokens), 0
+        test = self.tokenised(self.dataset.test, tokens)
+        self.freeze(train, depth, "frozen features of the training rows (kept for later runs)")
+        self.freeze(test, 0, "frozen features of the test rows (kept for later runs)")
+        labels, test_labels = self.all_rows.labels, self.dataset.test.labels
+        assert labels is not None
+        assert test_labels is not None
+        rule = "one standard error"
+        precision = self.method.base_precision
+        more: dict[str, str] = {"precision": precision} if precision else {}
+        if self.gpus:
+            more["device"] = self.work.device.partition(":")[0]
+        name = cached_rows.key(
+            train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, probe=rule, **more
+        )
+
+        def fit() -> dict[str, np.ndarray]:
+            features = self.work.store(train, depth).features(np.arange(len(labels))).numpy()
+            held_out = self.work.store(test, 0).features(np.arange(len(test_labels))).numpy()
+            shared, held = np.arange(len(self.train_rows)), self.validation
+            self.observer.phase("linear probe", 1)
+            made = linear_probe(
+                (features[shared], labels[shared]), (features[held], labels[held]), (held_out, test_labels)
+            )
+            return {
+                "accuracy": np.array(made.accuracy),
+                "strength": np.array(made.strength),
+                "predicted": made.predicted,
+            }
+
+        found = cached_rows.arrays("probe", name, fit)
+        return ProbeResult(float(found["accuracy"]), float(found["strength"]), np.asarray(found["predicted"]))
+
+    # ------------------------------------------------------------------------------------------------------ the rounds
+
+    def grid(self) -> Grid:
+        """How the server reaches its clients."""
+        if self.outside is not None:
+            return self.outside
+        return CohortGrid(self.pool, self.partition.sizes, self.work.clients_per_pass)
+
+    def server(self, records: Records) -> Server:
+        """The server of this run."""
+        config = self.config
+        return Server(
+            grid=self.grid(),
+            strategy=self.strategy,
+            optimizer=self.optimizer,
+            downlink=self.downlink,
+            lossless=parse_codec(self.lossless),
+            uplink=self.uplink,
+            estimates=ClientStore(self.folder / "estimates"),
+            sampler=self.sampler,
+            schedule=Schedule(config.learning_rate, config.rounds, config.schedule),
+            head=self.head,
+            layout=self.layout,
+            start=self.start,
+            profiles=self.profiles,
+            classes=self.dataset.classes,
+            seed=config.seed,
+            rounds=config.rounds,
+            weighting="uniform" if self.mechanism or config.weighting == "uniform" else "rows",
+            proximal=config.proximal,
+            scaffold=config.scaffold,
+            evaluate=self.evaluate,
+            bases=ResidualFiles(self.work.residuals),
+            evaluate_every=config.evaluate_every,
+            records=records,
+            checkpoints=self.checkpoints,
+            observer=self.observer,
+            scratch=self.folder / "waiting",
+            fixed=self.fixed,
+            protection=self.protection,
+            factoring=self.factoring,
+            weight_changes=self.weight_changes,
+        )
+
+    def train(self, server: Server) -> Progress:
+        """All rounds."""
+        if self.dataset.task == "classification":
+            for base in ("", *self.base_precisions):
+                name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
+                self.freeze(self.work.data_key, self.work.at(base).depth, name, base)
+        release()
+        if self.config.profiles and not (self.folder / PROFILES).exists():
+            shutil.copyfile(self.config.profiles, self.folder / PROFILES)
+        return server.run()
+
+    # -------------------------------------------------------------------------------------------------------- the end
+
+    def save(self, state: State, folder: Path, residual: State | None = None) -> None:
+        """Write the finished adapter (or model), with what exact rules have put into the base, by module."""
+        reference = self._reference()
+        changes = self.method.changes(reference, state)
+        if residual:
+            effective = {p.module: effective_weight(p, state, lora_form(self.layout)) for p in self.layout.pairs}
+            changes = saved_adapter.with_residual(effective, residual)
+        own = self.peft if not (changes or self.method.in_peft or self.method.whole_model) else None
+        saved_adapter.save(folder, reference, state, self.dataset.label_names, changes, own)
+
+    def client_state(self, client: int) -> State:
+        """A client's own adapter: what is shared, and what the client keeps (its common start, if it never took part).
+
+        Raises:
+            RunError: no round is finished, or there is no such client.
+            ConfigError: the strategy leaves nothing with clients.
+        """
+        progress = self.checkpoints.load()
+        if progress is None or not 0 <= client < self.clients:
+            raise RunError(
+                f"{self.folder} has no finished round, or no client {client}; ids are 0 to {self.clients - 1}"
+            )
+        if not self.personal:
+            raise ConfigError(f"with {self.config.strategy} all clients have the same adapter: {self.folder}/adapter")
+        store = ClientStore(self.folder / "clients")
+        own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
+        own_state: State = progress.adapter | section(own, "private")
+        return own_state
+
+    def score(self, folder: Path, name: str, base_precision: str = "fp32") -> Score:
+        """The test rows, scored once with the saved files: fixed batches, in this process with all its cores.
+
+        `base_precision`: of the base that the files are loaded on; they and all else are fp32 (bf16 on a bf16 base).
+        The workers should have ended: their memory is not needed any more.
+        """
+        work = dataclasses.replace(self.work.at(base_precision), device="cpu")
+        torch.set_num_threads(usable_cores() if self.gpus else self.fixed["workers"])
+        base = self.task.base(self.model_directory, DTYPES.get(base_precision, torch.float32))
+        quantize(base, work.precision or self.method.base_precision)
+        base, test, held = self._reused(base, work, name)
+        model = saved_adapter.load(folder, self.task, base, self.dataset.classes)
+        del base
+        divisor = self._temperature(model, held)
+        batches = saved_adapter.score_batches(test)
+        self.observer.phase(name, len(batches))
+        columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(saved_adapter.Scores)}
+        for rows in batches:
+            scores = saved_adapter.score(model, self.task, test.batch(rows), divisor)
+            for column, values in columns.items():
+                values[rows] = getattr(scores, column)
+            self.observer.advance()
+        scores = saved_adapter.Scores(**columns)
+        count = scores.count.sum()
+        return Score(float(scores.correct.sum() / count), float(scores.loss.sum() / count), scores, divisor)
+
+    def _reused(self, base: nn.Module, work: WorkPlan, name: str) -> tuple[nn.Module, Examples, Examples]:
+        """What the score runs on: a base, test rows and validation rows.
+
+        They begin at the lowest adapted block where the frozen part below it is reused and the disk has room for it.
+        """
+        keys = [self.tokenised(rows, self.tokens) for rows in (self.dataset.test, self.all_rows.take(self.validation))]
+        depth = 0 if work.precision or self.method.base_precision else self.reused_blocks
+        if depth:
+            stores = [work.store(key, depth) for key in keys]
+            try:
+                missing = [(store, tile) for store in stores for tile in store.missing()]
+            except AssetError:
+                depth = 0
+        if not depth:
+            test, held = (cached_examples(key) for key in keys)
+            return base, test, held
+        if missing:
+            self.observer.phase(f"{name}: frozen layers (kept for later runs)", len(missing))
+        for store, tile in missing:
+            store.fill(tile, base)
+            self.observer.advance()
+        test_rows, held_rows = (HiddenRows(store) for store in stores)
+        return above(base, depth), test_rows, held_rows
+
+    def _temperature(self, model: FederatedModel, held: Examples) -> float:
+        """What logits are divided by for the best fit of the validation rows; 1 for language models."""
+        labels = self.all_rows.labels
+        if labels is None or not len(held):
+            return 1.0
+        logits = np.zeros((len(held), self.dataset.classes))
+        with torch.inference_mode():
+            for index in saved_adapter.score_batches(held):
+                logits[index] = model(held.batch(index)).double().numpy()
+        return temperature(logits, labels[self.validation])
+
+    def forgotten(self, folder: Path) -> Forgetting | None:
+        """The second task on the base and on the finished model in `folder`; None where no task was named."""
+        if self.second is None:
+            return None
+        self.observer.phase(f"forgetting: {self.second.name} on the base and on the result", 1)
+
+        def base() -> nn.Module:
+            made = self.task.base(self.model_directory, torch.float32)
+            quantize(made, self.method.base_precision)
+            return made
+
+        second = self.second
+        task = TASKS.build(second.task)  # of language models: plain text after instructions, or the reverse
+
+        def tokenise(rows: Rows) -> Examples:
+            return task.tokenise(rows, self.model_directory, self.tokens)
+
+        name = cached_rows.key(
+            rows=[cached_rows.rows_hash(rows) for rows in (second.train, second.test)],
+            model=self.work.model_key,
+            tokenizer=cached_rows.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
+            tokens=self.tokens,
+            task=second.task,
+            precision=self.method.base_precision,
+            used=(PROBE_ROWS, TEST_ROWS),
+        )
+
+        def untouched() -> dict[str, np.ndarray]:
+            model = self.task.model(base(), self.dataset.classes)
+            return {"standing": np.array(standing(second, task, tokenise, model))}
+
+        before = float(cached_rows.arrays("standing", name, untouched)["standing"])
+        after = standing(second, task, tokenise, saved_adapter.load(folder, self.task, base(), self.dataset.classes))
+        return compared(second, before, after)
+
+    def centralised(self, state: State) -> tuple[Path, float]:
+        """The same adapter trained on the pooled rows: same start `state`, passes and batch size.
+
+        Returns the folder that it is saved in, and its learning rate, the best of `fedpeft.simulation.pooled.RATES`.
+        """
+        config = self.config
+        rows = np.arange(len(self.train_rows))
+        seen = [self._rows_a_round(client) for client in range(self.clients)]
+        piece = max(1, round(sum(seen) / self.clients * self.sampler.size))
+        shuffled = np.concatenate(
+            [
+                seeds.generator(config.seed, "centralised", i).permutation(rows)
+                for i in range(-(-piece * config.rounds // len(rows)))
+            ]
+        )
+        schedule = Schedule(config.learning_rate, config.rounds, config.schedule)
+        training = dataclasses.replace(self.training, epochs=1.0, steps=0)
+
+        def step(states: Mapping[float, State], number: int) -> dict[float, State]:
+            jobs = {
+                rate: Job(
+                    client=self.clients,
+                    round=number,
+                    seed=config.seed,
+                    rows=shuffled[(number - 1) * piece : number * piece],
+                    received=received,
+                    trained=frozenset(self.layout.names),
+                    training=training,
+                    learning_rate=rate * schedule.at(number),
+                    form=self.layout.form,
+                )
+                for rate, received in states.items()
+            }
+            calls = {rate: self.pool.submit(Worker.train, job) for rate, job in jobs.items()}
+            return {rate: states[rate] | result(call).state for rate, call in calls.items()}
+
+        self.observer.phase("the same adapter on the pooled data", config.rounds)
+        best, rate = best_pooled(
+            state, config.rounds, step, lambda found: self.evaluate(found, 0).loss, self.observer.advance
+        )
+        folder = self.folder / "centralised"
+        folder.mkdir(exist_ok=True)
+        self.save(best, folder)
+        return folder, rate * config.learning_rate
+
+    def _rows_a_round(self, client: int) -> float:
+        """How many rows a client's local steps of one round see, repeated ones counted again."""
+        rows, batch = len(self.partition.shard(client)), self.training.batch_size
+        steps: int = self.profiles[client].steps or self.training.steps_for(rows)
+        return float(steps * rows / -(-rows // batch))
+
+    def close(self) -> None:
+        """End the workers."""
+        if "pool" in self.__dict__:
+            self.pool.close()

@@ -1,4 +1,0 @@
-"""What travels between a server and its clients: `v1.proto`, the code generated from it, and how messages are cut.
-
-After a change of the .proto: `python -m fedpeft.wire.generate`.
-"""

@@ -1,0 +1,63 @@
+"""The aggregation error that a run records, against its definition."""
+
+import dataclasses
+import math
+
+import pytest
+
+from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates
+from fedpeft.aggregation.aggregator import collector
+from fedpeft.aggregation.exactness import LARGEST_TARGET, MeasuredCollector, measurable
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.peft.adapter import ClientForm
+
+FORM = ClientForm(4, 8.0)
+LAYOUT = lora_layout([(7, 11), (13, 5)], FORM, head=(3, 5))
+CLIENTS = [Client(FORM, w) for w in (3.0, 1.0, 2.5)]
+
+
+def measured(text, tmp_path, clients=CLIENTS):
+    strategy = strategies.build(text)
+    state = random_state(LAYOUT, 1)
+    inner = collector(strategy, SERVER_OPTIMIZERS.build("sgd"), LAYOUT, state, 1, 0, tmp_path)
+    total = MeasuredCollector(inner, LAYOUT)
+    updates = random_updates(strategy, state, LAYOUT, clients, 3)
+    for update in updates:
+        total.add(update)
+    outcome = total.finish({})
+    return updates, outcome, total.error(outcome)
+
+
+def test_it_is_the_relative_distance_to_the_exact_aggregate(tmp_path):
+    updates, outcome, error = measured("fedit", tmp_path)
+    distance = size = 0.0
+    for pair in LAYOUT.pairs:
+        exact = sum(u.weight / 6.5 * 2.0 * u.trained(pair.B).double() @ u.trained(pair.A).double() for u in updates)
+        made = 2.0 * outcome.state[pair.B].double() @ outcome.state[pair.A].double()
+        distance += float((exact - made).square().sum())
+        size += float(exact.square().sum())
+    assert error == pytest.approx(math.sqrt(distance / size), rel=1e-4)
+    assert error > 0.1
+
+
+@pytest.mark.parametrize("text", ["flora", "fedex_lora", "ffa_lora", "rolora", "fedsvd"])
+def test_exact_rules_have_none(text, tmp_path):
+    _, _, error = measured(text, tmp_path)
+    assert error < 1e-5
+
+
+def test_mixed_ranks_and_alphas(tmp_path):
+    clients = [Client(ClientForm(2, 8.0), 3.0), Client(ClientForm(4, 8.0), 1.0), Client(ClientForm(3, 6.0), 2.5)]
+    assert measured("flora", tmp_path / "a", clients)[2] < 1e-5
+    assert measured("hetlora", tmp_path / "b", clients)[2] > 0.1
+
+
+def test_it_is_left_out_where_it_is_not_defined_or_too_large():
+    side = int(math.sqrt(LARGEST_TARGET))
+    assert measurable(strategies.build("fedit"), LAYOUT)
+    assert measurable(strategies.build("fedit"), lora_layout([(side, side)], FORM))
+    assert not measurable(strategies.build("fedit"), lora_layout([(side, side + 1)], FORM))
+    assert not measurable(strategies.build("fedsa_lora"), LAYOUT)
+    heads = dataclasses.replace(LAYOUT, tensors=tuple(t for t in LAYOUT.tensors if t.role == "head"))
+    assert not measurable(strategies.build("fedit"), heads)

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.strategy import Fold
+from fedpeft.communication.codec import decode, parse_codec
+
+WIDTH, CLASSES = 6, 3
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % CLASSES
+    means = torch.randn(CLASSES, WIDTH, generator=generator, dtype=torch.float64)
+    return means[labels] + torch.randn(90, WIDTH, generator=generator, dtype=torch.float64), labels
+
+
+def summed(head, features, labels, shards):
+    total = Fold()
+    for rows in shards:
+        total.add(head.additive(head.statistics(features[rows], labels[rows], CLASSES)), 1.0)
+    return head.solve(total.sums, WIDTH, CLASSES)
+
+
+@pytest.mark.parametrize("name", [n for n in HEADS.names if HEADS.build(n).exchanges])
+def test_the_head_is_that_of_the_pooled_data_whatever_the_partition(name, data):
+    features, labels = data
+    head = HEADS.build(name)
+    by_class = [np.flatnonzero(labels.numpy() == c) for c in range(CLASSES)]
+    pooled = summed(head, features, labels, [np.arange(90)])
+    skewed = summed(head, features, labels, by_class)
+    for tensor in pooled:
+        assert torch.allclose(pooled[tensor], skewed[tensor], rtol=1e-9, atol=1e-12)
+    accuracy = ((features @ pooled["head.weight"].T + pooled["head.bias"]).argmax(1) == labels).double().mean()
+    assert accuracy > 0.7
+    assert {n: tuple(t.shape) for n, t in head.statistics(features, labels, CLASSES).items()} == head.shapes(
+        WIDTH, CLASSES, 90
+    )
+
+
+def test_ridge_equals_scikit_learns(data):
+    features, labels = data
+    head = HEADS.build("ridge(strength=0.01, scale=5.0)")
+    got = summed(head, features, labels, [np.arange(90)])
+    one_hot = np.eye(CLASSES)[labels.numpy()]
+    penalty = 0.01 * float((features**2).sum(0).mean())
+    expected = Ridge(alpha=penalty).fit(features.numpy(), 5.0 * one_hot)
+    assert np.allclose(got["head.weight"].numpy(), expected.coef_, rtol=1e-8)
+    assert np.allclose(got["head.bias"].numpy(), expected.intercept_, rtol=1e-8)
+
+
+@pytest.mark.parametrize("rows", [3, 30])
+def test_the_factor_of_the_moments_gives_the_same_head(rows, data):
+    """Also where a client has fewer rows than there are features."""
+    features, labels = data
+    shards = [np.arange(i, i + rows) for i in range(0, 90 - rows + 1, rows)]
+    plain, factored = HEADS.build("ridge"), HEADS.build("ridge").compact()
+    made = factored.statistics(features[:rows], labels[:rows], CLASSES)
+    assert {n: tuple(t.shape) for n, t in made.items()} == factored.shapes(WIDTH, CLASSES, rows)
+    assert len(made["labels"]) == min(rows, WIDTH + 1 + CLASSES)
+    one, other = (summed(head, features, labels, shards) for head in (plain, factored))
+    for name in one:
+        assert torch.allclose(one[name], other[name], rtol=1e-8, atol=1e-10)
+
+
+def skewed():
+    """Features with a large common part and directions of little variance, as a language model's have."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(0, -2, 24, dtype=torch.float64)
+    labels = torch.arange(400) % CLASSES
+    means = torch.randn(CLASSES, 24, generator=generator, dtype=torch.float64)
+    return 1.0 + spread * (means[labels] + torch.randn(400, 24, generator=generator, dtype=torch.float64)), labels
+
+
+def sent(head, features, labels, codec):
+    """The head solved from what 20 clients send, as it arrives, and from what they have."""
+    width, coarse, exact = features.shape[1], Fold(), Fold()
+    for k in range(20):
+        rows = np.arange(20 * k, 20 * k + 20)
+        made = head.statistics(features[rows].float(), labels[rows], CLASSES)
+        payload = parse_codec(codec).encode(made, seed=k, weights=head.importance(made))
+        coarse.add(head.additive(decode(payload, head.shapes(width, CLASSES, 20))), 1.0)
+        exact.add(head.additive(made), 1.0)
+    return (head.solve(f.sums, width, CLASSES) for f in (coarse, exact))
+
+
+def test_the_factor_bears_coarse_codes_and_the_moments_do_not():
+    features, labels = skewed()
+    errors = []
+    for head in (HEADS.build("ridge"), HEADS.build("ridge").compact()):
+        coarse, true = sent(head, features, labels, "adaptive(bits=6.0, per=row) | rans")
+        errors.append(float((coarse["head.weight"] - true["head.weight"]).norm() / true["head.weight"].norm()))
+    assert errors[1] < 0.25 * errors[0]
+
+
+def test_the_codec_of_lossy_runs_leaves_the_predictions():
+    """On features as an encoder's: many entries, small beside the constant, a row's length in few directions."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % CLASSES
+    spread = 0.2 * torch.logspace(0, -1.5, 64, dtype=torch.float64)
+    means = torch.randn(CLASSES, 64, generator=generator, dtype=torch.float64)
+    features = spread * (means[labels] + torch.randn(400, 64, generator=generator, dtype=torch.float64))
+    head = HEADS.build("ridge").compact()
+    coarse, true = (
+        (features @ solved["head.weight"].T + solved["head.bias"]).argmax(1)
+        for solved in sent(head, features, labels, head.codec(""))
+    )
+    assert (coarse == true).double().mean() > 0.9
+    assert (true == labels).double().mean() > 0.9
+
+
+def test_what_a_coarse_code_has_lost_leaves_a_finite_head():
+    """At 2 bits nothing of the constant arrives here, and without it the regression has no inverse."""
+    features, labels = skewed()
+    head = HEADS.build("ridge").compact()
+    coarse, _ = sent(head, features, labels, head.codec(""))
+    assert all(tensor.isfinite().all() for tensor in coarse.values())
+    lost = head.solve({"moments": torch.zeros(25 * 26 // 2), "sums": torch.zeros(25, CLASSES)}, 24, CLASSES)
+    assert not any(tensor.any() for tensor in lost.values())

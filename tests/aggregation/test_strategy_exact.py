@@ -1,0 +1,84 @@
+"""The rules that claim to be exact give dW*; flexlora gives the best approximation of it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
+from fedpeft.aggregation.strategy import effective, strategies
+from fedpeft.peft.adapter import ClientForm
+
+SHAPES = [(7, 11), (13, 5), (6, 6)]
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+forms = st.builds(ClientForm, rank=st.integers(1, 5), alpha=st.sampled_from([1.0, 4.0, 7.0, 16.0]))
+clients = st.lists(st.builds(Client, form=forms, weight=st.floats(0.1, 50)), min_size=1, max_size=5)
+dtypes = st.sampled_from([torch.float32, torch.float64])
+seeds = st.integers(0, 10_000)
+
+
+def mean_of_products(pair, updates):
+    """dW*, written as dense matrices and without any code of the package."""
+    total = sum(u.weight for u in updates)
+    return sum(
+        (u.weight / total) * (u.form.alpha / u.form.rank) * u.trained(pair.B).double() @ u.trained(pair.A).double()
+        for u in updates
+    )
+
+
+def weight_after(pair, result, layout):
+    """What the next model adds to the base: factors and residual."""
+    added = effective(pair, result.state, layout.form).dense().double()
+    if pair.module in result.residuals:
+        residual = result.residuals[pair.module]
+        added = added + residual.left.double() @ residual.right.double()
+    return added
+
+
+def distance(actual, expected):
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-300))
+
+
+def close(actual, expected, dtype, size=None):
+    size = expected.norm() if size is None else size
+    return float((actual - expected).norm()) <= TOLERANCE[dtype] * max(float(size), 1e-30)
+
+
+EXACT = ["ffa_lora", "rolora", "flora", "fedex_lora", "fedsvd", "flexlora(remainder=keep)"]
+
+
+@pytest.mark.parametrize("spec", EXACT)
+@settings(max_examples=25, deadline=None)
+@given(clients=clients, dtype=dtypes, seed=seeds, round=st.integers(1, 2))
+def test_exact_rules_give_the_mean_of_products(spec, clients, dtype, seed, round):
+    strategy = strategies.build(spec)
+    layout = lora_layout(SHAPES, ClientForm(5, 8.0), head=(3, 4))
+    state = random_state(layout, seed, dtype)
+    updates = random_updates(strategy, state, layout, clients, seed, round)
+    result = run_round(strategy, state, layout, updates, round)
+    for pair in layout.pairs:
+        expected = mean_of_products(pair, updates)
+        # rounding is relative to what was added up, which can cancel
+        size = max(float(u.trained(pair.B).norm() * u.trained(pair.A).norm()) * u.form.scale for u in updates)
+        assert close(weight_after(pair, result, layout), expected, dtype, size)
+        assert result.state[pair.A].dtype == result.state[pair.B].dtype == dtype
+
+
+@settings(max_examples=25, deadline=None)
+@given(clients=clients, seed=seeds, svd=st.sampled_from(["auto", "qr", "gram", "dense"]))
+def test_flexlora_is_the_best_approximation(clients, seed, svd):
+    strategy = strategies.build(f"flexlora(svd={svd})")
+    layout = lora_layout(SHAPES, ClientForm(5, 8.0))
+    state = random_state(layout, seed)
+    updates = random_updates(strategy, state, layout, clients, seed)
+    result = run_round(strategy, state, layout, updates)
+    for pair in layout.pairs:
+        exact = mean_of_products(pair, updates)
+        U, S, Vt = torch.linalg.svd(exact, full_matrices=False)
+        for rank in (1, 2, 5):
+            best = (U[:, :rank] * S[:rank]) @ Vt[:rank]
+            sent = strategy.dispatch(result.state, layout, ClientForm(rank, 3.0), 2)
+            held = 3.0 / rank * sent[pair.B].double() @ sent[pair.A].double()
+            error, least = float((held - exact).norm()), float((best - exact).norm())
+            assert error <= least + 1e-5 * float(exact.norm())

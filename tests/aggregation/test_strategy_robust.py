@@ -1,0 +1,157 @@
+"""Rules in the geometry of effective weights: other factors of the same update change nothing, attackers little."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
+from fedpeft.aggregation.robust import shared_basis
+from fedpeft.aggregation.strategy import change, effective, strategies
+from fedpeft.peft.adapter import ClientForm
+
+FORM = ClientForm(4, 8.0)
+ROBUST = ["krum", "krum(selected=3)", "norm_bound", "norm_bound(bound=0.5)", "median", "trimmed_mean"]
+INVARIANT = ["flora", "flexlora", "flexlora(remainder=keep)", "fedex_lora", *ROBUST]
+layout = lora_layout([(12, 9), (7, 15)], FORM, head=(3, 5))
+
+
+def refactored(update, seed):
+    """The same update with factors (B G, G^-1 A), G of moderate condition, another one per layer."""
+    generator = torch.Generator().manual_seed(seed)
+    delta = dict(update.delta)
+    for pair in layout.pairs:
+        A, B = update.trained(pair.A), update.trained(pair.B)
+        G = torch.randn(len(A), len(A), generator=generator, dtype=A.dtype) + 3 * torch.eye(len(A), dtype=A.dtype)
+        delta[pair.A] = torch.linalg.solve(G, A) - update.received[pair.A]
+        delta[pair.B] = B @ G - update.received[pair.B]
+    return dataclasses.replace(update, delta=delta)
+
+
+def added(result):
+    weights = {}
+    for pair in layout.pairs:
+        weights[pair.module] = effective(pair, result.state, FORM).dense()
+        if pair.module in result.residuals:
+            weights[pair.module] = weights[pair.module] + result.residuals[pair.module].dense()
+    return weights | {n: result.state[n] for n in ("head.weight", "head.bias")}
+
+
+def flat(weights):
+    return torch.cat([w.flatten() for w in weights.values()])
+
+
+@pytest.mark.parametrize("spec", INVARIANT)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_other_factors_of_the_same_update_change_nothing(spec, seed):
+    strategy = strategies.build(spec)
+    state = random_state(layout, seed, torch.float64)
+    clients = [Client(ClientForm(rank, 6.0), weight) for rank, weight in ((4, 1.0), (2, 3.0), (3, 2.0), (4, 2.0))]
+    updates = random_updates(strategy, state, layout, clients, seed)
+    disguised = [refactored(u, seed + i) for i, u in enumerate(updates)]
+    one, other = (flat(added(run_round(strategy, state, layout, u))) for u in (updates, disguised))
+    assert float((one - other).norm() / one.norm()) < 1e-6
+
+
+def test_averages_of_factors_do_not_have_the_invariance():
+    fedit = strategies.build("fedit")
+    state = random_state(layout, 1, torch.float64)
+    updates = random_updates(fedit, state, layout, [Client(FORM)] * 4, 1)
+    disguised = [refactored(u, i) for i, u in enumerate(updates)]
+    one, other = (flat(added(run_round(fedit, state, layout, u))) for u in (updates, disguised))
+    assert float((one - other).norm() / one.norm()) > 0.1
+
+
+def cohort(attack, attackers=2, honest=8):
+    """Honest clients agree up to small differences; the attackers come first and do `attack` to an honest update."""
+    state = random_state(layout, 1, torch.float64)
+    plain = strategies.build("flexlora")
+    (common,) = random_updates(plain, state, layout, [Client(FORM)], 5, size=0.3)
+    noise = random_updates(plain, state, layout, [Client(FORM)] * (attackers + honest), 6, size=0.03)
+    updates = [dataclasses.replace(u, delta={n: common.delta[n] + d for n, d in u.delta.items()}) for u in noise]
+    return state, [attack(u) if u.client < attackers else u for u in updates], updates[attackers:]
+
+
+def sign_flip(update):
+    return dataclasses.replace(update, delta={n: -5 * d for n, d in update.delta.items()})
+
+
+def scaled(update):
+    return dataclasses.replace(update, delta={n: 20 * d for n, d in update.delta.items()})
+
+
+def boasting(update):
+    return dataclasses.replace(sign_flip(update), weight=1000.0)
+
+
+def not_a_number(update):
+    return dataclasses.replace(update, delta={n: d * float("nan") for n, d in update.delta.items()})
+
+
+def distance_to_honest(spec, attack):
+    state, updates, honest = cohort(attack)
+    after = flat(added(run_round(strategies.build(spec), state, layout, updates)))
+    aim = flat(added(run_round(strategies.build("flexlora"), state, layout, honest)))
+    start = flat(added(type("Start", (), {"state": state, "residuals": {}})))
+    return float((after - aim).norm() / (aim - start).norm())
+
+
+@pytest.mark.parametrize("attack", [sign_flip, scaled, boasting, not_a_number])
+@pytest.mark.parametrize("spec", ["krum", "krum(selected=5)", "median", "trimmed_mean"])
+def test_voting_rules_stay_near_the_honest_mean(spec, attack):
+    assert distance_to_honest(spec, attack) < 0.5
+
+
+@pytest.mark.parametrize("attack", [sign_flip, scaled, not_a_number])
+def test_a_bound_limits_the_damage(attack):
+    assert distance_to_honest("norm_bound", attack) < 0.6
+
+
+@pytest.mark.parametrize("attack", [sign_flip, scaled])
+def test_the_attacks_are_attacks(attack):
+    assert distance_to_honest("flexlora", attack) > 1
+
+
+def test_krum_sees_all_layers_at_once():
+    """An attacker that lies exactly in the honest middle of one layer is judged by the other one too."""
+    state, updates, honest = cohort(sign_flip)
+    middle, far = layout.pairs
+    disguised = [
+        dataclasses.replace(u, delta=u.delta | {n: honest[0].delta[n] for n in (middle.A, middle.B)})
+        if u.client < 2
+        else u
+        for u in updates
+    ]
+    result = run_round(strategies.build("krum"), state, layout, disguised)
+    after = effective(far, result.state, FORM).dense()
+    assert min(float((after - FORM.scale * u.trained(far.B) @ u.trained(far.A)).norm()) for u in honest) < 1e-9
+
+
+def test_norm_bound_leaves_short_updates_alone():
+    geometry = torch.diag(torch.tensor([1.0, 4.0, 100.0, float("nan")], dtype=torch.float64))
+    shares = strategies.build("norm_bound(bound=2.0)").reweigh((0.25, 0.25, 0.25, 0.25), geometry)
+    assert shares == pytest.approx((1 / 3, 1 / 3, 0.2 / 3, 0))
+
+
+def test_the_shared_basis_holds_all_updates_exactly_when_it_is_large_enough():
+    state = random_state(layout, 1, torch.float64)
+    pair = layout.pairs[0]
+    updates = random_updates(strategies.build("median"), state, layout, [Client(ClientForm(1, 2.0))] * 3, 1)
+    changes = [change(pair, u) for u in updates]
+    U = shared_basis(changes, 12)
+    for D in changes:
+        assert torch.allclose(U @ (U.T @ D.dense()), D.dense())
+    assert torch.allclose((U.T @ U)[:4, :4], torch.eye(4).double())
+
+
+def test_a_huge_update_does_not_turn_the_basis():
+    state = random_state(layout, 1, torch.float64)
+    pair = layout.pairs[0]
+    updates = random_updates(strategies.build("median"), state, layout, [Client(FORM)] * 4, 1)
+    changes = [change(pair, u) for u in updates]
+    U = shared_basis(changes, 3)
+    V = shared_basis([changes[0].scaled(1e6), *changes[1:]], 3)
+    assert torch.allclose(U @ U.T, V @ V.T)

@@ -1,0 +1,240 @@
+"""What each rule promises beyond exactness, against its equation written out on dense matrices."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
+from fedpeft.aggregation.strategy import effective, strategies
+from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
+
+FORM = ClientForm(4, 8.0)
+EQUAL = [Client(FORM, 3.0), Client(FORM, 1.0), Client(FORM, 4.0)]
+MIXED = [Client(ClientForm(2, 8.0), 3.0), Client(ClientForm(4, 6.0), 1.0), Client(ClientForm(3, 6.0), 4.0)]
+layout = lora_layout([(12, 9)], FORM, head=(3, 5))
+(pair,) = layout.pairs
+
+
+def a_round(spec, clients, round=1, seed=0, size=0.5, state=None):
+    strategy = strategies.build(spec)
+    state = state or random_state(layout, 1, torch.float64)
+    updates = random_updates(strategy, state, layout, clients, 2, round, size)
+    return run_round(strategy, state, layout, updates, round, seed), updates, state
+
+
+def shares(updates):
+    total = sum(u.weight for u in updates)
+    return [u.weight / total for u in updates]
+
+
+def mean_of_products(updates):
+    return sum(
+        p * u.form.scale * u.trained(pair.B) @ u.trained(pair.A) for p, u in zip(shares(updates), updates, strict=True)
+    )
+
+
+def weight(state):
+    return effective(pair, state, FORM).dense()
+
+
+def pad(tensor, rows, columns):
+    return torch.nn.functional.pad(tensor, (0, columns - tensor.shape[1], 0, rows - tensor.shape[0]))
+
+
+def test_fedit_errs_by_the_covariance_of_the_factors():
+    result, updates, _ = a_round("fedit", EQUAL)
+    A, B = result.state[pair.A], result.state[pair.B]
+    covariance = sum(
+        p * (u.trained(pair.B) - B) @ (u.trained(pair.A) - A) for p, u in zip(shares(updates), updates, strict=True)
+    )
+    assert torch.allclose(mean_of_products(updates) - weight(result.state), FORM.scale * covariance)
+
+
+def test_the_head_gets_the_weighted_mean():
+    for spec in ("fedit", "flexlora", "hetlora", "ffa_lora"):
+        result, updates, _ = a_round(spec, EQUAL)
+        mean = sum(p * u.trained("head.weight") for p, u in zip(shares(updates), updates, strict=True))
+        assert torch.allclose(result.state["head.weight"], mean)
+
+
+def test_ffa_trains_and_ships_only_b_and_the_head():
+    result, updates, state = a_round("ffa_lora", MIXED)
+    assert set(updates[0].delta) == {pair.B, "head.weight", "head.bias"}
+    assert torch.equal(result.state[pair.A], state[pair.A])
+    assert torch.equal(updates[0].received[pair.A], state[pair.A][:2])
+
+
+def test_ffa_can_keep_ranks_that_a_client_lacks():
+    still = [dataclasses.replace(c, weight=1.0) for c in MIXED]
+    kept, _, state = a_round("ffa_lora(missing_ranks=keep)", still, size=0.0)
+    assert torch.allclose(kept.state[pair.B], state[pair.B])
+    diluted, _, state = a_round("ffa_lora", still, size=0.0)
+    owners = torch.tensor([1, 1, 2 / 3, 1 / 3], dtype=torch.float64)
+    assert torch.allclose(diluted.state[pair.B], state[pair.B] * owners)
+
+
+def test_rolora_alternates():
+    for round, changed, frozen in ((1, pair.B, pair.A), (2, pair.A, pair.B)):
+        result, updates, state = a_round("rolora", MIXED, round)
+        assert torch.equal(result.state[frozen], state[frozen])
+        assert not torch.equal(result.state[changed], state[changed])
+        assert all(frozen not in u.delta for u in updates)
+
+
+def test_clients_of_any_form_start_from_the_same_effective_ranks():
+    for spec in ("ffa_lora", "rolora", "flexlora", "hetlora"):
+        strategy = strategies.build(spec)
+        state = random_state(layout, 1, torch.float64)
+        for round in (1, 2):
+            sent = strategy.dispatch(state, layout, ClientForm(3, 5.0), round)
+            expected = FORM.scale * state[pair.B][:, :3] @ state[pair.A][:3]
+            assert torch.allclose(5 / 3 * sent[pair.B] @ sent[pair.A], expected)
+
+
+def test_fedsa_averages_a_and_keeps_the_rest_private():
+    fedsa = strategies.build("fedsa_lora")
+    assert fedsa.private(layout) == {pair.B, "head.weight", "head.bias"}
+    assert strategies.build("fedsa_lora(share_head=True)").private(layout) == {pair.B}
+    result, updates, _ = a_round("fedsa_lora", EQUAL)
+    mean = sum(p * u.trained(pair.A) for p, u in zip(shares(updates), updates, strict=True))
+    assert torch.allclose(result.state[pair.A], mean)
+
+
+def test_fedsvd_keeps_the_product_and_makes_a_orthonormal():
+    state = random_state(layout, 1, torch.float64)
+    plain, _, _ = a_round("ffa_lora", MIXED, state=state)
+    result, _, _ = a_round("fedsvd", MIXED, state=state)
+    assert torch.allclose(weight(result.state), weight(plain.state))
+    A, B = result.state[pair.A], result.state[pair.B]
+    assert torch.allclose(A @ A.T, torch.eye(4).double())
+    assert (B.norm(dim=0).diff() <= 0).all()
+    skipped, _, _ = a_round("fedsvd(every=2)", MIXED, state=state)
+    assert torch.equal(skipped.state[pair.A], state[pair.A])
+
+
+def test_flora_starts_anew_from_the_seed_round_and_layer():
+    one, updates, state = a_round("flora", MIXED, round=1, seed=5)
+    again, _, _ = a_round("flora", MIXED, round=1, seed=5)
+    later, _, _ = a_round("flora", MIXED, round=2, seed=5)
+    other, _, _ = a_round("flora", MIXED, round=1, seed=6)
+    assert one.state[pair.B].count_nonzero() == 0
+    assert one.state[pair.A].abs().max() <= 1 / 3
+    assert torch.equal(one.state[pair.A], again.state[pair.A])
+    for result in (later, other):
+        assert not torch.equal(one.state[pair.A], result.state[pair.A])
+    assert not any(torch.equal(one.state[pair.A], t) for t in (state[pair.A], updates[1].trained(pair.A)))
+    assert one.residuals[pair.module].width == 2 + 4 + 3
+
+
+def test_fedex_residual_has_the_rank_it_promises():
+    result, _, _ = a_round("fedex_lora", [Client(FORM)] * 2)
+    assert torch.linalg.matrix_rank(result.residuals[pair.module].dense()) == 4  # (K - 1) r
+
+
+def test_flexlora_revives_dead_ranks():
+    state = random_state(layout, 1, torch.float64)
+    result, _, _ = a_round("flexlora", [Client(ClientForm(2, 8.0))], state=state)
+    assert result.state[pair.B][:, 2:].count_nonzero() == 0
+    assert torch.equal(result.state[pair.A][2:], state[pair.A][2:])
+
+
+def test_hetlora_weighs_by_the_norms_of_the_products():
+    result, updates, _ = a_round("hetlora", MIXED)
+    norms = [float((u.form.scale * u.trained(pair.B) @ u.trained(pair.A)).norm()) for u in updates]
+    A = sum(n / sum(norms) * pad(u.trained(pair.A), 4, 9) for n, u in zip(norms, updates, strict=True))
+    B = sum(
+        n / sum(norms) * u.form.scale / FORM.scale * pad(u.trained(pair.B), 12, 4)
+        for n, u in zip(norms, updates, strict=True)
+    )
+    assert torch.allclose(result.state[pair.A], A)
+    assert torch.allclose(result.state[pair.B], B)
+
+
+def test_hetlora_gives_up_ranks_that_shrink():
+    hetlora = strategies.build("hetlora(decay=0.5)")
+    state = random_state(layout, 1, torch.float64)
+    (update,) = random_updates(hetlora, state, layout, [Client(FORM)], 2, size=0.0)
+    update.delta[pair.B][:, 2:] -= 0.5 * state[pair.B][:, 2:]
+    assert hetlora.next_form(update, layout) == ClientForm(2, 4.0)  # the scale stays 2
+    update.delta[pair.B][:, 2:] += state[pair.B][:, 2:]
+    assert hetlora.next_form(update, layout) == FORM
+
+
+def test_raflora_averages_each_rank_over_its_owners():
+    result, updates, _ = a_round("raflora", MIXED)
+    expected = torch.zeros(12, 9, dtype=torch.float64)
+    for j in range(4):
+        owners = [(p, u) for p, u in zip(shares(updates), updates, strict=True) if u.form.rank > j]
+        total = sum(p for p, _ in owners)
+        for p, u in owners:
+            expected += p / total * u.form.scale * torch.outer(u.trained(pair.B)[:, j], u.trained(pair.A)[j])
+    U, S, Vt = torch.linalg.svd(expected)
+    assert torch.allclose(weight(result.state), (U[:, :4] * S[:4]) @ Vt[:4])
+
+
+def test_raflora_is_flexlora_when_ranks_are_equal():
+    one, updates, _ = a_round("raflora", EQUAL)
+    other, _, _ = a_round("flexlora", EQUAL)
+    assert torch.allclose(weight(one.state), weight(other.state))
+    assert len(updates) == 3
+
+
+def test_lora_fair_is_nearer_than_the_means_and_knows_no_unit():
+    fair, updates, state = a_round("lora_fair", MIXED)
+    means, _, _ = a_round("fedex_lora", MIXED, state=state)
+    exact = mean_of_products(updates)
+    assert (weight(fair.state) - exact).norm() < 0.9 * (weight(means.state) - exact).norm()
+    rescaled = [
+        dataclasses.replace(
+            u,
+            delta=u.delta | {pair.A: 10 * u.trained(pair.A) - u.received[pair.A]},
+        )
+        for u in updates
+    ]
+    tenfold = run_round(strategies.build("lora_fair"), state, layout, rescaled)
+    assert torch.allclose(weight(tenfold.state), 10 * weight(fair.state))
+
+
+@pytest.mark.parametrize("round", [1, 2])
+def test_fedrot_undoes_rotations_of_the_factors(round):
+    """Clients hold the global product in turned factors: their means spoil it, the means of the rotated ones do not."""
+    generator = torch.Generator().manual_seed(0)
+    state = random_state(layout, 1, torch.float64)
+    updates = random_updates(strategies.build("fedit"), state, layout, EQUAL, 2, size=0.0)
+    for u in updates:
+        Q, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))
+        Q[:, 0] *= torch.linalg.det(Q).sign()
+        u.delta[pair.A] = Q.T @ state[pair.A] - state[pair.A]
+        u.delta[pair.B] = state[pair.B] @ Q - state[pair.B]
+    turned = run_round(strategies.build("fedit"), state, layout, updates, round)
+    full = run_round(strategies.build("fedrot_lora(strength=1.0)"), state, layout, updates, round)
+    none = run_round(strategies.build("fedrot_lora(strength=0)"), state, layout, updates, round)
+    assert (weight(turned.state) - weight(state)).norm() > 0.1 * weight(state).norm()
+    assert torch.allclose(weight(full.state), weight(state))
+    assert torch.allclose(weight(none.state), weight(turned.state))
+
+
+def test_fed_sb_is_exact_with_mixed_alphas():
+    core = TensorSpec("layer.0.lora_R.weight", (4, 4), "plain", "layer.0")
+    square = Layout((core,), FORM)
+    fed_sb = strategies.build("fed_sb")
+    state = random_state(square, 1, torch.float64)
+    clients = [Client(ClientForm(4, 8.0), 3.0), Client(ClientForm(4, 2.0), 1.0)]
+    updates = random_updates(fed_sb, state, square, clients, 2)
+    result = run_round(fed_sb, state, square, updates)
+    exact = sum(p * u.form.scale * u.trained(core.name) for p, u in zip(shares(updates), updates, strict=True))
+    assert torch.allclose(FORM.scale * result.state[core.name], exact)
+
+
+def test_flasc_sends_and_takes_the_largest_entries_of_the_whole_adapter():
+    flasc = strategies.build("flasc(down=0.25, up=0.1)")
+    state = random_state(layout, 1)
+    sent = flasc.dispatch(state, layout, FORM, 1)
+    factors = torch.cat([state[n].abs().flatten() for n in (pair.A, pair.B)])
+    kept = torch.cat([sent[n].abs().flatten() for n in (pair.A, pair.B)])
+    assert kept.count_nonzero() == round(0.25 * len(factors))
+    assert kept[kept > 0].min() >= factors[kept == 0].max()
+    assert torch.equal(sent["head.weight"], state["head.weight"])
+    (update,) = random_updates(flasc, state, layout, [Client(FORM)], 2)
+    assert sum(int(update.delta[n].count_nonzero()) for n in (pair.A, pair.B)) == round(0.1 * len(factors))

@@ -1,0 +1,185 @@
+"""The audit: its bounds where the truth is known, honest mechanisms, planted faults, membership inference."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from fedpeft.clients import private
+
+from fedpeft.audit.__main__ import CanaryAudit, main, run
+from fedpeft.audit.bounds import bounds, gaussian_epsilon, one_run_bound
+from fedpeft.audit.membership import area
+from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.peft import saved_adapter
+from fedpeft.privacy.accountant import Event, epsilon
+from fedpeft.privacy.mechanisms import local_dp, user_dp
+from fedpeft.privacy.noise import RunKey
+from fedpeft.simulate import main as simulate
+
+QUIET_Q1 = {"rounds": 10, "canaries": 400}
+DELTA = 1e-5
+HONEST = ["user_dp", "dp_sgd", "local_dp"]
+
+
+def audited(mechanism: str, folder, **given):
+    text = f"{mechanism}(noise_multiplier=4, clip=0.5, dp_delta={DELTA})"
+    return run(CanaryAudit(**{**QUIET_Q1, "privacy": text, **given}), folder)
+
+
+# ---------------------------------------------------------------------------------------------------------- the bounds
+
+
+@pytest.mark.parametrize("true_epsilon", [0.5, 2.0, 4.0])
+def test_randomized_response_is_never_refuted_and_strong_leaks_are(true_epsilon):
+    """Each canary's bit is told rightly with probability e^eps / (1 + e^eps): exactly eps-DP."""
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        included = random.random(1000) < 0.5
+        right = random.random(1000) < 1 / (1 + np.exp(-true_epsilon))
+        scores = np.where(right == included, 1.0, 0.0) + 1e-6 * random.random(1000)
+        found = one_run_bound(scores, included, 1e-9)
+        assert found <= true_epsilon
+        assert found > 0.5 * true_epsilon - 0.5
+
+
+def test_scores_that_say_nothing_refute_nothing():
+    random = np.random.default_rng(1)
+    for _ in range(50):
+        found = bounds(random.standard_normal(400), random.random(400) < 0.5, DELTA)
+        assert found.largest == 0
+
+
+def test_the_gaussian_profile_is_the_accountants():
+    for mu in (0.3, 0.79, 2.0):
+        assert gaussian_epsilon(mu, DELTA) == pytest.approx(epsilon({Event(1 / mu, 1.0): 1}, DELTA), abs=0.03)
+    assert gaussian_epsilon(-1.0, DELTA) == 0
+
+
+# -------------------------------------------------------------------------------------------------- honest and faulty
+
+
+@pytest.mark.parametrize("mechanism", HONEST)
+def test_an_honest_mechanism_passes_and_is_not_trivially_bounded(mechanism, tmp_path):
+    verdict = audited(mechanism, tmp_path)
+    assert verdict.claimed == pytest.approx(3.35, abs=0.03)
+    assert verdict.passed
+    assert verdict.bounds.fit > 0.3
+
+
+@pytest.mark.parametrize(
+    ("strategy", "codec"), [("fedsvd", "bf16"), ("rolora", "topk(fraction=0.5) | quantize(bits=8) | pack")]
+)
+def test_codec_and_strategy_do_not_change_what_is_claimed(strategy, codec, tmp_path):
+    verdict = audited("user_dp", tmp_path, strategy=strategy, codec=codec)
+    assert verdict.passed
+    assert verdict.bounds.fit > 0.3
+
+
+def halve(monkeypatch):
+    for module in (user_dp, local_dp, private):
+        whole = module.gaussian
+        monkeypatch.setattr(module, "gaussian", lambda stream, like, whole=whole: 0.5 * whole(stream, like))
+
+
+def skip_clipping(monkeypatch):
+    for module in (user_dp, local_dp):
+        monkeypatch.setattr(module, "norm", lambda _state: 0.0)
+
+    def add_up(self):
+        for parameter in self.params:
+            parameter.summed_grad = parameter.grad_sample.sum(0)
+
+    monkeypatch.setattr(private.SecretNoise, "clip_and_accumulate", add_up)
+
+
+def reuse_noise(monkeypatch):
+    stream = RunKey.stream
+
+    def once(self, purpose, *ids):
+        if "noise" in purpose:
+            ids = ids[-1:] if purpose == "local noise" else ()  # forgets the round
+        return stream(self, purpose, *ids)
+
+    monkeypatch.setattr(RunKey, "stream", once)
+
+
+@pytest.mark.parametrize("mechanism", HONEST)
+@pytest.mark.parametrize("fault", [halve, skip_clipping, reuse_noise])
+def test_planted_faults_are_caught(fault, mechanism, tmp_path, monkeypatch):
+    fault(monkeypatch)
+    verdict = audited(mechanism, tmp_path)
+    assert not verdict.passed
+    assert verdict.bounds.fit > verdict.claimed
+
+
+@pytest.mark.parametrize("mechanism", ["user_dp", "dp_sgd"])
+def test_missing_clipping_is_caught_by_the_one_run_bound_too(mechanism, tmp_path, monkeypatch):
+    skip_clipping(monkeypatch)
+    text = f"{mechanism}(noise_multiplier=4, clip=0.5, dp_delta=1e-6)"
+    verdict = audited(mechanism, tmp_path, privacy=text, canaries=1000)
+    assert verdict.bounds.one_run > verdict.claimed
+
+
+def test_sampling_amplifies_as_claimed(tmp_path):
+    """q = 1/2: canaries take part in about half of the rounds."""
+    verdict = audited("user_dp", tmp_path, rate=0.5)
+    assert verdict.claimed < 2.5
+    assert verdict.passed
+
+
+def test_the_command(capsys):
+    given = ["--rounds", "2", "--canaries", "40"]
+    assert main(["--privacy", "local_dp(noise_multiplier=4)", *given]) == 0
+    assert "consistent" in capsys.readouterr().out
+    assert main(["--privacy", "none", *given]) == 2
+    assert "claims nothing" in capsys.readouterr().err
+    assert main([]) == 2
+
+
+# ------------------------------------------------------------------------------------------------------- membership
+
+
+def test_the_area_is_a_rank_statistic():
+    members, others = np.array([0.1, 0.3]), np.array([0.2, 0.4, 0.5])
+    expected = np.mean([[m < o for o in others] for m in members])
+    assert area(members, others, np.ones(3)) == pytest.approx(expected)
+    assert area(members, others, np.array([1.0, 0.0, 0.0])) == pytest.approx(0.5)
+
+
+@pytest.mark.slow
+def test_a_run_attacks_itself_when_asked_to(tmp_path, capsys):
+    words = ["--dataset", "tiny", "--tokens", "32", "--clients", "4", "--cohort", "all", "--rounds", "1", "--workers",
+             "1", "--dtype", "fp32", "--head", "zero", "--local-steps", "2", "--peft", "lora(rank=2)"]  # fmt: skip
+    found = []
+    for name, privacy in (("plain", "none(audit=True)"), ("private", "user_dp(epsilon=2, clip=1.0, audit=True)")):
+        assert simulate([*words, "--privacy", privacy, "--output", str(tmp_path / name)]) == 0
+        found.append(json.loads((tmp_path / name / "summary.json").read_text()))
+    plain, protected = found
+    assert plain["epsilon"] is None
+    assert "audit_epsilon" not in plain
+    assert 0.3 < plain["membership_auc"] <= plain["membership_auc_worst"] < 0.8
+    assert protected["audit_passed"]
+    assert protected["audit_epsilon"] <= protected["audit_claimed"]
+    capsys.readouterr()
+    assert main([str(tmp_path / "plain"), str(tmp_path / "private")]) == 0
+    assert f"{plain['membership_auc']:.3f}" in capsys.readouterr().out
+
+
+def test_runs_and_a_mechanism_are_not_given_together(tmp_path, capsys):
+    assert main([str(tmp_path), "--privacy", "user_dp(noise_multiplier=4)"]) == 2
+    assert "not both" in capsys.readouterr().err
+    (tmp_path / "serve.toml").write_text("")
+    assert main([str(tmp_path)]) == 2
+    assert "its rows have stayed with the clients" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_on_a_base_in_four_bits_is_attacked_on_that_base(tmp_path, monkeypatch):
+    words = ["--dataset", "tiny", "--clients", "4", "--tokens", "16", "--rounds", "1", "--workers", "1"]
+    assert simulate([*words, "--dtype", "fp32", "--peft", "qlora", "--output", str(tmp_path / "run")]) == 0
+    seen, load = [], saved_adapter.load
+    monkeypatch.setattr(saved_adapter, "load", lambda *given: seen.append(given[2]) or load(*given))
+    assert main([str(tmp_path / "run")]) == 0
+    assert any(isinstance(module, QuantizedLinear) for module in seen[0].modules())

@@ -1,0 +1,221 @@
+"""The batched executor against the reference, and a client's independence of whom it is trained with."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fedpeft.clients.batched import BatchedExecutor
+from fedpeft.clients.executor import Job, LocalTraining
+from fedpeft.clients.sequential import SequentialExecutor
+from transformers import AutoConfig, AutoModel
+
+from fedpeft.errors import AssetError
+from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
+from fedpeft.models.task import DTYPES, adapter_dtype
+from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.method import PEFT_METHODS
+
+SHARDS = [
+    np.arange(0, 20),
+    np.arange(20, 50),
+    np.arange(50, 57),
+    np.arange(57, 100),
+    np.array([100]),
+    np.arange(101, 130),
+]
+
+
+def build(tiny, spec: str, dtype: str, clients: int = 4):
+    task, rows, folder, classes = tiny
+    method = PEFT_METHODS.build(spec)
+    reference = task.model(task.base(folder, DTYPES[dtype]), classes)
+    method.attach(reference, dtype)
+    layout = method.layout(reference)
+    noise = torch.Generator().manual_seed(0)
+    start = {
+        name: (t + 0.05 * torch.randn(t.shape, generator=noise)).to(adapter_dtype(dtype))
+        for name, t in method.start(reference, 0).items()
+    }
+    plain = task.model(task.base(folder, DTYPES[dtype]), classes)
+    sequential = SequentialExecutor(reference, task, rows, layout)
+    batched = BatchedExecutor(plain, task, method, rows, layout, clients, "native")
+    return sequential, batched, layout, start
+
+
+def jobs(layout, start, shards=SHARDS, forms=None, **training):
+    made = []
+    for client, rows in enumerate(shards):
+        form = forms[client] if forms else layout.form
+        shapes = layout.with_form(form).shapes
+        received = {n: t[tuple(slice(0, s) for s in shapes[n])].clone() for n, t in start.items()}
+        proximal = training.get("proximal", 0.0)
+        local = LocalTraining(**{"batch_size": 8, **{k: v for k, v in training.items() if k != "proximal"}})
+        made.append(Job(client, 1, 7, rows, received, frozenset(layout.names), local, 1e-3, proximal, form))
+    return made
+
+
+def worst(one, other, received) -> float:
+    return max(
+        float((a.state[n] - b.state[n]).norm() / (a.state[n] - job.received[n]).norm().clamp(min=1e-300))
+        for a, b, job in zip(one, other, received, strict=True)
+        for n in a.state
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "training"),
+    [
+        ("lora(rank=4, layers=0)", {}),
+        ("lora(rank=4, layers=1, targets=('query', 'value'))", {"steps": 5}),
+        ("lora(rank=4, dropout=0.2)", {}),
+        ("lora(rank=4)", {"proximal": 0.1}),
+        ("lora(rank=4)", {"max_norm": 0.05}),
+        ("lora(rank=4)", {"optimizer": "sgd", "epochs": 1.5}),
+        ("lora(rank=4)", {"head_rate": 0.1, "weight_decay": 0.1, "warmup": 3}),
+        ("ia3(layers=0)", {}),
+    ],
+)
+def test_batched_equals_sequential_in_fp64(tiny, spec, training):
+    sequential, batched, layout, start = build(tiny, spec, "fp64")
+    work = jobs(layout, start, **training)
+    one, other = list(sequential.train(work)), list(batched.train(work))
+    assert worst(one, other, work) < 1e-10
+    assert [t.steps for t in one] == [t.steps for t in other]
+    assert [t.loss for t in one] == pytest.approx([t.loss for t in other], rel=1e-12)
+
+
+def test_clients_of_different_ranks_and_alphas_train_in_one_pass(tiny):
+    sequential, batched, layout, start = build(tiny, "lora(rank=6, alpha=12)", "fp64")
+    forms = [ClientForm(r, a) for r, a in ((2, 4), (6, 12), (3, 1), (1, 8), (6, 3), (4, 4))]
+    work = jobs(layout, start, forms=forms)
+    one, other = list(sequential.train(work)), list(batched.train(work))
+    assert worst(one, other, work) < 1e-10
+    name = layout.pairs[0].A
+    assert [t.state[name].shape[0] for t in other] == [form.rank for form in forms]
+
+
+def test_first_fp32_gradient_agrees(tiny):
+    sequential, batched, layout, start = build(tiny, "lora(rank=4)", "fp32")
+    steps = jobs(layout, start, optimizer="sgd", steps=1)
+    work = [replace(job, learning_rate=1e3) for job in steps]  # one step is the gradient, the start is lost in it
+    assert worst(list(sequential.train(work)), list(batched.train(work)), work) < 1e-5
+
+
+def test_a_client_does_not_depend_on_its_neighbours(tiny):
+    _, batched, layout, start = build(tiny, "lora(rank=4, dropout=0.1)", "fp64")
+    work = jobs(layout, start)
+    together = list(batched.train(work))
+    alone = [next(iter(batched.train([job]))) for job in reversed(work)][::-1]
+    assert worst(together, alone, work) < 1e-10
+
+
+def test_a_client_does_not_depend_on_those_before_it(tiny):
+    sequential, _, layout, start = build(tiny, "lora(rank=4, dropout=0.1)", "fp64")
+    work = jobs(layout, start)
+    together = list(sequential.train(work))
+    alone = [next(iter(sequential.train([job]))) for job in reversed(work)][::-1]
+    for a, b in zip(together, alone, strict=True):
+        assert all(torch.equal(a.state[n], b.state[n]) for n in a.state)
+
+
+def test_only_the_named_tensors_are_trained(tiny):
+    for executor, layout, start in ((e, lay, s) for *ex, lay, s in [build(tiny, "lora(rank=4)", "fp32")] for e in ex):
+        factors = frozenset(p.B for p in layout.pairs)
+        [job] = jobs(layout, start, SHARDS[:1])
+        [trained] = executor.train([replace(job, trained=factors)])
+        assert set(trained.state) == factors
+        assert all(not torch.equal(trained.state[n], start[n]) for n in factors)
+        [again] = executor.train([job])  # and nothing of it is left behind
+        assert set(again.state) == set(layout.names)
+
+
+def test_what_a_full_disk_has_no_room_for_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
+    _, rows, _, _ = tiny
+    store = FrozenStore(tmp_path / "frozen", rows, 1, 64, torch.float32)
+    real, sizes = os.posix_fallocate, []
+
+    def nearly_full(file, offset, size):
+        sizes.append(size)
+        if len(sizes) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file, offset, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedpeft.models.frozen_blocks.os.posix_fallocate", nearly_full)
+        with pytest.raises(AssetError, match=r"MB for frozen layers' output \(No space left on device\)"):
+            store.missing()
+    assert not list((tmp_path / "frozen").iterdir())
+    assert store.missing(), "room has been made"
+
+
+def test_reusing_the_frozen_part_changes_nothing(tiny, tmp_path):
+    task, rows, folder, classes = tiny
+    _, whole, layout, start = build(tiny, "lora(rank=4, layers=1)", "fp64")
+    base = task.base(folder, torch.float64)
+    depth = base.config.num_hidden_layers - 1
+    store = FrozenStore(tmp_path / "frozen", rows, depth, base.config.hidden_size, torch.float64)
+    for tile in store.missing():
+        store.fill(tile, base)
+    assert store.missing() == []
+    model = task.model(above(base, depth), classes)
+    method = PEFT_METHODS.build("lora(rank=4, layers=1)")
+    top = BatchedExecutor(model, task, method, HiddenRows(store), layout, 4, "native")
+    work = jobs(layout, start)
+    assert worst(list(whole.train(work)), list(top.train(work)), work) < 1e-10
+    index = np.arange(50)
+    assert top.evaluate(start, index).loss == pytest.approx(whole.evaluate(start, index).loss, rel=1e-12)
+    head = task.model(task.base(folder, torch.float64), classes)
+    expected = head.features(rows.batch(index)).detach()
+    assert torch.allclose(store.features(index), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "startable"),
+    [
+        ("bert", {"intermediate_size": 32}, True),
+        ("roberta", {"intermediate_size": 32}, True),
+        ("distilbert", {"hidden_dim": 32}, True),
+        ("gpt2", {}, False),  # it would add its positions once more
+    ],
+)
+@pytest.mark.parametrize("share", [1.0, 0.05])
+def test_only_models_that_can_start_from_hidden_states_do(kind, settings, startable, share):
+    """Positions that are small beside the words count, too."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 30}
+    torch.manual_seed(0)
+    base = AutoModel.from_config(AutoConfig.for_model(kind, **sizes, **settings))
+    for name, weight in base.named_parameters():
+        if "position" in name or "wpe" in name:
+            weight.data *= share
+    assert can_start_at(base, 2) == startable
+    assert base.training
+
+
+def test_the_learning_rate_of_a_round_rises_over_the_warmup():
+    parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer, warmup = LocalTraining(optimizer="sgd", warmup=3).optimizer_for({"x": parameter}, 0.4)
+    moved = []
+    for _ in range(5):
+        before = parameter.item()
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        warmup.step()
+        moved.append(before - parameter.item())
+    assert moved == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_batches_cover_the_rows_once_per_pass_whatever_their_length(tiny, size):
+    _, rows, *_ = tiny
+    job = Job(3, 2, 5, np.arange(40, 77), {}, frozenset(), LocalTraining(batch_size=size, epochs=2.0), 1e-3)
+    batches = job.batches(rows.lengths)
+    half = len(batches) // 2
+    assert sorted(np.concatenate(batches[:half])) == sorted(np.concatenate(batches[half:])) == list(range(40, 77))
+    assert all(np.array_equal(a, b) for a, b in zip(batches, job.batches(rows.lengths), strict=True))
+    other = Job(4, 2, 5, np.arange(40, 77), {}, frozenset(), LocalTraining(batch_size=size, epochs=2.0), 1e-3)
+    assert any(not np.array_equal(a, b) for a, b in zip(batches, other.batches(rows.lengths), strict=True))

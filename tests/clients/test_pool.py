@@ -1,0 +1,95 @@
+"""The pool of worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from fedpeft.clients.pool import Pool, Worker, result
+
+from fedpeft.config import RunConfig
+from fedpeft.errors import RunError
+from fedpeft.run.records import Records
+from fedpeft.simulation.simulation import Simulation
+
+TINY = {"dataset": "tiny", "clients": 4, "tokens": 16, "dtype": "fp32", "workers": 1}
+
+
+@pytest.mark.slow
+def test_workers_start_with_a_plan_larger_than_a_pipe(tmp_path, observer):
+    """Labels of many rows travel with it where an attack changes them."""
+    simulation = Simulation(RunConfig(**TINY), tmp_path, observer)
+    single = simulation.pool
+    work = replace(simulation.work, labels=np.zeros(1_000_000, dtype=np.int64))
+    pool = Pool(work, single._local.clients.plan, 3, ["cpu"])
+    try:
+        calls = [pool.submit(Worker.fill, work.data_key, work.depth, []) for _ in range(6)]
+        assert [result(call) for call in calls] == [0] * 6
+    finally:
+        pool.close()
+
+
+def test_a_gpu_without_memory_is_one_sentence():
+    future = Future()
+    future.set_exception(torch.OutOfMemoryError("tried to allocate 2 GiB"))
+    with pytest.raises(RunError, match="smaller --batch-size"):
+        result(future)
+
+
+def test_what_frozen_layers_make_of_rows_is_kept_apart_by_device(tmp_path, observer):
+    work = Simulation(RunConfig(**TINY), tmp_path, observer).work
+    places = [replace(work, device=device) for device in ("cpu", "cuda:0", "cuda:1")]
+    folders = [place.store(work.data_key, work.depth).folder for place in places]
+    assert folders[0] != folders[1] == folders[2]
+
+
+def alive(group: int) -> list[psutil.Process]:
+    """The processes of a process group that have not ended."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):
+            if process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == group:
+                found.append(process)
+    return found
+
+
+@pytest.mark.slow
+def test_pressing_ctrl_c_twice_ends_the_run_and_its_workers(tmp_path):
+    """The second press finds the workers being ended, in the middle of their training."""
+    folder = tmp_path / "run"
+    words = ["--" + name.replace("_", "-") + f"={value}" for name, value in {**TINY, "workers": 2}.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedpeft.simulate", *words, "--rounds=100000", f"--output={folder}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in background jobs
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(Records(folder).read("rounds.jsonl")) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for pause in (0.02, 0.0):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(pause)
+        shown, _ = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert "interrupted; continue with" in shown
+        assert "Traceback" not in shown
+        while (left := alive(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not left
+    finally:
+        process.kill()

@@ -1,0 +1,310 @@
+"""What is sent down: versions of the state, differences between them, and what it costs to come back after a while."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.communication.base_residual import Residual
+from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.codecs.grid import at_step_of
+from fedpeft.communication.downlink import DOWNLINKS, Downlink, arrival, balanced, parse_downlink, start_for
+from fedpeft.communication.versions import LONGEST, Versions
+from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.server.rounds import Server
+from fedpeft.simulate import main
+
+TINY = ["--dataset", "tiny", "--tokens", "32", "--clients", "6", "--cohort", "3", "--rounds", "4", "--dtype", "fp32",
+        "--workers", "1", "--local-steps", "2", "--head", "zero", "--peft", "lora(rank=4, layers=1)",
+        "--optimizer", "adamw", "--learning-rate", "0.003"]  # fmt: skip
+SHAPES = {"q.lora_A": (4, 48), "q.lora_B": (32, 4), "head.weight": (5, 16)}
+
+
+def run(folder: Path, *more: str) -> dict:
+    assert main([*TINY, "--output", str(folder), *more]) == 0
+    return json.loads((folder / "summary.json").read_text())
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors") | load_file(folder / "adapter/head.safetensors")
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
+
+
+def walk(rounds: int, scale: float = 0.005, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    """A state that moves from zero, a step a round."""
+    generator = torch.Generator().manual_seed(seed)
+    states = [{name: torch.zeros(shape) for name, shape in SHAPES.items()}]
+    for _ in range(rounds):
+        states.append({n: t + scale * torch.randn(t.shape, generator=generator) for n, t in states[-1].items()})
+    return states[1:]
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal with the signs of zeros."""
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))
+
+
+# ---------------------------------------------------------------------------------------------------------- the grid
+
+
+@given(
+    st.integers(0, 1000),
+    st.sampled_from(["bits=3.0", "bits=1.5, dead=0.2", "step=0.01"]),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 1.0, 30.0]),
+)
+def test_every_version_leads_to_the_same_bits(seed, how, held, head):
+    """Also where the head is as large as a closed form makes it, and has a coarser step of its own."""
+    codec = parse_codec(f"grid({how}) | rans")
+    versions = walk(5, seed=seed)
+    for state in versions:
+        state["head.weight"] *= head or 1.0
+    before, after = (balanced(versions[v]) if head else None for v in (held, 4))
+    before = decode(codec.encode(versions[held], weights=before), SHAPES)
+    whole = codec.encode(versions[4], weights=after)
+    there = decode(whole, SHAPES)
+    exact = at_step_of(codec, whole, SHAPES)
+    difference = exact.encode(there, weights=after, reference=(held + 1, before), shapes=SHAPES)
+    again = decode(difference, SHAPES, references={held + 1: before})
+    assert all(same_bits(again[name], there[name]) for name in SHAPES)
+
+
+def test_a_level_that_falls_to_zero_leaves_no_sign_behind():
+    """Else the next difference would be refused as one to another state: -0 == 0, but their checksums differ."""
+    shapes = {"head.bias": (3,)}
+    moved = {"head.bias": torch.tensor([-0.01, 0.0, 0.01])}
+    before = decode(parse_codec("grid(step=0.01) | rans").encode(moved), shapes)
+    coarse = parse_codec("grid(step=0.1) | rans")
+    there = decode(coarse.encode(moved), shapes)
+    again = decode(coarse.encode(moved, reference=(1, before)), shapes, references={1: before})
+    assert same_bits(again["head.bias"], there["head.bias"])
+    payload = coarse.encode(moved, reference=(2, there))
+    assert same_bits(decode(payload, shapes, references={2: again})["head.bias"], there["head.bias"])
+
+
+def test_the_error_is_within_half_a_step_and_its_dead_zone():
+    [state] = walk(1)
+    back = decode(parse_codec("grid(step=0.004, dead=0.2) | rans").encode(state), SHAPES)
+    assert max(float((state[n] - back[n]).abs().max()) for n in SHAPES) <= 0.7 * 0.004 * (1 + 1e-6)
+
+
+def test_a_tensors_step_grows_with_the_root_of_its_magnitude():
+    [state] = walk(1)
+    state["head.weight"] *= 64
+    codec = parse_codec("grid(step=0.004) | rans")
+    weights = balanced(state)
+    plain, weighted = (decode(codec.encode(state, weights=w), SHAPES) for w in (None, weights))
+    errors = {n: float((state[n] - weighted[n]).abs().max()) for n in SHAPES}
+    assert 7 < weights["q.lora_A"].mean() / weights["head.weight"].mean() < 9
+    for name in SHAPES:
+        assert errors[name] <= 0.58 * 0.004 / float(weights[name].min()) * 2 ** (1 / 8) * (1 + 1e-6)
+    assert errors["head.weight"] > 4 * float((state["head.weight"] - plain["head.weight"]).abs().max())
+    part = {"q.lora_B": state["q.lora_B"], "head.weight": state["head.weight"]}
+    again = decode(codec.encode(part, weights=weights, shapes=SHAPES), SHAPES)
+    assert all(torch.equal(again[name], weighted[name]) for name in part), "a part of the tensors has the same steps"
+    unmoved = balanced({name: torch.zeros(shape) for name, shape in SHAPES.items()})
+    assert all(bool((w == 1.0).all()) for w in unmoved.values())
+
+
+def test_errors_do_not_add_up_and_recent_versions_are_cheaper():
+    codec = parse_codec("grid(step=0.01) | rans")
+    sizes, held = [], {}
+    for round, state in enumerate(walk(30), start=1):
+        whole = codec.encode(state)
+        held[round] = decode(whole, SHAPES)
+        assert max(float((state[n] - held[round][n]).abs().max()) for n in SHAPES) <= 0.58 * 0.01 * (1 + 1e-6)
+        if round > 10:
+            exact = at_step_of(codec, whole, SHAPES)
+            sizes.append([len(exact.encode(held[round], reference=(v, held[v]))) for v in (round - 1, round - 9)])
+            sizes[-1].append(len(whole))
+    near, far, start = (sum(column) for column in zip(*sizes, strict=True))
+    assert near < far < start
+
+
+def test_a_version_that_is_not_held_is_refused():
+    codec = parse_codec("grid(step=0.01) | rans")
+    one, two = walk(2)
+    held = decode(codec.encode(one), SHAPES)
+    payload = codec.encode(two, reference=(3, held))
+    with pytest.raises(PayloadError, match="not held"):
+        decode(payload, SHAPES)
+    with pytest.raises(PayloadError, match="differs"):
+        decode(payload, SHAPES, references={3: two})
+
+
+def test_a_grid_has_no_transform_in_front_of_it():
+    with pytest.raises(ConfigError, match="no transform"):
+        parse_codec("rotate | grid | rans").encode(walk(1)[0])
+
+
+def test_what_is_sent_down_has_the_balanced_steps(tiny):
+    task, _, folder, classes = tiny
+    model = task.model(task.base(folder, torch.float32), classes)
+    method = PEFT_METHODS.build("lora(rank=4, layers=1)")
+    method.attach(model, "fp32")
+    layout, start = method.layout(model), method.start(model, 0)
+    generator = torch.Generator().manual_seed(1)
+    scale = {name: 1.0 if name.startswith("head.") else 0.02 for name in start}
+    moved = {name: scale[name] * torch.randn(t.shape, generator=generator) for name, t in start.items()}
+    state = {name: start[name] + moved[name] for name in start}
+    rule, codec, versions = strategies.build("fedit"), parse_codec("grid(bits=3.0) | rans"), Versions()
+    residual = Residual(layout.pairs, torch.float32)
+    down = Downlink(rule, layout, codec, parse_codec("fp32"), state, start, versions, residual, 1)
+    arrived = decode(down.package(None, 0, newcomer=True).payload, layout.shapes)
+    plain = decode(codec.encode(moved, shapes=layout.shapes), layout.shapes)
+
+    def error(sent, head):
+        chosen = [name for name in start if name.startswith("head.") == head]
+        return sum(float((sent[n] - moved[n]).square().sum()) for n in chosen) ** 0.5
+
+    assert error(arrived, head=False) < 0.95 * error(plain, head=False), "the factors gain"
+    assert error(arrived, head=True) > 2 * error(plain, head=True), "the head pays"
+
+
+# ------------------------------------------------------------------------------------------------------- the versions
+
+
+def test_versions_are_kept_as_long_as_somebody_holds_them_and_survive_a_checkpoint():
+    versions, small = Versions(), ClientForm(2, 8.0)
+    for round in range(1, 6):
+        versions.add(round, {None: b"%d" % round, small: b"s%d" % round}, held=[1, 3, round])
+    assert sorted(versions.payloads[None]) == [1, 3, 5]
+    again = Versions.of(versions.state())
+    assert again == versions
+    assert again.get(small, 3) == b"s3"
+    assert again.get(small, 2) is None
+    for round in range(6, 6 + 2 * LONGEST):
+        versions.add(round, {None: b"x"}, held=range(round))
+    assert len(versions.payloads[None]) == LONGEST
+
+
+@pytest.mark.parametrize("strategy", ["fedit", "fedsa_lora", "rolora"])
+def test_the_server_knows_what_each_client_starts_from(tiny, strategy):
+    """A client that was there in round 1, another form, and a newcomer: each reads what the server thinks it does."""
+    task, _, folder, classes = tiny
+    model = task.model(task.base(folder, torch.float32), classes)
+    method = PEFT_METHODS.build("lora(rank=4, layers=1)")
+    method.attach(model, "fp32")
+    layout, start = method.layout(model), method.start(model, 0)
+    rule, codec, lossless = strategies.build(strategy), parse_codec("grid(bits=2.0) | rans"), parse_codec("fp32")
+    residual, versions = Residual(layout.pairs, torch.float32), Versions()
+    generator = torch.Generator().manual_seed(1)
+    forms = [layout.form] if strategy == "fedsa_lora" else [layout.form, ClientForm(2, 16.0)]
+    held: dict = {form: {} for form in forms}
+    state = dict(start)
+    for round in (1, 2, 3):
+        down = Downlink(rule, layout, codec, lossless, state, start, versions, residual, round)
+        for form in forms:
+            origin, shapes = start_for(rule, start, layout, form), layout.with_form(form).shapes
+            for version in ([0, *held[form]]) if round > 1 else [0]:
+                package = down.package(form, version, newcomer=not version)
+                got = arrival(package.payload, codec, shapes, origin, {version: held[form].get(version, {})})
+                assert got.state.keys() == package.state.keys()
+                assert all(torch.equal(got.state[n], package.state[n]) for n in got.state)
+                if version == 0:
+                    fresh = got.moved
+                else:
+                    assert got.state.keys() == set(layout.names) - rule.private(layout)
+                    assert len(package.payload) <= len(down.package(form, 0, newcomer=True).payload)
+            held[form][round] = fresh
+        versions.add(round, down.made, held=[1, 2, 3])
+        state = {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in state.items()}
+
+
+# ------------------------------------------------------------------------------------------------------ in a whole run
+
+
+def test_presets_choose_the_downlink_and_the_flag_overrides_it():
+    assert parse_downlink("auto", "fp32", "fp32").lossless
+    assert parse_downlink("auto", "ef14 | topk | rans", "fp32").lossless
+    assert str(parse_downlink("auto", "tiny", "fp32")) == str(parse_codec(DOWNLINKS["tiny"]))
+    assert str(parse_downlink("auto", "ef14 | by_rows | tiny", "fp32")) == str(parse_codec(DOWNLINKS["tiny"]))
+    assert str(parse_downlink("small", "fp32", "fp32")) == str(parse_codec(DOWNLINKS["small"]))
+    assert parse_downlink("fp32", "small", "fp64") == parse_codec("fp64")
+    with pytest.raises(ConfigError, match="use grid"):
+        parse_downlink("delta | quantize", "fp32", "fp32")
+    with pytest.raises(ConfigError, match="leave it out"):
+        parse_downlink("adaptive(bits=4.0, gain=1.5) | rans", "fp32", "fp32")
+
+
+def test_tiny_spends_less_on_statistics_also_behind_rules(tmp_path):
+    sent = {
+        codec: run(tmp_path / str(i), "--codec", codec, "--rounds", "1", "--head", "ridge")["prepare_bytes"]
+        for i, codec in enumerate(("small", "tiny", "by_rows | tiny"))
+    }
+    assert sent["tiny"] == sent["by_rows | tiny"] < 0.6 * sent["small"]
+
+
+def test_a_lossless_downlink_is_the_same_run_as_ever(tmp_path):
+    run(tmp_path / "auto")
+    run(tmp_path / "zstd", "--downlink", "cast | zstd")
+    one, other = adapter(tmp_path / "auto"), adapter(tmp_path / "zstd")
+    assert all(torch.equal(one[n], other[n]) for n in one)
+    assert {line["downlink_from"] for line in lines(tmp_path / "auto")} == {None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--strategy", "fedsa_lora"),
+        ("--strategy", "fedsa_lora", "--codec", "ef14 | small"),
+        ("--strategy", "flexlora", "--ranks", "2*3,4*3"),
+        ("--strategy", "hetlora(decay=0.5)"),
+        ("--strategy", "flora"),
+        ("--strategy", "fedex_lora", "--codec", "ef14 | tiny"),
+        ("--scaffold", "--optimizer", "sgd"),
+        ("--downlink", "unbiased"),
+        ("--dtype", "fp64"),
+        ("--peft", "ia3(layers=1)"),
+    ],
+)
+def test_versions_go_together_with(more, tmp_path):
+    run(tmp_path / "run", "--codec", "small", *more)
+    sent = lines(tmp_path / "run")
+    assert not any("rejected" in line for line in sent)
+    last: dict[int, int] = {}
+    for line in sent:
+        assert line["downlink_from"] in (0, last.get(line["client"], 0))
+        last[line["client"]] = line["round"]
+
+
+def test_who_was_there_pays_less(tmp_path):
+    """Everybody takes part in every round: the last step of the chain is smaller than the way from the start."""
+    run(tmp_path / "run", "--downlink", "grid(step=0.001) | rans", "--cohort", "all", "--local-steps", "8")
+    third, fourth = ([x for x in lines(tmp_path / "run") if x["round"] == round] for round in (3, 4))
+    assert {line["downlink_from"] for line in third} == {2}
+    assert {line["downlink_from"] for line in fourth} == {3}
+
+
+def test_a_run_that_dies_before_it_records_a_version_ends_the_same(tmp_path, monkeypatch):
+    run(tmp_path / "whole", "--codec", "tiny")
+    commit = Server._commit
+
+    def dies(self, progress):
+        if progress.round == 3:
+            raise KeyboardInterrupt
+        commit(self, progress)
+
+    monkeypatch.setattr(Server, "_commit", dies)
+    assert main([*TINY, "--output", str(tmp_path / "cut"), "--codec", "tiny"]) == 130
+    monkeypatch.setattr(Server, "_commit", commit)
+    assert main(["--resume", str(tmp_path / "cut")]) == 0
+    one, other = adapter(tmp_path / "whole"), adapter(tmp_path / "cut")
+    assert all(torch.equal(one[n], other[n]) for n in one)
+    keep = ("round", "client", "uplink_bytes", "downlink_bytes", "downlink_from")
+    assert [{k: x[k] for k in keep} for x in lines(tmp_path / "whole")] == [
+        {k: x[k] for k in keep} for x in lines(tmp_path / "cut")
+    ]

@@ -1,0 +1,63 @@
+"""What exact rules put into the base, at a remote client: bit for bit the server's, whatever is lost on the way."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from fedpeft.communication.base_residual import Residual, ResidualFiles
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.held_base import HeldBase
+from fedpeft.errors import PayloadError
+from fedpeft.peft.adapter import LoraPair
+from fedpeft.peft.low_rank import LowRank
+
+PAIRS = (LoraPair("low", "low.A", "low.B", 6, 10), LoraPair("high", "high.A", "high.B", 4, 8))
+CODEC = parse_codec("fp32")
+
+
+def increments(round):
+    """What a round adds to each layer: low-rank matrices that have grown longer than the layer after some rounds."""
+    draws = torch.Generator().manual_seed(round)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=draws)
+
+    pairs = PAIRS if round % 3 else PAIRS[:1]
+    return {p.module: LowRank(draw(p.out_features, 1), draw(1, p.in_features)) for p in pairs}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_lost_or_repeated_the_base_is_the_servers(tmp_path, seed):
+    """Replies are lost, instructions come twice, rounds go on without the client: it holds the server's matrix."""
+    chance = random.Random(seed)
+    server = Residual(PAIRS, torch.float32)
+    client = HeldBase(tmp_path, PAIRS)
+    acknowledged = 0
+    for round in range(1, 16):
+        if chance.random() < 0.6:
+            for _ in range(chance.choice([1, 1, 2])):
+                sent = server.payload(max(0, acknowledged - 1), CODEC)  # it trained on the base of the round before
+                client.update(server.version, acknowledged, sent)
+                held = ResidualFiles(tmp_path).get(server.version)
+                assert held.keys() == server.total.keys()
+                assert all(torch.equal(held[module], server.total[module]) for module in held)
+            assert len(list(tmp_path.iterdir())) <= 2
+            if chance.random() < 0.7:
+                acknowledged = round
+        server.add(round, increments(round))
+
+
+def test_a_payload_for_other_layers_is_refused_and_spoils_nothing(tmp_path):
+    server, client = Residual(PAIRS, torch.float32), HeldBase(tmp_path, PAIRS)
+    server.add(1, increments(1))
+    client.update(1, 0, server.payload(0, CODEC))
+    server.add(2, increments(2))
+    sent = server.payload(1, CODEC)
+    for payload in (sent[:5], b"\xff" * 40):
+        with pytest.raises(PayloadError):
+            client.update(2, 2, payload)
+    client.update(2, 2, sent)
+    assert torch.equal(ResidualFiles(tmp_path).get(2)["low"], server.total["low"])

@@ -1,0 +1,146 @@
+"""The wire format: headers, subsets, dtypes, packing, and every check that stands without the checksum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.payload import Reader, layout_digest, pack_symbols, packed_size, seal, unpack_symbols, varint
+from fedpeft.errors import PayloadError
+
+settings.register_profile("codecs", deadline=None)  # machines are shared: time is no property of a codec
+settings.load_profile("codecs")
+
+SHAPES = {"q.lora_A": (2, 7), "q.lora_B": (5, 2), "head": (3,), "scale": ()}
+
+
+def state(shapes=SHAPES, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def same(a, b):
+    return list(a) == list(b) and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
+
+
+def test_default_is_exact_and_costs_a_short_header():
+    payload = parse_codec("fp32").encode(state())
+    assert same(decode(payload, SHAPES), state())
+    assert len(payload) <= 4 * 28 + 40
+
+
+def test_fp64_survives_when_asked():
+    assert same(decode(parse_codec("fp64").encode(state(dtype=torch.float64)), SHAPES), state(dtype=torch.float64))
+
+
+def test_dtypes_survive_each_by_itself():
+    mixed = state() | {"head": torch.randn(3).bfloat16(), "scale": torch.tensor(0.5, dtype=torch.float16)}
+    assert same(decode(parse_codec("fp32").encode(mixed), SHAPES), mixed)
+
+
+def test_result_follows_the_receivers_order():
+    reordered = dict(reversed(list(SHAPES.items())))
+    assert list(decode(parse_codec("fp32").encode(state()), reordered)) == list(reordered)
+
+
+@given(st.sets(st.sampled_from(sorted(SHAPES))))
+def test_declared_subsets_survive(names):
+    some = {name: tensor for name, tensor in state().items() if name in names}
+    assert same(decode(parse_codec("fp32").encode(some, shapes=SHAPES), SHAPES), some)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda p: p[:20], "damaged|ends inside"),
+        (lambda p: b"", "ends inside its magic"),
+        (lambda p: p[:-1], "damaged"),
+        (lambda p: p + b"\0", "damaged"),
+        (lambda p: b"PK\3\4" + p[4:], "not a fedpeft payload"),
+        (lambda p: p[:3] + b"\2" + p[4:], "format version 2"),
+        (lambda p: p[:30] + bytes((p[30] ^ 1,)) + p[31:], "damaged"),
+        (lambda p: seal(p[:8] + b"x" + p[9:]), "another adapter"),
+        (lambda p: seal(p[:16] + b"\x80" + p[17:]), "unknown flags"),
+        (lambda p: seal(p[:17] + b"\x09" + p[18:]), "unknown dtype"),
+        (lambda p: seal(p[:18] + b"\x63" + p[19:]), "names 99 steps"),
+        (lambda p: seal(p.replace(b"cast", b"lost")), "unknown codec step 'lost'"),
+        (lambda p: seal(p.replace(b"cast", b"pack")), "then one quantizer"),
+        (lambda p: seal(p[:-1]), "body has 111 bytes, 112 are expected"),
+        (lambda p: seal(p + b"\0"), "at most 112"),
+        (lambda p: seal(p[:-112] + b"\xff" * 112), "NaN or infinity"),
+        (lambda p: seal(p[:16] + b"\1" + b"\xff" + p[17:]), "beyond the adapter's 4"),
+    ],
+)
+def test_bad_payloads_are_one_clear_error(change, words):
+    with pytest.raises(PayloadError, match=words):
+        decode(change(parse_codec("fp32").encode(state())), SHAPES)
+
+
+def test_another_adapter_is_refused():
+    with pytest.raises(PayloadError, match="another adapter"):
+        decode(parse_codec("fp32").encode(state()), SHAPES | {"head": (4,)})
+
+
+def test_a_state_that_is_not_finite_is_not_sent():
+    with pytest.raises(PayloadError, match="head holds NaN"):
+        parse_codec("fp32").encode(state() | {"head": torch.tensor([0.0, float("nan"), 0.0])})
+
+
+def test_unknown_and_misshapen_tensors_are_not_sent():
+    with pytest.raises(PayloadError, match="bias is not in the adapter"):
+        parse_codec("fp32").encode({"bias": torch.zeros(2)}, shapes=SHAPES)
+    with pytest.raises(PayloadError, match="the adapter expects"):
+        parse_codec("fp32").encode({"head": torch.zeros(2)}, shapes=SHAPES)
+
+
+def test_zstd_bombs_are_refused_before_they_grow():
+    import zstandard
+
+    payload = parse_codec("cast | zstd").encode(state())
+    start = payload.index(b"\x28\xb5\x2f\xfd")
+    bomb = zstandard.ZstdCompressor(level=19).compress(bytes(1 << 24))
+    assert len(bomb) < 1024
+    with pytest.raises(PayloadError, match=r"body has|would grow to 16777216"):
+        decode(seal(payload[:start] + bomb), SHAPES)
+    unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(64))
+    with pytest.raises(PayloadError, match="would grow"):
+        decode(seal(payload[:start] + unsized), SHAPES)
+    with pytest.raises(PayloadError, match="zstd"):
+        decode(seal(payload + payload[start:]), SHAPES)
+
+
+@given(st.integers(1, 70000), st.integers(0, 200), st.randoms(use_true_random=False))
+def test_packing_round_trips_in_the_stated_size(alphabet, count, random):
+    symbols = np.array([random.randrange(alphabet) for _ in range(count)], np.uint32)
+    packed = pack_symbols(symbols, alphabet)
+    assert len(packed) == packed_size(count, alphabet)
+    assert np.array_equal(unpack_symbols(packed, count, alphabet), symbols)
+
+
+@given(st.binary(max_size=40), st.integers(1, 300), st.integers(0, 100))
+def test_unpacking_garbage_stays_below_the_alphabet(data, alphabet, count):
+    try:
+        symbols = unpack_symbols(data, count, alphabet)
+    except PayloadError:
+        return
+    assert len(symbols) == count
+    assert (symbols < alphabet).all()
+
+
+def test_trits_take_their_share():
+    assert packed_size(8000, 3) == 1600
+    assert packed_size(8000, 16) == 4000
+
+
+@given(st.integers(0, 2**62))
+def test_varints_round_trip(number):
+    assert Reader(varint(number)).varint("number", 2**62) == number
+
+
+def test_the_digest_ignores_order_and_sees_shapes():
+    assert layout_digest(SHAPES) == layout_digest(dict(reversed(list(SHAPES.items()))))
+    assert layout_digest(SHAPES) != layout_digest(SHAPES | {"scale": (1,)})

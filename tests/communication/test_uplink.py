@@ -1,0 +1,176 @@
+"""What stands in front of a codec: memories that clients keep between rounds, and precision that changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedpeft.communication.codec import PRESETS
+from fedpeft.communication.precision_rule import PRECISION_RULES, Situation
+from fedpeft.communication.uplink import parse_uplink
+from fedpeft.errors import ConfigError
+from fedpeft.server.rounds import Server
+from fedpeft.simulate import main
+
+TINY = ["--dataset", "tiny", "--tokens", "32", "--clients", "4", "--cohort", "2", "--rounds", "4", "--dtype", "fp32",
+        "--workers", "1", "--local-steps", "2", "--head", "zero", "--peft", "lora(rank=4, layers=1)",
+        "--optimizer", "adamw", "--learning-rate", "0.003"]  # fmt: skip
+SPARSE = "topk(fraction=0.05) | sign | rans"
+
+
+def run(folder: Path, *more: str) -> dict:
+    assert main([*TINY, "--output", str(folder), *more]) == 0
+    return json.loads((folder / "summary.json").read_text())
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors") | load_file(folder / "adapter/head.safetensors")
+
+
+def lines(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------------------- texts
+
+
+@pytest.mark.parametrize(
+    "text", ["small", "ef21 | tiny", "ef14(keep=0.5) | over_time(high=2.0) | by_rows | by_link | medium", *PRESETS]
+)
+def test_texts_round_trip(text):
+    uplink = parse_uplink(text)
+    assert parse_uplink(str(uplink)) == uplink
+
+
+def test_a_preset_makes_up_for_what_it_drops_by_gain_or_behind_a_memory_by_that():
+    for text, kind, gain in (
+        ("tiny", "none", 3.0),
+        ("small", "none", 1.7),
+        ("over_time(high=2.0) | by_rows | small", "none", 1.0),
+        ("ef21 | by_rows | small", "ef21", 1.0),
+        ("ef14(keep=0.1) | tiny", "ef14", 1.0),
+    ):
+        uplink = parse_uplink(text)
+        assert (uplink.feedback.kind, uplink.codec.gain) == (kind, gain)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ef14", "names no codec"),
+        ("ef14 | ef21 | small", "names 2 memories"),
+        ("ef14 | fp32", "drops nothing"),
+        ("ef21(keep=0.5) | small", "use ef14"),
+        ("ef14(kep=0.5) | small", "no setting 'kep'"),
+        ("ef14 | adaptive(bits=1.0, gain=2.0) | rans", "overshoot"),
+        ("by_rows | adaptive(bits=1.0, gain=2.0) | rans", "suits only one"),
+        ("by_rows | sign", "can't be set"),
+        ("over_time(high=40) | small", "at most 10"),
+        ("small | ef14", "unknown"),
+    ],
+)
+def test_wrong_texts_are_one_clear_error(text, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_uplink(text)
+
+
+# ------------------------------------------------------------------------------------------------------------- rules
+
+
+def situation(losses=(), weights=None, speeds=None) -> Situation:
+    weights = weights or {0: 1.0, 1: 1.0}
+    return Situation(losses, weights, speeds or dict.fromkeys(weights, 1.0))
+
+
+def test_precision_rises_when_the_loss_stalls_and_only_then():
+    rule = PRECISION_RULES.build("over_time(high=2.0, step=0.5, smoothing=0.0, patience=2)")
+    for losses, bits in (([], 1.0), ([3, 2, 1], 1.0), ([3, 2, 2, 2], 1.5), ([3, *[2] * 20], 2.0)):
+        assert rule.bits({0: 1.0}, situation(losses)) == {0: bits}
+    assert rule.bits({0: 3.0}, situation([3, *[2] * 20])) == {0: 3.0}  # never lowered
+
+
+def test_precision_by_rows_keeps_the_aggregates_variance_with_fewer_levels():
+    weights = {0: 1.0, 1: 4.0, 2: 9.0}
+    rule = PRECISION_RULES.build("by_rows")
+    bits = rule.bits(dict.fromkeys(weights, 4.0), situation(weights=weights))
+    variance = sum(w**2 / 4.0 ** bits[k] for k, w in weights.items())
+    assert variance == pytest.approx(sum(w**2 / 4.0**4 for w in weights.values()))
+    assert sum(2.0**b for b in bits.values()) < 3 * 2.0**4
+    assert rule.bits({0: 3.0, 1: 3.0}, situation()) == pytest.approx({0: 3.0, 1: 3.0})
+
+
+def test_precision_by_link_equalises_upload_times_at_the_same_mean():
+    bits = PRECISION_RULES.build("by_link").bits({0: 2.0, 1: 2.0}, situation(speeds={0: 1.0, 1: 3.0}))
+    assert bits == pytest.approx({0: 1.0, 1: 3.0})
+
+
+def test_rules_work_together_and_none_leaves_the_codec_alone():
+    assert parse_uplink("small").bits(situation()) == {}
+    uplink = parse_uplink("over_time(step=1.0, smoothing=0.0, patience=1) | by_link | adaptive(bits=1.0)")
+    bits = uplink.bits(situation([2.0, 2.0], speeds={0: 1.0, 1: 3.0}))
+    assert bits == pytest.approx({0: 1.0, 1: 3.0})
+
+
+def test_slow_links_send_less(tmp_path):
+    profiles = tmp_path / "profiles.toml"
+    profiles.write_text("[[profile]]\ncount = 2\nlink = 0.2\n[[profile]]\ncount = 2\n")
+    run(tmp_path / "run", "--codec", "by_link | adaptive(bits=2.0) | rans", "--profiles", str(profiles),
+        "--cohort", "all", "--rounds", "1")  # fmt: skip
+    sent = {line["client"]: line["uplink_bytes"] for line in lines(tmp_path / "run", "clients.jsonl")}
+    assert max(sent[0], sent[1]) < 0.5 * min(sent[2], sent[3])
+
+
+# -------------------------------------------------------------------------------------------------- memories in a run
+
+
+def test_what_a_run_drops_is_remembered_and_sent_later(tmp_path):
+    """With a lossless codec around it, the same run would leave zeros; without memory, nothing."""
+    run(tmp_path / "with", "--codec", f"ef14 | {SPARSE}")
+    run(tmp_path / "without", "--codec", SPARSE)
+    assert not (tmp_path / "without" / "clients").exists()
+    took_part = {line["client"] for line in lines(tmp_path / "with", "clients.jsonl")}
+    assert {int(folder.name) for folder in (tmp_path / "with" / "clients").iterdir()} == took_part
+    for folder in (tmp_path / "with" / "clients").iterdir():
+        newest = load_file(max(folder.iterdir()))
+        assert any(bool(t.any()) for name, t in newest.items() if name.startswith("feedback/"))
+    one, other = adapter(tmp_path / "with"), adapter(tmp_path / "without")
+    assert not all(torch.equal(one[n], other[n]) for n in one)
+
+
+@pytest.mark.parametrize("kind", ["ef14", "ef21"])
+def test_a_run_that_dies_between_its_clients_memories_and_its_record_of_them_ends_the_same(tmp_path, kind, monkeypatch):
+    """The worst moment: every client of the round has staged a memory that the server never acknowledges."""
+    codec = ("--codec", f"{kind} | {SPARSE}")
+    run(tmp_path / "whole", *codec)
+    commit = Server._commit
+
+    def dies(self, progress):
+        if progress.round == 3:
+            raise KeyboardInterrupt
+        commit(self, progress)
+
+    monkeypatch.setattr(Server, "_commit", dies)
+    assert main([*TINY, "--output", str(tmp_path / "cut"), *codec]) == 130
+    monkeypatch.setattr(Server, "_commit", commit)
+    assert main(["--resume", str(tmp_path / "cut")]) == 0
+    one, other = adapter(tmp_path / "whole"), adapter(tmp_path / "cut")
+    assert all(torch.equal(one[n], other[n]) for n in one)
+    sent = [[(x["client"], x["uplink_bytes"]) for x in lines(tmp_path / f, "clients.jsonl")] for f in ("whole", "cut")]
+    assert sent[0] == sent[1]
+
+
+def test_statistics_before_round_1_are_encoded_too_and_counted(tmp_path):
+    exact, short = (run(tmp_path / c, "--codec", c, "--head", "ridge", "--rounds", "1") for c in ("fp32", "small"))
+    assert 0 < short["prepare_bytes"] < 0.5 * exact["prepare_bytes"]
+    assert short["uplink_bytes"] > short["prepare_bytes"]
+
+
+def test_a_memory_is_refused_where_factors_are_made_anew(tmp_path, capsys):
+    assert main([*TINY, "--output", str(tmp_path / "a"), "--codec", "ef14 | small", "--strategy", "flexlora"]) == 2
+    assert "new factors" in capsys.readouterr().err.replace("\n", " ")
+    run(tmp_path / "b", "--codec", "small", "--downlink", "fp32", "--strategy", "flexlora", "--rounds", "1")
+    assert not (tmp_path / "b" / "clients").exists()

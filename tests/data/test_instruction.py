@@ -1,0 +1,148 @@
+"""Instruction data: the chat template, the loss on answers only, through the main job."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from fedpeft.data.cached_rows import TOKENIZER_FILES, file_hash
+from fedpeft.data.conversations import ids_and_answers, packed
+from fedpeft.data.examples import IGNORED
+from fedpeft.data.made_words import WORDS
+from fedpeft.data.rows import load_dataset
+from fedpeft.errors import DataError, ModelError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.task import TASKS
+from fedpeft.simulate import main
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '" + WORDS[0] + " ' if m.role == 'user' else '" + WORDS[1] + " ' }}{{ m.content }} "
+    "{% endfor %}{% if add_generation_prompt %}{{ '" + WORDS[1] + " ' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "chat"
+    shutil.copytree(resolve_model("tiny_lm"), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def conversation(*texts):
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    words = [" ".join(WORDS[2 + i : 6 + i]) for i in range(40)]
+    lines = [{"messages": conversation(words[i], words[-i], words[i - 3], words[i - 7])} for i in range(40)]
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def test_the_loss_is_that_of_the_answers(chat_model, file):
+    data = load_dataset(f"file:{file}")
+    assert data.task == "instruction"
+    task = TASKS.build("instruction")
+    rows = task.tokenise(data.train, chat_model, 64)
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    batch = rows.batch(np.arange(3))
+    for i in range(3):
+        said = json.loads(data.train.inputs[i])
+        counted = batch["labels"][i][batch["labels"][i] != IGNORED]
+        answers = " ".join(m["content"] for m in said if m["role"] == "assistant")
+        kept = tokenizer.decode(counted).split()
+        assert [word for word in kept if word in answers.split()] == answers.split()
+        assert not {m["content"].split()[0] for m in said if m["role"] == "user"} & set(kept) - set(answers.split())
+    logits = torch.zeros(3, batch["input_ids"].shape[1] - 1, tokenizer.vocab_size)
+    assert torch.equal(task.losses(logits, batch).counts, (batch["labels"] != IGNORED).sum(1).float())
+
+
+def test_prompts_are_a_prefix_of_the_whole_conversation(chat_model):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    text = packed(conversation(WORDS[3], f"{WORDS[4]} {WORDS[5]}"), "line 1")
+    ids, answers = ids_and_answers(tokenizer, text)
+    whole = tokenizer.apply_chat_template(json.loads(text), tokenize=True, return_dict=True)["input_ids"]
+    assert ids == list(whole)
+    assert answers == [False] * (len(ids) - 2) + [True] * 2
+
+
+def test_the_main_job_learns_from_conversations(chat_model, file, tmp_path):
+    words = ["--dataset", f"file:{file}", "--model", str(chat_model), "--clients=3", "--cohort=3", "--rounds=1"]
+    words += ["--workers=1", "--partition=iid", "--dtype=fp32", "--local-steps=2", "--peft=lora(layers=1)"]
+    assert main([*words, "--output", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["task"] == "instruction"
+    assert summary["perplexity"] > 1
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([], "a conversation is a list"),
+        ("hello", "a conversation is a list"),
+        ([{"role": "robot", "content": "x"}], r"a role \(system, user, assistant\)"),
+        ([{"role": "user", "content": "x"}], "nobody answers"),
+    ],
+)
+def test_a_broken_conversation_is_one_sentence(value, words):
+    with pytest.raises(DataError, match=f"line 3 of x.jsonl: .*{words}"):
+        packed(value, "line 3 of x.jsonl")
+
+
+def test_what_can_not_be_tokenised_is_one_sentence(chat_model, file):
+    data = load_dataset(f"file:{file}")
+    task = TASKS.build("instruction")
+    with pytest.raises(ModelError, match="no chat template"):
+        task.tokenise(data.train, resolve_model("tiny_lm"), 64)
+    with pytest.raises(DataError, match="no answer within --tokens 4"):
+        task.tokenise(data.train, chat_model, 4)
+
+
+def test_a_conversation_that_the_assistant_begins_is_refused():
+    with pytest.raises(DataError, match="speaks first"):
+        packed(conversation("a", "b")[::-1], "row 1")
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "words"),
+    [
+        ("{% for m in messages %}{{ 'last ' if loop.last }}{{ m.content }} {% endfor %}", ModelError, "writes earlier"),
+        ("{{ raise_exception('only system messages') }}", DataError, "only system messages"),
+    ],
+)
+def test_a_template_that_answers_can_not_be_told_from(chat_model, template, error, words):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.chat_template = template
+    with pytest.raises(error, match=words):
+        ids_and_answers(tokenizer, packed(conversation(*WORDS[2:6]), "row 1"))
+
+
+def test_another_chat_template_makes_other_tokens(chat_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(chat_model, folder)
+    before = file_hash(folder, TOKENIZER_FILES)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE + "x"
+    tokenizer.save_pretrained(folder)
+    assert file_hash(folder, TOKENIZER_FILES) != before
+
+
+def test_what_instruction_tuning_costs_is_scored_on_plain_language(chat_model, file, tmp_path):
+    words = ["--dataset", f"file:{file}", "--model", str(chat_model), "--partition", "iid", "--clients", "3",
+             "--cohort", "2", "--rounds", "1", "--local-steps", "2", "--workers", "1", "--dtype", "fp32", "--tokens",
+             "64", "--peft", "lora(targets=('q_proj', 'v_proj'))", "--forgetting", "tiny_lm"]  # fmt: skip
+    assert main([*words, "--output", str(tmp_path / "run")]) == 0
+    lost = json.loads((tmp_path / "run" / "summary.json").read_text())["forgetting"]
+    assert lost["measure"] == "nats per token"
+    assert lost["lost"] == pytest.approx(lost["after"] - lost["before"])

@@ -1,0 +1,110 @@
+"""Certificates: what is made, what is refused, what is revoked."""
+
+from __future__ import annotations
+
+import stat
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+
+from fedpeft.certs import main
+from fedpeft.deployment.certificates import Authority, Credentials, Revoked, name_of
+from fedpeft.errors import RunError
+
+
+@pytest.fixture
+def made(tmp_path):
+    folder = tmp_path / "certs"
+    assert main(["--folder", str(folder), "--server", "localhost,127.0.0.1", "--clients", "edge-1,edge-2"]) == 0
+    return folder
+
+
+def test_a_client_is_handed_what_it_needs_and_no_more(made):
+    folder = made / "clients" / "edge-1"
+    assert sorted(p.name for p in folder.iterdir()) == ["ca.pem", "client.key", "client.pem"]
+    assert name_of(Credentials.of_client(folder).certificate) == "edge-1"
+    for key in made.rglob("*.key"):
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+
+
+def test_what_exists_is_kept_until_it_is_renewed(made):
+    before = {p: p.read_bytes() for p in made.rglob("*") if p.is_file()}
+    assert main(["--folder", str(made), "--clients", "edge-1,edge-3"]) == 0
+    assert all(p.read_bytes() == content for p, content in before.items())
+    assert (made / "clients" / "edge-3" / "client.pem").exists()
+    assert main(["--folder", str(made), "--clients", "edge-1", "--renew"]) == 0
+    assert (made / "clients" / "edge-1" / "client.pem").read_bytes() != before[made / "clients/edge-1/client.pem"]
+    assert (made / "ca.pem").read_bytes() == before[made / "ca.pem"]
+
+
+def test_a_revoked_certificate_is_known_as_such_at_once(made):
+    revoked = Revoked(made / "revoked.pem", (made / "ca.pem").read_bytes())
+    serials = {
+        name: x509.load_pem_x509_certificate((made / "clients" / name / "client.pem").read_bytes()).serial_number
+        for name in ("edge-1", "edge-2")
+    }
+    assert serials["edge-1"] not in revoked
+    assert main(["--folder", str(made), "--revoke", "edge-1"]) == 0
+    assert serials["edge-1"] in revoked
+    assert serials["edge-2"] not in revoked
+    assert main(["--folder", str(made), "--revoke", "edge-2"]) == 0
+    assert {*serials.values()} == {s for s in serials.values() if s in revoked}
+
+
+def test_a_forged_list_admits_nobody(made, tmp_path):
+    other = tmp_path / "other"
+    assert main(["--folder", str(other)]) == 0
+    revoked = Revoked(other / "revoked.pem", (made / "ca.pem").read_bytes())
+    with pytest.raises(RunError, match="not signed by the authority"):
+        assert 1 in revoked
+
+
+def test_unusable_certificates_are_named_before_anything_is_sent(made, tmp_path, capsys):
+    client = made / "clients" / "edge-1"
+    other = tmp_path / "other"
+    assert main(["--folder", str(other), "--clients", "edge-1"]) == 0
+    (client / "ca.pem").write_bytes((other / "ca.pem").read_bytes())
+    with pytest.raises(RunError, match="not one that the authority in"):
+        Credentials.of_client(client)
+    with pytest.raises(RunError, match="make certificates with"):
+        Credentials.of_client(tmp_path / "nowhere")
+    Authority(made, days=-0.5).client("late")
+    with pytest.raises(RunError, match="has expired"):
+        Credentials.of_client(made / "clients" / "late")
+    (client / "ca.pem").write_bytes((made / "ca.pem").read_bytes())
+    for name in ("client.pem", "client.key"):
+        (client / name).write_bytes((made / name.replace("client", "server")).read_bytes())
+    with pytest.raises(RunError, match="no client's certificate"):
+        Credentials.of_client(client)
+    assert main(["--folder", str(made), "--clients", "../evil"]) == 2
+    assert "not a client's name" in capsys.readouterr().err
+
+
+def test_a_server_s_names_are_kept_until_others_are_asked_for(made, capsys):
+    authority = Authority(made, 30)
+    assert main(["--folder", str(made), "--server", "127.0.0.1,localhost"]) == 0
+    assert main(["--folder", str(made), "--server", "fl.example.org"]) == 2
+    assert "is for localhost,127.0.0.1, not fl.example.org; give --renew" in capsys.readouterr().err
+    assert main(["--folder", str(made), "--server", "fl.example.org,::1", "--renew"]) == 0
+    assert main(["--folder", str(made), "--renew"]) == 0
+    assert authority.hosts() == ["fl.example.org", "::1"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--server", "bad host"], ["--clients", "A"], ["--revoke", "edge-1"], ["--server", "a..b"]]
+)
+def test_a_mistake_makes_no_authority(words, tmp_path):
+    assert main(["--folder", str(tmp_path / "certs"), *words]) == 2
+    assert not (tmp_path / "certs").exists()
+
+
+def test_a_clock_that_is_behind_is_named(tmp_path, monkeypatch):
+    """A certificate that is valid from tomorrow on is what a client has whose clock is behind."""
+    authority = Authority(tmp_path / "certs", 30)
+    authority.ensure()
+    monkeypatch.setattr("fedpeft.deployment.certificates.CLOCK_SKEW", timedelta(days=-1))
+    folder = authority.client("edge-1")
+    with pytest.raises(RunError, match=r"valid from .* UTC on, and this machine's clock says .*; set the clock"):
+        Credentials.of_client(folder)

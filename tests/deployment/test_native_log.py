@@ -1,0 +1,33 @@
+"""Refused handshakes reach the server's log; everything else on standard error passes through."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from fedpeft.deployment.tls_failures import reason_of
+
+LINE = (
+    b"I1125 02:40:41.578482   10644 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
+    b"error:1000007d:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: certificate has expired\n"
+)
+
+
+def test_the_reason_is_read():
+    assert reason_of(LINE) == "certificate verify failed: certificate has expired"
+    assert reason_of(b"Traceback (most recent call last):\n") is None
+
+
+def test_other_lines_pass_through():
+    code = (
+        "import os\n"
+        "from fedpeft.deployment.tls_failures import Handshakes\n"
+        "heard = []\n"
+        "with Handshakes(heard.append):\n"
+        f"    os.write(2, {LINE!r})\n"
+        "    os.write(2, b'something else\\n')\n"
+        "print(heard)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['certificate verify failed: certificate has expired']"
+    assert done.stderr == "something else\n"

@@ -1,0 +1,62 @@
+"""Metrics and health checks of a server, over their real ports."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console
+
+from fedpeft.config import RunConfig
+from fedpeft.deployment.authentication import Doorkeeper
+from fedpeft.deployment.event_log import Events
+from fedpeft.deployment.federation import Deployment, ServeOptions
+from fedpeft.deployment.monitoring import SERVICE, Operation
+from fedpeft.errors import ConfigError
+from fedpeft.run.console import ServeObserver
+from fedpeft.serve import is_loopback
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def test_metrics_and_health_are_served(tmp_path):
+    pytest.importorskip("prometheus_client", reason="needs fedpeft[serve]")
+    metrics, health = free_port(), free_port()
+    options = ServeOptions(metrics=f"127.0.0.1:{metrics}", health=f"127.0.0.1:{health}", insecure=True)
+    config = RunConfig(dataset="tiny", clients=2, cohort="all", rounds=7, dtype="fp32", workers=1)
+    observer = ServeObserver(Console(quiet=True))
+    events = Events(tmp_path / "serve.jsonl", observer.event)
+    deployment = Deployment(config, tmp_path, observer, options, Doorkeeper(None), events)
+    observer.watch(deployment)
+    try:
+        with Operation(deployment, observer, options):
+            with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
+                text = page.read().decode()
+            for line in ("fedpeft_clients_connected 0.0", "fedpeft_rounds 7.0", "fedpeft_refused_total 0.0"):
+                assert line in text
+            with grpc.insecure_channel(f"127.0.0.1:{health}") as channel:
+                stub = health_pb2_grpc.HealthStub(channel)
+                answer = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=10)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    finally:
+        deployment.close()
+
+
+def test_an_address_of_another_form_is_one_sentence():
+    options = ServeOptions(metrics="9470")
+    with pytest.raises(ConfigError, match="not of the form HOST:PORT"), Operation(None, None, options):  # type: ignore[arg-type]
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("127.0.0.1:1", True), ("[::1]:1", True), ("localhost:1", True), ("0.0.0.0:1", False), ("10.0.0.1:1", False)],
+)
+def test_what_counts_as_this_machine(address, expected):
+    assert is_loopback(address) is expected

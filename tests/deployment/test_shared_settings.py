@@ -1,0 +1,131 @@
+"""What a client takes of its server's settings: every field is taken, left at its default, or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from fedpeft.config import RunConfig
+from fedpeft.deployment.edge import Edge, EdgeOptions, settings_of
+from fedpeft.deployment.shared_settings import LEFT, REFUSED, TAKEN, shared_settings
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import RunError
+
+FIELDS = {
+    "clients": ("taken", 7),
+    "rounds": ("taken", 3),
+    "cohort": ("taken", 2),
+    "dataset": ("left", "file:/etc/passwd"),
+    "partition": ("left", "iid"),
+    "model": ("taken", "tiny"),
+    "tokens": ("taken", 32),
+    "peft": ("taken", "ia3"),
+    "dtype": ("taken", "fp64"),
+    "head": ("taken", "zero"),
+    "strategy": ("taken", "ffa_lora"),
+    "server_optimizer": ("left", "adam"),
+    "ranks": ("refused", "4*1,8*1"),
+    "profiles": ("refused", "/etc/passwd"),
+    "proximal": ("left", 0.5),
+    "scaffold": ("taken", True),
+    "attack": ("refused", "sign_flip"),
+    "batch_size": ("taken", 2),
+    "local_epochs": ("taken", 2.0),
+    "local_steps": ("taken", 5),
+    "learning_rate": ("taken", 0.5),
+    "head_rate": ("taken", 0.5),
+    "schedule": ("left", "cosine"),
+    "optimizer": ("taken", "sgd"),
+    "weighting": ("left", "uniform"),
+    "privacy": ("taken", "local_dp(epsilon=1)"),
+    "stop_at_budget": ("left", True),
+    "codec": ("taken", "bf16"),
+    "downlink": ("taken", "bf16"),
+    "executor": ("taken", "sequential"),
+    "workers": ("left", 8),
+    "grid": ("refused", "ray"),
+    "ray_address": ("refused", "10.0.0.1:6379"),
+    "evaluate_every": ("left", 9),
+    "centralised": ("refused", True),
+    "forgetting": ("refused", "file:/etc/passwd"),
+    "seed": ("taken", 5),
+}
+"""For each field what becomes of it, and a value that is not its default."""
+
+
+def test_every_setting_has_been_thought_of():
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    assert list(FIELDS) == names, "a new setting: does a client take it from a server? Say so here and in the module"
+    for fate, group in (("taken", TAKEN), ("left", LEFT), ("refused", REFUSED)):
+        assert {name for name, (found, _) in FIELDS.items() if found == fate} == group
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_setting_is_taken_or_left_or_refused(name):
+    fate, value = FIELDS[name]
+    default = RunConfig()
+    assert value != getattr(default, name)
+    text = dataclasses.replace(default, **{name: value}).to_toml()
+    if fate == "refused":
+        with pytest.raises(RunError, match=f"the server's settings say {name}=.* belongs to simulations"):
+            shared_settings(text)
+        return
+    found = shared_settings(text)
+    assert getattr(found, name) == (value if fate == "taken" else getattr(default, name))
+    assert dataclasses.replace(found, **{name: getattr(default, name)}) == default, "nothing else has changed"
+
+
+def test_a_client_s_own_choices_come_first():
+    told = v1.Description(config=RunConfig(model="tiny", batch_size=8, cohort=2).to_toml())
+    assert settings_of(told, EdgeOptions()).batch_size == 8
+    chosen = settings_of(told, EdgeOptions(model="minilm", batch_size=2))
+    assert (chosen.model, chosen.batch_size, chosen.cohort, chosen.workers) == ("minilm", 2, "all", 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("clients = 1000001", "clients=1000001, and a client takes 1000000 at most"),
+        ("rounds = 4611686018427387904", "a client takes 1000000 at most"),
+        ("local_epochs = 1e300", "local_epochs=1e[+]300, and a client takes 1000000 at most"),
+        ("seed = 9223372036854775808", "at most"),
+        (f"seed = {'9' * 5000}", "can't be used"),
+        (f"learning_rate = 1{'0' * 400}", "learning_rate must be float"),
+        (f"x = {'[' * 100_000}", "can't be used"),
+        (f"privacy = '{'(' * 10_000}'", "is not of the form"),
+        ("privacy = 'dp_sgd\\u0000'", "is not of the form"),
+        ("privacy = 'none'", "belongs to simulations"),
+        ("privacy = 'dp_sgd(epsilon=8, audit=True)'", "belongs to simulations"),
+        ("privacy = 'fedpeft.audit'", "is not of the form"),
+        ("privacy = 'os'", "unknown privacy mechanism 'os'"),
+        ("wings = 2", "wings"),
+    ],
+)
+def test_settings_that_no_client_takes_are_one_sentence(line, says):
+    line = line.replace("'", '"')
+    with pytest.raises(RunError, match=says) as refused:
+        shared_settings(line)
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize("setting", ["forgetting", "attack"])
+def test_a_client_loads_nothing_of_its_machine_and_spoils_nothing_for_a_server(federation, observer, setting):
+    """The file exists and holds good rows: it is not for want of them that it isn't read."""
+    made = federation(clients=1)
+    value = {"forgetting": f"file:{made.folder / '0.jsonl'}", "attack": "label_flip(fraction=1.0)"}[setting]
+    told = v1.Description.FromString(made.server.gateway.description.SerializeToString())
+    told.config = dataclasses.replace(made.config, model="tiny", **{setting: value}).to_toml()
+    with pytest.raises(RunError, match=f"say {setting}="):
+        Edge(told, made.folder / "0.jsonl", made.folder / "edge-0", observer, EdgeOptions(device="cpu", threads=1))
+
+
+def test_the_data_set_that_a_server_names_is_not_loaded(federation, observer):
+    made = federation(clients=1)
+    told = v1.Description.FromString(made.server.gateway.description.SerializeToString())
+    changed = dataclasses.replace(made.config, model="tiny", dataset="file:/nowhere.csv", partition="natural")
+    told.config = changed.to_toml()
+    options = EdgeOptions(device="cpu", threads=1)
+    edge = Edge(told, made.folder / "0.jsonl", made.folder / "edge-0", observer, options)
+    assert (edge.config.dataset, edge.config.partition) == (RunConfig().dataset, RunConfig().partition)
+    assert len(edge.train_rows) == 40

@@ -1,0 +1,96 @@
+"""The .proto, the code generated from it, and parcels."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire.generate import GENERATED, generate
+from fedpeft.deployment.wire.parcel import CHUNK, Incoming, parts, received, wire_size
+from fedpeft.errors import PayloadError
+
+WIRE = Path(__file__).parent.parent.parent / "fedpeft" / "deployment" / "wire"
+LIMIT = 1 << 24
+
+
+def test_the_generated_code_is_that_of_the_proto(tmp_path):
+    pytest.importorskip("grpc_tools", reason="the proto compiler is in the extra dev")
+    generate(tmp_path)
+    for name in GENERATED:
+        assert (tmp_path / "fedpeft" / "deployment" / "wire" / name).read_text() == (WIRE / name).read_text(), (
+            "run python -m fedpeft.deployment.wire.generate"
+        )
+
+
+@given(
+    payload=st.binary(max_size=100),
+    variate=st.binary(max_size=10),
+    repeat=st.sampled_from([1, 20_000]),
+    trained=st.lists(st.integers(0, 1000)).map(tuple),
+    alpha=st.floats(allow_nan=False) | st.integers(0, 100),
+)
+def test_an_instruction_arrives_as_it_was_sent(payload, variate, repeat, trained, alpha):
+    sent = Instruction("train", 3, 7, payload * repeat, alpha=alpha, trained=trained, variate=variate)
+    messages = list(parts("task", sent))
+    assert received(Instruction, LIMIT, messages) == ("task", sent)
+    assert max(wire_size(m) for m in messages) <= CHUNK + 16
+
+
+def test_every_field_of_messages_travels():
+    """A field of a new type would be refused by `parts`; one that is left out would come back as its default."""
+    texts = {"kind": "evaluate"}
+    for cls in (Instruction, Report):
+        values = {}
+        for i, field in enumerate(dataclasses.fields(cls), 1):
+            values[field.name] = {
+                "int": i, "float": i + 0.5, "str": f"text {i}", "bytes": b"x" * i, "Kind": "evaluate", "bool": True,
+                "tuple[int, ...]": (i, i + 1),
+            }[str(field.type)]  # fmt: skip
+        sent = cls(**{**values, **{k: v for k, v in texts.items() if k in values}})
+        assert received(cls, LIMIT, parts("t", sent)) == ("t", sent)
+
+
+def header(**more):
+    made = next(iter(parts("t", Report(1, 2, b"abc")))).header
+    for name, value in more.items():
+        made.fields[name].CopyFrom(value)
+    return made
+
+
+def test_what_is_not_a_parcel_is_refused():
+    long = header()
+    long.payloads[0].size = LIMIT + 1
+    twice = header()
+    twice.payloads.append(twice.payloads[0])
+    foreign = header()
+    foreign.payloads.append(v1.Payload(name="residual", size=3))
+    lacking = header()
+    del lacking.fields["round"]
+    for wrong, why in [
+        (header(code=v1.Value(text="import os")), "does not know"),
+        (header(round=v1.Value(text="2")), "another kind"),
+        (header(round=v1.Value()), "another kind"),
+        (header(error=v1.Value(text="x" * 5000)), "characters long"),
+        (long, "at most"),
+        (twice, "each once"),
+        (foreign, "each once"),
+        (lacking, "lacks the field round"),
+    ]:
+        with pytest.raises(PayloadError, match=why):
+            Incoming(Report, LIMIT, wrong)
+    for kind in ("trian", "", "Train"):
+        unknown = next(iter(parts("t", Instruction(kind, 1, 0, b"abc")))).header
+        with pytest.raises(PayloadError, match=rf"field kind is '{kind}'; legal are prepare, train, evaluate"):
+            Incoming(Instruction, LIMIT, unknown)
+    with pytest.raises(PayloadError, match="more arrived"):
+        received(Report, LIMIT, [v1.Part(header=header()), v1.Part(chunk=b"abcd")])
+    with pytest.raises(PayloadError, match="ended before"):
+        received(Report, LIMIT, [v1.Part(header=header()), v1.Part(chunk=b"ab")])
+    with pytest.raises(PayloadError, match="begins with its header"):
+        received(Report, LIMIT, [v1.Part(chunk=b"ab")])

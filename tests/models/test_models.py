@@ -1,0 +1,200 @@
+"""Every model part loads offline through transformers' Auto classes and computes what its source computes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from fedpeft.data.made_words import WORDS
+from fedpeft.data.rows import load_dataset
+from fedpeft.errors import AssetError, ConfigError
+from fedpeft.models.base_model import MODELS, resolve_model
+
+FETCHED = ("minilm", "smollm2", "dinov2_small")
+MADE = ("tiny", "tiny_lm")
+
+
+def test_every_part_is_tried_here() -> None:
+    assert set(MODELS.names) == {*FETCHED, *MADE}
+
+
+@pytest.mark.parametrize("name", [*MADE, *(pytest.param(n, marks=pytest.mark.slow) for n in FETCHED)])
+def test_folder_loads_completely_and_the_model_can_be_saved_again(name: str, tmp_path: Path) -> None:
+    folder = resolve_model(name)
+    auto = AutoModelForCausalLM if name in ("smollm2", "tiny_lm") else AutoModel
+    model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["mismatched_keys"]
+    assert set(report["unexpected_keys"]) <= {"embeddings.position_ids"}  # a buffer that old BERTs stored
+    assert not list(folder.glob("*.bin"))
+    if name != "dinov2_small":
+        AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model.save_pretrained(tmp_path)  # as full fine-tuning and merging do
+    again = auto.from_pretrained(tmp_path, local_files_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_made_models_are_the_same_everywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+    for cache, spec in (("a", name), ("b", name), ("a", f"{name}(seed=1)")):
+        monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / cache))
+        torch.rand(1)  # another state of the global generator
+        weights.append(load_file(resolve_model(spec) / "model.safetensors"))
+    first, second, other = weights
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert not all(torch.equal(first[k], other[k]) for k in first)
+
+
+def test_making_a_model_leaves_the_global_generator_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
+    before = torch.get_rng_state()
+    resolve_model("tiny(seed=7)")
+    resolve_model("tiny_lm(seed=7)")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("name", "data"), [("tiny", "tiny"), ("tiny_lm", "tiny_lm")])
+def test_tiny_tokenizers_know_the_made_words(name: str, data: str) -> None:
+    folder = resolve_model(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(list(load_dataset(data).train.inputs[:50]), padding=True)["input_ids"]
+    assert tokenizer.unk_token_id not in np.unique(ids)
+    assert tokenizer("nonsense")["input_ids"].count(tokenizer.unk_token_id) == 1
+    assert len(tokenizer) == AutoConfig.from_pretrained(folder).vocab_size
+    assert tokenizer.pad_token_id == 0
+    special = len(tokenizer) - len(WORDS)
+    assert tokenizer.convert_tokens_to_ids(WORDS[-1]) == special + len(WORDS) - 1
+
+
+def test_tiny_layers_are_not_square() -> None:
+    shapes = {p.shape for p in AutoModel.from_pretrained(resolve_model("tiny(layers=2)")).parameters()}
+    assert (80, 48) in shapes
+    assert (24, 48) in {p.shape for p in AutoModel.from_pretrained(resolve_model("tiny_lm")).parameters()}
+
+
+@pytest.mark.slow
+def test_minilm_knows_which_sentences_are_close() -> None:
+    folder = resolve_model("minilm")
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    texts = ["A man is eating food.", "Someone eats a meal.", "The stock market fell sharply today."]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+    similar = vectors @ vectors.T
+    assert similar[0, 1] > 0.6  # measured: 0.75
+    assert abs(similar[0, 2]) < 0.2
+
+
+@pytest.mark.slow
+def test_smollm2_is_a_language_model_in_bfloat16() -> None:
+    folder = resolve_model("smollm2")
+    assert {w.dtype for w in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    text = "The sun rises in the east and sets in the west, and at night we can see the moon and the stars."
+    shuffled = " ".join(np.random.default_rng(0).permutation(text.split()).tolist())
+
+    def loss(text: str) -> float:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        assert tokenizer.decode(ids[0]) == text
+        with torch.no_grad():
+            return float(model(input_ids=ids, labels=ids).loss)
+
+    assert loss(text) < 2.5 < 4 < loss(shuffled)
+
+
+@pytest.mark.slow
+def test_dinov2_computes_what_the_onnx_graph_computes() -> None:
+    onnx = pytest.importorskip("onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    from fedpeft.models.pretrained.dinov2_small import ASSET
+
+    last = "/backbone/layernorm/Add_1_output_0"
+    graph = onnx.load(str(ASSET.fetch() / "vit_s_focus.onnx"))
+    nodes = list(graph.graph.node)
+    end = next(i for i, node in enumerate(nodes) if last in node.output) + 1
+    del graph.graph.node[end:]
+    del graph.graph.output[:]
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
+    image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
+    (expected,) = ReferenceEvaluator(graph).run([last], {"input_image": image})
+    model = AutoModel.from_pretrained(resolve_model("dinov2_small")).eval()
+    with torch.no_grad():
+        hidden = model(torch.from_numpy(image)).last_hidden_state.numpy()
+    assert hidden.shape == (1, 257, 384)
+    np.testing.assert_allclose(hidden, expected, atol=5e-5)  # measured: 1.6e-5, of values up to 8.5
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("minilmm", ConfigError, r"unknown model 'minilmm'; did you mean 'minilm'\? legal: .*or a local directory"),
+        ("tiny(layers=0)", ConfigError, r"layers must be at least 1"),
+        ("tiny(width=3)", ConfigError, r"no setting 'width'"),
+        ("./nowhere", AssetError, r"no model directory './nowhere'"),
+        ("/no/where/else", AssetError, r"no model directory"),
+        ("org/na me", ConfigError, r"not a hub name of the form ORG/NAME"),
+    ],
+)
+def test_wrong_names_are_one_sentence(text: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words) as caught:
+        resolve_model(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(AssetError, match=r"can't fetch org/name: .* hub is out of reach .*that need no hub: .*minilm"):
+        resolve_model("org/name")
+
+
+def test_hub_fetches_safetensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = resolve_model("tiny")
+    asked = {}
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked[name] = allow_patterns
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert resolve_model("org/name") == folder
+    assert not {"*.bin", "*.py", "*.pt", "*.h5", "*"} & set(asked["org/name"])
+
+
+def test_local_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = resolve_model("tiny")
+    assert resolve_model(str(tiny)) == tiny
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssetError, match=r"no config.json"):
+        resolve_model("mine")
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    (tmp_path / "mine" / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(AssetError, match=r"no .safetensors weights; other formats can run code"):
+        resolve_model("./mine")
+    (tmp_path / "tiny").mkdir()  # a part's name wins over a folder that happens to have it
+    assert resolve_model("tiny") == tiny
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"), [("smollm2", "gguf", "language"), ("dinov2_small", "onnx", "vision")]
+)
+def test_missing_converter_names_the_extra(
+    name: str, module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda wanted: None if wanted == module else real(wanted))
+    with pytest.raises(AssetError, match=rf"needs the package {module}; .*pip install 'fedpeft\[{extra}\]'"):
+        resolve_model(name)

@@ -1,0 +1,65 @@
+"""Epsilon against an independent accountant and published numbers; the noise that a budget needs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy.accountant import Event, epsilon, noise_for, rdp_epsilon, within
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "epsilon_pld.json").read_text())
+
+
+@pytest.mark.parametrize(("noise", "rate", "count", "delta", "pessimistic", "optimistic"), GOLDEN["grid"])
+def test_epsilon_is_that_of_privacy_loss_distributions(noise, rate, count, delta, pessimistic, optimistic):
+    found = epsilon({Event(noise, rate): count}, delta)
+    assert abs(found - pessimistic) <= max(0.01 * pessimistic, 0.02)
+    assert found >= optimistic
+
+
+def test_unlike_releases_compose():
+    events = {Event(1.0, 0.1): 100, Event(2.0, 0.05): 50, Event(3.0, 1.0): 2}
+    expected = GOLDEN["mixed"]["epsilon"]
+    assert abs(epsilon(events, GOLDEN["mixed"]["delta"]) - expected) <= max(0.01 * expected, 0.02)
+
+
+def test_published_values():
+    """z = 1, 10 of 100 clients, 100 rounds, delta 1e-3: 4.78 with Poisson sampling, 80 without amplification."""
+    assert epsilon({Event(1.0, 0.1): 100}, 1e-3) == pytest.approx(4.78, abs=0.03)
+    assert epsilon({Event(1.0, 1.0): 100}, 1e-3) == pytest.approx(80.0, rel=0.01)
+
+
+def test_one_gaussian_release_has_the_closed_form():
+    """delta(eps) = Phi(1 / (2 z) - eps z) - e^eps Phi(-1 / (2 z) - eps z) (Balle and Wang, arXiv 1805.06530)."""
+
+    def phi(x):
+        return 0.5 * math.erfc(-x / math.sqrt(2))
+
+    for z, count in ((1.0, 1), (4.0, 10), (2.0, 9)):
+        mu = math.sqrt(count) / z
+        found = epsilon({Event(z, 1.0): count}, 1e-4)
+        reached = phi(mu / 2 - found / mu) - math.exp(found) * phi(-mu / 2 - found / mu)
+        assert 0.9e-4 <= reached <= 1e-4
+
+
+def test_edges():
+    assert epsilon({}, 1e-3) == 0
+    assert epsilon({Event(1.0, 0.1): 0}, 1e-3) == 0
+    assert epsilon({Event(0.0, 0.1): 1}, 1e-3) == math.inf
+    assert rdp_epsilon({Event(1.0, 0.1): 100}, 1e-3) > epsilon({Event(1.0, 0.1): 100}, 1e-3)
+
+
+@pytest.mark.parametrize(("budget", "rate", "steps"), [(2.0, 0.5, 4), (1.0, 1.0, 5)])
+def test_the_noise_for_a_budget_just_meets_it(budget, rate, steps):
+    noise = noise_for(budget, 1e-4, rate, steps)
+    assert within({Event(noise, rate): steps}, 1e-4, budget)
+    assert not within({Event(0.99 * noise, rate): steps}, 1e-4, budget)
+
+
+def test_a_budget_that_no_noise_meets_is_one_sentence():
+    with pytest.raises(PrivacyError, match="ask for a larger epsilon"):
+        noise_for(1e-9, 1e-9, 1.0, 10**9)

@@ -1,0 +1,351 @@
+"""Private federations of real clients, in one process: each keeps the first book, and the server the second."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedpeft.communication.messages import Report
+from fedpeft.deployment.edge import Edge, EdgeOptions
+from fedpeft.deployment.federation import ServeOptions
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import ConfigError, PrivacyError, RunError
+from fedpeft.privacy.accountant import Event, epsilon
+from fedpeft.privacy.client_engine import FAILED, OWN, Answers, own_mechanism, planned_participations
+from fedpeft.privacy.engine import KEY, LEDGER
+from fedpeft.privacy.ledger import POPULATION, Ledger
+from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.privacy.noise import RunKey
+from fedpeft.privacy.remote_engine import SecondBook, Terms
+from tests.here import ROWS
+
+
+def book(made, k):
+    """The charges in client k's own ledger."""
+    return [json.loads(line) for line in (made.folder / f"edge-{k}" / LEDGER).read_text().splitlines()[1:]]
+
+
+# --------------------------------------------------------------------------------------------------------- two books
+
+
+@pytest.mark.parametrize("mechanism", ["dp_sgd", "local_dp"])
+def test_both_books_say_what_was_planned(federation, mechanism):
+    made = federation(privacy=f"{mechanism}(noise_multiplier=1.5)", batch_size=4)
+    progress = made.run()
+    assert progress.round == 2
+    keys = set()
+    for k, rows in enumerate(ROWS):
+        event, releases = (Event(1.5, 4 / rows), 2) if mechanism == "dp_sgd" else (Event(1.5, 1.0), 1)
+        assert [c["charges"] for c in book(made, k)] == [[[OWN, *event, releases]]] * 2
+        assert made.server.protection.ledger.spent[k] == {event: 2 * releases}
+        home = made.folder / f"edge-{k}"
+        assert {(home / name).stat().st_mode & 0o077 for name in (KEY, LEDGER, "answer")} == {0}
+        keys.add((home / KEY).read_bytes())
+    assert len(keys) == 2
+    own = [edge.protection.spent() for edge in made.server.edges]
+    summary = made.server.protection.summary()
+    assert summary["epsilon"] == pytest.approx(max(own), rel=1e-6)
+    assert summary["dp_delta"] == max(edge.protection.delta for edge in made.server.edges)
+    assert summary["noise_multiplier"] == 1.5
+    assert (made.folder / "server" / KEY).read_bytes() not in keys
+
+
+def test_each_client_chooses_the_noise_that_its_own_rows_and_limit_need(federation):
+    made = federation(privacy="dp_sgd(epsilon=8)", options=[{"max_epsilon": 2.0}, {}])
+    made.run()
+    few, many = (edge.protection for edge in made.server.edges)
+    assert few.noise > many.noise
+    assert 1 < few.spent() <= 2
+    assert 4 < many.spent() <= 8
+    assert few.delta == pytest.approx(1e-3)
+    assert made.server.protection.summary()["noise_multiplier"] == many.noise
+
+
+@pytest.mark.parametrize("mechanism", ["dp_sgd", "local_dp", "user_dp"])
+def test_nothing_that_is_measured_on_the_rows_leaves_a_client(federation, mechanism):
+    made = federation(privacy=f"{mechanism}(noise_multiplier=1)", rounds=1)
+    made.run()
+    assert {(r.rows, r.loss) for r in made.server.direct.reports} == {(1, 0.0)}
+    assert {edge.registration().rows for edge in made.server.edges} == {1}
+    if mechanism == "local_dp":
+        assert {r.steps for r in made.server.direct.reports} == {0}
+
+
+def test_a_spent_budget_lets_a_client_sit_out_and_the_others_go_on(federation):
+    privacy = "dp_sgd(noise_multiplier=0.7)"
+    once = federation(privacy=privacy, rounds=1).server.edges[0].protection
+    event, releases = once._charge(0)
+    limit = epsilon({event: releases}, once.delta) * 1.01
+    made = federation(privacy=privacy, rounds=3, options=[{"max_epsilon": limit}, {}], serve=ServeOptions(labels=""))
+    progress = made.run()
+    assert progress.round == 3
+    assert [len(book(made, k)) for k in range(2)] == [1, 3]
+    assert [i.client for i in made.server.direct.asked] == [0, 1, 1, 1]
+    assert made.server.protection.summary()["privacy"]["sat_out"] == [0]
+    assert made.server.edges[0].protection.spent() <= limit
+
+
+def test_a_client_refuses_what_the_second_book_has_missed_and_the_run_ends_in_peace(federation):
+    """The client's own book has a charge more than the server's: it refuses, and the server sees to the rest."""
+    made = federation(privacy="local_dp(noise_multiplier=2)", clients=1, rounds=3)
+    [edge] = made.server.edges
+    event, count = edge.protection._charge(0)
+    edge.protection.ledger.charge(1, "elsewhere", {OWN: (event, count)})
+    edge.protection.mechanism = replace(
+        edge.protection.mechanism, epsilon=epsilon({event: 2}, edge.protection.delta) * 1.01
+    )
+    progress = made.run()
+    assert progress.round == 2, "the round in which the last client refuses is the last one"
+    assert [bool(r.payload) for r in made.server.direct.reports] == [True, False]
+    assert "budget is spent" in made.server.direct.reports[1].error
+    second = made.server.protection
+    assert second.ledger.releases(0) == 3  # a charge of its own for the refusal, and what the client has said
+    assert second.ledger.releases(0) >= edge.protection.ledger.releases(OWN)
+
+
+# ------------------------------------------------------------------------------------------------------------- replays
+
+
+def asked_once(made, k=0):
+    """The first instruction to client k of a run."""
+    made.run()
+    return next(i for i in made.server.direct.asked if i.client == k and i.round == 2)
+
+
+def test_what_was_answered_is_answered_again_and_anything_else_has_new_noise(federation):
+    made = federation(privacy="local_dp(noise_multiplier=1)")
+    instruction = asked_once(made)
+    edge = made.server.edges[0]
+    given = edge.handle(instruction)
+    assert given.payload
+    assert len(book(made, 0)) == 2
+    assert edge.handle(replace(instruction, attempt=7)) == given, "the server's count of attempts is not relied on"
+    assert made.edge(0).handle(instruction) == given, "a restarted client remembers"
+    almost = replace(instruction, learning_rate=instruction.learning_rate * (1 + 1e-12))
+    other = edge.handle(almost)
+    assert other.charged == given.charged + 1
+    again = edge.handle(instruction)  # its answer is not the last one any more
+    assert again.charged == given.charged + 2
+    assert len({r.payload for r in (given, other, again)}) == 3
+    assert [c["attempt"] for c in book(made, 0)] == [0, 0, 1, 2]
+
+
+class KillError(BaseException):
+    """Nothing catches it: the client is gone."""
+
+
+@pytest.mark.parametrize("step", ["charged", "trained", "answer kept"])
+def test_a_client_killed_between_any_two_steps_is_charged_at_least_what_it_released(federation, monkeypatch, step):
+    made = federation(privacy="dp_sgd(noise_multiplier=1)")
+    instruction = replace(asked_once(made), learning_rate=1e-3)
+    before = len(book(made, 0))
+    with monkeypatch.context() as patch:
+        where, name = (Ledger, "charge") if step == "charged" else (Answers, "keep")
+        original = getattr(where, name)
+
+        def kill(*arguments):
+            if step != "trained":
+                original(*arguments)
+            raise KillError
+
+        patch.setattr(where, name, kill)
+        with pytest.raises(KillError):
+            made.edge(0).handle(instruction)
+    assert len(book(made, 0)) == before + 1
+    answer = made.edge(0).handle(instruction)
+    assert answer.payload
+    assert len(book(made, 0)) == before + 1, "nothing was released under the first charge, or the same bits"
+    assert made.edge(0).handle(instruction) == answer
+
+
+def test_other_rows_or_another_setting_are_another_input(federation):
+    made = federation(privacy="local_dp(noise_multiplier=1)")
+    instruction = asked_once(made)
+    given = made.server.edges[0].handle(instruction)
+    file = made.folder / "0.jsonl"
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    other = made.edge(0).handle(instruction)
+    assert (other.charged, other.payload != given.payload) == (given.charged + 1, True)
+
+
+def test_a_client_that_has_lost_its_ledger_takes_no_part(federation):
+    made = federation(privacy="dp_sgd(noise_multiplier=1)", rounds=1)
+    made.run()
+    (made.folder / "edge-0" / LEDGER).unlink()
+    with pytest.raises(PrivacyError, match="what the run has spent is unknown"):
+        made.edge(0)
+
+
+def test_a_server_that_changes_its_terms_in_a_run_is_refused(federation, observer):
+    made = federation(privacy="dp_sgd(epsilon=2)", rounds=1)
+    told = v1.Description.FromString(made.server.gateway.description.SerializeToString())
+    told.config = told.config.replace("epsilon=2", "epsilon=20")
+    with pytest.raises(PrivacyError, match="other terms"):
+        Edge(told, made.folder / "0.jsonl", made.folder / "edge-0", observer, EdgeOptions(device="cpu", threads=1))
+
+
+# ------------------------------------------------------------------------------------- what a client does not trust in
+
+
+def test_a_client_refuses_what_its_mechanism_does_not_cover(federation):
+    made = federation(privacy="dp_sgd(noise_multiplier=1)")
+    instruction = asked_once(made)
+    edge = made.server.edges[0]
+    before = (made.folder / "edge-0" / LEDGER).read_bytes()
+    for changed, says in (
+        ({"kind": "prepare", "round": 0}, "sums over its rows"),
+        ({"kind": "evaluate"}, "losses on its rows"),
+        ({"kind": "trian"}, "something called 'trian'"),
+        ({"kind": "trian", "attempt": 7, "learning_rate": 1e-3}, "something called 'trian'"),
+        ({"round": -1}, "do not include"),
+        ({"variate": b"x"}, "do not include"),
+    ):
+        report = edge.handle(replace(instruction, **changed))
+        assert says in report.error
+        assert not report.payload
+    assert (made.folder / "edge-0" / LEDGER).read_bytes() == before
+
+
+@pytest.mark.parametrize("privacy", ["dp_sgd(noise_multiplier=1)", "dp_sgd(noise_multiplier=1, raw_metrics=True)"])
+def test_the_server_s_attempt_reaches_no_work(federation, monkeypatch, privacy):
+    """It would choose the noise: two inputs under one attempt give the difference of what is hidden."""
+    made = federation(privacy=privacy)
+    instruction = asked_once(made)
+    edge = made.server.edges[0]
+    seen = []
+
+    def work(given):
+        seen.append((given.kind, given.attempt))
+        return Report(given.client, given.round, b"x")
+
+    monkeypatch.setattr(edge, "_work", work)
+    for kind in ("train", "evaluate", "prepare", "trian"):
+        edge.handle(replace(instruction, kind=kind, learning_rate=1e-3, attempt=7))
+    trained = len(book(made, 0)) - 1
+    assert [c["attempt"] for c in book(made, 0)][trained] == 1
+    assert seen == [("train", 1)] + ([("evaluate", 0)] if "raw_metrics" in privacy else [])
+
+
+def test_the_steps_that_are_asked_for_are_charged(federation):
+    made = federation(privacy="dp_sgd(noise_multiplier=1)")
+    instruction = asked_once(made)
+    report = made.server.edges[0].handle(replace(instruction, steps=5))
+    assert report.steps == 5
+    assert book(made, 0)[-1]["charges"] == [[OWN, 1.0, 4 / ROWS[0], 5]]
+
+
+def test_a_library_s_message_stays_at_home(federation, monkeypatch):
+    made = federation(privacy="dp_sgd(noise_multiplier=1)")
+    instruction = replace(asked_once(made), learning_rate=1e-3)
+    edge = made.server.edges[0]
+
+    def fail(*_):
+        raise RuntimeError("a tensor of 17 rows does not fit")
+
+    monkeypatch.setattr(edge, "_work", fail)
+    assert edge.handle(instruction).error == FAILED
+
+
+@pytest.mark.parametrize(
+    ("privacy", "options", "says"),
+    [
+        ("", {"max_epsilon": 3.0}, "has no --privacy"),
+        ("user_dp(noise_multiplier=1)", {"max_epsilon": 3.0}, "is applied by the server"),
+        ("dp_sgd(noise_multiplier=1, test_noise=True)", {"max_epsilon": 3.0}, "protects nobody"),
+        ("dp_sgd(noise_multiplier=1, dp_delta=0.005)", {}, "accepts 0.001 at most"),
+        ("local_dp(noise_multiplier=1, dp_delta=0.2)", {"max_delta": 0.5}, None),
+        ("dp_sgd(noise_multiplier=1, dp_delta=0.1)", {"max_delta": 0.5}, "must be below"),
+    ],
+)
+def test_federations_that_a_client_does_not_join(federation, privacy, options, says):
+    given = {"privacy": privacy, "options": [options, options]}
+    if says is None:
+        assert federation(**given).server.edges[0].protection.delta == 0.2
+        return
+    with pytest.raises(PrivacyError, match=says):
+        federation(**given)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "serve", "says"),
+    [
+        ("none", ServeOptions(), "protects nobody"),
+        ("dp_sgd(epsilon=8, audit=True)", ServeOptions(), "audit=True attacks"),
+        ("dp_sgd(epsilon=8)", ServeOptions(held_out=0.2), "--held-out lets clients report losses"),
+        ("dp_sgd", ServeOptions(), "needs epsilon or noise_multiplier"),
+        ("user_dp(epsilon=8, dp_delta=0.6)", ServeOptions(), "must be below"),
+    ],
+)
+def test_what_a_server_refuses(federation, privacy, serve, says):
+    with pytest.raises((ConfigError, PrivacyError), match=says):
+        federation(privacy=privacy, serve=serve)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"noise": -1.0}, {"noise": float("nan")}, {"rate": 0.0}, {"rate": 1.5}, {"releases": 0}, {"dp_delta": 1.0},
+     {"epsilon": float("inf")}],
+)  # fmt: skip
+def test_terms_that_make_no_sense_are_refused(wrong):
+    good = {"noise": 1.0, "rate": 0.1, "releases": 3, "dp_delta": 1e-3, "epsilon": 0.0}
+    assert Terms.declared(v1.Registration(terms=v1.PrivacyTerms(**good))) == Terms(1.0, 0.1, 3, 1e-3, None)
+    with pytest.raises(RunError, match="make no sense"):
+        Terms.declared(v1.Registration(terms=v1.PrivacyTerms(**{**good, **wrong})))
+    with pytest.raises(RunError, match="does not say how"):
+        Terms.declared(v1.Registration())
+
+
+# ------------------------------------------------------------------------------------------------------------- user_dp
+
+
+def test_user_level_privacy_draws_secret_cohorts_among_the_places(federation):
+    made = federation(privacy="user_dp(noise_multiplier=1, test_noise=True)", cohort=1, rounds=6, seed=1)
+    progress = made.run()
+    assert progress.round == 6
+    ledger = made.server.protection.ledger
+    assert not isinstance(made.server.protection, SecondBook)
+    assert ledger.spent == {POPULATION: {Event(1.0, 0.5): 6}}
+    rounds = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
+    assert {r["clients"] for r in rounds} > {1}, "another seed is needed: all cohorts were of one client"
+    assert all(r["update_norm"] > 0 and not r["rejected"] for r in rounds)
+    assert not (made.folder / "edge-0" / LEDGER).exists()
+
+
+# --------------------------------------------------------------------------------------------------------- small parts
+
+
+def test_planned_participations():
+    assert planned_participations(20, 1.0) == 20
+    assert planned_participations(100, 0.1) == 16
+    assert planned_participations(1, 0.01) == 1
+
+
+def test_own_limits():
+    given = MECHANISMS.build("dp_sgd(epsilon=8)")
+    assert own_mechanism(given, 1000, None, 1e-3) == replace(given, dp_delta=1e-4)
+    assert own_mechanism(given, 10, 2.0, 1e-3) == replace(given, dp_delta=1e-3, epsilon=2.0)
+    assert own_mechanism(given, 10, 20.0, 1e-3).epsilon == 8
+    assert own_mechanism(MECHANISMS.build("local_dp(noise_multiplier=1)"), 10, None, 1e-3).epsilon is None
+
+
+def test_the_second_book_takes_over_what_clients_say(federation):
+    made = federation(privacy="local_dp(noise_multiplier=1)", rounds=1)
+    made.run()
+    second = made.server.protection
+    for charged, releases in ((1, 1), (4, 4), (2, 4), (4, 4)):
+        second.heard(Report(0, 1, b"x", charged=charged))
+        assert second.ledger.releases(0) == releases
+    assert second.ledger.releases(1) == 1
+
+
+def test_local_noise_hides_what_is_not_a_number():
+    part = MECHANISMS.build("local_dp(noise_multiplier=1, clip=0.5)")
+    key = RunKey(bytes(32))
+    update = {"x": torch.tensor([float("nan"), float("inf"), 3.0, 0.0])}
+    clean = {"x": torch.tensor([0.0, 0.0, 3.0, 0.0])}
+    assert torch.equal(part.released(update, 1.0, key, (1, 0, 0))["x"], part.released(clean, 1.0, key, (1, 0, 0))["x"])
+    assert np.isfinite(part.released(update, 1.0, key, (1, 0, 0))["x"].numpy()).all()

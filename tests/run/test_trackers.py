@@ -1,0 +1,83 @@
+"""Trackers: they get what was recorded, and never stop a run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedpeft.errors import ConfigError
+from fedpeft.run.trackers import TRACKERS, TrackedRecords, check_trackers
+
+
+class Notebook:
+    def __init__(self, broken: bool = False) -> None:
+        self.broken = broken
+        self.calls: list[tuple[Any, ...]] = []
+
+    def begin(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.calls.append(("begin", folder.name, dict(settings)))
+
+    def measure(self, step: int, values: Mapping[str, float]) -> None:
+        if self.broken:
+            raise ConnectionError("the server is down")
+        self.calls.append(("measure", step, dict(values)))
+
+    def end(self, values: Mapping[str, float]) -> None:
+        self.calls.append(("end", dict(values)))
+
+
+def record(folder: Path, *trackers: Any) -> TrackedRecords:
+    records = TrackedRecords(folder, list(trackers))
+    records.write("config.toml", "rounds = 1\n")
+    records.append("rounds.jsonl", {"round": 1, "loss": 0.5, "train_loss": None})
+    records.append("clients.jsonl", {"round": 1, "client": 3})
+    records.write_json("summary.json", {"accuracy": 0.75, "versions": {}, "epsilon": None})
+    return records
+
+
+def test_rounds_and_summary_are_sent(tmp_path: Path) -> None:
+    notebook = Notebook()
+    record(tmp_path, notebook)
+    assert notebook.calls == [
+        ("begin", tmp_path.name, {"rounds": 1}),
+        ("measure", 1, {"round": 1.0, "loss": 0.5}),
+        ("end", {"accuracy": 0.75}),
+    ]
+
+
+def test_a_failing_tracker_is_left_out_and_the_records_are_whole(tmp_path: Path) -> None:
+    broken, sound = Notebook(broken=True), Notebook()
+    with pytest.warns(RuntimeWarning, match="Notebook failed and is left out from here on: the server is down"):
+        records = record(tmp_path, broken, sound)
+    assert [call[0] for call in broken.calls] == ["begin"]
+    assert [call[0] for call in sound.calls] == ["begin", "measure", "end"]
+    assert records.read("rounds.jsonl") == [{"round": 1, "loss": 0.5, "train_loss": None}]
+    assert json.loads((tmp_path / "summary.json").read_text())["accuracy"] == 0.75
+
+
+def test_unknown_or_missing_trackers_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_trackers("") == []
+    with pytest.raises(ConfigError, match="did you mean 'tensorboard'"):
+        check_trackers("tensorbord")
+    monkeypatch.setattr(TRACKERS["mlflow"], "needs", "no_such_package")
+    with pytest.raises(ConfigError, match=r"pip install 'fedpeft\[track\]'"):
+        check_trackers("mlflow")
+
+
+def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
+    pytest.importorskip("torch.utils.tensorboard")
+    record(tmp_path, *check_trackers("tensorboard"))
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_mlflow_keeps_the_identity_of_a_run_that_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    record(tmp_path, *check_trackers("mlflow"))
+    identity = (tmp_path / "mlflow_run").read_text()
+    record(tmp_path, *check_trackers("mlflow"))
+    assert (tmp_path / "mlflow_run").read_text() == identity
+    assert mlflow.MlflowClient().get_run(identity.strip()).data.metrics["final/accuracy"] == 0.75

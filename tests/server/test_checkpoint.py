@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from fedpeft.clients.store import ClientStore
+
+from fedpeft.errors import RunError
+from fedpeft.run.records import Records
+from fedpeft.server.progress import Checkpoints, Progress
+
+
+def example(round: int) -> Progress:
+    value = torch.full((2, 3), float(round))
+    return Progress(round=round, adapter={"a": value}, memory={"m": {"a": -value}}, counters={"uplink_bytes": 5})
+
+
+def test_the_newest_checkpoint_comes_back(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.load() is None
+    for round in (0, 1, 2):
+        checkpoints.save(example(round))
+    found = checkpoints.load()
+    assert found is not None
+    assert found.round == 2
+    assert torch.equal(found.adapter["a"], torch.full((2, 3), 2.0))
+    assert torch.equal(found.memory["m"]["a"], torch.full((2, 3), -2.0))
+    assert found.counters == {"uplink_bytes": 5}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(example(1))
+    (tmp_path / "000003.partial").write_bytes(b"half")
+    found = checkpoints.load()
+    assert found is not None
+    assert found.round == 1
+
+
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(example(1))
+    [file] = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(RunError, match="can't be read"):
+        checkpoints.load()
+
+
+def test_lines_after_the_checkpoint_are_cut_off(tmp_path):
+    records = Records(tmp_path)
+    records.append("rounds.jsonl", {"round": 1})
+    offsets = records.offsets()
+    records.append("rounds.jsonl", {"round": 2, "loss": float("nan")})
+    records.append("clients.jsonl", {"client": 1})
+    records.cut(offsets)
+    assert records.read("rounds.jsonl") == [{"round": 1}]
+    assert records.read("clients.jsonl") == []
+
+
+def test_what_json_lacks_is_null_and_a_torn_line_is_left_out(tmp_path):
+    records = Records(tmp_path)
+    records.append("rounds.jsonl", {"loss": float("inf"), "n": torch.tensor(3)})
+    with open(tmp_path / "rounds.jsonl", "a") as file:
+        file.write('{"round": 2, "lo')
+    assert records.read("rounds.jsonl") == [{"loss": None, "n": 3}]
+    json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[0])
+
+
+def test_client_state_counts_only_once_it_is_acknowledged(tmp_path):
+    store = ClientStore(tmp_path)
+    store.stage(3, 1, {"e": torch.ones(2)})
+    assert store.load(3, 0) is None  # the server never recorded round 1: what was staged is discarded
+    store.stage(3, 2, {"e": torch.full((2,), 2.0)})
+    store.stage(3, 4, {"e": torch.full((2,), 4.0)})  # killed after this, before the server recorded it
+    found = store.load(3, 2)
+    assert found is not None
+    assert torch.equal(found["e"], torch.full((2,), 2.0))
+    with pytest.raises(RunError, match="missing"):
+        store.load(3, 4)
+    assert store.load(5, 0) is None

@@ -1,0 +1,220 @@
+"""Cohorts whose clients hold the base and the adapter in different precisions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fedpeft.clients.client import ClientSide
+from fedpeft.clients.workbench import cached_examples
+from rich.console import Console
+from torch import nn
+
+from fedpeft.communication.base_residual import ResidualFiles
+from fedpeft.config import RunConfig
+from fedpeft.models.layers import linear_layers
+from fedpeft.models.quantized import PRECISIONS, QuantizedLinear, dequantized, quantize, weight_of
+from fedpeft.models.task import DTYPES
+from fedpeft.peft import saved_adapter
+from fedpeft.peft.adapter import State, held_in
+from fedpeft.peft.stacked_layers import replace
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.records import Records
+from fedpeft.server.rounds import Server
+from fedpeft.simulate import main
+from fedpeft.simulation.simulation import Simulation
+
+TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": "all", "rounds": 2, "workers": 1, "local_steps": 2,
+        "peft": "lora(rank=4, layers=1)", "optimizer": "adamw", "learning_rate": 3e-3, "dtype": "fp32"}  # fmt: skip
+MIXED = """
+[[profile]]
+count = 2
+base = "nf4"
+adapter = "bf16"
+[[profile]]
+count = 1
+base = "int8"
+[[profile]]
+count = 1
+base = "bf16"
+[[profile]]
+count = 2
+"""
+
+
+def profiles(folder: Path, text: str = MIXED) -> str:
+    (folder / "given.toml").write_text(text)
+    return str(folder / "given.toml")
+
+
+def flags(folder: Path, **more) -> list[str]:
+    given = TINY | more
+    words = [word for name, value in given.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    return [*words, "--output", str(folder / "run")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peft", [TINY["peft"], "bottleneck(dim=4) + bitfit", "ia3", "prefix(length=4)"])
+def test_a_mixed_cohort_trains_and_is_scored_on_every_base(peft, tmp_path, capsys):
+    assert main(flags(tmp_path, profiles=profiles(tmp_path), codec="small", peft=peft)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["accuracy_by_base"].keys() == {"fp32", "nf4", "int8", "bf16"}
+    assert summary["accuracy_by_base"]["fp32"] == summary["accuracy"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
+    assert not any("rejected" in line for line in lines)
+    assert {line["client"]: line["base_precision"] for line in lines} == {
+        **dict.fromkeys((0, 1), "nf4"), 2: "int8", 3: "bf16", **dict.fromkeys((4, 5), None)
+    }  # fmt: skip
+    assert "one after another" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_clients_train_on_their_own_base_and_the_server_knows_what_they_hold(tmp_path, monkeypatch):
+    """The deltas of two clients with the same rows differ by their bases; what a bf16 adapter holds are bf16 values."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    simulation = Simulation(
+        RunConfig(**TINY, profiles=profiles(tmp_path)), folder, ConsoleObserver(Console(quiet=True))
+    )
+    seen = {}
+    report = ClientSide._report
+
+    def spy(self, task, result, seconds):
+        seen[task.job.client] = (task.job.received, result.state, self.bench.at(task.instruction.base_precision))
+        return report(self, task, result, seconds)
+
+    monkeypatch.setattr(ClientSide, "_report", spy)
+    received = {}
+    take = Server._take
+
+    def note(self, report, round, sent, total, tally, progress):
+        package = sent.package(self.form(report.client, progress), 0, newcomer=not progress.acknowledged)
+        received[report.client] = held_in(package.state, self.profiles[report.client].adapter)
+        return take(self, report, round, sent, total, tally, progress)
+
+    monkeypatch.setattr(Server, "_take", note)
+    simulation.train(simulation.server(Records(folder)))
+    for client in range(6):
+        start, after, _ = seen[client]
+        assert all(torch.equal(start[n], received[client][n]) for n in start)
+        is_bf16 = all(torch.equal(t, t.bfloat16().float()) for t in (*start.values(), *after.values()))
+        assert is_bf16 == (client < 2)
+    layers = [seen[client][2].executor.model for client in (0, 2, 4)]
+    packed = [sum(isinstance(m, QuantizedLinear) for m in model.modules()) for model in layers]
+    assert packed[0] > 0
+    assert packed[1] > 0
+    assert packed[2] == 0
+    plain = simulation.task.base(simulation.model_directory, torch.float32)
+    path, layer = next(reversed(linear_layers(plain).items()))
+    held = seen[0][2].executor.frozen(path)
+    assert torch.equal(held.values(), dequantized(layer.weight, "nf4"))
+
+
+def made(folder: Path, **more) -> Simulation:
+    folder.mkdir(exist_ok=True)
+    return Simulation(RunConfig(**TINY | more), folder, ConsoleObserver(Console(quiet=True)))
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("strategy", ["fedex_lora", "flora"])
+def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tmp_path, monkeypatch):
+    """Each client trains on its own base + R, whether the run goes on or is resumed; each base is scored with R."""
+    given = {"strategy": strategy, "profiles": profiles(tmp_path), "rounds": 3, "head": "zero"}
+    simulation = made(tmp_path / "run", **given)
+    plain = linear_layers(simulation.task.base(simulation.model_directory, torch.float32))
+    trained_on = ClientSide._trained
+    seen = []
+
+    def expected(module: str, base: str, residual: State) -> torch.Tensor:
+        precision = base if base in PRECISIONS else ""
+        weight = dequantized(plain[module].weight.detach(), precision).to(DTYPES.get(base, torch.float32))
+        return (weight.float() + residual[module]).to(weight.dtype) if residual else weight
+
+    def look(self, tasks):
+        results = trained_on(self, tasks)
+        for task in tasks:
+            bench, version = self.bench.at(task.instruction.base_precision), task.instruction.base
+            residual = ResidualFiles(bench.plan.residuals).get(version)
+            for module in {pair.module for pair in bench.plan.layout.pairs}:
+                held = weight_of(bench.executor.frozen(module))
+                assert torch.equal(held, expected(module, task.instruction.base_precision, residual))
+            seen.append((task.instruction.base_precision, version))
+        return results
+
+    monkeypatch.setattr(ClientSide, "_trained", look)
+    server = simulation.server(Records(simulation.folder))
+    progress = simulation.train(server)
+    assert {(base, version) for base, version in seen if version == 2} == {(b, 2) for b in ("nf4", "int8", "bf16", "")}
+    assert all(float(R.norm()) > 0 for R in server.residual.total.values())
+
+    simulation.save(progress.adapter, simulation.folder, server.residual.total)
+    rows = cached_examples(simulation.work.data_key).batch(np.arange(8))
+    form = simulation.layout.form
+    for base in ("nf4", "int8", "bf16", "fp32"):
+        reference = simulation.task.base(simulation.model_directory, DTYPES.get(base, torch.float32))
+        quantize(reference, base if base in PRECISIONS else "")
+        for pair in simulation.layout.pairs:  # the sum as one dense weight, in a layer of its own
+            layer = nn.Linear(pair.in_features, pair.out_features).requires_grad_(False)
+            layer.bias = reference.get_submodule(pair.module).bias
+            change = form.scale * progress.adapter[pair.B] @ progress.adapter[pair.A]
+            whole = expected(pair.module, base, {}).float() + server.residual.total[pair.module] + change
+            layer.weight.data = whole.to(DTYPES.get(base, torch.float32))
+            replace(reference, pair.module, layer)
+        model = simulation.task.model(reference, simulation.dataset.classes)
+        model.load_state_dict({n: t for n, t in progress.adapter.items() if n.startswith("head.")}, strict=False)
+        own = simulation.task.base(simulation.model_directory, DTYPES.get(base, torch.float32))
+        quantize(own, base if base in PRECISIONS else "")
+        loaded = saved_adapter.load(simulation.folder, simulation.task, own, simulation.dataset.classes)
+        with torch.no_grad():
+            there, here = loaded(rows).float(), model.eval()(rows).float()
+        assert torch.allclose(there, here, atol=3e-2 if base == "bf16" else 1e-4), base
+
+    def stop(_self, result):
+        if result.round == 2:
+            raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleObserver, "round_done", stop)
+        cut = made(tmp_path / "cut", **given)
+        with pytest.raises(StopError):
+            cut.train(cut.server(Records(cut.folder)))
+    resumed = made(tmp_path / "cut", **given)
+    server_again = resumed.server(Records(resumed.folder))
+    again = resumed.train(server_again)
+    assert all(torch.equal(again.adapter[n], t) for n, t in progress.adapter.items())
+    assert all(torch.equal(server_again.residual.total[m], R) for m, R in server.residual.total.items())
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"dtype": "fp64"}, "leave base out"),
+        ({"text": '[[profile]]\ncount = 6\nbase = "int3"\n'}, "must be one of"),
+    ],
+)
+def test_what_does_not_go_together_is_one_sentence(tmp_path, capsys, more, words):
+    given = profiles(tmp_path, more.pop("text", MIXED))
+    assert main(flags(tmp_path, profiles=given, **more)) == 2
+    assert words in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_missing_bitsandbytes_is_named_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    find = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name, *a))
+    assert main(flags(tmp_path, profiles=profiles(tmp_path))) == 2
+    assert "pip install 'fedpeft[quantized]'" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("peft", "strategy"),
+    [("dora", "fedit"), ("lora_sb", "fedit"), ("adalora", "flexlora"), ("full", "fedit")],
+)
+def test_methods_that_read_the_base_s_weights_refuse_few_bits(peft, strategy, tmp_path, capfd):
+    file = profiles(tmp_path, '[[profile]]\ncount = 2\nbase = "int8"\n[[profile]]\ncount = 4\n')
+    assert main(flags(tmp_path, peft=peft, strategy=strategy, profiles=file)) == 2
+    assert "reads or trains the base's own weights" in "".join(capfd.readouterr()).replace("\n", " ")

@@ -1,0 +1,59 @@
+"""The reference on pooled rows: the best rate is kept, and a try that diverges ends early."""
+
+import pytest
+import torch
+
+from fedpeft.errors import RunError
+from fedpeft.simulation.pooled import RATES, best_pooled
+
+
+def descent(rate, curvature=1.0):
+    """Gradient descent on curvature * x^2 / 2: the step diverges where rate * curvature > 2."""
+
+    def step(states, piece):
+        seen.append((piece, sorted(states)))
+        return {r: {"x": s["x"] - rate * r * curvature * s["x"]} for r, s in states.items()}
+
+    seen: list[tuple[int, list[float]]] = []
+    return step, seen
+
+
+def loss(state):
+    return float(state["x"].square())
+
+
+START = {"x": torch.tensor(1.0, dtype=torch.float64)}
+
+
+def test_the_rate_with_the_least_loss_is_kept():
+    step, seen = descent(0.8)
+    state, rate = best_pooled(START, 8, step, loss, lambda: None)
+    assert rate == 1.0
+    assert float(state["x"]) == pytest.approx(0.2**8)
+    assert [piece for piece, _ in seen] == list(range(1, 9))
+
+
+def test_a_try_that_diverges_ends_after_a_quarter():
+    step, seen = descent(3.0)
+    _, rate = best_pooled(START, 8, step, loss, lambda: None)
+    assert rate == 0.25  # 3 * 0.25 = 0.75; with 1.5 the error changes sign and halves, with 3 it doubles
+    assert seen[1] == (2, sorted(RATES))
+    assert all(rates == [0.25, 0.5] for _, rates in seen[2:])
+
+
+def test_if_all_diverge_it_is_one_sentence():
+    step, _ = descent(100.0)
+    with pytest.raises(RunError, match="take a lower --learning-rate"):
+        best_pooled(START, 8, step, loss, lambda: None)
+
+
+def test_a_single_piece_is_enough():
+    step, _ = descent(0.8)
+    assert best_pooled(START, 1, step, loss, lambda: None)[1] == 1.0
+
+
+def test_progress_is_told_of_each_piece():
+    step, _ = descent(0.8)
+    told = []
+    best_pooled(START, 5, step, loss, lambda: told.append(1))
+    assert len(told) == 5

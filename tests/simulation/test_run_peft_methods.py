@@ -1,0 +1,128 @@
+"""Every PEFT method through the main job: it resumes to the identical state, and is scored from its files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from fedpeft.config import RunConfig
+from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.records import Records
+from fedpeft.simulate import main
+from fedpeft.simulation.simulation import Simulation, adapted_entries
+
+TINY = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 3, "workers": 1, "seed": 3,
+        "head": "zero", "local_steps": 1, "learning_rate": 3e-3, "dtype": "fp32", "evaluate_every": 3}  # fmt: skip
+RULE = {"vera": "rolora", "adalora": "flexlora"}
+SPECS = [*PEFT_METHODS.names, "lora(rank=4) + bitfit", "prefix(length=10) + bottleneck(dim=32)"]
+
+
+class StopError(Exception):
+    pass
+
+
+def trained(folder, **given):
+    simulation = Simulation(RunConfig(**given), folder, ConsoleObserver(Console(quiet=True)))
+    folder.mkdir(parents=True, exist_ok=True)
+    return simulation, simulation.train(simulation.server(Records(folder)))
+
+
+QUICKER = ("adalora", "dora", "lora(rank=4) + bitfit")
+"""One of each kind of state: factors on the server, an error that is recorded, several methods."""
+
+
+@pytest.mark.parametrize(
+    "spec", [pytest.param(s, marks=pytest.mark.slow if s in QUICKER else pytest.mark.long) for s in SPECS]
+)
+def test_it_resumes_to_the_identical_state_and_is_scored(spec, tmp_path, monkeypatch):
+    given = {**TINY, "peft": spec, "strategy": RULE.get(spec, "fedit")}
+    simulation, whole = trained(tmp_path / "whole", **given)
+
+    def stop(_self, result):
+        if result.round == 1:
+            raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleObserver, "round_done", stop)
+        with pytest.raises(StopError):
+            trained(tmp_path / "cut", **given)
+    _, cut = trained(tmp_path / "cut", **given)
+    assert whole.adapter.keys() == cut.adapter.keys()
+    assert all(torch.equal(whole.adapter[n], cut.adapter[n]) for n in whole.adapter)
+    simulation.save(whole.adapter, tmp_path / "whole")
+    assert 0 < simulation.score(tmp_path / "whole", "score").accuracy <= 1
+    errors = [line["aggregation_error"] for line in Records(tmp_path / "whole").read("rounds.jsonl")]
+    assert (errors[-1] is not None) == (simulation.weight_changes is not None or bool(simulation.layout.pairs))
+
+
+def test_prompts_of_different_lengths_go_through_the_main_job(tmp_path):
+    states = []
+    for executor in ("batched", "sequential"):
+        given = {**TINY, "dtype": "fp64", "strategy": "owned_mean", "ranks": "3*2,6*2", "cohort": "all"}
+        given |= {"peft": "prompt_tuning", "executor": executor, "rounds": 1}
+        simulation, progress = trained(tmp_path / executor, **given)
+        states.append(progress.adapter)
+        assert simulation.layout.form.rank == 6
+        assert simulation.work.executor == executor
+    assert all(torch.allclose(states[0][n], states[1][n], rtol=1e-7, atol=1e-9) for n in states[0])
+
+
+def test_the_fallback_is_said_once_and_wrong_rules_are_one_sentence(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "rounds": 1}.items()]
+    assert main([*words, "--peft", "dora(rank=2)", "--output", str(tmp_path / "run")]) == 0
+    assert "".join(capfd.readouterr()).count("dora has no batched form") == 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"] > 0
+    for peft, said in {
+        "vera": "take --strategy rolora",
+        "bitfit(layers=9)": "exceeds the 3 transformer blocks",
+        "prompt_tuning + bitfit": "prompt_tuning can't be combined",
+        "bitfit + bitfit": "train the same tensors",
+    }.items():
+        assert main([*words, "--peft", peft, "--output", str(tmp_path / "other")]) == 2
+        heard = "".join(capfd.readouterr())
+        assert said in heard
+        assert "Traceback" not in heard
+
+
+@pytest.mark.parametrize(("spec", "strategy"), [("dora(rank=2)", "fedit"), ("lora_sb(rank=2)", "fedit")])
+def test_the_frozen_part_is_reused_whether_or_not_a_method_has_a_batched_form(spec, strategy, tmp_path):
+    states = []
+    for executor in ("batched", "sequential"):
+        given = {**TINY, "dtype": "fp64", "peft": spec, "strategy": strategy, "executor": executor, "head": "ridge"}
+        simulation, progress = trained(tmp_path / executor, **given)
+        states.append(progress.adapter)
+        assert (simulation.work.depth > 0) == (executor == "batched")
+    assert all(torch.allclose(states[0][n], states[1][n], rtol=1e-9, atol=1e-11) for n in states[0])
+
+
+def test_a_strategy_that_keeps_factors_private_runs_with_dora(tmp_path):
+    _, progress = trained(tmp_path / "run", **{**TINY, "peft": "dora(rank=2)", "strategy": "fedsa_lora"})
+    assert progress.round == TINY["rounds"]
+
+
+def test_ranks_of_a_method_that_has_them_and_of_one_that_has_not(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    simulation, _ = trained(tmp_path / "sb", **{**TINY, "peft": "lora_sb(rank=4)", "ranks": "8*4", "rounds": 1})
+    assert simulation.layout.form.rank == 8
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "rounds": 1}.items()]
+    for peft, rule in (("vera", "rolora"), ("lora + bitfit", "fedit")):
+        given = [*words, "--ranks=4*4", "--peft", peft, "--strategy", rule, "--output", str(tmp_path / "no")]
+        assert main(given) == 2
+        assert "has one size for all clients" in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("spec", ["dora(rank=2)", "vera(rank=4)", "adalora(rank=2)"])
+def test_the_error_is_not_measured_where_the_exact_aggregate_would_be_too_large(spec, tmp_path, monkeypatch):
+    given = {**TINY, "peft": spec, "strategy": RULE.get(spec.partition("(")[0], "fedit")}
+    config, observer = RunConfig(**given), ConsoleObserver(Console(quiet=True))
+    whole = Simulation(config, tmp_path / "one", observer)
+    assert whole.weight_changes is not None
+    monkeypatch.setattr(
+        "fedpeft.simulation.simulation.LARGEST_TARGET", adapted_entries(whole._reference(), whole.layout) - 1
+    )
+    assert Simulation(config, tmp_path / "other", observer).weight_changes is None
