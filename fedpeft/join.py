@@ -16,9 +16,10 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from fedpeft.communication.client_state import alone_in
 from fedpeft.communication.messages import Report
 from fedpeft.deployment.certificates import Credentials, check_name, name_of
-from fedpeft.deployment.connection import Link, LostError, check_state, waits
+from fedpeft.deployment.connection import Link, LostError, waits
 from fedpeft.deployment.edge import Edge, EdgeOptions
 from fedpeft.deployment.monitoring import host_and_port
 from fedpeft.errors import ConfigError, FedpeftError, RunError
@@ -119,19 +120,19 @@ def join(command: Command, console: Console) -> None:
                 patience.lost(link, error)
         patience.connected()
         folder = command.state.expanduser() / description.run / link.name
-        check_state(folder)
-        edge = Edge(description, command.data, folder, observer, options)
-        precision = options.precision or edge.config.dtype
-        observer.say(
-            f"[bold]{link.name}[/]  {len(edge.train_rows)} rows, {edge.model_directory.name} in {precision} "
-            f"on {edge.hardware}"
-        )
-        _say_privacy(edge, observer)
-        edge.warm_up()
-        try:
-            _work(edge, link, patience, observer)
-        finally:
-            edge.close()
+        with alone_in(folder):
+            edge = Edge(description, command.data, folder, observer, options)
+            precision = options.precision or edge.config.dtype
+            observer.say(
+                f"[bold]{link.name}[/]  {len(edge.train_rows)} rows, {edge.model_directory.name} in {precision} "
+                f"on {edge.hardware}"
+            )
+            _say_privacy(edge, observer)
+            edge.warm_up()
+            try:
+                _work(edge, link, patience, observer)
+            finally:
+                edge.close()
 
 
 def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:

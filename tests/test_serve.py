@@ -62,6 +62,27 @@ def test_kills_of_server_and_client_lose_nothing_and_apply_nothing_twice(fleet):
 
 
 @pytest.mark.slow
+def test_a_client_is_one_process(fleet):
+    """A second one, of the same state, is refused before it reads key or ledger; after a kill the place is free."""
+    made = fleet(privacy="local_dp(noise_multiplier=1)", head="zero", dtype="fp32", rounds=1)
+    made.serve()
+    first = made.join("a")
+    made.wait(lambda: "releases so far" in made.log("a"), first)
+    [home] = (made.folder / "state").glob("*/a")
+    before = {file.name: file.read_bytes() for file in home.iterdir() if file.is_file()}
+    second = made.join("a")
+    assert made.end(second) == 2
+    assert "another process is this client already" in made.log("a")
+    assert made.log("a").count("releases so far") == 1
+    assert first.poll() is None
+    assert {file.name: file.read_bytes() for file in home.iterdir() if file.is_file()} == before
+    first.kill()
+    first.wait()
+    third = made.join("a")
+    made.wait(lambda: made.log("a").count("releases so far") == 2, third)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

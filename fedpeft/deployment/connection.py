@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -206,13 +205,3 @@ class Connection:
                 raise LostError("the server was restarted") from None
             raise _explained(error) from None
         return str(v1.Receipt.Verdict.Name(receipt.verdict)).lower()
-
-
-def check_state(folder: Path) -> None:
-    """Make the folder of a client's state, or RunError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"the client's state can't be kept in {folder}: {error.strerror}; give another --state"
-        ) from None

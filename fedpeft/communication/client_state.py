@@ -1,0 +1,40 @@
+"""The folder where a client keeps what it must not lose, and that no two processes work in at once.
+
+Two processes with one key would draw the same noise for two inputs, and each would spend the whole of a budget. So the
+folder is locked before key and ledger are read, and until the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fedpeft.errors import RunError
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder of a client's state, and keep every other process from it.
+
+    Raises:
+        RunError: another process is at work in it, or it can't be made, written or locked.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunError(
+            f"another process is this client already, with its state in {folder}; end it, or join with another "
+            "certificate and other rows"
+        ) from None
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"the client's state can't be kept in {folder}: {reason}; give another --state") from None
+    try:
+        yield
+    finally:
+        lock.release()
