@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from fedpeft.communication.client_state import alone_in
+from fedpeft.communication.client_state import alone_in, folder_for
 from fedpeft.communication.messages import Report
 from fedpeft.deployment.certificates import Credentials, check_name, name_of
 from fedpeft.deployment.connection import Link, LostError, waits
@@ -119,7 +119,7 @@ def join(command: Command, console: Console) -> None:
             except LostError as error:
                 patience.lost(link, error)
         patience.connected()
-        folder = command.state.expanduser() / description.run / link.name
+        folder = folder_for(command.state.expanduser(), description.run, link.name)
         with alone_in(folder):
             edge = Edge(description, command.data, folder, observer, options)
             precision = options.precision or edge.config.dtype

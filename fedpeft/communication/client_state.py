@@ -6,6 +6,7 @@ folder is locked before key and ledger are read, and until the process ends, how
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,21 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedpeft.errors import RunError
+
+RUN = re.compile("[0-9a-f]{16}")
+"""How servers name their federations; the name is part of a path here."""
+
+
+def folder_for(state: Path, run: str, name: str) -> Path:
+    """The folder in `state` of the client `name` (checked, see `fedpeft.deployment.certificates`) in the federation
+    `run`.
+
+    Raises:
+        RunError: the server gives its federation a name that is none.
+    """
+    if not RUN.fullmatch(run):
+        raise RunError(f"the server calls its federation {run!r:.80}; legal are 16 of the digits 0 to 9 and a to f")
+    return state / run / name
 
 
 @contextmanager

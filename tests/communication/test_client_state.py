@@ -1,0 +1,37 @@
+"""Where a client keeps its state: in a folder that the server does not choose, for one process."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+from rich.console import Console
+
+from fedpeft.communication.client_state import alone_in, folder_for
+from fedpeft.deployment.connection import Connection
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import RunError
+from fedpeft.join import Command, join
+
+
+def test_servers_name_federations_as_clients_take_them(tmp_path):
+    run = secrets.token_hex(8)  # as fedpeft.deployment.members does
+    assert folder_for(tmp_path, run, "edge-1") == tmp_path / run / "edge-1"
+
+
+@pytest.mark.parametrize("run", ["", ".", "..", "../../evil0123456", "/tmp/elsewhere", "0123456789ABCDEF",
+                                 "0123456789abcdef0", "0123456789abcde", "0123456789abcdef\n", "0123456789abcde\0",
+                                 "٠١٢٣٤٥٦٧٨٩٠١٢٣٤٥"])  # fmt: skip
+def test_a_server_s_name_for_its_federation_leads_nowhere_else(tmp_path, monkeypatch, run):
+    monkeypatch.setattr(Connection, "describe", lambda self: v1.Description(run=run))
+    state = tmp_path / "a" / "b" / "state"
+    command = Command("127.0.0.1:1", tmp_path / "rows.csv", insecure=True, name="edge-1", state=state)
+    with pytest.raises(RunError, match=r"the server calls its federation .* legal are 16 of the digits"):
+        join(command, Console(quiet=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_can_not_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"can't be kept in .*; give another --state"), alone_in(tmp_path / "file" / "x"):
+        pass
