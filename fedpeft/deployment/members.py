@@ -38,7 +38,10 @@ class Member:
 
     def __post_init__(self) -> None:
         if isinstance(self.terms, dict):  # as stored
-            self.terms = Terms(**self.terms)
+            try:
+                self.terms = Terms(**self.terms)
+            except RunError:  # of an earlier version, which took any: it declares them anew before it is asked
+                self.terms = None
 
 
 class Roster:

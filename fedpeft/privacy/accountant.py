@@ -29,6 +29,9 @@ RELATIVE_ERROR = 0.002
 LARGEST = 1000.0
 """A larger epsilon protects nobody and is not computed in full: RDP's bound is reported instead."""
 
+MOST_RELEASES = 1_000_000
+"""More take seconds and gigabytes to compose, so RDP's bound is reported instead; no run comes near."""
+
 
 class Event(NamedTuple):
     """One kind of release: noise multiplier z (at least 0) and sampling rate q (above 0, at most 1)."""
@@ -51,7 +54,10 @@ def _rdp_of_one(event: Event) -> np.ndarray:
 
 
 def rdp_epsilon(events: Events, delta: float) -> float:
-    """An upper bound of `epsilon` that costs nothing; infinite without noise, 0 without releases."""
+    """An upper bound of `epsilon` that costs nothing; infinite without noise, 0 without releases.
+
+    Also infinite where the numbers are beyond what floats can hold: an account must not end a run.
+    """
     spent = {event: steps for event, steps in events.items() if steps}
     if not spent:
         return 0.0
@@ -62,11 +68,14 @@ def rdp_epsilon(events: Events, delta: float) -> float:
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
     orders = list(RDPAccountant.DEFAULT_ALPHAS)
-    total = np.sum([_rdp_of_one(event) * steps for event, steps in spent.items()], axis=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on the range of orders: the bound is valid, if loose
-        bound, _ = get_privacy_spent(orders=orders, rdp=total, delta=delta)
-    return float(bound)
+    try:
+        total = np.sum([_rdp_of_one(event) * steps for event, steps in spent.items()], axis=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the range of orders: the bound is valid, if loose
+            bound, _ = get_privacy_spent(orders=orders, rdp=total, delta=delta)
+    except ArithmeticError:
+        return float("inf")
+    return float("inf") if np.isnan(bound) else float(bound)
 
 
 def epsilon(events: Events, delta: float) -> float:
@@ -77,7 +86,7 @@ def epsilon(events: Events, delta: float) -> float:
 @lru_cache(maxsize=4096)
 def _epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
     bound = rdp_epsilon(dict(history), delta)
-    if bound == 0 or bound > LARGEST:
+    if bound == 0 or bound > LARGEST or sum(steps for _, steps in history) > MOST_RELEASES:
         return bound
 
     from opacus.accountants import PRVAccountant
@@ -88,7 +97,7 @@ def _epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
         warnings.simplefilter("ignore")  # logarithms of 0 at q = 1, where they do no harm
         try:
             exact = float(accountant.get_epsilon(delta=delta, eps_error=max(ERROR, RELATIVE_ERROR * bound)))
-        except (RuntimeError, ValueError):  # numerically out of reach: the looser bound is still a bound
+        except (RuntimeError, ValueError, ArithmeticError):  # out of reach: the looser bound is still a bound
             return bound
     return min(exact, bound)
 

@@ -26,15 +26,25 @@ from fedpeft.privacy.mechanism import Federation, Mechanism
 EACH_ITS_OWN = "each client's own"
 
 
+LEAST_NOISE, MOST_NOISE = 0.01, 1e6
+LEAST_RATE = 1e-12
+LEAST_DELTA = 1e-15
+MOST_RELEASES = 1_000_000
+"""Of a participation. Within these bounds epsilon can be computed; no federation is near them."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """What a client declares.
 
     Attributes:
-        noise, rate: noise multiplier (at least 0) and sampling rate (above 0, at most 1) of a release.
-        releases: of one participation, at least 1.
-        delta: that its epsilon is stated at, above 0 and below 1.
-        budget: the largest epsilon that it spends; None: any.
+        noise, rate: noise multiplier (0, or 0.01 to a million) and sampling rate (1e-12 to 1) of a release.
+        releases: of one participation, 1 to a million.
+        delta: that its epsilon is stated at, at least 1e-15 and below 1.
+        budget: the largest epsilon that it spends, above 0; None: any.
+
+    Raises:
+        RunError: something else.
     """
 
     noise: float
@@ -42,6 +52,18 @@ class Terms:
     releases: int
     delta: float
     budget: float | None
+
+    def __post_init__(self) -> None:
+        for what, value, good, legal in (
+            ("a noise multiplier", self.noise, self.noise == 0 or LEAST_NOISE <= self.noise <= MOST_NOISE,
+             f"0, or {LEAST_NOISE:g} to {MOST_NOISE:g}"),
+            ("a sampling rate", self.rate, LEAST_RATE <= self.rate <= 1, f"{LEAST_RATE:g} to 1"),
+            ("releases", self.releases, 1 <= self.releases <= MOST_RELEASES, f"1 to {MOST_RELEASES}"),
+            ("dp_delta", self.delta, LEAST_DELTA <= self.delta < 1, f"{LEAST_DELTA:g} to 1"),
+            ("a budget", self.budget, self.budget is None or 0 < self.budget < math.inf, "above 0"),
+        ):  # fmt: skip
+            if not good:
+                raise RunError(f"the client declares {what} of {value:g}, of which no epsilon follows; legal: {legal}")
 
     def to_wire(self) -> v1.PrivacyTerms:
         """As it travels."""
@@ -59,15 +81,6 @@ class Terms:
         if not registration.HasField("terms"):
             raise RunError("this federation's clients protect their updates themselves, and this one does not say how")
         told = registration.terms
-        legal = (
-            0 <= told.noise < math.inf
-            and 0 < told.rate <= 1
-            and told.releases >= 1
-            and 0 < told.dp_delta < 1
-            and 0 <= told.epsilon < math.inf
-        )
-        if not legal:
-            raise RunError("the privacy terms of this client make no sense")
         return cls(told.noise, told.rate, told.releases, told.dp_delta, told.epsilon or None)
 
 
@@ -136,8 +149,10 @@ class SecondBook(Protection):
         return costs
 
     def accounts(self) -> list[tuple[Events, float]]:
-        """Of all that have registered."""
-        return [(self.ledger.spent.get(client, {}), terms.delta) for client, terms in self._declared().items()]
+        """Of all that have registered; one that was charged, and whose terms are not known any more, is unprotected."""
+        declared = self._declared()
+        known = [(self.ledger.spent.get(client, {}), terms.delta) for client, terms in declared.items()]
+        return known + [({Event(0.0, 1.0): 1}, LEAST_DELTA) for _ in self.ledger.spent.keys() - declared.keys()]
 
     def heard(self, report: Report) -> None:
         """Take over what the client's own ledger says where that is more, and remember whose budget is spent."""

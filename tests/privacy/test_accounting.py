@@ -63,3 +63,14 @@ def test_the_noise_for_a_budget_just_meets_it(budget, rate, steps):
 def test_a_budget_that_no_noise_meets_is_one_sentence():
     with pytest.raises(PrivacyError, match="ask for a larger epsilon"):
         noise_for(1e-9, 1e-9, 1.0, 10**9)
+
+
+@pytest.mark.parametrize("event", [Event(1e300, 0.5), Event(1e-300, 0.5)])
+def test_numbers_beyond_floats_have_no_finite_epsilon(event):
+    assert rdp_epsilon({event: 1}, 1e-5) == epsilon({event: 1}, 1e-5) == float("inf")
+    assert not within({event: 1}, 1e-5, 1000)
+
+
+def test_more_releases_than_can_be_composed_are_bounded_by_rdp():
+    many = {Event(10.0, 1e-3): 2 * 10**6}
+    assert epsilon(many, 1e-5) == rdp_epsilon(many, 1e-5) < 1000
