@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 
 @dataclass
 class DropoutPlan:
-    """Who is in the pass: per client its generator, rows and longest row; empty outside training: no dropout."""
+    """Who is in the pass: per client its generator, rows and longest row; empty outside training: no dropout.
 
-    clients: list[tuple[torch.Generator, int, int]] = field(default_factory=list)
+    Where rows are protected, each of them stands for itself: a client of one row.
+    """
+
+    clients: list[tuple[np.random.Generator, int, int]] = field(default_factory=list)
 
 
 class ClientDropout(nn.Module):
@@ -34,7 +38,8 @@ class ClientDropout(nn.Module):
         _, tokens, width = x.shape
         mask = torch.zeros(len(self.plan.clients), x.shape[0] // len(self.plan.clients), tokens, width)
         for k, (generator, rows, longest) in enumerate(self.plan.clients):
-            mask[k, :rows, :longest] = torch.rand(rows, longest, width, generator=generator) >= self.p
+            drawn = generator.random((rows, longest, width), dtype=np.float32)
+            mask[k, :rows, :longest] = torch.from_numpy(drawn >= self.p)
         return x * (mask.view_as(x).to(x) / (1 - self.p))
 
 

@@ -154,9 +154,9 @@ class Job:
     correction: State = field(default_factory=dict)
     privacy: RowPrivacy | None = None
 
-    def dropout_generator(self) -> torch.Generator:
-        """What the client's dropout masks are drawn from."""
-        return seeds.torch_generator(self.seed, "dropout", self.round, self.client)
+    def dropout_generator(self) -> np.random.Generator:
+        """What the client's dropout masks are drawn from, where its rows are not protected."""
+        return seeds.generator(self.seed, "dropout", self.round, self.client)
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Row indices of each step; `lengths` are tokens per row of the examples.

@@ -4,6 +4,9 @@ The loop is the sequential executor's. What differs is where a step's gradient c
 probability q, the clipped gradients are summed, noise is added, and the sum is divided by the expected number of rows.
 A step that no row has joined is a step of noise alone. All randomness that privacy rests on comes from the client's
 secret key, never from the run's seed.
+
+A row's dropout mask belongs to (step, row): were masks drawn one after another, a row that joins would move the masks
+of all rows after it, and neighbouring sums would differ by far more than C.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from fedpeft.clients.dropout import ClientDropout
 from fedpeft.clients.example_gradients import Chosen, PerExample, bounded, check, empty
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.sequential import SequentialExecutor
@@ -58,6 +62,11 @@ class PrivateExecutor(SequentialExecutor):
         self, model: FederatedModel, task: Task, examples: Examples, layout: Layout, route: PrivacyRoute
     ) -> None:
         super().__init__(model, task, examples, layout)
+        if route == "vmap" and any(isinstance(module, ClientDropout) for module in model.modules()):
+            raise PrivacyError(
+                "dp_sgd draws a dropout mask for each row by itself, which this PEFT method's gradients per example "
+                "don't allow; take dropout=0, or lora alone"
+            )
         self.per_example = PerExample(model, task, route)
 
     def _train(self, job: Job) -> Trained:
@@ -78,26 +87,27 @@ class PrivateExecutor(SequentialExecutor):
         if privacy is None:
             yield from super()._steps(job, chosen, optimizer)
             return
-        ids = (job.round, privacy.attempt, job.client)
-        coins, masks = privacy.key.stream("rows", *ids), job.dropout_generator()
+        ids, lengths = (job.round, privacy.attempt, job.client), self.examples.lengths
         private = SecretNoise(
             optimizer, privacy, privacy.rate * len(job.rows), privacy.key.stream("gradient noise", *ids)
         )
         with self.per_example.attached(chosen):
-            for _ in range(job.training.steps_for(len(job.rows))):
-                rows = job.rows[coins.random(len(job.rows)) < privacy.rate]
+            for step in range(job.training.steps_for(len(job.rows))):
+                coins = privacy.key.stream("rows", *ids, step).random(len(job.rows))
+                rows = job.rows[coins < privacy.rate]
+                self.dropout.clients = [
+                    (privacy.key.stream("dropout", *ids, step, row), 1, int(lengths[row])) for row in rows
+                ]
                 private.zero_grad(set_to_none=True)
-                losses = self._fill(rows, chosen, masks)
+                losses = self._fill(rows, chosen)
                 check(chosen, len(rows))
                 bounded(chosen)
                 private.pre_step()
                 yield losses.sum() / max(1, len(rows))
 
-    def _fill(self, rows: np.ndarray, chosen: Chosen, masks: torch.Generator) -> Tensor:
+    def _fill(self, rows: np.ndarray, chosen: Chosen) -> Tensor:
         """The gradients per example of these rows; returns their losses."""
         if not len(rows):
             empty(chosen)
             return torch.zeros(1, device=self.device)
-        each = len(rows) if self.per_example.route == "hooks" else 1  # vmap sees one row
-        self.dropout.clients = [(masks, each, int(self.examples.lengths[rows].max()))]
         return self.per_example.fill(self.batch(rows), chosen)

@@ -6,33 +6,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpeft.clients.dropout import ClientDropout
 from fedpeft.clients.example_gradients import Chosen
 from fedpeft.clients.private import PrivateExecutor
-from fedpeft.peft.adapter import State
+from fedpeft.data.examples import Examples
+from fedpeft.models.task import FederatedModel, Task
+from fedpeft.peft.adapter import Layout, State
+from fedpeft.peft.method import PrivacyRoute
+
+DROPPED = 0.25
+"""Share of a planted gradient's entries that dropout removes."""
 
 
 class CanaryExecutor(PrivateExecutor):
-    """Row i has a gradient of one length along one coordinate, instead of a model's.
+    """Row i has a gradient of one length along entries of its own, less what dropout removes of it.
 
     Attributes:
         start: the adapter before round 1.
-        coordinates: of each row, in the flattened adapter, (rows,).
-        length: of a gradient.
+        entries: of each row, in the flattened adapter, (rows, entries).
+        length: of a gradient before dropout.
         sign: of all gradients of a round.
     """
 
     start: State
-    coordinates: np.ndarray
+    entries: np.ndarray
     length: float
     sign: float = 1.0
 
-    def _fill(self, rows: np.ndarray, chosen: Chosen, masks: torch.Generator) -> Tensor:
-        hot = torch.from_numpy(self.coordinates[rows])
+    def __init__(
+        self, model: FederatedModel, task: Task, examples: Examples, layout: Layout, route: PrivacyRoute
+    ) -> None:
+        super().__init__(model, task, examples, layout, route)
+        self.masks = ClientDropout(DROPPED, self.dropout)
+
+    def _fill(self, rows: np.ndarray, chosen: Chosen) -> Tensor:
+        count, entries = len(rows), self.entries.shape[1]
+        planted = torch.zeros(count, sum(p.numel() for p in chosen.values()))
+        if count:
+            tokens = int(self.examples.lengths[rows].max())
+            activations = torch.full((count, tokens, entries), self.sign * self.length / entries**0.5)
+            planted.scatter_(1, torch.from_numpy(self.entries[rows]), self.masks(activations)[:, 0])
         offset = 0
         for parameter in chosen.values():
-            planted = torch.zeros(len(rows), parameter.numel(), dtype=parameter.dtype)
-            here = (hot >= offset) & (hot < offset + parameter.numel())
-            planted[here.nonzero()[:, 0], hot[here] - offset] = self.sign * self.length
-            parameter.grad_sample = planted.view(-1, *parameter.shape)  # type: ignore[attr-defined]
+            own = planted[:, offset : offset + parameter.numel()].to(parameter)
+            parameter.grad_sample = own.view(-1, *parameter.shape)  # type: ignore[attr-defined]
             offset += parameter.numel()
-        return torch.zeros(len(rows))
+        return torch.zeros(count)

@@ -10,6 +10,7 @@ from fedpeft.clients import private
 
 from fedpeft.audit.__main__ import CanaryAudit, main, run
 from fedpeft.audit.bounds import bounds, gaussian_epsilon, one_run_bound
+from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.membership import area
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.peft import saved_adapter
@@ -112,6 +113,21 @@ def test_planted_faults_are_caught(fault, mechanism, tmp_path, monkeypatch):
     verdict = audited(mechanism, tmp_path)
     assert not verdict.passed
     assert verdict.bounds.fit > verdict.claimed
+
+
+def test_a_row_that_moves_the_dropout_masks_of_others_is_caught(tmp_path, monkeypatch):
+    """Masks drawn one after another from what everyone may know: a row more moves those of all rows after it."""
+    fill = CanaryExecutor._fill
+
+    def in_sequence(self, rows, chosen):
+        public = np.random.default_rng(0)
+        self.dropout.clients = [(public, *rest) for _, *rest in self.dropout.clients]
+        return fill(self, rows, chosen)
+
+    monkeypatch.setattr(CanaryExecutor, "_fill", in_sequence)
+    verdict = audited("dp_sgd", tmp_path, canaries=100)
+    assert verdict.distance > 2
+    assert not verdict.passed
 
 
 @pytest.mark.parametrize("mechanism", ["user_dp", "dp_sgd"])

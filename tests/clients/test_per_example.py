@@ -12,6 +12,7 @@ from fedpeft.clients.executor import Job, LocalTraining, RowPrivacy
 from fedpeft.clients.private import PrivateExecutor, SecretNoise
 from fedpeft.clients.sequential import SequentialExecutor
 
+from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError, PrivacyError
 from fedpeft.models.base_model import resolve_model
@@ -250,12 +251,68 @@ def test_noise_belongs_to_client_round_and_attempt():
             assert not torch.allclose(state[name], other[name], rtol=1e-6, atol=0)
 
 
+def clipped_sums(private, work, monkeypatch):
+    """The sums of clipped gradients, (steps, parameters), from one state: the job's learning rate must be 0."""
+    sums = []
+    plain = SecretNoise.add_noise
+
+    def add_noise(self):
+        sums.append(torch.cat([p.summed_grad.flatten() for p in self.params]))
+        plain(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SecretNoise, "add_noise", add_noise)
+        next(private.train([work]))
+    return torch.stack(sums)
+
+
+@pytest.mark.parametrize("dataset", ["tiny", "tiny_lm"])
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_neighbouring_sums_differ_by_one_clipped_row_with_dropout_too(dataset, rate, monkeypatch):
+    """A row more moves nobody's mask: not in its step, not later, not by making the batch longer."""
+    _, private, layout, received = executors(dataset, "lora(rank=3, dropout=0.4)")
+    clip, steps = 1e-3, 12
+    privacy = RowPrivacy(clip, 0.0, rate, KEY, 0)
+    lengths = private.examples.lengths
+    rows = np.append(np.flatnonzero(lengths <= LENGTH_STEP), lengths.argmax())  # the longest is the one that joins
+    assert len(rows) > 5
+    assert lengths[rows[-1]] > LENGTH_STEP
+    work = replace(job(layout, received, rows, privacy, steps=steps, optimizer="sgd"), learning_rate=0.0)
+    whole = clipped_sums(private, work, monkeypatch)
+    without = clipped_sums(private, replace(work, rows=rows[:-1]), monkeypatch)
+    moved = (whole - without).norm(dim=1)
+    joined = moved > clip / 2
+    assert len(moved) == steps
+    assert int(joined.sum()) == steps if rate == 1 else 0 < int(joined.sum()) < steps
+    assert float(moved.max()) <= clip * (1 + 1e-6)
+    assert float(moved[~joined].sum()) < 1e-6 * clip  # rounding: the batch is longer
+
+
+def test_dropout_masks_belong_to_the_secret_key_the_step_and_the_row(monkeypatch):
+    """The run's seed, which everyone may know, has no say in them."""
+    _, private, layout, received = executors("tiny", "lora(rank=3, dropout=0.4)")
+    privacy = RowPrivacy(1e9, 0.0, 1.0, KEY, 0)
+    work = job(layout, received, np.arange(5), privacy, steps=3, optimizer="sgd")
+    work = replace(work, learning_rate=0.0)
+    sums = clipped_sums(private, work, monkeypatch)
+    assert torch.equal(sums, clipped_sums(private, replace(work, seed=8), monkeypatch))
+    others = [replace(privacy, key=RunKey(bytes(32))), replace(privacy, attempt=1)]
+    for other in (replace(work, round=3), *(replace(work, privacy=p) for p in others)):
+        assert not torch.allclose(sums, clipped_sums(private, other, monkeypatch))
+    assert not torch.allclose(sums[0], sums[1])
+
+
+def test_dropout_is_refused_where_rows_can_have_no_masks_of_their_own():
+    with pytest.raises(PrivacyError, match="dropout=0"):
+        executors("tiny", "dora(dropout=0.1)")
+
+
 def test_rows_join_by_poisson_sampling(monkeypatch):
     """Batches of all sizes, the empty one included, and each step is counted."""
     _, private, layout, received = executors()
     sizes = []
 
-    def fill(rows, chosen, _masks):
+    def fill(rows, chosen):
         sizes.append(len(rows))
         for parameter in chosen.values():
             parameter.grad_sample = parameter.new_zeros(len(rows), *parameter.shape)
