@@ -3,18 +3,19 @@
 State is staged under the round in which it was made. It becomes valid when the server says, in its next instruction
 to this client, that it has recorded that round; a version that the server never acknowledged is never read. So a
 kill, a rejected payload or a lost reply applies nothing twice, and a resumed run finds what it had.
+
+Which clients have files says who took part, and what is in them is theirs: nobody else may read them.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from fedpeft.errors import RunError
+from fedpeft.machine import files
 from fedpeft.peft.adapter import State
 
 
@@ -46,13 +47,11 @@ class ClientStore:
             RunError: the disk is full or can't be written.
         """
         file = self.file(client, round)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(state, partial)
-            os.replace(partial, file)
-        except (OSError, SafetensorError) as error:  # the latter: a full disk, as safetensors tells it
-            partial.unlink(missing_ok=True)
+            files.make_private_folder(self.folder)
+            files.make_private_folder(file.parent)
+            files.replace(file, save(state), private=True)
+        except OSError as error:
             raise RunError(f"the state of client {client} can't be written to {self.folder}: {error}") from error
 
     def load(self, client: int, acknowledged: int, tidy: bool = True) -> State | None:

@@ -156,7 +156,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         events = Events(folder / "serve.jsonl", observer.event)
         deployment = Deployment(config, folder, observer, options, doorkeeper, events)
         observer.watch(deployment)
-        records = Records(folder)
+        records = Records(folder, private=deployment.protection is not None)
         farewell = None
 
         def refused(reason: str) -> None:
@@ -192,7 +192,6 @@ def _run(deployment: Deployment, records: Records, observer: ServeObserver) -> d
         observer.say(f"[bold]privacy[/] {deployment.protection.terms()}")
         for warning in deployment.protection.warnings():
             observer.say(f"[bold yellow]warning[/] {warning}")
-        records.hide()
     observer.say(f"[bold]listen[/]  port {gateway.port}, run {deployment.roster.run}")
     gateway.events.emit("listening", port=gateway.port, run=deployment.roster.run)
     server = deployment.server(records)
@@ -220,8 +219,8 @@ def _run(deployment: Deployment, records: Records, observer: ServeObserver) -> d
         "perplexity": None if deployment.dataset.task == "classification" else math.exp(loss),
         "baseline_accuracy": None,
         **costs(deployment, progress),
-        "wire_received_bytes": sum(s.received_bytes for s in sessions),
-        "wire_sent_bytes": sum(s.sent_bytes for s in sessions),
+        "wire_received_bytes": None if deployment.secret_cohort else sum(s.received_bytes for s in sessions),
+        "wire_sent_bytes": None if deployment.secret_cohort else sum(s.sent_bytes for s in sessions),
         "refused": gateway.refused,
     }
 
@@ -259,7 +258,8 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
                  f"[bold]{accuracy:.4f}[/]" if known else "unknown: no rows to evaluate on"),
                 *((("epsilon", epsilon_line(summary)),) if summary["dp_delta"] is not None else ()),
                 ("payloads up / down", f"{size(summary['uplink_bytes'])} / {size(summary['downlink_bytes'])}"),
-                ("on the wire", f"{size(summary['wire_received_bytes'])} / {size(summary['wire_sent_bytes'])}"),
+                *((("on the wire", f"{size(summary['wire_received_bytes'])} / {size(summary['wire_sent_bytes'])}"),)
+                  if summary["wire_received_bytes"] is not None else ()),
                 ("time", f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),
                 ("files", str(folder)),
             ],

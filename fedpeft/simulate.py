@@ -188,7 +188,7 @@ def simulate(
         observer.metric = simulation.task.metric
         simulation.outside = grid(simulation) if grid else None
         make_folder(folder)
-        records = TrackedRecords(folder, trackers)
+        records = TrackedRecords(folder, trackers, private=simulation.protection is not None)
         if not resume:
             held.enter_context(alone_in(folder))
             records.write("config.toml", config.to_toml())
@@ -233,10 +233,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     own = server.own_rows(progress.round, progress) if simulation.personal else None
     simulation.close()
     score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
-    with writing(simulation.folder):
-        _save_predictions(simulation, score.scores)
-    if simulation.protection is not None:
-        records.hide()
+    _save_predictions(simulation, score.scores, records)
     own_base = [config.dtype if config.dtype != "fp64" else "fp32"]
     by_precision = {
         base: simulation.score(simulation.folder, f"scoring on a base in {base}", base).accuracy
@@ -328,17 +325,17 @@ def costs(simulation: Any, progress: Any) -> dict[str, Any]:
     }
 
 
-def _save_predictions(simulation: Any, scores: Any) -> None:
+def _save_predictions(simulation: Any, scores: Any, records: Records) -> None:
     """Scores per test row; and, as confidential as clients.jsonl, what classes each client holds."""
     import numpy as np
 
-    np.savez_compressed(simulation.folder / "predictions.npz", **vars(scores))
+    records.write_arrays("predictions.npz", **vars(scores))
     train_labels, test_labels = simulation.train_rows.labels, simulation.dataset.test.labels
     if train_labels is not None:
         partition, classes = simulation.partition, simulation.dataset.classes
         shards = (train_labels[partition.shard(client)] for client in range(len(partition)))
         labels = np.stack([np.bincount(shard, minlength=classes) for shard in shards])
-        np.savez_compressed(simulation.folder / "clients.npz", labels=labels, test_labels=test_labels)
+        records.write_arrays("clients.npz", labels=labels, test_labels=test_labels)
 
 
 def epsilon_line(summary: dict[str, Any]) -> str:

@@ -91,4 +91,5 @@ class Federation:
         return edge
 
     def run(self):
-        return self.server.train(self.server.server(Records(self.folder / "server")))
+        records = Records(self.folder / "server", private=self.server.protection is not None)
+        return self.server.train(self.server.server(records))

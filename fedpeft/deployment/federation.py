@@ -231,6 +231,11 @@ class Deployment(Simulation):
         return self.options.held_out or super().held_out
 
     @property
+    def secret_cohort(self) -> bool:
+        """Whether nobody may know who takes part in a round, nor how many do."""
+        return self.protection is not None and self.protection.mechanism.secret_cohort
+
+    @property
     def has_rows(self) -> bool:
         """Whether the server can evaluate by itself."""
         return len(self.validation) > 0
@@ -318,8 +323,7 @@ class Deployment(Simulation):
     def grid(self) -> Grid:
         """Real clients."""
         # Nobody waits for one client alone; and with secret cohorts whether one counts must not depend on the others.
-        secret = self.mechanism is not None and self.mechanism.secret_cohort
-        quorum = 0.0 if self.strategy.asynchronous or secret else self.options.quorum
+        quorum = 0.0 if self.strategy.asynchronous or self.secret_cohort else self.options.quorum
         return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping)
 
     def server(self, records: Records) -> Server:

@@ -96,12 +96,15 @@ class Operation:
         if last is not None:
             optional = {"train_loss": last.train_loss, "loss": last.loss, "accuracy": last.accuracy}
             gauges |= {n: (f"{n.replace('_', ' ')} of the last round", v) for n, v in optional.items() if v is not None}
-            gauges["round_seconds"] = ("duration of the last round", last.seconds)
+            if last.seconds is not None:
+                gauges["round_seconds"] = ("duration of the last round", last.seconds)
+        if self._deployment.secret_cohort:
+            del gauges["clients_waited_for"]
         for name, (help, value) in gauges.items():
             yield GaugeMetricFamily(f"fedpeft_{name}", help, value=value)
         received = CounterMetricFamily("fedpeft_received_bytes", "bytes from clients on the wire", labels=["client"])
         sent = CounterMetricFamily("fedpeft_sent_bytes", "bytes to clients on the wire", labels=["client"])
-        for session in sessions:
+        for session in sessions if not self._deployment.secret_cohort else ():
             received.add_metric([session.member.name], session.received_bytes)
             sent.add_metric([session.member.name], session.sent_bytes)
         yield from (received, sent)

@@ -31,8 +31,9 @@ KEY = "privacy.key"
 """The run's files of these names; the key is nobody's but the run's."""
 
 SUNDRY = (
-    "numbers of rows, cohort sizes, byte counts, and the time that work takes",
-    "what a simulation alone can measure: the linear probe, --centralised, clients.jsonl, clients.npz",
+    "numbers of rows, byte counts, and the time that work takes",
+    "what others can't read: clients.jsonl, clients.npz, checkpoint/, clients/ and estimates/ say who took part",
+    "what a simulation alone can measure: the linear probe, --centralised",
     "settings chosen, and runs stopped or repeated, after looking at results",
     "attacks on floating-point noise and on the pseudo-random generator (Philox, 128-bit key)",
 )

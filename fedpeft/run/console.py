@@ -111,7 +111,8 @@ class ConsoleObserver:
             parts.append(f"validation loss {result.loss:.3f}")
             parts.append(f"accuracy {result.accuracy:.3f}")
         parts.append(f"up {size(result.uplink_bytes)} down {size(result.downlink_bytes)}")
-        parts.append(duration(result.seconds))
+        if result.seconds is not None:
+            parts.append(duration(result.seconds))
         if result.rejected:
             parts.append(f"[bold red]{result.rejected} updates rejected[/]")
         self.say("  ".join(parts))
@@ -153,8 +154,10 @@ class ServeObserver(ConsoleObserver):
         sessions = self._deployment.gateway.sessions()
         names = sorted(s.member.name for s in sessions if s.connected)
         shown = ", ".join(names[: self.NAMES_SHOWN]) + (", ..." if len(names) > self.NAMES_SHOWN else "")
-        up, down = (size(sum(getattr(s, f"{way}_bytes") for s in sessions)) for way in ("received", "sent"))
-        text = f"connected ({shown}), up {up} down {down}"
+        text = f"connected ({shown})"
+        if not self._deployment.secret_cohort:
+            up, down = (size(sum(getattr(s, f"{way}_bytes") for s in sessions)) for way in ("received", "sent"))
+            text += f", up {up} down {down}"
         if self._connected is None:
             self._connected = self._progress.add_task(text, total=self._deployment.clients)
         self._progress.update(self._connected, description=text, completed=len(names))

@@ -26,6 +26,9 @@ class RoundResult:
     adapter's step, `base_norm` that of what went into the base; `seconds` includes evaluation, `training_seconds` does
     not. `aggregation_seconds` is the server's own time, from decoding to the next global state; `aggregation_error` is
     defined in `fedpeft.aggregation.exactness` (None: not for this adapter).
+
+    Where a cohort is secret its size is, too: then `clients` is the expected number, bytes are those that as many would
+    have sent and been sent, nothing counts as rejected, and times are not told.
     """
 
     round: int
@@ -37,11 +40,11 @@ class RoundResult:
     uplink_bytes: int
     downlink_bytes: int
     update_norm: float
-    training_seconds: float
-    seconds: float
+    training_seconds: float | None
+    seconds: float | None
     base_norm: float = 0.0
     worst_accuracy: float | None = None
-    aggregation_seconds: float = 0.0
+    aggregation_seconds: float | None = 0.0
     aggregation_error: float | None = None
 
 

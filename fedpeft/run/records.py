@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -10,13 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 
 from fedpeft.errors import RunError
+from fedpeft.machine import files
 
 LINES = ("rounds.jsonl", "clients.jsonl")
 CONFIDENTIAL = ("clients.jsonl", "clients.npz")
-"""In runs with privacy these get mode 0600: they say who took part, which epsilon does not cover."""
+"""In runs with privacy these have mode 0600: they say who took part, which epsilon does not cover."""
 
 
 @contextmanager
@@ -29,10 +32,11 @@ def writing(what: Path) -> Iterator[None]:
 
 
 class Records:
-    """The record files in one run's folder."""
+    """The record files in one run's folder; of a `private` run, others can't read those that are confidential."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, private: bool = False) -> None:
         self.folder = folder
+        self.private = private
 
     def append(self, name: str, *entries: dict[str, Any]) -> None:
         """Append JSON lines and flush them.
@@ -42,17 +46,13 @@ class Records:
         """
         text = "".join(json.dumps(_plain(entry), allow_nan=False) + "\n" for entry in entries)
         try:
-            with open(self.folder / name, "a", encoding="utf-8") as file:
-                file.write(text)
+            with files.opened(self.folder / name, "ab", self._hidden(name)) as file:
+                file.write(text.encode())
         except OSError as error:
             raise RunError(f"{self.folder / name} can't be written: {error.strerror}") from error
 
-    def hide(self) -> None:
-        """Take the right to read what is confidential from others."""
-        (self.folder / LINES[1]).touch(0o600)
-        for name in CONFIDENTIAL:
-            if (self.folder / name).exists():
-                (self.folder / name).chmod(0o600)
+    def _hidden(self, name: str) -> bool:
+        return self.private and name in CONFIDENTIAL
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The lines of a file; a last line that a kill cut short is left out."""
@@ -86,6 +86,17 @@ class Records:
             os.replace(partial, path)
         except OSError as error:
             raise RunError(f"{path} can't be written: {error.strerror}") from error
+
+    def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
+        """Write arrays by name, compressed.
+
+        Raises:
+            RunError: the disk is full or can't be written.
+        """
+        content = io.BytesIO()
+        np.savez_compressed(content, allow_pickle=False, **arrays)
+        with writing(self.folder / name):
+            files.replace(self.folder / name, content.getvalue(), self._hidden(name))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file."""

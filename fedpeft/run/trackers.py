@@ -110,8 +110,8 @@ def check_trackers(names: str) -> list[Tracker]:
 class TrackedRecords(Records):
     """Records that are also sent to trackers, after they were written."""
 
-    def __init__(self, folder: Path, trackers: list[Tracker]) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, trackers: list[Tracker], private: bool = False) -> None:
+        super().__init__(folder, private)
         self._trackers = trackers
         self._begun = False
 

@@ -2,12 +2,13 @@
 
 A checkpoint is a safetensors file; what is not a tensor is JSON in its header. It also holds the lengths of the
 record files at that moment, so that lines written after it are cut off on resume: at most the running round is lost.
+
+It says who took part, so nobody else may read it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedpeft.errors import RunError
+from fedpeft.machine import files
 from fedpeft.peft.adapter import ClientForm, State
 
 VERSION = 1
@@ -96,14 +98,9 @@ class Checkpoints:
             "clip": progress.clip,
         }
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            files.make_private_folder(self.folder)
             file = self.folder / f"{progress.round + 1:06d}.safetensors"
-            partial = file.with_suffix(".partial")
-            with open(partial, "wb") as out:
-                out.write(save(tensors, {"progress": json.dumps(plain)}))
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(partial, file)
+            files.replace(file, save(tensors, {"progress": json.dumps(plain)}), private=True)
             for other in self.folder.iterdir():
                 if other != file:
                     other.unlink()
@@ -116,17 +113,17 @@ class Checkpoints:
         Raises:
             RunError: it can't be read.
         """
-        files = sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []
-        if not files:
+        found = sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []
+        if not found:
             return None
         try:
-            with safe_open(files[-1], framework="pt") as file:
+            with safe_open(found[-1], framework="pt") as file:
                 plain = json.loads(file.metadata()["progress"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"the checkpoint {files[-1]} can't be read: {error}") from error
+            raise RunError(f"the checkpoint {found[-1]} can't be read: {error}") from error
         if plain.pop("version") != VERSION:
-            raise RunError(f"the checkpoint {files[-1]} was written by another version of fedpeft")
+            raise RunError(f"the checkpoint {found[-1]} was written by another version of fedpeft")
         progress = Progress(**plain)
         progress.acknowledged = {int(client): round for client, round in progress.acknowledged.items()}
         progress.held = {int(client): version for client, version in progress.held.items()}

@@ -12,6 +12,7 @@ with identical results.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 from flwr.serverapp import Grid
 
+from fedpeft import seeds
 from fedpeft.aggregation.aggregator import Collector, Outcome, collector
 from fedpeft.aggregation.exactness import MeasuredCollector, WeightsCollector, measurable
 from fedpeft.aggregation.head_start import HeadStart
@@ -184,7 +186,7 @@ class Server:
     """By client, what it was sent and has not answered yet."""
 
     def __post_init__(self) -> None:
-        self.exchange = Exchange(self.grid, self.observer.client_done)
+        self.exchange = Exchange(self.grid, self._answered)
 
     def run(self) -> Progress:
         """All rounds that are still to do; returns the finished state."""
@@ -211,6 +213,10 @@ class Server:
             self._commit(progress)
             self.observer.round_done(result)
         return progress
+
+    def _answered(self, phase: str, done: int, total: int) -> None:
+        if not (self._secret_cohort and phase == "train"):
+            self.observer.client_done(phase, done, total)
 
     @property
     def clients(self) -> int:
@@ -333,7 +339,7 @@ class Server:
             self._take(report, round, sent, total, tally, progress)
             aggregating += time.perf_counter() - arrived
         arrived = time.perf_counter()
-        if tally.accepted or self._sums_privately:  # an empty secret cohort takes its step of noise, too
+        if tally.accepted or self._secret_cohort:  # an empty secret cohort takes its step of noise, too
             outcome = total.finish(progress.memory)
         elif tally.spent < len(tally.lines):
             raise RunError(
@@ -361,6 +367,8 @@ class Server:
         due = round == self.rounds or round % self.evaluate_every == 0
         metrics = self._evaluate(round, progress) if due else None
         self.records.append("clients.jsonl", *tally.lines)
+        if self._secret_cohort:
+            self._expect(tally, sent)
         result = RoundResult(
             round=round,
             clients=len(tally.lines),
@@ -380,12 +388,42 @@ class Server:
             if isinstance(total, MeasuredCollector | WeightsCollector) and tally.accepted
             else None,
         )
+        progress.counters["round_seconds"] += time.perf_counter() - started
+        if self._secret_cohort:
+            result = replace(
+                result,
+                clients=self._expected_cohort,
+                rejected=0,
+                training_seconds=None,
+                seconds=None,
+                aggregation_seconds=None,
+            )
         progress.round = round
         for name in ("uplink_bytes", "downlink_bytes", "base_bytes", "uplink_parameters"):
             progress.counters[name] += getattr(tally, name)
         progress.counters["rejected"] += result.rejected
-        progress.counters["round_seconds"] += result.seconds
         return result
+
+    def _expect(self, tally: Tally, sent: Downlink) -> None:
+        """Count what the expected number of clients would have cost, whoever took part.
+
+        An update is as long as one of random numbers, which for most codecs is exact.
+        """
+        share = self._expected_cohort / self.clients
+        tally.uplink_bytes = tally.downlink_bytes = tally.base_bytes = tally.uplink_parameters = 0
+        for form, count in Counter(profile.form for profile in self.profiles).items():
+            layout, expected = self.layout.with_form(form), share * count
+            dispatch = Dispatch(sent.package(form, 0, newcomer=False), len(sent.base(0)), len(sent.variate))
+            draws = seeds.torch_generator(self.seed, "bytes of an update")
+            update = {name: torch.randn(layout.shapes[name], generator=draws) for name in sorted(sent.shared)}
+            update = {name: tensor.to(self._dtype) for name, tensor in update.items()}
+            payload, _ = self.uplink.without_memory().encode(
+                update, {}, bits=0.0, seed=self.seed, trained=update, layout=layout
+            )
+            tally.uplink_bytes += round(expected * len(payload))
+            tally.downlink_bytes += round(expected * dispatch.bytes)
+            tally.base_bytes += round(expected * dispatch.base_bytes)
+            tally.uplink_parameters += round(expected * layout.numel)
 
     def _take(
         self, report: Report, round: int, sent: Downlink, total: Collector, tally: Tally, progress: Progress
@@ -517,8 +555,15 @@ class Server:
         return tuple(i for i, name in enumerate(self.layout.names) if name in names)
 
     @property
-    def _sums_privately(self) -> bool:
+    def _secret_cohort(self) -> bool:
+        """Whether nobody may know who takes part in a round, nor how many do; an empty cohort is one, too."""
         return self.protection is not None and self.protection.mechanism.secret_cohort
+
+    @property
+    def _expected_cohort(self) -> int:
+        """q N, which everyone may know."""
+        assert self.protection is not None
+        return self.protection.federation.cohort
 
     @property
     def _silent(self) -> bool:

@@ -511,7 +511,7 @@ def curve(run: Result) -> list[CurvePoint]:
     spent = seconds = 0.0
     for line in run.rounds:
         spent += (line["uplink_bytes"] + line["downlink_bytes"]) / MEGABYTE
-        seconds += line["seconds"]
+        seconds += math.nan if line["seconds"] is None else line["seconds"]
         if line.get("accuracy") is not None:
             points.append(CurvePoint(line["round"], POINTS * line["accuracy"], line["loss"], spent, seconds))
     return points
@@ -539,10 +539,11 @@ def cost_table(section: Section) -> Table | None:
             spent = {
                 "rounds": [float(p.round) for p in reached],
                 "MB": [p.megabytes for p in reached],
-                "seconds": [p.seconds for p in reached],
+                "seconds": [p.seconds for p in reached if math.isfinite(p.seconds)],
             }
             cells = [
-                with_deviation(v, d) if v else "not reached" for v, d in zip(spent.values(), (1, 2, 1), strict=True)
+                with_deviation(v, d) if v else "not told" if reached else "not reached"
+                for v, d in zip(spent.values(), (1, 2, 1), strict=True)
             ]
             shown.append((method.label, f"{target:g}", f"{len(reached)} of {len(curves)}", *cells))
             row: dict[str, Any] = {"method": method.label, "target_percent": target, "seeds": len(curves)}

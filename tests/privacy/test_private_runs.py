@@ -27,6 +27,7 @@ from fedpeft.server.exchange import Exchange
 from fedpeft.server.rounds import Server
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from tests.here import Federation
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,
         "head": "zero", "local_steps": 2, "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
@@ -211,7 +212,8 @@ def test_a_poisson_cohort_is_secret_may_be_empty_and_is_charged(tmp_path):
     given = {"rounds": 6, "cohort": 1, "privacy": "user_dp(noise_multiplier=1, test_noise=True)", "seed": 1}
     simulation, progress = trained(tmp_path / "run", **given)
     rounds = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
-    sizes = [r["clients"] for r in rounds]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
+    sizes = [sum(line["round"] == r["round"] for line in lines) for r in rounds]
     assert 0 in sizes, "another seed is needed: no cohort was empty"
     assert max(sizes) != min(sizes)
     assert all(r["update_norm"] > 0 for r in rounds)
@@ -221,6 +223,88 @@ def test_a_poisson_cohort_is_secret_may_be_empty_and_is_charged(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------ what is told
+
+
+def open_to_others(folder: Path) -> set[str]:
+    """What others may read in a run's folder, relative to it; what lies in a closed folder is closed."""
+    found = set()
+    for path in folder.iterdir():
+        if path.stat().st_mode & 0o077:
+            found |= {path.name} | {f"{path.name}/{below}" for below in (open_to_others(path) if path.is_dir() else ())}
+        elif path.is_dir():
+            found |= {f"{path.name}/{p.name}" for p in path.rglob("*") if p.stat().st_mode & 0o077}
+    return found
+
+
+USER_DP = {"privacy": "user_dp(noise_multiplier=1, test_noise=True)", "cohort": 2, "rounds": 4}
+CLOSED = {"clients.jsonl", "checkpoint", "ledger.jsonl", "privacy.key"}
+
+
+def told(folder: Path) -> list[dict]:
+    """The rounds as others see them, without what follows from the noisy adapter."""
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("round", "loss", "accuracy", "update_norm")} for r in rounds]
+
+
+def test_a_run_that_stops_in_round_1_has_told_nobody_who_took_part(tmp_path, monkeypatch, capsys):
+    def stop(self, result):
+        plain(self, result)
+        raise KeyboardInterrupt
+
+    plain = ConsoleObserver.round_done
+    monkeypatch.setattr(ConsoleObserver, "round_done", stop)
+    given = {**TINY, **USER_DP, "codec": "ef14 | small", "cohort": 4}
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in given.items()]
+    before = os.umask(0)
+    try:
+        assert main([*words, "--output", str(tmp_path / "run")]) == 130
+    finally:
+        os.umask(before)
+    folder = tmp_path / "run"
+    assert {p.name for p in folder.iterdir()} >= CLOSED | {"clients"}
+    assert open_to_others(folder) <= {"config.toml", "rounds.jsonl", ".lock"}
+    assert any((folder / "clients").iterdir())
+    assert "  4 clients  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("downlink", ["auto", "small"])
+def test_rounds_with_a_secret_cohort_all_look_alike(downlink, tmp_path, monkeypatch, capsys):
+    heard = []
+    monkeypatch.setattr(ConsoleObserver, "client_done", lambda _self, phase, *_: heard.append(phase))
+    given = {**USER_DP, "downlink": downlink}
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in ({**TINY, **given}).items()]
+    assert main([*words, "--output", str(tmp_path / "run")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
+    sizes = [sum(line["round"] == r + 1 for line in lines) for r in range(4)]
+    assert len(set(sizes)) > 1, "another seed is needed: all cohorts are equal"
+    first, *others = told(tmp_path / "run")
+    if downlink == "auto":
+        assert all(other == first for other in others)
+    assert {r["clients"] for r in (first, *others)} == {2}
+    assert first["uplink_bytes"] == pytest.approx(2 * lines[0]["uplink_bytes"], rel=0.01)
+    assert first["downlink_bytes"] == pytest.approx(2 * lines[0]["downlink_bytes"], rel=0.01)
+    assert "train" not in heard
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["uplink_bytes"] == sum(r["uplink_bytes"] for r in (first, *others))
+    assert (tmp_path / "run" / "clients.npz").stat().st_mode & 0o077 == 0
+    shown = capsys.readouterr().out
+    assert shown.count("  2 clients  ") == 4
+    assert not any(f"  {size} clients  " in shown for size in set(sizes) - {2})
+
+
+def test_a_server_of_real_clients_tells_no_more_of_a_secret_cohort(tmp_path):
+    made = Federation(tmp_path, ConsoleObserver(QUIET), rounds=4, cohort=1, privacy="user_dp(noise_multiplier=1)")
+    before = os.umask(0)
+    try:
+        made.run()
+    finally:
+        os.umask(before)
+    folder = tmp_path / "server"
+    first, *others = told(folder)
+    assert all(other == first for other in others)
+    assert first["clients"] == 1
+    assert open_to_others(folder) <= {"rounds.jsonl", "roster.json"}
+    assert (folder / "clients.jsonl").exists()
 
 
 def test_no_raw_metric_leaves_a_client(tmp_path):

@@ -1,0 +1,48 @@
+"""Files that a kill leaves whole, and that others can't read where they are private, from the first byte."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder of mode 0700, or give it that mode.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+
+
+def opened(file: Path, mode: str, private: bool) -> IO[bytes]:
+    """Open a file to write ("wb") or to append ("ab"); a `private` one has mode 0600.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "ab" else os.O_TRUNC)
+    descriptor = os.open(file, flags, 0o600 if private else 0o666)
+    if private:
+        os.fchmod(descriptor, 0o600)
+    return open(descriptor, mode)
+
+
+def replace(file: Path, content: bytes, private: bool = False) -> None:
+    """Write a whole file and bring it to the disk, or leave the one that is there.
+
+    Raises:
+        OSError: the disk is full or can't be written.
+    """
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        with opened(partial, "wb", private) as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(partial, file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
