@@ -7,12 +7,12 @@ would go on writing.
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -20,7 +20,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedpeft import simulate
 from fedpeft.errors import RunError
 
 ORPHAN_SECONDS = 60
@@ -28,6 +27,19 @@ ORPHAN_SECONDS = 60
 
 REAP_SECONDS = 0.1
 """How often ended runs are looked for."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What runs are made with; both functions are found by their module and name in the process that starts runs.
+
+    Attributes:
+        load: imports what all runs need, before the first fork.
+        main: does one run, in its fork; given the flags of python -m fedpeft.simulate, returns its exit code.
+    """
+
+    load: Callable[[], None]
+    main: Callable[[list[str]], int]
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,10 @@ class Start:
 class Starter:
     """The study's end: starts runs and learns how they ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Program) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,))
+        self._process = context.Process(target=_serve, args=(theirs, program))
         self._process.start()
         theirs.close()
 
@@ -87,21 +99,16 @@ def _gone() -> RunError:
     return RunError("the process that starts the runs was killed (often: out of memory); the same command continues")
 
 
-def _serve(study: Connection) -> None:
+def _serve(study: Connection, program: Program) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's: it ends everything in order
-    simulate.quiet_libraries()
-    for module in (
-        "fedpeft.simulation.simulation",
-        "fedpeft.clients.preload",
-    ):  # the last one freezes what is in memory
-        importlib.import_module(module)
+    program.load()
 
     alive, held = os.pipe()  # nothing is ever written: its end is the sign that this process has ended
     run = _fork_runs(study)
     if run is not None:  # this is the fork
         os.close(held)
         study.close()
-        sys.exit(_run(run, alive))
+        sys.exit(_run(run, program, alive))
 
 
 def _fork_runs(study: Connection) -> Start | None:
@@ -126,8 +133,8 @@ def _fork_runs(study: Connection) -> Start | None:
     return None
 
 
-def _run(run: Start, alive: int) -> int:
-    """A run, in the process that was forked for it; the exit code of python -m fedpeft.simulate."""
+def _run(run: Start, program: Program, alive: int) -> int:
+    """A run, in the process that was forked for it; its exit code."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["COLUMNS"] = "200"
@@ -142,7 +149,7 @@ def _run(run: Start, alive: int) -> int:
         with FileLock(f"{run.folder}.lock", timeout=ORPHAN_SECONDS):
             begun = (run.folder / "config.toml").is_file()
             what = ("--resume", str(run.folder)) if begun else (str(run.settings), "--output", str(run.folder))
-            return simulate.main([*what, *run.flags])
+            return program.main([*what, *run.flags])
     except Timeout:
         print(f"error: another process is still writing to {run.folder}")
         return 2

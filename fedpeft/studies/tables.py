@@ -1,283 +1,20 @@
-"""The numbers of a report: runs grouped into methods, and the tables made from them.
-
-A section is one study (or all the runs that were given on their own). A method is a point of its grid: the runs that
-differ only in their seed. Axes that the baseline names tell methods apart; the other axes are the context in which
-methods are compared with each other (one partition, say).
-"""
+"""The tables of a report: what is shown, and the same data as numbers for CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from fedpeft.run.console import duration
-from fedpeft.studies.results import QUANTILES, Result
-from fedpeft.studies.statistics import POINTS, Comparison, Scored, compare, mean_and_deviation, pareto_front
-
-MEGABYTE = 1e6
+from fedpeft.studies.measures import MEASURES, QUALITY, CurvePoint, Measure, curve
+from fedpeft.studies.results import QUANTILES
+from fedpeft.studies.sections import Method, Section, describe
+from fedpeft.studies.statistics import POINTS, Comparison, compare, mean_and_deviation
 
 ABSENT = "–"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number of a run, as tables show it: times `scale`, with `digits` decimals."""
-
-    key: str
-    heading: str
-    value: Callable[[Result], float | None]
-    scale: float = 1.0
-    digits: int = 1
-
-
-def from_summary(key: str) -> Callable[[Result], float | None]:
-    """A number of summary.json."""
-    return lambda result: (result.summary or {}).get(key)
-
-
-def total_bytes(result: Result) -> float | None:
-    """Up and down, preparation included."""
-    summary = result.summary or {}
-    up, down = summary.get("uplink_bytes"), summary.get("downlink_bytes")
-    return None if up is None or down is None else float(up + down)
-
-
-def round_seconds(result: Result) -> float | None:
-    """Time of all rounds, over resumes: the whole of them and their evaluation."""
-    seconds = [r["seconds"] for r in result.rounds if r.get("seconds") is not None]
-    return sum(seconds) if seconds else None
-
-
-def worst_tenth(result: Result) -> float | None:
-    """Mean accuracy of the tenth of the clients that is served worst."""
-    return result.client_accuracy["worst_tenth"] if result.client_accuracy else None
-
-
-def calibration_error(result: Result) -> float | None:
-    """Expected calibration error."""
-    return result.calibration["error"] if result.calibration else None
-
-
-def forgotten(measure: str) -> Callable[[Result], float | None]:
-    """How much worse the second task has become, where it was scored by `measure`."""
-
-    def found(result: Result) -> float | None:
-        scored = (result.summary or {}).get("forgetting")
-        return float(scored["lost"]) if scored and scored["measure"] == measure else None
-
-    return found
-
-
-def aggregation_error(result: Result) -> float | None:
-    """Mean over the rounds of norm(dW* - dW) / norm(dW*)."""
-    errors = [r["aggregation_error"] for r in result.rounds if r.get("aggregation_error") is not None]
-    return sum(errors) / len(errors) if errors else None
-
-
-def server_seconds(result: Result) -> float | None:
-    """Mean over the rounds of the server's own time: decoding, aggregating, stepping."""
-    seconds = [r["aggregation_seconds"] for r in result.rounds if r.get("aggregation_seconds")]
-    return sum(seconds) / len(seconds) if seconds else None
-
-
-MEASURES = (
-    Measure("accuracy", "test accuracy (%)", from_summary("accuracy"), POINTS, 2),
-    Measure("perplexity", "test perplexity", from_summary("perplexity"), 1.0, 2),
-    Measure("loss", "test loss (nats)", from_summary("loss"), 1.0, 3),
-    Measure("baseline_accuracy", "frozen linear probe (%)", from_summary("baseline_accuracy"), POINTS, 2),
-    Measure("centralised_accuracy", "pooled data (%)", from_summary("centralised_accuracy"), POINTS, 2),
-    Measure("worst_accuracy", "worst client, own rows (%)", from_summary("worst_accuracy"), POINTS, 2),
-    Measure("worst_tenth", "worst tenth of clients (%)", worst_tenth, POINTS, 2),
-    Measure("calibration_error", "calibration error (%)", calibration_error, POINTS, 2),
-    Measure("calibration_error_scaled", "after scaling (%)", from_summary("calibration_error_scaled"), POINTS, 2),
-    Measure("forgotten", "forgotten, probe (%)", forgotten("probe accuracy"), POINTS, 2),
-    Measure("forgotten_nats", "forgotten (nats a token)", forgotten("nats per token"), 1.0, 3),
-    Measure("epsilon", "epsilon", from_summary("epsilon"), 1.0, 2),
-    Measure("audit_epsilon", "audit: epsilon at least", from_summary("audit_epsilon"), 1.0, 2),
-    Measure("membership_auc", "membership attack (AUC)", from_summary("membership_auc"), 1.0, 3),
-    Measure("uplink_bytes", "uplink (MB)", from_summary("uplink_bytes"), 1 / MEGABYTE, 2),
-    Measure("downlink_bytes", "downlink (MB)", from_summary("downlink_bytes"), 1 / MEGABYTE, 2),
-    Measure("total_bytes", "up + down (MB)", total_bytes, 1 / MEGABYTE, 2),
-    Measure("bytes_per_parameter", "bytes per parameter, up", from_summary("uplink_bytes_per_parameter"), 1.0, 2),
-    Measure("local_steps", "local steps", lambda r: r.local_steps, 1.0, 0),
-    Measure("aggregation_error", "aggregation error (%)", aggregation_error, POINTS, 2),
-    Measure("server_seconds", "server time per round (ms)", server_seconds, 1e3, 0),
-    Measure("round_seconds", "time of the rounds (s)", round_seconds, 1.0, 1),
-    Measure("peak_memory_bytes", "peak memory (MB)", from_summary("peak_memory_bytes"), 1 / MEGABYTE, 0),
-)
-BY_KEY = {measure.key: measure for measure in MEASURES}
-
-
-@dataclass(frozen=True)
-class Method:
-    """The runs of one point of the grid.
-
-    Attributes:
-        name: what tells it from the other methods of its context.
-        context: what it shares with them; empty if there is only one context.
-        runs: finished ones, by seed.
-        failed: the others.
-    """
-
-    name: str
-    context: str
-    point: Mapping[str, str]
-    runs: Mapping[int, Result]
-    failed: tuple[Result, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """Method and context."""
-        return f"{self.context}: {self.name}" if self.context else self.name
-
-    def values(self, key: str) -> list[float]:
-        """A measure of all runs that have it, in its unit."""
-        measure = BY_KEY[key]
-        found = (measure.value(run) for run in self.runs.values())
-        return [measure.scale * v for v in found if v is not None]
-
-    def mean(self, key: str) -> float | None:
-        """Its mean over the seeds."""
-        values = self.values(key)
-        return mean_and_deviation(values)[0] if values else None
-
-    def deviation(self, key: str) -> float:
-        """Its standard deviation over the seeds; 0 for a single one."""
-        values = self.values(key)
-        return (mean_and_deviation(values)[1] or 0.0) if values else 0.0
-
-    @property
-    def scored(self) -> dict[int, Scored]:
-        """Test rows by seed; none of runs whose accuracy is each client's own model's on its own rows."""
-        kept = {seed: run for seed, run in self.runs.items() if not (run.summary or {}).get("shared_accuracy")}
-        return {seed: s for seed, run in kept.items() if (s := run.scored) is not None}
-
-
-@dataclass(frozen=True)
-class Section:
-    """Runs that are shown together.
-
-    Attributes:
-        title: name of the study and preset.
-        question: what was asked; may be empty.
-        results: latest ones.
-        baseline: axis -> label; what it leaves out is context.
-        margin: percentage points of "no worse by more than".
-        targets: accuracies in percent for the cost tables; empty: chosen from the results.
-    """
-
-    title: str
-    question: str
-    results: Sequence[Result]
-    baseline: Mapping[str, str]
-    margin: float = 1.0
-    targets: tuple[float, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-
-    @cached_property
-    def methods(self) -> list[Method]:
-        """In the order of the results, context by context."""
-        points: dict[tuple[tuple[str, str], ...], list[Result]] = {}
-        for result in self.results:
-            points.setdefault(tuple(result.point.items()), []).append(result)
-        varying = {
-            axis
-            for axis in {a for point in points for a, _ in point}
-            if len({dict(point).get(axis) for point in points}) > 1
-        }
-        inside = [a for a in varying if a in self.baseline]
-        methods = []
-        for point, runs in points.items():
-            own = {a: v for a, v in point if a in varying}
-            name = describe({a: v for a, v in own.items() if a in inside}) or "all runs"
-            context = describe({a: v for a, v in own.items() if a not in inside})
-            finished = {r.seed: r for r in runs if r.finished}
-            methods.append(Method(name, context, dict(point), finished, tuple(r for r in runs if not r.finished)))
-        order = list(dict.fromkeys(m.context for m in methods))
-        return sorted(methods, key=lambda m: order.index(m.context))
-
-    @property
-    def shown(self) -> list[Method]:
-        """Methods with at least one finished run."""
-        return [m for m in self.methods if m.runs]
-
-    @property
-    def contexts(self) -> list[str]:
-        """In order."""
-        return list(dict.fromkeys(m.context for m in self.shown))
-
-    @property
-    def names(self) -> list[str]:
-        """Of methods, in order."""
-        return list(dict.fromkeys(m.name for m in self.shown))
-
-    @property
-    def failed(self) -> list[Result]:
-        """Failed runs."""
-        return [r for r in self.results if not r.finished]
-
-    @property
-    def common(self) -> dict[str, str]:
-        """Settings that all runs share, the seed left out."""
-        configs = [r.config for r in self.results]
-        first = configs[0] if configs else {}
-        return {k: str(v) for k, v in first.items() if k != "seed" and all(c.get(k) == v for c in configs)}
-
-    @property
-    def hardware(self) -> list[str]:
-        """Each machine that runs were made on, in words."""
-        kinds = {}
-        for result in self.results:
-            hardware = (result.summary or {}).get("hardware") or {}
-            if hardware:
-                processors = ", ".join([str(hardware.get("cpu")), *dict.fromkeys(hardware.get("gpus") or ())])
-                kinds[f"{processors}, {hardware.get('workers')} worker(s), {hardware.get('system')}"] = True
-        return list(kinds)
-
-    def reference(self, method: Method) -> Method | None:
-        """What `method` is compared with: the baseline in the same context."""
-        point = {**method.point, **{a: v for a, v in self.baseline.items() if a in method.point}}
-        return next((m for m in self.shown if dict(m.point) == point), None)
-
-    @property
-    def pareto(self) -> dict[str, bool]:
-        """By label: no other method of the context has fewer bytes and at least the accuracy, in the mean."""
-        found: dict[str, bool] = {}
-        for context in self.contexts:
-            inside = [
-                (m.label, cost, value)
-                for m in self.shown
-                if m.context == context
-                and (cost := m.mean("total_bytes")) is not None
-                and (value := m.mean("accuracy")) is not None
-            ]
-            front = pareto_front([c for _, c, _ in inside], [v for _, _, v in inside])
-            found |= {label: on for (label, _, _), on in zip(inside, front, strict=True)}
-        return found
-
-
-def describe(point: Mapping[str, str]) -> str:
-    """Labels of a point; a number or a truth value says whose it is."""
-    return ", ".join(
-        v if any(c.isalpha() for c in v) and v not in ("True", "False") else f"{a} {v}" for a, v in point.items()
-    )
-
-
-def with_points_by_difference(results: Sequence[Result]) -> list[Result]:
-    """Runs on their own: their point is every setting in which they differ."""
-    import dataclasses
-
-    keys = dict.fromkeys(k for r in results for k in r.config if k not in ("seed", "workers"))
-    differing = [k for k in keys if len({str(r.config.get(k)) for r in results}) > 1]
-    return [dataclasses.replace(r, point={k: str(r.config.get(k)) for k in differing}) for r in results]
-
-
-# -------------------------------------------------------------------------------------------------------------- tables
 
 
 @dataclass(frozen=True)
@@ -323,24 +60,6 @@ def with_deviation(values: Sequence[float], digits: int) -> str:
     mean, deviation = mean_and_deviation(values)
     text = f"{mean:,.{digits}f}"
     return text if deviation is None else f"{text} ± {deviation:,.{digits}f}"
-
-
-QUALITY = (
-    "accuracy",
-    "perplexity",
-    "loss",
-    "baseline_accuracy",
-    "centralised_accuracy",
-    "worst_accuracy",
-    "worst_tenth",
-    "calibration_error",
-    "calibration_error_scaled",
-    "forgotten",
-    "forgotten_nats",
-    "epsilon",
-    "total_bytes",
-)
-"""Measures of the first table; the others are costs, in the second."""
 
 
 def methods_table(section: Section) -> Table:
@@ -494,29 +213,6 @@ def no_worse(found: Comparison, margin: float) -> str:
 # ----------------------------------------------------------------------------------------------------- accuracy at cost
 
 
-@dataclass(frozen=True)
-class CurvePoint:
-    """A run after a round: validation accuracy (%), and what was spent until then."""
-
-    round: int
-    accuracy: float
-    loss: float
-    megabytes: float
-    seconds: float
-
-
-def curve(run: Result) -> list[CurvePoint]:
-    """The evaluated rounds of a run."""
-    points: list[CurvePoint] = []
-    spent = seconds = 0.0
-    for line in run.rounds:
-        spent += (line["uplink_bytes"] + line["downlink_bytes"]) / MEGABYTE
-        seconds += math.nan if line["seconds"] is None else line["seconds"]
-        if line.get("accuracy") is not None:
-            points.append(CurvePoint(line["round"], POINTS * line["accuracy"], line["loss"], spent, seconds))
-    return points
-
-
 def chosen_targets(section: Section) -> tuple[float, ...]:
     """Accuracies worth asking for: what the baseline reaches in the end, in half points, and 2 and 5 points less."""
     if section.targets:
@@ -645,8 +341,3 @@ def tables(section: Section) -> list[Table]:
     )
     rest = (runs_table(section), rounds_table(section), calibration_table(section))
     return [t for t in (*found, *rest) if t is not None and t.data]
-
-
-def time_in_words(section: Section) -> str:
-    """All the time that the section's runs took."""
-    return duration(sum((r.summary or {}).get("seconds") or 0.0 for r in section.results))

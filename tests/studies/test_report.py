@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.report import TABLE_BEGINS, TABLE_ENDS, main, with_tables
-from fedpeft.studies.figures import PANEL_HEIGHT, legend_below, logarithmic_if_wide, panels
+from fedpeft.report import main
+from fedpeft.studies.drawing import PANEL_HEIGHT, legend_below, logarithmic_if_wide, panels
+from fedpeft.studies.measures import curve
+from fedpeft.studies.page import TABLE_BEGINS, TABLE_ENDS, with_tables
 from fedpeft.studies.results import QUANTILES, Result, ResultsFile, client_accuracy, pack, unpack
-from fedpeft.studies.tables import Section, comparison_table, cost_table, curve, methods_table, tables
+from fedpeft.studies.sections import Section
+from fedpeft.studies.tables import comparison_table, cost_table, methods_table, tables
 
 ROWS = 400
 

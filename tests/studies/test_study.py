@@ -13,11 +13,13 @@ import psutil
 import pytest
 from rich.console import Console
 
+from fedpeft import simulate
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.studies.process import Start
+from fedpeft.studies.process import Program, Start
 from fedpeft.studies.results import FAILED, Result, ResultsFile, resolved
+from fedpeft.studies.runner import Schedule, Workplace, jobs_that_fit, rounds_done
 from fedpeft.studies.study_file import Study, read_study
-from fedpeft.study import Schedule, Workplace, jobs_that_fit, main, rounds_done
+from fedpeft.study import load, main
 
 BASE = '[base]\ndataset = "tiny"\ntokens = 32\nclients = 6\ncohort = 3\nrounds = 4\ndtype = "fp32"\n'
 SEEDS = "seeds = [0, 1]\n"
@@ -199,8 +201,8 @@ def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_runs_share_the_gpus_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many runs at a time as GPUs, each on the one that has the fewest."""
-    monkeypatch.setattr("fedpeft.study.accelerators", lambda: ["cuda:0", "cuda:1"])
-    monkeypatch.setattr("fedpeft.study.gpu_shares", lambda jobs: ["5", "7"])
+    monkeypatch.setattr("fedpeft.studies.runner.accelerators", lambda: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr("fedpeft.studies.runner.gpu_shares", lambda jobs: ["5", "7"])
     made = study(tmp_path, SEEDS + BASE + AXES)
     (tmp_path / "runs").mkdir()
     runs = made.runs()
@@ -216,7 +218,7 @@ def test_runs_share_the_gpus_of_a_machine(tmp_path: Path, monkeypatch: pytest.Mo
             self.given.append(run)
 
     starter = Starts()
-    schedule = Schedule(Workplace(made, tmp_path), list(runs), 3, "", Console(quiet=True))
+    schedule = Schedule(Program(load, simulate.main), Workplace(made, tmp_path), list(runs), 3, "", Console(quiet=True))
     schedule.warm = {run.shared_work for run in runs}
     schedule._start_what_can_be(starter)  # type: ignore[arg-type]
     assert [run.gpus for run in starter.given] == ["5", "7", "5"]

@@ -1,0 +1,71 @@
+"""What folders hold of runs and studies: results by study and preset, and what is broken and left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedpeft.errors import FedpeftError, RunError
+from fedpeft.studies.results import Result, ResultsFile, latest, read_run
+from fedpeft.studies.study_file import Study, read_study
+
+
+@dataclass
+class Found:
+    """What the paths hold: results by study and preset (empty names: runs on their own), and what was left out."""
+
+    results: dict[tuple[str, str], list[Result]] = field(default_factory=dict)
+    studies: dict[tuple[str, str], Study] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def look(self, path: Path, named: bool = True) -> None:
+        """Take in a path; one that a user `named` must hold something."""
+        try:
+            if path.is_file():
+                self._study(path)
+            elif (path / "results.jsonl").is_file():
+                self._study(path / "results.jsonl")
+            elif (path / "config.toml").is_file():
+                run = read_run(path)
+                self.results.setdefault(("", ""), []).append(run)
+            elif path.is_dir() and any(_holds_something(p) for p in path.iterdir()):
+                for inside in sorted(p for p in path.iterdir() if _holds_something(p)):
+                    self.look(inside, named=False)
+            elif path.is_dir() and (path / "runs").is_dir():
+                self.look(path / "runs")
+            elif named:
+                what = "holds neither a run nor a study" if path.exists() else "does not exist"
+                raise RunError(f"{path} {what}")
+        except FedpeftError as error:
+            self.skipped.append(str(error))
+
+    def _study(self, path: Path) -> None:
+        file = ResultsFile(path)
+        results = file.read()
+        if not results:
+            raise RunError(f"{path} holds no result")
+        if file.cut_short:
+            self.skipped.append(f"the last line of {path} was cut short and is left out")
+        for result in latest(results):
+            self.results.setdefault((result.study, result.preset), []).append(result)
+        for name, preset in {(r.study, r.preset) for r in results}:
+            study = _described(path.parent, name, preset)
+            if study is not None:
+                self.studies[name, preset] = study
+
+
+def _holds_something(path: Path) -> bool:
+    return (path / "config.toml").is_file() or (path / "results.jsonl").is_file()
+
+
+def _described(folder: Path, name: str, preset: str) -> Study | None:
+    """The study's own file, beside its results or above them."""
+    for file in (folder / "study.toml", folder.parent / "study.toml"):
+        if file.is_file():
+            try:
+                study = read_study(file, preset)
+            except FedpeftError:
+                continue
+            if study.name == name:
+                return study
+    return None

@@ -1,0 +1,140 @@
+"""What is measured of a run: the numbers of tables and figures with their units, and its curve over the rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedpeft.studies.results import Result
+from fedpeft.studies.statistics import POINTS
+
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of a run, as tables show it: times `scale`, with `digits` decimals."""
+
+    key: str
+    heading: str
+    value: Callable[[Result], float | None]
+    scale: float = 1.0
+    digits: int = 1
+
+
+def from_summary(key: str) -> Callable[[Result], float | None]:
+    """A number of summary.json."""
+    return lambda result: (result.summary or {}).get(key)
+
+
+def total_bytes(result: Result) -> float | None:
+    """Up and down, preparation included."""
+    summary = result.summary or {}
+    up, down = summary.get("uplink_bytes"), summary.get("downlink_bytes")
+    return None if up is None or down is None else float(up + down)
+
+
+def round_seconds(result: Result) -> float | None:
+    """Time of all rounds, over resumes: the whole of them and their evaluation."""
+    seconds = [r["seconds"] for r in result.rounds if r.get("seconds") is not None]
+    return sum(seconds) if seconds else None
+
+
+def worst_tenth(result: Result) -> float | None:
+    """Mean accuracy of the tenth of the clients that is served worst."""
+    return result.client_accuracy["worst_tenth"] if result.client_accuracy else None
+
+
+def calibration_error(result: Result) -> float | None:
+    """Expected calibration error."""
+    return result.calibration["error"] if result.calibration else None
+
+
+def forgotten(measure: str) -> Callable[[Result], float | None]:
+    """How much worse the second task has become, where it was scored by `measure`."""
+
+    def found(result: Result) -> float | None:
+        scored = (result.summary or {}).get("forgetting")
+        return float(scored["lost"]) if scored and scored["measure"] == measure else None
+
+    return found
+
+
+def aggregation_error(result: Result) -> float | None:
+    """Mean over the rounds of norm(dW* - dW) / norm(dW*)."""
+    errors = [r["aggregation_error"] for r in result.rounds if r.get("aggregation_error") is not None]
+    return sum(errors) / len(errors) if errors else None
+
+
+def server_seconds(result: Result) -> float | None:
+    """Mean over the rounds of the server's own time: decoding, aggregating, stepping."""
+    seconds = [r["aggregation_seconds"] for r in result.rounds if r.get("aggregation_seconds")]
+    return sum(seconds) / len(seconds) if seconds else None
+
+
+MEASURES = (
+    Measure("accuracy", "test accuracy (%)", from_summary("accuracy"), POINTS, 2),
+    Measure("perplexity", "test perplexity", from_summary("perplexity"), 1.0, 2),
+    Measure("loss", "test loss (nats)", from_summary("loss"), 1.0, 3),
+    Measure("baseline_accuracy", "frozen linear probe (%)", from_summary("baseline_accuracy"), POINTS, 2),
+    Measure("centralised_accuracy", "pooled data (%)", from_summary("centralised_accuracy"), POINTS, 2),
+    Measure("worst_accuracy", "worst client, own rows (%)", from_summary("worst_accuracy"), POINTS, 2),
+    Measure("worst_tenth", "worst tenth of clients (%)", worst_tenth, POINTS, 2),
+    Measure("calibration_error", "calibration error (%)", calibration_error, POINTS, 2),
+    Measure("calibration_error_scaled", "after scaling (%)", from_summary("calibration_error_scaled"), POINTS, 2),
+    Measure("forgotten", "forgotten, probe (%)", forgotten("probe accuracy"), POINTS, 2),
+    Measure("forgotten_nats", "forgotten (nats a token)", forgotten("nats per token"), 1.0, 3),
+    Measure("epsilon", "epsilon", from_summary("epsilon"), 1.0, 2),
+    Measure("audit_epsilon", "audit: epsilon at least", from_summary("audit_epsilon"), 1.0, 2),
+    Measure("membership_auc", "membership attack (AUC)", from_summary("membership_auc"), 1.0, 3),
+    Measure("uplink_bytes", "uplink (MB)", from_summary("uplink_bytes"), 1 / MEGABYTE, 2),
+    Measure("downlink_bytes", "downlink (MB)", from_summary("downlink_bytes"), 1 / MEGABYTE, 2),
+    Measure("total_bytes", "up + down (MB)", total_bytes, 1 / MEGABYTE, 2),
+    Measure("bytes_per_parameter", "bytes per parameter, up", from_summary("uplink_bytes_per_parameter"), 1.0, 2),
+    Measure("local_steps", "local steps", lambda r: r.local_steps, 1.0, 0),
+    Measure("aggregation_error", "aggregation error (%)", aggregation_error, POINTS, 2),
+    Measure("server_seconds", "server time per round (ms)", server_seconds, 1e3, 0),
+    Measure("round_seconds", "time of the rounds (s)", round_seconds, 1.0, 1),
+    Measure("peak_memory_bytes", "peak memory (MB)", from_summary("peak_memory_bytes"), 1 / MEGABYTE, 0),
+)
+BY_KEY = {measure.key: measure for measure in MEASURES}
+
+QUALITY = (
+    "accuracy",
+    "perplexity",
+    "loss",
+    "baseline_accuracy",
+    "centralised_accuracy",
+    "worst_accuracy",
+    "worst_tenth",
+    "calibration_error",
+    "calibration_error_scaled",
+    "forgotten",
+    "forgotten_nats",
+    "epsilon",
+    "total_bytes",
+)
+"""Measures of the first table; the others are costs, in the second."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A run after a round: validation accuracy (%), and what was spent until then."""
+
+    round: int
+    accuracy: float
+    loss: float
+    megabytes: float
+    seconds: float
+
+
+def curve(run: Result) -> list[CurvePoint]:
+    """The evaluated rounds of a run."""
+    points: list[CurvePoint] = []
+    spent = seconds = 0.0
+    for line in run.rounds:
+        spent += (line["uplink_bytes"] + line["downlink_bytes"]) / MEGABYTE
+        seconds += line["seconds"]
+        if line.get("accuracy") is not None:
+            points.append(CurvePoint(line["round"], POINTS * line["accuracy"], line["loss"], spent, seconds))
+    return points

@@ -1,0 +1,117 @@
+"""The report: sections with their tables and figures as one HTML page, as CSV files, and in a study's README."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.errors import RunError
+from fedpeft.studies.figures import Figure, figures
+from fedpeft.studies.results import Result
+from fedpeft.studies.sections import Section, describe, section_of_study, time_in_words
+from fedpeft.studies.study_file import Study
+from fedpeft.studies.tables import Table, tables
+
+TABLE_BEGINS, TABLE_ENDS = "<!-- table: made by fedpeft.study -->", "<!-- end of table -->"
+"""Between these lines of a study's README its tables are put."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A section with its tables and figures."""
+
+    section: Section
+    tables: list[Table]
+    figures: list[Figure]
+
+    @classmethod
+    def of(cls, section: Section) -> Made:
+        """Make them."""
+        shown = bool(section.shown)
+        return cls(section, tables(section), figures(section) if shown else [])
+
+    def for_page(self) -> dict[str, object]:
+        """What the page's template needs."""
+        section = self.section
+        return {
+            "title": section.title,
+            "question": section.question,
+            "finished": sum(r.finished for r in section.results),
+            "failed": [f"{describe(r.point) or 'run'}, seed {r.seed}: {r.reason}" for r in section.failed],
+            "methods": len(section.methods),
+            "time": time_in_words(section),
+            "hardware": section.hardware,
+            "common": section.common,
+            "tables": [t for t in self.tables if t.headings],
+            "figures": self.figures,
+        }
+
+
+def page(title: str, made: Sequence[Made], skipped: Sequence[str], csv_folder: str) -> str:
+    """The HTML text."""
+    from jinja2 import Environment
+
+    template = importlib.resources.files("fedpeft.studies").joinpath("page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    runs = sum(len(m.section.results) for m in made)
+    return environment.from_string(template).render(
+        title=title, sections=[m.for_page() for m in made], skipped=skipped, runs=runs, csv_folder=csv_folder
+    )
+
+
+def write_report(path: Path, title: str, made: Sequence[Made], skipped: Sequence[str]) -> None:
+    """The page, and its CSV files in a folder named like it.
+
+    Raises:
+        RunError: a file can't be written.
+    """
+    folder = path.with_suffix("")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, one in enumerate(made, 1):
+            prefix = f"{number}-" if len(made) > 1 else ""
+            for table in one.tables:
+                _replace(folder / f"{prefix}{table.name}.csv", table.csv())
+        _replace(path, page(title, made, skipped, folder.name))
+    except OSError as error:
+        raise RunError(f"the report can't be written to {path}: {error.strerror}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_study_report(study: Study, results: Sequence[Result], folder: Path) -> Path:
+    """report.html, CSV files and accuracy_bytes.svg of a study; the tables in its README, where that has a place.
+
+    Raises:
+        RunError: a file can't be written.
+    """
+    made = Made.of(section_of_study(study, results))
+    path = folder / "report.html"
+    write_report(path, made.section.title, [made], [])
+    try:
+        for figure in made.figures:
+            if figure.name in ("accuracy_bytes", "accuracy_epsilon"):
+                _replace(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n")
+        readme = folder / "README.md"
+        if readme.is_file():
+            _replace(readme, with_tables(readme.read_text(encoding="utf-8"), made.tables))
+    except OSError as error:
+        raise RunError(f"the report can't be written to {folder}: {error.strerror}") from error
+    return path
+
+
+def with_tables(readme: str, made: Sequence[Table]) -> str:
+    """`readme` with the tables between its two marker lines; unchanged if it has none."""
+    before, begins, rest = readme.partition(TABLE_BEGINS)
+    _, ends, after = rest.partition(TABLE_ENDS)
+    if not begins or not ends:
+        return readme
+    text = "\n\n".join(f"**{t.title}.** {t.note}\n\n{t.markdown()}" for t in made if t.headings)
+    return f"{before}{begins}\n\n{text}\n\n{ends}{after}"

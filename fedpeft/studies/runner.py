@@ -1,0 +1,311 @@
+"""All runs of a study, several at a time, each in a process of its own, and their results recorded as they end."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedpeft.config import from_mapping, read_toml
+from fedpeft.errors import FedpeftError, RunError
+from fedpeft.machine.hardware import accelerators, gpu_shares, usable_cores
+from fedpeft.run.console import duration
+from fedpeft.run.records import Records
+from fedpeft.studies.process import Program, Start, Starter
+from fedpeft.studies.results import FAILED, Result, ResultsFile, read_run, resolved
+from fedpeft.studies.study_file import Planned, Study
+
+POLL_SECONDS = 0.2
+
+LOG_TAIL_BYTES = 65536
+
+
+@dataclass
+class Running:
+    """A run in its process."""
+
+    planned: Planned
+    folder: Path
+    log: Path
+    gpus: str = ""
+
+    def rounds_done(self) -> int:
+        """Rounds that are on the disk."""
+        return rounds_done(self.folder)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the work that runs share is behind it: it has begun to record rounds."""
+        return (self.folder / "rounds.jsonl").exists()
+
+
+def rounds_done(folder: Path) -> int:
+    """Finished rounds of a run, without the preparation."""
+    try:
+        return sum(1 for entry in Records(folder).read("rounds.jsonl") if entry["round"] > 0)
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+@dataclass
+class Workplace:
+    """A study's folder: results.jsonl, and runs/ with the folders of the runs."""
+
+    study: Study
+    folder: Path
+    planned: list[Planned] = field(init=False)
+    results: ResultsFile = field(init=False)
+    done: dict[str, Result] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.planned = self.study.runs()
+        self.results = ResultsFile(self.folder / "results.jsonl")
+        self.done = self._match()
+
+    @property
+    def runs(self) -> Path:
+        """Where the runs are."""
+        return self.folder / "runs"
+
+    def _match(self) -> dict[str, Result]:
+        """The results that are there, by name of the run.
+
+        Raises:
+            RunError: a result is not of this study.
+        """
+        names = {run.config: run.name for run in self.planned}
+        found: dict[str, Result] = {}
+        for number, result in enumerate(self.results.read(), 1):
+            config = resolved(result.config)
+            if config not in names:
+                point = ", ".join(f"{a}={v}" for a, v in result.point.items())
+                raise RunError(
+                    f"{self.results.path} holds results of another configuration (line {number}: "
+                    f"{point or 'no point'}, seed {result.seed}) that {self.study.path}"
+                    f"{f' with preset {self.study.preset}' if self.study.preset else ''} does not describe; "
+                    "move that file away or give another --output"
+                )
+            found[names[config]] = result
+        return found
+
+    def left(self, retry_failed: bool) -> list[Planned]:
+        """The runs still to do."""
+        return [
+            run
+            for run in self.planned
+            if run.name not in self.done or (retry_failed and not self.done[run.name].finished)
+        ]
+
+    def seconds_left(self, runs: Sequence[Planned], jobs: int) -> float | None:
+        """Estimate, from the runs that have finished here, or else what the study's file says; None if neither."""
+        measured: dict[str, list[float]] = {}
+        for result in self.done.values():
+            if result.finished and result.summary and result.summary.get("seconds"):
+                measured.setdefault(str(dict(result.point)), []).append(result.summary["seconds"])
+        everything = [s for values in measured.values() for s in values]
+        total = 0.0
+        for run in runs:
+            values = measured.get(str(dict(run.point))) or everything
+            known = sum(values) / len(values) if values else self.study.seconds_per_run
+            if known is None:
+                return None
+            total += known
+        return total / min(jobs, max(1, len(runs)))
+
+    def record(self, planned: Planned, result: Result) -> Result:
+        """Append a result, as one of this study."""
+        complete = dataclasses.replace(
+            result, study=self.study.name, preset=self.study.preset, point=dict(planned.point)
+        )
+        self.results.append(complete)
+        self.done[planned.name] = complete
+        return complete
+
+    # ------------------------------------------------------------------------------------------------------ one run
+
+    def start(self, planned: Planned, track: str, starter: Starter, gpus: str = "") -> Running:
+        """Start or continue a run; `gpus` as CUDA_VISIBLE_DEVICES takes them, empty: all.
+
+        Raises:
+            RunError: its folder holds something else.
+        """
+        folder = self.runs / planned.name
+        if (folder / "config.toml").is_file():
+            path = folder / "config.toml"
+            if from_mapping(read_toml(path), str(path)) != planned.config:
+                raise RunError(f"{folder} holds a run with other settings; move it away or give another --output")
+        elif folder.exists():
+            shutil.rmtree(folder)  # killed before it had written its settings: nothing is in it
+        settings = self.runs / f"{planned.name}.toml"
+        settings.write_text(planned.config.to_toml(), encoding="utf-8")
+        running = Running(planned, folder, self.runs / f"{planned.name}.log", gpus)
+        starter.start(Start(settings, folder, running.log, ("--track", track) if track else (), gpus))
+        return running
+
+    def finish(self, running: Running, code: int) -> Result:
+        """Record a run whose process has ended with this exit code."""
+        try:
+            if code == 0:
+                return self.record(running.planned, read_run(running.folder))
+            reason = _reason(code, running.log)
+        except RunError as error:
+            reason = str(error)
+        config = dataclasses.asdict(running.planned.config)
+        return self.record(
+            running.planned, Result(config=config, status=FAILED, seed=running.planned.config.seed, reason=reason)
+        )
+
+    def adopt(self, planned: Planned) -> bool:
+        """Record a run that had finished when the study was killed, before its line was written."""
+        folder = self.runs / planned.name
+        if not (folder / "summary.json").is_file():
+            return False
+        try:
+            result = read_run(folder)
+        except FedpeftError:
+            return False
+        if resolved(result.config) != planned.config:
+            return False
+        self.record(planned, result)
+        return True
+
+
+def _reason(code: int, log: Path) -> str:
+    """Why a process failed: the error it printed, the last line it printed, or the signal that ended it."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
+    data = log.read_bytes()[-LOG_TAIL_BYTES:]
+    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    return errors[-1] if errors else f"exit code {code}: {lines[-1] if lines else 'it printed nothing'}"
+
+
+# -------------------------------------------------------------------------------------------------------- all the runs
+
+
+class Schedule:
+    """Keeps `jobs` runs of `program` going until none is left."""
+
+    def __init__(
+        self, program: Program, place: Workplace, waiting: list[Planned], jobs: int, track: str, console: Console
+    ) -> None:
+        self.program = program
+        self.place, self.waiting, self.jobs, self.track, self.console = place, waiting, jobs, track, console
+        self.running: list[Running] = []
+        self.shares = gpu_shares(jobs)
+        self.warm = {r.shared_work for r in place.planned if r.name in place.done and place.done[r.name].finished}
+        self.total = sum(r.config.rounds for r in waiting)
+        self.ended = 0
+        self.failures = 0
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rounds"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            transient=True,
+            speed_estimate_period=600,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("study", total=self.total)
+
+    def run(self) -> int:
+        """All of it; returns the number of failed runs."""
+        starter = Starter(self.program)
+        with self.progress:
+            try:
+                while self.waiting or self.running:
+                    self._start_what_can_be(starter)
+                    self._collect(starter.ended())
+                    time.sleep(POLL_SECONDS)
+            finally:
+                starter.close()
+        return self.failures
+
+    def _start_what_can_be(self, starter: Starter) -> None:
+        """Start runs; of those that share work not done yet, only one until it has done it."""
+        for running in self.running:
+            if running.prepared:
+                self.warm.add(running.planned.shared_work)
+        preparing = {r.planned.shared_work for r in self.running} - self.warm
+        for planned in list(self.waiting):
+            if len(self.running) >= self.jobs:
+                return
+            if planned.shared_work in preparing:
+                continue
+            self.waiting.remove(planned)
+            if self.place.adopt(planned):
+                self._tell(planned, self.place.done[planned.name])
+                continue
+            taken = [r.gpus for r in self.running]
+            gpus = min(self.shares, key=taken.count, default="")
+            self.running.append(self.place.start(planned, self.track, starter, gpus))
+            if planned.shared_work not in self.warm:
+                preparing.add(planned.shared_work)
+
+    def _collect(self, ended: Mapping[Path, int]) -> None:
+        for running in [r for r in self.running if r.folder in ended]:
+            self.running.remove(running)
+            self._tell(running.planned, self.place.finish(running, ended[running.folder]))
+        going = sum(r.rounds_done() for r in self.running)
+        titles = "; ".join(r.planned.title for r in self.running)
+        self.progress.update(self.task, completed=self.ended + going, description=titles[:60] or "study")
+
+    def _tell(self, planned: Planned, result: Result) -> None:
+        self.ended += planned.config.rounds
+        left = self.place.seconds_left([*self.waiting, *(r.planned for r in self.running)], self.jobs)
+        remaining = f"{len(self.waiting) + len(self.running)} runs left"
+        if left:
+            remaining += f", about {duration(left)}"
+        if result.finished:
+            assert result.summary is not None
+            text = f"accuracy {result.summary['accuracy']:.4f}  {duration(result.summary['seconds'] or 0)}"
+        else:
+            self.failures += 1
+            text = f"[bold red]failed:[/] {escape(str(result.reason))}"
+        self.progress.console.print(f"{planned.title}  {text}  ({remaining})", highlight=False, soft_wrap=True)
+
+
+def jobs_that_fit(planned: Sequence[Planned]) -> int:
+    """Runs at a time, from the GPUs of this machine, or its cores, and the workers of a run."""
+    processors = len(accelerators()) or usable_cores()
+    workers = max((run.config.workers or processors for run in planned), default=1)
+    return max(1, processors // workers)
+
+
+def run_what_is_left(
+    program: Program, place: Workplace, jobs: int, retry_failed: bool, track: str, console: Console
+) -> Workplace:
+    """Do the runs that are left, alone in the study's folder; the folder with their results.
+
+    Raises:
+        RunError: another process runs the study there, or the folder can't be written.
+    """
+    try:
+        place.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{place.runs} can't be made: {error.strerror}") from error
+    try:
+        with FileLock(place.runs / "study.lock", timeout=0):
+            place = Workplace(place.study, place.folder)  # read again: another study may have ended since
+            if place.results.cut_short:
+                place.results.mend()
+            Schedule(program, place, place.left(retry_failed), jobs, track, console).run()
+    except Timeout:
+        raise RunError(
+            f"another process runs a study in {place.folder}; wait for it or give another --output"
+        ) from None
+    return place

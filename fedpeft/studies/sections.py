@@ -1,0 +1,193 @@
+"""Runs that are shown together, grouped into methods.
+
+A section is one study (or all the runs that were given on their own). A method is a point of its grid: the runs that
+differ only in their seed. Axes that the baseline names tell methods apart; the other axes are the context in which
+methods are compared with each other (one partition, say).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from fedpeft.run.console import duration
+from fedpeft.studies.measures import BY_KEY
+from fedpeft.studies.results import Result
+from fedpeft.studies.statistics import Scored, mean_and_deviation, pareto_front
+from fedpeft.studies.study_file import Study
+
+
+@dataclass(frozen=True)
+class Method:
+    """The runs of one point of the grid.
+
+    Attributes:
+        name: what tells it from the other methods of its context.
+        context: what it shares with them; empty if there is only one context.
+        runs: finished ones, by seed.
+        failed: the others.
+    """
+
+    name: str
+    context: str
+    point: Mapping[str, str]
+    runs: Mapping[int, Result]
+    failed: tuple[Result, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Method and context."""
+        return f"{self.context}: {self.name}" if self.context else self.name
+
+    def values(self, key: str) -> list[float]:
+        """A measure of all runs that have it, in its unit."""
+        measure = BY_KEY[key]
+        found = (measure.value(run) for run in self.runs.values())
+        return [measure.scale * v for v in found if v is not None]
+
+    def mean(self, key: str) -> float | None:
+        """Its mean over the seeds."""
+        values = self.values(key)
+        return mean_and_deviation(values)[0] if values else None
+
+    def deviation(self, key: str) -> float:
+        """Its standard deviation over the seeds; 0 for a single one."""
+        values = self.values(key)
+        return (mean_and_deviation(values)[1] or 0.0) if values else 0.0
+
+    @property
+    def scored(self) -> dict[int, Scored]:
+        """Test rows by seed; none of runs whose accuracy is each client's own model's on its own rows."""
+        kept = {seed: run for seed, run in self.runs.items() if not (run.summary or {}).get("shared_accuracy")}
+        return {seed: s for seed, run in kept.items() if (s := run.scored) is not None}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Runs that are shown together.
+
+    Attributes:
+        title: name of the study and preset.
+        question: what was asked; may be empty.
+        results: latest ones.
+        baseline: axis -> label; what it leaves out is context.
+        margin: percentage points of "no worse by more than".
+        targets: accuracies in percent for the cost tables; empty: chosen from the results.
+    """
+
+    title: str
+    question: str
+    results: Sequence[Result]
+    baseline: Mapping[str, str]
+    margin: float = 1.0
+    targets: tuple[float, ...] = ()
+
+    @cached_property
+    def methods(self) -> list[Method]:
+        """In the order of the results, context by context."""
+        points: dict[tuple[tuple[str, str], ...], list[Result]] = {}
+        for result in self.results:
+            points.setdefault(tuple(result.point.items()), []).append(result)
+        varying = {
+            axis
+            for axis in {a for point in points for a, _ in point}
+            if len({dict(point).get(axis) for point in points}) > 1
+        }
+        inside = [a for a in varying if a in self.baseline]
+        methods = []
+        for point, runs in points.items():
+            own = {a: v for a, v in point if a in varying}
+            name = describe({a: v for a, v in own.items() if a in inside}) or "all runs"
+            context = describe({a: v for a, v in own.items() if a not in inside})
+            finished = {r.seed: r for r in runs if r.finished}
+            methods.append(Method(name, context, dict(point), finished, tuple(r for r in runs if not r.finished)))
+        order = list(dict.fromkeys(m.context for m in methods))
+        return sorted(methods, key=lambda m: order.index(m.context))
+
+    @property
+    def shown(self) -> list[Method]:
+        """Methods with at least one finished run."""
+        return [m for m in self.methods if m.runs]
+
+    @property
+    def contexts(self) -> list[str]:
+        """In order."""
+        return list(dict.fromkeys(m.context for m in self.shown))
+
+    @property
+    def names(self) -> list[str]:
+        """Of methods, in order."""
+        return list(dict.fromkeys(m.name for m in self.shown))
+
+    @property
+    def failed(self) -> list[Result]:
+        """Failed runs."""
+        return [r for r in self.results if not r.finished]
+
+    @property
+    def common(self) -> dict[str, str]:
+        """Settings that all runs share, the seed left out."""
+        configs = [r.config for r in self.results]
+        first = configs[0] if configs else {}
+        return {k: str(v) for k, v in first.items() if k != "seed" and all(c.get(k) == v for c in configs)}
+
+    @property
+    def hardware(self) -> list[str]:
+        """Each machine that runs were made on, in words."""
+        kinds = {}
+        for result in self.results:
+            hardware = (result.summary or {}).get("hardware") or {}
+            if hardware:
+                processors = ", ".join([str(hardware.get("cpu")), *dict.fromkeys(hardware.get("gpus") or ())])
+                kinds[f"{processors}, {hardware.get('workers')} worker(s), {hardware.get('system')}"] = True
+        return list(kinds)
+
+    def reference(self, method: Method) -> Method | None:
+        """What `method` is compared with: the baseline in the same context."""
+        point = {**method.point, **{a: v for a, v in self.baseline.items() if a in method.point}}
+        return next((m for m in self.shown if dict(m.point) == point), None)
+
+    @property
+    def pareto(self) -> dict[str, bool]:
+        """By label: no other method of the context has fewer bytes and at least the accuracy, in the mean."""
+        found: dict[str, bool] = {}
+        for context in self.contexts:
+            inside = [
+                (m.label, cost, value)
+                for m in self.shown
+                if m.context == context
+                and (cost := m.mean("total_bytes")) is not None
+                and (value := m.mean("accuracy")) is not None
+            ]
+            front = pareto_front([c for _, c, _ in inside], [v for _, _, v in inside])
+            found |= {label: on for (label, _, _), on in zip(inside, front, strict=True)}
+        return found
+
+
+def describe(point: Mapping[str, str]) -> str:
+    """Labels of a point; a number or a truth value says whose it is."""
+    return ", ".join(
+        v if any(c.isalpha() for c in v) and v not in ("True", "False") else f"{a} {v}" for a, v in point.items()
+    )
+
+
+def section_of_study(study: Study, results: Sequence[Result]) -> Section:
+    """With the study's own question, baseline and margin; results in the order of its grid."""
+    order = {tuple(run.point.items()): i for i, run in enumerate(study.runs())}
+    ordered = sorted(results, key=lambda r: (order.get(tuple(r.point.items()), len(order)), r.seed))
+    title = f"{study.name} ({study.preset})" if study.preset else study.name
+    return Section(title, study.question, ordered, study.baseline, study.margin)
+
+
+def with_points_by_difference(results: Sequence[Result]) -> list[Result]:
+    """Runs on their own: their point is every setting in which they differ."""
+    keys = dict.fromkeys(k for r in results for k in r.config if k not in ("seed", "workers"))
+    differing = [k for k in keys if len({str(r.config.get(k)) for r in results}) > 1]
+    return [dataclasses.replace(r, point={k: str(r.config.get(k)) for k in differing}) for r in results]
+
+
+def time_in_words(section: Section) -> str:
+    """All the time that the section's runs took."""
+    return duration(sum((r.summary or {}).get("seconds") or 0.0 for r in section.results))
