@@ -184,6 +184,8 @@ def _run(deployment: Deployment, records: Records, observer: ServeObserver) -> d
     config, gateway = deployment.config, deployment.gateway
     observer.metric = deployment.task.metric
     observer.say(model_line(deployment))
+    for note in deployment.notes:
+        observer.say(f"[bold]note[/]    {escape(note)}")
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {deployment.sampler.size} of {deployment.clients} clients, "
         f"{config.peft}, {config.strategy} -> {deployment.folder}"

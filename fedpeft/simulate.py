@@ -211,6 +211,8 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     config: RunConfig = simulation.config
     observer.say(f"[bold]data[/]    {simulation.dataset.name}: {simulation.statistics}")
     observer.say(model_line(simulation))
+    for note in simulation.notes:
+        observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, "

@@ -7,9 +7,7 @@ sum(sums) / sum(counts), and per-example privacy needs the rows apart.
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,7 @@ from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples
 from fedpeft.data.rows import Rows
-from fedpeft.errors import ModelError
-from fedpeft.machine.hardware import fast_bf16
-from fedpeft.models import attention
-from fedpeft.models.widened import widen
+from fedpeft.models.loading import Say, unheard
 from fedpeft.parts import Family
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -61,8 +56,12 @@ class Task(ABC):
         """The trainable model around `base`."""
 
     @abstractmethod
-    def base(self, model_directory: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
-        """The pretrained base model, in evaluation mode and frozen."""
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
+        """The pretrained base model, in evaluation mode and frozen; `say` is told of weights missing or left out.
+
+        Raises:
+            ModelError: the model is not fit for the task, or weights that the task uses are missing.
+        """
 
     @abstractmethod
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
@@ -92,31 +91,6 @@ def canonical(name: str) -> str:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters by canonical name, in the model's order."""
     return {canonical(name): p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def load_base(load: Callable[..., nn.Module], directory: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
-    """Load a base through a transformers Auto class, frozen and in evaluation mode.
-
-    Raises:
-        ModelError: the directory holds no model that this class can load.
-    """
-    if dtype == torch.bfloat16 and not torch.cuda.is_available():
-        options.setdefault("attn_implementation", attention.register())
-    try:
-        base = load(str(directory), dtype=dtype, local_files_only=True, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"no model could be loaded from {directory}: {reason}") from error
-    if dtype == torch.bfloat16 and not torch.cuda.is_available() and not fast_bf16("cpu"):
-        widen(base)
-    if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
-        base.register_forward_pre_hook(_interpolated, with_kwargs=True)
-    return base.eval().requires_grad_(False)
-
-
-def _interpolated(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Images are smaller than what a vision transformer was trained on (`fedpeft.data.images`), and so is its grid."""
-    return given, {**named, "interpolate_pos_encoding": True}
 
 
 TASKS: Family[Task] = Family("fedpeft.models.tasks", "task")

@@ -46,6 +46,7 @@ from fedpeft.models.base_model import readable_tokens, resolve_model
 from fedpeft.models.calibration import temperature
 from fedpeft.models.frozen_blocks import HiddenRows, above, can_start_at
 from fedpeft.models.layers import lowest_block
+from fedpeft.models.loading import Say, unheard
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.parts import part_text
@@ -167,7 +168,8 @@ class Simulation:
         self.all_rows = joined(self.train_rows, validation)
 
         self.model_directory = resolve_model(self.dataset.default_model if config.model == "auto" else config.model)
-        reference = self._reference()
+        self.notes: list[str] = []
+        reference = self._reference(self.notes.append)
         self.layout: Layout = self.method.layout(reference)
         self.factoring = self.method.factoring(self.layout)
         forms = [profile.form for profile in self.profiles]
@@ -288,8 +290,8 @@ class Simulation:
         """Texts are cut to this many tokens: what the user asks for, and no more than the model reads."""
         return min(self.config.tokens, self.readable)
 
-    def _reference(self) -> FederatedModel:
-        base = self.task.base(self.model_directory, DTYPES[self.config.dtype])
+    def _reference(self, say: Say = unheard) -> FederatedModel:
+        base = self.task.base(self.model_directory, DTYPES[self.config.dtype], say)
         quantize(base, self.method.base_precision)
         model = self.task.model(base, self.dataset.classes)
         self.method.attach(model, self.config.dtype)

@@ -18,8 +18,15 @@ from fedpeft.data.examples import Batch, Examples, ImageRows
 from fedpeft.data.images import image_rows
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import token_rows
+from fedpeft.models.loading import Say, load_base, unheard
 from fedpeft.models.pooling import pool
-from fedpeft.models.task import FederatedModel, RowLosses, Task, load_base
+from fedpeft.models.task import FederatedModel, RowLosses, Task
+
+
+def hidden_states(base: nn.Module, inputs: Batch) -> Tensor:
+    """The last hidden states of a base, (B, T, d)."""
+    hidden: Tensor = base(**inputs).last_hidden_state
+    return hidden
 
 
 class Classifier(FederatedModel):
@@ -32,8 +39,7 @@ class Classifier(FederatedModel):
 
     def features(self, batch: Batch) -> Tensor:
         """Pooled features, (B, d)."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        hidden = self.base(**inputs).last_hidden_state
+        hidden = hidden_states(self.base, {name: tensor for name, tensor in batch.items() if name != "labels"})
         mask = batch.get("attention_mask")
         if mask is not None:
             hidden = hidden[:, -mask.shape[1] :]  # the positions of a prompt stand before the row's own, unpooled
@@ -60,11 +66,11 @@ class Classification(Task):
             return ImageRows(pixels, labels, tokens)
         return token_rows(rows.inputs, labels, model_directory, max_tokens)
 
-    def base(self, model_directory: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
         """The encoder."""
         from transformers import AutoModel
 
-        return load_base(AutoModel.from_pretrained, model_directory, dtype, **options)
+        return load_base(AutoModel.from_pretrained, model_directory, dtype, hidden_states, say, **options)
 
     def model(self, base: nn.Module, classes: int | None) -> Classifier:
         """The encoder with a zero head."""

@@ -1,0 +1,166 @@
+"""Loading a base model: frozen, whole, and tried on a made-up row before anything is built on it.
+
+transformers draws at random what a checkpoint lacks, anew at every load, and leaves out what it has no place for; both
+are said in a log only. Here weights that the task uses must be there, and the rest is said in a sentence.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fedpeft.data.examples import Batch, made_up
+from fedpeft.errors import ModelError
+from fedpeft.machine.hardware import fast_bf16
+from fedpeft.models import attention
+from fedpeft.models.widened import widen
+
+Read = Callable[[nn.Module, Batch], Tensor]
+"""What a task takes from a base, (B, T, width): of hidden states or logits."""
+
+Say = Callable[[str], None]
+"""Is told what a user should know of a checkpoint, a sentence a time."""
+
+TRIED_TOKENS = 4
+"""Tokens of the row that a base is tried on: loading the weights takes longer than so few."""
+
+SHOWN = 4
+"""Names of weights in a message, at most."""
+
+
+def unheard(_: str) -> None:
+    """For those who load a checkpoint again."""
+
+
+def load_base(
+    load: Callable[..., Any], directory: Path, dtype: torch.dtype, read: Read, say: Say = unheard, **options: Any
+) -> nn.Module:
+    """Load a base through a transformers Auto class, frozen and in evaluation mode.
+
+    Weights that the checkpoint lacks and `read` does not reach become zero: equal runs have equal weights.
+
+    Args:
+        read: what is taken from it; must work on a made-up row.
+        say: is told of weights that are missing or left out.
+
+    Raises:
+        ModelError: the directory holds no model that this class can load, weights that `read` uses are missing or of
+            another shape, or `read` fails.
+    """
+    if dtype == torch.bfloat16 and not torch.cuda.is_available():
+        options.setdefault("attn_implementation", attention.register())
+    try:
+        base, report = load(
+            str(directory),
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below by name
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"no model could be loaded from {directory}: {reason(error)}") from error
+    if dtype == torch.bfloat16 and not torch.cuda.is_available() and not fast_bf16("cpu"):
+        widen(base)
+    if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
+        base.register_forward_pre_hook(_interpolated, with_kwargs=True)
+    base.eval().requires_grad_(False)
+    _check_shapes(base, directory, report["mismatched_keys"])
+    missing = sorted(report["missing_keys"])
+    if used := _used(base, directory, read, missing):
+        raise ModelError(
+            f"the checkpoint in {directory} lacks {named(used)}, which {type(base).__name__} needs here and would draw "
+            "at random at every load; take a checkpoint that has them"
+        )
+    if missing:
+        say(f"the checkpoint lacks {named(missing)}, which the task does not use")
+    if left := sorted(report["unexpected_keys"]):
+        say(f"{type(base).__name__} has no place for {named(left)} of the checkpoint: left out")
+    return base  # type: ignore[no-any-return]
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception of a library says."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def named(weights: Sequence[str]) -> str:
+    """Names of weights, as many as a sentence bears."""
+    shown = ", ".join(weights[:SHOWN])
+    return shown if len(weights) <= SHOWN else f"{shown} and {len(weights) - SHOWN} other weights"
+
+
+def _interpolated(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Images are smaller than what a vision transformer was trained on (`fedpeft.data.images`), and so is its grid."""
+    return given, {**named, "interpolate_pos_encoding": True}
+
+
+def _check_shapes(base: nn.Module, directory: Path, mismatched: Collection[tuple[str, Any, Any]]) -> None:
+    if not mismatched:
+        return
+    name, found, wanted = sorted(mismatched)[0]
+    raise ModelError(
+        f"the checkpoint in {directory} does not fit its config.json: {name} is {tuple(found)}, and "
+        f"{type(base).__name__} wants {tuple(wanted)} ({len(mismatched)} such weights); fetch or save it anew"
+    )
+
+
+def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]) -> list[str]:
+    """Those of the `missing` weights that `read` uses: a gradient reaches them. The others become zero."""
+    drawn = {n: p for n, p in base.named_parameters(remove_duplicate=False) if n in missing}
+    for parameter in drawn.values():
+        parameter.requires_grad_(True)
+    try:
+        output = read(base, tried_row(base))
+    except Exception as error:  # whatever a model that was made for something else says
+        raise ModelError(
+            f"{type(base).__name__}, the model in {directory}, can't read rows as this task gives them, in "
+            f"{str(base.dtype).removeprefix('torch.')} ({reason(error)}); take a text encoder such as minilm, a causal "
+            "language model such as smollm2, or a vision transformer such as dinov2_small"
+        ) from error
+    if output.ndim != 3:
+        raise ModelError(
+            f"{type(base).__name__}, the model in {directory}, gives no vector per token or patch, but "
+            f"{tuple(output.shape)}; take a transformer"
+        )
+    reached = set(missing) - set(drawn)  # buffers: nothing tells who reads them
+    if output.requires_grad:
+        gradients = torch.autograd.grad(output.sum(), list(drawn.values()), allow_unused=True)
+        reached |= {name for name, gradient in zip(drawn, gradients, strict=True) if gradient is not None}
+    for name, parameter in drawn.items():
+        parameter.requires_grad_(False)
+        if name not in reached:
+            parameter.zero_()
+    return sorted(reached)
+
+
+def tried_row(base: nn.Module) -> Batch:
+    """A made-up row: a few tokens, or a small image."""
+    row = made_up(base.config, 1, torch.Generator().manual_seed(0))
+    if "input_ids" not in row:
+        return {name: tensor.to(base.dtype) for name, tensor in row.items()}  # type: ignore[arg-type]
+    return {name: tensor[:, :TRIED_TOKENS] for name, tensor in row.items()}
+
+
+def reads_ahead(base: Any, read: Read) -> bool:
+    """Whether what `read` takes at the first token depends on later ones: a gradient leads to their embeddings."""
+    embedded: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+        embedded.append(output.requires_grad_())
+
+    hook = base.get_input_embeddings().register_forward_hook(keep)
+    try:
+        first = read(base, tried_row(base))[:, 0]
+    finally:
+        hook.remove()
+    [gradient] = torch.autograd.grad(first.square().sum(), embedded[:1])
+    return bool(gradient.flatten(0, 1)[1:].any())  # of one row, (1, T, d); XLNet has (T, 1, d)

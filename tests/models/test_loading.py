@@ -1,0 +1,163 @@
+"""What a checkpoint lacks is never drawn at random without a word, and only causal language models predict tokens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    LlamaConfig,
+    LlamaModel,
+    SwinConfig,
+    SwinModel,
+    T5Config,
+    T5Model,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
+
+from fedpeft.errors import ModelError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.task import TASKS
+from fedpeft.simulate import main
+
+SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+BART = {"vocab_size": 50, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}  # fmt: skip
+T5 = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+XLNET = XLNetConfig(vocab_size=50, d_model=16, n_layer=2, n_head=2, d_inner=24)
+SWIN = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=4)
+
+
+def base(task, folder, dtype=torch.float32, **more):
+    return TASKS.build(task).base(folder, dtype, **more)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: BertForMaskedLM(BertConfig(**SMALL)), "reads ahead"),
+        (lambda: XLNetLMHeadModel(XLNET), "reads ahead"),
+        (lambda: T5Model(T5), "of the kind 't5', which has no causal language model"),
+        (lambda: LlamaModel(LlamaConfig(**SMALL)), "lacks lm_head.weight, which LlamaForCausalLM needs"),
+        (lambda: BartForConditionalGeneration(BartConfig(**BART)), "lacks lm_head.weight, model.decoder.embed_tokens"),
+    ],
+)
+@pytest.mark.parametrize("task", ["causal_lm", "instruction"])
+def test_what_is_no_causal_language_model_is_refused(task, make, words, tmp_path):
+    make().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=words) as caught:
+        base(task, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_trained_as_a_decoder_is_a_causal_language_model(tmp_path):
+    BertLMHeadModel(BertConfig(is_decoder=True, **SMALL)).save_pretrained(tmp_path)
+    assert type(base("causal_lm", tmp_path)) is BertLMHeadModel
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_causal_language_model_passes_and_keeps_no_gradients(dtype):
+    model = base("causal_lm", resolve_model("tiny_lm"), dtype)
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("make", "words"), [(lambda: T5Model(T5), "T5Model.*can't read rows"),
+                                             (lambda: SwinModel(SWIN), "SwinModel.*can't read rows")])  # fmt: skip
+def test_what_can_not_be_read_from_is_one_sentence(make, words, tmp_path):
+    make().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=words) as caught:
+        base("classification", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A copy of the tiny encoder with a weight changed by `change`, or left out where that returns None."""
+
+    def make(name, change=lambda weight: None):
+        folder = tmp_path / "changed"
+        shutil.copytree(resolve_model("tiny"), folder)
+        weights = load_file(folder / "model.safetensors")
+        made = change(weights.pop(name))
+        save_file(weights | ({} if made is None else {name: made}), folder / "model.safetensors", {"format": "pt"})
+        return folder
+
+    return make
+
+
+def test_a_missing_weight_that_classification_uses_is_refused(changed):
+    with pytest.raises(ModelError, match=r"lacks encoder.layer.1.output.dense.weight, which BertModel needs"):
+        base("classification", changed("encoder.layer.1.output.dense.weight"))
+
+
+def test_a_missing_weight_that_nothing_reads_is_said_and_the_same_at_every_load(changed):
+    said = []
+    folder = changed("pooler.dense.weight")
+    first, second = (base("classification", folder, say=said.append) for _ in range(2))
+    assert said[0] == "the checkpoint lacks pooler.dense.weight, which the task does not use"
+    assert torch.equal(first.pooler.dense.weight, second.pooler.dense.weight)
+    assert not any(p.requires_grad for p in first.parameters())
+
+
+def test_a_weight_of_another_shape_is_refused(changed):
+    folder = changed("encoder.layer.0.output.dense.bias", lambda weight: weight[:-1].clone())
+    with pytest.raises(ModelError, match=r"encoder.layer.0.output.dense.bias is \(47,\), and BertModel wants \(48,\)"):
+        base("classification", folder)
+
+
+def test_a_cut_file_of_weights_is_refused(changed):
+    folder = changed("pooler.dense.weight")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="no model could be loaded from"):
+        base("classification", folder)
+
+
+def test_a_head_that_is_not_used_is_said(tmp_path):
+    BertForSequenceClassification(BertConfig(**SMALL)).save_pretrained(tmp_path)
+    said = []
+    base("classification", tmp_path, say=said.append)
+    assert said == ["BertModel has no place for classifier.bias, classifier.weight of the checkpoint: left out"]
+
+
+def test_a_whole_checkpoint_is_not_talked_about():
+    said = []
+    base("classification", resolve_model("tiny"), say=said.append)
+    base("causal_lm", resolve_model("tiny_lm"), say=said.append)
+    assert not said
+
+
+@pytest.mark.parametrize("conversations", [False, True])
+def test_a_language_model_run_on_an_encoder_is_one_sentence(conversations, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    if conversations:
+        row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    else:
+        row = {"text": "some words"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f"{json.dumps(row)}\n" * 40)
+    data = f"file(path='{file}', label=None)"
+    words = ["--partition=iid", "--clients=2", "--rounds=1", "--workers=1", "--model=tiny", "--dtype=fp32"]
+    assert main(["--dataset", data, *words, "--output", str(tmp_path / "run")]) == 2
+    heard = "".join(capfd.readouterr())
+    assert "reads ahead" in heard
+    assert "Traceback" not in heard
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_what_its_checkpoint_lacks(changed, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    words = ["--dataset=tiny", "--clients=2", "--cohort=all", "--rounds=1", "--workers=1", "--dtype=fp32"]
+    folder = changed("pooler.dense.weight")
+    assert main([*words, "--local-steps=1", "--model", str(folder), "--output", str(tmp_path / "run")]) == 0
+    assert "lacks pooler.dense.weight, which the task does not use" in "".join(capfd.readouterr())
