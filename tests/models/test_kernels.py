@@ -93,7 +93,7 @@ def test_a_whole_base_in_bf16_computes_the_same_without_bf16_arithmetic(monkeypa
     ids = torch.arange(2, 22).reshape(2, 10)
     outputs = {}
     for fast in (True, False):
-        monkeypatch.setattr("fedpeft.models.task.fast_bf16", lambda device, fast=fast: fast)
+        monkeypatch.setattr("fedpeft.models.loading.fast_bf16", lambda device, fast=fast: fast)
         base = task.base(folder, torch.bfloat16)
         assert any(type(m) is WidenedLinear for m in base.modules()) != fast
         outputs[fast] = base(input_ids=ids).last_hidden_state
