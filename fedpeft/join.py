@@ -16,9 +16,9 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from fedpeft.communication.client_state import alone_in, folder_for
 from fedpeft.communication.messages import Report
 from fedpeft.deployment.certificates import Credentials, check_name, name_of
+from fedpeft.deployment.client_state import alone_in, folder_for
 from fedpeft.deployment.connection import Link, LostError, waits
 from fedpeft.deployment.edge import Edge, EdgeOptions
 from fedpeft.deployment.monitoring import host_and_port

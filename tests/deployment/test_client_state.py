@@ -7,7 +7,7 @@ import secrets
 import pytest
 from rich.console import Console
 
-from fedpeft.communication.client_state import alone_in, folder_for
+from fedpeft.deployment.client_state import alone_in, folder_for
 from fedpeft.deployment.connection import Connection
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import RunError
