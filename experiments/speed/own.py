@@ -73,7 +73,9 @@ class Rounds(Simulation):
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             self.checkpoints = Checkpoints(Path(folder) / "checkpoint")
             progress = self.train(self.server(Records(Path(folder))))
-        return Round(self.timer.result.training_seconds, progress.adapter, self.once)
+        seconds = self.timer.result.training_seconds
+        assert seconds is not None, "a run without privacy"
+        return Round(seconds, progress.adapter, self.once)
 
 
 def run(connection: Connection, load: Workload, variants: dict[str, Variant]) -> None:

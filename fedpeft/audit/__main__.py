@@ -322,7 +322,8 @@ class _Rows(_Pipeline):
 
         def total(rows: np.ndarray) -> np.ndarray:
             [trained] = executor.train([replace(quiet, rows=rows)])
-            return len(rows) * _flat(difference(trained.state, quiet.received), executor.layout)
+            moved: np.ndarray = _flat(difference(trained.state, quiet.received), executor.layout)
+            return len(rows) * moved
 
         rows = np.arange(self.audit.canaries)
         whole = total(rows)

@@ -151,7 +151,9 @@ class SecondBook(Protection):
     def accounts(self) -> list[tuple[Events, float]]:
         """Of all that have registered; one that was charged, and whose terms are not known any more, is unprotected."""
         declared = self._declared()
-        known = [(self.ledger.spent.get(client, {}), terms.delta) for client, terms in declared.items()]
+        known: list[tuple[Events, float]] = [
+            (self.ledger.spent.get(client, {}), terms.delta) for client, terms in declared.items()
+        ]
         return known + [({Event(0.0, 1.0): 1}, LEAST_DELTA) for _ in self.ledger.spent.keys() - declared.keys()]
 
     def heard(self, report: Report) -> None:

@@ -134,7 +134,7 @@ def curve(run: Result) -> list[CurvePoint]:
     spent = seconds = 0.0
     for line in run.rounds:
         spent += (line["uplink_bytes"] + line["downlink_bytes"]) / MEGABYTE
-        seconds += line["seconds"]
+        seconds += math.nan if line["seconds"] is None else line["seconds"]  # None: a private run keeps it
         if line.get("accuracy") is not None:
             points.append(CurvePoint(line["round"], POINTS * line["accuracy"], line["loss"], spent, seconds))
     return points
