@@ -322,13 +322,12 @@ class _Rows(_Pipeline):
 
         def total(rows: np.ndarray) -> np.ndarray:
             [trained] = executor.train([replace(quiet, rows=rows)])
-            moved: np.ndarray = _flat(difference(trained.state, quiet.received), executor.layout)
-            return len(rows) * moved
+            return len(rows) * _flat(difference(trained.state, quiet.received), executor.layout)
 
         rows = np.arange(self.audit.canaries)
         whole = total(rows)
-        apart = (np.linalg.norm(whole - total(np.delete(rows, row))) for row in range(NEIGHBOURS))
-        return float(max(apart)) / (quiet.training.steps * self.mechanism.clip)
+        apart = (float(np.linalg.norm(whole - total(np.delete(rows, row)))) for row in range(NEIGHBOURS))
+        return max(apart) / float(quiet.training.steps * self.mechanism.clip)
 
 
 def _flat(state: State, layout: Layout) -> np.ndarray:
