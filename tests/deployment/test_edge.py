@@ -38,7 +38,7 @@ def told(made):
 
 def joins(made, observer, description=None, **options):
     return Edge(
-        description or told(made), made.folder / "0.jsonl", made.folder / "edge-0", observer,
+        description or told(made), made.folder / "0.jsonl", made.folder / "edge-0", made.folder / "ledgers", observer,
         EdgeOptions(device="cpu", threads=1, **options),
     )  # fmt: skip
 
