@@ -85,6 +85,7 @@ class Session:
         stream: number of its newest task stream; older ones end.
         connected: streams that are open.
         seen: when it was last connected.
+        upload: the newest report that is on its way; older ones end.
         finished: its earlier tasks, and whether their reports were taken.
         received_bytes, sent_bytes: on the wire, with gRPC's message frames.
     """
@@ -96,7 +97,7 @@ class Session:
     stream: int = 0
     connected: int = 0
     seen: float = field(default_factory=time.monotonic)
-    uploading: bool = False
+    upload: asyncio.Task[Any] | None = None
     repeats: int = 0
     finished: OrderedDict[str, bool] = field(default_factory=OrderedDict)
     received_bytes: int = 0
@@ -310,15 +311,22 @@ class Gateway(FederationServicer):
             session = self._sessions.get(name)
             if session is None:
                 raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, "this client has not asked for tasks yet")
-            if session.uploading:
-                raise self._drop(session, "it sent two reports at a time")
-            session.uploading = True
+            if session.upload is not None:  # it was cut off, and the server has not noticed yet
+                session.upload.cancel()
+            own = session.upload = asyncio.current_task()
             try:
                 return v1.Receipt(verdict=await self._take(session, request_iterator))
             except PayloadError as error:
                 raise self._drop(session, str(error)) from None
+            except asyncio.CancelledError:
+                if session.upload is own:
+                    raise
+                raise RefusedError(
+                    grpc.StatusCode.ABORTED, "this client has begun a newer report; the older one ends"
+                ) from None
             finally:
-                session.uploading = False
+                if session.upload is own:
+                    session.upload = None
 
     async def _take(self, session: Session, messages: AsyncIterator[v1.Part]) -> v1.Receipt.Verdict:
         first = await anext(aiter(messages), None)

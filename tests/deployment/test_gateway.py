@@ -430,24 +430,28 @@ def test_a_flood_of_calls(door, monkeypatch):
     assert door.reasons("dropped") == ["it calls too often"]
 
 
-def test_two_reports_at_a_time(door):
+def test_a_newer_report_ends_the_older_one(door):
+    """A client that was cut off in the middle of a report begins it anew, before the server has missed it."""
     with client(door) as connection:
         task = asked(door, connection)
         release = threading.Event()
 
         def slowly():
-            first, *rest = parts(task, good(door))
+            first, *rest = parts(task, good(door, payload=b"older"))
             yield first
             release.wait(20)
             yield from rest
 
         upload = connection._stub.Submit.future(slowly(), metadata=connection._metadata, timeout=20)
-        door.until(lambda: door.gateway.sessions()[0].uploading)
-        with pytest.raises(RunError, match="two reports at a time"):
-            connection.submit(task, good(door))
-        release.set()
-        with pytest.raises(grpc.RpcError):
+        door.until(lambda: door.gateway.sessions()[0].upload is not None)
+        assert connection.submit(task, good(door)) == "taken"
+        with pytest.raises(grpc.RpcError) as ended:
             upload.result()
+        release.set()
+        assert ended.value.code() == grpc.StatusCode.ABORTED
+        assert door.gateway.answers.get(timeout=5).report.payload == b"update"
+        assert not door.roster.find("edge-1").dropped
+        assert door.gateway.sessions()[0].upload is None
 
 
 def test_a_second_process_takes_over_and_the_first_is_told(door):
