@@ -67,7 +67,7 @@ class ServeOptions:
     health: str = setting("", "HOST:PORT of gRPC health checks without TLS, e.g. 127.0.0.1:8471; empty: none")
     wait_for: int = setting(0, "clients to wait for before round 1; 0: all", low=0)
     quorum: float = setting(0.5, "share of a cohort that must answer before the deadline counts", above=0, high=1)
-    deadline: float = setting(0.0, "seconds after which a round goes on without stragglers; 0: never", low=0)
+    deadline: float = setting(3600.0, "seconds after which a round goes on without stragglers; 0: never", low=0)
     patience: float = setting(15.0, "seconds that a round's start waits for clients that have gone", low=0)
 
 

@@ -21,6 +21,7 @@ from fedpeft.deployment.authentication import Bucket, Doorkeeper
 from fedpeft.deployment.certificates import Authority, Credentials, Revoked
 from fedpeft.deployment.connection import Link, LostError
 from fedpeft.deployment.event_log import Events
+from fedpeft.deployment.federation import ServeOptions
 from fedpeft.deployment.gateway import REPEATS, Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Roster
@@ -246,6 +247,43 @@ def test_a_revoked_certificate_is_refused_and_its_open_stream_ends(door, monkeyp
         with pytest.raises(RunError, match="has been revoked"):
             connection.describe()
     assert "the certificate of edge-1 has been revoked" in door.reasons("refused")
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_nobody_waits_for_a_client_whose_certificate_has_been_revoked(door, monkeypatch, connected):
+    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    door.gateway.close(None)
+    door.gateway = door.open()
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(client(door))
+        asked(door, connection)
+        if not connected:
+            stack.close()
+            door.until(lambda: not door.gateway.sessions()[0].connected)
+        door.authority.revoke("edge-1")
+        assert "has been revoked" in door.gateway.answers.get(timeout=5).report.error
+        door.gateway.submit("edge-1", Instruction("train", 2, 0, b"state"))
+        assert "has been revoked" in door.gateway.answers.get(timeout=5).report.error
+    assert not door.roster.find("edge-1").dropped, "with a new certificate it may come back"
+
+
+def test_a_list_that_can_not_be_read_for_a_moment_ends_no_task(door, monkeypatch):
+    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    door.gateway.close(None)
+    door.gateway = door.open()
+    with client(door) as connection:
+        task = asked(door, connection)
+    stored = (door.folder / "certs" / "revoked.pem").read_bytes()
+    (door.folder / "certs" / "revoked.pem").write_bytes(b"half")
+    time.sleep(0.3)
+    (door.folder / "certs" / "revoked.pem").write_bytes(stored)
+    with client(door) as connection:
+        assert connection.first()[0] == task
+        assert connection.submit(task, good(door)) == "taken"
+
+
+def test_a_silent_client_holds_a_round_up_for_a_time_only():
+    assert 0 < ServeOptions().deadline <= 3600
 
 
 def test_a_servers_certificate_is_no_clients(door):
