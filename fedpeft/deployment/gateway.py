@@ -385,6 +385,8 @@ class Gateway(FederationServicer):
             raise PayloadError("it answered for another client")
         if incoming.fields["round"] != asked.round:
             raise PayloadError(f"it answered a task of round {asked.round} for round {incoming.fields['round']}")
+        if (rows := incoming.fields.get("rows", 0)) > session.registration.rows:
+            raise PayloadError(f"it reports {rows} rows, and has joined with {session.registration.rows}")
         async for part in messages:
             session.received_bytes += wire_size(part)
             incoming.add(part.chunk)

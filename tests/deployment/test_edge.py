@@ -110,6 +110,11 @@ def test_a_cohort_of_many_clients_does_not_trouble_one(federation):
     assert made.run().round == 1
 
 
+def test_more_rows_than_the_server_believes_are_refused(federation):
+    with pytest.raises(RunError, match="this client has 90 rows, and the server takes at most 50 of one client"):
+        federation(serve=ServeOptions(most_rows=50))
+
+
 def test_clients_with_texts_alone_train_a_language_model(federation):
     """No classes, no head: each client's perplexity on its own held-out rows is all that is known, and it falls."""
     made = federation(dataset="tiny_lm", rounds=3, local_steps=8, evaluate_every=1, serve=ServeOptions(held_out=0.2))

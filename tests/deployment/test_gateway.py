@@ -401,6 +401,12 @@ def test_answering_for_an_old_round(door):
         dropped(door, connection, lambda: connection.submit(task, good(door, round=4)), "task of round 5 for round 4")
 
 
+def test_more_rows_than_it_has_registered_with(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        dropped(door, connection, lambda: connection.submit(task, replace(good(door), rows=2**62)), "joined with 10")
+
+
 def test_an_invented_task(door):
     with client(door) as connection:
         task = asked(door, connection)
