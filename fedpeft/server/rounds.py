@@ -341,11 +341,9 @@ class Server:
         arrived = time.perf_counter()
         if tally.accepted or self._secret_cohort:  # an empty secret cohort takes its step of noise, too
             outcome = total.finish(progress.memory)
-        elif tally.spent < len(tally.lines):
-            raise RunError(
-                f"round {round}: none of {len(tally.lines)} clients returned a valid update; see clients.jsonl"
-            )
-        else:  # all who were drawn have spent their privacy budget
+        else:
+            if tally.spent < len(tally.lines):
+                self._nobody(round, tally)
             outcome = Outcome(state, progress.memory)
         aggregating += time.perf_counter() - arrived
         progress.adapter, progress.memory = outcome.state, outcome.memory
@@ -357,7 +355,7 @@ class Server:
         progress.held |= {client: 0 if client in tally.forms else asked for client, asked in tally.accepted.items()}
         self.versions.add(round, sent.made, progress.held.values())
         progress.versions = self.versions.state()
-        if self.scaffold:  # c <- c + (1 / N) sum of the clients' changes
+        if self.scaffold and tally.accepted:  # c <- c + (1 / N) sum of the clients' changes
             share = tally.variates.weight / self.clients
             progress.variate |= {n: progress.variate[n] + share * d for n, d in tally.variates.mean().items()}
         self.residual.add(round, outcome.residuals)
@@ -424,6 +422,18 @@ class Server:
             tally.downlink_bytes += round(expected * dispatch.bytes)
             tally.base_bytes += round(expected * dispatch.base_bytes)
             tally.uplink_parameters += round(expected * layout.numel)
+
+    def _nobody(self, round: int, tally: Tally) -> None:
+        """A round without an update: real clients that fail, or lie, must not end a federation of others for good.
+
+        Raises:
+            RunError: these were all clients that there are, or the run is a simulation.
+        """
+        failed = f"round {round}: none of {len(tally.lines)} clients returned a valid update"
+        if not self.remote or len(tally.lines) == self.clients:
+            self.records.append("clients.jsonl", *tally.lines)
+            raise RunError(f"{failed}; see clients.jsonl")
+        self.observer.say(f"{failed}; the model stays as it is")
 
     def _take(
         self, report: Report, round: int, sent: Downlink, total: Collector, tally: Tally, progress: Progress
