@@ -229,7 +229,10 @@ class Simulation:
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
         )
-        identity = f"{config.to_toml()} {self.work.data_key} {self.work.model_key} {torch.__version__} {self.fixed}"
+        identity = (
+            f"{config.to_toml()} {self.work.data_key} {self.work.model_key} {torch.__version__} {self.fixed} "
+            f"{self.profiles} {rows.tolist()} {steps}"
+        )
         return Protection(
             mechanism, federation, self.sampler, self.folder, identity, config.stop_at_budget, config.seed
         )

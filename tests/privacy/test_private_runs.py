@@ -24,6 +24,7 @@ from fedpeft.privacy.ledger import POPULATION, Ledger
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.progress import Progress
 from fedpeft.server.rounds import Server
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
@@ -220,6 +221,22 @@ def test_a_poisson_cohort_is_secret_may_be_empty_and_is_charged(tmp_path):
     [(event, releases)] = simulation.protection.ledger.spent[POPULATION].items()
     assert (event.rate, releases) == (1 / 6, 6)
     assert progress.round == 6
+
+
+def test_profiles_that_change_between_a_kill_and_a_resume_are_charged_anew(tmp_path):
+    """The file keeps its name: what it says belongs to a round's identity."""
+    folder, file = tmp_path / "run", tmp_path / "clients.toml"
+    folder.mkdir()
+    booked = []
+    for steps in (5, 50):
+        file.write_text(f"[[profile]]\ncount = 6\nlocal_steps = {steps}\n")
+        config = RunConfig(**{**TINY, "privacy": "dp_sgd(noise_multiplier=1)", "profiles": str(file)})
+        protection = Simulation(config, folder, ConsoleObserver(QUIET)).protection
+        protection.open(resumed=bool(booked))
+        entry = protection.enter(1, Progress(round=0, adapter={}))
+        booked.append({count for _, _, _, count in charges(folder)[-1]["charges"]})
+    assert booked == [{5}, {50}]
+    assert entry.attempt == 1
 
 
 # ------------------------------------------------------------------------------------------------------ what is told
