@@ -281,7 +281,8 @@ class Simulation:
     @property
     def statistics(self) -> PartitionStatistics:
         """What the partition looks like."""
-        return self.partition.statistics(self.train_rows.labels, len(self.train_rows))
+        found = self.partition.statistics(self.train_rows.labels, len(self.train_rows))
+        return found.without_labels() if self.protection is not None else found
 
     @cached_property
     def readable(self) -> int:

@@ -354,11 +354,13 @@ def test_the_reference_without_protection_is_a_plain_run_with_uniform_weights(tm
         assert progress.round == 2
 
 
-def test_the_summary_says_what_is_claimed(tmp_path):
+def test_the_summary_says_what_is_claimed(tmp_path, capsys):
     folder = tmp_path / "run"
     words = ["--" + k.replace("_", "-") + f"={v}" for k, v in TINY.items()]
     assert main([*words, "--privacy", "dp_sgd(epsilon=8, test_noise=True)", "--output", str(folder)]) == 0
     summary = json.loads((folder / "summary.json").read_text())
+    assert summary["partition"]["label_entropy"] is summary["partition"]["label_distance"] is None
+    assert "label skew" not in capsys.readouterr().out
     assert 0 < summary["epsilon_median"] <= summary["epsilon"] <= 8
     assert summary["dp_delta"] < 1 / 90
     privacy = summary["privacy"]
