@@ -2,8 +2,8 @@
 
     y <- y - eta_t (g(y) - c_k + c),     c_k <- c_k - c + (x - y) / (sum_t eta_t)       ("option II")
 
-where the paper has one eta, and so steps * eta; with warm-up the first steps are shorter. c_k estimates the client's own
-gradient, c the mean over all clients. With FedProx, g includes the penalty's gradient.
+where the paper has one eta, and so steps * eta; with warm-up the first steps are shorter. c_k estimates the client's
+own gradient, c the mean over all clients. With FedProx, g includes the penalty's gradient.
 """
 
 from __future__ import annotations
