@@ -125,6 +125,11 @@ class Checkpoints:
         except OSError as error:
             raise RunError(f"the checkpoint in {self.folder} can't be written: {error.strerror}") from error
 
+    @property
+    def taken(self) -> bool:
+        """Whether there is one."""
+        return any(self.folder.glob("*.safetensors"))
+
     def load(self) -> Progress | None:
         """The newest checkpoint; None where there is none.
 

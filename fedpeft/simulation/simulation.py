@@ -42,7 +42,7 @@ from fedpeft.errors import AssetError, ConfigError, RunError
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
 from fedpeft.machine.memory import release
 from fedpeft.models import kernels
-from fedpeft.models.base_model import readable_tokens, resolve_model
+from fedpeft.models.base_model import origin_of, readable_tokens, resolve_model
 from fedpeft.models.calibration import temperature
 from fedpeft.models.frozen_blocks import HiddenRows, above, can_start_at
 from fedpeft.models.layers import lowest_block
@@ -167,7 +167,8 @@ class Simulation:
         self.validation = np.arange(len(self.train_rows), len(self.train_rows) + len(validation))
         self.all_rows = joined(self.train_rows, validation)
 
-        self.model_directory = resolve_model(self.dataset.default_model if config.model == "auto" else config.model)
+        self.model = self.dataset.default_model if config.model == "auto" else config.model
+        self.model_directory = resolve_model(self.model)
         self.notes: list[str] = []
         reference = self._reference(self.notes.append)
         self.layout: Layout = self.method.layout(reference)
@@ -567,7 +568,8 @@ class Simulation:
             effective = {p.module: effective_weight(p, state, lora_form(self.layout)) for p in self.layout.pairs}
             changes = saved_adapter.with_residual(effective, residual)
         own = self.peft if not (changes or self.method.in_peft or self.method.whole_model) else None
-        saved_adapter.save(folder, reference, state, self.dataset.label_names, changes, own)
+        name = origin_of(self.model).name
+        saved_adapter.save(folder, reference, state, self.dataset.label_names, changes, own, name)
 
     def client_state(self, client: int) -> State:
         """A client's own adapter: what is shared, and what the client keeps (its common start, if it never took part).
