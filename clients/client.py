@@ -21,7 +21,8 @@ from fedpeft.clients.workbench import Workbench
 from fedpeft import seeds
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.uplink import parse_uplink

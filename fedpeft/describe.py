@@ -18,8 +18,8 @@ from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.clients.attack import ATTACKS
-from fedpeft.communication.codec import codecs
 from fedpeft.communication.precision_rule import PRECISION_RULES
+from fedpeft.communication.steps import codecs
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import DATASETS
 from fedpeft.errors import ConfigError, FedpeftError

@@ -36,7 +36,8 @@ from fedpeft.aggregation.strategy import Strategy, Update, strategies
 from fedpeft.audit.bounds import Bounds, bounds
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.clients.executor import Job, LocalTraining, RowPrivacy
-from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.parts import check_settings, setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference

@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedpeft.communication.codec import Codec, decode
+from fedpeft.communication.codec import Codec
+from fedpeft.communication.decoding import decode
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import LoraPair, State
 from fedpeft.peft.low_rank import LowRank

@@ -16,9 +16,10 @@ import torch
 
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.base_residual import Residual
-from fedpeft.communication.codec import Codec, decode, parse_codec
+from fedpeft.communication.codec import Codec, parse_codec
 from fedpeft.communication.codecs.delta import Delta
 from fedpeft.communication.codecs.grid import Grid, at_step_of
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import Shape
 from fedpeft.communication.uplink import preset_of
 from fedpeft.communication.versions import Versions
@@ -84,7 +85,7 @@ def arrival(
         held: the movement that the client holds, by version.
 
     Raises:
-        PayloadError: see `fedpeft.communication.codec.decode`.
+        PayloadError: see `fedpeft.communication.decoding.decode`.
     """
     sent = decode(payload, shapes, references=held)
     if codec.lossless:

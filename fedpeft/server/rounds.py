@@ -28,7 +28,8 @@ from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import Fold, Strategy, Update
 from fedpeft.clients.store import ClientStore
 from fedpeft.communication.base_residual import Residual, ResidualFiles
-from fedpeft.communication.codec import Codec, decode
+from fedpeft.communication.codec import Codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Downlink, Package
 from fedpeft.communication.messages import Instruction, Kind, Report
 from fedpeft.communication.precision_rule import Situation

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import Reader, layout_digest, pack_symbols, packed_size, seal, unpack_symbols, varint
 from fedpeft.errors import PayloadError
 

@@ -17,7 +17,8 @@ from fedpeft.aggregation.aggregator import collector
 from fedpeft.aggregation.exactness import WeightsCollector
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import Update, strategies
-from fedpeft.communication.codec import PRESETS, decode, parse_codec
+from fedpeft.communication.codec import PRESETS, parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model

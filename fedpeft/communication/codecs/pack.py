@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft.communication.codec import Packer
 from fedpeft.communication.payload import (
     Array,
     Expected,
@@ -18,6 +17,7 @@ from fedpeft.communication.payload import (
     packed_size,
     unpack_symbols,
 )
+from fedpeft.communication.steps import Packer
 from fedpeft.errors import PayloadError
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft.communication.codec import Packer
 from fedpeft.communication.entropy import decode_symbols, encode_bound, encode_symbols
 from fedpeft.communication.payload import Array, Expected, Reader, Symbols
+from fedpeft.communication.steps import Packer
 
 
 @dataclass(frozen=True)
