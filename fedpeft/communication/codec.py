@@ -19,15 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.payload import (
-    DTYPES,
-    Header,
-    Shape,
-    Symbols,
-    layout_digest,
-    packed_bound,
-    write_payload,
-)
+from fedpeft.communication.payload import DTYPES, Header, Shape, layout_digest, write_payload
 from fedpeft.communication.steps import (
     ByteStep,
     Context,
@@ -41,6 +33,7 @@ from fedpeft.communication.steps import (
     codecs,
     step_name,
 )
+from fedpeft.communication.symbols import Symbols, packed_bound
 from fedpeft.communication.vectors import check_finite, flattened, flattened_reference, flattened_weights, working_dtype
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import Spec, parse_spec, split_outside_parentheses

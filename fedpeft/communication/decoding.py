@@ -17,16 +17,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedpeft.communication.payload import (
-    Array,
-    Expected,
-    Header,
-    Reader,
-    Shape,
-    read_payload,
-    total,
-)
+from fedpeft.communication.payload import Array, Header, Reader, Shape, read_payload, total
 from fedpeft.communication.steps import ByteStep, Context, Packer, Plan, Step, TensorStep, check_order, codecs
+from fedpeft.communication.symbols import Expected
 from fedpeft.communication.vectors import check_finite, flattened, tensors_of, working_dtype
 from fedpeft.errors import ConfigError, FedpeftError, PayloadError
 from fedpeft.peft.adapter import State

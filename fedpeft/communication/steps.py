@@ -9,14 +9,8 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from fedpeft.communication.payload import (
-    MAX_STEPS,
-    Array,
-    Expected,
-    Reader,
-    Shape,
-    Symbols,
-)
+from fedpeft.communication.payload import MAX_STEPS, Array, Reader, Shape
+from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.communication.vectors import segment_sizes
 from fedpeft.errors import ConfigError
 from fedpeft.parts import Family, part_text

@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedpeft.communication.payload import (
-    Array,
-    Shape,
-    size,
-    total,
-)
+from fedpeft.communication.payload import Array, Shape, size, total
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.peft.adapter import State
 

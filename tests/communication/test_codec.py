@@ -25,8 +25,9 @@ from fedpeft.communication.codecs.widths import DISTORTION
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.entropy import coded_size, decode_symbols, encode_bound, encode_symbols
 from fedpeft.communication.error_feedback import ErrorFeedback
-from fedpeft.communication.payload import Reader, Symbols
-from fedpeft.communication.scales import read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.levels import read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.payload import Reader
+from fedpeft.communication.symbols import Symbols
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 

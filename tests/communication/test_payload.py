@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
-from fedpeft.communication.payload import Reader, layout_digest, pack_symbols, packed_size, seal, unpack_symbols, varint
+from fedpeft.communication.payload import Reader, layout_digest, seal, varint
+from fedpeft.communication.symbols import pack_symbols, packed_size, unpack_symbols
 from fedpeft.errors import PayloadError
 
 settings.register_profile("codecs", deadline=None)  # machines are shared: time is no property of a codec

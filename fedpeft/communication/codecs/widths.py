@@ -21,9 +21,10 @@ import numpy as np
 
 from fedpeft.communication.bit_allocation import SLICINGS, integer_widths, slices
 from fedpeft.communication.entropy import decode_symbols, encode_symbols
-from fedpeft.communication.payload import Array, Expected, Reader, Shape, Symbols, packed_size
-from fedpeft.communication.scales import expected_scales, read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.levels import expected_scales, read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.payload import Array, Reader, Shape
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
+from fedpeft.communication.symbols import Expected, Symbols, packed_size
 from fedpeft.communication.vectors import segment_reduce
 from fedpeft.parts import setting
 
