@@ -17,9 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft import seeds
 from fedpeft.aggregation.strategy import padded
-from fedpeft.communication.base_residual import folded
 from fedpeft.data.examples import Examples, length_sorted_batches
-from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.models.quantized import QuantizedLinear, folded
 from fedpeft.models.task import FederatedModel, Task
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, State

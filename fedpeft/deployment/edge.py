@@ -25,8 +25,7 @@ from fedpeft.aggregation.strategy import RoundStrategy, strategies
 from fedpeft.clients.pool import Worker, result
 from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
-from fedpeft.communication.base_residual import ResidualFiles
-from fedpeft.communication.held_base import HeldBase
+from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import cached_rows

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpeft.communication.base_residual import folded
 from fedpeft.errors import ConfigError
 from fedpeft.models.layers import linear_layers
 from fedpeft.peft.stacked_layers import replace
@@ -144,3 +143,8 @@ def _bitsandbytes() -> Any:
     import bitsandbytes
 
     return bitsandbytes
+
+
+def folded(weight: Tensor, residual: Tensor) -> Tensor:
+    """W0 + R, added in the precision of R and rounded once to that of the base."""
+    return (weight.to(residual.dtype) + residual.to(weight.device)).to(weight.dtype)

@@ -30,11 +30,10 @@ from fedpeft.clients.store import ClientStore
 from fedpeft.communication.base_residual import Residual, ResidualFiles
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode
-from fedpeft.communication.downlink import Downlink, Package
+from fedpeft.communication.downlink import Downlink, Package, Versions
 from fedpeft.communication.messages import Instruction, Kind, Report
 from fedpeft.communication.precision_rule import Situation
 from fedpeft.communication.uplink import Uplink
-from fedpeft.communication.versions import Versions
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.machine.memory import trim
 from fedpeft.peft.adapter import ClientForm, Layout, State, held_in, norm

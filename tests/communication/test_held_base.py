@@ -7,9 +7,8 @@ import random
 import pytest
 import torch
 
-from fedpeft.communication.base_residual import Residual, ResidualFiles
+from fedpeft.communication.base_residual import HeldBase, Residual, ResidualFiles
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.held_base import HeldBase
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import LoraPair
 from fedpeft.peft.low_rank import LowRank
