@@ -17,7 +17,7 @@ from fedpeft.clients.dropout import DropoutPlan, own_dropout
 from fedpeft.clients.executor import Executor, Job, Trained, leading
 from torch import Tensor, nn
 
-from fedpeft.aggregation.strategy import padded
+from fedpeft.aggregation.update import padded
 from fedpeft.data.examples import Batch, Examples
 from fedpeft.models.task import FederatedModel, Task, trainable
 from fedpeft.peft.adapter import ClientForm, Layout, State

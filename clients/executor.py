@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft import seeds
-from fedpeft.aggregation.strategy import padded
+from fedpeft.aggregation.update import padded
 from fedpeft.data.examples import Examples, length_sorted_batches
 from fedpeft.models.quantized import QuantizedLinear, folded
 from fedpeft.models.task import FederatedModel, Task

@@ -32,7 +32,8 @@ from rich.markup import escape
 from fedpeft import seeds
 from fedpeft.aggregation.aggregator import Collector, collector
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import Strategy, Update, strategies
+from fedpeft.aggregation.strategy import Strategy, strategies
+from fedpeft.aggregation.update import Update
 from fedpeft.audit.bounds import Bounds, bounds
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.clients.executor import Job, LocalTraining, RowPrivacy

@@ -25,7 +25,8 @@ from fedpeft.aggregation.aggregator import Collector, Outcome, collector
 from fedpeft.aggregation.exactness import MeasuredCollector, WeightsCollector, measurable
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
-from fedpeft.aggregation.strategy import Fold, Strategy, Update
+from fedpeft.aggregation.strategy import Strategy
+from fedpeft.aggregation.update import Fold, Update
 from fedpeft.clients.store import ClientStore
 from fedpeft.communication.base_residual import Residual, ResidualFiles
 from fedpeft.communication.codec import Codec

@@ -18,10 +18,11 @@ from torch import nn
 
 from fedpeft import seeds
 from fedpeft.aggregation.exactness import LARGEST_TARGET
+from fedpeft.aggregation.factors import effective as effective_weight
+from fedpeft.aggregation.factors import lora_form
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import effective as effective_weight
-from fedpeft.aggregation.strategy import lora_form, strategies
+from fedpeft.aggregation.strategy import strategies
 from fedpeft.clients.attack import ATTACKS
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Job, Totals

@@ -16,7 +16,8 @@ from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.aggregation.aggregator import collector
 from fedpeft.aggregation.exactness import WeightsCollector
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import Update, strategies
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.aggregation.update import Update
 from fedpeft.communication.codec import PRESETS, parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.data.rows import load_dataset
