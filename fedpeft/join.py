@@ -125,7 +125,7 @@ def join(command: Command, console: Console) -> None:
             edge = Edge(description, command.data, folder, ledgers_in(state), observer, options)
             precision = options.precision or edge.config.dtype
             observer.say(
-                f"[bold]{link.name}[/]  {len(edge.train_rows)} rows, {edge.model_directory.name} in {precision} "
+                f"[bold]{link.name}[/]  {len(edge.train_rows)} rows, {edge.setup.model_directory.name} in {precision} "
                 f"on {edge.hardware}"
             )
             _say_privacy(edge, observer)
@@ -138,7 +138,7 @@ def join(command: Command, console: Console) -> None:
 
 def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
     """What protects this machine's rows, and from whom."""
-    mechanism = edge.mechanism
+    mechanism = edge.setup.mechanism
     if mechanism is None:
         observer.say("[bold]privacy[/] updates are not protected: they can tell something of your rows")
     elif edge.protection is None:

@@ -169,9 +169,9 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
 
 def _run(deployment: Deployment, records: Records, observer: ServeObserver) -> dict[str, Any]:
     config, gateway = deployment.config, deployment.gateway
-    observer.metric = deployment.task.metric
+    observer.metric = deployment.setup.task.metric
     observer.say(model_line(deployment))
-    for note in deployment.notes:
+    for note in deployment.setup.notes:
         observer.say(f"[bold]note[/]    {escape(note)}")
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {deployment.sampler.size} of {deployment.clients} clients, "
@@ -193,13 +193,13 @@ def _run(deployment: Deployment, records: Records, observer: ServeObserver) -> d
     score = deployment.score(deployment.folder, "scoring the saved adapter (fp32)") if deployment.has_rows else None
     if own is not None and own.clients:
         accuracy, loss, of = own.pooled_accuracy, own.pooled_loss, "clients' own held-out rows, by rows"
-        if deployment.personal:
+        if deployment.setup.personal:
             accuracy, loss, of = own.accuracy, own.loss, "mean over clients, own held-out rows"
     else:
         accuracy = score.accuracy if score else math.nan
         loss, of = score.loss if score else math.nan, "global model, the server's rows"
     return {
-        "metric": deployment.task.metric,
+        "metric": deployment.setup.task.metric,
         "accuracy": accuracy,
         "accuracy_of": of if math.isfinite(loss) else None,
         "worst_accuracy": own.worst_accuracy if own else None,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from filelock import FileLock, Timeout
@@ -30,6 +30,9 @@ from fedpeft.machine.memory import PeakMemory
 from fedpeft.run.console import ConsoleObserver, duration, size, summary_table
 from fedpeft.run.records import Records, writing
 from fedpeft.run.trackers import TrackedRecords, check_trackers
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -229,7 +232,7 @@ def simulate(
             refuse_servers_run(folder)
             held.enter_context(alone_in(folder))
         simulation = Simulation(config, folder, observer)
-        observer.metric = simulation.task.metric
+        observer.metric = simulation.setup.task.metric
         simulation.outside = grid(simulation) if grid else None
         if not resume:
             held.enter_context(begun(folder, lambda: simulation.checkpoints.taken))
@@ -257,7 +260,7 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     config: RunConfig = simulation.config
     observer.say(f"[bold]data[/]    {simulation.dataset.name}: {simulation.statistics}")
     observer.say(model_line(simulation))
-    for note in simulation.notes:
+    for note in simulation.setup.notes:
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(
@@ -265,38 +268,40 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
         f"{config.strategy}, {config.codec}, {config.dtype}, {simulation.work.executor} on "
         f"{simulation.fixed['workers']} worker(s){graphics} -> {simulation.folder}"
     )
-    if simulation.work.executor == "batched" and {"nf4", "int8"} & set(simulation.base_precisions):
+    if simulation.work.executor == "batched" and {"nf4", "int8"} & set(simulation.setup.base_precisions):
         observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
     if simulation.protection is not None:
         observer.say(f"[bold]privacy[/] {simulation.protection.terms()}")
         for warning in simulation.protection.warnings():
             observer.say(f"[bold yellow]warning[/] {warning}")
-    if config.executor == "batched" and not simulation.method.batched:
-        observer.say(f"[bold]note[/]    {simulation.method.name} has no batched form: clients train one by one")
+    if config.executor == "batched" and not simulation.setup.method.batched:
+        observer.say(f"[bold]note[/]    {simulation.setup.method.name} has no batched form: clients train one by one")
     probe = simulation.probe()
     server = simulation.server(records)
     progress = simulation.train(server)
     simulation.save(progress.adapter, simulation.folder, server.residual.total)
     pooled = simulation.centralised(progress.started) if config.centralised else None
-    own = server.own_rows(progress.round, progress) if simulation.personal else None
+    own = server.own_rows(progress.round, progress) if simulation.setup.personal else None
     simulation.close()
     score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
     _save_predictions(simulation, score.scores, records)
     own_base = [config.dtype if config.dtype != "fp64" else "fp32"]
     by_precision = {
         base: simulation.score(simulation.folder, f"scoring on a base in {base}", base).accuracy
-        for base in dict.fromkeys([*own_base, *simulation.base_precisions] if simulation.base_precisions else [])
+        for base in dict.fromkeys(
+            [*own_base, *simulation.setup.base_precisions] if simulation.setup.base_precisions else []
+        )
     }
     centralised = simulation.score(pooled[0], "scoring the adapter of the pooled data (fp32)") if pooled else None
     forgotten = simulation.forgotten(simulation.folder)
     attacked = {}
-    if simulation.mechanism is not None and simulation.mechanism.audit:
+    if simulation.setup.mechanism is not None and simulation.setup.mechanism.audit:
         from fedpeft.audit.__main__ import attacks
 
         attacked = attacks(simulation)
     loss = own.loss if own else score.loss
     return {
-        "metric": simulation.task.metric,
+        "metric": simulation.setup.task.metric,
         "accuracy": own.accuracy if own else score.accuracy,
         "accuracy_of": "mean over clients, own held-out rows" if own else "global model, test rows",
         "worst_accuracy": own.worst_accuracy if own else None,
@@ -329,10 +334,11 @@ def _calibration(score: Any) -> dict[str, Any]:
 
 def model_line(simulation: Any) -> str:
     """One line about the base model and what is trained."""
-    layout = simulation.layout
+    setup: Setup = simulation.setup
+    trained = setup.layout.numel
     return (
-        f"[bold]model[/]   {simulation.model_directory.name}: {simulation.parameters / 1e6:.1f} M parameters, "
-        f"{layout.numel:,} trained and exchanged ({100 * layout.numel / simulation.parameters:.2f} %)"
+        f"[bold]model[/]   {setup.model_directory.name}: {setup.parameters / 1e6:.1f} M parameters, "
+        f"{trained:,} trained and exchanged ({100 * trained / setup.parameters:.2f} %)"
     )
 
 
@@ -347,7 +353,7 @@ def costs(simulation: Any, progress: Any) -> dict[str, Any]:
         "rounds": progress.round,
         "clients": simulation.clients,
         "cohort": simulation.sampler.size,
-        "parameters": simulation.layout.numel,
+        "parameters": simulation.setup.layout.numel,
         "uplink_bytes": int(counters["uplink_bytes"]),
         "downlink_bytes": int(counters["downlink_bytes"]),
         "prepare_bytes": int(counters.get("prepare_bytes", 0)),

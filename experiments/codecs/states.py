@@ -59,7 +59,7 @@ def main() -> None:
     config = from_mapping(read_toml(folder / "config.toml"), str(folder / "config.toml"))
     simulation = Simulation(config, folder, ConsoleObserver(Console(stderr=True)))
     simulation.freeze(simulation.work.data_key, simulation.work.depth, "frozen layers")
-    start, shapes = simulation.start, simulation.layout.shapes
+    start, shapes = simulation.setup.start, simulation.setup.layout.shapes
     if not all(any(part in name for name in start) for part in KINDS.values()):
         raise RunError(f"{folder} is a run of {config.peft}; this command takes one of lora with a classification head")
     moved = difference(progress.adapter, start)

@@ -130,9 +130,9 @@ def workload(case: Case, workers: int, folder: Path) -> Workload:
     ]
     ends = np.cumsum([len(shard) for shard in shards])
     partition = Partition.from_shards([np.arange(end - len(s), end) for s, end in zip(shards, ends, strict=True)])
-    data_key = simulation.tokenised(simulation.all_rows.take(np.concatenate(shards)), config.tokens)
+    data_key = simulation.setup.tokenised(simulation.all_rows.take(np.concatenate(shards)), config.tokens)
     plan = dataclasses.replace(simulation.work, data_key=data_key)
-    return Workload(config, plan, partition, _in_the_midst(simulation.start), workers)
+    return Workload(config, plan, partition, _in_the_midst(simulation.setup.start), workers)
 
 
 def _in_the_midst(start: State) -> State:

@@ -1,4 +1,4 @@
-"""How a round's updates become the next global state: folded in as they come, or kept on disk and then read, most a layer at a time."""
+"""How a round's updates become the next global state: folded in as they come, or put on disk and read by layers."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def of_run(simulation: Simulation) -> CanaryAudit:
         rate=spends[0],
         steps=steps,
         strategy=strategy if plain else "fedit",
-        codec=str(simulation.uplink.codec),
+        codec=str(simulation.setup.uplink.codec),
         canaries=400,
         seed=simulation.config.seed,
     )

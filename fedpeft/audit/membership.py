@@ -52,13 +52,13 @@ def membership(simulation: Simulation) -> Membership:
     others = simulation.validation
     rows = np.concatenate([*shards, others])
     examples = cached_examples(simulation.work.data_key)
-    base = simulation.task.base(simulation.model_directory, torch.float32)
-    quantize(base, simulation.method.base_precision)
-    model = saved_adapter.load(simulation.folder, simulation.task, base, simulation.dataset.classes)
+    base = simulation.setup.task.base(simulation.setup.model_directory, torch.float32)
+    quantize(base, simulation.setup.method.base_precision)
+    model = saved_adapter.load(simulation.folder, simulation.setup.task, base, simulation.dataset.classes)
     losses = np.zeros(len(examples))
     lengths = examples.lengths[rows]
     for index in np.array_split(np.argsort(-lengths, kind="stable"), max(1, len(rows) // 32)):
-        scores = saved_adapter.score(model, simulation.task, examples.batch(rows[index]))
+        scores = saved_adapter.score(model, simulation.setup.task, examples.batch(rows[index]))
         losses[rows[index]] = scores.loss / np.maximum(scores.count, 1)
     labels = simulation.all_rows.labels
     areas = []

@@ -38,7 +38,6 @@ from fedpeft.errors import FedpeftError, ModelError, PrivacyError, RunError
 from fedpeft.machine.hardware import ModelSize, accelerators, choose, fast_bf16, free_memory, gpu_name
 from fedpeft.models import kernels
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.method import PEFT_METHODS
 from fedpeft.privacy.client_engine import FAILED, OwnLedger, own_mechanism, planned_participations, state_digest
@@ -133,7 +132,7 @@ class Edge(Simulation):
         self.common_cohort = shared_settings(description.config).cohort
         super().__init__(settings_of(description, self.options), folder, observer)
         self._check_model()
-        self.bases = HeldBase(self.work.residuals, self.layout.pairs)
+        self.bases = HeldBase(self.work.residuals, self.setup.layout.pairs)
 
     # -------------------------------------------------------------------------------------------------- what is checked
 
@@ -155,18 +154,18 @@ class Edge(Simulation):
 
     def _check_model(self) -> None:
         told = self.description
-        if cached_rows.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES) != told.tokenizer_hash:
+        if cached_rows.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES) != told.tokenizer_hash:
             raise ModelError(
-                f"the tokenizer in {self.model_directory} is not the server's: texts would be cut into other tokens; "
-                "take the same model, with --model FOLDER"
+                f"the tokenizer in {self.setup.model_directory} is not the server's: texts would be cut into other "
+                "tokens; take the same model, with --model FOLDER"
             )
         if self.work.model_key != told.weights_hash:
             raise ModelError(
-                f"the weights in {self.model_directory} are not the server's: updates would not fit; "
+                f"the weights in {self.setup.model_directory} are not the server's: updates would not fit; "
                 "take the same model, with --model FOLDER"
             )
-        if self.tokens != told.tokens:
-            raise ModelError(f"the server cuts texts to {told.tokens} tokens, the model here reads {self.tokens}")
+        if self.setup.tokens != told.tokens:
+            raise ModelError(f"the server cuts texts to {told.tokens} tokens, the model here reads {self.setup.tokens}")
 
     @property
     def share(self) -> float:
@@ -183,11 +182,11 @@ class Edge(Simulation):
     @property
     def silent(self) -> bool:
         """Whether nothing that is measured on the rows leaves this machine unprotected."""
-        return self.mechanism is not None and self.mechanism.silent
+        return self.setup.mechanism is not None and self.setup.mechanism.silent
 
     def _protection(self) -> OwnLedger | None:
         """The client's own ledger, where the mechanism acts here."""
-        given, options, config = self.mechanism, self.options, self.config
+        given, options, config = self.setup.mechanism, self.options, self.config
         if given is None or not (given.protects and given.noises_updates):
             if options.max_epsilon is not None:
                 how = f"{config.privacy} is applied by the server" if given is not None else "it has no --privacy"
@@ -206,11 +205,11 @@ class Edge(Simulation):
             return np.full(config.clients, value, np.int64)
 
         federation = Federation(
-            strategy=self.strategy,
-            method=self.method,
-            layout=self.layout,
+            strategy=self.setup.strategy,
+            method=self.setup.method,
+            layout=self.setup.layout,
             rows=alike(rows),
-            steps=alike(self.training.steps_for(rows)),
+            steps=alike(self.setup.training.steps_for(rows)),
             participations=alike(planned_participations(config.rounds, self.share)),
             batch_size=config.batch_size,
             rounds=config.rounds,
@@ -227,7 +226,9 @@ class Edge(Simulation):
         return OwnLedger(mechanism, federation, self.folder, identity, given, lifetime, config.seed)
 
     def _client_privacy(self) -> ClientPrivacy | None:
-        if self.protection is None and self.mechanism is not None:  # the server's noise; what is measured stays here
+        if (
+            self.protection is None and self.setup.mechanism is not None
+        ):  # the server's noise; what is measured stays here
             return ClientPrivacy(self.config.privacy, 0.0, self.folder / KEY)
         return super()._client_privacy()
 
@@ -283,9 +284,9 @@ class Edge(Simulation):
             raise RunError(f"there is no {device} here; take --device {next(iter(gpus), 'cpu')}")
         return str(device)
 
-    def _work_plan(self, reference: FederatedModel) -> WorkPlan:
+    def _work_plan(self) -> WorkPlan:
         threads = self.options.threads or os.cpu_count() or 1
-        plan = super()._work_plan(reference).at(self.options.precision)
+        plan = super()._work_plan().at(self.options.precision)
         return dataclasses.replace(plan, threads=threads, clients_per_pass=1)
 
     @property

@@ -136,7 +136,7 @@ class Deployment(Simulation):
             raise ConfigError(f"wait_for={options.wait_for} is more than the {self.clients} clients there may be")
         self.given = self.profiles
         self.profiles = self.own = list(self.given)
-        limit = BYTES_PER_PARAMETER * self.layout.numel + (1 << 20)
+        limit = BYTES_PER_PARAMETER * self.setup.layout.numel + (1 << 20)
         self.stopping = threading.Event()
         self.gateway = Gateway(self._description(), self.roster, doorkeeper, limit, self._accept, events)
 
@@ -162,14 +162,14 @@ class Deployment(Simulation):
 
     def _protection(self) -> Protection | None:
         """The server's ledger: of its own noise (user_dp), or the second book of clients that add noise themselves."""
-        config, mechanism = self.config, self.mechanism
+        config, mechanism = self.config, self.setup.mechanism
         if mechanism is None:
             return None
         ones = np.ones(self.clients, np.int64)
         federation = Federation(
-            strategy=self.strategy,
-            method=self.method,
-            layout=self.layout,
+            strategy=self.setup.strategy,
+            method=self.setup.method,
+            layout=self.setup.layout,
             rows=ones,  # each client knows its own number only
             steps=ones,
             participations=config.rounds * ones,
@@ -246,7 +246,7 @@ class Deployment(Simulation):
         config = dataclasses.replace(
             self.config,
             model=self.dataset.default_model if self.config.model == "auto" else self.config.model,
-            peft=self.peft,
+            peft=self.setup.peft,
             ranks="",
             profiles="",
         )
@@ -258,9 +258,9 @@ class Deployment(Simulation):
             task=self.dataset.task,
             text_column=self.options.text_column,
             label_column=self.options.label_column,
-            tokenizer_hash=cached_rows.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
+            tokenizer_hash=cached_rows.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES),
             weights_hash=self.work.model_key,
-            tokens=self.tokens,
+            tokens=self.setup.tokens,
             held_out=self.held_out,
         )
 
@@ -275,11 +275,11 @@ class Deployment(Simulation):
                 f"this client has {registration.rows} rows, and the server takes at most {self.options.most_rows} of "
                 "one client; give it fewer rows, or the server a larger --most-rows"
             )
-        if registration.rank and self.layout.form is None:
+        if registration.rank and self.setup.layout.form is None:
             raise RunError(f"{self.config.peft} has no ranks to choose; leave out --rank")
-        forms = [p.form for p in self.profiles] + [self._form(Profile(self.layout.form), registration.rank)]
+        forms = [p.form for p in self.profiles] + [self._form(Profile(self.setup.layout.form), registration.rank)]
         try:
-            self.strategy.check(self.layout, forms)
+            self.setup.strategy.check(self.setup.layout, forms)
         except ConfigError as error:
             raise RunError(f"rank {registration.rank} does not fit: {error}") from None
         return Terms.declared(registration) if isinstance(self.protection, SecondBook) else None
@@ -329,7 +329,7 @@ class Deployment(Simulation):
     def grid(self) -> Grid:
         """Real clients."""
         # Nobody waits for one client alone; and with secret cohorts whether one counts must not depend on the others.
-        quorum = 0.0 if self.strategy.asynchronous or self.secret_cohort else self.options.quorum
+        quorum = 0.0 if self.setup.strategy.asynchronous or self.secret_cohort else self.options.quorum
         return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping)
 
     def server(self, records: Records) -> Server:

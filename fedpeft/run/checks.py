@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
@@ -17,21 +18,32 @@ from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.run.profiles import Profile
 
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
 
-def check_combination(
-    strategy: Strategy,
-    optimizer: ServerOptimizer,
-    profiles: Sequence[Profile],
-    training: LocalTraining,
-    scaffold: bool,
-    dtype: str,
-    method: PeftMethod,
-) -> None:
+
+def check(setup: Setup) -> None:
     """Refuse parts that don't go together.
 
     Raises:
-        ConfigError: says which, and why.
+        ConfigError, PrivacyError: says which, and why.
     """
+    config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in setup.profiles]
+    _check_effect(config)
+    _check_memory(strategy, setup.uplink)
+    setup.method.check(strategy, config.strategy.partition("(")[0].strip(), forms)
+    if not setup.factor_view:
+        strategy.check(setup.layout, forms)
+    _check_server(strategy, setup.optimizer)
+    if config.scaffold:
+        _check_scaffold(strategy, setup.profiles, setup.training)
+    _check_bases(setup.profiles, config.dtype, setup.method)
+    if setup.mechanism is not None:
+        _check_mechanism(setup.mechanism, setup)
+        _check_private_run(setup.mechanism, config, setup.head, setup.uplink, setup.personal)
+
+
+def _check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
     name = type(strategy).__name__
     plain = optimizer == SERVER_OPTIMIZERS.build("sgd")
     if isinstance(strategy, RoundStrategy) and not plain:
@@ -39,17 +51,27 @@ def check_combination(
             f"{name} computes the next factors itself, so there is no mean update that a server optimizer could step "
             "along; leave --server-optimizer at sgd with learning rate 1, or take a linear strategy such as fedit"
         )
-    turns = isinstance(strategy, LinearStrategy) and strategy.new_factors
-    if turns and optimizer != SERVER_OPTIMIZERS.build("sgd") and type(optimizer).__name__ != "SGD":
+    if _turns(strategy) and not plain and type(optimizer).__name__ != "SGD":
         raise ConfigError(
             f"{name} turns the factors after each round, and the moments of a server optimizer would belong to the "
             "factors before; use --server-optimizer sgd"
         )
-    if scaffold and strategy.asynchronous:
-        raise ConfigError(f"scaffold corrects against this round's other clients, and {name} has no common round")
-    if scaffold:
-        _check_scaffold(strategy, turns, profiles, training)
-    _check_bases(profiles, dtype, method)
+
+
+def _turns(strategy: Strategy) -> bool:
+    """Whether a linear rule makes new factors after its step."""
+    return isinstance(strategy, LinearStrategy) and strategy.new_factors
+
+
+def _check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
+    config = setup.config
+    if setup.strategy.asynchronous:
+        raise ConfigError(f"{config.strategy} has no rounds with a cohort that privacy could be accounted for")
+    if setup.factor_view and not mechanism.noises_updates:
+        raise ConfigError(
+            f"{config.peft} is aggregated by weight changes, not by a sum that {mechanism.name} could "
+            "bound; take the PEFT method lora, or dp_sgd"
+        )
 
 
 def _check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) -> None:
@@ -66,7 +88,7 @@ def _check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) ->
         raise ConfigError("an fp64 run is one for exact comparisons: leave base out of its profiles")
 
 
-def check_memory(strategy: Strategy, uplink: Uplink) -> None:
+def _check_memory(strategy: Strategy, uplink: Uplink) -> None:
     """Refuse a memory that would lose its meaning from round to round, or ConfigError says what to take instead."""
     if uplink.remembers and strategy.new_factors:
         raise ConfigError(
@@ -75,7 +97,7 @@ def check_memory(strategy: Strategy, uplink: Uplink) -> None:
         )
 
 
-def check_effect(config: RunConfig) -> None:
+def _check_effect(config: RunConfig) -> None:
     """Refuse settings that would change nothing, or ConfigError says of what they are."""
     if config.stop_at_budget and not config.privacy:
         raise ConfigError("stop_at_budget needs a budget: give --privacy, or leave it out")
@@ -83,7 +105,9 @@ def check_effect(config: RunConfig) -> None:
         raise ConfigError("ray_address is of --grid ray: give that, too, or leave it out")
 
 
-def check_private_run(mechanism: Mechanism, config: RunConfig, head: HeadStart, uplink: Uplink, personal: bool) -> None:
+def _check_private_run(
+    mechanism: Mechanism, config: RunConfig, head: HeadStart, uplink: Uplink, personal: bool
+) -> None:
     """Refuse what would leave the clients beside the mechanism, or undo its clipping.
 
     Any codec may follow noise, and any may precede the server's clipping, error feedback included. But precision that
@@ -121,9 +145,11 @@ def check_private_run(mechanism: Mechanism, config: RunConfig, head: HeadStart, 
         )
 
 
-def _check_scaffold(strategy: Strategy, turns: bool, profiles: Sequence[Profile], training: LocalTraining) -> None:
+def _check_scaffold(strategy: Strategy, profiles: Sequence[Profile], training: LocalTraining) -> None:
     name = type(strategy).__name__
-    if isinstance(strategy, RoundStrategy) or turns:
+    if strategy.asynchronous:
+        raise ConfigError(f"scaffold corrects against this round's other clients, and {name} has no common round")
+    if isinstance(strategy, RoundStrategy) or _turns(strategy):
         raise ConfigError(
             f"scaffold's control variates are gradients of parameters that mean the same in every round, but {name} "
             "makes new factors; use fedit, ffa_lora, rolora, fedsa_lora, flasc or fed_sb"

@@ -30,6 +30,9 @@ from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, setting
 from fedpeft.peft.adapter import ClientForm
 
+PROFILES = "profiles.toml"
+"""A run's copy of the file that --profiles names."""
+
 BasePrecision = Literal["", "fp32", "bf16", "int8", "nf4"]
 BASES: Final[tuple[BasePrecision, ...]] = ("", "fp32", "bf16", "int8", "nf4")
 AdapterPrecision = Literal["fp32", "bf16"]
@@ -109,6 +112,22 @@ def tables_of(file: Path) -> list[ProfileTable]:
         ProfileTable(**check_settings(f"profile {i} of {file}", ProfileTable, table))
         for i, table in enumerate(tables, start=1)
     ]
+
+
+def groups_of(ranks: str, profiles: str, folder: Path) -> list[ProfileTable]:
+    """What `--ranks` or `--profiles` say; none: all clients are alike. A run's `folder` keeps its own copy of the file.
+
+    Raises:
+        ConfigError: both are given, or one can't be used.
+    """
+    if ranks and profiles:
+        raise ConfigError("ranks and profiles both say what clients hold; give one of them")
+    if ranks:
+        return ranks_of(ranks)
+    if not profiles:
+        return []
+    own = folder / PROFILES
+    return tables_of(own if own.exists() else Path(profiles))
 
 
 def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm | None) -> tuple[Profile, ...]:

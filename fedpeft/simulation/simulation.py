@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +17,8 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from fedpeft import seeds
-from fedpeft.aggregation.exactness import LARGEST_TARGET
 from fedpeft.aggregation.factors import effective as effective_weight
 from fedpeft.aggregation.factors import lora_form
-from fedpeft.aggregation.head_start import HEADS
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.clients.attack import ATTACKS
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Job, Totals
@@ -32,8 +28,6 @@ from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.workbench import WorkPlan, cached_examples
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.downlink import parse_downlink
-from fedpeft.communication.uplink import parse_uplink, preset_of
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.examples import Examples
@@ -43,24 +37,21 @@ from fedpeft.errors import AssetError, ConfigError, RunError
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
 from fedpeft.machine.memory import release
 from fedpeft.models import kernels
-from fedpeft.models.base_model import origin_of, readable_tokens, resolve_model
+from fedpeft.models.base_model import origin_of
 from fedpeft.models.calibration import temperature
-from fedpeft.models.frozen_blocks import HiddenRows, above, can_start_at
-from fedpeft.models.layers import lowest_block
-from fedpeft.models.loading import Say, unheard
+from fedpeft.models.frozen_blocks import HiddenRows, above
 from fedpeft.models.quantized import quantize
-from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
+from fedpeft.models.task import DTYPES, TASKS, FederatedModel
 from fedpeft.parts import part_text
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.adapter import Layout, State
-from fedpeft.peft.method import PEFT_METHODS, of_size
+from fedpeft.peft.adapter import State
 from fedpeft.peft.stacked_layers import Kernel
 from fedpeft.privacy.engine import KEY, ClientPrivacy, Protection
-from fedpeft.privacy.mechanism import MECHANISMS, Federation
-from fedpeft.run.checks import check_combination, check_effect, check_memory, check_private_run
+from fedpeft.privacy.mechanism import Federation
 from fedpeft.run.observer import Metrics, Observer
-from fedpeft.run.profiles import Profile, ProfileTable, profiles_of, ranks_of, tables_of
+from fedpeft.run.profiles import PROFILES, groups_of
 from fedpeft.run.records import Records
+from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.progress import Checkpoints, Progress
 from fedpeft.server.rounds import Schedule, Server
@@ -77,16 +68,6 @@ TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
 """How many clients train in one pass: as many as make about this many tokens a step."""
 
 TILES_PER_CALL = 4
-
-PROFILES = "profiles.toml"
-"""A run's copy of the file that --profiles names."""
-
-
-def adapted_entries(model: FederatedModel, layout: Layout) -> int:
-    """Entries of all weights that a `peft` adapter changes."""
-    plain = model.base.get_base_model()  # type: ignore[operator]
-    layers: list[Any] = [plain.get_submodule(m) for m in {t.module for t in layout.tensors if t.role != "head"}]
-    return sum(layer.in_features * layer.out_features for layer in layers)
 
 
 class SimulationObserver(Observer, Protocol):
@@ -143,64 +124,17 @@ class Simulation:
         earlier = self.checkpoints.load()
         self.fixed: dict[str, Any] = earlier.fixed if earlier else {}
 
-        check_effect(config)
-        self.training = config.training()
-        self.optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
-        self.strategy = strategies.build(config.strategy)
-        self.lossless = "fp64" if config.dtype == "fp64" else "fp32"
-        codec = self.lossless if config.codec == "fp32" else config.codec
-        self.uplink = parse_uplink(codec)
-        check_memory(self.strategy, self.uplink)
-        self.downlink = parse_downlink(config.downlink, config.codec, self.lossless)
-        head = HEADS.build(config.head)
-        plain = PEFT_METHODS.build(config.peft)
-
         self.dataset, self.train_rows, validation, self.partition = self._data()
-        self.task: Task = TASKS.build(self.dataset.task)
         self.second = second_task(config.forgetting, self.dataset) if config.forgetting else None
         self.clients = len(self.partition)
-        self.profiles: Sequence[Profile] = profiles_of(self._profile_tables(), self.clients, plain.form)
-        self.peft = of_size(config.peft, plain, [profile.form for profile in self.profiles])
-        self.method = PEFT_METHODS.build(self.peft)
+        facts = DataFacts.of(self.dataset, self.clients)
+        self.setup = Setup.of(config, facts, groups_of(config.ranks, config.profiles, folder))
+        self.profiles = self.setup.profiles
         chances = tuple(profile.participation for profile in self.profiles)
         self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances)
-        self.head = head if self.uplink.codec.lossless else head.compact()
         self.validation = np.arange(len(self.train_rows), len(self.train_rows) + len(validation))
         self.all_rows = joined(self.train_rows, validation)
-
-        self.model = self.dataset.default_model if config.model == "auto" else config.model
-        self.model_directory = resolve_model(self.model)
-        self.notes: list[str] = []
-        reference = self._reference(self.notes.append)
-        self.layout: Layout = self.method.layout(reference)
-        self.factoring = self.method.factoring(self.layout)
-        forms = [profile.form for profile in self.profiles]
-        self.method.check(self.strategy, config.strategy.partition("(")[0].strip(), forms)
-        if not self.factoring:
-            self.strategy.check(self.layout, forms)
-        self.weight_changes = self.method.weight_changes(reference)
-        if self.weight_changes and adapted_entries(reference, self.layout) > LARGEST_TARGET:
-            self.weight_changes = None
-        check_combination(
-            self.strategy, self.optimizer, self.profiles, self.training, config.scaffold, config.dtype, self.method
-        )
-        self.mechanism = MECHANISMS.build(config.privacy) if config.privacy else None
-        if self.mechanism is not None:
-            if self.strategy.asynchronous:
-                raise ConfigError(f"{config.strategy} has no rounds with a cohort that privacy could be accounted for")
-            if self.factoring and not self.mechanism.noises_updates:
-                raise ConfigError(
-                    f"{config.peft} is aggregated by weight changes, not by a sum that {self.mechanism.name} could "
-                    "bound; take the PEFT method lora, or dp_sgd"
-                )
-            check_private_run(self.mechanism, config, self.head, self.uplink, bool(self.strategy.private(self.layout)))
-        self.personal = bool(self.strategy.private(self.layout))
-        self.start: State = self.method.start(reference, config.seed)
-        if config.dtype == "fp64":
-            self.start = {name: tensor.double() for name, tensor in self.start.items()}
-        self.start = self.strategy.start(self.start, self.layout, config.seed)
-        self.parameters = sum(p.numel() for p in reference.parameters())
-        self.work = self._work_plan(reference)
+        self.work = self._work_plan()
         self.protection = self._protection()
 
     @property
@@ -210,19 +144,19 @@ class Simulation:
 
     def _protection(self) -> Protection | None:
         """The mechanism with this run's costs; refuses what would not protect."""
-        config, mechanism = self.config, self.mechanism
+        config, mechanism = self.config, self.setup.mechanism
         if mechanism is None or not mechanism.protects:
             return None
-        held = HELD_OUT if self.personal else 0.0
+        held = HELD_OUT if self.setup.personal else 0.0
         rows = np.array([len(held_out(self.partition.shard(k), held, config.seed, k)[0]) for k in range(self.clients)])
-        steps = [self.profiles[k].steps or self.training.steps_for(int(rows[k])) for k in range(self.clients)]
+        steps = [self.profiles[k].steps or self.setup.training.steps_for(int(rows[k])) for k in range(self.clients)]
         taken = np.zeros(self.clients, dtype=np.int64)
         for round in range(1, config.rounds + 1):
             taken[self.sampler.draw(config.seed, round)] += 1
         federation = Federation(
-            strategy=self.strategy,
-            method=self.method,
-            layout=self.layout,
+            strategy=self.setup.strategy,
+            method=self.setup.method,
+            layout=self.setup.layout,
             rows=rows,
             steps=np.array(steps),
             participations=taken,
@@ -248,17 +182,6 @@ class Simulation:
         train, validation = split_validation(dataset.train, validation_rows)
         return dataset, train, validation, partitioner.split(train, config.clients, config.seed)
 
-    def _profile_tables(self) -> list[ProfileTable]:
-        """What `ranks` or `profiles` say; a run's folder keeps its own copy of the file."""
-        if self.config.ranks and self.config.profiles:
-            raise ConfigError("ranks and profiles both say what clients hold; give one of them")
-        if self.config.ranks:
-            return ranks_of(self.config.ranks)
-        if not self.config.profiles:
-            return []
-        own = self.folder / PROFILES
-        return tables_of(own if own.exists() else Path(self.config.profiles))
-
     def _attacked_labels(self) -> np.ndarray | None:
         """All rows' labels, with those of hostile clients as they change them; None: nobody does."""
         if not self.config.attack:
@@ -275,48 +198,12 @@ class Simulation:
         return labels
 
     @property
-    def base_precisions(self) -> tuple[str, ...]:
-        """Precisions of clients' bases, other than the run's own."""
-        given = dict.fromkeys(profile.base for profile in self.profiles)
-        return tuple(base for base in given if base not in ("", self.config.dtype))
-
-    @property
     def statistics(self) -> PartitionStatistics:
         """What the partition looks like."""
         found = self.partition.statistics(self.train_rows.labels, len(self.train_rows))
         return found.without_labels() if self.protection is not None else found
 
-    @cached_property
-    def readable(self) -> int:
-        """The most tokens that the model reads, in whole steps of padding."""
-        return readable_tokens(self.model_directory, self.method.extra_tokens, self.config.tokens)
-
-    @property
-    def tokens(self) -> int:
-        """Texts are cut to this many tokens: what the user asks for, and no more than the model reads."""
-        return min(self.config.tokens, self.readable)
-
-    def _reference(self, say: Say = unheard) -> FederatedModel:
-        base = self.task.base(self.model_directory, DTYPES[self.config.dtype], say)
-        quantize(base, self.method.base_precision)
-        model = self.task.model(base, self.dataset.classes)
-        self.method.attach(model, self.config.dtype)
-        return model
-
     # ------------------------------------------------------------------------------------------------------ the plan
-
-    def tokenised(self, rows: Rows, tokens: int) -> str:
-        """The cache's name for `rows` as model input; tokenised where it is missing."""
-        key = cached_rows.key(
-            rows=cached_rows.rows_hash(rows),
-            tokenizer=cached_rows.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
-            tokens=tokens,
-            task=self.dataset.task,
-        )
-        cached_rows.arrays(
-            "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
-        )
-        return key
 
     @cached_property
     def devices(self) -> list[str]:
@@ -336,7 +223,7 @@ class Simulation:
             return int(default_workers(self.config.ray_address))
         return len(self.gpus) or usable_cores()
 
-    def _work_plan(self, reference: FederatedModel) -> WorkPlan:
+    def _work_plan(self) -> WorkPlan:
         config = self.config
         workers = int(self.fixed.get("workers") or config.workers or self._default_workers())
         dtype = DTYPES[config.dtype]
@@ -347,38 +234,32 @@ class Simulation:
             kernel = "native"
         self.fixed |= {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
         self.fixed["gpus"] = [gpu_name(device) for device in self.gpus]
-        data_key = self.tokenised(self.all_rows, self.tokens)
-        model_key = cached_rows.file_hash(self.model_directory, ("*.safetensors", "config.json"))
+        data_key = self.setup.tokenised(self.all_rows, self.setup.tokens)
+        model_key = cached_rows.file_hash(self.setup.model_directory, ("*.safetensors", "config.json"))
         self._pin(data=data_key, model=model_key)
-        per_example = self.mechanism is not None and self.mechanism.per_example
+        per_example = self.setup.mechanism is not None and self.setup.mechanism.per_example
         reusing = config.executor == "batched" and not per_example  # methods without a batched form, too
-        batched = reusing and self.method.batched
+        batched = reusing and self.setup.method.batched
         lengths = cached_examples(data_key).lengths
-        tokens = float(lengths.mean()) if len(lengths) else self.tokens
+        tokens = float(lengths.mean()) if len(lengths) else self.setup.tokens
         together = GPU_TOKENS_PER_PASS if self.gpus else TOKENS_PER_PASS
-        base: Any = reference.base
-        adapted = [t.module for t in self.layout.tensors if t.role != "head"]
-        plain = base.get_base_model() if hasattr(base, "get_base_model") else base
-        reusable = self.dataset.kind == "text" and self.dataset.task == "classification"
-        lowest = lowest_block(plain, adapted) if reusable else 0
-        self.reused_blocks = lowest if lowest and can_start_at(plain, lowest) else 0
         return WorkPlan(
             task=self.dataset.task,
-            method=self.peft,
-            model=self.model_directory,
+            method=self.setup.peft,
+            model=self.setup.model_directory,
             model_key=model_key,
-            width=int(plain.config.hidden_size),
+            width=self.setup.width,
             data_key=data_key,
             classes=self.dataset.classes,
-            layout=self.layout,
+            layout=self.setup.layout,
             dtype=config.dtype,
             executor="private" if per_example else "batched" if batched else "sequential",
             clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
-            depth=self.reused_blocks if reusing else 0,
+            depth=self.setup.frozen_blocks if reusing else 0,
             kernel=kernel if batched else "native",
             threads=1,
             device=self.devices[0],
-            training=self.training,
+            training=self.setup.training,
             seed=config.seed,
             residuals=self.folder / "base",
             labels=self._attacked_labels(),
@@ -400,19 +281,19 @@ class Simulation:
     @property
     def held_out(self) -> float:
         """Share of its rows that a client is evaluated on and does not train on."""
-        return HELD_OUT if self.personal else 0.0
+        return HELD_OUT if self.setup.personal else 0.0
 
     @cached_property
     def pool(self) -> Pool:
         """The workers."""
         clients = ClientPlan(
             partition=self.partition,
-            codec=str(self.uplink),
-            downlink=str(self.downlink),
-            start={} if self.downlink.lossless else self.start,
-            statistics=self.lossless if self.uplink.codec.lossless else self.head.codec(preset_of(self.config.codec)),
-            lossless=self.lossless,
-            head=part_text(self.head),
+            codec=str(self.setup.uplink),
+            downlink=str(self.setup.downlink),
+            start={} if self.setup.downlink.lossless else self.setup.start,
+            statistics=self.setup.statistics,
+            lossless=self.setup.lossless,
+            head=part_text(self.setup.head),
             strategy=self.config.strategy,
             store=self.folder / "clients",
             held_out=self.held_out,
@@ -467,19 +348,19 @@ class Simulation:
         """
         if self.dataset.task != "classification":
             return None
-        tokens = tokens or min(self.readable, max(self.tokens, PROBE_TOKENS))
-        if tokens == self.tokens:
+        tokens = tokens or min(self.setup.readable, max(self.setup.tokens, PROBE_TOKENS))
+        if tokens == self.setup.tokens:
             train, depth = self.work.data_key, self.work.depth
         else:
-            train, depth = self.tokenised(self.all_rows, tokens), 0
-        test = self.tokenised(self.dataset.test, tokens)
+            train, depth = self.setup.tokenised(self.all_rows, tokens), 0
+        test = self.setup.tokenised(self.dataset.test, tokens)
         self.freeze(train, depth, "frozen features of the training rows (kept for later runs)")
         self.freeze(test, 0, "frozen features of the test rows (kept for later runs)")
         labels, test_labels = self.all_rows.labels, self.dataset.test.labels
         assert labels is not None
         assert test_labels is not None
         rule = "one standard error"
-        precision = self.method.base_precision
+        precision = self.setup.method.base_precision
         more: dict[str, str] = {"precision": precision} if precision else {}
         if self.gpus:
             more["device"] = self.work.device.partition(":")[0]
@@ -517,22 +398,22 @@ class Simulation:
         config = self.config
         return Server(
             grid=self.grid(),
-            strategy=self.strategy,
-            optimizer=self.optimizer,
-            downlink=self.downlink,
-            lossless=parse_codec(self.lossless),
-            uplink=self.uplink,
+            strategy=self.setup.strategy,
+            optimizer=self.setup.optimizer,
+            downlink=self.setup.downlink,
+            lossless=parse_codec(self.setup.lossless),
+            uplink=self.setup.uplink,
             estimates=ClientStore(self.folder / "estimates"),
             sampler=self.sampler,
             schedule=Schedule(config.learning_rate, config.rounds, config.schedule),
-            head=self.head,
-            layout=self.layout,
-            start=self.start,
+            head=self.setup.head,
+            layout=self.setup.layout,
+            start=self.setup.start,
             profiles=self.profiles,
             classes=self.dataset.classes,
             seed=config.seed,
             rounds=config.rounds,
-            weighting="uniform" if self.mechanism or config.weighting == "uniform" else "rows",
+            weighting="uniform" if self.setup.mechanism or config.weighting == "uniform" else "rows",
             proximal=config.proximal,
             scaffold=config.scaffold,
             evaluate=self.evaluate,
@@ -544,14 +425,14 @@ class Simulation:
             scratch=self.folder / "waiting",
             fixed=self.fixed,
             protection=self.protection,
-            factoring=self.factoring,
-            weight_changes=self.weight_changes,
+            factoring=self.setup.factor_view,
+            weight_changes=self.setup.weight_changes,
         )
 
     def train(self, server: Server) -> Progress:
         """All rounds."""
         if self.dataset.task == "classification":
-            for base in ("", *self.base_precisions):
+            for base in ("", *self.setup.base_precisions):
                 name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
                 self.freeze(self.work.data_key, self.work.at(base).depth, name, base)
         release()
@@ -563,13 +444,15 @@ class Simulation:
 
     def save(self, state: State, folder: Path, residual: State | None = None) -> None:
         """Write the finished adapter (or model), with what exact rules have put into the base, by module."""
-        reference = self._reference()
-        changes = self.method.changes(reference, state)
+        reference = self.setup.model()
+        changes = self.setup.method.changes(reference, state)
         if residual:
-            effective = {p.module: effective_weight(p, state, lora_form(self.layout)) for p in self.layout.pairs}
+            effective = {
+                p.module: effective_weight(p, state, lora_form(self.setup.layout)) for p in self.setup.layout.pairs
+            }
             changes = saved_adapter.with_residual(effective, residual)
-        own = self.peft if not (changes or self.method.in_peft or self.method.whole_model) else None
-        name = origin_of(self.model).name
+        own = self.setup.peft if not (changes or self.setup.method.in_peft or self.setup.method.whole_model) else None
+        name = origin_of(self.setup.model_name).name
         saved_adapter.save(folder, reference, state, self.dataset.label_names, changes, own, name)
 
     def client_state(self, client: int) -> State:
@@ -584,7 +467,7 @@ class Simulation:
             raise RunError(
                 f"{self.folder} has no finished round, or no client {client}; ids are 0 to {self.clients - 1}"
             )
-        if not self.personal:
+        if not self.setup.personal:
             raise ConfigError(f"with {self.config.strategy} all clients have the same adapter: {self.folder}/adapter")
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
@@ -599,17 +482,17 @@ class Simulation:
         """
         work = dataclasses.replace(self.work.at(base_precision), device="cpu")
         torch.set_num_threads(usable_cores() if self.gpus else self.fixed["workers"])
-        base = self.task.base(self.model_directory, DTYPES.get(base_precision, torch.float32))
-        quantize(base, work.precision or self.method.base_precision)
+        base = self.setup.task.base(self.setup.model_directory, DTYPES.get(base_precision, torch.float32))
+        quantize(base, work.precision or self.setup.method.base_precision)
         base, test, held = self._reused(base, work, name)
-        model = saved_adapter.load(folder, self.task, base, self.dataset.classes)
+        model = saved_adapter.load(folder, self.setup.task, base, self.dataset.classes)
         del base
         divisor = self._temperature(model, held)
         batches = saved_adapter.score_batches(test)
         self.observer.phase(name, len(batches))
         columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(saved_adapter.Scores)}
         for rows in batches:
-            scores = saved_adapter.score(model, self.task, test.batch(rows), divisor)
+            scores = saved_adapter.score(model, self.setup.task, test.batch(rows), divisor)
             for column, values in columns.items():
                 values[rows] = getattr(scores, column)
             self.observer.advance()
@@ -622,8 +505,11 @@ class Simulation:
 
         They begin at the lowest adapted block where the frozen part below it is reused and the disk has room for it.
         """
-        keys = [self.tokenised(rows, self.tokens) for rows in (self.dataset.test, self.all_rows.take(self.validation))]
-        depth = 0 if work.precision or self.method.base_precision else self.reused_blocks
+        keys = [
+            self.setup.tokenised(rows, self.setup.tokens)
+            for rows in (self.dataset.test, self.all_rows.take(self.validation))
+        ]
+        depth = 0 if work.precision or self.setup.method.base_precision else self.setup.frozen_blocks
         if depth:
             stores = [work.store(key, depth) for key in keys]
             try:
@@ -659,32 +545,34 @@ class Simulation:
         self.observer.phase(f"forgetting: {self.second.name} on the base and on the result", 1)
 
         def base() -> nn.Module:
-            made = self.task.base(self.model_directory, torch.float32)
-            quantize(made, self.method.base_precision)
+            made = self.setup.task.base(self.setup.model_directory, torch.float32)
+            quantize(made, self.setup.method.base_precision)
             return made
 
         second = self.second
         task = TASKS.build(second.task)  # of language models: plain text after instructions, or the reverse
 
         def tokenise(rows: Rows) -> Examples:
-            return task.tokenise(rows, self.model_directory, self.tokens)
+            return task.tokenise(rows, self.setup.model_directory, self.setup.tokens)
 
         name = cached_rows.key(
             rows=[cached_rows.rows_hash(rows) for rows in (second.train, second.test)],
             model=self.work.model_key,
-            tokenizer=cached_rows.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
-            tokens=self.tokens,
+            tokenizer=cached_rows.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES),
+            tokens=self.setup.tokens,
             task=second.task,
-            precision=self.method.base_precision,
+            precision=self.setup.method.base_precision,
             used=(PROBE_ROWS, TEST_ROWS),
         )
 
         def untouched() -> dict[str, np.ndarray]:
-            model = self.task.model(base(), self.dataset.classes)
+            model = self.setup.task.model(base(), self.dataset.classes)
             return {"standing": np.array(standing(second, task, tokenise, model))}
 
         before = float(cached_rows.arrays("standing", name, untouched)["standing"])
-        after = standing(second, task, tokenise, saved_adapter.load(folder, self.task, base(), self.dataset.classes))
+        after = standing(
+            second, task, tokenise, saved_adapter.load(folder, self.setup.task, base(), self.dataset.classes)
+        )
         return compared(second, before, after)
 
     def centralised(self, state: State) -> tuple[Path, float]:
@@ -703,7 +591,7 @@ class Simulation:
             ]
         )
         schedule = Schedule(config.learning_rate, config.rounds, config.schedule)
-        training = dataclasses.replace(self.training, epochs=1.0, steps=0)
+        training = dataclasses.replace(self.setup.training, epochs=1.0, steps=0)
 
         def step(states: Mapping[float, State], number: int) -> dict[float, State]:
             jobs = {
@@ -713,10 +601,10 @@ class Simulation:
                     seed=config.seed,
                     rows=shuffled[(number - 1) * piece : number * piece],
                     received=received,
-                    trained=frozenset(self.layout.names),
+                    trained=frozenset(self.setup.layout.names),
                     training=training,
                     learning_rate=rate * schedule.at(number),
-                    form=self.layout.form,
+                    form=self.setup.layout.form,
                 )
                 for rate, received in states.items()
             }
@@ -734,8 +622,8 @@ class Simulation:
 
     def _rows_a_round(self, client: int) -> float:
         """How many rows a client's local steps of one round see, repeated ones counted again."""
-        rows, batch = len(self.partition.shard(client)), self.training.batch_size
-        steps: int = self.profiles[client].steps or self.training.steps_for(rows)
+        rows, batch = len(self.partition.shard(client)), self.setup.training.batch_size
+        steps: int = self.profiles[client].steps or self.setup.training.steps_for(rows)
         return float(steps * rows / -(-rows // batch))
 
     def close(self) -> None:

@@ -59,17 +59,17 @@ def test_all_combinations_pass_or_refuse(strategy, tmp_path):
             assert all(torch.isfinite(t).all() for t in progress.adapter.values())
             if mechanism == "none":
                 continue
-            assert isinstance(simulation.strategy, LinearStrategy) or mechanism != "user_dp"
+            assert isinstance(simulation.setup.strategy, LinearStrategy) or mechanism != "user_dp"
             accounts = set(simulation.protection.ledger.spent)
             assert accounts == ({POPULATION} if mechanism == "user_dp" else {0, 1, 2})
             if mechanism == "user_dp":
                 released = progress.adapter
-                if simulation.strategy.new_factors:
-                    released = in_first_factors(released, progress.started, simulation.layout)
+                if simulation.setup.strategy.new_factors:
+                    released = in_first_factors(released, progress.started, simulation.setup.layout)
                 moved = norm({n: released[n] - progress.started[n] for n in released})
                 # noise of z C / (q N) on every released entry, and a mean within C
-                trained = simulation.strategy.trained(simulation.layout, 1)
-                entries = sum(simulation.layout.by_name[n].numel for n in trained)
+                trained = simulation.setup.strategy.trained(simulation.setup.layout, 1)
+                entries = sum(simulation.setup.layout.by_name[n].numel for n in trained)
                 assert moved <= CLIP * (1 + 1.5 * entries**0.5 / 3)
                 assert moved >= 0.5 * CLIP * entries**0.5 / 3
     if strategy in ("fedit", "ffa_lora", "rolora", "fedsvd", "flexlora", "krum"):

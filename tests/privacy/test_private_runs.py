@@ -129,7 +129,7 @@ def test_a_round_repeated_after_a_kill_is_the_same_and_charged_once(tmp_path, mo
     simulation, progress = trained(folder, privacy=privacy)
     assert [(c["round"], c["attempt"]) for c in charges(folder)] == [(1, 0), (2, 0)]
     assert all(torch.equal(progress.adapter[n], kept[n]) for n in kept)
-    assert simulation.protection.epsilons()[0] <= simulation.mechanism.epsilon
+    assert simulation.protection.epsilons()[0] <= simulation.setup.mechanism.epsilon
 
 
 @pytest.mark.parametrize("step", ["charge", "in_order", "_take", "append", "_commit"])

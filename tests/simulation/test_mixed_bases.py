@@ -106,7 +106,7 @@ def test_clients_train_on_their_own_base_and_the_server_knows_what_they_hold(tmp
     assert packed[0] > 0
     assert packed[1] > 0
     assert packed[2] == 0
-    plain = simulation.task.base(simulation.model_directory, torch.float32)
+    plain = simulation.setup.task.base(simulation.setup.model_directory, torch.float32)
     path, layer = next(reversed(linear_layers(plain).items()))
     held = seen[0][2].executor.frozen(path)
     assert torch.equal(held.values(), dequantized(layer.weight, "nf4"))
@@ -126,7 +126,7 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
     """Each client trains on its own base + R, whether the run goes on or is resumed; each base is scored with R."""
     given = {"strategy": strategy, "profiles": profiles(tmp_path), "rounds": 3, "head": "zero"}
     simulation = made(tmp_path / "run", **given)
-    plain = linear_layers(simulation.task.base(simulation.model_directory, torch.float32))
+    plain = linear_layers(simulation.setup.task.base(simulation.setup.model_directory, torch.float32))
     trained_on = ClientSide._trained
     seen = []
 
@@ -154,22 +154,22 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
 
     simulation.save(progress.adapter, simulation.folder, server.residual.total)
     rows = cached_examples(simulation.work.data_key).batch(np.arange(8))
-    form = simulation.layout.form
+    form = simulation.setup.layout.form
     for base in ("nf4", "int8", "bf16", "fp32"):
-        reference = simulation.task.base(simulation.model_directory, DTYPES.get(base, torch.float32))
+        reference = simulation.setup.task.base(simulation.setup.model_directory, DTYPES.get(base, torch.float32))
         quantize(reference, base if base in PRECISIONS else "")
-        for pair in simulation.layout.pairs:  # the sum as one dense weight, in a layer of its own
+        for pair in simulation.setup.layout.pairs:  # the sum as one dense weight, in a layer of its own
             layer = nn.Linear(pair.in_features, pair.out_features).requires_grad_(False)
             layer.bias = reference.get_submodule(pair.module).bias
             change = form.scale * progress.adapter[pair.B] @ progress.adapter[pair.A]
             whole = expected(pair.module, base, {}).float() + server.residual.total[pair.module] + change
             layer.weight.data = whole.to(DTYPES.get(base, torch.float32))
             replace(reference, pair.module, layer)
-        model = simulation.task.model(reference, simulation.dataset.classes)
+        model = simulation.setup.task.model(reference, simulation.dataset.classes)
         model.load_state_dict({n: t for n, t in progress.adapter.items() if n.startswith("head.")}, strict=False)
-        own = simulation.task.base(simulation.model_directory, DTYPES.get(base, torch.float32))
+        own = simulation.setup.task.base(simulation.setup.model_directory, DTYPES.get(base, torch.float32))
         quantize(own, base if base in PRECISIONS else "")
-        loaded = saved_adapter.load(simulation.folder, simulation.task, own, simulation.dataset.classes)
+        loaded = saved_adapter.load(simulation.folder, simulation.setup.task, own, simulation.dataset.classes)
         with torch.no_grad():
             there, here = loaded(rows).float(), model.eval()(rows).float()
         assert torch.allclose(there, here, atol=3e-2 if base == "bf16" else 1e-4), base

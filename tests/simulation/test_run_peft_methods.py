@@ -12,8 +12,9 @@ from fedpeft.config import RunConfig
 from fedpeft.peft.method import PEFT_METHODS
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
+from fedpeft.run.setup import adapted_entries
 from fedpeft.simulate import main
-from fedpeft.simulation.simulation import Simulation, adapted_entries
+from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 3, "workers": 1, "seed": 3,
         "head": "zero", "local_steps": 1, "learning_rate": 3e-3, "dtype": "fp32", "evaluate_every": 3}  # fmt: skip
@@ -56,7 +57,9 @@ def test_it_resumes_to_the_identical_state_and_is_scored(spec, tmp_path, monkeyp
     simulation.save(whole.adapter, tmp_path / "whole")
     assert 0 < simulation.score(tmp_path / "whole", "score").accuracy <= 1
     errors = [line["aggregation_error"] for line in Records(tmp_path / "whole").read("rounds.jsonl")]
-    assert (errors[-1] is not None) == (simulation.weight_changes is not None or bool(simulation.layout.pairs))
+    assert (errors[-1] is not None) == (
+        simulation.setup.weight_changes is not None or bool(simulation.setup.layout.pairs)
+    )
 
 
 def test_prompts_of_different_lengths_go_through_the_main_job(tmp_path):
@@ -66,7 +69,7 @@ def test_prompts_of_different_lengths_go_through_the_main_job(tmp_path):
         given |= {"peft": "prompt_tuning", "executor": executor, "rounds": 1}
         simulation, progress = trained(tmp_path / executor, **given)
         states.append(progress.adapter)
-        assert simulation.layout.form.rank == 6
+        assert simulation.setup.layout.form.rank == 6
         assert simulation.work.executor == executor
     assert all(torch.allclose(states[0][n], states[1][n], rtol=1e-7, atol=1e-9) for n in states[0])
 
@@ -108,7 +111,7 @@ def test_a_strategy_that_keeps_factors_private_runs_with_dora(tmp_path):
 def test_ranks_of_a_method_that_has_them_and_of_one_that_has_not(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     simulation, _ = trained(tmp_path / "sb", **{**TINY, "peft": "lora_sb(rank=4)", "ranks": "8*4", "rounds": 1})
-    assert simulation.layout.form.rank == 8
+    assert simulation.setup.layout.form.rank == 8
     words = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "rounds": 1}.items()]
     for peft, rule in (("vera", "rolora"), ("lora + bitfit", "fedit")):
         given = [*words, "--ranks=4*4", "--peft", peft, "--strategy", rule, "--output", str(tmp_path / "no")]
@@ -121,8 +124,8 @@ def test_the_error_is_not_measured_where_the_exact_aggregate_would_be_too_large(
     given = {**TINY, "peft": spec, "strategy": RULE.get(spec.partition("(")[0], "fedit")}
     config, observer = RunConfig(**given), ConsoleObserver(Console(quiet=True))
     whole = Simulation(config, tmp_path / "one", observer)
-    assert whole.weight_changes is not None
+    assert whole.setup.weight_changes is not None
     monkeypatch.setattr(
-        "fedpeft.simulation.simulation.LARGEST_TARGET", adapted_entries(whole._reference(), whole.layout) - 1
+        "fedpeft.run.setup.LARGEST_TARGET", adapted_entries(whole.setup.model(), whole.setup.layout) - 1
     )
-    assert Simulation(config, tmp_path / "other", observer).weight_changes is None
+    assert Simulation(config, tmp_path / "other", observer).setup.weight_changes is None

@@ -84,7 +84,7 @@ def test_the_first_control_variate_is_the_mean_gradient_of_the_round(tmp_path):
     simulation, _, progress = trained(tmp_path / "run", **given)
     for name, variate in progress.variate.items():
         mean_delta = progress.adapter[name] - progress.started[name]
-        rate = simulation.training.rate(name, 0.1)
+        rate = simulation.setup.training.rate(name, 0.1)
         assert torch.allclose(variate, -mean_delta / (2 * rate), rtol=1e-9, atol=1e-12)
 
 
@@ -149,9 +149,9 @@ def test_a_model_with_a_residual_reloads_to_the_same_logits(method, tmp_path):
 
     from fedpeft.peft import saved_adapter
 
-    base = simulation.task.base(simulation.model_directory, torch.float32)
-    quantize(base, simulation.method.base_precision)
-    model = saved_adapter.load(tmp_path / "run", simulation.task, base, simulation.dataset.classes)
+    base = simulation.setup.task.base(simulation.setup.model_directory, torch.float32)
+    quantize(base, simulation.setup.method.base_precision)
+    model = saved_adapter.load(tmp_path / "run", simulation.setup.task, base, simulation.dataset.classes)
     bench = reloaded.bench
     bench.rebase(server.residual.version)
     bench.executor.load(progress.adapter)

@@ -1,0 +1,266 @@
+"""What a configuration makes, wherever clients are: parts, layout, start.
+
+This is the only place where a configuration's texts become objects. Which rows there are, and whose, it is told as
+`DataFacts`; on what is computed, it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedpeft.aggregation.exactness import LARGEST_TARGET
+from fedpeft.aggregation.head_start import HEADS, HeadStart
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
+from fedpeft.aggregation.strategy import Strategy, strategies
+from fedpeft.clients.executor import LocalTraining
+from fedpeft.communication.codec import Codec
+from fedpeft.communication.downlink import parse_downlink
+from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
+from fedpeft.config import RunConfig
+from fedpeft.data import cached_rows
+from fedpeft.data.rows import Dataset, Rows
+from fedpeft.models.base_model import readable_tokens, resolve_model
+from fedpeft.models.frozen_blocks import can_start_at
+from fedpeft.models.layers import lowest_block
+from fedpeft.models.loading import Say, unheard
+from fedpeft.models.quantized import quantize
+from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
+from fedpeft.peft.adapter import Layout, State
+from fedpeft.peft.factor_view import Factoring
+from fedpeft.peft.method import PEFT_METHODS, PeftMethod, WeightChanges, of_size
+from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.run import checks
+from fedpeft.run.profiles import Profile, ProfileTable, profiles_of
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a setup needs to know of the data.
+
+    Attributes:
+        kind: "text" or "image".
+        task: what is learned: a name out of `fedpeft.models.task.TASKS`.
+        label_names: one per class, in order; None: language modelling.
+        default_model: what the model `auto` stands for.
+        clients: how many there are, at least 1.
+    """
+
+    kind: str
+    task: str
+    label_names: tuple[str, ...] | None
+    default_model: str
+    clients: int
+
+    @classmethod
+    def of(cls, dataset: Dataset, clients: int) -> DataFacts:
+        """Those of a data set that lies on `clients` clients."""
+        return cls(dataset.kind, dataset.task, dataset.label_names, dataset.default_model, clients)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0: language modelling."""
+        return len(self.label_names or ())
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a run, which go together.
+
+    Attributes:
+        config: the settings.
+        facts: of the data.
+        task, model_directory: what is learned, and the folder of the frozen base.
+        peft, method: the PEFT method of the largest form, as text and as a part.
+        layout: of the trainable tensors.
+        start: the initial global state, which anybody can make from the seed.
+        strategy, optimizer: how the server aggregates, and what it does with the mean update.
+        uplink, downlink: how updates are encoded, and how the model is.
+        lossless: the codec of everything else, "fp32" or "fp64".
+        head: how the head starts.
+        training: local training.
+        mechanism: of privacy; None: no protection.
+        profiles: of each client, in the order of ids.
+        factor_view: how the strategy sees the tensors, where they are not exchanged as factors.
+        weight_changes: what a state changes in the base's weights, where aggregation is not exact and its error is
+            recorded.
+        parameters: of the base with the adapter, all of them.
+        width: of the base's hidden states.
+        frozen_blocks: index of the lowest block with an adapter, where what lies below it can be computed once; 0:
+            it can't.
+        readable: the most tokens of a text that the model reads, in whole steps of padding.
+        notes: what loading the base has given occasion to say.
+    """
+
+    config: RunConfig
+    facts: DataFacts
+    task: Task
+    model_directory: Path
+    peft: str
+    method: PeftMethod
+    layout: Layout
+    start: State
+    strategy: Strategy
+    optimizer: ServerOptimizer
+    uplink: Uplink
+    downlink: Codec
+    lossless: str
+    head: HeadStart
+    training: LocalTraining
+    mechanism: Mechanism | None
+    profiles: Sequence[Profile]
+    factor_view: Factoring | None
+    weight_changes: WeightChanges | None
+    parameters: int
+    width: int
+    frozen_blocks: int
+    readable: int
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: RunConfig, facts: DataFacts, groups: Sequence[ProfileTable] = ()) -> Setup:
+        """The setup of a configuration, checked.
+
+        Args:
+            config: checked settings.
+            facts: of the data.
+            groups: of clients that differ; none: all are alike.
+
+        Raises:
+            FedpeftError: settings that do not fit each other, the data or the model.
+        """
+        training = config.training()
+        optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
+        strategy = strategies.build(config.strategy)
+        lossless = "fp64" if config.dtype == "fp64" else "fp32"
+        uplink = parse_uplink(lossless if config.codec == "fp32" else config.codec)
+        downlink = parse_downlink(config.downlink, config.codec, lossless)
+        head = HEADS.build(config.head)
+        mechanism = MECHANISMS.build(config.privacy) if config.privacy else None
+        plain = PEFT_METHODS.build(config.peft)
+        profiles = profiles_of(groups, facts.clients, plain.form)
+        peft = of_size(config.peft, plain, [profile.form for profile in profiles])
+        method = PEFT_METHODS.build(peft)
+        task: Task = TASKS.build(facts.task)
+        model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
+        notes: list[str] = []
+        reference = adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
+        layout: Layout = method.layout(reference)
+        weight_changes = method.weight_changes(reference)
+        if weight_changes and adapted_entries(reference, layout) > LARGEST_TARGET:
+            weight_changes = None
+        start: State = method.start(reference, config.seed)
+        if config.dtype == "fp64":
+            start = {name: tensor.double() for name, tensor in start.items()}
+        base: Any = reference.base
+        plain_base = base.get_base_model() if hasattr(base, "get_base_model") else base
+        setup = cls(
+            config=config,
+            facts=facts,
+            task=task,
+            model_directory=model_directory,
+            peft=peft,
+            method=method,
+            layout=layout,
+            start=start,
+            strategy=strategy,
+            optimizer=optimizer,
+            uplink=uplink,
+            downlink=downlink,
+            lossless=lossless,
+            head=head if uplink.codec.lossless else head.compact(),
+            training=training,
+            mechanism=mechanism,
+            profiles=profiles,
+            factor_view=method.factoring(layout),
+            weight_changes=weight_changes,
+            parameters=sum(p.numel() for p in reference.parameters()),
+            width=int(plain_base.config.hidden_size),
+            frozen_blocks=_frozen_blocks(plain_base, layout, facts),
+            readable=readable_tokens(model_directory, method.extra_tokens, config.tokens),
+            notes=tuple(notes),
+        )
+        checks.check(setup)
+        return replace(setup, start=strategy.start(start, layout, config.seed))
+
+    @property
+    def rounds(self) -> int:
+        """Of the run."""
+        return self.config.rounds
+
+    @property
+    def clients(self) -> int:
+        """How many there are."""
+        return self.facts.clients
+
+    @property
+    def tokens(self) -> int:
+        """Texts are cut to this many tokens: what the user asks for, and no more than the model reads."""
+        return min(self.config.tokens, self.readable)
+
+    @property
+    def model_name(self) -> str:
+        """The base as the user, or the data set, calls it."""
+        return self.facts.default_model if self.config.model == "auto" else self.config.model
+
+    @cached_property
+    def personal(self) -> bool:
+        """Whether tensors stay with the clients, whose models then differ."""
+        return bool(self.strategy.private(self.layout))
+
+    @property
+    def base_precisions(self) -> tuple[str, ...]:
+        """Precisions of clients' bases, other than the run's own."""
+        given = dict.fromkeys(profile.base for profile in self.profiles)
+        return tuple(base for base in given if base not in ("", self.config.dtype))
+
+    @property
+    def statistics(self) -> str:
+        """The codec of what is sent before round 1."""
+        return self.lossless if self.uplink.codec.lossless else self.head.codec(preset_of(self.config.codec))
+
+    def model(self, say: Say = unheard) -> FederatedModel:
+        """The base with a fresh adapter, in the run's precision."""
+        return adapted_model(self.task, self.model_directory, self.method, self.config.dtype, self.facts.classes, say)
+
+    def tokenised(self, rows: Rows, tokens: int) -> str:
+        """The cache's name for `rows` as model input of at most `tokens` tokens; tokenised where it is missing."""
+        key = cached_rows.key(
+            rows=cached_rows.rows_hash(rows),
+            tokenizer=cached_rows.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
+            tokens=tokens,
+            task=self.facts.task,
+        )
+        cached_rows.arrays(
+            "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
+        )
+        return key
+
+
+def adapted_model(
+    task: Task, directory: Path, method: PeftMethod, dtype: str, classes: int, say: Say = unheard
+) -> FederatedModel:
+    """The base in `directory` with a fresh adapter."""
+    base = task.base(directory, DTYPES[dtype], say)
+    quantize(base, method.base_precision)
+    model = task.model(base, classes)
+    method.attach(model, dtype)
+    return model
+
+
+def adapted_entries(model: FederatedModel, layout: Layout) -> int:
+    """Entries of all weights that a `peft` adapter changes."""
+    plain = model.base.get_base_model()  # type: ignore[operator]
+    layers: list[Any] = [plain.get_submodule(m) for m in {t.module for t in layout.tensors if t.role != "head"}]
+    return sum(layer.in_features * layer.out_features for layer in layers)
+
+
+def _frozen_blocks(base: Any, layout: Layout, facts: DataFacts) -> int:
+    """How many blocks lie below the lowest adapter, where a forward pass can start above them; else 0."""
+    if (facts.kind, facts.task) != ("text", "classification"):
+        return 0
+    lowest = lowest_block(base, [t.module for t in layout.tensors if t.role != "head"])
+    return lowest if lowest and can_start_at(base, lowest) else 0
