@@ -103,8 +103,10 @@ class ClientSide:
         """One report per instruction, in order; all instructions are of one kind and round.
 
         Raises:
-            PayloadError: of a kind that this version does not know, or of several kinds.
+            PayloadError: of a kind that this version does not know, of several kinds, or with illegal values.
         """
+        for instruction in instructions:
+            instruction.check(len(self.bench.plan.layout.tensors))
         kinds = {instruction.kind for instruction in instructions}
         if kinds == {"prepare"}:
             return [self._prepare(instruction) for instruction in instructions]

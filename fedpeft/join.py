@@ -154,7 +154,7 @@ def _work(edge: Edge, link: Link, patience: Patience, observer: ConsoleObserver)
     while True:
         try:
             with link.open() as connection:
-                for task, instruction in connection.tasks(edge.registration()):
+                for task, instruction in connection.tasks(edge.registration(), edge.instruction_limit):
                     patience.connected()
                     if task != done[0]:  # after a lost connection the server asks again for what is done already
                         done = task, edge.handle(instruction)

@@ -174,7 +174,7 @@ class ResidualFiles:
         """Store R of a version; older ones are removed. Version 0 is the plain base and needs no file.
 
         Raises:
-            RunError: the file can't be written.
+            RunError: a file can't be read or written.
         """
         if not version:
             return
@@ -190,8 +190,15 @@ class ResidualFiles:
             raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error
 
     def get(self, version: int) -> State:
-        """R of a version."""
-        return load_file(self.file(version)) if version else {}
+        """R of a version.
+
+        Raises:
+            RunError: the file is gone or damaged.
+        """
+        try:
+            return load_file(self.file(version)) if version else {}
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"the base's residual {self.file(version)} can't be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -213,12 +220,13 @@ class HeldBase:
         """
         if not version:
             return
-        there = sorted(int(file.stem) for file in self.folder.glob("*.safetensors"))
+        there = sorted(int(file.stem) for file in self.folder.glob("*.safetensors") if file.stem.isdecimal())
         held = max((v for v in there if v < acknowledged), default=0)
+        before = ResidualFiles(self.folder).get(held) if version != held else {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if version != held:
-                total = receive(load_file(self._file(held)) if held else {}, payload, self.pairs)
+                total = receive(before, payload, self.pairs)
                 partial = self._file(version).with_suffix(".partial")
                 save_file({module: tensor.contiguous() for module, tensor in total.items()}, partial)
                 os.replace(partial, self._file(version))

@@ -31,7 +31,7 @@ from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.deployment.federation import Described, labelled_rows
+from fedpeft.deployment.federation import BYTES_PER_PARAMETER, Described, labelled_rows
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, ModelError, PrivacyError, RunError
@@ -46,6 +46,12 @@ from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.mechanism import Federation
 from fedpeft.server.sampling import cohort_size
 from fedpeft.simulation.simulation import Simulation, SimulationObserver
+
+BYTES_PER_NUMBER = 8
+"""In what is sent of the base, at most: fp64."""
+
+MOST_HELD_OUT = 0.5
+"""The largest share of its rows that a client is evaluated on."""
 
 PRECISIONS_HERE = ("", "fp32", "bf16", "int8", "nf4")
 
@@ -73,6 +79,26 @@ class EdgeOptions:
         above=0,
     )
     max_delta: float = setting(1e-3, "the largest privacy delta that you accept", above=0, below=1)
+
+
+def check_description(told: v1.Description) -> None:
+    """Refuse a description that no server of this version gives.
+
+    Raises:
+        RunError: says what is wrong.
+    """
+    if not 0 <= told.held_out <= MOST_HELD_OUT:
+        raise RunError(
+            f"the server holds out {told.held_out:g} of each client's rows; legal is a share from 0 to {MOST_HELD_OUT}"
+        )
+    names = tuple(told.labels)
+    if told.task not in ("classification", "causal_lm") or (told.task == "classification") != (len(names) > 1):
+        raise RunError(
+            f"the server describes the task {told.task!r:.40} with {len(names)} classes; legal are classification with "
+            "at least two, and causal_lm with none"
+        )
+    if len(set(names)) < len(names):
+        raise RunError("the server names a class twice")
 
 
 class Alone(Partition):
@@ -124,6 +150,7 @@ class Edge(Simulation):
         observer: SimulationObserver,
         options: EdgeOptions,
     ) -> None:
+        check_description(description)
         self.description = description
         self.ledgers = ledgers
         self.file = data
@@ -295,6 +322,12 @@ class Edge(Simulation):
         return [self.device]
 
     @property
+    def instruction_limit(self) -> int:
+        """The most bytes that a task's payloads may have: adapter, control variate, and what goes into the base."""
+        base = sum(pair.out_features * pair.in_features for pair in self.layout.pairs)
+        return BYTES_PER_PARAMETER * self.layout.numel + BYTES_PER_NUMBER * base + (1 << 20)
+
+    @property
     def hardware(self) -> str:
         """What the client tells the server of its machine."""
         if self.device == "cpu":
@@ -324,6 +357,7 @@ class Edge(Simulation):
         """Do what the server asks; what fails is reported, and the client lives on."""
         own = self.protection if isinstance(self.protection, OwnLedger) else None
         try:
+            instruction.check(len(self.layout.tensors))
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
             if own is None:
                 return self._work(instruction)

@@ -158,7 +158,10 @@ class OwnLedger(Protection):
         begun = terms_in(self.folder / LEDGER)
         if begun is None:
             return super()._settle()
-        noise, delta = float(begun["noise_multiplier"]), float(begun["dp_delta"])
+        try:
+            noise, delta = float(begun["noise_multiplier"]), float(begun["dp_delta"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PrivacyError(f"the privacy ledger {self.folder / LEDGER} lacks its terms: {error!r}") from error
         replace(self.mechanism, dp_delta=delta).check(self.federation)
         return noise, delta
 

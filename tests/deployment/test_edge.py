@@ -12,14 +12,18 @@ import pytest
 import torch
 from fedpeft.clients.pool import Worker
 
-from fedpeft.communication.messages import Report
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.edge import Edge, EdgeOptions
 from fedpeft.deployment.federation import ServeOptions
 from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire.parcel import Incoming, parts
 from fedpeft.errors import DataError, FedpeftError, ModelError, PayloadError, RunError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.serve import main as serve
 from fedpeft.server.progress import Checkpoints
+from fedpeft.simulation.simulation import adapted_entries
+from tests.conftest import SilentObserver
+from tests.here import Federation
 
 
 @contextmanager
@@ -242,6 +246,86 @@ def test_a_task_of_an_unknown_kind_is_not_worked_on(federation):
         assert not report.payload
     with pytest.raises(PayloadError, match="one at a time"):
         edge.pool.submit(Worker.handle, [asked, replace(asked, kind="evaluate")]).result()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"trained": (999,)}, "tensors (999,) as trained; legal are positions 0 to"),
+        ({"trained": (-1,)}, "as trained"),
+        ({"private": (0, 0)}, "each once"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
+        ({"proximal": -1.0}, "proximal=-1.0"),
+        ({"bits": float("nan")}, "bits=nan"),
+        ({"rank": -1}, "rank=-1"),
+        ({"rank": 2, "alpha": 0.0}, "alpha=0.0"),
+        ({"round": -1}, "round=-1"),
+        ({"client": -1}, "client=-1"),
+        ({"acknowledged": 2**40}, f"acknowledged={2**40}"),
+        ({"base": -3}, "base=-3"),
+        ({"steps": 2**62}, "legal are 0 to 1000000"),
+        ({"base_precision": "int4"}, "base_precision='int4'; legal are"),
+        ({"adapter_precision": "fp8"}, "adapter_precision='fp8'; legal are 'fp32', 'bf16'"),
+    ],
+)  # fmt: skip
+def test_values_that_no_server_of_good_faith_sends_are_one_sentence(asked_edge, changed, says):
+    asked, edge = asked_edge
+    report = edge.handle(replace(asked, **changed))
+    assert says in report.error
+    assert not report.payload
+    with pytest.raises(PayloadError):
+        edge.pool.submit(Worker.handle, [replace(asked, **changed)]).result()
+
+
+@pytest.fixture(scope="module")
+def asked_edge(tmp_path_factory):
+    """A task, and the client that it is for."""
+    made = Federation(tmp_path_factory.mktemp("asked"), SilentObserver(), clients=1, rounds=1)
+    made.run()
+    return made.server.direct.asked[0], made.server.edges[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("held_out", float("nan"), "holds out nan"),
+        ("held_out", 0.9, "legal is a share from 0 to 0.5"),
+        ("task", "regression", "the task 'regression' with 4 classes"),
+        ("labels", [], "with 0 classes"),
+        ("labels", ["a", "a"], "names a class twice"),
+    ],
+)
+def test_a_description_that_no_server_of_good_faith_gives(federation, observer, field, value, says):
+    made = federation(clients=1)
+    description = told(made)
+    if field == "labels":
+        del description.labels[:]
+        description.labels.extend(value)
+    else:
+        setattr(description, field, value)
+    with pytest.raises(RunError, match=says):
+        joins(made, observer, description)
+
+
+def test_a_task_is_no_larger_than_the_adapter_needs(asked_edge):
+    asked, edge = asked_edge
+    limit, weights = edge.instruction_limit, adapted_entries(edge._reference(), edge.layout)
+    assert limit == 16 * edge.layout.numel + 8 * weights + (1 << 20)
+    whole = replace(asked, payload=bytes(limit + 1))
+    with pytest.raises(PayloadError, match="at most"):
+        Incoming(Instruction, limit, next(iter(parts("t", whole))).header)
+
+
+def test_damaged_state_of_a_client_is_one_sentence(federation):
+    made = federation(codec="ef14 | topk(fraction=0.1)", rounds=2, clients=1)
+    made.run()
+    [asked] = [i for i in made.server.direct.asked if i.kind == "train" and i.round == 2]
+    [file, *_] = (made.folder / "edge-0" / "clients" / "000000").glob("000001*")
+    file.write_bytes(b"damaged")
+    report = made.server.edges[0].handle(asked)
+    assert "the state of client 0" in report.error
+    assert "can't be read" in report.error
 
 
 @pytest.mark.parametrize(("device", "words"), [("foo", "'foo' is no device"), ("cuda:7", "there is no cuda:7 here")])
