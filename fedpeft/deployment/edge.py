@@ -35,6 +35,7 @@ from fedpeft.deployment.federation import BYTES_PER_PARAMETER, Described, labell
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, ModelError, PrivacyError, RunError
+from fedpeft.machine.downloads import cache_directory
 from fedpeft.machine.hardware import ModelSize, accelerators, choose, fast_bf16, free_memory, gpu_name
 from fedpeft.models import kernels
 from fedpeft.models.base_model import resolve_model
@@ -364,10 +365,23 @@ class Edge(Simulation):
             return own.answer(instruction, self._own_state(instruction), self._work)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if own is not None and not isinstance(error, FedpeftError):
-                self.observer.say(f"[bold red]failed[/] {escape(reason)}")
-                reason = FAILED
-            return Report(instruction.client, instruction.round, b"", error=reason[:500])
+            self.observer.say(f"[bold red]failed[/] {escape(reason)}")
+            told = self._without_paths(reason) if isinstance(error, FedpeftError) else FAILED
+            return Report(instruction.client, instruction.round, b"", error=told[:500])
+
+    def _without_paths(self, reason: str) -> str:
+        """What the server may read of a sentence for this machine's user: folders are none of its business."""
+        for place, name in (
+            (self.folder, "its state"),
+            (self.ledgers, "its ledgers"),
+            (self.file, "its rows"),
+            (self.model_directory, "its model"),
+            (cache_directory(), "its cache"),
+            (Path.home(), "~"),
+        ):
+            for path in {str(place), str(place.resolve())}:
+                reason = reason.replace(path, name)
+        return reason
 
     def _work(self, instruction: Instruction) -> Report:
         reports: list[Report] = result(self.pool.submit(Worker.handle, [instruction]))

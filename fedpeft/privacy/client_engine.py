@@ -45,7 +45,7 @@ OWN = 0
 """The only account."""
 
 FAILED = "training has failed here; the client's own log says why"
-"""What the server learns of a failure in a private run: a library's message may tell something of the rows."""
+"""What the server learns where a library has failed: its message may tell something of the rows, or of the machine."""
 
 
 def planned_participations(rounds: int, share: float) -> int:

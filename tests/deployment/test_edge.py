@@ -7,6 +7,8 @@ import resource
 import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from fedpeft.deployment.federation import ServeOptions
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import Incoming, parts
 from fedpeft.errors import DataError, FedpeftError, ModelError, PayloadError, RunError
+from fedpeft.machine.downloads import cache_directory
 from fedpeft.models.base_model import resolve_model
+from fedpeft.privacy.client_engine import FAILED
 from fedpeft.serve import main as serve
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulation.simulation import adapted_entries
@@ -326,6 +330,31 @@ def test_damaged_state_of_a_client_is_one_sentence(federation):
     report = made.server.edges[0].handle(asked)
     assert "the state of client 0" in report.error
     assert "can't be read" in report.error
+
+
+@pytest.mark.parametrize("privacy", ["", "local_dp(noise_multiplier=1)"])
+def test_the_server_reads_nothing_of_the_machine_in_an_error(federation, monkeypatch, privacy):
+    """The user does: the whole sentence is said here."""
+    made = federation(clients=1, rounds=1, privacy=privacy)
+    made.run()
+    [asked] = [i for i in made.server.direct.asked if i.kind == "train"]
+    edge, here = made.server.edges[0], []
+    edge.observer = SimpleNamespace(say=here.append)
+    for error, told in (
+        (RunError(f"{edge.folder / 'clients'} can't be written"), "its state/clients can't be written"),
+        (RunError(f"{edge.ledgers} and {edge.file}"), "its ledgers and its rows"),
+        (RunError(f"{edge.model_directory} or {cache_directory()}"), "its model or its cache"),
+        (RunError(f"{Path.home() / 'x'}"), "~/x"),
+        (RuntimeError(f"a library has not found {edge.file}"), FAILED),
+        (FileNotFoundError(2, "No such file or directory", "/srv/patients.csv"), FAILED),
+    ):
+
+        def fail(_, error=error):
+            raise error
+
+        monkeypatch.setattr(edge, "_work", fail)
+        assert edge.handle(replace(asked, learning_rate=asked.learning_rate / 2)).error == told
+        assert str(error) in here[-1].replace("\\[", "[")
 
 
 @pytest.mark.parametrize(("device", "words"), [("foo", "'foo' is no device"), ("cuda:7", "there is no cuda:7 here")])
