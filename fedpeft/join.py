@@ -20,7 +20,7 @@ from fedpeft.communication.messages import Report
 from fedpeft.deployment.certificates import Credentials, check_name, name_of
 from fedpeft.deployment.client_state import alone_in, folder_for, ledgers_in
 from fedpeft.deployment.connection import Link, LostError, waits
-from fedpeft.deployment.edge import Edge, EdgeOptions
+from fedpeft.deployment.edge import Edge, EdgeOptions, check_machine
 from fedpeft.deployment.monitoring import host_and_port
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.parts import check_settings
@@ -108,6 +108,7 @@ def join(command: Command, console: Console) -> None:
     """
     options = EdgeOptions(**check_settings("the command line", EdgeOptions, dataclasses.asdict(command.edge)))
     link = link_of(command)
+    check_machine(command.data, options)
     quiet_libraries()
     with ConsoleObserver(console) as observer:
         patience = Patience(command.give_up, observer)

@@ -29,12 +29,13 @@ from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import cached_rows
+from fedpeft.data.datasets.file import records
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.deployment.federation import BYTES_PER_PARAMETER, Described, labelled_rows
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.errors import FedpeftError, ModelError, PrivacyError, RunError
+from fedpeft.errors import DataError, FedpeftError, ModelError, PrivacyError, RunError
 from fedpeft.machine.downloads import cache_directory
 from fedpeft.machine.hardware import ModelSize, accelerators, choose, fast_bf16, free_memory, gpu_name
 from fedpeft.models import kernels
@@ -80,6 +81,40 @@ class EdgeOptions:
         above=0,
     )
     max_delta: float = setting(1e-3, "the largest privacy delta that you accept", above=0, below=1)
+
+
+def device_called(text: str) -> str:
+    """The device that `--device` names: cpu, or cuda:N.
+
+    Raises:
+        RunError: there is none of that name here.
+    """
+    gpus = accelerators()
+    if text == "auto":
+        return next(iter(gpus), "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise RunError(f"{text!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}") from None
+    if device.type == "cuda" and f"cuda:{device.index or 0}" not in gpus:
+        raise RunError(f"there is no {device} here; take --device {next(iter(gpus), 'cpu')}")
+    return str(device)
+
+
+def check_machine(data: Path, options: EdgeOptions) -> None:
+    """What can be found wrong with the rows and the device before a server is asked anything.
+
+    Raises:
+        DataError, ConfigError: the file is missing, empty or of another kind, or lacks a column that the options name.
+        RunError: there is no such device.
+    """
+    device_called(options.device)
+    _, first = next(records(str(data)), ("", None))
+    if first is None:
+        raise DataError(f"{data} has no rows")
+    for column in (options.text_column, options.label_column):
+        if column and column not in first:
+            raise DataError(f"{data} has no column {column!r}; it has {', '.join(map(repr, first))}")
 
 
 def check_description(told: v1.Description) -> None:
@@ -301,16 +336,7 @@ class Edge(Simulation):
     @property
     def device(self) -> str:
         """Where the client trains."""
-        gpus = accelerators()
-        if self.options.device == "auto":
-            return next(iter(gpus), "cpu")
-        try:
-            device = torch.device(self.options.device)
-        except RuntimeError:
-            raise RunError(f"{self.options.device!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}") from None
-        if device.type == "cuda" and f"cuda:{device.index or 0}" not in gpus:
-            raise RunError(f"there is no {device} here; take --device {next(iter(gpus), 'cpu')}")
-        return str(device)
+        return device_called(self.options.device)
 
     def _work_plan(self) -> WorkPlan:
         threads = self.options.threads or os.cpu_count() or 1

@@ -15,11 +15,13 @@ import torch
 from fedpeft.clients.pool import Worker
 
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.deployment.connection import Link
 from fedpeft.deployment.edge import Edge, EdgeOptions
 from fedpeft.deployment.federation import ServeOptions
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import Incoming, parts
 from fedpeft.errors import DataError, FedpeftError, ModelError, PayloadError, RunError
+from fedpeft.join import main as join
 from fedpeft.machine.downloads import cache_directory
 from fedpeft.models.base_model import resolve_model
 from fedpeft.privacy.client_engine import FAILED
@@ -361,3 +363,30 @@ def test_the_server_reads_nothing_of_the_machine_in_an_error(federation, monkeyp
 def test_a_device_that_is_not_there(federation, device, words):
     with pytest.raises(RunError, match=words):
         federation(options=[{"device": device}, {}])
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "says"),
+    [
+        (None, ["--data", "rows.csv"], "there is no file rows.csv"),
+        ("x", ["--data", "rows.parquet"], "must end in .csv"),
+        ("", ["--data", "rows.csv"], "rows.csv is empty"),
+        ("text,label\n", ["--data", "rows.csv"], "rows.csv has no rows"),
+        (
+            "text,label\nx,a\n",
+            ["--data", "rows.csv", "--text-column", "body"],
+            "no column 'body'; it has 'text', 'label'",
+        ),
+        ("text,label\nx,a\n", ["--data", "rows.csv", "--device", "cuda:7"], "there is no cuda:7 here"),
+    ],
+)
+def test_join_looks_at_its_own_rows_and_device_before_it_asks_a_server(
+    tmp_path, monkeypatch, capsys, content, words, says
+):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / words[1]).write_text(content)
+    monkeypatch.setattr(Link, "open", lambda self: pytest.fail("a server was asked"))
+    server = ["--server", "127.0.0.1:1", "--insecure", "--name", "edge-1", "--state", str(tmp_path / "state")]
+    assert join([*server, *words]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
