@@ -147,8 +147,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         farewell = None
 
         def refused(reason: str) -> None:
-            deployment.gateway.refused += 1
-            events.emit("refused", reason=f"TLS: {reason}")
+            deployment.gateway.note_refusal(reason=f"TLS: {reason}")
 
         with Handshakes(refused), _stop_on_signal(deployment), Operation(deployment, observer, options):
             try:
