@@ -15,6 +15,8 @@ import numpy as np
 
 from fedpeft.data.examples import Examples, ImageRows, TokenRows
 from fedpeft.data.rows import Rows
+from fedpeft.errors import AssetError
+from fedpeft.machine import files
 from fedpeft.machine.downloads import cached_folder
 
 TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model", "*.jinja", "config.json")
@@ -56,15 +58,24 @@ def file_hash(folder: Path, names: tuple[str, ...]) -> str:
 def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Named arrays, memory-mapped from the cache; computed and stored where they are missing.
 
+    They are made of rows that may be private, so nobody else can read them.
+
     Raises:
-        AssetError: the cache can't be written.
+        AssetError: the cache can't be written, or the arrays are another user's.
     """
 
     def fill(empty: Path) -> None:
+        files.make_private_folder(empty)
         for label, array in compute().items():
             np.save(empty / f"{label}.npy", array, allow_pickle=False)
 
     target = cached_folder(f"{kind}-{name}", fill)
+    try:
+        files.make_private_folder(target)  # an earlier version may have left it open
+    except PermissionError:
+        raise AssetError(
+            f"{target} belongs to another user, and so do its rows; set FEDPEFT_CACHE to a directory of your own"
+        ) from None
     return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(target.glob("*.npy"))}
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples, length_sorted_batches
 from fedpeft.errors import AssetError
+from fedpeft.machine import files
 from fedpeft.models.layers import blocks
 from fedpeft.models.pooling import pool
 
@@ -171,7 +172,7 @@ class FrozenStore:
         return [i for i, flag in enumerate(done.read_bytes()) if not flag]
 
     def _make_files(self, sizes: Mapping[str, int]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_private_folder(self.folder)  # what comes of rows says what they are
         try:
             for name, size in sizes.items():
                 with open(self.folder / name, "wb") as file:
