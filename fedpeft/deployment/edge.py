@@ -351,8 +351,8 @@ class Edge(Simulation):
     @property
     def instruction_limit(self) -> int:
         """The most bytes that a task's payloads may have: adapter, control variate, and what goes into the base."""
-        base = sum(pair.out_features * pair.in_features for pair in self.layout.pairs)
-        return BYTES_PER_PARAMETER * self.layout.numel + BYTES_PER_NUMBER * base + (1 << 20)
+        base = sum(pair.out_features * pair.in_features for pair in self.setup.layout.pairs)
+        return BYTES_PER_PARAMETER * self.setup.layout.numel + BYTES_PER_NUMBER * base + (1 << 20)
 
     @property
     def hardware(self) -> str:
@@ -384,7 +384,7 @@ class Edge(Simulation):
         """Do what the server asks; what fails is reported, and the client lives on."""
         own = self.protection if isinstance(self.protection, OwnLedger) else None
         try:
-            instruction.check(len(self.layout.tensors))
+            instruction.check(len(self.setup.layout.tensors))
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
             if own is None:
                 return self._work(instruction)
@@ -401,7 +401,7 @@ class Edge(Simulation):
             (self.folder, "its state"),
             (self.ledgers, "its ledgers"),
             (self.file, "its rows"),
-            (self.model_directory, "its model"),
+            (self.setup.model_directory, "its model"),
             (cache_directory(), "its cache"),
             (Path.home(), "~"),
         ):
