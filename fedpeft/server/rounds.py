@@ -44,7 +44,7 @@ from fedpeft.privacy.engine import Entry, Protection
 from fedpeft.run.observer import Metrics, Observer, RoundResult
 from fedpeft.run.profiles import Profile
 from fedpeft.run.records import Records, plain
-from fedpeft.server.acceptance import check_report, check_statistics, check_update
+from fedpeft.server.acceptance import check_evaluation, check_report, check_statistics, check_update
 from fedpeft.server.evaluation import OwnRows, own_rows
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Checkpoints, Progress
@@ -134,6 +134,7 @@ class Server:
         layout: all trainable tensors, at the global rank.
         start: the initial global state, which clients can make from the seed.
         profiles: of each client, in the order of ids.
+        predictions: the most that a row can have: one, or one for each of its tokens.
         weighting: "rows": p_k proportional to a client's rows; "uniform": equal.
         proximal: mu of FedProx; 0: none.
         scaffold: whether clients correct their drift with control variates.
@@ -163,6 +164,7 @@ class Server:
     start: State
     profiles: Sequence[Profile]
     classes: int
+    predictions: int
     seed: int
     rounds: int
     weighting: str
@@ -618,4 +620,13 @@ class Server:
         """Each client's model on its own held-out rows. What this sends serves measurement and is not counted."""
         sent = self._downlink(round + 1, progress)
         instructions = (self._instruction("evaluate", client, round, sent, progress) for client in range(self.clients))
-        return own_rows(list(self.exchange.in_order(instructions, self.clients, "evaluate")))
+        heard = []
+        for report in self.exchange.in_order(instructions, self.clients, "evaluate"):
+            try:
+                if report.count:
+                    check_evaluation(report, self.predictions)
+            except PayloadError as error:
+                self.observer.say(f"client {report.client}'s evaluation does not count: {error}")
+                continue
+            heard.append(report)
+        return own_rows(heard)

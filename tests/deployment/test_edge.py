@@ -25,6 +25,7 @@ from fedpeft.join import main as join
 from fedpeft.machine.downloads import cache_directory
 from fedpeft.models.base_model import resolve_model
 from fedpeft.privacy.client_engine import FAILED
+from fedpeft.run.records import Records
 from fedpeft.serve import main as serve
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulation.simulation import adapted_entries
@@ -142,6 +143,51 @@ def test_a_cohort_of_useless_clients_ends_no_federation(federation, settings):
     for line, result in zip(clients, rounds, strict=True):
         assert (line.get("rejected") == "no") == (line["client"] == 0) == (result["rejected"] == 1)
         assert (result["update_norm"] == 0) == (line["client"] == 0)
+
+
+LIES = [
+    {"correct": 5e306},
+    {"correct": -1.0},
+    {"correct": 9.0},
+    {"count": 1e300},
+    {"loss": 1e308},
+    {"loss": float("nan")},
+]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=str)
+def test_an_evaluation_that_no_rows_can_lead_to_does_not_count(federation, lie):
+    made = federation(rounds=1, evaluate_every=1, serve=ServeOptions(held_out=0.2))
+    honest = made.server.edges[0]
+
+    class Liar:
+        def handle(self, asked):
+            if asked.kind != "evaluate":
+                return honest.handle(asked)
+            return replace(Report(asked.client, asked.round, b"", 8, loss=1.0, correct=4.0, count=8.0), **lie)
+
+    made.server.edges[0] = Liar()
+    server = made.server.server(Records(made.folder / "server"))
+    progress = made.server.train(server)
+    own = server.own_rows(1, progress)
+    assert own.clients == 1
+    assert 0 <= own.pooled_accuracy <= 1
+    assert 0 < own.pooled_loss < 100
+
+
+def test_a_loss_that_would_hide_the_others_is_refused(federation):
+    made = federation(rounds=1)
+    honest = made.server.edges[0]
+
+    class Liar:
+        def handle(self, asked):
+            return replace(honest.handle(asked), loss=1e308)
+
+    made.server.edges[0] = Liar()
+    made.run()
+    [result] = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
+    assert result["rejected"] == 1
+    assert 0 < result["train_loss"] < 100
 
 
 def test_where_all_clients_fail_the_run_ends_and_the_lines_say_why(federation):

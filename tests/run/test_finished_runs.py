@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModel, AutoModelForCausalLM
+from huggingface_hub import ModelCard
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
