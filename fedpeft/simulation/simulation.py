@@ -411,7 +411,7 @@ class Simulation:
             start=self.setup.start,
             profiles=self.profiles,
             classes=self.dataset.classes,
-            predictions=1 if self.dataset.task == "classification" else self.tokens,
+            predictions=1 if self.dataset.task == "classification" else self.setup.tokens,
             seed=config.seed,
             rounds=config.rounds,
             weighting="uniform" if self.setup.mechanism or config.weighting == "uniform" else "rows",
