@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from fedpeft import seeds
-from fedpeft.clients.workbench import cached_examples
+from fedpeft.data.cached_rows import cached_examples
 from fedpeft.models.quantized import quantize
 from fedpeft.peft import saved_adapter
 from fedpeft.simulation.simulation import Simulation

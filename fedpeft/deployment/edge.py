@@ -29,14 +29,15 @@ from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import cached_rows
-from fedpeft.data.datasets.file import records
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.deployment.federation import BYTES_PER_PARAMETER, Described, labelled_rows
+from fedpeft.data.user_rows import Described, labelled_rows, records
+from fedpeft.deployment.federation import BYTES_PER_PARAMETER
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import DataError, FedpeftError, ModelError, PrivacyError, RunError
-from fedpeft.machine.downloads import cache_directory
+from fedpeft.machine import cache
+from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import ModelSize, accelerators, choose, fast_bf16, free_memory, gpu_name
 from fedpeft.models import kernels
 from fedpeft.models.base_model import resolve_model
@@ -217,7 +218,7 @@ class Edge(Simulation):
 
     def _check_model(self) -> None:
         told = self.description
-        if cached_rows.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES) != told.tokenizer_hash:
+        if cache.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES) != told.tokenizer_hash:
             raise ModelError(
                 f"the tokenizer in {self.setup.model_directory} is not the server's: texts would be cut into other "
                 "tokens; take the same model, with --model FOLDER"

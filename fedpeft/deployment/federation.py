@@ -19,17 +19,18 @@ from flwr.serverapp import Grid
 
 from fedpeft import __version__
 from fedpeft.config import RunConfig
-from fedpeft.data import cached_rows, user_rows
-from fedpeft.data.datasets.file import records
+from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import Dataset, Rows, load_dataset, split_validation
+from fedpeft.data.user_rows import Described, labelled_rows
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.errors import ConfigError, DataError, PrivacyError, RunError
+from fedpeft.errors import ConfigError, PrivacyError, RunError
+from fedpeft.machine import cache
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import Protection
@@ -70,34 +71,6 @@ class ServeOptions:
     deadline: float = setting(3600.0, "seconds after which a round goes on without stragglers; 0: never", low=0)
     most_rows: int = setting(1_000_000, "rows that a client may join with: they are its weight, and believed", low=1)
     patience: float = setting(15.0, "seconds that a round's start waits for clients that have gone", low=0)
-
-
-class Described(Dataset):
-    """A data set of which one side knows a part only: class names without rows, or the rows of one client."""
-
-    def __post_init__(self) -> None:
-        """Nothing to check: rows are the other side's."""
-
-
-def labelled_rows(path: str, text: str, label: str | None, names: Sequence[str] | None) -> tuple[Rows, tuple[str, ...]]:
-    """The rows of a file, with labels as positions in `names` (None: the names that occur, sorted), and the names.
-
-    Raises:
-        DataError: the file can't be read, lacks a column, or holds a label that is not in `names`.
-    """
-    table = user_rows.read(path, records(path), user_rows.Names(text, label, None))
-    if table.labels is None:
-        return Rows(table.texts), ()
-    known = tuple(names or sorted(set(table.labels)))
-    position = {name: i for i, name in enumerate(known)}
-    unknown = sorted(set(table.labels) - position.keys())
-    if unknown:
-        shown = ", ".join(repr(name) for name in unknown[:5])
-        raise DataError(
-            f"{path} has {len(unknown)} labels in column {label!r} that the federation does not know: {shown}; "
-            f"its labels are {', '.join(map(repr, known[:20]))}"
-        )
-    return Rows(table.texts, np.array([position[name] for name in table.labels], np.int64)), known
 
 
 class Deployment(Simulation):
@@ -258,7 +231,7 @@ class Deployment(Simulation):
             task=self.dataset.task,
             text_column=self.options.text_column,
             label_column=self.options.label_column,
-            tokenizer_hash=cached_rows.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES),
+            tokenizer_hash=cache.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES),
             weights_hash=self.work.model_key,
             tokens=self.setup.tokens,
             held_out=self.held_out,

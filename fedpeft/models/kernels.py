@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 
-from fedpeft.machine.downloads import cache_directory
+from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import fast_bf16
 from fedpeft.peft.stacked_layers import FrozenLinear, Kernel
 

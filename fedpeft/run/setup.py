@@ -23,6 +23,7 @@ from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.rows import Dataset, Rows
+from fedpeft.machine import cache
 from fedpeft.models.base_model import readable_tokens, resolve_model
 from fedpeft.models.frozen_blocks import can_start_at
 from fedpeft.models.layers import lowest_block
@@ -228,13 +229,13 @@ class Setup:
 
     def tokenised(self, rows: Rows, tokens: int) -> str:
         """The cache's name for `rows` as model input of at most `tokens` tokens; tokenised where it is missing."""
-        key = cached_rows.key(
+        key = cache.key(
             rows=cached_rows.rows_hash(rows),
-            tokenizer=cached_rows.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
+            tokenizer=cache.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
             tokens=tokens,
             task=self.facts.task,
         )
-        cached_rows.arrays(
+        cache.arrays(
             "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
         )
         return key

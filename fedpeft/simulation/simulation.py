@@ -25,15 +25,17 @@ from fedpeft.clients.executor import Job, Totals
 from fedpeft.clients.pool import Pool, Worker, result
 from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
 from fedpeft.clients.store import ClientStore, section
-from fedpeft.clients.workbench import WorkPlan, cached_examples
+from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.communication.codec import parse_codec
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
+from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.examples import Examples
 from fedpeft.data.partition import PARTITIONS, Partition, PartitionStatistics, held_out
-from fedpeft.data.rows import Dataset, Rows, load_dataset, split_validation
+from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, split_validation
 from fedpeft.errors import AssetError, ConfigError, RunError
+from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
 from fedpeft.machine.memory import release
 from fedpeft.models import kernels
@@ -78,17 +80,6 @@ class SimulationObserver(Observer, Protocol):
 
     def advance(self, steps: int = 1) -> None:
         """Steps of the phase are done."""
-
-
-def joined(first: Rows, second: Rows) -> Rows:
-    """The rows of both, one after the other."""
-    if isinstance(first.inputs, np.ndarray):
-        inputs: Any = np.concatenate([first.inputs, np.asarray(second.inputs)])
-    else:
-        inputs = [*first.inputs, *second.inputs]
-    pairs = ((first.labels, second.labels), (first.owners, second.owners))
-    labels, owners = (None if a is None or b is None else np.concatenate([a, b]) for a, b in pairs)
-    return Rows(inputs, labels, owners)
 
 
 @dataclass(frozen=True)
@@ -235,7 +226,7 @@ class Simulation:
         self.fixed |= {"workers": workers, "kernel": kernel, "torch": torch.__version__, "cpu": kernels.cpu_name()}
         self.fixed["gpus"] = [gpu_name(device) for device in self.gpus]
         data_key = self.setup.tokenised(self.all_rows, self.setup.tokens)
-        model_key = cached_rows.file_hash(self.setup.model_directory, ("*.safetensors", "config.json"))
+        model_key = cache.file_hash(self.setup.model_directory, ("*.safetensors", "config.json"))
         self._pin(data=data_key, model=model_key)
         per_example = self.setup.mechanism is not None and self.setup.mechanism.per_example
         reusing = config.executor == "batched" and not per_example  # methods without a batched form, too
@@ -364,9 +355,7 @@ class Simulation:
         more: dict[str, str] = {"precision": precision} if precision else {}
         if self.gpus:
             more["device"] = self.work.device.partition(":")[0]
-        name = cached_rows.key(
-            train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, probe=rule, **more
-        )
+        name = cache.key(train=train, test=test, model=self.work.model_key, dtype=self.config.dtype, probe=rule, **more)
 
         def fit() -> dict[str, np.ndarray]:
             features = self.work.store(train, depth).features(np.arange(len(labels))).numpy()
@@ -382,7 +371,7 @@ class Simulation:
                 "predicted": made.predicted,
             }
 
-        found = cached_rows.arrays("probe", name, fit)
+        found = cache.arrays("probe", name, fit)
         return ProbeResult(float(found["accuracy"]), float(found["strength"]), np.asarray(found["predicted"]))
 
     # ------------------------------------------------------------------------------------------------------ the rounds
@@ -556,10 +545,10 @@ class Simulation:
         def tokenise(rows: Rows) -> Examples:
             return task.tokenise(rows, self.setup.model_directory, self.setup.tokens)
 
-        name = cached_rows.key(
+        name = cache.key(
             rows=[cached_rows.rows_hash(rows) for rows in (second.train, second.test)],
             model=self.work.model_key,
-            tokenizer=cached_rows.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES),
+            tokenizer=cache.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES),
             tokens=self.setup.tokens,
             task=second.task,
             precision=self.setup.method.base_precision,
@@ -570,7 +559,7 @@ class Simulation:
             model = self.setup.task.model(base(), self.dataset.classes)
             return {"standing": np.array(standing(second, task, tokenise, model))}
 
-        before = float(cached_rows.arrays("standing", name, untouched)["standing"])
+        before = float(cache.arrays("standing", name, untouched)["standing"])
         after = standing(
             second, task, tokenise, saved_adapter.load(folder, self.setup.task, base(), self.dataset.classes)
         )

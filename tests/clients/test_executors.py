@@ -15,8 +15,8 @@ from fedpeft.clients.executor import Job, LocalTraining, Trained
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoConfig, AutoModel
 
-from fedpeft.data import cached_rows
 from fedpeft.errors import AssetError
+from fedpeft.machine import cache
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
 from fedpeft.models.task import DTYPES, adapter_dtype
 from fedpeft.peft.adapter import ClientForm
@@ -149,7 +149,7 @@ def test_others_can_not_read_what_is_made_of_rows(tiny, tmp_path, monkeypatch):
 
     before = os.umask(0)
     try:
-        cached_rows.arrays("rows", "a", compute)
+        cache.arrays("rows", "a", compute)
         FrozenStore(tmp_path / "frozen", rows, 1, 64, torch.float32).missing()
     finally:
         os.umask(before)
@@ -157,7 +157,7 @@ def test_others_can_not_read_what_is_made_of_rows(tiny, tmp_path, monkeypatch):
     folders = [tmp_path / "rows-a", tmp_path / "frozen"]
     assert all(not folder.stat().st_mode & 0o077 for folder in folders)
     folders[0].chmod(0o755)
-    assert cached_rows.arrays("rows", "a", compute)["ids"].tolist() == [0, 1, 2]
+    assert cache.arrays("rows", "a", compute)["ids"].tolist() == [0, 1, 2]
     assert not folders[0].stat().st_mode & 0o077
 
 

@@ -22,7 +22,7 @@ from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import Incoming, parts
 from fedpeft.errors import DataError, FedpeftError, ModelError, PayloadError, RunError
 from fedpeft.join import main as join
-from fedpeft.machine.downloads import cache_directory
+from fedpeft.machine.cache import cache_directory
 from fedpeft.models.base_model import resolve_model
 from fedpeft.privacy.client_engine import FAILED
 from fedpeft.run.records import Records
