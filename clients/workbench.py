@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from fedpeft.clients.attack import Relabelled
 from fedpeft.clients.batched import BatchedExecutor
-from fedpeft.clients.executor import Executor, LocalTraining, Totals
+from fedpeft.clients.executor import Executor, Totals
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from torch import nn
 
@@ -25,11 +26,12 @@ from fedpeft.data.examples import Examples
 from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above
+from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.quantized import Precision, quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import ClientForm, Layout, State
-from fedpeft.peft.method import PEFT_METHODS, PeftMethod
-from fedpeft.peft.stacked_layers import Kernel, fast_linears
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.peft.method import PeftMethod
 
 KERNELS = "64"
 """Of oneDNN, to keep at once: it keeps 1024 by itself, each with scratch memory, one for every shape of a product."""

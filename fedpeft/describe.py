@@ -25,7 +25,7 @@ from fedpeft.data.rows import DATASETS
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.models.base_model import MODELS
 from fedpeft.parts import Bounds, Family
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
 
 FAMILIES: dict[str, tuple[Family[Any], ...]] = {

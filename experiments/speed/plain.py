@@ -20,7 +20,7 @@ from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.examples import Examples
 from fedpeft.models.task import DTYPES, TASKS, trainable
 from fedpeft.peft.adapter import State
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 
 if TYPE_CHECKING:
     from experiments.speed.workload import Workload

@@ -32,17 +32,18 @@ from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.user_rows import Described, labelled_rows, records
+from fedpeft.deployment.capacity import ModelSize, choose
 from fedpeft.deployment.federation import BYTES_PER_PARAMETER
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import DataError, FedpeftError, ModelError, PrivacyError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
-from fedpeft.machine.hardware import ModelSize, accelerators, choose, fast_bf16, free_memory, gpu_name
+from fedpeft.machine.hardware import accelerators, fast_bf16, free_memory, gpu_name
 from fedpeft.models import kernels
 from fedpeft.models.base_model import resolve_model
 from fedpeft.parts import setting
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.client_engine import FAILED, OwnLedger, own_mechanism, planned_participations, state_digest
 from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger

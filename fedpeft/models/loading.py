@@ -19,7 +19,7 @@ from fedpeft.data.examples import Batch, made_up
 from fedpeft.errors import ModelError
 from fedpeft.machine.hardware import fast_bf16
 from fedpeft.models import attention
-from fedpeft.models.widened import widen
+from fedpeft.models.kernels import widen
 
 Read = Callable[[nn.Module, Batch], Tensor]
 """What a task takes from a base, (B, T, width): of hidden states or logits."""

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.errors import ConfigError
-from fedpeft.models.layers import linear_layers
-from fedpeft.peft.stacked_layers import replace
+from fedpeft.models.layers import linear_layers, replace
 
 Precision = Literal["", "nf4", "int8"]
 """Of the base's linear layers; empty: as the run's dtype says."""

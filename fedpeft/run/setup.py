@@ -16,7 +16,7 @@ from fedpeft.aggregation.exactness import LARGEST_TARGET
 from fedpeft.aggregation.head_start import HEADS, HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy, strategies
-from fedpeft.clients.executor import LocalTraining
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import parse_downlink
 from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
@@ -32,7 +32,8 @@ from fedpeft.models.quantized import quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
-from fedpeft.peft.method import PEFT_METHODS, PeftMethod, WeightChanges, of_size
+from fedpeft.peft.family import PEFT_METHODS, of_size
+from fedpeft.peft.method import PeftMethod, WeightChanges
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.run import checks
 from fedpeft.run.profiles import Profile, ProfileTable, profiles_of

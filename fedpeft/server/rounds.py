@@ -27,6 +27,7 @@ from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
+from fedpeft.clients.local_training import Schedule
 from fedpeft.clients.store import ClientStore
 from fedpeft.communication.base_residual import Residual, ResidualFiles
 from fedpeft.communication.codec import Codec
@@ -65,24 +66,6 @@ COUNTERS = (
 clients' bases up to date, `uplink_parameters` counts the adapters' parameters of all updates, `rejected` the updates
 left out.
 """
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The clients' learning rate over the rounds: constant, or falling to 0 linearly or as a cosine."""
-
-    learning_rate: float
-    rounds: int
-    shape: str
-
-    def at(self, round: int) -> float:
-        """The learning rate of `round`, from 1."""
-        progress = (round - 1) / self.rounds
-        if self.shape == "linear":
-            return self.learning_rate * (1 - progress)
-        if self.shape == "cosine":
-            return self.learning_rate * (1 + float(torch.cos(torch.tensor(progress * torch.pi)))) / 2
-        return self.learning_rate
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Dataset, Rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError
+from fedpeft.models.scoring import score_batches
 from fedpeft.models.task import FederatedModel, Task
-from fedpeft.peft.saved_adapter import score_batches
 from fedpeft.simulation.probe import linear_probe
 
 PROBE_ROWS, TEST_ROWS = 800, 400

@@ -22,6 +22,7 @@ from fedpeft.aggregation.factors import lora_form
 from fedpeft.clients.attack import ATTACKS
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Job, Totals
+from fedpeft.clients.local_training import Schedule
 from fedpeft.clients.pool import Pool, Worker, result
 from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
 from fedpeft.clients.store import ClientStore, section
@@ -38,16 +39,16 @@ from fedpeft.errors import AssetError, ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
 from fedpeft.machine.memory import release
-from fedpeft.models import kernels
+from fedpeft.models import kernels, scoring
 from fedpeft.models.base_model import origin_of
 from fedpeft.models.calibration import temperature
 from fedpeft.models.frozen_blocks import HiddenRows, above
+from fedpeft.models.kernels import Kernel
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel
 from fedpeft.parts import part_text
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
-from fedpeft.peft.stacked_layers import Kernel
 from fedpeft.privacy.engine import KEY, ClientPrivacy, Protection
 from fedpeft.privacy.mechanism import Federation
 from fedpeft.run.observer import Metrics, Observer
@@ -56,7 +57,7 @@ from fedpeft.run.records import Records
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.progress import Checkpoints, Progress
-from fedpeft.server.rounds import Schedule, Server
+from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import FixedSize, cohort_size
 from fedpeft.simulation.forgetting import PROBE_ROWS, TEST_ROWS, Forgetting, compared, second_task, standing
 from fedpeft.simulation.grid import CohortGrid
@@ -88,7 +89,7 @@ class Score:
 
     accuracy: float
     loss: float
-    scores: saved_adapter.Scores
+    scores: scoring.Scores
     temperature: float = 1.0
 
 
@@ -478,15 +479,15 @@ class Simulation:
         model = saved_adapter.load(folder, self.setup.task, base, self.dataset.classes)
         del base
         divisor = self._temperature(model, held)
-        batches = saved_adapter.score_batches(test)
+        batches = scoring.score_batches(test)
         self.observer.phase(name, len(batches))
-        columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(saved_adapter.Scores)}
+        columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(scoring.Scores)}
         for rows in batches:
-            scores = saved_adapter.score(model, self.setup.task, test.batch(rows), divisor)
+            scores = scoring.score(model, self.setup.task, test.batch(rows), divisor)
             for column, values in columns.items():
                 values[rows] = getattr(scores, column)
             self.observer.advance()
-        scores = saved_adapter.Scores(**columns)
+        scores = scoring.Scores(**columns)
         count = scores.count.sum()
         return Score(float(scores.correct.sum() / count), float(scores.loss.sum() / count), scores, divisor)
 
@@ -524,7 +525,7 @@ class Simulation:
             return 1.0
         logits = np.zeros((len(held), self.dataset.classes))
         with torch.inference_mode():
-            for index in saved_adapter.score_batches(held):
+            for index in scoring.score_batches(held):
                 logits[index] = model(held.batch(index)).double().numpy()
         return temperature(logits, labels[self.validation])
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from fedpeft.clients import scaffold
 from fedpeft.clients.batched import BatchedExecutor
-from fedpeft.clients.executor import Job, LocalTraining, Trained
+from fedpeft.clients.executor import Job, Trained
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoConfig, AutoModel
 
@@ -20,7 +21,7 @@ from fedpeft.machine import cache
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
 from fedpeft.models.task import DTYPES, adapter_dtype
 from fedpeft.peft.adapter import ClientForm
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 
 SHARDS = [
     np.arange(0, 20),

@@ -28,7 +28,7 @@ from fedpeft.communication.downlink import (
 )
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.peft.adapter import ClientForm
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.server.rounds import Server
 from fedpeft.simulate import main
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
-from fedpeft.clients.executor import Job, LocalTraining
+from fedpeft.clients.executor import Job
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 
 from fedpeft.aggregation.aggregator import collector
@@ -28,7 +29,7 @@ from fedpeft.models.quantized import PRECISIONS, dequantized, quantize
 from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import ClientForm, difference
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 
 SMALL = {
     "adalora": "adalora(rank=4, target_rank=2, shrink_rounds=2)",

@@ -7,10 +7,9 @@ import os
 
 import pytest
 
+from fedpeft.deployment.capacity import ModelSize, choose
 from fedpeft.machine.hardware import (
-    ModelSize,
     accelerators,
-    choose,
     container_cores,
     container_room,
     free_memory,

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipelin
 from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.calibration import calibrate, temperature
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.predict import main as predict
 from fedpeft.run.finished import FinishedRun, sample_batch, twin
 from fedpeft.simulate import main as simulate

@@ -15,12 +15,11 @@ from torch import nn
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.config import RunConfig
 from fedpeft.data.cached_rows import cached_examples
-from fedpeft.models.layers import linear_layers
+from fedpeft.models.layers import linear_layers, replace
 from fedpeft.models.quantized import PRECISIONS, QuantizedLinear, dequantized, quantize, weight_of
 from fedpeft.models.task import DTYPES
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State, held_in
-from fedpeft.peft.stacked_layers import replace
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server.rounds import Server
