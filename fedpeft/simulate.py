@@ -26,9 +26,10 @@ from rich.markup import escape
 
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.run.console import ConsoleObserver, duration, size, summary_table
-from fedpeft.run.records import Records, writing
+from fedpeft.run.records import Records
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from fedpeft.aggregation.server_optimizer import Memory, ServerOptimizer
 from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
 from fedpeft.aggregation.update import Fold, Update
+from fedpeft.machine.files import writing
 from fedpeft.peft.adapter import Layout, State, difference
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.run.records import writing
 
 
 @dataclass(frozen=True)

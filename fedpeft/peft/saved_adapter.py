@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedpeft.errors import RunError
+from fedpeft.machine.files import writing
 from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, trainable
 from fedpeft.peft.adapter import State
 from fedpeft.peft.low_rank import LowRank, recompress
-from fedpeft.run.records import writing
 
 
 def save(
