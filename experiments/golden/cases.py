@@ -22,7 +22,7 @@ from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.downlink import DOWNLINKS
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
 
 Kind = Literal["simulation", "real clients", "resumed"]
@@ -186,8 +186,11 @@ def every_case() -> list[Case]:
     ]
 
 
-def _case(name: str, kind: Kind = "simulation", files: Mapping[str, str] | None = None, **settings: Any) -> Case:
-    return Case(name, {**BASE, **settings}, kind, files or {})
+def _case(name: str, **settings: Any) -> Case:
+    """A simulation with these settings; `kind` and `files` are the case's own."""
+    kind: Kind = settings.pop("kind", "simulation")
+    files: Mapping[str, str] = settings.pop("files", {})
+    return Case(name, {**BASE, **settings}, kind, files)
 
 
 def _strategies() -> Iterator[Case]:
@@ -289,6 +292,6 @@ def _machines() -> Iterator[Case]:
     yield _case("machine/two workers, private factors", workers=2, rounds=2, strategy="fedsa_lora")
     yield _case("machine/ray", grid="ray", workers=1, rounds=2)
     for name, settings in RESUMED.items():
-        yield _case(f"resumed/{name}", "resumed", **{"rounds": 12, "cohort": 3, **settings})
+        yield _case(f"resumed/{name}", kind="resumed", **{"rounds": 12, "cohort": 3, **settings})
     for name, settings in SERVED.items():
-        yield _case(f"real clients/{name}", "real clients", **{"clients": 3, "cohort": "all", **settings})
+        yield _case(f"real clients/{name}", kind="real clients", **{"clients": 3, "cohort": "all", **settings})

@@ -54,7 +54,7 @@ class Difference:
 
 def outcome(folder: Path) -> Outcome:
     """What the finished run in `folder` has come to."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for state in STATES:
         for file in sorted((folder / state).rglob("*.safetensors")):
             tensors |= {f"{file.relative_to(folder).with_suffix('')} {n}": t for n, t in load_file(file).items()}

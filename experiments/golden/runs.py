@@ -140,6 +140,7 @@ def prepare(case: Case, folder: Path, models: Path) -> None:
     if case.kind == "real clients":
         data = load_dataset("tiny")
         assert data.label_names is not None
+        assert data.train.labels is not None
         ends = [sum(ROWS[: k + 1]) for k in range(len(ROWS))]
         for name, count, end in zip(CLIENTS, ROWS, ends, strict=True):
             rows = (
