@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft import seeds
-from fedpeft.aggregation.strategy import GatherStrategy, Strategy
-from fedpeft.errors import ConfigError, ModelError
+from fedpeft.errors import ModelError
 from fedpeft.models.layers import replace
 from fedpeft.models.quantized import Precision
 from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
@@ -175,25 +174,6 @@ class PeftMethod(ABC):
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """`layer` at `path` with the adapters of `clients` clients; `shapes` by name within the module."""
         raise NotImplementedError
-
-    def check(self, strategy: Strategy, strategy_name: str, forms: Sequence[ClientForm | None]) -> None:
-        """Refuse strategies and sizes that are not right for this method.
-
-        Raises:
-            ConfigError: which, and what to take instead.
-        """
-        if self.strategies and strategy_name not in self.strategies:
-            raise ConfigError(
-                f"{strategy_name} is not right for {self.name}: its parameters multiply each other, and the mean of "
-                f"products is not the product of means; take --strategy {' or '.join(self.strategies)}"
-            )
-        if isinstance(strategy, GatherStrategy) and strategy.fills_base and not self.residual:
-            raise ConfigError(
-                f"{strategy_name} puts what the factors can't hold into the base, which {self.name} does not allow; "
-                "take flexlora"
-            )
-        if not self.mixed_sizes and len({*forms, self.form}) > 1:
-            raise ConfigError(f"{self.name} has one size for all clients; leave ranks and alphas away")
 
 
 def drawn(state: State, name: str, seed: int, bound: float) -> None:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
-from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
+from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.communication.precision_rules.over_time import OverTime
 from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.quantized import PRECISIONS, check_available
+from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.run.profiles import Profile
@@ -31,7 +32,7 @@ def check(setup: Setup) -> None:
     config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in setup.profiles]
     _check_effect(config)
     _check_memory(strategy, setup.uplink)
-    setup.method.check(strategy, config.strategy.partition("(")[0].strip(), forms)
+    check_method(setup.method, strategy, config.strategy.partition("(")[0].strip(), forms)
     if not setup.factor_view:
         strategy.check(setup.layout, forms)
     _check_server(strategy, setup.optimizer)
@@ -41,6 +42,28 @@ def check(setup: Setup) -> None:
     if setup.mechanism is not None:
         _check_mechanism(setup.mechanism, setup)
         _check_private_run(setup.mechanism, config, setup.head, setup.uplink, setup.personal)
+
+
+def check_method(
+    method: PeftMethod, strategy: Strategy, strategy_name: str, forms: Sequence[ClientForm | None]
+) -> None:
+    """Refuse strategies and sizes that are not right for the PEFT method.
+
+    Raises:
+        ConfigError: which, and what to take instead.
+    """
+    if method.strategies and strategy_name not in method.strategies:
+        raise ConfigError(
+            f"{strategy_name} is not right for {method.name}: its parameters multiply each other, and the mean of "
+            f"products is not the product of means; take --strategy {' or '.join(method.strategies)}"
+        )
+    if isinstance(strategy, GatherStrategy) and strategy.fills_base and not method.residual:
+        raise ConfigError(
+            f"{strategy_name} puts what the factors can't hold into the base, which {method.name} does not allow; "
+            "take flexlora"
+        )
+    if not method.mixed_sizes and len({*forms, method.form}) > 1:
+        raise ConfigError(f"{method.name} has one size for all clients; leave ranks and alphas away")
 
 
 def _check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:

@@ -30,6 +30,7 @@ from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import ClientForm, difference
 from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.run.checks import check_method
 
 SMALL = {
     "adalora": "adalora(rank=4, target_rank=2, shrink_rounds=2)",
@@ -250,7 +251,7 @@ def test_sizes_are_mixed_or_refused(spec, tiny):
     method = case.method
     if not method.mixed_sizes:
         with pytest.raises(ConfigError, match="one size"):
-            method.check(case.strategy, RULE.get(method.name, "fedit"), [ClientForm(2, 2.0)])
+            check_method(method, case.strategy, RULE.get(method.name, "fedit"), [ClientForm(2, 2.0)])
         return
     if case.layout.form is None or spec.startswith("lora_sb"):
         pytest.skip("alphas may differ, ranks may not")
@@ -384,7 +385,7 @@ def test_what_can_not_be_joined_is_refused():
 def test_wrong_rules_are_refused_by_name(method, strategy, words):
     made = PEFT_METHODS.build(method)
     with pytest.raises(ConfigError, match=words):
-        made.check(strategies.build(strategy), strategy, [made.form])
+        check_method(made, strategies.build(strategy), strategy, [made.form])
 
 
 def test_dora_s_weights_are_those_of_the_client_s_own_scale(tiny):
