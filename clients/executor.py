@@ -87,10 +87,18 @@ class LocalTraining:
         """Local steps of a round on a shard of `rows` rows."""
         return self.steps or max(1, round(self.epochs * -(-rows // self.batch_size)))
 
+    def full_steps(self, steps: int) -> float:
+        """How many steps at the full rate a round's first `steps` are worth: less than that under warm-up."""
+        return sum(self._share(step) for step in range(steps))
+
+    def _share(self, step: int) -> float:
+        """Of the learning rate that a step, from 0, is taken with."""
+        return min(1.0, (step + 1) / (self.warmup + 1))
+
     def optimizer_for(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> LocalOptimizer:
         """A new optimizer over parameters by canonical name, and its warm-up; their state ends with the round."""
         optimizer = self._optimizer(parameters, learning_rate)
-        return optimizer, LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup + 1)))
+        return optimizer, LambdaLR(optimizer, self._share)
 
     def _optimizer(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         head = [p for name, p in parameters.items() if name.startswith("head.")]

@@ -11,17 +11,17 @@ of all rows after it, and neighbouring sums would differ by far more than C.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from fedpeft.clients.dropout import ClientDropout
 from fedpeft.clients.example_gradients import Chosen, PerExample, bounded, check, empty
-from fedpeft.clients.executor import Job, RowPrivacy, Trained
+from fedpeft.clients.executor import Job, RowPrivacy, Trained, placed
 from fedpeft.clients.sequential import SequentialExecutor
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedpeft.data.examples import Examples
 from fedpeft.errors import PrivacyError
@@ -33,10 +33,19 @@ from fedpeft.privacy.noise import gaussian
 
 class SecretNoise(DPOptimizer):  # type: ignore[misc]
     """Opacus' optimizer, its noise drawn from a secret stream instead of a torch generator (see
-    `fedpeft.privacy.noise`)."""
+    `fedpeft.privacy.noise`).
+
+    `held` says of a parameter what of it the client holds: a client of lower rank is padded with zeros, which get no
+    noise, or they would be trained along.
+    """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, privacy: RowPrivacy, expected: float, stream: np.random.Generator
+        self,
+        optimizer: torch.optim.Optimizer,
+        privacy: RowPrivacy,
+        expected: float,
+        stream: np.random.Generator,
+        held: Mapping[nn.Parameter, Tensor] | None = None,
     ):
         super().__init__(
             optimizer,
@@ -45,12 +54,14 @@ class SecretNoise(DPOptimizer):  # type: ignore[misc]
             expected_batch_size=expected,
         )
         self.stream = stream
+        self.held = held or {}
 
     def add_noise(self) -> None:
         """Sum of clipped gradients + z C gauss."""
         for parameter in self.params:
             _check_processed_flag(parameter.summed_grad)
-            noise = gaussian(self.stream, parameter.summed_grad)
+            own = self.held.get(parameter, parameter)
+            noise = placed(gaussian(self.stream, parameter.summed_grad.new_empty(own.shape)), parameter)
             parameter.grad = noise.mul_(self.noise_multiplier * self.max_grad_norm).add_(parameter.summed_grad)
             _mark_as_processed(parameter.summed_grad)
 
@@ -88,9 +99,9 @@ class PrivateExecutor(SequentialExecutor):
             yield from super()._steps(job, chosen, optimizer)
             return
         ids, lengths = (job.round, privacy.attempt, job.client), self.examples.lengths
-        private = SecretNoise(
-            optimizer, privacy, privacy.rate * len(job.rows), privacy.key.stream("gradient noise", *ids)
-        )
+        noise, expected = privacy.key.stream("gradient noise", *ids), privacy.rate * len(job.rows)
+        held = {parameter: job.received[name] for name, parameter in chosen.items()}
+        private = SecretNoise(optimizer, privacy, expected, noise, held)
         with self.per_example.attached(chosen):
             for step in range(job.training.steps_for(len(job.rows))):
                 coins = privacy.key.stream("rows", *ids, step).random(len(job.rows))

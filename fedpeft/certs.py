@@ -32,7 +32,9 @@ class Command:
     ] = ""
     clients: Annotated[str, tyro.conf.arg(help="names of clients: a,b")] = ""
     days: Annotated[float, tyro.conf.arg(help="how long new certificates are valid")] = 365.0
-    renew: Annotated[bool, tyro.conf.arg(help="make new certificates for the server and the clients named")] = False
+    renew: Annotated[
+        bool, tyro.conf.arg(help="new certificates for the server and the clients named, whose old ones count no more")
+    ] = False
     revoke: Annotated[str, tyro.conf.arg(help="names of clients whose present certificates count no more: a,b")] = ""
 
 
@@ -75,7 +77,10 @@ def make(command: Command, console: Console) -> None:
         authority.revoke(name)
         console.print(f"revoked    {name}", highlight=False)
     for name in words(command.clients):
-        if command.renew or not (command.folder / "clients" / name / "client.pem").exists():
+        exists = (command.folder / "clients" / name / "client.pem").exists()
+        if exists and command.renew:
+            authority.revoke(name)
+        if command.renew or not exists:
             console.print(f"client     {authority.client(name)}", highlight=False)
 
 

@@ -1,7 +1,7 @@
 """python -m fedpeft.export RUN: the finished adapter with a model card, or the base with the adapter merged into it.
 
     python -m fedpeft.export RUN --output DIR              adapter/ and a model card
-    python -m fedpeft.export RUN --merge --output DIR      model/: no adapter is left, and no time is lost to it
+    python -m fedpeft.export RUN --merge --output DIR      a folder that transformers loads as it is: no adapter is left
     python -m fedpeft.export RUN --client 3 --output DIR   one client's own adapter, from a run with private tensors
 
 Merging is offered where it is exact; the merged model's outputs are compared with the adapter's before it is kept.
@@ -27,7 +27,7 @@ from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.models.task import FederatedModel
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.simulate import make_folder
+from fedpeft.simulate import make_folder, refuse_file
 
 if TYPE_CHECKING:
     from fedpeft.run.finished import FinishedRun
@@ -50,13 +50,14 @@ class Command:
 
 
 def export(run: Path, output: Path, merge: bool, console: Console) -> None:
-    """Write `output`/adapter or, with `merge`, `output`/model; and the card.
+    """Write `output`/adapter or, with `merge` and after full fine-tuning, the whole model to `output`; and the card.
 
     Raises:
         FedpeftError: there is no finished run, or its method can't be merged exactly.
     """
     from fedpeft.run.finished import FinishedRun
     from fedpeft.run.model_card import card
+    from fedpeft.run.transformers_folder import write
 
     finished_run = FinishedRun.read(run)
     method = finished_run.method
@@ -67,11 +68,13 @@ def export(run: Path, output: Path, merge: bool, console: Console) -> None:
         )
     text = card(finished_run, merged=merge)
     empty(output)
-    if merge and not method.whole_model:
-        _merge(finished_run, output / "model", console)
+    if not finished_run.files.is_dir():
+        raise RunError(f"{run} holds no finished run: there is no {finished_run.files.name}/ in it")
+    if method.whole_model:
+        write(finished_run, finished_run.model(finished_run.base()), output)
+    elif merge:
+        write(finished_run, _merged(finished_run, console), output)
     else:
-        if not finished_run.files.is_dir():
-            raise RunError(f"{run} holds no finished run: there is no {finished_run.files.name}/ in it")
         shutil.copytree(finished_run.files, output / finished_run.files.name)
     (output / "README.md").write_text(text, encoding="utf-8")
     console.print(f"written to {output}", highlight=False)
@@ -79,12 +82,14 @@ def export(run: Path, output: Path, merge: bool, console: Console) -> None:
 
 def empty(output: Path) -> None:
     """Make the folder, or RunError: it can't be made, or there is something in it."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    refuse_file(output)
+    if output.exists() and any(output.iterdir()):
         raise RunError(f"{output} exists and is not empty; give another --output")
     make_folder(output)
 
 
-def _merge(finished_run: FinishedRun, target: Path, console: Console) -> None:
+def _merged(finished_run: FinishedRun, console: Console) -> FederatedModel:
+    """The model with the adapter worked into its base."""
     from fedpeft.run.finished import sample_batch
 
     base = finished_run.base()
@@ -100,12 +105,9 @@ def _merge(finished_run: FinishedRun, target: Path, console: Console) -> None:
     if difference > TOLERANCE * max(1.0, float(expected.abs().max())):
         raise RunError(f"the merged model's outputs differ by {difference:.1e}, so it is not kept; export the adapter")
     times["merged"] = _latency(model, batch)
-    model.base.save_pretrained(str(target))  # type: ignore[operator]
-    for name in ("head.safetensors", "labels.json"):
-        if (finished_run.files / name).is_file():
-            shutil.copyfile(finished_run.files / name, target / name)
     shown = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in times.items())
     console.print(f"merged: outputs differ by at most {difference:.1e}; a pass of 4 rows: {shown}", highlight=False)
+    return model
 
 
 def _latency(model: FederatedModel, batch: Batch) -> float:

@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from fedpeft.communication.messages import Report
 from fedpeft.deployment.certificates import Credentials, check_name, name_of
-from fedpeft.deployment.client_state import alone_in, folder_for
+from fedpeft.deployment.client_state import alone_in, folder_for, ledgers_in
 from fedpeft.deployment.connection import Link, LostError, waits
 from fedpeft.deployment.edge import Edge, EdgeOptions
 from fedpeft.deployment.monitoring import host_and_port
@@ -119,9 +119,10 @@ def join(command: Command, console: Console) -> None:
             except LostError as error:
                 patience.lost(link, error)
         patience.connected()
-        folder = folder_for(command.state.expanduser(), description.run, link.name)
+        state = command.state.expanduser()
+        folder = folder_for(state, description.run, link.name)
         with alone_in(folder):
-            edge = Edge(description, command.data, folder, observer, options)
+            edge = Edge(description, command.data, folder, ledgers_in(state), observer, options)
             precision = options.precision or edge.config.dtype
             observer.say(
                 f"[bold]{link.name}[/]  {len(edge.train_rows)} rows, {edge.setup.model_directory.name} in {precision} "
@@ -167,7 +168,8 @@ def _work(edge: Edge, link: Link, patience: Patience, observer: ConsoleObserver)
                 own = edge.protection
                 observer.say(
                     f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.unit}, from "
-                    f"{own.ledger.releases(OWN)} releases; the ledger is {own.ledger.path}"
+                    f"{own.ledger.releases(OWN)} releases; the ledger is {own.ledger.path}; with all other runs on "
+                    f"these rows epsilon {own.lifetime.spent(own.delta):.3g}"
                 )
             return
         except LostError as error:

@@ -18,7 +18,7 @@ import math
 import pkgutil
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -78,12 +78,13 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     choices: tuple[Any, ...] | None = None,
+    path: bool = False,
 ) -> Any:
     """A dataclass field that is a user's setting: its default, meaning (with unit) and legal range.
 
-    Pass `dataclasses.MISSING` as `default` for a setting that must be given.
+    Pass `dataclasses.MISSING` as `default` for a setting that must be given; `path`: it may name a file or folder.
     """
-    metadata = {"help": help, "bounds": Bounds(low, high, above, below, choices)}
+    metadata = {"help": help, "bounds": Bounds(low, high, above, below, choices), "path": path}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -279,6 +280,22 @@ class Family(Generic[T]):
         module = name if name.isidentifier() else _PREFIX + name
         part: type[T] = importlib.import_module(f"{self.package}.{module}").part
         return part
+
+    def with_paths(self, text: str, change: Callable[[str], str]) -> str:
+        """The text of a part with `change` applied to each setting that names a file or folder.
+
+        Raises:
+            ConfigError: unknown part.
+        """
+        spec = parse_spec(text)
+        cls: Any = self.part(spec.name)
+        paths = {field.name for field in dataclasses.fields(cls) if field.metadata.get("path")}
+        settings = {k: change(v) if k in paths and isinstance(v, str) else v for k, v in spec.settings.items()}
+        argument = spec.argument
+        if argument is not None and getattr(cls, "argument", None) in paths:
+            argument = change(argument)
+        changed = Spec(spec.name, settings, argument)
+        return text if changed == spec else str(changed)
 
     def build(self, text: str | Spec) -> T:
         """The part that `text` describes, its settings checked.

@@ -45,7 +45,7 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int) -> str
         FedpeftError: the run reads images, or its files are missing.
     """
     model = run.model(base)
-    if "pixel_values" in getattr(base, "main_input_name", ""):
+    if run.reads_images:
         raise ConfigError(f"{run.folder} classifies images, and predict takes a text")
     tokenizer = load_tokenizer(run.model_directory)
     if run.labels is not None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import math
-import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -40,6 +37,7 @@ from fedpeft.simulate import (
     INTERRUPTED,
     SERVERS_OPTIONS,
     alone_in,
+    begun,
     checked_settings,
     costs,
     default_settings,
@@ -129,18 +127,6 @@ def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Door
     return secret, Doorkeeper(Revoked(folder / "revoked.pem", own.authority))
 
 
-@contextmanager
-def begun(folder: Path, resume: bool) -> Iterator[threading.Event]:
-    """Removes a new run's folder again where an error comes before the event is set: nothing is in it yet."""
-    going = threading.Event()
-    try:
-        yield going
-    except BaseException:
-        if not (going.is_set() or resume):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
 def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, console: Console) -> dict[str, Any]:
     """Run (or continue) a federation; returns its summary.
 
@@ -152,7 +138,8 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     credentials, doorkeeper = security(options)
     started = time.perf_counter()
     make_folder(folder)
-    with begun(folder, resume) as going, alone_in(folder), PeakMemory() as memory, ServeObserver(console) as observer:
+    going = threading.Event()
+    with begun(folder, going.is_set), alone_in(folder), PeakMemory() as memory, ServeObserver(console) as observer:
         events = Events(folder / "serve.jsonl", observer.event)
         deployment = Deployment(config, folder, observer, options, doorkeeper, events)
         observer.watch(deployment)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -107,11 +108,40 @@ def checked_settings(
         f"{datetime.now():%Y%m%d-%H%M%S}-{config.dataset.split(':')[0].split('(')[0]}-{config.strategy.split('(')[0]}"
     )
     folder = output or Path("runs") / name
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    refuse_file(folder)
+    if folder.is_dir() and any(folder.iterdir()):
         raise RunError(
             f"{folder} exists and is not empty; give another --output, or continue it with --resume {folder}"
         )
     return config, folder
+
+
+def refuse_file(folder: Path) -> None:
+    """RunError where there is a file in the place of the `folder` to write to."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise RunError(f"{folder} is a file, and --output names a folder; give another --output")
+
+
+def located(config: RunConfig) -> RunConfig:
+    """The configuration with the files and folders that it names written absolutely: it holds wherever it is read.
+
+    Raises:
+        ConfigError: unknown data set.
+    """
+    from fedpeft.data.rows import DATASETS
+    from fedpeft.models.base_model import local_folder
+
+    def absolute(path: str) -> str:
+        there = Path(path).expanduser()
+        return str(there.absolute()) if there.exists() else path
+
+    return dataclasses.replace(
+        config,
+        model=str(local_folder(config.model) or config.model),
+        dataset=DATASETS.with_paths(config.dataset, absolute),
+        forgetting=DATASETS.with_paths(config.forgetting, absolute) if config.forgetting else "",
+        profiles=absolute(config.profiles) if config.profiles else "",
+    )
 
 
 SERVERS_OPTIONS = "serve.toml"
@@ -133,6 +163,18 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"the run's folder {folder} can't be made: {error.strerror}; give another --output") from error
+
+
+@contextmanager
+def begun(folder: Path, kept: Callable[[], bool]) -> Iterator[None]:
+    """Removes a new run's folder again, empty or missing before, where an error comes and nothing in it is `kept`."""
+    new = not folder.exists() or not any(folder.iterdir())
+    try:
+        yield
+    except BaseException:
+        if new and not kept():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -181,6 +223,8 @@ def simulate(
     quiet_libraries()
     from fedpeft.simulation.simulation import Simulation
 
+    if not resume:
+        config = located(config)
     trackers = check_trackers(track)
     started = time.perf_counter()
     with ExitStack() as held, PeakMemory() as memory, ConsoleObserver(console) as observer:
@@ -190,6 +234,8 @@ def simulate(
         simulation = Simulation(config, folder, observer)
         observer.metric = simulation.setup.task.metric
         simulation.outside = grid(simulation) if grid else None
+        if not resume:
+            held.enter_context(begun(folder, lambda: simulation.checkpoints.taken))
         make_folder(folder)
         records = TrackedRecords(folder, trackers, private=simulation.protection is not None)
         if not resume:
@@ -414,10 +460,9 @@ def main(arguments: list[str] | None = None) -> int:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        if folder is not None and (folder / "config.toml").exists():
-            console.print(
-                f"\ninterrupted; continue with: python -m fedpeft.simulate --resume {folder}", highlight=False
-            )
+        left = folder is not None and (folder / "config.toml").exists()
+        how = f"continue with: python -m fedpeft.simulate --resume {folder}" if left else "no round was finished"
+        console.print(f"\ninterrupted; {how}", highlight=False)
         return INTERRUPTED
     show(summary, folder, console)
     return 0

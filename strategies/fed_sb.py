@@ -4,10 +4,12 @@
     W0 + s B R A with B (out, r) and A (r, in) fixed;   R <- (1/s) sum_k p_k s_k R_k
 
 r^2 numbers per layer travel. What it needs from the PEFT method: tensors called `...lora_R...`, of role `plain` and
-shape (r, r), while A and B are buffers that are the same at all clients. B and A come from an SVD of a gradient
-(LoRA-SB); a gradient of private data must be paid for: use public data.
+shape (r, r), while A and B are buffers that are the same at all clients. In the paper B and A come from an SVD of a
+gradient (LoRA-SB), and a gradient of private data must be paid for; those of the PEFT method `lora_sb` come from W0,
+which everyone knows.
 
-Deviation: alphas may differ (the paper has one), ranks may not: a smaller R would need other B and A.
+Deviations: B and A, as said; alphas may differ (the paper has one), ranks may not: a smaller R would need other B and
+A.
 """
 
 from collections.abc import Iterable

@@ -84,7 +84,8 @@ class Federation:
         home = self.folder / f"edge-{k}"
         home.mkdir(exist_ok=True)
         options = EdgeOptions(**{"device": "cpu", "threads": 1, **self.options[k]})
-        edge = Edge(self.server.gateway.description, self.folder / f"{k}.jsonl", home, self.observer, options)
+        data, ledgers = self.folder / f"{k}.jsonl", self.folder / "ledgers"
+        edge = Edge(self.server.gateway.description, data, home, ledgers, self.observer, options)
         edge.warm_up()
         registration = edge.registration()
         self.server.roster.enter(f"edge-{k}", registration.rank, self.server._accept(registration))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +40,10 @@ class PartitionStatistics:
     unused_rows: int
     label_entropy: float | None
     label_distance: float | None
+
+    def without_labels(self) -> PartitionStatistics:
+        """The same, without what depends on labels."""
+        return replace(self, label_entropy=None, label_distance=None)
 
     def as_dict(self) -> dict[str, Any]:
         """The attributes as a dictionary that JSON holds."""

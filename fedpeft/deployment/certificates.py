@@ -144,13 +144,24 @@ def name_of(certificate: bytes) -> str:
 
 
 class Revoked:
-    """The serial numbers in an authority's list of revoked certificates; read again when the file changes."""
+    """The serial numbers in an authority's list of revoked certificates; read again when the file changes.
+
+    A list that is removed later is remembered as it was.
+
+    Raises:
+        RunError: there is no list, or none of this authority.
+    """
 
     def __init__(self, file: Path, authority: bytes) -> None:
         self._file = file
         self._authority = x509.load_pem_x509_certificate(authority)
+        if not file.exists():
+            raise RunError(
+                f"the list of revoked certificates {file} is missing, so they would be accepted again; bring it back "
+                "from a copy, or make a new authority and new certificates with python -m fedpeft.certs"
+            )
+        self._serials = frozenset(entry.serial_number for entry in _list_of(file, self._authority))
         self._stamp: tuple[int, int] | None = None
-        self._serials: frozenset[int] = frozenset()
 
     def __contains__(self, serial: int) -> bool:
         try:

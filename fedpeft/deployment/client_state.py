@@ -31,6 +31,11 @@ def folder_for(state: Path, run: str, name: str) -> Path:
     return state / run / name
 
 
+def ledgers_in(state: Path) -> Path:
+    """The folder in `state` of what all runs have released, by data set; no run is called so."""
+    return state / "ledgers"
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Make the folder of a client's state, and keep every other process from it.

@@ -43,6 +43,7 @@ from fedpeft.parts import setting
 from fedpeft.peft.method import PEFT_METHODS
 from fedpeft.privacy.client_engine import FAILED, OwnLedger, own_mechanism, planned_participations, state_digest
 from fedpeft.privacy.engine import KEY, ClientPrivacy
+from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.mechanism import Federation
 from fedpeft.server.sampling import cohort_size
 from fedpeft.simulation.simulation import Simulation, SimulationObserver
@@ -67,7 +68,10 @@ class EdgeOptions:
     threads: int = setting(0, "of torch on a CPU; 0: one per core", low=0, high=1024)
     rank: int = setting(0, "the largest LoRA rank to hold; 0: the server's", low=0, high=1024)
     max_epsilon: float | None = setting(
-        None, "your own privacy budget, whatever the server says; a federation that can't keep it is refused", above=0
+        None,
+        "your own privacy budget, over all runs on your file of rows, whatever the server says; a federation that "
+        "can't keep it is refused",
+        above=0,
     )
     max_delta: float = setting(1e-3, "the largest privacy delta that you accept", above=0, below=1)
 
@@ -103,6 +107,8 @@ class Edge(Simulation):
         description: what the server says of the federation.
         data: file of the client's rows.
         folder: where the client keeps its state in this federation; exists.
+        ledgers: folder of what has been released about its rows, in whatever federation
+            (`fedpeft.privacy.lifetime_ledger`).
         observer: is told how things go on.
         options: the client's own choices.
 
@@ -115,10 +121,12 @@ class Edge(Simulation):
         description: v1.Description,
         data: Path,
         folder: Path,
+        ledgers: Path,
         observer: SimulationObserver,
         options: EdgeOptions,
     ) -> None:
         self.description = description
+        self.ledgers = ledgers
         self.file = data
         self.options = options
         self.options = self._fitted(observer)
@@ -215,7 +223,8 @@ class Edge(Simulation):
             f"{self.description.config} {work.data_key} {work.model_key} {work.dtype} {work.precision} {work.device} "
             f"{work.threads} {config.batch_size} {__version__} {self.fixed}"
         )
-        return OwnLedger(mechanism, federation, self.folder, identity, given, config.seed)
+        lifetime = LifetimeLedger(self.ledgers, self.file, mechanism.unit, options.max_epsilon)
+        return OwnLedger(mechanism, federation, self.folder, identity, given, lifetime, config.seed)
 
     def _client_privacy(self) -> ClientPrivacy | None:
         if (

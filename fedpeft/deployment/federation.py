@@ -67,7 +67,8 @@ class ServeOptions:
     health: str = setting("", "HOST:PORT of gRPC health checks without TLS, e.g. 127.0.0.1:8471; empty: none")
     wait_for: int = setting(0, "clients to wait for before round 1; 0: all", low=0)
     quorum: float = setting(0.5, "share of a cohort that must answer before the deadline counts", above=0, high=1)
-    deadline: float = setting(0.0, "seconds after which a round goes on without stragglers; 0: never", low=0)
+    deadline: float = setting(3600.0, "seconds after which a round goes on without stragglers; 0: never", low=0)
+    most_rows: int = setting(1_000_000, "rows that a client may join with: they are its weight, and believed", low=1)
     patience: float = setting(15.0, "seconds that a round's start waits for clients that have gone", low=0)
 
 
@@ -269,6 +270,11 @@ class Deployment(Simulation):
         """What a client declares of its privacy; one that can't take part is refused with a RunError."""
         if not registration.rows:
             raise RunError("a client needs at least one row")
+        if registration.rows > self.options.most_rows:
+            raise RunError(
+                f"this client has {registration.rows} rows, and the server takes at most {self.options.most_rows} of "
+                "one client; give it fewer rows, or the server a larger --most-rows"
+            )
         if registration.rank and self.setup.layout.form is None:
             raise RunError(f"{self.config.peft} has no ranks to choose; leave out --rank")
         forms = [p.form for p in self.profiles] + [self._form(Profile(self.setup.layout.form), registration.rank)]

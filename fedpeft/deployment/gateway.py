@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -76,27 +76,43 @@ SERVER_OPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Caller:
+    """What a call shows of who it comes from."""
+
+    identity: Mapping[str, Sequence[bytes]]
+    metadata: Mapping[str, object]
+
+    @classmethod
+    def of(cls, context: ServicerContext) -> Caller:
+        """The caller of a call."""
+        return cls(context.auth_context(), dict(context.invocation_metadata() or ()))
+
+
 @dataclass
 class Session:
     """A client, whether connected or not.
 
     Attributes:
+        caller: as it registered the last time; None: not since the server's start.
         task, instruction: what it is asked; empty and None: nothing.
         stream: number of its newest task stream; older ones end.
         connected: streams that are open.
         seen: when it was last connected.
+        upload: the newest report that is on its way; older ones end.
         finished: its earlier tasks, and whether their reports were taken.
         received_bytes, sent_bytes: on the wire, with gRPC's message frames.
     """
 
     member: Member
     registration: v1.Registration = field(default_factory=v1.Registration)
+    caller: Caller | None = None
     task: str = ""
     instruction: Instruction | None = None
     stream: int = 0
     connected: int = 0
     seen: float = field(default_factory=time.monotonic)
-    uploading: bool = False
+    upload: asyncio.Task[Any] | None = None
     repeats: int = 0
     finished: OrderedDict[str, bool] = field(default_factory=OrderedDict)
     received_bytes: int = 0
@@ -158,6 +174,7 @@ class Gateway(FederationServicer):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
         self._server: grpc.aio.Server | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     # --------------------------------------------------------------------------------- for the round loop, any thread
 
@@ -209,9 +226,12 @@ class Gateway(FederationServicer):
         except RuntimeError as error:
             raise RunError(f"the server can't listen at {address} ({error}); is the port taken? see --listen") from None
         await self._server.start()
+        self._watching = asyncio.create_task(self._watch())
 
     async def _close(self, farewell: str | None) -> None:
         self._farewell = farewell
+        if self._watching is not None:
+            self._watching.cancel()
         for session in self._sessions.values():
             session.changed.set()
         if self._server is not None:
@@ -225,7 +245,31 @@ class Gateway(FederationServicer):
             return
         session = self._sessions.setdefault(name, Session(member))
         session.task, session.instruction = task, instruction
+        self._answer_if_unwelcome(session)
         session.changed.set()
+
+    async def _watch(self) -> None:
+        """Nobody waits for clients whose certificates have been revoked meanwhile, connected or not."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            for session in self._sessions.values():
+                self._answer_if_unwelcome(session)
+
+    def _answer_if_unwelcome(self, session: Session) -> None:
+        if session.instruction is None or session.caller is None:
+            return
+        try:
+            self._name(session.caller)
+        except RefusedError as refusal:
+            if refusal.code != grpc.StatusCode.UNAVAILABLE:  # not where the list can't be read for a moment
+                self._answer(session, str(refusal))
+
+    def _answer(self, session: Session, reason: str) -> None:
+        """The task is over without the client."""
+        assert session.instruction is not None
+        report = Report(session.instruction.client, session.instruction.round, b"", error=reason)
+        self.answers.put(Answer(session.task, report))
+        session.close_task(taken=False)
 
     def _withdraw(self, name: str, task: str) -> None:
         session = self._sessions.get(name)
@@ -236,9 +280,7 @@ class Gateway(FederationServicer):
         self.roster.drop(session.member, reason)
         self.events.emit("dropped", client=session.member.name, reason=reason)
         if session.instruction is not None:
-            report = Report(session.member.id, session.instruction.round, b"", error=f"dropped: {reason}")
-            self.answers.put(Answer(session.task, report))
-            session.close_task(taken=False)
+            self._answer(session, f"dropped: {reason}")
         session.changed.set()
         return RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {reason}")
 
@@ -264,6 +306,7 @@ class Gateway(FederationServicer):
         """Tasks, one after another, until the federation is finished."""
         async with self._serving(context) as name:
             session = self._register(name, request)
+            session.caller = Caller.of(context)
             session.stream += 1
             stream = session.stream
             session.connected += 1
@@ -302,7 +345,7 @@ class Gateway(FederationServicer):
             try:
                 await asyncio.wait_for(session.changed.wait(), CHECK_SECONDS)
             except TimeoutError:
-                self._name(context)
+                self._name(Caller.of(context))
 
     async def Submit(self, request_iterator: AsyncIterator[v1.Part], context: ServicerContext) -> v1.Receipt:  # noqa: N802
         """A report."""
@@ -310,15 +353,22 @@ class Gateway(FederationServicer):
             session = self._sessions.get(name)
             if session is None:
                 raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, "this client has not asked for tasks yet")
-            if session.uploading:
-                raise self._drop(session, "it sent two reports at a time")
-            session.uploading = True
+            if session.upload is not None:  # it was cut off, and the server has not noticed yet
+                session.upload.cancel()
+            own = session.upload = asyncio.current_task()
             try:
                 return v1.Receipt(verdict=await self._take(session, request_iterator))
             except PayloadError as error:
                 raise self._drop(session, str(error)) from None
+            except asyncio.CancelledError:
+                if session.upload is own:
+                    raise
+                raise RefusedError(
+                    grpc.StatusCode.ABORTED, "this client has begun a newer report; the older one ends"
+                ) from None
             finally:
-                session.uploading = False
+                if session.upload is own:
+                    session.upload = None
 
     async def _take(self, session: Session, messages: AsyncIterator[v1.Part]) -> v1.Receipt.Verdict:
         first = await anext(aiter(messages), None)
@@ -335,6 +385,8 @@ class Gateway(FederationServicer):
             raise PayloadError("it answered for another client")
         if incoming.fields["round"] != asked.round:
             raise PayloadError(f"it answered a task of round {asked.round} for round {incoming.fields['round']}")
+        if (rows := incoming.fields.get("rows", 0)) > session.registration.rows:
+            raise PayloadError(f"it reports {rows} rows, and has joined with {session.registration.rows}")
         async for part in messages:
             session.received_bytes += wire_size(part)
             incoming.add(part.chunk)
@@ -367,8 +419,8 @@ class Gateway(FederationServicer):
     def _serving(self, context: ServicerContext) -> _Serving:
         return _Serving(self, context)
 
-    def _name(self, context: ServicerContext) -> str:
-        return self.doorkeeper.name(context.auth_context(), dict(context.invocation_metadata() or ()))
+    def _name(self, caller: Caller) -> str:
+        return self.doorkeeper.name(caller.identity, caller.metadata)
 
     def _enter(self, name: str) -> None:
         member = self.roster.find(name)
@@ -403,7 +455,7 @@ class _Serving:
 
     async def __aenter__(self) -> str:
         try:
-            self.name = self.gateway._name(self.context)
+            self.name = self.gateway._name(Caller.of(self.context))
             session = self.gateway._sessions.get(self.name)
             member = self.gateway.roster.find(self.name)
             if member is not None and member.dropped:

@@ -43,6 +43,20 @@ def replace(file: Path, content: bytes, private: bool = False) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(partial, file)
+        sync(file.parent)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Bring to the disk what has been written to a file, or which names a folder has.
+
+    Raises:
+        OSError: there is no such file, or the disk can't be written.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

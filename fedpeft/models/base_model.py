@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.errors import AssetError, ConfigError
@@ -11,7 +12,15 @@ from fedpeft.parts import Family, nearest, parse_spec
 
 
 class BaseModel(Protocol):
-    """A model part: a pretrained model that needs no hub."""
+    """A model part: a pretrained model that needs no hub.
+
+    Attributes:
+        origin: what the model is called on the hub; "" where it is not there.
+        license: of its weights, as the hub writes it; "" where they have none.
+    """
+
+    origin: ClassVar[str]
+    license: ClassVar[str]
 
     def resolve(self) -> Path:
         """A folder with config.json, model.safetensors and, for text, the tokenizer; fetched or made on first use."""
@@ -31,9 +40,8 @@ def resolve_model(text: str) -> Path:
         ConfigError: neither of these; the message names the nearest parts.
         AssetError: it can't be fetched, or its folder has no safetensors weights.
     """
-    folder = Path(text).expanduser()
-    if folder.is_dir() and (text not in MODELS.names or len(folder.parts) > 1):
-        return _checked(folder.absolute())
+    if folder := local_folder(text):
+        return _checked(folder)
     head = text.partition("(")[0]
     if "/" not in head and "\\" not in head:
         spec = parse_spec(text)
@@ -43,9 +51,42 @@ def resolve_model(text: str) -> Path:
                 "or a local directory, or ORG/NAME on the hub"
             )
         return MODELS.build(spec).resolve()
-    if text.count("/") != 1 or text.startswith((".", "/", "~")) or text.endswith("/"):
+    if not _on_hub(text):
         raise AssetError(f"there is no model directory {text!r}")
     return _from_hub(text)
+
+
+def _on_hub(text: str) -> bool:
+    """Whether it has the form ORG/NAME."""
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith("/")
+
+
+def local_folder(text: str) -> Path | None:
+    """The existing folder that `text` names, absolute; None: it names a part, or a model of the hub."""
+    folder = Path(text).expanduser()
+    return folder.absolute() if folder.is_dir() and (text not in MODELS.names or len(folder.parts) > 1) else None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What others may know of a base model: its name, no path of this machine, and its license; "": unknown."""
+
+    name: str
+    license: str = ""
+
+
+def origin_of(text: str) -> Origin:
+    """Where the model that `text` names comes from: the hub's name, else a part's, or a folder's last part.
+
+    Raises:
+        ConfigError: unknown part.
+    """
+    if folder := local_folder(text):
+        return Origin(folder.name)
+    if "/" in text.partition("(")[0]:
+        return Origin(text if _on_hub(text) else Path(text).name)
+    part = MODELS.part(parse_spec(text).name)
+    return Origin(part.origin or text, part.license)
 
 
 def _from_hub(name: str) -> Path:

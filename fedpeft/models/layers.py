@@ -64,6 +64,11 @@ def target_layers(base: nn.Module, targets: str | Sequence[str], top: int = 0) -
         ModelError: a suffix matches no linear layer of the model.
     """
     layers = linear_layers(base, top)
+    if not layers:
+        raise ModelError(
+            f"the blocks of {type(base).__name__} hold no linear layers of torch that could be adapted (GPT-2's, for "
+            "one, are of another kind); take --peft bitfit, prompt_tuning or full, or another model"
+        )
     if targets == "all":
         return list(layers)
     wanted = [targets] if isinstance(targets, str) else list(targets)

@@ -40,6 +40,7 @@ def save(
     labels: Sequence[str] | None,
     changes: Mapping[str, LowRank] | None = None,
     own: str | None = None,
+    base_name: str = "",
 ) -> None:
     """Write `state`, put into `model` (which carries the adapter), to `folder`/adapter (or `folder`/model).
 
@@ -47,6 +48,7 @@ def save(
         changes: what is added to the frozen weights, by module, to be saved as LoRA factors; None: as the model's own
             adapter says.
         own: the text of a method that the `peft` library can't save; None: it can.
+        base_name: what others call the base model.
 
     Raises:
         RunError: the files can't be written.
@@ -55,7 +57,7 @@ def save(
     target = folder / ("adapter" if is_adapter else "model")
     with writing(target):
         if changes is not None:
-            save_lora(target, model.base, changes)
+            save_lora(target, changes)
         elif own is not None:
             target.mkdir(exist_ok=True)
             tensors = {n: t.float().contiguous() for n, t in state.items() if not n.startswith("head.")}
@@ -64,15 +66,35 @@ def save(
         else:
             put(model, state)
             model.base.save_pretrained(str(target))  # type: ignore[operator]
+        (target / "README.md").unlink(
+            missing_ok=True
+        )  # an empty form; `fedpeft.run.model_card` writes one with content
+        if (target / ADAPTER_CONFIG).is_file():
+            _describe(target / ADAPTER_CONFIG, base_name, language=labels is None)
         if labels is not None:
             head = {n: t.float().contiguous() for n, t in state.items() if n.startswith("head.")}
             save_file(head, target / "head.safetensors")
             (target / "labels.json").write_text(json.dumps(list(labels), indent=1) + "\n", encoding="utf-8")
 
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""How the `peft` library describes an adapter."""
+
 OWN_METHOD = "method.json"
 OWN_TENSORS = "adapter.safetensors"
 """Files of a method that the `peft` library does not have."""
+
+
+def _describe(file: Path, base_name: str, language: bool) -> None:
+    """Name the base as others know it, and what the adapter is for.
+
+    Of a classifier nothing is said: `peft`'s Auto classes then refuse to load it, with a head that was never trained.
+    """
+    config = json.loads(file.read_text(encoding="utf-8"))
+    prompts = "num_virtual_tokens" in config  # which need to know how their base is asked
+    config |= {"base_model_name_or_path": base_name, "auto_mapping": None}
+    config["task_type"] = "CAUSAL_LM" if language else config["task_type"] if prompts else None
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def put(model: FederatedModel, state: State) -> None:
@@ -83,7 +105,7 @@ def put(model: FederatedModel, state: State) -> None:
             parameters[name].copy_(tensor.reshape(parameters[name].shape))
 
 
-def save_lora(target: Path, base: nn.Module, changes: Mapping[str, LowRank]) -> None:
+def save_lora(target: Path, changes: Mapping[str, LowRank]) -> None:
     """Write changes of weights as a standard PEFT LoRA adapter: B and A are the factors, and alpha / rank is 1.
 
     Layers may differ in rank; peft calls that a rank pattern.
@@ -101,7 +123,6 @@ def save_lora(target: Path, base: nn.Module, changes: Mapping[str, LowRank]) -> 
         alpha_pattern=dict(others),
         bias="none",
         inference_mode=True,
-        base_model_name_or_path=getattr(getattr(base, "config", None), "name_or_path", None),
     )
     config.save_pretrained(str(target))
     tensors = {}

@@ -33,6 +33,7 @@ from fedpeft.errors import PrivacyError, RunError
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.engine import KEY, LEDGER, Protection
 from fedpeft.privacy.ledger import terms_in
+from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.mechanism import Federation, Mechanism
 from fedpeft.privacy.remote_engine import Terms
 from fedpeft.server.sampling import FixedSize
@@ -125,10 +126,12 @@ class OwnLedger(Protection):
         folder: of the client's state in this federation.
         identity: what else an answer depends on (settings, rows, model, machine, versions), in any form.
         common: the mechanism as the server describes it; what it says must not change within a run.
+        lifetime: the book of all runs on these rows, which the client's own limit is for.
         seed: of the run, for test noise.
 
     Raises:
-        PrivacyError: the settings would not protect, or the ledger was begun on other terms.
+        PrivacyError: the settings would not protect, the ledger was begun on other terms, or earlier runs on these rows
+            have spent the client's own budget.
     """
 
     def __init__(
@@ -138,12 +141,17 @@ class OwnLedger(Protection):
         folder: Path,
         identity: str,
         common: Mechanism,
+        lifetime: LifetimeLedger,
         seed: int,
     ) -> None:
         self._common = [common.epsilon, common.noise_multiplier, common.dp_delta]
         super().__init__(mechanism, federation, FixedSize(1, 1), folder, identity, False, seed)
         self.answers = Answers(folder / ANSWER)
         self.open(resumed=(folder / KEY).exists() or (folder / ANSWER).exists())
+        self.lifetime = lifetime
+        lifetime.carry(self.ledger)
+        if not self.ledger.releases(OWN):
+            lifetime.check(*self._charge(0), self.delta)
 
     def _settle(self) -> tuple[float, float]:
         """Noise and delta stay what they were when the client joined first, whatever its limits and rows are now."""
@@ -221,6 +229,8 @@ class OwnLedger(Protection):
             if not self._affordable(OWN, event, count):
                 return self._refusal(instruction)
             fingerprint = f"{asked}/{self.ledger.releases(OWN)}"
+        if not self.lifetime.charge(instruction.round, fingerprint, event, count, self.delta):
+            return self._refusal(instruction)
         attempt = self.ledger.charge(instruction.round, fingerprint, {OWN: (event, count)})
         report = work(replace(instruction, attempt=attempt))
         if report.variate:
@@ -240,8 +250,7 @@ class OwnLedger(Protection):
         return digest.hexdigest()
 
     def _refusal(self, instruction: Instruction) -> Report:
-        budget = self.mechanism.epsilon or 0.0
-        reason = f"its privacy budget is spent: epsilon {self.spent():.3g} of {budget:g} at dp_delta {self.delta:.2g}"
+        reason = f"its privacy budget is spent: epsilon {self.spent():.3g} in this run, at dp_delta {self.delta:.2g}"
         charged = self.ledger.releases(OWN)
         return Report(instruction.client, instruction.round, b"", error=reason, charged=charged, spent=True)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Ledger:
         self.spent: dict[int, dict[Event, int]] = {}
         self.newest = ""
         self._attempts: dict[int, list[tuple[str, frozenset[int]]]] = {}
+        self._lines: list[Mapping[str, Any]] = []
         header = {"version": VERSION, **terms}
         if not path.exists() or not self._read(header):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +90,7 @@ class Ledger:
             events = self.spent.setdefault(int(account), {})
             event = Event(float(noise), float(rate))
             events[event] = events.get(event, 0) + int(count)
+        self._lines.append(line)
 
     def _write(self, line: Mapping[str, Any]) -> None:
         """Append a line, and return only once it is on the disk."""
@@ -99,6 +101,12 @@ class Ledger:
                 os.fsync(file.fileno())
         except OSError as error:
             raise PrivacyError(f"the privacy ledger {self.path} can't be written: {error.strerror}") from error
+
+    def charged(self) -> Iterator[tuple[int, str, list[tuple[Event, int]]]]:
+        """All charges, oldest first: round, fingerprint, and the kinds of release with their numbers."""
+        for line in self._lines:
+            releases = [(Event(float(noise), float(rate)), int(count)) for _, noise, rate, count in line["charges"]]
+            yield int(line["round"]), str(line["fingerprint"]), releases
 
     def releases(self, account: int) -> int:
         """How many releases an account has been charged with, of whatever kind."""

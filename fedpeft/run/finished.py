@@ -16,7 +16,7 @@ from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.data.examples import Batch, made_up
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import RunError
-from fedpeft.models.base_model import readable_tokens, resolve_model
+from fedpeft.models.base_model import Origin, origin_of, readable_tokens, resolve_model
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
@@ -86,11 +86,26 @@ class FinishedRun:
             raise RunError(f"{file} can't be read: {error}") from error
 
     @cached_property
+    def model_name(self) -> str:
+        """What the configuration calls the base model, or the data set's own."""
+        return load_dataset(self.config.dataset).default_model if self.config.model == "auto" else self.config.model
+
+    @cached_property
     def model_directory(self) -> Path:
         """Folder of the base model."""
-        if self.config.model != "auto":
-            return resolve_model(self.config.model)
-        return resolve_model(load_dataset(self.config.dataset).default_model)
+        return resolve_model(self.model_name)
+
+    @property
+    def origin(self) -> Origin:
+        """What others may know of the base model."""
+        return origin_of(self.model_name)
+
+    @cached_property
+    def reads_images(self) -> bool:
+        """Whether rows are images."""
+        from transformers import AutoConfig
+
+        return not hasattr(AutoConfig.from_pretrained(str(self.model_directory), local_files_only=True), "vocab_size")
 
     @property
     def tokens(self) -> int:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from fedpeft.data.rows import DATASETS
 from fedpeft.run.console import size
 from fedpeft.run.finished import FinishedRun
 
@@ -9,13 +13,36 @@ from fedpeft.run.finished import FinishedRun
 def loading(run: FinishedRun, whole: bool) -> str:
     """How others load it."""
     auto = "AutoModel" if run.labels is not None else "AutoModelForCausalLM"
+    if whole and run.labels is None:
+        return '`transformers.pipeline("text-generation", FOLDER)`'
+    if whole and run.reads_images:
+        return "`transformers.AutoModelForImageClassification.from_pretrained(FOLDER, trust_remote_code=True)`"
     if whole:
-        return f'`transformers.{auto}.from_pretrained("model")`'
+        return (
+            '`transformers.pipeline("text-classification", FOLDER, trust_remote_code=True)(TEXT, truncation=True)`, '
+            "after a look into `modeling_mean_pooled.py`, which it runs"
+        )
     if (run.files / "method.json").is_file():
         return '`python -m fedpeft.predict RUN "text"`; the `peft` library does not have this method'
     few_bits = run.method.base_precision
     beside = f"; it was trained beside a base in {few_bits}" if few_bits else ""
     return f'`peft.PeftModel.from_pretrained({auto}.from_pretrained(BASE), "adapter")`{beside}'
+
+
+def front_matter(run: FinishedRun, whole: bool) -> str:
+    """What a hub reads of the card, as YAML between lines of dashes."""
+    from huggingface_hub import ModelCardData
+
+    in_peft = not whole and not (run.files / "method.json").is_file()
+    kind = f"{'image' if run.reads_images else 'text'}-classification"
+    data: Any = ModelCardData(
+        base_model=run.origin.name,
+        license=run.origin.license or None,
+        library_name="transformers" if whole else "peft" if in_peft else "fedpeft",
+        pipeline_tag="text-generation" if run.labels is None else kind,
+        tags=["fedpeft", "federated-learning", run.method.name],
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
 
 
 def card(run: FinishedRun, merged: bool) -> str:
@@ -31,9 +58,9 @@ def card(run: FinishedRun, merged: bool) -> str:
     probe = summary.get("baseline_accuracy")
     traffic = f"{size(summary['uplink_bytes'])} up and {size(summary['downlink_bytes'])} down"
     rows = {
-        "base model": run.model_directory.name if config.model == "auto" else config.model,
+        "base model": run.origin.name,
         "method": f"`{config.peft}`, {summary['parameters']:,} trained parameters" + (", merged" if merged else ""),
-        "data": f"{config.dataset}, {summary['clients']} clients, `{config.partition}`",
+        "data": f"{DATASETS.with_paths(config.dataset, name_of)}, {summary['clients']} clients, `{config.partition}`",
         "partition": skew or None,
         "federation": f"{summary['rounds']} rounds of {summary['cohort']} clients, `{config.strategy}`",
         "seed": config.seed,
@@ -51,9 +78,11 @@ def card(run: FinishedRun, merged: bool) -> str:
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
     title = "Model" if whole else "Adapter"
-    pooled = "The class is that of `head.safetensors` on the mean of the last hidden states.\n" if classes else ""
+    head = "`modeling_mean_pooled.py`, a linear layer" if whole else "`head.safetensors`"
+    pooled = f"The class is that of {head} on the mean of the last hidden states.\n" if classes else ""
     return "\n".join(
         [
+            front_matter(run, whole),
             f"# {title} from federated fine-tuning",
             "",
             "Made by fedpeft: many clients trained it on rows that stayed with them.",
@@ -65,6 +94,11 @@ def card(run: FinishedRun, merged: bool) -> str:
             pooled,
         ]
     )
+
+
+def name_of(path: str) -> str:
+    """The last part of a path of this machine; other names as they are."""
+    return Path(path).name if path.startswith((".", "~")) or Path(path).is_absolute() else path
 
 
 def _calibration(summary: dict[str, object]) -> str | None:

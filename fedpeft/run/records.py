@@ -1,4 +1,4 @@
-"""The files of a run: one JSON line per round and per client, flushed as they are written; a summary at the end."""
+"""The files of a run: one JSON line per round and per client, written once a round is safe; a summary at the end."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Records:
         self.private = private
 
     def append(self, name: str, *entries: dict[str, Any]) -> None:
-        """Append JSON lines and flush them.
+        """Append JSON lines.
 
         Raises:
             RunError: the disk is full or can't be written.
         """
-        text = "".join(json.dumps(_plain(entry), allow_nan=False) + "\n" for entry in entries)
+        text = "".join(json.dumps(plain(entry), allow_nan=False) + "\n" for entry in entries)
         try:
             with files.opened(self.folder / name, "ab", self._hidden(name)) as file:
                 file.write(text.encode())
@@ -55,23 +55,62 @@ class Records:
         return self.private and name in CONFIDENTIAL
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """The lines of a file; a last line that a kill cut short is left out."""
+        """The lines of a file; a last line that a kill cut short is left out.
+
+        Raises:
+            RunError: a line is not what was written.
+        """
         path = self.folder / name
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        found = []
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = None
+            if not isinstance(entry, dict):
+                raise RunError(
+                    f"line {number} of {path} is damaged: it is no JSON object; remove it, or start a new run"
+                )
+            found.append(entry)
+        return found
+
+    def sync(self) -> None:
+        """Bring all lines to the disk.
+
+        Raises:
+            RunError: it is full or can't be written.
+        """
+        for name in LINES:
+            path = self.folder / name
+            if path.exists():
+                with writing(path):
+                    files.sync(path)
+        with writing(self.folder):
+            files.sync(self.folder)
 
     def offsets(self) -> dict[str, int]:
         """The lengths of the line files, in bytes."""
         return {n: (self.folder / n).stat().st_size for n in LINES if (self.folder / n).exists()}
 
     def cut(self, offsets: dict[str, int]) -> None:
-        """Cut the line files back to what they were."""
+        """Cut the line files back to what they were.
+
+        Raises:
+            RunError: one of them has lost lines.
+        """
         for name in LINES:
-            path = self.folder / name
+            path, length = self.folder / name, offsets.get(name, 0)
+            size = path.stat().st_size if path.exists() else 0
+            if size < length:
+                raise RunError(
+                    f"{path} has {size} bytes, and the checkpoint knows {length}: lines are lost; put the file back, "
+                    "or start a new run"
+                )
             if path.exists():
-                os.truncate(path, offsets.get(name, 0))
+                os.truncate(path, length)
 
     def write(self, name: str, text: str) -> None:
         """Write a whole file, or leave the one that is there.
@@ -100,15 +139,15 @@ class Records:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file."""
-        self.write(name, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+        self.write(name, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON holds: no NaN or infinity (null), no numpy or torch numbers."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

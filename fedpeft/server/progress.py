@@ -1,18 +1,22 @@
 """What a killed run continues from: one file a round, written whole or not at all.
 
 A checkpoint is a safetensors file; what is not a tensor is JSON in its header. It also holds the lengths of the
-record files at that moment, so that lines written after it are cut off on resume: at most the running round is lost.
+record files at that moment, and the round's own lines: they are written to the record files once the checkpoint is on
+the disk, and again on resume. So nothing is told of a round that could still come out differently, and at most the
+running round is lost. A checksum over all of it finds what a disk has changed.
 
 It says who took part, so nobody else may read it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -20,7 +24,7 @@ from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.peft.adapter import ClientForm, State
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -42,7 +46,8 @@ class Progress:
         rejections: per client, how many of its updates were left out: its reputation.
         losses: the mean training loss of each round.
         counters: running totals (bytes up and down, seconds).
-        offsets: lengths of the record files in bytes.
+        offsets: lengths of the record files in bytes, without `lines`.
+        lines: what the last round adds to each record file.
         fixed: what was probed at the start and must stay (kernel, workers, threads).
         clip: the clipping norm of the next round, where user-level privacy adapts it.
     """
@@ -62,8 +67,18 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     counters: dict[str, float] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
+    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
     clip: float | None = None
+
+
+def _checksum(header: str, tensors: State) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -94,18 +109,26 @@ class Checkpoints:
             "forms": {client: (form.rank, form.alpha) for client, form in progress.forms.items()},
             "counters": progress.counters,
             "offsets": progress.offsets,
+            "lines": progress.lines,
             "fixed": progress.fixed,
             "clip": progress.clip,
         }
         try:
             files.make_private_folder(self.folder)
             file = self.folder / f"{progress.round + 1:06d}.safetensors"
-            files.replace(file, save(tensors, {"progress": json.dumps(plain)}), private=True)
+            header = json.dumps(plain)
+            metadata = {"progress": header, "sha256": _checksum(header, tensors)}
+            files.replace(file, save(tensors, metadata), private=True)
             for other in self.folder.iterdir():
                 if other != file:
                     other.unlink()
         except OSError as error:
             raise RunError(f"the checkpoint in {self.folder} can't be written: {error.strerror}") from error
+
+    @property
+    def taken(self) -> bool:
+        """Whether there is one."""
+        return any(self.folder.glob("*.safetensors"))
 
     def load(self) -> Progress | None:
         """The newest checkpoint; None where there is none.
@@ -118,12 +141,17 @@ class Checkpoints:
             return None
         try:
             with safe_open(found[-1], framework="pt") as file:
-                plain = json.loads(file.metadata()["progress"])
+                metadata = file.metadata()
+                plain = json.loads(metadata["progress"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"the checkpoint {found[-1]} can't be read: {error}") from error
-        if plain.pop("version") != VERSION:
+        if plain.pop("version", None) != VERSION:
             raise RunError(f"the checkpoint {found[-1]} was written by another version of fedpeft")
+        if metadata.get("sha256") != _checksum(metadata["progress"], tensors):
+            raise RunError(
+                f"the checkpoint {found[-1]} can't be read: it is not what was written, the disk has changed it"
+            )
         progress = Progress(**plain)
         progress.acknowledged = {int(client): round for client, round in progress.acknowledged.items()}
         progress.held = {int(client): version for client, version in progress.held.items()}

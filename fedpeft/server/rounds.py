@@ -42,7 +42,7 @@ from fedpeft.peft.method import WeightChanges
 from fedpeft.privacy.engine import Entry, Protection
 from fedpeft.run.observer import Metrics, Observer, RoundResult
 from fedpeft.run.profiles import Profile
-from fedpeft.run.records import Records
+from fedpeft.run.records import Records, plain
 from fedpeft.server.acceptance import check_report, check_statistics, check_update
 from fedpeft.server.evaluation import OwnRows, own_rows
 from fedpeft.server.exchange import Exchange
@@ -196,6 +196,8 @@ class Server:
         if self.protection is not None:
             self.protection.open(resumed=progress is not None)
         self.records.cut(progress.offsets if progress else {})
+        if progress is not None:
+            self._tell(progress)
         self.residual = Residual.of(progress.residual if progress else {}, self.layout.pairs, self._dtype)
         self.bases.put(self.residual.version, self.residual.total)
         self.versions = Versions.of(progress.versions if progress else {})
@@ -209,7 +211,7 @@ class Server:
                 self.observer.say(f"the privacy budget is spent after {progress.round} rounds: the run ends here")
                 break
             result = self._round(round, entry, progress)
-            self.records.append("rounds.jsonl", asdict(result))
+            progress.lines["rounds.jsonl"] = [plain(asdict(result))]
             self._commit(progress)
             self.observer.round_done(result)
         return progress
@@ -228,9 +230,16 @@ class Server:
         return next(iter(self.start.values())).dtype
 
     def _commit(self, progress: Progress) -> None:
+        """The round counts once its checkpoint is on the disk, and is told of only then."""
+        self.records.sync()
         progress.offsets = self.records.offsets()
         self.checkpoints.save(progress)
+        self._tell(progress)
         trim()
+
+    def _tell(self, progress: Progress) -> None:
+        for name, lines in progress.lines.items():
+            self.records.append(name, *lines)
 
     # ------------------------------------------------------------------------------------------------- before round 1
 
@@ -274,24 +283,20 @@ class Server:
             state[name] = tensor.to(state[name].dtype)
         prepared_at = time.perf_counter()
         metrics = self._evaluate(0, progress)
-        self.records.append(
-            "rounds.jsonl",
-            asdict(
-                RoundResult(
-                    round=0,
-                    clients=self.clients,
-                    rejected=rejected,
-                    train_loss=None,
-                    loss=metrics.loss if metrics else None,
-                    accuracy=metrics.accuracy if metrics else None,
-                    uplink_bytes=int(progress.counters["uplink_bytes"]),
-                    downlink_bytes=0,
-                    update_norm=0.0,
-                    training_seconds=prepared_at - started,
-                    seconds=time.perf_counter() - started,
-                )
-            ),
+        result = RoundResult(
+            round=0,
+            clients=self.clients,
+            rejected=rejected,
+            train_loss=None,
+            loss=metrics.loss if metrics else None,
+            accuracy=metrics.accuracy if metrics else None,
+            uplink_bytes=int(progress.counters["uplink_bytes"]),
+            downlink_bytes=0,
+            update_norm=0.0,
+            training_seconds=prepared_at - started,
+            seconds=time.perf_counter() - started,
         )
+        progress.lines["rounds.jsonl"] = [plain(asdict(result))]
 
     # ------------------------------------------------------------------------------------------------------- a round
 
@@ -341,11 +346,9 @@ class Server:
         arrived = time.perf_counter()
         if tally.accepted or self._secret_cohort:  # an empty secret cohort takes its step of noise, too
             outcome = total.finish(progress.memory)
-        elif tally.spent < len(tally.lines):
-            raise RunError(
-                f"round {round}: none of {len(tally.lines)} clients returned a valid update; see clients.jsonl"
-            )
-        else:  # all who were drawn have spent their privacy budget
+        else:
+            if tally.spent < len(tally.lines):
+                self._nobody(round, tally)
             outcome = Outcome(state, progress.memory)
         aggregating += time.perf_counter() - arrived
         progress.adapter, progress.memory = outcome.state, outcome.memory
@@ -357,7 +360,7 @@ class Server:
         progress.held |= {client: 0 if client in tally.forms else asked for client, asked in tally.accepted.items()}
         self.versions.add(round, sent.made, progress.held.values())
         progress.versions = self.versions.state()
-        if self.scaffold:  # c <- c + (1 / N) sum of the clients' changes
+        if self.scaffold and tally.accepted:  # c <- c + (1 / N) sum of the clients' changes
             share = tally.variates.weight / self.clients
             progress.variate |= {n: progress.variate[n] + share * d for n, d in tally.variates.mean().items()}
         self.residual.add(round, outcome.residuals)
@@ -366,7 +369,7 @@ class Server:
         trained_at = time.perf_counter()
         due = round == self.rounds or round % self.evaluate_every == 0
         metrics = self._evaluate(round, progress) if due else None
-        self.records.append("clients.jsonl", *tally.lines)
+        progress.lines = {"clients.jsonl": plain(tally.lines)}
         if self._secret_cohort:
             self._expect(tally, sent)
         result = RoundResult(
@@ -424,6 +427,18 @@ class Server:
             tally.downlink_bytes += round(expected * dispatch.bytes)
             tally.base_bytes += round(expected * dispatch.base_bytes)
             tally.uplink_parameters += round(expected * layout.numel)
+
+    def _nobody(self, round: int, tally: Tally) -> None:
+        """A round without an update: real clients that fail, or lie, must not end a federation of others for good.
+
+        Raises:
+            RunError: these were all clients that there are, or the run is a simulation.
+        """
+        failed = f"round {round}: none of {len(tally.lines)} clients returned a valid update"
+        if not self.remote or len(tally.lines) == self.clients:
+            self.records.append("clients.jsonl", *tally.lines)
+            raise RunError(f"{failed}; see clients.jsonl")
+        self.observer.say(f"{failed}; the model stays as it is")
 
     def _take(
         self, report: Report, round: int, sent: Downlink, total: Collector, tally: Tally, progress: Progress

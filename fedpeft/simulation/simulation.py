@@ -37,6 +37,7 @@ from fedpeft.errors import AssetError, ConfigError, RunError
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
 from fedpeft.machine.memory import release
 from fedpeft.models import kernels
+from fedpeft.models.base_model import origin_of
 from fedpeft.models.calibration import temperature
 from fedpeft.models.frozen_blocks import HiddenRows, above
 from fedpeft.models.quantized import quantize
@@ -164,7 +165,10 @@ class Simulation:
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
         )
-        identity = f"{config.to_toml()} {self.work.data_key} {self.work.model_key} {torch.__version__} {self.fixed}"
+        identity = (
+            f"{config.to_toml()} {self.work.data_key} {self.work.model_key} {torch.__version__} {self.fixed} "
+            f"{self.profiles} {rows.tolist()} {steps}"
+        )
         return Protection(
             mechanism, federation, self.sampler, self.folder, identity, config.stop_at_budget, config.seed
         )
@@ -196,7 +200,8 @@ class Simulation:
     @property
     def statistics(self) -> PartitionStatistics:
         """What the partition looks like."""
-        return self.partition.statistics(self.train_rows.labels, len(self.train_rows))
+        found = self.partition.statistics(self.train_rows.labels, len(self.train_rows))
+        return found.without_labels() if self.protection is not None else found
 
     # ------------------------------------------------------------------------------------------------------ the plan
 
@@ -447,7 +452,8 @@ class Simulation:
             }
             changes = saved_adapter.with_residual(effective, residual)
         own = self.setup.peft if not (changes or self.setup.method.in_peft or self.setup.method.whole_model) else None
-        saved_adapter.save(folder, reference, state, self.dataset.label_names, changes, own)
+        name = origin_of(self.setup.model_name).name
+        saved_adapter.save(folder, reference, state, self.dataset.label_names, changes, own, name)
 
     def client_state(self, client: int) -> State:
         """A client's own adapter: what is shared, and what the client keeps (its common start, if it never took part).

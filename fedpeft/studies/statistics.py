@@ -6,7 +6,8 @@ accuracy under seed s. The interval of the mean difference is Student's, over th
     mean(d) ± t(0.975, S - 1) * sd(d) / sqrt(S)
 
 It says what other seeds would give on these test rows. What other test rows would give is a second interval, from the
-per-row differences averaged over the seeds. A difference counts as resolved only if both intervals agree on its sign,
+per-row differences averaged over the seeds; where rows hold several predictions, accuracy is a ratio of sums, and a row
+counts with what it changes of the ratio. A difference counts as resolved only if both intervals agree on its sign,
 and only with at least `SEEDS_FOR_A_CLAIM` seeds. Intervals are not corrected for the number of comparisons.
 """
 
@@ -113,8 +114,9 @@ def compare(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Com
     total = method[seeds[0]].count.sum()
     changes_SN = np.stack([method[s].correct - baseline[s].correct for s in seeds])
     by_seed = POINTS * changes_SN.sum(1) / total
-    by_row = POINTS * changes_SN.mean(0) * changes_SN.shape[1] / total
     difference = float(by_seed.mean())
+    counts_N = method[seeds[0]].count
+    by_row = difference + (POINTS * changes_SN.mean(0) - difference * counts_N) * len(counts_N) / total
     one_sided = max(half_width(by_seed, LEVEL, 1), half_width(by_row, LEVEL, 1))
     return Comparison(
         seeds=seeds,

@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fedpeft.clients import scaffold
 from fedpeft.clients.batched import BatchedExecutor
-from fedpeft.clients.executor import Job, LocalTraining
+from fedpeft.clients.executor import Job, LocalTraining, Trained
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoConfig, AutoModel
 
@@ -194,6 +195,23 @@ def test_only_models_that_can_start_from_hidden_states_do(kind, settings, starta
             weight.data *= share
     assert can_start_at(base, 2) == startable
     assert base.training
+
+
+@pytest.mark.parametrize("warmup", [0, 3, 20])
+def test_a_control_variate_is_the_mean_gradient_whatever_the_warmup(warmup):
+    """With one gradient for all steps SCAFFOLD's variate is that gradient."""
+    gradient, correction = torch.tensor([0.5, -2.0]), torch.tensor([0.25, 1.0])
+    training, steps = LocalTraining(optimizer="sgd", warmup=warmup), 8
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer, schedule = training.optimizer_for({"x": parameter}, 0.4)
+    for _ in range(steps):
+        parameter.grad = gradient + correction
+        optimizer.step()
+        schedule.step()
+    received = {"x": torch.zeros(2)}
+    job = Job(0, 1, 0, np.arange(4), received, frozenset("x"), training, 0.4, correction={"x": correction})
+    found = scaffold.after(job, Trained(0, {"x": parameter.detach()}, 0.0, steps, 4), {})
+    assert torch.allclose(found["x"], gradient, rtol=1e-5)
 
 
 def test_the_learning_rate_of_a_round_rises_over_the_warmup():

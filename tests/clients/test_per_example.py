@@ -17,6 +17,7 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError, PrivacyError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
+from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.method import PEFT_METHODS
 from fedpeft.privacy.noise import RunKey
 
@@ -327,6 +328,21 @@ def test_rows_join_by_poisson_sampling(monkeypatch):
     mean, variance = np.mean(sizes), np.var(sizes)
     assert mean == pytest.approx(20 * rate, abs=4 * (20 * rate * (1 - rate) / steps) ** 0.5)
     assert variance == pytest.approx(20 * rate * (1 - rate), rel=0.5)
+
+
+def test_a_client_of_lower_rank_gets_no_noise_beyond_its_ranks():
+    """Noise in the padding would be trained along: it gives the client a rank that it does not hand in."""
+    _, private, layout, received = executors("tiny", "lora(rank=3)")
+    small = layout.with_form(ClientForm(1, 4.0))
+    own = {n: t[tuple(slice(0, k) for k in small.shapes[n])].clone() for n, t in received.items()}
+    work = job(small, own, np.arange(8), RowPrivacy(0.5, 1.0, 0.5, KEY, 0), steps=3)
+    result = next(private.train([work]))
+    for name, parameter in private.parameters.items():
+        assert result.state[name].shape == own[name].shape
+        inside = torch.zeros(parameter.shape, dtype=torch.bool)
+        inside[tuple(slice(0, k) for k in own[name].shape)] = True
+        assert not parameter.detach()[~inside].any(), name
+        assert not torch.equal(result.state[name], own[name])
 
 
 def test_training_that_moves_nothing_is_refused(monkeypatch):

@@ -11,6 +11,7 @@ from cryptography import x509
 from fedpeft.certs import main
 from fedpeft.deployment.certificates import Authority, Credentials, Revoked, name_of
 from fedpeft.errors import RunError
+from fedpeft.serve import main as serve
 
 
 @pytest.fixture
@@ -56,9 +57,32 @@ def test_a_revoked_certificate_is_known_as_such_at_once(made):
 def test_a_forged_list_admits_nobody(made, tmp_path):
     other = tmp_path / "other"
     assert main(["--folder", str(other)]) == 0
-    revoked = Revoked(other / "revoked.pem", (made / "ca.pem").read_bytes())
+    with pytest.raises(RunError, match="not signed by the authority"):
+        Revoked(other / "revoked.pem", (made / "ca.pem").read_bytes())
+    revoked = Revoked(made / "revoked.pem", (made / "ca.pem").read_bytes())
+    (made / "revoked.pem").write_bytes((other / "revoked.pem").read_bytes())
     with pytest.raises(RunError, match="not signed by the authority"):
         assert 1 in revoked
+
+
+def test_a_renewed_certificate_replaces_the_old_one(made):
+    def serial():
+        file = made / "clients" / "edge-1" / "client.pem"
+        return x509.load_pem_x509_certificate(file.read_bytes()).serial_number
+
+    revoked, old = Revoked(made / "revoked.pem", (made / "ca.pem").read_bytes()), serial()
+    assert main(["--folder", str(made), "--clients", "edge-1", "--renew"]) == 0
+    assert old in revoked
+    assert serial() not in revoked
+
+
+def test_without_the_list_no_server_starts(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    (made / "revoked.pem").unlink()
+    words = ["--dataset", "tiny", "--model", "tiny", "--clients", "1", "--listen", "127.0.0.1:0"]
+    assert serve([*words, "--certs", str(made), "--output", str(tmp_path / "run")]) == 2
+    assert "revoked.pem is missing" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_unusable_certificates_are_named_before_anything_is_sent(made, tmp_path, capsys):

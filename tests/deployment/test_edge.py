@@ -12,6 +12,7 @@ import pytest
 import torch
 from fedpeft.clients.pool import Worker
 
+from fedpeft.communication.messages import Report
 from fedpeft.deployment.edge import Edge, EdgeOptions
 from fedpeft.deployment.federation import ServeOptions
 from fedpeft.deployment.wire import v1_pb2 as v1
@@ -38,7 +39,7 @@ def told(made):
 
 def joins(made, observer, description=None, **options):
     return Edge(
-        description or told(made), made.folder / "0.jsonl", made.folder / "edge-0", observer,
+        description or told(made), made.folder / "0.jsonl", made.folder / "edge-0", made.folder / "ledgers", observer,
         EdgeOptions(device="cpu", threads=1, **options),
     )  # fmt: skip
 
@@ -108,6 +109,43 @@ def test_a_cohort_of_many_clients_does_not_trouble_one(federation):
     """A number of clients per round is the server's matter: a client of its own has a population of one."""
     made = federation(clients=2, cohort=2, rounds=1)
     assert made.run().round == 1
+
+
+class Useless:
+    """A client that answers every task with an error."""
+
+    def handle(self, asked):
+        return Report(asked.client, asked.round, b"", error="no")
+
+
+@pytest.mark.parametrize("settings", [{}, {"strategy": "flexlora"}, {"scaffold": True, "optimizer": "sgd"}], ids=str)
+def test_a_cohort_of_useless_clients_ends_no_federation(federation, settings):
+    """Rounds of one client each; in those of client 0 the model stays as it is, and others go on."""
+    made = federation(cohort=1, rounds=6, **settings)
+    made.server.edges[0] = Useless()
+    assert made.run().round == 6
+    rounds, clients = (
+        [json.loads(line) for line in (made.folder / "server" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("rounds", "clients")
+    )
+    assert {line["client"] for line in clients} == {0, 1}
+    for line, result in zip(clients, rounds, strict=True):
+        assert (line.get("rejected") == "no") == (line["client"] == 0) == (result["rejected"] == 1)
+        assert (result["update_norm"] == 0) == (line["client"] == 0)
+
+
+def test_where_all_clients_fail_the_run_ends_and_the_lines_say_why(federation):
+    made = federation(clients=1, rounds=1)
+    made.server.edges[0] = Useless()
+    with pytest.raises(RunError, match="none of 1 clients returned a valid update"):
+        made.run()
+    [line] = (made.folder / "server" / "clients.jsonl").read_text().splitlines()
+    assert json.loads(line)["rejected"] == "no"
+
+
+def test_more_rows_than_the_server_believes_are_refused(federation):
+    with pytest.raises(RunError, match="this client has 90 rows, and the server takes at most 50 of one client"):
+        federation(serve=ServeOptions(most_rows=50))
 
 
 def test_clients_with_texts_alone_train_a_language_model(federation):

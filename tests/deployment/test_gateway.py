@@ -21,6 +21,7 @@ from fedpeft.deployment.authentication import Bucket, Doorkeeper
 from fedpeft.deployment.certificates import Authority, Credentials, Revoked
 from fedpeft.deployment.connection import Link, LostError
 from fedpeft.deployment.event_log import Events
+from fedpeft.deployment.federation import ServeOptions
 from fedpeft.deployment.gateway import REPEATS, Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Roster
@@ -248,6 +249,43 @@ def test_a_revoked_certificate_is_refused_and_its_open_stream_ends(door, monkeyp
     assert "the certificate of edge-1 has been revoked" in door.reasons("refused")
 
 
+@pytest.mark.parametrize("connected", [True, False])
+def test_nobody_waits_for_a_client_whose_certificate_has_been_revoked(door, monkeypatch, connected):
+    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    door.gateway.close(None)
+    door.gateway = door.open()
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(client(door))
+        asked(door, connection)
+        if not connected:
+            stack.close()
+            door.until(lambda: not door.gateway.sessions()[0].connected)
+        door.authority.revoke("edge-1")
+        assert "has been revoked" in door.gateway.answers.get(timeout=5).report.error
+        door.gateway.submit("edge-1", Instruction("train", 2, 0, b"state"))
+        assert "has been revoked" in door.gateway.answers.get(timeout=5).report.error
+    assert not door.roster.find("edge-1").dropped, "with a new certificate it may come back"
+
+
+def test_a_list_that_can_not_be_read_for_a_moment_ends_no_task(door, monkeypatch):
+    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    door.gateway.close(None)
+    door.gateway = door.open()
+    with client(door) as connection:
+        task = asked(door, connection)
+    stored = (door.folder / "certs" / "revoked.pem").read_bytes()
+    (door.folder / "certs" / "revoked.pem").write_bytes(b"half")
+    time.sleep(0.3)
+    (door.folder / "certs" / "revoked.pem").write_bytes(stored)
+    with client(door) as connection:
+        assert connection.first()[0] == task
+        assert connection.submit(task, good(door)) == "taken"
+
+
+def test_a_silent_client_holds_a_round_up_for_a_time_only():
+    assert 0 < ServeOptions().deadline <= 3600
+
+
 def test_a_servers_certificate_is_no_clients(door):
     own = Credentials.of_server(door.folder / "certs")
     assert "refuses this client's certificate" in refused_by_tls(replace(door.link("edge-1"), credentials=own))
@@ -363,6 +401,12 @@ def test_answering_for_an_old_round(door):
         dropped(door, connection, lambda: connection.submit(task, good(door, round=4)), "task of round 5 for round 4")
 
 
+def test_more_rows_than_it_has_registered_with(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        dropped(door, connection, lambda: connection.submit(task, replace(good(door), rows=2**62)), "joined with 10")
+
+
 def test_an_invented_task(door):
     with client(door) as connection:
         task = asked(door, connection)
@@ -430,24 +474,28 @@ def test_a_flood_of_calls(door, monkeypatch):
     assert door.reasons("dropped") == ["it calls too often"]
 
 
-def test_two_reports_at_a_time(door):
+def test_a_newer_report_ends_the_older_one(door):
+    """A client that was cut off in the middle of a report begins it anew, before the server has missed it."""
     with client(door) as connection:
         task = asked(door, connection)
         release = threading.Event()
 
         def slowly():
-            first, *rest = parts(task, good(door))
+            first, *rest = parts(task, good(door, payload=b"older"))
             yield first
             release.wait(20)
             yield from rest
 
         upload = connection._stub.Submit.future(slowly(), metadata=connection._metadata, timeout=20)
-        door.until(lambda: door.gateway.sessions()[0].uploading)
-        with pytest.raises(RunError, match="two reports at a time"):
-            connection.submit(task, good(door))
-        release.set()
-        with pytest.raises(grpc.RpcError):
+        door.until(lambda: door.gateway.sessions()[0].upload is not None)
+        assert connection.submit(task, good(door)) == "taken"
+        with pytest.raises(grpc.RpcError) as ended:
             upload.result()
+        release.set()
+        assert ended.value.code() == grpc.StatusCode.ABORTED
+        assert door.gateway.answers.get(timeout=5).report.payload == b"update"
+        assert not door.roster.find("edge-1").dropped
+        assert door.gateway.sessions()[0].upload is None
 
 
 def test_a_second_process_takes_over_and_the_first_is_told(door):

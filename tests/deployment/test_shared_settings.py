@@ -116,8 +116,9 @@ def test_a_client_loads_nothing_of_its_machine_and_spoils_nothing_for_a_server(f
     value = {"forgetting": f"file:{made.folder / '0.jsonl'}", "attack": "label_flip(fraction=1.0)"}[setting]
     told = v1.Description.FromString(made.server.gateway.description.SerializeToString())
     told.config = dataclasses.replace(made.config, model="tiny", **{setting: value}).to_toml()
+    home, ledgers = made.folder / "edge-0", made.folder / "ledgers"
     with pytest.raises(RunError, match=f"say {setting}="):
-        Edge(told, made.folder / "0.jsonl", made.folder / "edge-0", observer, EdgeOptions(device="cpu", threads=1))
+        Edge(told, made.folder / "0.jsonl", home, ledgers, observer, EdgeOptions(device="cpu", threads=1))
 
 
 def test_the_data_set_that_a_server_names_is_not_loaded(federation, observer):
@@ -126,6 +127,6 @@ def test_the_data_set_that_a_server_names_is_not_loaded(federation, observer):
     changed = dataclasses.replace(made.config, model="tiny", dataset="file:/nowhere.csv", partition="natural")
     told.config = changed.to_toml()
     options = EdgeOptions(device="cpu", threads=1)
-    edge = Edge(told, made.folder / "0.jsonl", made.folder / "edge-0", observer, options)
+    edge = Edge(told, made.folder / "0.jsonl", made.folder / "edge-0", made.folder / "ledgers", observer, options)
     assert (edge.config.dataset, edge.config.partition) == (RunConfig().dataset, RunConfig().partition)
     assert len(edge.train_rows) == 40

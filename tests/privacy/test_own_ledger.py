@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -108,6 +109,48 @@ def test_a_client_refuses_what_the_second_book_has_missed_and_the_run_ends_in_pe
     assert second.ledger.releases(0) >= edge.protection.ledger.releases(OWN)
 
 
+def again(made):
+    """The places of a federation are new, as a server that begins another run would have it; the rows are the old."""
+    for place in ("server", "edge-0", "edge-1"):
+        shutil.rmtree(made.folder / place)
+
+
+def test_a_budget_is_for_all_runs_on_the_same_rows_whatever_the_server_calls_them(federation):
+    """Three rounds are what the limit allows, in one run or in three."""
+    given = {"privacy": "local_dp(noise_multiplier=3)", "rounds": 2, "serve": ServeOptions(labels="")}
+    own = federation(**given).server.edges[0].protection
+    event, count = own._charge(0)
+    limit = epsilon({event: 3 * count}, own.delta) * 1.01
+    made = federation(**given, options=[{"max_epsilon": limit}, {}])
+    assert made.run().round == 2
+    assert [len(book(made, k)) for k in range(2)] == [2, 2]
+    again(made)
+    made = federation(**given, options=[{"max_epsilon": limit}, {}])
+    assert made.run().round == 2
+    assert [len(book(made, k)) for k in range(2)] == [1, 2]
+    [refusal] = [r for r in made.server.direct.reports if r.error]
+    assert (refusal.client, refusal.round, refusal.spent, refusal.payload) == (0, 2, True, b"")
+    own = made.server.edges[0].protection
+    assert own.lifetime.spent(own.delta) == pytest.approx(epsilon({event: 3 * count}, own.delta))
+    assert made.edge(0), "a client whose budget is spent may come back to the run it has taken part in"
+    again(made)
+    with pytest.raises(PrivacyError, match=r"earlier runs on .*0\.jsonl have spent .* does not allow a single round"):
+        federation(**given, options=[{"max_epsilon": limit}, {}])
+
+
+def test_a_lost_book_of_all_runs_is_made_again_from_the_run_s_own(federation):
+    made = federation(privacy="dp_sgd(noise_multiplier=1)", clients=1)
+    made.run()
+    own = made.server.edges[0].protection
+    before = own.lifetime.spent(own.delta)
+    assert before == pytest.approx(own.spent())
+    own.lifetime.path.unlink()
+    own = made.edge(0).protection
+    assert own.lifetime.spent(own.delta) == before
+    own = made.edge(0).protection
+    assert own.lifetime.spent(own.delta) == before, "carried over once"
+
+
 # ------------------------------------------------------------------------------------------------------------- replays
 
 
@@ -139,28 +182,32 @@ class KillError(BaseException):
     """Nothing catches it: the client is gone."""
 
 
-@pytest.mark.parametrize("step", ["charged", "trained", "answer kept"])
+@pytest.mark.parametrize("step", ["charged for all runs", "charged", "trained", "answer kept"])
 def test_a_client_killed_between_any_two_steps_is_charged_at_least_what_it_released(federation, monkeypatch, step):
     made = federation(privacy="dp_sgd(noise_multiplier=1)")
     instruction = replace(asked_once(made), learning_rate=1e-3)
     before = len(book(made, 0))
     with monkeypatch.context() as patch:
-        where, name = (Ledger, "charge") if step == "charged" else (Answers, "keep")
+        where, name = (Ledger, "charge") if step.startswith("charged") else (Answers, "keep")
         original = getattr(where, name)
 
-        def kill(*arguments):
-            if step != "trained":
-                original(*arguments)
+        def kill(self, *arguments):
+            found = original(self, *arguments) if step != "trained" else None
+            if step == "charged" and self.path.name != LEDGER:
+                return found
             raise KillError
 
+        edge = made.edge(0)
         patch.setattr(where, name, kill)
         with pytest.raises(KillError):
-            made.edge(0).handle(instruction)
-    assert len(book(made, 0)) == before + 1
+            edge.handle(instruction)
+    assert len(book(made, 0)) == before + (step != "charged for all runs")
     answer = made.edge(0).handle(instruction)
     assert answer.payload
     assert len(book(made, 0)) == before + 1, "nothing was released under the first charge, or the same bits"
     assert made.edge(0).handle(instruction) == answer
+    own = made.edge(0).protection
+    assert own.lifetime.spent(own.delta) == own.spent(), "and not twice for all runs"
 
 
 def test_other_rows_or_another_setting_are_another_input(federation):
@@ -185,8 +232,9 @@ def test_a_server_that_changes_its_terms_in_a_run_is_refused(federation, observe
     made = federation(privacy="dp_sgd(epsilon=2)", rounds=1)
     told = v1.Description.FromString(made.server.gateway.description.SerializeToString())
     told.config = told.config.replace("epsilon=2", "epsilon=20")
+    home, ledgers = made.folder / "edge-0", made.folder / "ledgers"
     with pytest.raises(PrivacyError, match="other terms"):
-        Edge(told, made.folder / "0.jsonl", made.folder / "edge-0", observer, EdgeOptions(device="cpu", threads=1))
+        Edge(told, made.folder / "0.jsonl", home, ledgers, observer, EdgeOptions(device="cpu", threads=1))
 
 
 # ------------------------------------------------------------------------------------- what a client does not trust in

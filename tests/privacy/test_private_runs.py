@@ -24,6 +24,7 @@ from fedpeft.privacy.ledger import POPULATION, Ledger
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.progress import Checkpoints, Progress
 from fedpeft.server.rounds import Server
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
@@ -222,6 +223,66 @@ def test_a_poisson_cohort_is_secret_may_be_empty_and_is_charged(tmp_path):
     assert progress.round == 6
 
 
+@pytest.mark.parametrize("killed", ["save", "append"])
+def test_a_round_is_told_of_once_its_checkpoint_is_safe_and_only_once(killed, tmp_path, monkeypatch):
+    """Before that, user_dp may still answer anew, with other reports under the same noise."""
+    given = {"privacy": "user_dp(noise_multiplier=1, test_noise=True)"}
+    owner, plain = (Checkpoints, Checkpoints.save) if killed == "save" else (Records, Records.append)
+
+    def die(self, *arguments):
+        progress_or_name = arguments[0]
+        if (getattr(progress_or_name, "round", None) == 2) or (killed == "append" and '"round": 1,' in seen()):
+            raise StopError
+        plain(self, *arguments)
+
+    def seen() -> str:
+        file = tmp_path / "cut" / "rounds.jsonl"
+        return file.read_text() if file.exists() else ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, killed, die)
+        with pytest.raises(StopError):
+            trained(tmp_path / "cut", **given)
+    assert [json.loads(line)["round"] for line in seen().splitlines()] == [1]
+    assert Checkpoints(tmp_path / "cut" / "checkpoint").load().round == (1 if killed == "save" else 2)
+    trained(tmp_path / "cut", **given)
+    trained(tmp_path / "whole", **given)
+    for name in ("rounds.jsonl", "clients.jsonl"):
+        lines = [Records(tmp_path / f).read(name) for f in ("cut", "whole")]
+        cut, whole = ([{k: v for k, v in line.items() if k != "seconds"} for line in found] for found in lines)
+        assert cut == whole
+
+
+def test_record_lines_are_on_the_disk_before_the_checkpoint_that_counts_them(tmp_path, monkeypatch):
+    order = []
+    fsync = os.fsync
+
+    def note(descriptor):
+        order.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.partition(".")[0])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    trained(tmp_path / "run")
+    first, last = order.index("000002"), order.index("000003")
+    assert {"rounds", "clients"} <= set(order[first:last])
+
+
+def test_profiles_that_change_between_a_kill_and_a_resume_are_charged_anew(tmp_path):
+    """The file keeps its name: what it says belongs to a round's identity."""
+    folder, file = tmp_path / "run", tmp_path / "clients.toml"
+    folder.mkdir()
+    booked = []
+    for steps in (5, 50):
+        file.write_text(f"[[profile]]\ncount = 6\nlocal_steps = {steps}\n")
+        config = RunConfig(**{**TINY, "privacy": "dp_sgd(noise_multiplier=1)", "profiles": str(file)})
+        protection = Simulation(config, folder, ConsoleObserver(QUIET)).protection
+        protection.open(resumed=bool(booked))
+        entry = protection.enter(1, Progress(round=0, adapter={}))
+        booked.append({count for _, _, _, count in charges(folder)[-1]["charges"]})
+    assert booked == [{5}, {50}]
+    assert entry.attempt == 1
+
+
 # ------------------------------------------------------------------------------------------------------ what is told
 
 
@@ -337,11 +398,13 @@ def test_the_reference_without_protection_is_a_plain_run_with_uniform_weights(tm
         assert progress.round == 2
 
 
-def test_the_summary_says_what_is_claimed(tmp_path):
+def test_the_summary_says_what_is_claimed(tmp_path, capsys):
     folder = tmp_path / "run"
     words = ["--" + k.replace("_", "-") + f"={v}" for k, v in TINY.items()]
     assert main([*words, "--privacy", "dp_sgd(epsilon=8, test_noise=True)", "--output", str(folder)]) == 0
     summary = json.loads((folder / "summary.json").read_text())
+    assert summary["partition"]["label_entropy"] is summary["partition"]["label_distance"] is None
+    assert "label skew" not in capsys.readouterr().out
     assert 0 < summary["epsilon_median"] <= summary["epsilon"] <= 8
     assert summary["dp_delta"] < 1 / 90
     privacy = summary["privacy"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -46,6 +47,53 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(RunError, match="can't be read"):
         checkpoints.load()
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    """In a tensor nothing else would notice it: the run would go on from another state."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(example(1))
+    [file] = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RunError, match="the disk has changed it"):
+        checkpoints.load()
+
+
+def test_a_rename_is_brought_to_the_disk_with_its_folder(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+
+    def note(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    Checkpoints(tmp_path / "checkpoint").save(example(1))
+    ClientStore(tmp_path / "clients").stage(3, 1, {"e": torch.ones(2)})
+    assert [name.rpartition("/")[2].partition(".")[0] for name in synced] == [
+        "000002",
+        "checkpoint",
+        "000001",
+        "000003",
+    ]
+
+
+def test_lost_or_damaged_lines_are_one_sentence(tmp_path):
+    records = Records(tmp_path)
+    records.append("rounds.jsonl", {"round": 1}, {"round": 2})
+    offsets = records.offsets()
+    file = tmp_path / "rounds.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:13])
+    with pytest.raises(RunError, match="lines are lost"):
+        records.cut(offsets)
+    assert file.read_bytes() == whole[:13]
+    for damaged in (b"\0" * 12 + b"\n", b"[1]\n", b'{"round": 1\n', b"\xff\n"):
+        file.write_bytes(whole + damaged)
+        with pytest.raises(RunError, match=r"line 3 of .* is damaged"):
+            records.read("rounds.jsonl")
 
 
 def test_lines_after_the_checkpoint_are_cut_off(tmp_path):

@@ -94,6 +94,28 @@ def test_rows_with_several_predictions_count_by_them() -> None:
 
 
 @pytest.mark.slow
+def test_other_rows_change_a_ratio_of_sums_less_than_a_sum() -> None:
+    """Rows that all gain one prediction in ten leave nothing to doubt, however long they are."""
+    counts = np.array([10.0, 40.0, 20.0, 90.0])
+    method = {s: Scored(0.6 * counts, counts) for s in range(SEEDS)}
+    found = compare(method, {s: Scored(0.5 * counts, counts) for s in range(SEEDS)})
+    assert found.difference == pytest.approx(10.0)
+    assert found.row_half_width == pytest.approx(0.0, abs=1e-9)
+
+
+def test_rows_of_unequal_length_have_the_interval_of_a_ratio() -> None:
+    """The spread of the difference over many draws of test rows, against the half width that one draw claims."""
+    random = np.random.default_rng(0)
+    differences, widths = [], []
+    for _ in range(400):
+        counts = random.integers(1, 60, 200).astype(float)
+        gains = np.round(counts * random.normal(0.1, 0.02, 200))
+        found = compare({0: Scored(gains, counts)}, {0: Scored(0 * gains, counts)})
+        differences.append(found.difference)
+        widths.append(found.row_half_width)
+    assert np.mean(widths) == pytest.approx(1.96 * np.std(differences), rel=0.12)
+
+
 def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     hits = [abs(x.mean()) <= half_width(x, 0.95, 2) for x in generator.standard_normal((2000, 5))]

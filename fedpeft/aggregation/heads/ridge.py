@@ -2,7 +2,9 @@
 
 With x the feature and a constant 1, y the one-hot label:
 
-    W = scale * (sum x x^T + strength * n/d * I)^-1 (sum x y^T)
+    W = scale * (sum x x^T + strength * (sum |x|^2) / d * I)^-1 (sum x y^T)
+
+with d features, of which the constant is none: it is neither counted in |x|^2 nor shrunk.
 
 Both sums run over all rows of all clients, so the head is that of the pooled data, exactly. `scale` turns regression
 values (between 0 and 1) into logits whose softmax is neither flat nor saturated.

@@ -3,7 +3,9 @@
     running loss:  l_t = smoothing * l_{t-1} + (1 - smoothing) * loss_t
     a stall:       `patience` rounds without a new lowest l; then bits <- min(high, bits + step), and the count restarts
 
-DAdaQuant doubles its levels, which is one more bit; codecs with entropy coding have finer steps to offer.
+Deviations: DAdaQuant doubles its levels, which is one more bit; codecs with entropy coding have finer steps to offer.
+And it calls a running loss a stall that is no lower than `patience` rounds before; here none of these rounds may have
+reached a new lowest, so a loss that swings about a falling trend is given more time.
 """
 
 from __future__ import annotations

@@ -33,14 +33,16 @@ class File:
 
     argument: ClassVar[str] = "path"
 
-    path: str = setting(dataclasses.MISSING, "the file: .csv, .tsv or .jsonl")
+    path: str = setting(dataclasses.MISSING, "the file: .csv, .tsv or .jsonl", path=True)
     text: str = setting("text", "name of the column with the texts")
     label: str | None = setting("label", "name of the column with the classes; None: no classes, language modelling")
     owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
     messages: str | None = setting(
         None, "name of the column with conversations, for instruction data; messages where there is no text column"
     )
-    test: str | None = setting(None, "a file of test rows with the same columns; None: hold some of `path` out")
+    test: str | None = setting(
+        None, "a file of test rows with the same columns; None: hold some of `path` out", path=True
+    )
     test_fraction: float = setting(0.2, "share of the rows held out for test when `test` is None", above=0.0, high=0.9)
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
 

@@ -24,7 +24,7 @@ class HF:
 
     argument: ClassVar[str] = "name"
 
-    name: str = setting(dataclasses.MISSING, "the data set's name on the hub")
+    name: str = setting(dataclasses.MISSING, "the data set's name on the hub, or a folder with a copy", path=True)
     subset: str | None = setting(None, "its configuration, where it has several")
     text: str = setting("text", "name of the column with the texts")
     label: str | None = setting("label", "name of the column with the classes; None: no classes, language modelling")
@@ -56,6 +56,12 @@ class HF:
         except (OSError, RuntimeError) as error:  # ConnectionError and the hub's HTTP errors are OSErrors
             reason = " ".join(str(error).split())[:200]
             raise AssetError(f"can't fetch the data set {self.name} from the hub: {reason}") from None
+        except datasets.exceptions.DatasetsError as error:  # files that are not what they are taken for
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise DataError(
+                f"the files of hf data set {self.name} can't be read as rows: {reason}; name a data set of the hub, or "
+                "a folder with one; of a single file, take file:PATH"
+            ) from None
         train = self._table(splits, self.train)
         test = None if self.test is None else self._table(splits, self.test)
         return user_rows.dataset(self.name, train, test, self.test_fraction, self.seed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fedpeft.machine.downloads import Asset, cached_folder, needs_extra
 from fedpeft.models import model_folder
@@ -45,6 +46,9 @@ PREPROCESSOR = {
 @dataclass(frozen=True)
 class Dinov2Small:
     """The vision encoder, without a head; no settings."""
+
+    origin: ClassVar[str] = "facebook/dinov2-small"
+    license: ClassVar[str] = "apache-2.0"
 
     def resolve(self) -> Path:
         """The folder that `AutoModel` loads; fetched (90 MB) and converted on first use.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fedpeft.machine.downloads import Asset
 
@@ -32,6 +33,9 @@ ASSET = Asset(
 @dataclass(frozen=True)
 class MiniLM:
     """The encoder as it was published; no settings."""
+
+    origin: ClassVar[str] = "sentence-transformers/all-MiniLM-L6-v2"
+    license: ClassVar[str] = "apache-2.0"
 
     def resolve(self) -> Path:
         """The folder that `AutoModel` and `AutoTokenizer` load; fetched (84 MB) on first use."""

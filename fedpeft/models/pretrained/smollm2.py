@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fedpeft.errors import AssetError
 from fedpeft.machine.downloads import Asset, cached_folder, needs_extra
@@ -28,6 +29,9 @@ ASSET = Asset(
 @dataclass(frozen=True)
 class SmolLM2:
     """The language model in bfloat16; no settings."""
+
+    origin: ClassVar[str] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    license: ClassVar[str] = "apache-2.0"
 
     def resolve(self) -> Path:
         """The folder that `AutoModelForCausalLM` and `AutoTokenizer` load; fetched (93 MB) and converted on first use.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fedpeft.data.made_words import WORDS, save_tokenizer, word_tokenizer
 from fedpeft.models import model_folder
@@ -19,6 +20,9 @@ MAX_TOKENS = 64
 @dataclass(frozen=True)
 class TinyLlama:
     """Random weights of a small Llama."""
+
+    origin: ClassVar[str] = ""
+    license: ClassVar[str] = ""
 
     layers: int = setting(2, "number of transformer layers", low=1, high=24)
     seed: int = setting(0, "seed of the weights", low=0)

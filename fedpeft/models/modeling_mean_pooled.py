@@ -1,0 +1,66 @@
+"""A classifier on the mean of an encoder's last hidden states, which transformers loads with `trust_remote_code=True`.
+
+No class of transformers can hold it: those for sequence classification read one token, or a pooler of their own. A copy
+of this file lies in the folder of every exported classifier, so it imports torch and transformers only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class MeanPooledConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+    """Which encoder, and the names of the classes.
+
+    Args:
+        base: the encoder's own configuration, as a dictionary with its `model_type`.
+        named: those of every configuration; `id2label` names the classes.
+    """
+
+    model_type = "mean_pooled_classifier"  # none that transformers has: it would load a class of its own instead
+
+    def __init__(self, base: dict[str, Any] | None = None, **named: Any) -> None:
+        super().__init__(**named)
+        self.base = base or {}
+
+
+class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
+    """Encoder, mean over the tokens (or patches), linear head."""
+
+    config_class = MeanPooledConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: MeanPooledConfig) -> None:
+        super().__init__(config)
+        settings = dict(config.base)
+        encoder = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        self.base = AutoModel.from_config(encoder)  # type: ignore[no-untyped-call]
+        self.head = nn.Linear(encoder.hidden_size, len(config.id2label or {}))
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        **named: Any,
+    ) -> SequenceClassifierOutput:
+        """Logits (B, classes) of texts (B, T) or of images (B, 3, height, width); with labels (B,) the loss, too."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+        named |= {name: tensor for name, tensor in given.items() if tensor is not None}
+        if "interpolate_pos_encoding" in inspect.signature(self.base.forward).parameters:
+            named.setdefault("interpolate_pos_encoding", True)
+        hidden = self.base(**named).last_hidden_state.float()
+        mask = torch.ones(hidden.shape[:2]) if attention_mask is None else attention_mask
+        weights = mask[..., None].to(hidden)
+        pooled = (hidden * weights).sum(1) / weights.sum(1)
+        logits = self.head(pooled.to(self.head.weight.dtype))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)

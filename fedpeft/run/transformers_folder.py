@@ -1,0 +1,53 @@
+"""A finished model, no adapter left in it, as a folder that transformers loads by itself: weights, tokenizer, names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedpeft.data.tokens import load_tokenizer
+from fedpeft.models.task import FederatedModel
+from fedpeft.run.finished import FinishedRun
+from fedpeft.run.records import writing
+
+
+def write(run: FinishedRun, model: FederatedModel, folder: Path) -> None:
+    """Write `model`, the run's, to `folder`.
+
+    A language model is one of transformers' own classes, with its chat template and generation settings. A classifier
+    is `fedpeft.models.modeling_mean_pooled.MeanPooledClassifier`, and its tokenizer cuts texts where training did.
+
+    Raises:
+        RunError: the files can't be written.
+        ModelError: the base model has no tokenizer.
+    """
+    whole: Any = model.base if run.labels is None else classifier(model, run.labels, run.reads_images)
+    with writing(folder):
+        whole.save_pretrained(str(folder))
+        if run.reads_images:
+            return
+        tokenizer = load_tokenizer(run.model_directory)
+        if run.labels is not None:
+            tokenizer.model_max_length = run.tokens
+        tokenizer.save_pretrained(str(folder))
+
+
+def classifier(model: Any, labels: Sequence[str], images: bool) -> Any:
+    """The classifier `model`, whose base holds no adapter, as a class of transformers that can be saved."""
+    from fedpeft.models import modeling_mean_pooled
+
+    kind: Any = modeling_mean_pooled.MeanPooledClassifier
+    base = json.loads(model.base.config.to_json_string(use_diff=False))
+    base.pop("_name_or_path", None)  # where the base lies on this machine
+    names = dict(enumerate(labels))
+    config = kind.config_class(base=base, id2label=names, label2id={name: i for i, name in names.items()})
+    kind.config_class.register_for_auto_class()  # its file is then saved with it
+    kind.register_for_auto_class("AutoModelForImageClassification" if images else "AutoModelForSequenceClassification")
+    with torch.device("meta"):  # the weights are there already
+        made = kind(config)
+    made.base, made.head = model.base, model.head
+    return made.eval()
