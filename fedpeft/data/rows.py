@@ -16,6 +16,9 @@ Kind = Literal["text", "image"]
 Task = Literal["classification", "causal_lm", "instruction"]
 Inputs = Sequence[str] | NDArray[np.generic]
 
+VALIDATION_ROWS = 1000
+"""Training rows that no client gets, for tuning and the curve per round; a tenth of the rows if there are fewer."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -50,6 +53,17 @@ class Rows:
             None if self.labels is None else self.labels[indices],
             None if self.owners is None else self.owners[indices],
         )
+
+
+def joined(first: Rows, second: Rows) -> Rows:
+    """The rows of both, one after the other; of labels and owners what both have."""
+    if isinstance(first.inputs, np.ndarray):
+        inputs: Inputs = np.concatenate([first.inputs, np.asarray(second.inputs)])
+    else:
+        inputs = [*first.inputs, *second.inputs]
+    labels = None if first.labels is None or second.labels is None else np.concatenate([first.labels, second.labels])
+    owners = None if first.owners is None or second.owners is None else np.concatenate([first.owners, second.owners])
+    return Rows(inputs, labels, owners)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +144,11 @@ def encode_labels(
         raise DataError(f"{name}: {len(unseen)} of the test labels do not occur in the training rows: {shown}")
     train_labels, test_labels = (np.array([position[label] for label in part], np.int64) for part in (train, test))
     return names, train_labels, test_labels
+
+
+def without_validation(dataset: Dataset) -> tuple[Rows, Rows]:
+    """The training rows that clients get, and those that nobody gets: `VALIDATION_ROWS`, or a tenth of fewer."""
+    return split_validation(dataset.train, min(VALIDATION_ROWS, max(1, len(dataset.train) // 10)))
 
 
 def split_validation(rows: Rows, count: int, seed: int = 0) -> tuple[Rows, Rows]:

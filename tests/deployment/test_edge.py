@@ -13,8 +13,8 @@ import torch
 from fedpeft.clients.pool import Worker
 
 from fedpeft.communication.messages import Report
-from fedpeft.deployment.edge import Edge, EdgeOptions
-from fedpeft.deployment.federation import ServeOptions
+from fedpeft.deployment.edge import Edge
+from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import DataError, FedpeftError, ModelError, PayloadError, RunError
 from fedpeft.models.base_model import resolve_model
@@ -67,7 +67,7 @@ def test_columns_of_other_names(federation, observer):
 
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_a_cpu_without_bf16_holds_the_base_in_fp32(federation, observer, monkeypatch, fast, precision):
-    monkeypatch.setattr("fedpeft.deployment.edge.fast_bf16", lambda device: fast)
+    monkeypatch.setattr("fedpeft.deployment.capacity.fast_bf16", lambda device: fast)
     made = federation(clients=1, dtype="bf16")
     assert joins(made, observer).registration().precision == precision
     assert joins(made, observer, precision="bf16").registration().precision == "bf16", "what is asked for"
@@ -241,7 +241,7 @@ def test_a_task_of_an_unknown_kind_is_not_worked_on(federation):
         assert f"asks for {kind!r}; this version knows prepare, train or evaluate" in report.error
         assert not report.payload
     with pytest.raises(PayloadError, match="one at a time"):
-        edge.pool.submit(Worker.handle, [asked, replace(asked, kind="evaluate")]).result()
+        edge.workers.pool.submit(Worker.handle, [asked, replace(asked, kind="evaluate")]).result()
 
 
 @pytest.mark.parametrize(("device", "words"), [("foo", "'foo' is no device"), ("cuda:7", "there is no cuda:7 here")])

@@ -1,0 +1,192 @@
+"""What an edge machine can hold: the precision of the frozen base and the rows of a local step, by free memory.
+
+The estimate is read off the model's files and leans to the high side: all weights in the run's precision while they are
+loaded; then the weights as they are held, and what a step keeps for its backward pass in every block,
+
+    row = blocks (tokens (16 hidden + 4 intermediate) + 2 heads tokens^2) + 3 tokens vocabulary   (numbers; the last
+          for language models only)
+
+The run's own settings stay where they fit. Where they do not, fewer rows a step are tried first, down to a quarter of
+them; then int8 weights, then nf4; and nf4 with a single row is what is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fedpeft.aggregation.strategy import RoundStrategy, strategies
+from fedpeft.config import RunConfig
+from fedpeft.deployment.options import EdgeOptions
+from fedpeft.errors import ModelError, RunError
+from fedpeft.machine.hardware import accelerators, fast_bf16, free_memory
+from fedpeft.models.base_model import resolve_model
+from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.run.observer import RunObserver
+
+WEIGHT_BYTES = {"fp64": 8.0, "fp32": 4.0, "bf16": 2.0, "int8": 1.01, "nf4": 0.53}
+"""Bytes a weight takes, scales included."""
+
+RESERVE = 0.1
+"""Share of the free memory that is left alone."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Of a base model: numbers in linear layers inside blocks, all other numbers, and what its shapes are."""
+
+    linear: int
+    other: int
+    hidden: int
+    intermediate: int
+    blocks: int
+    heads: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, folder: Path) -> ModelSize:
+        """Of the model in `folder`, from config.json and the headers of its weights.
+
+        Raises:
+            ModelError: they can't be read.
+        """
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            shapes: dict[str, list[int]] = {}
+            for weights in sorted(folder.glob("*.safetensors")):
+                with safe_open(weights, framework="pt") as file:
+                    shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            hidden = int(config["hidden_size"])
+            made = {
+                "hidden": hidden,
+                "intermediate": int(config.get("intermediate_size") or 4 * hidden),
+                "blocks": int(config["num_hidden_layers"]),
+                "heads": int(config["num_attention_heads"]),
+                "vocabulary": int(config.get("vocab_size") or 0),
+            }
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ModelError(f"the size of the model in {folder} can't be read: {error}") from error
+        numbers = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+        linear = sum(n for name, n in numbers.items() if len(shapes[name]) == 2 and ".layer" in name)
+        return cls(linear, sum(numbers.values()) - linear, **made)
+
+    def row(self, tokens: int, language: bool) -> int:
+        """Numbers that a step keeps for each of its rows."""
+        block = tokens * (16 * self.hidden + 4 * self.intermediate) + 2 * self.heads * tokens**2
+        return self.blocks * block + (3 * tokens * self.vocabulary if language else 0)
+
+    def need(self, dtype: str, precision: str, batch_size: int, tokens: int, language: bool) -> float:
+        """Bytes for loading in `dtype`, and training on a base in `precision` (empty: `dtype`)."""
+        width = WEIGHT_BYTES[dtype]
+        loading = (self.linear + self.other) * width
+        held = self.linear * WEIGHT_BYTES[precision or dtype] + self.other * width
+        return max(loading, held + batch_size * self.row(tokens, language) * width)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a client trains.
+
+    Attributes:
+        precision: of the base; empty: the run's dtype.
+        batch_size: rows per local step.
+        need: estimated bytes.
+        fits: whether that is free.
+    """
+
+    precision: str
+    batch_size: int
+    need: float
+    fits: bool
+
+
+def choose(
+    size: ModelSize, free: float, dtype: str, batch_size: int, tokens: int, language: bool, few_bits: tuple[str, ...]
+) -> Choice:
+    """The first of the choices, from the run's own settings downwards, that fits into `free` bytes, or the last one.
+
+    Args:
+        size: of the base model.
+        free: bytes of memory on the device.
+        dtype, batch_size, tokens: the run's.
+        language: whether the task is language modelling.
+        few_bits: of int8 and nf4 those that may be used, in this order.
+    """
+    room = (1 - RESERVE) * free
+    halves = [max(1, batch_size >> i) for i in range(batch_size.bit_length())]
+    ladder = [("", rows) for rows in halves if rows * 4 >= batch_size]
+    ladder += [(precision, rows) for precision in few_bits for rows in halves if rows * 4 >= batch_size]
+    ladder.append(((few_bits or ("",))[-1], 1))
+    for precision, rows in ladder:
+        need = size.need(dtype, precision, rows, tokens, language)
+        if need <= room:
+            return Choice(precision, rows, need, True)
+    return Choice(precision, rows, need, False)
+
+
+def device_of(asked: str) -> str:
+    """Where a client trains that has `asked` for cpu, cuda, cuda:N or auto.
+
+    Raises:
+        RunError: there is no such device.
+    """
+    gpus = accelerators()
+    if asked == "auto":
+        return next(iter(gpus), "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise RunError(f"{asked!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}") from None
+    if device.type == "cuda" and f"cuda:{device.index or 0}" not in gpus:
+        raise RunError(f"there is no {device} here; take --device {next(iter(gpus), 'cpu')}")
+    return str(device)
+
+
+def fitted(
+    options: EdgeOptions, config: RunConfig, tokens: int, language: bool, device: str, observer: RunObserver
+) -> EdgeOptions:
+    """The options, with what is left to this machine chosen by the free memory of `device`.
+
+    Args:
+        options: the client's own choices.
+        config: what the client takes of the server's settings, with its choices.
+        tokens: texts are cut to so many.
+        language: whether the task is language modelling.
+        device: "cpu" or "cuda:N".
+        observer: is told what has been chosen.
+
+    Raises:
+        FedpeftError: there is no such model here.
+    """
+    if options.precision or config.dtype == "fp64":
+        return options
+    strategy = strategies.build(config.strategy)
+    fills = isinstance(strategy, RoundStrategy) and strategy.fills_base  # a dense R saves nothing
+    nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
+    size = ModelSize.of(resolve_model(config.model))
+    free = free_memory(device)
+    few_bits = ("int8", *nf4) if PEFT_METHODS.build(config.peft).few_bits and not fills else ()
+    slow = config.dtype == "bf16" and not fast_bf16(device)
+    dtype = "fp32" if slow else config.dtype
+    choice = choose(size, free, dtype, config.batch_size, tokens, language, few_bits)
+    precision = choice.precision or ("fp32" if slow else "")
+    if not choice.fits:
+        observer.say(
+            f"[bold yellow]warning[/] {free / 1e9:.1f} GB of memory are free on {device}, and this model "
+            f"needs about {choice.need / 1e9:.1f}, even with {precision or dtype} and one row a step"
+        )
+    elif choice.precision or choice.batch_size < config.batch_size:
+        observer.say(
+            f"[bold]memory[/]  {free / 1e9:.1f} GB are free on {device}: a base in "
+            f"{precision or dtype}, {choice.batch_size} rows a step"
+        )
+    elif slow:
+        observer.say(f"[bold]precision[/]  {device} has no bf16 arithmetic: a base in fp32")
+    rows = options.batch_size or (choice.batch_size if choice.batch_size < config.batch_size else 0)
+    return dataclasses.replace(options, precision=precision, batch_size=rows)
