@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from fedpeft.clients import scaffold
-from fedpeft.clients.attack import ATTACKS, Attack
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.store import ClientStore, labelled, section
 from fedpeft.clients.workbench import Workbench
@@ -49,7 +48,6 @@ class ClientPlan:
         strategy: for the clients' half of it.
         store: folder of the clients' own state between rounds.
         held_out: share of a client's rows that it does not train on, but is evaluated on.
-        attack: what hostile clients do, in a simulation; empty: there are none.
         privacy: how what leaves a client is protected; None: not at all.
     """
 
@@ -63,8 +61,11 @@ class ClientPlan:
     strategy: str
     store: Path
     held_out: float = 0.0
-    attack: str = ""
     privacy: ClientPrivacy | None = None
+
+    def side(self, bench: Workbench) -> ClientSide:
+        """The clients that one worker speaks for."""
+        return ClientSide(bench, self)
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,7 @@ class ClientSide:
         self.head = HEADS.build(plan.head)
         self.strategy = strategies.build(plan.strategy)
         self.store = ClientStore(plan.store)
-        self.attack = ATTACKS.build(plan.attack) if plan.attack else Attack()
         self.privacy = plan.privacy.build() if plan.privacy else None
-        self.attackers = (
-            self.attack.attackers(len(plan.partition), bench.plan.seed) if plan.attack else frozenset[int]()
-        )
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
         """One report per instruction, in order; all instructions are of one kind and round.
@@ -250,10 +247,7 @@ class ClientSide:
             trained = {name: job.received[name] + tensor for name, tensor in update.items()}
         if self.privacy is not None and self.privacy.silent:
             result = replace(result, loss=0.0, rows=1)  # what was measured on the rows does not leave the client
-        if job.client in self.attackers:
-            draws = seeds.torch_generator(job.seed, "attack", job.round, job.client)
-            update = self.attack.update(update, job.received, task.layout, draws)
-            result = replace(result, rows=self.attack.rows(result.rows))
+        update, result = self.handed_in(job, task.layout, update, result)
         try:
             payload, memory = self._encode(task, update, trained)
         except PayloadError as error:
@@ -261,6 +255,10 @@ class ClientSide:
         if task.keeps:
             self.store.stage(job.client, job.round, state | labelled("feedback", memory))
         return Report(job.client, job.round, payload, result.rows, result.steps, result.loss, seconds, variate=variate)
+
+    def handed_in(self, job: Job, layout: Layout, update: State, result: Trained) -> tuple[State, Trained]:
+        """What a client hands in of its update and of what it says of its training: an honest one, both as they are."""
+        return update, result
 
     def _encode(self, task: _Task, update: State, trained: State) -> tuple[bytes, State]:
         """The payload, and the memory of what it leaves out; what stays with the client has no say in it."""

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from fedpeft.clients.client import ClientPlan, ClientSide
+from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Job, Totals, Trained
 from fedpeft.clients.workbench import Workbench, WorkPlan
 
@@ -38,7 +38,7 @@ class Worker:
 
     def __init__(self, work: WorkPlan, clients: ClientPlan) -> None:
         self.bench = Workbench(work)
-        self.clients = ClientSide(self.bench, clients)
+        self.clients = clients.side(self.bench)
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
         """Train (or prepare) a group of clients."""

@@ -127,6 +127,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
     Raises:
         FedpeftError: there is no such run or client, or its clients have no adapters of their own.
     """
+    from fedpeft.run.final_score import save
     from fedpeft.simulation.simulation import Simulation
 
     if not (run / "config.toml").is_file():
@@ -135,7 +136,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
     simulation = Simulation(config, run, ConsoleObserver(Console(quiet=True)))
     state = simulation.client_state(client)
     empty(output)
-    simulation.save(state, output)
+    save(simulation.setup, state, output)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,11 +20,12 @@ from fedpeft.communication.messages import Report
 from fedpeft.deployment.certificates import Credentials, check_name, name_of
 from fedpeft.deployment.client_state import alone_in, folder_for, ledgers_in
 from fedpeft.deployment.connection import Link, LostError, waits
-from fedpeft.deployment.edge import Edge, EdgeOptions, check_machine
+from fedpeft.deployment.edge import Edge, check_machine
 from fedpeft.deployment.monitoring import host_and_port
+from fedpeft.deployment.options import EdgeOptions
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.parts import check_settings
-from fedpeft.privacy.client_engine import OWN, OwnLedger
+from fedpeft.privacy.client_engine import OWN
 from fedpeft.run.console import ConsoleObserver, duration, size
 from fedpeft.simulate import INTERRUPTED, quiet_libraries
 
@@ -126,7 +127,7 @@ def join(command: Command, console: Console) -> None:
             edge = Edge(description, command.data, folder, ledgers_in(state), observer, options)
             precision = options.precision or edge.config.dtype
             observer.say(
-                f"[bold]{link.name}[/]  {len(edge.train_rows)} rows, {edge.setup.model_directory.name} in {precision} "
+                f"[bold]{link.name}[/]  {len(edge.rows)} rows, {edge.setup.model_directory.name} in {precision} "
                 f"on {edge.hardware}"
             )
             _say_privacy(edge, observer)
@@ -165,8 +166,8 @@ def _work(edge: Edge, link: Link, patience: Patience, observer: ConsoleObserver)
                     cost = "" if report.error else f"{size(report.bytes)}, {duration(report.seconds)}"
                     observer.say(f"{instruction.kind} round {instruction.round}: {what}{cost} ({verdict})")
             observer.say("the federation is finished")
-            if isinstance(edge.protection, OwnLedger):
-                own = edge.protection
+            own = edge.protection
+            if own is not None:
                 observer.say(
                     f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.unit}, from "
                     f"{own.ledger.releases(OWN)} releases; the ledger is {own.ledger.path}; with all other runs on "

@@ -24,14 +24,16 @@ from fedpeft.config import RunConfig, read_toml
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.certificates import Credentials, Revoked
 from fedpeft.deployment.event_log import Events
-from fedpeft.deployment.federation import Deployment, ServeOptions
+from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError
 from fedpeft.deployment.monitoring import Operation, host_and_port
+from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
 from fedpeft.run.console import ServeObserver, duration, size, summary_table
+from fedpeft.run.final_score import save
 from fedpeft.run.records import Records
 from fedpeft.simulate import (
     INTERRUPTED,
@@ -45,6 +47,7 @@ from fedpeft.simulate import (
     make_folder,
     model_line,
     quiet_libraries,
+    say_privacy,
 )
 
 FAREWELL = "the federation is finished"
@@ -141,74 +144,72 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     going = threading.Event()
     with begun(folder, going.is_set), alone_in(folder), PeakMemory() as memory, ServeObserver(console) as observer:
         events = Events(folder / "serve.jsonl", observer.event)
-        deployment = Deployment(config, folder, observer, options, doorkeeper, events)
-        observer.watch(deployment)
-        records = Records(folder, private=deployment.protection is not None)
+        federation = Federation(config, folder, observer, options, doorkeeper, events)
+        observer.watch(federation)
+        records = Records(folder, private=federation.protection is not None)
         farewell = None
 
         def refused(reason: str) -> None:
-            deployment.gateway.note_refusal(reason=f"TLS: {reason}")
+            federation.gateway.note_refusal(reason=f"TLS: {reason}")
 
-        with Handshakes(refused), _stop_on_signal(deployment), Operation(deployment, observer, options):
+        with Handshakes(refused), _stop_on_signal(federation), Operation(federation, observer, options):
             try:
-                deployment.gateway.start(options.listen, credentials)
+                federation.gateway.start(options.listen, credentials)
                 if not resume:
-                    records.write("config.toml", config.to_toml())
+                    records.write("config.toml", federation.config.to_toml())
                 records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(options)))
                 going.set()
-                summary = _run(deployment, records, observer)
+                summary = _run(federation, records, observer)
                 farewell = FAREWELL
             finally:
-                deployment.close(farewell)
+                federation.close(farewell)
         summary["seconds"] = time.perf_counter() - started
         summary["peak_memory_bytes"] = memory.bytes or None
     records.write_json("summary.json", summary)
     return summary
 
 
-def _run(deployment: Deployment, records: Records, observer: ServeObserver) -> dict[str, Any]:
-    config, gateway = deployment.config, deployment.gateway
-    observer.metric = deployment.setup.task.metric
-    observer.say(model_line(deployment))
-    for note in deployment.setup.notes:
+def _run(federation: Federation, records: Records, observer: ServeObserver) -> dict[str, Any]:
+    config, setup, gateway = federation.config, federation.setup, federation.gateway
+    observer.metric = setup.task.metric
+    observer.say(model_line(setup))
+    for note in setup.notes:
         observer.say(f"[bold]note[/]    {escape(note)}")
     observer.say(
-        f"[bold]run[/]     {config.rounds} rounds of {deployment.sampler.size} of {deployment.clients} clients, "
-        f"{config.peft}, {config.strategy} -> {deployment.folder}"
+        f"[bold]run[/]     {config.rounds} rounds of {federation.sampler.size} of {setup.clients} clients, "
+        f"{config.peft}, {config.strategy} -> {federation.folder}"
     )
-    if deployment.protection is not None:
-        observer.say(f"[bold]privacy[/] {deployment.protection.terms()}")
-        for warning in deployment.protection.warnings():
-            observer.say(f"[bold yellow]warning[/] {warning}")
-    observer.say(f"[bold]listen[/]  port {gateway.port}, run {deployment.roster.run}")
-    gateway.events.emit("listening", port=gateway.port, run=deployment.roster.run)
-    server = deployment.server(records)
-    deployment.present()
-    progress = deployment.train(server)
-    deployment.save(progress.adapter, deployment.folder, server.residual.total)
-    own = server.own_rows(config.rounds, progress) if deployment.held_out else None
+    say_privacy(federation.protection, observer)
+    observer.say(f"[bold]listen[/]  port {gateway.port}, run {federation.roster.run}")
+    gateway.events.emit("listening", port=gateway.port, run=federation.roster.run)
+    server = federation.server(records)
+    federation.present()
+    progress = federation.train(server)
+    save(setup, progress.adapter, federation.folder, server.residual.total)
+    own = server.own_rows(config.rounds, progress) if federation.held_out else None
     sessions = gateway.sessions()
     gateway.close(FAREWELL)
-    score = deployment.score(deployment.folder, "scoring the saved adapter (fp32)") if deployment.has_rows else None
+    scorer = federation.scorer
+    score = scorer.score(federation.folder, "scoring the saved adapter (fp32)") if scorer else None
     if own is not None and own.clients:
         accuracy, loss, of = own.pooled_accuracy, own.pooled_loss, "clients' own held-out rows, by rows"
-        if deployment.setup.personal:
+        if setup.personal:
             accuracy, loss, of = own.accuracy, own.loss, "mean over clients, own held-out rows"
     else:
         accuracy = score.accuracy if score else math.nan
         loss, of = score.loss if score else math.nan, "global model, the server's rows"
     return {
-        "metric": deployment.setup.task.metric,
+        "metric": setup.task.metric,
         "accuracy": accuracy,
         "accuracy_of": of if math.isfinite(loss) else None,
         "worst_accuracy": own.worst_accuracy if own else None,
         "shared_accuracy": score.accuracy if score else None,
         "loss": loss,
-        "perplexity": None if deployment.dataset.task == "classification" else math.exp(loss),
+        "perplexity": None if setup.facts.task == "classification" else math.exp(loss),
         "baseline_accuracy": None,
-        **costs(deployment, progress),
-        "wire_received_bytes": None if deployment.secret_cohort else sum(s.received_bytes for s in sessions),
-        "wire_sent_bytes": None if deployment.secret_cohort else sum(s.sent_bytes for s in sessions),
+        **costs(setup, progress, federation.sampler.size, federation.protection, federation.fixed),
+        "wire_received_bytes": None if federation.secret_cohort else sum(s.received_bytes for s in sessions),
+        "wire_sent_bytes": None if federation.secret_cohort else sum(s.sent_bytes for s in sessions),
         "refused": gateway.refused,
     }
 
@@ -216,8 +217,8 @@ def _run(deployment: Deployment, records: Records, observer: ServeObserver) -> d
 class _stop_on_signal:
     """SIGTERM and Ctrl-C end the running round and then the server; a second Ctrl-C ends it at once."""
 
-    def __init__(self, deployment: Deployment) -> None:
-        self._stopping = deployment.stopping
+    def __init__(self, federation: Federation) -> None:
+        self._stopping = federation.stopping
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,7 +33,14 @@ from fedpeft.run.records import Records
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+    from fedpeft.models.scoring import Scores
+    from fedpeft.privacy.engine import Protection
+    from fedpeft.run.final_score import FinalScore
     from fedpeft.run.setup import Setup
+    from fedpeft.server.progress import Progress
+    from fedpeft.simulation.simulation import Simulation
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -212,11 +219,11 @@ def simulate(
     resume: bool,
     console: Console,
     track: str = "",
-    grid: Callable[[Any], Any] | None = None,
+    grid: Callable[[int], Grid] | None = None,
 ) -> dict[str, Any]:
     """Run (or continue) a simulation; returns its summary.
 
-    `grid` makes another Flower grid than the configured one for a `Simulation`: inside a Flower app, Flower's.
+    `grid` makes another Flower grid than the configured one, for a number of clients: inside a Flower app, Flower's.
 
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
@@ -232,16 +239,15 @@ def simulate(
         if resume:
             refuse_servers_run(folder)
             held.enter_context(alone_in(folder))
-        simulation = Simulation(config, folder, observer)
+        simulation = Simulation(config, folder, observer, grid)
         observer.metric = simulation.setup.task.metric
-        simulation.outside = grid(simulation) if grid else None
         if not resume:
             held.enter_context(begun(folder, lambda: simulation.checkpoints.taken))
         make_folder(folder)
         records = TrackedRecords(folder, trackers, private=simulation.protection is not None)
         if not resume:
             held.enter_context(alone_in(folder))
-            records.write("config.toml", config.to_toml())
+            records.write("config.toml", simulation.config.to_toml())
         try:
             summary = _run(simulation, records, observer, console)
         finally:
@@ -257,72 +263,97 @@ def simulate(
     return summary
 
 
-def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: Console) -> dict[str, Any]:
-    config: RunConfig = simulation.config
-    observer.say(f"[bold]data[/]    {simulation.dataset.name}: {simulation.statistics}")
-    observer.say(model_line(simulation))
-    for note in simulation.setup.notes:
-        observer.say(f"[bold]note[/]    {escape(note)}")
-    graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
-    observer.say(
-        f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, "
-        f"{config.strategy}, {config.codec}, {config.dtype}, {simulation.work.executor} on "
-        f"{simulation.fixed['workers']} worker(s){graphics} -> {simulation.folder}"
-    )
-    if simulation.work.executor == "batched" and {"nf4", "int8"} & set(simulation.setup.base_precisions):
-        observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
-    if simulation.protection is not None:
-        observer.say(f"[bold]privacy[/] {simulation.protection.terms()}")
-        for warning in simulation.protection.warnings():
-            observer.say(f"[bold yellow]warning[/] {warning}")
-    if config.executor == "batched" and not simulation.setup.method.batched:
-        observer.say(f"[bold]note[/]    {simulation.setup.method.name} has no batched form: clients train one by one")
-    probe = simulation.probe()
+def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, console: Console) -> dict[str, Any]:
+    from fedpeft.run.final_score import save
+    from fedpeft.simulation.forgetting import forgotten
+    from fedpeft.simulation.pooled import train_on_pooled_rows
+    from fedpeft.simulation.probe import base_probe
+
+    config, setup, rows, workers = simulation.config, simulation.setup, simulation.rows, simulation.workers
+    folder = simulation.folder
+    _introduce(simulation, observer)
+    probe = base_probe(setup, rows, workers)
     server = simulation.server(records)
     progress = simulation.train(server)
-    simulation.save(progress.adapter, simulation.folder, server.residual.total)
-    pooled = simulation.centralised(progress.started) if config.centralised else None
-    own = server.own_rows(progress.round, progress) if simulation.setup.personal else None
+    save(setup, progress.adapter, folder, server.residual.total)
+    pooled: tuple[Path, float] | None = None
+    if config.centralised:
+        state, rate = train_on_pooled_rows(setup, rows, workers, simulation.sampler.size, progress.started)
+        pooled = folder / "centralised", rate
+        pooled[0].mkdir(exist_ok=True)
+        save(setup, state, pooled[0])
+    own = server.own_rows(progress.round, progress) if setup.personal else None
     simulation.close()
-    score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
+    scorer = simulation.scorer
+    score = scorer.score(folder, "scoring the saved adapter on the test rows (fp32)")
     _save_predictions(simulation, score.scores, records)
     own_base = [config.dtype if config.dtype != "fp64" else "fp32"]
     by_precision = {
-        base: simulation.score(simulation.folder, f"scoring on a base in {base}", base).accuracy
-        for base in dict.fromkeys(
-            [*own_base, *simulation.setup.base_precisions] if simulation.setup.base_precisions else []
-        )
+        base: scorer.score(folder, f"scoring on a base in {base}", base).accuracy
+        for base in dict.fromkeys([*own_base, *setup.base_precisions] if setup.base_precisions else [])
     }
-    centralised = simulation.score(pooled[0], "scoring the adapter of the pooled data (fp32)") if pooled else None
-    forgotten = simulation.forgotten(simulation.folder)
+    centralised = scorer.score(pooled[0], "scoring the adapter of the pooled data (fp32)") if pooled else None
+    lost = None
+    if simulation.second is not None:
+        observer.phase(f"forgetting: {simulation.second.name} on the base and on the result", 1)
+        lost = forgotten(setup, simulation.second, folder, workers.work.model_key)
     attacked = {}
-    if simulation.setup.mechanism is not None and simulation.setup.mechanism.audit:
+    if setup.mechanism is not None and setup.mechanism.audit:
         from fedpeft.audit.__main__ import attacks
 
         attacked = attacks(simulation)
     loss = own.loss if own else score.loss
     return {
-        "metric": simulation.setup.task.metric,
+        "metric": setup.task.metric,
         "accuracy": own.accuracy if own else score.accuracy,
         "accuracy_of": "mean over clients, own held-out rows" if own else "global model, test rows",
         "worst_accuracy": own.worst_accuracy if own else None,
         "shared_accuracy": score.accuracy if own else None,
         "accuracy_by_base": by_precision or None,
         "loss": loss,
-        "perplexity": None if simulation.dataset.task == "classification" else math.exp(loss),
+        "perplexity": None if setup.facts.task == "classification" else math.exp(loss),
         "baseline_accuracy": probe.accuracy if probe else None,
         "centralised_accuracy": centralised.accuracy if centralised else None,
         "centralised_loss": centralised.loss if centralised else None,
         "centralised_learning_rate": pooled[1] if pooled else None,
         **_calibration(score),
-        "forgetting": forgotten.as_dict() if forgotten else None,
-        **costs(simulation, progress),
+        "forgetting": lost.as_dict() if lost else None,
+        **costs(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
         **attacked,
         "partition": simulation.statistics.as_dict(),
     }
 
 
-def _calibration(score: Any) -> dict[str, Any]:
+def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
+    """What is about to be done, on what."""
+    config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
+    observer.say(f"[bold]data[/]    {simulation.rows.dataset.name}: {simulation.statistics}")
+    observer.say(model_line(setup))
+    for note in setup.notes:
+        observer.say(f"[bold]note[/]    {escape(note)}")
+    graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
+    observer.say(
+        f"[bold]run[/]     {config.rounds} rounds of {simulation.sampler.size} clients, {config.peft}, "
+        f"{config.strategy}, {config.codec}, {config.dtype}, {executor} on "
+        f"{simulation.fixed['workers']} worker(s){graphics} -> {simulation.folder}"
+    )
+    if executor == "batched" and {"nf4", "int8"} & set(setup.base_precisions):
+        observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
+    say_privacy(simulation.protection, observer)
+    if config.executor == "batched" and not setup.method.batched:
+        observer.say(f"[bold]note[/]    {setup.method.name} has no batched form: clients train one by one")
+
+
+def say_privacy(protection: Protection | None, observer: ConsoleObserver) -> None:
+    """What a run claims, if it does."""
+    if protection is None:
+        return
+    observer.say(f"[bold]privacy[/] {protection.terms()}")
+    for warning in protection.warnings():
+        observer.say(f"[bold yellow]warning[/] {warning}")
+
+
+def _calibration(score: FinalScore) -> dict[str, Any]:
     """Expected calibration error on the test rows, as it is and after temperature scaling; empty for language."""
     from fedpeft.models.calibration import calibrate
 
@@ -333,9 +364,8 @@ def _calibration(score: Any) -> dict[str, Any]:
     return {"calibration_error": before, "calibration_error_scaled": after, "temperature": score.temperature}
 
 
-def model_line(simulation: Any) -> str:
+def model_line(setup: Setup) -> str:
     """One line about the base model and what is trained."""
-    setup: Setup = simulation.setup
     trained = setup.layout.numel
     return (
         f"[bold]model[/]   {setup.model_directory.name}: {setup.parameters / 1e6:.1f} M parameters, "
@@ -343,51 +373,53 @@ def model_line(simulation: Any) -> str:
     )
 
 
-def costs(simulation: Any, progress: Any) -> dict[str, Any]:
+def costs(
+    setup: Setup, progress: Progress, cohort: int, protection: Protection | None, fixed: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a run has cost, and on what: the part of the summary that is independent of where clients are."""
-    config: RunConfig = simulation.config
     counters = progress.counters
     parameters = counters["uplink_parameters"]
     update_bytes = counters["uplink_bytes"] - counters.get("prepare_bytes", 0)
     return {
-        "task": simulation.dataset.task,
+        "task": setup.facts.task,
         "rounds": progress.round,
-        "clients": simulation.clients,
-        "cohort": simulation.sampler.size,
-        "parameters": simulation.setup.layout.numel,
+        "clients": setup.clients,
+        "cohort": cohort,
+        "parameters": setup.layout.numel,
         "uplink_bytes": int(counters["uplink_bytes"]),
         "downlink_bytes": int(counters["downlink_bytes"]),
         "prepare_bytes": int(counters.get("prepare_bytes", 0)),
         "base_bytes": int(counters["base_bytes"]),
         "rejected": int(counters["rejected"]),
-        "rejected_by_client": None if simulation.protection else {str(k): n for k, n in progress.rejections.items()},
+        "rejected_by_client": None if protection else {str(k): n for k, n in progress.rejections.items()},
         "uplink_bytes_per_parameter": update_bytes / parameters if parameters else None,
         "epsilon": None,
         "dp_delta": None,
-        **(simulation.protection.summary() if simulation.protection else {}),
+        **(protection.summary() if protection else {}),
         "seconds": None,
         "seconds_per_round": counters["round_seconds"] / max(1, progress.round),
         "peak_memory_bytes": None,
-        "seed": config.seed,
+        "seed": setup.config.seed,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
         "hardware": {
-            "cpu": simulation.fixed["cpu"],
-            "gpus": simulation.fixed["gpus"],
-            "workers": simulation.fixed["workers"],
-            "kernel": simulation.fixed["kernel"],
+            "cpu": fixed["cpu"],
+            "gpus": fixed["gpus"],
+            "workers": fixed["workers"],
+            "kernel": fixed["kernel"],
             "system": platform.platform(),
         },
     }
 
 
-def _save_predictions(simulation: Any, scores: Any, records: Records) -> None:
+def _save_predictions(simulation: Simulation, scores: Scores, records: Records) -> None:
     """Scores per test row; and, as confidential as clients.jsonl, what classes each client holds."""
     import numpy as np
 
     records.write_arrays("predictions.npz", **vars(scores))
-    train_labels, test_labels = simulation.train_rows.labels, simulation.dataset.test.labels
-    if train_labels is not None:
-        partition, classes = simulation.partition, simulation.dataset.classes
+    rows = simulation.rows
+    train_labels, test_labels = rows.train.labels, rows.dataset.test.labels
+    if train_labels is not None and test_labels is not None:
+        partition, classes = rows.partition, rows.dataset.classes
         shards = (train_labels[partition.shard(client)] for client in range(len(partition)))
         labels = np.stack([np.bincount(shard, minlength=classes) for shard in shards])
         records.write_arrays("clients.npz", labels=labels, test_labels=test_labels)

@@ -10,10 +10,11 @@ from fedpeft.communication.flower_grid import OwnGrid, node_of
 from fedpeft.communication.messages import instruction_of, to_record
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
+from fedpeft.deployment import federation
 from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.edge import Edge, EdgeOptions
+from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.event_log import Events
-from fedpeft.deployment.federation import Deployment, ServeOptions
+from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.run.records import Records
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 2, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
@@ -47,7 +48,7 @@ class Direct(OwnGrid):
         return ready
 
 
-class Here(Deployment):
+class Here(federation.Federation):
     """A server whose clients are in this process."""
 
     def grid(self):

@@ -112,7 +112,7 @@ def test_the_score_reuses_the_frozen_part_where_the_disk_has_room_for_it(tmp_pat
     def scored(cache):
         monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / cache))
         simulation = Simulation(config, tmp_path / "run", ConsoleObserver(QUIET))
-        scores = simulation.score(tmp_path / "run", "score").scores
+        scores = simulation.scorer.score(tmp_path / "run", "score").scores
         hidden = [f for f in (tmp_path / cache).glob("frozen-*/hidden.bin") if f.stat().st_size]
         return scores, len(hidden)
 

@@ -21,7 +21,7 @@ from experiments import one_sentence
 from fedpeft.config import RunConfig
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import quiet_libraries
-from fedpeft.simulation.probe import strongest
+from fedpeft.simulation.probe import base_probe, strongest
 from fedpeft.simulation.simulation import Simulation
 
 TFIDF_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
@@ -34,9 +34,9 @@ def tfidf(simulation: Simulation, tokens: int | None) -> tuple[float, float]:
     def cut(texts: list[str]) -> list[str]:
         return texts if tokens is None else [" ".join(text.split()[:tokens]) for text in texts]
 
-    rows, shared = simulation.all_rows, len(simulation.train_rows)
+    rows, shared = simulation.rows.all, len(simulation.rows.train)
     assert rows.labels is not None
-    test = simulation.dataset.test
+    test = simulation.rows.dataset.test
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2)
     features = vectorizer.fit_transform(cut(list(rows.inputs)))
     held_out = vectorizer.transform(cut(list(test.inputs)))
@@ -64,7 +64,7 @@ def main() -> None:
         for tokens in arguments.tokens:
             config = dataclasses.replace(RunConfig(), dataset=arguments.dataset, tokens=tokens)
             simulation = Simulation(config, Path(folder), observer)
-            probe = simulation.probe(tokens)
+            probe = base_probe(simulation.setup, simulation.rows, simulation.workers, tokens)
             assert probe is not None
             table.add_row(
                 "frozen encoder, linear probe", f"{tokens} tokens", f"{probe.strength:g}", f"{probe.accuracy:.4f}"

@@ -56,14 +56,14 @@ def federation(seed: int) -> Federation:
     """That of the default run."""
     with tempfile.TemporaryDirectory() as folder:
         simulation = Simulation(RunConfig(seed=seed), Path(folder), ConsoleObserver(Console(quiet=True)))
-        work = simulation.work
-        simulation.freeze(work.data_key, work.depth, "frozen features")
-        labels = simulation.all_rows.labels
+        work = simulation.workers.work
+        simulation.workers.freeze(work.data_key, work.depth, "frozen features")
+        labels = simulation.rows.all.labels
         assert labels is not None
         features = work.store(work.data_key, work.depth).features(np.arange(len(labels)))
-        shards = [simulation.partition.shard(k) for k in range(simulation.clients)]
+        shards = [simulation.rows.partition.shard(k) for k in range(simulation.clients)]
         simulation.close()
-    return Federation(features, torch.from_numpy(labels).long(), shards, simulation.validation, work.classes)
+    return Federation(features, torch.from_numpy(labels).long(), shards, simulation.rows.validation, work.classes)
 
 
 def statistics(data: Federation, head: Ridge) -> list[State]:

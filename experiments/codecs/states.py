@@ -58,12 +58,12 @@ def main() -> None:
     quiet_libraries()
     config = from_mapping(read_toml(folder / "config.toml"), str(folder / "config.toml"))
     simulation = Simulation(config, folder, ConsoleObserver(Console(stderr=True)))
-    simulation.freeze(simulation.work.data_key, simulation.work.depth, "frozen layers")
+    simulation.workers.freeze(simulation.workers.work.data_key, simulation.workers.work.depth, "frozen layers")
     start, shapes = simulation.setup.start, simulation.setup.layout.shapes
     if not all(any(part in name for name in start) for part in KINDS.values()):
         raise RunError(f"{folder} is a run of {config.peft}; this command takes one of lora with a classification head")
     moved = difference(progress.adapter, start)
-    exact = simulation.evaluate(progress.adapter, 0)
+    exact = simulation.workers.evaluate(progress.adapter, 0)
     print(f"exact: cross-entropy {exact.loss:.4f}, accuracy {exact.accuracy:.4f}")
     errors_of = " | ".join(f"error of {kind}" for kind in KINDS)
     print(f"| grid | steps | B/parameter | {errors_of} | cross-entropy | accuracy |")
@@ -73,7 +73,7 @@ def main() -> None:
             moved, weights=balanced(moved) if balance else None, shapes=shapes
         )
         arrived = decode(payload, shapes)
-        score = simulation.evaluate({name: start[name] + arrived[name] for name in start}, 0)
+        score = simulation.workers.evaluate({name: start[name] + arrived[name] for name in start}, 0)
         errors = [
             float((flat(arrived, part) - flat(moved, part)).norm() / flat(moved, part).norm())
             for part in KINDS.values()

@@ -16,8 +16,10 @@ from experiments.speed.workload import Silent, Workload
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.run.records import Records
-from fedpeft.server.progress import Checkpoints
+from fedpeft.run.workers import Workers, client_plan
+from fedpeft.server.assembly import server_of
 from fedpeft.server.sampling import FixedSize
+from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.simulation import Simulation
 
 
@@ -44,38 +46,46 @@ def plan_of(plan: WorkPlan, variant: Variant) -> WorkPlan:
     )
 
 
-class Rounds(Simulation):
-    """A simulation of one round on given rows, with the levers of a variant."""
+class Rounds:
+    """Rounds of a simulation's setup on given rows, with the levers of a variant; each begins at the start state."""
 
     def __init__(self, load: Workload, variant: Variant, folder: Path) -> None:
-        self.timer = Timer()
-        self.once = 0.0
         config = dataclasses.replace(load.config, rounds=1, head="zero", dtype=variant.dtype or load.config.dtype)
-        super().__init__(config, folder, self.timer)
-        self.work = plan_of(load.plan, variant)
-        self.partition, self.clients = load.partition, len(load.partition)
-        self.sampler = FixedSize(self.clients, self.clients)
-        self.start = load.start
-
-    def evaluate(self, state: State, version: int) -> Metrics:
-        """Nothing: training alone is timed."""
-        return Metrics(math.nan, math.nan)
-
-    def freeze(self, data_key: str, depth: int, name: str, base: str = "") -> None:
-        """Only what training needs: without reuse, no features."""
-        if depth:
-            started = time.perf_counter()
-            super().freeze(data_key, depth, name, base)
-            self.once = max(self.once, time.perf_counter() - started)
+        simulation = Simulation(config, folder, Silent())
+        self.folder = folder
+        self.partition = load.partition
+        self.setup = dataclasses.replace(simulation.setup, start=load.start)
+        self.fixed = simulation.fixed
+        clients = client_plan(self.setup, load.partition, folder, 0.0, None)
+        self.workers = Workers(plan_of(load.plan, variant), clients, simulation.workers.machine, Silent())
+        self.once = 0.0
 
     def one(self) -> Round:
         """One round from the start state."""
+        work, everyone = self.workers.work, len(self.partition)
+        if work.depth:  # without reuse, training needs no features
+            started = time.perf_counter()
+            self.workers.freeze_rows()
+            self.once = max(self.once, time.perf_counter() - started)
+        timer = Timer()
+        grid = CohortGrid(self.workers.pool, self.partition.sizes, work.clients_per_pass)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            self.checkpoints = Checkpoints(Path(folder) / "checkpoint")
-            progress = self.train(self.server(Records(Path(folder))))
-        seconds = self.timer.result.training_seconds
+            place = Path(folder)
+            sampler, records = FixedSize(everyone, everyone), Records(place)
+            server = server_of(self.setup, grid, sampler, place, records, timer, _nothing, None, self.fixed)
+            progress = server.run()
+        seconds = timer.result.training_seconds
         assert seconds is not None, "a run without privacy"
         return Round(seconds, progress.adapter, self.once)
+
+    def close(self) -> None:
+        """End the workers."""
+        self.workers.close()
+
+
+def _nothing(state: State, version: int) -> Metrics:
+    """No evaluation: training alone is timed."""
+    return Metrics(math.nan, math.nan)
 
 
 def run(connection: Connection, load: Workload, variants: dict[str, Variant]) -> None:

@@ -125,14 +125,15 @@ def workload(case: Case, workers: int, folder: Path) -> Workload:
         workers=workers,
     )
     simulation = Simulation(config, folder, Silent())
+    rows = simulation.rows
     shards = [
-        seeds.generator(0, "speed rows", client).permutation(simulation.partition.shard(client))[: case.rows or None]
+        seeds.generator(0, "speed rows", client).permutation(rows.partition.shard(client))[: case.rows or None]
         for client in range(min(case.clients, case.federation))
     ]
     ends = np.cumsum([len(shard) for shard in shards])
     partition = Partition.from_shards([np.arange(end - len(s), end) for s, end in zip(shards, ends, strict=True)])
-    data_key = simulation.setup.tokenised(simulation.all_rows.take(np.concatenate(shards)), config.tokens)
-    plan = dataclasses.replace(simulation.work, data_key=data_key)
+    data_key = simulation.setup.tokenised(rows.all.take(np.concatenate(shards)), config.tokens)
+    plan = dataclasses.replace(simulation.workers.work, data_key=data_key)
     return Workload(config, plan, partition, _in_the_midst(simulation.setup.start), workers)
 
 

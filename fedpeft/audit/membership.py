@@ -50,18 +50,18 @@ def area(members: np.ndarray, others: np.ndarray, weights: np.ndarray) -> float:
 def membership(simulation: Simulation) -> Membership:
     """Attack the finished adapter in the simulation's folder."""
     shards = _some_clients(simulation)
-    others = simulation.validation
+    others = simulation.rows.validation
     rows = np.concatenate([*shards, others])
-    examples = cached_examples(simulation.work.data_key)
+    examples = cached_examples(simulation.workers.work.data_key)
     base = simulation.setup.task.base(simulation.setup.model_directory, torch.float32)
     quantize(base, simulation.setup.method.base_precision)
-    model = saved_adapter.load(simulation.folder, simulation.setup.task, base, simulation.dataset.classes)
+    model = saved_adapter.load(simulation.folder, simulation.setup.task, base, simulation.setup.facts.classes)
     losses = np.zeros(len(examples))
     lengths = examples.lengths[rows]
     for index in np.array_split(np.argsort(-lengths, kind="stable"), max(1, len(rows) // 32)):
         scores = scoring.score(model, simulation.setup.task, examples.batch(rows[index]))
         losses[rows[index]] = scores.loss / np.maximum(scores.count, 1)
-    labels = simulation.all_rows.labels
+    labels = simulation.rows.all.labels
     areas = []
     for shard in shards:
         weights = np.ones(len(others)) if labels is None else _weights(labels[shard], labels[others])
@@ -74,7 +74,7 @@ def _some_clients(simulation: Simulation) -> list[np.ndarray]:
     order = seeds.generator(simulation.config.seed, "membership").permutation(simulation.clients)
     shards: list[np.ndarray] = []
     while len(shards) < len(order) and sum(map(len, shards)) < MEMBERS:
-        shards.append(simulation.partition.shard(int(order[len(shards)])))
+        shards.append(simulation.rows.partition.shard(int(order[len(shards)])))
     return shards
 
 

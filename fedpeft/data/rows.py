@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from fedpeft.parts import Family
 Kind = Literal["text", "image"]
 Task = Literal["classification", "causal_lm", "instruction"]
 Inputs = Sequence[str] | NDArray[np.generic]
+
+VALIDATION_ROWS = 1000
+"""Training rows that no client gets, for tuning and the curve per round; a tenth of the rows if there are fewer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,17 @@ class Rows:
             None if self.labels is None else self.labels[indices],
             None if self.owners is None else self.owners[indices],
         )
+
+
+def joined(first: Rows, second: Rows) -> Rows:
+    """The rows of both, one after the other; of labels and owners what both have."""
+    if isinstance(first.inputs, np.ndarray):
+        inputs: Inputs = np.concatenate([first.inputs, np.asarray(second.inputs)])
+    else:
+        inputs = [*first.inputs, *second.inputs]
+    labels = None if first.labels is None or second.labels is None else np.concatenate([first.labels, second.labels])
+    owners = None if first.owners is None or second.owners is None else np.concatenate([first.owners, second.owners])
+    return Rows(inputs, labels, owners)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +146,11 @@ def encode_labels(
     return names, train_labels, test_labels
 
 
+def without_validation(dataset: Dataset) -> tuple[Rows, Rows]:
+    """The training rows that clients get, and those that nobody gets: `VALIDATION_ROWS`, or a tenth of fewer."""
+    return split_validation(dataset.train, min(VALIDATION_ROWS, max(1, len(dataset.train) // 10)))
+
+
 def split_validation(rows: Rows, count: int, seed: int = 0) -> tuple[Rows, Rows]:
     """Hold `count` rows out of training: (the rest, validation), each in the original order.
 
@@ -170,14 +189,3 @@ def _systematic(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     held = np.sort(candidates[((np.arange(count) + generator.random()) * step).astype(np.int64)])
     rest = np.setdiff1d(np.arange(total), held)
     return rows.take(rest), rows.take(held)
-
-
-def joined(first: Rows, second: Rows) -> Rows:
-    """The rows of both, one after the other."""
-    if isinstance(first.inputs, np.ndarray):
-        inputs: Any = np.concatenate([first.inputs, np.asarray(second.inputs)])
-    else:
-        inputs = [*first.inputs, *second.inputs]
-    pairs = ((first.labels, second.labels), (first.owners, second.owners))
-    labels, owners = (None if a is None or b is None else np.concatenate([a, b]) for a, b in pairs)
-    return Rows(inputs, labels, owners)

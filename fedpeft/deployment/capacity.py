@@ -12,6 +12,8 @@ them; then int8 weights, then nf4; and nf4 with a single row is what is left.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +21,17 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fedpeft.errors import ModelError
+from fedpeft.aggregation.strategy import RoundStrategy, strategies
+from fedpeft.config import RunConfig
+from fedpeft.deployment.options import EdgeOptions
+from fedpeft.errors import ModelError, RunError
+from fedpeft.machine.hardware import accelerators, fast_bf16, free_memory
+from fedpeft.models.base_model import resolve_model
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.run.observer import RunObserver
 
 WEIGHT_BYTES = {"fp64": 8.0, "fp32": 4.0, "bf16": 2.0, "int8": 1.01, "nf4": 0.53}
 """Bytes a weight takes, scales included."""
-
 
 RESERVE = 0.1
 """Share of the free memory that is left alone."""
@@ -120,3 +128,65 @@ def choose(
         if need <= room:
             return Choice(precision, rows, need, True)
     return Choice(precision, rows, need, False)
+
+
+def device_of(asked: str) -> str:
+    """Where a client trains that has `asked` for cpu, cuda, cuda:N or auto.
+
+    Raises:
+        RunError: there is no such device.
+    """
+    gpus = accelerators()
+    if asked == "auto":
+        return next(iter(gpus), "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise RunError(f"{asked!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}") from None
+    if device.type == "cuda" and f"cuda:{device.index or 0}" not in gpus:
+        raise RunError(f"there is no {device} here; take --device {next(iter(gpus), 'cpu')}")
+    return str(device)
+
+
+def fitted(
+    options: EdgeOptions, config: RunConfig, tokens: int, language: bool, device: str, observer: RunObserver
+) -> EdgeOptions:
+    """The options, with what is left to this machine chosen by the free memory of `device`.
+
+    Args:
+        options: the client's own choices.
+        config: what the client takes of the server's settings, with its choices.
+        tokens: texts are cut to so many.
+        language: whether the task is language modelling.
+        device: "cpu" or "cuda:N".
+        observer: is told what has been chosen.
+
+    Raises:
+        FedpeftError: there is no such model here.
+    """
+    if options.precision or config.dtype == "fp64":
+        return options
+    strategy = strategies.build(config.strategy)
+    fills = isinstance(strategy, RoundStrategy) and strategy.fills_base  # a dense R saves nothing
+    nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
+    size = ModelSize.of(resolve_model(config.model))
+    free = free_memory(device)
+    few_bits = ("int8", *nf4) if PEFT_METHODS.build(config.peft).few_bits and not fills else ()
+    slow = config.dtype == "bf16" and not fast_bf16(device)
+    dtype = "fp32" if slow else config.dtype
+    choice = choose(size, free, dtype, config.batch_size, tokens, language, few_bits)
+    precision = choice.precision or ("fp32" if slow else "")
+    if not choice.fits:
+        observer.say(
+            f"[bold yellow]warning[/] {free / 1e9:.1f} GB of memory are free on {device}, and this model "
+            f"needs about {choice.need / 1e9:.1f}, even with {precision or dtype} and one row a step"
+        )
+    elif choice.precision or choice.batch_size < config.batch_size:
+        observer.say(
+            f"[bold]memory[/]  {free / 1e9:.1f} GB are free on {device}: a base in "
+            f"{precision or dtype}, {choice.batch_size} rows a step"
+        )
+    elif slow:
+        observer.say(f"[bold]precision[/]  {device} has no bf16 arithmetic: a base in fp32")
+    rows = options.batch_size or (choice.batch_size if choice.batch_size < config.batch_size else 0)
+    return dataclasses.replace(options, precision=precision, batch_size=rows)

@@ -1,8 +1,7 @@
-"""A federation of real clients: the rounds of a simulation, with clients that are reached over gRPC.
+"""A federation of real clients: a setup, its members, and a gateway that they connect to.
 
-All that a configuration makes (layout, strategy, server optimizer, checkpoints, the saved adapter) is the
-simulation's; what differs is where rows are. The server has none, or rows to evaluate on; class names come from these,
-from a list, or from the configured data set.
+What differs from a simulation is where rows are. The server has none, or rows to evaluate on; class names come from
+these, from a list, or from the configured data set.
 """
 
 from __future__ import annotations
@@ -21,165 +20,64 @@ from fedpeft import __version__
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
-from fedpeft.data.rows import Dataset, Rows, load_dataset, split_validation
+from fedpeft.data.rows import Dataset, Rows, load_dataset, without_validation
 from fedpeft.data.user_rows import Described, labelled_rows
 from fedpeft.deployment.authentication import Doorkeeper
+from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
+from fedpeft.deployment.options import OWN_TEST, ServeOptions
+from fedpeft.deployment.shared_settings import settings_for_clients
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine import cache
-from fedpeft.parts import setting
+from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import Protection
-from fedpeft.privacy.mechanism import MECHANISMS, Federation
+from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.privacy.mechanism import Federation as Exposure
 from fedpeft.privacy.remote_engine import SecondBook, Terms
-from fedpeft.run.observer import Metrics
-from fedpeft.run.profiles import Profile
+from fedpeft.run.final_score import Scorer
+from fedpeft.run.observer import Metrics, RunObserver
+from fedpeft.run.profiles import Profile, groups_of, keep_profiles
 from fedpeft.run.records import Records
+from fedpeft.run.setup import DataFacts, Setup
+from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
+from fedpeft.server.assembly import server_of
+from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.server.progress import Checkpoints, Progress
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import Reachable
-from fedpeft.simulation.simulation import VALIDATION_ROWS, Simulation, SimulationObserver
+from fedpeft.server.sampling import FixedSize, Reachable, cohort_size
 
 ROSTER = "roster.json"
-OWN_TEST = "dataset"
-"""As `eval_data`: the validation and test rows of the configured data set."""
-
-BYTES_PER_PARAMETER = 16
-"""A report's payloads may have this many bytes per trainable parameter, and a megabyte."""
 
 
-@dataclass(frozen=True)
-class ServeOptions:
-    """What a server of real clients needs beside a run's configuration."""
+@dataclass(frozen=True, eq=False)
+class ServersRows:
+    """What a server knows of its clients' task, and the rows that it has itself: for validation, perhaps none."""
 
-    labels: str = setting("", "class names in order: a,b,c (default: those of --eval-data or of the data set)")
-    text_column: str = setting("text", "column of the clients' texts")
-    label_column: str = setting("label", "column of the clients' classes")
-    eval_data: str = setting("", "rows to evaluate on: a file, or the word dataset for those of --dataset")
-    held_out: float = setting(0.0, "share of the clients' own rows to evaluate on instead", low=0, high=0.5)
-    listen: str = setting("127.0.0.1:8470", "HOST:PORT to listen at; 0.0.0.0:8470 for all of the machine's addresses")
-    certs: str = setting("certs", "folder that python -m fedpeft.certs has made")
-    insecure: bool = setting(False, "no TLS: clients are who they say they are; on this machine only")
-    insecure_anywhere: bool = setting(False, "no TLS, whoever can reach the address")
-    metrics: str = setting("", "HOST:PORT of Prometheus metrics, e.g. 127.0.0.1:9470; empty: none")
-    health: str = setting("", "HOST:PORT of gRPC health checks without TLS, e.g. 127.0.0.1:8471; empty: none")
-    wait_for: int = setting(0, "clients to wait for before round 1; 0: all", low=0)
-    quorum: float = setting(0.5, "share of a cohort that must answer before the deadline counts", above=0, high=1)
-    deadline: float = setting(3600.0, "seconds after which a round goes on without stragglers; 0: never", low=0)
-    most_rows: int = setting(1_000_000, "rows that a client may join with: they are its weight, and believed", low=1)
-    patience: float = setting(15.0, "seconds that a round's start waits for clients that have gone", low=0)
+    dataset: Dataset
+    validation: Rows
 
+    @classmethod
+    def of(cls, config: RunConfig, options: ServeOptions) -> ServersRows:
+        """As the options say.
 
-class Deployment(Simulation):
-    """A run with real clients.
-
-    Args:
-        config: as for a simulation; how rows lie on clients is not its matter.
-        folder: the run's folder; exists.
-        observer: is told how things go on.
-        options: the server's own settings.
-        doorkeeper: reads clients' names.
-        events: the log.
-    """
-
-    def __init__(
-        self,
-        config: RunConfig,
-        folder: Path,
-        observer: SimulationObserver,
-        options: ServeOptions,
-        doorkeeper: Doorkeeper,
-        events: Events,
-    ) -> None:
-        self.options = options
-        if config.clients < 1:
-            raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
-        for name in ("attack", "centralised", "forgetting"):
-            if getattr(config, name):
-                raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out")
-        if config.grid != "cohort":
-            raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
-        self._check_privacy(config, options)
-        self.roster = Roster(folder / ROSTER, config.clients)
-        super().__init__(config, folder, observer)
-        if options.wait_for > self.clients:
-            raise ConfigError(f"wait_for={options.wait_for} is more than the {self.clients} clients there may be")
-        self.given = self.profiles
-        self.profiles = self.own = list(self.given)
-        limit = BYTES_PER_PARAMETER * self.setup.layout.numel + (1 << 20)
-        self.stopping = threading.Event()
-        self.gateway = Gateway(self._description(), self.roster, doorkeeper, limit, self._accept, events)
-
-    # ------------------------------------------------------------------------------------------------------- privacy
-
-    @staticmethod
-    def _check_privacy(config: RunConfig, options: ServeOptions) -> None:
-        if not config.privacy:
-            return
-        mechanism = MECHANISMS.build(config.privacy)
-        if not mechanism.protects:
-            raise ConfigError(
-                f"--privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave it "
-                "out, or take dp_sgd, local_dp or user_dp"
-            )
-        if mechanism.audit:
-            raise ConfigError("audit=True attacks the rows of a simulation, and real clients keep theirs; leave it out")
-        if options.held_out and mechanism.silent:
-            raise PrivacyError(
-                "--held-out lets clients report losses on their own rows, which epsilon does not cover; leave it out, "
-                f"or allow it with {mechanism.name}(raw_metrics=True, ...)"
-            )
-
-    def _protection(self) -> Protection | None:
-        """The server's ledger: of its own noise (user_dp), or the second book of clients that add noise themselves."""
-        config, mechanism = self.config, self.setup.mechanism
-        if mechanism is None:
-            return None
-        ones = np.ones(self.clients, np.int64)
-        federation = Federation(
-            strategy=self.setup.strategy,
-            method=self.setup.method,
-            layout=self.setup.layout,
-            rows=ones,  # each client knows its own number only
-            steps=ones,
-            participations=config.rounds * ones,
-            batch_size=config.batch_size,
-            rounds=config.rounds,
-            cohort=self.sampler.size,
-            even=len(set(self.sampler.weights)) <= 1,
-        )
-        sampler = Reachable(self.sampler, self.present)
-        identity = f"{self.roster.run} {config.to_toml()} {self.work.data_key} {self.work.model_key} {self.fixed}"
-        if mechanism.noises_updates:
-            return SecondBook(
-                mechanism,
-                federation,
-                sampler,
-                self.folder,
-                identity,
-                config.seed,
-                lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
-                lambda client: self.profiles[client].steps,
-            )
-        return Protection(mechanism, federation, sampler, self.folder, identity, config.stop_at_budget, config.seed)
-
-    # -------------------------------------------------------------------------------------------------- what is known
-
-    def _data(self) -> tuple[Dataset, Rows, Rows, Partition]:
-        options, source = self.options, None
+        Raises:
+            FedpeftError: class names or rows that can't be used.
+        """
+        source = None
         names: tuple[str, ...] | None = tuple(w.strip() for w in options.labels.split(",") if w.strip()) or None
         if names and (len(set(names)) < len(names) or len(names) < 2):
             raise ConfigError(f"labels={options.labels!r} must name at least two classes, each once: a,b,c")
         rows, test = Rows([], np.zeros(0, np.int64)), None
         if options.eval_data == OWN_TEST or not (names or options.eval_data):
-            source = load_dataset(self.config.dataset)
+            source = load_dataset(config.dataset)
             names = source.label_names
             if options.eval_data:
-                held = min(VALIDATION_ROWS, max(1, len(source.train) // 10))
-                rows, test = split_validation(source.train, held)[1], source.test
+                rows, test = without_validation(source)[1], source.test
         elif options.eval_data:
             rows, names = labelled_rows(options.eval_data, options.text_column, options.label_column, names)
         if source is not None and (source.kind != "text" or source.task == "instruction"):
@@ -196,48 +94,125 @@ class Deployment(Simulation):
             label_names=names,
             default_model=source.default_model if source else "minilm",
         )
-        nobody = np.zeros(self.config.clients + 1, np.int64)
-        return dataset, rows.take(np.zeros(0, np.int64)), rows, Partition(nobody[:0], nobody)
+        return cls(dataset, rows)
 
-    @property
-    def held_out(self) -> float:
-        """Share of its rows that a client is evaluated on and does not train on."""
-        return self.options.held_out or super().held_out
+
+class Federation:
+    """A run with real clients.
+
+    Args:
+        config: as for a simulation; how rows lie on clients is not its matter.
+        folder: the run's folder; exists.
+        observer: is told how things go on.
+        options: the server's own settings.
+        doorkeeper: reads clients' names.
+        events: the log.
+
+    Raises:
+        FedpeftError: settings that do not fit each other, or that make no sense with real clients.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        observer: RunObserver,
+        options: ServeOptions,
+        doorkeeper: Doorkeeper,
+        events: Events,
+    ) -> None:
+        _check(config, options)
+        self.folder = folder
+        self.observer = observer
+        self.options = options
+        self.roster = Roster(folder / ROSTER, config.clients)
+        self.rows = ServersRows.of(config, options)
+        facts = DataFacts.of(self.rows.dataset, config.clients)
+        setup = Setup.of(config, facts, groups_of(config.ranks, config.profiles, folder))
+        self.given = setup.profiles
+        self.own = list(self.given)
+        self.setup = dataclasses.replace(setup, profiles=self.own)
+        self.config = setup.config
+        if options.wait_for > setup.clients:
+            raise ConfigError(f"wait_for={options.wait_for} is more than the {setup.clients} clients there may be")
+        chances = tuple(profile.participation for profile in self.given)
+        self.sampler = FixedSize(setup.clients, cohort_size(config.cohort, setup.clients), chances)
+        begun = Checkpoints(folder / "checkpoint").load()
+        fixed = begun.fixed if begun else {}
+        machine = Machine.of(self.config, fixed)
+        work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
+        self.fixed = machine.pinned(fixed, work, folder)
+        self.held_out = options.held_out or (HELD_OUT if setup.personal else 0.0)
+        self.protection = self._protection(f"{work.data_key} {work.model_key} {self.fixed}")
+        nobody = Partition(np.zeros(0, np.int64), np.zeros(setup.clients + 1, np.int64))
+        clients = client_plan(setup, nobody, folder, self.held_out, None)
+        validation = np.arange(len(self.rows.validation))
+        self.workers = Workers(work, clients, machine, observer, validation)
+        limit = BYTES_PER_PARAMETER * setup.layout.numel + (1 << 20)
+        self.stopping = threading.Event()
+        self.gateway = Gateway(self._description(), self.roster, doorkeeper, limit, self._accept, events)
+
+    # ------------------------------------------------------------------------------------------------------- privacy
+
+    def _protection(self, identity: str) -> Protection | None:
+        """The server's ledger: of its own noise (user_dp), or the second book of clients that add noise themselves.
+
+        `identity`: what else a round's outcome depends on than the members and the settings.
+        """
+        config, setup, mechanism = self.config, self.setup, self.setup.mechanism
+        if mechanism is None:
+            return None
+        ones = np.ones(setup.clients, np.int64)
+        exposure = Exposure(
+            strategy=setup.strategy,
+            method=setup.method,
+            layout=setup.layout,
+            rows=ones,  # each client knows its own number only
+            steps=ones,
+            participations=config.rounds * ones,
+            batch_size=config.batch_size,
+            rounds=config.rounds,
+            cohort=self.sampler.size,
+            even=len(set(self.sampler.weights)) <= 1,
+        )
+        sampler = Reachable(self.sampler, self.present)
+        identity = f"{self.roster.run} {config.to_toml()} {identity}"
+        if mechanism.noises_updates:
+            return SecondBook(
+                mechanism,
+                exposure,
+                sampler,
+                self.folder,
+                identity,
+                config.seed,
+                lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
+                lambda client: self.own[client].steps,
+            )
+        return Protection(mechanism, exposure, sampler, self.folder, identity, config.stop_at_budget, config.seed)
 
     @property
     def secret_cohort(self) -> bool:
         """Whether nobody may know who takes part in a round, nor how many do."""
         return self.protection is not None and self.protection.mechanism.secret_cohort
 
-    @property
-    def has_rows(self) -> bool:
-        """Whether the server can evaluate by itself."""
-        return len(self.validation) > 0
+    # -------------------------------------------------------------------------------------------------------- clients
 
     def _description(self) -> v1.Description:
         """What clients are told."""
-        config = dataclasses.replace(
-            self.config,
-            model=self.dataset.default_model if self.config.model == "auto" else self.config.model,
-            peft=self.setup.peft,
-            ranks="",
-            profiles="",
-        )
+        setup = self.setup
         return v1.Description(
             run=self.roster.run,
             software=__version__,
-            config=config.to_toml(),
-            labels=self.dataset.label_names or (),
-            task=self.dataset.task,
+            config=settings_for_clients(setup).to_toml(),
+            labels=setup.facts.label_names or (),
+            task=setup.facts.task,
             text_column=self.options.text_column,
             label_column=self.options.label_column,
-            tokenizer_hash=cache.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES),
-            weights_hash=self.work.model_key,
-            tokens=self.setup.tokens,
+            tokenizer_hash=cache.file_hash(setup.model_directory, cached_rows.TOKENIZER_FILES),
+            weights_hash=self.workers.work.model_key,
+            tokens=setup.tokens,
             held_out=self.held_out,
         )
-
-    # -------------------------------------------------------------------------------------------------------- clients
 
     def _accept(self, registration: v1.Registration) -> Terms | None:
         """What a client declares of its privacy; one that can't take part is refused with a RunError."""
@@ -250,7 +225,7 @@ class Deployment(Simulation):
             )
         if registration.rank and self.setup.layout.form is None:
             raise RunError(f"{self.config.peft} has no ranks to choose; leave out --rank")
-        forms = [p.form for p in self.profiles] + [self._form(Profile(self.setup.layout.form), registration.rank)]
+        forms = [p.form for p in self.own] + [self._form(Profile(self.setup.layout.form), registration.rank)]
         try:
             self.setup.strategy.check(self.setup.layout, forms)
         except ConfigError as error:
@@ -270,7 +245,7 @@ class Deployment(Simulation):
         Before round 1 it waits for as many as are wanted, and then gives out ids.
         """
         options = self.options
-        wanted = min(options.wait_for or self.clients, self.clients)
+        wanted = min(options.wait_for or self.setup.clients, self.setup.clients)
         if self.roster.started:
             wanted = max(1, round(options.quorum * min(self.sampler.size, wanted)))
         waiting_since = time.monotonic()
@@ -299,6 +274,8 @@ class Deployment(Simulation):
         away = (m for m in self.roster.members if not m.dropped and m not in here)
         return any(seen.get(m.name, since) > earliest for m in away)
 
+    # --------------------------------------------------------------------------------------------------------- the run
+
     def grid(self) -> Grid:
         """Real clients."""
         # Nobody waits for one client alone; and with secret cohorts whether one counts must not depend on the others.
@@ -306,18 +283,67 @@ class Deployment(Simulation):
         return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping)
 
     def server(self, records: Records) -> Server:
-        """The simulation's server, with clients that come and go."""
-        server = super().server(records)
-        server.sampler = Reachable(self.sampler, self.present)
-        server.remote = True
-        if not self.has_rows:
-            server.evaluate = None if self.held_out else _nobody_knows
-        return server
+        """The server of this run, with clients that come and go."""
+        evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _nobody_knows
+        return server_of(
+            self.setup,
+            self.grid(),
+            Reachable(self.sampler, self.present),
+            self.folder,
+            records,
+            self.observer,
+            evaluate,
+            self.protection,
+            self.fixed,
+            remote=True,
+        )
+
+    def train(self, server: Server) -> Progress:
+        """All rounds."""
+        self.workers.freeze_rows(self.setup.base_precisions)
+        release()
+        keep_profiles(self.config.profiles, self.folder)
+        return server.run()
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """Scores what is saved; None: the server has no rows."""
+        rows, workers = self.rows, self.workers
+        if not len(rows.validation):
+            return None
+        threads = workers.machine.threads
+        return Scorer(self.setup, workers.work, rows.dataset.test, rows.validation, threads, self.observer)
 
     def close(self, farewell: str | None = None) -> None:
         """End connections and workers."""
         self.gateway.close(farewell)
-        super().close()
+        self.workers.close()
+
+
+def _check(config: RunConfig, options: ServeOptions) -> None:
+    """Refuse what makes no sense with real clients."""
+    if config.clients < 1:
+        raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
+    for name in ("attack", "centralised", "forgetting"):
+        if getattr(config, name):
+            raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out")
+    if config.grid != "cohort":
+        raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
+    if not config.privacy:
+        return
+    mechanism = MECHANISMS.build(config.privacy)
+    if not mechanism.protects:
+        raise ConfigError(
+            f"--privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave it "
+            "out, or take dp_sgd, local_dp or user_dp"
+        )
+    if mechanism.audit:
+        raise ConfigError("audit=True attacks the rows of a simulation, and real clients keep theirs; leave it out")
+    if options.held_out and mechanism.silent:
+        raise PrivacyError(
+            "--held-out lets clients report losses on their own rows, which epsilon does not cover; leave it out, "
+            f"or allow it with {mechanism.name}(raw_metrics=True, ...)"
+        )
 
 
 def _nobody_knows(*_: object) -> Metrics | None:

@@ -11,7 +11,8 @@ import grpc
 from fedpeft.errors import ConfigError, RunError, needs_extra
 
 if TYPE_CHECKING:
-    from fedpeft.deployment.federation import Deployment, ServeOptions
+    from fedpeft.deployment.federation import Federation
+    from fedpeft.deployment.options import ServeOptions
     from fedpeft.run.console import ServeObserver
 
 SERVICE = "fedpeft.v1.Federation"
@@ -28,8 +29,8 @@ def host_and_port(text: str, option: str) -> tuple[str, int]:
 class Operation:
     """Metrics and health checks while a server runs; neither where the options say so."""
 
-    def __init__(self, deployment: Deployment, observer: ServeObserver, options: ServeOptions) -> None:
-        self._deployment, self._observer, self._options = deployment, observer, options
+    def __init__(self, federation: Federation, observer: ServeObserver, options: ServeOptions) -> None:
+        self._federation, self._observer, self._options = federation, observer, options
         self._metrics: Any = None
         self._health: grpc.Server | None = None
 
@@ -84,27 +85,27 @@ class Operation:
         """The metrics at this moment, for Prometheus."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        sessions = self._deployment.gateway.sessions()
+        sessions = self._federation.gateway.sessions()
         last = self._observer.last
         gauges: dict[str, tuple[str, float]] = {
             "clients_connected": ("clients that are connected", sum(bool(s.connected) for s in sessions)),
             "clients_waited_for": ("clients whose report is outstanding", sum(bool(s.task) for s in sessions)),
             "round": ("the last finished round", last.round if last else 0),
-            "rounds": ("rounds of the run", self._deployment.config.rounds),
+            "rounds": ("rounds of the run", self._federation.config.rounds),
         }
         if last is not None:
             optional = {"train_loss": last.train_loss, "loss": last.loss, "accuracy": last.accuracy}
             gauges |= {n: (f"{n.replace('_', ' ')} of the last round", v) for n, v in optional.items() if v is not None}
             if last.seconds is not None:
                 gauges["round_seconds"] = ("duration of the last round", last.seconds)
-        if self._deployment.secret_cohort:
+        if self._federation.secret_cohort:
             del gauges["clients_waited_for"]
         for name, (help, value) in gauges.items():
             yield GaugeMetricFamily(f"fedpeft_{name}", help, value=value)
         received = CounterMetricFamily("fedpeft_received_bytes", "bytes from clients on the wire", labels=["client"])
         sent = CounterMetricFamily("fedpeft_sent_bytes", "bytes to clients on the wire", labels=["client"])
-        for session in sessions if not self._deployment.secret_cohort else ():
+        for session in sessions if not self._federation.secret_cohort else ():
             received.add_metric([session.member.name], session.received_bytes)
             sent.add_metric([session.member.name], session.sent_bytes)
         yield from (received, sent)
-        yield CounterMetricFamily("fedpeft_refused", "calls refused", value=self._deployment.gateway.refused)
+        yield CounterMetricFamily("fedpeft_refused", "calls refused", value=self._federation.gateway.refused)

@@ -15,6 +15,7 @@ from typing import Final
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.run.setup import Setup
 
 TAKEN: Final = frozenset(
     {
@@ -46,6 +47,12 @@ AT_MOST: Final = {
     "seed": 2**63 - 1,
 }
 """The largest values that a client takes; the other numbers have limits of their own (`RunConfig`)."""
+
+
+def settings_for_clients(setup: Setup) -> RunConfig:
+    """What a server tells its clients: the settings that they take, model and PEFT method as they turned out here."""
+    told = {name: getattr(setup.config, name) for name in TAKEN}
+    return RunConfig(**told | {"model": setup.model_name, "peft": setup.peft})
 
 
 def shared_settings(text: str) -> RunConfig:

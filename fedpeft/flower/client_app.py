@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 
 if TYPE_CHECKING:
     from fedpeft.config import RunConfig
+    from fedpeft.run.workers import Workers
 
 STATE = Path("~/.local/state/fedpeft/flower")
 """Where clients' own state is kept between rounds, by run."""
@@ -34,8 +35,8 @@ class _Silent:
 
 
 @functools.cache
-def _bench(config: RunConfig, run: int) -> Any:
-    """The simulation of this configuration with one worker, its frozen layers computed."""
+def _workers(config: RunConfig, run: int) -> Workers:
+    """The one worker of this configuration's simulation, its frozen layers computed."""
     from fedpeft.config import from_mapping
     from fedpeft.simulate import quiet_libraries
     from fedpeft.simulation.simulation import Simulation
@@ -44,10 +45,9 @@ def _bench(config: RunConfig, run: int) -> Any:
     folder = STATE.expanduser() / str(run)
     folder.mkdir(parents=True, exist_ok=True)
     one = from_mapping({**vars(config), "workers": 1, "grid": "cohort"}, "the app's run config")
-    simulation = Simulation(one, folder, _Silent())
-    if simulation.dataset.task == "classification":
-        simulation.freeze(simulation.work.data_key, simulation.work.depth, "")
-    return simulation
+    workers = Simulation(one, folder, _Silent()).workers
+    workers.freeze_rows()
+    return workers
 
 
 @app.query()
@@ -69,10 +69,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _handle(message: Message, context: Context) -> Message:
-    from fedpeft.clients.pool import Worker, result
-    from fedpeft.communication.messages import Report, instruction_of, to_record
+    from fedpeft.communication.messages import instruction_of, to_record
     from fedpeft.flower.settings import config_of
 
-    simulation = _bench(config_of(context.run_config), context.run_id)
-    reports: list[Report] = result(simulation.pool.submit(Worker.handle, [instruction_of(message)]))
-    return Message(to_record(reports[0]), reply_to=message)
+    workers = _workers(config_of(context.run_config), context.run_id)
+    return Message(to_record(workers.answer(instruction_of(message))), reply_to=message)

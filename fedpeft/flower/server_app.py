@@ -22,7 +22,5 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(str(context.run_config["output"])) / f"flower-{context.run_id}"
     nodes = int(context.run_config["nodes"])
     console = Console()
-    summary = simulate(
-        config, folder, False, console, grid=lambda simulation: FlowerGrid(grid, simulation.clients, nodes)
-    )
+    summary = simulate(config, folder, False, console, grid=lambda clients: FlowerGrid(grid, clients, nodes))
     show(summary, folder, console)

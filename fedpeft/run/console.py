@@ -126,12 +126,12 @@ class ServeObserver(ConsoleObserver):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.last: RoundResult | None = None
-        self._deployment: Any = None
+        self._federation: Any = None
         self._connected: TaskID | None = None
 
-    def watch(self, deployment: Any) -> None:
-        """The deployment whose connections are shown, and whose wish to stop is heeded."""
-        self._deployment = deployment
+    def watch(self, federation: Any) -> None:
+        """The federation whose connections are shown, and whose wish to stop is heeded."""
+        self._federation = federation
 
     def event(self, event: str, fields: dict[str, Any]) -> None:
         """An entry of the log: refusals and drops are shown as a line, connections as a state."""
@@ -149,17 +149,17 @@ class ServeObserver(ConsoleObserver):
         self._show_connected()
 
     def _show_connected(self) -> None:
-        if self._deployment is None:
+        if self._federation is None:
             return
-        sessions = self._deployment.gateway.sessions()
+        sessions = self._federation.gateway.sessions()
         names = sorted(s.member.name for s in sessions if s.connected)
         shown = ", ".join(names[: self.NAMES_SHOWN]) + (", ..." if len(names) > self.NAMES_SHOWN else "")
         text = f"connected ({shown})"
-        if not self._deployment.secret_cohort:
+        if not self._federation.secret_cohort:
             up, down = (size(sum(getattr(s, f"{way}_bytes") for s in sessions)) for way in ("received", "sent"))
             text += f", up {up} down {down}"
         if self._connected is None:
-            self._connected = self._progress.add_task(text, total=self._deployment.clients)
+            self._connected = self._progress.add_task(text, total=self._federation.setup.clients)
         self._progress.update(self._connected, description=text, completed=len(names))
 
     def round_done(self, result: RoundResult) -> None:
@@ -168,7 +168,7 @@ class ServeObserver(ConsoleObserver):
 
         super().round_done(result)
         self.last = result
-        if self._deployment.stopping.is_set() and result.round < self._total_rounds:
+        if self._federation.stopping.is_set() and result.round < self._total_rounds:
             raise StoppedError
 
 

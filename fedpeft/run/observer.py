@@ -62,3 +62,13 @@ class Observer(Protocol):
 
     def say(self, text: str) -> None:
         """Something that the user should know."""
+
+
+class RunObserver(Observer, Protocol):
+    """Is also told about the work before the rounds and after them."""
+
+    def phase(self, name: str, total: int) -> None:
+        """A phase of `total` steps begins."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Steps of the phase are done."""

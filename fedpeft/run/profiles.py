@@ -21,6 +21,7 @@ method, so that ranks differ and scales don't.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,12 @@ def groups_of(ranks: str, profiles: str, folder: Path) -> list[ProfileTable]:
         return []
     own = folder / PROFILES
     return tables_of(own if own.exists() else Path(profiles))
+
+
+def keep_profiles(profiles: str, folder: Path) -> None:
+    """Copy the file that `--profiles` names into the run's folder, where a run that is continued finds it."""
+    if profiles and not (folder / PROFILES).exists():
+        shutil.copyfile(profiles, folder / PROFILES)
 
 
 def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm | None) -> tuple[Profile, ...]:

@@ -75,7 +75,8 @@ class Setup:
     Attributes:
         config: the settings.
         facts: of the data.
-        task, model_directory: what is learned, and the folder of the frozen base.
+        task: what is learned.
+        model_name, model_directory: the frozen base, as the user calls it, and its folder.
         peft, method: the PEFT method of the largest form, as text and as a part.
         layout: of the trainable tensors.
         start: the initial global state, which anybody can make from the seed.
@@ -100,6 +101,7 @@ class Setup:
     config: RunConfig
     facts: DataFacts
     task: Task
+    model_name: str
     model_directory: Path
     peft: str
     method: PeftMethod
@@ -147,7 +149,8 @@ class Setup:
         peft = of_size(config.peft, plain, [profile.form for profile in profiles])
         method = PEFT_METHODS.build(peft)
         task: Task = TASKS.build(facts.task)
-        model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
+        model_name = facts.default_model if config.model == "auto" else config.model
+        model_directory = resolve_model(model_name)
         notes: list[str] = []
         reference = adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
         layout: Layout = method.layout(reference)
@@ -163,6 +166,7 @@ class Setup:
             config=config,
             facts=facts,
             task=task,
+            model_name=model_name,
             model_directory=model_directory,
             peft=peft,
             method=method,
@@ -202,11 +206,6 @@ class Setup:
     def tokens(self) -> int:
         """Texts are cut to this many tokens: what the user asks for, and no more than the model reads."""
         return min(self.config.tokens, self.readable)
-
-    @property
-    def model_name(self) -> str:
-        """The base as the user, or the data set, calls it."""
-        return self.facts.default_model if self.config.model == "auto" else self.config.model
 
     @cached_property
     def personal(self) -> bool:

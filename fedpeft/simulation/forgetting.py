@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from fedpeft.data import cached_rows
 from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Dataset, Rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError
+from fedpeft.machine import cache
+from fedpeft.models.quantized import quantize
 from fedpeft.models.scoring import score_batches
-from fedpeft.models.task import FederatedModel, Task
+from fedpeft.models.task import TASKS, FederatedModel, Task
+from fedpeft.peft import saved_adapter
+from fedpeft.run.setup import Setup
 from fedpeft.simulation.probe import linear_probe
 
 PROBE_ROWS, TEST_ROWS = 800, 400
@@ -53,6 +60,38 @@ def second_task(text: str, first: Dataset) -> Dataset:
             f"{'classification' if one[1] else 'language modelling'}"
         )
     return second
+
+
+def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Forgetting:
+    """The second task on the base, whose weights `model_key` names, and on the finished model in `folder`."""
+
+    def base() -> nn.Module:
+        made = setup.task.base(setup.model_directory, torch.float32)
+        quantize(made, setup.method.base_precision)
+        return made
+
+    task = TASKS.build(second.task)  # of language models: plain text after instructions, or the reverse
+
+    def tokenise(rows: Rows) -> Examples:
+        return task.tokenise(rows, setup.model_directory, setup.tokens)
+
+    name = cache.key(
+        rows=[cached_rows.rows_hash(rows) for rows in (second.train, second.test)],
+        model=model_key,
+        tokenizer=cache.file_hash(setup.model_directory, cached_rows.TOKENIZER_FILES),
+        tokens=setup.tokens,
+        task=second.task,
+        precision=setup.method.base_precision,
+        used=(PROBE_ROWS, TEST_ROWS),
+    )
+
+    def untouched() -> dict[str, np.ndarray]:
+        model = setup.task.model(base(), setup.facts.classes)
+        return {"standing": np.array(standing(second, task, tokenise, model))}
+
+    before = float(cache.arrays("standing", name, untouched)["standing"])
+    after = standing(second, task, tokenise, saved_adapter.load(folder, setup.task, base(), setup.facts.classes))
+    return compared(second, before, after)
 
 
 def standing(second: Dataset, task: Task, tokenise: Callable[[Rows], Examples], model: FederatedModel) -> float:

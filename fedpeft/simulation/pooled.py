@@ -8,10 +8,21 @@ one with the least validation loss is the reference: nothing is won by a weak on
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
+from fedpeft import seeds
+from fedpeft.clients.executor import Job
+from fedpeft.clients.local_training import Schedule
+from fedpeft.clients.pool import Worker, result
+from fedpeft.data.partition import Partition
 from fedpeft.errors import RunError
 from fedpeft.peft.adapter import State
+from fedpeft.run.setup import Setup
+from fedpeft.run.workers import Workers
+from fedpeft.simulation.rows import SimulatedRows
 
 RATES = (1.0, 0.5, 0.25)
 """What is tried, in units of the run's own learning rate."""
@@ -49,3 +60,59 @@ def best_pooled(
     losses = {rate: loss(state) for rate, state in states.items()}
     rate = min(losses, key=losses.__getitem__)
     return states[rate], rate
+
+
+def train_on_pooled_rows(
+    setup: Setup, rows: SimulatedRows, workers: Workers, cohort: int, start: State
+) -> tuple[State, float]:
+    """The same adapter trained on the pooled rows: same `start`, passes and batch size as of `cohort` clients a round.
+
+    Returns it, and its learning rate.
+
+    Raises:
+        RunError: it diverges at all `RATES`.
+    """
+    config = setup.config
+    pooled = np.arange(len(rows.train))
+    seen = [_rows_a_round(setup, rows.partition, client) for client in range(setup.clients)]
+    piece = max(1, round(sum(seen) / setup.clients * cohort))
+    shuffled = np.concatenate(
+        [
+            seeds.generator(config.seed, "centralised", i).permutation(pooled)
+            for i in range(-(-piece * config.rounds // len(pooled)))
+        ]
+    )
+    schedule = Schedule(config.learning_rate, config.rounds, config.schedule)
+    training = dataclasses.replace(setup.training, epochs=1.0, steps=0)
+
+    def step(states: Mapping[float, State], number: int) -> dict[float, State]:
+        jobs = {
+            rate: Job(
+                client=setup.clients,
+                round=number,
+                seed=config.seed,
+                rows=shuffled[(number - 1) * piece : number * piece],
+                received=received,
+                trained=frozenset(setup.layout.names),
+                training=training,
+                learning_rate=rate * schedule.at(number),
+                form=setup.layout.form,
+            )
+            for rate, received in states.items()
+        }
+        calls = {rate: workers.pool.submit(Worker.train, job) for rate, job in jobs.items()}
+        return {rate: states[rate] | result(call).state for rate, call in calls.items()}
+
+    observer = workers.observer
+    observer.phase("the same adapter on the pooled data", config.rounds)
+    best, rate = best_pooled(
+        start, config.rounds, step, lambda found: workers.evaluate(found, 0).loss, observer.advance
+    )
+    return best, rate * config.learning_rate
+
+
+def _rows_a_round(setup: Setup, partition: Partition, client: int) -> float:
+    """How many rows a client's local steps of one round see, repeated ones counted again."""
+    rows, batch = len(partition.shard(client)), setup.training.batch_size
+    steps: int = setup.profiles[client].steps or setup.training.steps_for(rows)
+    return float(steps * rows / -(-rows // batch))

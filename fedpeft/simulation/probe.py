@@ -16,6 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedpeft.machine import cache
+from fedpeft.run.setup import Setup
+from fedpeft.run.workers import Workers
+from fedpeft.simulation.rows import SimulatedRows
+
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 """Candidates for scikit-learn's C, the inverse of the regularisation."""
 
@@ -33,6 +38,48 @@ class ProbeResult:
     accuracy: float
     strength: float
     predicted: np.ndarray
+
+
+def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int | None = None) -> ProbeResult | None:
+    """The frozen-base linear probe on the test rows, on texts of `tokens` tokens; None for language modelling.
+
+    By default the texts are as long as the run's own, and at least as long as suits the probe best.
+    """
+    if setup.facts.task != "classification":
+        return None
+    tokens = tokens or min(setup.readable, max(setup.tokens, PROBE_TOKENS))
+    work = workers.work
+    if tokens == setup.tokens:
+        train, depth = work.data_key, work.depth
+    else:
+        train, depth = setup.tokenised(rows.all, tokens), 0
+    test = setup.tokenised(rows.dataset.test, tokens)
+    workers.freeze(train, depth, "frozen features of the training rows (kept for later runs)")
+    workers.freeze(test, 0, "frozen features of the test rows (kept for later runs)")
+    labels, test_labels = rows.all.labels, rows.dataset.test.labels
+    assert labels is not None
+    assert test_labels is not None
+    rule = "one standard error"
+    precision = setup.method.base_precision
+    more: dict[str, str] = {"precision": precision} if precision else {}
+    if workers.machine.gpus:
+        more["device"] = work.device.partition(":")[0]
+    name = cache.key(train=train, test=test, model=work.model_key, dtype=work.dtype, probe=rule, **more)
+
+    def fit() -> dict[str, np.ndarray]:
+        features = work.store(train, depth).features(np.arange(len(labels))).numpy()
+        held_out = work.store(test, 0).features(np.arange(len(test_labels))).numpy()
+        shared, held = np.arange(len(rows.train)), rows.validation
+        workers.observer.phase("linear probe", 1)
+        made = linear_probe((features[shared], labels[shared]), (features[held], labels[held]), (held_out, test_labels))
+        return {
+            "accuracy": np.array(made.accuracy),
+            "strength": np.array(made.strength),
+            "predicted": made.predicted,
+        }
+
+    found = cache.arrays("probe", name, fit)
+    return ProbeResult(float(found["accuracy"]), float(found["strength"]), np.asarray(found["predicted"]))
 
 
 def linear_probe(

@@ -47,7 +47,7 @@ def test_a_run_on_another_device_is_the_run_on_the_cpu(case, tmp_path, monkeypat
     for device in ("cpu", DEVICE):
         folder = tmp_path / device
         with monkeypatch.context() as patch:
-            patch.setattr("fedpeft.simulation.simulation.accelerators", lambda: [DEVICE] if device == DEVICE else [])  # noqa: B023
+            patch.setattr("fedpeft.run.workers.accelerators", lambda: [DEVICE] if device == DEVICE else [])  # noqa: B023
             patch.setattr("fedpeft.privacy.engine.make_key", lambda path, _: make_key(path, bytes(32)))
             patch.setattr("torch.inference_mode", torch.no_grad)  # a wrapped tensor can't be made in the former
             patch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache" / device))

@@ -29,8 +29,8 @@ TINY = {"dataset": "tiny", "clients": 4, "tokens": 16, "dtype": "fp32", "workers
 def test_workers_start_with_a_plan_larger_than_a_pipe(tmp_path, observer):
     """Labels of many rows travel with it where an attack changes them."""
     simulation = Simulation(RunConfig(**TINY), tmp_path, observer)
-    single = simulation.pool
-    work = replace(simulation.work, labels=np.zeros(1_000_000, dtype=np.int64))
+    single = simulation.workers.pool
+    work = replace(simulation.workers.work, labels=np.zeros(1_000_000, dtype=np.int64))
     pool = Pool(work, single._local.clients.plan, 3, ["cpu"])
     try:
         calls = [pool.submit(Worker.fill, work.data_key, work.depth, []) for _ in range(6)]

@@ -16,8 +16,8 @@ from fedpeft.clients.pool import Worker
 
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.connection import Link
-from fedpeft.deployment.edge import Edge, EdgeOptions
-from fedpeft.deployment.federation import ServeOptions
+from fedpeft.deployment.edge import Edge
+from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import Incoming, parts
 from fedpeft.errors import DataError, FedpeftError, ModelError, PayloadError, RunError
@@ -26,9 +26,9 @@ from fedpeft.machine.cache import cache_directory
 from fedpeft.models.base_model import resolve_model
 from fedpeft.privacy.client_engine import FAILED
 from fedpeft.run.records import Records
+from fedpeft.run.setup import adapted_entries
 from fedpeft.serve import main as serve
 from fedpeft.server.progress import Checkpoints
-from fedpeft.simulation.simulation import adapted_entries
 from tests.conftest import SilentObserver
 from tests.here import Federation
 
@@ -78,7 +78,7 @@ def test_columns_of_other_names(federation, observer):
 
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_a_cpu_without_bf16_holds_the_base_in_fp32(federation, observer, monkeypatch, fast, precision):
-    monkeypatch.setattr("fedpeft.deployment.edge.fast_bf16", lambda device: fast)
+    monkeypatch.setattr("fedpeft.deployment.capacity.fast_bf16", lambda device: fast)
     made = federation(clients=1, dtype="bf16")
     assert joins(made, observer).registration().precision == precision
     assert joins(made, observer, precision="bf16").registration().precision == "bf16", "what is asked for"
@@ -297,7 +297,7 @@ def test_a_task_of_an_unknown_kind_is_not_worked_on(federation):
         assert f"asks for {kind!r}; this version knows prepare, train or evaluate" in report.error
         assert not report.payload
     with pytest.raises(PayloadError, match="one at a time"):
-        edge.pool.submit(Worker.handle, [asked, replace(asked, kind="evaluate")]).result()
+        edge.workers.pool.submit(Worker.handle, [asked, replace(asked, kind="evaluate")]).result()
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_values_that_no_server_of_good_faith_sends_are_one_sentence(asked_edge, 
     assert says in report.error
     assert not report.payload
     with pytest.raises(PayloadError):
-        edge.pool.submit(Worker.handle, [replace(asked, **changed)]).result()
+        edge.workers.pool.submit(Worker.handle, [replace(asked, **changed)]).result()
 
 
 @pytest.fixture(scope="module")
@@ -362,8 +362,8 @@ def test_a_description_that_no_server_of_good_faith_gives(federation, observer, 
 
 def test_a_task_is_no_larger_than_the_adapter_needs(asked_edge):
     asked, edge = asked_edge
-    limit, weights = edge.instruction_limit, adapted_entries(edge._reference(), edge.layout)
-    assert limit == 16 * edge.layout.numel + 8 * weights + (1 << 20)
+    limit, weights = edge.instruction_limit, adapted_entries(edge.setup.model(), edge.setup.layout)
+    assert limit == 16 * edge.setup.layout.numel + 8 * weights + (1 << 20)
     whole = replace(asked, payload=bytes(limit + 1))
     with pytest.raises(PayloadError, match="at most"):
         Incoming(Instruction, limit, next(iter(parts("t", whole))).header)
@@ -391,7 +391,7 @@ def test_the_server_reads_nothing_of_the_machine_in_an_error(federation, monkeyp
     for error, told in (
         (RunError(f"{edge.folder / 'clients'} can't be written"), "its state/clients can't be written"),
         (RunError(f"{edge.ledgers} and {edge.file}"), "its ledgers and its rows"),
-        (RunError(f"{edge.model_directory} or {cache_directory()}"), "its model or its cache"),
+        (RunError(f"{edge.setup.model_directory} or {cache_directory()}"), "its model or its cache"),
         (RunError(f"{Path.home() / 'x'}"), "~/x"),
         (RuntimeError(f"a library has not found {edge.file}"), FAILED),
         (FileNotFoundError(2, "No such file or directory", "/srv/patients.csv"), FAILED),
@@ -400,7 +400,7 @@ def test_the_server_reads_nothing_of_the_machine_in_an_error(federation, monkeyp
         def fail(_, error=error):
             raise error
 
-        monkeypatch.setattr(edge, "_work", fail)
+        monkeypatch.setattr(edge.workers, "answer", fail)
         assert edge.handle(replace(asked, learning_rate=asked.learning_rate / 2)).error == told
         assert str(error) in here[-1].replace("\\[", "[")
 

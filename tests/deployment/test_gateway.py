@@ -21,10 +21,10 @@ from fedpeft.deployment.authentication import Bucket, Doorkeeper
 from fedpeft.deployment.certificates import Authority, Credentials, Revoked
 from fedpeft.deployment.connection import Link, LostError
 from fedpeft.deployment.event_log import Events
-from fedpeft.deployment.federation import ServeOptions
 from fedpeft.deployment.gateway import REPEATS, Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Roster
+from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import CHUNK, parts, received, wire_size
 from fedpeft.errors import RunError

@@ -13,8 +13,9 @@ from rich.console import Console
 from fedpeft.config import RunConfig
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.event_log import Events
-from fedpeft.deployment.federation import Deployment, ServeOptions
+from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.monitoring import SERVICE, Operation
+from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError
 from fedpeft.run.console import ServeObserver
 from fedpeft.serve import is_loopback
@@ -32,10 +33,10 @@ def test_metrics_and_health_are_served(tmp_path):
     config = RunConfig(dataset="tiny", clients=2, cohort="all", rounds=7, dtype="fp32", workers=1)
     observer = ServeObserver(Console(quiet=True))
     events = Events(tmp_path / "serve.jsonl", observer.event)
-    deployment = Deployment(config, tmp_path, observer, options, Doorkeeper(None), events)
-    observer.watch(deployment)
+    federation = Federation(config, tmp_path, observer, options, Doorkeeper(None), events)
+    observer.watch(federation)
     try:
-        with Operation(deployment, observer, options):
+        with Operation(federation, observer, options):
             with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
                 text = page.read().decode()
             for line in ("fedpeft_clients_connected 0.0", "fedpeft_rounds 7.0", "fedpeft_refused_total 0.0"):
@@ -45,7 +46,7 @@ def test_metrics_and_health_are_served(tmp_path):
                 answer = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=10)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
     finally:
-        deployment.close()
+        federation.close()
 
 
 def test_an_address_of_another_form_is_one_sentence():

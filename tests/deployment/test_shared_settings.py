@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.deployment.edge import Edge, EdgeOptions, settings_of
+from fedpeft.deployment.edge import Edge, settings_of
+from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.shared_settings import LEFT, REFUSED, TAKEN, shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import RunError
@@ -129,4 +130,4 @@ def test_the_data_set_that_a_server_names_is_not_loaded(federation, observer):
     options = EdgeOptions(device="cpu", threads=1)
     edge = Edge(told, made.folder / "0.jsonl", made.folder / "edge-0", made.folder / "ledgers", observer, options)
     assert (edge.config.dataset, edge.config.partition) == (RunConfig().dataset, RunConfig().partition)
-    assert len(edge.train_rows) == 40
+    assert len(edge.rows) == 40

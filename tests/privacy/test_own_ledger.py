@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fedpeft.communication.messages import Report
-from fedpeft.deployment.edge import Edge, EdgeOptions
-from fedpeft.deployment.federation import ServeOptions
+from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.members import Roster
+from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.privacy.accountant import Event, epsilon
@@ -271,7 +271,7 @@ def test_the_server_s_attempt_reaches_no_work(federation, monkeypatch, privacy):
         seen.append((given.kind, given.attempt))
         return Report(given.client, given.round, b"x")
 
-    monkeypatch.setattr(edge, "_work", work)
+    monkeypatch.setattr(edge.workers, "answer", work)
     for kind in ("train", "evaluate", "prepare", "trian"):
         edge.handle(replace(instruction, kind=kind, learning_rate=1e-3, attempt=7))
     trained = len(book(made, 0)) - 1
@@ -295,7 +295,7 @@ def test_a_library_s_message_stays_at_home(federation, monkeypatch):
     def fail(*_):
         raise RuntimeError("a tensor of 17 rows does not fit")
 
-    monkeypatch.setattr(edge, "_work", fail)
+    monkeypatch.setattr(edge.workers, "answer", fail)
     assert edge.handle(instruction).error == FAILED
 
 

@@ -21,6 +21,7 @@ from fedpeft.models.task import DTYPES
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State, held_in
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.final_score import save
 from fedpeft.run.records import Records
 from fedpeft.server.rounds import Server
 from fedpeft.simulate import main
@@ -151,8 +152,8 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
     assert {(base, version) for base, version in seen if version == 2} == {(b, 2) for b in ("nf4", "int8", "bf16", "")}
     assert all(float(R.norm()) > 0 for R in server.residual.total.values())
 
-    simulation.save(progress.adapter, simulation.folder, server.residual.total)
-    rows = cached_examples(simulation.work.data_key).batch(np.arange(8))
+    save(simulation.setup, progress.adapter, simulation.folder, server.residual.total)
+    rows = cached_examples(simulation.workers.work.data_key).batch(np.arange(8))
     form = simulation.setup.layout.form
     for base in ("nf4", "int8", "bf16", "fp32"):
         reference = simulation.setup.task.base(simulation.setup.model_directory, DTYPES.get(base, torch.float32))
@@ -164,11 +165,11 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
             whole = expected(pair.module, base, {}).float() + server.residual.total[pair.module] + change
             layer.weight.data = whole.to(DTYPES.get(base, torch.float32))
             replace(reference, pair.module, layer)
-        model = simulation.setup.task.model(reference, simulation.dataset.classes)
+        model = simulation.setup.task.model(reference, simulation.setup.facts.classes)
         model.load_state_dict({n: t for n, t in progress.adapter.items() if n.startswith("head.")}, strict=False)
         own = simulation.setup.task.base(simulation.setup.model_directory, DTYPES.get(base, torch.float32))
         quantize(own, base if base in PRECISIONS else "")
-        loaded = saved_adapter.load(simulation.folder, simulation.setup.task, own, simulation.dataset.classes)
+        loaded = saved_adapter.load(simulation.folder, simulation.setup.task, own, simulation.setup.facts.classes)
         with torch.no_grad():
             there, here = loaded(rows).float(), model.eval()(rows).float()
         assert torch.allclose(there, here, atol=3e-2 if base == "bf16" else 1e-4), base

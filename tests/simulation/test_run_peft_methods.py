@@ -11,6 +11,7 @@ from rich.console import Console
 from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.final_score import save
 from fedpeft.run.records import Records
 from fedpeft.run.setup import adapted_entries
 from fedpeft.simulate import main
@@ -54,8 +55,8 @@ def test_it_resumes_to_the_identical_state_and_is_scored(spec, tmp_path, monkeyp
     _, cut = trained(tmp_path / "cut", **given)
     assert whole.adapter.keys() == cut.adapter.keys()
     assert all(torch.equal(whole.adapter[n], cut.adapter[n]) for n in whole.adapter)
-    simulation.save(whole.adapter, tmp_path / "whole")
-    assert 0 < simulation.score(tmp_path / "whole", "score").accuracy <= 1
+    save(simulation.setup, whole.adapter, tmp_path / "whole")
+    assert 0 < simulation.scorer.score(tmp_path / "whole", "score").accuracy <= 1
     errors = [line["aggregation_error"] for line in Records(tmp_path / "whole").read("rounds.jsonl")]
     assert (errors[-1] is not None) == (
         simulation.setup.weight_changes is not None or bool(simulation.setup.layout.pairs)
@@ -70,7 +71,7 @@ def test_prompts_of_different_lengths_go_through_the_main_job(tmp_path):
         simulation, progress = trained(tmp_path / executor, **given)
         states.append(progress.adapter)
         assert simulation.setup.layout.form.rank == 6
-        assert simulation.work.executor == executor
+        assert simulation.workers.work.executor == executor
     assert all(torch.allclose(states[0][n], states[1][n], rtol=1e-7, atol=1e-9) for n in states[0])
 
 
@@ -99,7 +100,7 @@ def test_the_frozen_part_is_reused_whether_or_not_a_method_has_a_batched_form(sp
         given = {**TINY, "dtype": "fp64", "peft": spec, "strategy": strategy, "executor": executor, "head": "ridge"}
         simulation, progress = trained(tmp_path / executor, **given)
         states.append(progress.adapter)
-        assert (simulation.work.depth > 0) == (executor == "batched")
+        assert (simulation.workers.work.depth > 0) == (executor == "batched")
     assert all(torch.allclose(states[0][n], states[1][n], rtol=1e-9, atol=1e-11) for n in states[0])
 
 

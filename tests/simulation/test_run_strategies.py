@@ -19,6 +19,7 @@ from fedpeft.models.quantized import quantize
 from fedpeft.peft.adapter import LoraPair
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.final_score import save
 from fedpeft.run.records import Records
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main
@@ -143,20 +144,20 @@ def test_a_model_with_a_residual_reloads_to_the_same_logits(method, tmp_path):
     given = settings("fedex_lora", dtype="fp32", peft=peft, ranks="1*2,2*2,4*2", cohort=6, head="ridge")
     simulation, server, progress = trained(tmp_path / "run", **given)
     assert server.residual.total
-    simulation.save(progress.adapter, tmp_path / "run", server.residual.total)
-    reloaded = simulation.pool.submit(lambda worker: worker).result()
+    save(simulation.setup, progress.adapter, tmp_path / "run", server.residual.total)
+    reloaded = simulation.workers.pool.submit(lambda worker: worker).result()
     from fedpeft.data.cached_rows import cached_examples
     from fedpeft.peft import saved_adapter
 
     base = simulation.setup.task.base(simulation.setup.model_directory, torch.float32)
     quantize(base, simulation.setup.method.base_precision)
-    model = saved_adapter.load(tmp_path / "run", simulation.setup.task, base, simulation.dataset.classes)
+    model = saved_adapter.load(tmp_path / "run", simulation.setup.task, base, simulation.setup.facts.classes)
     bench = reloaded.bench
     bench.rebase(server.residual.version)
     bench.executor.load(progress.adapter)
     rows = list(range(20))
     with torch.no_grad():
-        there = model(cached_examples(simulation.work.data_key).batch(rows))
+        there = model(cached_examples(simulation.workers.work.data_key).batch(rows))
         here = bench.executor.model(bench.executor.examples.batch(rows))
         bench.rebase(0)
         plain = bench.executor.model(bench.executor.examples.batch(rows))
@@ -247,8 +248,8 @@ def test_profiles_say_what_clients_hold_and_do(tmp_path):
     simulation, _, _ = trained(tmp_path / "run", **given)
     lines = Records(tmp_path / "run").read("clients.jsonl")
     assert [(line["rank"], line["steps"]) for line in lines[:6]] == [(2, 1), (2, 1), (4, 2), (4, 2), (4, 2), (4, 2)]
-    assert [p.participation for p in simulation.profiles] == [1, 1, 0.5, 0.5, 0.5, 0.5]
-    assert simulation.profiles[0].form.alpha == 3
+    assert [p.participation for p in simulation.setup.profiles] == [1, 1, 0.5, 0.5, 0.5, 0.5]
+    assert simulation.setup.profiles[0].form.alpha == 3
     assert (tmp_path / "run" / "profiles.toml").exists()
 
 

@@ -1,0 +1,59 @@
+"""What the two ends of a federation of real clients are told beside a run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedpeft.parts import setting
+
+OWN_TEST = "dataset"
+"""As `eval_data`: the validation and test rows of the configured data set."""
+
+PRECISIONS_HERE = ("", "fp32", "bf16", "int8", "nf4")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What a server of real clients needs beside a run's configuration."""
+
+    labels: str = setting("", "class names in order: a,b,c (default: those of --eval-data or of the data set)")
+    text_column: str = setting("text", "column of the clients' texts")
+    label_column: str = setting("label", "column of the clients' classes")
+    eval_data: str = setting("", "rows to evaluate on: a file, or the word dataset for those of --dataset")
+    held_out: float = setting(0.0, "share of the clients' own rows to evaluate on instead", low=0, high=0.5)
+    listen: str = setting("127.0.0.1:8470", "HOST:PORT to listen at; 0.0.0.0:8470 for all of the machine's addresses")
+    certs: str = setting("certs", "folder that python -m fedpeft.certs has made")
+    insecure: bool = setting(False, "no TLS: clients are who they say they are; on this machine only")
+    insecure_anywhere: bool = setting(False, "no TLS, whoever can reach the address")
+    metrics: str = setting("", "HOST:PORT of Prometheus metrics, e.g. 127.0.0.1:9470; empty: none")
+    health: str = setting("", "HOST:PORT of gRPC health checks without TLS, e.g. 127.0.0.1:8471; empty: none")
+    wait_for: int = setting(0, "clients to wait for before round 1; 0: all", low=0)
+    quorum: float = setting(0.5, "share of a cohort that must answer before the deadline counts", above=0, high=1)
+    deadline: float = setting(3600.0, "seconds after which a round goes on without stragglers; 0: never", low=0)
+    most_rows: int = setting(1_000_000, "rows that a client may join with: they are its weight, and believed", low=1)
+    patience: float = setting(15.0, "seconds that a round's start waits for clients that have gone", low=0)
+
+
+@dataclass(frozen=True)
+class EdgeOptions:
+    """What a client decides for itself."""
+
+    text_column: str = setting("", "column of your texts, if it has another name than the server says")
+    label_column: str = setting("", "column of your classes, if it has another name than the server says")
+    model: str = setting("", "folder of the base model, if the server's name for it means nothing here")
+    device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda if it is there")
+    precision: str = setting(
+        "",
+        "of the frozen base here; empty: the server's, or what suits the memory and the CPU",
+        choices=PRECISIONS_HERE,
+    )
+    batch_size: int = setting(0, "rows per local step; 0: as the server says, or fewer where memory is short", low=0)
+    threads: int = setting(0, "of torch on a CPU; 0: one per core", low=0, high=1024)
+    rank: int = setting(0, "the largest LoRA rank to hold; 0: the server's", low=0, high=1024)
+    max_epsilon: float | None = setting(
+        None,
+        "your own privacy budget, over all runs on your file of rows, whatever the server says; a federation that "
+        "can't keep it is refused",
+        above=0,
+    )
+    max_delta: float = setting(1e-3, "the largest privacy delta that you accept", above=0, below=1)

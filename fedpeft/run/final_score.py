@@ -1,0 +1,134 @@
+"""The finished adapter: written as others load it, and scored as it was written."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedpeft.aggregation.factors import effective as effective_weight
+from fedpeft.aggregation.factors import lora_form
+from fedpeft.clients.workbench import WorkPlan, cached_examples
+from fedpeft.data.examples import Examples
+from fedpeft.data.rows import Rows
+from fedpeft.errors import AssetError
+from fedpeft.models import scoring
+from fedpeft.models.base_model import origin_of
+from fedpeft.models.calibration import temperature
+from fedpeft.models.frozen_blocks import HiddenRows, above
+from fedpeft.models.quantized import quantize
+from fedpeft.models.task import DTYPES, FederatedModel
+from fedpeft.peft import saved_adapter
+from fedpeft.peft.adapter import State
+from fedpeft.run.observer import RunObserver
+from fedpeft.run.setup import Setup
+
+
+def save(setup: Setup, state: State, folder: Path, residual: State | None = None) -> None:
+    """Write the finished adapter (or model), with what exact rules have put into the base, by module."""
+    reference = setup.model()
+    changes = setup.method.changes(reference, state)
+    if residual:
+        effective = {p.module: effective_weight(p, state, lora_form(setup.layout)) for p in setup.layout.pairs}
+        changes = saved_adapter.with_residual(effective, residual)
+    own = setup.peft if not (changes or setup.method.in_peft or setup.method.whole_model) else None
+    name = origin_of(setup.model_name).name
+    saved_adapter.save(folder, reference, state, setup.facts.label_names, changes, own, name)
+
+
+@dataclass(frozen=True)
+class FinalScore:
+    """The finished model on the test rows; `temperature` is what its logits are divided by to be calibrated."""
+
+    accuracy: float
+    loss: float
+    scores: scoring.Scores
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """Scores saved files, in this process with all its cores.
+
+    The workers should have ended: their memory is not needed any more.
+
+    Attributes:
+        setup, work: of the run.
+        test: rows that are scored.
+        held: rows that the temperature is fitted on.
+        threads: of torch.
+        observer: is told how long it goes on.
+    """
+
+    setup: Setup
+    work: WorkPlan
+    test: Rows
+    held: Rows
+    threads: int
+    observer: RunObserver
+
+    def score(self, folder: Path, name: str, base_precision: str = "fp32") -> FinalScore:
+        """The test rows, scored once with the files in `folder`, in fixed batches; the phase is called `name`.
+
+        `base_precision`: of the base that the files are loaded on; they and all else are fp32 (bf16 on a bf16 base).
+        """
+        setup = self.setup
+        work = dataclasses.replace(self.work.at(base_precision), device="cpu")
+        torch.set_num_threads(self.threads)
+        base = setup.task.base(setup.model_directory, DTYPES.get(base_precision, torch.float32))
+        quantize(base, work.precision or setup.method.base_precision)
+        base, test, held = self._reused(base, work, name)
+        model = saved_adapter.load(folder, setup.task, base, setup.facts.classes)
+        del base
+        divisor = self._temperature(model, held)
+        batches = scoring.score_batches(test)
+        self.observer.phase(name, len(batches))
+        columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(scoring.Scores)}
+        for rows in batches:
+            scores = scoring.score(model, setup.task, test.batch(rows), divisor)
+            for column, values in columns.items():
+                values[rows] = getattr(scores, column)
+            self.observer.advance()
+        scores = scoring.Scores(**columns)
+        count = scores.count.sum()
+        return FinalScore(float(scores.correct.sum() / count), float(scores.loss.sum() / count), scores, divisor)
+
+    def _reused(self, base: nn.Module, work: WorkPlan, name: str) -> tuple[nn.Module, Examples, Examples]:
+        """What the score runs on: a base, test rows and validation rows.
+
+        They begin at the lowest adapted block where the frozen part below it is reused and the disk has room for it.
+        """
+        setup = self.setup
+        keys = [setup.tokenised(rows, setup.tokens) for rows in (self.test, self.held)]
+        depth = 0 if work.precision or setup.method.base_precision else setup.frozen_blocks
+        if depth:
+            stores = [work.store(key, depth) for key in keys]
+            try:
+                missing = [(store, tile) for store in stores for tile in store.missing()]
+            except AssetError:
+                depth = 0
+        if not depth:
+            test, held = (cached_examples(key) for key in keys)
+            return base, test, held
+        if missing:
+            self.observer.phase(f"{name}: frozen layers (kept for later runs)", len(missing))
+        for store, tile in missing:
+            store.fill(tile, base)
+            self.observer.advance()
+        test_rows, held_rows = (HiddenRows(store) for store in stores)
+        return above(base, depth), test_rows, held_rows
+
+    def _temperature(self, model: FederatedModel, held: Examples) -> float:
+        """What logits are divided by for the best fit of the validation rows; 1 for language models."""
+        labels = self.held.labels
+        if labels is None or not len(held):
+            return 1.0
+        logits = np.zeros((len(held), self.setup.facts.classes))
+        with torch.inference_mode():
+            for index in scoring.score_batches(held):
+                logits[index] = model(held.batch(index)).double().numpy()
+        return temperature(logits, labels)

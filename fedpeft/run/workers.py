@@ -1,0 +1,254 @@
+"""Who computes: the worker processes of this machine, or actors of a cluster, and what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedpeft.clients.client import ClientPlan
+from fedpeft.clients.executor import Totals
+from fedpeft.clients.pool import Pool, Worker, result
+from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
+from fedpeft.clients.workbench import WorkPlan, cached_examples
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.config import RunConfig
+from fedpeft.data.partition import Partition
+from fedpeft.errors import RunError
+from fedpeft.machine import cache
+from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
+from fedpeft.models import kernels
+from fedpeft.models.kernels import Kernel
+from fedpeft.models.task import DTYPES
+from fedpeft.parts import part_text
+from fedpeft.peft.adapter import State
+from fedpeft.privacy.engine import ClientPrivacy
+from fedpeft.run.observer import Metrics, RunObserver
+from fedpeft.run.setup import Setup
+
+TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
+"""How many clients train in one pass: as many as make about this many tokens a step."""
+
+TILES_PER_CALL = 4
+
+NOBODY: Final = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on; a run that is continued keeps what it began with.
+
+    Attributes:
+        devices: what the workers share: "cuda:N", or "cpu".
+        workers: how many there are, at least 1.
+        kernel: how frozen products are computed.
+        cluster: address of the Ray cluster; empty: one that is started here; None: processes of this machine.
+    """
+
+    devices: tuple[str, ...]
+    workers: int
+    kernel: Kernel
+    cluster: str | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, fixed: Mapping[str, Any], devices: Sequence[str] = ()) -> Machine:
+        """What `config` asks for, or what is there.
+
+        Args:
+            config: the settings.
+            fixed: what the run began with; empty: it begins.
+            devices: none: all that there are.
+
+        Raises:
+            AssetError, RunError: there is no such cluster.
+        """
+        cluster = config.ray_address if config.grid == "ray" else None
+        asked = int(fixed.get("workers") or config.workers)
+        if not devices:
+            devices = (accelerators() or ["cpu"]) if cluster is None else [worker_device(cluster, asked)]
+        gpus = [device for device in devices if device != "cpu"]
+        if not asked:
+            asked = (len(gpus) or usable_cores()) if cluster is None else default_workers(cluster)
+        dtype = DTYPES[config.dtype]
+        kernel: Kernel = fixed.get("kernel") or kernels.choose(dtype)
+        if kernel not in kernels.candidates(dtype):  # a run that began on another machine
+            kernel = kernels.choose(dtype)
+        return cls(tuple(devices), asked, "native" if gpus else kernel, cluster)
+
+    @property
+    def gpus(self) -> list[str]:
+        """Those among `devices`."""
+        return [device for device in self.devices if device != "cpu"]
+
+    @property
+    def threads(self) -> int:
+        """Of this process, once the workers have ended."""
+        return usable_cores() if self.gpus else self.workers
+
+    def pinned(self, fixed: Mapping[str, Any], work: WorkPlan, folder: Path) -> dict[str, Any]:
+        """What the run stays with until its end, for checkpoints and the summary.
+
+        Raises:
+            RunError: a run that is continued finds other rows, or another model, than it began with.
+        """
+        for name, value in (("data", work.data_key), ("model", work.model_key)):
+            if fixed.get(name, value) != value:
+                raise RunError(
+                    f"the run in {folder} can't be continued: its {name} has changed since it began; put back "
+                    "what was there, or start a new run"
+                )
+        return {
+            **fixed,
+            "workers": self.workers,
+            "kernel": self.kernel,
+            "torch": torch.__version__,
+            "cpu": kernels.cpu_name(),
+            "gpus": [gpu_name(device) for device in self.gpus],
+            "data": work.data_key,
+            "model": work.model_key,
+        }
+
+
+def work_plan(
+    setup: Setup, machine: Machine, data_key: str, folder: Path, labels: NDArray[np.int64] | None = None
+) -> WorkPlan:
+    """What workers are told of the rows called `data_key`, in a run whose files are in `folder`.
+
+    `labels`: others than the data's own.
+    """
+    config = setup.config
+    per_example = setup.mechanism is not None and setup.mechanism.per_example
+    reusing = config.executor == "batched" and not per_example  # methods without a batched form, too
+    batched = reusing and setup.method.batched
+    lengths = cached_examples(data_key).lengths
+    tokens = float(lengths.mean()) if len(lengths) else setup.tokens
+    together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS
+    return WorkPlan(
+        task=setup.facts.task,
+        method=setup.peft,
+        model=setup.model_directory,
+        model_key=cache.file_hash(setup.model_directory, ("*.safetensors", "config.json")),
+        width=setup.width,
+        data_key=data_key,
+        classes=setup.facts.classes,
+        layout=setup.layout,
+        dtype=config.dtype,
+        executor="private" if per_example else "batched" if batched else "sequential",
+        clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
+        depth=setup.frozen_blocks if reusing else 0,
+        kernel=machine.kernel if batched else "native",
+        threads=1,
+        device=machine.devices[0],
+        training=setup.training,
+        seed=config.seed,
+        residuals=folder / "base",
+        labels=labels,
+    )
+
+
+def client_plan(
+    setup: Setup, partition: Partition, folder: Path, held_out: float, privacy: ClientPrivacy | None
+) -> ClientPlan:
+    """What turns workers into clients, in a run whose files are in `folder`.
+
+    `held_out`: share of a client's rows that it does not train on, but is evaluated on.
+    """
+    return ClientPlan(
+        partition=partition,
+        codec=str(setup.uplink),
+        downlink=str(setup.downlink),
+        start={} if setup.downlink.lossless else setup.start,
+        statistics=setup.statistics,
+        lossless=setup.lossless,
+        head=part_text(setup.head),
+        strategy=setup.config.strategy,
+        store=folder / "clients",
+        held_out=held_out,
+        privacy=privacy,
+    )
+
+
+class Workers:
+    """Those who compute, started when they are first needed.
+
+    Args:
+        work, clients: what they are told.
+        machine: how many there are, and where.
+        observer: is told how long work goes on.
+        validation: rows that the global model is evaluated on, (rows,); none: it can't be.
+    """
+
+    def __init__(
+        self,
+        work: WorkPlan,
+        clients: ClientPlan,
+        machine: Machine,
+        observer: RunObserver,
+        validation: NDArray[np.int64] = NOBODY,
+    ) -> None:
+        self.work = work
+        self.clients = clients
+        self.machine = machine
+        self.observer = observer
+        self.validation = validation
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The processes, or actors."""
+        machine = self.machine
+        if machine.cluster is not None:
+            return RayPool(self.work, self.clients, machine.workers, machine.cluster)
+        return Pool(self.work, self.clients, machine.workers, machine.devices)
+
+    def freeze(self, data_key: str, depth: int, name: str, base: str = "") -> None:
+        """Compute what is missing of the frozen model's output on some rows, with all workers.
+
+        `base`: precision of the base that computes it; empty: the run's own.
+        """
+        missing = self.work.at(base).store(data_key, depth).missing()
+        if not missing:
+            return
+        self.observer.phase(name, len(missing))
+        calls = [
+            self.pool.submit(Worker.fill, data_key, depth, missing[i : i + TILES_PER_CALL], base)
+            for i in range(0, len(missing), TILES_PER_CALL)
+        ]
+        for call in as_completed(calls):
+            self.observer.advance(result(call))
+
+    def freeze_rows(self, bases: Sequence[str] = ()) -> None:
+        """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""
+        if self.work.task != "classification":
+            return
+        for base in ("", *bases):
+            name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
+            self.freeze(self.work.data_key, self.work.at(base).depth, name, base)
+
+    def evaluate(self, state: State, version: int) -> Metrics:
+        """The global state on the base of `version`: validation rows, the run's own precision, split over workers."""
+        shares = np.array_split(self.validation[np.argsort(self._lengths[self.validation])], self.machine.workers * 2)
+        calls = [self.pool.submit(Worker.evaluate, state, share, version) for share in shares if len(share)]
+        totals = sum((result(call) for call in calls), Totals())
+        return Metrics(totals.mean_loss, totals.accuracy)
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        lengths: NDArray[np.int64] = cached_examples(self.work.data_key).lengths
+        return lengths
+
+    def answer(self, instruction: Instruction) -> Report:
+        """What one client answers."""
+        reports: list[Report] = result(self.pool.submit(Worker.handle, [instruction]))
+        return reports[0]
+
+    def close(self) -> None:
+        """End them."""
+        if "pool" in self.__dict__:
+            self.pool.close()

@@ -1,0 +1,67 @@
+"""Hostile clients of a simulation: the clients of the real code, of whom some spoil what they train on and hand in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft import seeds
+from fedpeft.clients.attack import ATTACKS, Attack
+from fedpeft.clients.client import ClientPlan, ClientSide
+from fedpeft.clients.executor import Job, Trained
+from fedpeft.clients.workbench import Workbench
+from fedpeft.errors import ConfigError
+from fedpeft.peft.adapter import Layout, State
+from fedpeft.simulation.rows import SimulatedRows
+
+
+def attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int64] | None:
+    """All rows' labels, with those of hostile clients as the attack `text` changes them; None: it changes none.
+
+    Raises:
+        ConfigError: an unknown attack, or one that needs labels that there are not.
+    """
+    attack = ATTACKS.build(text)
+    if not attack.changes_labels:
+        return None
+    if rows.all.labels is None:
+        raise ConfigError(f"{text} changes labels, and {rows.dataset.name} has none; take sign_flip")
+    labels: NDArray[np.int64] = rows.all.labels.copy()
+    for client in attack.attackers(len(rows.partition), seed):
+        shard = rows.partition.shard(client)
+        labels[shard] = attack.relabel(labels[shard], rows.dataset.classes)
+    return labels
+
+
+@dataclass(frozen=True)
+class HostilePlan(ClientPlan):
+    """A plan of clients some of whom do what `attack` says."""
+
+    attack: str = ""
+
+    @classmethod
+    def of(cls, plan: ClientPlan, attack: str) -> HostilePlan:
+        """The plan, with hostile clients in it."""
+        return cls(**{field.name: getattr(plan, field.name) for field in fields(plan)}, attack=attack)
+
+    def side(self, bench: Workbench) -> ClientSide:
+        """The clients that one worker speaks for."""
+        return _HostileSide(bench, self, ATTACKS.build(self.attack))
+
+
+class _HostileSide(ClientSide):
+    def __init__(self, bench: Workbench, plan: HostilePlan, attack: Attack) -> None:
+        super().__init__(bench, plan)
+        self.attack = attack
+        self.attackers = attack.attackers(len(plan.partition), bench.plan.seed)
+
+    def handed_in(self, job: Job, layout: Layout, update: State, result: Trained) -> tuple[State, Trained]:
+        """What an attacker makes of its update and of its number of rows."""
+        if job.client not in self.attackers:
+            return update, result
+        draws = seeds.torch_generator(job.seed, "attack", job.round, job.client)
+        return self.attack.update(update, job.received, layout, draws), replace(
+            result, rows=self.attack.rows(result.rows)
+        )
