@@ -17,12 +17,13 @@ from fedpeft.clients.dropout import DropoutPlan, own_dropout
 from fedpeft.clients.executor import Executor, Job, Trained, leading
 from torch import Tensor, nn
 
-from fedpeft.aggregation.strategy import padded
+from fedpeft.aggregation.update import padded
 from fedpeft.data.examples import Batch, Examples
+from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.task import FederatedModel, Task, trainable
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.peft.method import PeftMethod
-from fedpeft.peft.stacked_layers import Kernel, StackedLayer, StackedLinear, fast_linears
+from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
 
 
 class BatchedExecutor(Executor):

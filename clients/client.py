@@ -20,7 +20,8 @@ from fedpeft.clients.workbench import Workbench
 from fedpeft import seeds
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.uplink import parse_uplink
@@ -99,8 +100,10 @@ class ClientSide:
         """One report per instruction, in order; all instructions are of one kind and round.
 
         Raises:
-            PayloadError: of a kind that this version does not know, or of several kinds.
+            PayloadError: of a kind that this version does not know, of several kinds, or with illegal values.
         """
+        for instruction in instructions:
+            instruction.check(len(self.bench.plan.layout.tensors))
         kinds = {instruction.kind for instruction in instructions}
         if kinds == {"prepare"}:
             return [self._prepare(instruction) for instruction in instructions]

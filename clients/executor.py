@@ -6,24 +6,22 @@ A client's update depends only on (seed, round, client, its rows): every draw be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from fedpeft.clients.local_training import LocalTraining
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft import seeds
-from fedpeft.aggregation.strategy import padded
-from fedpeft.communication.base_residual import folded
+from fedpeft.aggregation.update import padded
 from fedpeft.data.examples import Examples, length_sorted_batches
-from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.models.kernels import FrozenLinear
+from fedpeft.models.quantized import QuantizedLinear, folded
 from fedpeft.models.task import FederatedModel, Task
-from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, State
-from fedpeft.peft.stacked_layers import FrozenLinear
 from fedpeft.privacy.noise import RunKey
 
 WINDOW = 8
@@ -55,62 +53,6 @@ class Totals:
     def accuracy(self) -> float:
         """Share of correct predictions."""
         return self.correct / self.count
-
-
-LocalOptimizer = tuple[torch.optim.Optimizer, LambdaLR]
-"""An optimizer and what moves its learning rate after each step."""
-
-
-@dataclass(frozen=True)
-class LocalTraining:
-    """How a client trains in a round."""
-
-    batch_size: int = setting(8, "rows per step", low=1)
-    epochs: float = setting(1.0, "passes over the client's rows; a fraction trains on a part", above=0)
-    steps: int = setting(0, "optimizer steps; 0: as many as `epochs` needs", low=0)
-    learning_rate: float = setting(1e-3, "of AdamW or SGD", above=0)
-    head_rate: float = setting(1.0, "learning rate of the head, relative to the adapter's", low=0)
-    weight_decay: float = setting(0.0, "decoupled, of AdamW", low=0)
-    optimizer: str = setting("adamw", "local optimizer", choices=("adamw", "sgd"))
-    warmup: int = setting(
-        0,
-        "steps over which a round's learning rate rises: the optimizer starts anew, and AdamW's first steps are blind",
-        low=0,
-    )
-    max_norm: float = setting(0.0, "clip the gradient of a step to this norm; 0: no clipping", low=0)
-
-    def rate(self, name: str, learning_rate: float) -> float:
-        """The learning rate of one tensor."""
-        return learning_rate * self.head_rate if name.startswith("head.") else learning_rate
-
-    def steps_for(self, rows: int) -> int:
-        """Local steps of a round on a shard of `rows` rows."""
-        return self.steps or max(1, round(self.epochs * -(-rows // self.batch_size)))
-
-    def full_steps(self, steps: int) -> float:
-        """How many steps at the full rate a round's first `steps` are worth: less than that under warm-up."""
-        return sum(self._share(step) for step in range(steps))
-
-    def _share(self, step: int) -> float:
-        """Of the learning rate that a step, from 0, is taken with."""
-        return min(1.0, (step + 1) / (self.warmup + 1))
-
-    def optimizer_for(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> LocalOptimizer:
-        """A new optimizer over parameters by canonical name, and its warm-up; their state ends with the round."""
-        optimizer = self._optimizer(parameters, learning_rate)
-        return optimizer, LambdaLR(optimizer, self._share)
-
-    def _optimizer(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-        head = [p for name, p in parameters.items() if name.startswith("head.")]
-        adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
-        groups = [
-            {"params": group, "lr": rate}
-            for group, rate in ((adapter, learning_rate), (head, learning_rate * self.head_rate))
-            if group
-        ]
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(groups)
-        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.pool import Pool, Worker, lost
 from fedpeft.clients.workbench import WorkPlan
 
-from fedpeft.errors import RunError
-from fedpeft.machine.downloads import needs_extra
+from fedpeft.errors import RunError, needs_extra
 
 T = TypeVar("T")
 

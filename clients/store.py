@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from fedpeft.errors import RunError
@@ -60,7 +61,7 @@ class ClientStore:
         Other versions are removed if `tidy`, which is right only for a round that the server has stored safely.
 
         Raises:
-            RunError: the server acknowledged a round whose state is gone.
+            RunError: the server acknowledged a round whose state is gone or damaged.
         """
         file = self.file(client, acknowledged)
         for other in file.parent.glob("*.safetensors") if tidy else ():
@@ -70,4 +71,7 @@ class ClientStore:
             return None
         if not file.exists():
             raise RunError(f"the state of client {client} after round {acknowledged} is missing from {self.folder}")
-        return load_file(file)
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"the state of client {client} in {file} can't be read: {error}") from error

@@ -7,7 +7,6 @@ A simulation has one workbench per core (or GPU), a Ray worker has one, and so h
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,20 +15,23 @@ import numpy as np
 import torch
 from fedpeft.clients.attack import Relabelled
 from fedpeft.clients.batched import BatchedExecutor
-from fedpeft.clients.executor import Executor, LocalTraining, Totals
+from fedpeft.clients.executor import Executor, Totals
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from torch import nn
 
 from fedpeft.communication.base_residual import ResidualFiles
-from fedpeft.data import cached_rows
+from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.examples import Examples
-from fedpeft.machine.downloads import cache_directory
+from fedpeft.machine import cache
+from fedpeft.machine.cache import cache_directory
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above
+from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.quantized import Precision, quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import ClientForm, Layout, State
-from fedpeft.peft.method import PEFT_METHODS, PeftMethod
-from fedpeft.peft.stacked_layers import Kernel, fast_linears
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.peft.method import PeftMethod
 
 KERNELS = "64"
 """Of oneDNN, to keep at once: it keeps 1024 by itself, each with scratch memory, one for every shape of a product."""
@@ -100,18 +102,9 @@ class WorkPlan:
         more: dict[str, str] = {"precision": precision} if precision else {}
         if self.device != "cpu":  # which rounds otherwise
             more["device"] = self.device.partition(":")[0]
-        name = cached_rows.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
+        name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
         examples = cached_examples(data_key)
         return FrozenStore(cache_directory() / f"frozen-{name}", examples, depth, self.width, DTYPES[self.dtype])
-
-
-def cached_examples(data_key: str) -> Examples:
-    """The tokenised rows called `data_key`, memory-mapped."""
-
-    def missing() -> Mapping[str, np.ndarray]:
-        raise FileNotFoundError(f"the tokenised rows {data_key} have left the cache while the run was going on")
-
-    return cached_rows.examples_from_arrays(cached_rows.arrays("rows", data_key, missing))
 
 
 def compute_deterministically() -> None:

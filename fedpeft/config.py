@@ -14,7 +14,7 @@ from typing import Any
 
 import tomli_w
 
-from fedpeft.clients.executor import LocalTraining
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.errors import ConfigError
 from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.parts import check_settings, parse_spec, setting

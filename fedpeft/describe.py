@@ -18,14 +18,14 @@ from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.clients.attack import ATTACKS
-from fedpeft.communication.codec import codecs
 from fedpeft.communication.precision_rule import PRECISION_RULES
+from fedpeft.communication.steps import codecs
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import DATASETS
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.models.base_model import MODELS
 from fedpeft.parts import Bounds, Family
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
 
 FAMILIES: dict[str, tuple[Family[Any], ...]] = {

@@ -13,6 +13,8 @@ sentence and ends with exit code 2; nothing else in fedpeft catches these errors
     └── PrivacyError    a privacy setting that would not protect, or a spent budget
 """
 
+import importlib.util
+
 
 class FedpeftError(Exception):
     """Base of all errors with a message for the user."""
@@ -44,3 +46,9 @@ class PayloadError(FedpeftError):
 
 class PrivacyError(FedpeftError):
     """A privacy setting that is unsound, or a budget that is spent."""
+
+
+def needs_extra(module: str, extra: str, what: str) -> None:
+    """Raise AssetError unless `module`, which the optional dependencies `extra` bring, can be imported."""
+    if importlib.util.find_spec(module) is None:
+        raise AssetError(f"{what} needs the package {module}; install it with: pip install 'fedpeft[{extra}]'")

@@ -20,7 +20,7 @@ from fedpeft.communication.messages import Report
 from fedpeft.deployment.certificates import Credentials, check_name, name_of
 from fedpeft.deployment.client_state import alone_in, folder_for, ledgers_in
 from fedpeft.deployment.connection import Link, LostError, waits
-from fedpeft.deployment.edge import Edge
+from fedpeft.deployment.edge import Edge, check_machine
 from fedpeft.deployment.monitoring import host_and_port
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.errors import ConfigError, FedpeftError, RunError
@@ -109,6 +109,7 @@ def join(command: Command, console: Console) -> None:
     """
     options = EdgeOptions(**check_settings("the command line", EdgeOptions, dataclasses.asdict(command.edge)))
     link = link_of(command)
+    check_machine(command.data, options)
     quiet_libraries()
     with ConsoleObserver(console) as observer:
         patience = Patience(command.give_up, observer)
@@ -155,7 +156,7 @@ def _work(edge: Edge, link: Link, patience: Patience, observer: ConsoleObserver)
     while True:
         try:
             with link.open() as connection:
-                for task, instruction in connection.tasks(edge.registration()):
+                for task, instruction in connection.tasks(edge.registration(), edge.instruction_limit):
                     patience.connected()
                     if task != done[0]:  # after a lost connection the server asks again for what is done already
                         done = task, edge.handle(instruction)

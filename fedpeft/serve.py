@@ -150,8 +150,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         farewell = None
 
         def refused(reason: str) -> None:
-            federation.gateway.refused += 1
-            events.emit("refused", reason=f"TLS: {reason}")
+            federation.gateway.note_refusal(reason=f"TLS: {reason}")
 
         with Handshakes(refused), _stop_on_signal(federation), Operation(federation, observer, options):
             try:

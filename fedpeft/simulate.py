@@ -26,15 +26,16 @@ from rich.markup import escape
 
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.run.console import ConsoleObserver, duration, size, summary_table
-from fedpeft.run.records import Records, writing
+from fedpeft.run.records import Records
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-    from fedpeft.peft.saved_adapter import Scores
+    from fedpeft.models.scoring import Scores
     from fedpeft.privacy.engine import Protection
     from fedpeft.run.final_score import FinalScore
     from fedpeft.run.setup import Setup

@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.strategy import LinearStrategy, Update
+from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.aggregation.update import Update
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm, Layout, State
 

@@ -15,7 +15,8 @@ with one worker. The paper's server learning rate is --server-optimizer's; its w
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.strategy import LinearStrategy, Update
+from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.aggregation.update import Update
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
 

@@ -9,7 +9,9 @@ mixed alphas in the unit of the global one; the paper has one of each. The sum o
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, lora_form, mean_factors, target
+from fedpeft.aggregation.factors import lora_form, mean_factors, target
+from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.peft.adapter import Layout, LoraPair, State
 from fedpeft.peft.low_rank import LowRank, stack
 

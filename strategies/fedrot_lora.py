@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, weighted_sum
+from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.update import Cohort, Gathered, weighted_sum
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
 

@@ -8,7 +8,8 @@ the factors' bytes travel, in both directions.
 
 from dataclasses import dataclass
 
-from fedpeft.aggregation.strategy import LinearStrategy, Update
+from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.aggregation.update import Update
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
 

@@ -13,7 +13,7 @@ an arbitrary direction there.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.strategy import best_factors, effective, lora_form
+from fedpeft.aggregation.factors import best_factors, effective, lora_form
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
 

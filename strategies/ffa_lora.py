@@ -13,7 +13,9 @@ client has no opinion on the column and adds no change to it.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.strategy import LinearStrategy, Update, leading_ranks, lora_form, padded
+from fedpeft.aggregation.factors import leading_ranks, lora_form
+from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.aggregation.update import Update, padded
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, Role, State
 

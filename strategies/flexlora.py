@@ -11,7 +11,9 @@ off into the base, where the paper drops it.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, best_factors, target
+from fedpeft.aggregation.factors import best_factors, target
+from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
 from fedpeft.peft.low_rank import METHODS, LowRank

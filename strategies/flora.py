@@ -16,7 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, target
+from fedpeft.aggregation.factors import target
+from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.peft.adapter import Layout, LoraPair, State
 from fedpeft.seeds import torch_generator
 

@@ -19,7 +19,8 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 
-from fedpeft.aggregation.strategy import Aggregate, Read, RoundStrategy, Update, normalised
+from fedpeft.aggregation.strategy import Aggregate, Read, RoundStrategy
+from fedpeft.aggregation.update import Update, normalised
 from fedpeft.communication.flower_grid import local_reply
 from fedpeft.errors import RunError
 from fedpeft.parts import setting

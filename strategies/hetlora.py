@@ -17,7 +17,9 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, Update, mean_factors, product
+from fedpeft.aggregation.factors import mean_factors, product
+from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.update import Cohort, Gathered, Update
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, State
 

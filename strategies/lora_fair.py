@@ -14,7 +14,9 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.aggregation.strategy import Cohort, Gathered, GatherStrategy, lora_form, mean_factors, target
+from fedpeft.aggregation.factors import lora_form, mean_factors, target
+from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
 

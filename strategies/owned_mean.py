@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.aggregation.strategy import Fold, LinearStrategy, Update, padded
+from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.aggregation.update import Fold, Update, padded
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm, Layout, State
 

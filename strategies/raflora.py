@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.aggregation.strategy import Cohort, Gathered, product
+from fedpeft.aggregation.factors import product
+from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.peft.adapter import Layout, LoraPair, State
 from fedpeft.peft.low_rank import LowRank, stack
 

@@ -39,7 +39,7 @@ def test_a_simulation_of_the_readme_has_legal_settings(command, tmp_path, monkey
     from fedpeft.communication.uplink import parse_uplink
     from fedpeft.data.partition import PARTITIONS
     from fedpeft.data.rows import DATASETS
-    from fedpeft.peft.method import PEFT_METHODS
+    from fedpeft.peft.family import PEFT_METHODS
 
     monkeypatch.chdir(tmp_path)
     config = parse(shlex.split(command)[3:])[0]

@@ -10,14 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.aggregation.strategy import (
-    Aggregate,
-    Fold,
-    LinearStrategy,
-    RoundStrategy,
-    Strategy,
-    Update,
-)
+from fedpeft.aggregation.strategy import Aggregate, LinearStrategy, RoundStrategy, Strategy
+from fedpeft.aggregation.update import Fold, Update
 from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
 from fedpeft.seeds import torch_generator
 

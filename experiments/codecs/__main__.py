@@ -26,7 +26,8 @@ import torch
 
 from experiments import one_sentence
 from fedpeft.communication.bit_allocation import sensitivity
-from fedpeft.communication.codec import PRESETS, Codec, decode, parse_codec
+from fedpeft.communication.codec import PRESETS, Codec, parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.entropy import entropy_bits
 from fedpeft.communication.error_feedback import ErrorFeedback
 from fedpeft.errors import RunError

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from experiments import one_sentence
 from fedpeft.aggregation.heads.ridge import Ridge
-from fedpeft.aggregation.strategy import Fold
-from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.aggregation.update import Fold
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import State
 from fedpeft.run.console import ConsoleObserver

@@ -23,7 +23,8 @@ import torch
 from rich.console import Console
 
 from experiments import one_sentence
-from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.precision_rule import PRECISION_RULES, Situation
 from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import State

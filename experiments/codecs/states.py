@@ -17,7 +17,8 @@ from rich.console import Console
 from torch import Tensor
 
 from experiments import one_sentence
-from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import balanced
 from fedpeft.config import from_mapping, read_toml
 from fedpeft.errors import RunError

@@ -22,7 +22,7 @@ from fedpeft.data.examples import Batch
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized import QuantizedLinear, quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task, trainable
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 
 ROWS, TOKENS, CLASSES = 8, 48, 20
 WARM_UP, PASSES = 2, 9

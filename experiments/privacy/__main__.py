@@ -16,14 +16,16 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from fedpeft.clients.executor import Job, LocalTraining, RowPrivacy
+from fedpeft.clients.executor import Job, RowPrivacy
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.private import PrivateExecutor
 
 from experiments import one_sentence
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import DTYPES, TASKS
-from fedpeft.peft.method import PEFT_METHODS, PrivacyRoute
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.peft.method import PrivacyRoute
 from fedpeft.privacy.noise import RunKey
 
 

@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fedpeft.clients.workbench import cached_examples
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -26,6 +25,7 @@ from flwr.simulation import run_simulation
 from experiments.speed.plain import PlainClient
 from experiments.speed.sides import Round, Variant, answer
 from experiments.speed.workload import Workload
+from fedpeft.data.cached_rows import cached_examples
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",

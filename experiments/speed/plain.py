@@ -13,13 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fedpeft.clients.executor import Job
-from fedpeft.clients.workbench import WorkPlan, cached_examples
+from fedpeft.clients.workbench import WorkPlan
 
 from experiments.speed.sides import Round, Variant, answer
+from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.examples import Examples
 from fedpeft.models.task import DTYPES, TASKS, trainable
 from fedpeft.peft.adapter import State
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 
 if TYPE_CHECKING:
     from experiments.speed.workload import Workload

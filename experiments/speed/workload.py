@@ -11,12 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fedpeft.clients.executor import Job
-from fedpeft.clients.workbench import WorkPlan, cached_examples
+from fedpeft.clients.workbench import WorkPlan
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.speed.plain import PlainClient
 from fedpeft import seeds
 from fedpeft.config import RunConfig
+from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.partition import Partition
 from fedpeft.models.layers import blocks
 from fedpeft.peft.adapter import State, norm

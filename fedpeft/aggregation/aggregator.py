@@ -1,16 +1,22 @@
-"""How a round's updates become the next global state: folded in as they come, or kept and then read together."""
+"""How a round's updates become the next global state: folded in as they come, or put on disk and read by layers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
+
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from fedpeft.aggregation.server_optimizer import Memory, ServerOptimizer
-from fedpeft.aggregation.shelf import Shelf
-from fedpeft.aggregation.strategy import Fold, LinearStrategy, RoundStrategy, Strategy, Update
-from fedpeft.peft.adapter import Layout, State
-from fedpeft.peft.factor_view import FactoredCollector, Factoring
+from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
+from fedpeft.aggregation.update import Fold, Update
+from fedpeft.machine.files import writing
+from fedpeft.peft.adapter import Layout, State, difference
+from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.low_rank import LowRank
 
 
@@ -95,3 +101,80 @@ def collector(
         return LinearCollector(strategy, optimizer, layout, state, round)
     assert isinstance(strategy, RoundStrategy)
     return RoundCollector(strategy, layout, state, round, seed, scratch)
+
+
+@dataclass
+class Shelf:
+    """Decoded updates in safetensors files, in the order in which they were put."""
+
+    folder: Path
+    _heads: list[Update] = field(default_factory=list)
+
+    def put(self, update: Update) -> None:
+        """Store the update's tensors; only its description stays in memory.
+
+        Raises:
+            RunError: the disk is full or can't be written.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({n: t.contiguous() for n, t in update.delta.items()}, self._file(len(self._heads)))
+        self._heads.append(replace(update, delta={}))
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.safetensors"
+
+    def read(self, names: tuple[str, ...]) -> Sequence[Update]:
+        """All updates, holding only the tensors called `names`; decoded anew at each pass."""
+        return _Layer(self, names)
+
+    def clear(self) -> None:
+        """Forget the updates and remove their files."""
+        self._heads.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Layer(Sequence[Update]):
+    shelf: Shelf
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.shelf._heads)
+
+    @overload
+    def __getitem__(self, index: int) -> Update: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Update]: ...
+    def __getitem__(self, index: int | slice) -> Update | Sequence[Update]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        head = self.shelf._heads[index]
+        with safe_open(self.shelf._file(index), framework="pt") as file:
+            present = set(file.keys())
+            return replace(head, delta={n: file.get_tensor(n) for n in self.names if n in present})
+
+    def __iter__(self) -> Iterator[Update]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclass
+class FactoredCollector:
+    """A collector that is handed factors: `inner` was made for `factoring.layout`."""
+
+    inner: Collector
+    factoring: Factoring
+    state: State
+    round: int
+
+    def add(self, update: Update) -> None:
+        """Hand one update on, as factors."""
+        received = self.factoring.factors(update.received)
+        trained = self.factoring.factors({name: update.trained(name) for name in update.received})
+        delta = difference(trained, received)
+        self.inner.add(replace(update, form=self.factoring.layout.form, received=received, delta=delta))
+
+    def finish(self, memory: Memory) -> Outcome:
+        """The inner result, as parameters."""
+        outcome = self.inner.finish(memory)
+        return replace(outcome, state=self.factoring.parameters(outcome.state, self.state, self.round))

@@ -14,8 +14,10 @@ import math
 import torch
 
 from fedpeft.aggregation.aggregator import Collector, Outcome
+from fedpeft.aggregation.factors import effective, lora_form, product
 from fedpeft.aggregation.server_optimizer import Memory
-from fedpeft.aggregation.strategy import Fold, Strategy, Update, effective, lora_form, product
+from fedpeft.aggregation.strategy import Strategy
+from fedpeft.aggregation.update import Fold, Update
 from fedpeft.peft.adapter import Layout, State, difference, norm
 from fedpeft.peft.method import WeightChanges
 

@@ -20,16 +20,9 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.strategy import (
-    Cohort,
-    Gathered,
-    GatherStrategy,
-    best_factors,
-    change,
-    effective,
-    lora_form,
-    weighted_sum,
-)
+from fedpeft.aggregation.factors import best_factors, change, effective, lora_form
+from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.update import Cohort, Gathered, weighted_sum
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import METHODS, LowRank, left_singular_vectors, stack

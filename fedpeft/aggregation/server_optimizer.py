@@ -1,13 +1,17 @@
 """Server optimizers: what is done with the aggregated update (the pseudo-gradient) of a round.
 
-They are separate from strategies and compose with linear ones (Reddi et al., arXiv 2003.00295).
+They are separate from strategies and compose with linear ones (Reddi et al., arXiv 2003.00295). The adaptive ones share
+a body (algorithm 2 there): only the rule for v differs.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
-from fedpeft.parts import Family
+from torch import Tensor
+
+from fedpeft.parts import Family, setting
 from fedpeft.peft.adapter import State
 
 Memory = dict[str, State]
@@ -30,3 +34,24 @@ def moment(memory: Memory, label: str, direction: State, initial: float = 0.0) -
 
 SERVER_OPTIMIZERS: Family[ServerOptimizer] = Family("fedpeft.aggregation.server_optimizers", "server optimizer")
 """All server optimizers, by file name."""
+
+
+@dataclass(frozen=True)
+class AdaptiveServerOptimizer(ServerOptimizer):
+    """x <- x + eta m / (sqrt(v) + tau)."""
+
+    learning_rate: float = setting(1e-2, "eta", above=0)
+    beta1: float = setting(0.9, "share of the last m that is kept", low=0, below=1)
+    tau: float = setting(1e-3, "adaptivity: the smaller, the more the steps are equalised", above=0)
+
+    @abstractmethod
+    def second_moment(self, v: Tensor, d: Tensor) -> Tensor:
+        """The next v from the last one and the direction."""
+
+    def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
+        """The next state and moments."""
+        last_m, last_v = moment(memory, "m", direction), moment(memory, "v", direction, self.tau**2)
+        m = {name: self.beta1 * last_m[name] + (1 - self.beta1) * d for name, d in direction.items()}
+        v = {name: self.second_moment(last_v[name], d) for name, d in direction.items()}
+        moved = {n: state[n] + self.learning_rate * m[n] / (v[n].sqrt() + self.tau) for n in direction}
+        return state | moved, {"m": memory.get("m", {}) | m, "v": memory.get("v", {}) | v}

@@ -32,15 +32,18 @@ from rich.markup import escape
 from fedpeft import seeds
 from fedpeft.aggregation.aggregator import Collector, collector
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import Strategy, Update, strategies
+from fedpeft.aggregation.strategy import Strategy, strategies
+from fedpeft.aggregation.update import Update
 from fedpeft.audit.bounds import Bounds, bounds
 from fedpeft.audit.canary import CanaryExecutor
-from fedpeft.clients.executor import Job, LocalTraining, RowPrivacy
-from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.clients.executor import Job, RowPrivacy
+from fedpeft.clients.local_training import LocalTraining
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.parts import check_settings, setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, rdp_epsilon
 from fedpeft.privacy.engine import Protection
 from fedpeft.privacy.mechanism import MECHANISMS, Federation, Mechanism

@@ -14,7 +14,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from fedpeft import seeds
-from fedpeft.clients.workbench import cached_examples
+from fedpeft.data.cached_rows import cached_examples
+from fedpeft.models import scoring
 from fedpeft.models.quantized import quantize
 from fedpeft.peft import saved_adapter
 from fedpeft.simulation.simulation import Simulation
@@ -58,7 +59,7 @@ def membership(simulation: Simulation) -> Membership:
     losses = np.zeros(len(examples))
     lengths = examples.lengths[rows]
     for index in np.array_split(np.argsort(-lengths, kind="stable"), max(1, len(rows) // 32)):
-        scores = saved_adapter.score(model, simulation.setup.task, examples.batch(rows[index]))
+        scores = scoring.score(model, simulation.setup.task, examples.batch(rows[index]))
         losses[rows[index]] = scores.loss / np.maximum(scores.count, 1)
     labels = simulation.rows.all.labels
     areas = []

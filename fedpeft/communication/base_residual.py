@@ -7,6 +7,10 @@ sent the matrix. So increments are kept only as long as together they are smalle
 
 A payload is a table of what follows, for each layer the number of increments and their widths (or WHOLE), and then
 one payload of the run's lossless codec.
+
+A remote client holds versions in files: the server sends what has come since the client's last acknowledged round. So
+the version of that round is kept until a later one is acknowledged: a round that was lost, or repeated after the
+server's restart, starts from it again.
 """
 
 from __future__ import annotations
@@ -20,9 +24,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from fedpeft.communication.codec import Codec, decode
+from fedpeft.communication.codec import Codec
+from fedpeft.communication.decoding import decode
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import LoraPair, State
 from fedpeft.peft.low_rank import LowRank
@@ -170,7 +174,7 @@ class ResidualFiles:
         """Store R of a version; older ones are removed. Version 0 is the plain base and needs no file.
 
         Raises:
-            RunError: the file can't be written.
+            RunError: a file can't be read or written.
         """
         if not version:
             return
@@ -186,10 +190,48 @@ class ResidualFiles:
             raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error
 
     def get(self, version: int) -> State:
-        """R of a version."""
-        return load_file(self.file(version)) if version else {}
+        """R of a version.
+
+        Raises:
+            RunError: the file is gone or damaged.
+        """
+        try:
+            return load_file(self.file(version)) if version else {}
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"the base's residual {self.file(version)} can't be read: {error}") from error
 
 
-def folded(weight: Tensor, residual: Tensor) -> Tensor:
-    """W0 + R, added in the precision of R and rounded once to that of the base."""
-    return (weight.to(residual.dtype) + residual.to(weight.device)).to(weight.dtype)
+@dataclass(frozen=True)
+class HeldBase:
+    """Versions in `folder/<version>.safetensors`, the names that `ResidualFiles` reads."""
+
+    folder: Path
+    pairs: Sequence[LoraPair]
+
+    def _file(self, version: int) -> Path:
+        return self.folder / f"{version:06d}.safetensors"
+
+    def update(self, version: int, acknowledged: int, payload: bytes) -> None:
+        """Make `version` from that of the round `acknowledged` (0: none, the plain base) and what the server sent.
+
+        Raises:
+            PayloadError: the payload does not fit these layers.
+            RunError: the file can't be written.
+        """
+        if not version:
+            return
+        there = sorted(int(file.stem) for file in self.folder.glob("*.safetensors") if file.stem.isdecimal())
+        held = max((v for v in there if v < acknowledged), default=0)
+        before = ResidualFiles(self.folder).get(held) if version != held else {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if version != held:
+                total = receive(before, payload, self.pairs)
+                partial = self._file(version).with_suffix(".partial")
+                save_file({module: tensor.contiguous() for module, tensor in total.items()}, partial)
+                os.replace(partial, self._file(version))
+            for other in there:
+                if other not in (held, version):
+                    self._file(other).unlink()
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"the base's residual can't be written to {self.folder}: {error}") from error

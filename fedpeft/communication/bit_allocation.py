@@ -16,8 +16,8 @@ from typing import Final, Literal
 import numpy as np
 import torch
 
-from fedpeft.communication.codec import segment_sizes
 from fedpeft.communication.payload import Array, Shape, size
+from fedpeft.communication.vectors import segment_sizes
 from fedpeft.peft.adapter import Layout, State
 
 Slicing = Literal["tensor", "row", "rank"]

@@ -18,17 +18,8 @@ from typing import Any, Final
 import constriction
 import numpy as np
 
-from fedpeft.communication.payload import (
-    Array,
-    Expected,
-    Reader,
-    Symbols,
-    pack_symbols,
-    packed_bound,
-    packed_size,
-    unpack_symbols,
-    varint,
-)
+from fedpeft.communication.payload import Array, Reader, varint
+from fedpeft.communication.symbols import Expected, Symbols, pack_symbols, packed_bound, packed_size, unpack_symbols
 from fedpeft.errors import PayloadError
 
 PRECISION: Final = 1 << 12

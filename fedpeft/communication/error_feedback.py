@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fedpeft.communication.codec import Codec, decode
+from fedpeft.communication.codec import Codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError
 from fedpeft.parts import Spec, check_settings, setting

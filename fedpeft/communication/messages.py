@@ -7,10 +7,11 @@ bytes, because Flower pays per array, and everything else is a `ConfigRecord`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Final, Literal, get_args, get_type_hints
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
@@ -19,11 +20,24 @@ from fedpeft.peft.adapter import ClientForm
 
 Kind = Literal["prepare", "train", "evaluate"]
 
+BasePrecision = Literal["", "fp32", "bf16", "int8", "nf4"]
+BASES: Final[tuple[BasePrecision, ...]] = ("", "fp32", "bf16", "int8", "nf4")
+AdapterPrecision = Literal["fp32", "bf16"]
+ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
+"""Precisions of a client's frozen base (empty: the run's own), and of the adapter as it holds it."""
+
 PAYLOAD_TYPE = "fedpeft.v1"
 """The `stype` of the array that holds a payload."""
 
 PAYLOADS = ("payload", "variate", "residual")
 """The fields of messages that travel as arrays."""
+
+
+LARGEST = 2**31 - 1
+"""The largest round, client id or version."""
+
+MOST_STEPS = 1_000_000
+"""The most local steps that an instruction may ask for."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,36 @@ class Instruction:
     def form(self) -> ClientForm | None:
         """The client's LoRA rank and alpha."""
         return ClientForm(self.rank, self.alpha) if self.rank else None
+
+    def check(self, tensors: int) -> None:
+        """Refuse what no server of good faith sends, before anything is done for it.
+
+        Args:
+            tensors: in the layout, which `trained` and `private` name by position.
+
+        Raises:
+            PayloadError: a field has a value that is not legal.
+        """
+        for name in ("round", "client", "acknowledged", "base", "attempt", "rank", "steps"):
+            most = MOST_STEPS if name == "steps" else LARGEST
+            if not 0 <= (whole := getattr(self, name)) <= most:
+                raise PayloadError(f"the server asks for {name}={whole}; legal are 0 to {most}")
+        for name in ("learning_rate", "proximal", "alpha", "bits"):
+            number: float = getattr(self, name)
+            if not (math.isfinite(number) and number >= 0) or (name == "alpha" and self.rank and not number):
+                raise PayloadError(
+                    f"the server asks for {name}={number}; legal are finite numbers that are not negative"
+                )
+        for name in ("trained", "private"):
+            positions: tuple[int, ...] = getattr(self, name)
+            if len(set(positions)) < len(positions) or not all(0 <= i < tensors for i in positions):
+                raise PayloadError(
+                    f"the server names tensors {positions!s:.80} as {name}; legal are positions 0 to {tensors - 1}, "
+                    "each once"
+                )
+        for name, legal in (("base_precision", BASES), ("adapter_precision", ADAPTERS)):
+            if (word := getattr(self, name)) not in legal:
+                raise PayloadError(f"the server asks for {name}={word!r:.50}; legal are {', '.join(map(repr, legal))}")
 
 
 @dataclass(frozen=True)

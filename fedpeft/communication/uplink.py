@@ -99,7 +99,7 @@ class Uplink:
         """The update that a payload stands for, and the server's copy of that client's memory (empty without one).
 
         Raises:
-            PayloadError: see `fedpeft.communication.codec.decode`.
+            PayloadError: see `fedpeft.communication.decoding.decode`.
         """
         return self.feedback.receive(payload, shapes, memory)
 

@@ -6,25 +6,16 @@ Everything is keyed by a hash of what it was computed from, written to a tempora
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from fedpeft.data.examples import Examples, ImageRows, TokenRows
 from fedpeft.data.rows import Rows
-from fedpeft.machine.downloads import cached_folder
+from fedpeft.machine import cache
 
 TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model", "*.jinja", "config.json")
 """What tokens depend on, in a model's folder."""
-
-
-def key(**parts: Any) -> str:
-    """A short hash of `parts` (anything JSON holds)."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def rows_hash(rows: Rows) -> str:
@@ -41,31 +32,6 @@ def rows_hash(rows: Rows) -> str:
     if rows.labels is not None:
         digest.update(rows.labels.tobytes())
     return digest.hexdigest()
-
-
-def file_hash(folder: Path, names: tuple[str, ...]) -> str:
-    """SHA-256 of the files in `folder` whose names match one of the glob patterns `names`."""
-    digest = hashlib.sha256()
-    for path in sorted(p for pattern in names for p in folder.glob(pattern)):
-        digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Named arrays, memory-mapped from the cache; computed and stored where they are missing.
-
-    Raises:
-        AssetError: the cache can't be written.
-    """
-
-    def fill(empty: Path) -> None:
-        for label, array in compute().items():
-            np.save(empty / f"{label}.npy", array, allow_pickle=False)
-
-    target = cached_folder(f"{kind}-{name}", fill)
-    return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(target.glob("*.npy"))}
 
 
 def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
@@ -85,3 +51,12 @@ def examples_from_arrays(found: Mapping[str, np.ndarray]) -> Examples:
     return TokenRows(
         found["ids"], np.asarray(found["offsets"]), found.get("labels"), int(found["padding"]), found.get("targets")
     )
+
+
+def cached_examples(data_key: str) -> Examples:
+    """The tokenised rows called `data_key`, memory-mapped."""
+
+    def missing() -> Mapping[str, np.ndarray]:
+        raise FileNotFoundError(f"the tokenised rows {data_key} have left the cache while the run was going on")
+
+    return examples_from_arrays(cache.arrays("rows", data_key, missing))

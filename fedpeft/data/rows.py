@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,17 +53,6 @@ class Rows:
             None if self.labels is None else self.labels[indices],
             None if self.owners is None else self.owners[indices],
         )
-
-
-def joined(first: Rows, second: Rows) -> Rows:
-    """The rows of both, one after the other; of labels and owners what both have."""
-    if isinstance(first.inputs, np.ndarray):
-        inputs: Inputs = np.concatenate([first.inputs, np.asarray(second.inputs)])
-    else:
-        inputs = [*first.inputs, *second.inputs]
-    labels = None if first.labels is None or second.labels is None else np.concatenate([first.labels, second.labels])
-    owners = None if first.owners is None or second.owners is None else np.concatenate([first.owners, second.owners])
-    return Rows(inputs, labels, owners)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,3 +178,14 @@ def _systematic(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     held = np.sort(candidates[((np.arange(count) + generator.random()) * step).astype(np.int64)])
     rest = np.setdiff1d(np.arange(total), held)
     return rows.take(rest), rows.take(held)
+
+
+def joined(first: Rows, second: Rows) -> Rows:
+    """The rows of both, one after the other."""
+    if isinstance(first.inputs, np.ndarray):
+        inputs: Any = np.concatenate([first.inputs, np.asarray(second.inputs)])
+    else:
+        inputs = [*first.inputs, *second.inputs]
+    pairs = ((first.labels, second.labels), (first.owners, second.owners))
+    labels, owners = (None if a is None or b is None else np.concatenate([a, b]) for a, b in pairs)
+    return Rows(inputs, labels, owners)

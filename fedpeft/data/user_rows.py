@@ -1,15 +1,18 @@
-"""From named columns of a user's own records to a checked data set."""
+"""A user's own rows: files of records (CSV, TSV, JSONL), named columns of them, and a checked data set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 
 from fedpeft.data.rows import Dataset, Rows, encode_labels, split_test
-from fedpeft.errors import DataError
+from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import nearest
 
 
@@ -90,3 +93,88 @@ def dataset(name: str, train: Table, test: Table | None, test_fraction: float, s
         label_names=label_names,
         default_model="smollm2" if train_labels is None else "minilm",
     )
+
+
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+
+
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+def records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a CSV, TSV or JSONL file, each with its place ("line 3"); ConfigError or DataError."""
+    path = Path(name).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in DELIMITERS and suffix not in JSON_LINES:
+        raise ConfigError(f"{name} must end in {', '.join((*DELIMITERS, *JSON_LINES))}, which says how to read it")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            yield from _json_lines(name, stream) if suffix in JSON_LINES else _table(name, stream, DELIMITERS[suffix])
+    except FileNotFoundError:
+        raise DataError(f"there is no file {name}") from None
+    except IsADirectoryError:
+        raise DataError(f"{name} is a directory; name a file in it") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); save it with that encoding") from None
+    except OSError as error:
+        raise DataError(f"can't read {name}: {error.strerror}") from None
+
+
+def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses texts beyond 128 kB
+    reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            raise DataError(f"{name} is empty")
+        if len(set(header)) < len(header):
+            raise DataError(f"{name} names a column twice in its first line: {', '.join(header)}")
+        for fields in reader:
+            if not fields:
+                continue  # a blank line
+            if len(fields) != len(header):
+                raise DataError(f"line {reader.line_num} of {name} has {len(fields)} fields, the first {len(header)}")
+            yield f"line {reader.line_num}", dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise DataError(f"line {reader.line_num} of {name} is not valid CSV: {error}") from None
+
+
+def _json_lines(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"line {number} of {name} is not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise DataError(f'line {number} of {name} is not a JSON object such as {{"text": ..., "label": ...}}')
+        yield f"line {number}", record
+
+
+class Described(Dataset):
+    """A data set of which one side knows a part only: class names without rows, or the rows of one client."""
+
+    def __post_init__(self) -> None:
+        """Nothing to check: rows are the other side's."""
+
+
+def labelled_rows(path: str, text: str, label: str | None, names: Sequence[str] | None) -> tuple[Rows, tuple[str, ...]]:
+    """The rows of a file, with labels as positions in `names` (None: the names that occur, sorted), and the names.
+
+    Raises:
+        DataError: the file can't be read, lacks a column, or holds a label that is not in `names`.
+    """
+    table = read(path, records(path), Names(text, label, None))
+    if table.labels is None:
+        return Rows(table.texts), ()
+    known = tuple(names or sorted(set(table.labels)))
+    position = {name: i for i, name in enumerate(known)}
+    unknown = sorted(set(table.labels) - position.keys())
+    if unknown:
+        shown = ", ".join(repr(name) for name in unknown[:5])
+        raise DataError(
+            f"{path} has {len(unknown)} labels in column {label!r} that the federation does not know: {shown}; "
+            f"its labels are {', '.join(map(repr, known[:20]))}"
+        )
+    return Rows(table.texts, np.array([position[name] for name in table.labels], np.int64)), known

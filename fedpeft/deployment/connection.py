@@ -32,8 +32,8 @@ UPLOAD_SECONDS = 600.0
 OUTSIDE_ITS_TIME = (9, 10)
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
-INSTRUCTION_LIMIT = 1 << 33
-"""A client trusts its server's sizes this far."""
+INSTRUCTION_LIMIT = 1 << 26
+"""Bytes of a task's payloads that are taken where nothing is known of the model."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0
 """Seconds between attempts to connect: doubled each time, and drawn at random below that, so that a thousand clients do
@@ -163,8 +163,12 @@ class Connection:
             raise _explained(error) from None
         return told
 
-    def tasks(self, registration: v1.Registration) -> Iterator[tuple[str, Instruction]]:
+    def tasks(self, registration: v1.Registration, limit: int = INSTRUCTION_LIMIT) -> Iterator[tuple[str, Instruction]]:
         """Tasks by name, until the server needs this client no more.
+
+        Args:
+            registration: what the client says of itself.
+            limit: the most bytes that the payloads of a task may have together.
 
         Raises:
             LostError: the connection has gone.
@@ -177,7 +181,7 @@ class Connection:
                 if part.HasField("finished"):
                     return
                 if part.HasField("header"):
-                    incoming = Incoming(Instruction, INSTRUCTION_LIMIT, part.header)
+                    incoming = Incoming(Instruction, limit, part.header)
                 elif incoming is not None:
                     incoming.add(part.chunk)
                 if incoming is not None and incoming.complete:

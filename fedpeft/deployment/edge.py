@@ -20,18 +20,20 @@ from rich.markup import escape
 from fedpeft import __version__
 from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
-from fedpeft.communication.base_residual import ResidualFiles
-from fedpeft.communication.held_base import HeldBase
+from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import cached_rows
-from fedpeft.data.labelled_rows import labelled_rows
 from fedpeft.data.partition import Partition, held_out
-from fedpeft.deployment.capacity import device_of, fitted
+from fedpeft.data.user_rows import labelled_rows, records
+from fedpeft.deployment.capacity import device_called, fitted
+from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.errors import FedpeftError, ModelError, PrivacyError
+from fedpeft.errors import DataError, FedpeftError, ModelError, PrivacyError, RunError
+from fedpeft.machine import cache
+from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import gpu_name
 from fedpeft.models import kernels
 from fedpeft.privacy.client_engine import FAILED, OwnLedger, own_mechanism, planned_participations, state_digest
@@ -42,6 +44,48 @@ from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.sampling import cohort_size
+
+BYTES_PER_NUMBER = 8
+"""In what is sent of the base, at most: fp64."""
+
+MOST_HELD_OUT = 0.5
+"""The largest share of its rows that a client is evaluated on."""
+
+
+def check_machine(data: Path, options: EdgeOptions) -> None:
+    """What can be found wrong with the rows and the device before a server is asked anything.
+
+    Raises:
+        DataError, ConfigError: the file is missing, empty or of another kind, or lacks a column that the options name.
+        RunError: there is no such device.
+    """
+    device_called(options.device)
+    _, first = next(records(str(data)), ("", None))
+    if first is None:
+        raise DataError(f"{data} has no rows")
+    for column in (options.text_column, options.label_column):
+        if column and column not in first:
+            raise DataError(f"{data} has no column {column!r}; it has {', '.join(map(repr, first))}")
+
+
+def check_description(told: v1.Description) -> None:
+    """Refuse a description that no server of this version gives.
+
+    Raises:
+        RunError: says what is wrong.
+    """
+    if not 0 <= told.held_out <= MOST_HELD_OUT:
+        raise RunError(
+            f"the server holds out {told.held_out:g} of each client's rows; legal is a share from 0 to {MOST_HELD_OUT}"
+        )
+    names = tuple(told.labels)
+    if told.task not in ("classification", "causal_lm") or (told.task == "classification") != (len(names) > 1):
+        raise RunError(
+            f"the server describes the task {told.task!r:.40} with {len(names)} classes; legal are classification with "
+            "at least two, and causal_lm with none"
+        )
+    if len(set(names)) < len(names):
+        raise RunError("the server names a class twice")
 
 
 class Alone(Partition):
@@ -93,10 +137,13 @@ class Edge:
         observer: RunObserver,
         options: EdgeOptions,
     ) -> None:
+        check_description(description)
         self.description = description
+        self.file = data
         self.folder = folder
+        self.ledgers = ledgers
         self.observer = observer
-        self.device = device_of(options.device)
+        self.device = device_called(options.device)
         told, language = settings_of(description, options), description.task == "causal_lm"
         self.options = fitted(options, told, description.tokens, language, self.device, observer)
         label = (options.label_column or description.label_column) if description.task == "classification" else None
@@ -111,7 +158,7 @@ class Edge:
         work = work_plan(self.setup, machine, data_key, folder).at(self.options.precision)
         work = dataclasses.replace(work, threads=self.options.threads or os.cpu_count() or 1, clients_per_pass=1)
         self._check_model(work)
-        self.protection = self._protection(work, machine.pinned({}, work, folder), ledgers, data)
+        self.protection = self._protection(work, machine.pinned({}, work, folder))
         alone = Alone(np.arange(len(self.rows)), np.array([0, len(self.rows)]))
         clients = client_plan(self.setup, alone, folder, self._held_out, self._client_privacy())
         self.workers = Workers(work, clients, machine, observer)
@@ -121,7 +168,7 @@ class Edge:
 
     def _check_model(self, work: WorkPlan) -> None:
         told = self.description
-        if cached_rows.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES) != told.tokenizer_hash:
+        if cache.file_hash(self.setup.model_directory, cached_rows.TOKENIZER_FILES) != told.tokenizer_hash:
             raise ModelError(
                 f"the tokenizer in {self.setup.model_directory} is not the server's: texts would be cut into other "
                 "tokens; take the same model, with --model FOLDER"
@@ -146,7 +193,7 @@ class Edge:
         """Whether nothing that is measured on the rows leaves this machine unprotected."""
         return self.setup.mechanism is not None and self.setup.mechanism.silent
 
-    def _protection(self, work: WorkPlan, fixed: dict[str, Any], ledgers: Path, data: Path) -> OwnLedger | None:
+    def _protection(self, work: WorkPlan, fixed: dict[str, Any]) -> OwnLedger | None:
         """The client's own ledger, where the mechanism acts here; `fixed` is what else an answer depends on."""
         given, options, config = self.setup.mechanism, self.options, self.config
         if given is None or not (given.protects and given.noises_updates):
@@ -185,7 +232,7 @@ class Edge:
             f"{self.description.config} {work.data_key} {work.model_key} {work.dtype} {work.precision} {work.device} "
             f"{work.threads} {config.batch_size} {__version__} {fixed}"
         )
-        lifetime = LifetimeLedger(ledgers, data, mechanism.unit, options.max_epsilon)
+        lifetime = LifetimeLedger(self.ledgers, self.file, mechanism.unit, options.max_epsilon)
         return OwnLedger(mechanism, exposure, self.folder, identity, given, lifetime, config.seed)
 
     def _client_privacy(self) -> ClientPrivacy | None:
@@ -203,6 +250,12 @@ class Edge:
         return state_digest(own, ResidualFiles(self.workers.work.residuals).file(instruction.base))
 
     # ------------------------------------------------------------------------------------------------------- the work
+
+    @property
+    def instruction_limit(self) -> int:
+        """The most bytes that a task's payloads may have: adapter, control variate, and what goes into the base."""
+        base = sum(pair.out_features * pair.in_features for pair in self.setup.layout.pairs)
+        return BYTES_PER_PARAMETER * self.setup.layout.numel + BYTES_PER_NUMBER * base + (1 << 20)
 
     @property
     def hardware(self) -> str:
@@ -231,16 +284,30 @@ class Edge:
         """Do what the server asks; what fails is reported, and the client lives on."""
         own = self.protection
         try:
+            instruction.check(len(self.setup.layout.tensors))
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
             if own is None:
                 return self.workers.answer(instruction)
             return own.answer(instruction, self._own_state(instruction), self.workers.answer)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if own is not None and not isinstance(error, FedpeftError):
-                self.observer.say(f"[bold red]failed[/] {escape(reason)}")
-                reason = FAILED
-            return Report(instruction.client, instruction.round, b"", error=reason[:500])
+            self.observer.say(f"[bold red]failed[/] {escape(reason)}")
+            told = self._without_paths(reason) if isinstance(error, FedpeftError) else FAILED
+            return Report(instruction.client, instruction.round, b"", error=told[:500])
+
+    def _without_paths(self, reason: str) -> str:
+        """What the server may read of a sentence for this machine's user: folders are none of its business."""
+        for place, name in (
+            (self.folder, "its state"),
+            (self.ledgers, "its ledgers"),
+            (self.file, "its rows"),
+            (self.setup.model_directory, "its model"),
+            (cache_directory(), "its cache"),
+            (Path.home(), "~"),
+        ):
+            for path in {str(place), str(place.resolve())}:
+                reason = reason.replace(path, name)
+        return reason
 
     def close(self) -> None:
         """End the worker."""

@@ -19,10 +19,11 @@ from flwr.serverapp import Grid
 from fedpeft import __version__
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
-from fedpeft.data.labelled_rows import Described, labelled_rows
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import Dataset, Rows, load_dataset, without_validation
+from fedpeft.data.user_rows import Described, labelled_rows
 from fedpeft.deployment.authentication import Doorkeeper
+from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
@@ -31,6 +32,7 @@ from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.shared_settings import settings_for_clients
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, PrivacyError, RunError
+from fedpeft.machine import cache
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import Protection
@@ -50,9 +52,6 @@ from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import FixedSize, Reachable, cohort_size
 
 ROSTER = "roster.json"
-
-BYTES_PER_PARAMETER = 16
-"""A report's payloads may have this many bytes per trainable parameter, and a megabyte."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +208,7 @@ class Federation:
             task=setup.facts.task,
             text_column=self.options.text_column,
             label_column=self.options.label_column,
-            tokenizer_hash=cached_rows.file_hash(setup.model_directory, cached_rows.TOKENIZER_FILES),
+            tokenizer_hash=cache.file_hash(setup.model_directory, cached_rows.TOKENIZER_FILES),
             weights_hash=self.workers.work.model_key,
             tokens=setup.tokens,
             held_out=self.held_out,

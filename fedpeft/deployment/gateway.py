@@ -36,6 +36,12 @@ T = TypeVar("T")
 CALLS_PER_SECOND, CALLS_AT_ONCE = 5.0, 40.0
 """What a client needs: a task stream, and a report for each task. More is a flood."""
 
+LINES_PER_SECOND, LINES_AT_ONCE = 1.0, 100.0
+"""Refusals that are logged; all are counted. Connections come too often now and then, and a disk must not be filled."""
+
+TEXT_LOGGED = 200
+"""Characters of what a client says of itself."""
+
 CHECK_SECONDS = 5.0
 """How often an open stream is checked against the list of revoked certificates."""
 
@@ -118,7 +124,6 @@ class Session:
     received_bytes: int = 0
     sent_bytes: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    bucket: Bucket = field(default_factory=lambda: Bucket(CALLS_PER_SECOND, CALLS_AT_ONCE))
 
     def close_task(self, taken: bool) -> None:
         """The task is over."""
@@ -171,6 +176,8 @@ class Gateway(FederationServicer):
         self._count = 0
         self._farewell: str | None = None
         self._sessions: dict[str, Session] = {}
+        self._buckets: dict[str, Bucket] = {}
+        self._lines = Bucket(LINES_PER_SECOND, LINES_AT_ONCE)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
         self._server: grpc.aio.Server | None = None
@@ -204,6 +211,12 @@ class Gateway(FederationServicer):
     def withdraw(self, name: str, task: str) -> None:
         """The round goes on without the client's report."""
         self._loop.call_soon_threadsafe(self._withdraw, name, task)
+
+    def note_refusal(self, **fields: str) -> None:
+        """Count a refusal, and log it unless there are too many."""
+        self.refused += 1
+        if self._lines.take():
+            self.events.emit("refused", **fields)
 
     def sessions(self) -> list[Session]:
         """All clients that have registered since the start; to be read only."""
@@ -311,8 +324,10 @@ class Gateway(FederationServicer):
             stream = session.stream
             session.connected += 1
             session.changed.set()
-            self.events.emit("connected", client=name, peer=context.peer(), rows=request.rows, rank=request.rank,
-                             precision=request.precision, hardware=request.hardware)  # fmt: skip
+            told = {"precision": request.precision[:TEXT_LOGGED], "hardware": request.hardware[:TEXT_LOGGED]}
+            self.events.emit(
+                "connected", client=name, peer=context.peer(), rows=request.rows, rank=request.rank, **told
+            )
             self._notify()
             try:
                 async for part in self._stream(session, stream, context):
@@ -422,6 +437,12 @@ class Gateway(FederationServicer):
     def _name(self, caller: Caller) -> str:
         return self.doorkeeper.name(caller.identity, caller.metadata)
 
+    def _bucket(self, name: str) -> Bucket:
+        """How often this caller may call, member or not; without TLS names cost nothing, so strangers share one."""
+        if self.doorkeeper.revoked is None and self.roster.find(name) is None:
+            name = ""
+        return self._buckets.setdefault(name, Bucket(CALLS_PER_SECOND, CALLS_AT_ONCE))
+
     def _enter(self, name: str) -> None:
         member = self.roster.find(name)
         if member is None and len(self.roster.members) >= self.roster.places:
@@ -460,8 +481,10 @@ class _Serving:
             member = self.gateway.roster.find(self.name)
             if member is not None and member.dropped:
                 raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {member.dropped}")
-            if session is not None and not session.bucket.take():
-                raise self.gateway._drop(session, "it calls too often")
+            if not self.gateway._bucket(self.name).take():
+                if session is not None:
+                    raise self.gateway._drop(session, "it calls too often")
+                raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "this client calls too often")
         except RefusedError as refusal:
             await self._abort(refusal)
         return self.name
@@ -471,7 +494,6 @@ class _Serving:
             await self._abort(error)
 
     async def _abort(self, refusal: RefusedError) -> None:
-        self.gateway.refused += 1
         reason = str(refusal)
-        self.gateway.events.emit("refused", client=self.name, peer=self.context.peer(), reason=reason)
+        self.gateway.note_refusal(client=self.name, peer=self.context.peer(), reason=reason)
         await self.context.abort(refusal.code, reason)

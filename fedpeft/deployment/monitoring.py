@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from fedpeft.errors import ConfigError, RunError
-from fedpeft.machine.downloads import needs_extra
+from fedpeft.errors import ConfigError, RunError, needs_extra
 
 if TYPE_CHECKING:
     from fedpeft.deployment.federation import Federation

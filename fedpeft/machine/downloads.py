@@ -11,7 +11,6 @@ renamed, so that a killed or concurrent run leaves either the whole folder or no
 from __future__ import annotations
 
 import contextlib
-import errno
 import fnmatch
 import hashlib
 import importlib.util
@@ -22,92 +21,16 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from fedpeft.errors import AssetError
-
-LOCK_SECONDS = 1800.0
-"""How long to wait for another process that is fetching the same asset."""
-
-
-def cache_directory() -> Path:
-    """Where fetched and converted assets live: $FEDPEFT_CACHE, else $XDG_CACHE_HOME/fedpeft, else ~/.cache/fedpeft.
-
-    Raises:
-        AssetError: the directory can't be made.
-    """
-    chosen = os.environ.get("FEDPEFT_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME")
-    path = Path(chosen) if chosen else Path(shared, "fedpeft") if shared else Path("~/.cache/fedpeft")
-    try:
-        path = path.expanduser().absolute()
-        path.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
-        raise AssetError(f"can't make the cache {path} ({error}); set FEDPEFT_CACHE to a writable directory") from None
-    return path
-
-
-def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0) -> Path:
-    """The folder `name` of the cache, made by `fill(empty folder)` if it is not there yet.
-
-    Args:
-        name: a file name that changes whenever what `fill` writes would change.
-        fill: writes the content; called under a lock, at most once at a time over all processes.
-        room: bytes of free disk that `fill` needs, checked first (0: not checked).
-
-    Raises:
-        AssetError: the disk is full or the cache can't be written or locked; also whatever `fill` raises.
-    """
-    cache = cache_directory()
-    final = cache / name
-    if final.is_dir():
-        return final
-    try:
-        with FileLock(cache / f"{name}.lock", timeout=LOCK_SECONDS):
-            if final.is_dir():  # another process made it while this one waited
-                return final
-            for rest in cache.glob(f"{name}.*.partial"):  # of a killed run, whose pip may still write to it
-                shutil.rmtree(rest, ignore_errors=True)
-            free = shutil.disk_usage(cache).free
-            if free < room:
-                raise AssetError(
-                    f"{name} needs {room / 1e6:.0f} MB but {cache} has {free / 1e6:.0f} MB free; "
-                    "free some space or set FEDPEFT_CACHE to another disk"
-                )
-            partial = cache / f"{name}.{os.getpid()}.partial"
-            partial.mkdir()
-            try:
-                fill(partial)
-                partial.rename(final)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except Timeout:
-        raise AssetError(f"another process holds {cache / name}.lock since {LOCK_SECONDS / 60:.0f} minutes") from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(name) from None
-        raise AssetError(f"can't write {name} to the cache {cache}: {error}") from None
-    return final
-
-
-def _disk_full(name: str) -> AssetError:
-    return AssetError(
-        f"the disk of {cache_directory()} is full while storing {name}; "
-        "free some space or set FEDPEFT_CACHE to another disk"
-    )
-
-
-def needs_extra(module: str, extra: str, what: str) -> None:
-    """Raise AssetError unless `module`, which the optional dependencies `extra` bring, can be imported."""
-    if importlib.util.find_spec(module) is None:
-        raise AssetError(f"{what} needs the package {module}; install it with: pip install 'fedpeft[{extra}]'")
+from fedpeft.machine.cache import cached_folder, disk_full
 
 
 @dataclass(frozen=True)
@@ -205,7 +128,7 @@ class Asset:
 
     def _explain(self, log: str) -> AssetError:
         if "No space left on device" in log or "Disk quota exceeded" in log:
-            return _disk_full(self.file)
+            return disk_full(self.file)
         lines = [line.strip() for line in log.splitlines() if line.strip()]
         broken = [line for line in lines if "connection broken" in line or "Max retries" in line]
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from safetensors import SafetensorError
+
+from fedpeft.errors import RunError
 
 
 def make_private_folder(folder: Path) -> None:
@@ -60,3 +66,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def writing(what: Path) -> Iterator[None]:
+    """A full disk, or one that can't be written, is one clear RunError about `what`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the latter: a full disk, as safetensors tells it
+        raise RunError(f"{what} can't be written: {error}") from error

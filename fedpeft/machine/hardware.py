@@ -1,4 +1,4 @@
-"""What a machine has: its cores, GPUs and free memory, less what a container may not use."""
+"""The machine: its cores, its GPUs, its arithmetic and its free memory, containers' limits included."""
 
 from __future__ import annotations
 

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import Tensor, float64, nn
 
 from fedpeft.data.examples import Batch, Examples, length_sorted_batches
 from fedpeft.errors import AssetError
+from fedpeft.machine import files
 from fedpeft.models.layers import blocks
-from fedpeft.models.pooling import pool
 
 TILE = 32
 """Rows computed together."""
@@ -171,7 +171,7 @@ class FrozenStore:
         return [i for i, flag in enumerate(done.read_bytes()) if not flag]
 
     def _make_files(self, sizes: Mapping[str, int]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_private_folder(self.folder)  # what comes of rows says what they are
         try:
             for name, size in sizes.items():
                 with open(self.folder / name, "wb") as file:
@@ -248,3 +248,12 @@ class HiddenRows:
         batch = self.store.examples.batch(rows)
         longest = batch.pop("input_ids").shape[1]
         return {"inputs_embeds": self.store.hidden(rows, longest), **batch}
+
+
+def pool(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Mean over the real tokens: hidden (B, T, d), mask (B, T) -> (B, d), in at least fp32."""
+    hidden = hidden if hidden.dtype == float64 else hidden.float()
+    if attention_mask is None:
+        return hidden.mean(1)
+    mask = attention_mask[..., None].to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1)

@@ -1,4 +1,4 @@
-"""Which way of computing frozen matrix products is faster on this CPU; probed once per machine and remembered.
+"""How frozen matrix products are computed, and which way is faster on this CPU: probed once per machine and remembered.
 
 The choice is remembered in the cache, so that two runs on one machine make the same one: it changes rounding.
 """
@@ -9,14 +9,18 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from fedpeft.machine.downloads import cache_directory
+from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import fast_bf16
-from fedpeft.peft.stacked_layers import FrozenLinear, Kernel
+from fedpeft.models.layers import linear_layers, replace
 
 TOKENS, OUT, IN = 512, 1536, 384
 """The product that is timed: as in a small encoder's feed-forward layer."""
@@ -88,3 +92,79 @@ def choose(dtype: torch.dtype) -> Kernel:
         partial.write_text(json.dumps(known, indent=2))
         os.replace(partial, file)
     return known[key]
+
+
+Kernel = Literal["native", "onednn", "widened"]
+"""How frozen products are computed: `native` is torch's own `F.linear`; `onednn` calls oneDNN directly (CPU only);
+`widened` multiplies bf16 in fp32 and rounds the result, for CPUs that have no bf16 instructions."""
+
+
+_onednn: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """y = x W^T + b with a frozen W: the only gradient is that of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, transposed: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.transposed = transposed
+        return _onednn(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _onednn(gradients[0].contiguous(), ctx.transposed, None, "none", [], ""), None, None, None
+
+
+class FrozenLinear(nn.Module):
+    """A frozen linear layer, (out, in)."""
+
+    def __init__(self, layer: nn.Linear, kernel: Kernel) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.kernel = kernel
+        self.set_weight(layer.weight.detach())
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Take `weight` (out, in) instead of the present one."""
+        self.weight = weight
+        self.transposed = weight.t().contiguous() if self.kernel == "onednn" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        if self.kernel == "widened":
+            return widened_linear(x, self.weight, self.bias)
+        if self.transposed is None:
+            return F.linear(x, self.weight, self.bias)
+        y: Tensor
+        if torch.is_grad_enabled() and x.requires_grad:
+            y = _OneDNNLinear.apply(x, self.weight, self.transposed, self.bias)  # type: ignore[no-untyped-call]
+        else:
+            y = _onednn(x, self.weight, self.bias, "none", [], "")
+        return y
+
+
+def fast_linears(base: nn.Module, kernel: Kernel) -> None:
+    """Replace every frozen linear layer inside the transformer blocks of `base` by a fast one, in place."""
+    for path, layer in linear_layers(base).items():
+        replace(base, path, FrozenLinear(layer, kernel))
+
+
+def widened_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., in), weight (out, in), bias (out,) or None: x weight^T + bias, (..., out), rounded to the dtype of x."""
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+class WidenedLinear(nn.Linear):
+    """A linear layer in bf16, (out, in), that multiplies and adds in fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return widened_linear(x, self.weight, self.bias)
+
+
+def widen(model: nn.Module) -> None:
+    """Let every plain linear layer of `model` compute so, in place; parameters and names stay."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = WidenedLinear

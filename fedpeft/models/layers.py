@@ -100,3 +100,9 @@ def lowest_block(base: nn.Module, modules: Sequence[str]) -> int:
     prefix = path + "."
     indices = [int(m.removeprefix(prefix).split(".")[0]) if m.startswith(prefix) else 0 for m in modules]
     return min(indices, default=0)
+
+
+def replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at `path` of `root`."""
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)

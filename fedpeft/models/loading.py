@@ -19,7 +19,7 @@ from fedpeft.data.examples import Batch, made_up
 from fedpeft.errors import ModelError
 from fedpeft.machine.hardware import fast_bf16
 from fedpeft.models import attention
-from fedpeft.models.widened import widen
+from fedpeft.models.kernels import widen
 
 Read = Callable[[nn.Module, Batch], Tensor]
 """What a task takes from a base, (B, T, width): of hidden states or logits."""
@@ -113,6 +113,7 @@ def _check_shapes(base: nn.Module, directory: Path, mismatched: Collection[tuple
     )
 
 
+@torch.enable_grad()
 def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]) -> list[str]:
     """Those of the `missing` weights that `read` uses: a gradient reaches them. The others become zero."""
     drawn = {n: p for n, p in base.named_parameters(remove_duplicate=False) if n in missing}
@@ -150,6 +151,7 @@ def tried_row(base: nn.Module) -> Batch:
     return {name: tensor[:, :TRIED_TOKENS] for name, tensor in row.items()}
 
 
+@torch.enable_grad()
 def reads_ahead(base: Any, read: Read) -> bool:
     """Whether what `read` takes at the first token depends on later ones: a gradient leads to their embeddings."""
     embedded: list[Tensor] = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fedpeft.machine.downloads import cached_folder
+from fedpeft.machine.cache import cached_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

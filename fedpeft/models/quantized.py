@@ -21,10 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpeft.communication.base_residual import folded
 from fedpeft.errors import ConfigError
-from fedpeft.models.layers import linear_layers
-from fedpeft.peft.stacked_layers import replace
+from fedpeft.models.layers import linear_layers, replace
 
 Precision = Literal["", "nf4", "int8"]
 """Of the base's linear layers; empty: as the run's dtype says."""
@@ -144,3 +142,8 @@ def _bitsandbytes() -> Any:
     import bitsandbytes
 
     return bitsandbytes
+
+
+def folded(weight: Tensor, residual: Tensor) -> Tensor:
+    """W0 + R, added in the precision of R and rounded once to that of the base."""
+    return (weight.to(residual.dtype) + residual.to(weight.device)).to(weight.dtype)

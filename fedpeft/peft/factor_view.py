@@ -7,15 +7,9 @@ clients know the parameters only; this happens on the server, between an update'
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from fedpeft.peft.adapter import Layout, State, difference
-
-if TYPE_CHECKING:
-    from fedpeft.aggregation.aggregator import Collector, Outcome
-    from fedpeft.aggregation.server_optimizer import Memory
-    from fedpeft.aggregation.strategy import Update
+from fedpeft.peft.adapter import Layout, State
 
 
 class Factoring(Protocol):
@@ -33,25 +27,3 @@ class Factoring(Protocol):
     def parameters(self, factors: State, before: State, round: int) -> State:
         """Factors as parameters; `before` are the parameters of the round's start, `round` counts from 1."""
         ...
-
-
-@dataclass
-class FactoredCollector:
-    """A collector that is handed factors: `inner` was made for `factoring.layout`."""
-
-    inner: Collector
-    factoring: Factoring
-    state: State
-    round: int
-
-    def add(self, update: Update) -> None:
-        """Hand one update on, as factors."""
-        received = self.factoring.factors(update.received)
-        trained = self.factoring.factors({name: update.trained(name) for name in update.received})
-        delta = difference(trained, received)
-        self.inner.add(replace(update, form=self.factoring.layout.form, received=received, delta=delta))
-
-    def finish(self, memory: Memory) -> Outcome:
-        """The inner result, as parameters."""
-        outcome = self.inner.finish(memory)
-        return replace(outcome, state=self.factoring.parameters(outcome.state, self.state, self.round))

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fedpeft.errors import ConfigError
+from fedpeft.models.layers import replace
 from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
 from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
-from fedpeft.peft.stacked_layers import replace
 
 LORA_B = "lora_B.weight"
 

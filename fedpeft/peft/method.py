@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from fedpeft import seeds
 from fedpeft.aggregation.strategy import GatherStrategy, Strategy
 from fedpeft.errors import ConfigError, ModelError
+from fedpeft.models.layers import replace
 from fedpeft.models.quantized import Precision
 from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
-from fedpeft.parts import Family, Spec, parse_spec, split_outside_parentheses
 from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.peft.stacked_layers import StackedLayer, replace
+from fedpeft.peft.stacked_layers import StackedLayer
 
 PrivacyRoute = Literal["hooks", "vmap", "refused"]
 """How gradients per example are found, for DP-SGD: by Opacus' hooks on layers (fast, but every trained parameter must
@@ -200,49 +200,3 @@ def drawn(state: State, name: str, seed: int, bound: float) -> None:
     """Draw `state[name]` anew, uniform in +-bound, from a generator of its own."""
     generator = seeds.torch_generator(seed, f"start {name}", 0)
     state[name] = (2 * torch.rand(state[name].shape, generator=generator) - 1) * bound
-
-
-class MethodFamily(Family[PeftMethod]):
-    """PEFT methods by file name or its unique beginning, and several joined by `+`."""
-
-    def build(self, text: str | Spec) -> PeftMethod:
-        """The method that `text` describes.
-
-        Raises:
-            ConfigError: unknown method or setting, or methods that can't be joined.
-        """
-        if isinstance(text, str):
-            words = split_outside_parentheses(text, "+")
-            if len(words) > 1:
-                from fedpeft.peft.hybrid import Hybrid
-
-                return Hybrid(tuple(self.build(word) for word in words))
-        spec = parse_spec(text) if isinstance(text, str) else text
-        return super().build(Spec(self.whole_name(spec.name), spec.settings, spec.argument))
-
-    def whole_name(self, name: str) -> str:
-        """The name that begins with `name`, if exactly one does: `prefix` for prefix_tuning."""
-        found = [n for n in self.names if n.startswith(name)]
-        return found[0] if name not in self.names and len(found) == 1 else name
-
-
-PEFT_METHODS = MethodFamily("fedpeft.peft.methods", "PEFT method")
-"""All methods, by file name."""
-
-
-def of_size(text: str, method: PeftMethod, forms: Sequence[ClientForm | None]) -> str:
-    """The text of the method at the size of the largest client, its scale unchanged.
-
-    Raises:
-        ConfigError: clients hold another size than the method's own, and it has one for all.
-    """
-    largest = max((form for form in forms if form), key=lambda form: form.rank, default=None)
-    if method.form is None or largest is None or largest.rank == method.form.rank:
-        return text
-    if not method.mixed_sizes:
-        raise ConfigError(
-            f"{method.name} has one size for all clients, {method.form.rank}; leave ranks away, and set it in --peft"
-        )
-    spec = parse_spec(text)
-    settings = method.sized(ClientForm(largest.rank, method.form.scale * largest.rank))
-    return str(Spec(PEFT_METHODS.whole_name(spec.name), {**spec.settings, **settings}, spec.argument))

@@ -12,25 +12,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fedpeft.data.examples import Batch, Examples, length_sorted_batches
 from fedpeft.errors import RunError
+from fedpeft.machine.files import writing
 from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, trainable
 from fedpeft.peft.adapter import State
 from fedpeft.peft.low_rank import LowRank, recompress
-from fedpeft.run.records import writing
-
-SCORE_BATCH = 16
-"""Rows per batch of the final score."""
 
 
 def save(
@@ -169,7 +162,7 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
 
     files = folder / "adapter"
     if (files / OWN_METHOD).is_file():
-        from fedpeft.peft.method import PEFT_METHODS
+        from fedpeft.peft.family import PEFT_METHODS
 
         model = task.model(base, classes)
         text = json.loads((files / OWN_METHOD).read_text(encoding="utf-8"))["method"]
@@ -186,36 +179,3 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
     if classes:
         model.load_state_dict(load_file(files / "head.safetensors"), strict=False)
     return model.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Per row, in the order of the rows: loss summed over predictions, correct predictions, predictions; class and
-    confidence of the prediction (-1 and 0 for language), and its confidence after temperature scaling."""
-
-    loss: np.ndarray
-    correct: np.ndarray
-    count: np.ndarray
-    predicted: np.ndarray
-    confidence: np.ndarray
-    scaled: np.ndarray
-
-
-def score_batches(examples: Examples) -> list[np.ndarray]:
-    """The fixed batches of the final score."""
-    return length_sorted_batches(examples.lengths, SCORE_BATCH)
-
-
-def score(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> Scores:
-    """Scores of one batch, rows in its order."""
-    with torch.inference_mode():
-        logits = model(batch)
-        losses = task.losses(logits, batch)
-    if logits.ndim == 2:
-        confidence, predicted = F.softmax(logits, -1).max(-1)
-        scaled = F.softmax(logits / temperature, -1).amax(-1)
-    else:
-        confidence, predicted = torch.zeros(len(logits)), torch.full((len(logits),), -1)
-        scaled = confidence
-    arrays = (losses.sums, losses.correct, losses.counts, predicted, confidence, scaled)
-    return Scores(*(a.cpu().numpy() for a in arrays))

@@ -45,7 +45,7 @@ OWN = 0
 """The only account."""
 
 FAILED = "training has failed here; the client's own log says why"
-"""What the server learns of a failure in a private run: a library's message may tell something of the rows."""
+"""What the server learns where a library has failed: its message may tell something of the rows, or of the machine."""
 
 
 def planned_participations(rounds: int, share: float) -> int:
@@ -158,7 +158,10 @@ class OwnLedger(Protection):
         begun = terms_in(self.folder / LEDGER)
         if begun is None:
             return super()._settle()
-        noise, delta = float(begun["noise_multiplier"]), float(begun["dp_delta"])
+        try:
+            noise, delta = float(begun["noise_multiplier"]), float(begun["dp_delta"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PrivacyError(f"the privacy ledger {self.folder / LEDGER} lacks its terms: {error!r}") from error
         replace(self.mechanism, dp_delta=delta).check(self.federation)
         return noise, delta
 

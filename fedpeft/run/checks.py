@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
-from fedpeft.clients.executor import LocalTraining
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.communication.precision_rules.over_time import OverTime
 from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpeft.aggregation.strategy import effective as effective_weight
-from fedpeft.aggregation.strategy import lora_form
-from fedpeft.clients.workbench import WorkPlan, cached_examples
+from fedpeft.aggregation.factors import effective as effective_weight
+from fedpeft.aggregation.factors import lora_form
+from fedpeft.clients.workbench import WorkPlan
+from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Rows
 from fedpeft.errors import AssetError
+from fedpeft.models import scoring
 from fedpeft.models.base_model import origin_of
 from fedpeft.models.calibration import temperature
 from fedpeft.models.frozen_blocks import HiddenRows, above
@@ -45,7 +47,7 @@ class FinalScore:
 
     accuracy: float
     loss: float
-    scores: saved_adapter.Scores
+    scores: scoring.Scores
     temperature: float = 1.0
 
 
@@ -84,15 +86,15 @@ class Scorer:
         model = saved_adapter.load(folder, setup.task, base, setup.facts.classes)
         del base
         divisor = self._temperature(model, held)
-        batches = saved_adapter.score_batches(test)
+        batches = scoring.score_batches(test)
         self.observer.phase(name, len(batches))
-        columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(saved_adapter.Scores)}
+        columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(scoring.Scores)}
         for rows in batches:
-            scores = saved_adapter.score(model, setup.task, test.batch(rows), divisor)
+            scores = scoring.score(model, setup.task, test.batch(rows), divisor)
             for column, values in columns.items():
                 values[rows] = getattr(scores, column)
             self.observer.advance()
-        scores = saved_adapter.Scores(**columns)
+        scores = scoring.Scores(**columns)
         count = scores.count.sum()
         return FinalScore(float(scores.correct.sum() / count), float(scores.loss.sum() / count), scores, divisor)
 
@@ -128,6 +130,6 @@ class Scorer:
             return 1.0
         logits = np.zeros((len(held), self.setup.facts.classes))
         with torch.inference_mode():
-            for index in saved_adapter.score_batches(held):
+            for index in scoring.score_batches(held):
                 logits[index] = model(held.batch(index)).double().numpy()
         return temperature(logits, labels)

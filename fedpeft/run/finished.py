@@ -20,7 +20,8 @@ from fedpeft.models.base_model import Origin, origin_of, readable_tokens, resolv
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.method import PEFT_METHODS, PeftMethod
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.peft.method import PeftMethod
 
 
 @dataclass(frozen=True)

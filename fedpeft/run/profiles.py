@@ -25,19 +25,15 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import cast
 
+from fedpeft.communication.messages import ADAPTERS, BASES, AdapterPrecision, BasePrecision
 from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, setting
 from fedpeft.peft.adapter import ClientForm
 
 PROFILES = "profiles.toml"
 """A run's copy of the file that --profiles names."""
-
-BasePrecision = Literal["", "fp32", "bf16", "int8", "nf4"]
-BASES: Final[tuple[BasePrecision, ...]] = ("", "fp32", "bf16", "int8", "nf4")
-AdapterPrecision = Literal["fp32", "bf16"]
-ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)

@@ -6,29 +6,18 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 
 from fedpeft.errors import RunError
 from fedpeft.machine import files
+from fedpeft.machine.files import writing
 
 LINES = ("rounds.jsonl", "clients.jsonl")
 CONFIDENTIAL = ("clients.jsonl", "clients.npz")
 """In runs with privacy these have mode 0600: they say who took part, which epsilon does not cover."""
-
-
-@contextmanager
-def writing(what: Path) -> Iterator[None]:
-    """A full disk, or one that can't be written, is one clear RunError about `what`."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:  # the latter: a full disk, as safetensors tells it
-        raise RunError(f"{what} can't be written: {error}") from error
 
 
 class Records:

@@ -16,13 +16,14 @@ from fedpeft.aggregation.exactness import LARGEST_TARGET
 from fedpeft.aggregation.head_start import HEADS, HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy, strategies
-from fedpeft.clients.executor import LocalTraining
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import parse_downlink
 from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.rows import Dataset, Rows
+from fedpeft.machine import cache
 from fedpeft.models.base_model import readable_tokens, resolve_model
 from fedpeft.models.frozen_blocks import can_start_at
 from fedpeft.models.layers import lowest_block
@@ -31,7 +32,8 @@ from fedpeft.models.quantized import quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
-from fedpeft.peft.method import PEFT_METHODS, PeftMethod, WeightChanges, of_size
+from fedpeft.peft.family import PEFT_METHODS, of_size
+from fedpeft.peft.method import PeftMethod, WeightChanges
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.run import checks
 from fedpeft.run.profiles import Profile, ProfileTable, profiles_of
@@ -73,8 +75,7 @@ class Setup:
     Attributes:
         config: the settings.
         facts: of the data.
-        task: what is learned.
-        model_name, model_directory: the frozen base, as the user calls it, and its folder.
+        task, model_directory: what is learned, and the folder of the frozen base.
         peft, method: the PEFT method of the largest form, as text and as a part.
         layout: of the trainable tensors.
         start: the initial global state, which anybody can make from the seed.
@@ -99,7 +100,6 @@ class Setup:
     config: RunConfig
     facts: DataFacts
     task: Task
-    model_name: str
     model_directory: Path
     peft: str
     method: PeftMethod
@@ -164,7 +164,6 @@ class Setup:
             config=config,
             facts=facts,
             task=task,
-            model_name=model_name,
             model_directory=model_directory,
             peft=peft,
             method=method,
@@ -205,6 +204,11 @@ class Setup:
         """Texts are cut to this many tokens: what the user asks for, and no more than the model reads."""
         return min(self.config.tokens, self.readable)
 
+    @property
+    def model_name(self) -> str:
+        """The base as the user, or the data set, calls it."""
+        return self.facts.default_model if self.config.model == "auto" else self.config.model
+
     @cached_property
     def personal(self) -> bool:
         """Whether tensors stay with the clients, whose models then differ."""
@@ -227,13 +231,13 @@ class Setup:
 
     def tokenised(self, rows: Rows, tokens: int) -> str:
         """The cache's name for `rows` as model input of at most `tokens` tokens; tokenised where it is missing."""
-        key = cached_rows.key(
+        key = cache.key(
             rows=cached_rows.rows_hash(rows),
-            tokenizer=cached_rows.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
+            tokenizer=cache.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
             tokens=tokens,
             task=self.facts.task,
         )
-        cached_rows.arrays(
+        cache.arrays(
             "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
         )
         return key

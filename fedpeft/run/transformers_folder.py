@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from fedpeft.data.tokens import load_tokenizer
+from fedpeft.machine.files import writing
 from fedpeft.models.task import FederatedModel
 from fedpeft.run.finished import FinishedRun
-from fedpeft.run.records import writing
 
 
 def write(run: FinishedRun, model: FederatedModel, folder: Path) -> None:

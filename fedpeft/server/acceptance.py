@@ -6,7 +6,6 @@ for everyone; so they are dropped before any rule sees them. What is merely host
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from fedpeft.communication.messages import Report
@@ -16,6 +15,9 @@ from fedpeft.peft.adapter import State, norm
 
 ABSURD = 1000.0
 """An update may be this many times as long as 1 + the norm of what the client was sent; honest ones stay below 1."""
+
+WORST_LOSS = 1e6
+"""A mean loss above this one is a training that has diverged, or a lie that would hide the others' losses."""
 
 
 def check_report(report: Report) -> None:
@@ -28,8 +30,19 @@ def check_report(report: Report) -> None:
         raise PayloadError(report.error)
     if report.rows < 1:
         raise PayloadError(f"an update from {report.rows} rows")
-    if not math.isfinite(report.loss):
+    if not abs(report.loss) <= WORST_LOSS:
         raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
+
+
+def check_evaluation(report: Report, predictions: int) -> None:
+    """Refuse an evaluation that no rows can have led to; `predictions` is the most that a row can have.
+
+    Raises:
+        PayloadError: why.
+    """
+    check_report(report)
+    if not 0 <= report.correct <= report.count <= report.rows * predictions:
+        raise PayloadError(f"{report.correct:g} of {report.count:g} predictions are right, of {report.rows} rows")
 
 
 def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from fedpeft.clients.local_training import Schedule
 from fedpeft.clients.store import ClientStore
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.communication.codec import parse_codec
@@ -17,7 +18,7 @@ from fedpeft.run.observer import Metrics, Observer
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
 from fedpeft.server.progress import Checkpoints
-from fedpeft.server.rounds import Schedule, Server
+from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import Sampler
 
 
@@ -52,6 +53,7 @@ def server_of(
         classes=setup.facts.classes,
         seed=config.seed,
         rounds=config.rounds,
+        predictions=1 if setup.facts.task == "classification" else setup.tokens,
         weighting="uniform" if setup.mechanism or config.weighting == "uniform" else "rows",
         proximal=config.proximal,
         scaffold=config.scaffold,

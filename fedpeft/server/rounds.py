@@ -25,15 +25,17 @@ from fedpeft.aggregation.aggregator import Collector, Outcome, collector
 from fedpeft.aggregation.exactness import MeasuredCollector, WeightsCollector, measurable
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
-from fedpeft.aggregation.strategy import Fold, Strategy, Update
+from fedpeft.aggregation.strategy import Strategy
+from fedpeft.aggregation.update import Fold, Update
+from fedpeft.clients.local_training import Schedule
 from fedpeft.clients.store import ClientStore
 from fedpeft.communication.base_residual import Residual, ResidualFiles
-from fedpeft.communication.codec import Codec, decode
-from fedpeft.communication.downlink import Downlink, Package
+from fedpeft.communication.codec import Codec
+from fedpeft.communication.decoding import decode
+from fedpeft.communication.downlink import Downlink, Package, Versions
 from fedpeft.communication.messages import Instruction, Kind, Report
 from fedpeft.communication.precision_rule import Situation
 from fedpeft.communication.uplink import Uplink
-from fedpeft.communication.versions import Versions
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.machine.memory import trim
 from fedpeft.peft.adapter import ClientForm, Layout, State, held_in, norm
@@ -43,7 +45,7 @@ from fedpeft.privacy.engine import Entry, Protection
 from fedpeft.run.observer import Metrics, Observer, RoundResult
 from fedpeft.run.profiles import Profile
 from fedpeft.run.records import Records, plain
-from fedpeft.server.acceptance import check_report, check_statistics, check_update
+from fedpeft.server.acceptance import check_evaluation, check_report, check_statistics, check_update
 from fedpeft.server.evaluation import OwnRows, own_rows
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Checkpoints, Progress
@@ -64,24 +66,6 @@ COUNTERS = (
 clients' bases up to date, `uplink_parameters` counts the adapters' parameters of all updates, `rejected` the updates
 left out.
 """
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The clients' learning rate over the rounds: constant, or falling to 0 linearly or as a cosine."""
-
-    learning_rate: float
-    rounds: int
-    shape: str
-
-    def at(self, round: int) -> float:
-        """The learning rate of `round`, from 1."""
-        progress = (round - 1) / self.rounds
-        if self.shape == "linear":
-            return self.learning_rate * (1 - progress)
-        if self.shape == "cosine":
-            return self.learning_rate * (1 + float(torch.cos(torch.tensor(progress * torch.pi)))) / 2
-        return self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -133,6 +117,7 @@ class Server:
         layout: all trainable tensors, at the global rank.
         start: the initial global state, which clients can make from the seed.
         profiles: of each client, in the order of ids.
+        predictions: the most that a row can have: one, or one for each of its tokens.
         weighting: "rows": p_k proportional to a client's rows; "uniform": equal.
         proximal: mu of FedProx; 0: none.
         scaffold: whether clients correct their drift with control variates.
@@ -162,6 +147,7 @@ class Server:
     start: State
     profiles: Sequence[Profile]
     classes: int
+    predictions: int
     seed: int
     rounds: int
     weighting: str
@@ -617,4 +603,13 @@ class Server:
         """Each client's model on its own held-out rows. What this sends serves measurement and is not counted."""
         sent = self._downlink(round + 1, progress)
         instructions = (self._instruction("evaluate", client, round, sent, progress) for client in range(self.clients))
-        return own_rows(list(self.exchange.in_order(instructions, self.clients, "evaluate")))
+        heard = []
+        for report in self.exchange.in_order(instructions, self.clients, "evaluate"):
+            try:
+                if report.count:
+                    check_evaluation(report, self.predictions)
+            except PayloadError as error:
+                self.observer.say(f"client {report.client}'s evaluation does not count: {error}")
+                continue
+            heard.append(report)
+        return own_rows(heard)

@@ -19,10 +19,11 @@ from fedpeft.data import cached_rows
 from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Dataset, Rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError
+from fedpeft.machine import cache
 from fedpeft.models.quantized import quantize
+from fedpeft.models.scoring import score_batches
 from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.saved_adapter import score_batches
 from fedpeft.run.setup import Setup
 from fedpeft.simulation.probe import linear_probe
 
@@ -74,10 +75,10 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
     def tokenise(rows: Rows) -> Examples:
         return task.tokenise(rows, setup.model_directory, setup.tokens)
 
-    name = cached_rows.key(
+    name = cache.key(
         rows=[cached_rows.rows_hash(rows) for rows in (second.train, second.test)],
         model=model_key,
-        tokenizer=cached_rows.file_hash(setup.model_directory, cached_rows.TOKENIZER_FILES),
+        tokenizer=cache.file_hash(setup.model_directory, cached_rows.TOKENIZER_FILES),
         tokens=setup.tokens,
         task=second.task,
         precision=setup.method.base_precision,
@@ -88,7 +89,7 @@ def forgotten(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Fo
         model = setup.task.model(base(), setup.facts.classes)
         return {"standing": np.array(standing(second, task, tokenise, model))}
 
-    before = float(cached_rows.arrays("standing", name, untouched)["standing"])
+    before = float(cache.arrays("standing", name, untouched)["standing"])
     after = standing(second, task, tokenise, saved_adapter.load(folder, setup.task, base(), setup.facts.classes))
     return compared(second, before, after)
 

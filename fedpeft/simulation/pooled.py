@@ -15,13 +15,13 @@ import numpy as np
 
 from fedpeft import seeds
 from fedpeft.clients.executor import Job
+from fedpeft.clients.local_training import Schedule
 from fedpeft.clients.pool import Worker, result
 from fedpeft.data.partition import Partition
 from fedpeft.errors import RunError
 from fedpeft.peft.adapter import State
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Workers
-from fedpeft.server.rounds import Schedule
 from fedpeft.simulation.rows import SimulatedRows
 
 RATES = (1.0, 0.5, 0.25)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft.data import cached_rows
+from fedpeft.machine import cache
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Workers
 from fedpeft.simulation.rows import SimulatedRows
@@ -64,7 +64,7 @@ def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int 
     more: dict[str, str] = {"precision": precision} if precision else {}
     if workers.machine.gpus:
         more["device"] = work.device.partition(":")[0]
-    name = cached_rows.key(train=train, test=test, model=work.model_key, dtype=work.dtype, probe=rule, **more)
+    name = cache.key(train=train, test=test, model=work.model_key, dtype=work.dtype, probe=rule, **more)
 
     def fit() -> dict[str, np.ndarray]:
         features = work.store(train, depth).features(np.arange(len(labels))).numpy()
@@ -78,7 +78,7 @@ def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int 
             "predicted": made.predicted,
         }
 
-    found = cached_rows.arrays("probe", name, fit)
+    found = cache.arrays("probe", name, fit)
     return ProbeResult(float(found["accuracy"]), float(found["strength"]), np.asarray(found["predicted"]))
 
 

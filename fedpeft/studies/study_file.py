@@ -44,7 +44,7 @@ from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, nearest, setting
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
 
 SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig))

@@ -4,8 +4,9 @@ import torch
 from sklearn.linear_model import Ridge
 
 from fedpeft.aggregation.head_start import HEADS
-from fedpeft.aggregation.strategy import Fold
-from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.aggregation.update import Fold
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 
 WIDTH, CLASSES = 6, 3
 

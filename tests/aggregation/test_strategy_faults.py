@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.aggregation.strategy import Cohort, effective, leading_ranks, normalised, strategies, target
+from fedpeft.aggregation.factors import effective, leading_ranks, target
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.aggregation.update import Cohort, normalised
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.low_rank import truncated_svd
 

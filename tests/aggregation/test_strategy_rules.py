@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.aggregation.strategy import effective, strategies
+from fedpeft.aggregation.factors import effective
+from fedpeft.aggregation.strategy import strategies
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 
 FORM = ClientForm(4, 8.0)

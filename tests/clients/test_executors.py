@@ -11,15 +11,17 @@ import pytest
 import torch
 from fedpeft.clients import scaffold
 from fedpeft.clients.batched import BatchedExecutor
-from fedpeft.clients.executor import Job, LocalTraining, Trained
+from fedpeft.clients.executor import Job, Trained
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoConfig, AutoModel
 
 from fedpeft.errors import AssetError
+from fedpeft.machine import cache
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
 from fedpeft.models.task import DTYPES, adapter_dtype
 from fedpeft.peft.adapter import ClientForm
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 
 SHARDS = [
     np.arange(0, 20),
@@ -133,6 +135,31 @@ def test_only_the_named_tensors_are_trained(tiny):
         assert all(not torch.equal(trained.state[n], start[n]) for n in factors)
         [again] = executor.train([job])  # and nothing of it is left behind
         assert set(again.state) == set(layout.names)
+
+
+def test_others_can_not_read_what_is_made_of_rows(tiny, tmp_path, monkeypatch):
+    """Token ids and features say what the rows are; folders that an earlier version has left open are closed."""
+    _, rows, _, _ = tiny
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
+    made = []
+
+    def compute():
+        made.extend(tmp_path.glob("rows-*"))
+        assert all(not path.stat().st_mode & 0o077 for path in made if path.is_dir())
+        return {"ids": np.arange(3)}
+
+    before = os.umask(0)
+    try:
+        cache.arrays("rows", "a", compute)
+        FrozenStore(tmp_path / "frozen", rows, 1, 64, torch.float32).missing()
+    finally:
+        os.umask(before)
+    assert made
+    folders = [tmp_path / "rows-a", tmp_path / "frozen"]
+    assert all(not folder.stat().st_mode & 0o077 for folder in folders)
+    folders[0].chmod(0o755)
+    assert cache.arrays("rows", "a", compute)["ids"].tolist() == [0, 1, 2]
+    assert not folders[0].stat().st_mode & 0o077
 
 
 def test_what_a_full_disk_has_no_room_for_leaves_nothing_behind(tiny, tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from fedpeft.clients.example_gradients import PerExample, bounded, check, empty, row_means
-from fedpeft.clients.executor import Job, LocalTraining, RowPrivacy
+from fedpeft.clients.executor import Job, RowPrivacy
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.private import PrivateExecutor, SecretNoise
 from fedpeft.clients.sequential import SequentialExecutor
 
@@ -18,7 +19,7 @@ from fedpeft.errors import ConfigError, ModelError, PrivacyError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
 from fedpeft.peft.adapter import ClientForm
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.noise import RunKey
 
 KEY = RunKey(b"0123456789abcdef0123456789abcdef")

@@ -20,12 +20,14 @@ from fedpeft.communication.bit_allocation import (
     slices,
     water_filling,
 )
-from fedpeft.communication.codec import PRESETS, decode, parse_codec
+from fedpeft.communication.codec import PRESETS, parse_codec
 from fedpeft.communication.codecs.widths import DISTORTION
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.entropy import coded_size, decode_symbols, encode_bound, encode_symbols
 from fedpeft.communication.error_feedback import ErrorFeedback
-from fedpeft.communication.payload import Reader, Symbols
-from fedpeft.communication.scales import read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.levels import read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.payload import Reader
+from fedpeft.communication.symbols import Symbols
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 
@@ -207,8 +209,8 @@ def test_rotation_is_undone(x, seed):
 
 
 def test_rotation_keeps_the_norm_and_spreads_a_spike():
-    from fedpeft.communication.codec import Context, Signal
     from fedpeft.communication.codecs.rotate import Rotate
+    from fedpeft.communication.steps import Context, Signal
 
     spike = np.zeros(1024, np.float32)
     spike[3] = 1
@@ -581,7 +583,7 @@ def test_golden_payloads_decode_for_ever(path):
 
 
 def test_there_are_golden_payloads_of_every_step():
-    from fedpeft.communication.codec import codecs
+    from fedpeft.communication.steps import codecs
 
     seen = b"".join(p.read_bytes()[:200] for p in GOLDEN.glob("v1-*.payload"))
     assert all(name.encode() in seen for name in codecs.names)

@@ -18,9 +18,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedpeft.communication.codec import PRESETS, codecs, decode, parse_codec
+from fedpeft.communication.codec import PRESETS, parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import DOWNLINKS, balanced
 from fedpeft.communication.payload import MAX_STEPS, Header, layout_digest, read_payload, seal, varint, write_payload
+from fedpeft.communication.steps import codecs
 from fedpeft.errors import PayloadError
 
 SHAPES = {"q.lora_A": (4, 30), "q.lora_B": (40, 4), "head.bias": (5,), "scale": ()}

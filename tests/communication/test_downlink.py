@@ -13,13 +13,22 @@ from safetensors.torch import load_file
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.base_residual import Residual
-from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.codecs.grid import at_step_of
-from fedpeft.communication.downlink import DOWNLINKS, Downlink, arrival, balanced, parse_downlink, start_for
-from fedpeft.communication.versions import LONGEST, Versions
+from fedpeft.communication.decoding import decode
+from fedpeft.communication.downlink import (
+    DOWNLINKS,
+    LONGEST,
+    Downlink,
+    Versions,
+    arrival,
+    balanced,
+    parse_downlink,
+    start_for,
+)
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.peft.adapter import ClientForm
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.server.rounds import Server
 from fedpeft.simulate import main
 

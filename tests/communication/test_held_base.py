@@ -7,10 +7,9 @@ import random
 import pytest
 import torch
 
-from fedpeft.communication.base_residual import Residual, ResidualFiles
+from fedpeft.communication.base_residual import HeldBase, Residual, ResidualFiles
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.held_base import HeldBase
-from fedpeft.errors import PayloadError
+from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import LoraPair
 from fedpeft.peft.low_rank import LowRank
 
@@ -61,3 +60,16 @@ def test_a_payload_for_other_layers_is_refused_and_spoils_nothing(tmp_path):
             client.update(2, 2, payload)
     client.update(2, 2, sent)
     assert torch.equal(ResidualFiles(tmp_path).get(2)["low"], server.total["low"])
+
+
+def test_a_damaged_version_is_one_sentence(tmp_path):
+    server, client = Residual(PAIRS, torch.float32), HeldBase(tmp_path, PAIRS)
+    server.add(1, increments(1))
+    client.update(1, 0, server.payload(0, CODEC))
+    (tmp_path / "000001.safetensors").write_bytes(b"damaged")
+    (tmp_path / "notes.safetensors").write_bytes(b"of the user's")
+    server.add(2, increments(2))
+    with pytest.raises(RunError, match=r"residual .*000001\.safetensors can't be read"):
+        client.update(2, 2, server.payload(1, CODEC))
+    with pytest.raises(RunError, match="can't be read"):
+        ResidualFiles(tmp_path).get(1)

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpeft.communication.codec import decode, parse_codec
-from fedpeft.communication.payload import Reader, layout_digest, pack_symbols, packed_size, seal, unpack_symbols, varint
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
+from fedpeft.communication.payload import Reader, layout_digest, seal, varint
+from fedpeft.communication.symbols import pack_symbols, packed_size, unpack_symbols
 from fedpeft.errors import PayloadError
 
 settings.register_profile("codecs", deadline=None)  # machines are shared: time is no property of a codec

@@ -10,21 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.communication.codec import (
-    PRESETS,
-    ByteStep,
-    Packer,
-    Quantizer,
-    Step,
-    TensorStep,
-    Transform,
-    codecs,
-    decode,
-    make_codec,
-    parse_codec,
-    step_name,
-)
+from fedpeft.communication.codec import PRESETS, make_codec, parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import seal
+from fedpeft.communication.steps import ByteStep, Packer, Quantizer, Step, TensorStep, Transform, codecs, step_name
 from fedpeft.errors import ConfigError, PayloadError
 
 SHAPES = {

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
-from fedpeft.clients.executor import Job, LocalTraining
+from fedpeft.clients.executor import Job
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 
 from fedpeft.aggregation.aggregator import collector
 from fedpeft.aggregation.exactness import WeightsCollector
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import Update, strategies
-from fedpeft.communication.codec import PRESETS, decode, parse_codec
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.aggregation.update import Update
+from fedpeft.communication.codec import PRESETS, parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
@@ -26,7 +29,7 @@ from fedpeft.models.quantized import PRECISIONS, dequantized, quantize
 from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import ClientForm, difference
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 
 SMALL = {
     "adalora": "adalora(rank=4, target_rank=2, shrink_rounds=2)",

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
-from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy, Update, effective, strategies
+from fedpeft.aggregation.factors import effective
+from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy, strategies
+from fedpeft.aggregation.update import Update
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 

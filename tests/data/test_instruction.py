@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from fedpeft.data.cached_rows import TOKENIZER_FILES, file_hash
+from fedpeft.data.cached_rows import TOKENIZER_FILES
 from fedpeft.data.conversations import ids_and_answers, packed
 from fedpeft.data.examples import IGNORED
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import DataError, ModelError
+from fedpeft.machine.cache import file_hash
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.simulate import main

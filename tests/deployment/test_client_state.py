@@ -24,11 +24,12 @@ def test_servers_name_federations_as_clients_take_them(tmp_path):
                                  "٠١٢٣٤٥٦٧٨٩٠١٢٣٤٥"])  # fmt: skip
 def test_a_server_s_name_for_its_federation_leads_nowhere_else(tmp_path, monkeypatch, run):
     monkeypatch.setattr(Connection, "describe", lambda self: v1.Description(run=run))
+    (tmp_path / "rows.csv").write_text("text,label\nx,a\n")
     state = tmp_path / "a" / "b" / "state"
     command = Command("127.0.0.1:1", tmp_path / "rows.csv", insecure=True, name="edge-1", state=state)
     with pytest.raises(RunError, match=r"the server calls its federation .* legal are 16 of the digits"):
         join(command, Console(quiet=True))
-    assert not list(tmp_path.iterdir())
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
 
 
 def test_a_folder_that_can_not_be_written_is_one_sentence(tmp_path):

@@ -21,7 +21,7 @@ from fedpeft import certs, join, serve, simulate
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.flower.settings import OWN_KEYS, config_of
-from fedpeft.machine.downloads import cache_directory
+from fedpeft.machine.cache import cache_directory
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")

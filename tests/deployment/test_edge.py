@@ -7,19 +7,30 @@ import resource
 import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fedpeft.clients.pool import Worker
 
-from fedpeft.communication.messages import Report
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.deployment.connection import Link
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire.parcel import Incoming, parts
 from fedpeft.errors import DataError, FedpeftError, ModelError, PayloadError, RunError
+from fedpeft.join import main as join
+from fedpeft.machine.cache import cache_directory
 from fedpeft.models.base_model import resolve_model
+from fedpeft.privacy.client_engine import FAILED
+from fedpeft.run.records import Records
+from fedpeft.run.setup import adapted_entries
 from fedpeft.serve import main as serve
 from fedpeft.server.progress import Checkpoints
+from tests.conftest import SilentObserver
+from tests.here import Federation
 
 
 @contextmanager
@@ -134,6 +145,51 @@ def test_a_cohort_of_useless_clients_ends_no_federation(federation, settings):
         assert (result["update_norm"] == 0) == (line["client"] == 0)
 
 
+LIES = [
+    {"correct": 5e306},
+    {"correct": -1.0},
+    {"correct": 9.0},
+    {"count": 1e300},
+    {"loss": 1e308},
+    {"loss": float("nan")},
+]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=str)
+def test_an_evaluation_that_no_rows_can_lead_to_does_not_count(federation, lie):
+    made = federation(rounds=1, evaluate_every=1, serve=ServeOptions(held_out=0.2))
+    honest = made.server.edges[0]
+
+    class Liar:
+        def handle(self, asked):
+            if asked.kind != "evaluate":
+                return honest.handle(asked)
+            return replace(Report(asked.client, asked.round, b"", 8, loss=1.0, correct=4.0, count=8.0), **lie)
+
+    made.server.edges[0] = Liar()
+    server = made.server.server(Records(made.folder / "server"))
+    progress = made.server.train(server)
+    own = server.own_rows(1, progress)
+    assert own.clients == 1
+    assert 0 <= own.pooled_accuracy <= 1
+    assert 0 < own.pooled_loss < 100
+
+
+def test_a_loss_that_would_hide_the_others_is_refused(federation):
+    made = federation(rounds=1)
+    honest = made.server.edges[0]
+
+    class Liar:
+        def handle(self, asked):
+            return replace(honest.handle(asked), loss=1e308)
+
+    made.server.edges[0] = Liar()
+    made.run()
+    [result] = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
+    assert result["rejected"] == 1
+    assert 0 < result["train_loss"] < 100
+
+
 def test_where_all_clients_fail_the_run_ends_and_the_lines_say_why(federation):
     made = federation(clients=1, rounds=1)
     made.server.edges[0] = Useless()
@@ -244,7 +300,139 @@ def test_a_task_of_an_unknown_kind_is_not_worked_on(federation):
         edge.workers.pool.submit(Worker.handle, [asked, replace(asked, kind="evaluate")]).result()
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"trained": (999,)}, "tensors (999,) as trained; legal are positions 0 to"),
+        ({"trained": (-1,)}, "as trained"),
+        ({"private": (0, 0)}, "each once"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
+        ({"proximal": -1.0}, "proximal=-1.0"),
+        ({"bits": float("nan")}, "bits=nan"),
+        ({"rank": -1}, "rank=-1"),
+        ({"rank": 2, "alpha": 0.0}, "alpha=0.0"),
+        ({"round": -1}, "round=-1"),
+        ({"client": -1}, "client=-1"),
+        ({"acknowledged": 2**40}, f"acknowledged={2**40}"),
+        ({"base": -3}, "base=-3"),
+        ({"steps": 2**62}, "legal are 0 to 1000000"),
+        ({"base_precision": "int4"}, "base_precision='int4'; legal are"),
+        ({"adapter_precision": "fp8"}, "adapter_precision='fp8'; legal are 'fp32', 'bf16'"),
+    ],
+)  # fmt: skip
+def test_values_that_no_server_of_good_faith_sends_are_one_sentence(asked_edge, changed, says):
+    asked, edge = asked_edge
+    report = edge.handle(replace(asked, **changed))
+    assert says in report.error
+    assert not report.payload
+    with pytest.raises(PayloadError):
+        edge.workers.pool.submit(Worker.handle, [replace(asked, **changed)]).result()
+
+
+@pytest.fixture(scope="module")
+def asked_edge(tmp_path_factory):
+    """A task, and the client that it is for."""
+    made = Federation(tmp_path_factory.mktemp("asked"), SilentObserver(), clients=1, rounds=1)
+    made.run()
+    return made.server.direct.asked[0], made.server.edges[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("held_out", float("nan"), "holds out nan"),
+        ("held_out", 0.9, "legal is a share from 0 to 0.5"),
+        ("task", "regression", "the task 'regression' with 4 classes"),
+        ("labels", [], "with 0 classes"),
+        ("labels", ["a", "a"], "names a class twice"),
+    ],
+)
+def test_a_description_that_no_server_of_good_faith_gives(federation, observer, field, value, says):
+    made = federation(clients=1)
+    description = told(made)
+    if field == "labels":
+        del description.labels[:]
+        description.labels.extend(value)
+    else:
+        setattr(description, field, value)
+    with pytest.raises(RunError, match=says):
+        joins(made, observer, description)
+
+
+def test_a_task_is_no_larger_than_the_adapter_needs(asked_edge):
+    asked, edge = asked_edge
+    limit, weights = edge.instruction_limit, adapted_entries(edge.setup.model(), edge.setup.layout)
+    assert limit == 16 * edge.setup.layout.numel + 8 * weights + (1 << 20)
+    whole = replace(asked, payload=bytes(limit + 1))
+    with pytest.raises(PayloadError, match="at most"):
+        Incoming(Instruction, limit, next(iter(parts("t", whole))).header)
+
+
+def test_damaged_state_of_a_client_is_one_sentence(federation):
+    made = federation(codec="ef14 | topk(fraction=0.1)", rounds=2, clients=1)
+    made.run()
+    [asked] = [i for i in made.server.direct.asked if i.kind == "train" and i.round == 2]
+    [file, *_] = (made.folder / "edge-0" / "clients" / "000000").glob("000001*")
+    file.write_bytes(b"damaged")
+    report = made.server.edges[0].handle(asked)
+    assert "the state of client 0" in report.error
+    assert "can't be read" in report.error
+
+
+@pytest.mark.parametrize("privacy", ["", "local_dp(noise_multiplier=1)"])
+def test_the_server_reads_nothing_of_the_machine_in_an_error(federation, monkeypatch, privacy):
+    """The user does: the whole sentence is said here."""
+    made = federation(clients=1, rounds=1, privacy=privacy)
+    made.run()
+    [asked] = [i for i in made.server.direct.asked if i.kind == "train"]
+    edge, here = made.server.edges[0], []
+    edge.observer = SimpleNamespace(say=here.append)
+    for error, told in (
+        (RunError(f"{edge.folder / 'clients'} can't be written"), "its state/clients can't be written"),
+        (RunError(f"{edge.ledgers} and {edge.file}"), "its ledgers and its rows"),
+        (RunError(f"{edge.setup.model_directory} or {cache_directory()}"), "its model or its cache"),
+        (RunError(f"{Path.home() / 'x'}"), "~/x"),
+        (RuntimeError(f"a library has not found {edge.file}"), FAILED),
+        (FileNotFoundError(2, "No such file or directory", "/srv/patients.csv"), FAILED),
+    ):
+
+        def fail(_, error=error):
+            raise error
+
+        monkeypatch.setattr(edge.workers, "answer", fail)
+        assert edge.handle(replace(asked, learning_rate=asked.learning_rate / 2)).error == told
+        assert str(error) in here[-1].replace("\\[", "[")
+
+
 @pytest.mark.parametrize(("device", "words"), [("foo", "'foo' is no device"), ("cuda:7", "there is no cuda:7 here")])
 def test_a_device_that_is_not_there(federation, device, words):
     with pytest.raises(RunError, match=words):
         federation(options=[{"device": device}, {}])
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "says"),
+    [
+        (None, ["--data", "rows.csv"], "there is no file rows.csv"),
+        ("x", ["--data", "rows.parquet"], "must end in .csv"),
+        ("", ["--data", "rows.csv"], "rows.csv is empty"),
+        ("text,label\n", ["--data", "rows.csv"], "rows.csv has no rows"),
+        (
+            "text,label\nx,a\n",
+            ["--data", "rows.csv", "--text-column", "body"],
+            "no column 'body'; it has 'text', 'label'",
+        ),
+        ("text,label\nx,a\n", ["--data", "rows.csv", "--device", "cuda:7"], "there is no cuda:7 here"),
+    ],
+)
+def test_join_looks_at_its_own_rows_and_device_before_it_asks_a_server(
+    tmp_path, monkeypatch, capsys, content, words, says
+):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / words[1]).write_text(content)
+    monkeypatch.setattr(Link, "open", lambda self: pytest.fail("a server was asked"))
+    server = ["--server", "127.0.0.1:1", "--insecure", "--name", "edge-1", "--state", str(tmp_path / "state")]
+    assert join([*server, *words]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())

@@ -474,6 +474,28 @@ def test_a_flood_of_calls(door, monkeypatch):
     assert door.reasons("dropped") == ["it calls too often"]
 
 
+def test_a_flood_of_calls_before_it_registers(door, monkeypatch):
+    monkeypatch.setattr("fedpeft.deployment.gateway.CALLS_AT_ONCE", 5.0)
+    with door.link("edge-1").open() as connection, pytest.raises(RunError, match="calls too often"):
+        assert not [connection.describe() for _ in range(200)]
+    assert door.roster.find("edge-1") is None
+
+
+def test_refusals_and_what_clients_say_of_themselves_fill_no_disk(door, monkeypatch):
+    door.gateway._lines = Bucket(0.0, 3.0)
+    with door.link("edge-1").open() as connection:
+        for _ in range(9):
+            with pytest.raises(RunError, match="another federation"):
+                next(connection.tasks(v1.Registration(run="other", rows=1)))
+    assert len(door.reasons("refused")) == 3
+    assert door.gateway.refused == 9
+    with door.link("edge-1").open() as connection:
+        stream = connection._stub.Tasks(door.registration(hardware="x" * 4_000_000), metadata=connection._metadata)
+        door.until(lambda: any(event == "connected" for event, _ in door.entries))
+        stream.cancel()
+    assert (door.folder / "serve.jsonl").stat().st_size < 10_000
+
+
 def test_a_newer_report_ends_the_older_one(door):
     """A client that was cut off in the middle of a report begins it anew, before the server has missed it."""
     with client(door) as connection:

@@ -10,7 +10,7 @@ import pytest
 from experiments.learning_rates import tries, tuned_tables, with_rates
 from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.studies.results import Result
 from fedpeft.studies.study_file import read_study
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from fedpeft.communication.codec import decode, parse_codec
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 
 SHAPES = {"q.lora_A": (4, 48), "q.lora_B": (32, 4), "head.bias": (5,), "head.weight": (5, 16), "scale": ()}
 

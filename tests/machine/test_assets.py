@@ -18,7 +18,8 @@ import pytest
 from fedpeft.data.datasets.shakespeare import ASSET as SHAKESPEARE
 from fedpeft.errors import AssetError
 from fedpeft.machine import downloads
-from fedpeft.machine.downloads import Asset, cache_directory, cached_folder, extract
+from fedpeft.machine.cache import cache_directory, cached_folder
+from fedpeft.machine.downloads import Asset, extract
 
 
 @pytest.fixture

@@ -9,10 +9,9 @@ from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.config import RunConfig
 from fedpeft.models import kernels
 from fedpeft.models.base_model import resolve_model
+from fedpeft.models.kernels import FrozenLinear, WidenedLinear
 from fedpeft.models.task import TASKS
-from fedpeft.models.widened import WidenedLinear
-from fedpeft.peft.method import PEFT_METHODS
-from fedpeft.peft.stacked_layers import FrozenLinear
+from fedpeft.peft.family import PEFT_METHODS
 
 EVERYWHERE = ("native", "widened")
 

@@ -67,7 +67,8 @@ def test_an_encoder_trained_as_a_decoder_is_a_causal_language_model(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_causal_language_model_passes_and_keeps_no_gradients(dtype):
-    model = base("causal_lm", resolve_model("tiny_lm"), dtype)
+    with torch.no_grad():
+        model = base("causal_lm", resolve_model("tiny_lm"), dtype)
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
 
 
@@ -95,8 +96,10 @@ def changed(tmp_path):
     return make
 
 
-def test_a_missing_weight_that_classification_uses_is_refused(changed):
-    with pytest.raises(ModelError, match=r"lacks encoder.layer.1.output.dense.weight, which BertModel needs"):
+@pytest.mark.parametrize("around", [torch.enable_grad, torch.no_grad])
+def test_a_missing_weight_that_classification_uses_is_refused(around, changed):
+    refused = pytest.raises(ModelError, match=r"lacks encoder.layer.1.output.dense.weight, which BertModel needs")
+    with around(), refused:
         base("classification", changed("encoder.layer.1.output.dense.weight"))
 
 

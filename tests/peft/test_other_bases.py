@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.executor import Job, LocalTraining
+from fedpeft.clients.executor import Job
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import (
     Dinov2Config,
@@ -24,7 +25,7 @@ from fedpeft.data.rows import Rows
 from fedpeft.errors import ModelError
 from fedpeft.models.task import TASKS, trainable
 from fedpeft.peft.adapter import ClientForm
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.prompt_tuning import PROMPT, StackedPrompt
 from fedpeft.peft.prompts import first_position
 

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, Llama
 from fedpeft import seeds
 from fedpeft.data.examples import made_up
 from fedpeft.models.task import TASKS
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 LENGTH = 20

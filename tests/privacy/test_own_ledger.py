@@ -250,7 +250,7 @@ def test_a_client_refuses_what_its_mechanism_does_not_cover(federation):
         ({"kind": "evaluate"}, "losses on its rows"),
         ({"kind": "trian"}, "something called 'trian'"),
         ({"kind": "trian", "attempt": 7, "learning_rate": 1e-3}, "something called 'trian'"),
-        ({"round": -1}, "do not include"),
+        ({"round": 0}, "do not include"),
         ({"variate": b"x"}, "do not include"),
     ):
         report = edge.handle(replace(instruction, **changed))
@@ -297,6 +297,14 @@ def test_a_library_s_message_stays_at_home(federation, monkeypatch):
 
     monkeypatch.setattr(edge.workers, "answer", fail)
     assert edge.handle(instruction).error == FAILED
+
+
+@pytest.mark.parametrize("content", ["{}\n", "[1]\n", "3\n", '{"noise_multiplier": "x", "dp_delta": 1}\n'])
+def test_a_damaged_ledger_is_one_sentence(federation, content):
+    made = federation(privacy="dp_sgd(noise_multiplier=1)", clients=1)
+    (made.folder / "edge-0" / LEDGER).write_text(content)
+    with pytest.raises(PrivacyError, match="lacks its terms"):
+        made.edge(0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import Update, strategies
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.aggregation.update import Update
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec, norm
 from fedpeft.privacy.mechanism import ServerRound
 from fedpeft.privacy.mechanisms.local_dp import LocalDP

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModel, AutoModelForCausalLM
+from huggingface_hub import ModelCard
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.calibration import calibrate, temperature
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.predict import main as predict
 from fedpeft.run.finished import FinishedRun, sample_batch, twin
 from fedpeft.simulate import main as simulate
@@ -25,7 +26,10 @@ pytestmark = pytest.mark.slow
 
 TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1", "--local-steps=4",
         "--dtype=fp32", "--learning-rate=0.01"]  # fmt: skip
-METHODS = {"lora": [], "bitfit": [], "prefix": [], "ia3": ["--forgetting=tiny"], "lora + bitfit": []}
+METHODS = {"lora": [], "bitfit": [], "prefix": [], "ia3": ["--forgetting=tiny"], "lora + bitfit": [],
+           "prompt_tuning": []}  # fmt: skip
+WHOLE = ("lora", "full")
+TEXTS = ("some words of it", "kalep kamir puvos", "kalep " * 40)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,137 @@ def runs(tmp_path_factory):
 
 def said(capfd) -> str:
     return "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("method", WHOLE)
+def test_a_pipeline_classifies_as_predict_does(method, whole, trusted, capfd):
+    run, out = whole["classification", method]
+    classify = pipeline("text-classification", str(out), trust_remote_code=True)
+    capfd.readouterr()
+    for text in TEXTS:
+        assert predict([str(run.folder), text]) == 0
+        [best] = classify(text, truncation=True)
+        assert f"{best['label']} ({best['score']:.3f})" == said(capfd).strip()
+        every = classify(text, truncation=True, top_k=None)
+        assert {chance["label"] for chance in every} == set(run.labels)
+        assert sum(chance["score"] for chance in every) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("method", WHOLE)
+def test_a_classifier_s_folder_is_not_taken_for_another(method, whole, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE", 0)  # nobody is there to be asked
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        pipeline("text-classification", str(whole["classification", method][1]))
+
+
+@pytest.mark.parametrize("method", WHOLE)
+def test_a_language_model_s_folder_is_taken_as_it_is(method, whole, capfd):
+    run, out = whole["language", method]
+    ours = run.model(run.base()).base
+    ids = AutoTokenizer.from_pretrained(out)("some words of it", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert torch.allclose(AutoModelForCausalLM.from_pretrained(out)(ids).logits, ours(ids).logits, atol=1e-5)
+    assert (out / "generation_config.json").is_file()
+    capfd.readouterr()
+    assert predict([str(run.folder), "kalep kamir", "--new-tokens=5"]) == 0
+    write = pipeline("text-generation", str(out))
+    [made] = write("kalep kamir", max_new_tokens=5, do_sample=False, return_full_text=False)
+    assert made["generated_text"].strip() == said(capfd).strip()
+
+
+def test_a_language_model_s_folder_keeps_the_chat_template(whole, tmp_path, monkeypatch):
+    run, _ = whole["language", "lora"]
+    model = tmp_path / "chatty"
+    shutil.copytree(run.model_directory, model)
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    monkeypatch.setattr(FinishedRun, "model_directory", model)
+    assert export([str(run.folder), "--merge", "--output", str(tmp_path / "out")]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    chat = [{"role": "user", "content": "kalep"}, {"role": "assistant", "content": "kamir"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == "kalep kamir "
+
+
+def test_the_card_has_what_a_hub_reads(whole):
+    data = ModelCard.load(whole["language", "lora"][1] / "README.md").data
+    assert (data.base_model, data.library_name, data.pipeline_tag) == ("tiny_lm", "transformers", "text-generation")
+    assert {"federated-learning", "lora"} <= set(data.tags)
+    assert data.license is None
+
+
+def test_nothing_exported_tells_a_path_of_this_machine(whole, runs, tmp_path):
+    base = tmp_path / "mine"
+    shutil.copytree(FinishedRun.read(runs / "lora").model_directory, base)
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "kalep,a\nkamir,b\n" * 40)
+    words = [word for word in TINY if not word.startswith("--dataset")]
+    run = tmp_path / "run"
+    assert simulate([*words, f"--dataset=file:{rows}", "--model", str(base), "--output", str(run)]) == 0
+    assert export([str(run), "--output", str(tmp_path / "adapter")]) == 0
+    assert export([str(run), "--merge", "--output", str(tmp_path / "merged")]) == 0
+    exported = [tmp_path / "adapter", tmp_path / "merged", run / "adapter", *(out for _, out in whole.values())]
+    files = [file for folder in exported for file in folder.rglob("*") if file.is_file()]
+    assert len(files) > 20
+    for path in (tmp_path, base.parent, FinishedRun.read(runs / "lora").model_directory.parent):
+        assert not [file for file in files if str(path).encode() in file.read_bytes()]
+    assert "| base model | mine |" in (tmp_path / "merged" / "README.md").read_text()
+    assert "file:rows.csv" in (tmp_path / "merged" / "README.md").read_text()
+    assert not (run / "adapter" / "README.md").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "prompt_tuning"])
+def test_peft_s_auto_class_does_not_load_an_adapter_with_another_head(method, runs):
+    file = runs / method / "adapter" / "adapter_config.json"
+    assert json.loads(file.read_text())["base_model_name_or_path"] == "tiny"
+    with pytest.raises(ValueError, match=r"auto class|Expected target PEFT class"):
+        AutoPeftModelForSequenceClassification.from_pretrained(file.parent)
+
+
+def test_peft_s_auto_class_loads_a_language_model_s_adapter(whole, tmp_path, monkeypatch):
+    run, _ = whole["language", "lora"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny_lm").symlink_to(run.model_directory)  # as the hub would have it
+    loaded = AutoPeftModelForCausalLM.from_pretrained(run.folder / "adapter")
+    batch = sample_batch(run.model_directory)
+    with torch.no_grad():
+        assert torch.allclose(loaded(**batch).logits, run.model(run.base()).base(**batch).logits, atol=1e-5)
+
+
+def test_a_run_is_used_from_another_folder_than_it_was_made_in(runs, tmp_path, capfd, monkeypatch):
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir(), away.mkdir()
+    shutil.copytree(FinishedRun.read(runs / "lora").model_directory, home / "mine")
+    (home / "rows.csv").write_text("text,label\n" + "kalep,a\nkamir,b\n" * 40)
+    (home / "test.csv").write_text("text,label\nkalep,a\nkamir,b\n")
+    words = [word for word in TINY if not word.startswith("--dataset")]
+    monkeypatch.chdir(home)
+    data = "file(path='rows.csv', test='test.csv')"
+    assert simulate([*words, "--dataset", data, "--model=./mine", "--forgetting=file:rows.csv", "--output=run"]) == 0
+    monkeypatch.chdir(away)
+    config = FinishedRun.read(home / "run").config
+    assert config.model == str(home / "mine")
+    assert config.dataset == f"file(path='{home}/rows.csv', test='{home}/test.csv')"
+    assert config.forgetting == f"file:{home}/rows.csv"
+    assert predict([str(home / "run"), "kalep"]) == 0
+    assert export([str(home / "run"), "--merge", "--output=out"]) == 0
+    assert simulate(["--resume", str(home / "run")]) == 0
+
+
+def test_an_image_classifier_is_exported_whole(tmp_path, trusted):
+    from transformers import AutoModelForImageClassification, ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    ViTModel(ViTConfig(image_size=64, patch_size=8, **small)).save_pretrained(tmp_path / "vit")
+    words = [word for word in TINY if not word.startswith("--dataset")]
+    folder = tmp_path / "run"
+    assert simulate([*words, "--dataset=digits", "--model", str(tmp_path / "vit"), "--output", str(folder)]) == 0
+    assert export([str(folder), "--merge", "--output", str(tmp_path / "out")]) == 0
+    run = FinishedRun.read(folder)
+    batch = sample_batch(run.model_directory)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    with torch.no_grad():
+        assert torch.allclose(model(**batch).logits, run.model(run.base())(batch), atol=1e-5)
+    assert model.config.id2label[3] == run.labels[3]
 
 
 @pytest.mark.parametrize("method", METHODS)

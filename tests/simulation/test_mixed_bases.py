@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 from fedpeft.clients.client import ClientSide
-from fedpeft.clients.workbench import cached_examples
 from rich.console import Console
 from torch import nn
 
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.config import RunConfig
-from fedpeft.models.layers import linear_layers
+from fedpeft.data.cached_rows import cached_examples
+from fedpeft.models.layers import linear_layers, replace
 from fedpeft.models.quantized import PRECISIONS, QuantizedLinear, dequantized, quantize, weight_of
 from fedpeft.models.task import DTYPES
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State, held_in
-from fedpeft.peft.stacked_layers import replace
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.final_score import save
 from fedpeft.run.records import Records

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from fedpeft.config import RunConfig
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.final_score import save
 from fedpeft.run.records import Records

@@ -146,8 +146,7 @@ def test_a_model_with_a_residual_reloads_to_the_same_logits(method, tmp_path):
     assert server.residual.total
     save(simulation.setup, progress.adapter, tmp_path / "run", server.residual.total)
     reloaded = simulation.workers.pool.submit(lambda worker: worker).result()
-    from fedpeft.clients.workbench import cached_examples
-
+    from fedpeft.data.cached_rows import cached_examples
     from fedpeft.peft import saved_adapter
 
     base = simulation.setup.task.base(simulation.setup.model_directory, torch.float32)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedpeft.aggregation.adaptive import AdaptiveServerOptimizer
+from fedpeft.aggregation.server_optimizer import AdaptiveServerOptimizer
 from fedpeft.parts import setting
 
 

@@ -30,10 +30,12 @@ from typing import Final
 import numpy as np
 
 from fedpeft.communication.bit_allocation import SLICINGS, Slices, slices
-from fedpeft.communication.codec import Context, Encoded, Plan, Quantizer, Signal, segment_reduce
 from fedpeft.communication.entropy import PRECISION, coded_size, decode_symbols, encode_symbols
 from fedpeft.communication.levels import CLASSES, ExpectedLevels, classes_of, level_streams
-from fedpeft.communication.payload import Array, Expected, Reader, Shape, Symbols
+from fedpeft.communication.payload import Array, Reader, Shape
+from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
+from fedpeft.communication.symbols import Expected, Symbols
+from fedpeft.communication.vectors import segment_reduce
 from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 

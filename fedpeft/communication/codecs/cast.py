@@ -14,8 +14,9 @@ from typing import Final
 import numpy as np
 import torch
 
-from fedpeft.communication.codec import Context, Encoded, Plan, Quantizer, Signal
-from fedpeft.communication.payload import Array, Expected, Reader, Shape, Symbols, total
+from fedpeft.communication.payload import Array, Reader, Shape, total
+from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
+from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.parts import setting
 
 WORDS: Final[dict[str, tuple[torch.dtype, torch.dtype]]] = {

@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.codec import Context, Encoded, Plan, Signal, Transform
 from fedpeft.communication.payload import Array, Reader, Shape, total, varint
+from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transform
 from fedpeft.errors import ConfigError, PayloadError
 
 MAX_VERSION: Final = (1 << 62) - 1

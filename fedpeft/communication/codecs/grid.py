@@ -23,11 +23,14 @@ from typing import Final
 import numpy as np
 
 from fedpeft.communication.bit_allocation import SLICINGS, slices
-from fedpeft.communication.codec import Codec, Context, Encoded, Plan, Quantizer, Signal, segment_reduce
+from fedpeft.communication.codec import Codec
 from fedpeft.communication.codecs.adaptive import REACH, STEPS, StepSearch, ratio, relative_steps
 from fedpeft.communication.entropy import coded_size, decode_symbols, encode_symbols
 from fedpeft.communication.levels import CLASSES, ExpectedLevels, classes_of, level_streams
-from fedpeft.communication.payload import Array, Expected, Reader, Shape, Symbols, read_payload, varint
+from fedpeft.communication.payload import Array, Reader, Shape, read_payload, varint
+from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
+from fedpeft.communication.symbols import Expected, Symbols
+from fedpeft.communication.vectors import segment_reduce
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import setting
 

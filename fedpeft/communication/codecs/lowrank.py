@@ -23,8 +23,9 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.codec import Context, Encoded, Plan, Signal, Transform
-from fedpeft.communication.payload import Array, Expected, Reader, Shape, Symbols, size
+from fedpeft.communication.payload import Array, Reader, Shape, size
+from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transform
+from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 

@@ -1,6 +1,6 @@
 """Symbols in radix packing: as many to a 64-bit word as fit, so four-bit codes take four bits and trits 1.6.
 
-The size depends on counts and alphabets alone, never on the values. See `fedpeft.communication.payload.pack_symbols`.
+The size depends on counts and alphabets alone, never on the values. See `fedpeft.communication.symbols.pack_symbols`.
 """
 
 from __future__ import annotations
@@ -8,16 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft.communication.codec import Packer
-from fedpeft.communication.payload import (
-    Array,
-    Expected,
-    Symbols,
-    pack_symbols,
-    packed_bound,
-    packed_size,
-    unpack_symbols,
-)
+from fedpeft.communication.payload import Array
+from fedpeft.communication.steps import Packer
+from fedpeft.communication.symbols import Expected, Symbols, pack_symbols, packed_bound, packed_size, unpack_symbols
 from fedpeft.errors import PayloadError
 
 

@@ -19,9 +19,11 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.codec import Context, Encoded, Plan, Quantizer, Signal, segment_reduce, segment_sizes
-from fedpeft.communication.payload import Array, Expected, Reader, Shape, Symbols, total, varint
-from fedpeft.communication.scales import expected_scales, read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.levels import expected_scales, read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.payload import Array, Reader, Shape, total, varint
+from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
+from fedpeft.communication.symbols import Expected, Symbols
+from fedpeft.communication.vectors import segment_reduce, segment_sizes
 from fedpeft.parts import setting
 
 ROUNDINGS: Final = ("nearest", "stochastic", "dither")

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft.communication.codec import Packer
 from fedpeft.communication.entropy import decode_symbols, encode_bound, encode_symbols
-from fedpeft.communication.payload import Array, Expected, Reader, Symbols
+from fedpeft.communication.payload import Array, Reader
+from fedpeft.communication.steps import Packer
+from fedpeft.communication.symbols import Expected, Symbols
 
 
 @dataclass(frozen=True)

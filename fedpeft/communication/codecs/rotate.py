@@ -15,8 +15,9 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.codec import Context, Encoded, Plan, Signal, Transform, segment_reduce, segment_sizes
 from fedpeft.communication.payload import Array, Reader, Shape, size
+from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transform
+from fedpeft.communication.vectors import segment_reduce, segment_sizes
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft.communication.codec import Context, Encoded, Plan, Signal, Transform
-from fedpeft.communication.payload import Array, Expected, Reader, Shape, Symbols, total, varint
+from fedpeft.communication.payload import Array, Reader, Shape, total, varint
+from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transform
+from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 

@@ -20,10 +20,12 @@ from typing import Final
 import numpy as np
 
 from fedpeft.communication.bit_allocation import SLICINGS, integer_widths, slices
-from fedpeft.communication.codec import Context, Encoded, Plan, Quantizer, Signal, segment_reduce
 from fedpeft.communication.entropy import decode_symbols, encode_symbols
-from fedpeft.communication.payload import Array, Expected, Reader, Shape, Symbols, packed_size
-from fedpeft.communication.scales import expected_scales, read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.levels import expected_scales, read_scales, scale_symbols, scale_values, scale_words
+from fedpeft.communication.payload import Array, Reader, Shape
+from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
+from fedpeft.communication.symbols import Expected, Symbols, packed_size
+from fedpeft.communication.vectors import segment_reduce
 from fedpeft.parts import setting
 
 STEP: Final = (0.0, 1.596, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)

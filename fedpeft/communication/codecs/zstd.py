@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import zstandard
 
-from fedpeft.communication.codec import ByteStep
+from fedpeft.communication.steps import ByteStep
 from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.errors import AssetError, DataError
-from fedpeft.machine.downloads import cached_folder
+from fedpeft.machine.cache import cached_folder
 from fedpeft.parts import setting
 
 PACKAGE = "dataset-fashion-mnist"

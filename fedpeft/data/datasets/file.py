@@ -8,23 +8,18 @@ rows, a seeded share of each class is held out. The data is yours, and so is its
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import ClassVar
 
 from fedpeft.data import user_rows
 from fedpeft.data.conversations import with_messages
 from fedpeft.data.rows import Dataset
-from fedpeft.errors import ConfigError, DataError
+from fedpeft.data.user_rows import records
 from fedpeft.parts import setting
 
 MESSAGES = "messages"
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
-JSON_LINES = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -68,57 +63,6 @@ class File:
         """The usual column of conversations, if the first record has it and no text."""
         _, first = next(records(self.path), ("", {}))
         return MESSAGES if MESSAGES in first and self.text not in first else None
-
-
-def records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a CSV, TSV or JSONL file, each with its place ("line 3"); ConfigError or DataError."""
-    path = Path(name).expanduser()
-    suffix = path.suffix.lower()
-    if suffix not in DELIMITERS and suffix not in JSON_LINES:
-        raise ConfigError(f"{name} must end in {', '.join((*DELIMITERS, *JSON_LINES))}, which says how to read it")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            yield from _json_lines(name, stream) if suffix in JSON_LINES else _table(name, stream, DELIMITERS[suffix])
-    except FileNotFoundError:
-        raise DataError(f"there is no file {name}") from None
-    except IsADirectoryError:
-        raise DataError(f"{name} is a directory; name a file in it") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); save it with that encoding") from None
-    except OSError as error:
-        raise DataError(f"can't read {name}: {error.strerror}") from None
-
-
-def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses texts beyond 128 kB
-    reader = csv.reader(stream, delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            raise DataError(f"{name} is empty")
-        if len(set(header)) < len(header):
-            raise DataError(f"{name} names a column twice in its first line: {', '.join(header)}")
-        for fields in reader:
-            if not fields:
-                continue  # a blank line
-            if len(fields) != len(header):
-                raise DataError(f"line {reader.line_num} of {name} has {len(fields)} fields, the first {len(header)}")
-            yield f"line {reader.line_num}", dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise DataError(f"line {reader.line_num} of {name} is not valid CSV: {error}") from None
-
-
-def _json_lines(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"line {number} of {name} is not valid JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise DataError(f'line {number} of {name} is not a JSON object such as {{"text": ..., "label": ...}}')
-        yield f"line {number}", record
 
 
 part = File

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fedpeft.machine.downloads import Asset, cached_folder, needs_extra
+from fedpeft.errors import needs_extra
+from fedpeft.machine.cache import cached_folder
+from fedpeft.machine.downloads import Asset
 from fedpeft.models import model_folder
 
 ASSET = Asset(

@@ -18,8 +18,8 @@ from fedpeft.data.examples import Batch, Examples, ImageRows
 from fedpeft.data.images import image_rows
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import token_rows
+from fedpeft.models.frozen_blocks import pool
 from fedpeft.models.loading import Say, load_base, unheard
-from fedpeft.models.pooling import pool
 from fedpeft.models.task import FederatedModel, RowLosses, Task
 
 

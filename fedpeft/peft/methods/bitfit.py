@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import KEY_PROJECTIONS, blocks, innermost
+from fedpeft.models.layers import KEY_PROJECTIONS, blocks, innermost, replace
 from fedpeft.models.task import FederatedModel, adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
-from fedpeft.peft.stacked_layers import StackedLayer, replace
+from fedpeft.peft.stacked_layers import StackedLayer
 
 
 class Biased(nn.Module):

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import named_like
+from fedpeft.models.layers import named_like, replace
 from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, drawn
-from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear, replace
+from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
 
 ATTENTION_END = (".attention.output.dense", ".o_proj", ".out_proj")
 FEEDFORWARD_START = (".intermediate.dense", ".gate_proj", ".fc1")

@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import target_layers
+from fedpeft.models.layers import replace, target_layers
 from fedpeft.models.task import FederatedModel, adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod
-from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight, replace
+from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
 
 SUFFIX = ".lora_R.weight"
 

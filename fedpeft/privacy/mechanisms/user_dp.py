@@ -26,7 +26,8 @@ import torch
 
 from fedpeft.aggregation.aggregator import Collector, Outcome
 from fedpeft.aggregation.server_optimizer import Memory
-from fedpeft.aggregation.strategy import Fold, LinearStrategy, Update
+from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.aggregation.update import Fold, Update
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import norm

@@ -1,0 +1,42 @@
+"""The source of any commit, to run commands from."""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from fedpeft.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A commit's source.
+
+    Attributes:
+        name: as the user calls it.
+        source: the folder that holds the packages.
+    """
+
+    name: str
+    source: Path
+
+
+def checked_out(name: str, place: Path) -> Checkout:
+    """The source of a commit, written into the new folder `place`; or of a folder with a checkout, where it is.
+
+    Raises:
+        ConfigError: the name says neither.
+    """
+    if (Path(name) / "fedpeft").is_dir():
+        return Checkout(name, Path(name).resolve())
+    archive = subprocess.run(["git", "-C", REPOSITORY, "archive", name], capture_output=True)
+    if archive.returncode:
+        raise ConfigError(f"{name!r} is no commit that git knows, and no folder with a checkout")
+    with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
+        files.extractall(place, filter="data")
+    return Checkout(name, place)

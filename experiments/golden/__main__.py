@@ -1,0 +1,119 @@
+"""Do two commits give the same results? `python -m experiments.golden COMMIT_A COMMIT_B`
+
+A commit is anything that git knows by name, or a folder with a checkout (`.` is the working tree as it is). Both are
+run on this machine, case by case, by the same interpreter, as their own commands (simulate, serve and join, certs),
+with one thread, without a GPU, each with an empty cache of its own, and with the same kernel for frozen products. What
+a run's folder holds is compared, see `experiments.golden.outcome`; the exit code is 1 where a case differs by more than
+the tolerance, of which the default is nothing at all.
+
+    python -m experiments.golden 5a23b78 HEAD
+    python -m experiments.golden 5a23b78 . --only "strategy|real clients" --jobs 2
+    python -m experiments.golden 5a23b78 HEAD --only "^fp32" --tolerance 1e-5      an order of sums has changed
+
+Cases are in today's flags; where a commit has others, `experiments.golden.flags` translates. Not pinned, since no
+setting says it: how many clients share a pass of the batched executor, which goes by the rows' mean length.
+
+    python -m experiments.golden --write
+
+makes the numbers anew that `tests/test_golden.py` expects of runs in fp64. Results must not change, so this is for
+cases that are new; git shows what else it has changed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from experiments import one_sentence
+from experiments.checkouts import checked_out
+from experiments.golden.cases import Case, every_case
+from experiments.golden.comparison import Verdict, compare, kernels_of
+from experiments.golden.samples import write
+from fedpeft.errors import ConfigError
+from fedpeft.models.kernels import cpu_name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to compare."""
+
+    commits: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """two commits, or folders with a checkout"""
+    only: str = ""
+    """only the cases whose names this regular expression finds"""
+    tolerance: float = 0.0
+    """the largest difference to accept, relative to a tensor's largest entry, or to a value"""
+    kernel: str = ""
+    """of frozen products in fp32 and bf16: native, onednn or widened; empty: the last that this machine has"""
+    jobs: int = 1
+    """cases that are run at the same time"""
+    keep: Path | None = None
+    """a new folder for the runs, to look at; otherwise they are removed"""
+    write: bool = False
+    """make the numbers of tests/golden/runs anew, from the working tree"""
+
+
+def chosen(only: str) -> list[Case]:
+    """The cases whose names a regular expression finds.
+
+    Raises:
+        ConfigError: it is none, or finds nothing.
+    """
+    cases = every_case()
+    try:
+        found = [case for case in cases if re.search(only, case.name)]
+    except re.error as error:
+        raise ConfigError(f"only={only!r} is no regular expression: {error}") from None
+    if not found:
+        groups = ", ".join(dict.fromkeys(case.name.partition("/")[0] for case in cases))
+        raise ConfigError(f"only={only!r} is in no case's name; names are GROUP/WHAT, and groups: {groups}")
+    return found
+
+
+def say(verdict: Verdict, seconds: float) -> None:
+    """A line of the table."""
+    print(f"{verdict.case.name:<42} {verdict.text} ({seconds:.1f} s)", flush=True)
+
+
+def main(settings: Settings) -> int:
+    """The command; returns its exit code: 1 where a case differs.
+
+    Raises:
+        ConfigError: settings that can't be used.
+    """
+    if settings.write:
+        write()
+        return 0
+    if len(settings.commits) != 2:
+        raise ConfigError(f"{len(settings.commits)} commits were given; name two: python -m experiments.golden A B")
+    if settings.tolerance < 0 or settings.jobs < 1:
+        raise ConfigError("tolerance must be at least 0, and jobs at least 1")
+    if settings.keep is not None and settings.keep.exists():
+        raise ConfigError(f"{settings.keep} exists; give a new folder to --keep")
+    started, cases, kernels = time.perf_counter(), chosen(settings.only), kernels_of(settings.kernel)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (settings.keep or Path(temporary) / "golden").absolute()
+        one, other = (checked_out(name, work / f"source-{s}") for name, s in zip(settings.commits, "ab", strict=True))
+        verdicts = compare(cases, (one, other), work, kernels, settings.tolerance, settings.jobs, say)
+    differing = [verdict for verdict in verdicts if not verdict.same]
+    print(
+        f"\n{len(verdicts)} cases, {len(differing)} differ by more than {settings.tolerance:g}; {cpu_name()}, torch "
+        f"{torch.__version__}, {', '.join(sorted(set(kernels.values())))} products, "
+        f"{time.perf_counter() - started:.0f} s"
+    )
+    for verdict in differing:
+        print(f"  {verdict.case.name}: {verdict.text}")
+    return int(bool(differing))
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        sys.exit(main(tyro.cli(Settings, description=__doc__)))

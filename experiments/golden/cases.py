@@ -1,0 +1,297 @@
+"""The runs that are compared: every part that the package lists, and what parts do together.
+
+All are on the made data sets and the tiny models, in fp64 unless they say otherwise: there a change in the order of
+sums shows in the 13th digit, and everything else before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from fedpeft.clients.attack import ATTACKS
+
+from experiments.golden.flags import Settings, with_settings
+from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.communication.codec import PRESETS
+from fedpeft.communication.downlink import DOWNLINKS
+from fedpeft.data.partition import PARTITIONS
+from fedpeft.data.rows import load_dataset
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.mechanism import MECHANISMS
+
+Kind = Literal["simulation", "real clients", "resumed"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run.
+
+    Attributes:
+        name: GROUP/WHAT.
+        settings: of the run, in the flags of commit 5a23b78.
+        kind: a simulation; a server with three clients over loopback; or a simulation that the first of two commits
+            begins and the other goes on with.
+        files: that the settings name, by path in the folder of the run.
+    """
+
+    name: str
+    settings: Settings
+    kind: Kind = "simulation"
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+BASE: Settings = {
+    "dataset": "tiny",
+    "model": "models/tiny",
+    "tokens": 32,
+    "clients": 6,
+    "cohort": 4,
+    "rounds": 3,
+    "workers": 1,
+    "seed": 3,
+    "local_steps": 3,
+    "peft": "lora(rank=4, layers=2)",
+    "dtype": "fp64",
+    "learning_rate": 3e-3,
+    "evaluate_every": 1,
+}
+
+OF_STRATEGY: Mapping[str, Settings] = {
+    "fed_sb": {"peft": "lora_sb(rank=4, layers=2)"},
+    "owned_mean": {"peft": "prefix_tuning(length=4)"},
+    "fedbuff": {"strategy": "fedbuff(buffer=2)"},
+    "krum": {"strategy": "krum(selected=2)", "cohort": "all"},
+}
+"""What a strategy needs beside its name."""
+
+OF_PEFT: Mapping[str, Settings] = {"vera": {"strategy": "rolora"}, "adalora": {"strategy": "flexlora"}}
+
+PIPELINES = {
+    "sparse signs": "topk(fraction=0.1) | sign | rans",
+    "sparse, zstd": "topk(fraction=0.25) | quantize(bits=4) | pack | zstd",
+    "nf4": "nf4 | rans",
+    "widths": "lowrank(share=0.5) | widths(bits=2.0) | pack",
+    "adaptive rank": "lowrank(share=0.5) | adaptive(bits=1.0) | rans",
+    "rotated": "rotate | quantize(bits=4) | rans",
+    "difference": "delta | quantize(bits=8) | rans",
+    "ef14": "ef14 | topk(fraction=0.1) | quantize(bits=4) | rans",
+    "ef21": "ef21 | topk(fraction=0.1) | sign | rans",
+    "rules": "over_time(high=2.0) | by_rows | by_link | small",
+}
+"""Codecs beside the presets: each kind of step, memory and precision rule."""
+
+NOISY = {"noise_multiplier": 0.8, "test_noise": True}
+OF_MECHANISM: Mapping[str, str] = {
+    "none": "none",
+    "dp_sgd": with_settings("dp_sgd", **NOISY),
+    "user_dp": with_settings("user_dp", **NOISY),
+    "local_dp": with_settings("local_dp", clip=0.1, **NOISY),
+}
+
+ADAPTIVE = {"quantile": 0.5, "count_noise": 2.0}
+USER_DP: Settings = {
+    "privacy": OF_MECHANISM["user_dp"],
+    "codec": "unbiased",
+    "server_optimizer": "adam(learning_rate=0.1)",
+}
+SPENT: Settings = {
+    "privacy": "dp_sgd(epsilon=1.5, noise_multiplier=0.8, test_noise=True)",
+    "rounds": 5,
+    "stop_at_budget": True,
+}
+
+RESUMED: Mapping[str, Settings] = {
+    "fedit, small": {"codec": "small"},
+    "ef14, adam": {"codec": "ef14 | topk(fraction=0.1)", "server_optimizer": "adam(learning_rate=0.1)"},
+    "fedex_lora": {"strategy": "fedex_lora", "ranks": "2*3,4*3"},
+    "hetlora": {"strategy": "hetlora(decay=0.75)", "ranks": "2*3,4*3"},
+    "fedsa_lora": {"strategy": "fedsa_lora"},
+    "scaffold": {"scaffold": True, "optimizer": "sgd"},
+    "user_dp": {"privacy": OF_MECHANISM["user_dp"], "head": "zero"},
+}
+SERVED: Mapping[str, Settings] = {
+    "fedit": {},
+    "fedex_lora": {"strategy": "fedex_lora"},
+    "small": {"codec": "small"},
+    "fedsa_lora, ef14": {"strategy": "fedsa_lora", "codec": "ef14 | topk(fraction=0.1)"},
+    "scaffold": {"scaffold": True, "optimizer": "sgd"},
+    "user_dp": {"privacy": OF_MECHANISM["user_dp"], "head": "zero"},
+    "local_dp": {"privacy": OF_MECHANISM["local_dp"], "head": "zero"},
+}
+
+PROFILES = """
+[[profile]]
+count = 2
+rank = 2
+alpha = 3
+local_steps = 1
+
+[[profile]]
+count = 4
+participation = 0.5
+link = 0.25
+"""
+
+MIXED_BASES = """
+[[profile]]
+count = 2
+base = "int8"
+
+[[profile]]
+count = 2
+base = "nf4"
+adapter = "bf16"
+
+[[profile]]
+count = 2
+base = "bf16"
+"""
+
+
+@cache
+def own_rows() -> Mapping[str, str]:
+    """Rows of a user's own: a table with classes and owners, and conversations."""
+    rows = load_dataset("tiny").train
+    assert rows.labels is not None
+    texts = [str(text) for text in rows.inputs[:120]]
+    table = [f"{text},{label % 2},{i % 5}" for i, (text, label) in enumerate(zip(texts, rows.labels, strict=False))]
+    halves = [(words[: len(words) // 2], words[len(words) // 2 :]) for words in map(str.split, texts[:60])]
+    chats = [
+        [{"role": "user", "content": " ".join(asked)}, {"role": "assistant", "content": " ".join(said)}]
+        for asked, said in halves
+    ]
+    return {
+        "rows.csv": "\n".join(["text,topic,who", *table]) + "\n",
+        "chats.jsonl": "".join(json.dumps({"messages": chat}) + "\n" for chat in chats),
+    }
+
+
+def every_case() -> list[Case]:
+    """All cases, in the order in which they are run."""
+    return [
+        *_strategies(),
+        *_peft_methods(),
+        *_communication(),
+        *_privacy(),
+        *_clients(),
+        *_data(),
+        *_precisions(),
+        *_machines(),
+    ]
+
+
+def _case(name: str, **settings: Any) -> Case:
+    """A simulation with these settings; `kind` and `files` are the case's own."""
+    kind: Kind = settings.pop("kind", "simulation")
+    files: Mapping[str, str] = settings.pop("files", {})
+    return Case(name, {**BASE, **settings}, kind, files)
+
+
+def _strategies() -> Iterator[Case]:
+    for name in strategies.names:
+        needs = {"strategy": name, **OF_STRATEGY.get(name, {})}
+        yield _case(f"strategy/{name}", **needs)
+        if strategies.build(name).mixed_ranks and name != "fed_sb":  # which takes mixed alphas only
+            yield _case(f"mixed ranks/{name}", **needs, ranks="2*2,4*2,6*2")
+    for name in ("fedit", "flexlora", "fedsa_lora", "fed_sb"):
+        yield _case(f"one by one/{name}", executor="sequential", strategy=name, **OF_STRATEGY.get(name, {}))
+    for rule in ("FedAvg", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"):
+        yield _case(f"strategy/flower {rule}", strategy=f"flower(rule={rule})")
+    yield _case("strategy/flower Krum, one hostile", strategy="flower(rule=Krum, num_malicious_nodes=1)")
+    for name in SERVER_OPTIMIZERS.names:
+        yield _case(f"server optimizer/{name}", server_optimizer=f"{name}(learning_rate=0.1)", rounds=4)
+    for name in HEADS.names:
+        yield _case(f"head/{name}", head=name)
+
+
+def _peft_methods() -> Iterator[Case]:
+    for name in PEFT_METHODS.names:
+        yield _case(f"peft/{name}", peft=name, **OF_PEFT.get(name, {}))
+    yield _case("peft/lora and bitfit", peft="lora(rank=4, layers=2) + bitfit(layers=1)")
+    yield _case("peft/prefixes and bottlenecks", peft="prefix_tuning(length=4) + bottleneck(dim=4)")
+    yield _case("peft/lora with dropout, one by one", peft="lora(rank=4, layers=2, dropout=0.1)", executor="sequential")
+    yield _case("peft/lora with dropout", peft="lora(rank=4, layers=2, dropout=0.1)")
+    yield _case("peft/other targets", peft="lora(rank=4, layers=3, targets=qv)")
+
+
+def _communication() -> Iterator[Case]:
+    for name in PRESETS:
+        yield _case(f"codec/{name}", codec=name)
+        if name in DOWNLINKS:
+            yield _case(f"downlink/{name} alone", downlink=name, rounds=4)
+    for name, text in PIPELINES.items():
+        yield _case(f"codec/{name}", codec=text, cohort="all" if "ef" in text else 4, rounds=4)
+    yield _case("codec/small, of exact rules", codec="small", strategy="fedex_lora", ranks="2*3,4*3")
+    yield _case("codec/small, of private factors", codec="small", strategy="fedsa_lora")
+
+
+def _privacy() -> Iterator[Case]:
+    private = {"head": "zero", "cohort": 3}
+    for name in MECHANISMS.names:
+        yield _case(f"privacy/{name}", privacy=OF_MECHANISM.get(name, name), **private)
+    budget = with_settings("dp_sgd", epsilon=8, test_noise=True)
+    yield _case("privacy/budget", privacy=budget, **private)
+    yield _case("privacy/spent budget", **private, **SPENT)
+    yield _case("privacy/adaptive clipping", **private, privacy=with_settings("user_dp", **NOISY, **ADAPTIVE))
+    yield _case("privacy/user_dp, small, adam", **private, **USER_DP)
+    yield _case("privacy/dp_sgd and flexlora", **private, privacy=OF_MECHANISM["dp_sgd"], strategy="flexlora")
+    yield _case("privacy/attacked", **private, privacy=with_settings("dp_sgd", audit=True, **NOISY))
+
+
+def _clients() -> Iterator[Case]:
+    yield _case("clients/proximal", proximal=0.5)
+    scaffold = {"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1, "rounds": 4}
+    yield _case("clients/scaffold", **scaffold)
+    yield _case("clients/scaffold, proximal, one by one", proximal=0.5, executor="sequential", **scaffold)
+    yield _case("clients/profiles", files={"p.toml": PROFILES}, strategy="flexlora", profiles="p.toml")
+    for name in ATTACKS.names:
+        yield _case(f"attack/{name}", attack=f"{name}(fraction=0.34)", cohort="all")
+    yield _case("attack/scaled_update, norm_bound", attack="scaled_update(fraction=0.34)", strategy="norm_bound")
+    for name in ("constant", "cosine"):
+        yield _case(f"clients/{name} schedule", schedule=name)
+    yield _case("clients/epochs", local_steps=0, local_epochs=0.5, batch_size=8, optimizer="adamw(weight_decay=0.1)")
+    yield _case("clients/equal weights", weighting="uniform", head_rate=1.0)
+
+
+def _data() -> Iterator[Case]:
+    for name in PARTITIONS.names:
+        yield _case(f"partition/{name}", partition=name, clients=0 if name == "natural" else 6)
+    yield _case("data/the usual model", model="auto")
+    yield _case("data/own rows", dataset="file(path=rows.csv, label=topic, owner=who)", partition="natural", clients=0)
+    yield _case("data/forgetting, pooled", forgetting="tiny(seed=1)", centralised=True)
+    language = {"dataset": "tiny_lm(rows=12)", "partition": "natural", "clients": 0, "model": "models/tiny_lm"}
+    for strategy in ("fedit", "flexlora", "fedsa_lora"):
+        yield _case(f"language/{strategy}", **language, strategy=strategy, peft="lora(rank=4)")
+    yield _case("language/prefixes", **language, peft="prefix_tuning(length=4)")
+    yield _case("language/small, one by one", **language, peft="lora(rank=4)", codec="small", executor="sequential")
+    chats = {"dataset": "file(path=chats.jsonl)", "model": "models/tiny_lm", "peft": "lora(rank=4)"}
+    yield _case("language/instruction", **chats, partition="iid", tokens=64)
+
+
+def _precisions() -> Iterator[Case]:
+    for dtype in ("fp32", "bf16"):
+        for strategy in ("fedit", "flexlora", "fedex_lora"):
+            yield _case(f"{dtype}/{strategy}", dtype=dtype, strategy=strategy)
+        yield _case(f"{dtype}/small", dtype=dtype, codec="small", rounds=4)
+        yield _case(f"{dtype}/one by one", dtype=dtype, executor="sequential")
+        yield _case(f"{dtype}/all blocks", dtype=dtype, peft="lora(rank=4, layers=3)")
+        yield _case(f"{dtype}/dp_sgd", dtype=dtype, privacy=OF_MECHANISM["dp_sgd"], head="zero")
+        yield _case(f"{dtype}/qlora", dtype=dtype, peft="qlora(rank=4, layers=2)")
+        yield _case(f"{dtype}/dora", dtype=dtype, peft="dora(rank=4, layers=2)")
+    yield _case("fp32/mixed bases", files={"p.toml": MIXED_BASES}, dtype="fp32", profiles="p.toml", cohort="all")
+
+
+def _machines() -> Iterator[Case]:
+    yield _case("machine/two workers", workers=2, rounds=2)
+    yield _case("machine/two workers, private factors", workers=2, rounds=2, strategy="fedsa_lora")
+    yield _case("machine/ray", grid="ray", workers=1, rounds=2)
+    for name, settings in RESUMED.items():
+        yield _case(f"resumed/{name}", kind="resumed", **{"rounds": 12, "cohort": 3, **settings})
+    for name, settings in SERVED.items():
+        yield _case(f"real clients/{name}", kind="real clients", **{"clients": 3, "cohort": "all", **settings})

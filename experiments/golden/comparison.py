@@ -1,0 +1,127 @@
+"""All cases in two trees, and what becomes of each."""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from experiments.checkouts import Checkout
+from experiments.golden.cases import Case
+from experiments.golden.commands import Commands
+from experiments.golden.models import make_models
+from experiments.golden.outcome import Outcome, added, differences
+from experiments.golden.runs import RefusedError, Runs, Tree
+from fedpeft.errors import ConfigError
+from fedpeft.models.kernels import candidates, cpu_name
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What has become of a case: whether it is the same within the tolerance, and a sentence."""
+
+    case: Case
+    same: bool
+    text: str
+
+
+def judged(case: Case, first: Outcome | str, second: Outcome | str, tolerance: float) -> Verdict:
+    """Compare two outcomes; a text is why there is none."""
+    if isinstance(second, str):
+        return Verdict(case, False, f"REFUSED by {'both' if isinstance(first, str) else 'the second'}: {second}")
+    if isinstance(first, str):
+        return Verdict(case, True, f"only the second runs it; the first says: {first}")
+    found, more = differences(first, second), added(first, second)
+    new = f"; {len(more)} values are new, such as {more[0]!r}" if more else ""
+    if not found:
+        return Verdict(case, True, f"equal: {len(first.tensors)} tensors, {len(first.values)} values{new}")
+    amount = f"by {found[0].amount:.1e}" if math.isfinite(found[0].amount) else "altogether"
+    beyond = sum(d.amount > tolerance for d in found)
+    what = f"{found[0].name} {amount}, {len(found)} in all"
+    if not beyond:
+        return Verdict(case, True, f"within the tolerance: most {what}{new}")
+    return Verdict(case, False, f"DIFFERS: most {what}, {beyond} beyond the tolerance{new}")
+
+
+def kernels_of(name: str) -> dict[str, str]:
+    """For each dtype the kernel called `name`, or torch's own where the dtype has none of that name.
+
+    An empty name stands for the last that this machine has: the one that is not torch's own, as a rule.
+
+    Raises:
+        ConfigError: this machine has none of that name.
+    """
+    legal = {str(dtype): candidates(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    names = {kernel for found in legal.values() for kernel in found}
+    if name and name not in names:
+        raise ConfigError(f"kernel={name!r} can't be used on this machine; legal: {', '.join(sorted(names))}")
+    return {dtype: found[-1] if not name else name if name in found else "native" for dtype, found in legal.items()}
+
+
+def tree_of(checkout: Checkout, cache: Path, kernels: dict[str, str]) -> Tree:
+    """A tree whose commands find an empty cache, and a choice of kernels as if they had made it before."""
+    cache.mkdir(parents=True)
+    known = {f"{cpu_name()} / torch {torch.__version__} / {dtype}": kernel for dtype, kernel in kernels.items()}
+    (cache / "kernels.json").write_text(json.dumps(known))
+    return Tree(checkout.name, checkout.source, cache)
+
+
+def compare(
+    cases: Sequence[Case],
+    checkouts: tuple[Checkout, Checkout],
+    work: Path,
+    kernels: dict[str, str],
+    tolerance: float,
+    jobs: int,
+    said: Callable[[Verdict, float], None],
+) -> list[Verdict]:
+    """Run all cases in both; the same case runs in one right after the other.
+
+    Args:
+        cases: to run.
+        checkouts: the reference first.
+        work: a folder for all that the runs write.
+        kernels: see `kernels_of`.
+        tolerance: at least 0, relative.
+        jobs: how many cases run at the same time.
+        said: is told each verdict and its seconds.
+    """
+    first, second = (tree_of(c, work / f"cache-{side}", kernels) for c, side in zip(checkouts, "ab", strict=True))
+    make_models(work / "models")
+    waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
+    for case in cases:
+        waiting.put(case)
+    verdicts: list[Verdict] = []
+
+    def work_off() -> None:
+        commands = Commands()
+        runs = Runs(work, first, commands)
+        try:
+            while True:
+                case, started = waiting.get_nowait(), time.perf_counter()
+                outcomes = [_attempt(runs, case, tree) for tree in (first, second)]
+                verdicts.append(judged(case, outcomes[0], outcomes[1], tolerance))
+                said(verdicts[-1], time.perf_counter() - started)
+        except queue.Empty:
+            return
+        finally:
+            commands.close()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(work_off) for _ in range(jobs)]:
+            done.result()
+    return verdicts
+
+
+def _attempt(runs: Runs, case: Case, tree: Tree) -> Outcome | str:
+    try:
+        return runs.run(case, tree)
+    except RefusedError as error:
+        return str(error)

@@ -1,0 +1,124 @@
+"""What a run has come to, as its folder says, without what it cannot repeat: times, memory, versions.
+
+Tensors: the server's last checkpoint (global state, optimizer, residual, control variate, in the run's own precision),
+the saved adapter or model, and the scores per test row. Values: the lines of rounds.jsonl and clients.jsonl, and
+summary.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+Value = str | int | float | bool | None
+
+STATES = ("checkpoint", "adapter", "model", "centralised")
+"""Folders of a run that hold states."""
+
+UNREPEATED = ("seconds", "memory", "versions", "resumed", "wire_", "cpu", "gpus", "system", "not_covered")
+"""Values whose names hold one of these are no results: they differ between two runs of a commit, or are prose."""
+
+FLOOR = 1e-6
+"""What is smaller is compared as if it were as large: of numbers that are zero but for rounding nothing is expected."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Tensors and values of a finished run, by name."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not equal bit for bit.
+
+    Attributes:
+        name: of the tensor or value.
+        amount: the largest difference of two entries over the largest entry; infinite where that has no meaning.
+    """
+
+    name: str
+    amount: float
+
+
+def outcome(folder: Path) -> Outcome:
+    """What the finished run in `folder` has come to."""
+    tensors: dict[str, Tensor] = {}
+    for state in STATES:
+        for file in sorted((folder / state).rglob("*.safetensors")):
+            tensors |= {f"{file.relative_to(folder).with_suffix('')} {n}": t for n, t in load_file(file).items()}
+    scores = folder / "predictions.npz"  # a server has none
+    if scores.exists():
+        with np.load(scores) as columns:
+            tensors |= {f"predictions {name}": torch.from_numpy(columns[name]) for name in columns}
+    values: dict[str, Value] = {}
+    for kind, about in (("rounds", "round"), ("clients", "client")):
+        file = folder / f"{kind}.jsonl"
+        for line in map(json.loads, file.read_text().splitlines()):
+            where = f"round {line['round']}" + (f" client {line['client']}" if about == "client" else "")
+            values |= _flat(where, line)
+    return Outcome(tensors, values | _flat("summary", json.loads((folder / "summary.json").read_text())))
+
+
+def _flat(name: str, value: Any) -> dict[str, Value]:
+    if any(word in name for word in UNREPEATED):
+        return {}
+    if isinstance(value, dict):
+        return {key: v for part, inner in value.items() for key, v in _flat(f"{name} {part}", inner).items()}
+    if isinstance(value, list):
+        return {key: v for i, inner in enumerate(value) for key, v in _flat(f"{name} {i}", inner).items()}
+    return {name: value}
+
+
+def differences(reference: Outcome, other: Outcome) -> list[Difference]:
+    """What `other` lacks or has otherwise, the largest first. What it has in addition changes nothing."""
+    found = [
+        *(Difference(name, apart(a, other.tensors.get(name))) for name, a in reference.tensors.items()),
+        *(Difference(name, values_apart(a, other.values.get(name, _MISSING))) for name, a in reference.values.items()),
+        *(Difference(name, math.inf) for name in other.tensors if name not in reference.tensors),
+    ]
+    return sorted((d for d in found if d.amount), key=lambda d: -d.amount)
+
+
+def added(reference: Outcome, other: Outcome) -> list[str]:
+    """Values that only `other` has."""
+    return [name for name in other.values if name not in reference.values]
+
+
+def apart(one: Tensor, other: Tensor | None) -> float:
+    """How far two tensors are apart, relative to the larger of their largest entries."""
+    if other is None or one.shape != other.shape or one.dtype != other.dtype:
+        return math.inf
+    if torch.equal(one, other):
+        return 0.0
+    a, b = one.double(), other.double()
+    amount = float((a - b).abs().max() / max(FLOOR, float(a.abs().max()), float(b.abs().max())))
+    return amount if math.isfinite(amount) else math.inf
+
+
+_MISSING = "(missing)"
+
+
+def values_apart(one: Value, other: Value) -> float:
+    """How far two values are apart, relative to the larger one; infinite where they are no numbers, and differ."""
+    if one == other and type(one) is type(other):
+        return 0.0
+    if not (_is_number(one) and _is_number(other)):
+        return math.inf
+    a, b = float(one), float(other)  # type: ignore[arg-type]
+    return abs(a - b) / max(FLOOR, abs(a), abs(b)) if a != b else math.inf  # 2 and 2.0 are not the same
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,146 @@
+"""The numbers of small runs in fp64 that every commit must give, on any processor, to 1e-8.
+
+Of each tensor of the last checkpoint its norm and some entries are kept; of rounds.jsonl, clients.jsonl and
+summary.json what is computed in fp64, and bytes. Not so the saved adapter and what is scored with it: both are fp32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from experiments.checkouts import REPOSITORY
+from experiments.golden.cases import Case, every_case
+from experiments.golden.flags import translated, understood, words
+from experiments.golden.models import make_models
+from experiments.golden.outcome import Outcome, outcome
+from experiments.golden.runs import prepare
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.simulate import main as simulate
+
+GOLDEN = REPOSITORY / "tests" / "golden" / "runs"
+
+TOLERANCE = 1e-8
+"""Relative, as in `experiments.golden.outcome`."""
+
+ENTRIES = 16
+"""Entries that are kept of each tensor."""
+
+NAMES = (
+    *("strategy/fedit", "strategy/rolora", "strategy/fedsa_lora", "strategy/lora_fair", "strategy/fedsvd"),
+    *("strategy/fedrot_lora", "strategy/fed_sb", "strategy/flasc", "strategy/fedbuff", "strategy/krum"),
+    *("strategy/norm_bound", "mixed ranks/flexlora", "mixed ranks/flora", "mixed ranks/hetlora"),
+    *("mixed ranks/fedex_lora", "mixed ranks/raflora", "one by one/fedit", "server optimizer/adam"),
+    *("peft/dora", "peft/prefix_tuning", "codec/small", "codec/ef21", "privacy/dp_sgd"),
+    *("privacy/adaptive clipping", "privacy/local_dp", "clients/scaffold", "language/fedit", "language/instruction"),
+)
+"""The cases: one for each thing that a change could break by itself."""
+
+OF_SUMMARY = re.compile(r"summary (.*bytes|parameters|cohort|rejected|epsilon.*|dp_delta|noise_multiplier)$")
+"""What a summary says that does not come from the fp32 score."""
+
+
+def golden_cases() -> list[Case]:
+    """The cases whose numbers are kept."""
+    return [case for case in every_case() if case.name in NAMES]
+
+
+def file_of(case: Case) -> Path:
+    """Where the numbers of a case are kept."""
+    return GOLDEN / (re.sub(r"\W+", "-", case.name) + ".json")
+
+
+def positions(count: int) -> list[int]:
+    """Which entries of a tensor with `count` of them are kept: some, spread over all of it by the golden ratio."""
+    return sorted({int(i * 0.6180339887498949 % 1 * count) for i in range(min(ENTRIES, count))})
+
+
+def thinned(made: Outcome) -> Outcome:
+    """What is kept of an outcome."""
+    tensors = {name: tensor.double().flatten() for name, tensor in made.tensors.items() if "checkpoint" in name}
+    values = {n: v for n, v in made.values.items() if not n.startswith("summary") or OF_SUMMARY.match(n)}
+    for name, tensor in tensors.items():
+        values |= {f"norm of {name}": float(tensor.norm()), f"shape of {name}": str(tuple(made.tensors[name].shape))}
+    return Outcome({name: tensor[positions(len(tensor))] for name, tensor in tensors.items()}, values)
+
+
+def kept(case: Case) -> Outcome:
+    """The numbers of a case that are in the repository."""
+    stored = json.loads(file_of(case).read_text())
+    tensors = {name: torch.tensor(entries, dtype=torch.float64) for name, entries in stored["tensors"].items()}
+    return Outcome(tensors, stored["values"])
+
+
+def keep(case: Case, made: Outcome) -> None:
+    """Put the numbers of a case into the repository."""
+    tensors = {name: entries.tolist() for name, entries in made.tensors.items()}
+    GOLDEN.mkdir(exist_ok=True)
+    file_of(case).write_text(json.dumps({"tensors": tensors, "values": made.values}, indent=0) + "\n")
+
+
+class Here:
+    """Runs cases in this process, where each takes a second instead of ten.
+
+    Args:
+        work: an empty folder.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+            simulate(["--help"])
+        self.known = understood(said.getvalue())
+        with _variables(FEDPEFT_CACHE=str(work / "cache")):
+            make_models(work / "models")
+
+    def run(self, case: Case) -> Outcome:
+        """What is kept of the case's outcome.
+
+        Raises:
+            RunError: the command has ended with an error, which it has printed.
+        """
+        folder = self.work / "runs" / file_of(case).stem
+        prepare(case, folder, self.work / "models")
+        given = words(translated(case.settings, self.known))
+        with _variables(FEDPEFT_CACHE=str(self.work / "cache")), contextlib.chdir(folder):
+            if simulate([*given, "--output", "run"]):
+                raise RunError(f"the case {case.name!r} has ended with an error, see above")
+        return thinned(outcome(folder / "run"))
+
+
+@contextlib.contextmanager
+def _variables(**values: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def write() -> None:
+    """Make the numbers of all cases anew, from the working tree.
+
+    Raises:
+        ConfigError: something in it is not committed, so that nobody could say what the numbers come from.
+    """
+    if subprocess.run(["git", "-C", REPOSITORY, "status", "--porcelain"], capture_output=True, text=True).stdout:
+        raise ConfigError("the working tree has changes that are not committed; commit them, or put them away")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as work:
+        here = Here(Path(work))
+        for case in golden_cases():
+            with contextlib.redirect_stdout(io.StringIO()):
+                made = here.run(case)
+            keep(case, made)
+            print(f"{case.name:<42} {len(made.tensors)} tensors, {len(made.values)} values", flush=True)

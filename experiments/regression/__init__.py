@@ -1,0 +1,1 @@
+"""Whether a commit has become slower."""

@@ -1,0 +1,123 @@
+"""What is measured: the experiments that there are, as commands of the commit that is measured, and what they print.
+
+All numbers are costs: less is better. Those that are called controls measure what is not fedpeft's: where their ratio
+is not 1, the machine was not the same for both commits, and the other ratios of that measure say nothing either.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+Costs = Mapping[str, float]
+"""Numbers by name and unit."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended.
+
+    Attributes:
+        output: the file or folder that it was told to write.
+        printed: what it has printed.
+        seconds: of processor time, its own and its children's.
+    """
+
+    output: Path
+    printed: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A command and its costs.
+
+    Attributes:
+        words: of python; `OUTPUT` stands for a path where nothing is yet.
+        costs: read from the finished command.
+    """
+
+    words: tuple[str, ...]
+    costs: Callable[[Finished], Costs]
+
+
+ROUNDS = {"plain": "control, a plain loop", "sequential": "one by one", "batched": "batched"}
+
+
+def _rounds(finished: Finished) -> Costs:
+    found = map(json.loads, finished.output.read_text().splitlines())
+    return {
+        f"round, {ROUNDS[line['variant']]}: {line['case']['name']} (s)": line["median_seconds"]
+        for line in found
+        if line["variant"] in ROUNDS
+    }
+
+
+def _codecs(finished: Finished) -> Costs:
+    found = [json.loads(line) for line in finished.output.read_text().splitlines()]
+    return {
+        f"{way} {row['codec']} (ms per MB)": 1e3 / row[f"{way}_mb_s"] for way in ("encode", "decode") for row in found
+    }
+
+
+def _rules(finished: Finished) -> Costs:
+    return {
+        f"aggregate with {row['strategy']} (s)": row["seconds"]
+        for row in map(json.loads, finished.printed.split("\n")[:-1])
+    }
+
+
+def _transport(finished: Finished) -> Costs:
+    costs = {}
+    for what, seconds, processor in re.findall(
+        r"^\| (\d.*?) \| ([\d.]+) \| ([\d.]*) \|", finished.printed, re.MULTILINE
+    ):
+        name = what.replace("bare gRPC streams", "control, bare gRPC")
+        costs[f"round, {name} (s)"] = float(seconds)
+        if processor:
+            costs[f"processor, {name} (ms per MB)"] = float(processor)
+    return costs
+
+
+def _used(name: str) -> Callable[[Finished], Costs]:
+    return lambda finished: {f"{name} (s of processor time)": finished.seconds}
+
+
+RULES = """
+import json, torch
+from experiments.aggregation import studies
+torch.set_num_threads(1)
+studies.SEVEN_B.clear()  # minutes for a single rule
+for row in studies.rules(3):
+    print(json.dumps(row))
+"""
+
+TINY = ("--dataset", "tiny", "--clients", "10", "--cohort", "5", "--rounds", "2")
+
+MEASURES = {
+    "start-up, control": Measure(("-c", "import torch, transformers, peft"), _used("control, libraries alone")),
+    "start-up, help": Measure(("-m", "fedpeft.simulate", "--help"), _used("simulate --help")),
+    "start-up, tiny run": Measure(("-m", "fedpeft.simulate", *TINY, "--output", "OUTPUT"), _used("a tiny run")),
+    "codecs": Measure(("-m", "experiments.codecs", "int8", "small", "tiny", "drive", "--output", "OUTPUT"), _codecs),
+    "aggregation": Measure(("-c", RULES), _rules),
+    "transport": Measure(
+        ("-m", "experiments.transport", "--clients", "10", "--megabytes", "16", "--light", "50"), _transport
+    ),
+    "rounds, fp32": Measure(
+        (
+            *("-m", "experiments.speed", "--no-flower", "--no-levers", "--only", "fp32, batch 4"),
+            *("--clients", "10", "--rows", "8", "--repeats", "3", "--output", "OUTPUT"),
+        ),
+        _rounds,
+    ),
+    "rounds, default run": Measure(
+        (
+            *("-m", "experiments.speed", "--no-flower", "--no-levers", "--only", "default run"),
+            *("--default-rows", "16", "--repeats", "3", "--output", "OUTPUT"),
+        ),
+        _rounds,
+    ),
+}

@@ -1,0 +1,94 @@
+"""LoRA factors and the weights that they stand for: W + (alpha / r) B A, A (r, in), B (out, r)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, padded
+from fedpeft.errors import ConfigError
+from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, Role, State
+from fedpeft.peft.low_rank import LowRank as LowRank
+from fedpeft.peft.low_rank import stack, truncated_svd
+
+
+def lora_form(layout: Layout) -> ClientForm:
+    """Rank and alpha of the global LoRA factors.
+
+    Raises:
+        ConfigError: the layout has none.
+    """
+    if layout.form is None:
+        raise ConfigError("this rule is defined for LoRA factors only; use the peft method lora, or strategy fedit")
+    return layout.form
+
+
+def leading_ranks(state: State, layout: Layout, form: ClientForm | None, carrier: Role = "lora_B") -> State:
+    """A copy of `state` with the first r ranks of all factors, times s / s_k in the factor that is the `carrier`; of
+    prompts the first r positions.
+
+    So the client's effective weight s_k B_k A_k is that of the global adapter's leading ranks, whatever its alpha.
+    """
+    if form is None or layout.form is None or form == layout.form:
+        return {name: tensor.clone() for name, tensor in state.items()}
+    sent = {name: state[name].clone() for name in state}
+    for t in layout.tensors:
+        if t.role in ("lora_A", "lora_B"):
+            rows = state[t.name][: form.rank] if t.role == "lora_A" else state[t.name][:, : form.rank]
+            sent[t.name] = rows * (layout.form.scale / form.scale) if t.role == carrier else rows.clone()
+        elif t.role == "prompt":
+            sent[t.name] = state[t.name][: form.rank].clone()
+    return sent
+
+
+def product(pair: LoraPair, update: Update) -> LowRank:
+    """What one client trained: s_k B_k A_k."""
+    return LowRank(update.trained(pair.B) * update.scale, update.trained(pair.A))
+
+
+def target(pair: LoraPair, cohort: Cohort) -> LowRank:
+    """dW* = sum_k p_k s_k B_k A_k, of width sum_k r_k."""
+    return stack([product(pair, u) for u in cohort.updates], cohort.shares)
+
+
+def change(pair: LoraPair, update: Update) -> LowRank:
+    """How one client changed the effective weight: s_k (B_k A_k - B A) = s_k [dB, B] [A_k; dA], of width 2 r_k.
+
+    It is the same matrix for (B_k G, G^-1 A_k), so rules written in it can't be fooled by other factors.
+    """
+    dA = update.delta.get(pair.A, torch.zeros_like(update.received[pair.A]))
+    dB = update.delta.get(pair.B, torch.zeros_like(update.received[pair.B]))
+    left = torch.cat([dB, update.received[pair.B]], dim=1) * update.scale
+    return LowRank(left, torch.cat([update.trained(pair.A), dA], dim=0))
+
+
+def effective(pair: LoraPair, state: State, form: ClientForm) -> LowRank:
+    """The weight that LoRA factors add to the base: s B A."""
+    return LowRank(state[pair.B] * form.scale, state[pair.A])
+
+
+def mean_factors(pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> tuple[Tensor, Tensor]:
+    """(A-bar, B-bar): means of the zero-padded factors, each B_k in the unit of the global scale, (s_k / s) B_k."""
+    s = lora_form(layout).scale
+    total = Fold()
+    for share, u in zip(cohort.shares, cohort.updates, strict=True):
+        A, B = u.trained(pair.A), u.trained(pair.B) * (u.scale / s)
+        total.add({"A": padded(A, state[pair.A]), "B": padded(B, state[pair.B])}, share)
+    mean = total.mean()
+    return mean["A"], mean["B"]
+
+
+def best_factors(
+    pair: LoraPair, matrix: LowRank, state: State, layout: Layout, method: str, keep_remainder: bool = False
+) -> Gathered:
+    """The best approximation U S V^T of `matrix` at the global rank: B = U S / s, A = V^T.
+
+    Where a singular value is 0, B's column is 0 and A keeps its present row: a rank that is 0 in both factors has no
+    gradient and would never train again. The remainder, if kept, is the exact difference.
+    """
+    form = lora_form(layout)
+    svd = truncated_svd(matrix, form.rank, method)
+    A = torch.where(svd.S[:, None] > 0, svd.Vt, state[pair.A].to(svd.Vt.dtype))
+    B = svd.U * svd.S / form.scale
+    remainder = stack([matrix, svd.low_rank().scaled(-1.0)]) if keep_remainder else None
+    return Gathered(A, B, remainder)

@@ -1,0 +1,125 @@
+"""What of a round a strategy reads: a client's update, weighted sums of them, and all updates of a layer or a round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fedpeft.errors import ConfigError
+from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.peft.low_rank import LowRank as LowRank
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the server knows of one client's work in a round.
+
+    Attributes:
+        client: client id.
+        weight: unnormalised aggregation weight, above 0 (rows, or 1 for uniform weighting).
+        form: the client's LoRA rank and alpha; None without LoRA.
+        received: the state the client started from, bit for bit (the server decodes its own downlink payload).
+        delta: trained minus received, only for the tensors trained this round.
+        staleness: steps that the server has taken since it sent the state; 0 in a synchronous round.
+    """
+
+    client: int
+    weight: float
+    form: ClientForm | None
+    received: State
+    delta: State
+    staleness: int = 0
+
+    def trained(self, name: str) -> Tensor:
+        """The tensor after local training (as received where it was not trained)."""
+        received = self.received[name]
+        return received + self.delta[name] if name in self.delta else received
+
+    @property
+    def scale(self) -> float:
+        """s_k = alpha_k / r_k; 1 without LoRA."""
+        return 1.0 if self.form is None else self.form.scale
+
+
+@dataclass
+class Fold:
+    """A running weighted sum of states, in fp64: `sums[name]` = sum_k w_k x_k, `weight` = sum_k w_k."""
+
+    sums: State = field(default_factory=dict)
+    weight: float = 0.0
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+
+    def add(self, state: State, weight: float) -> None:
+        """Add `weight * state`; every call must carry the same names and shapes."""
+        for name, tensor in state.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(tensor.shape, dtype=torch.float64)
+                self.dtypes[name] = tensor.dtype
+            self.sums[name].add_(tensor, alpha=weight)
+        self.weight += weight
+
+    def mean(self) -> State:
+        """The weighted mean, in the dtype of what was added."""
+        return {name: (total / self.weight).to(self.dtypes[name]) for name, total in self.sums.items()}
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The next global factors of one layer, and what goes beside it into the frozen base (None: nothing)."""
+
+    A: Tensor
+    B: Tensor
+    residual: LowRank | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The clients whose updates arrived, in the order of their ids.
+
+    Attributes:
+        updates: they may be decoded anew at each pass, and hold only the tensors of the layer at hand.
+        shares: p_k, the weight of each update; they sum to 1 over the updates present (to less where a robust rule
+            has shrunk some).
+        round: counted from 1.
+        seed: the run's seed for aggregation; a rule that draws numbers seeds its generator from it, the round and
+            the layer.
+    """
+
+    updates: Sequence[Update]
+    shares: tuple[float, ...]
+    round: int
+    seed: int
+
+    def with_shares(self, shares: tuple[float, ...]) -> Cohort:
+        """The same updates with other shares."""
+        return replace(self, shares=shares)
+
+
+def normalised(weights: Sequence[float]) -> tuple[float, ...]:
+    """Weights over their sum: p_k over the updates present.
+
+    Raises:
+        ConfigError: no weights, or one that is not above 0.
+    """
+    if not weights or min(weights) <= 0:
+        raise ConfigError("a gather rule needs at least one update, and every update a weight above 0")
+    total = sum(weights)
+    return tuple(w / total for w in weights)
+
+
+def padded(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` with zeros for the ranks that it lacks: at the end of each axis, up to the shape of `like`."""
+    missing = [(0, whole - part) for part, whole in zip(tensor.shape, like.shape, strict=True)]
+    return torch.nn.functional.pad(tensor, [n for pair in reversed(missing) for n in pair])
+
+
+def weighted_sum(tensors: Iterable[Tensor], weights: Iterable[float]) -> Tensor:
+    """sum_k w_k x_k, accumulated in fp64, in the dtype of the tensors (at least one)."""
+    total, dtype = torch.zeros(()), torch.float32
+    for i, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+        dtype = tensor.dtype
+        total = tensor.double() * weight if i == 0 else total.add_(tensor, alpha=weight)
+    return total.to(dtype)

@@ -1,0 +1,108 @@
+"""The reader's path: a payload from a peer, possibly hostile, to a state.
+
+Decoding needs no configuration: the payload's header names the steps and their parameters. It runs in three passes,
+and nothing in the payload can make it allocate more than the receiver's own shapes ask for:
+
+1. plan, forwards: from the expected shapes, each step says which symbols it needs and what shapes it leaves;
+2. unpack: byte steps and packer are given the exact number of symbols, hence a bound on their bytes;
+3. undo, backwards: symbols to values, values to tensors; the result must be finite.
+
+Memory: whatever a payload says, decoding holds at most 32 times the adapter's size in fp32, plus 1 MiB (the worst case
+is a full-rank `lowrank` of square fp64 matrices); for fp32 LoRA factors at most 16 times, 4 to 10 for the presets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedpeft.communication.payload import Array, Header, Reader, Shape, read_payload, total
+from fedpeft.communication.steps import ByteStep, Context, Packer, Plan, Step, TensorStep, check_order, codecs
+from fedpeft.communication.symbols import Expected
+from fedpeft.communication.vectors import check_finite, flattened, tensors_of, working_dtype
+from fedpeft.errors import ConfigError, FedpeftError, PayloadError
+from fedpeft.peft.adapter import State
+
+
+def decode(payload: bytes, shapes: Mapping[str, Shape], *, references: Mapping[int, State] | None = None) -> State:
+    """The state in a payload, for an adapter of these `shapes`; tensors have the dtypes they were sent from.
+
+    Args:
+        payload: bytes from a peer, possibly hostile.
+        shapes: the tensors that the payload may hold; all of them, unless it declares a subset.
+        references: states that both ends hold, by version, for payloads made with a `delta` step.
+
+    Raises:
+        PayloadError: the payload is not what `Codec.encode` makes for such an adapter.
+    """
+    try:
+        return _decode(payload, shapes, references or {})
+    except FedpeftError:
+        raise
+    except (
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # a check that is missing is still no crash
+        raise PayloadError(f"the payload is not valid ({type(error).__name__}: {error})") from error
+
+
+def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int, State]) -> State:
+    header, data = read_payload(payload, shapes)
+    ordered = sorted(shapes)
+    names = ordered if header.sent is None else [n for n, sent in zip(ordered, header.sent, strict=True) if sent]
+    dtype = working_dtype(header.dtypes)
+
+    def reference(version: int) -> Array | None:
+        state = references.get(version, {})
+        return flattened(state, names, dtype) if all(name in state for name in names) else None
+
+    classes = _step_classes(header)
+    segments = tuple(tuple(shapes[name]) for name in names)
+    parameters = total(segments)
+    plans: list[Plan] = []
+    for position, (step, (name, settings)) in enumerate(zip(classes, header.steps, strict=True)):
+        reader = Reader(settings, f"the payload's step {name}")
+        if issubclass(step, TensorStep):
+            context = Context(header.seed or 0, position, dtype, parameters, references=reference)
+            plans.append(step.plan(reader, segments, context))
+            segments = plans[-1].shapes
+        reader.end()
+    unpacked = _unpack(data, classes, [e for plan in plans for e in plan.symbols])
+    values = np.zeros(0, dtype)
+    with np.errstate(all="ignore"):
+        for plan in reversed(plans):
+            first = len(unpacked) - len(plan.symbols)
+            values = plan.undo(values, unpacked[first:])
+            del unpacked[first:]
+    own = {name: tuple(shapes[name]) for name in names}
+    check_finite(values, names, own)
+    state = tensors_of(values, own, header.dtypes)
+    return {name: state[name] for name in shapes if name in state}
+
+
+def _step_classes(header: Header) -> list[type[Step]]:
+    try:
+        classes = [codecs.part(name) for name, _ in header.steps]
+        check_order(classes)
+    except ConfigError as error:
+        raise PayloadError(f"the payload can't be decoded: {error}") from None
+    if header.seed is None and any(step.draws is True for step in classes):
+        raise PayloadError("the payload has a step that draws random numbers, but no seed")
+    return classes
+
+
+def _unpack(data: memoryview, classes: Sequence[type[Step]], expected: Sequence[Expected]) -> list[Array]:
+    packer = next(step for step in classes if issubclass(step, Packer))
+    bounds = [packer.bound(expected)]
+    byte_steps = [step for step in classes if issubclass(step, ByteStep)]
+    for step in byte_steps:
+        bounds.append(step.limit(bounds[-1]))
+    if len(data) > bounds[-1]:
+        raise PayloadError(f"the payload's body has {len(data)} bytes; such an adapter takes at most {bounds[-1]}")
+    for step, bound in zip(reversed(byte_steps), reversed(bounds[:-1]), strict=True):
+        data = step.decode(data, bound)
+    return packer.unpack(data, expected)

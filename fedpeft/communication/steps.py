@@ -1,0 +1,224 @@
+"""What a step of a codec is: values to values, values to symbols, symbols to bytes, bytes to fewer bytes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from fedpeft.communication.payload import MAX_STEPS, Array, Reader, Shape
+from fedpeft.communication.symbols import Expected, Symbols
+from fedpeft.communication.vectors import segment_sizes
+from fedpeft.errors import ConfigError
+from fedpeft.parts import Family, part_text
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Values on their way through the tensor steps.
+
+    Attributes:
+        values: (n,), float32 or float64: all segments, one after the other.
+        shapes: of the segments; the tensors themselves, or what the transforms so far made of them.
+        weights: (n,), at least 0: how much an error of one entry matters (its sensitivity); None: all alike.
+    """
+
+    values: Array
+    shapes: tuple[Shape, ...]
+    weights: Array | None = None
+
+    @property
+    def sizes(self) -> Array:
+        """Entries of each segment."""
+        return segment_sizes(self.shapes)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a tensor step made: `signal` for the next step (None after a quantizer), parameters and symbols to send."""
+
+    signal: Signal | None
+    parameters: bytes = b""
+    symbols: tuple[Symbols, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a receiver will undo a tensor step.
+
+    Attributes:
+        shapes: segments that the step leaves for the next one; empty after a quantizer.
+        symbols: what the step needs from the packer.
+        undo: (values after the step, the symbols) -> values before the step.
+    """
+
+    shapes: tuple[Shape, ...]
+    symbols: tuple[Expected, ...]
+    undo: Callable[[Array, Sequence[Array]], Array]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What both ends know beside the payload.
+
+    Attributes:
+        seed: below 2^64, from the header.
+        position: of the step in the codec; each step draws from its own stream.
+        dtype: float32, or float64 if any tensor sent is fp64.
+        parameters: entries of the whole state, before any step.
+        spent: of the encoder: bytes that the header and the steps before take.
+        reference: of the encoder: version and values of the state that a `delta` step subtracts.
+        references: of the decoder: version -> values, for the tensors sent.
+    """
+
+    seed: int
+    position: int
+    dtype: np.dtype[Any]
+    parameters: int = 0
+    spent: int = 0
+    reference: tuple[int, Array] | None = None
+    references: Callable[[int], Array | None] = lambda version: None
+
+    def uniform(self, count: int) -> Array:
+        """`count` numbers in (0, 1), symmetric about 1/2, on a grid of 2^-24; the same for ever for the same seed."""
+        bits = self._bits(-(-count // 2)).view("<u4")[:count] >> np.uint32(9)
+        return ((2 * bits + 1) * np.float32(2.0**-24)).astype(self.dtype, copy=False)
+
+    def signs(self, count: int) -> Array:
+        """`count` random signs, -1 or 1."""
+        bits = np.unpackbits(self._bits(-(-count // 64)).view(np.uint8), count=count, bitorder="little")
+        return 1 - 2 * bits.astype(self.dtype)
+
+    def _bits(self, words: int) -> Array:
+        generator = np.random.Philox(key=np.array([self.seed, self.position], np.uint64))
+        return generator.random_raw(words).astype("<u8", copy=False)
+
+
+class Step(ABC):
+    """One step of a codec: a part. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    place: ClassVar[int]
+    """Place in the order of steps."""
+    lossless: ClassVar[bool] = True
+    """Whether the step can be undone exactly for fp32 values; a class that it depends on makes it a property."""
+    draws: ClassVar[bool] = False
+    """Whether the step needs the seed."""
+
+    def __str__(self) -> str:
+        return part_text(self)
+
+
+class TensorStep(Step):
+    """A step over values."""
+
+    @abstractmethod
+    def encode(self, signal: Signal, context: Context) -> Encoded:
+        """Values to parameters, symbols and, for a transform, the values that are left."""
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
+        """Check what a peer sent and say how to undo it; allocates nothing that depends on unchecked numbers.
+
+        Raises:
+            PayloadError: a parameter is out of range.
+        """
+
+
+class Transform(TensorStep):
+    """Values to values."""
+
+    place = 0
+    proportional: ClassVar[bool] = True
+    """Whether what arrives is in proportion to the values that the next step is given."""
+
+
+class Quantizer(TensorStep):
+    """Values to symbols."""
+
+    place = 1
+
+
+class Packer(Step):
+    """Symbols to bytes."""
+
+    place = 2
+
+    @abstractmethod
+    def pack(self, symbols: Sequence[Symbols]) -> bytes:
+        """All symbols as bytes, at most `bound` of them."""
+
+    @classmethod
+    @abstractmethod
+    def bound(cls, expected: Sequence[Expected]) -> int:
+        """The most bytes that `pack` makes of such symbols."""
+
+    @classmethod
+    @abstractmethod
+    def unpack(cls, data: memoryview, expected: Sequence[Expected]) -> list[Array]:
+        """The symbols, checked to lie below their alphabets.
+
+        Raises:
+            PayloadError: too short, too long, or not made by `pack`.
+        """
+
+
+class ByteStep(Step):
+    """Bytes to fewer bytes."""
+
+    place = 3
+
+    @abstractmethod
+    def encode(self, data: bytes) -> bytes:
+        """The bytes, shrunk."""
+
+    @classmethod
+    @abstractmethod
+    def decode(cls, data: memoryview, bound: int) -> memoryview:
+        """The bytes as they were.
+
+        Raises:
+            PayloadError: they are not valid, or would be more than `bound`.
+        """
+
+    @classmethod
+    def limit(cls, bound: int) -> int:
+        """The most bytes that `encode` makes of `bound` bytes."""
+        return bound + bound // 64 + 512
+
+
+codecs: Family[Step] = Family("fedpeft.communication.codecs", "codec step")
+"""All steps, by file name."""
+
+
+def check_order(steps: Sequence[type[Step]]) -> None:
+    """Raise ConfigError unless these are transforms, one quantizer, one packer, byte steps, in this order."""
+    places = [step.place for step in steps]
+    names = " | ".join(step.__module__.rpartition(".")[2] for step in steps)
+    if places != sorted(places) or places.count(Quantizer.place) != 1 or places.count(Packer.place) != 1:
+        raise ConfigError(
+            f"{names}: a codec is transforms, then one quantizer, then one packer, then byte steps; "
+            + "; ".join(f"{noun}: {', '.join(_of_kind(kind))}" for noun, kind in _KINDS)
+        )
+    if len(steps) > MAX_STEPS:
+        raise ConfigError(f"a codec has at most {MAX_STEPS} steps, this one has {len(steps)}")
+
+
+_KINDS: Final[tuple[tuple[str, type[Step]], ...]] = (
+    ("transforms", Transform),
+    ("quantizers", Quantizer),
+    ("packers", Packer),
+    ("byte steps", ByteStep),
+)
+
+
+def _of_kind(kind: type[Step]) -> list[str]:
+    return [name for name in codecs.names if issubclass(codecs.part(name), kind)]
+
+
+def step_name(step: Step) -> str:
+    """The step's name on the wire and in texts: its file's name."""
+    return type(step).__module__.rpartition(".")[2]

@@ -1,0 +1,100 @@
+"""Symbols, integers below a small alphabet, and their packing by radix into words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from fedpeft.communication.payload import Array
+from fedpeft.errors import PayloadError
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """Unsigned integers (n,), each below `alphabet`."""
+
+    values: Array
+    alphabet: int
+
+    @property
+    def expected(self) -> Expected:
+        """How many, and below which alphabet."""
+        return Expected(len(self.values), self.alphabet)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Symbols that a plan asks for: how many, and below which alphabet."""
+
+    count: int
+    alphabet: int
+
+
+@lru_cache(maxsize=1024)
+def per_word(alphabet: int) -> int:
+    """How many symbols below `alphabet` (2 to 2^32) fit into 64 bits."""
+    count = 1
+    while alphabet ** (count + 1) <= 1 << 64:
+        count += 1
+    return count
+
+
+def packed_size(count: int, alphabet: int) -> int:
+    """Bytes that `count` symbols below `alphabet` take."""
+    if alphabet <= 1:
+        return 0
+    words, tail = divmod(count, per_word(alphabet))
+    largest: int = alphabet**tail - 1
+    return 8 * words + (largest.bit_length() + 7) // 8
+
+
+def packed_bound(expected: Sequence[Expected]) -> int:
+    """Bytes that all these symbols take in radix packing."""
+    return sum(packed_size(e.count, e.alphabet) for e in expected)
+
+
+def pack_symbols(symbols: Array, alphabet: int) -> bytes:
+    """Symbols (n,), unsigned and below `alphabet`, in radix `alphabet`; the result has `packed_size` bytes."""
+    if alphabet <= 1:
+        return b""
+    if alphabet == 256:
+        return symbols.astype(np.uint8, copy=False).tobytes()
+    width, size = per_word(alphabet), packed_size(len(symbols), alphabet)
+    padded = np.zeros(-(-len(symbols) // width) * width, symbols.dtype)
+    padded[: len(symbols)] = symbols
+    columns = padded.reshape(-1, width)
+    words = np.zeros(len(columns), np.uint64)
+    for column in reversed(range(width)):
+        words *= np.uint64(alphabet)
+        words += columns[:, column]
+    return words.astype("<u8", copy=False).tobytes()[:size]
+
+
+def unpack_symbols(data: bytes | memoryview, count: int, alphabet: int) -> Array:
+    """The `count` symbols that `pack_symbols` packed, in the smallest unsigned dtype that holds them.
+
+    Raises:
+        PayloadError: the size is wrong, or a word holds more than its symbols.
+    """
+    dtype = np.min_scalar_type(max(alphabet - 1, 1))
+    size = packed_size(count, alphabet)
+    if len(data) != size:
+        raise PayloadError(f"{count} symbols below {alphabet} take {size} bytes, the payload has {len(data)}")
+    if alphabet <= 1:
+        return np.zeros(count, dtype)
+    if alphabet == 256:
+        return np.frombuffer(data, np.uint8)
+    width = per_word(alphabet)
+    words = np.frombuffer(bytes(data) + bytes(-size % 8), "<u8").astype(np.uint64)
+    columns = np.empty((len(words), width), dtype)
+    for column in range(width):
+        quotient = words // np.uint64(alphabet)
+        columns[:, column] = words - quotient * np.uint64(alphabet)
+        words = quotient
+    symbols = columns.reshape(-1)
+    if words.any() or symbols[count:].any():
+        raise PayloadError(f"the payload's packed symbols go beyond their alphabet of {alphabet}")
+    return symbols[:count]

@@ -1,0 +1,91 @@
+"""A state as one vector, and back: what the tensor steps of a codec work on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedpeft.communication.payload import Array, Shape, size, total
+from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.peft.adapter import State
+
+
+def working_dtype(dtypes: Sequence[torch.dtype]) -> np.dtype[Any]:
+    """The precision that steps work in: fp64 if any tensor sent is fp64, else fp32."""
+    return np.dtype(np.float64 if torch.float64 in dtypes else np.float32)
+
+
+def flattened(state: State, names: Sequence[str], dtype: np.dtype[Any]) -> Array:
+    """The tensors of `names`, one after the other, (n,)."""
+    if not names:
+        return np.zeros(0, dtype)
+    target = torch.float64 if dtype == np.float64 else torch.float32
+    values: Array = torch.cat([state[name].detach().reshape(-1).to("cpu", target) for name in names]).numpy()
+    return values
+
+
+def flattened_reference(state: State, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Array:
+    """The reference state of a `delta` step as one vector, or ConfigError if it lacks a tensor of `shapes`."""
+    for name, shape in shapes.items():
+        if name not in state or tuple(state[name].shape) != shape:
+            raise ConfigError(f"the reference state holds no tensor {name} of shape {shape}")
+    return flattened(state, list(shapes), dtype)
+
+
+def flattened_weights(weights: State, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Array:
+    """Sensitivities as one vector; tensors without any count as 1.
+
+    Raises:
+        PayloadError: another shape, below 0 or not finite.
+    """
+    full = {name: weights[name] if name in weights else torch.ones(shape) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        if tuple(full[name].shape) != shape:
+            raise PayloadError(f"the weights of {name} have shape {tuple(full[name].shape)}, not {shape}")
+    flat = flattened(full, list(shapes), dtype)
+    if not (np.isfinite(flat).all() and (flat >= 0).all()):
+        raise PayloadError("weights must be finite and at least 0")
+    return flat
+
+
+def tensors_of(values: Array, shapes: Mapping[str, Shape], dtypes: Sequence[torch.dtype]) -> State:
+    """The tensors of these shapes and dtypes in a vector, or PayloadError if it does not fill them."""
+    if len(values) != total(list(shapes.values())):
+        raise PayloadError("the payload does not fill the adapter")
+    flat = torch.from_numpy(np.ascontiguousarray(values))
+    pieces = torch.split(flat, [size(shape) for shape in shapes.values()]) if shapes else ()
+    state = {}
+    for (name, shape), piece, dtype in zip(shapes.items(), pieces, dtypes, strict=True):
+        tensor = piece.to(dtype, copy=True).reshape(shape)
+        if dtype in (torch.float16, torch.bfloat16) and not bool(tensor.isfinite().all()):
+            raise PayloadError(f"{name} goes beyond the range of {dtype}")
+        state[name] = tensor
+    return state
+
+
+def check_finite(values: Array, names: Sequence[str], shapes: Mapping[str, Shape]) -> None:
+    """PayloadError that names the first tensor with NaN or infinity in `values`."""
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    ends = np.cumsum(segment_sizes([shapes[name] for name in names]))
+    name = names[int(np.searchsorted(ends, int(np.argmin(finite)), side="right"))]
+    raise PayloadError(f"{name} holds NaN or infinity")
+
+
+def segment_sizes(shapes: Sequence[Shape]) -> Array:
+    """Entries of each segment, int64."""
+    return np.array([size(shape) for shape in shapes], np.int64)
+
+
+def segment_reduce(reduce: np.ufunc, values: Array, sizes: Array) -> Array:
+    """`reduce` over consecutive segments of `values` of the given sizes; 0 for empty segments."""
+    result = np.zeros(len(sizes), values.dtype)
+    filled = sizes > 0
+    if filled.any():
+        starts = (np.cumsum(sizes) - sizes)[filled]
+        result[filled] = reduce.reduceat(values, starts)
+    return result

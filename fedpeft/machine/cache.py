@@ -1,0 +1,130 @@
+"""What runs share on one machine: folders and arrays, each made once, by whoever is first, and checked by its name."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from fedpeft.errors import AssetError
+from fedpeft.machine import files
+
+
+def key(**parts: Any) -> str:
+    """A short hash of `parts` (anything JSON holds)."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def file_hash(folder: Path, names: tuple[str, ...]) -> str:
+    """SHA-256 of the files in `folder` whose names match one of the glob patterns `names`."""
+    digest = hashlib.sha256()
+    for path in sorted(p for pattern in names for p in folder.glob(pattern)):
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Named arrays, memory-mapped from the cache; computed and stored where they are missing.
+
+    They are made of rows that may be private, so nobody else can read them.
+
+    Raises:
+        AssetError: the cache can't be written, or the arrays are another user's.
+    """
+
+    def fill(empty: Path) -> None:
+        files.make_private_folder(empty)
+        for label, array in compute().items():
+            np.save(empty / f"{label}.npy", array, allow_pickle=False)
+
+    target = cached_folder(f"{kind}-{name}", fill)
+    try:
+        files.make_private_folder(target)  # an earlier version may have left it open
+    except PermissionError:
+        raise AssetError(
+            f"{target} belongs to another user, and so do its rows; set FEDPEFT_CACHE to a directory of your own"
+        ) from None
+    return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(target.glob("*.npy"))}
+
+
+LOCK_SECONDS = 1800.0
+"""How long to wait for another process that is fetching the same asset."""
+
+
+def cache_directory() -> Path:
+    """Where fetched and converted assets live: $FEDPEFT_CACHE, else $XDG_CACHE_HOME/fedpeft, else ~/.cache/fedpeft.
+
+    Raises:
+        AssetError: the directory can't be made.
+    """
+    chosen = os.environ.get("FEDPEFT_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME")
+    path = Path(chosen) if chosen else Path(shared, "fedpeft") if shared else Path("~/.cache/fedpeft")
+    try:
+        path = path.expanduser().absolute()
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+        raise AssetError(f"can't make the cache {path} ({error}); set FEDPEFT_CACHE to a writable directory") from None
+    return path
+
+
+def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0) -> Path:
+    """The folder `name` of the cache, made by `fill(empty folder)` if it is not there yet.
+
+    Args:
+        name: a file name that changes whenever what `fill` writes would change.
+        fill: writes the content; called under a lock, at most once at a time over all processes.
+        room: bytes of free disk that `fill` needs, checked first (0: not checked).
+
+    Raises:
+        AssetError: the disk is full or the cache can't be written or locked; also whatever `fill` raises.
+    """
+    cache = cache_directory()
+    final = cache / name
+    if final.is_dir():
+        return final
+    try:
+        with FileLock(cache / f"{name}.lock", timeout=LOCK_SECONDS):
+            if final.is_dir():  # another process made it while this one waited
+                return final
+            for rest in cache.glob(f"{name}.*.partial"):  # of a killed run, whose pip may still write to it
+                shutil.rmtree(rest, ignore_errors=True)
+            free = shutil.disk_usage(cache).free
+            if free < room:
+                raise AssetError(
+                    f"{name} needs {room / 1e6:.0f} MB but {cache} has {free / 1e6:.0f} MB free; "
+                    "free some space or set FEDPEFT_CACHE to another disk"
+                )
+            partial = cache / f"{name}.{os.getpid()}.partial"
+            partial.mkdir()
+            try:
+                fill(partial)
+                partial.rename(final)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except Timeout:
+        raise AssetError(f"another process holds {cache / name}.lock since {LOCK_SECONDS / 60:.0f} minutes") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(name) from None
+        raise AssetError(f"can't write {name} to the cache {cache}: {error}") from None
+    return final
+
+
+def disk_full(name: str) -> AssetError:
+    """What to say of a cache that has no room for `name`."""
+    return AssetError(
+        f"the disk of {cache_directory()} is full while storing {name}; "
+        "free some space or set FEDPEFT_CACHE to another disk"
+    )

@@ -1,0 +1,48 @@
+"""Scores of a finished model on rows: fixed batches, so that the same files give the same numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fedpeft.data.examples import Batch, Examples, length_sorted_batches
+from fedpeft.models.task import FederatedModel, Task
+
+SCORE_BATCH = 16
+"""Rows per batch of the final score."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per row, in the order of the rows: loss summed over predictions, correct predictions, predictions; class and
+    confidence of the prediction (-1 and 0 for language), and its confidence after temperature scaling."""
+
+    loss: np.ndarray
+    correct: np.ndarray
+    count: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    scaled: np.ndarray
+
+
+def score_batches(examples: Examples) -> list[np.ndarray]:
+    """The fixed batches of the final score."""
+    return length_sorted_batches(examples.lengths, SCORE_BATCH)
+
+
+def score(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> Scores:
+    """Scores of one batch, rows in its order."""
+    with torch.inference_mode():
+        logits = model(batch)
+        losses = task.losses(logits, batch)
+    if logits.ndim == 2:
+        confidence, predicted = F.softmax(logits, -1).max(-1)
+        scaled = F.softmax(logits / temperature, -1).amax(-1)
+    else:
+        confidence, predicted = torch.zeros(len(logits)), torch.full((len(logits),), -1)
+        scaled = confidence
+    arrays = (losses.sums, losses.correct, losses.counts, predicted, confidence, scaled)
+    return Scores(*(a.cpu().numpy() for a in arrays))

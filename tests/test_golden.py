@@ -1,0 +1,170 @@
+"""Results do not change: small runs in fp64 give the numbers that are kept in tests/golden/runs.
+
+`python -m experiments.golden COMMIT_A COMMIT_B` compares many more runs of two commits, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from experiments.checkouts import REPOSITORY
+from experiments.golden.__main__ import Settings, main
+from experiments.golden.cases import BASE, Case, every_case
+from experiments.golden.comparison import judged
+from experiments.golden.flags import translated, understood, words
+from experiments.golden.outcome import Outcome, differences
+from experiments.golden.samples import GOLDEN, TOLERANCE, Here, file_of, golden_cases, kept, positions
+from fedpeft.errors import RunError
+
+CASES = golden_cases()
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    return Here(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_results_are_those_that_are_kept(case, here):
+    found = differences(kept(case), here.run(case))
+    assert not [d for d in found if d.amount > TOLERANCE]
+
+
+def test_all_that_is_kept_is_looked_at():
+    assert {file_of(case) for case in CASES} == set(GOLDEN.glob("*.json"))
+    assert {case.settings["dtype"] for case in CASES} == {"fp64"}
+    assert all(kept(case).tensors and kept(case).values for case in CASES)
+    assert sum(file.stat().st_size for file in GOLDEN.glob("*")) < 300_000
+
+
+def test_names_of_cases_are_unique_and_so_are_their_folders():
+    names = [file_of(case).name for case in every_case()]
+    assert len(set(names)) == len(names)
+
+
+# ------------------------------------------------------------------------------------------- comparing two commits
+
+
+def test_other_results_are_found(here):
+    """A rate that is a millionth larger shows, in a tensor as in a value; and by how much."""
+    case = next(case for case in CASES if case.name == "strategy/fedit")
+    other = Case("another rate", {**case.settings, "learning_rate": 3e-3 * (1 + 1e-6)})
+    found = differences(here.run(case), here.run(other))
+    assert any(d.name.startswith("checkpoint") and TOLERANCE < d.amount < 1e-3 for d in found)
+    assert any(d.name.endswith("train_loss") for d in found)
+
+
+def test_differences_are_relative_and_what_is_missing_is_beyond_any_tolerance():
+    one = Outcome({"x": torch.tensor([1.0, 200.0]), "y": torch.ones(2)}, {"loss": 0.5, "said": "a", "rows": 3})
+    assert differences(one, one) == []
+    other = Outcome({"x": torch.tensor([1.0, 202.0]), "z": torch.ones(2)}, {"loss": 0.4, "said": "b", "more": 1})
+    found = {d.name: d.amount for d in differences(one, other)}
+    assert found == pytest.approx(
+        {"x": 2 / 202, "y": math.inf, "z": math.inf, "loss": 0.2, "said": math.inf, "rows": math.inf}
+    )
+    assert differences(Outcome(values={"zero": 1e-17}), Outcome(values={"zero": -2e-17}))[0].amount < 1e-10
+    assert (
+        differences(Outcome({"x": torch.ones(2)}), Outcome({"x": torch.tensor([1.0, math.nan])}))[0].amount == math.inf
+    )
+    assert differences(Outcome({"x": torch.ones(2)}), Outcome({"x": torch.ones(2).double()}))[0].amount == math.inf
+
+
+def test_a_case_is_judged_by_the_tolerance_and_a_refusal_is_a_difference():
+    case, one = CASES[0], Outcome(values={"loss": 1.0})
+    near = Outcome(values={"loss": 1.001})
+    assert judged(case, one, one, 0.0).same
+    assert not judged(case, one, near, 0.0).same
+    assert judged(case, one, near, 0.01).same
+    assert not judged(case, one, "refused", 1.0).same
+    assert not judged(case, "refused", "refused", 1.0).same
+    assert judged(case, "unknown strategy", one, 0.0).same, "a part that is new can't be compared"
+    assert "are new" in judged(case, one, replace(one, values={"loss": 1.0, "speed": 2}), 0.0).text
+
+
+def test_sampled_entries_are_spread_over_a_tensor():
+    assert positions(0) == []
+    assert positions(1) == [0]
+    found = positions(10_000)
+    assert len(found) == 16
+    assert max(b - a for a, b in zip([0, *found], [*found, 9_999], strict=True)) < 1_500
+
+
+def test_a_case_that_fails_says_so(here, capsys):
+    with pytest.raises(RunError, match="'wrong'"):
+        here.run(Case("wrong", {**BASE, "strategy": "fedut"}))
+    assert "did you mean" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------- flags
+
+HELP = """
+│ --clients INT           number of clients (default: 100)      │
+│ --local-steps INT       local steps; see --proximal for more  │
+│ --scaffold, --no-scaffold                                     │
+"""
+
+
+def test_flags_are_read_from_help():
+    assert understood(HELP) == {"clients", "local_steps", "scaffold"}
+
+
+def test_flags_that_a_command_knows_stay():
+    for case in every_case():
+        assert translated(case.settings, frozenset(case.settings)) == case.settings
+
+
+def test_flags_that_are_gone_are_said_by_others():
+    fewer = frozenset({"clients", "strategy", "optimizer", "privacy", "grid", "drift", "local_work", "measure"})
+    for settings, said in (
+        ({"proximal": 0.5, "scaffold": True}, {"drift": "fedprox(mu=0.5) + scaffold"}),
+        ({"clients": 6, "profiles": "p.toml"}, {"clients": "p.toml"}),
+        ({"strategy": "krum(selected=2)", "weighting": "rows"}, {"strategy": "krum(selected=2, weighting=rows)"}),
+        ({"weighting": "rows"}, {"strategy": "fedit(weighting=rows)"}),
+        ({"local_steps": 3}, {"local_work": "steps(3)"}),
+        ({"local_steps": 0, "local_epochs": 0.5}, {"local_work": "epochs(0.5)"}),
+        ({"optimizer": "sgd", "head_rate": 1.0}, {"optimizer": "sgd(head_rate=1.0)"}),
+        ({"privacy": "dp_sgd(epsilon=1)", "stop_at_budget": True}, {"privacy": "dp_sgd(epsilon=1, at_budget=sit_out)"}),
+        (
+            {"evaluate_every": 1, "forgetting": "tiny_lm", "centralised": True},
+            {"measure": "validation(every=1) + pooled + forgetting(dataset=tiny_lm)"},
+        ),
+        ({"grid": "ray", "workers": 2, "executor": "sequential"}, {"grid": "ray(workers=2, executor=sequential)"}),
+    ):  # fmt: skip
+        assert translated(settings, fewer) == said
+
+
+def test_settings_are_words_of_a_command():
+    assert words({"local_steps": 3, "scaffold": True, "codec": "small"}) == [
+        "--local-steps",
+        "3",
+        "--scaffold",
+        "--codec",
+        "small",
+    ]
+
+
+CHANGED = """
+FedIT.contribution = lambda self, update, *_: {name: delta * (1 + 1e-12) for name, delta in update.delta.items()}
+part = FedIT
+"""
+
+
+@pytest.mark.slow
+def test_a_tree_with_another_fedit_differs_where_fedit_runs(tmp_path, capfd):
+    for folder in ("fedpeft", "strategies", "clients"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder)
+    rule = tmp_path / "strategies" / "fedit.py"
+    rule.write_text(rule.read_text().replace("\npart = FedIT\n", CHANGED))
+    names = ("strategy/fedit", "strategy/krum", "resumed/fedsa_lora", "real clients/fedit")
+    only = f"^({'|'.join(names)})$"
+    assert main(Settings((str(REPOSITORY), str(tmp_path)), only=only)) == 1
+    said = capfd.readouterr().out
+    found = {name: line for line in said.splitlines() for name in names if line.startswith(name)}
+    assert [("equal: " in found[name]) for name in names] == [False, True, True, False], said
+    assert "DIFFERS" in found["strategy/fedit"]
+    assert "DIFFERS" in found["real clients/fedit"]
