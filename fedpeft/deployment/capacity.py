@@ -130,19 +130,19 @@ def choose(
     return Choice(precision, rows, need, False)
 
 
-def device_of(asked: str) -> str:
-    """Where a client trains that has `asked` for cpu, cuda, cuda:N or auto.
+def device_called(text: str) -> str:
+    """The device that `--device` names: cpu, or cuda:N.
 
     Raises:
-        RunError: there is no such device.
+        RunError: there is none of that name here.
     """
     gpus = accelerators()
-    if asked == "auto":
+    if text == "auto":
         return next(iter(gpus), "cpu")
     try:
-        device = torch.device(asked)
+        device = torch.device(text)
     except RuntimeError:
-        raise RunError(f"{asked!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}") from None
+        raise RunError(f"{text!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}") from None
     if device.type == "cuda" and f"cuda:{device.index or 0}" not in gpus:
         raise RunError(f"there is no {device} here; take --device {next(iter(gpus), 'cpu')}")
     return str(device)

@@ -1,4 +1,8 @@
-"""What both ends of a connection go by."""
+"""What both ends of a connection hold to."""
 
-BYTES_PER_PARAMETER = 16
-"""A report's payloads may have this many bytes per trainable parameter, and a megabyte."""
+from __future__ import annotations
+
+from typing import Final
+
+BYTES_PER_PARAMETER: Final = 16
+"""Payloads may have this many bytes per trainable parameter, and a megabyte."""

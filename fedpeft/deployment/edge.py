@@ -26,7 +26,7 @@ from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.user_rows import labelled_rows, records
-from fedpeft.deployment.capacity import device_of, fitted
+from fedpeft.deployment.capacity import device_called, fitted
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.shared_settings import shared_settings
@@ -59,7 +59,7 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
         DataError, ConfigError: the file is missing, empty or of another kind, or lacks a column that the options name.
         RunError: there is no such device.
     """
-    device_of(options.device)
+    device_called(options.device)
     _, first = next(records(str(data)), ("", None))
     if first is None:
         raise DataError(f"{data} has no rows")
@@ -139,11 +139,11 @@ class Edge:
     ) -> None:
         check_description(description)
         self.description = description
+        self.file = data
         self.folder = folder
         self.ledgers = ledgers
-        self.file = data
         self.observer = observer
-        self.device = device_of(options.device)
+        self.device = device_called(options.device)
         told, language = settings_of(description, options), description.task == "causal_lm"
         self.options = fitted(options, told, description.tokens, language, self.device, observer)
         label = (options.label_column or description.label_column) if description.task == "classification" else None
@@ -158,7 +158,7 @@ class Edge:
         work = work_plan(self.setup, machine, data_key, folder).at(self.options.precision)
         work = dataclasses.replace(work, threads=self.options.threads or os.cpu_count() or 1, clients_per_pass=1)
         self._check_model(work)
-        self.protection = self._protection(work, machine.pinned({}, work, folder), ledgers, data)
+        self.protection = self._protection(work, machine.pinned({}, work, folder))
         alone = Alone(np.arange(len(self.rows)), np.array([0, len(self.rows)]))
         clients = client_plan(self.setup, alone, folder, self._held_out, self._client_privacy())
         self.workers = Workers(work, clients, machine, observer)
@@ -193,7 +193,7 @@ class Edge:
         """Whether nothing that is measured on the rows leaves this machine unprotected."""
         return self.setup.mechanism is not None and self.setup.mechanism.silent
 
-    def _protection(self, work: WorkPlan, fixed: dict[str, Any], ledgers: Path, data: Path) -> OwnLedger | None:
+    def _protection(self, work: WorkPlan, fixed: dict[str, Any]) -> OwnLedger | None:
         """The client's own ledger, where the mechanism acts here; `fixed` is what else an answer depends on."""
         given, options, config = self.setup.mechanism, self.options, self.config
         if given is None or not (given.protects and given.noises_updates):
@@ -232,7 +232,7 @@ class Edge:
             f"{self.description.config} {work.data_key} {work.model_key} {work.dtype} {work.precision} {work.device} "
             f"{work.threads} {config.batch_size} {__version__} {fixed}"
         )
-        lifetime = LifetimeLedger(ledgers, data, mechanism.unit, options.max_epsilon)
+        lifetime = LifetimeLedger(self.ledgers, self.file, mechanism.unit, options.max_epsilon)
         return OwnLedger(mechanism, exposure, self.folder, identity, given, lifetime, config.seed)
 
     def _client_privacy(self) -> ClientPrivacy | None:

@@ -12,7 +12,8 @@ from torch import nn
 
 from fedpeft.aggregation.factors import effective as effective_weight
 from fedpeft.aggregation.factors import lora_form
-from fedpeft.clients.workbench import WorkPlan, cached_examples
+from fedpeft.clients.workbench import WorkPlan
+from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Rows
 from fedpeft.errors import AssetError

@@ -75,8 +75,7 @@ class Setup:
     Attributes:
         config: the settings.
         facts: of the data.
-        task: what is learned.
-        model_name, model_directory: the frozen base, as the user calls it, and its folder.
+        task, model_directory: what is learned, and the folder of the frozen base.
         peft, method: the PEFT method of the largest form, as text and as a part.
         layout: of the trainable tensors.
         start: the initial global state, which anybody can make from the seed.
@@ -101,7 +100,6 @@ class Setup:
     config: RunConfig
     facts: DataFacts
     task: Task
-    model_name: str
     model_directory: Path
     peft: str
     method: PeftMethod
@@ -166,7 +164,6 @@ class Setup:
             config=config,
             facts=facts,
             task=task,
-            model_name=model_name,
             model_directory=model_directory,
             peft=peft,
             method=method,

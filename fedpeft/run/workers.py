@@ -17,15 +17,15 @@ from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.pool import Pool, Worker, result
 from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
-from fedpeft.clients.workbench import WorkPlan, cached_examples
+from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
+from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.partition import Partition
 from fedpeft.errors import RunError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
 from fedpeft.models import kernels
-from fedpeft.models.kernels import Kernel
 from fedpeft.models.task import DTYPES
 from fedpeft.parts import part_text
 from fedpeft.peft.adapter import State
@@ -54,7 +54,7 @@ class Machine:
 
     devices: tuple[str, ...]
     workers: int
-    kernel: Kernel
+    kernel: kernels.Kernel
     cluster: str | None = None
 
     @classmethod
@@ -77,7 +77,7 @@ class Machine:
         if not asked:
             asked = (len(gpus) or usable_cores()) if cluster is None else default_workers(cluster)
         dtype = DTYPES[config.dtype]
-        kernel: Kernel = fixed.get("kernel") or kernels.choose(dtype)
+        kernel: kernels.Kernel = fixed.get("kernel") or kernels.choose(dtype)
         if kernel not in kernels.candidates(dtype):  # a run that began on another machine
             kernel = kernels.choose(dtype)
         return cls(tuple(devices), asked, "native" if gpus else kernel, cluster)

@@ -47,7 +47,7 @@ def test_a_gpu_without_memory_is_one_sentence():
 
 
 def test_what_frozen_layers_make_of_rows_is_kept_apart_by_device(tmp_path, observer):
-    work = Simulation(RunConfig(**TINY), tmp_path, observer).work
+    work = Simulation(RunConfig(**TINY), tmp_path, observer).workers.work
     places = [replace(work, device=device) for device in ("cpu", "cuda:0", "cuda:1")]
     folders = [place.store(work.data_key, work.depth).folder for place in places]
     assert folders[0] != folders[1] == folders[2]
