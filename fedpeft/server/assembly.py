@@ -54,7 +54,6 @@ def server_of(
         predictions=1 if setup.facts.task == "classification" else setup.tokens,
         seed=config.seed,
         rounds=config.rounds,
-        predictions=1 if setup.facts.task == "classification" else setup.tokens,
         weighting="uniform" if setup.mechanism or config.weighting == "uniform" else "rows",
         proximal=config.proximal,
         scaffold=config.scaffold,
