@@ -185,8 +185,10 @@ def _run(deployment: Deployment, records: Records, observer: ServeObserver) -> d
     server = deployment.server(records)
     deployment.present()
     progress = deployment.train(server)
-    deployment.save(progress.adapter, deployment.folder, server.residual.total)
-    own = server.own_rows(config.rounds, progress) if deployment.held_out else None
+    if deployment.stopping.is_set() and progress.round < config.rounds:
+        raise StoppedError
+    deployment.save(progress.adapter, deployment.folder, progress.residual.total)
+    own = server.own_rows(progress) if deployment.held_out else None
     sessions = gateway.sessions()
     gateway.close(FAREWELL)
     score = deployment.score(deployment.folder, "scoring the saved adapter (fp32)") if deployment.has_rows else None

@@ -279,9 +279,9 @@ def _run(simulation: Any, records: Records, observer: ConsoleObserver, console: 
     probe = simulation.probe()
     server = simulation.server(records)
     progress = simulation.train(server)
-    simulation.save(progress.adapter, simulation.folder, server.residual.total)
+    simulation.save(progress.adapter, simulation.folder, progress.residual.total)
     pooled = simulation.centralised(progress.started) if config.centralised else None
-    own = server.own_rows(progress.round, progress) if simulation.setup.personal else None
+    own = server.own_rows(progress) if simulation.setup.personal else None
     simulation.close()
     score = simulation.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
     _save_predictions(simulation, score.scores, records)
@@ -346,26 +346,26 @@ def costs(simulation: Any, progress: Any) -> dict[str, Any]:
     """What a run has cost, and on what: the part of the summary that is independent of where clients are."""
     config: RunConfig = simulation.config
     counters = progress.counters
-    parameters = counters["uplink_parameters"]
-    update_bytes = counters["uplink_bytes"] - counters.get("prepare_bytes", 0)
+    parameters = counters.uplink_parameters
+    update_bytes = counters.uplink_bytes - counters.prepare_bytes
     return {
         "task": simulation.dataset.task,
         "rounds": progress.round,
         "clients": simulation.clients,
         "cohort": simulation.sampler.size,
         "parameters": simulation.setup.layout.numel,
-        "uplink_bytes": int(counters["uplink_bytes"]),
-        "downlink_bytes": int(counters["downlink_bytes"]),
-        "prepare_bytes": int(counters.get("prepare_bytes", 0)),
-        "base_bytes": int(counters["base_bytes"]),
-        "rejected": int(counters["rejected"]),
+        "uplink_bytes": counters.uplink_bytes,
+        "downlink_bytes": counters.downlink_bytes,
+        "prepare_bytes": counters.prepare_bytes,
+        "base_bytes": counters.base_bytes,
+        "rejected": counters.rejected,
         "rejected_by_client": None if simulation.protection else {str(k): n for k, n in progress.rejections.items()},
         "uplink_bytes_per_parameter": update_bytes / parameters if parameters else None,
         "epsilon": None,
         "dp_delta": None,
         **(simulation.protection.summary() if simulation.protection else {}),
         "seconds": None,
-        "seconds_per_round": counters["round_seconds"] / max(1, progress.round),
+        "seconds_per_round": counters.round_seconds / max(1, progress.round),
         "peak_memory_bytes": None,
         "seed": config.seed,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},

@@ -38,6 +38,7 @@ from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.run.observer import Metrics
 from fedpeft.run.profiles import Profile
 from fedpeft.run.records import Records
+from fedpeft.server.progress import RunStore
 from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import Reachable
 from fedpeft.simulation.simulation import VALIDATION_ROWS, Simulation, SimulationObserver
@@ -178,20 +179,18 @@ class Deployment(Simulation):
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
         )
-        sampler = Reachable(self.sampler, self.present)
         identity = f"{self.roster.run} {config.to_toml()} {self.work.data_key} {self.work.model_key} {self.fixed}"
         if mechanism.noises_updates:
             return SecondBook(
                 mechanism,
                 federation,
-                sampler,
                 self.folder,
                 identity,
                 config.seed,
                 lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
                 lambda client: self.profiles[client].steps,
             )
-        return Protection(mechanism, federation, sampler, self.folder, identity, config.stop_at_budget, config.seed)
+        return Protection(mechanism, federation, self.folder, identity, config.stop_at_budget, config.seed)
 
     # -------------------------------------------------------------------------------------------------- what is known
 
@@ -334,12 +333,18 @@ class Deployment(Simulation):
 
     def server(self, records: Records) -> Server:
         """The simulation's server, with clients that come and go."""
-        server = super().server(records)
-        server.sampler = Reachable(self.sampler, self.present)
-        server.remote = True
-        if not self.has_rows:
-            server.evaluate = None if self.held_out else _nobody_knows
-        return server
+        return Server(
+            setup=dataclasses.replace(self.setup, profiles=self.own),
+            grid=self.grid(),
+            sampler=Reachable(self.sampler, self.present),
+            store=RunStore.of(records),
+            observer=self.observer,
+            evaluate=self.evaluate if self.has_rows else None if self.held_out else _nobody_knows,
+            fixed=self.fixed,
+            privacy=self.protection,
+            remote=True,
+            stopping=self.stopping.is_set,
+        )
 
     def close(self, farewell: str | None = None) -> None:
         """End connections and workers."""

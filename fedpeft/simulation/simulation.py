@@ -26,8 +26,6 @@ from fedpeft.clients.pool import Pool, Worker, result
 from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
 from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.workbench import WorkPlan, cached_examples
-from fedpeft.communication.base_residual import ResidualFiles
-from fedpeft.communication.codec import parse_codec
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.examples import Examples
@@ -53,8 +51,8 @@ from fedpeft.run.profiles import PROFILES, groups_of
 from fedpeft.run.records import Records
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.server.evaluation import HELD_OUT
-from fedpeft.server.progress import Checkpoints, Progress
-from fedpeft.server.rounds import Schedule, Server
+from fedpeft.server.progress import Checkpoints, Progress, RunStore
+from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import FixedSize, cohort_size
 from fedpeft.simulation.forgetting import PROBE_ROWS, TEST_ROWS, Forgetting, compared, second_task, standing
 from fedpeft.simulation.grid import CohortGrid
@@ -169,9 +167,7 @@ class Simulation:
             f"{config.to_toml()} {self.work.data_key} {self.work.model_key} {torch.__version__} {self.fixed} "
             f"{self.profiles} {rows.tolist()} {steps}"
         )
-        return Protection(
-            mechanism, federation, self.sampler, self.folder, identity, config.stop_at_budget, config.seed
-        )
+        return Protection(mechanism, federation, self.folder, identity, config.stop_at_budget, config.seed)
 
     def _data(self) -> tuple[Dataset, Rows, Rows, Partition]:
         """The data set, its training and validation rows, and how the former lie on clients."""
@@ -395,39 +391,15 @@ class Simulation:
 
     def server(self, records: Records) -> Server:
         """The server of this run."""
-        config = self.config
         return Server(
+            setup=self.setup,
             grid=self.grid(),
-            strategy=self.setup.strategy,
-            optimizer=self.setup.optimizer,
-            downlink=self.setup.downlink,
-            lossless=parse_codec(self.setup.lossless),
-            uplink=self.setup.uplink,
-            estimates=ClientStore(self.folder / "estimates"),
             sampler=self.sampler,
-            schedule=Schedule(config.learning_rate, config.rounds, config.schedule),
-            head=self.setup.head,
-            layout=self.setup.layout,
-            start=self.setup.start,
-            profiles=self.profiles,
-            classes=self.dataset.classes,
-            predictions=1 if self.dataset.task == "classification" else self.setup.tokens,
-            seed=config.seed,
-            rounds=config.rounds,
-            weighting="uniform" if self.setup.mechanism or config.weighting == "uniform" else "rows",
-            proximal=config.proximal,
-            scaffold=config.scaffold,
-            evaluate=self.evaluate,
-            bases=ResidualFiles(self.work.residuals),
-            evaluate_every=config.evaluate_every,
-            records=records,
-            checkpoints=self.checkpoints,
+            store=RunStore.of(records),
             observer=self.observer,
-            scratch=self.folder / "waiting",
+            evaluate=self.evaluate,
             fixed=self.fixed,
-            protection=self.protection,
-            factoring=self.setup.factor_view,
-            weight_changes=self.setup.weight_changes,
+            privacy=self.protection,
         )
 
     def train(self, server: Server) -> Progress:
@@ -591,7 +563,7 @@ class Simulation:
                 for i in range(-(-piece * config.rounds // len(rows)))
             ]
         )
-        schedule = Schedule(config.learning_rate, config.rounds, config.schedule)
+        schedule = self.setup.schedule
         training = dataclasses.replace(self.setup.training, epochs=1.0, steps=0)
 
         def step(states: Mapping[float, State], number: int) -> dict[float, State]:
