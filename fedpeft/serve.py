@@ -185,8 +185,10 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> d
     server = federation.server(records)
     federation.present()
     progress = federation.train(server)
-    save(setup, progress.adapter, federation.folder, server.residual.total)
-    own = server.own_rows(config.rounds, progress) if federation.held_out else None
+    if federation.stopping.is_set() and progress.round < config.rounds:
+        raise StoppedError
+    save(setup, progress.adapter, federation.folder, progress.residual.total)
+    own = server.own_rows(progress) if federation.held_out else None
     sessions = gateway.sessions()
     gateway.close(FAREWELL)
     scorer = federation.scorer

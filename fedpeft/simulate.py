@@ -275,14 +275,14 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
     probe = base_probe(setup, rows, workers)
     server = simulation.server(records)
     progress = simulation.train(server)
-    save(setup, progress.adapter, folder, server.residual.total)
+    save(setup, progress.adapter, folder, progress.residual.total)
     pooled: tuple[Path, float] | None = None
     if config.centralised:
         state, rate = train_on_pooled_rows(setup, rows, workers, simulation.sampler.size, progress.started)
         pooled = folder / "centralised", rate
         pooled[0].mkdir(exist_ok=True)
         save(setup, state, pooled[0])
-    own = server.own_rows(progress.round, progress) if setup.personal else None
+    own = server.own_rows(progress) if setup.personal else None
     simulation.close()
     scorer = simulation.scorer
     score = scorer.score(folder, "scoring the saved adapter on the test rows (fp32)")
@@ -378,26 +378,26 @@ def costs(
 ) -> dict[str, Any]:
     """What a run has cost, and on what: the part of the summary that is independent of where clients are."""
     counters = progress.counters
-    parameters = counters["uplink_parameters"]
-    update_bytes = counters["uplink_bytes"] - counters.get("prepare_bytes", 0)
+    parameters = counters.uplink_parameters
+    update_bytes = counters.uplink_bytes - counters.prepare_bytes
     return {
         "task": setup.facts.task,
         "rounds": progress.round,
         "clients": setup.clients,
         "cohort": cohort,
         "parameters": setup.layout.numel,
-        "uplink_bytes": int(counters["uplink_bytes"]),
-        "downlink_bytes": int(counters["downlink_bytes"]),
-        "prepare_bytes": int(counters.get("prepare_bytes", 0)),
-        "base_bytes": int(counters["base_bytes"]),
-        "rejected": int(counters["rejected"]),
+        "uplink_bytes": counters.uplink_bytes,
+        "downlink_bytes": counters.downlink_bytes,
+        "prepare_bytes": counters.prepare_bytes,
+        "base_bytes": counters.base_bytes,
+        "rejected": counters.rejected,
         "rejected_by_client": None if protection else {str(k): n for k, n in progress.rejections.items()},
         "uplink_bytes_per_parameter": update_bytes / parameters if parameters else None,
         "epsilon": None,
         "dp_delta": None,
         **(protection.summary() if protection else {}),
         "seconds": None,
-        "seconds_per_round": counters["round_seconds"] / max(1, progress.round),
+        "seconds_per_round": counters.round_seconds / max(1, progress.round),
         "peak_memory_bytes": None,
         "seed": setup.config.seed,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},

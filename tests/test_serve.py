@@ -99,7 +99,7 @@ def test_what_else_travels_arrives(fleet, settings):
     assert [made.end(p) for p in (server, *clients)] == [0, 0, 0, 0], made.logs()
     assert simulate([str(made.folder / "run.toml"), "--output", str(made.folder / "simulated")]) == 0
     assert apart(made) < 1e-8
-    assert bool(Checkpoints(made.folder / "run" / "checkpoint").load().residual) == ("strategy" in settings)
+    assert bool(Checkpoints(made.folder / "run" / "checkpoint").load().residual.total) == ("strategy" in settings)
     counts = (json.loads((made.folder / f / "summary.json").read_text()) for f in ("run", "simulated"))
     assert len({c["downlink_bytes"] for c in counts}) == 1
 

@@ -17,7 +17,8 @@ from fedpeft.peft.adapter import State
 from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.run.records import Records
 from fedpeft.run.workers import Workers, client_plan
-from fedpeft.server.assembly import server_of
+from fedpeft.server.progress import RunStore
+from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import FixedSize
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.simulation import Simulation
@@ -72,8 +73,8 @@ class Rounds:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             place = Path(folder)
             sampler, records = FixedSize(everyone, everyone), Records(place)
-            server = server_of(self.setup, grid, sampler, place, records, timer, _nothing, None, self.fixed)
-            progress = server.run()
+            store = RunStore.of(records)
+            progress = Server(self.setup, grid, sampler, store, timer, _nothing, self.fixed).run()
         seconds = timer.result.training_seconds
         assert seconds is not None, "a run without privacy"
         return Round(seconds, progress.adapter, self.once)

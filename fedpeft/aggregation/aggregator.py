@@ -22,12 +22,16 @@ from fedpeft.peft.low_rank import LowRank
 
 @dataclass(frozen=True)
 class Outcome:
-    """The next global state and optimizer memory, what goes into the base, by module, and the next clipping norm."""
+    """The next global state and optimizer memory, what goes into the base, by module, and the next clipping norm.
+
+    `error`: of the aggregate, where it is measured (see `fedpeft.aggregation.exactness`).
+    """
 
     state: State
     memory: Memory
     residuals: dict[str, LowRank] = field(default_factory=dict)
     clip: float | None = None
+    error: float | None = None
 
 
 class Collector(Protocol):

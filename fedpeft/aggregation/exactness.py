@@ -10,6 +10,8 @@ product of two factors (DoRA, VeRA, AdaLoRA) say themselves what a state adds to
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 
@@ -31,33 +33,39 @@ def measurable(strategy: Strategy, layout: Layout) -> bool:
     return 0 < entries <= LARGEST_TARGET and not strategy.private(layout)
 
 
-class MeasuredCollector:
-    """Hands everything on to another collector, and measures what comes out of it."""
-
-    def __init__(self, collector: Collector, layout: Layout) -> None:
-        self.collector, self.layout = collector, layout
-        self.weight = 0.0
-        self.target: State = {}
+class Target(Protocol):
+    """The exact aggregate dW*, summed up as updates come."""
 
     def add(self, update: Update) -> None:
-        """Take one update, and add its product to the target."""
-        self.collector.add(update)
-        self.weight += update.weight
-        for pair in self.layout.pairs:
-            term = product(pair, update)
-            total = self.target.setdefault(pair.module, torch.zeros(term.shape, dtype=term.left.dtype))
-            total.addmm_(term.left, term.right, alpha=update.weight)
-
-    def finish(self, memory: Memory) -> Outcome:
-        """What the round has led to."""
-        return self.collector.finish(memory)
+        """Add what one update makes of the weights."""
 
     def error(self, outcome: Outcome) -> float:
         """Of the whole aggregate; 0 where there was nothing to aggregate."""
+        ...
+
+
+class Products:
+    """dW* of LoRA factors."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.weight = 0.0
+        self.sums: State = {}
+
+    def add(self, update: Update) -> None:
+        """Add its product s_k B_k A_k."""
+        self.weight += update.weight
+        for pair in self.layout.pairs:
+            term = product(pair, update)
+            total = self.sums.setdefault(pair.module, torch.zeros(term.shape, dtype=term.left.dtype))
+            total.addmm_(term.left, term.right, alpha=update.weight)
+
+    def error(self, outcome: Outcome) -> float:
+        """As `Target` says."""
         distance, size = 0.0, 0.0
         form = lora_form(self.layout)
         for pair in self.layout.pairs:
-            exact = self.target[pair.module] / self.weight
+            exact = self.sums[pair.module] / self.weight
             made = effective(pair, outcome.state, form).dense()
             if pair.module in outcome.residuals:
                 made = made + outcome.residuals[pair.module].dense()
@@ -66,25 +74,44 @@ class MeasuredCollector:
         return math.sqrt(distance / size) if size else 0.0
 
 
-class WeightsCollector:
-    """The same for methods that say themselves what a state adds to the weights."""
+class Changes:
+    """dW* of methods that say themselves what a state adds to the weights."""
 
-    def __init__(self, collector: Collector, changes: WeightChanges) -> None:
-        self.collector, self.changes = collector, changes
-        self.target = Fold()
+    def __init__(self, changes: WeightChanges) -> None:
+        self.changes = changes
+        self.total = Fold()
 
     def add(self, update: Update) -> None:
-        """Take one update, and add its weights to the target."""
-        self.collector.add(update)
+        """Add what the trained state adds to the weights."""
         trained = {name: update.trained(name) for name in update.received}
-        self.target.add(self.changes(trained, update.form), update.weight)
-
-    def finish(self, memory: Memory) -> Outcome:
-        """What the round has led to."""
-        return self.collector.finish(memory)
+        self.total.add(self.changes(trained, update.form), update.weight)
 
     def error(self, outcome: Outcome) -> float:
-        """Of the whole aggregate; 0 where there was nothing to aggregate."""
-        exact = self.target.mean()
+        """As `Target` says."""
+        exact = self.total.mean()
         size = norm(exact)
         return norm(difference(self.changes(outcome.state, None), exact)) / size if size else 0.0
+
+
+class Measured:
+    """Hands everything on to another collector, and adds its error against a target to what comes out of it."""
+
+    def __init__(self, collector: Collector, target: Target) -> None:
+        self.collector, self.target = collector, target
+
+    def add(self, update: Update) -> None:
+        """Take one update."""
+        self.collector.add(update)
+        self.target.add(update)
+
+    def finish(self, memory: Memory) -> Outcome:
+        """What the round has led to, and how far that is from exact."""
+        outcome = self.collector.finish(memory)
+        return replace(outcome, error=self.target.error(outcome))
+
+
+def measured(inner: Collector, strategy: Strategy, layout: Layout, changes: WeightChanges | None) -> Collector:
+    """`inner`, measured where the error is defined; `changes` as in `Changes`, None: of a method with LoRA factors."""
+    if changes is not None and not strategy.private(layout):
+        return Measured(inner, Changes(changes))
+    return Measured(inner, Products(layout)) if measurable(strategy, layout) else inner

@@ -175,7 +175,7 @@ class _Pipeline:
         self.start: State = {name: torch.zeros(shape) for name, shape in self.layout.shapes.items()}
         self.start["layer.lora_A.weight"] = torch.eye(FORM.rank, 5)
         self.folder = folder
-        self.protection = Protection(mechanism, self._federation(), self, folder, str(audit), False, audit.seed)
+        self.protection = Protection(mechanism, self._federation(), folder, str(audit), False, audit.seed)
         self.protection.open(resumed=False)
 
     def _federation(self) -> Federation:
@@ -196,8 +196,9 @@ class _Pipeline:
             even=True,
         )
 
-    def draw(self, seed: int, round: int) -> list[int]:
-        """Everyone, where the cohort is no secret."""
+    @property
+    def everyone(self) -> list[int]:
+        """Who takes part, where the cohort is no secret."""
         return list(range(self.protection.federation.clients))
 
     def canary(self, index: int, sign: float) -> State:
@@ -239,7 +240,7 @@ class _Clients(_Pipeline):
         progress = Progress(round=0, adapter=self.start)
         scores = np.zeros(self.audit.canaries)
         for round in range(1, self.audit.rounds + 1):
-            entry = self.protection.enter(round, progress)
+            entry = self.protection.enter(round, progress.digest(), self.everyone)
             assert entry is not None
             total = self.collector(progress, round, entry.attempt)
             for client in entry.cohort:
@@ -252,8 +253,7 @@ class _Clients(_Pipeline):
             if not self.mechanism.noises_updates:
                 moved = outcome.state["head.weight"] - progress.adapter["head.weight"]
                 scores += self.sign(round) * moved[0].double().numpy()
-            progress.adapter, progress.memory, progress.clip = outcome.state, outcome.memory, outcome.clip
-            progress.round = round
+            progress = replace(progress, round=round, adapter=outcome.state, memory=outcome.memory, clip=outcome.clip)
         return self.judged(scores)
 
     def handed_in(self, client: int, round: int, attempt: int) -> State | None:
@@ -291,7 +291,7 @@ class _Rows(_Pipeline):
         scores = np.zeros(self.audit.canaries)
         local = LocalTraining(batch_size=self.protection.federation.batch_size, steps=self.audit.steps, optimizer="sgd")
         for round in range(1, self.audit.rounds + 1):
-            entry = self.protection.enter(round, progress)
+            entry = self.protection.enter(round, progress.digest(), self.everyone)
             assert entry is not None
             executor.sign = self.sign(round)
             privacy = RowPrivacy(
@@ -314,8 +314,8 @@ class _Rows(_Pipeline):
             payload = self.codec.encode(update, seed=round, shapes=executor.layout.shapes)
             decoded = decode(payload, executor.layout.shapes)
             scores -= self.sign(round) * _flat(decoded, executor.layout)[executor.entries].sum(1)
-            progress.adapter = {n: t + decoded[n] for n, t in progress.adapter.items()}
-            progress.round = round
+            after = {n: t + decoded[n] for n, t in progress.adapter.items()}
+            progress = replace(progress, round=round, adapter=after)
         return self.judged(scores, self._distance(executor, job))
 
     def _distance(self, executor: CanaryExecutor, job: Job) -> float:

@@ -37,45 +37,44 @@ WHOLE = 0xFFFFFFFF
 _NUMBER = struct.Struct("<I")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Residual:
     """The server's side.
 
     Attributes:
-        pairs: the adapted layers.
-        dtype: of R.
         version: the last round that put something in; 0: nothing yet.
         total: R by module; modules that never had an increment are missing.
         steps: increments by module, as (round, factors), oldest first.
         since: by module the round after which no increment has been dropped; 0 where it is missing.
     """
 
-    pairs: Sequence[LoraPair]
-    dtype: torch.dtype
     version: int = 0
     total: State = field(default_factory=dict)
     steps: dict[str, list[tuple[int, LowRank]]] = field(default_factory=dict)
     since: dict[str, int] = field(default_factory=dict)
 
-    def add(self, round: int, increments: dict[str, LowRank]) -> None:
-        """Add what a round put into the base."""
+    def after(self, round: int, increments: dict[str, LowRank], dtype: torch.dtype) -> Residual:
+        """With what a round put into the base; R is of `dtype`."""
+        total, steps, since = dict(self.total), dict(self.steps), dict(self.since)
         for module, increment in increments.items():
-            step = LowRank(increment.left.to(self.dtype), increment.right.to(self.dtype))
+            step = LowRank(increment.left.to(dtype), increment.right.to(dtype))
             product = step.dense()
-            self.total[module] = self.total[module] + product if module in self.total else product
-            kept = [*self.steps.get(module, []), (round, step)]
+            total[module] = total[module] + product if module in total else product
+            kept = [*steps.get(module, []), (round, step)]
             while kept and sum(s.numel for _, s in kept) > product.numel():
-                self.since[module] = kept.pop(0)[0]
-            self.steps[module] = kept
-        if increments:
-            self.version = round
+                since[module] = kept.pop(0)[0]
+            steps[module] = kept
+        return Residual(round if increments else self.version, total, steps, since)
 
-    def payload(self, held: int, codec: Codec) -> bytes:
-        """What a client that holds version `held` (0: the plain base) is sent; nothing if it is up to date."""
+    def payload(self, held: int, pairs: Sequence[LoraPair], codec: Codec) -> bytes:
+        """What a client that holds version `held` (0: the plain base) is sent; nothing if it is up to date.
+
+        `pairs`: the adapted layers.
+        """
         if held >= self.version:
             return b""
         table, tensors, shapes = b"", State(), {}
-        for pair in self.pairs:
+        for pair in pairs:
             if self.since.get(pair.module, 0) > held:
                 table += _NUMBER.pack(WHOLE)
                 tensors[f"{pair.module}.total"] = self.total[pair.module]
@@ -98,9 +97,9 @@ class Residual:
         return state
 
     @classmethod
-    def of(cls, state: State, pairs: Sequence[LoraPair], dtype: torch.dtype) -> Residual:
+    def of(cls, state: State) -> Residual:
         """From what `state` returned."""
-        made = cls(pairs, dtype, int(state.get("version", torch.tensor(0))))
+        made = cls(int(state.get("version", torch.tensor(0))))
         for name, tensor in state.items():
             kind, _, rest = name.partition("/")
             if kind == "total":

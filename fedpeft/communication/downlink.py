@@ -26,10 +26,11 @@ from fedpeft.communication.codec import Codec, parse_codec
 from fedpeft.communication.codecs.delta import Delta
 from fedpeft.communication.codecs.grid import Grid, at_step_of
 from fedpeft.communication.decoding import decode
+from fedpeft.communication.messages import Instruction
 from fedpeft.communication.payload import Shape
 from fedpeft.communication.uplink import preset_of
 from fedpeft.errors import ConfigError
-from fedpeft.peft.adapter import ClientForm, Layout, State, difference
+from fedpeft.peft.adapter import ClientForm, Layout, State, difference, held_in
 
 DOWNLINKS: Final[Mapping[str, str]] = {
     "medium": "grid(bits=5.0) | rans",
@@ -121,6 +122,31 @@ class Package:
     payload: bytes
     state: State
     base: int | None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a client was sent, until it answers.
+
+    Attributes:
+        instruction: what it is asked.
+        package: the adapter.
+        base_bytes: what brings its base up to date costs.
+    """
+
+    instruction: Instruction
+    package: Package
+    base_bytes: int = 0
+
+    @property
+    def state(self) -> State:
+        """What the client starts from, as it holds it."""
+        return held_in(self.package.state, self.instruction.adapter_precision)
+
+    @property
+    def bytes(self) -> int:
+        """What all of it costs."""
+        return len(self.package.payload) + self.base_bytes + len(self.instruction.variate)
 
 
 class Downlink:
@@ -217,7 +243,7 @@ class Downlink:
         """What brings the base of a client up to date that took part in round `last` (0: never)."""
         held = max(0, last - 1)  # the base of a round is that after the round before
         if held not in self._bases:
-            self._bases[held] = self._residual.payload(held, self._lossless)
+            self._bases[held] = self._residual.payload(held, self._layout.pairs, self._lossless)
         return self._bases[held]
 
 
@@ -228,7 +254,7 @@ LONGEST: Final = 256
 Form = ClientForm | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Versions:
     """Payloads from the start, by form and round."""
 
@@ -238,14 +264,15 @@ class Versions:
         """The payload that leads to a version; None where it is not kept."""
         return self.payloads.get(form, {}).get(version)
 
-    def add(self, round: int, made: dict[Form, bytes], held: Iterable[int]) -> None:
-        """Add a round's versions, and keep only what is `held` by somebody."""
+    def after(self, round: int, made: Mapping[Form, bytes], held: Iterable[int]) -> Versions:
+        """With a round's versions, and of all of them only those that are `held` by somebody."""
         wanted = {round, *held}
-        for form, payload in made.items():
-            self.payloads.setdefault(form, {})[round] = payload
-        for form, chain in self.payloads.items():
+        payloads = {}
+        for form in [*self.payloads, *(form for form in made if form not in self.payloads)]:
+            chain = self.payloads.get(form, {}) | ({round: made[form]} if form in made else {})
             kept = sorted(version for version in chain if version in wanted)[-LONGEST:]
-            self.payloads[form] = {version: chain[version] for version in kept}
+            payloads[form] = {version: chain[version] for version in kept}
+        return Versions(payloads)
 
     def state(self) -> State:
         """As tensors by name, for a checkpoint."""

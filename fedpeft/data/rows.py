@@ -55,6 +55,17 @@ class Rows:
         )
 
 
+def joined(first: Rows, second: Rows) -> Rows:
+    """The rows of both, one after the other; of labels and owners what both have."""
+    if isinstance(first.inputs, np.ndarray):
+        inputs: Inputs = np.concatenate([first.inputs, np.asarray(second.inputs)])
+    else:
+        inputs = [*first.inputs, *second.inputs]
+    labels = None if first.labels is None or second.labels is None else np.concatenate([first.labels, second.labels])
+    owners = None if first.owners is None or second.owners is None else np.concatenate([first.owners, second.owners])
+    return Rows(inputs, labels, owners)
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test rows of one task.

@@ -45,9 +45,8 @@ from fedpeft.run.profiles import Profile, groups_of, keep_profiles
 from fedpeft.run.records import Records
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
-from fedpeft.server.assembly import server_of
 from fedpeft.server.evaluation import HELD_OUT
-from fedpeft.server.progress import Checkpoints, Progress
+from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import FixedSize, Reachable, cohort_size
 
@@ -175,20 +174,18 @@ class Federation:
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
         )
-        sampler = Reachable(self.sampler, self.present)
         identity = f"{self.roster.run} {config.to_toml()} {identity}"
         if mechanism.noises_updates:
             return SecondBook(
                 mechanism,
                 exposure,
-                sampler,
                 self.folder,
                 identity,
                 config.seed,
                 lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
                 lambda client: self.own[client].steps,
             )
-        return Protection(mechanism, exposure, sampler, self.folder, identity, config.stop_at_budget, config.seed)
+        return Protection(mechanism, exposure, self.folder, identity, config.stop_at_budget, config.seed)
 
     @property
     def secret_cohort(self) -> bool:
@@ -285,17 +282,17 @@ class Federation:
     def server(self, records: Records) -> Server:
         """The server of this run, with clients that come and go."""
         evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _nobody_knows
-        return server_of(
-            self.setup,
-            self.grid(),
-            Reachable(self.sampler, self.present),
-            self.folder,
-            records,
-            self.observer,
-            evaluate,
-            self.protection,
-            self.fixed,
+        return Server(
+            setup=self.setup,
+            grid=self.grid(),
+            sampler=Reachable(self.sampler, self.present),
+            store=RunStore.of(records),
+            observer=self.observer,
+            evaluate=evaluate,
+            fixed=self.fixed,
+            privacy=self.protection,
             remote=True,
+            stopping=self.stopping.is_set,
         )
 
     def train(self, server: Server) -> Progress:

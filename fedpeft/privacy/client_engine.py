@@ -36,7 +36,6 @@ from fedpeft.privacy.ledger import terms_in
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.mechanism import Federation, Mechanism
 from fedpeft.privacy.remote_engine import Terms
-from fedpeft.server.sampling import FixedSize
 
 ANSWER = "answer"
 """The file of the last answer, in the folder of the ledger."""
@@ -145,7 +144,7 @@ class OwnLedger(Protection):
         seed: int,
     ) -> None:
         self._common = [common.epsilon, common.noise_multiplier, common.dp_delta]
-        super().__init__(mechanism, federation, FixedSize(1, 1), folder, identity, False, seed)
+        super().__init__(mechanism, federation, folder, identity, False, seed)
         self.answers = Answers(folder / ANSWER)
         self.open(resumed=(folder / KEY).exists() or (folder / ANSWER).exists())
         self.lifetime = lifetime

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from fedpeft.privacy.accountant import Event, Events, epsilon, rdp_epsilon, with
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
 from fedpeft.privacy.mechanism import MECHANISMS, Federation, Mechanism, ServerRound
 from fedpeft.privacy.noise import RunKey, make_key
-from fedpeft.server.progress import Progress
 
 LEDGER = "ledger.jsonl"
 KEY = "privacy.key"
@@ -56,18 +55,11 @@ class ClientPrivacy:
         return MECHANISMS.build(self.mechanism)
 
 
-class Sampler(Protocol):
-    """Draws cohorts that everyone may know."""
-
-    def draw(self, seed: int, round: int) -> list[int]:
-        """The cohort of a round, ascending."""
-        ...
-
-
 @dataclass(frozen=True)
 class Entry:
     """A round that may begin: who is asked, which attempt it is, and who would have been asked but has spent all."""
 
+    round: int
     cohort: list[int]
     attempt: int = 0
     spent: tuple[int, ...] = ()
@@ -79,7 +71,6 @@ class Protection:
     Args:
         mechanism: as the user describes it.
         federation: what costs depend on.
-        sampler: draws cohorts where they are no secret.
         folder: the run's; the ledger and the key lie in it.
         identity: what else a round's outcome depends on (settings, data, versions), in any form.
         stop_at_budget: whether those whose budget is spent sit out, instead of ending the run with an error.
@@ -93,7 +84,6 @@ class Protection:
         self,
         mechanism: Mechanism,
         federation: Federation,
-        sampler: Sampler,
         folder: Path,
         identity: str,
         stop_at_budget: bool,
@@ -101,7 +91,7 @@ class Protection:
     ) -> None:
         if stop_at_budget and mechanism.epsilon is None:
             raise PrivacyError(f"--stop-at-budget needs a budget: give {mechanism.name} an epsilon, too")
-        self.mechanism, self.federation, self.sampler = mechanism, federation, sampler
+        self.mechanism, self.federation = mechanism, federation
         self.identity, self.stop_at_budget, self.seed = identity, stop_at_budget, seed
         self.folder = folder
         self.noise, self.delta = self._settle()
@@ -165,15 +155,19 @@ class Protection:
 
     # ------------------------------------------------------------------------------------------------------- a round
 
-    def enter(self, round: int, progress: Progress) -> Entry | None:
+    def enter(self, round: int, state: str, drawn: Sequence[int]) -> Entry | None:
         """Charge a round; None where nobody's budget allows another one.
+
+        Args:
+            round: from 1.
+            state: a digest of what the round starts from.
+            drawn: the cohort, ascending, where it is no secret; a secret one is drawn here.
 
         Raises:
             PrivacyError: the round would exceed somebody's budget, and the run is not told to leave them out.
         """
-        mechanism, fingerprint = self.mechanism, self._fingerprint(round, progress)
-        drawn = self.sampler.draw(self.seed, round)  # of real clients: waits until enough are there
-        asked = [] if mechanism.secret_cohort else drawn
+        mechanism, fingerprint = self.mechanism, self._fingerprint(round, state)
+        asked = [] if mechanism.secret_cohort else list(drawn)
         charges = dict(self.cost(asked))
         known = self.ledger.attempt(round, fingerprint)
         if known is None:
@@ -188,10 +182,10 @@ class Protection:
             return None
         attempt = self.ledger.charge(round, fingerprint, charges)
         if not mechanism.secret_cohort:
-            return Entry([client for client in asked if client not in spent], attempt, tuple(sorted(spent)))
+            return Entry(round, [client for client in asked if client not in spent], attempt, tuple(sorted(spent)))
         coins = self.key.stream("cohort", round, attempt).random(self.federation.clients)
         rate = self.federation.cohort / self.federation.clients
-        return Entry([int(client) for client in np.flatnonzero(coins < rate)], attempt)
+        return Entry(round, [int(client) for client in np.flatnonzero(coins < rate)], attempt)
 
     def heard(self, report: Report) -> None:
         """A client has answered; those that keep a ledger of their own say what is in it."""
@@ -212,15 +206,9 @@ class Protection:
             "spent; a new run with --stop-at-budget lets those sit out whose budget is spent"
         )
 
-    def _fingerprint(self, round: int, progress: Progress) -> str:
+    def _fingerprint(self, round: int, state: str) -> str:
         """Of all that a round's outcome is a function of: what it starts from, the settings, data and key."""
-        digest = hashlib.sha256(f"{self.identity} {self.key.name} {round} {sorted(progress.forms.items())}".encode())
-        digest.update(f"{sorted(progress.acknowledged.items())} {progress.clip}".encode())
-        for part in (progress.adapter, progress.residual, progress.variate, *progress.memory.values()):
-            for name in sorted(part):
-                digest.update(name.encode())
-                digest.update(part[name].detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return hashlib.sha256(f"{self.identity} {self.key.name} {round} {state}".encode()).hexdigest()
 
     def collector(
         self,

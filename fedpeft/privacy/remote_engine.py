@@ -19,7 +19,7 @@ from fedpeft.communication.messages import Report
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import PrivacyError, RunError
 from fedpeft.privacy.accountant import Event, Events
-from fedpeft.privacy.engine import Protection, Sampler
+from fedpeft.privacy.engine import Protection
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Federation, Mechanism
 
@@ -88,7 +88,7 @@ class SecondBook(Protection):
     """The mechanism as the server of real clients sees it.
 
     Args:
-        mechanism, federation, sampler, folder, identity, seed: as `Protection`'s.
+        mechanism, federation, folder, identity, seed: as `Protection`'s.
         declared: the terms of each client that has registered, by id.
         steps: local steps that the server asks of a client, by id; 0: the client's own number.
 
@@ -100,7 +100,6 @@ class SecondBook(Protection):
         self,
         mechanism: Mechanism,
         federation: Federation,
-        sampler: Sampler,
         folder: Path,
         identity: str,
         seed: int,
@@ -109,7 +108,7 @@ class SecondBook(Protection):
     ) -> None:
         self._declared, self._steps = declared, steps
         self.done: set[int] = set()
-        super().__init__(mechanism, federation, sampler, folder, identity, False, seed)
+        super().__init__(mechanism, federation, folder, identity, False, seed)
         self.stop_at_budget = True  # one client's spent budget does not end the others' federation
 
     def _settle(self) -> tuple[float, float]:

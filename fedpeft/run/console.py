@@ -130,7 +130,7 @@ class ServeObserver(ConsoleObserver):
         self._connected: TaskID | None = None
 
     def watch(self, federation: Any) -> None:
-        """The federation whose connections are shown, and whose wish to stop is heeded."""
+        """The federation whose connections are shown."""
         self._federation = federation
 
     def event(self, event: str, fields: dict[str, Any]) -> None:
@@ -163,13 +163,9 @@ class ServeObserver(ConsoleObserver):
         self._progress.update(self._connected, description=text, completed=len(names))
 
     def round_done(self, result: RoundResult) -> None:
-        """One line; and the end, if the server was asked to stop."""
-        from fedpeft.deployment.grid import StoppedError
-
+        """One line."""
         super().round_done(result)
         self.last = result
-        if self._federation.stopping.is_set() and result.round < self._total_rounds:
-            raise StoppedError
 
 
 def summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:

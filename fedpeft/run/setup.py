@@ -16,7 +16,7 @@ from fedpeft.aggregation.exactness import LARGEST_TARGET
 from fedpeft.aggregation.head_start import HEADS, HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy, strategies
-from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.local_training import LocalTraining, Schedule
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import parse_downlink
 from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
@@ -195,6 +195,21 @@ class Setup:
         return self.config.rounds
 
     @property
+    def schedule(self) -> Schedule:
+        """Of the clients' learning rate."""
+        return Schedule(self.config.learning_rate, self.config.rounds, self.config.schedule)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether a client's weight is its number of rows; under privacy all are alike."""
+        return self.mechanism is None and self.config.weighting != "uniform"
+
+    @property
+    def predictions(self) -> int:
+        """The most that a row can have: one, or one for each of its tokens."""
+        return 1 if self.facts.task == "classification" else self.tokens
+
+    @property
     def clients(self) -> int:
         """How many there are."""
         return self.facts.clients
@@ -203,6 +218,11 @@ class Setup:
     def tokens(self) -> int:
         """Texts are cut to this many tokens: what the user asks for, and no more than the model reads."""
         return min(self.config.tokens, self.readable)
+
+    @property
+    def model_name(self) -> str:
+        """The base as the user, or the data set, calls it."""
+        return self.facts.default_model if self.config.model == "auto" else self.config.model
 
     @cached_property
     def personal(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which reports the server takes: the others are left out of the round and counted as rejected.
+"""What the server takes of its clients' reports: the others are left out of the round and counted as rejected.
 
 Whatever the strategy, numbers that are not finite, or that no training could have made, would spoil the global model
 for everyone; so they are dropped before any rule sees them. What is merely hostile is the robust rules' business.
@@ -7,11 +7,21 @@ for everyone; so they are dropped before any rule sees them. What is merely host
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+from fedpeft.aggregation.aggregator import Collector
+from fedpeft.aggregation.strategy import Strategy
+from fedpeft.aggregation.update import Fold, Update
+from fedpeft.clients.store import ClientStore
+from fedpeft.communication.decoding import decode
+from fedpeft.communication.downlink import Sent
 from fedpeft.communication.messages import Report
 from fedpeft.communication.payload import Shape
+from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
-from fedpeft.peft.adapter import State, norm
+from fedpeft.peft.adapter import ClientForm, Layout, State, norm
+from fedpeft.privacy.engine import Protection
 
 ABSURD = 1000.0
 """An update may be this many times as long as 1 + the norm of what the client was sent; honest ones stay below 1."""
@@ -73,3 +83,170 @@ def check_update(delta: State, received: State, asked: frozenset[str]) -> None:
     limit = ABSURD * (1 + norm(received))
     if not length <= limit:
         raise PayloadError(f"an update of norm {length:.3g}; nothing above {limit:.3g} is taken")
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """A client's part in a round: what `clients.jsonl` holds a line of.
+
+    Attributes:
+        round: that it was asked in.
+        rank: of its LoRA factors; None: it has none.
+        rows, loss: None where clients report nothing that they have measured on their rows.
+        downlink_from: the version that the payload builds on; 0: the start; None: nothing.
+        base_precision: None: the run's own.
+        confidential: in runs with privacy.
+        staleness: steps that the server has taken since it asked; None: in synchronous rounds.
+        rejected: why the update was left out; None: it was taken.
+    """
+
+    round: int
+    client: int
+    rank: int | None
+    rows: int | None
+    steps: int
+    loss: float | None
+    seconds: float
+    uplink_bytes: int
+    downlink_bytes: int
+    downlink_from: int | None
+    base_precision: str | None
+    confidential: bool | None = None
+    staleness: int | None = None
+    rejected: str | None = None
+
+    def line(self) -> dict[str, Any]:
+        """As a line of JSON; the last three only where they say something."""
+        optional = ("confidential", "staleness", "rejected")
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
+
+
+@dataclass
+class Acceptance:
+    """Takes a round's reports: checks and decodes each, and hands its update on; says why it refuses one.
+
+    Attributes:
+        round: of the server.
+        layout: of the trainable tensors, at the global rank.
+        shared: names of the tensors that updates hold.
+        strategy: may change the form of a client whose update is taken.
+        uplink: how updates are encoded.
+        aggregator: takes the updates.
+        by_rows: whether p_k is proportional to a client's rows, or else equal.
+        privacy: hears of each report; None: there is none.
+        estimates: the server's copies of its clients' memories, where the uplink wants them.
+        variate: the server's control variate; empty: clients send no changes of theirs.
+        results: of each report.
+        accepted: per client whose update was taken, the round that it was asked in.
+        rejected: the clients whose update was not.
+        spent: how many refused because their privacy budgets are spent.
+        forms: that clients have from now on, where they change.
+        rows: of each client whose update was taken.
+        uplink_parameters: of all updates.
+    """
+
+    round: int
+    layout: Layout
+    shared: frozenset[str]
+    strategy: Strategy
+    uplink: Uplink
+    aggregator: Collector
+    by_rows: bool = False
+    privacy: Protection | None = None
+    estimates: ClientStore | None = None
+    variate: State = field(default_factory=dict)
+    results: list[ClientResult] = field(default_factory=list)
+    accepted: dict[int, int] = field(default_factory=dict)
+    rejected: list[int] = field(default_factory=list)
+    spent: int = 0
+    forms: dict[int, ClientForm] = field(default_factory=dict)
+    rows: dict[int, int] = field(default_factory=dict)
+    uplink_parameters: int = 0
+    _losses: list[tuple[float, int]] = field(default_factory=list)
+    _variates: Fold = field(default_factory=Fold)
+
+    def add(self, report: Report, sent: Sent) -> Update | None:
+        """Take the report of a client on what it was `sent`; returns its update, None where it is left out."""
+        if self.privacy is not None:
+            self.privacy.heard(report)
+        self.spent += report.spent
+        layout = self.layout.with_form(sent.instruction.form)
+        self.uplink_parameters += layout.numel if report.payload else 0
+        result = self._result(report, sent)
+        try:
+            update, memory = self._update(report, sent, layout)
+            variate = self._variate(report, layout)
+        except PayloadError as error:
+            self.results.append(replace(result, rejected=str(error)))
+            if not report.spent:
+                self.rejected.append(report.client)
+            return None
+        self.results.append(result)
+        if self.estimates is not None and self.uplink.server_remembers:
+            self.estimates.stage(report.client, report.round, memory)
+        self.aggregator.add(update)
+        self._variates.add(variate, 1.0)
+        after = self.strategy.next_form(update, self.layout)
+        if after is not None and after != update.form:
+            self.forms[report.client] = after
+        self.accepted[report.client] = report.round
+        self.rows[report.client] = report.rows
+        self._losses.append((report.loss, report.rows))
+        return update
+
+    def _result(self, report: Report, sent: Sent) -> ClientResult:
+        asked = sent.instruction
+        return ClientResult(
+            round=report.round,
+            client=report.client,
+            rank=asked.rank or None,
+            rows=None if self._silent else report.rows,
+            steps=report.steps,
+            loss=None if self._silent else report.loss,
+            seconds=report.seconds,
+            uplink_bytes=report.bytes,
+            downlink_bytes=sent.bytes,
+            downlink_from=sent.package.base,
+            base_precision=asked.base_precision or None,
+            confidential=True if self.privacy is not None else None,
+            staleness=self.round - report.round if self.strategy.asynchronous else None,
+        )
+
+    def _update(self, report: Report, sent: Sent, layout: Layout) -> tuple[Update, State]:
+        """The update, and the server's copy of the client's memory."""
+        check_report(report)
+        memory: State = {}
+        if self.estimates is not None and self.uplink.server_remembers:
+            memory = self.estimates.load(report.client, sent.instruction.acknowledged) or {}
+        delta, memory = self.uplink.receive(report.payload, layout.shapes, memory)
+        received = sent.state
+        check_update(delta, received, self.shared)
+        weight = float(report.rows) if self.by_rows else 1.0
+        form, staleness = sent.instruction.form, self.round - report.round
+        return Update(report.client, weight, form, received, delta, staleness), memory
+
+    def _variate(self, report: Report, layout: Layout) -> State:
+        """The change of a client's control variate, checked as an update is; empty without SCAFFOLD."""
+        if not self.variate:
+            return {}
+        change = decode(report.variate, {name: layout.shapes[name] for name in self.shared})
+        check_update(change, self.variate, self.shared)
+        return change
+
+    @property
+    def _silent(self) -> bool:
+        return self.privacy is not None and self.privacy.mechanism.silent
+
+    @property
+    def train_loss(self) -> float | None:
+        """The mean over the rows of the accepted clients; None: there are none, or they don't tell."""
+        if self._silent or not self._losses:
+            return None
+        return sum(loss * rows for loss, rows in self._losses) / sum(rows for _, rows in self._losses)
+
+    def next_variate(self, clients: int) -> State:
+        """c + (1 / N) sum of the changes of the clients' variates, of N `clients`."""
+        if not (self.variate and self.accepted):
+            return self.variate
+        share = self._variates.weight / clients
+        return self.variate | {n: self.variate[n] + share * d for n, d in self._variates.mean().items()}

@@ -1,4 +1,4 @@
-"""How models do on the clients' own held-out rows.
+"""How models do: on the server's held-out rows, or on the clients' own.
 
 Clients' own models: each client counts equally, however many rows it has. The global model: each prediction does.
 """
@@ -6,10 +6,18 @@ Clients' own models: each client counts equally, however many rows it has. The g
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedpeft.communication.messages import Report
+from fedpeft.errors import PayloadError
+from fedpeft.peft.adapter import State
+from fedpeft.run.observer import Metrics
+from fedpeft.run.setup import Setup
+from fedpeft.server.acceptance import check_evaluation
+from fedpeft.server.dispatch import Dispatch
+from fedpeft.server.exchange import Exchange
+from fedpeft.server.progress import Progress
 
 HELD_OUT = 0.2
 """Share of each client's rows that it is evaluated on and does not train on, where clients have models of their own."""
@@ -48,3 +56,51 @@ def own_rows(reports: Sequence[Report]) -> OwnRows:
         sum(r.loss * r.count for r in heard) / sum(r.count for r in heard),
         sum(r.correct for r in heard) / sum(r.count for r in heard),
     )
+
+
+Evaluate = Callable[[State, int], Metrics | None]
+"""Metrics of a global state on the base of a version (`fedpeft.communication.base_residual`)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluates what a round has led to.
+
+    Attributes:
+        setup: the run's.
+        clients: are asked for their own rows.
+        evaluate: on the server's rows; None: it has none, and the global model is evaluated on the clients' own
+            held-out rows, as far as there are any.
+        say: is told of evaluations that do not count.
+    """
+
+    setup: Setup
+    clients: Exchange
+    evaluate: Evaluate | None
+    say: Callable[[str], None]
+
+    def of(self, progress: Progress) -> Metrics | None:
+        """The global model on held-out rows; where clients keep tensors of their own, each client on its own rows."""
+        if self.evaluate and not self.setup.personal:
+            return self.evaluate(progress.adapter, progress.residual.version)
+        own = self.own_rows(progress)
+        if not own.clients:
+            return None
+        if self.setup.personal:
+            return Metrics(own.loss, own.accuracy, own.worst_accuracy)
+        return Metrics(own.pooled_loss, own.pooled_accuracy, own.worst_accuracy)
+
+    def own_rows(self, progress: Progress) -> OwnRows:
+        """Each client's model on its own held-out rows. What this sends serves measurement and is not counted."""
+        sent, clients = Dispatch(self.setup, progress, self.clients.remote), self.setup.clients
+        instructions = (sent.instruction("evaluate", client, progress.round) for client in range(clients))
+        heard = []
+        for report in self.clients.in_order(instructions, clients, "evaluate"):
+            try:
+                if report.count:
+                    check_evaluation(report, self.setup.predictions)
+            except PayloadError as error:
+                self.say(f"client {report.client}'s evaluation does not count: {error}")
+                continue
+            heard.append(report)
+        return own_rows(heard)

@@ -23,6 +23,7 @@ class Exchange:
     Attributes:
         grid: who carries the messages.
         answered: is told (phase, clients that have answered, clients expected).
+        remote: whether clients are on other machines.
         asked: clients of an asynchronous run that have been asked and not taken into a step yet.
         arrived: what they have answered meanwhile.
         pending: the instructions that have not been answered yet, by message.
@@ -30,9 +31,19 @@ class Exchange:
 
     grid: Grid
     answered: Callable[[str, int, int], None]
+    remote: bool = False
     asked: set[int] = field(default_factory=set)
     arrived: deque[Report] = field(default_factory=deque)
     pending: dict[str, Instruction] = field(default_factory=dict)
+
+    def answers(self, instructions: Sequence[Instruction], buffer: int) -> Iterator[Report]:
+        """Send the instructions of a round of training, and yield its reports.
+
+        `buffer`: how many good ones are waited for, of whoever has been asked; 0: all, in order.
+        """
+        if buffer:
+            return self.first(instructions, buffer, "train")
+        return self.in_order(instructions, len(instructions), "train")
 
     def in_order(self, instructions: Iterable[Instruction], total: int, phase: str) -> Iterator[Report]:
         """Send the instructions, a wave at a time, and yield the reports in the order of the instructions."""

@@ -1,4 +1,4 @@
-"""What a killed run continues from: one file a round, written whole or not at all.
+"""The server between two rounds, and what a killed run continues from: one file a round, written whole or not at all.
 
 A checkpoint is a safetensors file; what is not a tensor is JSON in its header. It also holds the lengths of the
 record files at that moment, and the round's own lines: they are written to the record files once the checkpoint is on
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,56 +21,197 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from fedpeft.aggregation.aggregator import Outcome
+from fedpeft.clients.store import ClientStore, labelled, section
+from fedpeft.communication.base_residual import Residual, ResidualFiles
+from fedpeft.communication.downlink import Versions
 from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.run.records import Records
+from fedpeft.server.acceptance import Acceptance
 
 VERSION = 2
 
 
-@dataclass
+@dataclass(frozen=True)
+class Traffic:
+    """What a round's messages come to.
+
+    `base_bytes` is the part of `downlink_bytes` that brings clients' bases up to date, `uplink_parameters` counts the
+    adapters' parameters of all updates.
+    """
+
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    base_bytes: int = 0
+    uplink_parameters: int = 0
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Running totals of a run, as in `Traffic`.
+
+    `prepare_bytes` is the part of `uplink_bytes` before round 1, `rejected` counts the updates left out.
+    """
+
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    prepare_bytes: int = 0
+    base_bytes: int = 0
+    uplink_parameters: int = 0
+    rejected: int = 0
+    round_seconds: float = 0.0
+
+    def after(self, traffic: Traffic, rejected: int, seconds: float) -> Counters:
+        """With one more round."""
+        more = asdict(traffic) | {"rejected": rejected, "round_seconds": seconds}
+        return replace(self, **{name: getattr(self, name) + value for name, value in more.items()})
+
+
+@dataclass(frozen=True)
 class Progress:
     """The server between two rounds.
 
     Attributes:
-        round: the last finished round; 0 after the preparation, -1 before it.
+        round: the last finished round; 0 after the preparation.
         adapter: the global state.
         started: the state before round 1, with the head that the clients' statistics gave.
         memory: of the server optimizer, states by name.
-        residual: what exact strategies have put into the base (`Residual.state`).
+        residual: what exact strategies have put into the base.
         variate: the server's control variate (SCAFFOLD).
         forms: LoRA rank and alpha of the clients whose form the strategy has changed.
         acknowledged: per client that took part, the last recorded round.
         held: per client that took part, the version of the state that it holds; 0: none of use.
-        versions: of the state that clients hold (`Versions.state`).
+        versions: of the state that clients hold.
         rows: of the clients that have been heard of.
         rejections: per client, how many of its updates were left out: its reputation.
         losses: the mean training loss of each round.
-        counters: running totals (bytes up and down, seconds).
+        counters: running totals.
         offsets: lengths of the record files in bytes, without `lines`.
         lines: what the last round adds to each record file.
         fixed: what was probed at the start and must stay (kernel, workers, threads).
         clip: the clipping norm of the next round, where user-level privacy adapts it.
     """
 
-    round: int = -1
-    adapter: State = field(default_factory=dict)
+    round: int
+    adapter: State
     started: State = field(default_factory=dict)
     memory: dict[str, State] = field(default_factory=dict)
-    residual: State = field(default_factory=dict)
+    residual: Residual = field(default_factory=Residual)
     variate: State = field(default_factory=dict)
     forms: dict[int, ClientForm] = field(default_factory=dict)
     acknowledged: dict[int, int] = field(default_factory=dict)
     held: dict[int, int] = field(default_factory=dict)
-    versions: State = field(default_factory=dict)
+    versions: Versions = field(default_factory=Versions)
     rows: dict[int, int] = field(default_factory=dict)
     rejections: dict[int, int] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
-    counters: dict[str, float] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
     offsets: dict[str, int] = field(default_factory=dict)
     lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
     clip: float | None = None
+
+    def after(
+        self, outcome: Outcome, taken: Acceptance, made: Mapping[ClientForm | None, bytes], clients: int
+    ) -> Progress:
+        """The server after a round.
+
+        Args:
+            outcome: what the updates have led to.
+            taken: the round's reports.
+            made: the round's new versions (`Downlink.made`).
+            clients: how many there are.
+        """
+        dtype = next(iter(self.adapter.values())).dtype
+        round = self.round + 1
+        held = self.held | {client: 0 if client in taken.forms else asked for client, asked in taken.accepted.items()}
+        rejected = {client: self.rejections.get(client, 0) + 1 for client in taken.rejected}
+        return replace(
+            self,
+            round=round,
+            adapter=outcome.state,
+            memory=outcome.memory,
+            residual=self.residual.after(round, outcome.residuals, dtype),
+            variate=taken.next_variate(clients),
+            forms=self.forms | taken.forms,
+            acknowledged=self.acknowledged | taken.accepted,
+            held=held,
+            versions=self.versions.after(round, made, held.values()),
+            rows=self.rows | taken.rows,
+            rejections=self.rejections | rejected,
+            losses=self.losses if taken.train_loss is None else [*self.losses, taken.train_loss],
+            clip=outcome.clip,
+        )
+
+    def digest(self) -> str:
+        """Of all that the next round's outcome is a function of."""
+        plain = (self.round, sorted(self.forms.items()), sorted(self.acknowledged.items()), self.clip)
+        tensors = labelled("adapter", self.adapter) | labelled("variate", self.variate)
+        tensors |= labelled("residual", self.residual.state())
+        for label, state in self.memory.items():
+            tensors |= labelled(f"memory/{label}", state)
+        return _checksum(repr(plain), tensors)
+
+    def to_bytes(self) -> bytes:
+        """As a checkpoint."""
+        tensors = {
+            f"{kind}/{name}": tensor.contiguous()
+            for kind, state in (
+                ("adapter", self.adapter),
+                ("started", self.started),
+                ("residual", self.residual.state()),
+                ("variate", self.variate),
+                ("versions", self.versions.state()),
+                *((f"memory/{label}", state) for label, state in self.memory.items()),
+            )
+            for name, tensor in state.items()
+        }
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSORS}
+        plain |= {"version": VERSION, "counters": asdict(self.counters)}
+        plain["forms"] = {client: (form.rank, form.alpha) for client, form in self.forms.items()}
+        header = json.dumps(plain)
+        return save(tensors, {"progress": header, "sha256": _checksum(header, tensors)})
+
+    @classmethod
+    def read(cls, path: Path) -> Progress:
+        """From a checkpoint.
+
+        Raises:
+            RunError: it can't be read, or is another version's.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                plain = json.loads(metadata["progress"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"the checkpoint {path} can't be read: {error}") from error
+        if plain.pop("version", None) != VERSION:
+            raise RunError(f"the checkpoint {path} was written by another version of fedpeft")
+        if metadata.get("sha256") != _checksum(metadata["progress"], tensors):
+            raise RunError(f"the checkpoint {path} can't be read: it is not what was written, the disk has changed it")
+        for name in ("acknowledged", "held", "rows", "rejections"):
+            plain[name] = {int(client): value for client, value in plain[name].items()}
+        plain["forms"] = {int(client): ClientForm(rank, alpha) for client, (rank, alpha) in plain["forms"].items()}
+        plain["counters"] = Counters(**plain["counters"])
+        memory = section(tensors, "memory")
+        return cls(
+            adapter=section(tensors, "adapter"),
+            started=section(tensors, "started"),
+            memory={
+                label: section(memory, label) for label in dict.fromkeys(name.partition("/")[0] for name in memory)
+            },
+            residual=Residual.of(section(tensors, "residual")),
+            variate=section(tensors, "variate"),
+            versions=Versions.of(section(tensors, "versions")),
+            **plain,
+        )
+
+
+TENSORS = ("adapter", "started", "memory", "residual", "variate", "versions")
+"""The attributes of a `Progress` that a checkpoint holds as tensors."""
 
 
 def _checksum(header: str, tensors: State) -> str:
@@ -93,32 +235,10 @@ class Checkpoints:
         Raises:
             RunError: the disk is full or can't be written; the checkpoint before stays valid.
         """
-        tensors = {f"adapter/{n}": t.contiguous() for n, t in progress.adapter.items()}
-        for kind in ("started", "residual", "variate", "versions"):
-            tensors |= {f"{kind}/{n}": t.contiguous() for n, t in getattr(progress, kind).items()}
-        for label, state in progress.memory.items():
-            tensors |= {f"memory/{label}/{n}": t.contiguous() for n, t in state.items()}
-        plain = {
-            "version": VERSION,
-            "round": progress.round,
-            "acknowledged": progress.acknowledged,
-            "held": progress.held,
-            "rows": progress.rows,
-            "rejections": progress.rejections,
-            "losses": progress.losses,
-            "forms": {client: (form.rank, form.alpha) for client, form in progress.forms.items()},
-            "counters": progress.counters,
-            "offsets": progress.offsets,
-            "lines": progress.lines,
-            "fixed": progress.fixed,
-            "clip": progress.clip,
-        }
         try:
             files.make_private_folder(self.folder)
             file = self.folder / f"{progress.round + 1:06d}.safetensors"
-            header = json.dumps(plain)
-            metadata = {"progress": header, "sha256": _checksum(header, tensors)}
-            files.replace(file, save(tensors, metadata), private=True)
+            files.replace(file, progress.to_bytes(), private=True)
             for other in self.folder.iterdir():
                 if other != file:
                     other.unlink()
@@ -137,33 +257,52 @@ class Checkpoints:
             RunError: it can't be read.
         """
         found = sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else []
-        if not found:
-            return None
-        try:
-            with safe_open(found[-1], framework="pt") as file:
-                metadata = file.metadata()
-                plain = json.loads(metadata["progress"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"the checkpoint {found[-1]} can't be read: {error}") from error
-        if plain.pop("version", None) != VERSION:
-            raise RunError(f"the checkpoint {found[-1]} was written by another version of fedpeft")
-        if metadata.get("sha256") != _checksum(metadata["progress"], tensors):
-            raise RunError(
-                f"the checkpoint {found[-1]} can't be read: it is not what was written, the disk has changed it"
-            )
-        progress = Progress(**plain)
-        progress.acknowledged = {int(client): round for client, round in progress.acknowledged.items()}
-        progress.held = {int(client): version for client, version in progress.held.items()}
-        progress.rows = {int(client): rows for client, rows in progress.rows.items()}
-        progress.rejections = {int(client): count for client, count in progress.rejections.items()}
-        forms: Any = progress.forms
-        progress.forms = {int(client): ClientForm(rank, alpha) for client, (rank, alpha) in forms.items()}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            if kind == "memory":
-                label, _, rest = rest.partition("/")
-                progress.memory.setdefault(label, {})[rest] = tensor
-            else:
-                getattr(progress, kind)[rest] = tensor
-        return progress
+        return Progress.read(found[-1]) if found else None
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """What a server keeps on the disk.
+
+    Attributes:
+        records: the lines of rounds and clients.
+        checkpoints: of its progress.
+        bases: where clients on this machine read what has been put into the base.
+        estimates: its copies of its clients' memories, where the uplink wants them (EF21).
+        waiting: where updates wait that a strategy wants all at once.
+    """
+
+    records: Records
+    checkpoints: Checkpoints
+    bases: ResidualFiles
+    estimates: ClientStore
+    waiting: Path
+
+    @classmethod
+    def of(cls, records: Records) -> RunStore:
+        """In the folder of a run's records."""
+        folder = records.folder
+        return cls(
+            records,
+            Checkpoints(folder / "checkpoint"),
+            ResidualFiles(folder / "base"),
+            ClientStore(folder / "estimates"),
+            folder / "waiting",
+        )
+
+    def restore(self, progress: Progress | None) -> None:
+        """Make the other files those that were there when `progress` was saved; None: none were."""
+        self.records.cut(progress.offsets if progress else {})
+        if progress is not None:
+            self._tell(progress)
+            self.bases.put(progress.residual.version, progress.residual.total)
+
+    def commit(self, progress: Progress) -> None:
+        """A round counts once its checkpoint is on the disk, and is told of only then."""
+        self.records.sync()
+        self.checkpoints.save(replace(progress, offsets=self.records.offsets()))
+        self._tell(progress)
+
+    def _tell(self, progress: Progress) -> None:
+        for name, lines in progress.lines.items():
+            self.records.append(name, *lines)

@@ -25,9 +25,8 @@ from fedpeft.run.profiles import groups_of, keep_profiles
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
-from fedpeft.server.assembly import server_of
 from fedpeft.server.evaluation import HELD_OUT
-from fedpeft.server.progress import Checkpoints, Progress
+from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import FixedSize, cohort_size
 from fedpeft.simulation.forgetting import second_task
@@ -117,9 +116,7 @@ class Simulation:
             f"{config.to_toml()} {work.data_key} {work.model_key} {torch.__version__} {self.fixed} "
             f"{profiles} {rows.tolist()} {steps}"
         )
-        return Protection(
-            mechanism, federation, self.sampler, self.folder, identity, config.stop_at_budget, config.seed
-        )
+        return Protection(mechanism, federation, self.folder, identity, config.stop_at_budget, config.seed)
 
     @property
     def statistics(self) -> PartitionStatistics:
@@ -134,16 +131,15 @@ class Simulation:
             grid = self._grid(self.clients)
         else:
             grid = CohortGrid(workers.pool, self.rows.partition.sizes, workers.work.clients_per_pass)
-        return server_of(
-            self.setup,
-            grid,
-            self.sampler,
-            self.folder,
-            records,
-            self.observer,
-            workers.evaluate,
-            self.protection,
-            self.fixed,
+        return Server(
+            setup=self.setup,
+            grid=grid,
+            sampler=self.sampler,
+            store=RunStore.of(records),
+            observer=self.observer,
+            evaluate=workers.evaluate,
+            fixed=self.fixed,
+            privacy=self.protection,
         )
 
     def train(self, server: Server) -> Progress:

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates
 from fedpeft.aggregation.aggregator import collector
-from fedpeft.aggregation.exactness import LARGEST_TARGET, MeasuredCollector, measurable
+from fedpeft.aggregation.exactness import LARGEST_TARGET, Measured, Products, measurable
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.peft.adapter import ClientForm
@@ -21,12 +21,12 @@ def measured(text, tmp_path, clients=CLIENTS):
     strategy = strategies.build(text)
     state = random_state(LAYOUT, 1)
     inner = collector(strategy, SERVER_OPTIMIZERS.build("sgd"), LAYOUT, state, 1, 0, tmp_path)
-    total = MeasuredCollector(inner, LAYOUT)
+    total = Measured(inner, Products(LAYOUT))
     updates = random_updates(strategy, state, LAYOUT, clients, 3)
     for update in updates:
         total.add(update)
     outcome = total.finish({})
-    return updates, outcome, total.error(outcome)
+    return updates, outcome, outcome.error
 
 
 def test_it_is_the_relative_distance_to_the_exact_aggregate(tmp_path):

@@ -169,7 +169,7 @@ def test_what_is_sent_down_has_the_balanced_steps(tiny):
     moved = {name: scale[name] * torch.randn(t.shape, generator=generator) for name, t in start.items()}
     state = {name: start[name] + moved[name] for name in start}
     rule, codec, versions = strategies.build("fedit"), parse_codec("grid(bits=3.0) | rans"), Versions()
-    residual = Residual(layout.pairs, torch.float32)
+    residual = Residual()
     down = Downlink(rule, layout, codec, parse_codec("fp32"), state, start, versions, residual, 1)
     arrived = decode(down.package(None, 0, newcomer=True).payload, layout.shapes)
     plain = decode(codec.encode(moved, shapes=layout.shapes), layout.shapes)
@@ -188,14 +188,14 @@ def test_what_is_sent_down_has_the_balanced_steps(tiny):
 def test_versions_are_kept_as_long_as_somebody_holds_them_and_survive_a_checkpoint():
     versions, small = Versions(), ClientForm(2, 8.0)
     for round in range(1, 6):
-        versions.add(round, {None: b"%d" % round, small: b"s%d" % round}, held=[1, 3, round])
+        versions = versions.after(round, {None: b"%d" % round, small: b"s%d" % round}, held=[1, 3, round])
     assert sorted(versions.payloads[None]) == [1, 3, 5]
     again = Versions.of(versions.state())
     assert again == versions
     assert again.get(small, 3) == b"s3"
     assert again.get(small, 2) is None
     for round in range(6, 6 + 2 * LONGEST):
-        versions.add(round, {None: b"x"}, held=range(round))
+        versions = versions.after(round, {None: b"x"}, held=range(round))
     assert len(versions.payloads[None]) == LONGEST
 
 
@@ -208,7 +208,7 @@ def test_the_server_knows_what_each_client_starts_from(tiny, strategy):
     method.attach(model, "fp32")
     layout, start = method.layout(model), method.start(model, 0)
     rule, codec, lossless = strategies.build(strategy), parse_codec("grid(bits=2.0) | rans"), parse_codec("fp32")
-    residual, versions = Residual(layout.pairs, torch.float32), Versions()
+    residual, versions = Residual(), Versions()
     generator = torch.Generator().manual_seed(1)
     forms = [layout.form] if strategy == "fedsa_lora" else [layout.form, ClientForm(2, 16.0)]
     held: dict = {form: {} for form in forms}
@@ -228,7 +228,7 @@ def test_the_server_knows_what_each_client_starts_from(tiny, strategy):
                     assert got.state.keys() == set(layout.names) - rule.private(layout)
                     assert len(package.payload) <= len(down.package(form, 0, newcomer=True).payload)
             held[form][round] = fresh
-        versions.add(round, down.made, held=[1, 2, 3])
+        versions = versions.after(round, down.made, held=[1, 2, 3])
         state = {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in state.items()}
 
 
@@ -300,16 +300,16 @@ def test_who_was_there_pays_less(tmp_path):
 
 def test_a_run_that_dies_before_it_records_a_version_ends_the_same(tmp_path, monkeypatch):
     run(tmp_path / "whole", "--codec", "tiny")
-    commit = Server._commit
+    commit = Server.commit
 
     def dies(self, progress):
         if progress.round == 3:
             raise KeyboardInterrupt
         commit(self, progress)
 
-    monkeypatch.setattr(Server, "_commit", dies)
+    monkeypatch.setattr(Server, "commit", dies)
     assert main([*TINY, "--output", str(tmp_path / "cut"), "--codec", "tiny"]) == 130
-    monkeypatch.setattr(Server, "_commit", commit)
+    monkeypatch.setattr(Server, "commit", commit)
     assert main(["--resume", str(tmp_path / "cut")]) == 0
     one, other = adapter(tmp_path / "whole"), adapter(tmp_path / "cut")
     assert all(torch.equal(one[n], other[n]) for n in one)

@@ -32,13 +32,14 @@ def increments(round):
 def test_whatever_is_lost_or_repeated_the_base_is_the_servers(tmp_path, seed):
     """Replies are lost, instructions come twice, rounds go on without the client: it holds the server's matrix."""
     chance = random.Random(seed)
-    server = Residual(PAIRS, torch.float32)
+    server = Residual()
     client = HeldBase(tmp_path, PAIRS)
     acknowledged = 0
     for round in range(1, 16):
         if chance.random() < 0.6:
             for _ in range(chance.choice([1, 1, 2])):
-                sent = server.payload(max(0, acknowledged - 1), CODEC)  # it trained on the base of the round before
+                trained_on = max(0, acknowledged - 1)  # the base of the round before
+                sent = server.payload(trained_on, PAIRS, CODEC)
                 client.update(server.version, acknowledged, sent)
                 held = ResidualFiles(tmp_path).get(server.version)
                 assert held.keys() == server.total.keys()
@@ -46,15 +47,15 @@ def test_whatever_is_lost_or_repeated_the_base_is_the_servers(tmp_path, seed):
             assert len(list(tmp_path.iterdir())) <= 2
             if chance.random() < 0.7:
                 acknowledged = round
-        server.add(round, increments(round))
+        server = server.after(round, increments(round), torch.float32)
 
 
 def test_a_payload_for_other_layers_is_refused_and_spoils_nothing(tmp_path):
-    server, client = Residual(PAIRS, torch.float32), HeldBase(tmp_path, PAIRS)
-    server.add(1, increments(1))
-    client.update(1, 0, server.payload(0, CODEC))
-    server.add(2, increments(2))
-    sent = server.payload(1, CODEC)
+    server, client = Residual(), HeldBase(tmp_path, PAIRS)
+    server = server.after(1, increments(1), torch.float32)
+    client.update(1, 0, server.payload(0, PAIRS, CODEC))
+    server = server.after(2, increments(2), torch.float32)
+    sent = server.payload(1, PAIRS, CODEC)
     for payload in (sent[:5], b"\xff" * 40):
         with pytest.raises(PayloadError):
             client.update(2, 2, payload)
@@ -63,13 +64,13 @@ def test_a_payload_for_other_layers_is_refused_and_spoils_nothing(tmp_path):
 
 
 def test_a_damaged_version_is_one_sentence(tmp_path):
-    server, client = Residual(PAIRS, torch.float32), HeldBase(tmp_path, PAIRS)
-    server.add(1, increments(1))
-    client.update(1, 0, server.payload(0, CODEC))
+    server, client = Residual(), HeldBase(tmp_path, PAIRS)
+    server = server.after(1, increments(1), torch.float32)
+    client.update(1, 0, server.payload(0, PAIRS, CODEC))
     (tmp_path / "000001.safetensors").write_bytes(b"damaged")
     (tmp_path / "notes.safetensors").write_bytes(b"of the user's")
-    server.add(2, increments(2))
+    server = server.after(2, increments(2), torch.float32)
     with pytest.raises(RunError, match=r"residual .*000001\.safetensors can't be read"):
-        client.update(2, 2, server.payload(1, CODEC))
+        client.update(2, 2, server.payload(1, PAIRS, CODEC))
     with pytest.raises(RunError, match="can't be read"):
         ResidualFiles(tmp_path).get(1)

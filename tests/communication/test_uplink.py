@@ -146,16 +146,16 @@ def test_a_run_that_dies_between_its_clients_memories_and_its_record_of_them_end
     """The worst moment: every client of the round has staged a memory that the server never acknowledges."""
     codec = ("--codec", f"{kind} | {SPARSE}")
     run(tmp_path / "whole", *codec)
-    commit = Server._commit
+    commit = Server.commit
 
     def dies(self, progress):
         if progress.round == 3:
             raise KeyboardInterrupt
         commit(self, progress)
 
-    monkeypatch.setattr(Server, "_commit", dies)
+    monkeypatch.setattr(Server, "commit", dies)
     assert main([*TINY, "--output", str(tmp_path / "cut"), *codec]) == 130
-    monkeypatch.setattr(Server, "_commit", commit)
+    monkeypatch.setattr(Server, "commit", commit)
     assert main(["--resume", str(tmp_path / "cut")]) == 0
     one, other = adapter(tmp_path / "whole"), adapter(tmp_path / "cut")
     assert all(torch.equal(one[n], other[n]) for n in one)

@@ -15,7 +15,7 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 
 from fedpeft.aggregation.aggregator import collector
-from fedpeft.aggregation.exactness import WeightsCollector
+from fedpeft.aggregation.exactness import Changes, Measured
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
@@ -294,7 +294,7 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
     total = collector(strategy, sgd, case.layout, case.start, 1, 0, tmp_path, factoring)
     weights = [20.0, 30.0, 7.0]
     changes = case.method.weight_changes(case.model)
-    total = WeightsCollector(total, changes) if changes else total
+    total = Measured(total, Changes(changes)) if changes else total
     for t, weight in zip(trained, weights, strict=True):
         total.add(Update(t.client, weight, case.layout.form, case.start, difference(t.state, case.start)))
     outcome = total.finish({})
@@ -319,7 +319,7 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
             expected += p * t.state.get(name, case.start[name])
         assert torch.allclose(tensor, expected, rtol=1e-10, atol=1e-12), name
     if changes:
-        measured = total.error(outcome)
+        measured = outcome.error
         assert measured < 1e-9 if spec.startswith("vera") else 0 < measured < 0.5
 
 

@@ -169,7 +169,7 @@ def test_an_evaluation_that_no_rows_can_lead_to_does_not_count(federation, lie):
     made.server.edges[0] = Liar()
     server = made.server.server(Records(made.folder / "server"))
     progress = made.server.train(server)
-    own = server.own_rows(1, progress)
+    own = server.own_rows(progress)
     assert own.clients == 1
     assert 0 <= own.pooled_accuracy <= 1
     assert 0 < own.pooled_loss < 100

@@ -23,6 +23,7 @@ from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.ledger import POPULATION, Ledger
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
+from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Checkpoints, Progress
 from fedpeft.server.rounds import Server
@@ -112,7 +113,7 @@ def test_the_charge_is_on_disk_before_anyone_is_asked(tmp_path, monkeypatch):
 def test_a_round_repeated_after_a_kill_is_the_same_and_charged_once(tmp_path, monkeypatch, privacy):
     """Stopped after the charge and before the checkpoint: the worst moment."""
     folder = tmp_path / "run"
-    commit = Server._commit
+    commit = Server.commit
 
     def stop(self, progress):
         if progress.round == 2:
@@ -122,7 +123,7 @@ def test_a_round_repeated_after_a_kill_is_the_same_and_charged_once(tmp_path, mo
 
     kept: dict[str, torch.Tensor] = {}
     with monkeypatch.context() as patch:
-        patch.setattr(Server, "_commit", stop)
+        patch.setattr(Server, "commit", stop)
         with pytest.raises(StopError):
             trained(folder, privacy=privacy)
     assert [c["round"] for c in charges(folder)] == [1, 2]
@@ -132,10 +133,10 @@ def test_a_round_repeated_after_a_kill_is_the_same_and_charged_once(tmp_path, mo
     assert simulation.protection.epsilons()[0] <= simulation.setup.mechanism.epsilon
 
 
-@pytest.mark.parametrize("step", ["charge", "in_order", "_take", "append", "_commit"])
+@pytest.mark.parametrize("step", ["charge", "in_order", "add", "append", "commit"])
 def test_a_run_stopped_after_any_step_is_charged_for_all_that_it_released(tmp_path, monkeypatch, step):
     """In round 2: after the charge, the cohort's training, the first update's arrival, the records, the checkpoint."""
-    owner = {"charge": Ledger, "in_order": Exchange, "append": Records}.get(step, Server)
+    owner = {"charge": Ledger, "in_order": Exchange, "append": Records, "add": Acceptance}.get(step, Server)
     whole, folder, given = getattr(owner, step), tmp_path / "run", {"privacy": "dp_sgd(epsilon=3, test_noise=True)"}
 
     def stop(self, *arguments):
@@ -161,7 +162,7 @@ def test_a_round_repeated_with_another_key_is_a_new_attempt_and_costs_again(tmp_
     """Other noise on the same data is a second release; the ledger then knows of three rounds, and the budget of two
     is spent: without --stop-at-budget the run refuses to go on."""
     folder = tmp_path / "run"
-    commit = Server._commit
+    commit = Server.commit
 
     def stop(self, progress):
         if progress.round == 2:
@@ -169,7 +170,7 @@ def test_a_round_repeated_with_another_key_is_a_new_attempt_and_costs_again(tmp_
         commit(self, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Server, "_commit", stop)
+        patch.setattr(Server, "commit", stop)
         with pytest.raises(StopError):
             trained(folder, privacy="user_dp(noise_multiplier=1)")
     (folder / "privacy.key").unlink()
@@ -275,9 +276,10 @@ def test_profiles_that_change_between_a_kill_and_a_resume_are_charged_anew(tmp_p
     for steps in (5, 50):
         file.write_text(f"[[profile]]\ncount = 6\nlocal_steps = {steps}\n")
         config = RunConfig(**{**TINY, "privacy": "dp_sgd(noise_multiplier=1)", "profiles": str(file)})
-        protection = Simulation(config, folder, ConsoleObserver(QUIET)).protection
+        simulation = Simulation(config, folder, ConsoleObserver(QUIET))
+        protection = simulation.protection
         protection.open(resumed=bool(booked))
-        entry = protection.enter(1, Progress(round=0, adapter={}))
+        entry = protection.enter(1, Progress(round=0, adapter={}).digest(), simulation.sampler.draw(config.seed, 1))
         booked.append({count for _, _, _, count in charges(folder)[-1]["charges"]})
     assert booked == [{5}, {50}]
     assert entry.attempt == 1

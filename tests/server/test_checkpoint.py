@@ -9,12 +9,12 @@ from fedpeft.clients.store import ClientStore
 
 from fedpeft.errors import RunError
 from fedpeft.run.records import Records
-from fedpeft.server.progress import Checkpoints, Progress
+from fedpeft.server.progress import Checkpoints, Counters, Progress
 
 
 def example(round: int) -> Progress:
     value = torch.full((2, 3), float(round))
-    return Progress(round=round, adapter={"a": value}, memory={"m": {"a": -value}}, counters={"uplink_bytes": 5})
+    return Progress(round=round, adapter={"a": value}, memory={"m": {"a": -value}}, counters=Counters(uplink_bytes=5))
 
 
 def test_the_newest_checkpoint_comes_back(tmp_path):
@@ -27,7 +27,7 @@ def test_the_newest_checkpoint_comes_back(tmp_path):
     assert found.round == 2
     assert torch.equal(found.adapter["a"], torch.full((2, 3), 2.0))
     assert torch.equal(found.memory["m"]["a"], torch.full((2, 3), -2.0))
-    assert found.counters == {"uplink_bytes": 5}
+    assert found.counters == Counters(uplink_bytes=5)
     assert len(list(tmp_path.iterdir())) == 1
 
 

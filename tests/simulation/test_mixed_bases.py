@@ -19,11 +19,11 @@ from fedpeft.models.layers import linear_layers, replace
 from fedpeft.models.quantized import PRECISIONS, QuantizedLinear, dequantized, quantize, weight_of
 from fedpeft.models.task import DTYPES
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.adapter import State, held_in
+from fedpeft.peft.adapter import State
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.final_score import save
 from fedpeft.run.records import Records
-from fedpeft.server.rounds import Server
+from fedpeft.server.acceptance import Acceptance
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
@@ -87,14 +87,13 @@ def test_clients_train_on_their_own_base_and_the_server_knows_what_they_hold(tmp
 
     monkeypatch.setattr(ClientSide, "_report", spy)
     received = {}
-    take = Server._take
+    add = Acceptance.add
 
-    def note(self, report, round, sent, total, tally, progress):
-        package = sent.package(self.form(report.client, progress), 0, newcomer=not progress.acknowledged)
-        received[report.client] = held_in(package.state, self.profiles[report.client].adapter)
-        return take(self, report, round, sent, total, tally, progress)
+    def note(self, report, sent):
+        received[report.client] = sent.state
+        return add(self, report, sent)
 
-    monkeypatch.setattr(Server, "_take", note)
+    monkeypatch.setattr(Acceptance, "add", note)
     simulation.train(simulation.server(Records(folder)))
     for client in range(6):
         start, after, _ = seen[client]
@@ -147,12 +146,11 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
         return results
 
     monkeypatch.setattr(ClientSide, "_trained", look)
-    server = simulation.server(Records(simulation.folder))
-    progress = simulation.train(server)
+    progress = simulation.train(simulation.server(Records(simulation.folder)))
     assert {(base, version) for base, version in seen if version == 2} == {(b, 2) for b in ("nf4", "int8", "bf16", "")}
-    assert all(float(R.norm()) > 0 for R in server.residual.total.values())
+    assert all(float(R.norm()) > 0 for R in progress.residual.total.values())
 
-    save(simulation.setup, progress.adapter, simulation.folder, server.residual.total)
+    save(simulation.setup, progress.adapter, simulation.folder, progress.residual.total)
     rows = cached_examples(simulation.workers.work.data_key).batch(np.arange(8))
     form = simulation.setup.layout.form
     for base in ("nf4", "int8", "bf16", "fp32"):
@@ -162,7 +160,7 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
             layer = nn.Linear(pair.in_features, pair.out_features).requires_grad_(False)
             layer.bias = reference.get_submodule(pair.module).bias
             change = form.scale * progress.adapter[pair.B] @ progress.adapter[pair.A]
-            whole = expected(pair.module, base, {}).float() + server.residual.total[pair.module] + change
+            whole = expected(pair.module, base, {}).float() + progress.residual.total[pair.module] + change
             layer.weight.data = whole.to(DTYPES.get(base, torch.float32))
             replace(reference, pair.module, layer)
         model = simulation.setup.task.model(reference, simulation.setup.facts.classes)
@@ -184,10 +182,9 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
         with pytest.raises(StopError):
             cut.train(cut.server(Records(cut.folder)))
     resumed = made(tmp_path / "cut", **given)
-    server_again = resumed.server(Records(resumed.folder))
-    again = resumed.train(server_again)
+    again = resumed.train(resumed.server(Records(resumed.folder)))
     assert all(torch.equal(again.adapter[n], t) for n, t in progress.adapter.items())
-    assert all(torch.equal(server_again.residual.total[m], R) for m, R in server.residual.total.items())
+    assert all(torch.equal(again.residual.total[m], R) for m, R in progress.residual.total.items())
 
 
 @pytest.mark.parametrize(

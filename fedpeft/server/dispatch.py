@@ -1,0 +1,123 @@
+"""What each client of a round is sent: its instruction, and what it therefore starts from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from fedpeft import seeds
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.downlink import Downlink, Sent
+from fedpeft.communication.messages import Instruction, Kind
+from fedpeft.communication.precision_rule import Situation
+from fedpeft.peft.adapter import ClientForm
+from fedpeft.privacy.engine import Entry
+from fedpeft.run.setup import Setup
+from fedpeft.server.progress import Progress, Traffic
+
+
+class Dispatch:
+    """What the server sends in a round.
+
+    Args:
+        setup: the run's.
+        progress: before the round.
+        remote: whether clients are on other machines, and what goes into the base is sent to them.
+    """
+
+    def __init__(self, setup: Setup, progress: Progress, remote: bool) -> None:
+        self.setup, self.progress, self.remote = setup, progress, remote
+        self.downlink = Downlink(
+            setup.strategy,
+            setup.layout,
+            setup.downlink,
+            parse_codec(setup.lossless),
+            progress.adapter,
+            setup.start,
+            progress.versions,
+            progress.residual,
+            progress.round + 1,
+            progress.variate or None,
+        )
+
+    def cohort(self, entry: Entry) -> list[Sent]:
+        """What each client that takes part in a round is sent."""
+        bits = self.setup.uplink.bits(self._situation(entry.cohort))
+        found = []
+        for client in entry.cohort:
+            asked = self.instruction("train", client, entry.round, bits.get(client, 0.0), entry.attempt)
+            base = self.downlink.base(asked.acknowledged)
+            package = self.downlink.package(self.form(client), self._held(client), newcomer=not asked.acknowledged)
+            found.append(Sent(asked, package, len(base)))
+        return found
+
+    def instruction(self, kind: Kind, client: int, round: int, bits: float = 0.0, attempt: int = 0) -> Instruction:
+        """What a client is asked; the fields are those of `Instruction`."""
+        setup, down, profile = self.setup, self.downlink, self.setup.profiles[client]
+        form, last = self.form(client), self.progress.acknowledged.get(client, 0)
+        return Instruction(
+            kind=kind,
+            round=round,
+            client=client,
+            payload=down.package(form, self._held(client), newcomer=not last).payload,
+            learning_rate=setup.schedule.at(round),
+            proximal=setup.config.proximal,
+            rank=form.rank if form else 0,
+            alpha=form.alpha if form else 0.0,
+            trained=() if len(down.trained) == len(setup.layout.names) else self._positions(down.trained),
+            acknowledged=last,
+            private=self._positions(down.private),
+            steps=profile.steps,
+            base_precision=profile.base,
+            adapter_precision=profile.adapter,
+            base=self.progress.residual.version,
+            variate=down.variate,
+            bits=bits,
+            residual=down.base(last) if self.remote else b"",
+            attempt=attempt,
+        )
+
+    def form(self, client: int) -> ClientForm | None:
+        """LoRA rank and alpha of a client, as they are now."""
+        return self.progress.forms.get(client, self.setup.profiles[client].form)
+
+    def _held(self, client: int) -> int:
+        return self.progress.held.get(client, 0)
+
+    def _positions(self, names: frozenset[str]) -> tuple[int, ...]:
+        return tuple(i for i, name in enumerate(self.setup.layout.names) if name in names)
+
+    def _situation(self, cohort: Sequence[int]) -> Situation:
+        """What precision rules go by; clients whose rows are not known yet count as average ones."""
+        rows = self.progress.rows
+        known = list(rows.values()) or [1]
+        average = sum(known) / len(known)
+        return Situation(
+            losses=self.progress.losses,
+            weights={k: float(rows.get(k, average)) if self.setup.by_rows else 1.0 for k in cohort},
+            speeds={k: self.setup.profiles[k].link for k in cohort},
+        )
+
+    def expected(self, cohort: int) -> Traffic:
+        """What the expected number of clients costs, whoever takes part.
+
+        An update is as long as one of random numbers, which for most codecs is exact.
+        """
+        setup, down = self.setup, self.downlink
+        uplink_bytes = downlink_bytes = base_bytes = parameters = 0
+        for form, count in Counter(profile.form for profile in setup.profiles).items():
+            layout, expected = setup.layout.with_form(form), cohort / setup.clients * count
+            draws = seeds.torch_generator(setup.config.seed, "bytes of an update")
+            update = {name: torch.randn(layout.shapes[name], generator=draws) for name in sorted(down.shared)}
+            update = {name: tensor.to(self.progress.adapter[name].dtype) for name, tensor in update.items()}
+            payload, _ = setup.uplink.without_memory().encode(
+                update, {}, bits=0.0, seed=setup.config.seed, trained=update, layout=layout
+            )
+            base, sent = len(down.base(0)), down.package(form, 0, newcomer=False).payload
+            uplink_bytes += round(expected * len(payload))
+            downlink_bytes += round(expected * (len(sent) + base + len(down.variate)))
+            base_bytes += round(expected * base)
+            parameters += round(expected * layout.numel)
+        return Traffic(uplink_bytes, downlink_bytes, base_bytes, parameters)
