@@ -252,9 +252,7 @@ class _Clients(_Pipeline):
             if not self.mechanism.noises_updates:
                 moved = outcome.state["head.weight"] - progress.adapter["head.weight"]
                 scores += self.sign(round) * moved[0].double().numpy()
-            progress = replace(
-                progress, round=round, adapter=outcome.state, memory=outcome.memory, clip=outcome.clip
-            )
+            progress = replace(progress, round=round, adapter=outcome.state, memory=outcome.memory, clip=outcome.clip)
         return self.judged(scores)
 
     def handed_in(self, client: int, round: int, attempt: int) -> State | None:

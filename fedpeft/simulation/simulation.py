@@ -291,6 +291,7 @@ class Simulation:
             lossless=self.setup.lossless,
             head=part_text(self.setup.head),
             strategy=self.config.strategy,
+            drift=str(self.setup.drift),
             store=self.folder / "clients",
             held_out=self.held_out,
             attack=self.config.attack,
