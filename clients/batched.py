@@ -9,12 +9,13 @@ the padding's gradients are zero, so it stays zero and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from fedpeft.clients.drift import Pull
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
-from fedpeft.clients.executor import Executor, Job, Trained, leading
+from fedpeft.clients.executor import Executor, Job, Trained, held, leading
 from torch import Tensor, nn
 
 from fedpeft.aggregation.update import padded
@@ -80,12 +81,7 @@ class BatchedExecutor(Executor):
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         self._load(jobs)
         optimizer, warmup = job.training.optimizer_for(chosen, job.learning_rate)
-        start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
-        corrections = {
-            name: torch.stack([padded(j.correction[name].to(p.device), p[0]) for j in jobs])
-            for name, p in chosen.items()
-            if name in job.correction
-        }
+        pulls = [j.pulls({name: p[k] for name, p in chosen.items()}) for k, j in enumerate(jobs)]
         losses: list[list[Tensor]] = [[] for _ in jobs]
         trained: list[State] = [{} for _ in jobs]
         masks = [j.dropout_generator() for j in jobs]
@@ -101,10 +97,8 @@ class BatchedExecutor(Executor):
             client_losses = sums / counts
             optimizer.zero_grad(set_to_none=True)
             client_losses.sum().backward()  # type: ignore[no-untyped-call]
-            for name, before in start.items():
-                chosen[name].grad.add_(chosen[name].detach() - before, alpha=job.proximal)  # type: ignore[union-attr]
-            for name, correction in corrections.items():
-                chosen[name].grad[: len(correction)].add_(correction)  # type: ignore[index]
+            for k in range(active):
+                _correct(chosen, k, jobs[k], pulls[k])
             if job.training.max_norm:
                 _clip_per_client([p.grad for p in chosen.values() if p.grad is not None], job.training.max_norm)
             optimizer.step()
@@ -161,6 +155,17 @@ class BatchedExecutor(Executor):
         device = next(iter(self.parameters.values())).device
         batch = {name: t.to(device) for name, t in self.examples.batch(padded).items()}
         return batch, torch.from_numpy(real).to(device)
+
+
+def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Sequence[Pull]) -> None:
+    """Add to the gradients of the job in place `k` what its corrections say."""
+    for pull in pulls:
+        for name, parameter in parameters.items():
+            assert parameter.grad is not None  # of every parameter that can be stacked
+            like = job.received[name]
+            more = pull(name, held(parameter.detach()[k], like))
+            if more is not None:
+                held(parameter.grad[k], like).add_(more)
 
 
 def _clip_per_client(gradients: list[Tensor], max_norm: float) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from fedpeft.clients import scaffold
+from fedpeft.clients.drift import flattened, parse_drift, unflattened
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.store import ClientStore, labelled, section
 from fedpeft.clients.workbench import Workbench
@@ -21,7 +21,6 @@ from fedpeft import seeds
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.uplink import parse_uplink
@@ -43,9 +42,9 @@ class ClientPlan:
         downlink: codec of the adapter on its way down.
         start: the seeded start of all tensors, which a lossy downlink counts from; empty without one.
         statistics: codec of what is sent before round 1.
-        lossless: codec of control variates.
+        lossless: codec of the states of drift corrections.
         head: how the head starts.
-        strategy: for the clients' half of it.
+        strategy, drift: for the clients' half of them.
         store: folder of the clients' own state between rounds.
         held_out: share of a client's rows that it does not train on, but is evaluated on.
         privacy: how what leaves a client is protected; None: not at all.
@@ -59,6 +58,7 @@ class ClientPlan:
     lossless: str
     head: str
     strategy: str
+    drift: str
     store: Path
     held_out: float = 0.0
     privacy: ClientPrivacy | None = None
@@ -77,7 +77,6 @@ class _Task:
     job: Job
     private: frozenset[str]
     state: State
-    server_variate: State
     keeps: bool
 
 
@@ -93,6 +92,7 @@ class ClientSide:
         self.lossless = parse_codec(plan.lossless)
         self.head = HEADS.build(plan.head)
         self.strategy = strategies.build(plan.strategy)
+        self.drift = parse_drift(plan.drift)
         self.store = ClientStore(plan.store)
         self.privacy = plan.privacy.build() if plan.privacy else None
 
@@ -179,9 +179,9 @@ class ClientSide:
         trained = frozenset(names[i] for i in instruction.trained) if instruction.trained else frozenset(names)
         private = frozenset(names[i] for i in instruction.private)
         shapes = {name: layout.shapes[name] for name in trained - private}
-        server_variate = decode(instruction.variate, shapes) if instruction.variate else {}
+        server_states = self.drift.decode(instruction.correction, shapes)
         state: State | None = None
-        keeps = bool(private or server_variate or self.uplink.remembers or not self.downlink.lossless)
+        keeps = bool(private or self.drift.keeps or self.uplink.remembers or not self.downlink.lossless)
         if keeps:
             # Only a training round proves that the server has stored what it acknowledges.
             state = self.store.load(instruction.client, instruction.acknowledged, tidy=instruction.kind == "train")
@@ -197,12 +197,11 @@ class ClientSide:
             trained=trained,
             training=replace(plan.training, steps=instruction.steps) if instruction.steps else plan.training,
             learning_rate=instruction.learning_rate,
-            proximal=instruction.proximal,
             form=instruction.form,
-            correction=scaffold.correction(server_variate, section(state, "variate")),
+            corrections=self.drift.acting(server_states, unflattened(section(state, "drift"))),
         )
         job = self._protected(job, instruction)
-        return _Task(instruction, layout, job, private, state, server_variate, keeps)
+        return _Task(instruction, layout, job, private, state, keeps)
 
     def _protected(self, job: Job, instruction: Instruction) -> Job:
         """The job, with what DP-SGD needs to know where rows are protected in training."""
@@ -232,12 +231,9 @@ class ClientSide:
 
     def _report(self, task: _Task, result: Trained, seconds: float) -> Report:
         job = task.job
-        state, variate = task.state, b""
-        if task.server_variate:
-            own = section(state, "variate")
-            after = scaffold.after(job, result, own)
-            variate = self.lossless.encode({n: t - own[n] if n in own else t for n, t in after.items()})
-            state = state | labelled("variate", after)
+        own, changes = self.drift.after(job, result)
+        correction = self.drift.encode(changes, self.lossless)
+        state = task.state | labelled("drift", flattened(own))
         state = state | labelled("private", {n: t for n, t in result.state.items() if n in task.private})
         update = difference({n: t for n, t in result.state.items() if n not in task.private}, job.received)
         update = self._released(task, self.strategy.submitted(update, task.layout, job.round))
@@ -254,7 +250,9 @@ class ClientSide:
             return Report(job.client, job.round, b"", result.rows, result.steps, seconds=seconds, error=str(error))
         if task.keeps:
             self.store.stage(job.client, job.round, state | labelled("feedback", memory))
-        return Report(job.client, job.round, payload, result.rows, result.steps, result.loss, seconds, variate=variate)
+        return Report(
+            job.client, job.round, payload, result.rows, result.steps, result.loss, seconds, correction=correction
+        )
 
     def handed_in(self, job: Job, layout: Layout, update: State, result: Trained) -> tuple[State, Trained]:
         """What a client hands in of its update and of what it says of its training: an honest one, both as they are."""

@@ -6,12 +6,13 @@ A client's update depends only on (seed, round, client, its rows): every draw be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from fedpeft.clients.drift import Acting, Pull
 from fedpeft.clients.local_training import LocalTraining
 from torch import Tensor, nn
 
@@ -103,9 +104,8 @@ class Job:
         trained: names of the tensors that it trains; the others stay as received.
         training: settings.
         learning_rate: of this round.
-        proximal: mu of FedProx' penalty mu/2 ||x - received||^2.
         form: LoRA rank and alpha.
-        correction: added to the gradients of the tensors it names (SCAFFOLD: c - c_k).
+        corrections: of the client's drift.
         privacy: how its rows are protected; None: not at all.
     """
 
@@ -117,10 +117,16 @@ class Job:
     trained: frozenset[str]
     training: LocalTraining
     learning_rate: float
-    proximal: float = 0.0
     form: ClientForm | None = None
-    correction: State = field(default_factory=dict)
+    corrections: tuple[Acting, ...] = ()
     privacy: RowPrivacy | None = None
+
+    def pulls(self, parameters: Mapping[str, Tensor]) -> list[Pull]:
+        """What its corrections add to the gradients of `parameters`, which hold what was received; in order."""
+        if not self.corrections:
+            return []
+        start = {name: held(p.detach(), self.received[name]).clone() for name, p in parameters.items()}
+        return [acting.begin(replace(self, received=start)) for acting in self.corrections]
 
     def dropout_generator(self) -> np.random.Generator:
         """What the client's dropout masks are drawn from, where its rows are not protected."""
@@ -146,13 +152,18 @@ class Job:
         return batches[:steps]
 
 
+def held(parameter: Tensor, like: Tensor) -> Tensor:
+    """The part of `parameter` that a client of smaller size holds, in the shape of `like`; it shares its memory."""
+    parameter = parameter if parameter.ndim == like.ndim else parameter.reshape(like.shape)
+    return parameter[tuple(slice(0, n) for n in like.shape)]
+
+
 def leading(tensor: Tensor, like: Tensor) -> Tensor:
     """A CPU copy of the leading part of `tensor`, in the shape of `like`: what a client of smaller size holds.
 
     A parameter may hold the numbers in another shape than they are exchanged in (a vector as a matrix of one row).
     """
-    tensor = tensor if tensor.ndim == like.ndim else tensor.reshape(like.shape)
-    return tensor[tuple(slice(0, n) for n in like.shape)].cpu().clone()
+    return held(tensor, like).cpu().clone()
 
 
 def placed(tensor: Tensor, parameter: Tensor) -> Tensor:

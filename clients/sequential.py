@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
-from fedpeft.clients.executor import Executor, Job, Trained, leading, placed
+from fedpeft.clients.executor import Executor, Job, Trained, held, leading, placed
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -66,14 +66,14 @@ class SequentialExecutor(Executor):
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)
         optimizer, warmup = job.training.optimizer_for(chosen, job.learning_rate)
-        start = {name: p.detach().clone() for name, p in chosen.items()} if job.proximal else {}
-        corrections = {n: placed(c.to(self.device), chosen[n]) for n, c in job.correction.items() if n in chosen}
+        pulls = job.pulls(chosen)
         losses = []
         for loss in self._steps(job, chosen, optimizer):
-            for name, before in start.items():
-                add_gradient(chosen[name], job.proximal * (chosen[name].detach() - before))
-            for name, correction in corrections.items():
-                add_gradient(chosen[name], correction)
+            for pull in pulls:
+                for name, parameter in chosen.items():
+                    more = pull(name, held(parameter.detach(), job.received[name]))
+                    if more is not None:
+                        add_gradient(parameter, placed(more, parameter))
             if job.training.max_norm:
                 torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.max_norm)
             optimizer.step()

@@ -7,7 +7,7 @@
 import logging
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses a package for GPUs
 

@@ -146,7 +146,7 @@ class Sent:
     @property
     def bytes(self) -> int:
         """What all of it costs."""
-        return len(self.package.payload) + self.base_bytes + len(self.instruction.variate)
+        return len(self.package.payload) + self.base_bytes + len(self.instruction.correction)
 
 
 class Downlink:
@@ -157,12 +157,11 @@ class Downlink:
 
     Args:
         codec: of the state.
-        lossless: of the residual and the control variate.
+        lossless: of the residual.
         state: the global state.
         start: the seeded one.
         versions: of the rounds before.
         residual: what exact rules have put into the base.
-        variate: the server's control variate (SCAFFOLD); None: there is none.
     """
 
     def __init__(
@@ -176,7 +175,6 @@ class Downlink:
         versions: Versions,
         residual: Residual,
         round: int,
-        variate: State | None = None,
     ) -> None:
         self._strategy, self._layout, self._codec, self._lossless = strategy, layout, codec, lossless
         self._state, self._start, self._versions = state, start, versions
@@ -185,7 +183,6 @@ class Downlink:
         self.private = strategy.private(layout)
         self.shared = self.trained - self.private
         """What updates hold."""
-        self.variate = lossless.encode({n: variate[n] for n in sorted(self.shared)}) if variate is not None else b""
         self._chains = isinstance(codec.tensor_steps[-1], Grid)
         self._packages: dict[tuple[ClientForm | None, int, bool], Package] = {}
         self._bases: dict[int, bytes] = {}

@@ -1,8 +1,8 @@
 """What the server and its clients say to each other, and how that looks as Flower messages.
 
 An `Instruction` asks a client to prepare, to train or to evaluate; a `Report` answers it. Both carry one opaque
-payload, made by a codec, and in runs with control variates a second one. In a Flower message a payload is ONE array of
-bytes, because Flower pays per array, and everything else is a `ConfigRecord`.
+payload, made by a codec, and in runs whose drift corrections have states that travel a second one. In a Flower message
+a payload is ONE array of bytes, because Flower pays per array, and everything else is a `ConfigRecord`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ AdapterPrecision = Literal["fp32", "bf16"]
 ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
 """Precisions of a client's frozen base (empty: the run's own), and of the adapter as it holds it."""
 
-PAYLOAD_TYPE = "fedpeft.v1"
-"""The `stype` of the array that holds a payload."""
+PAYLOAD_TYPE = "fedpeft.v2"
+"""The `stype` of the array that holds a payload: the version of these messages, of which a peer reads one."""
 
-PAYLOADS = ("payload", "variate", "residual")
+PAYLOADS = ("payload", "correction", "residual")
 """The fields of messages that travel as arrays."""
 
 
@@ -50,7 +50,6 @@ class Instruction:
         client: client id.
         payload: the encoded state that the client starts from.
         learning_rate: of this round.
-        proximal: mu of FedProx; 0: none.
         rank, alpha: of the client's LoRA factors; 0: no LoRA.
         trained: positions in the layout of the tensors to train; empty: all.
         acknowledged: the last round of this client that the server has recorded; its state of that round is valid.
@@ -58,7 +57,7 @@ class Instruction:
         steps: local steps; 0: as the client's own settings say.
         base: version of what exact strategies have put into the base (`fedpeft.communication.base_residual`); 0: the
             plain base.
-        variate: the server's control variate (SCAFFOLD), encoded; empty: none.
+        correction: the states of the server's drift corrections, encoded (`fedpeft.clients.drift`); empty: none.
         bits: precision of the update, a parameter; 0: the codec's own.
         base_precision: of the client's frozen base; empty: the run's own.
         adapter_precision: of the adapter as the client holds it, before and after training.
@@ -72,7 +71,6 @@ class Instruction:
     client: int
     payload: bytes
     learning_rate: float = 0.0
-    proximal: float = 0.0
     rank: int = 0
     alpha: float = 0.0
     trained: tuple[int, ...] = ()
@@ -80,7 +78,7 @@ class Instruction:
     private: tuple[int, ...] = ()
     steps: int = 0
     base: int = 0
-    variate: bytes = b""
+    correction: bytes = b""
     bits: float = 0.0
     base_precision: str = ""
     adapter_precision: str = "fp32"
@@ -105,7 +103,7 @@ class Instruction:
             most = MOST_STEPS if name == "steps" else LARGEST
             if not 0 <= (whole := getattr(self, name)) <= most:
                 raise PayloadError(f"the server asks for {name}={whole}; legal are 0 to {most}")
-        for name in ("learning_rate", "proximal", "alpha", "bits"):
+        for name in ("learning_rate", "alpha", "bits"):
             number: float = getattr(self, name)
             if not (math.isfinite(number) and number >= 0) or (name == "alpha" and self.rank and not number):
                 raise PayloadError(
@@ -130,7 +128,7 @@ class Report:
     Attributes:
         correct, count: of an evaluation: correct predictions out of how many; `loss` is per prediction.
         error: why there is no update; empty: there is one.
-        variate: the change of the client's control variate (SCAFFOLD), encoded.
+        correction: the changes of the states of the client's drift corrections, encoded.
         charged: releases on the ledger of a client that adds noise itself, those of this report included.
         spent: whether there is no update because that client's privacy budget allows none.
     """
@@ -145,14 +143,14 @@ class Report:
     error: str = ""
     correct: float = 0.0
     count: float = 0.0
-    variate: bytes = b""
+    correction: bytes = b""
     charged: int = 0
     spent: bool = False
 
     @property
     def bytes(self) -> int:
         """What the report costs."""
-        return len(self.payload) + len(self.variate)
+        return len(self.payload) + len(self.correction)
 
 
 def to_record(content: Instruction | Report) -> RecordDict:

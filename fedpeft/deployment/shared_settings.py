@@ -21,7 +21,7 @@ TAKEN: Final = frozenset(
     {
         "clients", "rounds", "cohort",  # how often a client will be asked, for its privacy
         "model", "tokens", "peft", "dtype", "head", "strategy",
-        "batch_size", "local_epochs", "local_steps", "learning_rate", "head_rate", "optimizer", "scaffold",
+        "batch_size", "local_epochs", "local_steps", "learning_rate", "head_rate", "optimizer", "proximal", "scaffold",
         "privacy", "codec", "downlink", "executor", "seed",
     }
 )  # fmt: skip
@@ -29,7 +29,7 @@ TAKEN: Final = frozenset(
 
 LEFT: Final = frozenset(
     {
-        "dataset", "partition", "server_optimizer", "proximal", "schedule", "weighting", "stop_at_budget",
+        "dataset", "partition", "server_optimizer", "schedule", "weighting", "stop_at_budget",
         "evaluate_every", "workers",
     }
 )  # fmt: skip

@@ -201,7 +201,7 @@ class OwnLedger(Protection):
         """
         kind = instruction.kind
         if kind == "train":
-            if instruction.round < 1 or instruction.variate or instruction.steps < 0:
+            if instruction.round < 1 or instruction.correction or instruction.steps < 0:
                 raise PrivacyError("the server asks for what the settings of the federation do not include")
         elif kind != "evaluate" or self.mechanism.silent:
             unprotected = {"prepare": "sums over its rows", "evaluate": "losses on its rows"}
@@ -235,8 +235,8 @@ class OwnLedger(Protection):
             return self._refusal(instruction)
         attempt = self.ledger.charge(instruction.round, fingerprint, {OWN: (event, count)})
         report = work(replace(instruction, attempt=attempt))
-        if report.variate:
-            raise PrivacyError("a control variate would leave the client without protection")
+        if report.correction:
+            raise PrivacyError("the states of a drift correction would leave the client without protection")
         # The number of steps tells how many rows there are, which is private where the whole client is.
         steps = 0 if self.mechanism.unit == "client" else report.steps
         report = replace(report, steps=steps, charged=self.ledger.releases(OWN))

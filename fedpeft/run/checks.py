@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
-from fedpeft.clients.local_training import LocalTraining
 from fedpeft.communication.precision_rules.over_time import OverTime
 from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
@@ -36,12 +34,12 @@ def check(setup: Setup) -> None:
     if not setup.factor_view:
         strategy.check(setup.layout, forms)
     _check_server(strategy, setup.optimizer)
-    if config.scaffold:
-        _check_scaffold(strategy, setup.profiles, setup.training)
+    for correction in setup.drift.corrections:
+        correction.check(strategy, setup.training, forms)
     _check_bases(setup.profiles, config.dtype, setup.method)
     if setup.mechanism is not None:
         _check_mechanism(setup.mechanism, setup)
-        _check_private_run(setup.mechanism, config, setup.head, setup.uplink, setup.personal)
+        _check_private_run(setup.mechanism, setup)
 
 
 def check_method(
@@ -128,9 +126,7 @@ def _check_effect(config: RunConfig) -> None:
         raise ConfigError("ray_address is of --grid ray: give that, too, or leave it out")
 
 
-def _check_private_run(
-    mechanism: Mechanism, config: RunConfig, head: HeadStart, uplink: Uplink, personal: bool
-) -> None:
+def _check_private_run(mechanism: Mechanism, setup: Setup) -> None:
     """Refuse what would leave the clients beside the mechanism, or undo its clipping.
 
     Any codec may follow noise, and any may precede the server's clipping, error feedback included. But precision that
@@ -139,6 +135,7 @@ def _check_private_run(
     Raises:
         PrivacyError: says what, and what to do.
     """
+    config, head, uplink = setup.config, setup.head, setup.uplink
     if config.weighting == "rows":
         raise PrivacyError(
             "weighting=rows would tell how many rows each client has, and let one client count for many; leave "
@@ -149,8 +146,10 @@ def _check_private_run(
             f"head={config.head} sends sums over the clients' rows that {mechanism.name} does not protect; use "
             "--head zero"
         )
-    if config.scaffold:
-        raise PrivacyError("scaffold's control variates are means of unprotected gradients; leave --scaffold out")
+    for correction in setup.drift.corrections:
+        if correction.travels:
+            name = correction.name
+            raise PrivacyError(f"the states that {name}'s clients send come from unprotected rows; leave --{name} out")
     if uplink.rules and not mechanism.noises_updates:
         raise PrivacyError(
             f"the precision rule in --codec {str(uplink)!r} would let one client change what others contribute, which "
@@ -161,25 +160,8 @@ def _check_private_run(
             f"over_time goes by the clients' losses, which they keep for themselves under {mechanism.name}; leave it "
             "out, or allow raw_metrics=True"
         )
-    if personal and mechanism.silent:
+    if setup.personal and mechanism.silent:
         raise PrivacyError(
             f"{config.strategy} is evaluated by clients on their own rows, and these metrics are not protected; take "
             f"another strategy, or allow it with {mechanism.name}(raw_metrics=True, ...)"
         )
-
-
-def _check_scaffold(strategy: Strategy, profiles: Sequence[Profile], training: LocalTraining) -> None:
-    name = type(strategy).__name__
-    if strategy.asynchronous:
-        raise ConfigError(f"scaffold corrects against this round's other clients, and {name} has no common round")
-    if isinstance(strategy, RoundStrategy) or _turns(strategy):
-        raise ConfigError(
-            f"scaffold's control variates are gradients of parameters that mean the same in every round, but {name} "
-            "makes new factors; use fedit, ffa_lora, rolora, fedsa_lora, flasc or fed_sb"
-        )
-    if training.optimizer != "sgd" or training.max_norm:
-        raise ConfigError(
-            "scaffold reads gradients off the clients' plain SGD steps; use --optimizer sgd without max_norm"
-        )
-    if len({profile.form for profile in profiles}) > 1:
-        raise ConfigError("scaffold needs the same rank and alpha at all clients, whose gradients it averages")

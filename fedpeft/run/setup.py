@@ -16,6 +16,7 @@ from fedpeft.aggregation.exactness import LARGEST_TARGET
 from fedpeft.aggregation.head_start import HEADS, HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy, strategies
+from fedpeft.clients.drift import Drift, parse_drift
 from fedpeft.clients.local_training import LocalTraining, Schedule
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import parse_downlink
@@ -84,6 +85,7 @@ class Setup:
         lossless: the codec of everything else, "fp32" or "fp64".
         head: how the head starts.
         training: local training.
+        drift: what is done about clients that drift apart.
         mechanism: of privacy; None: no protection.
         profiles: of each client, in the order of ids.
         factor_view: how the strategy sees the tensors, where they are not exchanged as factors.
@@ -112,6 +114,7 @@ class Setup:
     lossless: str
     head: HeadStart
     training: LocalTraining
+    drift: Drift
     mechanism: Mechanism | None
     profiles: Sequence[Profile]
     factor_view: Factoring | None
@@ -176,6 +179,7 @@ class Setup:
             lossless=lossless,
             head=head if uplink.codec.lossless else head.compact(),
             training=training,
+            drift=parse_drift(_drift_text(config)),
             mechanism=mechanism,
             profiles=profiles,
             factor_view=method.factoring(layout),
@@ -274,6 +278,12 @@ def adapted_entries(model: FederatedModel, layout: Layout) -> int:
     plain = model.base.get_base_model()  # type: ignore[operator]
     layers: list[Any] = [plain.get_submodule(m) for m in {t.module for t in layout.tensors if t.role != "head"}]
     return sum(layer.in_features * layer.out_features for layer in layers)
+
+
+def _drift_text(config: RunConfig) -> str:
+    """The corrections that the settings name, in the order in which they act."""
+    named = (f"fedprox(mu={config.proximal!r})" if config.proximal else "", "scaffold" if config.scaffold else "")
+    return " + ".join(filter(None, named))
 
 
 def _frozen_blocks(base: Any, layout: Layout, facts: DataFacts) -> int:

@@ -169,6 +169,7 @@ def client_plan(
         lossless=setup.lossless,
         head=part_text(setup.head),
         strategy=setup.config.strategy,
+        drift=str(setup.drift),
         store=folder / "clients",
         held_out=held_out,
         privacy=privacy,

@@ -13,8 +13,8 @@ from typing import Any
 from fedpeft.aggregation.aggregator import Collector
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
+from fedpeft.clients.drift import Drift, States
 from fedpeft.clients.store import ClientStore
-from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Sent
 from fedpeft.communication.messages import Report
 from fedpeft.communication.payload import Shape
@@ -71,8 +71,8 @@ def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) 
 
 
 def check_update(delta: State, received: State, asked: frozenset[str]) -> None:
-    """Refuse an update, or a change of a control variate, that holds other tensors than `asked`, is not finite, or is
-    absurdly large against what the client `received`.
+    """Refuse an update, or a change of a drift correction's state, that holds other tensors than `asked`, is not
+    finite, or is absurdly large against what the client `received`.
 
     Raises:
         PayloadError: why.
@@ -135,7 +135,8 @@ class Acceptance:
         by_rows: whether p_k is proportional to a client's rows, or else equal.
         privacy: hears of each report; None: there is none.
         estimates: the server's copies of its clients' memories, where the uplink wants them.
-        variate: the server's control variate; empty: clients send no changes of theirs.
+        drift: the corrections of the clients' drift.
+        states: of the server's drift corrections, as clients were sent them.
         results: of each report.
         accepted: per client whose update was taken, the round that it was asked in.
         rejected: the clients whose update was not.
@@ -154,7 +155,8 @@ class Acceptance:
     by_rows: bool = False
     privacy: Protection | None = None
     estimates: ClientStore | None = None
-    variate: State = field(default_factory=dict)
+    drift: Drift = field(default_factory=Drift)
+    states: States = field(default_factory=dict)
     results: list[ClientResult] = field(default_factory=list)
     accepted: dict[int, int] = field(default_factory=dict)
     rejected: list[int] = field(default_factory=list)
@@ -163,7 +165,7 @@ class Acceptance:
     rows: dict[int, int] = field(default_factory=dict)
     uplink_parameters: int = 0
     _losses: list[tuple[float, int]] = field(default_factory=list)
-    _variates: Fold = field(default_factory=Fold)
+    _changes: dict[str, Fold] = field(default_factory=dict)
 
     def add(self, report: Report, sent: Sent) -> Update | None:
         """Take the report of a client on what it was `sent`; returns its update, None where it is left out."""
@@ -175,7 +177,7 @@ class Acceptance:
         result = self._result(report, sent)
         try:
             update, memory = self._update(report, sent, layout)
-            variate = self._variate(report, layout)
+            changes = self._drift_changes(report, layout)
         except PayloadError as error:
             self.results.append(replace(result, rejected=str(error)))
             if not report.spent:
@@ -185,7 +187,8 @@ class Acceptance:
         if self.estimates is not None and self.uplink.server_remembers:
             self.estimates.stage(report.client, report.round, memory)
         self.aggregator.add(update)
-        self._variates.add(variate, 1.0)
+        for correction, change in changes.items():
+            self._changes.setdefault(correction, Fold()).add(change, 1.0)
         after = self.strategy.next_form(update, self.layout)
         if after is not None and after != update.form:
             self.forms[report.client] = after
@@ -225,13 +228,12 @@ class Acceptance:
         form, staleness = sent.instruction.form, self.round - report.round
         return Update(report.client, weight, form, received, delta, staleness), memory
 
-    def _variate(self, report: Report, layout: Layout) -> State:
-        """The change of a client's control variate, checked as an update is; empty without SCAFFOLD."""
-        if not self.variate:
-            return {}
-        change = decode(report.variate, {name: layout.shapes[name] for name in self.shared})
-        check_update(change, self.variate, self.shared)
-        return change
+    def _drift_changes(self, report: Report, layout: Layout) -> States:
+        """The changes of the states of a client's drift corrections, checked as an update is."""
+        changes = self.drift.decode(report.correction, {name: layout.shapes[name] for name in self.shared})
+        for correction, change in changes.items():
+            check_update(change, self.states[correction], self.shared)
+        return changes
 
     @property
     def _silent(self) -> bool:
@@ -244,9 +246,6 @@ class Acceptance:
             return None
         return sum(loss * rows for loss, rows in self._losses) / sum(rows for _, rows in self._losses)
 
-    def next_variate(self, clients: int) -> State:
-        """c + (1 / N) sum of the changes of the clients' variates, of N `clients`."""
-        if not (self.variate and self.accepted):
-            return self.variate
-        share = self._variates.weight / clients
-        return self.variate | {n: self.variate[n] + share * d for n, d in self._variates.mean().items()}
+    def next_drift(self, clients: int) -> States:
+        """The states of the server's drift corrections after the round, of a run with so many clients."""
+        return self.drift.step(self.states, self._changes, clients) if self.accepted else self.states

@@ -29,18 +29,21 @@ class Dispatch:
 
     def __init__(self, setup: Setup, progress: Progress, remote: bool) -> None:
         self.setup, self.progress, self.remote = setup, progress, remote
+        lossless = parse_codec(setup.lossless)
         self.downlink = Downlink(
             setup.strategy,
             setup.layout,
             setup.downlink,
-            parse_codec(setup.lossless),
+            lossless,
             progress.adapter,
             setup.start,
             progress.versions,
             progress.residual,
             progress.round + 1,
-            progress.variate or None,
         )
+        shared = self.downlink.shared
+        states = {label: {name: state[name] for name in shared} for label, state in progress.drift.items()}
+        self.correction = setup.drift.encode(states, lossless)
 
     def cohort(self, entry: Entry) -> list[Sent]:
         """What each client that takes part in a round is sent."""
@@ -63,7 +66,6 @@ class Dispatch:
             client=client,
             payload=down.package(form, self._held(client), newcomer=not last).payload,
             learning_rate=setup.schedule.at(round),
-            proximal=setup.config.proximal,
             rank=form.rank if form else 0,
             alpha=form.alpha if form else 0.0,
             trained=() if len(down.trained) == len(setup.layout.names) else self._positions(down.trained),
@@ -73,7 +75,7 @@ class Dispatch:
             base_precision=profile.base,
             adapter_precision=profile.adapter,
             base=self.progress.residual.version,
-            variate=down.variate,
+            correction=self.correction,
             bits=bits,
             residual=down.base(last) if self.remote else b"",
             attempt=attempt,
@@ -117,7 +119,7 @@ class Dispatch:
             )
             base, sent = len(down.base(0)), down.package(form, 0, newcomer=False).payload
             uplink_bytes += round(expected * len(payload))
-            downlink_bytes += round(expected * (len(sent) + base + len(down.variate)))
+            downlink_bytes += round(expected * (len(sent) + base + len(self.correction)))
             base_bytes += round(expected * base)
             parameters += round(expected * layout.numel)
         return Traffic(uplink_bytes, downlink_bytes, base_bytes, parameters)

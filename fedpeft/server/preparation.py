@@ -6,8 +6,6 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
@@ -31,8 +29,8 @@ def prepare(setup: Setup, clients: Exchange, evaluation: Evaluation, fixed: dict
         RunError: no client has returned valid statistics.
     """
     state = dict(setup.start)
-    variate = {name: torch.zeros_like(tensor) for name, tensor in state.items()} if setup.config.scaffold else State()
-    progress = Progress(round=0, adapter=state, started=_copy(state), variate=variate, fixed=dict(fixed))
+    drift = setup.drift.start(state)
+    progress = Progress(round=0, adapter=state, started=_copy(state), drift=drift, fixed=dict(fixed))
     if not (setup.head.exchanges and "head.weight" in state):
         return progress
     started = time.perf_counter()

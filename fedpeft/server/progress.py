@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedpeft.aggregation.aggregator import Outcome
+from fedpeft.clients.drift import States, flattened, unflattened
 from fedpeft.clients.store import ClientStore, labelled, section
 from fedpeft.communication.base_residual import Residual, ResidualFiles
 from fedpeft.communication.downlink import Versions
@@ -31,7 +32,10 @@ from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.run.records import Records
 from fedpeft.server.acceptance import Acceptance
 
-VERSION = 2
+VERSION = 3
+
+BEFORE_DRIFT = 2
+"""This version is read, too, except that clients of a run with control variates called their states otherwise."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Progress:
         started: the state before round 1, with the head that the clients' statistics gave.
         memory: of the server optimizer, states by name.
         residual: what exact strategies have put into the base.
-        variate: the server's control variate (SCAFFOLD).
+        drift: the states of the server's drift corrections, by name (`fedpeft.clients.drift`).
         forms: LoRA rank and alpha of the clients whose form the strategy has changed.
         acknowledged: per client that took part, the last recorded round.
         held: per client that took part, the version of the state that it holds; 0: none of use.
@@ -99,7 +103,7 @@ class Progress:
     started: State = field(default_factory=dict)
     memory: dict[str, State] = field(default_factory=dict)
     residual: Residual = field(default_factory=Residual)
-    variate: State = field(default_factory=dict)
+    drift: States = field(default_factory=dict)
     forms: dict[int, ClientForm] = field(default_factory=dict)
     acknowledged: dict[int, int] = field(default_factory=dict)
     held: dict[int, int] = field(default_factory=dict)
@@ -134,7 +138,7 @@ class Progress:
             adapter=outcome.state,
             memory=outcome.memory,
             residual=self.residual.after(round, outcome.residuals, dtype),
-            variate=taken.next_variate(clients),
+            drift=taken.next_drift(clients),
             forms=self.forms | taken.forms,
             acknowledged=self.acknowledged | taken.accepted,
             held=held,
@@ -148,7 +152,7 @@ class Progress:
     def digest(self) -> str:
         """Of all that the next round's outcome is a function of."""
         plain = (self.round, sorted(self.forms.items()), sorted(self.acknowledged.items()), self.clip)
-        tensors = labelled("adapter", self.adapter) | labelled("variate", self.variate)
+        tensors = labelled("adapter", self.adapter) | labelled("drift", flattened(self.drift))
         tensors |= labelled("residual", self.residual.state())
         for label, state in self.memory.items():
             tensors |= labelled(f"memory/{label}", state)
@@ -162,7 +166,7 @@ class Progress:
                 ("adapter", self.adapter),
                 ("started", self.started),
                 ("residual", self.residual.state()),
-                ("variate", self.variate),
+                ("drift", flattened(self.drift)),
                 ("versions", self.versions.state()),
                 *((f"memory/{label}", state) for label, state in self.memory.items()),
             )
@@ -188,8 +192,9 @@ class Progress:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"the checkpoint {path} can't be read: {error}") from error
-        if plain.pop("version", None) != VERSION:
-            raise RunError(f"the checkpoint {path} was written by another version of fedpeft")
+        version = plain.pop("version", None)
+        if version not in (VERSION, BEFORE_DRIFT) or section(tensors, "variate"):
+            raise RunError(f"the checkpoint {path} was written by another version of fedpeft; go on with that one")
         if metadata.get("sha256") != _checksum(metadata["progress"], tensors):
             raise RunError(f"the checkpoint {path} can't be read: it is not what was written, the disk has changed it")
         for name in ("acknowledged", "held", "rows", "rejections"):
@@ -204,13 +209,13 @@ class Progress:
                 label: section(memory, label) for label in dict.fromkeys(name.partition("/")[0] for name in memory)
             },
             residual=Residual.of(section(tensors, "residual")),
-            variate=section(tensors, "variate"),
+            drift=unflattened(section(tensors, "drift")),
             versions=Versions.of(section(tensors, "versions")),
             **plain,
         )
 
 
-TENSORS = ("adapter", "started", "memory", "residual", "variate", "versions")
+TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions")
 """The attributes of a `Progress` that a checkpoint holds as tensors."""
 
 

@@ -131,7 +131,8 @@ class Server:
             by_rows=setup.by_rows,
             privacy=self.privacy,
             estimates=self.store.estimates,
-            variate=progress.variate,
+            drift=setup.drift,
+            states=progress.drift,
         )
         self._outstanding |= {s.instruction.client: s for s in sent}
         for report in self.clients.answers([s.instruction for s in sent], setup.strategy.asynchronous):

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients import scaffold
 from fedpeft.clients.batched import BatchedExecutor
+from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.executor import Job, Trained
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
@@ -56,9 +56,9 @@ def jobs(layout, start, shards=SHARDS, forms=None, **training):
         form = forms[client] if forms else layout.form
         shapes = layout.with_form(form).shapes
         received = {n: t[tuple(slice(0, s) for s in shapes[n])].clone() for n, t in start.items()}
-        proximal = training.get("proximal", 0.0)
-        local = LocalTraining(**{"batch_size": 8, **{k: v for k, v in training.items() if k != "proximal"}})
-        made.append(Job(client, 1, 7, rows, received, frozenset(layout.names), local, 1e-3, proximal, form))
+        drift = parse_drift(training.get("drift", "")).acting({}, {})
+        local = LocalTraining(**{"batch_size": 8, **{k: v for k, v in training.items() if k != "drift"}})
+        made.append(Job(client, 1, 7, rows, received, frozenset(layout.names), local, 1e-3, form, drift))
     return made
 
 
@@ -76,7 +76,7 @@ def worst(one, other, received) -> float:
         ("lora(rank=4, layers=0)", {}),
         ("lora(rank=4, layers=1, targets=('query', 'value'))", {"steps": 5}),
         ("lora(rank=4, dropout=0.2)", {}),
-        ("lora(rank=4)", {"proximal": 0.1}),
+        ("lora(rank=4)", {"drift": "fedprox(mu=0.1)"}),
         ("lora(rank=4)", {"max_norm": 0.05}),
         ("lora(rank=4)", {"optimizer": "sgd", "epochs": 1.5}),
         ("lora(rank=4)", {"head_rate": 0.1, "weight_decay": 0.1, "warmup": 3}),
@@ -236,8 +236,12 @@ def test_a_control_variate_is_the_mean_gradient_whatever_the_warmup(warmup):
         optimizer.step()
         schedule.step()
     received = {"x": torch.zeros(2)}
-    job = Job(0, 1, 0, np.arange(4), received, frozenset("x"), training, 0.4, correction={"x": correction})
-    found = scaffold.after(job, Trained(0, {"x": parameter.detach()}, 0.0, steps, 4), {})
+    drift = parse_drift("scaffold")
+    acting = drift.acting({"scaffold": {"x": correction}}, {})
+    job = Job(0, 1, 0, np.arange(4), received, frozenset("x"), training, 0.4, corrections=acting)
+    states, changes = drift.after(job, Trained(0, {"x": parameter.detach()}, 0.0, steps, 4))
+    found = states["scaffold"]
+    assert torch.equal(changes["scaffold"]["x"], found["x"]), "it was 0 before"
     assert torch.allclose(found["x"], gradient, rtol=1e-5)
 
 

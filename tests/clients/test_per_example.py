@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.example_gradients import PerExample, bounded, check, empty, row_means
 from fedpeft.clients.executor import Job, RowPrivacy
 from fedpeft.clients.local_training import LocalTraining
@@ -225,11 +226,10 @@ def test_fedprox_acts_after_the_noise():
     plain, private, layout, received = executors()
     rows = np.arange(6)
     given = {"batch_size": 6, "epochs": 3.0, "optimizer": "sgd"}
-    one = next(plain.train([replace(job(layout, received, rows, **given), proximal=5.0, learning_rate=0.05)]))
+    more = {"corrections": parse_drift("fedprox(mu=5.0)").acting({}, {}), "learning_rate": 0.05}
+    one = next(plain.train([replace(job(layout, received, rows, **given), **more)]))
     privacy = RowPrivacy(1e9, 0.0, 1.0, KEY, 0)
-    other = next(
-        private.train([replace(job(layout, received, rows, privacy, **given), proximal=5.0, learning_rate=0.05)])
-    )
+    other = next(private.train([replace(job(layout, received, rows, privacy, **given), **more)]))
     assert all(torch.allclose(one.state[n], other.state[n], rtol=1e-7, atol=1e-9) for n in one.state)
 
 

@@ -41,7 +41,7 @@ class Loopback(OwnGrid):
 @given(st.binary(max_size=100), st.integers(0, 1000), st.lists(st.integers(0, 50), max_size=5).map(tuple))
 def test_an_instruction_survives_the_grid(payload, client, trained):
     grid = Loopback()
-    sent = Instruction("train", 3, client, payload, 0.1, 0.0, 4, 8.0, trained, 2)
+    sent = Instruction("train", 3, client, payload, 0.1, 4, 8.0, trained, 2)
     message = grid.create_message(to_record(sent), MESSAGE_TYPES["train"], node_of(client), "3")
     assert message.metadata.dst_node_id == client + FIRST_CLIENT
     assert instruction_of(message) == sent
@@ -54,7 +54,7 @@ def test_a_payload_is_one_array():
     record = to_record(Instruction("train", 1, 0, b"x" * 1000))
     assert [len(a) for a in record.array_records.values()] == [1]
     [array] = record.array_records["payload"].values()
-    assert (array.dtype, array.shape, array.stype) == ("uint8", (1000,), "fedpeft.v1")
+    assert (array.dtype, array.shape, array.stype) == ("uint8", (1000,), "fedpeft.v2")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,15 @@ def test_another_message_is_refused(record):
     grid = Loopback()
     message = grid.create_message(record, "train", 2, "1")
     with pytest.raises(PayloadError):
+        instruction_of(message)
+
+
+def test_a_peer_of_another_version_is_told_so_in_one_sentence():
+    record = to_record(Instruction("train", 1, 0, b"x"))
+    record.array_records["payload"]["payload"].stype = "fedpeft.v1"
+    record.config_records["fedpeft"]["proximal"] = 0.1
+    message = Loopback().create_message(record, "train", 2, "1")
+    with pytest.raises(PayloadError, match=r"a payload of type 'fedpeft.v1' arrived; this version reads 'fedpeft.v2'"):
         instruction_of(message)
 
 

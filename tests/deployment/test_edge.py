@@ -308,7 +308,6 @@ def test_a_task_of_an_unknown_kind_is_not_worked_on(federation):
         ({"private": (0, 0)}, "each once"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"learning_rate": float("inf")}, "learning_rate=inf"),
-        ({"proximal": -1.0}, "proximal=-1.0"),
         ({"bits": float("nan")}, "bits=nan"),
         ({"rank": -1}, "rank=-1"),
         ({"rank": 2, "alpha": 0.0}, "alpha=0.0"),

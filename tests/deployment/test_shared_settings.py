@@ -28,7 +28,7 @@ FIELDS = {
     "server_optimizer": ("left", "adam"),
     "ranks": ("refused", "4*1,8*1"),
     "profiles": ("refused", "/etc/passwd"),
-    "proximal": ("left", 0.5),
+    "proximal": ("taken", 0.5),
     "scaffold": ("taken", True),
     "attack": ("refused", "sign_flip"),
     "batch_size": ("taken", 2),

@@ -30,13 +30,13 @@ def test_the_generated_code_is_that_of_the_proto(tmp_path):
 
 @given(
     payload=st.binary(max_size=100),
-    variate=st.binary(max_size=10),
+    correction=st.binary(max_size=10),
     repeat=st.sampled_from([1, 20_000]),
     trained=st.lists(st.integers(0, 1000)).map(tuple),
     alpha=st.floats(allow_nan=False) | st.integers(0, 100),
 )
-def test_an_instruction_arrives_as_it_was_sent(payload, variate, repeat, trained, alpha):
-    sent = Instruction("train", 3, 7, payload * repeat, alpha=alpha, trained=trained, variate=variate)
+def test_an_instruction_arrives_as_it_was_sent(payload, correction, repeat, trained, alpha):
+    sent = Instruction("train", 3, 7, payload * repeat, alpha=alpha, trained=trained, correction=correction)
     messages = list(parts("task", sent))
     assert received(Instruction, LIMIT, messages) == ("task", sent)
     assert max(wire_size(m) for m in messages) <= CHUNK + 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.executor import Job
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
@@ -84,7 +85,7 @@ def test_a_base_that_peft_can_not_put_prompts_into_is_one_sentence(tmp_path):
         PEFT_METHODS.build("prompt_tuning").attach(model, "fp32")
 
 
-@pytest.mark.parametrize("pull", ["proximal", "correction"])
+@pytest.mark.parametrize("pull", ["fedprox(mu=0.5)", "scaffold"])
 def test_a_parameter_that_the_loss_does_not_reach_is_pulled_all_the_same(pull, tmp_path):
     """DINOv2 has a mask token, which no image uses: full fine-tuning trains it, and no gradient comes to it."""
     torch.manual_seed(0)
@@ -96,11 +97,11 @@ def test_a_parameter_that_the_loss_does_not_reach_is_pulled_all_the_same(pull, t
     start = method.start(model, 0)
     executor = SequentialExecutor(model, task, task.tokenise(rows, tmp_path, 128), method.layout(model))
     push = torch.ones_like(start["embeddings.mask_token"])
-    more = {"proximal": 0.5} if pull == "proximal" else {"correction": {"embeddings.mask_token": push}}
+    corrections = parse_drift(pull).acting({"scaffold": {"embeddings.mask_token": push}}, {})
     job = Job(client=0, round=1, seed=0, rows=np.arange(6), received=start, trained=frozenset(start), learning_rate=0.1,
-              training=LocalTraining(batch_size=6, optimizer="sgd"), **more)  # fmt: skip
+              training=LocalTraining(batch_size=6, optimizer="sgd"), corrections=corrections)  # fmt: skip
     [trained] = executor.train([job])
     moved = trained.state["embeddings.mask_token"] - start["embeddings.mask_token"]
-    expected = torch.zeros_like(push) if pull == "proximal" else -0.1 * push
+    expected = -0.1 * push if pull == "scaffold" else torch.zeros_like(push)
     assert torch.allclose(moved, expected)
     assert any(not torch.equal(trained.state[name], start[name]) for name in start)

@@ -251,7 +251,7 @@ def test_a_client_refuses_what_its_mechanism_does_not_cover(federation):
         ({"kind": "trian"}, "something called 'trian'"),
         ({"kind": "trian", "attempt": 7, "learning_rate": 1e-3}, "something called 'trian'"),
         ({"round": 0}, "do not include"),
-        ({"variate": b"x"}, "do not include"),
+        ({"correction": b"x"}, "do not include"),
     ):
         report = edge.handle(replace(instruction, **changed))
         assert says in report.error

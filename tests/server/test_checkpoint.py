@@ -6,10 +6,12 @@ import os
 import pytest
 import torch
 from fedpeft.clients.store import ClientStore
+from safetensors import safe_open
+from safetensors.torch import save
 
 from fedpeft.errors import RunError
 from fedpeft.run.records import Records
-from fedpeft.server.progress import Checkpoints, Counters, Progress
+from fedpeft.server.progress import Checkpoints, Counters, Progress, _checksum
 
 
 def example(round: int) -> Progress:
@@ -29,6 +31,24 @@ def test_the_newest_checkpoint_comes_back(tmp_path):
     assert torch.equal(found.memory["m"]["a"], torch.full((2, 3), -2.0))
     assert found.counters == Counters(uplink_bytes=5)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(("tensors", "opens"), [({}, True), ({"variate/a": torch.ones(2)}, False)])
+def test_what_the_version_before_wrote_is_read_or_refused_with_one_sentence(tmp_path, tensors, opens):
+    """Where it had control variates, clients have files of theirs that would not be found: wrong without a word."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(example(1))
+    [file] = tmp_path.iterdir()
+    with safe_open(file, framework="pt") as opened:
+        plain = json.loads(opened.metadata()["progress"]) | {"version": 2}
+        tensors = tensors | {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    header = json.dumps(plain)
+    file.write_bytes(save(tensors, {"progress": header, "sha256": _checksum(header, tensors)}))
+    if opens:
+        assert torch.equal(checkpoints.load().adapter["a"], torch.ones(2, 3))
+    else:
+        with pytest.raises(RunError, match="another version of fedpeft"):
+            checkpoints.load()
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path):

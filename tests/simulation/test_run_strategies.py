@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fedpeft.clients.attack import ATTACKS
+from fedpeft.clients.drift import flattened
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -72,10 +73,10 @@ def test_executors_agree_on_local_rules(tmp_path):
         trained(tmp_path / e, **settings("fedit", dtype="fp64", executor=e, cohort="all", **rules))[2]
         for e in ("batched", "sequential")
     )
-    assert any(bool(t.any()) for t in one.variate.values())
+    assert any(bool(t.any()) for t in one.drift["scaffold"].values())
     for name in one.adapter:
         assert torch.allclose(one.adapter[name], other.adapter[name], rtol=1e-7, atol=1e-9)
-        assert torch.allclose(one.variate[name], other.variate[name], rtol=1e-7, atol=1e-9)
+        assert torch.allclose(one.drift["scaffold"][name], other.drift["scaffold"][name], rtol=1e-7, atol=1e-9)
 
 
 def test_the_first_control_variate_is_the_mean_gradient_of_the_round(tmp_path):
@@ -83,7 +84,7 @@ def test_the_first_control_variate_is_the_mean_gradient_of_the_round(tmp_path):
     rules = {"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1, "weighting": "uniform"}
     given = settings("fedit", dtype="fp64", cohort="all", rounds=1, **rules)
     simulation, _, progress = trained(tmp_path / "run", **given)
-    for name, variate in progress.variate.items():
+    for name, variate in progress.drift["scaffold"].items():
         mean_delta = progress.adapter[name] - progress.started[name]
         rate = simulation.setup.training.rate(name, 0.1)
         assert torch.allclose(variate, -mean_delta / (2 * rate), rtol=1e-9, atol=1e-12)
@@ -132,7 +133,7 @@ def test_the_runs_of_each_kind_resume_to_the_identical_state(tmp_path, monkeypat
         for kind, a, b in (
             ("adapter", whole.adapter, cut.adapter),
             ("residual", whole.residual.state(), cut.residual.state()),
-            ("variate", whole.variate, cut.variate),
+            ("drift", flattened(whole.drift), flattened(cut.drift)),
         ):
             assert a.keys() == b.keys()
             assert all(torch.equal(a[n], b[n]) for n in a), (given["strategy"], kind)

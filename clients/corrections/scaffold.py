@@ -1,0 +1,77 @@
+"""SCAFFOLD (Karimireddy et al., arXiv 1910.06378): control variates correct the direction of local steps.
+
+    client   y <- y - eta_t (g(y) - c_k + c),     c_k <- c_k - c + (x - y) / (sum_t eta_t)       ("option II")
+    server   c <- c + (1 / N) sum_k (the change of c_k), over the clients of the round, of N in all
+
+where the paper has one eta, and so steps * eta; with warm-up the first steps are shorter. c_k estimates the client's
+own gradient, c the mean over all clients. With FedProx, g includes the penalty's gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.clients.drift import Correction, Pull
+from fedpeft.clients.executor import Job, LocalTraining, Trained
+from torch import Tensor
+
+from fedpeft.aggregation.strategy import Strategy
+from fedpeft.aggregation.update import Fold
+from fedpeft.errors import ConfigError
+from fedpeft.peft.adapter import ClientForm, State
+
+
+@dataclass(frozen=True)
+class Scaffold(Correction):
+    """Control variates c (the server's) and c_k (a client's), 0 at first."""
+
+    keeps: ClassVar[bool] = True
+    travels: ClassVar[bool] = True
+
+    def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[ClientForm | None]) -> None:
+        """Also refuse steps from which no gradient can be read.
+
+        Raises:
+            ConfigError: says what, and what to do.
+        """
+        super().check(strategy, training, forms)
+        if training.optimizer != "sgd" or training.max_norm:
+            raise ConfigError(
+                "scaffold reads gradients off the clients' plain SGD steps; use --optimizer sgd without max_norm"
+            )
+
+    def begin(self, job: Job, server: State, own: State) -> Pull:
+        """c - c_k."""
+        correction = difference(server, own)
+
+        def pull(name: str, value: Tensor) -> Tensor | None:
+            return correction.get(name)
+
+        return pull
+
+    def after(self, job: Job, result: Trained, server: State, own: State) -> State:
+        """The next c_k: the mean gradient of the round without the correction."""
+        variate = {}
+        for name, correction in difference(server, own).items():
+            rate = job.training.rate(name, job.learning_rate)
+            if rate:
+                mean_step = (job.received[name] - result.state[name]) / (job.training.full_steps(result.steps) * rate)
+                variate[name] = mean_step - correction
+            else:
+                variate[name] = own.get(name, correction.new_zeros(correction.shape))
+        return variate
+
+    def step(self, server: State, changes: Fold, clients: int) -> State:
+        """c + (1 / N) sum of the changes."""
+        share = changes.weight / clients
+        return server | {name: server[name] + share * change for name, change in changes.mean().items()}
+
+
+def difference(server: State, own: State) -> State:
+    """c - c_k, for the tensors of c."""
+    return {name: c - own[name] if name in own else c for name, c in server.items()}
+
+
+part = Scaffold

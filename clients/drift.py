@@ -1,0 +1,223 @@
+"""Corrections of client drift: what is done about clients whose local steps lead them to optima of their own.
+
+    --drift "fedprox(mu=0.01) + scaffold"
+
+A correction adds something to the gradients of a client's local steps. It may keep a state with each client, and one
+with the server, which then goes down with the model while the changes of the clients' states come up. Both halves are
+in one file of `fedpeft.clients.corrections`; several corrections act one after another. In a message all that travels
+is one payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from fedpeft.aggregation.strategy import RoundStrategy, Strategy
+from fedpeft.aggregation.update import Fold
+from fedpeft.communication.codec import Codec
+from fedpeft.communication.decoding import decode
+from fedpeft.communication.payload import Shape
+from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.parts import Family, part_text, split_outside_parentheses
+from fedpeft.peft.adapter import ClientForm, State
+
+if TYPE_CHECKING:
+    from fedpeft.clients.executor import Job, LocalTraining, Trained
+
+Pull = Callable[[str, Tensor], Tensor | None]
+"""Of a parameter's name and value: what is added to its gradient, in its shape; None: nothing."""
+
+States = Mapping[str, State]
+"""By a correction's name."""
+
+
+class Correction:
+    """One correction. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    keeps: ClassVar[bool] = False
+    """Whether a client has a state of its own, from round to round."""
+
+    travels: ClassVar[bool] = False
+    """Whether the server has one, too: it goes down to the clients, and the changes of theirs come up."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[ClientForm | None]) -> None:
+        """Refuse what the correction would be wrong with; by default, where states travel, what they lose meaning in.
+
+        Args:
+            strategy: of the server.
+            training: of the clients.
+            forms: of the clients' adapters.
+
+        Raises:
+            ConfigError: says what, and what to do.
+        """
+        if not self.travels:
+            return
+        rule = type(strategy).__name__
+        if strategy.asynchronous:
+            raise ConfigError(
+                f"{self.name} corrects against this round's other clients, and {rule} has no common round"
+            )
+        if isinstance(strategy, RoundStrategy) or strategy.new_factors:
+            raise ConfigError(
+                f"{self.name} keeps states of parameters that mean the same in every round, but {rule} makes new "
+                "factors; use fedit, ffa_lora, or another linear rule that keeps its factors"
+            )
+        if len(set(forms)) > 1:
+            raise ConfigError(f"{self.name} needs the same rank and alpha at all clients, whose states it averages")
+
+    def begin(self, job: Job, server: State, own: State) -> Pull:
+        """What is added to the gradients of a job's steps.
+
+        Args:
+            job: what the client does; `job.received` is what it starts from, on the device that trains.
+            server: the server's state, of the tensors that updates hold; empty where none travels.
+            own: the client's state, of each tensor after the last recorded round that had it; empty at first.
+        """
+        raise NotImplementedError
+
+    def after(self, job: Job, result: Trained, server: State, own: State) -> State:
+        """The client's next state; by default there is none."""
+        return {}
+
+    def start(self, state: State) -> State:
+        """The server's state before round 1, given the initial global `state`; where it travels, zeros."""
+        return {name: tensor.new_zeros(tensor.shape) for name, tensor in state.items()} if self.travels else {}
+
+    def step(self, server: State, changes: Fold, clients: int) -> State:
+        """The server's next state; by default it stays.
+
+        Args:
+            server: as it was sent to the clients.
+            changes: of the states of those whose updates were taken, each with weight 1; at least one.
+            clients: how many there are, in a round or not.
+        """
+        return server
+
+
+CORRECTIONS: Family[Correction] = Family("fedpeft.clients.corrections", "drift correction")
+"""All corrections, by file name."""
+
+
+@dataclass(frozen=True)
+class Acting:
+    """A correction in one job: with the server's state and the client's."""
+
+    correction: Correction
+    server: State
+    own: State
+
+    def begin(self, job: Job) -> Pull:
+        """See `Correction.begin`; its states go to where the job's tensors are."""
+        device = next(iter(job.received.values())).device
+        server, own = ({name: t.to(device) for name, t in state.items()} for state in (self.server, self.own))
+        return self.correction.begin(job, server, own)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The corrections of a run. Its text form round-trips through `parse_drift`."""
+
+    corrections: tuple[Correction, ...] = ()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether clients have states of their own."""
+        return any(c.keeps for c in self.corrections)
+
+    @property
+    def travels(self) -> bool:
+        """Whether states go down, and changes come up."""
+        return any(c.travels for c in self.corrections)
+
+    def __str__(self) -> str:
+        return " + ".join(map(part_text, self.corrections))
+
+    # ----------------------------------------------------------------------------------------------- the server's half
+
+    def start(self, state: State) -> States:
+        """The server's states before round 1."""
+        return {c.name: c.start(state) for c in self.corrections if c.travels}
+
+    def step(self, server: States, changes: Mapping[str, Fold], clients: int) -> States:
+        """The server's states after a round, see `Correction.step`."""
+        return {c.name: c.step(server[c.name], changes[c.name], clients) for c in self.corrections if c.travels}
+
+    # ------------------------------------------------------------------------------------------------ the client's half
+
+    def acting(self, server: States, own: States) -> tuple[Acting, ...]:
+        """The corrections in a job, with the states that belong to it."""
+        return tuple(Acting(c, server.get(c.name, {}), own.get(c.name, {})) for c in self.corrections)
+
+    def after(self, job: Job, result: Trained) -> tuple[States, States]:
+        """A client's next states, and the changes that it tells the server."""
+        states: dict[str, State] = {}
+        changes: dict[str, State] = {}
+        for acting in job.corrections:
+            correction, own = acting.correction, acting.own
+            if not correction.keeps:
+                continue
+            after = correction.after(job, result, acting.server, own)
+            states[correction.name] = after
+            if correction.travels:
+                changes[correction.name] = {n: t - own[n] if n in own else t for n, t in after.items()}
+        return states, changes
+
+    # ----------------------------------------------------------------------------------------------------- what travels
+
+    def encode(self, states: States, codec: Codec) -> bytes:
+        """The one payload of states, or of changes; empty where nothing travels."""
+        flat = flattened(states)
+        return codec.encode(flat) if flat else b""
+
+    def decode(self, payload: bytes, shapes: Mapping[str, Shape]) -> States:
+        """What `encode` was given, of tensors of these shapes.
+
+        Raises:
+            PayloadError: the payload is not one of this run's corrections.
+        """
+        if not self.travels:
+            if payload:
+                raise PayloadError("states of drift corrections arrived, and this run's settings have none that travel")
+            return {}
+        labels = [c.name for c in self.corrections if c.travels]
+        flat = decode(payload, {f"{label}/{name}": shape for label in labels for name, shape in shapes.items()})
+        return unflattened(flat)
+
+
+def flattened(states: States) -> State:
+    """States in one, by the name of the correction, a slash, and the name of the tensor."""
+    return {f"{label}/{name}": tensor for label, state in states.items() for name, tensor in state.items()}
+
+
+def unflattened(flat: State) -> dict[str, State]:
+    """The inverse of `flattened`."""
+    states: dict[str, State] = {}
+    for name, tensor in flat.items():
+        label, _, rest = name.partition("/")
+        states.setdefault(label, {})[rest] = tensor
+    return states
+
+
+def parse_drift(text: str) -> Drift:
+    """The corrections that `text` names, joined by "+"; none where it is empty.
+
+    Raises:
+        ConfigError: unknown correction or setting, value out of range, or the same correction twice.
+    """
+    if not text.strip():
+        return Drift()
+    corrections = tuple(CORRECTIONS.build(spec) for spec in split_outside_parentheses(text, "+"))
+    names = [c.name for c in corrections]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{text!r} names {', '.join(sorted(twice))} twice; once is enough")
+    return Drift(corrections)
