@@ -20,6 +20,7 @@ from fedpeft.clients.executor import Executor, LocalTraining, Totals
 from fedpeft.clients.sequential import SequentialExecutor
 from torch import nn
 
+from fedpeft import plugins
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.data import cached_rows
 from fedpeft.data.examples import Examples
@@ -30,6 +31,7 @@ from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.peft.method import PEFT_METHODS, PeftMethod
 from fedpeft.peft.stacked_layers import Kernel, fast_linears
+from fedpeft.plugins import Recipe
 
 KERNELS = "64"
 """Of oneDNN, to keep at once: it keeps 1024 by itself, each with scratch memory, one for every shape of a product."""
@@ -57,6 +59,7 @@ class WorkPlan:
         residuals: folder of what exact rules have put into the base, by version
             (`fedpeft.communication.base_residual`).
         precision: in how few bits the frozen layers are held; empty: in `dtype`.
+        plugins: what the parts from outside are loaded from.
         labels: other labels of the training rows (n,) than the data's, where an attack changes them.
     """
 
@@ -78,6 +81,7 @@ class WorkPlan:
     training: LocalTraining
     seed: int
     residuals: Path
+    plugins: tuple[Recipe, ...] = ()
     labels: np.ndarray | None = None
     precision: Precision = ""
 
@@ -136,6 +140,7 @@ class Workbench:
         if plan.device.startswith("cuda"):
             compute_deterministically()
         self.plan = plan
+        plugins.use(plan.plugins)
         self.task: Task = TASKS.build(plan.task)
         self.method: PeftMethod = PEFT_METHODS.build(plan.method)
         self._stores: dict[tuple[str, int], FrozenStore] = {}

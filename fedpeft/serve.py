@@ -31,6 +31,7 @@ from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
+from fedpeft.run import catalogue
 from fedpeft.run.console import ServeObserver, duration, size, summary_table
 from fedpeft.run.records import Records
 from fedpeft.simulate import (
@@ -62,6 +63,11 @@ class Command:
     ] = None
     output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: runs/DATE-DATASET-STRATEGY)")] = None
     resume: Annotated[Path | None, tyro.conf.arg(help="continue the federation in this folder")] = None
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
+    ] = ()
     serve: Annotated[ServeOptions, tyro.conf.arg(name="")] = field(default_factory=ServeOptions)
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
@@ -73,6 +79,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
         ConfigError, RunError: settings or folders that can't be used.
     """
     command = _command(arguments, RunConfig(), ServeOptions())
+    catalogue.use(command.plugin)
     default, options = default_settings(command.config, command.resume), ServeOptions()
     if command.resume is not None and (command.resume / SERVERS_OPTIONS).exists():
         options = options_of(read_toml(command.resume / SERVERS_OPTIONS), str(command.resume / SERVERS_OPTIONS))
@@ -154,7 +161,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
             try:
                 deployment.gateway.start(options.listen, credentials)
                 if not resume:
-                    records.write("config.toml", config.to_toml())
+                    records.write("config.toml", catalogue.to_toml(config))
                 records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(options)))
                 going.set()
                 summary = _run(deployment, records, observer)

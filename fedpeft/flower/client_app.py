@@ -36,11 +36,13 @@ class _Silent:
 @functools.cache
 def _bench(config: RunConfig, run: int) -> Any:
     """The simulation of this configuration with one worker, its frozen layers computed."""
+    from fedpeft import plugins
     from fedpeft.config import from_mapping
     from fedpeft.simulate import quiet_libraries
     from fedpeft.simulation.simulation import Simulation
 
     quiet_libraries()
+    plugins.named_only()
     folder = STATE.expanduser() / str(run)
     folder.mkdir(parents=True, exist_ok=True)
     one = from_mapping({**vars(config), "workers": 1, "grid": "cohort"}, "the app's run config")

@@ -20,7 +20,7 @@ from fedpeft.aggregation.strategy import GatherStrategy, Strategy
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.quantized import Precision
 from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
-from fedpeft.parts import Family, Spec, parse_spec, split_outside_parentheses
+from fedpeft.parts import Family, Spec, name_of, parse_spec, split_outside_parentheses
 from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.low_rank import LowRank
@@ -77,8 +77,8 @@ class PeftMethod(ABC):
 
     @property
     def name(self) -> str:
-        """The method's name: its file's."""
-        return type(self).__module__.rpartition(".")[2]
+        """The method's name: its file's, or its plugin's."""
+        return name_of(type(self))
 
     @property
     def form(self) -> ClientForm | None:
@@ -220,13 +220,17 @@ class MethodFamily(Family[PeftMethod]):
         spec = parse_spec(text) if isinstance(text, str) else text
         return super().build(Spec(self.whole_name(spec.name), spec.settings, spec.argument))
 
+    def taken(self, name: str) -> str:
+        """The method that a method called `name` would hide: `prefix` hides prefix_tuning."""
+        return next((own for own in self.own_names if own.startswith(name)), "")
+
     def whole_name(self, name: str) -> str:
         """The name that begins with `name`, if exactly one does: `prefix` for prefix_tuning."""
         found = [n for n in self.names if n.startswith(name)]
         return found[0] if name not in self.names and len(found) == 1 else name
 
 
-PEFT_METHODS = MethodFamily("fedpeft.peft.methods", "PEFT method")
+PEFT_METHODS = MethodFamily("fedpeft.peft.methods", "PEFT method", group="peft_methods")
 """All methods, by file name."""
 
 

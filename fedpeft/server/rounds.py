@@ -214,7 +214,8 @@ class Server:
             result = self._round(round, entry, progress)
             progress.lines["rounds.jsonl"] = [plain(asdict(result))]
             self._commit(progress)
-            self.observer.round_done(result)
+            if self.observer.round_done(result):
+                break
         return progress
 
     def _answered(self, phase: str, done: int, total: int) -> None:

@@ -48,6 +48,7 @@ from fedpeft.peft.adapter import State
 from fedpeft.peft.stacked_layers import Kernel
 from fedpeft.privacy.engine import KEY, ClientPrivacy, Protection
 from fedpeft.privacy.mechanism import Federation
+from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, Observer
 from fedpeft.run.profiles import PROFILES, groups_of
 from fedpeft.run.records import Records
@@ -262,6 +263,7 @@ class Simulation:
             training=self.setup.training,
             seed=config.seed,
             residuals=self.folder / "base",
+            plugins=tuple(plugin.recipe for plugin in catalogue.used(config)),
             labels=self._attacked_labels(),
         )
 
