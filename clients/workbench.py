@@ -20,6 +20,7 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from torch import nn
 
+from fedpeft import plugins
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.examples import Examples
@@ -32,6 +33,7 @@ from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
+from fedpeft.plugins import Recipe
 
 KERNELS = "64"
 """Of oneDNN, to keep at once: it keeps 1024 by itself, each with scratch memory, one for every shape of a product."""
@@ -59,6 +61,7 @@ class WorkPlan:
         residuals: folder of what exact rules have put into the base, by version
             (`fedpeft.communication.base_residual`).
         precision: in how few bits the frozen layers are held; empty: in `dtype`.
+        plugins: what the parts from outside are loaded from.
         labels: other labels of the training rows (n,) than the data's, where an attack changes them.
     """
 
@@ -80,6 +83,7 @@ class WorkPlan:
     training: LocalTraining
     seed: int
     residuals: Path
+    plugins: tuple[Recipe, ...] = ()
     labels: np.ndarray | None = None
     precision: Precision = ""
 
@@ -129,6 +133,7 @@ class Workbench:
         if plan.device.startswith("cuda"):
             compute_deterministically()
         self.plan = plan
+        plugins.use(plan.plugins)
         self.task: Task = TASKS.build(plan.task)
         self.method: PeftMethod = PEFT_METHODS.build(plan.method)
         self._stores: dict[tuple[str, int], FrozenStore] = {}

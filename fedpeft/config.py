@@ -14,6 +14,7 @@ from typing import Any
 
 import tomli_w
 
+from fedpeft import plugins
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.errors import ConfigError
 from fedpeft.machine.hardware import accelerators, fast_bf16
@@ -109,6 +110,30 @@ def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
         ConfigError: unknown key, wrong type, value out of range; `source` is named.
     """
     return RunConfig(**check_settings(source, RunConfig, values))
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration in a TOML file, checked; its plugins are loaded.
+
+    Raises:
+        ConfigError: the file can't be used; or a plugin that it names is missing, or has changed since the run began.
+    """
+    content = read_toml(path)
+    use_plugins(content, path)
+    return from_mapping(content, str(path))
+
+
+def use_plugins(content: dict[str, Any], path: Path) -> None:
+    """Take the key `plugin` out of the `content` of a TOML file, and load what it names.
+
+    Raises:
+        ConfigError: no text, list of texts or list of records; or a plugin can't be loaded.
+    """
+    given = content.pop("plugin", [])
+    sources = [given] if isinstance(given, str) else given
+    if not isinstance(sources, list) or not all(isinstance(source, str | dict) for source in sources):
+        raise ConfigError(f'{path}: plugin must be a file or several, such as ["my_rules.py"], got {given!r:.100}')
+    plugins.use(sources, path.parent)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,33 +15,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft.aggregation.head_start import HEADS
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import strategies
-from fedpeft.clients.attack import ATTACKS
+from fedpeft import plugins
+from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.precision_rule import PRECISION_RULES
-from fedpeft.communication.steps import codecs
-from fedpeft.data.partition import PARTITIONS
-from fedpeft.data.rows import DATASETS
+from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, FedpeftError
-from fedpeft.models.base_model import MODELS
-from fedpeft.parts import Bounds, Family
-from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.parts import Bounds, name_of
+from fedpeft.run import catalogue
+from fedpeft.run.catalogue import FAMILIES
 
-FAMILIES: dict[str, tuple[Family[Any], ...]] = {
-    "dataset": (DATASETS,),
-    "partition": (PARTITIONS,),
-    "model": (MODELS,),
-    "peft": (PEFT_METHODS,),
-    "head": (HEADS,),
-    "strategy": (strategies,),
-    "server-optimizer": (SERVER_OPTIMIZERS,),
-    "codec": (codecs, PRECISION_RULES),
-    "privacy": (MECHANISMS,),
-    "attack": (ATTACKS,),
-}
-"""The flags of `python -m fedpeft.simulate` whose values are parts."""
+SETTINGS = {field.name: field for field in dataclasses.fields(RunConfig)}
 
 
 @dataclass(frozen=True)
@@ -50,42 +34,56 @@ class Command:
     name: Annotated[
         str,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="[NAME]", help="a flag, such as strategy, or a part, such as krum"),
+        tyro.conf.arg(metavar="[NAME]", help="a flag, such as strategy or rounds, a part, such as krum, or a preset"),
     ] = ""
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
+    ] = ()
 
 
 def parts_named(name: str) -> list[tuple[str, type]]:
-    """All parts called `name`, with the flag that takes them.
+    """All parts called `name`, with the flag that takes them."""
+    return [(flag, f.part(name)) for flag, families in FAMILIES.items() for f in families if name in f.names]
 
-    Raises:
-        ConfigError: there is none.
-    """
-    found = [(flag, f.part(name)) for flag, families in FAMILIES.items() for f in families if name in f.names]
-    if not found:
-        known = [*FAMILIES, *(n for families in FAMILIES.values() for f in families for n in f.names)]
-        guess = "".join(f"did you mean {match!r}? " for match in difflib.get_close_matches(name, known, n=1))
-        raise ConfigError(f"there is no part {name!r}; {guess}python -m fedpeft.describe lists them all")
-    return found
+
+def unknown(name: str) -> ConfigError:
+    """Nothing is called `name`; says what is called nearly so."""
+    known = [*FAMILIES, *PRESETS, *SETTINGS, *(n for families in FAMILIES.values() for f in families for n in f.names)]
+    guess = "".join(f"did you mean {match!r}? " for match in difflib.get_close_matches(name, known, n=1))
+    return ConfigError(f"there is no part {name!r}; {guess}python -m fedpeft.describe lists them all")
 
 
 def overview(flags: list[str]) -> Table:
     """One row per part: the flag, its name, the first sentence about it."""
     table = Table("flag", "part", "what it is", box=None, padding=(0, 2, 0, 0))
     for flag in flags:
-        for number, (name, cls) in enumerate((n, f.part(n)) for f in FAMILIES[flag] for n in f.names):
-            table.add_row(f"--{flag}" if number == 0 else "", name, escape((inspect.getdoc(cls) or "").split("\n")[0]))
+        words = [(n, (inspect.getdoc(f.part(n)) or "").split("\n")[0], f) for f in FAMILIES[flag] for n in f.names]
+        rows = [(n, f"{text} Stands in front: {n} | small." if f is PRECISION_RULES else text) for n, text, f in words]
+        if flag == "codec":
+            rows += [(name, f"A preset: {text}.") for name, text in PRESETS.items()]
+        for number, (name, text) in enumerate(rows):
+            table.add_row(f"--{flag}" if number == 0 else "", name, escape(text))
     return table
 
 
 def show(flag: str, cls: type, console: Console) -> None:
     """A part: what its module says, and its settings."""
-    text = inspect.getdoc(sys.modules[cls.__module__]) or inspect.getdoc(cls) or ""
-    console.print(f"[bold]--{flag} {cls.__module__.rpartition('.')[2].lstrip('_')}[/]\n")
+    module = sys.modules[cls.__module__]
+    origin = plugins.origin_of(cls)
+    text = (inspect.getdoc(module) if origin is None else None) or inspect.getdoc(cls) or ""
+    console.print(f"[bold]--{flag} {name_of(cls)}[/]\n")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if origin is not None:
+        console.print(f"\nfrom {origin}", markup=False, highlight=False, soft_wrap=True)
+    show_settings([field for field in dataclasses.fields(cls) if "help" in field.metadata], console)
+
+
+def show_settings(fields: Sequence[dataclasses.Field[Any]], console: Console) -> None:
+    """Settings, one a row."""
     settings = Table("setting", "default", "legal", "meaning", box=None, padding=(0, 2, 0, 0))
-    for field in dataclasses.fields(cls):
-        if "help" not in field.metadata:
-            continue
+    for field in fields:
         default = "must be given" if field.default is dataclasses.MISSING else repr(field.default)
         settings.add_row(
             field.name, escape(default), escape(legal(field.metadata["bounds"])), escape(field.metadata["help"])
@@ -103,16 +101,35 @@ def legal(bounds: Bounds) -> str:
     return ", ".join(f"{word} {end:,}" for word, end in ends if end is not None)
 
 
+def describe(name: str, console: Console) -> None:
+    """All that is called `name`: parts, a preset of --codec, a flag without parts.
+
+    Raises:
+        ConfigError: nothing is.
+    """
+    parts = parts_named(name)
+    for flag, cls in parts:
+        show(flag, cls, console)
+    if name in PRESETS:
+        console.print(f"[bold]--codec {name}[/]\n\nA preset: {PRESETS[name]}", highlight=False, soft_wrap=True)
+    plain = name.replace("-", "_")
+    if plain in SETTINGS:
+        console.print(f"[bold]--{plain.replace('_', '-')}[/]", highlight=False)
+        show_settings([SETTINGS[plain]], console)
+    if not (parts or name in PRESETS or plain in SETTINGS):
+        raise unknown(name)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code: 0, or 2 for a name that is unknown."""
     command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.describe")
     console = Console()
     try:
+        catalogue.use(command.plugin)
         if not command.name or command.name in FAMILIES:
             console.print(overview([command.name] if command.name else list(FAMILIES)))
         else:
-            for flag, cls in parts_named(command.name):
-                show(flag, cls, console)
+            describe(command.name, console)
     except FedpeftError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2

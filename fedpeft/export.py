@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from fedpeft.config import from_mapping, read_toml
+from fedpeft.config import read_config
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.models.task import FederatedModel
@@ -132,7 +132,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
 
     if not (run / "config.toml").is_file():
         raise RunError(f"{run} holds no run: there is no config.toml in it")
-    config = from_mapping(read_toml(run / "config.toml"), str(run / "config.toml"))
+    config = read_config(run / "config.toml")
     simulation = Simulation(config, run, ConsoleObserver(Console(quiet=True)))
     state = simulation.client_state(client)
     empty(output)

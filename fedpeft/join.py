@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from fedpeft import plugins
 from fedpeft.communication.messages import Report
 from fedpeft.deployment.certificates import Credentials, check_name, name_of
 from fedpeft.deployment.client_state import alone_in, folder_for, ledgers_in
@@ -26,6 +27,7 @@ from fedpeft.deployment.options import EdgeOptions
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.parts import check_settings
 from fedpeft.privacy.client_engine import OWN
+from fedpeft.run import catalogue
 from fedpeft.run.console import ConsoleObserver, duration, size
 from fedpeft.simulate import INTERRUPTED, quiet_libraries
 
@@ -48,6 +50,11 @@ class Command:
         "~/.local/state/fedpeft"
     )
     give_up: Annotated[float, tyro.conf.arg(help="seconds without a connection after which to end; 0: never")] = 0.0
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
+    ] = ()
     edge: Annotated[EdgeOptions, tyro.conf.arg(name="")] = field(default_factory=EdgeOptions)
 
 
@@ -108,6 +115,8 @@ def join(command: Command, console: Console) -> None:
         FedpeftError: what the user can mend.
     """
     options = EdgeOptions(**check_settings("the command line", EdgeOptions, dataclasses.asdict(command.edge)))
+    plugins.named_only()
+    catalogue.use(command.plugin)
     link = link_of(command)
     check_machine(command.data, options)
     quiet_libraries()

@@ -2,7 +2,8 @@
 
 Everything pluggable (strategies, codecs, PEFT methods, data sets, partitions, ...) is a *part*: a frozen dataclass
 whose fields are its settings, in a file of its own that ends with `part = TheClass`. The file's name is the part's
-name. A `Family` is a folder of such files; adding a file adds a part, nothing else is edited.
+name. A `Family` is a folder of such files; adding a file adds a part, nothing else is edited. Parts of users' own
+files and packages join it under the name that stands there (`fedpeft.plugins`).
 
 Settings are declared with `setting(...)`, which keeps meaning and legal range beside the default; `Family.build`
 parses a text, checks names, types and ranges, and reports mistakes in one sentence that names the legal choices.
@@ -21,8 +22,10 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from keyword import iskeyword
 from typing import Any, Generic, TypeVar
 
+from fedpeft import plugins
 from fedpeft.errors import ConfigError
 
 T = TypeVar("T")
@@ -154,6 +157,17 @@ def _literal(node: ast.expr, text: str) -> Any:
         ) from None
 
 
+def name_of(part: type) -> str:
+    """The name of a part's class: its file's, or the one that a plugin gives it."""
+    return plugins.name_of(part) or _restore(part.__module__.rpartition(".")[2])
+
+
+def _written(value: Any) -> str:
+    """A setting's value in a part's text: words as they are, all else as Python writes it."""
+    word = isinstance(value, str) and value.isidentifier() and not iskeyword(value)
+    return str(value) if word else repr(value)
+
+
 def part_text(part: Any) -> str:
     """The text of a part: `name(key=value, ...)` with the settings that differ from their defaults."""
     fields = dataclasses.fields(part)
@@ -162,10 +176,10 @@ def part_text(part: Any) -> str:
         for f in fields
         if f.default is dataclasses.MISSING or getattr(part, f.name) != f.default
     }
-    name = _restore(type(part).__module__.rpartition(".")[2])
+    name = name_of(type(part))
     if not changed:
         return name
-    return name + "(" + ", ".join(f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in changed.items()) + ")"
+    return name + "(" + ", ".join(f"{key}={_written(value)}" for key, value in changed.items()) + ")"
 
 
 def split_outside_parentheses(text: str, separator: str) -> list[str]:
@@ -255,31 +269,70 @@ def _within(label: str, value: T, bounds: Bounds) -> T:
 
 
 class Family(Generic[T]):
-    """A folder of parts.
+    """A folder of parts, and those from outside that belong to them.
 
     Args:
         package: import name of the folder, e.g. "fedpeft.strategies".
         noun: what one part is called in messages, e.g. "strategy".
+        group: what plugins call the family; by default as the folder is called.
+        reserved: words that stand where a part's name could, and mean something else.
     """
 
-    def __init__(self, package: str, noun: str) -> None:
+    def __init__(self, package: str, noun: str, group: str = "", reserved: Iterable[str] = ()) -> None:
         self.package = package
         self.noun = noun
+        self.group = group or package.rpartition(".")[2]
+        self.reserved = frozenset(reserved)
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The parts' names: the folder's modules, sorted."""
+    def own_names(self) -> tuple[str, ...]:
+        """The names of the folder's parts, sorted."""
         folder = importlib.import_module(self.package)
         modules = (m.name for m in pkgutil.iter_modules(folder.__path__))
         return tuple(sorted(_restore(m) for m in modules))
 
+    def outside(self) -> dict[str, plugins.Plugin]:
+        """The parts from outside, and where each comes from.
+
+        Raises:
+            ConfigError: a plugin can't be loaded, or names a part as something else is named.
+        """
+        found = plugins.outside(self.group)
+        for name, plugin in found.items():
+            if self.taken(name):
+                raise ConfigError(
+                    f"{self.noun} {name!r} of {plugin} has a name that fedpeft's own {self.taken(name)!r} needs; give "
+                    "it another"
+                )
+        return found
+
+    def taken(self, name: str) -> str:
+        """The part of our own, or the word, that a part called `name` would hide; empty: none."""
+        return name if name in self.own_names or name in self.reserved else ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All parts' names, sorted."""
+        return tuple(sorted((*self.own_names, *self.outside())))
+
     def part(self, name: str) -> type[T]:
         """The class of the part called `name`, or ConfigError naming the nearest legal one."""
-        if name not in self.names:
-            raise ConfigError(f"unknown {self.noun} {name!r}; {nearest(name, self.names)}")
-        module = name if name.isidentifier() else _PREFIX + name
-        part: type[T] = importlib.import_module(f"{self.package}.{module}").part
-        return part
+        if name in self.own_names:
+            module = name if name.isidentifier() else _PREFIX + name
+            part: type[T] = importlib.import_module(f"{self.package}.{module}").part
+            return part
+        outside = self.outside()
+        if name in outside:
+            return plugins.part(self.group, name, outside[name])
+        where = plugins.absent(self.group, name)
+        raise ConfigError(f"unknown {self.noun} {name!r}; {nearest(name, self.names)}{where}")
+
+    def loaded(self, name: str) -> type[T]:
+        """As `part`, for a `name` that a peer has chosen: no installed package is imported because of it."""
+        outside = self.outside().get(name)
+        if outside is not None and not plugins.is_loaded(self.group, name, outside):
+            raise ConfigError(f"the {self.noun} {name!r} of {outside} is not in use here")
+        return self.part(name)
 
     def with_paths(self, text: str, change: Callable[[str], str]) -> str:
         """The text of a part with `change` applied to each setting that names a file or folder.

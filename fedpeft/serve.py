@@ -32,6 +32,7 @@ from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
+from fedpeft.run import catalogue
 from fedpeft.run.console import ServeObserver, duration, size, summary_table
 from fedpeft.run.final_score import save
 from fedpeft.run.records import Records
@@ -65,6 +66,11 @@ class Command:
     ] = None
     output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: runs/DATE-DATASET-STRATEGY)")] = None
     resume: Annotated[Path | None, tyro.conf.arg(help="continue the federation in this folder")] = None
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
+    ] = ()
     serve: Annotated[ServeOptions, tyro.conf.arg(name="")] = field(default_factory=ServeOptions)
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
@@ -76,6 +82,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
         ConfigError, RunError: settings or folders that can't be used.
     """
     command = _command(arguments, RunConfig(), ServeOptions())
+    catalogue.use(command.plugin)
     default, options = default_settings(command.config, command.resume), ServeOptions()
     if command.resume is not None and (command.resume / SERVERS_OPTIONS).exists():
         options = options_of(read_toml(command.resume / SERVERS_OPTIONS), str(command.resume / SERVERS_OPTIONS))
@@ -156,7 +163,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
             try:
                 federation.gateway.start(options.listen, credentials)
                 if not resume:
-                    records.write("config.toml", federation.config.to_toml())
+                    records.write("config.toml", catalogue.to_toml(federation.config))
                 records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(options)))
                 going.set()
                 summary = _run(federation, records, observer)

@@ -24,11 +24,14 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
-from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft import plugins
+from fedpeft.config import RunConfig, from_mapping, read_config
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
+from fedpeft.run import catalogue
 from fedpeft.run.console import ConsoleObserver, duration, size, summary_table
+from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import Records
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
@@ -59,6 +62,11 @@ class Command:
     output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: runs/DATE-DATASET-STRATEGY)")] = None
     resume: Annotated[Path | None, tyro.conf.arg(help="continue the interrupted run in this folder")] = None
     track: Annotated[str, tyro.conf.arg(help="also send the records to tensorboard or mlflow (both: a,b)")] = ""
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
+    ] = ()
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
 
@@ -69,6 +77,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
         ConfigError, RunError: settings or folders that can't be used.
     """
     command = _command(arguments, RunConfig())
+    plugins.use(command.plugin)
     default = default_settings(command.config, command.resume)
     command = _command(arguments, default)
     config, folder = checked_settings(command.run, default, command.output, command.resume)
@@ -92,7 +101,7 @@ def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
         file = resume / "config.toml"
         if not file.is_file():
             raise RunError(f"{resume} holds no run to resume: there is no config.toml in it")
-    return from_mapping(read_toml(file), str(file)) if file else RunConfig()
+    return read_config(file) if file else RunConfig()
 
 
 def checked_settings(
@@ -220,10 +229,12 @@ def simulate(
     console: Console,
     track: str = "",
     grid: Callable[[int], Grid] | None = None,
+    on_round: Callable[[RoundResult], bool | None] | None = None,
 ) -> dict[str, Any]:
     """Run (or continue) a simulation; returns its summary.
 
     `grid` makes another Flower grid than the configured one, for a number of clients: inside a Flower app, Flower's.
+    `on_round` is told of each finished round; where it returns True, the run ends with it.
 
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
@@ -231,11 +242,12 @@ def simulate(
     quiet_libraries()
     from fedpeft.simulation.simulation import Simulation
 
+    catalogue.use(())
     if not resume:
         config = located(config)
     trackers = check_trackers(track)
     started = time.perf_counter()
-    with ExitStack() as held, PeakMemory() as memory, ConsoleObserver(console) as observer:
+    with ExitStack() as held, PeakMemory() as memory, ConsoleObserver(console, on_round=on_round) as observer:
         if resume:
             refuse_servers_run(folder)
             held.enter_context(alone_in(folder))
@@ -247,7 +259,7 @@ def simulate(
         records = TrackedRecords(folder, trackers, private=simulation.protection is not None)
         if not resume:
             held.enter_context(alone_in(folder))
-            records.write("config.toml", simulation.config.to_toml())
+            records.write("config.toml", catalogue.to_toml(simulation.config))
         try:
             summary = _run(simulation, records, observer, console)
         finally:

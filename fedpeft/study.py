@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from fedpeft import simulate
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.run import catalogue
 from fedpeft.run.console import duration
 from fedpeft.studies.page import write_study_report
 from fedpeft.studies.process import Program
@@ -51,6 +52,11 @@ class Command:
     )
     retry_failed: Annotated[bool, tyro.conf.arg(help="run the failed ones again")] = False
     track: Annotated[str, tyro.conf.arg(help="also send each run to tensorboard or mlflow (both: a,b)")] = ""
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
+    ] = ()
 
 
 def show_plan(place: Workplace, left: Sequence[Planned], jobs: int, console: Console) -> None:
@@ -101,6 +107,7 @@ def run_study(command: Command, console: Console) -> int:
         from fedpeft.run.trackers import check_trackers
 
         check_trackers(command.track)
+    catalogue.use(command.plugin)
     study = read_study(command.study, command.preset)
     place = Workplace(study, command.output or study.folder)
     left = place.left(command.retry_failed)
@@ -137,4 +144,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from fedpeft import study  # under its own name, by which other processes find its functions
+
+    sys.exit(study.main())

@@ -20,7 +20,7 @@ from experiments import one_sentence
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import balanced
-from fedpeft.config import from_mapping, read_toml
+from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.peft.adapter import State, difference
 from fedpeft.run.console import ConsoleObserver
@@ -56,7 +56,7 @@ def main() -> None:
     if progress is None:
         raise RunError(f"{folder} holds no checkpoint of a run; make one with: python -m fedpeft.simulate")
     quiet_libraries()
-    config = from_mapping(read_toml(folder / "config.toml"), str(folder / "config.toml"))
+    config = read_config(folder / "config.toml")
     simulation = Simulation(config, folder, ConsoleObserver(Console(stderr=True)))
     simulation.workers.freeze(simulation.workers.work.data_key, simulation.workers.work.depth, "frozen layers")
     start, shapes = simulation.setup.start, simulation.setup.layout.shapes

@@ -384,7 +384,7 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
         FedpeftError: a folder that holds no finished run.
     """
     from fedpeft.audit.membership import membership
-    from fedpeft.config import from_mapping, read_toml
+    from fedpeft.config import read_config
     from fedpeft.run.console import ConsoleObserver
     from fedpeft.simulate import refuse_servers_run
     from fedpeft.simulation.simulation import Simulation
@@ -392,7 +392,7 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
     rows = []
     for folder in runs:
         refuse_servers_run(folder)
-        config = from_mapping(read_toml(folder / "config.toml"), str(folder / "config.toml"))
+        config = read_config(folder / "config.toml")
         found = membership(Simulation(config, folder, ConsoleObserver(Console(quiet=True))))
         label = config.privacy or "no protection"
         rows.append((f"{folder.name}: {label}", f"{found.mean:.3f} (worst client {found.worst:.3f})"))

@@ -86,7 +86,7 @@ def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int
 
 def _step_classes(header: Header) -> list[type[Step]]:
     try:
-        classes = [codecs.part(name) for name, _ in header.steps]
+        classes = [codecs.loaded(name) for name, _ in header.steps]
         check_order(classes)
     except ConfigError as error:
         raise PayloadError(f"the payload can't be decoded: {error}") from None

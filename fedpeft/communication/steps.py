@@ -13,7 +13,7 @@ from fedpeft.communication.payload import MAX_STEPS, Array, Reader, Shape
 from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.communication.vectors import segment_sizes
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family, part_text
+from fedpeft.parts import Family, name_of, part_text
 
 
 @dataclass(frozen=True)
@@ -190,14 +190,20 @@ class ByteStep(Step):
         return bound + bound // 64 + 512
 
 
-codecs: Family[Step] = Family("fedpeft.communication.codecs", "codec step")
+WORDS: Final = (
+    "fp64", "fp32", "bf16", "fp16", "int8", "int4", "unbiased", "medium", "small", "drive", "tiny",
+    "ef14", "ef21", "by_link", "by_rows", "over_time",
+)  # fmt: skip
+"""What else can stand in a codec's text: presets, memories and precision rules."""
+
+codecs: Family[Step] = Family("fedpeft.communication.codecs", "codec step", reserved=WORDS)
 """All steps, by file name."""
 
 
 def check_order(steps: Sequence[type[Step]]) -> None:
     """Raise ConfigError unless these are transforms, one quantizer, one packer, byte steps, in this order."""
     places = [step.place for step in steps]
-    names = " | ".join(step.__module__.rpartition(".")[2] for step in steps)
+    names = " | ".join(map(name_of, steps))
     if places != sorted(places) or places.count(Quantizer.place) != 1 or places.count(Packer.place) != 1:
         raise ConfigError(
             f"{names}: a codec is transforms, then one quantizer, then one packer, then byte steps; "
@@ -220,5 +226,5 @@ def _of_kind(kind: type[Step]) -> list[str]:
 
 
 def step_name(step: Step) -> str:
-    """The step's name on the wire and in texts: its file's name."""
-    return type(step).__module__.rpartition(".")[2]
+    """The step's name on the wire and in texts."""
+    return name_of(type(step))

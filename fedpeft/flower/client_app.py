@@ -37,11 +37,13 @@ class _Silent:
 @functools.cache
 def _workers(config: RunConfig, run: int) -> Workers:
     """The one worker of this configuration's simulation, its frozen layers computed."""
+    from fedpeft import plugins
     from fedpeft.config import from_mapping
     from fedpeft.simulate import quiet_libraries
     from fedpeft.simulation.simulation import Simulation
 
     quiet_libraries()
+    plugins.named_only()
     folder = STATE.expanduser() / str(run)
     folder.mkdir(parents=True, exist_ok=True)
     one = from_mapping({**vars(config), "workers": 1, "grid": "cohort"}, "the app's run config")

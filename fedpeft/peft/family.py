@@ -28,13 +28,17 @@ class MethodFamily(Family[PeftMethod]):
         spec = parse_spec(text) if isinstance(text, str) else text
         return super().build(Spec(self.whole_name(spec.name), spec.settings, spec.argument))
 
+    def taken(self, name: str) -> str:
+        """The method that a method called `name` would hide: `prefix` hides prefix_tuning."""
+        return next((own for own in self.own_names if own.startswith(name)), "")
+
     def whole_name(self, name: str) -> str:
         """The name that begins with `name`, if exactly one does: `prefix` for prefix_tuning."""
         found = [n for n in self.names if n.startswith(name)]
         return found[0] if name not in self.names and len(found) == 1 else name
 
 
-PEFT_METHODS = MethodFamily("fedpeft.peft.methods", "PEFT method")
+PEFT_METHODS = MethodFamily("fedpeft.peft.methods", "PEFT method", group="peft_methods")
 """All methods, by file name."""
 
 

@@ -20,6 +20,7 @@ from fedpeft.errors import ModelError
 from fedpeft.models.layers import replace
 from fedpeft.models.quantized import Precision
 from fedpeft.models.task import FederatedModel, adapter_dtype, trainable
+from fedpeft.parts import name_of
 from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.low_rank import LowRank
@@ -76,8 +77,8 @@ class PeftMethod(ABC):
 
     @property
     def name(self) -> str:
-        """The method's name: its file's."""
-        return type(self).__module__.rpartition(".")[2]
+        """The method's name: its file's, or its plugin's."""
+        return name_of(type(self))
 
     @property
     def form(self) -> ClientForm | None:

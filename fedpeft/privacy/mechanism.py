@@ -22,7 +22,7 @@ from fedpeft.aggregation.aggregator import Collector
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
-from fedpeft.parts import Family, setting
+from fedpeft.parts import Family, name_of, setting
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.accountant import Event, noise_for, rdp_epsilon, within
@@ -134,7 +134,7 @@ class Mechanism(ABC):
     @property
     def name(self) -> str:
         """As on the command line."""
-        return type(self).__module__.rpartition(".")[2]
+        return name_of(type(self))
 
     def delta(self, federation: Federation) -> float:
         """The delta that epsilon is stated at."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 from rich.console import Console
@@ -37,8 +38,14 @@ def duration(seconds: float) -> str:
 class ConsoleObserver:
     """Progress on the terminal; where the output is no terminal, a line per round and phase."""
 
-    def __init__(self, console: Console, metric: str = "accuracy") -> None:
+    def __init__(
+        self,
+        console: Console,
+        metric: str = "accuracy",
+        on_round: Callable[[RoundResult], bool | None] | None = None,
+    ) -> None:
         self.console = console
+        self._on_round = on_round
         self.metric = metric
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -100,8 +107,8 @@ class ConsoleObserver:
         elif self._cohort is not None:
             self._progress.update(self._cohort, completed=done, total=total)
 
-    def round_done(self, result: RoundResult) -> None:
-        """One line."""
+    def round_done(self, result: RoundResult) -> bool:
+        """One line; True where whoever is asked (`on_round`) wants no further round."""
         if self._rounds is not None:
             self._progress.update(self._rounds, completed=result.round)
         parts = [f"round {result.round:>3}/{self._total_rounds}", f"{result.clients} clients"]
@@ -116,6 +123,7 @@ class ConsoleObserver:
         if result.rejected:
             parts.append(f"[bold red]{result.rejected} updates rejected[/]")
         self.say("  ".join(parts))
+        return bool(self._on_round and self._on_round(result))
 
 
 class ServeObserver(ConsoleObserver):
@@ -162,10 +170,11 @@ class ServeObserver(ConsoleObserver):
             self._connected = self._progress.add_task(text, total=self._federation.setup.clients)
         self._progress.update(self._connected, description=text, completed=len(names))
 
-    def round_done(self, result: RoundResult) -> None:
+    def round_done(self, result: RoundResult) -> bool:
         """One line."""
-        super().round_done(result)
+        last = super().round_done(result)
         self.last = result
+        return last
 
 
 def summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:

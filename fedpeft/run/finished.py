@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.config import RunConfig, read_config
 from fedpeft.data.examples import Batch, made_up
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import RunError
@@ -47,7 +47,7 @@ class FinishedRun:
         """
         if not (folder / "config.toml").is_file():
             raise RunError(f"{folder} holds no run: there is no config.toml in it")
-        config = from_mapping(read_toml(folder / "config.toml"), str(folder / "config.toml"))
+        config = read_config(folder / "config.toml")
         try:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         except OSError:

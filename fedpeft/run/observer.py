@@ -57,8 +57,8 @@ class Observer(Protocol):
     def client_done(self, phase: str, done: int, total: int) -> None:
         """A client of the running phase ("prepare" or "train") has answered."""
 
-    def round_done(self, result: RoundResult) -> None:
-        """A round is finished and recorded."""
+    def round_done(self, result: RoundResult) -> bool | None:
+        """A round is finished and recorded; True: it shall be the last one."""
 
     def say(self, text: str) -> None:
         """Something that the user should know."""

@@ -30,6 +30,7 @@ from fedpeft.models.task import DTYPES
 from fedpeft.parts import part_text
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import ClientPrivacy
+from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.setup import Setup
 
@@ -150,6 +151,7 @@ def work_plan(
         seed=config.seed,
         residuals=folder / "base",
         labels=labels,
+        plugins=tuple(plugin.recipe for plugin in catalogue.used(config)),
     )
 
 

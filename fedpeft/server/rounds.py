@@ -94,7 +94,8 @@ class Server:
                 break
             progress, result = self.round(entry, progress)
             self.commit(progress)
-            self.observer.round_done(result)
+            if self.observer.round_done(result):
+                break
         return progress
 
     def commit(self, progress: Progress) -> None:

@@ -138,6 +138,7 @@ def read_run(folder: Path) -> Result:
     if not (folder / "config.toml").is_file():
         raise RunError(f"{folder} holds no run: there is no config.toml in it")
     config = read_toml(folder / "config.toml")
+    config.pop("plugin", None)  # of no use for a result that is there
     if not (folder / "summary.json").is_file():
         raise RunError(
             f"{folder} holds an unfinished run; continue it with python -m fedpeft.simulate --resume {folder}"

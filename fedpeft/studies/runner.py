@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedpeft.config import from_mapping, read_toml
+from fedpeft.config import read_config
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine.hardware import accelerators, gpu_shares, usable_cores
+from fedpeft.run import catalogue
 from fedpeft.run.console import duration
 from fedpeft.run.records import Records
 from fedpeft.studies.process import Program, Start, Starter
@@ -141,12 +142,12 @@ class Workplace:
         folder = self.runs / planned.name
         if (folder / "config.toml").is_file():
             path = folder / "config.toml"
-            if from_mapping(read_toml(path), str(path)) != planned.config:
+            if read_config(path) != planned.config:
                 raise RunError(f"{folder} holds a run with other settings; move it away or give another --output")
         elif folder.exists():
             shutil.rmtree(folder)  # killed before it had written its settings: nothing is in it
         settings = self.runs / f"{planned.name}.toml"
-        settings.write_text(planned.config.to_toml(), encoding="utf-8")
+        settings.write_text(catalogue.to_toml(planned.config), encoding="utf-8")
         running = Running(planned, folder, self.runs / f"{planned.name}.log", gpus)
         starter.start(Start(settings, folder, running.log, ("--track", track) if track else (), gpus))
         return running

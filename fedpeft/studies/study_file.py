@@ -40,7 +40,7 @@ from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.downlink import parse_downlink
 from fedpeft.communication.uplink import parse_uplink
-from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, nearest, setting
@@ -51,7 +51,7 @@ SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig))
 
 REPLACED_BY_A_PRESET = ("seeds", "margin", "seconds_per_run", "base", "axes", "baseline")
 
-TABLES = ("seeds", "base", "axes", "baseline", "presets")
+TABLES = ("seeds", "base", "axes", "baseline", "presets", "plugin")
 
 BUILDERS: dict[str, Callable[[str], object]] = {
     "codec": parse_uplink,
@@ -174,6 +174,7 @@ def read_study(path: Path, preset: str | None = None) -> Study:
         ConfigError: a key, axis, value or preset that can't be used; the file is named.
     """
     content = read_toml(path)
+    use_plugins(content, path)
     presets = _table(path, "presets", content.pop("presets", {}))
     default = str(content.get("preset", ""))
     chosen = default if preset is None else preset

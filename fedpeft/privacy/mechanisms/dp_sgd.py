@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.errors import PrivacyError
+from fedpeft.parts import name_of
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Federation, Mechanism
@@ -46,7 +47,7 @@ class DPSGD(Mechanism):
         """
         super().check(federation)
         if federation.method.privacy == "refused":
-            name = type(federation.method).__module__.rpartition(".")[2]
+            name = name_of(type(federation.method))
             raise PrivacyError(f"dp_sgd can't find gradients per example of the PEFT method {name}; take lora")
 
     def units(self, federation: Federation) -> int:

@@ -29,7 +29,7 @@ from fedpeft.aggregation.server_optimizer import Memory
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.errors import PrivacyError
-from fedpeft.parts import setting
+from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import norm
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import POPULATION, Charges
@@ -122,7 +122,7 @@ class UserDP(Mechanism):
         """
         super().check(federation)
         strategy = federation.strategy
-        name = type(strategy).__module__.rpartition(".")[2]
+        name = name_of(type(strategy))
         plain = isinstance(strategy, LinearStrategy) and all(
             getattr(type(strategy), method) is getattr(LinearStrategy, method) for method in ("fold", "pseudo_gradient")
         )

@@ -1,0 +1,397 @@
+"""Parts from outside: a user's own file or folder, or an installed package.
+
+A file, or a folder with an `__init__.py`, says which parts it holds by one mapping, group by group:
+
+    parts = {"strategies": {"half_mean": HalfMean}, "datasets": {"my_rows": MyRows}}
+
+It is named on the command line (`--plugin my_rules.py`), in a configuration (`plugin = "my_rules.py"`, beside that
+file), or in the environment variable FEDPEFT_PLUGINS (several: separated as in PATH). An installed package declares
+entry points instead, one per part, whose group is `fedpeft.` and the group's name, and needs not be named:
+
+    [project.entry-points."fedpeft.strategies"]
+    half_mean = "my_rules:HalfMean"
+
+A plugin is code that runs with the user's rights. So it is an option of a command and never a setting of a run: a
+server can't name one, and a client sees an installed package's parts only where its own command names the package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import cloudpickle
+
+from fedpeft.errors import ConfigError
+
+GROUPS: Final = (
+    "attacks",
+    "codecs",
+    "datasets",
+    "heads",
+    "mechanisms",
+    "models",
+    "partitions",
+    "peft_methods",
+    "precision_rules",
+    "server_optimizers",
+    "strategies",
+    "tasks",
+)
+"""One per family of parts."""
+
+VARIABLE: Final = "FEDPEFT_PLUGINS"
+IN_PYTHON: Final = "objects in Python"
+"""The source of parts that were handed over as objects (`fedpeft.run_simulation(strategy=MyRule())`)."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Where parts come from, and which they are.
+
+    Attributes:
+        source: absolute path of a file or folder, the name of an installed distribution, or `IN_PYTHON`.
+        version: SHA-256 of the file, or of the folder's Python files; of a distribution its version.
+        parts: by group and name, the class, or the entry point that it is loaded from once it is wanted.
+    """
+
+    source: str
+    version: str
+    parts: Mapping[str, Mapping[str, Any]] = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.source if Path(self.source).is_absolute() else f"{self.source} {self.version}".strip()
+
+    @property
+    def names(self) -> list[str]:
+        """All parts, as `group.name`."""
+        return sorted(f"{group}.{name}" for group, named in self.parts.items() for name in named)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a run's config.toml says of it; `use` takes it back."""
+        kind = "sha256" if Path(self.source).is_absolute() else "version"
+        return {"source": self.source, kind: self.version, "parts": self.names}
+
+    @property
+    def recipe(self) -> Recipe:
+        """How another process gets the same parts."""
+        if self.source != IN_PYTHON:
+            return Recipe(self.record)
+        needed = {group: named for group, named in self.parts.items() if group != "datasets"}  # of the server alone
+        try:
+            return Recipe(self.record, cloudpickle.dumps(needed))
+        except Exception as error:  # whatever a class's members raise
+            raise ConfigError(
+                f"{', '.join(self.names)} can't be sent to worker processes ({type(error).__name__}: {error}); "
+                "take workers=1, or put it into a file and name that as plugin"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A plugin as plain data; `content` is the pickled parts that were handed over as objects."""
+
+    record: Mapping[str, Any]
+    content: bytes = b""
+
+
+@dataclass
+class _State:
+    """What this process knows of.
+
+    Attributes:
+        named: plugins that a command, a file or the environment has named, in that order.
+        all_installed: whether parts of installed packages are there without being named.
+        begun: whether the environment has been read.
+    """
+
+    named: list[Plugin] = field(default_factory=list)
+    all_installed: bool = True
+    begun: bool = False
+
+
+_state = _State()
+
+
+def active() -> tuple[Plugin, ...]:
+    """All plugins whose parts can be used here.
+
+    Raises:
+        ConfigError: the environment names one that can't be loaded.
+    """
+    if not _state.begun:
+        _state.begun = True
+        use(filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)))
+    if not _state.all_installed:
+        return tuple(_state.named)
+    return tuple(dict.fromkeys([*_state.named, *installed()]))
+
+
+def named() -> tuple[Plugin, ...]:
+    """Those of them that a command, a file or the environment has named."""
+    active()
+    return tuple(_state.named)
+
+
+def use(plugins: Iterable[str | Mapping[str, Any] | Recipe], beside: Path | None = None) -> None:
+    """Make plugins' parts available in this process, by what a user wrote or by what a run has recorded.
+
+    Args:
+        plugins: paths and distributions' names; or records, which also say what it was (`Plugin.record`).
+        beside: the folder that relative paths begin at; None: the working directory.
+
+    Raises:
+        ConfigError: there is no such plugin, it can't be loaded, or it is not what was recorded.
+    """
+    for given in plugins:
+        plugin = _recorded(given) if isinstance(given, Mapping | Recipe) else found(given, beside)
+        if plugin not in _state.named:
+            _state.named.append(plugin)
+
+
+def named_only() -> None:
+    """Leave out installed packages that nobody has named: what a peer says must not make this process import one."""
+    _state.all_installed = False
+
+
+@contextmanager
+def given(parts: Mapping[str, Mapping[str, type]]) -> Iterator[None]:
+    """Within the context, these classes are parts; afterwards everything is as before it."""
+    active()  # the environment has been read before what is there is noted
+    before, before_names = list(_state.named), dict(_names)
+    for group, named in parts.items():
+        for name, cls in named.items():
+            _check(cls, f"{group}.{name}", IN_PYTHON)
+    try:
+        if parts:
+            _state.named.append(Plugin(IN_PYTHON, "", _noted(parts)))
+        yield
+    finally:
+        _state.named[:] = before
+        _names.clear()
+        _names.update(before_names)
+
+
+def outside(group: str) -> dict[str, Plugin]:
+    """The parts of a group, by name, and where each comes from.
+
+    Raises:
+        ConfigError: two plugins have a part of the same name, or one can't be loaded.
+    """
+    parts: dict[str, Plugin] = {}
+    for plugin in active():
+        for name in plugin.parts.get(group, ()):
+            if name in parts:
+                raise ConfigError(
+                    f"{group} {name!r} is in {parts[name]} and in {plugin}; leave one of them out, or give it another "
+                    "name"
+                )
+            parts[name] = plugin
+    return parts
+
+
+def part(group: str, name: str, plugin: Plugin) -> type:
+    """The class of a part.
+
+    Raises:
+        ConfigError: an entry point leads nowhere, or to something else.
+    """
+    entry = plugin.parts[group][name]
+    if not isinstance(entry, importlib.metadata.EntryPoint):
+        cls: type = entry
+        return cls
+    try:
+        loaded: type = entry.load()
+    except Exception as error:  # whatever a stranger's module raises
+        raise ConfigError(f"{group} {name} of {plugin} can't be loaded: {_reason(error)}") from error
+    _check(loaded, f"{group}.{name}", str(plugin))
+    _noted({group: {name: loaded}})
+    _loaded.add(entry)
+    return loaded
+
+
+def absent(group: str, name: str) -> str:
+    """A clause about why there is no such part, where its place is known; else empty."""
+    for plugin in installed():
+        if name in plugin.parts.get(group, ()):
+            return f"; the installed package {plugin.source} has one: add --plugin {plugin.source}"
+    if any(f"{group}.{name}" in plugin.version.split(", ") for plugin in named() if plugin.source == IN_PYTHON):
+        return (
+            "; the run was given it as an object in Python: give it again to fedpeft.run_simulation, or put its class "
+            "into a file and name that as plugin"
+        )
+    return ""
+
+
+def is_loaded(group: str, name: str, plugin: Plugin) -> bool:
+    """Whether the class of a part is there already, with nothing left to import."""
+    entry = plugin.parts[group][name]
+    return not isinstance(entry, importlib.metadata.EntryPoint) or entry in _loaded
+
+
+def name_of(cls: type) -> str | None:
+    """The name of a part from outside; None: it is not from outside."""
+    return _names.get(cls)
+
+
+def origin_of(cls: type) -> Plugin | None:
+    """The plugin that a part is from; None: it is not from outside."""
+    name = name_of(cls)
+    if name is None:
+        return None
+    return next((p for p in active() for named in p.parts.values() if name in named and _is(named[name], cls)), None)
+
+
+def _is(entry: Any, cls: type) -> bool:
+    return entry is cls or (
+        isinstance(entry, importlib.metadata.EntryPoint) and entry in _loaded and entry.load() is cls
+    )
+
+
+_names: dict[type, str] = {}
+_loaded: set[importlib.metadata.EntryPoint] = set()
+
+
+# ------------------------------------------------------------------------------------------------------ finding them
+
+
+def found(source: str, beside: Path | None = None) -> Plugin:
+    """The plugin that a user calls `source`.
+
+    Raises:
+        ConfigError: there is none, or it can't be loaded.
+    """
+    path = (beside or Path.cwd()) / Path(source).expanduser()
+    if path.is_file() and path.suffix == ".py":
+        return _from_file(path.resolve(), path.resolve())
+    if (path / "__init__.py").is_file():
+        return _from_file(path.resolve(), path.resolve() / "__init__.py")
+    for plugin in installed():
+        if _plain(plugin.source) == _plain(source):
+            return plugin
+    known = ", ".join(plugin.source for plugin in installed()) or "none"
+    raise ConfigError(
+        f"there is no plugin {source!r}: it is neither a file NAME.py, nor a folder with an __init__.py, nor an "
+        f"installed package with parts of fedpeft (installed: {known})"
+    )
+
+
+@functools.cache
+def installed() -> tuple[Plugin, ...]:
+    """The installed packages with entry points in our groups."""
+    made: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for group in GROUPS:
+        for entry in importlib.metadata.entry_points(group=f"fedpeft.{group}"):
+            if entry.dist is not None:
+                key = entry.dist.name, entry.dist.version
+                made.setdefault(key, {}).setdefault(group, {})[entry.name] = entry
+    return tuple(Plugin(name, version, parts) for (name, version), parts in sorted(made.items()))
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def _recorded(given: Mapping[str, Any] | Recipe) -> Plugin:
+    """The plugin of a record, the same as it was."""
+    record = given.record if isinstance(given, Recipe) else given
+    source, version = record.get("source"), record.get("sha256", record.get("version", ""))
+    if not isinstance(source, str) or not isinstance(version, str) or not isinstance(record.get("parts"), list | tuple):
+        raise ConfigError(f"a table of plugin needs source, sha256 or version, and parts, got {dict(record)!r:.200}")
+    if source == IN_PYTHON:
+        for plugin in _state.named:
+            if plugin.source == IN_PYTHON and set(record["parts"]) <= set(plugin.names):
+                return plugin
+        if not isinstance(given, Recipe):  # what does not need them can go on; the rest is told by `absent`
+            return Plugin(IN_PYTHON, ", ".join(record["parts"]), {})
+        return Plugin(IN_PYTHON, "", _noted(cloudpickle.loads(given.content)))
+    try:
+        plugin = found(source)
+    except ConfigError as error:
+        raise ConfigError(f"this run needs the plugin {source} for {', '.join(record['parts'])}: {error}") from error
+    if plugin.version != version:
+        raise ConfigError(
+            f"this run needs the plugin {source} as it was ({version:.12}), and it has changed ({plugin.version:.12}); "
+            "put back what was there, or start a new run"
+        )
+    return plugin
+
+
+def _from_file(source: Path, file: Path) -> Plugin:
+    version = _digest(source)
+    module = _imported(f"fedpeft_plugin_{version[:16]}", file, source)
+    parts = getattr(module, "parts", None)
+    form = 'parts = {"strategies": {"my_rule": MyRule}}'
+    if not isinstance(parts, Mapping) or not all(isinstance(named, Mapping) for named in parts.values()):
+        raise ConfigError(f"the plugin {source} does not say which parts it holds; write at its end: {form}")
+    for group, named in parts.items():
+        if group not in GROUPS:
+            raise ConfigError(
+                f"the plugin {source} has parts of an unknown group {group!r}; legal: {', '.join(GROUPS)}"
+            )
+        for name, cls in named.items():
+            _check(cls, f"{group}.{name}", str(source))
+    return Plugin(str(source), version, _noted(parts))
+
+
+def _noted(parts: Mapping[str, Mapping[str, type]]) -> Mapping[str, Mapping[str, type]]:
+    for named in parts.values():
+        for name, cls in named.items():
+            if _names.setdefault(cls, name) != name:
+                raise ConfigError(f"{cls.__name__} has two names, {_names[cls]} and {name}; a part has one")
+    return parts
+
+
+def _imported(name: str, file: Path, source: Path) -> ModuleType:
+    if name in sys.modules:
+        return sys.modules[name]
+    inside = [str(source)] if source.is_dir() else None
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=inside)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there for what their annotations mean
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a stranger's module raises
+        del sys.modules[name]
+        raise ConfigError(f"the plugin {source} can't be loaded: {_reason(error)}") from error
+    return module
+
+
+def _check(cls: Any, name: str, source: str) -> None:
+    """ConfigError unless it is a frozen dataclass under a name that a text can hold."""
+    short = name.partition(".")[2]
+    if not short.isidentifier() or short.startswith("_"):
+        raise ConfigError(f"{name!r} of {source} is no name for a part; take letters, digits and _")
+    frozen = isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    if not frozen:
+        raise ConfigError(f"{name} of {source} must be a class with @dataclass(frozen=True), got {cls!r:.100}")
+
+
+def _digest(source: Path) -> str:
+    """SHA-256 of a file; of a folder's Python files, with their places."""
+    if source.is_file():
+        return hashlib.sha256(source.read_bytes()).hexdigest()
+    total = hashlib.sha256()
+    for file in sorted(source.rglob("*.py")):
+        total.update(f"{file.relative_to(source)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{error.msg} (line {error.lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

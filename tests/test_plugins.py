@@ -1,0 +1,242 @@
+"""Parts from outside: files, folders, packages' entry points; what is refused, and what a run records of them."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from fedpeft import describe, plugins
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.communication import decoding
+from fedpeft.communication.codec import PRESETS
+from fedpeft.communication.error_feedback import KINDS
+from fedpeft.communication.precision_rule import PRECISION_RULES
+from fedpeft.communication.steps import WORDS, codecs
+from fedpeft.config import RunConfig, from_mapping, read_config
+from fedpeft.deployment.shared_settings import shared_settings
+from fedpeft.errors import ConfigError, PayloadError, RunError
+from fedpeft.parts import part_text
+from fedpeft.run import catalogue
+from fedpeft.studies.study_file import read_study
+
+RULE = '''
+"""A rule of somebody else's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.parts import setting
+
+
+@dataclass(frozen=True)
+class HalfMean(LinearStrategy):
+    """Half of the mean."""
+
+    needs_lora = False
+    share: float = setting(0.5, "of each update that counts", above=0, high=1)
+
+    def contribution(self, update, state, layout):
+        """The scaled delta."""
+        return {name: self.share * delta for name, delta in update.delta.items()}
+
+'''
+PARTS = 'parts = {"strategies": {"half_mean": HalfMean}}\n'
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """Each test begins without plugins, and leaves none."""
+    monkeypatch.setattr(plugins, "_state", plugins._State())
+    monkeypatch.setattr(plugins, "_names", {})
+    monkeypatch.setattr(plugins, "_loaded", set())
+    monkeypatch.setattr(plugins, "installed", plugins.installed.__wrapped__)
+    monkeypatch.delenv(plugins.VARIABLE, raising=False)
+
+
+@pytest.fixture
+def rule(tmp_path):
+    file = tmp_path / "my_rules.py"
+    file.write_text(RULE + PARTS)
+    return file
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package with entry points, as pip leaves it."""
+    (tmp_path / "somebody.py").write_text(RULE)
+    told = tmp_path / "somebodys_rules-1.5.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-rules\nVersion: 1.5\n")
+    (told / "entry_points.txt").write_text("[fedpeft.strategies]\nhalf_mean = somebody:HalfMean\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("somebody", None)
+
+
+def test_every_family_has_a_group_and_no_group_lacks_a_family():
+    assert sorted(family.group for family in catalogue.ALL) == list(plugins.GROUPS)
+
+
+def test_the_words_of_a_codecs_text_are_reserved():
+    assert {*PRESETS, *KINDS, *PRECISION_RULES.own_names} == set(WORDS)
+
+
+def test_a_file_s_part_is_a_part_like_any_other(rule, capsys):
+    plugins.use([str(rule)])
+    assert "half_mean" in strategies.names
+    made = strategies.build("half_mean(share=0.25)")
+    assert (made.share, part_text(made)) == (0.25, "half_mean(share=0.25)")
+    with pytest.raises(ConfigError, match=r"share must be above 0 and at most 1, got 2"):
+        strategies.build("half_mean(share=2.0)")
+    with pytest.raises(ConfigError, match="did you mean 'half_mean'"):
+        strategies.build("half_meen")
+    assert describe.main(["half_mean"]) == 0
+    said = capsys.readouterr().out
+    assert "Half of the mean." in said
+    assert "share" in said
+    assert str(rule) in said.replace("\n", "")
+
+
+def test_the_environment_names_plugins_too(rule, monkeypatch):
+    monkeypatch.setenv(plugins.VARIABLE, str(rule))
+    assert "half_mean" in strategies.names
+
+
+def test_a_folder_is_a_package_with_imports_of_its_own(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "half.py").write_text(RULE)
+    (folder / "__init__.py").write_text(f"from .half import HalfMean\n\n{PARTS}")
+    plugins.use([str(folder)])
+    assert strategies.build("half_mean").share == 0.5
+    before = plugins.named()[0].version
+    (folder / "half.py").write_text(RULE + "# another\n")
+    assert plugins._digest(folder) != before
+
+
+def test_an_installed_package_s_parts_are_there_and_imported_only_once_wanted(package):
+    assert "half_mean" in strategies.names
+    assert "somebody" not in sys.modules
+    config = RunConfig(strategy="half_mean(share=0.25)")
+    [used] = catalogue.used(config)
+    assert used.record == {"source": "somebodys-rules", "version": "1.5", "parts": ["strategies.half_mean"]}
+    assert catalogue.used(RunConfig()) == []
+    assert strategies.build(config.strategy).share == 0.25
+
+
+def test_what_a_peer_says_imports_no_installed_package(package):
+    plugins.named_only()
+    with pytest.raises(ConfigError, match=r"unknown strategy 'half_mean'.*add --plugin somebodys-rules"):
+        strategies.build("half_mean")
+    assert "somebody" not in sys.modules
+    plugins.use(["somebodys_rules"])
+    assert strategies.build("half_mean").share == 0.5
+
+
+def test_a_payload_imports_no_installed_package(package):
+    (package / "somebodys_rules-1.5.dist-info" / "entry_points.txt").write_text(
+        "[fedpeft.codecs]\nodd = somebody:Odd\n"
+    )
+    assert "odd" in codecs.names
+    header = SimpleNamespace(steps=[("odd", {}), ("cast", {}), ("pack", {})], seed=None)
+    with pytest.raises(PayloadError, match=r"'odd' of somebodys-rules 1.5 is not in use here"):
+        decoding._step_classes(header)
+    assert "somebody" not in sys.modules
+
+
+def test_a_server_s_settings_name_no_plugin(rule):
+    with pytest.raises(RunError, match="has no setting 'plugin'"):
+        shared_settings(RunConfig().to_toml() + f'\nplugin = "{rule}"\n')
+    assert plugins.named() == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (RULE, "does not say which parts it holds; write at its end"),
+        (RULE + 'parts = {"strategy": {"half_mean": HalfMean}}', "unknown group 'strategy'; legal: attacks"),
+        (RULE + 'parts = {"strategies": {"half mean": HalfMean}}', "is no name for a part"),
+        (RULE + 'parts = {"strategies": {"half_mean": HalfMean()}}', "must be a class with @dataclass"),
+        (RULE + 'parts = {"strategies": {"half_mean": dict}}', "must be a class with @dataclass"),
+        (RULE + 'parts = {"strategies": {"a": HalfMean, "b": HalfMean}}', "has two names"),
+        (
+            RULE + 'parts = {"strategies": {"fedit": HalfMean}}',
+            "'fedit' of .*my_rules.py has a name",
+        ),
+        (RULE + 'parts = {"codecs": {"small": HalfMean}}', "'small' of .*my_rules.py has a name"),
+        (RULE + 'parts = {"peft_methods": {"prefix": HalfMean}}', "own 'prefix_tuning' needs"),
+        (RULE + 'parts = {"precision_rules": {"topk": HalfMean}}', "two parts called 'topk'"),
+        ("def", r"can't be loaded: invalid syntax \(line 1\)"),
+        ("import nothing_of_this_name", "can't be loaded: ModuleNotFoundError"),
+    ],
+)
+def test_what_can_not_be_used_is_said(tmp_path, text, words):
+    file = tmp_path / "my_rules.py"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        catalogue.use([str(file)])
+
+
+def test_two_plugins_with_a_part_of_one_name_are_both_named(rule, package):
+    with pytest.raises(ConfigError, match=r"my_rules.py and in somebodys-rules 1.5"):
+        catalogue.use([str(rule)])
+
+
+def test_a_missing_plugin_is_said(tmp_path):
+    with pytest.raises(ConfigError, match=r"no plugin 'nowhere.py': it is neither a file"):
+        plugins.use(["nowhere.py"], tmp_path)
+
+
+def test_a_run_records_its_plugins_and_asks_for_the_same(rule, tmp_path, monkeypatch):
+    plugins.use([str(rule)])
+    config = RunConfig(strategy="half_mean")
+    file = tmp_path / "config.toml"
+    file.write_text(catalogue.to_toml(config))
+    assert str(rule) in file.read_text()
+    monkeypatch.setattr(plugins, "_state", plugins._State())
+    assert "half_mean" not in strategies.names
+    assert read_config(file) == config
+    assert "half_mean" in strategies.names
+
+    monkeypatch.setattr(plugins, "_state", plugins._State())
+    rule.write_text(RULE + PARTS + "# changed\n")
+    with pytest.raises(ConfigError, match="and it has changed"):
+        read_config(file)
+    rule.unlink()
+    with pytest.raises(ConfigError, match=r"needs the plugin .*my_rules.py for strategies.half_mean: there is no"):
+        read_config(file)
+
+
+def test_a_configuration_and_a_study_name_plugins_beside_them(rule, tmp_path):
+    (tmp_path / "run.toml").write_text('plugin = "my_rules.py"\nstrategy = "half_mean"\n')
+    assert read_config(tmp_path / "run.toml").strategy == "half_mean"
+    (tmp_path / "study.toml").write_text('plugin = ["my_rules.py"]\nseeds = [0]\n[axes]\nstrategy = ["half_mean"]\n')
+    assert [run.config.strategy for run in read_study(tmp_path / "study.toml").runs()] == ["half_mean"]
+    (tmp_path / "bad.toml").write_text("plugin = 3\n")
+    with pytest.raises(ConfigError, match="plugin must be a file or several"):
+        read_config(tmp_path / "bad.toml")
+    with pytest.raises(ConfigError, match="has no setting 'plugin'"):
+        from_mapping({"plugin": []}, "a run")
+
+
+def test_objects_are_parts_within_their_context_only(rule):
+    cls = plugins.found(str(rule)).parts["strategies"]["half_mean"]
+    before = dict(plugins._names)
+    plugins._names.clear()
+    with plugins.given({"strategies": {"Mine": cls}}):
+        assert strategies.build("Mine(share=0.25)") == cls(0.25)
+        assert part_text(cls(0.25)) == "Mine(share=0.25)"
+        recipe = plugins.named()[0].recipe
+        record = plugins.named()[0].record
+    assert "Mine" not in strategies.names
+    plugins.use([recipe])  # as a worker does
+    assert strategies.build("Mine(share=0.25)").share == 0.25
+    plugins._state.named.clear()
+    plugins.use([record])  # as a command that opens the run does
+    with pytest.raises(ConfigError, match=r"unknown strategy 'Mine'.*was given it as an object in Python"):
+        strategies.build("Mine")
+    plugins._names.update(before)
