@@ -28,7 +28,6 @@ from fedpeft.data.partition import Partition, held_out
 from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.peft.adapter import Layout, State, difference, held_in
 from fedpeft.privacy.engine import ClientPrivacy
-from fedpeft.privacy.mechanisms.dp_sgd import sampling_rate
 from fedpeft.privacy.noise import read_key
 
 
@@ -210,7 +209,7 @@ class ClientSide:
             return job
         if self.bench.plan.executor != "private":
             raise PrivacyError(f"{plan.mechanism} needs the executor with gradients per example")
-        rate = sampling_rate(job.training.batch_size, len(job.rows))
+        rate = mechanism.row_rate(job.training.batch_size, len(job.rows))
         rows = RowPrivacy(mechanism.clip, plan.noise, rate, read_key(plan.key), instruction.attempt)
         return replace(job, privacy=rows)
 

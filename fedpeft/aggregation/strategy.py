@@ -42,6 +42,11 @@ class Strategy:
     needs_lora: ClassVar[bool] = True
     """Whether the rule is only defined for LoRA factors; False: any PEFT method."""
 
+    @classmethod
+    def plain_sum(cls) -> bool:
+        """Whether the rule adds up the clients' contributions and divides by the sum of their weights, no more."""
+        return False
+
     @property
     def asynchronous(self) -> int:
         """How many updates the server waits for, while other clients go on training; 0: for the whole cohort."""
@@ -89,6 +94,11 @@ class Strategy:
 
 class LinearStrategy(Strategy):
     """A weighted mean of contributions."""
+
+    @classmethod
+    def plain_sum(cls) -> bool:
+        """Unless the rule folds, or divides, in its own way."""
+        return cls.fold is LinearStrategy.fold and cls.pseudo_gradient is LinearStrategy.pseudo_gradient
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """What one client adds to the mean, in the shapes of the global `state`; by default its delta.
@@ -192,6 +202,23 @@ class GatherStrategy(RoundStrategy):
 
 strategies: Family[Strategy] = Family("fedpeft.strategies", "strategy")
 """All strategies, by file name."""
+
+
+def shared_sum(strategy: Strategy, layout: Layout) -> bool:
+    """Whether a round is a plain sum of what all clients share of this adapter, which a mechanism can bound."""
+    if not strategy.plain_sum() or strategy.asynchronous or strategy.private(layout):
+        return False
+    try:
+        strategy.check(layout, [layout.form])
+    except ConfigError:
+        return False
+    return True
+
+
+def shared_sums(layout: Layout) -> list[str]:
+    """The names of all such rules."""
+    found = (name for name in strategies.names if strategies.part(name).plain_sum())
+    return [name for name in found if shared_sum(strategies.build(name), layout)]
 
 
 # ------------------------------------------------------------------------------------------------ weights and modules

@@ -32,7 +32,7 @@ from rich.markup import escape
 from fedpeft import seeds
 from fedpeft.aggregation.aggregator import Collector, collector
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import Strategy, strategies
+from fedpeft.aggregation.strategy import Strategy, shared_sum, strategies
 from fedpeft.aggregation.update import Update
 from fedpeft.audit.bounds import Bounds, bounds
 from fedpeft.audit.canary import CanaryExecutor
@@ -123,14 +123,13 @@ def of_run(simulation: Simulation) -> CanaryAudit:
         key=lambda plan: rdp_epsilon({Event(protection.noise, plan[0]): plan[1]}, protection.delta),
     )
     steps = int(federation.steps.max()) if mechanism.per_example else 1
-    strategy = simulation.config.strategy
-    plain = strategy.partition("(")[0] in ("fedit", "ffa_lora", "rolora", "fedsvd")
+    strategy = simulation.config.strategy if shared_sum(simulation.setup.strategy, _layout(FORM.rank)) else "fedit"
     return CanaryAudit(
         privacy=f"{mechanism.name}(noise_multiplier={protection.noise!r}, clip={mechanism.clip!r})",
         rounds=max(1, round(spends[1] / steps)),
         rate=spends[0],
         steps=steps,
-        strategy=strategy if plain else "fedit",
+        strategy=strategy,
         codec=str(simulation.setup.uplink.codec),
         canaries=400,
         seed=simulation.config.seed,
@@ -155,6 +154,18 @@ def attacks(simulation: Simulation) -> dict[str, Any]:
     return summary
 
 
+def _layout(canaries: int) -> Layout:
+    """A small layer, and a head with an entry for each canary."""
+    return Layout(
+        (
+            TensorSpec("layer.lora_A.weight", (FORM.rank, 5), "lora_A", "layer"),
+            TensorSpec("layer.lora_B.weight", (7, FORM.rank), "lora_B", "layer"),
+            TensorSpec("head.weight", (1, canaries), "head", "head"),
+        ),
+        FORM,
+    )
+
+
 class _Pipeline:
     """What both kinds of canaries have in common: the parts, the ledger, and the alternating score."""
 
@@ -163,14 +174,7 @@ class _Pipeline:
         self.strategy: Strategy = strategies.build(audit.strategy)
         self.optimizer = SERVER_OPTIMIZERS.build("sgd")
         self.codec = parse_codec(audit.codec)
-        self.layout = Layout(
-            (
-                TensorSpec("layer.lora_A.weight", (FORM.rank, 5), "lora_A", "layer"),
-                TensorSpec("layer.lora_B.weight", (7, FORM.rank), "lora_B", "layer"),
-                TensorSpec("head.weight", (1, audit.canaries), "head", "head"),
-            ),
-            FORM,
-        )
+        self.layout = _layout(audit.canaries)
         self.strategy.check(self.layout, [FORM])
         self.start: State = {name: torch.zeros(shape) for name, shape in self.layout.shapes.items()}
         self.start["layer.lora_A.weight"] = torch.eye(FORM.rank, 5)

@@ -14,7 +14,7 @@ and so are the oldest beyond `LONGEST`: who comes back after so long is sent the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -23,11 +23,10 @@ import torch
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.base_residual import Residual
 from fedpeft.communication.codec import Codec, parse_codec
-from fedpeft.communication.codecs.delta import Delta
-from fedpeft.communication.codecs.grid import Grid, at_step_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.payload import Shape
+from fedpeft.communication.payload import Reader, Shape, read_payload
+from fedpeft.communication.steps import Quantizer, step_name
 from fedpeft.communication.uplink import preset_of
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm, Layout, State, difference, held_in
@@ -56,13 +55,26 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
     if name == "auto":
         name = preset_of(codec) if preset_of(codec) in DOWNLINKS else lossless
     made = parse_codec(lossless if name == "fp32" else DOWNLINKS.get(name, name))
-    if any(isinstance(step, Delta) for step in made.steps):
+    if any(step.needs_reference for step in made.steps):
         raise ConfigError(f"--downlink {text!r}: with delta, clients would end at different states; use grid")
     if made.gain != 1:
         raise ConfigError(
             f"--downlink {text!r}: gain is for the mean of many updates, but a state is one; leave it out"
         )
     return made
+
+
+def _quantizer(codec: Codec) -> Quantizer:
+    quantizer = codec.tensor_steps[-1]
+    assert isinstance(quantizer, Quantizer)  # `check_order` has seen to it
+    return quantizer
+
+
+def at_step_of(codec: Codec, payload: bytes, shapes: Mapping[str, Shape]) -> Codec:
+    """A codec that chains states, at the step size of `payload`, which it has made: for one state from elsewhere."""
+    quantizer = _quantizer(codec)
+    parameters = dict(read_payload(payload, shapes)[0].steps)[step_name(quantizer)]
+    return replace(codec, tensor_steps=(*codec.tensor_steps[:-1], quantizer.as_in(Reader(parameters))))
 
 
 def start_for(strategy: Strategy, start: State, layout: Layout, form: ClientForm | None) -> State:
@@ -183,7 +195,7 @@ class Downlink:
         self.private = strategy.private(layout)
         self.shared = self.trained - self.private
         """What updates hold."""
-        self._chains = isinstance(codec.tensor_steps[-1], Grid)
+        self._chains = _quantizer(codec).chains
         self._packages: dict[tuple[ClientForm | None, int, bool], Package] = {}
         self._bases: dict[int, bytes] = {}
         self._made: dict[ClientForm | None, tuple[bytes, Arrival, State | None]] = {}

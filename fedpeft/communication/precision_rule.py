@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedpeft.parts import Family
 
@@ -40,6 +41,9 @@ class Situation:
 
 class PrecisionRule(ABC):
     """One rule: a part. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    reads_losses: ClassVar[bool] = False
+    """Whether it goes by the clients' training losses."""
 
     @abstractmethod
     def bits(self, bits: Bits, situation: Situation) -> Bits:

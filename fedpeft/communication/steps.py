@@ -106,6 +106,8 @@ class Step(ABC):
     """Whether the step can be undone exactly for fp32 values; a class that it depends on makes it a property."""
     draws: ClassVar[bool] = False
     """Whether the step needs the seed."""
+    needs_reference: ClassVar[bool] = False
+    """Whether a state that both ends hold must be given, so that payloads for all who lack one are not possible."""
 
     def __str__(self) -> str:
         return part_text(self)
@@ -140,6 +142,12 @@ class Quantizer(TensorStep):
     """Values to symbols."""
 
     place = 1
+    chains: ClassVar[bool] = False
+    """Whether states lie on a grid of its steps, so that each can be reached exactly from any other."""
+
+    def as_in(self, parameters: Reader) -> Quantizer:
+        """Of one that `chains`: on the grid of a payload that it has made, whose parameters these are."""
+        return self
 
 
 class Packer(Step):

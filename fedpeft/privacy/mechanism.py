@@ -164,6 +164,10 @@ class Mechanism(ABC):
                 noise = max(noise, noise_for(self.epsilon, delta, rate, count))
         return noise
 
+    def row_rate(self, batch_size: int, rows: int) -> float:
+        """The probability with which each of a client's `rows` rows joins a local step of about `batch_size`."""
+        return min(1.0, batch_size / rows)
+
     def released(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
         """What a client hands in instead of its update; by default the update."""
         return update

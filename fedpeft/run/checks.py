@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
-from fedpeft.communication.precision_rules.over_time import OverTime
 from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.quantized import PRECISIONS, check_available
+from fedpeft.parts import part_text
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
@@ -155,11 +155,12 @@ def _check_private_run(mechanism: Mechanism, setup: Setup) -> None:
             f"the precision rule in --codec {str(uplink)!r} would let one client change what others contribute, which "
             f"{mechanism.name} can't bound; name the codec alone"
         )
-    if any(isinstance(rule, OverTime) for rule in uplink.rules) and mechanism.silent:
-        raise PrivacyError(
-            f"over_time goes by the clients' losses, which they keep for themselves under {mechanism.name}; leave it "
-            "out, or allow raw_metrics=True"
-        )
+    for rule in uplink.rules:
+        if rule.reads_losses and mechanism.silent:
+            raise PrivacyError(
+                f"{part_text(rule)} goes by the clients' losses, which they keep for themselves under "
+                f"{mechanism.name}; leave it out, or allow raw_metrics=True"
+            )
     if setup.personal and mechanism.silent:
         raise PrivacyError(
             f"{config.strategy} is evaluated by clients on their own rows, and these metrics are not protected; take "

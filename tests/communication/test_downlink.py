@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.base_residual import Residual
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.codecs.grid import at_step_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import (
     DOWNLINKS,
@@ -22,6 +21,7 @@ from fedpeft.communication.downlink import (
     Downlink,
     Versions,
     arrival,
+    at_step_of,
     balanced,
     parse_downlink,
     start_for,

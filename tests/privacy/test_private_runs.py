@@ -63,8 +63,14 @@ def charges(folder: Path) -> list[dict]:
         ({"privacy": "dp_sgd(epsilon=8)", "scaffold": True, "optimizer": "sgd"}, "leave --scaffold out"),
         ({"privacy": "dp_sgd(epsilon=8, dp_delta=0.1)"}, "must be below"),
         ({"privacy": "user_dp(epsilon=8, dp_delta=0.2)"}, "must be below"),
-        ({"privacy": "user_dp(epsilon=8)", "strategy": "flexlora"}, "take fedit, ffa_lora, rolora or fedsvd"),
-        ({"privacy": "user_dp(epsilon=8)", "strategy": "raflora"}, "take fedit, ffa_lora, rolora or fedsvd"),
+        (
+            {"privacy": "user_dp(epsilon=8)", "strategy": "flexlora"},
+            "take fedit, fedsvd, ffa_lora, flasc or rolora, or protect",
+        ),
+        (
+            {"privacy": "user_dp(epsilon=8)", "strategy": "raflora"},
+            "take fedit, fedsvd, ffa_lora, flasc or rolora, or protect",
+        ),
         ({"privacy": "user_dp(epsilon=8)", "strategy": "fedsa_lora"}, "raw_metrics=True"),
         ({"privacy": "user_dp(epsilon=8)", "codec": "by_rows | adaptive(bits=1) | rans"}, "name the codec alone"),
         ({"privacy": "dp_sgd(epsilon=8)", "codec": "over_time | adaptive(bits=1) | rans"}, "leave it out"),

@@ -25,6 +25,7 @@ class Delta(Transform):
     """x - reference; pass `reference=(version, state)` to encode and `references={version: state}` to decode."""
 
     lossless = False  # exact but for rounding
+    needs_reference = True
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """The difference, with version and checksum of the reference."""

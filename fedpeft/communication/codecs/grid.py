@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Final
@@ -23,11 +23,10 @@ from typing import Final
 import numpy as np
 
 from fedpeft.communication.bit_allocation import SLICINGS, slices
-from fedpeft.communication.codec import Codec
-from fedpeft.communication.codecs.adaptive import REACH, STEPS, StepSearch, ratio, relative_steps
 from fedpeft.communication.entropy import coded_size, decode_symbols, encode_symbols
 from fedpeft.communication.levels import CLASSES, ExpectedLevels, classes_of, level_streams
-from fedpeft.communication.payload import Array, Reader, Shape, read_payload, varint
+from fedpeft.communication.payload import Array, Reader, Shape, varint
+from fedpeft.communication.step_search import REACH, STEPS, StepSearch, ratio, relative_steps
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.communication.vectors import segment_reduce
@@ -47,6 +46,7 @@ class Grid(Quantizer):
     step: float | None = setting(None, "a fixed step size, instead of bits", above=0)
 
     lossless = False
+    chains = True
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """The parameters are slicing, step size, version and checksum of the state held, and the slices' classes; with
@@ -116,19 +116,10 @@ class Grid(Quantizer):
 
         return Plan((), expected.symbols, undo)
 
-
-def at_step_of(codec: Codec, payload: bytes, shapes: Mapping[str, Shape]) -> Codec:
-    """A codec that ends in a grid, at the step size of `payload`, which it has made: for the same state from elsewhere.
-
-    Raises:
-        ConfigError: the codec has no grid.
-    """
-    grid = codec.tensor_steps[-1]
-    if not isinstance(grid, Grid):
-        raise ConfigError(f"{codec} has no step grid, so its states can't be reached from one another")
-    parameters = dict(read_payload(payload, shapes)[0].steps)["grid"]
-    step = _read_step(Reader(parameters[1:]))
-    return replace(codec, tensor_steps=(*codec.tensor_steps[:-1], replace(grid, step=step or None)))
+    def as_in(self, parameters: Reader) -> Grid:
+        """At the step size that a payload has."""
+        parameters.varint("slicing", 2 * len(SLICINGS) - 1)
+        return replace(self, step=_read_step(parameters) or None)
 
 
 def _read_step(parameters: Reader) -> float:

@@ -26,6 +26,8 @@ class OverTime(PrecisionRule):
     smoothing: float = setting(0.9, "weight of the past in the running loss", low=0, below=1)
     patience: int = setting(3, "rounds without a lower running loss that count as a stall", low=1)
 
+    reads_losses = True
+
     def stalls(self, losses: Sequence[float]) -> int:
         """How often progress has stalled, from the training losses of all rounds so far."""
         running, lowest, waited, count = None, float("inf"), 0, 0

@@ -25,11 +25,6 @@ from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Federation, Mechanism
 
 
-def sampling_rate(batch_size: int, rows: int) -> float:
-    """q of a client with `rows` rows, so that a step has `batch_size` of them in expectation."""
-    return min(1.0, batch_size / rows)
-
-
 @dataclass(frozen=True)
 class DPSGD(Mechanism):
     """Clipped and noised gradients in local training."""
@@ -58,11 +53,11 @@ class DPSGD(Mechanism):
         """Of every client its steps in all its rounds; those with equal shards and rounds count once."""
         totals = federation.steps * federation.participations
         pairs = {(int(rows), int(total)) for rows, total in zip(federation.rows, totals, strict=True) if total}
-        return [(sampling_rate(federation.batch_size, rows), total) for rows, total in sorted(pairs)]
+        return [(self.row_rate(federation.batch_size, rows), total) for rows, total in sorted(pairs)]
 
     def charges(self, federation: Federation, cohort: Sequence[int], noise: float) -> Charges:
         """The local steps of each client."""
-        rates = {client: sampling_rate(federation.batch_size, int(federation.rows[client])) for client in cohort}
+        rates = {client: self.row_rate(federation.batch_size, int(federation.rows[client])) for client in cohort}
         return {client: (Event(noise, rates[client]), int(federation.steps[client])) for client in cohort}
 
 

@@ -26,7 +26,7 @@ import torch
 
 from fedpeft.aggregation.aggregator import Collector, Outcome
 from fedpeft.aggregation.server_optimizer import Memory
-from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.aggregation.strategy import LinearStrategy, shared_sums
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
@@ -123,18 +123,16 @@ class UserDP(Mechanism):
         super().check(federation)
         strategy = federation.strategy
         name = name_of(type(strategy))
-        plain = isinstance(strategy, LinearStrategy) and all(
-            getattr(type(strategy), method) is getattr(LinearStrategy, method) for method in ("fold", "pseudo_gradient")
-        )
-        if not plain:
+        *others, last = shared_sums(federation.layout)
+        take = f"take {', '.join(others)} or {last}" if others else f"take {last}"
+        if not strategy.plain_sum():
             raise PrivacyError(
                 f"user_dp needs a strategy that adds up clients' contributions with equal weights, and {name} does "
-                "not; take fedit, ffa_lora, rolora or fedsvd, or protect the updates themselves with dp_sgd or local_dp"
+                f"not; {take}, or protect the updates themselves with dp_sgd or local_dp"
             )
         if strategy.private(federation.layout):
             raise PrivacyError(
-                f"{name} leaves tensors with clients, and user_dp does not protect their evaluation on own rows; "
-                "take fedit, ffa_lora, rolora or fedsvd"
+                f"{name} leaves tensors with clients, and user_dp does not protect their evaluation on own rows; {take}"
             )
         if not federation.even:
             raise PrivacyError("user_dp needs the same chance of being drawn for all clients; leave out participation")

@@ -1,0 +1,108 @@
+"""The step size of a quantizer that meets a budget of bytes, and the steps of its slices relative to one another."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Final
+
+import numpy as np
+
+from fedpeft.communication.bit_allocation import Slices
+from fedpeft.communication.entropy import PRECISION, coded_size
+from fedpeft.communication.levels import CLASSES, classes_of
+from fedpeft.communication.payload import Array
+from fedpeft.communication.steps import Signal
+from fedpeft.communication.symbols import Symbols
+from fedpeft.communication.vectors import segment_reduce
+
+STEPS: Final = 64
+"""Quarter octaves by which a slice's step may exceed the smallest."""
+REACH: Final = 2047
+"""Largest |q|."""
+GOLDEN_RATIO: Final = 0.6180339887498949
+SMALLEST: Final = 1e-30
+"""A state whose largest value is below this, or above 1 / this, is sent as zeros."""
+_QUARTERS: Final = np.array([1.0, sqrt(sqrt(2)), sqrt(2), sqrt(2) * sqrt(sqrt(2))])  # the same bits everywhere
+
+
+def ratio(relative: Array) -> Array:
+    """2^(code / 4), float64 from exact operations."""
+    steps: Array = np.ldexp(_QUARTERS[relative & 3], (relative >> 2).astype(np.int32))
+    return steps
+
+
+def relative_steps(signal: Signal, cut: Slices, largest: float = 0.0) -> Array:
+    """The step of each slice in quarter octaves above that of a slice of weight `largest` (0: the largest there is)."""
+    relative = np.zeros(len(cut.sizes), np.uint8)
+    if signal.weights is None:
+        return relative
+    squares = segment_reduce(np.add, np.square(cut.gather(signal.weights), dtype=np.float64), cut.sizes)
+    w = np.sqrt(squares / np.maximum(cut.sizes, 1))
+    largest = largest or w.max(initial=0.0)
+    if largest > 0:
+        over = np.divide(largest, w, out=np.full_like(w, np.inf), where=w > 0)
+        relative = np.clip(np.round(4 * np.log2(over)), 0, STEPS - 1).astype(np.uint8)
+    return relative
+
+
+class StepSearch:
+    """The step size that meets a budget."""
+
+    def __init__(self, y: Array, sizes: Array, dither: bool, dead: float) -> None:
+        self.y, self.sizes = y, sizes
+        self.offset = y.dtype.type(0.5 - dead)
+        # a step that depended on the noise that is sent would bias the code: the search has an even noise of its own
+        self.probe = (np.arange(len(y)) * GOLDEN_RATIO % 1 - 0.5).astype(y.dtype) if dither else None
+        self.largest = float(np.abs(y).max(initial=0.0))
+        self.rms = np.sqrt(segment_reduce(np.add, np.square(y, dtype=np.float64), sizes) / np.maximum(sizes, 1))
+
+    def levels(self, step: float, noise: Array | None) -> tuple[Array, Array]:
+        """q of every entry, as floats, and the class of every slice; with dither if there is noise."""
+        if step <= 0:
+            return np.zeros_like(self.y), np.zeros(len(self.sizes), np.uint8)
+        y = self.y / self.y.dtype.type(step)
+        if noise is not None:
+            q = np.floor(y + noise + y.dtype.type(0.5))
+            used = self.rms > 0
+        else:
+            q = np.copysign(np.floor(np.abs(y) + self.offset), y)
+            used = segment_reduce(np.maximum, np.abs(q), self.sizes) > 0
+        return np.clip(q, -REACH, REACH), classes_of(self.rms / step, used)
+
+    def cost(self, step: float) -> float:
+        """About how many bytes the levels and classes take, tables included."""
+        q, classes = self.levels(step, self.probe)
+        reach = int(np.abs(q).max(initial=0))
+        width = 2 * reach + 1
+        joint = np.repeat(classes.astype(np.int32) * width, self.sizes) + (q + reach).astype(np.int32)
+        counts = np.bincount(joint, minlength=CLASSES * width).reshape(CLASSES, width)[1:]
+        totals = counts.sum(axis=1)
+        logs = np.log2(counts, out=np.zeros(counts.shape), where=counts > 0)
+        bits = totals * np.log2(np.maximum(totals, 1)) - (counts * logs).sum(axis=1)
+        reaches = np.where(counts > 0, np.abs(np.arange(width) - reach), 0).max(axis=1)
+        table = 2 * reaches + 1 + (counts * min(1.0, PRECISION / max(1, len(self.y))) >= 128).sum(axis=1)
+        raw = totals * np.log2(2 * reaches + 1) / 8
+        used = totals > 0
+        coded = np.minimum(bits / 8 + table, raw)[used].sum() + 4 * np.count_nonzero(used)
+        return 1.003 * float(coded) + coded_size([Symbols(classes, CLASSES)])
+
+    def meet(self, budget: float) -> float:
+        """A step, representable in fp32, whose cost is at most the budget and close to it; 0 for all zeros."""
+        if not SMALLEST <= self.largest <= 1 / SMALLEST:
+            return 0.0
+        low, high = 1.001 * self.largest / REACH, 4 * self.largest
+        dear, cheap = self.cost(low), self.cost(high)
+        if dear <= budget:
+            return float(np.float32(low))
+        for turn in range(12):
+            # bytes fall about linearly with the logarithm of the step: interpolate, and halve where that is slow
+            place = 0.5 if turn % 3 == 0 or cheap >= budget else min(0.98, max(0.02, (dear - budget) / (dear - cheap)))
+            middle = low * (high / low) ** place
+            cost = self.cost(middle)
+            if cost > budget:
+                low, dear = middle, cost
+            else:
+                high, cheap = middle, cost
+                if cost > 0.997 * budget:
+                    break
+        return float(np.float32(high))
