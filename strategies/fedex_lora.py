@@ -4,23 +4,23 @@
 
 The residual has rank at most (K - 1) r when ranks and scales are equal. Deviation: mixed ranks by zero-padding and
 mixed alphas in the unit of the global one; the paper has one of each. The sum of factors and residual is dW* anyway.
+
+A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
+sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fedpeft.aggregation.factors import lora_form, mean_factors, target
-from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.peft.adapter import Layout, LoraPair, State
 from fedpeft.peft.low_rank import LowRank, stack
 
 
 @dataclass(frozen=True)
-class FedExLoRA(GatherStrategy):
+class FedExLoRA(MixedRankStrategy):
     """The mean of the factors, and the exact difference beside it."""
-
-    mixed_ranks: ClassVar[bool] = True
 
     @property
     def fills_base(self) -> bool:
@@ -29,6 +29,7 @@ class FedExLoRA(GatherStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """A-bar, B-bar and dW* - s B-bar A-bar."""
+        cohort = self.heard(pair, state, layout, cohort)
         A, B = mean_factors(pair, state, layout, cohort)
         averaged = LowRank(B * -lora_form(layout).scale, A)
         return Gathered(A, B, stack([target(pair, cohort), averaged]))

@@ -6,17 +6,18 @@ Exact: with A in common the product is linear in B. Only B and the head go up: h
 
 Deviation: the paper has one rank and one alpha. Here client k uses the first r_k rows of A and its B_k counts as 0
 beyond rank r_k, which is what dW* says; the scales s_k / s make the mean of B exact when alphas differ too. Since a
-client that lacks a rank then pulls that column of B towards 0, `missing_ranks=keep` offers the other reading: such a
-client has no opinion on the column and adds no change to it.
+client that lacks a rank then pulls that column of B towards 0, in a round without any training, too,
+`missing_ranks=keep` offers the other reading: such a client has no opinion on the column and adds no change to it (see
+`fedpeft.aggregation.missing_ranks`).
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.aggregation.factors import leading_ranks, lora_form
+from fedpeft.aggregation.missing_ranks import missing_ranks_setting
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Update, padded
-from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, Role, State
 
 
@@ -24,11 +25,7 @@ from fedpeft.peft.adapter import ClientForm, Layout, Role, State
 class FFALoRA(LinearStrategy):
     """The mean over the one factor that is trained while the other is shared and frozen."""
 
-    missing_ranks: str = setting(
-        "zero",
-        "what a client of lower rank says about the ranks it lacks: zero (exact dW*) or keep (no change)",
-        choices=("zero", "keep"),
-    )
+    missing_ranks: str = missing_ranks_setting()
 
     mixed_ranks: ClassVar[bool] = True
 

@@ -6,13 +6,16 @@
 Deviation: dW* is never formed. Its SVD comes from the stacked factors, by whichever method is cheapest
 (`fedpeft.peft.low_rank`); the result is the same. `remainder=keep` puts what the truncation at the global rank R cuts
 off into the base, where the paper drops it.
+
+A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
+sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.aggregation.factors import best_factors, target
-from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
@@ -20,7 +23,7 @@ from fedpeft.peft.low_rank import METHODS, LowRank
 
 
 @dataclass(frozen=True)
-class FlexLoRA(GatherStrategy):
+class FlexLoRA(MixedRankStrategy):
     """The truncated SVD of dW*."""
 
     svd: str = setting("auto", "method of the SVD; auto: the cheapest exact one", choices=METHODS)
@@ -28,12 +31,11 @@ class FlexLoRA(GatherStrategy):
         "drop", "what lies beyond the global rank: drop (paper) or keep (in the base)", choices=("drop", "keep")
     )
 
-    mixed_ranks: ClassVar[bool] = True
     new_factors: ClassVar[bool] = True
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of dW*."""
-        return self.best(pair, target(pair, cohort), state, layout)
+        return self.best(pair, target(pair, self.heard(pair, state, layout, cohort)), state, layout)
 
     def best(self, pair: LoraPair, matrix: LowRank, state: State, layout: Layout) -> Gathered:
         """The best factors of `matrix`, by this rule's settings."""

@@ -9,33 +9,34 @@ whose ranks beyond decay * r shrank in training (norm(B tail) norm(A tail), summ
 Deviations: the norm carries s_k, since alphas may differ (equal alphas and ranks: the same weights); the weights of
 rows are not used for the factors, as in the paper, but are for the head. The paper's penalty that drives the tail
 towards 0 is a local loss term, and not part of this rule.
+
+A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
+sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
 """
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from fedpeft.aggregation.factors import mean_factors, product
-from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.update import Cohort, Gathered, Update
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, State
 
 
 @dataclass(frozen=True)
-class HetLoRA(GatherStrategy):
+class HetLoRA(MixedRankStrategy):
     """Means weighted by the norms of the products; ranks that fade are given up."""
 
     decay: float = setting(
         1.0, "share of the ranks kept when the tail has shrunk; 1: no pruning (paper: 0.99)", above=0, high=1
     )
 
-    mixed_ranks: ClassVar[bool] = True
-
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The norm-weighted means of the padded factors."""
+        cohort = self.heard(pair, state, layout, cohort)
         norms = [product(pair, u).norm() for u in cohort.updates]
         total = sum(norms)
         shares = tuple(n / total for n in norms) if total > 0 else cohort.shares

@@ -7,30 +7,31 @@ Deviation: the paper finds dB by gradient steps on a cosine similarity plus a pe
 min norm(dW* / s - (B-bar + dB) A-bar)^2 + lambda norm(dB)^2, whose lambda scales with A, so that rescaling all
 clients together changes nothing. Nearer to dW* than the means, not exact. Mixed ranks and alphas by padding, as in
 FedEx-LoRA.
+
+A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
+sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from fedpeft.aggregation.factors import lora_form, mean_factors, target
-from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
 
 
 @dataclass(frozen=True)
-class LoRAFair(GatherStrategy):
+class LoRAFair(MixedRankStrategy):
     """The mean of A, and the ridge-corrected mean of B."""
 
     ridge: float = setting(0.01, "lambda as a share of the mean eigenvalue of A A^T (paper: penalty 0.01)", above=0)
 
-    mixed_ranks: ClassVar[bool] = True
-
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """A-bar and B-bar + dB."""
+        cohort = self.heard(pair, state, layout, cohort)
         A_bar, B_bar = mean_factors(pair, state, layout, cohort)
         A, B = A_bar.double(), B_bar.double()
         exact = target(pair, cohort)

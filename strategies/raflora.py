@@ -15,6 +15,7 @@ import torch
 
 from fedpeft.aggregation.factors import product
 from fedpeft.aggregation.update import Cohort, Gathered
+from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import Layout, LoraPair, State
 from fedpeft.peft.low_rank import LowRank, stack
 
@@ -24,6 +25,10 @@ from .flexlora import FlexLoRA
 @dataclass(frozen=True)
 class RaFLoRA(FlexLoRA):
     """FlexLoRA on a sum in which every rank has the weights of its owners."""
+
+    def __post_init__(self) -> None:
+        if self.missing_ranks != "zero":
+            raise ConfigError("raflora counts only a rank's owners, so missing_ranks can't be set; flexlora has it")
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of the owners' mean."""
