@@ -82,6 +82,8 @@ class BatchedExecutor(Executor):
         self._load(jobs)
         optimizer, warmup = job.training.optimizer_for(chosen, job.learning_rate)
         pulls = [j.pulls({name: p[k] for name, p in chosen.items()}) for k, j in enumerate(jobs)]
+        given = [j.offsets for j in jobs if j.offsets is not None]
+        offsets = torch.stack(given) if given else None
         losses: list[list[Tensor]] = [[] for _ in jobs]
         trained: list[State] = [{} for _ in jobs]
         masks = [j.dropout_generator() for j in jobs]
@@ -91,7 +93,10 @@ class BatchedExecutor(Executor):
             active = self._activate(len(rows))
             batch, real = self._batch(rows)
             self.dropout.clients = [(m, len(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)]
-            row_losses = self.task.losses(self.model(batch), batch)
+            logits = self.model(batch)
+            if offsets is not None:
+                logits = (logits.unflatten(0, (active, -1)) + offsets[:active, None].to(logits)).flatten(0, 1)
+            row_losses = self.task.losses(logits, batch)
             sums = (row_losses.sums * real).view(active, -1).sum(1)
             counts = (row_losses.counts * real).view(active, -1).sum(1)
             client_losses = sums / counts

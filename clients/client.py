@@ -14,13 +14,16 @@ from pathlib import Path
 import numpy as np
 from fedpeft.clients.drift import flattened, parse_drift, unflattened
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
+from fedpeft.clients.label_shift import SHARES, offsets
 from fedpeft.clients.store import ClientStore, labelled, section
 from fedpeft.clients.workbench import Workbench
+from torch import Tensor
 
 from fedpeft import seeds
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.uplink import parse_uplink
@@ -198,9 +201,22 @@ class ClientSide:
             learning_rate=instruction.learning_rate,
             form=instruction.form,
             corrections=self.drift.acting(server_states, unflattened(section(state, "drift"))),
+            offsets=self._offsets(instruction),
         )
         job = self._protected(job, instruction)
         return _Task(instruction, layout, job, private, state, keeps)
+
+    def _offsets(self, instruction: Instruction) -> Tensor | None:
+        """What is added to the client's logits in training."""
+        if instruction.kind != "train" or not instruction.shares:
+            return None
+        if self.privacy is not None and self.privacy.per_example:
+            raise PrivacyError("the server asks for a loss in which a row changes that of others; it is not protected")
+        if not self.bench.plan.classes:
+            raise PayloadError("the server sends class shares, and there are no classes")
+        shares = decode(instruction.shares, {SHARES: (self.bench.plan.classes,)})[SHARES]
+        labels = self.bench.examples.batch(self._rows(instruction.client)[0])["labels"]
+        return offsets(labels, shares)
 
     def _protected(self, job: Job, instruction: Instruction) -> Job:
         """The job, with what DP-SGD needs to know where rows are protected in training."""

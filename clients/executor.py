@@ -106,6 +106,7 @@ class Job:
         learning_rate: of this round.
         form: LoRA rank and alpha.
         corrections: of the client's drift.
+        offsets: added to the logits, (classes,) (`fedpeft.clients.label_shift`); None: nothing is.
         privacy: how its rows are protected; None: not at all.
     """
 
@@ -119,6 +120,7 @@ class Job:
     learning_rate: float
     form: ClientForm | None = None
     corrections: tuple[Acting, ...] = ()
+    offsets: Tensor | None = None
     privacy: RowPrivacy | None = None
 
     def pulls(self, parameters: Mapping[str, Tensor]) -> list[Pull]:

@@ -94,7 +94,10 @@ class SequentialExecutor(Executor):
         for rows in job.batches(lengths):
             self.dropout.clients = [(masks, len(rows), int(lengths[rows].max()))]
             batch = self.batch(rows)
-            row_losses = self.task.losses(self.model(batch), batch)
+            logits = self.model(batch)
+            if job.offsets is not None:
+                logits = logits + job.offsets.to(logits)
+            row_losses = self.task.losses(logits, batch)
             loss = row_losses.sums.sum() / row_losses.counts.sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

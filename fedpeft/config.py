@@ -23,6 +23,7 @@ from fedpeft.parts import check_settings, parse_spec, setting
 DTYPES = ("auto", "bf16", "fp32", "fp64")
 GRIDS = ("cohort", "ray")
 EXECUTORS = ("batched", "sequential")
+KEPT = ("auto", "best", "last")
 WEIGHTINGS = ("auto", "rows", "uniform")
 
 
@@ -46,6 +47,7 @@ class RunConfig:
     profiles: str = setting("", "file of [[profile]] tables: rank, alpha, local steps, participation of clients")
     proximal: float = setting(0.0, "FedProx: mu of the penalty mu/2 |x - received|^2 on clients; 0: none", low=0)
     scaffold: bool = setting(False, "SCAFFOLD: clients correct their drift with control variates (optimizer sgd)")
+    label_shift: bool = setting(False, "clients train on logits + log(own / all rows' class shares): less drift")
     attack: str = setting("", "simulate hostile clients: sign_flip(fraction=0.1), label_flip, scaled_update, ...")
     batch_size: int = setting(4, "rows per local step", low=1)
     local_epochs: float = setting(1.0, "passes over a client's rows per round", above=0)
@@ -64,6 +66,10 @@ class RunConfig:
     grid: str = setting("cohort", "where workers run: processes of this machine, or Ray actors", choices=GRIDS)
     ray_address: str = setting("", "with --grid ray: a running cluster, HOST:PORT or auto; empty: start one here")
     evaluate_every: int = setting(4, "rounds between evaluations", low=1)
+    safeguard: str = setting("auto", "which steps count: undo(rise=0.25, rate=0.25) or none; auto: undo, where it can")
+    keep: str = setting("auto", "which state is the result, by validation rows; auto: best, where it can", choices=KEPT)
+    patience: int = setting(0, "evaluations without a better state after which the run ends; 0: all rounds", low=0)
+    public_validation: bool = setting(False, "under --privacy: validation rows are public, and may decide")
     centralised: bool = setting(False, "also train the same adapter on the pooled data, for comparison")
     forgetting: str = setting("", "a second data set that base and result are scored on: what tuning has cost")
     seed: int = setting(0, "of everything that is drawn at random", low=0)

@@ -194,7 +194,8 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> d
     progress = federation.train(server)
     if federation.stopping.is_set() and progress.round < config.rounds:
         raise StoppedError
-    save(setup, progress.adapter, federation.folder, progress.residual.total)
+    kept, residual = progress.result
+    save(setup, kept, federation.folder, residual)
     own = server.own_rows(progress) if federation.held_out else None
     sessions = gateway.sessions()
     gateway.close(FAREWELL)
@@ -215,6 +216,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> d
         "shared_accuracy": score.accuracy if score else None,
         "loss": loss,
         "perplexity": None if setup.facts.task == "classification" else math.exp(loss),
+        "kept_round": progress.kept_round,
         "baseline_accuracy": None,
         **costs(setup, progress, federation.sampler.size, federation.protection, federation.fixed),
         "wire_received_bytes": None if federation.secret_cohort else sum(s.received_bytes for s in sessions),

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from fedpeft.models.scoring import Scores
     from fedpeft.privacy.engine import Protection
-    from fedpeft.run.final_score import FinalScore
+    from fedpeft.run.final_score import FinalScore, Scorer
     from fedpeft.run.setup import Setup
     from fedpeft.server.progress import Progress
     from fedpeft.simulation.simulation import Simulation
@@ -287,7 +287,8 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
     probe = base_probe(setup, rows, workers)
     server = simulation.server(records)
     progress = simulation.train(server)
-    save(setup, progress.adapter, folder, progress.residual.total)
+    kept, residual = progress.result
+    save(setup, kept, folder, residual)
     pooled: tuple[Path, float] | None = None
     if config.centralised:
         state, rate = train_on_pooled_rows(setup, rows, workers, simulation.sampler.size, progress.started)
@@ -304,6 +305,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
         base: scorer.score(folder, f"scoring on a base in {base}", base).accuracy
         for base in dict.fromkeys([*own_base, *setup.base_precisions] if setup.base_precisions else [])
     }
+    last = _last(simulation, scorer, progress) or score
     centralised = scorer.score(pooled[0], "scoring the adapter of the pooled data (fp32)") if pooled else None
     lost = None
     if simulation.second is not None:
@@ -324,6 +326,9 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
         "accuracy_by_base": by_precision or None,
         "loss": loss,
         "perplexity": None if setup.facts.task == "classification" else math.exp(loss),
+        "kept_round": progress.kept_round,
+        "last_accuracy": None if own else last.accuracy,
+        "last_loss": None if own else last.loss,
         "baseline_accuracy": probe.accuracy if probe else None,
         "centralised_accuracy": centralised.accuracy if centralised else None,
         "centralised_loss": centralised.loss if centralised else None,
@@ -334,6 +339,18 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
         **attacked,
         "partition": simulation.statistics.as_dict(),
     }
+
+
+def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalScore | None:
+    """The score of the last state, where another is kept; None: it is the one that is kept."""
+    from fedpeft.run.final_score import save
+
+    if progress.kept_round == progress.round:
+        return None
+    folder = simulation.folder / "last"
+    folder.mkdir(exist_ok=True)
+    save(simulation.setup, progress.adapter, folder, progress.residual.total)
+    return scorer.score(folder, "scoring the last state on the test rows (fp32)")
 
 
 def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
@@ -466,6 +483,9 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
         if summary["metric"] != "accuracy":
             value = math.exp(summary["centralised_loss"])
         rows.append(("same adapter on the pooled data", f"{value:.4f}"))
+    if summary["last_loss"] is not None and summary["kept_round"] != summary["rounds"]:
+        value = summary["last_accuracy"] if summary["metric"] == "accuracy" else math.exp(summary["last_loss"])
+        rows.append((f"kept: after round {summary['kept_round']}; after the last, {summary['rounds']}", f"{value:.4f}"))
     sent = summary["uplink_bytes_per_parameter"]
     rows += [
         ("test loss", f"{summary['loss']:.4f}"),

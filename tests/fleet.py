@@ -26,7 +26,7 @@ from fedpeft.server.progress import Checkpoints
 NAMES = ("a", "b", "c")
 SETTINGS = {
     "dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 2, "dtype": "fp64", "workers": 1, "local_steps": 4,
-    "optimizer": "adamw", "learning_rate": 0.003, "head_rate": 1.0,
+    "optimizer": "adamw", "learning_rate": 0.003, "head_rate": 1.0, "safeguard": "none", "keep": "last",
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
 

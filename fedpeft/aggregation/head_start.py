@@ -51,6 +51,10 @@ class HeadStart(ABC):
         return statistics
 
     @abstractmethod
+    def class_counts(self, total: State) -> Tensor:
+        """Rows per class, (classes,), as the sums over all clients tell; empty where nothing is exchanged."""
+
+    @abstractmethod
     def solve(self, total: State, width: int, classes: int) -> State:
         """`head.weight` (classes, width) and `head.bias` (classes,), fp64, from the sums over all clients."""
 

@@ -158,7 +158,12 @@ class Sent:
     @property
     def bytes(self) -> int:
         """What all of it costs."""
-        return len(self.package.payload) + self.base_bytes + len(self.instruction.correction)
+        return (
+            len(self.package.payload)
+            + self.base_bytes
+            + len(self.instruction.correction)
+            + len(self.instruction.shares)
+        )
 
 
 class Downlink:

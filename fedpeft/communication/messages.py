@@ -29,7 +29,7 @@ ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
 PAYLOAD_TYPE = "fedpeft.v2"
 """The `stype` of the array that holds a payload: the version of these messages, of which a peer reads one."""
 
-PAYLOADS = ("payload", "correction", "residual")
+PAYLOADS = ("payload", "correction", "residual", "shares")
 """The fields of messages that travel as arrays."""
 
 
@@ -63,6 +63,8 @@ class Instruction:
         adapter_precision: of the adapter as the client holds it, before and after training.
         residual: what brings a remote client's base to version `base` (`Residual.payload`); clients on the server's
             machine read it from a file instead.
+        shares: of the classes among all rows (`fedpeft.clients.label_shift`), encoded; empty: the loss is the plain
+            one.
         attempt: of the round, under privacy: what is tried anew with other inputs has other noise.
     """
 
@@ -83,6 +85,7 @@ class Instruction:
     base_precision: str = ""
     adapter_precision: str = "fp32"
     residual: bytes = b""
+    shares: bytes = b""
     attempt: int = 0
 
     @property

@@ -126,7 +126,10 @@ class Federation:
         self.options = options
         self.roster = Roster(folder / ROSTER, config.clients)
         self.rows = ServersRows.of(config, options)
-        facts = DataFacts.of(self.rows.dataset, config.clients)
+        judged = (
+            len(self.rows.validation) > 0 and not options.held_out
+        )  # where clients' rows judge, the last state is seen
+        facts = DataFacts.of(self.rows.dataset, config.clients, judged)
         setup = Setup.of(config, facts, groups_of(config.ranks, config.profiles, folder))
         self.given = setup.profiles
         self.own = list(self.given)
@@ -293,6 +296,7 @@ class Federation:
             privacy=self.protection,
             remote=True,
             stopping=self.stopping.is_set,
+            validation_loss=self.workers.validation_loss if len(self.rows.validation) else None,
         )
 
     def train(self, server: Server) -> Progress:

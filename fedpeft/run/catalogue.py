@@ -11,6 +11,7 @@ import tomli_w
 
 from fedpeft import plugins
 from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.safeguard import SAFEGUARDS
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.clients.attack import ATTACKS
@@ -34,6 +35,7 @@ FAMILIES: dict[str, tuple[Family[Any], ...]] = {
     "head": (HEADS,),
     "strategy": (strategies,),
     "server-optimizer": (SERVER_OPTIMIZERS,),
+    "safeguard": (SAFEGUARDS,),
     "codec": (codecs, PRECISION_RULES),
     "privacy": (MECHANISMS,),
     "attack": (ATTACKS,),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
 from fedpeft.communication.uplink import Uplink
@@ -37,6 +38,9 @@ def check(setup: Setup) -> None:
     for correction in setup.drift.corrections:
         correction.check(strategy, setup.training, forms)
     _check_bases(setup.profiles, config.dtype, setup.method)
+    _ = setup.steering  # says what validation rows can't decide
+    if config.label_shift:
+        check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     if setup.mechanism is not None:
         _check_mechanism(setup.mechanism, setup)
         _check_private_run(setup.mechanism, setup)
@@ -124,6 +128,27 @@ def _check_effect(config: RunConfig) -> None:
         raise ConfigError("stop_at_budget needs a budget: give --privacy, or leave it out")
     if config.ray_address and config.grid != "ray":
         raise ConfigError("ray_address is of --grid ray: give that, too, or leave it out")
+
+
+def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanism | None) -> None:
+    """Refuse the correction of label shift where shares of classes are not known, or would not be protected.
+
+    Raises:
+        ConfigError: there are no classes, or nobody learns how many rows each has.
+        PrivacyError: a row would change the loss of a client's other rows.
+    """
+    if task != "classification":
+        raise ConfigError("label_shift corrects for shares of classes, and a language model has none; leave it out")
+    if mechanism is not None and mechanism.per_example:
+        raise PrivacyError(
+            f"label_shift makes the loss of each row depend on the labels of a client's other rows, which "
+            f"{mechanism.name} does not cover; leave it out"
+        )
+    if not head.exchanges:
+        raise ConfigError(
+            f"label_shift needs the classes' shares among all rows, which head={name} does not ask clients for; take "
+            "--head ridge or centroids, or leave it out"
+        )
 
 
 def _check_private_run(mechanism: Mechanism, setup: Setup) -> None:

@@ -117,6 +117,8 @@ class ConsoleObserver:
         if result.loss is not None and result.accuracy is not None:
             parts.append(f"validation loss {result.loss:.3f}")
             parts.append(f"accuracy {result.accuracy:.3f}")
+        if result.undone:
+            parts.append("[bold yellow]undone[/]")
         parts.append(f"up {size(result.uplink_bytes)} down {size(result.downlink_bytes)}")
         if result.seconds is not None:
             parts.append(duration(result.seconds))

@@ -25,7 +25,8 @@ class RoundResult:
     Losses are means over the cohort's rows; bytes are the lengths of real payloads; `update_norm` is the norm of the
     adapter's step, `base_norm` that of what went into the base; `seconds` includes evaluation, `training_seconds` does
     not. `aggregation_seconds` is the server's own time, from decoding to the next global state; `aggregation_error` is
-    defined in `fedpeft.aggregation.exactness` (None: not for this adapter).
+    defined in `fedpeft.aggregation.exactness` (None: not for this adapter). `learning_rate` is the clients' of the
+    round; a step that the safeguard has `undone` counts for nothing but what it has cost.
 
     Where a cohort is secret its size is, too: then `clients` is the expected number, bytes are those that as many would
     have sent and been sent, nothing counts as rejected, and times are not told.
@@ -46,6 +47,8 @@ class RoundResult:
     worst_accuracy: float | None = None
     aggregation_seconds: float | None = 0.0
     aggregation_error: float | None = None
+    learning_rate: float | None = None
+    undone: bool = False
 
 
 class Observer(Protocol):

@@ -38,6 +38,7 @@ from fedpeft.peft.method import PeftMethod, WeightChanges
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.run import checks
 from fedpeft.run.profiles import Profile, ProfileTable, profiles_of
+from fedpeft.run.steering import Steering, steering
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class DataFacts:
         label_names: one per class, in order; None: language modelling.
         default_model: what the model `auto` stands for.
         clients: how many there are, at least 1.
+        judged: whether the server has validation rows that may decide about a run.
     """
 
     kind: str
@@ -57,11 +59,12 @@ class DataFacts:
     label_names: tuple[str, ...] | None
     default_model: str
     clients: int
+    judged: bool = False
 
     @classmethod
-    def of(cls, dataset: Dataset, clients: int) -> DataFacts:
+    def of(cls, dataset: Dataset, clients: int, judged: bool) -> DataFacts:
         """Those of a data set that lies on `clients` clients."""
-        return cls(dataset.kind, dataset.task, dataset.label_names, dataset.default_model, clients)
+        return cls(dataset.kind, dataset.task, dataset.label_names, dataset.default_model, clients, judged)
 
     @property
     def classes(self) -> int:
@@ -222,6 +225,16 @@ class Setup:
     def tokens(self) -> int:
         """Texts are cut to this many tokens: what the user asks for, and no more than the model reads."""
         return min(self.config.tokens, self.readable)
+
+    @cached_property
+    def steering(self) -> Steering:
+        """What validation rows decide.
+
+        Raises:
+            ConfigError, PrivacyError: they can't, or must not.
+        """
+        private = self.mechanism is not None and self.mechanism.protects
+        return steering(self.config, private, self.personal, self.facts.judged)
 
     @property
     def model_name(self) -> str:

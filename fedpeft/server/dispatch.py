@@ -44,6 +44,7 @@ class Dispatch:
         shared = self.downlink.shared
         states = {label: {name: state[name] for name in shared} for label, state in progress.drift.items()}
         self.correction = setup.drift.encode(states, lossless)
+        self.shares = lossless.encode(progress.shares) if progress.shares else b""
 
     def cohort(self, entry: Entry) -> list[Sent]:
         """What each client that takes part in a round is sent."""
@@ -65,7 +66,7 @@ class Dispatch:
             round=round,
             client=client,
             payload=down.package(form, self._held(client), newcomer=not last).payload,
-            learning_rate=setup.schedule.at(round),
+            learning_rate=self.learning_rate(round),
             rank=form.rank if form else 0,
             alpha=form.alpha if form else 0.0,
             trained=() if len(down.trained) == len(setup.layout.names) else self._positions(down.trained),
@@ -76,10 +77,16 @@ class Dispatch:
             adapter_precision=profile.adapter,
             base=self.progress.residual.version,
             correction=self.correction,
+            shares=self.shares,
             bits=bits,
             residual=down.base(last) if self.remote else b"",
             attempt=attempt,
         )
+
+    def learning_rate(self, round: int) -> float:
+        """The clients' of a round."""
+        rate: float = self.setup.schedule.at(round) * self.progress.standing.rate
+        return rate
 
     def form(self, client: int) -> ClientForm | None:
         """LoRA rank and alpha of a client, as they are now."""
@@ -119,7 +126,7 @@ class Dispatch:
             )
             base, sent = len(down.base(0)), down.package(form, 0, newcomer=False).payload
             uplink_bytes += round(expected * len(payload))
-            downlink_bytes += round(expected * (len(sent) + base + len(self.correction)))
+            downlink_bytes += round(expected * (len(sent) + base + len(self.correction) + len(self.shares)))
             base_bytes += round(expected * base)
             parameters += round(expected * layout.numel)
         return Traffic(uplink_bytes, downlink_bytes, base_bytes, parameters)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedpeft.communication.messages import Report
 from fedpeft.errors import PayloadError
@@ -15,6 +15,7 @@ from fedpeft.peft.adapter import State
 from fedpeft.run.observer import Metrics
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import check_evaluation
+from fedpeft.server.best_state import BestState
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Progress
@@ -89,6 +90,14 @@ class Evaluation:
         if self.setup.personal:
             return Metrics(own.loss, own.accuracy, own.worst_accuracy)
         return Metrics(own.pooled_loss, own.pooled_accuracy, own.worst_accuracy)
+
+    def remembered(self, progress: Progress, metrics: Metrics | None) -> Progress:
+        """With this state, evaluated, as the best if it is, and where the best is kept."""
+        if metrics is None or not self.setup.steering.keep_best:
+            return progress
+        found = BestState(progress.round, metrics, progress.adapter, progress.residual.total)
+        best = progress.best.after(found, self.setup.task.metric == "accuracy") if progress.best else found
+        return replace(progress, best=best)
 
     def own_rows(self, progress: Progress) -> OwnRows:
         """Each client's model on its own held-out rows. What this sends serves measurement and is not counted."""

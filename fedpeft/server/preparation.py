@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fedpeft.aggregation.update import Fold
+from fedpeft.clients.label_shift import SHARES, shares_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
 from fedpeft.errors import PayloadError, RunError
@@ -32,14 +33,16 @@ def prepare(setup: Setup, clients: Exchange, evaluation: Evaluation, fixed: dict
     drift = setup.drift.start(state)
     progress = Progress(round=0, adapter=state, started=_copy(state), drift=drift, fixed=dict(fixed))
     if not (setup.head.exchanges and "head.weight" in state):
-        return progress
+        return evaluation.remembered(progress, evaluation.of(progress)) if setup.steering.keep_best else progress
     started = time.perf_counter()
     rows, spent, total = _statistics(setup, clients)
     head = setup.head.solve(total, state["head.weight"].shape[1], setup.facts.classes)
     state |= {name: tensor.to(state[name].dtype) for name, tensor in head.items()}
+    shares = {SHARES: shares_of(setup.head.class_counts(total))} if setup.config.label_shift else {}
     progress = replace(
         progress,
         adapter=state,
+        shares=shares,
         started=_copy(state),
         rows=rows,
         counters=Counters(uplink_bytes=spent, prepare_bytes=spent),
@@ -59,7 +62,7 @@ def prepare(setup: Setup, clients: Exchange, evaluation: Evaluation, fixed: dict
         training_seconds=prepared_at - started,
         seconds=time.perf_counter() - started,
     )
-    return replace(progress, lines={"rounds.jsonl": [plain(asdict(result))]})
+    return replace(evaluation.remembered(progress, metrics), lines={"rounds.jsonl": [plain(asdict(result))]})
 
 
 def _copy(state: State) -> State:

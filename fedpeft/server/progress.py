@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedpeft.aggregation.aggregator import Outcome
+from fedpeft.aggregation.safeguard import Standing
 from fedpeft.clients.drift import States, flattened, unflattened
 from fedpeft.clients.store import ClientStore, labelled, section
 from fedpeft.communication.base_residual import Residual, ResidualFiles
@@ -31,6 +32,7 @@ from fedpeft.machine import files
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.run.records import Records
 from fedpeft.server.acceptance import Acceptance
+from fedpeft.server.best_state import BestState
 
 VERSION = 3
 
@@ -96,6 +98,9 @@ class Progress:
         lines: what the last round adds to each record file.
         fixed: what was probed at the start and must stay (kernel, workers, threads).
         clip: the clipping norm of the next round, where user-level privacy adapts it.
+        shares: of the classes among all rows, where clients are told (`fedpeft.clients.label_shift`).
+        standing: what the safeguard knows.
+        best: the best state so far on the validation rows, where it is kept.
     """
 
     round: int
@@ -116,6 +121,9 @@ class Progress:
     lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
     clip: float | None = None
+    shares: State = field(default_factory=dict)
+    standing: Standing = field(default_factory=Standing)
+    best: BestState | None = None
 
     def after(
         self, outcome: Outcome, taken: Acceptance, made: Mapping[ClientForm | None, bytes], clients: int
@@ -149,9 +157,23 @@ class Progress:
             clip=outcome.clip,
         )
 
+    def undone(self, after: Progress, standing: Standing) -> Progress:
+        """The server where the step to `after` does not count: nothing but what was heard of clients remains of it."""
+        return replace(self, round=after.round, standing=standing, rows=after.rows, rejections=after.rejections)
+
+    @property
+    def result(self) -> tuple[State, State]:
+        """What the run has led to: the state and, by module, what is in the base; the best of both, or the last."""
+        return (self.best.adapter, self.best.residual) if self.best else (self.adapter, self.residual.total)
+
+    @property
+    def kept_round(self) -> int:
+        """After which round the state of `result` was the global one."""
+        return self.best.round if self.best else self.round
+
     def digest(self) -> str:
         """Of all that the next round's outcome is a function of."""
-        plain = (self.round, sorted(self.forms.items()), sorted(self.acknowledged.items()), self.clip)
+        plain = (self.round, sorted(self.forms.items()), sorted(self.acknowledged.items()), self.clip, self.standing)
         tensors = labelled("adapter", self.adapter) | labelled("drift", flattened(self.drift))
         tensors |= labelled("residual", self.residual.state())
         for label, state in self.memory.items():
@@ -168,12 +190,14 @@ class Progress:
                 ("residual", self.residual.state()),
                 ("drift", flattened(self.drift)),
                 ("versions", self.versions.state()),
+                ("shares", self.shares),
+                ("best", self.best.state() if self.best else {}),
                 *((f"memory/{label}", state) for label, state in self.memory.items()),
             )
             for name, tensor in state.items()
         }
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSORS}
-        plain |= {"version": VERSION, "counters": asdict(self.counters)}
+        plain |= {"version": VERSION, "counters": asdict(self.counters), "standing": asdict(self.standing)}
         plain["forms"] = {client: (form.rank, form.alpha) for client, form in self.forms.items()}
         header = json.dumps(plain)
         return save(tensors, {"progress": header, "sha256": _checksum(header, tensors)})
@@ -201,6 +225,7 @@ class Progress:
             plain[name] = {int(client): value for client, value in plain[name].items()}
         plain["forms"] = {int(client): ClientForm(rank, alpha) for client, (rank, alpha) in plain["forms"].items()}
         plain["counters"] = Counters(**plain["counters"])
+        plain["standing"] = Standing(**plain.get("standing", {}))
         memory = section(tensors, "memory")
         return cls(
             adapter=section(tensors, "adapter"),
@@ -211,11 +236,13 @@ class Progress:
             residual=Residual.of(section(tensors, "residual")),
             drift=unflattened(section(tensors, "drift")),
             versions=Versions.of(section(tensors, "versions")),
+            shares=section(tensors, "shares"),
+            best=BestState.of(section(tensors, "best")),
             **plain,
         )
 
 
-TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions")
+TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions", "shares", "best")
 """The attributes of a `Progress` that a checkpoint holds as tensors."""
 
 

@@ -23,7 +23,7 @@ from fedpeft.aggregation.exactness import measured
 from fedpeft.communication.downlink import Sent
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import trim
-from fedpeft.peft.adapter import difference, norm
+from fedpeft.peft.adapter import State, difference, norm
 from fedpeft.privacy.engine import Entry, Protection
 from fedpeft.run.observer import Metrics, Observer, RoundResult
 from fedpeft.run.records import plain
@@ -52,6 +52,7 @@ class Server:
         store: what is kept on the disk.
         observer: is told how things go on.
         evaluate: see `Evaluation`.
+        validation_loss: of a global state on the base of a version, by which a step is judged; None: none is.
         fixed: what was probed at the start, kept in the checkpoint.
         privacy: the mechanism at work; None: there is none.
         remote: whether clients are on other machines.
@@ -70,9 +71,11 @@ class Server:
         privacy: Protection | None = None,
         remote: bool = False,
         stopping: Callable[[], bool] = never,
+        validation_loss: Callable[[State, int], float] | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
+        self.validation_loss = validation_loss
         self.clients = Exchange(grid, self._answered, remote)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
@@ -84,10 +87,12 @@ class Server:
             self.privacy.open(resumed=progress is not None)
         self.store.restore(progress)
         if progress is None:
-            progress = prepare(self.setup, self.clients, self.evaluation, self.fixed)
+            progress = self._judged_start(prepare(self.setup, self.clients, self.evaluation, self.fixed))
             self.commit(progress)
         self.observer.started(self.setup.rounds, progress.round)
         while progress.round < self.setup.rounds and not self.stopping():
+            if self._nothing_gained(progress):
+                break
             entry = self.open(progress)
             if entry is None:
                 self.observer.say(f"the privacy budget is spent after {progress.round} rounds: the run ends here")
@@ -144,13 +149,51 @@ class Server:
         after = progress.after(outcome, taken, dispatch.downlink.made, setup.clients)
         self.store.bases.put(after.residual.version, after.residual.total)
         clock.trained()
+        after, undone = self._judged(progress, after)
         due = entry.round == setup.rounds or entry.round % setup.config.evaluate_every == 0
         metrics = self.evaluation.of(after) if due else None
+        after = self.evaluation.remembered(after, metrics)
         traffic = self._traffic(taken, sent, dispatch)
-        result = self._result(progress, outcome, taken, traffic, metrics, clock)
+        result = replace(
+            self._result(progress, outcome, taken, traffic, metrics, clock),
+            learning_rate=dispatch.learning_rate(entry.round),
+            undone=undone,
+        )
         lines = {"clients.jsonl": [plain(r.line()) for r in taken.results], "rounds.jsonl": [plain(asdict(result))]}
         counters = progress.counters.after(traffic, result.rejected, clock.seconds)
         return replace(after, lines=lines, counters=counters), result
+
+    def _judged_start(self, progress: Progress) -> Progress:
+        """With the start as what later states are measured by."""
+        guard = self.setup.steering.safeguard
+        if guard is None or self.validation_loss is None:
+            return progress
+        _, standing = guard.judge(self.validation_loss(progress.adapter, progress.residual.version), progress.standing)
+        return replace(progress, standing=standing)
+
+    def _judged(self, before: Progress, after: Progress) -> tuple[Progress, bool]:
+        """The server after a step that the safeguard has looked at, and whether it is undone."""
+        guard = self.setup.steering.safeguard
+        if guard is None or self.validation_loss is None:
+            return after, False
+        loss = self.validation_loss(after.adapter, after.residual.version)
+        counts, standing = guard.judge(loss, before.standing)
+        if counts:
+            return replace(after, standing=standing), False
+        self.store.bases.put(before.residual.version, before.residual.total)
+        self.observer.say(
+            f"round {after.round}: undone, since the validation loss would be {loss:.3g} after "
+            f"{before.standing.lowest:.3g}; from here on clients train at {standing.rate:.3g} of the learning rate"
+        )
+        return before.undone(after, standing), True
+
+    def _nothing_gained(self, progress: Progress) -> bool:
+        """Whether the run's patience is at its end."""
+        patience = self.setup.steering.patience
+        if progress.best is None or not 0 < patience <= progress.best.since:
+            return False
+        self.observer.say(f"nothing was gained in {patience} evaluations: the run ends here")
+        return True
 
     def own_rows(self, progress: Progress) -> OwnRows:
         """Each client's model on its own held-out rows."""

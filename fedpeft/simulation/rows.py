@@ -45,7 +45,7 @@ class SimulatedRows:
     @property
     def facts(self) -> DataFacts:
         """What a setup needs to know of them."""
-        return DataFacts.of(self.dataset, len(self.partition))
+        return DataFacts.of(self.dataset, len(self.partition), judged=len(self.held) > 0)
 
     @cached_property
     def all(self) -> Rows:

@@ -140,6 +140,7 @@ class Simulation:
             evaluate=workers.evaluate,
             fixed=self.fixed,
             privacy=self.protection,
+            validation_loss=workers.validation_loss,
         )
 
     def train(self, server: Server) -> Progress:

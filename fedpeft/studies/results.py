@@ -34,6 +34,9 @@ QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 
 FINISHED, FAILED = "finished", "failed"
 
+BEFORE = {"safeguard": "none", "keep": "last"}
+"""Settings whose defaults are not what runs did before they existed."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -95,10 +98,11 @@ class Result:
 def resolved(config: Mapping[str, Any]) -> RunConfig | None:
     """The run that stored settings describe today; None if a setting is no longer legal.
 
-    A setting that is newer than the stored line has its default, so that old results stay valid.
+    A setting that is newer than the stored line has its default, so that old results stay valid; or what runs did
+    before there was the setting, where the default does something else.
     """
     try:
-        return from_mapping(config, "the stored configuration")
+        return from_mapping({**BEFORE, **config}, "the stored configuration")
     except FedpeftError:
         return None
 

@@ -81,6 +81,10 @@ class Ridge(HeadStart):
         x, y = statistics["features"].double(), statistics["labels"].double()
         return {"moments": _upper(x.T @ x), "sums": x.T @ y}
 
+    def class_counts(self, total: State) -> Tensor:
+        """The class sums of the constant."""
+        return total["sums"][-1]
+
     def solve(self, total: State, width: int, classes: int) -> State:
         """The head."""
         size = width + 1

@@ -1,0 +1,44 @@
+"""Local training that is blind to which classes a client happens to hold.
+
+Where clients differ in how often they see a class, and not in what its rows look like, Bayes' rule says (Saerens,
+Latinne and Decaestecker, 2002), with pi_k the class shares of client k and pi those of all rows:
+
+    p_k(y | x)  ~  p(y | x) pi_k(y) / pi(y)
+
+So client k minimises the cross-entropy of logits + log(pi_k / pi): the model that is best for all rows together is then
+best for each client, and clients have no reason to drift. (Logit adjustment, Menon et al., arXiv 2007.07314; on clients
+of a federation, with other offsets, FedLC, Zhang et al., ICML 2022.) Nothing pushes a class that a client lacks, and a
+client with one class has no loss, a gradient of exactly zero and an update of zero, which no optimizer can blow up.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedpeft.errors import PayloadError
+
+SHARES = "shares"
+"""What the class shares are called in a payload."""
+
+
+def shares_of(counts: Tensor) -> Tensor:
+    """Class shares pi, (classes,), fp32, from rows per class, each counted as at least one: codecs add errors."""
+    rows = counts.double().clamp_min(1.0)
+    return (rows / rows.sum()).float()
+
+
+def offsets(labels: Tensor, shares: Tensor) -> Tensor:
+    """log(pi_k / pi), (classes,): what is added to a client's logits; minus infinity for classes that it lacks.
+
+    Args:
+        labels: of the client's rows, (n,), n at least 1.
+        shares: pi, (classes,).
+
+    Raises:
+        PayloadError: the shares are no positive numbers that sum to 1.
+    """
+    if not (bool((shares > 0).all()) and abs(float(shares.double().sum()) - 1) < 1e-3):
+        raise PayloadError("the server's class shares are not positive numbers that sum to 1")
+    own = torch.bincount(labels, minlength=len(shares)).double()
+    return ((own / own.sum()).log() - shares.double().log()).float()

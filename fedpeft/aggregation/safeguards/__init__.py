@@ -1,0 +1,1 @@
+"""Safeguards, one per file."""

@@ -1,0 +1,78 @@
+"""What validation rows decide in a run: whether a step counts, which state is kept, and when to stop.
+
+`auto` means: as much as is right. Under privacy validation rows decide nothing, unless they are public: which state is
+kept, and which round is the last, would tell of rows that no epsilon covers. Nor do they where each client has tensors
+of its own, which the server can neither evaluate nor put back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedpeft.aggregation.safeguard import SAFEGUARDS, Safeguard
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, PrivacyError
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is decided.
+
+    Attributes:
+        safeguard: judges each step; None: all count.
+        keep_best: whether the best state is the result, or the last.
+        patience: evaluations without a better state after which the run ends; 0: it takes all its rounds.
+    """
+
+    safeguard: Safeguard | None = None
+    keep_best: bool = False
+    patience: int = 0
+
+
+def steering(config: RunConfig, private: bool, personal: bool, rows: bool = True) -> Steering:
+    """What a configuration lets validation rows decide.
+
+    Args:
+        config: checked settings.
+        private: whether a mechanism protects what clients hold.
+        personal: whether clients have tensors of their own.
+        rows: whether the server has validation rows.
+
+    Raises:
+        PrivacyError: the settings let rows decide that are not known to be public.
+        ConfigError: they ask for what can't be had here.
+    """
+    guard = None if config.safeguard == "auto" else SAFEGUARDS.build(config.safeguard)
+    asked = [
+        flag
+        for flag, given in (
+            (f"safeguard={config.safeguard}", guard is not None and guard.watches),
+            ("keep=best", config.keep == "best"),
+            (f"patience={config.patience}", config.patience > 0),
+        )
+        if given
+    ]
+    if config.public_validation and not private:
+        raise ConfigError("public_validation says what --privacy need not cover: give that, too, or leave it out")
+    hidden = private and not config.public_validation
+    if asked and hidden:
+        raise PrivacyError(
+            f"{asked[0]} would let validation rows decide, which epsilon does not cover; leave it out, or say that "
+            "these rows are public with --public-validation"
+        )
+    if asked and personal:
+        raise ConfigError(
+            f"{asked[0]} is of one global model, and with {config.strategy} each client has its own, which the server "
+            "can neither judge nor put back; leave it out"
+        )
+    if asked and not rows:
+        raise ConfigError(
+            f"{asked[0]} needs validation rows at the server: give --eval-data without --held-out, or leave it out"
+        )
+    if hidden or personal or not rows:
+        return Steering()
+    if config.safeguard == "auto":
+        guard = SAFEGUARDS.build("undo")
+    if config.patience and config.keep == "last":
+        raise ConfigError("patience waits for a better state than the best, and keep=last keeps none; leave one out")
+    return Steering(guard if guard and guard.watches else None, config.keep != "last", config.patience)

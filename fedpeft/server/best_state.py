@@ -1,0 +1,66 @@
+"""The best state of a run on the validation rows, the start included: who keeps it never ends below the start there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from fedpeft.peft.adapter import State
+from fedpeft.run.observer import Metrics
+
+_ROUND, _SINCE, _LOSS, _ACCURACY = "round", "since", "loss", "accuracy"
+
+
+@dataclass(frozen=True)
+class BestState:
+    """A state with what it has reached.
+
+    Attributes:
+        round: after which it was the global state; 0: the start.
+        metrics: on the validation rows.
+        adapter: the global state.
+        residual: what was in the base then, by module.
+        since: evaluations after it that found nothing better.
+    """
+
+    round: int
+    metrics: Metrics
+    adapter: State
+    residual: State
+    since: int = 0
+
+    def after(self, other: BestState, by_accuracy: bool) -> BestState:
+        """The better of this and a later one: by accuracy and, where that is equal, loss; or by loss alone."""
+        if _quality(other.metrics, by_accuracy) > _quality(self.metrics, by_accuracy):
+            return other
+        return replace(self, since=self.since + 1)
+
+    def state(self) -> State:
+        """As tensors by name, for a checkpoint: copies, since it holds the last state, too."""
+        numbers = {
+            _ROUND: self.round,
+            _SINCE: self.since,
+            _LOSS: self.metrics.loss,
+            _ACCURACY: self.metrics.accuracy,
+        }
+        state = {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+        state |= {f"adapter/{name}": tensor.clone() for name, tensor in self.adapter.items()}
+        return state | {f"residual/{module}": tensor.clone() for module, tensor in self.residual.items()}
+
+    @classmethod
+    def of(cls, state: State) -> BestState | None:
+        """From what `state` returned; None where there is nothing."""
+        if not state:
+            return None
+        parts: dict[str, State] = {"adapter": {}, "residual": {}}
+        for name, tensor in state.items():
+            kind, slash, rest = name.partition("/")
+            if slash:
+                parts[kind][rest] = tensor
+        metrics = Metrics(float(state[_LOSS]), float(state[_ACCURACY]))
+        return cls(int(state[_ROUND]), metrics, parts["adapter"], parts["residual"], int(state[_SINCE]))
+
+
+def _quality(metrics: Metrics, by_accuracy: bool) -> tuple[float, ...]:
+    return (metrics.accuracy, -metrics.loss) if by_accuracy else (-metrics.loss,)

@@ -1,0 +1,349 @@
+"""What validation rows decide: which steps count, which state is kept, and when a run ends."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import hypothesis
+import pytest
+import torch
+from fedpeft.clients.drift import flattened
+from fedpeft.clients.store import ClientStore, section
+from hypothesis import strategies as st
+from rich.console import Console
+
+from fedpeft.aggregation.safeguard import SAFEGUARDS, Standing
+from fedpeft.aggregation.safeguards.undo import Undo
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.observer import Metrics
+from fedpeft.run.records import Records
+from fedpeft.run.steering import Steering, steering
+from fedpeft.server.best_state import BestState
+from fedpeft.server.progress import Checkpoints
+from fedpeft.simulate import main
+from fedpeft.simulation.simulation import Simulation
+
+TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 3, "workers": 1, "seed": 3,
+        "dtype": "fp32", "local_steps": 2, "peft": "lora(rank=4, layers=1)", "optimizer": "adamw",
+        "learning_rate": 3e-3, "evaluate_every": 1}  # fmt: skip
+QUIET = ConsoleObserver(Console(quiet=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- the rule
+
+
+LOSSES = st.one_of(st.floats(0, 100), st.just(math.nan), st.just(math.inf))
+
+
+@hypothesis.given(st.lists(LOSSES), st.floats(0, 2), st.floats(0.01, 1))
+def test_what_counts_lies_below_the_bound_and_every_undone_step_lowers_the_rate(losses, rise, rate):
+    rule, standing, counted, undone = Undo(rise=rise, rate=rate), Standing(lowest=1.0), [1.0], 0
+    for loss in losses:
+        counts, after = rule.judge(loss, standing)
+        assert counts == (loss <= (1 + rise) * min(counted))
+        if counts:
+            counted.append(loss)
+            assert after.rate == standing.rate
+        else:
+            undone += 1
+            assert after.lowest == standing.lowest
+        standing = after
+    assert standing.lowest == min(counted)
+    assert standing.rate == pytest.approx(rate**undone)
+
+
+def test_the_start_counts_and_sets_the_bound():
+    assert Undo().judge(0.7, Standing()) == (True, Standing(0.7, 1.0))
+    assert not Undo().judge(math.nan, Standing())[0]
+
+
+@pytest.mark.parametrize("name", SAFEGUARDS.names)
+def test_every_rule_says_what_it_does_in_a_sentence_and_takes_back_its_own_verdicts_never(name):
+    rule = SAFEGUARDS.build(name)
+    assert type(rule).__doc__.strip().endswith(".")
+    assert rule.judge(0.5, Standing(lowest=0.5))[0], "a step that changes nothing counts"
+
+
+# ----------------------------------------------------------------------------------------------------- the best state
+
+
+measured = st.builds(Metrics, st.floats(0, 10), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
+
+
+@hypothesis.given(st.lists(measured, min_size=1, max_size=8), st.booleans())
+def test_the_best_state_is_the_best_and_the_first_of_equals(found, by_accuracy):
+    states = [BestState(i, metrics, {"x": torch.tensor([float(i)])}, {}) for i, metrics in enumerate(found)]
+    best = states[0]
+    for other in states[1:]:
+        best = best.after(other, by_accuracy)
+
+    def quality(metrics):
+        return (metrics.accuracy, -metrics.loss) if by_accuracy else (-metrics.loss,)
+
+    assert best.round == max(range(len(found)), key=lambda i: (quality(found[i]), -i))
+    assert float(best.adapter["x"]) == best.round
+    assert best.since == len(found) - 1 - best.round
+    assert not by_accuracy or best.metrics.accuracy >= found[0].accuracy
+
+
+def test_the_best_state_returns_from_a_checkpoint():
+    state = BestState(7, Metrics(0.1 + 0.2, 1 / 3), {"head.weight": torch.randn(2, 3)}, {"layer/0": torch.randn(2)}, 2)
+    again = BestState.of(state.state())
+    assert (again.round, again.metrics, again.since) == (7, state.metrics, 2)
+    assert torch.equal(again.adapter["head.weight"], state.adapter["head.weight"])
+    assert torch.equal(again.residual["layer/0"], state.residual["layer/0"])
+    assert BestState.of({}) is None
+
+
+# ------------------------------------------------------------------------------------------------- what may be decided
+
+
+def decided(private=False, personal=False, rows=True, **given):
+    return steering(RunConfig(**given), private, personal, rows)
+
+
+def test_auto_decides_as_much_as_is_right():
+    assert decided() == Steering(Undo(), True, 0)
+    assert decided(safeguard="none", keep="last") == Steering()
+    assert decided(patience=3, safeguard="none") == Steering(None, True, 3)
+    for case in ({"private": True}, {"personal": True}, {"rows": False}):
+        assert decided(**case) == Steering()
+    assert decided(private=True, public_validation=True) == Steering(Undo(), True, 0)
+
+
+@pytest.mark.parametrize("asked", [{"safeguard": "undo"}, {"keep": "best"}, {"patience": 2}])
+def test_what_can_not_or_may_not_be_decided_is_refused(asked):
+    with pytest.raises(PrivacyError, match="public-validation"):
+        decided(private=True, **asked)
+    with pytest.raises(ConfigError, match="each client has its own"):
+        decided(personal=True, **asked)
+    with pytest.raises(ConfigError, match="eval-data"):
+        decided(rows=False, **asked)
+    decided(private=True, public_validation=True, **asked)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"patience": 2, "keep": "last"}, "leave one out"),
+        ({"public_validation": True}, "give that"),
+        ({"safeguard": "undoo"}, "undo"),
+        ({"safeguard": "undo(rise=-1)"}, "at least 0"),
+        ({"safeguard": "undo(rate=0)"}, "above 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given, words):
+    with pytest.raises(FedpeftError, match=words):
+        decided(**given)
+
+
+def test_a_private_run_with_keep_best_is_refused_before_anything_is_trained(tmp_path):
+    given = TINY | {"privacy": "user_dp(noise_multiplier=4)", "head": "zero", "keep": "best"}
+    with pytest.raises(PrivacyError, match="public-validation"):
+        Simulation(RunConfig(**given), tmp_path, QUIET)
+
+
+# ------------------------------------------------------------------------------------------------------- whole runs
+
+
+class StopError(Exception):
+    pass
+
+
+def opened(folder, **given):
+    folder.mkdir(parents=True, exist_ok=True)
+    simulation = Simulation(RunConfig(**{**TINY, **given}), folder, QUIET)
+    return simulation, simulation.server(Records(folder))
+
+
+def undoing(monkeypatch, rounds, rate=1.0):
+    """Make the safeguard undo these rounds, whatever the loss is."""
+    seen = []
+
+    def judge(_self, loss, standing):
+        seen.append(loss)
+        counts = len(seen) - 1 not in rounds
+        return counts, Standing(min(standing.lowest, loss), standing.rate * (1 if counts else rate))
+
+    monkeypatch.setattr(Undo, "judge", judge)
+    return seen
+
+
+KINDS = {
+    "server optimizer and a memory at both ends": {
+        "server_optimizer": "adam(learning_rate=0.01)",
+        "codec": "ef21 | topk(fraction=0.2)",
+    },
+    "a memory and a lossy downlink": {"codec": "ef14 | topk(fraction=0.2)", "downlink": "small"},
+    "control variates": {"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1},
+    "a base that is filled": {"strategy": "flora", "ranks": "2*3,4*3"},
+    "a base that is filled with the remainder": {"strategy": "fedex_lora", "ranks": "2*3,4*3"},
+    "forms that change": {"strategy": "hetlora(decay=0.5)", "learning_rate": 0.1},
+}
+
+
+def snapshot(progress):
+    tensors = {
+        "adapter": progress.adapter,
+        "residual": progress.residual.state(),
+        "drift": flattened(progress.drift),
+        "versions": progress.versions.state(),
+    }
+    tensors |= {f"memory {name}": state for name, state in progress.memory.items()}
+    plain = {name: getattr(progress, name) for name in ("acknowledged", "held", "forms", "losses", "clip")}
+    return {k: {n: t.clone() for n, t in s.items()} for k, s in tensors.items()}, {
+        k: v.copy() if hasattr(v, "copy") else v for k, v in plain.items()
+    }
+
+
+def equal(one, other):
+    (a, plain_a), (b, plain_b) = one, other
+    return (
+        plain_a == plain_b
+        and a.keys() == b.keys()
+        and all(a[k].keys() == b[k].keys() and all(torch.equal(a[k][n], b[k][n]) for n in a[k]) for k in a)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_undone_round_leaves_nothing_behind(kind, tmp_path, monkeypatch):
+    simulation, server = opened(tmp_path / "run", cohort="all", **KINDS[kind])
+    losses = undoing(monkeypatch, {2})
+    after, evaluated = [], []
+
+    def look(_self, result):
+        progress = Checkpoints(tmp_path / "run" / "checkpoint").load()
+        after.append((result, snapshot(progress)))
+        evaluated.append(simulation.workers.validation_loss(progress.adapter, progress.residual.version))
+
+    monkeypatch.setattr(ConsoleObserver, "round_done", look)
+    progress = simulation.train(server)
+    assert [result.undone for result, _ in after] == [False, True, False]
+    assert equal(after[0][1], after[1][1])
+    assert not equal(after[1][1], after[2][1]), "the run goes on"
+    assert evaluated[1] == evaluated[0] == losses[1], "the clients' base is back, too"
+    assert evaluated[2] == losses[3], "what was judged is what counts"
+    if "ef21" in KINDS[kind].get("codec", ""):  # both ends still agree on what the client has sent
+        own, copies = ClientStore(tmp_path / "run" / "clients"), ClientStore(tmp_path / "run" / "estimates")
+        for client, round in progress.acknowledged.items():
+            assert round == 3
+            kept, copy = section(own.load(client, 3, False), "feedback"), copies.load(client, 3, False)
+            assert all(torch.equal(kept[n], copy[n]) for n in copy)
+    simulation.close()
+
+
+@pytest.mark.parametrize("kind", ["server optimizer and a memory at both ends", "a base that is filled"])
+def test_a_run_that_is_killed_after_an_undone_round_ends_as_one_that_was_not(kind, tmp_path, monkeypatch):
+    given = {"rounds": 4, "patience": 4, **KINDS[kind]}
+    undoing(monkeypatch, {2}, rate=0.25)
+    simulation, server = opened(tmp_path / "whole", **given)
+    whole = simulation.train(server)
+    kept = whole.result
+    simulation.close()
+
+    undoing(monkeypatch, {2}, rate=0.25)
+
+    def stop(_self, result):
+        if result.round == 2:
+            raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleObserver, "round_done", stop)
+        simulation, server = opened(tmp_path / "cut", **given)
+        with pytest.raises(StopError):
+            simulation.train(server)
+        simulation.close()
+    simulation, server = opened(tmp_path / "cut", **given)
+    cut = simulation.train(server)
+    simulation.close()
+    assert cut.standing == whole.standing
+    assert cut.standing.rate == 0.25
+    assert equal(snapshot(cut), snapshot(whole))
+    for one, other in zip(kept, cut.result, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[n], other[n]) for n in one)
+    lines = [
+        [
+            (line["round"], line["undone"], line["learning_rate"], line["loss"])
+            for line in Records(f).read("rounds.jsonl")
+        ]
+        for f in (tmp_path / "whole", tmp_path / "cut")
+    ]
+    assert lines[0] == lines[1]
+    assert [line[2] for line in lines[0][1:]] == pytest.approx([3e-3, 3e-3 * 3 / 4, 3e-3 / 8, 3e-3 / 16])
+
+
+def test_an_asynchronous_run_goes_on_after_an_undone_step(tmp_path, monkeypatch):
+    undoing(monkeypatch, {1, 2})
+    simulation, server = opened(tmp_path / "run", strategy="fedbuff(buffer=2)", rounds=5)
+    states = []
+    monkeypatch.setattr(
+        ConsoleObserver,
+        "round_done",
+        lambda _self, _result: states.append(Checkpoints(tmp_path / "run" / "checkpoint").load()),
+    )
+    started = simulation.train(server).started
+    simulation.close()
+    assert all(torch.equal(states[1].adapter[n], t) for n, t in started.items())
+    assert not states[1].acknowledged
+    assert any(not torch.equal(states[4].adapter[n], t) for n, t in started.items())
+
+
+HARMFUL = {"learning_rate": 3.0, "head_rate": 1.0, "rounds": 4, "schedule": "constant"}
+"""At this rate AdamW carries every client far from the good start that the ridge head is."""
+
+
+def flags(folder, **given):
+    words = []
+    for name, value in {**TINY, **given}.items():
+        words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
+    return [*words, "--output", str(folder)]
+
+
+def validation(folder):
+    return [line["accuracy"] for line in Records(folder).read("rounds.jsonl")]
+
+
+def test_settings_that_ruin_a_good_start_do_no_harm(tmp_path):
+    summaries = {}
+    for name, given in {"bare": {"safeguard": "none", "keep": "last"}, "default": {}}.items():
+        assert main(flags(tmp_path / name, **HARMFUL, **given)) == 0
+        summaries[name] = json.loads((tmp_path / name / "summary.json").read_text())
+    bare, default = validation(tmp_path / "bare"), validation(tmp_path / "default")
+    assert bare[-1] < bare[0], "these settings do harm"
+    assert min(default) >= bare[0] == default[0]
+    rounds = Records(tmp_path / "default").read("rounds.jsonl")[1:]
+    assert rounds[0]["undone"]
+    assert rounds[0]["update_norm"] > 0, "what was tried is on record"
+    assert rounds[1]["learning_rate"] == pytest.approx(0.25 * rounds[0]["learning_rate"])
+    assert summaries["default"]["accuracy"] > summaries["bare"]["accuracy"]
+    assert summaries["bare"]["kept_round"] == 4
+    assert summaries["bare"]["last_accuracy"] == summaries["bare"]["accuracy"]
+
+
+def test_the_best_state_is_saved_and_scored_beside_the_last_and_patience_ends_the_run(tmp_path):
+    assert main(flags(tmp_path / "run", **{**HARMFUL, "rounds": 9}, safeguard="none", patience=2)) == 0
+    accuracies = validation(tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    best = summary["kept_round"]
+    assert accuracies[best] == max(accuracies)
+    assert summary["rounds"] == best + 2 == len(accuracies) - 1 < 9
+    assert summary["last_accuracy"] < summary["accuracy"]
+    assert (tmp_path / "run" / "last" / "adapter").is_dir()
+    assert main(["--resume", str(tmp_path / "run")]) == 0, "a run that has ended does not go on"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == summary["rounds"]
+
+
+def test_a_language_model_keeps_the_state_of_the_lowest_loss(tmp_path):
+    given = {"dataset": "tiny_lm", "partition": "iid", "learning_rate": 0.3, "schedule": "constant"}
+    simulation, server = opened(tmp_path / "run", **given, safeguard="none")
+    progress = simulation.train(server)
+    losses = [line["loss"] for line in Records(tmp_path / "run").read("rounds.jsonl")]
+    losses.insert(0, simulation.workers.evaluate(progress.started, 0).loss)  # which rounds.jsonl has no line of
+    assert len(set(losses)) == 4, "nothing is told apart"
+    assert progress.best.round == losses.index(min(losses))
+    assert simulation.workers.evaluate(progress.result[0], 0).loss == progress.best.metrics.loss == min(losses)
+    simulation.close()

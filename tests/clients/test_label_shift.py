@@ -1,0 +1,162 @@
+"""The correction of label shift: what it makes of one-class clients, of equal ones, and of a client's optimum."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fedpeft.clients.executor import Job
+from fedpeft.clients.label_shift import SHARES, offsets, shares_of
+from fedpeft.clients.pool import Worker
+from rich.console import Console
+
+from fedpeft.aggregation.head_start import HEADS
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.messages import Instruction
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, PayloadError, PrivacyError
+from fedpeft.peft.adapter import ClientForm
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.records import Records
+from fedpeft.simulation.simulation import Simulation
+from tests.clients.test_executors import build, jobs
+
+TINY = {"dataset": "tiny", "tokens": 32, "clients": 4, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
+        "dtype": "fp32", "local_steps": 2, "peft": "lora(rank=4, layers=1)", "label_shift": True}  # fmt: skip
+QUIET = ConsoleObserver(Console(quiet=True))
+
+
+def test_bayes_rule_holds_for_made_distributions():
+    """p(y | x) among all rows, shifted by a client's offsets, is p(y | x) among the client's rows."""
+    random = torch.Generator().manual_seed(0)
+    likelihood = torch.rand(5, 7, generator=random)  # p(x | y): 5 classes, 7 values of x
+    likelihood /= likelihood.sum(1, keepdim=True)
+    labels = torch.tensor([0, 0, 0, 1, 3, 3])
+    shares = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1])
+    own = torch.bincount(labels, minlength=5) / 6
+    everywhere = (shares[:, None] * likelihood / (shares[:, None] * likelihood).sum(0)).log()
+    here = own[:, None] * likelihood / (own[:, None] * likelihood).sum(0)
+    assert torch.allclose((everywhere + offsets(labels, shares)[:, None]).softmax(0), here, atol=1e-6)
+
+
+def test_equal_shares_change_nothing_and_absent_classes_are_out_of_the_loss():
+    labels = torch.tensor([0, 1, 2, 2])
+    assert torch.allclose(offsets(labels, torch.tensor([0.25, 0.25, 0.5])), torch.zeros(3), atol=1e-6)
+    only = offsets(torch.tensor([1, 1]), torch.tensor([0.25, 0.25, 0.5]))
+    logits = torch.randn(4, 3, requires_grad=True)
+    loss = F.cross_entropy(logits + only, torch.ones(4, dtype=torch.long))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not logits.grad.any(), "exactly zero: what AdamW divides by its own length must not be rounding"
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5, 0.0], [0.5, 0.6, 0.1], [0.5, 0.5, float("nan")], [-0.5, 0.5, 1.0]])
+def test_a_server_whose_shares_make_no_sense_is_refused(shares):
+    with pytest.raises(PayloadError, match="class shares"):
+        offsets(torch.tensor([0]), torch.tensor(shares))
+
+
+def test_every_head_that_exchanges_statistics_knows_how_many_rows_a_class_has():
+    features, labels = torch.randn(40, 6), torch.randint(0, 3, (40,), generator=torch.Generator().manual_seed(1))
+    labels[labels == 1] = 0
+    for name in HEADS.names:
+        head = HEADS.build(name)
+        if head.exchanges:
+            counts = head.class_counts(head.additive(head.statistics(features, labels, 3)))
+            assert torch.equal(counts.round().long(), torch.bincount(labels, minlength=3)), name
+            compact = head.compact()
+            total = compact.additive(compact.statistics(features, labels, 3))
+            assert torch.allclose(compact.class_counts(total).double(), counts.double(), atol=1e-3), name
+    assert torch.allclose(shares_of(torch.tensor([3.0, 0.0, 6.0])), torch.tensor([0.3, 0.1, 0.6]))
+
+
+# -------------------------------------------------------------------------------------------------------- executors
+
+
+def shifted(tiny, made: list[Job]) -> list[Job]:
+    labels = torch.from_numpy(np.asarray(tiny[1].batch(np.arange(200))["labels"]))
+    shares = shares_of(torch.bincount(labels, minlength=tiny[3]))
+    return [replace(job, offsets=offsets(labels[torch.from_numpy(job.rows)], shares)) for job in made]
+
+
+@pytest.mark.parametrize("forms", [None, [ClientForm(r, 4.0 * r) for r in (2, 4, 1, 4, 2, 4)]])
+def test_executors_agree(tiny, forms):
+    sequential, batched, layout, start = build(tiny, "lora(rank=4)", "fp64")
+    plain = jobs(layout, start, forms=forms)
+    made = shifted(tiny, plain)
+    one, other = list(sequential.train(made)), list(batched.train(made))
+    for a, b in zip(one, other, strict=True):
+        assert all(torch.allclose(a.state[n], b.state[n], rtol=1e-7, atol=1e-9) for n in a.state)
+        assert a.loss == pytest.approx(b.loss, rel=1e-7)
+    without = list(batched.train(plain))
+    assert any(not torch.equal(a.state[n], b.state[n]) for a, b in zip(other, without, strict=True) for n in a.state)
+
+
+@pytest.mark.parametrize("executor", [0, 1])
+def test_a_client_with_one_class_does_not_move_the_model(tiny, executor):
+    made = build(tiny, "lora(rank=4)", "fp32")
+    layout, start = made[2:]
+    labels = np.asarray(tiny[1].batch(np.arange(200))["labels"])
+    one_class = np.flatnonzero(labels == labels[0])[:20]
+    plain = jobs(layout, start, shards=[one_class])
+    moved = next(iter(made[executor].train(plain)))
+    assert max(float((moved.state[n] - start[n]).abs().max()) for n in start) > 1e-3, "AdamW's steps are rate-sized"
+    still = next(iter(made[executor].train(shifted(tiny, plain))))
+    assert still.loss == 0
+    assert all(torch.equal(still.state[n], start[n]) for n in start)
+
+
+# ------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_clients_are_told_the_shares_of_all_rows_and_a_resumed_run_remembers_them(tmp_path, monkeypatch):
+    given = {**TINY, "head": "centroids"}
+    states = []
+    for name, stop in (("whole", None), ("cut", 1)):
+        for rounds in ([stop] if stop else []) + [None]:
+            simulation = Simulation(RunConfig(**given), tmp_path / name, QUIET)
+            (tmp_path / name).mkdir(exist_ok=True)
+            server = simulation.server(Records(tmp_path / name))
+            monkeypatch.setattr(ConsoleObserver, "round_done", lambda _self, result, last=rounds: result.round == last)
+            progress = simulation.train(server)
+            simulation.close()
+        labels = torch.from_numpy(simulation.rows.train.labels)
+        expected = torch.bincount(labels, minlength=simulation.setup.facts.classes) / len(labels)
+        assert torch.allclose(progress.shares[SHARES], expected.float(), atol=1e-6)
+        states.append(progress)
+    assert all(torch.equal(states[0].adapter[n], states[1].adapter[n]) for n in states[0].adapter)
+    clients = Records(tmp_path / "whole").read("clients.jsonl")
+    assert all(line["downlink_bytes"] > 4 * states[0].shares[SHARES].numel() for line in clients)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "words"),
+    [
+        ({"head": "zero", "privacy": "dp_sgd(noise_multiplier=1)"}, PrivacyError, "not protected"),
+        ({"dataset": "tiny_lm", "partition": "iid", "head": "zero"}, PayloadError, "no classes"),
+        ({}, PayloadError, "sum to 1"),
+    ],
+)
+def test_clients_refuse_shares_that_a_server_should_not_send(tmp_path, more, error, words):
+    simulation = Simulation(RunConfig(**{**TINY, "label_shift": False, **more}), tmp_path, QUIET)
+    codec = parse_codec(simulation.setup.lossless)
+    shares = codec.encode({SHARES: torch.ones(max(2, simulation.setup.facts.classes))})
+    asked = Instruction("train", 1, 0, codec.encode(simulation.setup.start), learning_rate=1e-3, shares=shares)
+    with pytest.raises(error, match=words):
+        simulation.workers.pool.submit(Worker.handle, [asked]).result()
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "words"),
+    [
+        ({"head": "zero"}, ConfigError, "ridge"),
+        ({"dataset": "tiny_lm", "partition": "iid"}, ConfigError, "language model"),
+        ({"head": "zero", "privacy": "dp_sgd(noise_multiplier=1)"}, PrivacyError, "other rows"),
+    ],
+)
+def test_what_can_not_be_corrected_is_refused(tmp_path, more, error, words):
+    with pytest.raises(error, match=words):
+        Simulation(RunConfig(**{**TINY, **more}), tmp_path, QUIET)
