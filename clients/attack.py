@@ -6,7 +6,6 @@ on the number of rows it claims. Which clients are hostile is drawn from the run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 
 from fedpeft import seeds
-from fedpeft.data.examples import Batch, Examples
 from fedpeft.parts import Family, setting
 from fedpeft.peft.adapter import Layout, State
 
@@ -48,23 +46,3 @@ class Attack:
 
 ATTACKS: Family[Attack] = Family("fedpeft.clients.attacks", "attack")
 """All attacks, by file name."""
-
-
-@dataclass(frozen=True)
-class Relabelled:
-    """Rows whose labels (n,) are others than those that `examples` holds."""
-
-    examples: Examples
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens per row, (rows,)."""
-        return self.examples.lengths
-
-    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The batch with the other labels."""
-        return self.examples.batch(rows) | {"labels": torch.from_numpy(self.labels[np.asarray(rows)])}

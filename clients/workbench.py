@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fedpeft.clients.attack import Relabelled
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Executor, Totals
 from fedpeft.clients.local_training import LocalTraining
@@ -23,7 +22,7 @@ from torch import nn
 from fedpeft import plugins
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.data.cached_rows import cached_examples
-from fedpeft.data.examples import Examples
+from fedpeft.data.examples import Examples, Relabelled
 from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above
@@ -62,7 +61,7 @@ class WorkPlan:
             (`fedpeft.communication.base_residual`).
         precision: in how few bits the frozen layers are held; empty: in `dtype`.
         plugins: what the parts from outside are loaded from.
-        labels: other labels of the training rows (n,) than the data's, where an attack changes them.
+        labels: other labels of the training rows (n,) than the data's; None: these.
     """
 
     task: str

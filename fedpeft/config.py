@@ -17,7 +17,6 @@ import tomli_w
 from fedpeft import plugins
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.errors import ConfigError
-from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.parts import check_settings, parse_spec, setting
 
 DTYPES = ("auto", "bf16", "fp32", "fp64")
@@ -73,12 +72,6 @@ class RunConfig:
     centralised: bool = setting(False, "also train the same adapter on the pooled data, for comparison")
     forgetting: str = setting("", "a second data set that base and result are scored on: what tuning has cost")
     seed: int = setting(0, "of everything that is drawn at random", low=0)
-
-    def __post_init__(self) -> None:
-        """Settle `auto`: a run on another machine, continued or compared, keeps the precision it began with."""
-        if self.dtype == "auto":
-            device = next(iter(accelerators()), "cpu")
-            object.__setattr__(self, "dtype", "bf16" if fast_bf16(device) else "fp32")
 
     def training(self) -> LocalTraining:
         """Local training as the flags describe it.

@@ -23,6 +23,7 @@ from experiments.speed.workload import Case, Workload, operations, workload
 from fedpeft.config import RunConfig
 from fedpeft.models.kernels import gemm_rates
 from fedpeft.models.task import DTYPES
+from fedpeft.run.setup import settled
 
 VARIANTS = {
     "plain": Variant("plain", "plain peft loop on each core, no federation"),
@@ -54,7 +55,7 @@ def cases(clients: int, rows: int, default_rows: int) -> list[Case]:
         for peft, where in (("lora", "two upper blocks"), ("lora(layers=0)", "all blocks"))
         for batch in (1, 4, 8)
     ]
-    run = RunConfig()
+    run = settled(RunConfig())
     cohort = round(run.clients * float(run.cohort))
     name = f"default run: {run.dtype}, batch {run.batch_size}, {cohort} clients"
     default = Case(name, cohort, default_rows, run.batch_size, run.dtype)

@@ -130,3 +130,23 @@ def length_sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarr
     """Row indices in batches of similar length: a pure function of the lengths, longest first."""
     order = np.argsort(-lengths, kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Rows whose labels (n,) are others than those that `examples` holds."""
+
+    examples: Examples
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row, (rows,)."""
+        return self.examples.lengths
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The batch with the other labels."""
+        return self.examples.batch(rows) | {"labels": torch.from_numpy(self.labels[np.asarray(rows)])}

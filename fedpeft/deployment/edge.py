@@ -41,7 +41,7 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.mechanism import Federation as Exposure
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.setup import DataFacts, Setup
+from fedpeft.run.setup import DataFacts, Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.sampling import cohort_size
 
@@ -144,7 +144,7 @@ class Edge:
         self.ledgers = ledgers
         self.observer = observer
         self.device = device_called(options.device)
-        told, language = settings_of(description, options), description.task == "causal_lm"
+        told, language = settled(settings_of(description, options)), description.task == "causal_lm"
         self.options = fitted(options, told, description.tokens, language, self.device, observer)
         label = (options.label_column or description.label_column) if description.task == "classification" else None
         names = tuple(description.labels)

@@ -25,6 +25,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.machine import cache
+from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.models.base_model import readable_tokens, resolve_model
 from fedpeft.models.frozen_blocks import can_start_at
 from fedpeft.models.layers import lowest_block
@@ -77,7 +78,7 @@ class Setup:
     """The parts of a run, which go together.
 
     Attributes:
-        config: the settings.
+        config: the settings; its dtype is never `auto`.
         facts: of the data.
         task, model_directory: what is learned, and the folder of the frozen base.
         peft, method: the PEFT method of the largest form, as text and as a part.
@@ -140,6 +141,7 @@ class Setup:
         Raises:
             FedpeftError: settings that do not fit each other, the data or the model.
         """
+        config = settled(config)
         training = config.training()
         optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
         strategy = strategies.build(config.strategy)
@@ -273,6 +275,17 @@ class Setup:
             "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
         )
         return key
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The configuration with the precision that `auto` is on this machine.
+
+    A run's folder keeps this one: on another machine, continued or compared, the run stays what it was.
+    """
+    if config.dtype != "auto":
+        return config
+    device = next(iter(accelerators()), "cpu")
+    return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
 
 
 def adapted_model(

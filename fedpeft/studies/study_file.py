@@ -46,6 +46,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, nearest, setting
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.run.setup import settled
 
 SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig))
 
@@ -136,7 +137,7 @@ class Study:
                     settings |= value.settings
                 point = dict(zip(self.axes, (v.label for v in values), strict=True))
                 where = f"{self.path}: {', '.join(f'{a}={label}' for a, label in point.items()) or 'base'}"
-                config = from_mapping({"workers": 1, **settings, "seed": seed}, where)
+                config = settled(from_mapping({"workers": 1, **settings, "seed": seed}, where))
                 _check_parts(config, where)
                 if config in found:
                     raise ConfigError(

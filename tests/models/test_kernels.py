@@ -6,7 +6,6 @@ import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
 
-from fedpeft.config import RunConfig
 from fedpeft.models import kernels
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.kernels import FrozenLinear, WidenedLinear
@@ -75,15 +74,6 @@ def test_a_machine_without_bf16_is_not_given_kernels_that_need_it(monkeypatch, t
     assert kernels.choose(torch.bfloat16) in EVERYWHERE
     assert kernels.candidates(torch.float32) == ("native", "onednn")
     assert kernels.candidates(torch.float64) == ("native",)
-
-
-@pytest.mark.parametrize(("fast", "dtype"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_settled_when_a_run_is_described(monkeypatch, fast, dtype):
-    """What is written down names the precision, so that a run continued elsewhere keeps it."""
-    monkeypatch.setattr("fedpeft.config.fast_bf16", lambda device: fast)
-    assert RunConfig().dtype == dtype
-    assert f'dtype = "{dtype}"' in RunConfig().to_toml()
-    assert RunConfig(dtype="fp64").dtype == "fp64"
 
 
 def test_a_whole_base_in_bf16_computes_the_same_without_bf16_arithmetic(monkeypatch):

@@ -396,7 +396,9 @@ def test_user_level_privacy_draws_secret_cohorts_among_the_places(federation):
     assert not isinstance(made.server.protection, SecondBook)
     assert ledger.spent == {POPULATION: {Event(1.0, 0.5): 6}}
     rounds = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
-    assert {r["clients"] for r in rounds} > {1}, "another seed is needed: all cohorts were of one client"
+    assert {r["clients"] for r in rounds} == {1}, "the expected number is told, whatever it was"
+    asked = [instruction.round for instruction in made.server.direct.asked]
+    assert {asked.count(round) for round in range(1, 7)} > {1}, "another seed is needed: all cohorts were of one client"
     assert all(r["update_norm"] > 0 and not r["rejected"] for r in rounds)
     assert not (made.folder / "edge-0" / LEDGER).exists()
 

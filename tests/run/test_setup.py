@@ -1,0 +1,61 @@
+"""What a configuration makes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedpeft.config import RunConfig
+from fedpeft.run.setup import DataFacts, Setup, settled
+from fedpeft.simulate import main
+
+FACTS = DataFacts("text", "classification", ("a", "b"), "tiny", clients=3)
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_settled_where_a_run_is_set_up(monkeypatch, fast, dtype):
+    """A description is the same on every machine; what is set up names the precision, and keeps it elsewhere."""
+    monkeypatch.setattr("fedpeft.run.setup.accelerators", list)
+    monkeypatch.setattr("fedpeft.run.setup.fast_bf16", lambda device: fast)
+    assert RunConfig().dtype == "auto"
+    assert 'dtype = "auto"' in RunConfig().to_toml()
+    assert settled(RunConfig()).dtype == dtype
+    assert settled(RunConfig(dtype="fp64")).dtype == "fp64"
+    setup = Setup.of(RunConfig(peft="lora(rank=2, layers=1)", head="zero"), FACTS)
+    assert setup.config.dtype == dtype
+    assert setup.config == settled(RunConfig(peft="lora(rank=2, layers=1)", head="zero"))
+
+
+def test_a_run_s_folder_names_the_precision(monkeypatch, tmp_path):
+    monkeypatch.setattr("fedpeft.run.setup.fast_bf16", lambda device: False)
+    monkeypatch.setattr("fedpeft.run.setup.accelerators", list)
+    words = ["--dataset=tiny", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1", "--local-steps=1"]
+    assert main([*words, "--output", str(tmp_path / "run")]) == 0
+    assert 'dtype = "fp32"' in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_a_setup_knows_nothing_of_where_clients_are():
+    """Its parts, its layout, its start: the same for a simulation, a server and a client."""
+    config = RunConfig(dtype="fp32", peft="lora(rank=2, layers=1)", head="zero", seed=3)
+    one, other = (Setup.of(config, FACTS) for _ in range(2))
+    assert one.layout == other.layout
+    assert one.start.keys() == set(one.layout.names)
+    assert all((one.start[name] == other.start[name]).all() for name in one.start)
+    assert one.clients == 3
+    assert len(one.profiles) == 3
+
+
+def test_the_production_path_knows_no_hostile_clients():
+    """A server and a client import no attack."""
+    code = (
+        "import json, sys, fedpeft.serve, fedpeft.join, fedpeft.clients.client\n"
+        "print(json.dumps([name for name in sys.modules if 'attack' in name or 'fedpeft.simulation' in name]))"
+    )
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=300
+    )
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert [name for name in found if "fedpeft" in name] == []
