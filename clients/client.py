@@ -7,7 +7,7 @@ handled at once, because the batched executor trains many clients in one pass; a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,11 +26,11 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.communication.uplink import parse_uplink
+from fedpeft.communication.uplink import Uplink, parse_uplink
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.peft.adapter import Layout, State, difference, held_in
-from fedpeft.privacy.engine import ClientPrivacy
+from fedpeft.privacy.engine import ClientPrivacy, Guard
 from fedpeft.privacy.noise import read_key
 
 
@@ -96,7 +96,8 @@ class ClientSide:
         self.strategy = strategies.build(plan.strategy)
         self.drift = parse_drift(plan.drift)
         self.store = ClientStore(plan.store)
-        self.privacy = plan.privacy.build() if plan.privacy else None
+        self.guard = plan.privacy.guard() if plan.privacy else None
+        self.privacy = self.guard.mechanism if self.guard else None
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
         """One report per instruction, in order; all instructions are of one kind and round.
@@ -229,14 +230,6 @@ class ClientSide:
         rows = RowPrivacy(mechanism.clip, plan.noise, rate, read_key(plan.key), instruction.attempt)
         return replace(job, privacy=rows)
 
-    def _released(self, task: _Task, update: State) -> State:
-        """The update, clipped and noised where the mechanism does that to whole updates."""
-        plan, mechanism, job = self.plan.privacy, self.privacy, task.job
-        if plan is None or mechanism is None or not mechanism.noises_updates:
-            return update
-        ids = (job.round, task.instruction.attempt, job.client)
-        return mechanism.released(update, plan.noise, read_key(plan.key), ids)
-
     def _arrival(self, instruction: Instruction, layout: Layout, held: State) -> Arrival:
         """What the client starts from, given what it `held` since its last recorded round."""
         start = self.plan.start
@@ -251,16 +244,12 @@ class ClientSide:
         state = task.state | labelled("drift", flattened(own))
         state = state | labelled("private", {n: t for n, t in result.state.items() if n in task.private})
         update = difference({n: t for n, t in result.state.items() if n not in task.private}, job.received)
-        update = self._released(task, self.strategy.submitted(update, task.layout, job.round))
-        trained = result.state
-        if self.privacy is not None:
-            # The codec looks at what was trained: it may only see what may be seen.
-            trained = {name: job.received[name] + tensor for name, tensor in update.items()}
+        update = self.strategy.submitted(update, task.layout, job.round)
         if self.privacy is not None and self.privacy.silent:
             result = replace(result, loss=0.0, rows=1)  # what was measured on the rows does not leave the client
-        update, result = self.handed_in(job, task.layout, update, result)
+        result = self.told(job, result)
         try:
-            payload, memory = self._encode(task, update, trained)
+            payload, memory = self._released(task, update, result.state)
         except PayloadError as error:
             return Report(job.client, job.round, b"", result.rows, result.steps, seconds=seconds, error=str(error))
         if task.keeps:
@@ -269,18 +258,67 @@ class ClientSide:
             job.client, job.round, payload, result.rows, result.steps, result.loss, seconds, correction=correction
         )
 
-    def handed_in(self, job: Job, layout: Layout, update: State, result: Trained) -> tuple[State, Trained]:
-        """What a client hands in of its update and of what it says of its training: an honest one, both as they are."""
-        return update, result
-
-    def _encode(self, task: _Task, update: State, trained: State) -> tuple[bytes, State]:
+    def _released(self, task: _Task, update: State, trained: State) -> tuple[bytes, State]:
         """The payload, and the memory of what it leaves out; what stays with the client has no say in it."""
-        seen = {n: t for n, t in (task.job.received | trained).items() if n not in task.private}
-        return self.uplink.encode(
+        job = task.job
+        return release(
             update,
-            section(task.state, "feedback"),
+            {name: tensor for name, tensor in job.received.items() if name not in task.private},
+            {name: tensor for name, tensor in trained.items() if name not in task.private},
+            task.layout,
+            self.uplink,
+            self.guard,
+            (job.round, task.instruction.attempt, job.client),
+            memory=section(task.state, "feedback"),
             bits=task.instruction.bits,
-            seed=seeds.integer(self.bench.plan.seed, "codec", task.job.round, task.job.client),
-            trained=seen,
-            layout=task.layout,
+            seed=seeds.integer(job.seed, "codec", job.round, job.client),
+            handed_in=lambda protected: self.handed_in(job, task.layout, protected),
         )
+
+    def handed_in(self, job: Job, layout: Layout, update: State) -> State:
+        """What a client hands in of an update, which is protected by then: an honest one, all of it."""
+        return update
+
+    def told(self, job: Job, result: Trained) -> Trained:
+        """What a client says of its training: an honest one, what it was."""
+        return result
+
+
+def release(
+    update: State,
+    received: State,
+    trained: State,
+    layout: Layout,
+    uplink: Uplink,
+    guard: Guard | None,
+    ids: tuple[int, int, int],
+    *,
+    memory: State,
+    bits: float,
+    seed: int,
+    handed_in: Callable[[State], State],
+) -> tuple[bytes, State]:
+    """What leaves a client of its update: clipped, noised, encoded, in this order. Audits release by it, too.
+
+    Args:
+        update: the change of what the client exchanges.
+        received: what it started from.
+        trained: what it has come to.
+        layout: the client's own, at its rank.
+        uplink: encodes.
+        guard: clips and adds noise, where the mechanism does that to whole updates; None: nothing is protected.
+        ids: round, attempt and client, whose noise it is.
+        memory, bits, seed: see `Uplink.encode`.
+        handed_in: what is encoded instead of an update, which is protected by then.
+
+    Returns:
+        The payload, and the client's next memory.
+
+    Raises:
+        PayloadError: the update is not finite.
+    """
+    if guard is not None:
+        update = guard.released(update, ids)
+        # The codec looks at what was trained: it may only see what may be seen.
+        trained = {name: received[name] + tensor for name, tensor in update.items()}
+    return uplink.encode(handed_in(update), memory, bits=bits, seed=seed, trained=received | trained, layout=layout)

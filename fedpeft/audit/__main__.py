@@ -3,11 +3,12 @@
     python -m fedpeft.audit --privacy "user_dp(noise_multiplier=4)" --rounds 10      canaries
     python -m fedpeft.audit runs/A runs/B                                            membership inference
 
-The canary audit drives the real pipeline (ledger and key, clipping, noise, codec, aggregation, several rounds) with
-units that are as visible as clipping allows: canary i contributes ten times the clipping norm along coordinate i, and
-is in the data by the toss of a coin. Its contribution changes sign each round, and its score is the alternating sum of
-that coordinate over the released rounds: noise that is used twice cancels there, while fresh noise is as strong
-as in a plain sum. Epsilon as claimed by the ledger must not lie below what the scores refute (`fedpeft.audit.bounds`).
+The canary audit drives the real pipeline: ledger and key, `client.release` with clipping, noise and codec, and
+`Acceptance.add` with decoding, checks and aggregation, the functions of a run's rounds, for several rounds. Its units
+are as visible as clipping allows: canary i contributes ten times the clipping norm along coordinate i, and is in the
+data by the toss of a coin. Its contribution changes sign each round, and its score is the alternating sum of that
+coordinate over the released rounds: noise that is used twice cancels there, while fresh noise is as strong as in a
+plain sum. Epsilon as claimed by the ledger must not lie below what the scores refute (`fedpeft.audit.bounds`).
 
 A canary that is a row of DP-SGD has some entries instead of one, and its gradient goes through dropout. What it does to
 the contributions of other rows is no noise that a score could be told from, so that is measured by itself: under one
@@ -30,24 +31,26 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import seeds
-from fedpeft.aggregation.aggregator import Collector, collector
+from fedpeft.aggregation.aggregator import collector
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import Strategy, shared_sum, strategies
-from fedpeft.aggregation.update import Update
 from fedpeft.audit.bounds import Bounds, bounds
 from fedpeft.audit.canary import CanaryExecutor
+from fedpeft.clients import client
 from fedpeft.clients.executor import Job, RowPrivacy
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.decoding import decode
+from fedpeft.communication.downlink import Package, Sent
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.uplink import parse_uplink
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.parts import check_settings, setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, rdp_epsilon
-from fedpeft.privacy.engine import Protection
+from fedpeft.privacy.engine import Entry, Protection
 from fedpeft.privacy.mechanism import MECHANISMS, Federation, Mechanism
 from fedpeft.run.console import summary_table
+from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.progress import Progress
 
 if TYPE_CHECKING:
@@ -173,7 +176,7 @@ class _Pipeline:
         self.audit, self.mechanism, self.included = audit, mechanism, included
         self.strategy: Strategy = strategies.build(audit.strategy)
         self.optimizer = SERVER_OPTIMIZERS.build("sgd")
-        self.codec = parse_codec(audit.codec)
+        self.uplink = parse_uplink(audit.codec)
         self.layout = _layout(audit.canaries)
         self.strategy.check(self.layout, [FORM])
         self.start: State = {name: torch.zeros(shape) for name, shape in self.layout.shapes.items()}
@@ -215,15 +218,48 @@ class _Pipeline:
         """Of a canary's contribution in a round."""
         return 1.0 if round % 2 else -1.0
 
-    def collector(self, progress: Progress, round: int, attempt: int) -> Collector:
-        """As the server makes it."""
-        state = progress.adapter
+    def acceptance(self, strategy: Strategy, layout: Layout, progress: Progress, entry: Entry) -> Acceptance:
+        """What takes a round's reports, as the server makes it."""
+        state, round = progress.adapter, entry.round
         private = self.protection.collector(
-            self.strategy, self.optimizer, self.layout, state, round, attempt, progress.clip
+            strategy, self.optimizer, layout, state, round, entry.attempt, progress.clip
         )
-        return private or collector(
-            self.strategy, self.optimizer, self.layout, state, round, self.audit.seed, self.folder / "waiting"
+        plain = collector(strategy, self.optimizer, layout, state, round, self.audit.seed, self.folder / "waiting")
+        shared = strategy.trained(layout, round) - strategy.private(layout)
+        return Acceptance(round, layout, shared, strategy, self.uplink, private or plain, privacy=self.protection)
+
+    def released(self, update: State, received: State, layout: Layout, ids: tuple[int, int, int], seed: int) -> bytes:
+        """What leaves a client of its update, as any client releases it; `ids` are round, attempt and client."""
+        left: tuple[bytes, State] = client.release(
+            update,
+            received,
+            received | update,
+            layout,
+            self.uplink,
+            self.protection.guard,
+            ids,
+            memory={},
+            bits=0.0,
+            seed=seed,
+            handed_in=lambda protected: protected,
         )
+        return left[0]
+
+    def taken(self, acceptance: Acceptance, payload: bytes, canary: int, received: State) -> State:
+        """What the server makes of a canary's payload.
+
+        Raises:
+            PrivacyError: it refuses it.
+        """
+        form = acceptance.layout.form
+        assert form is not None
+        asked = Instruction("train", acceptance.round, canary, b"", rank=form.rank, alpha=form.alpha)
+        report = Report(canary, acceptance.round, payload, rows=1)
+        update = acceptance.add(report, Sent(asked, Package(b"", received, None)))
+        if update is None:
+            reason = acceptance.results[-1].rejected
+            raise PrivacyError(f"the server does not take what a canary sends ({reason}); audit it with a smaller clip")
+        return update.delta
 
     def judged(self, scores: np.ndarray, distance: float | None = None) -> Verdict:
         """The ledger's claim, and the bounds."""
@@ -246,28 +282,27 @@ class _Clients(_Pipeline):
         for round in range(1, self.audit.rounds + 1):
             entry = self.protection.enter(round, progress.digest(), self.everyone)
             assert entry is not None
-            total = self.collector(progress, round, entry.attempt)
-            for client in entry.cohort:
-                delta = self.handed_in(client, round, entry.attempt)
-                if delta is not None:
-                    total.add(Update(client, 1.0, FORM, progress.adapter, delta))
+            acceptance = self.acceptance(self.strategy, self.layout, progress, entry)
+            for member in entry.cohort:
+                payload = self.payload(member, entry, progress.adapter)
+                if payload is not None:
+                    delta = self.taken(acceptance, payload, member, progress.adapter)
                     if self.mechanism.noises_updates:  # everyone sees the update itself
-                        scores[client] += self.sign(round) * float(delta["head.weight"][0, client])
-            outcome = total.finish(progress.memory)
+                        scores[member] += self.sign(round) * float(delta["head.weight"][0, member])
+            outcome = acceptance.aggregator.finish(progress.memory)
             if not self.mechanism.noises_updates:
                 moved = outcome.state["head.weight"] - progress.adapter["head.weight"]
                 scores += self.sign(round) * moved[0].double().numpy()
             progress = replace(progress, round=round, adapter=outcome.state, memory=outcome.memory, clip=outcome.clip)
         return self.judged(scores)
 
-    def handed_in(self, client: int, round: int, attempt: int) -> State | None:
-        """What the server decodes of a client; None: it is not in the data."""
-        inside, protection = bool(self.included[client]), self.protection
-        if not self.mechanism.noises_updates:
-            return self._sent(client, round % 2) if inside else None
-        update = self._update(client, round if inside else round + 1)
-        update = self.mechanism.released(update, protection.noise, protection.key, (round, attempt, client))
-        return decode(self.codec.encode(update, seed=client, shapes=self.layout.shapes), self.layout.shapes)
+    def payload(self, client: int, entry: Entry, received: State) -> bytes | None:
+        """What a client sends; None: it is not in the data."""
+        inside, round = bool(self.included[client]), entry.round
+        if self.mechanism.noises_updates:
+            update = self._update(client, round if inside else round + 1)
+            return self.released(update, received, self.layout, (round, entry.attempt, client), client)
+        return self._sent(client, round % 2) if inside else None
 
     def _update(self, client: int, round: int) -> State:
         """A canary's update in a round; the next round has its opposite."""
@@ -276,10 +311,9 @@ class _Clients(_Pipeline):
         return self.strategy.submitted(update, self.layout, round)
 
     @cache  # noqa: B019 - lives as long as the audit
-    def _sent(self, client: int, odd: int) -> State:
-        """A canary's update after the codec: rounds of the same parity are alike."""
-        payload = self.codec.encode(self._update(client, 2 - odd), seed=client, shapes=self.layout.shapes)
-        return decode(payload, self.layout.shapes)
+    def _sent(self, client: int, odd: int) -> bytes:
+        """What a canary sends where the server adds the noise: rounds of the same parity are alike."""
+        return self.released(self._update(client, 2 - odd), self.start, self.layout, (2 - odd, 0, client), client)
 
 
 class _Rows(_Pipeline):
@@ -291,6 +325,7 @@ class _Rows(_Pipeline):
     def verdict(self) -> Verdict:
         """Train all rounds; a canary's score is what its entries of the handed-in updates moved by."""
         executor = _canary_executor(self)
+        rule = strategies.build("fedit")  # whatever follows is free
         progress = Progress(round=0, adapter=executor.start)
         scores = np.zeros(self.audit.canaries)
         local = LocalTraining(batch_size=self.protection.federation.batch_size, steps=self.audit.steps, optimizer="sgd")
@@ -315,11 +350,12 @@ class _Rows(_Pipeline):
             )
             [trained] = executor.train([job])
             update = difference(trained.state, job.received)
-            payload = self.codec.encode(update, seed=round, shapes=executor.layout.shapes)
-            decoded = decode(payload, executor.layout.shapes)
-            scores -= self.sign(round) * _flat(decoded, executor.layout)[executor.entries].sum(1)
-            after = {n: t + decoded[n] for n, t in progress.adapter.items()}
-            progress = replace(progress, round=round, adapter=after)
+            payload = self.released(update, job.received, executor.layout, (round, entry.attempt, 0), round)
+            acceptance = self.acceptance(rule, executor.layout, progress, entry)
+            delta = self.taken(acceptance, payload, 0, job.received)
+            scores -= self.sign(round) * _flat(delta, executor.layout)[executor.entries].sum(1)
+            outcome = acceptance.aggregator.finish(progress.memory)
+            progress = replace(progress, round=round, adapter=outcome.state, memory=outcome.memory)
         return self.judged(scores, self._distance(executor, job))
 
     def _distance(self, executor: CanaryExecutor, job: Job) -> float:

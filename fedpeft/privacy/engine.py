@@ -7,7 +7,7 @@ charges the ledger, and only then says who is asked. The charge is on the disk b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fedpeft.peft.adapter import Layout, State
 from fedpeft.privacy.accountant import Event, Events, epsilon, rdp_epsilon, within
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
 from fedpeft.privacy.mechanism import MECHANISMS, Federation, Mechanism, ServerRound
-from fedpeft.privacy.noise import RunKey, make_key
+from fedpeft.privacy.noise import RunKey, make_key, read_key
 
 LEDGER = "ledger.jsonl"
 KEY = "privacy.key"
@@ -40,6 +40,24 @@ SUNDRY = (
 
 
 @dataclass(frozen=True)
+class Guard:
+    """A mechanism where updates leave a client; `key` is read when something is released, as it may be made late."""
+
+    mechanism: Mechanism
+    noise: float
+    key: Callable[[], RunKey]
+
+    def released(self, update: State, ids: tuple[int, int, int]) -> State:
+        """The update, clipped and noised where the mechanism does that to whole updates.
+
+        `ids`: round, attempt and client, whose noise it is.
+        """
+        if not self.mechanism.noises_updates:
+            return update
+        return self.mechanism.released(update, self.noise, self.key(), ids)
+
+
+@dataclass(frozen=True)
 class ClientPrivacy:
     """What clients need to know of the mechanism, as plain data: its text, the noise multiplier, and their key's file.
 
@@ -50,9 +68,9 @@ class ClientPrivacy:
     noise: float
     key: Path
 
-    def build(self) -> Mechanism:
-        """The mechanism."""
-        return MECHANISMS.build(self.mechanism)
+    def guard(self) -> Guard:
+        """The mechanism at work."""
+        return Guard(MECHANISMS.build(self.mechanism), self.noise, lambda: read_key(self.key))
 
 
 @dataclass(frozen=True)
@@ -224,6 +242,11 @@ class Protection:
         clip = self.mechanism.clip if clip is None else clip
         at = ServerRound(strategy, optimizer, layout, state, round, attempt, self.key, self.noise, clip)
         return self.mechanism.collector(at, self.federation)
+
+    @property
+    def guard(self) -> Guard:
+        """The mechanism where updates leave clients that share this key."""
+        return Guard(self.mechanism, self.noise, lambda: self.key)
 
     # ----------------------------------------------------------------------------------------------------- the claims
 

@@ -57,11 +57,13 @@ class _HostileSide(ClientSide):
         self.attack = attack
         self.attackers = attack.attackers(len(plan.partition), bench.plan.seed)
 
-    def handed_in(self, job: Job, layout: Layout, update: State, result: Trained) -> tuple[State, Trained]:
-        """What an attacker makes of its update and of its number of rows."""
+    def handed_in(self, job: Job, layout: Layout, update: State) -> State:
+        """What an attacker makes of its update."""
         if job.client not in self.attackers:
-            return update, result
+            return update
         draws = seeds.torch_generator(job.seed, "attack", job.round, job.client)
-        return self.attack.update(update, job.received, layout, draws), replace(
-            result, rows=self.attack.rows(result.rows)
-        )
+        return self.attack.update(update, job.received, layout, draws)
+
+    def told(self, job: Job, result: Trained) -> Trained:
+        """The number of rows that an attacker claims."""
+        return replace(result, rows=self.attack.rows(result.rows)) if job.client in self.attackers else result

@@ -6,17 +6,20 @@ import json
 
 import numpy as np
 import pytest
-from fedpeft.clients import private
+from fedpeft.clients import client, private
 
 from fedpeft.audit.__main__ import CanaryAudit, main, run
 from fedpeft.audit.bounds import bounds, gaussian_epsilon, one_run_bound
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.membership import area
+from fedpeft.errors import PrivacyError
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.peft import saved_adapter
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.mechanisms import local_dp, user_dp
 from fedpeft.privacy.noise import RunKey
+from fedpeft.server import acceptance
+from fedpeft.server.acceptance import Acceptance
 from fedpeft.simulate import main as simulate
 
 QUIET_Q1 = {"rounds": 10, "canaries": 400}
@@ -113,6 +116,39 @@ def test_planted_faults_are_caught(fault, mechanism, tmp_path, monkeypatch):
     verdict = audited(mechanism, tmp_path)
     assert not verdict.passed
     assert verdict.bounds.fit > verdict.claimed
+
+
+def encode_first(monkeypatch):
+    """The client encodes before it clips and adds noise, so what it sends is bare."""
+    release = client.release
+
+    def bare(update, received, trained, layout, uplink, guard, ids, **more):
+        return release(update, received, trained, layout, uplink, None, ids, **more)
+
+    monkeypatch.setattr(client, "release", bare)
+
+
+def hand_on_twice(monkeypatch):
+    """The server adds up what it has not clipped as one: an update counts for two."""
+    add = Acceptance.add
+
+    def twice(self, report, sent):
+        add(self, report, sent)
+        return add(self, report, sent)
+
+    monkeypatch.setattr(Acceptance, "add", twice)
+
+
+@pytest.mark.parametrize(("mechanism", "fault"), [("local_dp", encode_first), ("user_dp", hand_on_twice)])
+def test_a_wrong_order_in_what_rounds_do_is_caught(mechanism, fault, tmp_path, monkeypatch):
+    fault(monkeypatch)
+    assert not audited(mechanism, tmp_path).passed
+
+
+def test_what_the_server_does_not_take_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(acceptance, "ABSURD", 1e-3)
+    with pytest.raises(PrivacyError, match="does not take what a canary sends"):
+        audited("user_dp", tmp_path)
 
 
 def test_a_row_that_moves_the_dropout_masks_of_others_is_caught(tmp_path, monkeypatch):
