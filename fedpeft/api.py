@@ -18,7 +18,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,13 @@ class Run:
         folder: its files, which all commands take.
         config: its settings.
         summary: its results, as in summary.json.
+        parts: those that were handed over as objects, by group and name.
     """
 
     folder: Path
     config: RunConfig
     summary: Mapping[str, Any]
+    parts: Mapping[str, Mapping[str, type]] = field(default_factory=dict, repr=False)
 
     @property
     def accuracy(self) -> float | None:
@@ -86,7 +88,8 @@ class Run:
     @property
     def adapter(self) -> Path:
         """Folder of the adapter, or of the whole model after full fine-tuning."""
-        return FinishedRun.read(self.folder).files
+        whole = self.folder / "model"
+        return whole if whole.is_dir() else self.folder / "adapter"
 
     def plot(self) -> Any:
         """Validation accuracy and losses over rounds, as a figure of matplotlib."""
@@ -98,8 +101,9 @@ class Run:
         Raises:
             FedpeftError: the base model, or a part from outside that it needs, is not there.
         """
-        finished = FinishedRun.read(self.folder)
-        return finished.model(finished.base()).eval()
+        with _undisturbed(), plugins.given(self.parts):
+            finished = FinishedRun.read(self.folder)
+            return finished.model(finished.base()).eval()
 
 
 def open_run(folder: str | Path) -> Run:
@@ -108,7 +112,8 @@ def open_run(folder: str | Path) -> Run:
     Raises:
         RunError: there is none, or it is not finished.
     """
-    found = FinishedRun.read(Path(folder))
+    with plugins.given({}):
+        found = FinishedRun.read(Path(folder))
     return Run(found.folder, found.config, found.summary)
 
 
@@ -141,7 +146,11 @@ def run_simulation(
     """
     values: dict[str, Any] = dict(settings)
     parts: dict[str, dict[str, type]] = {}
-    if "dataset" in values and not isinstance(values["dataset"], str) and not _objects("dataset", values["dataset"]):
+    if (
+        "dataset" in values
+        and not isinstance(values["dataset"], str)
+        and not _known("dataset", type(values["dataset"]))
+    ):
         values = _with_rows(values, parts)
     objects = {name: value for name, value in values.items() if _objects(name, value)}
     with _undisturbed(), plugins.given({}):  # what is named here is forgotten afterwards
@@ -204,8 +213,8 @@ def run_study(
         progress: whether to show how it goes on.
 
     Returns:
-        One row a run, a pandas frame, or a list of dicts without pandas: the axes' values, seed, status, accuracy and
-        whatever else results.jsonl holds; failed runs among them, with their reason.
+        One row a run, a pandas frame, or a list of dicts without pandas: the axes' values, seed, status, the reason
+        why it failed, and what summary.json holds.
 
     Raises:
         FedpeftError: what the user can mend, in one sentence.
@@ -218,8 +227,13 @@ def run_study(
         command.run_study(asked, Console(quiet=not progress))
         folder = asked.output or read_study(file, preset).folder
         results = ResultsFile(folder / "results.jsonl").read()
-    return _frame([{**result.point, **{k: v for k, v in dataclasses.asdict(result).items() if k != "point"}}
-                   for result in results])  # fmt: skip
+    return _frame(
+        [
+            {**result.point, "seed": result.seed, "status": result.status, "reason": result.reason}
+            | dict(result.summary or {})
+            for result in results
+        ]
+    )
 
 
 def _frame(records: list[dict[str, Any]]) -> Any:
@@ -244,12 +258,17 @@ def _is_part(value: Any, name: str) -> bool:
 
 def _add(setting: str, cls: type, parts: dict[str, dict[str, type]]) -> None:
     """Note a class that no family has yet, under its own name."""
-    families = catalogue.FAMILIES[setting.replace("_", "-")]
-    name = name_of(cls)
-    if any(name in family.names and family.part(name) is cls for family in families):
+    if _known(setting, cls):
         return
+    families = catalogue.FAMILIES[setting.replace("_", "-")]
     rules = "precision_rules" if hasattr(cls, "bits") and not hasattr(cls, "place") else families[0].group
     parts.setdefault(rules if setting == "codec" else families[0].group, {})[cls.__name__] = cls
+
+
+def _known(setting: str, cls: type) -> bool:
+    """Whether a class is a part that texts can name."""
+    families, name = catalogue.FAMILIES[setting.replace("_", "-")], name_of(cls)
+    return any(name in family.names and family.part(name) is cls for family in families)
 
 
 def _with_rows(values: dict[str, Any], parts: dict[str, dict[str, type]]) -> dict[str, Any]:

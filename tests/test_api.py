@@ -168,9 +168,9 @@ def test_a_script_needs_no_guard_and_its_classes_reach_the_workers(tmp_path):
         "print('once')\n"
         "run = fedpeft.run_simulation(dataset='tiny', clients=4, cohort='all', rounds=1, workers=2, local_steps=1,\n"
         "                             tokens=32, peft=Mine(rank=2), output='run', progress=False)\n"
-        "print(run.config.peft)\n"
+        "print(run.config.peft, run.model().training)\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=True
     )
-    assert done.stdout == "once\nMine(rank=2)\n"
+    assert done.stdout == "once\nMine(rank=2) False\n"

@@ -24,15 +24,18 @@ def dataset_of(given: Any) -> Dataset:
     """The data set of what a user calls one.
 
     Args:
-        given: a `Dataset`; a `datasets.Dataset` or `DatasetDict` (columns text and label, splits train and test); a
-            sequence of mappings, one a row, with text, and label or owner if there are any; or a sequence of (texts,
-            labels) pairs, one a client.
+        given: a `Dataset`, or a part that loads one; a `datasets.Dataset` or `DatasetDict` (columns text and label,
+            splits train and test); a sequence of mappings, one a row, with text, and label or owner if there are any;
+            or a sequence of (texts, labels) pairs, one a client.
 
     Raises:
         DataError: it is nothing of the kind, or its rows can't be used.
     """
     if isinstance(given, Dataset):
         return given
+    if dataclasses.is_dataclass(given) and not isinstance(given, type) and hasattr(given, "load"):
+        loaded: Dataset = given.load()
+        return loaded
     if type(given).__module__.partition(".")[0] == "datasets":
         splits = given if isinstance(given, Mapping) else {"train": given}
         labelled = "label" in next(iter(splits.values())).column_names
