@@ -249,7 +249,9 @@ def name_of(cls: type) -> str | None:
 def origin_of(cls: type) -> Plugin | None:
     """The plugin that a part is from; None: it is not from outside."""
     name = name_of(cls)
-    return next((p for p in active() for named in p.parts.values() if name in named and _is(named[name], cls)), None)
+    if name is None:
+        return None
+    return next((p for p in active() for named in p.parts.values() if _is(named.get(name), cls)), None)
 
 
 def _is(entry: Any, cls: type) -> bool:
