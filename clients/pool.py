@@ -28,6 +28,7 @@ from fedpeft.clients.workbench import Workbench, WorkPlan
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import release
+from fedpeft.machine.processes import without_main
 from fedpeft.peft.adapter import State
 
 T = TypeVar("T")
@@ -85,7 +86,8 @@ class Pool:
             return future
         assert self._processes is not None
         try:
-            return self._processes.submit(_call, method.__name__, arguments)
+            with without_main():  # the first calls start the processes
+                return self._processes.submit(_call, method.__name__, arguments)
         except BrokenProcessPool as error:
             raise lost() from error
 

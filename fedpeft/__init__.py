@@ -6,11 +6,36 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedpeft.api import Run, open_run, run_simulation, run_study
+    from fedpeft.config import RunConfig
+    from fedpeft.errors import FedpeftError
 
 __version__ = "0.2.0"
+
+__all__ = ["FedpeftError", "Run", "RunConfig", "open_run", "run_simulation", "run_study"]
+"""What is promised to stay; imported on first use, so that `import fedpeft` is light."""
+
+_PLACES = {"FedpeftError": "fedpeft.errors", "RunConfig": "fedpeft.config"}
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses a package for GPUs
 
 _here = Path(__file__).resolve().parent
 if not (_here / "strategies").is_dir():  # a checkout: they stand beside fedpeft/; a wheel holds them inside it
     __path__.append(str(_here.parent))
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module that it stands in."""
+    if name not in __all__:
+        raise AttributeError(f"module 'fedpeft' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PLACES.get(name, "fedpeft.api")), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted([*globals(), *__all__])

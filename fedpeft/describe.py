@@ -50,8 +50,12 @@ def parts_named(name: str) -> list[tuple[str, type]]:
 
 def unknown(name: str) -> ConfigError:
     """Nothing is called `name`; says what is called nearly so."""
+    for families in FAMILIES.values():
+        for family in families:
+            if name.lower() in family.elsewhere:
+                return ConfigError(f"there is no {family.noun} {name!r}: {family.elsewhere[name.lower()]}")
     known = [*FAMILIES, *PRESETS, *SETTINGS, *(n for families in FAMILIES.values() for f in families for n in f.names)]
-    guess = "".join(f"did you mean {match!r}? " for match in difflib.get_close_matches(name, known, n=1))
+    guess = "".join(f"did you mean {match!r}? " for match in difflib.get_close_matches(name.lower(), known, n=1))
     return ConfigError(f"there is no part {name!r}; {guess}python -m fedpeft.describe lists them all")
 
 

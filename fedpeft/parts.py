@@ -124,7 +124,12 @@ def parse_spec(text: str) -> Spec:
         raise ConfigError(f"{text[:200]!r} is not of the form name(key=value, ...)") from None
     if isinstance(tree, ast.Name):
         return Spec(_restore(tree.id), {})
-    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)) or tree.args:
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.args:
+        raise ConfigError(
+            f"{text!r} gives {ast.unparse(tree.args[0])} without saying what it is; write each setting as key=value: "
+            f"python -m fedpeft.describe {_restore(tree.func.id)} lists them"
+        )
+    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
         raise ConfigError(f"{text!r} is not of the form name(key=value, ...)")
     settings: dict[str, Any] = {}
     for keyword in tree.keywords:
@@ -204,7 +209,7 @@ def split_outside_parentheses(text: str, separator: str) -> list[str]:
 def nearest(word: str, legal: Iterable[str]) -> str:
     """A clause for an error message: the closest legal word if there is one, and all of them."""
     names = sorted(legal)
-    close = difflib.get_close_matches(word, names, n=1)
+    close = difflib.get_close_matches(word, names, n=1) or difflib.get_close_matches(word.lower(), names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}legal: {', '.join(names)}"
 
@@ -217,7 +222,10 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
     """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
+    elsewhere: Mapping[str, str] = getattr(cls, "called_elsewhere", {})
     for name in given:
+        if name not in fields and elsewhere.get(name) in fields:
+            raise ConfigError(f"{owner} has no setting {name!r}: here it is called {elsewhere[name]}")
         if name not in fields:
             raise ConfigError(
                 f"{owner} has no setting {name!r}; {nearest(name, fields) if fields else 'it takes none'}"
@@ -276,13 +284,22 @@ class Family(Generic[T]):
         noun: what one part is called in messages, e.g. "strategy".
         group: what plugins call the family; by default as the folder is called.
         reserved: words that stand where a part's name could, and mean something else.
+        elsewhere: names, in small letters, that others use for what has another place here, and a clause about it.
     """
 
-    def __init__(self, package: str, noun: str, group: str = "", reserved: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        package: str,
+        noun: str,
+        group: str = "",
+        reserved: Iterable[str] = (),
+        elsewhere: Mapping[str, str] | None = None,
+    ) -> None:
         self.package = package
         self.noun = noun
         self.group = group or package.rpartition(".")[2]
         self.reserved = frozenset(reserved)
+        self.elsewhere = elsewhere or {}
 
     @cached_property
     def own_names(self) -> tuple[str, ...]:
@@ -324,6 +341,8 @@ class Family(Generic[T]):
         outside = self.outside()
         if name in outside:
             return plugins.part(self.group, name, outside[name])
+        if name.lower() in self.elsewhere:
+            raise ConfigError(f"unknown {self.noun} {name!r}: {self.elsewhere[name.lower()]}")
         where = plugins.absent(self.group, name)
         raise ConfigError(f"unknown {self.noun} {name!r}; {nearest(name, self.names)}{where}")
 

@@ -251,7 +251,7 @@ def origin_of(cls: type) -> Plugin | None:
     name = name_of(cls)
     if name is None:
         return None
-    return next((p for p in active() for named in p.parts.values() if name in named and _is(named[name], cls)), None)
+    return next((p for p in active() for named in p.parts.values() if _is(named.get(name), cls)), None)
 
 
 def _is(entry: Any, cls: type) -> bool:

@@ -18,6 +18,8 @@ from fedpeft.peft.adapter import Layout, State
 class FedSALoRA(LinearStrategy):
     """The mean of A; all other trained tensors are private."""
 
+    arrives_whole = False
+
     share_head: bool = setting(False, "also average the head instead of keeping one per client (paper: private)")
 
     def private(self, layout: Layout) -> frozenset[str]:

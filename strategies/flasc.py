@@ -23,6 +23,8 @@ from fedpeft.peft.adapter import ClientForm, Layout, State
 class FLASC(LinearStrategy):
     """The mean of sparse deltas to a sparse start."""
 
+    arrives_whole = False
+
     down: float = setting(0.25, "fraction of the LoRA entries sent down (paper: 1/4 to 1/64)", above=0, high=1)
     up: float = setting(0.25, "fraction of the LoRA entries of a delta sent up (paper: 1/4 to 1/64)", above=0, high=1)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
 import pytest
 import torch
+
+from fedpeft.conformance.conftest import tiny  # noqa: F401
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
@@ -22,20 +23,6 @@ class SilentObserver:
 @pytest.fixture
 def observer():
     return SilentObserver()
-
-
-@pytest.fixture(scope="session")
-def tiny():
-    """Task, tokenised rows, model folder and number of classes of the tiny data set."""
-    from fedpeft.data.rows import load_dataset
-    from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import TASKS
-
-    data = load_dataset("tiny")
-    task = TASKS.build("classification")
-    folder = resolve_model("tiny")
-    rows = task.tokenise(data.train.take(np.arange(200)), folder, 32)
-    return task, rows, folder, data.classes
 
 
 @pytest.fixture

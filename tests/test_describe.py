@@ -31,3 +31,25 @@ def test_an_unknown_name_gets_the_nearest(capsys):
     error = capsys.readouterr().err
     assert "did you mean 'flexlora'?" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("small", "--codec small"),
+        ("fp32", "cast(dtype=fp32)"),
+        ("tiny", "--codec tiny"),
+        ("rounds", "rounds of federated training"),
+        ("learning-rate", "of the local optimizer"),
+        ("codec", "Stands in front: by_link | small."),
+    ],
+)
+def test_presets_flags_and_words_in_front_of_a_codec_are_described(name, words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert describe.main([name]) == 0
+    assert words in capsys.readouterr().out
+
+
+def test_a_name_of_other_libraries_is_explained(capsys):
+    assert describe.main(["FedProx"]) == 2
+    assert "--proximal" in capsys.readouterr().err

@@ -2,9 +2,11 @@ from dataclasses import MISSING, dataclass
 
 import pytest
 
+from fedpeft.aggregation.strategy import strategies
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.errors import ConfigError
 from fedpeft.parts import Spec, check_settings, parse_spec, setting, split_outside_parentheses
+from fedpeft.peft.method import PEFT_METHODS
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,21 @@ def test_an_unknown_part_names_the_nearest_and_all_legal_ones():
 
 def test_pipelines_split_outside_of_parentheses_only():
     assert split_outside_parentheses("a(x='|') | b", "|") == ["a(x='|')", "b"]
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "words"),
+    [
+        (strategies, "fedavg", "is the strategy fedit"),
+        (strategies, "FedAvg", "is the strategy fedit"),
+        (strategies, "fedprox", "--proximal"),
+        (PEFT_METHODS, "LoRA", "did you mean 'lora'"),
+        (PEFT_METHODS, "lora(r=8)", "has no setting 'r': here it is called rank"),
+        (PEFT_METHODS, "lora(lora_alpha=8)", "here it is called alpha"),
+        (PEFT_METHODS, "lora(target_modules=all)", "here it is called targets"),
+        (PARTITIONS, "dirichlet(0.5)", r"gives 0.5 without saying what it is.*fedpeft.describe dirichlet"),
+    ],
+)
+def test_the_names_of_other_libraries_are_understood(family, text, words):
+    with pytest.raises(ConfigError, match=words):
+        family.build(text)

@@ -19,6 +19,8 @@ from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.errors import ConfigError, PayloadError, RunError
 from fedpeft.parts import part_text
 from fedpeft.run import catalogue
+from fedpeft.studies.results import Result
+from fedpeft.studies.runner import Workplace
 from fedpeft.studies.study_file import read_study
 
 RULE = '''
@@ -221,6 +223,20 @@ def test_a_configuration_and_a_study_name_plugins_beside_them(rule, tmp_path):
         read_config(tmp_path / "bad.toml")
     with pytest.raises(ConfigError, match="has no setting 'plugin'"):
         from_mapping({"plugin": []}, "a run")
+
+
+def test_results_of_a_changed_plugin_are_not_mixed_with_new_ones(rule, tmp_path, monkeypatch):
+    (tmp_path / "study.toml").write_text('plugin = ["my_rules.py"]\nseeds = [0]\n[axes]\nstrategy = ["half_mean"]\n')
+    place = Workplace(read_study(tmp_path / "study.toml"), tmp_path)
+    [run] = place.planned
+    made_with = tuple(plugin.record for plugin in catalogue.used(run.config))
+    place.record(run, Result(vars(run.config), "finished", 0, plugin=made_with, summary={}))
+    assert Workplace(read_study(tmp_path / "study.toml"), tmp_path).left(False) == []
+
+    monkeypatch.setattr(plugins, "_state", plugins._State())
+    rule.write_text(RULE + PARTS + "# changed\n")
+    with pytest.raises(RunError, match=r"made with the plugin .*my_rules.py as it was before it changed"):
+        Workplace(read_study(tmp_path / "study.toml"), tmp_path)
 
 
 def test_objects_are_parts_within_their_context_only(rule):

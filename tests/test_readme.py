@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fedpeft import plugins
 from fedpeft.models.base_model import resolve_model
 from fedpeft.simulate import main, parse
 
@@ -42,6 +43,8 @@ def test_a_simulation_of_the_readme_has_legal_settings(command, tmp_path, monkey
     from fedpeft.peft.family import PEFT_METHODS
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plugins, "_state", plugins._State())
+    (tmp_path / "my_rules.py").write_text(blocks("python")[2])
     config = parse(shlex.split(command)[3:])[0]
     PARTITIONS.build(config.partition)
     PEFT_METHODS.build(config.peft)
@@ -72,12 +75,28 @@ def test_the_python_of_the_readme_answers(tmp_path, capsys, monkeypatch):
     assert main(["--dataset", "tiny", "--clients", "4", "--cohort", "2", "--rounds", "1", "--dtype", "fp32",
                  "--workers", "1", "--output", "RUN"]) == 0  # fmt: skip
     shutil.copytree(resolve_model("tiny"), "BASE")
-    [code] = blocks("python")
+    code = blocks("python")[0]
     capsys.readouterr()
     exec(code, {})
     from fedpeft.data.rows import load_dataset
 
     assert capsys.readouterr().out.strip() in (load_dataset("tiny").label_names or ())
+
+
+def test_a_run_from_python_is_what_the_readme_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(blocks("python")[1], names)
+    assert names["run"].adapter.is_dir()
+    assert list(names["run"].rounds["round"]) == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_the_readme_s_own_rule_passes_the_conformance_suite(tmp_path):
+    (tmp_path / "my_rules.py").write_text(blocks("python")[2])
+    command = [sys.executable, "-m", "fedpeft.conformance", "my_rules.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_files_that_the_readme_names_exist():

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from experiments.aggregation.timing import interleaved
 from fedpeft.aggregation.strategy import RoundStrategy, Strategy, strategies
 from fedpeft.aggregation.update import Update
+from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.peft.low_rank import CostModel, LowRank, Method, leading_eigenvectors, truncated_svd

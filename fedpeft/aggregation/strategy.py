@@ -39,6 +39,9 @@ class Strategy:
     new_factors: ClassVar[bool] = False
     """Whether the rule makes new factors each round, in which what was remembered of the old ones has no meaning."""
 
+    arrives_whole: ClassVar[bool] = True
+    """Whether the update of a cohort of one becomes the global state; False: it is thinned out, shrunk or kept back."""
+
     needs_lora: ClassVar[bool] = True
     """Whether the rule is only defined for LoRA factors; False: any PEFT method."""
 
@@ -200,7 +203,16 @@ class GatherStrategy(RoundStrategy):
         return Aggregate(after, residuals)
 
 
-strategies: Family[Strategy] = Family("fedpeft.strategies", "strategy")
+_ELSEWHERE = {
+    "fedavg": "the mean that FedAvg takes is the strategy fedit",
+    "fedprox": "FedProx is a penalty on clients, with any strategy: --proximal 0.01",
+    "scaffold": "SCAFFOLD corrects the clients' drift, with any linear strategy: --scaffold",
+    "fedadam": "FedAdam is what the server does with the mean: --strategy fedit --server-optimizer adam",
+    "fedyogi": "FedYogi is what the server does with the mean: --strategy fedit --server-optimizer yogi",
+    "fedadagrad": "FedAdagrad is what the server does with the mean: --strategy fedit --server-optimizer adagrad",
+}
+
+strategies: Family[Strategy] = Family("fedpeft.strategies", "strategy", elsewhere=_ELSEWHERE)
 """All strategies, by file name."""
 
 

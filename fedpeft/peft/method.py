@@ -63,6 +63,9 @@ class PeftMethod(ABC):
     composes: ClassVar[bool] = False
     """Whether it can be one of several methods in one model: `lora(rank=8) + bitfit`."""
 
+    called_elsewhere: ClassVar[dict[str, str]] = {"r": "rank", "lora_alpha": "alpha", "target_modules": "targets"}
+    """Settings' names in the `peft` library, where they are others here."""
+
     in_peft: ClassVar[bool] = True
     """Whether the `peft` library has it, and saves it."""
 

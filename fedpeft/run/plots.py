@@ -7,21 +7,25 @@ from typing import Any
 
 
 def plot_rounds(path: Path, rounds: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    """Draw the validation curve and the losses of `rounds` to `path` (SVG or PNG), with the reference lines.
+    """Draw `figure_of` the rounds to `path` (SVG or PNG)."""
+    figure_of(rounds, summary).savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
+    """The validation curve and the losses of `rounds`, with the reference lines, as a figure of matplotlib.
 
     `rounds` are the lines of rounds.jsonl; references come from the summary where they are known.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     metric = summary["metric"]
     measured = [r for r in rounds if r["loss"] is not None]
     trained = [r for r in rounds if r["train_loss"] is not None]
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
         if metric == "accuracy":
             left.plot(
                 [r["round"] for r in measured],
@@ -74,5 +78,4 @@ def plot_rounds(path: Path, rounds: list[dict[str, Any]], summary: dict[str, Any
             axis.set_xlabel("round")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.25, linewidth=0.6)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-        plt.close(figure)
+    return figure

@@ -62,7 +62,8 @@ class _HostileSide(ClientSide):
         if job.client not in self.attackers:
             return update
         draws = seeds.torch_generator(job.seed, "attack", job.round, job.client)
-        return self.attack.update(update, job.received, layout, draws)
+        spoilt: State = self.attack.update(update, job.received, layout, draws)
+        return spoilt
 
     def told(self, job: Job, result: Trained) -> Trained:
         """The number of rows that an attacker claims."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedpeft.errors import RunError
+from fedpeft.machine.processes import without_main
 
 ORPHAN_SECONDS = 60
 """How long an earlier process may take to notice that its study is gone."""
@@ -60,7 +61,8 @@ class Starter:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, program))
-        self._process.start()
+        with without_main():
+            self._process.start()
         theirs.close()
 
     def start(self, run: Start) -> None:

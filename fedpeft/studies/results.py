@@ -44,6 +44,7 @@ class Result:
 
     Attributes:
         config: the resolved settings, as they were stored.
+        plugin: where its parts from outside came from (`fedpeft.plugins.Plugin.record`).
         status: finished or failed.
         seed: the run's seed.
         study: name of the study; empty for a run on its own.
@@ -63,6 +64,7 @@ class Result:
     config: Mapping[str, Any]
     status: str
     seed: int
+    plugin: tuple[Mapping[str, Any], ...] = ()
     study: str = ""
     preset: str = ""
     point: Mapping[str, str] = field(default_factory=dict)
@@ -142,7 +144,7 @@ def read_run(folder: Path) -> Result:
     if not (folder / "config.toml").is_file():
         raise RunError(f"{folder} holds no run: there is no config.toml in it")
     config = read_toml(folder / "config.toml")
-    config.pop("plugin", None)  # of no use for a result that is there
+    records_of_plugins = config.pop("plugin", [])
     if not (folder / "summary.json").is_file():
         raise RunError(
             f"{folder} holds an unfinished run; continue it with python -m fedpeft.simulate --resume {folder}"
@@ -160,6 +162,7 @@ def read_run(folder: Path) -> Result:
             config=config,
             status=FINISHED,
             seed=int(config.get("seed", summary["seed"])),
+            plugin=tuple(records_of_plugins),
             summary=summary,
             rounds=tuple(rounds),
             local_steps=sum(int(c["steps"]) for c in clients),
@@ -278,7 +281,8 @@ def _result(plain: Any) -> Result:
         raise ValueError("it has no status or no config")
     if plain["status"] == FINISHED and not isinstance(plain.get("summary"), dict):
         raise ValueError("it has no summary")
-    return Result(**{**plain, "rounds": tuple(plain.get("rounds", ()))})
+    several = {name: tuple(plain.get(name, ())) for name in ("rounds", "plugin")}
+    return Result(**{**plain, **several})
 
 
 def latest(results: list[Result]) -> list[Result]:

@@ -95,6 +95,14 @@ class Workplace:
                     f"{f' with preset {self.study.preset}' if self.study.preset else ''} does not describe; "
                     "move that file away or give another --output"
                 )
+            assert config is not None
+            now = {plugin.source: plugin.record for plugin in catalogue.used(config)}
+            for was in result.plugin:
+                if now.get(was["source"], was) != was:
+                    raise RunError(
+                        f"{self.results.path} holds results made with the plugin {was['source']} as it was before it "
+                        "changed; put that back, or give another --output"
+                    )
             found[names[config]] = result
         return found
 

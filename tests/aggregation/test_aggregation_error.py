@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates
 from fedpeft.aggregation.aggregator import collector
 from fedpeft.aggregation.exactness import LARGEST_TARGET, Measured, Products, measurable
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates
 from fedpeft.peft.adapter import ClientForm
 
 FORM = ClientForm(4, 8.0)

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.aggregation.factors import effective
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.peft.adapter import ClientForm
 
 SHAPES = [(7, 11), (13, 5), (6, 6)]

@@ -7,10 +7,10 @@ the package's; the faulty ones are written out here.
 import pytest
 import torch
 
-from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.aggregation.factors import effective, leading_ranks, target
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Cohort, normalised
+from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.low_rank import truncated_svd
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.peft.adapter import ClientForm
 

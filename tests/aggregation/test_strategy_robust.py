@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.aggregation.factors import change, effective
 from fedpeft.aggregation.robust import shared_basis
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.peft.adapter import ClientForm
 
 FORM = ClientForm(4, 8.0)

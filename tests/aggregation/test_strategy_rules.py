@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from experiments.aggregation.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.aggregation.factors import effective
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 

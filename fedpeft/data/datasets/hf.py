@@ -62,6 +62,15 @@ class HF:
                 f"the files of hf data set {self.name} can't be read as rows: {reason}; name a data set of the hub, or "
                 "a folder with one; of a single file, take file:PATH"
             ) from None
+        return self.made_of(splits)
+
+    def made_of(self, splits: Any) -> Dataset:
+        """The rows of `splits`, which are here already: data sets of the `datasets` library by the splits' names.
+
+        Raises:
+            ConfigError: a split does not exist.
+            DataError: its rows can't be used.
+        """
         train = self._table(splits, self.train)
         test = None if self.test is None else self._table(splits, self.test)
         return user_rows.dataset(self.name, train, test, self.test_fraction, self.seed)

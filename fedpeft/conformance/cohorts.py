@@ -1,6 +1,6 @@
 """Made-up cohorts: random global states and random updates of clients with given ranks, alphas and weights.
 
-Used by this benchmark and by the tests of the strategies; nothing here trains anything.
+For tests and measurements of strategies; nothing here trains anything.
 """
 
 from __future__ import annotations

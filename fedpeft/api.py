@@ -1,0 +1,314 @@
+"""fedpeft from Python: what a command does, as a function that returns a run.
+
+    import fedpeft
+
+    run = fedpeft.run_simulation(clients=20, dataset="tiny", strategy="flexlora", rounds=5)
+    run.accuracy, run.rounds, run.plot()
+
+Settings are those of the commands, with `_` for `-` (`fedpeft.config.RunConfig`). Parts may be objects instead of
+texts: `strategy=MyRule(tau=0.9)`, `codec=[Rotate(), Quantize(bits=4)]`. Nothing but progress is printed, and nothing
+global stays changed: threads, warnings, the environment and the libraries' verbosity are as before, and no process is
+left. Scripts need no `if __name__ == "__main__"`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from fedpeft import plugins
+from fedpeft.config import RunConfig, from_mapping, read_config
+from fedpeft.data.in_memory import NAME, dataset_of, part_of
+from fedpeft.data.rows import Dataset
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.parts import name_of, part_text
+from fedpeft.run import catalogue
+from fedpeft.run.finished import FinishedRun
+from fedpeft.run.observer import RoundResult
+from fedpeft.run.plots import figure_of
+from fedpeft.run.records import Records
+from fedpeft.simulate import begun, checked_settings, simulate
+from fedpeft.studies.results import ResultsFile
+from fedpeft.studies.study_file import read_study
+
+OnRound = Callable[[RoundResult], bool | None]
+SEVERAL = {"codec": " | ", "peft": " + "}
+"""Settings that a list of parts may be given for, and what stands between them in the text."""
+
+SUITS = "the model that suits the rows"
+"""Key, beside the settings, of what `model="auto"` means for rows in memory: later commands don't have the rows."""
+
+GIVEN_MODEL = "given_model"
+"""Folder, in a run's own, of a model that was handed over as an object."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: its files, which all commands take.
+        config: its settings.
+        summary: its results, as in summary.json.
+        parts: those that were handed over as objects, by group and name.
+    """
+
+    folder: Path
+    config: RunConfig
+    summary: Mapping[str, Any]
+    parts: Mapping[str, Mapping[str, type]] = field(default_factory=dict, repr=False)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the test rows, or as `summary["accuracy_of"]` says; 0 to 1."""
+        value = self.summary["accuracy"]
+        return None if value is None else float(value)
+
+    @cached_property
+    def rounds(self) -> Any:
+        """One row a round (`fedpeft.run.observer.RoundResult`): a pandas frame, or a list of dicts without pandas."""
+        return _frame(Records(self.folder).read("rounds.jsonl"))
+
+    @cached_property
+    def clients(self) -> Any:
+        """One row a client and round, as `rounds` is."""
+        return _frame(Records(self.folder).read("clients.jsonl"))
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the adapter, or of the whole model after full fine-tuning."""
+        whole = self.folder / "model"
+        return whole if whole.is_dir() else self.folder / "adapter"
+
+    def plot(self) -> Any:
+        """Validation accuracy and losses over rounds, as a figure of matplotlib."""
+        return figure_of(Records(self.folder).read("rounds.jsonl"), dict(self.summary))
+
+    def model(self) -> nn.Module:
+        """The finished model on the CPU, in fp32, to be evaluated: called with a batch of tensors it gives logits.
+
+        Raises:
+            FedpeftError: the base model, or a part from outside that it needs, is not there.
+        """
+        with _undisturbed(), plugins.given(self.parts):
+            finished = FinishedRun.read(self.folder)
+            return finished.model(finished.base()).eval()
+
+
+def open_run(folder: str | Path) -> Run:
+    """The finished run in a folder.
+
+    Raises:
+        RunError: there is none, or it is not finished.
+    """
+    with plugins.given({}):
+        found = FinishedRun.read(Path(folder))
+    return Run(found.folder, found.config, found.summary)
+
+
+def run_simulation(
+    config: RunConfig | str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    resume: str | Path | None = None,
+    plugin: str | Iterable[str] = (),
+    on_round: OnRound | None = None,
+    progress: bool = True,
+    tokenizer: Any = None,
+    **settings: Any,
+) -> Run:
+    """Simulate a federation, as `python -m fedpeft.simulate` does.
+
+    Args:
+        config: settings, or a TOML file of them; `settings` override them.
+        output: the run's folder; None: a new one under runs/.
+        resume: folder of an interrupted run to continue; objects that it was given have to be given again.
+        plugin: files, folders or installed packages with parts (`fedpeft.plugins`).
+        on_round: is told of each finished round; where it returns True, the run ends with that round.
+        progress: whether to show how the run goes on.
+        tokenizer: that of a `model` given as an object.
+        settings: fields of `RunConfig`. Those that are parts may be objects; `dataset` whatever
+            `fedpeft.data.in_memory.dataset_of` takes; `model` one of transformers.
+
+    Raises:
+        FedpeftError: what the user can mend, in one sentence.
+    """
+    values: dict[str, Any] = dict(settings)
+    parts: dict[str, dict[str, type]] = {}
+    if (
+        "dataset" in values
+        and not isinstance(values["dataset"], str)
+        and not _known("dataset", type(values["dataset"]))
+    ):
+        values = _with_rows(values, parts)
+    objects = {name: value for name, value in values.items() if _objects(name, value)}
+    with _undisturbed(), plugins.given({}):  # what is named here is forgotten afterwards
+        catalogue.use([plugin] if isinstance(plugin, str) else plugin)
+        for name, value in objects.items():
+            for part in _objects(name, value):
+                _add(name, type(part), parts)
+        with plugins.given(parts):
+            catalogue.use(())
+            values |= {
+                name: SEVERAL.get(name, "").join(part_text(part) for part in _objects(name, value))
+                for name, value in objects.items()
+            }
+            return _run(config, values, output, resume, tokenizer, on_round, Console(quiet=not progress))
+
+
+def _run(
+    config: RunConfig | str | Path | None,
+    values: dict[str, Any],
+    output: str | Path | None,
+    resume: str | Path | None,
+    tokenizer: Any,
+    on_round: OnRound | None,
+    console: Console,
+) -> Run:
+    if resume is not None:
+        if config is not None or not (Path(resume) / "config.toml").is_file():
+            raise RunError(f"{resume} holds no run to resume, or a config was given beside it: it keeps its own")
+        config = Path(resume) / "config.toml"
+    default = read_config(Path(config)) if isinstance(config, str | Path) else config or RunConfig()
+    model = values.pop("model", None)
+    if isinstance(model, str | Path):
+        values["model"] = str(model)
+        model = None
+    suits = values.pop(SUITS, "auto")
+    chosen = from_mapping({**dataclasses.asdict(default), **values}, "run_simulation")
+    if chosen.model == "auto" and resume is None:
+        chosen = dataclasses.replace(chosen, model=suits)
+    chosen, folder = checked_settings(
+        chosen, default, None if output is None else Path(output), None if resume is None else Path(resume)
+    )
+    with begun(folder, lambda: any((folder / "checkpoint").glob("*"))):
+        if model is not None and resume is None:
+            chosen = dataclasses.replace(chosen, model=_saved(model, tokenizer, folder / GIVEN_MODEL))
+        simulate(chosen, folder, resume is not None, console, on_round=on_round)
+    return open_run(folder)
+
+
+def run_study(
+    study: str | Path, *, preset: str | None = None, output: str | Path | None = None, jobs: int = 0,
+    progress: bool = True,
+) -> Any:  # fmt: skip
+    """Run what is missing of a study, as `python -m fedpeft.study` does, and make its report.
+
+    Args:
+        study: its TOML file.
+        preset: one of the file's; None: the one that it names.
+        output: folder of the results; None: the file's, or the preset's.
+        jobs: runs at a time; 0: as many as the cores allow.
+        progress: whether to show how it goes on.
+
+    Returns:
+        One row a run, a pandas frame, or a list of dicts without pandas: the axes' values, seed, status, the reason
+        why it failed, and what summary.json holds.
+
+    Raises:
+        FedpeftError: what the user can mend, in one sentence.
+    """
+    from fedpeft import study as command
+
+    file = Path(study)
+    asked = command.Command(file, preset, None if output is None else Path(output), jobs)
+    with _undisturbed(), plugins.given({}):
+        command.run_study(asked, Console(quiet=not progress))
+        folder = asked.output or read_study(file, preset).folder
+        results = ResultsFile(folder / "results.jsonl").read()
+    return _frame(
+        [
+            {**result.point, "seed": result.seed, "status": result.status, "reason": result.reason}
+            | dict(result.summary or {})
+            for result in results
+        ]
+    )
+
+
+def _frame(records: list[dict[str, Any]]) -> Any:
+    """The records as a pandas frame, where pandas is installed."""
+    try:
+        import pandas
+    except ImportError:
+        return records
+    return pandas.DataFrame(records)
+
+
+def _objects(name: str, value: Any) -> list[Any]:
+    """The parts that a setting was given as objects; empty: it was given as a text or number."""
+    several = list(value) if name in SEVERAL and isinstance(value, list | tuple) else [value]
+    return several if all(_is_part(part, name) for part in several) else []
+
+
+def _is_part(value: Any, name: str) -> bool:
+    is_object = dataclasses.is_dataclass(value) and not isinstance(value, type | Dataset)
+    return is_object and name.replace("_", "-") in catalogue.FAMILIES
+
+
+def _add(setting: str, cls: type, parts: dict[str, dict[str, type]]) -> None:
+    """Note a class that no family has yet, under its own name."""
+    if _known(setting, cls):
+        return
+    families = catalogue.FAMILIES[setting.replace("_", "-")]
+    rules = "precision_rules" if hasattr(cls, "bits") and not hasattr(cls, "place") else families[0].group
+    parts.setdefault(rules if setting == "codec" else families[0].group, {})[cls.__name__] = cls
+
+
+def _known(setting: str, cls: type) -> bool:
+    """Whether a class is a part that texts can name."""
+    families, name = catalogue.FAMILIES[setting.replace("_", "-")], name_of(cls)
+    return any(name in family.names and family.part(name) is cls for family in families)
+
+
+def _with_rows(values: dict[str, Any], parts: dict[str, dict[str, type]]) -> dict[str, Any]:
+    """The settings with a data set in memory as a part; rows that come client by client stay where they are."""
+    by_client = isinstance(values["dataset"], list | tuple) and all(isinstance(c, tuple) for c in values["dataset"])
+    dataset = dataset_of(values["dataset"])
+    parts.setdefault("datasets", {})[NAME], text = part_of(dataset)
+    own = {"clients": 0, "partition": "natural"} if by_client else {}
+    return {**own, **values, "dataset": text, SUITS: dataset.default_model}
+
+
+def _saved(model: Any, tokenizer: Any, folder: Path) -> str:
+    """A model of transformers as a folder, which worker processes, and later commands, load it from."""
+    if not hasattr(model, "save_pretrained") or not hasattr(tokenizer, "save_pretrained"):
+        raise ConfigError(
+            f"model must be a text, or a model of transformers with its tokenizer=, got {type(model).__name__} and "
+            f"{type(tokenizer).__name__}"
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder.absolute())
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What a run changes of the process around it is afterwards as it was."""
+    from transformers.utils import logging
+
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    exact, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(exact, warn_only=warn)
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            for name in os.environ.keys() - environment.keys():
+                del os.environ[name]
+            os.environ.update(environment)

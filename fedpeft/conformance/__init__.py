@@ -1,0 +1,23 @@
+"""The suite that every part must pass, ours and yours.
+
+    pip install 'fedpeft[test]'
+    python -m fedpeft.conformance my_rules.py
+
+runs it on the parts of a plugin, whatever families they belong to; in this repository `python -m pytest` runs the same
+files on our own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedpeft import plugins
+from fedpeft.parts import Family
+
+
+def under_test(family: Family[Any]) -> tuple[str, ...]:
+    """The parts of a family that the suite is about: those of the plugins that are named, or all of our own."""
+    named = plugins.named()
+    if not named:
+        return family.own_names
+    return tuple(name for name, plugin in family.outside().items() if plugin in named)

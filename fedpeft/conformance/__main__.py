@@ -1,0 +1,70 @@
+"""python -m fedpeft.conformance PLUGIN...: whether a plugin's parts do what every part must."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from fedpeft.errors import ConfigError, FedpeftError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Run the conformance suite on the parts of your own file, folder or installed package."""
+
+    plugins: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PLUGIN...", help="a file, a folder with __init__.py, or an installed package"),
+    ]
+    select: Annotated[str, tyro.conf.arg(help="only tests whose name has this in it")] = ""
+
+
+def check(command: Command) -> int:
+    """Run the suite; pytest's exit code: 0 where all tests have passed.
+
+    Raises:
+        FedpeftError: there is no pytest, or no such plugin, or it holds no parts.
+    """
+    from fedpeft import plugins
+    from fedpeft.run import catalogue
+
+    if importlib.util.find_spec("pytest") is None:
+        raise ConfigError(
+            "the conformance suite needs the package pytest; install it with: pip install 'fedpeft[test]'"
+        )
+    import pytest
+
+    if not command.plugins:
+        raise ConfigError("name a plugin: python -m fedpeft.conformance my_rules.py")
+    catalogue.use(command.plugins)
+    if not any(plugin.names for plugin in plugins.named()):
+        raise ConfigError(f"{', '.join(command.plugins)} holds no parts")
+    folder = Path(__file__).parent
+    own = ["-c", os.devnull, "--rootdir", str(folder), "--import-mode=importlib", "-q", "-p", "no:cacheprovider"]
+    return int(pytest.main([*own, *(["-k", command.select] if command.select else []), str(folder)]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit code: 0, 1 where a test has failed, 2 for a user's mistake."""
+    command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.conformance")
+    try:
+        return check(command)
+    except FedpeftError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+
+
+if __name__ == "__main__":
+    from fedpeft.simulate import quiet_libraries
+
+    quiet_libraries()
+    sys.exit(main())
