@@ -54,9 +54,9 @@ PRESETS: Final[Mapping[str, str]] = {
 }
 """Codecs with a name, from exact to smallest. Against fp32: bf16 3x, int8 4x, int4 8x, unbiased 15x, medium 16x, small
 32x, drive 31x, tiny 100x; less where an adapter is so small, or its entries so much alike, that hardly anything of it
-would arrive. Those with a gain are for the mean of many updates, which arrives at its length while a single one
-arrives longer: where a round has only a few clients put a memory in front (`ef14 | small`), and where the server clips or judges
-single updates (`user_dp`, robust rules, `fedbuff` with a small buffer) take `int4` or `unbiased`."""
+would arrive. Those with a gain are for the mean of many updates, which arrives at its length while a single one arrives
+longer: where a round has only a few clients put a memory in front (`ef14 | small`), and where the server clips or
+judges single updates (`user_dp`, robust rules, `fedbuff` with a small buffer) take `int4` or `unbiased`."""
 HEADER_SIZE: Final = 64
 """Bytes that a header with four steps takes, about: what a step that works to a budget sets aside."""
 
