@@ -359,7 +359,7 @@ class Simulation:
         labels, test_labels = self.all_rows.labels, self.dataset.test.labels
         assert labels is not None
         assert test_labels is not None
-        rule = "one standard error"
+        rule = "one standard error, cross-validated"
         precision = self.setup.method.base_precision
         more: dict[str, str] = {"precision": precision} if precision else {}
         if self.gpus:
