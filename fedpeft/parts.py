@@ -266,6 +266,8 @@ def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) 
                 return tuple(value)
         elif isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
             return _within(label, value, bounds)
+    if bounds.choices is not None:
+        raise ConfigError(f"{label} must be {bounds}, got {value!r}")
     legal = " or ".join("none" if o is type(None) else (typing.get_origin(o) or o).__name__ for o in options)
     raise ConfigError(f"{label} must be {legal}, got {value!r}")
 

@@ -3,8 +3,8 @@
     down: the entries of the adapter largest in magnitude, a fraction `down` of them, the others as 0
     up:   the entries of the delta largest in magnitude, a fraction `up` of them;   x <- x + mean of the sparse deltas
 
-The paper's server optimizer is Adam: add it. Whole-adapter selection, so layers compete for the budget. The zeros
-become bytes saved only behind a codec that codes zeros cheaply.
+The paper's server optimizer is Adam: add it. Whole-adapter selection, so layers compete for the budget. Zeros cost
+one bit each in both directions (`cast`), less behind an entropy coder.
 
 Deviation: the head, which the paper's setting trains densely, is exempt from both selections. Since B starts at 0 and
 A does not, round 1 sends a sparsified A.

@@ -28,6 +28,10 @@ columns of B), that is slices along the shorter side. Codes on the wire are the 
 FLOOR: Final = 0.1
 """Least sensitivity, relative to the average: nothing is ever called worthless for good (B = 0 in the first round)."""
 
+LEAST: Final = 1 / 16
+"""Least part of a state, <x, x'> / norm(x)^2, that a codec of single entries lets arrive, whatever budget it was given:
+not even a gain of 4 makes a quarter of the length of less."""
+
 
 def sensitivity(state: State, layout: Layout) -> State:
     """How much an error in each entry changes dW = scale B A, up to a common factor; the `weights` of `Codec.encode`.

@@ -47,15 +47,16 @@ PRESETS: Final[Mapping[str, str]] = {
     "int8": "quantize(bits=8) | rans",
     "int4": "quantize(bits=4) | rans",
     "unbiased": "quantize(step=0.99, rounding=dither) | rans",
-    "medium": "adaptive(bits=2.0, gain=1.1) | rans",
-    "small": "adaptive(bits=0.99, gain=1.7) | rans",
+    "medium": "adaptive(bits=2.0, gain=length) | rans",
+    "small": "adaptive(bits=0.99, gain=length) | rans",
     "drive": "rotate | sign(scale=drive)",
-    "tiny": "adaptive(bits=0.312, gain=3.0) | rans",
+    "tiny": "adaptive(bits=0.312, gain=length) | rans",
 }
 """Codecs with a name, from exact to smallest. Against fp32: bf16 3x, int8 4x, int4 8x, unbiased 15x, medium 16x, small
-32x, drive 31x, tiny 100x. Those with a gain are for the mean of many updates, and one update arrives longer than it was
-sent: where a round has only a few clients put a memory in front (`ef14 | small`), and where the server clips or judges
-single updates (`user_dp`, robust rules, `fedbuff` with a small buffer) take `int4` or `unbiased`."""
+32x, drive 31x, tiny 100x; less where an adapter is so small, or its entries so much alike, that hardly anything of it
+would arrive. Those with a gain are for the mean of many updates, which arrives at its length while a single one arrives
+longer: where a round has only a few clients put a memory in front (`ef14 | small`), and where the server clips or
+judges single updates (`user_dp`, robust rules, `fedbuff` with a small buffer) take `int4` or `unbiased`."""
 HEADER_SIZE: Final = 64
 """Bytes that a header with four steps takes, about: what a step that works to a budget sets aside."""
 
@@ -87,15 +88,15 @@ class Codec:
         return float(getattr(self.tensor_steps[-1], "bits", 0))
 
     @property
-    def gain(self) -> float:
-        """What the quantizer multiplies by what arrives."""
-        return float(getattr(self.tensor_steps[-1], "gain", 1))
+    def gain(self) -> str:
+        """What the quantizer makes longer: `length`, each update to its length along itself, or `none`."""
+        return str(getattr(self.tensor_steps[-1], "gain", "none"))
 
     def without_gain(self) -> Codec:
         """The same codec with what arrives as near to what was sent as can be."""
-        if self.gain == 1:
+        if self.gain == "none":
             return self
-        changed = replace(self.tensor_steps[-1], gain=1.0)  # type: ignore[type-var]
+        changed = replace(self.tensor_steps[-1], gain="none")  # type: ignore[type-var]
         return replace(self, tensor_steps=(*self.tensor_steps[:-1], changed))
 
     def with_bits(self, bits: float) -> Codec:
@@ -225,7 +226,7 @@ def make_codec(steps: Sequence[Step]) -> Codec:
         next(s for s in completed if isinstance(s, Packer)),
         tuple(s for s in completed if isinstance(s, ByteStep)),
     )
-    if codec.gain != 1 and not all(s.proportional for s in completed if isinstance(s, Transform)):
+    if codec.gain != "none" and not all(s.proportional for s in completed if isinstance(s, Transform)):
         raise ConfigError(f"{codec}: a gain would act on both factors of a product; leave out gain or the step before")
     return codec
 

@@ -60,7 +60,7 @@ class ErrorFeedback:
             raise ConfigError(f"error feedback must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if not 0 <= self.keep <= 1:
             raise ConfigError(f"error feedback's keep must be 0 to 1, got {self.keep}")
-        if self.codec.gain != 1 and self.kind != "none":
+        if self.codec.gain != "none" and self.kind != "none":
             raise ConfigError(
                 f"{self.kind} sends later what {self.codec} drops, and its gain makes up for that at once; together "
                 "they overshoot, so leave one of them out"

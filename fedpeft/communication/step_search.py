@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.bit_allocation import Slices
+from fedpeft.communication.bit_allocation import LEAST, Slices
 from fedpeft.communication.entropy import PRECISION, coded_size
 from fedpeft.communication.levels import CLASSES, classes_of
 from fedpeft.communication.payload import Array
@@ -87,10 +87,29 @@ class StepSearch:
         return 1.003 * float(coded) + coded_size([Symbols(classes, CLASSES)])
 
     def meet(self, budget: float) -> float:
-        """A step, representable in fp32, whose cost is at most the budget and close to it; 0 for all zeros."""
+        """A step, representable in fp32, whose cost is at most the budget and close to it; 0 for all zeros.
+
+        The budget is doubled as long as less than `LEAST` of the state would arrive.
+        """
         if not SMALLEST <= self.largest <= 1 / SMALLEST:
             return 0.0
-        low, high = 1.001 * self.largest / REACH, 4 * self.largest
+        finest = 1.001 * self.largest / REACH
+        while True:
+            step = self._within(budget, finest, 4 * self.largest)
+            if step <= np.float32(finest) or self._arrives(step) >= LEAST:
+                return step
+            budget *= 2
+
+    def _arrives(self, step: float) -> float:
+        """<y, y'> / norm(y)^2, about: the energy of what is not sent as zero; 1 with dither, which keeps it."""
+        if self.probe is not None:
+            return 1.0
+        squares = np.square(self.y, dtype=np.float64)
+        q, _ = self.levels(step, None)
+        return float(squares.sum(where=q != 0) / squares.sum())
+
+    def _within(self, budget: float, low: float, high: float) -> float:
+        """The step between two whose cost is at most the budget and close to it, or `low` or `high`."""
         dear, cheap = self.cost(low), self.cost(high)
         if dear <= budget:
             return float(np.float32(low))

@@ -5,10 +5,9 @@
 
 The words in front of the codec never travel. A *memory* (`ef14`, `ef21`, see `fedpeft.communication.error_feedback`)
 sends later what the codec drops now; *precision rules* (`fedpeft.communication.precision_rule`) say how many bits which
-client spends. What a coarse codec drops is made up for either by a memory or by its `gain`, not by both, and a gain
-suits one precision: behind a memory or a rule a preset is taken without it. Alone, presets rely on gain, because a
-memory suits clients that are asked in every round or nearly so: what was dropped ten rounds ago belongs to another
-state (`docs/decisions.md`).
+client spends. What a coarse codec drops is made up for either by a memory or by its `gain`, not by both: behind a
+memory a preset is taken without it. Presets have no memory, because it suits clients that are asked in every round or
+nearly so: what was dropped ten rounds ago belongs to another state (`docs/decisions.md`).
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ def parse_uplink(text: str) -> Uplink:
 
     Raises:
         ConfigError: unknown word or setting, value out of range, wrong order, a memory around a codec that loses
-            nothing or has a gain, or a precision rule in front of a codec without a precision to set or with a gain.
+            nothing or has a gain, or a precision rule in front of a codec without a precision to set.
     """
     words = split_outside_parentheses(text, "|")
     front: list[str] = []
@@ -139,15 +138,10 @@ def parse_uplink(text: str) -> Uplink:
         raise ConfigError(f"{text!r} names {len(memories)} memories; one of {', '.join(KINDS)} is enough")
     if memories and codec.lossless:
         raise ConfigError(f"{memories[0]} sends later what a codec drops, but {codec} drops nothing; leave it out")
-    if front and words[0] in PRESETS:
+    if memories and words[0] in PRESETS:
         codec = codec.without_gain()
     feedback = ErrorFeedback.of(memories[0], codec) if memories else no_feedback(codec)
     rules = tuple(PRECISION_RULES.build(spec) for spec in specs if spec.name not in KINDS)
     if rules:
         codec.with_bits(codec.bits)  # or the error that says what has a precision
-        if codec.gain != 1:
-            raise ConfigError(
-                f"{part_text(rules[0])} changes the precision, and gain={codec.gain:g} suits only one: with more bits "
-                "updates would arrive too long, with fewer too short; leave one of them out"
-            )
     return Uplink(feedback, rules)

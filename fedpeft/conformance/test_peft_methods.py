@@ -279,10 +279,11 @@ def test_updates_pass_through_every_codec(spec, tiny, codec):
         for c in (made, made.without_gain())
     )
     assert {n: tuple(t.shape) for n, t in back.items()} == case.layout.shapes
-    for name in update:
-        torch.testing.assert_close(back[name], made.gain * plain[name])
+    sent, arrived, short = (torch.cat([x[n].flatten() for n in update]) for x in (update, back, plain))
+    torch.testing.assert_close(arrived * short.norm(), short * arrived.norm())
+    assert float(arrived @ sent) > 0.2 * float(sent @ sent), "small as it is, it arrives"
     error = sum(float((plain[n] - update[n]).square().sum()) for n in update)
-    assert error <= 1.001 * sum(float(t.square().sum()) for t in update.values())  # so small: 0 may be all it affords
+    assert error <= 1.001 * sum(float(t.square().sum()) for t in update.values())
 
 
 def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_path):

@@ -245,7 +245,7 @@ def test_presets_choose_the_downlink_and_the_flag_overrides_it():
     with pytest.raises(ConfigError, match="use grid"):
         parse_downlink("delta | quantize", "fp32", "fp32")
     with pytest.raises(ConfigError, match="leave it out"):
-        parse_downlink("adaptive(bits=4.0, gain=1.5) | rans", "fp32", "fp32")
+        parse_downlink("adaptive(bits=4.0, gain=length) | rans", "fp32", "fp32")
 
 
 def test_tiny_spends_less_on_statistics_also_behind_rules(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedpeft.simulation import probe
 from fedpeft.simulation.probe import linear_probe, strongest
 
 
@@ -20,3 +21,25 @@ def test_classes_apart_are_told_apart():
     found = linear_probe(*parts)
     assert found.accuracy == np.mean(found.predicted == parts[2][1])
     assert found.accuracy > 0.9
+
+
+def noisy_classes(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ten classes in 64 dimensions that overlap."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(10, size=rows)
+    return random.normal(size=(rows, 64)) + 1.2 * np.eye(10, 64)[labels], labels
+
+
+def test_few_validation_rows_do_not_weaken_the_probe(monkeypatch):
+    """The error of 40 validation rows admits a regularisation that is points worse; the training rows know better."""
+    train, validation, test = (noisy_classes(rows, seed) for seed, rows in enumerate((1500, 40, 3000)))
+    found = linear_probe(train, validation, test)
+    monkeypatch.setattr(probe, "ENOUGH", 40)
+    assert linear_probe(train, validation, test).accuracy < found.accuracy - 0.01
+    by_many = linear_probe(train, noisy_classes(2000, 7), test)
+    assert found.accuracy > by_many.accuracy - 0.01
+
+
+def test_the_probe_is_the_same_each_time():
+    parts = [noisy_classes(rows, seed) for seed, rows in enumerate((300, 20, 50))]
+    assert linear_probe(*parts).strength == linear_probe(*parts).strength

@@ -11,10 +11,15 @@ searched for, so that the whole payload, header and tables included, takes `bits
 Slices of like magnitude share a frequency table (their class, in half octaves), which is what makes the rate follow the
 energy. `shift` moves the levels to the centroids of what they stand for. Follow it with `rans`.
 
-Nearest levels with a dead zone make an update shorter: at one bit a parameter about three fifths of it arrive. The mean
-of many stays as short, while their other errors average out. So `gain` makes what arrives longer again: with 1 it is as
-near to the one update as can be, with norm(x)^2 / <x, x'> the mean of many has its length. (For AdamW on LoRA factors
-the preset `tiny` goes about half of that way; larger gains were not tried.)
+Nearest levels with a dead zone make an update shorter, by how much depends on how its entries are distributed: at one
+bit a parameter two to four fifths of it arrive. The mean of many stays as short, while their other errors average out.
+With `gain=length` every payload's step is multiplied by norm(x)^2 / <x, x'>, as in DRIVE (arXiv 2105.08339), so that an
+update arrives as long as it was along itself, whatever optimizer made it; by 4 at most. With `gain=none` what arrives
+is as near to the one update as can be.
+
+A budget that would carry less than a sixteenth of the state (<x, x'> < norm(x)^2 / 16, so that not even a gain of 4
+brings a quarter of its length) is doubled until it does not: small adapters, and states whose entries are all of one
+magnitude, would else arrive as zeros.
 
 `rounding=dither` is unbiased (see `quantize`), at about 0.1 to 0.25 bit more for the same error.
 """
@@ -36,10 +41,13 @@ from fedpeft.communication.payload import Array, Reader, Shape
 from fedpeft.communication.step_search import REACH, STEPS, StepSearch, ratio, relative_steps
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
-from fedpeft.errors import PayloadError
+from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import setting
 
 ROUNDINGS: Final = ("nearest", "dither")
+GAINS: Final = ("none", "length")
+MAX_GAIN: Final = 4.0
+"""By how much `gain=length` stretches an update at most: what hardly arrives at all is mostly error."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,13 @@ class Adaptive(Quantizer):
     per: str = setting("rank", "what shares a step and a table: tensor, row, rank", choices=SLICINGS)
     dead: float = setting(0.08, "how much wider the zero level is on each side, in steps (nearest)", low=0, below=0.5)
     rounding: str = setting("nearest", "nearest is biased; dither is unbiased", choices=ROUNDINGS)
-    gain: float = setting(1.0, "what arrives is multiplied by it", low=1, high=10)
+    gain: str = setting("none", "none: least error; length: an update's mean length arrives (nearest)", choices=GAINS)
 
     lossless = False
+
+    def __post_init__(self) -> None:
+        if self.gain != "none" and self.draws:
+            raise ConfigError("adaptive: rounding=dither keeps an update's length by itself; leave out gain=length")
 
     @property
     def draws(self) -> bool:  # type: ignore[override]
@@ -74,8 +86,14 @@ class Adaptive(Quantizer):
         q = q.astype(np.int16)
         reaches, streams = level_streams(q, classes, cut.sizes)
         shifts = (0, 0) if self.draws else _shifts(y / y.dtype.type(step) if step else y, q)
+        gain = 1.0
+        if self.gain == "length":
+            arrives = _shifted(q.astype(y.dtype), shifts) * np.repeat(
+                (step * ratio(relative)).astype(y.dtype), cut.sizes
+            )
+            gain = _gain(cut.gather(signal.values), arrives)
         parameters = bytes((SLICINGS.index(self.per), ROUNDINGS.index(self.rounding)))
-        parameters += struct.pack("<fbb", step * self.gain, *shifts)
+        parameters += struct.pack("<fbb", step * gain, *shifts)
         parameters += encode_symbols([Symbols(classes, CLASSES), Symbols(relative, STEPS)])
         return Encoded(None, parameters + reaches, tuple(streams))
 
@@ -101,6 +119,13 @@ class Adaptive(Quantizer):
             return cut.scatter(y)
 
         return Plan((), expected.symbols, undo)
+
+
+def _gain(x: Array, arrives: Array) -> float:
+    """norm(x)^2 / <x, x'>, at most `MAX_GAIN`; 1 where nothing arrives because there is nothing to send."""
+    along = float(x.astype(np.float64) @ arrives)
+    squares = float(np.square(x, dtype=np.float64).sum())
+    return min(MAX_GAIN, squares / along) if along > 0 else 1.0
 
 
 def _shifts(y: Array, q: Array) -> tuple[int, int]:

@@ -3,6 +3,9 @@
 The words go out as byte planes, lowest byte first: the high bytes (sign and exponent) of an update are nearly alike, so
 an entropy coder or zstd shrinks them, while the mantissa bytes are noise. Rounding is to nearest, ties to even;
 values beyond the range of fp16 or bf16 go to its largest finite number.
+
+Where many words are 0, as in what a sparse strategy hands in, a mask of one bit an entry goes first and zeros are left
+out. That is done when mask and words together are fewer bytes in radix packing; -0.0 counts as a value.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from typing import Final
 import numpy as np
 import torch
 
-from fedpeft.communication.payload import Array, Reader, Shape, total
+from fedpeft.communication.payload import Array, Reader, Shape, total, varint
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
-from fedpeft.communication.symbols import Expected, Symbols
+from fedpeft.communication.symbols import Expected, Symbols, packed_size
+from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 
 WORDS: Final[dict[str, tuple[torch.dtype, torch.dtype]]] = {
@@ -26,6 +30,8 @@ WORDS: Final[dict[str, tuple[torch.dtype, torch.dtype]]] = {
     "fp64": (torch.float64, torch.int64),
 }
 """Dtype and its word by setting; the code on the wire is the position. Append only."""
+SPARSE: Final = 64
+"""Added to the dtype's code where zeros are left out."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +52,46 @@ class Cast(Quantizer):
         limit = torch.finfo(target).max
         if torch.finfo(values.dtype).max > limit:
             values = values.clamp(-limit, limit)
-        bytes_ = values.to(target).view(word).numpy().view(np.uint8).reshape(-1, word.itemsize)
-        planes = tuple(Symbols(np.ascontiguousarray(bytes_[:, i]), 256) for i in range(word.itemsize))
-        return Encoded(None, bytes((list(WORDS).index(self.dtype),)), planes)
+        words = values.to(target).view(word).numpy()
+        code = list(WORDS).index(self.dtype)
+        sent = words != 0
+        count = int(np.count_nonzero(sent))
+        if packed_size(len(words), 2) + word.itemsize * count + len(varint(count)) >= word.itemsize * len(words):
+            return Encoded(None, bytes((code,)), _planes(words))
+        mask = Symbols(sent.astype(np.uint8), 2)
+        return Encoded(None, bytes((SPARSE + code,)) + varint(count), (mask, *_planes(words[sent])))
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """One byte: the dtype's code."""
-        name = list(WORDS)[parameters.varint("dtype code", len(WORDS) - 1)]
-        target, word = WORDS[name]
+        """One byte: the dtype's code; where zeros are left out, the number of the other values, too."""
+        sparse, code = divmod(parameters.varint("dtype code", SPARSE + len(WORDS) - 1), SPARSE)
+        if code >= len(WORDS):
+            raise PayloadError(f"the payload's step cast has the dtype code {code}; there are {len(WORDS)}")
+        target, word = list(WORDS.values())[code]
         count = total(shapes)
+        kept = parameters.varint("number of values that are not 0", count) if sparse else count
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
-            bytes_ = np.empty((count, word.itemsize), np.uint8)
-            for i, plane in enumerate(symbols):
-                bytes_[:, i] = plane
+            mask, planes = (symbols[0] > 0, symbols[1:]) if sparse else (np.ones(count, bool), symbols)
+            if np.count_nonzero(mask) != kept:
+                raise PayloadError(f"the payload's mask does not keep the {kept} values that it states")
+            bytes_ = np.zeros((count, word.itemsize), np.uint8)
+            for i, plane in enumerate(planes):
+                bytes_[mask, i] = plane
             words = np.frombuffer(bytes_, np.dtype(f"i{word.itemsize}"))
             tensor = torch.from_numpy(words).view(target) if count else torch.zeros(0, dtype=target)
             wide = torch.float64 if context.dtype == np.float64 else torch.float32
             result: Array = tensor.to(wide).numpy()
             return result
 
-        return Plan((), (Expected(count, 256),) * word.itemsize, undo)
+        masks = (Expected(count, 2),) if sparse else ()
+        return Plan((), (*masks, *(Expected(kept, 256),) * word.itemsize), undo)
+
+
+def _planes(words: Array) -> tuple[Symbols, ...]:
+    """The bytes of words (n,), lowest first, as one stream of n symbols each."""
+    bytes_ = words.view(np.uint8).reshape(-1, words.itemsize)
+    return tuple(Symbols(np.ascontiguousarray(bytes_[:, i]), 256) for i in range(words.itemsize))
 
 
 part = Cast

@@ -7,7 +7,8 @@ with 2^b levels on a normal source (J. Max, 1960, table II); see `fedpeft.commun
 
     q = floor(x / s_b),   x' = (q + 1/2) s_b,   s_b = step_b sigma_t,   q clipped to 2^b levels
 
-The size is known before the values are, which suits `pack` and fixed slots. Where the size may vary, `adaptive | rans`
+A budget under which less than a sixteenth of the energy would arrive is doubled until it does not. Else the size is
+known before the values are, which suits `pack` and fixed slots. Where the size may vary, `adaptive | rans`
 has less error for the same bytes.
 """
 
@@ -19,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from fedpeft.communication.bit_allocation import SLICINGS, integer_widths, slices
+from fedpeft.communication.bit_allocation import LEAST, SLICINGS, integer_widths, slices
 from fedpeft.communication.entropy import decode_symbols, encode_symbols
 from fedpeft.communication.levels import expected_scales, read_scales, scale_symbols, scale_values, scale_words
 from fedpeft.communication.payload import Array, Reader, Shape
@@ -56,7 +57,7 @@ class Widths(Quantizer):
             energies = segment_reduce(np.add, np.square(weighted, dtype=np.float64), cut.sizes)
         whole = context.parameters * self.bits
         spent = 8 * (context.spent + 8) + (SCALE_BITS + 6) * len(cut.sizes)
-        widths = _within(max(whole - spent, whole / 4), energies, cut.sizes)
+        widths = _affordable(max(whole - spent, whole / 4), energies, cut.sizes)
         widths[words == 0] = 0
         sent = words[widths > 0]
         steps = np.zeros(len(cut.sizes))
@@ -93,6 +94,16 @@ class Widths(Quantizer):
             return cut.scatter(y)
 
         return Plan((), (*expected_scales(int(np.count_nonzero(widths)), 2), *expected), undo)
+
+
+def _affordable(budget: float, energies: Array, sizes: Array) -> Array:
+    """Widths within a budget in bits; within its double as long as less than `LEAST` of the energy would arrive."""
+    while True:
+        widths = _within(budget, energies, sizes)
+        arrives = 1 - np.array(DISTORTION)[widths]
+        if not (energies * arrives).sum() < LEAST * energies.sum():
+            return widths
+        budget *= 2
 
 
 def _within(budget: float, energies: Array, sizes: Array) -> Array:
