@@ -81,6 +81,10 @@ MERGES = (
 """What the plan for fewer flags makes of them."""
 
 
+AS_BEFORE: Settings = {"safeguard": "none", "keep": "last"}
+"""Settings that older commits do not know, at the values that say what those commits do."""
+
+
 def understood(help: str) -> frozenset[str]:
     """The flags that a command's `--help` lists."""
     return frozenset(flag.replace("-", "_") for flag in re.findall(r"^\W*--([a-z][a-z-]*)", help, re.MULTILINE))
@@ -88,7 +92,7 @@ def understood(help: str) -> frozenset[str]:
 
 def translated(settings: Settings, known: frozenset[str]) -> dict[str, str | int | float | bool]:
     """The settings in the flags of a command that knows these."""
-    made = dict(settings)
+    made = {name: value for name, value in AS_BEFORE.items() if name in known} | dict(settings)
     for merge in MERGES:
         gone = [name for name in merge.old if name in made and name not in known]
         if gone:
