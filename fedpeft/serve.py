@@ -278,7 +278,9 @@ def main(arguments: list[str] | None = None) -> int:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except (StoppedError, KeyboardInterrupt) as stop:
-        console.print(f"\nstopped; continue with: python -m fedpeft.serve --resume {folder}", highlight=False)
+        console.print(
+            f"\nstopped; continue with: python -m fedpeft.serve --resume {folder}", highlight=False, soft_wrap=True
+        )
         return 0 if isinstance(stop, StoppedError) else INTERRUPTED
     show(summary, folder, console)
     return 0

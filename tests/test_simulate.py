@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -298,3 +299,12 @@ def test_a_summary_without_updates_is_shown(finished, capsys):
     folder, summary = finished
     show(summary | {"uplink_bytes": 0, "uplink_bytes_per_parameter": None}, folder, Console())
     assert "no update was sent" in capsys.readouterr().out
+
+
+def test_redirected_lines_are_whole(tmp_path):
+    told = io.StringIO()
+    console = Console(file=told, width=40)
+    words = "a line that is longer than forty columns, with a command to copy: --resume runs/somewhere"
+    with ConsoleObserver(console) as observer:
+        observer.say(words)
+    assert told.getvalue() == f"{words}\n"

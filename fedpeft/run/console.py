@@ -72,7 +72,7 @@ class ConsoleObserver:
 
     def say(self, text: str) -> None:
         """A line above the progress bars."""
-        self._progress.console.print(text, highlight=False)
+        self._progress.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def phase(self, name: str, total: int) -> None:
         """A phase of `total` steps begins."""
