@@ -35,10 +35,11 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import name_of, part_text
 from fedpeft.run import catalogue
 from fedpeft.run.finished import FinishedRun
+from fedpeft.run.folder import begun, checked_settings
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.plots import figure_of
 from fedpeft.run.records import Records
-from fedpeft.simulate import begun, checked_settings, simulate
+from fedpeft.simulate import simulate
 from fedpeft.studies.results import ResultsFile
 from fedpeft.studies.study_file import read_study
 

@@ -15,9 +15,8 @@ from typing import Any
 import tomli_w
 
 from fedpeft import plugins
-from fedpeft.clients.local_training import LocalTraining
 from fedpeft.errors import ConfigError
-from fedpeft.parts import check_settings, parse_spec, setting
+from fedpeft.parts import check_settings, setting
 
 DTYPES = ("auto", "bf16", "fp32", "fp64")
 GRIDS = ("cohort", "ray")
@@ -72,30 +71,6 @@ class RunConfig:
     centralised: bool = setting(False, "also train the same adapter on the pooled data, for comparison")
     forgetting: str = setting("", "a second data set that base and result are scored on: what tuning has cost")
     seed: int = setting(0, "of everything that is drawn at random", low=0)
-
-    def training(self) -> LocalTraining:
-        """Local training as the flags describe it.
-
-        Raises:
-            ConfigError: unknown optimizer or setting.
-        """
-        spec = parse_spec(self.optimizer)
-        allowed = {"adamw": ("weight_decay", "warmup", "max_norm"), "sgd": ("warmup", "max_norm")}
-        if spec.name not in allowed:
-            raise ConfigError(f"unknown local optimizer {spec.name!r}; legal: adamw, sgd")
-        for name in spec.settings:
-            if name not in allowed[spec.name]:
-                raise ConfigError(f"{spec.name} has no setting {name!r}; legal: {', '.join(allowed[spec.name])}")
-        given = {
-            "batch_size": self.batch_size,
-            "epochs": self.local_epochs,
-            "steps": self.local_steps,
-            "learning_rate": self.learning_rate,
-            "head_rate": self.head_rate,
-            "optimizer": spec.name,
-            **spec.settings,
-        }
-        return LocalTraining(**check_settings(f"local optimizer {spec.name}", LocalTraining, given))
 
     def to_toml(self) -> str:
         """All settings as TOML, re-runnable."""

@@ -27,7 +27,7 @@ from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.models.task import FederatedModel
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.simulate import make_folder, refuse_file
+from fedpeft.run.folder import make_folder, refuse_file
 
 if TYPE_CHECKING:
     from fedpeft.run.finished import FinishedRun
@@ -141,7 +141,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    from fedpeft.simulate import quiet_libraries
+    from fedpeft.run.console import quiet_libraries
 
     command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.export")
     quiet_libraries()

@@ -28,8 +28,7 @@ from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.parts import check_settings
 from fedpeft.privacy.client_engine import OWN
 from fedpeft.run import catalogue
-from fedpeft.run.console import ConsoleObserver, duration, size
-from fedpeft.simulate import INTERRUPTED, quiet_libraries
+from fedpeft.run.console import INTERRUPTED, ConsoleObserver, duration, quiet_libraries, size
 
 
 @dataclass(frozen=True)

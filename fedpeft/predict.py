@@ -99,7 +99,7 @@ def predict(folders: list[Path], text: str, new_tokens: int, console: Console) -
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    from fedpeft.simulate import quiet_libraries
+    from fedpeft.run.console import quiet_libraries
 
     command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.predict")
     quiet_libraries()

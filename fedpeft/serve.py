@@ -33,23 +33,20 @@ from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
 from fedpeft.run import catalogue
-from fedpeft.run.console import ServeObserver, duration, size, summary_table
-from fedpeft.run.final_score import save
-from fedpeft.run.records import Records
-from fedpeft.simulate import (
+from fedpeft.run.console import (
     INTERRUPTED,
-    SERVERS_OPTIONS,
-    alone_in,
-    begun,
-    checked_settings,
-    costs,
-    default_settings,
-    epsilon_line,
-    make_folder,
+    ServeObserver,
+    duration,
     model_line,
     quiet_libraries,
     say_privacy,
+    size,
+    summary_table,
 )
+from fedpeft.run.final_score import save
+from fedpeft.run.folder import SERVERS_OPTIONS, alone_in, begun, checked_settings, default_settings, make_folder
+from fedpeft.run.records import Records
+from fedpeft.run.summary import costs, epsilon_line
 
 FAREWELL = "the federation is finished"
 

@@ -2,51 +2,54 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
-import platform
-import shutil
 import signal
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import plugins
-from fedpeft.config import RunConfig, from_mapping, read_config
-from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.config import RunConfig
+from fedpeft.errors import FedpeftError
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.run import catalogue
-from fedpeft.run.console import ConsoleObserver, duration, size, summary_table
+from fedpeft.run.console import (
+    INTERRUPTED,
+    ConsoleObserver,
+    model_line,
+    quiet_libraries,
+    say_privacy,
+)
+from fedpeft.run.folder import (
+    alone_in,
+    begun,
+    checked_settings,
+    default_settings,
+    located,
+    make_folder,
+    refuse_servers_run,
+)
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import Records
+from fedpeft.run.summary import calibration_of, costs, show
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fedpeft.models.scoring import Scores
-    from fedpeft.privacy.engine import Protection
     from fedpeft.run.final_score import FinalScore, Scorer
-    from fedpeft.run.setup import Setup
     from fedpeft.server.progress import Progress
     from fedpeft.simulation.simulation import Simulation
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -86,140 +89,6 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
 
 def _command(arguments: list[str], default: RunConfig) -> Command:
     return tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.simulate")
-
-
-def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
-    """The configuration that flags override: that of the run to resume, of the TOML file, or the defaults.
-
-    Raises:
-        ConfigError: the file says something wrong, or both are given.
-        RunError: there is no run in the folder `resume`.
-    """
-    if resume is not None:
-        if file is not None:
-            raise ConfigError(f"a resumed run keeps its settings, but {file} was given; leave it out")
-        file = resume / "config.toml"
-        if not file.is_file():
-            raise RunError(f"{resume} holds no run to resume: there is no config.toml in it")
-    return read_config(file) if file else RunConfig()
-
-
-def checked_settings(
-    run: RunConfig, default: RunConfig, output: Path | None, resume: Path | None
-) -> tuple[RunConfig, Path]:
-    """The checked configuration, and the run's folder: the one to resume, `output`, or a new one under runs/.
-
-    Raises:
-        ConfigError, RunError: settings or folders that can't be used.
-    """
-    config = from_mapping(dataclasses.asdict(run), "the command line")
-    if resume is not None:
-        changed = [f.name for f in dataclasses.fields(RunConfig) if getattr(default, f.name) != getattr(config, f.name)]
-        if changed or output:
-            raise RunError(
-                f"a resumed run keeps its settings and folder, but {', '.join(changed) or 'output'} was given; "
-                "start a new run to change it"
-            )
-        return config, resume
-    name = (
-        f"{datetime.now():%Y%m%d-%H%M%S}-{config.dataset.split(':')[0].split('(')[0]}-{config.strategy.split('(')[0]}"
-    )
-    folder = output or Path("runs") / name
-    refuse_file(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise RunError(
-            f"{folder} exists and is not empty; give another --output, or continue it with --resume {folder}"
-        )
-    return config, folder
-
-
-def refuse_file(folder: Path) -> None:
-    """RunError where there is a file in the place of the `folder` to write to."""
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise RunError(f"{folder} is a file, and --output names a folder; give another --output")
-
-
-def located(config: RunConfig) -> RunConfig:
-    """The configuration with the files and folders that it names written absolutely: it holds wherever it is read.
-
-    Raises:
-        ConfigError: unknown data set.
-    """
-    from fedpeft.data.rows import DATASETS
-    from fedpeft.models.base_model import local_folder
-
-    def absolute(path: str) -> str:
-        there = Path(path).expanduser()
-        return str(there.absolute()) if there.exists() else path
-
-    return dataclasses.replace(
-        config,
-        model=str(local_folder(config.model) or config.model),
-        dataset=DATASETS.with_paths(config.dataset, absolute),
-        forgetting=DATASETS.with_paths(config.forgetting, absolute) if config.forgetting else "",
-        profiles=absolute(config.profiles) if config.profiles else "",
-    )
-
-
-SERVERS_OPTIONS = "serve.toml"
-"""What a folder of `python -m fedpeft.serve` holds beside a simulation's files."""
-
-
-def refuse_servers_run(folder: Path) -> None:
-    """RunError where `folder` is a server's, whose clients' rows are not here."""
-    if (folder / SERVERS_OPTIONS).exists():
-        raise RunError(
-            f"{folder} is the run of a server, and its rows have stayed with the clients; it goes on with: "
-            f"python -m fedpeft.serve --resume {folder}"
-        )
-
-
-def make_folder(folder: Path) -> None:
-    """Make the run's folder, or RunError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"the run's folder {folder} can't be made: {error.strerror}; give another --output") from error
-
-
-@contextmanager
-def begun(folder: Path, kept: Callable[[], bool]) -> Iterator[None]:
-    """Removes a new run's folder again, empty or missing before, where an error comes and nothing in it is `kept`."""
-    new = not folder.exists() or not any(folder.iterdir())
-    try:
-        yield
-    except BaseException:
-        if new and not kept():
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a run's folder from a second process that would continue it at the same time, or RunError."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise RunError(f"another process is at work on the run in {folder}; wait for its end, or stop it") from None
-    except OSError as error:
-        raise RunError(f"the run's folder {folder} can't be written: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def quiet_libraries() -> None:
-    """No download bars, parallelism notes or deprecation warnings of the libraries underneath."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def simulate(
@@ -333,7 +202,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
         "centralised_accuracy": centralised.accuracy if centralised else None,
         "centralised_loss": centralised.loss if centralised else None,
         "centralised_learning_rate": pooled[1] if pooled else None,
-        **_calibration(score),
+        **calibration_of(score),
         "forgetting": lost.as_dict() if lost else None,
         **costs(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
         **attacked,
@@ -373,73 +242,6 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         observer.say(f"[bold]note[/]    {setup.method.name} has no batched form: clients train one by one")
 
 
-def say_privacy(protection: Protection | None, observer: ConsoleObserver) -> None:
-    """What a run claims, if it does."""
-    if protection is None:
-        return
-    observer.say(f"[bold]privacy[/] {protection.terms()}")
-    for warning in protection.warnings():
-        observer.say(f"[bold yellow]warning[/] {warning}")
-
-
-def _calibration(score: FinalScore) -> dict[str, Any]:
-    """Expected calibration error on the test rows, as it is and after temperature scaling; empty for language."""
-    from fedpeft.models.calibration import calibrate
-
-    scores = score.scores
-    if not scores.confidence.any():
-        return {}
-    before, after = (calibrate(c, scores.correct).error for c in (scores.confidence, scores.scaled))
-    return {"calibration_error": before, "calibration_error_scaled": after, "temperature": score.temperature}
-
-
-def model_line(setup: Setup) -> str:
-    """One line about the base model and what is trained."""
-    trained = setup.layout.numel
-    return (
-        f"[bold]model[/]   {setup.model_directory.name}: {setup.parameters / 1e6:.1f} M parameters, "
-        f"{trained:,} trained and exchanged ({100 * trained / setup.parameters:.2f} %)"
-    )
-
-
-def costs(
-    setup: Setup, progress: Progress, cohort: int, protection: Protection | None, fixed: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a run has cost, and on what: the part of the summary that is independent of where clients are."""
-    counters = progress.counters
-    parameters = counters.uplink_parameters
-    update_bytes = counters.uplink_bytes - counters.prepare_bytes
-    return {
-        "task": setup.facts.task,
-        "rounds": progress.round,
-        "clients": setup.clients,
-        "cohort": cohort,
-        "parameters": setup.layout.numel,
-        "uplink_bytes": counters.uplink_bytes,
-        "downlink_bytes": counters.downlink_bytes,
-        "prepare_bytes": counters.prepare_bytes,
-        "base_bytes": counters.base_bytes,
-        "rejected": counters.rejected,
-        "rejected_by_client": None if protection else {str(k): n for k, n in progress.rejections.items()},
-        "uplink_bytes_per_parameter": update_bytes / parameters if parameters else None,
-        "epsilon": None,
-        "dp_delta": None,
-        **(protection.summary() if protection else {}),
-        "seconds": None,
-        "seconds_per_round": counters.round_seconds / max(1, progress.round),
-        "peak_memory_bytes": None,
-        "seed": setup.config.seed,
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
-        "hardware": {
-            "cpu": fixed["cpu"],
-            "gpus": fixed["gpus"],
-            "workers": fixed["workers"],
-            "kernel": fixed["kernel"],
-            "system": platform.platform(),
-        },
-    }
-
-
 def _save_predictions(simulation: Simulation, scores: Scores, records: Records) -> None:
     """Scores per test row; and, as confidential as clients.jsonl, what classes each client holds."""
     import numpy as np
@@ -452,66 +254,6 @@ def _save_predictions(simulation: Simulation, scores: Scores, records: Records) 
         shards = (train_labels[partition.shard(client)] for client in range(len(partition)))
         labels = np.stack([np.bincount(shard, minlength=classes) for shard in shards])
         records.write_arrays("clients.npz", labels=labels, test_labels=test_labels)
-
-
-def epsilon_line(summary: dict[str, Any]) -> str:
-    """What a private run has spent."""
-    return f"{summary['epsilon']:.2f} (median {summary['epsilon_median']:.2f}), delta {summary['dp_delta']:.2g}"
-
-
-def _lost(summary: dict[str, Any]) -> list[tuple[str, Any]]:
-    found = summary.get("forgetting")
-    if not found:
-        return []
-    return [(f"second task, {found['dataset']}: {found['measure']}", f"{found['before']:.4f} -> {found['after']:.4f}")]
-
-
-def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
-    """Print the numbers that matter."""
-    rows: list[tuple[str, Any]] = []
-    if summary["metric"] == "accuracy":
-        of = "saved adapter, fp32" if summary["worst_accuracy"] is None else summary["accuracy_of"]
-        rows.append((f"[bold]test accuracy[/] ({of})", f"[bold]{summary['accuracy']:.4f}[/]"))
-        if summary["worst_accuracy"] is not None:
-            rows.append(("worst tenth of the clients", f"{summary['worst_accuracy']:.4f}"))
-            rows.append(("global adapter alone, test rows", f"{summary['shared_accuracy']:.4f}"))
-        rows.append(("frozen base, linear probe", f"{summary['baseline_accuracy']:.4f}"))
-    else:
-        rows.append(("[bold]test perplexity[/] (saved adapter, fp32)", f"[bold]{summary['perplexity']:.3f}[/]"))
-    if summary["centralised_accuracy"] is not None:
-        value = summary["centralised_accuracy"]
-        if summary["metric"] != "accuracy":
-            value = math.exp(summary["centralised_loss"])
-        rows.append(("same adapter on the pooled data", f"{value:.4f}"))
-    if summary["last_loss"] is not None and summary["kept_round"] != summary["rounds"]:
-        value = summary["last_accuracy"] if summary["metric"] == "accuracy" else math.exp(summary["last_loss"])
-        rows.append((f"kept: after round {summary['kept_round']}; after the last, {summary['rounds']}", f"{value:.4f}"))
-    sent = summary["uplink_bytes_per_parameter"]
-    rows += [
-        ("test loss", f"{summary['loss']:.4f}"),
-        *_lost(summary),
-        ("uplink / downlink", f"{size(summary['uplink_bytes'])} / {size(summary['downlink_bytes'])}"),
-        ("of it before round 1", size(summary["prepare_bytes"])),
-        ("bytes per parameter and update", f"{sent:.3f}" if sent is not None else "no update was sent"),
-        (
-            "time since it was resumed" if summary["resumed"] else "time",
-            f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round",
-        ),
-    ]
-    if summary["rejected"]:
-        of = summary["rejected_by_client"]
-        rows.append(("updates left out", f"{summary['rejected']}{f', of {len(of)} clients' if of else ''}"))
-    if summary["dp_delta"] is not None:
-        rows.insert(0, (f"[bold]epsilon[/] per {summary['privacy']['unit']}", f"[bold]{epsilon_line(summary)}[/]"))
-    if "membership_auc" in summary:
-        rows.append(("membership inference, area under the curve", f"{summary['membership_auc']:.3f}"))
-    if "audit_epsilon" in summary:
-        found = f"epsilon at least {summary['audit_epsilon']:.2f} of {summary['audit_claimed']:.2f} claimed"
-        rows.append(("canary audit of its mechanism", found))
-    if summary["peak_memory_bytes"]:
-        rows.append(("peak memory, all processes", size(summary["peak_memory_bytes"])))
-    rows.append(("files", str(folder)))
-    console.print(summary_table("summary", rows))
 
 
 def main(arguments: list[str] | None = None) -> int:

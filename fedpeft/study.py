@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from fedpeft import simulate
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.run import catalogue
+from fedpeft.run import catalogue, console
 from fedpeft.run.console import duration
 from fedpeft.studies.page import write_study_report
 from fedpeft.studies.process import Program
@@ -87,7 +87,7 @@ def show_plan(place: Workplace, left: Sequence[Planned], jobs: int, console: Con
 
 def load() -> None:
     """Import what every run needs."""
-    simulate.quiet_libraries()
+    console.quiet_libraries()
     for module in (
         "fedpeft.simulation.simulation",
         "fedpeft.clients.preload",

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedpeft.errors import ConfigError
-from fedpeft.simulate import alone_in, main, parse
+from fedpeft.run.folder import alone_in
+from fedpeft.simulate import main, parse
 
 TINY = {"--dataset": "tiny", "--clients": "6", "--cohort": "3", "--rounds": "1", "--dtype": "fp32", "--workers": "1"}
 

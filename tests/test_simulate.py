@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.summary import show
 from fedpeft.server.progress import Checkpoints
-from fedpeft.simulate import main, one_press_a_second, show, simulate
+from fedpeft.simulate import main, one_press_a_second, simulate
 from fedpeft.simulation.simulation import Simulation
 
 TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "4", "--rounds", "3", "--dtype", "fp32", "--workers", "1",

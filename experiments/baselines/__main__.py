@@ -19,8 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from experiments import one_sentence
 from fedpeft.config import RunConfig
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.simulate import quiet_libraries
+from fedpeft.run.console import ConsoleObserver, quiet_libraries
 from fedpeft.simulation.probe import base_probe, strongest
 from fedpeft.simulation.simulation import Simulation
 

@@ -23,9 +23,8 @@ from fedpeft.communication.downlink import balanced
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.peft.adapter import State, difference
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.console import ConsoleObserver, quiet_libraries
 from fedpeft.server.progress import Checkpoints
-from fedpeft.simulate import quiet_libraries
 from fedpeft.simulation.simulation import Simulation
 
 GRIDS = (

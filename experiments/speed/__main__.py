@@ -60,7 +60,7 @@ def main(settings: Settings) -> int:
     if settings.small:
         settings = replace(settings, clients=20, rows=8, default_rows=16, repeats=2)
 
-    from fedpeft.simulate import quiet_libraries
+    from fedpeft.run.console import quiet_libraries
 
     quiet_libraries()
 

@@ -137,7 +137,7 @@ def _main(
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from fedpeft.simulate import quiet_libraries
+    from fedpeft.run.console import quiet_libraries
 
     quiet_libraries()
     if framework == "plain":

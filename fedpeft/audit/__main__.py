@@ -426,7 +426,7 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
     from fedpeft.audit.membership import membership
     from fedpeft.config import read_config
     from fedpeft.run.console import ConsoleObserver
-    from fedpeft.simulate import refuse_servers_run
+    from fedpeft.run.folder import refuse_servers_run
     from fedpeft.simulation.simulation import Simulation
 
     rows = []
@@ -457,7 +457,7 @@ def show(verdict: Verdict, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code: 0, 1 where a claim is refuted, 2 for a user's mistake."""
-    from fedpeft.simulate import quiet_libraries
+    from fedpeft.run.console import quiet_libraries
 
     console = Console()
     quiet_libraries()

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from fedpeft.simulate import quiet_libraries
+    from fedpeft.run.console import quiet_libraries
 
     quiet_libraries()
     sys.exit(main())

@@ -29,6 +29,7 @@ from fedpeft.data.user_rows import labelled_rows, records
 from fedpeft.deployment.capacity import device_called, fitted
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.options import EdgeOptions
+from fedpeft.deployment.registration import to_wire
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import DataError, FedpeftError, ModelError, PrivacyError, RunError
@@ -273,7 +274,7 @@ class Edge:
             rank=self.options.rank,
             precision=self.options.precision or self.config.dtype,
             hardware=self.hardware,
-            terms=own.declared().to_wire() if own else None,
+            terms=to_wire(own.declared()) if own else None,
         )
 
     def warm_up(self) -> None:

@@ -29,6 +29,7 @@ from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
+from fedpeft.deployment.registration import declared
 from fedpeft.deployment.shared_settings import settings_for_clients
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, PrivacyError, RunError
@@ -230,7 +231,7 @@ class Federation:
             self.setup.strategy.check(self.setup.layout, forms)
         except ConfigError as error:
             raise RunError(f"rank {registration.rank} does not fit: {error}") from None
-        return Terms.declared(registration) if isinstance(self.protection, SecondBook) else None
+        return declared(registration) if isinstance(self.protection, SecondBook) else None
 
     def _form(self, profile: Profile, rank: int) -> ClientForm | None:
         """The form of a client that can hold `rank` (0: any), at the scale of its profile."""

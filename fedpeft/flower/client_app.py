@@ -39,7 +39,7 @@ def _workers(config: RunConfig, run: int) -> Workers:
     """The one worker of this configuration's simulation, its frozen layers computed."""
     from fedpeft import plugins
     from fedpeft.config import from_mapping
-    from fedpeft.simulate import quiet_libraries
+    from fedpeft.run.console import quiet_libraries
     from fedpeft.simulation.simulation import Simulation
 
     quiet_libraries()

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from fedpeft.flower.grid import FlowerGrid
 from fedpeft.flower.settings import config_of
-from fedpeft.simulate import show, simulate
+from fedpeft.run.summary import show
+from fedpeft.simulate import simulate
 
 app = ServerApp()
 

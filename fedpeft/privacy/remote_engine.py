@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.communication.messages import Report
-from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import PrivacyError, RunError
 from fedpeft.privacy.accountant import Event, Events
 from fedpeft.privacy.engine import Protection
@@ -64,24 +63,6 @@ class Terms:
         ):  # fmt: skip
             if not good:
                 raise RunError(f"the client declares {what} of {value:g}, of which no epsilon follows; legal: {legal}")
-
-    def to_wire(self) -> v1.PrivacyTerms:
-        """As it travels."""
-        return v1.PrivacyTerms(
-            noise=self.noise, rate=self.rate, releases=self.releases, dp_delta=self.delta, epsilon=self.budget or 0.0
-        )
-
-    @classmethod
-    def declared(cls, registration: v1.Registration) -> Terms:
-        """What a registration says.
-
-        Raises:
-            RunError: it says nothing, or nothing that makes sense.
-        """
-        if not registration.HasField("terms"):
-            raise RunError("this federation's clients protect their updates themselves, and this one does not say how")
-        told = registration.terms
-        return cls(told.noise, told.rate, told.releases, told.dp_delta, told.epsilon or None)
 
 
 class SecondBook(Protection):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +21,10 @@ from rich.progress import (
 from rich.table import Table
 
 from fedpeft.run.observer import RoundResult
+
+if TYPE_CHECKING:
+    from fedpeft.privacy.engine import Protection
+    from fedpeft.run.setup import Setup
 
 
 def size(count: float) -> str:
@@ -185,3 +191,37 @@ def summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:
     for name, value in rows:
         table.add_row(name, str(value))
     return table
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+def quiet_libraries() -> None:
+    """No download bars, parallelism notes or deprecation warnings of the libraries underneath."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def say_privacy(protection: Protection | None, observer: ConsoleObserver) -> None:
+    """What a run claims, if it does."""
+    if protection is None:
+        return
+    observer.say(f"[bold]privacy[/] {protection.terms()}")
+    for warning in protection.warnings():
+        observer.say(f"[bold yellow]warning[/] {warning}")
+
+
+def model_line(setup: Setup) -> str:
+    """One line about the base model and what is trained."""
+    trained = setup.layout.numel
+    return (
+        f"[bold]model[/]   {setup.model_directory.name}: {setup.parameters / 1e6:.1f} M parameters, "
+        f"{trained:,} trained and exchanged ({100 * trained / setup.parameters:.2f} %)"
+    )

@@ -24,6 +24,7 @@ from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.rows import Dataset, Rows
+from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.models.base_model import readable_tokens, resolve_model
@@ -32,6 +33,7 @@ from fedpeft.models.layers import lowest_block
 from fedpeft.models.loading import Say, unheard
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
+from fedpeft.parts import check_settings, parse_spec
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.family import PEFT_METHODS, of_size
@@ -142,7 +144,7 @@ class Setup:
             FedpeftError: settings that do not fit each other, the data or the model.
         """
         config = settled(config)
-        training = config.training()
+        training = local_training(config)
         optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
         strategy = strategies.build(config.strategy)
         lossless = "fp64" if config.dtype == "fp64" else "fp32"
@@ -318,3 +320,28 @@ def _frozen_blocks(base: Any, layout: Layout, facts: DataFacts) -> int:
         return 0
     lowest = lowest_block(base, [t.module for t in layout.tensors if t.role != "head"])
     return lowest if lowest and can_start_at(base, lowest) else 0
+
+
+def local_training(config: RunConfig) -> LocalTraining:
+    """Local training as a configuration describes it.
+
+    Raises:
+        ConfigError: unknown optimizer or setting.
+    """
+    spec = parse_spec(config.optimizer)
+    allowed = {"adamw": ("weight_decay", "warmup", "max_norm"), "sgd": ("warmup", "max_norm")}
+    if spec.name not in allowed:
+        raise ConfigError(f"unknown local optimizer {spec.name!r}; legal: adamw, sgd")
+    for name in spec.settings:
+        if name not in allowed[spec.name]:
+            raise ConfigError(f"{spec.name} has no setting {name!r}; legal: {', '.join(allowed[spec.name])}")
+    given = {
+        "batch_size": config.batch_size,
+        "epochs": config.local_epochs,
+        "steps": config.local_steps,
+        "learning_rate": config.learning_rate,
+        "head_rate": config.head_rate,
+        "optimizer": spec.name,
+        **spec.settings,
+    }
+    return LocalTraining(**check_settings(f"local optimizer {spec.name}", LocalTraining, given))

@@ -46,7 +46,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, nearest, setting
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.run.setup import settled
+from fedpeft.run.setup import local_training, settled
 
 SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig))
 
@@ -150,7 +150,7 @@ class Study:
 
 def _check_parts(config: RunConfig, where: str) -> None:
     try:
-        config.training()
+        local_training(config)
         for name, build in BUILDERS.items():
             build(getattr(config, name))
     except ConfigError as error:

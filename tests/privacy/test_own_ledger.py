@@ -14,6 +14,7 @@ from fedpeft.communication.messages import Report
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.deployment.registration import declared
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.privacy.accountant import Event, epsilon
@@ -350,11 +351,11 @@ def test_what_a_server_refuses(federation, privacy, serve, says):
 )  # fmt: skip
 def test_terms_that_make_no_sense_are_refused(wrong):
     good = {"noise": 1.0, "rate": 0.1, "releases": 3, "dp_delta": 1e-3, "epsilon": 0.0}
-    assert Terms.declared(v1.Registration(terms=v1.PrivacyTerms(**good))) == Terms(1.0, 0.1, 3, 1e-3, None)
+    assert declared(v1.Registration(terms=v1.PrivacyTerms(**good))) == Terms(1.0, 0.1, 3, 1e-3, None)
     with pytest.raises(RunError, match="of which no epsilon follows; legal: "):
-        Terms.declared(v1.Registration(terms=v1.PrivacyTerms(**{**good, **wrong})))
+        declared(v1.Registration(terms=v1.PrivacyTerms(**{**good, **wrong})))
     with pytest.raises(RunError, match="does not say how"):
-        Terms.declared(v1.Registration())
+        declared(v1.Registration())
 
 
 @pytest.mark.parametrize("wrong", [{"noise": 1e300}, {"noise": 1e-300}, {"delta": 5e-324}], ids=str)

@@ -1,0 +1,26 @@
+"""What a client declares of its privacy when it registers, as it travels."""
+
+from __future__ import annotations
+
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import RunError
+from fedpeft.privacy.remote_engine import Terms
+
+
+def to_wire(terms: Terms) -> v1.PrivacyTerms:
+    """The terms as they travel."""
+    return v1.PrivacyTerms(
+        noise=terms.noise, rate=terms.rate, releases=terms.releases, dp_delta=terms.delta, epsilon=terms.budget or 0.0
+    )
+
+
+def declared(registration: v1.Registration) -> Terms:
+    """What a registration says.
+
+    Raises:
+        RunError: it says nothing, or nothing that makes sense.
+    """
+    if not registration.HasField("terms"):
+        raise RunError("this federation's clients protect their updates themselves, and this one does not say how")
+    told = registration.terms
+    return Terms(told.noise, told.rate, told.releases, told.dp_delta, told.epsilon or None)

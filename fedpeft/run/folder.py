@@ -1,0 +1,142 @@
+"""A run's folder: new, or that of a run to continue; locked against other processes, gone if nothing was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from fedpeft.config import RunConfig, from_mapping, read_config
+from fedpeft.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    pass
+
+
+def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
+    """The configuration that flags override: that of the run to resume, of the TOML file, or the defaults.
+
+    Raises:
+        ConfigError: the file says something wrong, or both are given.
+        RunError: there is no run in the folder `resume`.
+    """
+    if resume is not None:
+        if file is not None:
+            raise ConfigError(f"a resumed run keeps its settings, but {file} was given; leave it out")
+        file = resume / "config.toml"
+        if not file.is_file():
+            raise RunError(f"{resume} holds no run to resume: there is no config.toml in it")
+    return read_config(file) if file else RunConfig()
+
+
+def checked_settings(
+    run: RunConfig, default: RunConfig, output: Path | None, resume: Path | None
+) -> tuple[RunConfig, Path]:
+    """The checked configuration, and the run's folder: the one to resume, `output`, or a new one under runs/.
+
+    Raises:
+        ConfigError, RunError: settings or folders that can't be used.
+    """
+    config = from_mapping(dataclasses.asdict(run), "the command line")
+    if resume is not None:
+        changed = [f.name for f in dataclasses.fields(RunConfig) if getattr(default, f.name) != getattr(config, f.name)]
+        if changed or output:
+            raise RunError(
+                f"a resumed run keeps its settings and folder, but {', '.join(changed) or 'output'} was given; "
+                "start a new run to change it"
+            )
+        return config, resume
+    name = (
+        f"{datetime.now():%Y%m%d-%H%M%S}-{config.dataset.split(':')[0].split('(')[0]}-{config.strategy.split('(')[0]}"
+    )
+    folder = output or Path("runs") / name
+    refuse_file(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError(
+            f"{folder} exists and is not empty; give another --output, or continue it with --resume {folder}"
+        )
+    return config, folder
+
+
+def refuse_file(folder: Path) -> None:
+    """RunError where there is a file in the place of the `folder` to write to."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise RunError(f"{folder} is a file, and --output names a folder; give another --output")
+
+
+def located(config: RunConfig) -> RunConfig:
+    """The configuration with the files and folders that it names written absolutely: it holds wherever it is read.
+
+    Raises:
+        ConfigError: unknown data set.
+    """
+    from fedpeft.data.rows import DATASETS
+    from fedpeft.models.base_model import local_folder
+
+    def absolute(path: str) -> str:
+        there = Path(path).expanduser()
+        return str(there.absolute()) if there.exists() else path
+
+    return dataclasses.replace(
+        config,
+        model=str(local_folder(config.model) or config.model),
+        dataset=DATASETS.with_paths(config.dataset, absolute),
+        forgetting=DATASETS.with_paths(config.forgetting, absolute) if config.forgetting else "",
+        profiles=absolute(config.profiles) if config.profiles else "",
+    )
+
+
+SERVERS_OPTIONS = "serve.toml"
+"""What a folder of `python -m fedpeft.serve` holds beside a simulation's files."""
+
+
+def refuse_servers_run(folder: Path) -> None:
+    """RunError where `folder` is a server's, whose clients' rows are not here."""
+    if (folder / SERVERS_OPTIONS).exists():
+        raise RunError(
+            f"{folder} is the run of a server, and its rows have stayed with the clients; it goes on with: "
+            f"python -m fedpeft.serve --resume {folder}"
+        )
+
+
+def make_folder(folder: Path) -> None:
+    """Make the run's folder, or RunError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"the run's folder {folder} can't be made: {error.strerror}; give another --output") from error
+
+
+@contextmanager
+def begun(folder: Path, kept: Callable[[], bool]) -> Iterator[None]:
+    """Removes a new run's folder again, empty or missing before, where an error comes and nothing in it is `kept`."""
+    new = not folder.exists() or not any(folder.iterdir())
+    try:
+        yield
+    except BaseException:
+        if new and not kept():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a run's folder from a second process that would continue it at the same time, or RunError."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunError(f"another process is at work on the run in {folder}; wait for its end, or stop it") from None
+    except OSError as error:
+        raise RunError(f"the run's folder {folder} can't be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
