@@ -66,7 +66,9 @@ class RunConfig:
     evaluate_every: int = setting(4, "rounds between evaluations", low=1)
     safeguard: str = setting("auto", "which steps count: undo(rise=0.25, rate=0.25) or none; auto: undo, where it can")
     keep: str = setting("auto", "which state is the result, by validation rows; auto: best, where it can", choices=KEPT)
-    patience: int = setting(0, "evaluations without a better state after which the run ends; 0: all rounds", low=0)
+    early_stopping: int = setting(
+        0, "evaluations without a better state after which the run ends; 0: all rounds", low=0
+    )
     public_validation: bool = setting(False, "under --privacy: validation rows are public, and may decide")
     centralised: bool = setting(False, "also train the same adapter on the pooled data, for comparison")
     forgetting: str = setting("", "a second data set that base and result are scored on: what tuning has cost")

@@ -38,6 +38,7 @@ from fedpeft.errors import ConfigError
 GROUPS: Final = (
     "attacks",
     "codecs",
+    "corrections",
     "datasets",
     "heads",
     "mechanisms",
@@ -45,6 +46,7 @@ GROUPS: Final = (
     "partitions",
     "peft_methods",
     "precision_rules",
+    "safeguards",
     "server_optimizers",
     "strategies",
     "tasks",

@@ -6,7 +6,7 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.errors import ConfigError
 from fedpeft.parts import Spec, check_settings, parse_spec, setting, split_outside_parentheses
-from fedpeft.peft.method import PEFT_METHODS
+from fedpeft.peft.family import PEFT_METHODS
 
 
 @dataclass(frozen=True)

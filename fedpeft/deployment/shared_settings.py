@@ -30,7 +30,7 @@ TAKEN: Final = frozenset(
 LEFT: Final = frozenset(
     {
         "dataset", "partition", "server_optimizer", "schedule", "weighting", "stop_at_budget",
-        "evaluate_every", "workers", "label_shift", "safeguard", "keep", "patience", "public_validation",
+        "evaluate_every", "workers", "label_shift", "safeguard", "keep", "early_stopping", "public_validation",
     }
 )  # fmt: skip
 """Of no effect on a client: they keep their defaults. What a round needs of them stands in its instruction."""

@@ -15,6 +15,7 @@ from fedpeft.aggregation.safeguard import SAFEGUARDS
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.clients.attack import ATTACKS
+from fedpeft.clients.drift import CORRECTIONS
 from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.communication.steps import codecs
 from fedpeft.config import RunConfig
@@ -42,8 +43,8 @@ FAMILIES: dict[str, tuple[Family[Any], ...]] = {
 }
 """The flags of `python -m fedpeft.simulate` whose values are parts."""
 
-ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS)
-"""Every family; a task is what a data set asks for, and has no flag."""
+ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS, CORRECTIONS)
+"""Every family; a task is what a data set asks for, and has no flag; nor have corrections of drift."""
 
 
 def use(given: Iterable[str | Mapping[str, Any]], beside: Path | None = None) -> None:

@@ -48,7 +48,7 @@ def steering(config: RunConfig, private: bool, personal: bool, rows: bool = True
         for flag, given in (
             (f"safeguard={config.safeguard}", guard is not None and guard.watches),
             ("keep=best", config.keep == "best"),
-            (f"patience={config.patience}", config.patience > 0),
+            (f"early_stopping={config.early_stopping}", config.early_stopping > 0),
         )
         if given
     ]
@@ -73,6 +73,8 @@ def steering(config: RunConfig, private: bool, personal: bool, rows: bool = True
         return Steering()
     if config.safeguard == "auto":
         guard = SAFEGUARDS.build("undo")
-    if config.patience and config.keep == "last":
-        raise ConfigError("patience waits for a better state than the best, and keep=last keeps none; leave one out")
-    return Steering(guard if guard and guard.watches else None, config.keep != "last", config.patience)
+    if config.early_stopping and config.keep == "last":
+        raise ConfigError(
+            "early_stopping waits for a better state than the best, and keep=last keeps none; leave one out"
+        )
+    return Steering(guard if guard and guard.watches else None, config.keep != "last", config.early_stopping)

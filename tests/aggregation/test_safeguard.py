@@ -108,13 +108,13 @@ def decided(private=False, personal=False, rows=True, **given):
 def test_auto_decides_as_much_as_is_right():
     assert decided() == Steering(Undo(), True, 0)
     assert decided(safeguard="none", keep="last") == Steering()
-    assert decided(patience=3, safeguard="none") == Steering(None, True, 3)
+    assert decided(early_stopping=3, safeguard="none") == Steering(None, True, 3)
     for case in ({"private": True}, {"personal": True}, {"rows": False}):
         assert decided(**case) == Steering()
     assert decided(private=True, public_validation=True) == Steering(Undo(), True, 0)
 
 
-@pytest.mark.parametrize("asked", [{"safeguard": "undo"}, {"keep": "best"}, {"patience": 2}])
+@pytest.mark.parametrize("asked", [{"safeguard": "undo"}, {"keep": "best"}, {"early_stopping": 2}])
 def test_what_can_not_or_may_not_be_decided_is_refused(asked):
     with pytest.raises(PrivacyError, match="public-validation"):
         decided(private=True, **asked)
@@ -128,7 +128,7 @@ def test_what_can_not_or_may_not_be_decided_is_refused(asked):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"patience": 2, "keep": "last"}, "leave one out"),
+        ({"early_stopping": 2, "keep": "last"}, "leave one out"),
         ({"public_validation": True}, "give that"),
         ({"safeguard": "undoo"}, "undo"),
         ({"safeguard": "undo(rise=-1)"}, "at least 0"),
@@ -237,7 +237,7 @@ def test_an_undone_round_leaves_nothing_behind(kind, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["server optimizer and a memory at both ends", "a base that is filled"])
 def test_a_run_that_is_killed_after_an_undone_round_ends_as_one_that_was_not(kind, tmp_path, monkeypatch):
-    given = {"rounds": 4, "patience": 4, **KINDS[kind]}
+    given = {"rounds": 4, "early_stopping": 4, **KINDS[kind]}
     undoing(monkeypatch, {2}, rate=0.25)
     simulation, server = opened(tmp_path / "whole", **given)
     whole = simulation.train(server)
@@ -325,7 +325,7 @@ def test_settings_that_ruin_a_good_start_do_no_harm(tmp_path):
 
 
 def test_the_best_state_is_saved_and_scored_beside_the_last_and_patience_ends_the_run(tmp_path):
-    assert main(flags(tmp_path / "run", **{**HARMFUL, "rounds": 9}, safeguard="none", patience=2)) == 0
+    assert main(flags(tmp_path / "run", **{**HARMFUL, "rounds": 9}, safeguard="none", early_stopping=2)) == 0
     accuracies = validation(tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     best = summary["kept_round"]

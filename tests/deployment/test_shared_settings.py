@@ -51,7 +51,7 @@ FIELDS = {
     "evaluate_every": ("left", 9),
     "safeguard": ("left", "undo"),
     "keep": ("left", "best"),
-    "patience": ("left", 2),
+    "early_stopping": ("left", 2),
     "public_validation": ("left", True),
     "centralised": ("refused", True),
     "forgetting": ("refused", "file:/etc/passwd"),
