@@ -119,8 +119,9 @@ def test_a_third_correction_is_one_file_with_both_halves(executor, dynamic, monk
     loaded = Checkpoints(tmp_path / "run" / "checkpoint").load()
     assert all(torch.equal(loaded.drift["test_drift"][name], tensor) for name, tensor in server.items())
     lines = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
-    assert len({line["uplink_bytes"] for line in lines}) == 1
-    assert lines[0]["uplink_bytes"] > 2 * 8 * simulation.setup.layout.numel, "in fp64, update and changes"
+    sent = {line["uplink_bytes"] for line in lines if line["round"] == 3}  # zeros of round 1 cost less
+    assert len(sent) == 1
+    assert sent.pop() > 2 * 8 * simulation.setup.layout.numel, "in fp64, update and changes"
 
 
 def test_without_a_correction_the_result_is_another(dynamic, monkeypatch, tmp_path):
