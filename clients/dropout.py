@@ -1,7 +1,8 @@
 """Dropout whose masks belong to a client: drawn from that client's generator, whatever it is batched with.
 
 torch's own dropout draws from one global stream, so a client's mask would depend on who was trained before it and
-on how far its batch was padded. Here a mask is drawn for the client's own rows and tokens, then padded.
+on how far its batch was padded. Here a mask is drawn for the client's own rows and tokens. Entries that it does not
+reach are kept as they are: padding, for which it is all the same, and positions that a method has put beside a row's.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class ClientDropout(nn.Module):
         if not self.plan.clients:
             return x
         _, tokens, width = x.shape
-        mask = torch.zeros(len(self.plan.clients), x.shape[0] // len(self.plan.clients), tokens, width)
+        factors = torch.ones(len(self.plan.clients), x.shape[0] // len(self.plan.clients), tokens, width, dtype=x.dtype)
         for k, (generator, rows, longest) in enumerate(self.plan.clients):
             drawn = generator.random((rows, longest, width), dtype=np.float32)
-            mask[k, :rows, :longest] = torch.from_numpy(drawn >= self.p)
-        return x * (mask.view_as(x).to(x) / (1 - self.p))
+            factors[k, :rows, :longest] = torch.from_numpy((drawn >= self.p) / (1 - self.p))
+        return x * factors.view_as(x).to(x)
 
 
 def own_dropout(model: nn.Module, plan: DropoutPlan) -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.drift import parse_drift
+from fedpeft.clients.dropout import ClientDropout, DropoutPlan
 from fedpeft.clients.executor import Job, Trained
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoConfig, AutoModel
 
-from fedpeft.errors import AssetError
+from fedpeft.errors import AssetError, ConfigError
 from fedpeft.machine import cache
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
 from fedpeft.models.task import DTYPES, adapter_dtype
@@ -124,6 +125,33 @@ def test_a_client_does_not_depend_on_those_before_it(tiny):
     alone = [next(iter(sequential.train([job]))) for job in reversed(work)][::-1]
     for a, b in zip(together, alone, strict=True):
         assert all(torch.equal(a.state[n], b.state[n]) for n in a.state)
+
+
+def test_dropout_takes_no_entry_beyond_the_rows_own_for_good():
+    """A longer input than the rows' tokens, as behind a prompt: what no mask is drawn for would never be trained on."""
+    plan = DropoutPlan([(np.random.default_rng(0), 2, 3)])
+    seen = torch.stack([ClientDropout(0.5, plan)(torch.ones(2, 5, 40, dtype=torch.float64)) for _ in range(20)])
+    assert set(seen[:, :, :3].unique().tolist()) == {0.0, 2.0}
+    assert (seen[:, :, 3:] == 1).all()
+    assert ((seen > 0).double().mean(dim=(0, 1, 3)) > 0.4).all()
+
+
+@pytest.mark.parametrize("spec", ["lora(rank=4{})", "prefix_tuning(length=3) + lora(rank=4{})"])
+def test_dropout_of_next_to_nothing_is_no_dropout(spec, tiny):
+    """Every token of every row counts, whatever stands beside it."""
+    results = []
+    for dropout in ("", ", dropout=1e-12"):
+        sequential, batched, layout, start = build(tiny, spec.format(dropout), "fp64")
+        work = jobs(layout, start, SHARDS[:2])
+        results += [list(sequential.train(work)), list(batched.train(work))]
+    assert max(worst(results[0], other, work) for other in results[1:]) < 1e-8
+
+
+@pytest.mark.parametrize("prompt", ["prompt_tuning", "p_tuning"])
+def test_prompts_stand_before_no_layer_with_dropout(prompt):
+    """Positions before a row's own would shift its masks."""
+    with pytest.raises(ConfigError, match="can't be combined"):
+        PEFT_METHODS.build(f"{prompt} + lora(dropout=0.1)")
 
 
 def test_only_the_named_tensors_are_trained(tiny):

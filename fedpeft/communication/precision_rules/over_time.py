@@ -1,11 +1,13 @@
-"""More precision when progress stalls (DAdaQuant, Hoenig et al., arXiv 2111.00465, section 4.1).
+"""More precision when progress stalls (DAdaQuant, Hoenig et al., arXiv 2111.00465, section 3.4).
 
     running loss:  l_t = smoothing * l_{t-1} + (1 - smoothing) * loss_t
     a stall:       `patience` rounds without a new lowest l; then bits <- min(high, bits + step), and the count restarts
 
 Deviations: DAdaQuant doubles its levels, which is one more bit; codecs with entropy coding have finer steps to offer.
-And it calls a running loss a stall that is no lower than `patience` rounds before; here none of these rounds may have
-reached a new lowest, so a loss that swings about a falling trend is given more time.
+And it calls training converged when l_t >= l_{t+1-patience}, a comparison of two rounds, `patience` - 1 apart, of which
+it makes one in any round at least `patience` after the last increase; here none of `patience` rounds in a row may have
+reached a new lowest, so a loss that swings about a falling trend is given more time. Its loss is that of the state sent
+out, over the cohort's rows; here it is the mean over the steps of training, which costs no pass of its own.
 """
 
 from __future__ import annotations
