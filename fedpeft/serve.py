@@ -164,7 +164,8 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
                 federation.gateway.start(options.listen, credentials)
                 if not resume:
                     records.write("config.toml", catalogue.to_toml(federation.config))
-                records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(options)))
+                kept = dataclasses.replace(options, readmit="")  # it was for this start
+                records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(kept)))
                 going.set()
                 summary = _run(federation, records, observer)
                 farewell = FAREWELL

@@ -125,6 +125,9 @@ class Federation:
         self.observer = observer
         self.options = options
         self.roster = Roster(folder / ROSTER, config.clients)
+        for name in filter(None, map(str.strip, options.readmit.split(","))):
+            self.roster.readmit(name)
+            events.emit("readmitted", client=name)
         self.rows = ServersRows.of(config, options)
         judged = (
             len(self.rows.validation) > 0 and not options.held_out

@@ -103,6 +103,20 @@ class Roster:
             member.dropped = reason
             self._store()
 
+    def readmit(self, name: str) -> None:
+        """The member called `name` may come back.
+
+        Raises:
+            RunError: there is no such member, or it has not been dropped.
+        """
+        with self._lock:
+            member = self._members.get(name)
+            if member is None or not member.dropped:
+                dropped = ", ".join(sorted(m.name for m in self._members.values() if m.dropped)) or "none"
+                raise RunError(f"{name!r} is no client that this federation has dropped; dropped: {dropped}")
+            member.dropped = ""
+            self._store()
+
     def start(self) -> None:
         """Give ids to those who are there."""
         with self._lock:

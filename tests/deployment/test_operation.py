@@ -16,9 +16,9 @@ from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.monitoring import SERVICE, Operation
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.console import ServeObserver
-from fedpeft.serve import is_loopback
+from fedpeft.serve import is_loopback, serve
 
 
 def free_port() -> int:
@@ -47,6 +47,13 @@ def test_metrics_and_health_are_served(tmp_path):
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
     finally:
         federation.close()
+
+
+def test_only_who_was_dropped_can_come_back(tmp_path):
+    options = ServeOptions(listen="127.0.0.1:0", insecure=True, readmit="edge-1")
+    with pytest.raises(RunError, match="'edge-1' is no client that this federation has dropped"):
+        serve(RunConfig(dataset="tiny", clients=2), options, tmp_path / "run", False, Console(quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_address_of_another_form_is_one_sentence():
