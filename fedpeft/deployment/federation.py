@@ -10,6 +10,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -249,7 +250,11 @@ class Federation:
         """
         options = self.options
         wanted = min(options.wait_for or self.setup.clients, self.setup.clients)
+        places = self.setup.clients
+        if not self.secret_cohort:
+            self.roster.count(*self.gateway.wire_bytes())
         if self.roster.started:
+            places = sum(not m.dropped for m in self.roster.members)
             wanted = max(1, round(options.quorum * min(self.sampler.size, wanted)))
         waiting_since = time.monotonic()
         announced = False
@@ -260,7 +265,9 @@ class Federation:
             if self.stopping.is_set():
                 raise StoppedError
             if not announced and time.monotonic() - waiting_since > 1:
-                self.observer.phase(f"waiting for clients: {len(here)} of {wanted} are connected", 0)
+                self.observer.phase(
+                    f"waiting for clients: {len(here)} of {places} are connected; it takes {wanted} to go on", 0
+                )
                 announced = True
             with self.gateway.arrivals:
                 self.gateway.arrivals.wait(0.2)
@@ -321,6 +328,9 @@ class Federation:
     def close(self, farewell: str | None = None) -> None:
         """End connections and workers."""
         self.gateway.close(farewell)
+        if not self.secret_cohort:
+            with suppress(RunError):  # a full disk costs the count, not the end
+                self.roster.count(*self.gateway.wire_bytes())
         self.workers.close()
 
 

@@ -583,6 +583,19 @@ def test_a_restarted_server_takes_no_report_of_the_earlier_one(door):
         assert connection.submit(again, good(door)) == "taken"
 
 
+def test_bytes_on_the_wire_are_those_of_the_whole_run(door):
+    with client(door) as connection:
+        connection.submit(asked(door, connection), good(door))
+        before = door.gateway.wire_bytes()
+        door.roster.count(*before)
+        port = door.gateway.port
+        door.gateway.close(None)
+        door.roster = Roster(door.folder / "roster.json", 3)
+        door.gateway = door.open(port)
+        assert door.gateway.wire_bytes() == before
+        assert min(before) > 0
+
+
 def test_a_task_waits_for_a_client_that_reconnects(door):
     with client(door) as connection:
         task = asked(door, connection)
