@@ -161,12 +161,14 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
                 federation.gateway.start(options.listen, credentials)
                 if not resume:
                     records.write("config.toml", catalogue.to_toml(federation.config))
-                records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(options)))
+                kept = dataclasses.replace(options, readmit="")  # it was for this start
+                records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(kept)))
                 going.set()
                 summary = _run(federation, records, observer)
                 farewell = FAREWELL
             finally:
                 federation.close(farewell)
+        summary["resumed"] = resume
         summary["seconds"] = time.perf_counter() - started
         summary["peak_memory_bytes"] = memory.bytes or None
     records.write_json("summary.json", summary)
@@ -194,8 +196,8 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> d
     kept, residual = progress.result
     save(setup, kept, federation.folder, residual)
     own = server.own_rows(progress) if federation.held_out else None
-    sessions = gateway.sessions()
     gateway.close(FAREWELL)
+    received, sent = gateway.wire_bytes()
     scorer = federation.scorer
     score = scorer.score(federation.folder, "scoring the saved adapter (fp32)") if scorer else None
     if own is not None and own.clients:
@@ -216,8 +218,8 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> d
         "kept_round": progress.kept_round,
         "baseline_accuracy": None,
         **costs(setup, progress, federation.sampler.size, federation.protection, federation.fixed),
-        "wire_received_bytes": None if federation.secret_cohort else sum(s.received_bytes for s in sessions),
-        "wire_sent_bytes": None if federation.secret_cohort else sum(s.sent_bytes for s in sessions),
+        "wire_received_bytes": None if federation.secret_cohort else received,
+        "wire_sent_bytes": None if federation.secret_cohort else sent,
         "refused": gateway.refused,
     }
 
@@ -257,7 +259,8 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
                 ("payloads up / down", f"{size(summary['uplink_bytes'])} / {size(summary['downlink_bytes'])}"),
                 *((("on the wire", f"{size(summary['wire_received_bytes'])} / {size(summary['wire_sent_bytes'])}"),)
                   if summary["wire_received_bytes"] is not None else ()),
-                ("time", f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),
+                ("time since it was resumed" if summary["resumed"] else "time",
+                 f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),
                 ("files", str(folder)),
             ],
         )

@@ -10,6 +10,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +127,9 @@ class Federation:
         self.observer = observer
         self.options = options
         self.roster = Roster(folder / ROSTER, config.clients)
+        for name in filter(None, map(str.strip, options.readmit.split(","))):
+            self.roster.readmit(name)
+            events.emit("readmitted", client=name)
         self.rows = ServersRows.of(config, options)
         judged = (
             len(self.rows.validation) > 0 and not options.held_out
@@ -247,7 +251,11 @@ class Federation:
         """
         options = self.options
         wanted = min(options.wait_for or self.setup.clients, self.setup.clients)
+        places = self.setup.clients
+        if not self.secret_cohort:
+            self.roster.count(*self.gateway.wire_bytes())
         if self.roster.started:
+            places = sum(not m.dropped for m in self.roster.members)
             wanted = max(1, round(options.quorum * min(self.sampler.size, wanted)))
         waiting_since = time.monotonic()
         announced = False
@@ -258,7 +266,9 @@ class Federation:
             if self.stopping.is_set():
                 raise StoppedError
             if not announced and time.monotonic() - waiting_since > 1:
-                self.observer.phase(f"waiting for clients: {len(here)} of {wanted} are connected", 0)
+                self.observer.phase(
+                    f"waiting for clients: {len(here)} of {places} are connected; it takes {wanted} to go on", 0
+                )
                 announced = True
             with self.gateway.arrivals:
                 self.gateway.arrivals.wait(0.2)
@@ -319,6 +329,9 @@ class Federation:
     def close(self, farewell: str | None = None) -> None:
         """End connections and workers."""
         self.gateway.close(farewell)
+        if not self.secret_cohort:
+            with suppress(RunError):  # a full disk costs the count, not the end
+                self.roster.count(*self.gateway.wire_bytes())
         self.workers.close()
 
 

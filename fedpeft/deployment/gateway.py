@@ -172,6 +172,7 @@ class Gateway(FederationServicer):
         self.arrivals = threading.Condition()
         self.refused = 0
         self.port = 0
+        self._earlier_bytes = (roster.received_bytes, roster.sent_bytes)
         self._incarnation = secrets.token_hex(4)
         self._count = 0
         self._farewell: str | None = None
@@ -221,6 +222,12 @@ class Gateway(FederationServicer):
     def sessions(self) -> list[Session]:
         """All clients that have registered since the start; to be read only."""
         return list(self._sessions.values())
+
+    def wire_bytes(self) -> tuple[int, int]:
+        """Received and sent since the run began, by servers that were stopped or killed included."""
+        received, sent = self._earlier_bytes
+        sessions = self.sessions()
+        return received + sum(s.received_bytes for s in sessions), sent + sum(s.sent_bytes for s in sessions)
 
     # ------------------------------------------------------------------------------------------------- inside the loop
 

@@ -51,6 +51,9 @@ class Roster:
         file: where they are stored.
         places: how many there may be.
 
+    Attributes:
+        received_bytes, sent_bytes: on the wire since the run began, as of the last `count`.
+
     Raises:
         RunError: the file can't be read.
     """
@@ -61,12 +64,14 @@ class Roster:
         self.places = places
         self.run = secrets.token_hex(8)
         self.started = False
+        self.received_bytes = self.sent_bytes = 0
         self._members: dict[str, Member] = {}
         if not file.exists():
             return
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
             self.run, self.started = stored["run"], stored["started"]
+            self.received_bytes, self.sent_bytes = stored.get("wire_bytes", (0, 0))  # an earlier version kept none
             self._members = {entry["name"]: Member(**entry) for entry in stored["members"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"the list of clients {file} can't be read: {error}") from None
@@ -103,6 +108,27 @@ class Roster:
             member.dropped = reason
             self._store()
 
+    def readmit(self, name: str) -> None:
+        """The member called `name` may come back.
+
+        Raises:
+            RunError: there is no such member, or it has not been dropped.
+        """
+        with self._lock:
+            member = self._members.get(name)
+            if member is None or not member.dropped:
+                dropped = ", ".join(sorted(m.name for m in self._members.values() if m.dropped)) or "none"
+                raise RunError(f"{name!r} is no client that this federation has dropped; dropped: {dropped}")
+            member.dropped = ""
+            self._store()
+
+    def count(self, received: int, sent: int) -> None:
+        """Keep how many bytes have been on the wire since the run began."""
+        with self._lock:
+            if (received, sent) != (self.received_bytes, self.sent_bytes):
+                self.received_bytes, self.sent_bytes = received, sent
+                self._store()
+
     def start(self) -> None:
         """Give ids to those who are there."""
         with self._lock:
@@ -114,11 +140,16 @@ class Roster:
             self._store()
 
     def _store(self) -> None:
-        members = [asdict(m) for m in self._members.values()]
+        content = {
+            "run": self.run,
+            "started": self.started,
+            "wire_bytes": [self.received_bytes, self.sent_bytes],
+            "members": [asdict(m) for m in self._members.values()],
+        }
         partial = self._file.with_suffix(".partial")
         try:
             with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
-                out.write(json.dumps({"run": self.run, "started": self.started, "members": members}, indent=1))
+                out.write(json.dumps(content, indent=1))
             os.replace(partial, self._file)
         except OSError as error:
             raise RunError(f"the list of clients {self._file} can't be written: {error.strerror}") from None

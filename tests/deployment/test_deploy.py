@@ -98,6 +98,26 @@ def test_the_container_runs_a_legal_command():
     tyro.cli(join.Command, args=[*entry[3:], *shlex.split(words)])
 
 
+def test_no_key_gets_into_the_container():
+    """The image is made of the wheel; the context holds what that is made of, and certificates in no folder of it."""
+    lines = (ROOT / "clients" / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    copied = [shlex.split(line)[1:-1] for line in lines if line.startswith("COPY")]
+    stage = max(k for k, line in enumerate(lines) if line.startswith("FROM"))
+    assert [line for line in lines[stage:] if line.startswith("COPY")] == ["COPY --from=wheel /wheel /wheel"]
+    sources = {word for words in copied for word in words if not words[0].startswith("--from")}
+    ignored = [i for i in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if not i.startswith("#")]
+    assert ignored[0] == "*"
+    assert {line[1:] for line in ignored if line.startswith("!")} == sources
+    assert {"**/certs", "**/*.key"} <= set(ignored[1 + len(sources) :])
+
+
+@pytest.mark.parametrize("file", ["certs/ca.key", "certs/revoked.pem", "edge-1/client.key"])
+def test_certificates_are_not_committed(file, tmp_path):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
+    assert subprocess.run(["git", "-C", str(tmp_path), "check-ignore", "-q", file]).returncode == 0
+
+
 def test_the_flower_run_config_is_the_configuration():
     app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert config_of(app["config"]) == dataclasses.replace(RunConfig(), dtype="fp32"), "the clients' CPUs are unknown"

@@ -395,6 +395,23 @@ def test_answering_for_another_client(door):
         dropped(door, connection, lambda: connection.submit(task, other), "answered for another client")
 
 
+def test_a_dropped_client_is_taken_back_when_its_server_says_so(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        dropped(door, connection, lambda: connection.submit(task, replace(good(door), client=7)), "another client")
+        roster = Roster(door.folder / "roster.json", 3)
+        for name in ("edge-2", ""):
+            with pytest.raises(RunError, match="dropped: edge-1"):
+                roster.readmit(name)
+        roster.readmit("edge-1")
+        door.gateway.close(None)
+        door.roster = Roster(door.folder / "roster.json", 3)
+        door.gateway = door.open(door.gateway.port)
+        assert connection.describe().run == roster.run
+    with pytest.raises(RunError, match="dropped: none"):
+        roster.readmit("edge-1")
+
+
 def test_answering_for_an_old_round(door):
     with client(door) as connection:
         task = asked(door, connection, round=5)
@@ -564,6 +581,19 @@ def test_a_restarted_server_takes_no_report_of_the_earlier_one(door):
         again = door.gateway.submit("edge-1", Instruction("train", 1, 0, b"state"))
         assert connection.first()[0] == again != task
         assert connection.submit(again, good(door)) == "taken"
+
+
+def test_bytes_on_the_wire_are_those_of_the_whole_run(door):
+    with client(door) as connection:
+        connection.submit(asked(door, connection), good(door))
+        before = door.gateway.wire_bytes()
+        door.roster.count(*before)
+        port = door.gateway.port
+        door.gateway.close(None)
+        door.roster = Roster(door.folder / "roster.json", 3)
+        door.gateway = door.open(port)
+        assert door.gateway.wire_bytes() == before
+        assert min(before) > 0
 
 
 def test_a_task_waits_for_a_client_that_reconnects(door):

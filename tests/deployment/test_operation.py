@@ -14,11 +14,14 @@ from fedpeft.config import RunConfig
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
+from fedpeft.deployment.gateway import Session
+from fedpeft.deployment.grid import StoppedError
+from fedpeft.deployment.members import Roster
 from fedpeft.deployment.monitoring import SERVICE, Operation
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.console import ServeObserver
-from fedpeft.serve import is_loopback
+from fedpeft.serve import is_loopback, serve
 
 
 def free_port() -> int:
@@ -47,6 +50,36 @@ def test_metrics_and_health_are_served(tmp_path):
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
     finally:
         federation.close()
+
+
+def test_only_who_was_dropped_can_come_back(tmp_path):
+    options = ServeOptions(listen="127.0.0.1:0", insecure=True, readmit="edge-1")
+    with pytest.raises(RunError, match="'edge-1' is no client that this federation has dropped"):
+        serve(RunConfig(dataset="tiny", clients=2), options, tmp_path / "run", False, Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_is_waited_for_is_said_in_full_and_bytes_are_kept(tmp_path):
+    """After a resume a part of the cohort is enough: those asked for are not called fewer than they are."""
+    said = []
+    observer = ServeObserver(Console(quiet=True))
+    observer.phase = lambda name, total: (said.append(name), federation.stopping.set())
+    roster = Roster(tmp_path / "roster.json", 2)
+    for name in ("edge-1", "edge-2"):
+        roster.enter(name, 0)
+    roster.start()
+    roster.count(7, 8)
+    config = RunConfig(dataset="tiny", clients=2, cohort="all", workers=1, dtype="fp32")
+    events = Events(tmp_path / "serve.jsonl", observer.event)
+    federation = Federation(config, tmp_path, observer, ServeOptions(), Doorkeeper(None), events)
+    with pytest.raises(StoppedError):
+        federation.present()
+    assert said == ["waiting for clients: 0 of 2 are connected; it takes 1 to go on"]
+    session = federation.gateway._sessions.setdefault("edge-1", Session(federation.roster.find("edge-1")))
+    session.received_bytes += 10
+    federation.close()
+    again = Roster(tmp_path / "roster.json", 2)
+    assert (again.received_bytes, again.sent_bytes) == (17, 8)
 
 
 def test_an_address_of_another_form_is_one_sentence():
