@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -164,7 +166,8 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
                 kept = dataclasses.replace(options, readmit="")  # it was for this start
                 records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(kept)))
                 going.set()
-                summary = _run(federation, records, observer)
+                with end_told(events):
+                    summary = _run(federation, records, observer)
                 farewell = FAREWELL
             finally:
                 federation.close(farewell)
@@ -222,6 +225,20 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> d
         "wire_sent_bytes": None if federation.secret_cohort else sent,
         "refused": gateway.refused,
     }
+
+
+@contextmanager
+def end_told(events: Events) -> Iterator[None]:
+    """Has the log say how a run ends: finished, stopped (by its user), or failed."""
+    try:
+        yield
+    except (StoppedError, KeyboardInterrupt):
+        events.emit("stopped")
+        raise
+    except Exception as error:
+        events.emit("failed", reason=str(error) or type(error).__name__)
+        raise
+    events.emit("finished")
 
 
 class _stop_on_signal:

@@ -1,4 +1,4 @@
-"""Structured logs of a server: one JSON object a line, with time and event, and whatever belongs to it.
+"""Structured logs of a server: one JSON object a line, with time, level and event, and whatever belongs to it.
 
 Names, rounds, bytes and reasons are logged; keys, certificates, rows and tensors never are. The file has mode 0600: who
 belongs to a federation can be a secret by itself.
@@ -14,6 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+LEVELS = {"refused": "warning", "dropped": "warning", "failed": "error"}
+"""Of events; the others are "info"."""
+
 
 class Events:
     """Writes `file`, and tells `listener` the same.
@@ -28,7 +31,8 @@ class Events:
 
     def emit(self, event: str, **fields: Any) -> None:
         """Write one line."""
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields})
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "level": LEVELS.get(event, "info"), "event": event, **fields})
         with self._lock:
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND

@@ -59,6 +59,7 @@ class Operation:
             raise
         registry = prometheus_client.CollectorRegistry()
         registry.register(self)
+        prometheus_client.ProcessCollector(registry=registry)
         try:
             return prometheus_client.start_http_server(port, host, registry)
         except OSError as error:
@@ -98,6 +99,8 @@ class Operation:
             gauges |= {n: (f"{n.replace('_', ' ')} of the last round", v) for n, v in optional.items() if v is not None}
             if last.seconds is not None:
                 gauges["round_seconds"] = ("duration of the last round", last.seconds)
+        if self._observer.epsilon is not None:
+            gauges["epsilon"] = ("epsilon of the worst client so far", self._observer.epsilon)
         if self._federation.secret_cohort:
             del gauges["clients_waited_for"]
         for name, (help, value) in gauges.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -142,6 +143,7 @@ class ServeObserver(ConsoleObserver):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.last: RoundResult | None = None
+        self.epsilon: float | None = None  # of the worst client, where metrics are served
         self._federation: Any = None
         self._connected: TaskID | None = None
 
@@ -182,6 +184,13 @@ class ServeObserver(ConsoleObserver):
         """One line."""
         last = super().round_done(result)
         self.last = result
+        if self._federation is not None:
+            told = {"round": result.round, "clients": result.clients, "rejected": result.rejected}
+            measures = {name: getattr(result, name) for name in ("train_loss", "loss", "accuracy", "seconds")}
+            finite = {name: x if x is None or math.isfinite(x) else None for name, x in measures.items()}
+            self._federation.gateway.events.emit("round", **told, **finite)
+            if self._federation.options.metrics and self._federation.protection is not None:
+                self.epsilon = self._federation.protection.epsilons()[0]
         return last
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import urllib.request
 
@@ -21,7 +22,8 @@ from fedpeft.deployment.monitoring import SERVICE, Operation
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.console import ServeObserver
-from fedpeft.serve import is_loopback, serve
+from fedpeft.run.observer import RoundResult
+from fedpeft.serve import end_told, is_loopback, serve
 
 
 def free_port() -> int:
@@ -29,21 +31,29 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def test_metrics_and_health_are_served(tmp_path):
+def test_metrics_and_health_are_served(tmp_path, monkeypatch):
     pytest.importorskip("prometheus_client", reason="needs fedpeft[serve]")
     metrics, health = free_port(), free_port()
     options = ServeOptions(metrics=f"127.0.0.1:{metrics}", health=f"127.0.0.1:{health}", insecure=True)
-    config = RunConfig(dataset="tiny", clients=2, cohort="all", rounds=7, dtype="fp32", workers=1)
+    config = RunConfig(dataset="tiny", clients=2, cohort="all", rounds=7, dtype="fp32", workers=1,
+                       privacy="dp_sgd(noise_multiplier=1)", head="zero")  # fmt: skip
     observer = ServeObserver(Console(quiet=True))
     events = Events(tmp_path / "serve.jsonl", observer.event)
     federation = Federation(config, tmp_path, observer, options, Doorkeeper(None), events)
     observer.watch(federation)
     try:
         with Operation(federation, observer, options):
+            monkeypatch.setattr(federation.protection, "epsilons", lambda: (1.5, 1.0))
+            observer.round_done(RoundResult(3, 2, 0, 0.5, 0.25, float("nan"), 10, 20, 1.0, 1.5, 2.5))
             with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
                 text = page.read().decode()
-            for line in ("fedpeft_clients_connected 0.0", "fedpeft_rounds 7.0", "fedpeft_refused_total 0.0"):
+            for line in ("fedpeft_clients_connected 0.0", "fedpeft_rounds 7.0", "fedpeft_refused_total 0.0",
+                         "fedpeft_loss 0.25", "fedpeft_round_seconds 2.5", "process_resident_memory_bytes",
+                         "fedpeft_epsilon 1.5"):  # fmt: skip
                 assert line in text
+            line = json.loads((tmp_path / "serve.jsonl").read_text().splitlines()[-1])
+            assert (line["level"], line["event"], line["round"], line["loss"]) == ("info", "round", 3, 0.25)
+            assert line["accuracy"] is None
             with grpc.insecure_channel(f"127.0.0.1:{health}") as channel:
                 stub = health_pb2_grpc.HealthStub(channel)
                 answer = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=10)
@@ -80,6 +90,28 @@ def test_who_is_waited_for_is_said_in_full_and_bytes_are_kept(tmp_path):
     federation.close()
     again = Roster(tmp_path / "roster.json", 2)
     assert (again.received_bytes, again.sent_bytes) == (17, 8)
+
+
+@pytest.mark.parametrize(
+    ("error", "event", "level"),
+    [(None, "finished", "info"), (StoppedError(), "stopped", "info"), (RunError("no disk"), "failed", "error")],
+)
+def test_the_log_says_how_a_run_ends(error, event, level, tmp_path):
+    events = Events(tmp_path / "serve.jsonl", lambda *_: None)
+
+    def end():
+        with end_told(events):
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(type(error)):
+            end()
+    else:
+        end()
+    [line] = map(json.loads, (tmp_path / "serve.jsonl").read_text().splitlines())
+    assert (line["event"], line["level"]) == (event, level)
+    assert line.get("reason") == ("no disk" if level == "error" else None)
 
 
 def test_an_address_of_another_form_is_one_sentence():
