@@ -15,7 +15,7 @@ import torch
 from experiments.checkouts import REPOSITORY
 from experiments.golden.__main__ import Settings, main
 from experiments.golden.cases import BASE, Case, every_case
-from experiments.golden.comparison import judged
+from experiments.golden.comparison import Measure
 from experiments.golden.flags import translated, understood, words
 from experiments.golden.outcome import Outcome, differences
 from experiments.golden.samples import GOLDEN, TOLERANCE, Here, file_of, golden_cases, kept, positions
@@ -75,15 +75,19 @@ def test_differences_are_relative_and_what_is_missing_is_beyond_any_tolerance():
 
 
 def test_a_case_is_judged_by_the_tolerance_and_a_refusal_is_a_difference():
-    case, one = CASES[0], Outcome(values={"loss": 1.0})
-    near = Outcome(values={"loss": 1.001})
-    assert judged(case, one, one, 0.0).same
-    assert not judged(case, one, near, 0.0).same
-    assert judged(case, one, near, 0.01).same
-    assert not judged(case, one, "refused", 1.0).same
-    assert not judged(case, "refused", "refused", 1.0).same
-    assert judged(case, "unknown strategy", one, 0.0).same, "a part that is new can't be compared"
-    assert "are new" in judged(case, one, replace(one, values={"loss": 1.0, "speed": 2}), 0.0).text
+    case, one = CASES[0], Outcome(values={"loss": 1.0, "bytes": 7})
+    near = replace(one, values={"loss": 1.001, "bytes": 7})
+    exact = Measure()
+    assert exact.judge(case, one, one).same
+    assert not exact.judge(case, one, near).same
+    assert [d.name for d in exact.judge(case, one, near).beyond] == ["loss"]
+    assert Measure(tolerance=0.01).judge(case, one, near).same
+    assert Measure(ignored="^lo").judge(case, one, near).same
+    assert not Measure(ignored="bytes").judge(case, one, near).same
+    assert not Measure(tolerance=1.0).judge(case, one, "refused").same
+    assert not Measure(tolerance=1.0).judge(case, "refused", "refused").same
+    assert exact.judge(case, "unknown strategy", one).same, "a part that is new can't be compared"
+    assert "are new" in exact.judge(case, one, replace(one, values={**one.values, "speed": 2})).text
 
 
 def test_sampled_entries_are_spread_over_a_tensor():

@@ -35,7 +35,7 @@ import tyro
 from experiments import one_sentence
 from experiments.checkouts import checked_out
 from experiments.golden.cases import Case, every_case
-from experiments.golden.comparison import Verdict, compare, kernels_of
+from experiments.golden.comparison import Measure, Verdict, compare, kernels_of
 from experiments.golden.samples import write
 from fedpeft.errors import ConfigError
 from fedpeft.models.kernels import cpu_name
@@ -51,6 +51,8 @@ class Settings:
     """only the cases whose names this regular expression finds"""
     tolerance: float = 0.0
     """the largest difference to accept, relative to a tensor's largest entry, or to a value"""
+    ignore: str = ""
+    """nothing whose name this regular expression finds: what is known to have changed"""
     kernel: str = ""
     """of frozen products in fp32 and bf16: native, onednn or widened; empty: the last that this machine has"""
     jobs: int = 1
@@ -61,17 +63,18 @@ class Settings:
     """make the numbers of tests/golden/runs anew, from the working tree"""
 
 
+SHOWN = 12
+"""Differences of a case that are listed at the end."""
+
+
 def chosen(only: str) -> list[Case]:
     """The cases whose names a regular expression finds.
 
     Raises:
-        ConfigError: it is none, or finds nothing.
+        ConfigError: it finds nothing.
     """
     cases = every_case()
-    try:
-        found = [case for case in cases if re.search(only, case.name)]
-    except re.error as error:
-        raise ConfigError(f"only={only!r} is no regular expression: {error}") from None
+    found = [case for case in cases if re.search(only, case.name)]
     if not found:
         groups = ", ".join(dict.fromkeys(case.name.partition("/")[0] for case in cases))
         raise ConfigError(f"only={only!r} is in no case's name; names are GROUP/WHAT, and groups: {groups}")
@@ -98,11 +101,17 @@ def main(settings: Settings) -> int:
         raise ConfigError("tolerance must be at least 0, and jobs at least 1")
     if settings.keep is not None and settings.keep.exists():
         raise ConfigError(f"{settings.keep} exists; give a new folder to --keep")
+    for name, pattern in (("only", settings.only), ("ignore", settings.ignore)):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{name}={pattern!r} is no regular expression: {error}") from None
+    measure = Measure(settings.tolerance, settings.ignore)
     started, cases, kernels = time.perf_counter(), chosen(settings.only), kernels_of(settings.kernel)
     with tempfile.TemporaryDirectory() as temporary:
         work = (settings.keep or Path(temporary) / "golden").absolute()
         one, other = (checked_out(name, work / f"source-{s}") for name, s in zip(settings.commits, "ab", strict=True))
-        verdicts = compare(cases, (one, other), work, kernels, settings.tolerance, settings.jobs, say)
+        verdicts = compare(cases, (one, other), work, kernels, measure, settings.jobs, say)
     differing = [verdict for verdict in verdicts if not verdict.same]
     print(
         f"\n{len(verdicts)} cases, {len(differing)} differ by more than {settings.tolerance:g}; {cpu_name()}, torch "
@@ -110,7 +119,9 @@ def main(settings: Settings) -> int:
         f"{time.perf_counter() - started:.0f} s"
     )
     for verdict in differing:
-        print(f"  {verdict.case.name}: {verdict.text}")
+        print(f"{verdict.case.name}: {verdict.text}")
+        for difference in verdict.beyond[:SHOWN]:
+            print(f"    {difference}")
     return int(bool(differing))
 
 

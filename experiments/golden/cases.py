@@ -154,6 +154,9 @@ base = "bf16"
 """
 
 
+TABLE = 'file(path="rows.csv", label=topic, owner=who)'
+
+
 @cache
 def own_rows() -> Mapping[str, str]:
     """Rows of a user's own: a table with classes and owners, and conversations."""
@@ -263,14 +266,14 @@ def _data() -> Iterator[Case]:
     for name in PARTITIONS.names:
         yield _case(f"partition/{name}", partition=name, clients=0 if name == "natural" else 6)
     yield _case("data/the usual model", model="auto")
-    yield _case("data/own rows", dataset="file(path=rows.csv, label=topic, owner=who)", partition="natural", clients=0)
-    yield _case("data/forgetting, pooled", forgetting="tiny(seed=1)", centralised=True)
+    yield _case("data/own rows", dataset=TABLE, partition="natural", clients=0)
+    yield _case("data/forgetting, pooled", forgetting="tiny(seed=1)", centralised=True, learning_rate=3e-4)
     language = {"dataset": "tiny_lm(rows=12)", "partition": "natural", "clients": 0, "model": "models/tiny_lm"}
     for strategy in ("fedit", "flexlora", "fedsa_lora"):
         yield _case(f"language/{strategy}", **language, strategy=strategy, peft="lora(rank=4)")
     yield _case("language/prefixes", **language, peft="prefix_tuning(length=4)")
     yield _case("language/small, one by one", **language, peft="lora(rank=4)", codec="small", executor="sequential")
-    chats = {"dataset": "file(path=chats.jsonl)", "model": "models/tiny_lm", "peft": "lora(rank=4)"}
+    chats = {"dataset": "file:chats.jsonl", "model": "models/tiny_lm", "peft": "lora(rank=4)"}
     yield _case("language/instruction", **chats, partition="iid", tokens=64)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import queue
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from experiments.checkouts import Checkout
 from experiments.golden.cases import Case
 from experiments.golden.commands import Commands
 from experiments.golden.models import make_models
-from experiments.golden.outcome import Outcome, added, differences
+from experiments.golden.outcome import Difference, Outcome, added, differences
 from experiments.golden.runs import RefusedError, Runs, Tree
 from fedpeft.errors import ConfigError
 from fedpeft.models.kernels import candidates, cpu_name
@@ -25,29 +25,50 @@ from fedpeft.models.kernels import candidates, cpu_name
 
 @dataclass(frozen=True)
 class Verdict:
-    """What has become of a case: whether it is the same within the tolerance, and a sentence."""
+    """What has become of a case: whether it is the same, a sentence, and what differs beyond the tolerance."""
 
     case: Case
     same: bool
     text: str
+    beyond: tuple[Difference, ...] = ()
 
 
-def judged(case: Case, first: Outcome | str, second: Outcome | str, tolerance: float) -> Verdict:
-    """Compare two outcomes; a text is why there is none."""
-    if isinstance(second, str):
-        return Verdict(case, False, f"REFUSED by {'both' if isinstance(first, str) else 'the second'}: {second}")
-    if isinstance(first, str):
-        return Verdict(case, True, f"only the second runs it; the first says: {first}")
-    found, more = differences(first, second), added(first, second)
-    new = f"; {len(more)} values are new, such as {more[0]!r}" if more else ""
-    if not found:
-        return Verdict(case, True, f"equal: {len(first.tensors)} tensors, {len(first.values)} values{new}")
-    amount = f"by {found[0].amount:.1e}" if math.isfinite(found[0].amount) else "altogether"
-    beyond = sum(d.amount > tolerance for d in found)
-    what = f"{found[0].name} {amount}, {len(found)} in all"
-    if not beyond:
-        return Verdict(case, True, f"within the tolerance: most {what}{new}")
-    return Verdict(case, False, f"DIFFERS: most {what}, {beyond} beyond the tolerance{new}")
+@dataclass(frozen=True)
+class Measure:
+    """When two outcomes count as the same.
+
+    Attributes:
+        tolerance: of a difference, relative, at least 0.
+        ignored: a regular expression; tensors and values whose names it finds are not looked at. Empty: none.
+    """
+
+    tolerance: float = 0.0
+    ignored: str = ""
+
+    def judge(self, case: Case, first: Outcome | str, second: Outcome | str) -> Verdict:
+        """Compare two outcomes; a text is why there is none."""
+        if isinstance(second, str):
+            return Verdict(case, False, f"REFUSED by {'both' if isinstance(first, str) else 'the second'}: {second}")
+        if isinstance(first, str):
+            return Verdict(case, True, f"only the second runs it; the first says: {first}")
+        first, second = self._looked_at(first), self._looked_at(second)
+        found, more = differences(first, second), added(first, second)
+        new = f"; {len(more)} values are new, such as {more[0]!r}" if more else ""
+        if not found:
+            return Verdict(case, True, f"equal: {len(first.tensors)} tensors, {len(first.values)} values{new}")
+        beyond = tuple(d for d in found if d.amount > self.tolerance)
+        if not beyond:
+            return Verdict(case, True, f"within the tolerance: most {found[0]}, {len(found)} in all{new}")
+        return Verdict(case, False, f"DIFFERS: most {found[0]}, {len(beyond)} in all{new}", beyond)
+
+    def _looked_at(self, made: Outcome) -> Outcome:
+        if not self.ignored:
+            return made
+        ignored = re.compile(self.ignored)
+        return Outcome(
+            {name: tensor for name, tensor in made.tensors.items() if not ignored.search(name)},
+            {name: value for name, value in made.values.items() if not ignored.search(name)},
+        )
 
 
 def kernels_of(name: str) -> dict[str, str]:
@@ -78,7 +99,7 @@ def compare(
     checkouts: tuple[Checkout, Checkout],
     work: Path,
     kernels: dict[str, str],
-    tolerance: float,
+    measure: Measure,
     jobs: int,
     said: Callable[[Verdict, float], None],
 ) -> list[Verdict]:
@@ -89,7 +110,7 @@ def compare(
         checkouts: the reference first.
         work: a folder for all that the runs write.
         kernels: see `kernels_of`.
-        tolerance: at least 0, relative.
+        measure: when outcomes are the same.
         jobs: how many cases run at the same time.
         said: is told each verdict and its seconds.
     """
@@ -106,8 +127,8 @@ def compare(
         try:
             while True:
                 case, started = waiting.get_nowait(), time.perf_counter()
-                outcomes = [_attempt(runs, case, tree) for tree in (first, second)]
-                verdicts.append(judged(case, outcomes[0], outcomes[1], tolerance))
+                outcomes = _attempt(runs, case, first), _attempt(runs, case, second)
+                verdicts.append(measure.judge(case, *outcomes))
                 said(verdicts[-1], time.perf_counter() - started)
         except queue.Empty:
             return

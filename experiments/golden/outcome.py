@@ -24,7 +24,10 @@ Value = str | int | float | bool | None
 STATES = ("checkpoint", "adapter", "model", "centralised")
 """Folders of a run that hold states."""
 
-UNREPEATED = ("seconds", "memory", "versions", "resumed", "wire_", "cpu", "gpus", "system", "not_covered")
+UNREPEATED = (
+    *("seconds", "memory", "versions", "resumed", "wire_", "cpu", "gpus", "system", "not_covered"),
+    "audit_epsilon",  # its noise is never a test's
+)
 """Values whose names hold one of these are no results: they differ between two runs of a commit, or are prose."""
 
 FLOOR = 1e-6
@@ -50,6 +53,9 @@ class Difference:
 
     name: str
     amount: float
+
+    def __str__(self) -> str:
+        return f"{self.name} by {self.amount:.1e}" if math.isfinite(self.amount) else f"{self.name} altogether"
 
 
 def outcome(folder: Path) -> Outcome:
@@ -82,7 +88,7 @@ def _flat(name: str, value: Any) -> dict[str, Value]:
 
 
 def differences(reference: Outcome, other: Outcome) -> list[Difference]:
-    """What `other` lacks or has otherwise, the largest first. What it has in addition changes nothing."""
+    """What `other` lacks or has otherwise, the largest first. A value that it has in addition changes nothing."""
     found = [
         *(Difference(name, apart(a, other.tensors.get(name))) for name, a in reference.tensors.items()),
         *(Difference(name, values_apart(a, other.values.get(name, _MISSING))) for name, a in reference.values.items()),
