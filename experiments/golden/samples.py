@@ -1,7 +1,7 @@
 """The numbers of small runs in fp64 that every commit must give, on any processor, to 1e-8.
 
 Of each tensor of the last checkpoint its norm and some entries are kept; of rounds.jsonl, clients.jsonl and
-summary.json what is computed in fp64, and bytes. Not so the saved adapter and what is scored with it: both are fp32.
+summary.json bytes, and what is computed in fp64. Not so the saved adapter and what is scored with it: both are fp32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from experiments.checkouts import REPOSITORY
 from experiments.golden.cases import Case, every_case
 from experiments.golden.flags import translated, understood, words
 from experiments.golden.models import make_models
-from experiments.golden.outcome import Outcome, outcome
+from experiments.golden.outcome import Outcome, Value, outcome
 from experiments.golden.runs import prepare
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.simulate import main as simulate
@@ -32,8 +32,11 @@ GOLDEN = REPOSITORY / "tests" / "golden" / "runs"
 TOLERANCE = 1e-8
 """Relative, as in `experiments.golden.outcome`."""
 
-ENTRIES = 16
+ENTRIES = 8
 """Entries that are kept of each tensor."""
+
+DIGITS = 11
+"""Digits that are kept of each number."""
 
 NAMES = (
     *("strategy/fedit", "strategy/rolora", "strategy/fedsa_lora", "strategy/lora_fair", "strategy/fedsvd"),
@@ -45,8 +48,14 @@ NAMES = (
 )
 """The cases: one for each thing that a change could break by itself."""
 
-OF_SUMMARY = re.compile(r"summary (.*bytes|parameters|cohort|rejected|epsilon.*|dp_delta|noise_multiplier)$")
-"""What a summary says that does not come from the fp32 score."""
+TENSORS = re.compile(r"checkpoint/\d+ (?!started/|versions/)")
+"""Kept of the tensors: the server after the last round, not its start, and not what the wire goes by."""
+
+VALUES = re.compile(
+    r"round \d+ (client \d+ loss|(?!client \d).*)$"
+    r"|summary (.*bytes|parameters|cohort|rejected|epsilon.*|dp_delta|noise_multiplier)$"
+)
+"""Kept of the values."""
 
 
 def golden_cases() -> list[Case]:
@@ -65,12 +74,10 @@ def positions(count: int) -> list[int]:
 
 
 def thinned(made: Outcome) -> Outcome:
-    """What is kept of an outcome."""
-    tensors = {name: tensor.double().flatten() for name, tensor in made.tensors.items() if "checkpoint" in name}
-    values = {n: v for n, v in made.values.items() if not n.startswith("summary") or OF_SUMMARY.match(n)}
-    for name, tensor in tensors.items():
-        values |= {f"norm of {name}": float(tensor.norm()), f"shape of {name}": str(tuple(made.tensors[name].shape))}
-    return Outcome({name: tensor[positions(len(tensor))] for name, tensor in tensors.items()}, values)
+    """What is kept of an outcome; the first entry of each tensor is its norm."""
+    flat = {name: t.double().flatten() for name, t in made.tensors.items() if TENSORS.match(name)}
+    tensors = {name: torch.cat([t.norm().reshape(1), t[positions(len(t))]]) for name, t in flat.items()}
+    return Outcome(tensors, {name: value for name, value in made.values.items() if VALUES.match(name)})
 
 
 def kept(case: Case) -> Outcome:
@@ -82,9 +89,16 @@ def kept(case: Case) -> Outcome:
 
 def keep(case: Case, made: Outcome) -> None:
     """Put the numbers of a case into the repository."""
-    tensors = {name: entries.tolist() for name, entries in made.tensors.items()}
+    tensors = {name: [_short(entry) for entry in entries.tolist()] for name, entries in made.tensors.items()}
+    lines = [f"{json.dumps(name)}: {json.dumps(entries)}" for name, entries in tensors.items()]
+    values = [f"{json.dumps(name)}: {json.dumps(_short(value))}" for name, value in made.values.items()]
     GOLDEN.mkdir(exist_ok=True)
-    file_of(case).write_text(json.dumps({"tensors": tensors, "values": made.values}, indent=0) + "\n")
+    text = ",\n".join(lines), ",\n".join(values)
+    file_of(case).write_text(f'{{"tensors": {{\n{text[0]}\n}}, "values": {{\n{text[1]}\n}}}}\n')
+
+
+def _short(value: Value) -> Value:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 class Here:
