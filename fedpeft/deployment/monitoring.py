@@ -99,8 +99,8 @@ class Operation:
             if address and not is_loopback(address):
                 host_and_port(address, what)
                 self._observer.say(
-                    f"[bold yellow]warning[/] whoever reaches {escape(address)} can read --{what}: it has neither TLS nor "
-                    "names of callers; give 127.0.0.1, or close the port to others"
+                    f"[bold yellow]warning[/] whoever reaches {escape(address)} can read --{what}: it has neither TLS "
+                    "nor names of callers; give 127.0.0.1, or close the port to others"
                 )
         if self._options.metrics:
             self._metrics = self._start_metrics(*host_and_port(self._options.metrics, "metrics"))
