@@ -119,11 +119,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, not readable or not TOML.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ConfigError(f"{path} is no file, and a configuration is read from one")
         with open(path, "rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}") from None
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deep for a configuration") from None
+    except ValueError as error:  # of TOML, of UTF-8, and integers of more digits than Python reads
         raise ConfigError(f"{path} is not valid TOML: {error}") from error

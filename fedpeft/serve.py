@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import math
 import signal
 import sys
@@ -28,7 +27,7 @@ from fedpeft.deployment.certificates import Credentials, Revoked
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError
-from fedpeft.deployment.monitoring import Operation, host_and_port
+from fedpeft.deployment.monitoring import Operation, host_and_port, is_loopback
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError, FedpeftError
@@ -104,15 +103,6 @@ def _command(arguments: list[str], default: RunConfig, options: ServeOptions) ->
 def options_of(values: dict[str, Any], source: str) -> ServeOptions:
     """The server's settings from keys and values, checked, or ConfigError."""
     return ServeOptions(**check_settings(source, ServeOptions, values))
-
-
-def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT can be reached from this machine only."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Doorkeeper]:

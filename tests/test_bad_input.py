@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from fedpeft.errors import ConfigError
-from fedpeft.run.folder import alone_in
+from fedpeft.config import RunConfig, read_toml
+from fedpeft.data.user_rows import Names, read, records
+from fedpeft.errors import ConfigError, DataError, RunError
+from fedpeft.run.folder import alone_in, checked_settings, default_settings, refuse_file
 from fedpeft.simulate import main, parse
 
 TINY = {"--dataset": "tiny", "--clients": "6", "--cohort": "3", "--rounds": "1", "--dtype": "fp32", "--workers": "1"}
@@ -182,3 +185,47 @@ def test_a_resumed_run_refuses_other_rows_and_a_second_process(tmp_path, capfd):
     data.write_text("\n".join([*lines[:-1], "another row,1"]) + "\n")
     assert main(["--resume", str(tmp_path / "run")]) == 2
     assert "its data has changed" in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a = " + "[" * 100_000, "nested too deep"), (f"rounds = {'9' * 5000}", "is not valid TOML")],
+)
+def test_a_configuration_beyond_all_bounds_is_one_sentence(text, words, tmp_path):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_toml(tmp_path / "run.toml")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "run.toml")
+    with pytest.raises(ConfigError, match="is no file"):
+        read_toml(tmp_path / "run.toml")
+    os.mkfifo(tmp_path / "rows.csv")
+    with pytest.raises(DataError, match="a pipe"):
+        list(records(str(tmp_path / "rows.csv")))
+
+
+def test_half_of_a_character_is_one_sentence(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a\\ud800b", "label": "x"}\n')
+    with pytest.raises(DataError, match="half of a character"):
+        read(str(file), records(str(file)), Names("text", "label", None))
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_a_name_that_no_folder_can_have_is_one_sentence(name, tmp_path):
+    with pytest.raises(RunError, match="can't name a folder"):
+        refuse_file(tmp_path / name)
+
+
+def test_a_run_killed_before_its_settings_were_there_can_be_started_again(tmp_path):
+    for name in (".lock", "serve.jsonl", "roster.json", "config.toml.partial"):
+        (tmp_path / name).touch()
+    config = RunConfig(dataset="tiny")
+    assert checked_settings(config, RunConfig(), tmp_path, None)[1] == tmp_path
+    with pytest.raises(RunError, match=f"start a new run with --output {tmp_path}"):
+        default_settings(None, tmp_path)
+    (tmp_path / "rounds.jsonl").touch()
+    with pytest.raises(RunError, match="not empty"):
+        checked_settings(config, RunConfig(), tmp_path, None)

@@ -46,6 +46,8 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
         text = _value(record, names.text, "text", where)
         if not isinstance(text, str):
             raise DataError(f"{where}: the column {names.text!r} must hold text, got {_shown(text)}")
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise DataError(f"{where}: the column {names.text!r} holds half of a character (a lone surrogate)")
         if not text.strip():
             raise DataError(f"{where}: the column {names.text!r} is empty")
         table.texts.append(text)
@@ -107,6 +109,8 @@ def records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     suffix = path.suffix.lower()
     if suffix not in DELIMITERS and suffix not in JSON_LINES:
         raise ConfigError(f"{name} must end in {', '.join((*DELIMITERS, *JSON_LINES))}, which says how to read it")
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+        raise DataError(f"{name} is no file of rows, but a pipe or a device; give a file")
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             yield from _json_lines(name, stream) if suffix in JSON_LINES else _table(name, stream, DELIMITERS[suffix])

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
+import threading
 from collections.abc import Iterator
+from socketserver import ThreadingMixIn
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
+from rich.markup import escape
 
 from fedpeft.errors import ConfigError, RunError, needs_extra
 
@@ -17,6 +23,12 @@ if TYPE_CHECKING:
 
 SERVICE = "fedpeft.v1.Federation"
 
+MONITORS_AT_ONCE = 16
+"""Connections to each of the two ports; a monitor needs one, for a moment."""
+
+SILENCE_SECONDS = 5.0
+"""How long a connection to the metrics may say nothing."""
+
 
 def host_and_port(text: str, option: str) -> tuple[str, int]:
     """HOST:PORT in two parts, or ConfigError."""
@@ -24,6 +36,54 @@ def host_and_port(text: str, option: str) -> tuple[str, int]:
     if not (host and colon and port.isdecimal() and int(port) <= 65535):
         raise ConfigError(f"{option}={text!r} is not of the form HOST:PORT, such as 127.0.0.1:9470")
     return host.strip("[]"), int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT can be reached from this machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class MetricsServer(ThreadingMixIn, WSGIServer):
+    """A thread for each connection, but no more than a few, and none for one that says nothing."""
+
+    daemon_threads = True
+
+    def __init__(self, *given: Any) -> None:
+        self._places = threading.BoundedSemaphore(MONITORS_AT_ONCE)
+        super().__init__(*given)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, or close it where all places are taken."""
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, in its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+
+class MetricsHandler(WSGIRequestHandler):
+    """Waits for no silent caller, and logs nothing."""
+
+    timeout = SILENCE_SECONDS
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+class MetricsServer6(MetricsServer):
+    """The same at an IPv6 address."""
+
+    address_family = socket.AF_INET6
 
 
 class Operation:
@@ -35,6 +95,13 @@ class Operation:
         self._health: grpc.Server | None = None
 
     def __enter__(self) -> Operation:
+        for what, address in (("metrics", self._options.metrics), ("health", self._options.health)):
+            if address and not is_loopback(address):
+                host_and_port(address, what)
+                self._observer.say(
+                    f"[bold yellow]warning[/] whoever reaches {escape(address)} can read --{what}: it has neither TLS "
+                    "nor names of callers; give 127.0.0.1, or close the port to others"
+                )
         if self._options.metrics:
             self._metrics = self._start_metrics(*host_and_port(self._options.metrics, "metrics"))
         if self._options.health:
@@ -61,16 +128,21 @@ class Operation:
         registry.register(self)
         prometheus_client.ProcessCollector(registry=registry)
         try:
-            return prometheus_client.start_http_server(port, host, registry)
+            kind = MetricsServer6 if ":" in host else MetricsServer
+            server = make_server(host, port, prometheus_client.make_wsgi_app(registry), kind, MetricsHandler)
         except OSError as error:
             raise RunError(f"metrics can't be served at {host}:{port}: {error.strerror}") from None
+        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
+        return server, thread
 
     def _start_health(self, address: str) -> grpc.Server:
         from concurrent.futures import ThreadPoolExecutor
 
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-        server = grpc.server(ThreadPoolExecutor(2))
+        most = ("grpc.max_allowed_incoming_connections", MONITORS_AT_ONCE)
+        server = grpc.server(ThreadPoolExecutor(2), options=(most,), maximum_concurrent_rpcs=MONITORS_AT_ONCE)
         servicer = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         for service in ("", SERVICE):
@@ -105,10 +177,10 @@ class Operation:
             del gauges["clients_waited_for"]
         for name, (help, value) in gauges.items():
             yield GaugeMetricFamily(f"fedpeft_{name}", help, value=value)
-        received = CounterMetricFamily("fedpeft_received_bytes", "bytes from clients on the wire", labels=["client"])
-        sent = CounterMetricFamily("fedpeft_sent_bytes", "bytes to clients on the wire", labels=["client"])
-        for session in sessions if not self._federation.secret_cohort else ():
-            received.add_metric([session.member.name], session.received_bytes)
-            sent.add_metric([session.member.name], session.sent_bytes)
+        received = CounterMetricFamily("fedpeft_received_bytes", "bytes from clients on the wire")
+        sent = CounterMetricFamily("fedpeft_sent_bytes", "bytes to clients on the wire")
+        if not self._federation.secret_cohort:  # sums: who belongs to a federation can be a secret by itself
+            received.add_metric([], sum(s.received_bytes for s in sessions))
+            sent.add_metric([], sum(s.sent_bytes for s in sessions))
         yield from (received, sent)
         yield CounterMetricFamily("fedpeft_refused", "calls refused", value=self._federation.gateway.refused)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +31,10 @@ def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
             raise ConfigError(f"a resumed run keeps its settings, but {file} was given; leave it out")
         file = resume / "config.toml"
         if not file.is_file():
-            raise RunError(f"{resume} holds no run to resume: there is no config.toml in it")
+            raise RunError(
+                f"{resume} holds no run to resume: there is no config.toml in it; "
+                f"start a new run with --output {resume}"
+            )
     return read_config(file) if file else RunConfig()
 
 
@@ -58,16 +60,28 @@ def checked_settings(
     )
     folder = output or Path("runs") / name
     refuse_file(folder)
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not _never_began(folder):
         raise RunError(
             f"{folder} exists and is not empty; give another --output, or continue it with --resume {folder}"
         )
     return config, folder
 
 
+def _never_began(folder: Path) -> bool:
+    """Whether a folder holds nothing, or what a run leaves that was killed before its config.toml was there."""
+    return all(f.name in (".lock", "serve.jsonl", "roster.json") or f.suffix == ".partial" for f in folder.iterdir())
+
+
 def refuse_file(folder: Path) -> None:
     """RunError where there is a file in the place of the `folder` to write to."""
-    if os.path.lexists(folder) and not folder.is_dir():
+    try:
+        taken = folder.lstat() is not None and not folder.is_dir()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # `make_folder` says what is the matter
+    except (OSError, ValueError) as error:  # a name of too many bytes, or with a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{str(folder)[:60]!r} can't name a folder: {reason}; give another --output") from None
+    if taken:
         raise RunError(f"{folder} is a file, and --output names a folder; give another --output")
 
 

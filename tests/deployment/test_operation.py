@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import urllib.request
+from types import SimpleNamespace
+from wsgiref.simple_server import make_server
 
 import grpc
 import pytest
@@ -17,13 +20,20 @@ from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.gateway import Session
 from fedpeft.deployment.grid import StoppedError
-from fedpeft.deployment.members import Roster
-from fedpeft.deployment.monitoring import SERVICE, Operation
+from fedpeft.deployment.members import Member, Roster
+from fedpeft.deployment.monitoring import (
+    MONITORS_AT_ONCE,
+    SERVICE,
+    MetricsHandler,
+    MetricsServer,
+    Operation,
+    is_loopback,
+)
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.console import ServeObserver
 from fedpeft.run.observer import RoundResult
-from fedpeft.serve import end_told, is_loopback, serve
+from fedpeft.serve import end_told, serve
 
 
 def free_port() -> int:
@@ -112,6 +122,48 @@ def test_the_log_says_how_a_run_ends(error, event, level, tmp_path):
     [line] = map(json.loads, (tmp_path / "serve.jsonl").read_text().splitlines())
     assert (line["event"], line["level"]) == (event, level)
     assert line.get("reason") == ("no disk" if level == "error" else None)
+
+
+def test_silent_callers_take_a_few_threads_and_leave_again(monkeypatch):
+    """Sixteen at once; the others are closed at once, and the sixteen after a moment."""
+    monkeypatch.setattr(MetricsHandler, "timeout", 0.5)
+    server = make_server("127.0.0.1", 0, lambda *_: [], MetricsServer, MetricsHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    before = threading.active_count() + 1
+    thread.start()
+    try:
+        crowd = [socket.create_connection(server.server_address, timeout=20) for _ in range(MONITORS_AT_ONCE + 4)]
+        assert all(caller.recv(1) == b"" for caller in crowd[MONITORS_AT_ONCE:])
+        assert threading.active_count() <= before + MONITORS_AT_ONCE
+        assert all(caller.recv(1) == b"" for caller in crowd)
+    finally:
+        server.shutdown()
+        server.server_close()
+        for caller in crowd:
+            caller.close()
+
+
+def test_metrics_for_everybody_are_warned_of_and_name_no_client():
+    said = []
+    federation = SimpleNamespace(
+        gateway=SimpleNamespace(
+            sessions=lambda: [
+                SimpleNamespace(member=Member("clinic-7"), received_bytes=5, sent_bytes=6, connected=1, task="")
+            ],
+            refused=0,
+        ),
+        config=RunConfig(),
+        secret_cohort=False,
+    )
+    observer = SimpleNamespace(say=said.append, last=None, epsilon=None)
+    with Operation(federation, observer, ServeOptions(metrics=f"0.0.0.0:{free_port()}")) as operation:  # type: ignore[arg-type]
+        text = str([(f.name, f.samples) for f in operation.collect()])
+    assert "--metrics" in said[0]
+    assert "clinic-7" not in text
+    assert "fedpeft_received_bytes" in text
+    said.clear()
+    with Operation(federation, observer, ServeOptions(metrics=f"127.0.0.1:{free_port()}")):  # type: ignore[arg-type]
+        assert said == []
 
 
 def test_an_address_of_another_form_is_one_sentence():
