@@ -26,7 +26,8 @@ from fedpeft.parts import Family, part_text, split_outside_parentheses
 from fedpeft.peft.adapter import ClientForm, State
 
 if TYPE_CHECKING:
-    from fedpeft.clients.executor import Job, LocalTraining, Trained
+    from fedpeft.clients.executor import Job, Trained
+    from fedpeft.clients.local_training import LocalTraining
 
 Pull = Callable[[str, Tensor], Tensor | None]
 """Of a parameter's name and value: what is added to its gradient, in its shape; None: nothing."""

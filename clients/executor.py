@@ -57,24 +57,6 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The clients' learning rate over the rounds: constant, or falling to 0 linearly or as a cosine."""
-
-    learning_rate: float
-    rounds: int
-    shape: str
-
-    def at(self, round: int) -> float:
-        """The learning rate of `round`, from 1."""
-        progress = (round - 1) / self.rounds
-        if self.shape == "linear":
-            return self.learning_rate * (1 - progress)
-        if self.shape == "cosine":
-            return self.learning_rate * (1 + float(torch.cos(torch.tensor(progress * torch.pi)))) / 2
-        return self.learning_rate
-
-
-@dataclass(frozen=True)
 class RowPrivacy:
     """How a job's rows are protected.
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.clients.drift import Correction, Pull
-from fedpeft.clients.executor import Job, LocalTraining, Trained
+from fedpeft.clients.executor import Job, Trained
+from fedpeft.clients.local_training import LocalTraining
 from torch import Tensor
 
 from fedpeft.aggregation.strategy import Strategy

@@ -13,7 +13,8 @@ import pytest
 import torch
 from fedpeft.clients import drift
 from fedpeft.clients.drift import Correction, Drift, parse_drift
-from fedpeft.clients.executor import Job, LocalTraining
+from fedpeft.clients.executor import Job
+from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.pool import Worker
 from fedpeft.clients.store import ClientStore, section
 from rich.console import Console
