@@ -182,7 +182,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
         lost = forgotten(setup, simulation.second, folder, workers.work.model_key)
     attacked = {}
     if setup.mechanism is not None and setup.mechanism.audit:
-        from fedpeft.audit.__main__ import attacks
+        from fedpeft.audit.attacks import attacks
 
         attacked = attacks(simulation)
     loss = own.loss if own else score.loss

@@ -12,9 +12,7 @@ import queue
 import secrets
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import grpc
@@ -24,7 +22,8 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.authentication import Bucket, Doorkeeper, RefusedError
 from fedpeft.deployment.descriptors import connections
 from fedpeft.deployment.event_log import Events
-from fedpeft.deployment.members import Member, Roster
+from fedpeft.deployment.members import Roster
+from fedpeft.deployment.session import Answer, Caller, Session
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
 from fedpeft.deployment.wire.v1_pb2_grpc import FederationServicer, add_FederationServicer_to_server
@@ -80,65 +79,6 @@ SERVER_OPTIONS = (
     ("grpc.max_metadata_size", 8192),
     ("grpc.so_reuseport", 0),
 )
-
-
-@dataclass(frozen=True)
-class Caller:
-    """What a call shows of who it comes from."""
-
-    identity: Mapping[str, Sequence[bytes]]
-    metadata: Mapping[str, object]
-
-    @classmethod
-    def of(cls, context: ServicerContext) -> Caller:
-        """The caller of a call."""
-        return cls(context.auth_context(), dict(context.invocation_metadata() or ()))
-
-
-@dataclass
-class Session:
-    """A client, whether connected or not.
-
-    Attributes:
-        caller: as it registered the last time; None: not since the server's start.
-        task, instruction: what it is asked; empty and None: nothing.
-        stream: number of its newest task stream; older ones end.
-        connected: streams that are open.
-        seen: when it was last connected.
-        upload: the newest report that is on its way; older ones end.
-        finished: its earlier tasks, and whether their reports were taken.
-        received_bytes, sent_bytes: on the wire, with gRPC's message frames.
-    """
-
-    member: Member
-    registration: v1.Registration = field(default_factory=v1.Registration)
-    caller: Caller | None = None
-    task: str = ""
-    instruction: Instruction | None = None
-    stream: int = 0
-    connected: int = 0
-    seen: float = field(default_factory=time.monotonic)
-    upload: asyncio.Task[Any] | None = None
-    repeats: int = 0
-    finished: OrderedDict[str, bool] = field(default_factory=OrderedDict)
-    received_bytes: int = 0
-    sent_bytes: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def close_task(self, taken: bool) -> None:
-        """The task is over."""
-        self.finished[self.task] = taken
-        while len(self.finished) > KNOWN_TASKS:
-            self.finished.popitem(last=False)
-        self.task, self.instruction = "", None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A task that is over: the report, or why there is none."""
-
-    task: str
-    report: Report
 
 
 class Gateway(FederationServicer):

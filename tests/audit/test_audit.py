@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from fedpeft.clients import client, private
 
-from fedpeft.audit.__main__ import CanaryAudit, main, run
+from fedpeft.audit.__main__ import main
 from fedpeft.audit.bounds import bounds, gaussian_epsilon, one_run_bound
+from fedpeft.audit.canaries import CanaryAudit, run
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.membership import area
 from fedpeft.errors import PrivacyError

@@ -18,7 +18,6 @@ from fedpeft.config import RunConfig
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
-from fedpeft.deployment.gateway import Session
 from fedpeft.deployment.grid import StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.monitoring import (
@@ -30,6 +29,7 @@ from fedpeft.deployment.monitoring import (
     is_loopback,
 )
 from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.session import Session
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.console import ServeObserver
 from fedpeft.run.observer import RoundResult

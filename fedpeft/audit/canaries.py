@@ -1,0 +1,378 @@
+"""Canaries through the functions that rounds run: what a mechanism really hides, against what it claims.
+
+An audit drives the real pipeline: ledger and key, `client.release` with clipping, noise and codec, and
+`Acceptance.add` with decoding, checks and aggregation, the functions of a run's rounds, for several rounds. Its units
+are as visible as clipping allows: canary i contributes ten times the clipping norm along coordinate i, and is in the
+data by the toss of a coin. Its contribution changes sign each round, and its score is the alternating sum of that
+coordinate over the released rounds: noise that is used twice cancels there, while fresh noise is as strong as in a
+plain sum. Epsilon as claimed by the ledger must not lie below what the scores refute (`fedpeft.audit.bounds`).
+
+A canary that is a row of DP-SGD has some entries instead of one, and its gradient goes through dropout. What it does to
+the contributions of other rows is no noise that a score could be told from, so that is measured by itself: under one
+key, the sums over all rows and over all but one must not differ by more than one clipping norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedpeft import seeds
+from fedpeft.aggregation.aggregator import collector
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.strategy import Strategy, shared_sum, strategies
+from fedpeft.audit.bounds import Bounds, bounds
+from fedpeft.audit.canary import CanaryExecutor
+from fedpeft.clients import client
+from fedpeft.clients.executor import Job, RowPrivacy
+from fedpeft.clients.local_training import LocalTraining
+from fedpeft.communication.downlink import Package, Sent
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.uplink import parse_uplink
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.accountant import Event, rdp_epsilon
+from fedpeft.privacy.engine import Entry, Protection
+from fedpeft.privacy.mechanism import MECHANISMS, Federation, Mechanism
+from fedpeft.server.acceptance import Acceptance
+from fedpeft.server.progress import Progress
+
+if TYPE_CHECKING:
+    from fedpeft.simulation.simulation import Simulation
+
+
+VISIBLE = 10.0
+"""A canary's contribution, in clipping norms: clipping must cut it."""
+
+
+FORM = ClientForm(2, 4.0)
+
+
+ENTRIES = 16
+"""Most entries of the adapter that a row's gradient lies in."""
+
+
+NEIGHBOURS = 4
+"""Rows without which the sum over rows is looked at."""
+
+
+@dataclass(frozen=True)
+class CanaryAudit:
+    """What is audited, and how."""
+
+    privacy: str = setting("", "mechanism: user_dp(noise_multiplier=4), dp_sgd(...), local_dp(...)")
+    rounds: int = setting(10, "rounds that are released", low=1)
+    rate: float = setting(1.0, "sampling rate q, of clients or of rows", above=0, high=1)
+    steps: int = setting(1, "local steps a round, of dp_sgd", low=1)
+    strategy: str = setting("fedit", "aggregation strategy")
+    codec: str = setting("fp32", "how updates are encoded")
+    canaries: int = setting(1000, "canaries, each in the data by a coin", low=20)
+    seed: int = setting(0, "of the coins that say who is in", low=0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the ledger claims, what the scores say at least, and how far neighbouring sums lie apart at most.
+
+    The distance is in clipping norms; None: not of rows.
+    """
+
+    claimed: float
+    delta: float
+    bounds: Bounds
+    distance: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing refutes the claim."""
+        return self.bounds.largest <= self.claimed and (self.distance is None or self.distance <= 1 + 1e-4)
+
+
+def run(audit: CanaryAudit, folder: Path) -> Verdict:
+    """Release the rounds with the ledger and key in `folder`, and judge them.
+
+    Raises:
+        FedpeftError: settings that don't go together.
+    """
+    mechanism = MECHANISMS.build(audit.privacy)
+    if not mechanism.protects:
+        raise PrivacyError(f"{mechanism.name} claims nothing that could be audited; give user_dp, dp_sgd or local_dp")
+    included = seeds.generator(audit.seed, "canaries").random(audit.canaries) < 0.5
+    if mechanism.per_example:
+        return _Rows(audit, mechanism, folder, included).verdict()
+    return _Clients(audit, mechanism, folder, included).verdict()
+
+
+def of_run(simulation: Simulation) -> CanaryAudit:
+    """The audit of a run's own mechanism: its noise, clipping and codec, and the rate and releases of whoever spends
+    most. Strategies that the audit's small layer does not suit are replaced by fedit: they come after the noise."""
+    protection = simulation.protection
+    assert protection is not None
+    federation, mechanism = protection.federation, protection.mechanism
+    spends = max(
+        mechanism.planned(federation),
+        key=lambda plan: rdp_epsilon({Event(protection.noise, plan[0]): plan[1]}, protection.delta),
+    )
+    steps = int(federation.steps.max()) if mechanism.per_example else 1
+    strategy = simulation.config.strategy if shared_sum(simulation.setup.strategy, _layout(FORM.rank)) else "fedit"
+    return CanaryAudit(
+        privacy=f"{mechanism.name}(noise_multiplier={protection.noise!r}, clip={mechanism.clip!r})",
+        rounds=max(1, round(spends[1] / steps)),
+        rate=spends[0],
+        steps=steps,
+        strategy=strategy,
+        codec=str(simulation.setup.uplink.codec),
+        canaries=400,
+        seed=simulation.config.seed,
+    )
+
+
+def _layout(canaries: int) -> Layout:
+    """A small layer, and a head with an entry for each canary."""
+    return Layout(
+        (
+            TensorSpec("layer.lora_A.weight", (FORM.rank, 5), "lora_A", "layer"),
+            TensorSpec("layer.lora_B.weight", (7, FORM.rank), "lora_B", "layer"),
+            TensorSpec("head.weight", (1, canaries), "head", "head"),
+        ),
+        FORM,
+    )
+
+
+class _Pipeline:
+    """What both kinds of canaries have in common: the parts, the ledger, and the alternating score."""
+
+    def __init__(self, audit: CanaryAudit, mechanism: Mechanism, folder: Path, included: np.ndarray) -> None:
+        self.audit, self.mechanism, self.included = audit, mechanism, included
+        self.strategy: Strategy = strategies.build(audit.strategy)
+        self.optimizer = SERVER_OPTIMIZERS.build("sgd")
+        self.uplink = parse_uplink(audit.codec)
+        self.layout = _layout(audit.canaries)
+        self.strategy.check(self.layout, [FORM])
+        self.start: State = {name: torch.zeros(shape) for name, shape in self.layout.shapes.items()}
+        self.start["layer.lora_A.weight"] = torch.eye(FORM.rank, 5)
+        self.folder = folder
+        self.protection = Protection(mechanism, self._federation(), folder, str(audit), False, audit.seed)
+        self.protection.open(resumed=False)
+
+    def _federation(self) -> Federation:
+        raise NotImplementedError
+
+    def _federation_of(self, clients: int, rows: int, cohort: int) -> Federation:
+        audit = self.audit
+        return Federation(
+            strategy=self.strategy,
+            method=PEFT_METHODS.build("lora"),
+            layout=self.layout,
+            rows=np.full(clients, rows),
+            steps=np.full(clients, audit.steps),
+            participations=np.full(clients, audit.rounds),
+            batch_size=max(1, round(audit.rate * rows)),
+            rounds=audit.rounds,
+            cohort=cohort,
+            even=True,
+        )
+
+    @property
+    def everyone(self) -> list[int]:
+        """Who takes part, where the cohort is no secret."""
+        return list(range(self.protection.federation.clients))
+
+    def canary(self, index: int, sign: float) -> State:
+        """The contribution of a canary: along its own entry of the head."""
+        head = torch.zeros(self.layout.shapes["head.weight"])
+        head[0, index] = sign * VISIBLE * self.mechanism.clip
+        return {**{name: torch.zeros_like(t) for name, t in self.start.items()}, "head.weight": head}
+
+    def sign(self, round: int) -> float:
+        """Of a canary's contribution in a round."""
+        return 1.0 if round % 2 else -1.0
+
+    def acceptance(self, strategy: Strategy, layout: Layout, progress: Progress, entry: Entry) -> Acceptance:
+        """What takes a round's reports, as the server makes it."""
+        state, round = progress.adapter, entry.round
+        private = self.protection.collector(
+            strategy, self.optimizer, layout, state, round, entry.attempt, progress.clip
+        )
+        plain = collector(strategy, self.optimizer, layout, state, round, self.audit.seed, self.folder / "waiting")
+        shared = strategy.trained(layout, round) - strategy.private(layout)
+        return Acceptance(round, layout, shared, strategy, self.uplink, private or plain, privacy=self.protection)
+
+    def released(self, update: State, received: State, layout: Layout, ids: tuple[int, int, int], seed: int) -> bytes:
+        """What leaves a client of its update, as any client releases it; `ids` are round, attempt and client."""
+        left: tuple[bytes, State] = client.release(
+            update,
+            received,
+            received | update,
+            layout,
+            self.uplink,
+            self.protection.guard,
+            ids,
+            memory={},
+            bits=0.0,
+            seed=seed,
+            handed_in=lambda protected: protected,
+        )
+        return left[0]
+
+    def taken(self, acceptance: Acceptance, payload: bytes, canary: int, received: State) -> State:
+        """What the server makes of a canary's payload.
+
+        Raises:
+            PrivacyError: it refuses it.
+        """
+        form = acceptance.layout.form
+        assert form is not None
+        asked = Instruction("train", acceptance.round, canary, b"", rank=form.rank, alpha=form.alpha)
+        report = Report(canary, acceptance.round, payload, rows=1)
+        update = acceptance.add(report, Sent(asked, Package(b"", received, None)))
+        if update is None:
+            reason = acceptance.results[-1].rejected
+            raise PrivacyError(f"the server does not take what a canary sends ({reason}); audit it with a smaller clip")
+        return update.delta
+
+    def judged(self, scores: np.ndarray, distance: float | None = None) -> Verdict:
+        """The ledger's claim, and the bounds."""
+        claimed, _ = self.protection.epsilons()
+        delta = self.protection.delta
+        return Verdict(claimed, delta, bounds(scores, self.included, delta), distance)
+
+
+class _Clients(_Pipeline):
+    """Canaries are clients: who is in, is in the population (user_dp), or has one update instead of its opposite."""
+
+    def _federation(self) -> Federation:
+        m = self.audit.canaries
+        return self._federation_of(m, 1, max(1, round(self.audit.rate * m)))
+
+    def verdict(self) -> Verdict:
+        """Release all rounds; a canary's score is what its entry of the head moved by, signs alternating."""
+        progress = Progress(round=0, adapter=self.start)
+        scores = np.zeros(self.audit.canaries)
+        for round in range(1, self.audit.rounds + 1):
+            entry = self.protection.enter(round, progress.digest(), self.everyone)
+            assert entry is not None
+            acceptance = self.acceptance(self.strategy, self.layout, progress, entry)
+            for member in entry.cohort:
+                payload = self.payload(member, entry, progress.adapter)
+                if payload is not None:
+                    delta = self.taken(acceptance, payload, member, progress.adapter)
+                    if self.mechanism.noises_updates:  # everyone sees the update itself
+                        scores[member] += self.sign(round) * float(delta["head.weight"][0, member])
+            outcome = acceptance.aggregator.finish(progress.memory)
+            if not self.mechanism.noises_updates:
+                moved = outcome.state["head.weight"] - progress.adapter["head.weight"]
+                scores += self.sign(round) * moved[0].double().numpy()
+            progress = replace(progress, round=round, adapter=outcome.state, memory=outcome.memory, clip=outcome.clip)
+        return self.judged(scores)
+
+    def payload(self, client: int, entry: Entry, received: State) -> bytes | None:
+        """What a client sends; None: it is not in the data."""
+        inside, round = bool(self.included[client]), entry.round
+        if self.mechanism.noises_updates:
+            update = self._update(client, round if inside else round + 1)
+            return self.released(update, received, self.layout, (round, entry.attempt, client), client)
+        return self._sent(client, round % 2) if inside else None
+
+    def _update(self, client: int, round: int) -> State:
+        """A canary's update in a round; the next round has its opposite."""
+        trained = self.strategy.trained(self.layout, round)
+        update = {name: t for name, t in self.canary(client, self.sign(round)).items() if name in trained}
+        return self.strategy.submitted(update, self.layout, round)
+
+    @cache  # noqa: B019 - lives as long as the audit
+    def _sent(self, client: int, odd: int) -> bytes:
+        """What a canary sends where the server adds the noise: rounds of the same parity are alike."""
+        return self.released(self._update(client, 2 - odd), self.start, self.layout, (2 - odd, 0, client), client)
+
+
+class _Rows(_Pipeline):
+    """Canaries are rows of one client, which trains with DP-SGD; their gradients lie in entries of their own."""
+
+    def _federation(self) -> Federation:
+        return self._federation_of(1, self.audit.canaries, 1)
+
+    def verdict(self) -> Verdict:
+        """Train all rounds; a canary's score is what its entries of the handed-in updates moved by."""
+        executor = _canary_executor(self)
+        rule = strategies.build("fedit")  # whatever follows is free
+        progress = Progress(round=0, adapter=executor.start)
+        scores = np.zeros(self.audit.canaries)
+        local = LocalTraining(batch_size=self.protection.federation.batch_size, steps=self.audit.steps, optimizer="sgd")
+        for round in range(1, self.audit.rounds + 1):
+            entry = self.protection.enter(round, progress.digest(), self.everyone)
+            assert entry is not None
+            executor.sign = self.sign(round)
+            privacy = RowPrivacy(
+                self.mechanism.clip, self.protection.noise, self.audit.rate, self.protection.key, entry.attempt
+            )
+            job = Job(
+                client=0,
+                round=round,
+                seed=self.audit.seed,
+                rows=np.flatnonzero(self.included),
+                received=progress.adapter,
+                trained=frozenset(executor.layout.names),
+                training=local,
+                learning_rate=1.0,
+                form=executor.layout.form,
+                privacy=privacy,
+            )
+            [trained] = executor.train([job])
+            update = difference(trained.state, job.received)
+            payload = self.released(update, job.received, executor.layout, (round, entry.attempt, 0), round)
+            acceptance = self.acceptance(rule, executor.layout, progress, entry)
+            delta = self.taken(acceptance, payload, 0, job.received)
+            scores -= self.sign(round) * _flat(delta, executor.layout)[executor.entries].sum(1)
+            outcome = acceptance.aggregator.finish(progress.memory)
+            progress = replace(progress, round=round, adapter=outcome.state, memory=outcome.memory)
+        return self.judged(scores, self._distance(executor, job))
+
+    def _distance(self, executor: CanaryExecutor, job: Job) -> float:
+        """The largest distance of the sums over all rows and over all but one, in clipping norms, each step's mean."""
+        assert job.privacy is not None
+        quiet = replace(job, training=replace(job.training, steps=2), privacy=replace(job.privacy, noise=0.0, rate=1.0))
+
+        def total(rows: np.ndarray) -> np.ndarray:
+            [trained] = executor.train([replace(quiet, rows=rows)])
+            return len(rows) * _flat(difference(trained.state, quiet.received), executor.layout)
+
+        rows = np.arange(self.audit.canaries)
+        whole = total(rows)
+        apart = (float(np.linalg.norm(whole - total(np.delete(rows, row)))) for row in range(NEIGHBOURS))
+        return max(apart) / float(quiet.training.steps * self.mechanism.clip)
+
+
+def _flat(state: State, layout: Layout) -> np.ndarray:
+    """All tensors in one vector."""
+    return torch.cat([state[name].flatten() for name in layout.names]).double().numpy()
+
+
+def _canary_executor(pipeline: _Pipeline) -> CanaryExecutor:
+    """The executor on the tiny model; rows' gradients lie in entries of their own."""
+    from fedpeft.data.rows import load_dataset
+    from fedpeft.models.base_model import resolve_model
+    from fedpeft.models.task import TASKS
+
+    data = load_dataset("tiny")
+    task, folder = TASKS.build(data.task), resolve_model("tiny")
+    method = PEFT_METHODS.build("lora(layers=1)")
+    model = task.model(task.base(folder, torch.float32), data.classes)
+    method.attach(model, "fp32")
+    layout, canaries = method.layout(model), pipeline.audit.canaries
+    if canaries > layout.numel:
+        raise ConfigError(f"the audited adapter has {layout.numel} parameters; take no more canaries than that")
+    rows = task.tokenise(data.train.take(np.arange(canaries) % len(data.train)), folder, 32)
+    executor = CanaryExecutor(model, task, rows, layout, method.privacy)
+    spread = layout.numel // canaries
+    executor.entries = spread * np.arange(canaries)[:, None] + np.arange(min(spread, ENTRIES))
+    executor.length = VISIBLE * pipeline.mechanism.clip
+    executor.start = method.start(model, pipeline.audit.seed)
+    return executor

@@ -1,0 +1,76 @@
+"""A client as the server sees it: its calls, its connection, and the tasks that it has not answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from grpc.aio import ServicerContext
+
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.deployment.gateway import KNOWN_TASKS
+from fedpeft.deployment.members import Member
+from fedpeft.deployment.wire import v1_pb2 as v1
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What a call shows of who it comes from."""
+
+    identity: Mapping[str, Sequence[bytes]]
+    metadata: Mapping[str, object]
+
+    @classmethod
+    def of(cls, context: ServicerContext) -> Caller:
+        """The caller of a call."""
+        return cls(context.auth_context(), dict(context.invocation_metadata() or ()))
+
+
+@dataclass
+class Session:
+    """A client, whether connected or not.
+
+    Attributes:
+        caller: as it registered the last time; None: not since the server's start.
+        task, instruction: what it is asked; empty and None: nothing.
+        stream: number of its newest task stream; older ones end.
+        connected: streams that are open.
+        seen: when it was last connected.
+        upload: the newest report that is on its way; older ones end.
+        finished: its earlier tasks, and whether their reports were taken.
+        received_bytes, sent_bytes: on the wire, with gRPC's message frames.
+    """
+
+    member: Member
+    registration: v1.Registration = field(default_factory=v1.Registration)
+    caller: Caller | None = None
+    task: str = ""
+    instruction: Instruction | None = None
+    stream: int = 0
+    connected: int = 0
+    seen: float = field(default_factory=time.monotonic)
+    upload: asyncio.Task[Any] | None = None
+    repeats: int = 0
+    finished: OrderedDict[str, bool] = field(default_factory=OrderedDict)
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def close_task(self, taken: bool) -> None:
+        """The task is over."""
+        self.finished[self.task] = taken
+        while len(self.finished) > KNOWN_TASKS:
+            self.finished.popitem(last=False)
+        self.task, self.instruction = "", None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A task that is over: the report, or why there is none."""
+
+    task: str
+    report: Report
