@@ -1,7 +1,7 @@
 """python -m fedpeft.audit: does a mechanism protect as it claims, and does a finished run give its members away?
 
-    python -m fedpeft.audit --privacy "user_dp(noise_multiplier=4)" --rounds 10      canaries
-    python -m fedpeft.audit runs/A runs/B                                            membership inference
+python -m fedpeft.audit --privacy "user_dp(noise_multiplier=4)" --rounds 10      canaries
+python -m fedpeft.audit runs/A runs/B                                            membership inference
 """
 
 from __future__ import annotations

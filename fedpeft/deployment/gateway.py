@@ -44,8 +44,6 @@ TEXT_LOGGED = 200
 CHECK_SECONDS = 5.0
 """How often an open stream is checked against the list of revoked certificates."""
 
-KNOWN_TASKS = 16
-"""Finished tasks of a client that are remembered, so that a repeated or late report is told from an invented one."""
 
 REPEATS = 8
 """How often a client may report again on what it has reported: it does after a lost receipt."""

@@ -12,9 +12,12 @@ from typing import Any
 from grpc.aio import ServicerContext
 
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.deployment.gateway import KNOWN_TASKS
 from fedpeft.deployment.members import Member
 from fedpeft.deployment.wire import v1_pb2 as v1
+
+
+KNOWN_TASKS = 16
+"""Finished tasks of a client that are remembered, so that a repeated or late report is told from an invented one."""
 
 
 @dataclass(frozen=True)
