@@ -15,7 +15,6 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.members import Member
 from fedpeft.deployment.wire import v1_pb2 as v1
 
-
 KNOWN_TASKS = 16
 """Finished tasks of a client that are remembered, so that a repeated or late report is told from an invented one."""
 
