@@ -20,7 +20,7 @@ from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.parts import nearest, split_outside_parentheses
 from fedpeft.studies.found import Found
 from fedpeft.studies.page import Made, write_report
-from fedpeft.studies.results import latest
+from fedpeft.studies.results import Result, latest
 from fedpeft.studies.sections import Section, section_of_study, with_points_by_difference
 
 
@@ -56,7 +56,8 @@ def sections(found: Found, command: Command) -> list[Section]:
             section = section_of_study(study, results)
         else:
             results = results if name else with_points_by_difference(latest(results))
-            title = f"{name} ({preset})" if preset else name or "runs"
+            alone = titled(results[0]) if len(results) == 1 else "runs"
+            title = f"{name} ({preset})" if preset else name or alone
             section = Section(title, "", results, dict(results[0].point))
         if baseline:
             _check_baseline(section, baseline)
@@ -64,6 +65,11 @@ def sections(found: Found, command: Command) -> list[Section]:
         margin = section.margin if command.margin is None else command.margin
         made.append(dataclasses.replace(section, margin=margin, targets=targets))
     return made
+
+
+def titled(run: Result) -> str:
+    """Of a run on its own: its data, rule and method."""
+    return ", ".join(str(run.config[key]) for key in ("dataset", "strategy", "peft") if run.config.get(key))
 
 
 def parse_baseline(text: str) -> dict[str, str]:

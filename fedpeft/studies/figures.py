@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedpeft.models.calibration import BINS
-from fedpeft.studies.drawing import FRONT, Look, logarithmic_if_wide, looks, nothing, panels, per_context
+from fedpeft.run.plots import plot_rounds
+from fedpeft.studies.dot_plots import accuracy_against, time_and_memory
+from fedpeft.studies.drawing import (
+    COLORS,
+    GREY,
+    OTHERS,
+    PAPER,
+    Look,
+    balanced,
+    by_context,
+    legend_below,
+    logarithmic_if_wide,
+    looks,
+    panels,
+    wrapped,
+)
 from fedpeft.studies.measures import CurvePoint, curve
-from fedpeft.studies.results import QUANTILES
+from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section
+
+BANDS = 4
+"""More of them in a panel hide each other."""
 
 
 @dataclass(frozen=True)
@@ -25,44 +45,7 @@ class Figure:
     svg: str
 
 
-def scatter(section: Section, key: str, name: str, x: str, front: bool) -> str | None:
-    """Test accuracy against a measure: the mean with a bar of one standard deviation; the Pareto front as steps."""
-    pareto = section.pareto
-
-    def draw(axis: Any, method: Method, look: Look) -> bool:
-        cost, value = method.mean(key), method.mean("accuracy")
-        if cost is None or value is None:
-            return False
-        on_front = front and pareto.get(method.label, False)
-        axis.errorbar(
-            cost,
-            value,
-            xerr=method.deviation(key),
-            yerr=method.deviation("accuracy"),
-            color=look.color,
-            marker=look.marker,
-            markersize=8,
-            markerfacecolor=look.color if on_front or not front else "white",
-            markeredgewidth=1.6,
-            linestyle="none",
-            elinewidth=1.2,
-            capsize=2.5,
-            label=method.name,
-            zorder=3,
-        )
-        return True
-
-    def finish(axis: Any) -> None:
-        logarithmic_if_wide(axis)
-        if front:
-            title = axis.get_title() if len(section.contexts) > 1 else ""
-            inside = [m for m in section.shown if pareto.get(m.label) and (not title or m.context == title)]
-            points = sorted((m.mean(key) or 0.0, m.mean("accuracy") or 0.0) for m in inside)
-            if len(points) > 1:
-                xs, ys = zip(*points, strict=True)
-                axis.step(xs, ys, where="post", color="#555555", linewidth=1.1, linestyle="--", label=FRONT)
-
-    return per_context(section, name, draw, x, "test accuracy (%)", finish)
+# ------------------------------------------------------------------------------------------------------ over the rounds
 
 
 def mean_curve(method: Method) -> list[tuple[CurvePoint, float]]:
@@ -81,188 +64,220 @@ def mean_curve(method: Method) -> list[tuple[CurvePoint, float]]:
 _AVERAGED = ("accuracy", "loss", "megabytes", "seconds")
 
 
-def curves(section: Section, key: str, name: str, x: str) -> str | None:
-    """Validation accuracy over rounds, bytes or seconds: mean, and a band of one standard deviation over seeds."""
+def curves(section: Section) -> str | None:
+    """Validation accuracy over rounds, bytes and seconds: mean, and a band of one standard deviation over seeds."""
+    contexts = by_context([m for m in section.shown if mean_curve(m)])
+    if not contexts:
+        return None
+    out = io.StringIO()
+    style = looks(section)
+    xs = {"round": "round", "megabytes": "bytes so far, up + down (MB)", "seconds": "time so far (s)"}
+    if section.lone is not None:
+        del xs["round"]  # its own picture has it
+    with panels(len(xs) * len(contexts), len(xs), out, f"{section.title}/curves", share=True) as (figure, axes):
+        for i, (context, methods) in enumerate(contexts.items()):
+            row = axes[len(xs) * i : len(xs) * (i + 1)]
+            row[0].set_title(context)
+            row[0].set_ylabel("validation accuracy (%)")
+            for axis, (key, label) in zip(row, xs.items(), strict=True):
+                for method in methods:
+                    _draw_curve(axis, method, style[method.name], key, len(methods) <= BANDS)
+                axis.set_xlabel(label)
+                if key == "megabytes":
+                    logarithmic_if_wide(axis)
+                elif key == "round":
+                    _whole_numbers(axis)
+        legend_below(figure, axes)
+    return out.getvalue()
 
-    def draw(axis: Any, method: Method, look: Look) -> bool:
-        points = mean_curve(method)
-        if not points:
-            return False
-        xs = [getattr(p, key) for p, _ in points]
-        ys = np.array([p.accuracy for p, _ in points])
-        deviations = np.array([d for _, d in points])
-        axis.plot(
-            xs,
-            ys,
-            color=look.color,
-            marker=look.marker,
-            linestyle=look.line,
-            markersize=4,
-            linewidth=1.4,
-            markevery=max(1, len(xs) // 12),
-            label=method.name,
-        )
+
+def _draw_curve(axis: Any, method: Method, look: Look, key: str, band: bool) -> None:
+    points = mean_curve(method)
+    xs = [getattr(p, key) for p, _ in points]
+    ys = np.array([p.accuracy for p, _ in points])
+    deviations = np.array([d for _, d in points])
+    axis.plot(
+        xs,
+        ys,
+        color=look.color,
+        marker=look.marker,
+        linestyle=look.line,
+        markersize=4,
+        linewidth=1.4 if look.named else 0.9,
+        markevery=max(1, len(xs) // 12),
+        label=method.name if look.named else OTHERS,
+        zorder=look.order,
+    )
+    if band:
         axis.fill_between(xs, ys - deviations, ys + deviations, color=look.color, alpha=0.13, linewidth=0)
-        return True
 
-    def finish(axis: Any) -> None:
-        if key == "round":
-            from matplotlib.ticker import MaxNLocator
 
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if key == "megabytes":
-            logarithmic_if_wide(axis)
+def _whole_numbers(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
 
-    return per_context(section, name, draw, x, "validation accuracy (%)", finish)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def course(section: Section, run: Result) -> str:
+    """Accuracy and loss of one run, as its own folder shows them."""
+    import matplotlib
+
+    with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context({"svg.hashsalt": f"{section.title}/course"}):
+        path = Path(folder) / "course.svg"
+        plot_rounds(path, [dict(line) for line in run.rounds], dict(run.summary or {}))
+        text = path.read_text(encoding="utf-8")
+    return text[text.index("<svg") :]
+
+
+# ------------------------------------------------------------------------------------------------------- clients, bins
 
 
 def spread_of_clients(section: Section) -> str | None:
     """Accuracy of the share of clients served worst: quantiles over clients, mean over seeds."""
-
-    def draw(axis: Any, method: Method, look: Look) -> bool:
-        spreads = [run.client_accuracy["quantiles"] for run in method.runs.values() if run.client_accuracy]
-        if not spreads:
-            return False
-        axis.plot(
-            [100 * q for q in QUANTILES],
-            100 * np.mean(spreads, axis=0),
-            color=look.color,
-            marker=look.marker,
-            linestyle=look.line,
-            markersize=4.5,
-            linewidth=1.4,
-            label=method.name,
-        )
-        return True
-
-    return per_context(
-        section, "clients", draw, "clients, worst first (%)", "accuracy on its mix of classes (%)", nothing
-    )
-
-
-def bars(section: Section) -> str | None:
-    """Time of the rounds, and peak memory, of every method."""
-    keys = [k for k in ("round_seconds", "peak_memory_bytes") if any(m.values(k) for m in section.shown)]
-    if not keys:
+    contexts = by_context([m for m in section.shown if any(run.client_accuracy for run in m.runs.values())])
+    if not contexts:
         return None
-    headings = {"round_seconds": "time of the rounds (s)", "peak_memory_bytes": "peak memory, all processes (MB)"}
     out = io.StringIO()
     style = looks(section)
-    methods = list(reversed(section.shown))
-    height = 0.9 + 0.3 * len(methods)
-    with panels(len(keys), out, f"{section.title}/time", height) as (_, axes):
-        for axis, key in zip(axes, keys, strict=True):
-            for position, method in enumerate(methods):
+    columns = balanced(len(contexts), 3)
+    with panels(len(contexts), columns, out, f"{section.title}/clients", share=True) as (figure, axes):
+        for axis, (context, methods) in zip(axes, contexts.items(), strict=True):
+            axis.set_title(context)
+            for method in methods:
                 look = style[method.name]
-                mean = method.mean(key)
-                if mean is None:
-                    continue
-                axis.errorbar(
-                    mean,
-                    position,
-                    xerr=method.deviation(key),
+                found = [run.client_accuracy["quantiles"] for run in method.runs.values() if run.client_accuracy]
+                axis.plot(
+                    [100 * q for q in QUANTILES],
+                    100 * np.mean(found, axis=0),
                     color=look.color,
                     marker=look.marker,
-                    markersize=7,
-                    capsize=2.5,
-                    linestyle="none",
+                    linestyle=look.line,
+                    markersize=4.5,
+                    linewidth=1.4 if look.named else 0.9,
+                    label=method.name if look.named else OTHERS,
+                    zorder=look.order,
                 )
-            axis.set_yticks(range(len(methods)), [m.label for m in methods] if axis is axes[0] else [""] * len(methods))
-            axis.set_ylim(-0.6, len(methods) - 0.4)
-            axis.set_xlim(0, 1.1 * axis.get_xlim()[1])
-            axis.locator_params(axis="x", nbins=5)
-            axis.set_xlabel(headings[key])
+            axis.set_xlabel("clients, worst first (%)")
+        for axis in axes[::columns]:
+            axis.set_ylabel("accuracy on its mix of classes (%)")
+        legend_below(figure, axes)
     return out.getvalue()
 
 
 def reliability(section: Section) -> str | None:
     """Accuracy against confidence, in bins; the rows of all seeds together. Area of a marker: share of the rows."""
-    methods = [m for m in section.shown if any(run.calibration for run in m.runs.values())]
+    style = looks(section)
+    methods = [m for m in section.shown if style[m.name].named and any(run.calibration for run in m.runs.values())]
     if not methods:
         return None
     out = io.StringIO()
-    style = looks(section)
-    with panels(len(methods), out, f"{section.title}/reliability") as (_, axes):
+    columns = max(2, balanced(len(methods), 4))
+    with panels(len(methods), columns, out, f"{section.title}/reliability") as (_, axes):
         for axis, method in zip(axes, methods, strict=True):
-            found = [run.calibration for run in method.runs.values() if run.calibration]
-            rows_SB = np.array([c["rows"] for c in found], dtype=float)
-            rows_B = rows_SB.sum(0)
-            kept = rows_B > 0
-            divisor = np.maximum(rows_B, 1)
-            confidence = (np.array([c["confidence"] for c in found]) * rows_SB).sum(0) / divisor
-            accuracy = (np.array([c["accuracy"] for c in found]) * rows_SB).sum(0) / divisor
-            look = style[method.name]
-            axis.plot([0, 100], [0, 100], color="#777777", linewidth=1, linestyle="--")
-            axis.vlines(
-                100 * confidence[kept], 100 * confidence[kept], 100 * accuracy[kept], color=look.color, alpha=0.45
-            )
-            axis.plot(100 * confidence[kept], 100 * accuracy[kept], color=look.color, linewidth=0.9, alpha=0.7)
-            axis.scatter(
-                100 * confidence[kept],
-                100 * accuracy[kept],
-                s=8 + 400 * rows_B[kept] / rows_B.sum(),
-                color=look.color,
-                marker=look.marker,
-                edgecolor="white",
-                linewidth=0.5,
-                zorder=3,
-            )
-            error = method.mean("calibration_error")
-            axis.text(3, 97, f"calibration error {error:.1f} %", va="top", fontsize=8.5)
-            axis.set(xlim=(0, 100), ylim=(0, 102), xlabel="confidence (%)", ylabel="accuracy, test rows (%)")
-            axis.set_title(method.label if len(methods) > 1 else "")
+            _draw_reliability(axis, method, style[method.name])
+            error = f"calibration error {method.mean('calibration_error'):.1f} %"
+            axis.set_title(error if section.lone is not None else f"{wrapped(method.label)}\n{error}", fontsize=9)
+            axis.set_xlabel("confidence (%)")
+        for axis in axes[::columns]:
+            axis.set_ylabel("accuracy, test rows (%)")
     return out.getvalue()
 
 
+def _draw_reliability(axis: Any, method: Method, look: Look) -> None:
+    found = [run.calibration for run in method.runs.values() if run.calibration]
+    rows_SB = np.array([c["rows"] for c in found], dtype=float)
+    rows_B = rows_SB.sum(0)
+    kept = rows_B > 0
+    divisor = np.maximum(rows_B, 1)
+    confidence_B = 100 * ((np.array([c["confidence"] for c in found]) * rows_SB).sum(0) / divisor)[kept]
+    accuracy_B = 100 * ((np.array([c["accuracy"] for c in found]) * rows_SB).sum(0) / divisor)[kept]
+    axis.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle="--")
+    axis.vlines(confidence_B, confidence_B, accuracy_B, color=look.color, alpha=0.45)
+    axis.plot(confidence_B, accuracy_B, color=look.color, linewidth=0.9, alpha=0.7)
+    axis.scatter(
+        confidence_B,
+        accuracy_B,
+        s=8 + 250 * rows_B[kept] / rows_B.sum(),
+        color=look.color,
+        marker=look.marker,
+        edgecolor=PAPER,
+        linewidth=0.5,
+        zorder=3,
+        clip_on=False,
+    )
+    axis.set(xlim=(0, 100), ylim=(0, 102))
+
+
+# ---------------------------------------------------------------------------------------------------------- all of them
+
+GREYS = "Methods are many, and those that matter least are grey: their numbers are in the tables."
+
+AGAINST = (
+    "Left: each seed (a stroke), the mean, and its 95 % interval over the seeds (Student's t; from three seeds on). "
+    "Right: the means again; a point without a name is found on the left by its accuracy. "
+)
+
+CLIENTS = "The final global model on test rows with each client's mix of classes; the left end is the worst client."
+
+RELIABILITY = (
+    f"Reliability diagram of the test rows, {BINS} bins of confidence; on the dashed line predictions are as sure as "
+    "they are right. Area of a marker: share of the rows."
+)
+
+
 def figures(section: Section) -> list[Figure]:
-    """All figures that have something to show."""
-    deviation = "mean over seeds; bars are one standard deviation"
+    """All figures that have something to show; of a run alone, those that compare nothing."""
+    if section.lone is not None:
+        return _figures_of_a_run(section, section.lone)
+    greys = GREYS if len(section.names) > len(COLORS) else ""
     made = (
         (
             "accuracy_bytes",
-            "Accuracy against bytes",
-            f"Test accuracy and all bytes of the run, up and down: {deviation}. Filled: on the Pareto front.",
-            scatter(section, "total_bytes", "bytes", "bytes of the run, up + down (MB)", True),
+            "Accuracy and bytes",
+            f"Test accuracy, and all bytes of the run, up and down. {AGAINST}Filled: on the Pareto front, the dashed "
+            f"steps. {greys}",
+            accuracy_against(section, "total_bytes", "bytes of the run, up + down (MB)", True),
         ),
         (
             "accuracy_epsilon",
-            "Accuracy against privacy",
-            f"Test accuracy and the epsilon that was spent: {deviation}.",
-            scatter(section, "epsilon", "epsilon", "epsilon (at the run's delta)", False),
+            "Accuracy and privacy",
+            f"Test accuracy, and the epsilon that was spent. {AGAINST}{greys}",
+            accuracy_against(section, "epsilon", "epsilon (at the run's delta)", False),
         ),
         (
-            "accuracy_rounds",
-            "Accuracy per round",
-            "Validation rows, the global model after each round; band: one standard deviation over seeds. Round 0: "
-            "after the preparation.",
-            curves(section, "round", "rounds", "round"),
+            "curves",
+            "Accuracy over rounds, bytes and time",
+            f"Validation rows, the global model after each round; with at most {BANDS} methods a band is one standard "
+            f"deviation over seeds. Round 0: after the preparation. Time is that of the rounds. {greys}",
+            curves(section),
         ),
         (
-            "accuracy_spent_bytes",
-            "Accuracy per byte",
-            "The same, over the bytes sent until then, up and down.",
-            curves(section, "megabytes", "spent", "bytes so far, up + down (MB)"),
+            "time_memory",
+            "Time and memory",
+            "Mean over seeds; bars are one standard deviation.",
+            time_and_memory(section),
         ),
-        (
-            "accuracy_seconds",
-            "Accuracy over time",
-            "The same, over the time of the rounds until then.",
-            curves(section, "seconds", "seconds", "time so far (s)"),
-        ),
-        ("time_memory", "Time and memory", f"{deviation.capitalize()}.", bars(section)),
-        (
-            "clients",
-            "Clients",
-            "The final global model on test rows with each client's mix of classes; the left end is the worst client.",
-            spread_of_clients(section),
-        ),
+        ("clients", "Accuracy over clients", f"{CLIENTS} {greys}", spread_of_clients(section)),
         (
             "reliability",
             "Calibration",
-            f"Reliability diagram of the test rows, {BINS} bins of confidence, all seeds together; on the dashed line "
-            "predictions are as sure as they are right. Area of a marker: share of the rows. Expected calibration "
-            "error: mean over seeds.",
+            f"{RELIABILITY} All seeds together; the error is their mean. Only methods with a colour in other figures.",
             reliability(section),
         ),
+    )
+    return [Figure(name, title, note.strip(), svg) for name, title, note, svg in made if svg]
+
+
+def _figures_of_a_run(section: Section, run: Result) -> list[Figure]:
+    made = (
+        (
+            "course",
+            "Accuracy and loss",
+            "The global model on the validation rows after each round.",
+            course(section, run),
+        ),
+        ("curves", "Accuracy over bytes and time", "Bytes up and down; time of the rounds.", curves(section)),
+        ("clients", "Accuracy over clients", CLIENTS, spread_of_clients(section)),
+        ("reliability", "Calibration", RELIABILITY, reliability(section)),
     )
     return [Figure(name, title, note, svg) for name, title, note, svg in made if svg]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeft.errors import RunError
+from fedpeft.studies.drawing import BLUE, INK, PAPER
 from fedpeft.studies.figures import Figure, figures
 from fedpeft.studies.results import Result
 from fedpeft.studies.sections import Section, describe, section_of_study, time_in_words
@@ -33,21 +35,39 @@ class Made:
         shown = bool(section.shown)
         return cls(section, tables(section), figures(section) if shown else [])
 
-    def for_page(self) -> dict[str, object]:
+    def for_page(self, number: int) -> dict[str, object]:
         """What the page's template needs."""
         section = self.section
         return {
+            "id": f"section{number}",
             "title": section.title,
             "question": section.question,
-            "finished": sum(r.finished for r in section.results),
+            "extent": extent(section),
             "failed": [f"{describe(r.point) or 'run'}, seed {r.seed}: {r.reason}" for r in section.failed],
-            "methods": len(section.methods),
-            "time": time_in_words(section),
             "hardware": section.hardware,
+            "settings": "settings" if section.lone else "settings that all runs share",
             "common": section.common,
             "tables": [t for t in self.tables if t.headings],
-            "figures": self.figures,
+            "figures": [dataclasses.replace(f, svg=with_colors_of_page(f.svg)) for f in self.figures],
         }
+
+
+def extent(section: Section) -> str:
+    """How much was run, in words."""
+    time = f"{time_in_words(section)} of computation"
+    if section.lone is not None:
+        config = section.lone.config
+        return f"{config.get('rounds')} rounds, {config.get('clients')} clients, seed {section.lone.seed}; {time}."
+    finished, methods = sum(r.finished for r in section.results), len(section.methods)
+    runs = f"{finished} finished {'run' if finished == 1 else 'runs'}, {len(section.failed)} failed"
+    return f"{runs}; {methods} {'method' if methods == 1 else 'methods'}; {time}."
+
+
+def with_colors_of_page(svg: str) -> str:
+    """Colours that could not be seen in the dark become the page's, which turn with it."""
+    for color, name in ((PAPER, "paper"), (INK, "ink"), ("#000000", "ink"), (BLUE, "blue")):
+        svg = svg.replace(color, f"var(--{name})")
+    return svg
 
 
 def page(title: str, made: Sequence[Made], skipped: Sequence[str], csv_folder: str) -> str:
@@ -56,9 +76,9 @@ def page(title: str, made: Sequence[Made], skipped: Sequence[str], csv_folder: s
 
     template = importlib.resources.files("fedpeft.studies").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    runs = sum(len(m.section.results) for m in made)
+    sections = [m.for_page(number) for number, m in enumerate(made, 1)]
     return environment.from_string(template).render(
-        title=title, sections=[m.for_page() for m in made], skipped=skipped, runs=runs, csv_folder=csv_folder
+        title=title, sections=sections, skipped=skipped, csv_folder=csv_folder
     )
 
 

@@ -127,6 +127,11 @@ class Section:
         return [r for r in self.results if not r.finished]
 
     @property
+    def lone(self) -> Result | None:
+        """The run, where there is only one, and it has finished."""
+        return self.results[0] if len(self.results) == 1 and self.results[0].finished else None
+
+    @property
     def common(self) -> dict[str, str]:
         """Settings that all runs share, the seed left out."""
         configs = [r.config for r in self.results]

@@ -6,11 +6,11 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedpeft.studies.measures import MEASURES, QUALITY, CurvePoint, Measure, curve
-from fedpeft.studies.results import QUANTILES
+from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section, describe
 from fedpeft.studies.statistics import POINTS, Comparison, compare, mean_and_deviation
 
@@ -36,6 +36,14 @@ class Table:
     headings: tuple[str, ...]
     shown: tuple[tuple[str, ...], ...]
     data: tuple[Mapping[str, Any], ...]
+
+    def of_one_run(self, note: str) -> Table:
+        """Without the columns that tell methods and seeds apart."""
+        kept = [
+            i for i, heading in enumerate(self.headings) if heading not in ("method", "seeds", "seeds that reach it")
+        ]
+        shown = tuple(tuple(row[i] for i in kept) for row in self.shown)
+        return replace(self, note=note, headings=tuple(self.headings[i] for i in kept), shown=shown)
 
     def markdown(self) -> str:
         """As a Markdown table."""
@@ -112,6 +120,17 @@ def _measures_table(
     return Table(*name_and_title, note, headings, tuple(shown), tuple(data))
 
 
+def result_table(run: Result) -> Table:
+    """Everything that was measured of one run."""
+    shown = []
+    for measure in MEASURES:
+        value = measure.value(run)
+        if value is not None:
+            shown.append((measure.heading, with_deviation([measure.scale * value], measure.digits)))
+    note = "Test accuracy is of the saved adapter, in fp32; bytes are the lengths of the real payloads."
+    return Table("result", "Result", note, ("measure", "value"), tuple(shown), ({"seed": run.seed, **dict(shown)},))
+
+
 def same_work(method: Method, baseline: Method) -> str:
     """Local steps relative to the baseline, over the seeds that both have."""
     seeds = method.runs.keys() & baseline.runs.keys()
@@ -163,12 +182,12 @@ def comparison_table(section: Section) -> Table | None:
             "baseline",
             "seeds",
             "difference (points)",
-            "95 % over seeds",
-            "95 % over test rows",
+            "95 % over seeds (points)",
+            "95 % over test rows (points)",
             "rows gained / lost",
             "work",
             "accuracy is",
-            f"no worse by {section.margin:g}",
+            f"no worse by more than {section.margin:g} {'point' if section.margin == 1 else 'points'}",
         ),
         tuple(shown),
         tuple(data),
@@ -241,6 +260,8 @@ def cost_table(section: Section) -> Table | None:
                 with_deviation(v, d) if v else "not told" if reached else "not reached"
                 for v, d in zip(spent.values(), (1, 2, 1), strict=True)
             ]
+            if reached and not any(p.round for p in reached):
+                cells[0] = "0 (before round 1)"
             shown.append((method.label, f"{target:g}", f"{len(reached)} of {len(curves)}", *cells))
             row: dict[str, Any] = {"method": method.label, "target_percent": target, "seeds": len(curves)}
             row["reached"] = len(reached)
@@ -254,7 +275,7 @@ def cost_table(section: Section) -> Table | None:
         "Cost of an accuracy",
         "Until the validation accuracy of the global model first reaches the target: rounds, bytes up and down with "
         "the preparation (round 0 is the model after it), time of the rounds. Mean ± standard deviation over the seeds "
-        "that reach it; where not all do, the mean is of the lucky ones.",
+        "that reach it; where not all do, the mean is of those that do.",
         ("method", "target (%)", "seeds that reach it", "rounds", "bytes (MB)", "time (s)"),
         tuple(shown),
         tuple(data),
@@ -307,14 +328,24 @@ def runs_table(section: Section) -> Table:
 
 
 def rounds_table(section: Section) -> Table:
-    """Every evaluated round, for the CSV."""
-    data = [
-        {"method": m.label, "seed": seed, **vars(point)}
-        for m in section.shown
-        for seed, run in m.runs.items()
-        for point in curve(run)
-    ]
-    return Table("rounds", "Rounds", "", (), (), tuple(data))
+    """Every evaluated round, for the CSV; of a run alone, for the page too."""
+    found = [(m.label, seed, point) for m in section.shown for seed, run in m.runs.items() for point in curve(run)]
+    data = tuple({"method": label, "seed": seed, **vars(point)} for label, seed, point in found)
+    if section.lone is None:
+        return Table("rounds", "Rounds", "", (), (), data)
+    note = "The global model on the validation rows; bytes up and down and time of the rounds, until then."
+    headings = ("round", "validation accuracy (%)", "validation loss (nats)", "bytes (MB)", "time (s)")
+    shown = tuple(
+        (
+            str(p.round),
+            f"{p.accuracy:.2f}",
+            f"{p.loss:.3f}",
+            f"{p.megabytes:,.2f}",
+            f"{p.seconds:,.1f}" if math.isfinite(p.seconds) else ABSENT,
+        )
+        for _, _, p in found
+    )
+    return Table("rounds", "Rounds", note, headings, shown, data)
 
 
 def calibration_table(section: Section) -> Table:
@@ -332,12 +363,15 @@ def calibration_table(section: Section) -> Table:
 
 def tables(section: Section) -> list[Table]:
     """All tables that have something to say; those without headings are for the CSV alone."""
-    found = (
-        methods_table(section),
-        comparison_table(section),
-        resources_table(section),
-        cost_table(section),
-        clients_table(section),
-    )
+    cost, clients = cost_table(section), clients_table(section)
+    found: tuple[Table | None, ...]
+    if section.lone is not None:
+        found = (
+            result_table(section.lone),
+            cost and cost.of_one_run("Until the validation accuracy of the global model first reaches the target."),
+            clients and clients.of_one_run("Accuracy (%) of the final global model on each client's mix of classes."),
+        )
+    else:
+        found = (methods_table(section), comparison_table(section), resources_table(section), cost, clients)
     rest = (runs_table(section), rounds_table(section), calibration_table(section))
     return [t for t in (*found, *rest) if t is not None and t.data]

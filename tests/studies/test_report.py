@@ -1,109 +1,23 @@
 """The report: what stands on the page and in the CSV files, and how broken inputs are met. Results are made up."""
 
 import csv
-import io
 import json
 import re
+import shutil
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.report import main
-from fedpeft.studies.drawing import PANEL_HEIGHT, legend_below, logarithmic_if_wide, panels
 from fedpeft.studies.measures import curve
-from fedpeft.studies.page import TABLE_BEGINS, TABLE_ENDS, with_tables
-from fedpeft.studies.results import QUANTILES, Result, ResultsFile, client_accuracy, pack, unpack
+from fedpeft.studies.page import TABLE_BEGINS, TABLE_ENDS, Made, page, with_tables
+from fedpeft.studies.results import Result, client_accuracy, pack, unpack
 from fedpeft.studies.sections import Section
 from fedpeft.studies.tables import comparison_table, cost_table, methods_table, tables
-
-ROWS = 400
-
-
-def made_result(
-    point: dict[str, str], seed: int, skill: float, megabytes: float, epsilon: float | None = None
-) -> Result:
-    """A made-up run: its accuracy rises to `skill`; equal seeds share the luck of their test rows."""
-    generator = np.random.default_rng(seed)
-    luck = generator.random(ROWS)
-    correct = (luck < skill).astype(np.float64)
-    confidence = np.clip(skill + 0.3 * (generator.random(ROWS) - 0.5), 0, 1)
-    rounds = []
-    for round in range(6):
-        share = 0 if round == 0 else megabytes * 1e6 / 10
-        accuracy = skill - 0.3 * 0.5**round + 0.005 * generator.standard_normal()
-        line = {"round": round, "clients": 5, "accuracy": accuracy, "loss": 2 - accuracy, "train_loss": 1.0}
-        rounds.append({**line, "uplink_bytes": int(share), "downlink_bytes": int(share), "seconds": 2.0})
-    from fedpeft.models.calibration import calibrate
-
-    settings = {k: v for k, v in point.items() if k in RunConfig.__dataclass_fields__}
-    return Result(
-        config={**json.loads(json.dumps(RunConfig().__dict__)), **settings, "seed": seed},
-        status="finished",
-        seed=seed,
-        study="made up",
-        preset="",
-        point=point,
-        summary={
-            "metric": "accuracy",
-            "accuracy": float(correct.mean()),
-            "loss": 1.0 - skill,
-            "baseline_accuracy": 0.5,
-            "uplink_bytes": int(megabytes * 5e5),
-            "downlink_bytes": int(megabytes * 5e5),
-            "uplink_bytes_per_parameter": 4.0,
-            "seconds": 14.0 + seed,
-            "peak_memory_bytes": int(5e8 + 1e6 * seed),
-            "epsilon": epsilon,
-            "hardware": {"cpu": "a processor", "workers": 1, "system": "a system"},
-        },
-        rounds=tuple(rounds),
-        local_steps=100,
-        trained_rows=800,
-        correct=pack(correct),
-        calibration=calibrate(confidence, correct).as_dict(),
-        client_accuracy={
-            "clients": 20,
-            "quantiles": list(np.linspace(skill - 0.2, skill + 0.1, len(QUANTILES))),
-            "worst_tenth": skill - 0.19,
-        },
-    )
-
-
-METHODS = {
-    "fp32": (0.70, 8.0),
-    "bf16": (0.70, 4.0),
-    "quantize(bits=4)": (0.66, 1.0),
-    "topk(fraction=0.1)": (0.60, 2.0),
-}
-
-
-def made_study(seeds: int = 5, partitions: tuple[str, ...] = ("iid", "dirichlet(alpha=0.3)")) -> list[Result]:
-    results = []
-    for partition in partitions:
-        for codec, (skill, megabytes) in METHODS.items():
-            skill -= 0.08 if partition != "iid" else 0
-            point = {"codec": codec, "partition": partition}
-            results += [made_result(point, seed, skill, megabytes, 8.0 / megabytes) for seed in range(seeds)]
-    point = {"codec": "sign", "partition": "iid"}
-    failed = Result(config={"codec": "sign"}, status="failed", seed=0, study="made up", point=point, reason="no luck")
-    return [*results, failed]
-
-
-def write_study(folder: Path, results: list[Result]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = ResultsFile(folder / "results.jsonl")
-    for result in results:
-        file.append(result)
-    return folder
-
-
-def section(results: list[Result]) -> Section:
-    return Section("made up", "a question", results, {"codec": "fp32"})
+from tests.studies.made import made_result, made_study, section, write_study
 
 
 def test_page_is_self_contained_and_csv_hold_the_same_numbers(tmp_path: Path) -> None:
@@ -112,8 +26,7 @@ def test_page_is_self_contained_and_csv_hold_the_same_numbers(tmp_path: Path) ->
     assert main([str(study), "--output", str(page), "--baseline", "codec=fp32"]) == 0
     text = page.read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', text)
-    assert "<script" not in text
-    assert text.count("<svg") == 8
+    assert text.count("<svg") == 6
     ids = re.findall(r' id="(m[0-9a-f]{8,}|p[0-9a-f]{8,})"', text)
     assert len(ids) == len(set(ids)), "markers and clips of two figures must not be mixed up"
     for words in ("sign, iid, seed 0: no luck", "Pareto", "calibration error", "not resolved", "accuracy (%)"):
@@ -127,6 +40,117 @@ def test_page_is_self_contained_and_csv_hold_the_same_numbers(tmp_path: Path) ->
     assert {p.stem for p in (tmp_path / "page").glob("*.csv")} == {
         "methods", "resources", "comparisons", "cost", "clients", "runs", "rounds", "calibration",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("sections", [1, 2])
+def test_the_contents_lead_to_every_table_and_figure_and_a_title_stands_once(sections: int) -> None:
+    made = [Made.of(section(made_study(1, ("iid",)))) for _ in range(sections)]
+    text = page("made up" if sections == 1 else "two studies", made, [], "csv")
+    contents = text[text.index("<nav") : text.index("</nav>")]
+    targets = re.findall(r'href="#([^"]*)"', contents)
+    shown = [*[t for t in made[0].tables if t.headings], *made[0].figures]
+    assert len(targets) == sections * (len(shown) + (sections > 1))
+    ids = re.findall(r'<(?:section|h2|h3)[^>]* id="([^"]*)"', text)
+    assert set(targets) <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert [re.sub("<.*?>", "", h) for h in re.findall(r"<h[12].*?</h[12]>", text)].count("made up") == sections
+
+
+def test_ink_and_ground_of_figures_are_the_pages() -> None:
+    """In the dark they turn; a colour that stays black there could not be seen."""
+    made = Made.of(section(made_study(1, ("iid",))))
+    text = page("", [made], [], "csv")
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert "var(--ink)" in drawn
+    assert "var(--paper)" in drawn
+    assert not set(re.findall(r"#[0-9a-f]{6}\b", drawn)) & {"#000000", "#ffffff", "#1b1b1b"}
+    assert "var(" not in made.figures[0].svg, "a figure in a file of its own has no page"
+
+
+def test_a_page_about_one_run_compares_nothing() -> None:
+    run = made_result({}, 3, 0.7, 8.0)
+    made = Made.of(Section("a run", "", [run], {}))
+    assert [t.name for t in made.tables if t.headings] == ["result", "cost", "clients", "rounds"]
+    assert [f.name for f in made.figures] == ["course", "curves", "clients", "reliability"]
+    text = page("a run", [made], [], "csv")
+    for words in ("all runs", "finished", "seeds", "Pareto", "baseline ("):
+        assert words not in re.sub("<(style|script|svg).*?</\\1>", "", text, flags=re.DOTALL)
+    assert "20 rounds, 100 clients, seed 3" in text
+    assert {t.name for t in made.tables} >= {"runs", "rounds", "calibration"}, "CSV files are those of any section"
+    [result] = [t for t in made.tables if t.name == "result"]
+    assert dict(result.shown)["frozen linear probe (%)"] == "50.00"
+
+
+def test_a_run_in_its_folder_has_a_title(tmp_path: Path) -> None:
+    from fedpeft.report import titled
+
+    assert titled(made_result({}, 0, 0.7, 8.0)) == "20newsgroups, fedit, lora"
+
+
+def test_points_and_rounds_have_their_words() -> None:
+    made = section(made_study(5, ("iid",)))
+    table = comparison_table(made)
+    assert table is not None
+    assert table.headings[-1] == "no worse by more than 1 point"
+    assert {h for h in table.headings if "95 %" in h} == {"95 % over seeds (points)", "95 % over test rows (points)"}
+    reached = cost_table(Section("", "", made.results, made.baseline, targets=(1.0,)))
+    assert reached is not None
+    assert {row[3] for row in reached.shown} == {"0 (before round 1)"}
+
+
+CHROMIUM = shutil.which("chromium")
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+
+
+def in_browser(path: Path, width: int, script: str) -> str:
+    """The text that `script`, run on the page, leaves as the document's title."""
+    path.write_text(path.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>"))
+    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
+    command += ["--virtual-time-budget=5000", "--dump-dom", f"--user-data-dir={path.parent / 'browser'}"]
+    dumped = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, check=True, timeout=120).stdout
+    found = re.search(r"<title>(.*?)</title>", dumped)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("heading", "clicks", "order"),
+    [
+        ("test accuracy (%)", 1, ["bf16", "fp32", "quantize(bits=4)", "topk(fraction=0.1)"]),
+        ("up + down (MB)", 2, ["quantize(bits=4)", "topk(fraction=0.1)", "bf16", "fp32"]),
+        ("up + down (MB)", 3, ["fp32", "bf16", "quantize(bits=4)", "topk(fraction=0.1)"]),
+        ("method", 1, ["bf16", "fp32", "quantize(bits=4)", "topk(fraction=0.1)"]),
+    ],
+)
+@pytest.mark.slow
+@in_a_browser
+def test_a_click_on_a_heading_sorts(tmp_path: Path, heading: str, clicks: int, order: list[str]) -> None:
+    path = tmp_path / "page.html"
+    made = made_study(2, ("iid",))
+    made[2:4] = [made_result({"codec": "bf16", "partition": "iid"}, seed, 0.705, 4.0) for seed in range(2)]
+    path.write_text(page("sorted", [Made.of(section(made[:-1]))], [], ""), encoding="utf-8")
+    script = f"""
+        const table = document.querySelector("table");
+        const head = [...table.querySelectorAll("th")].find(h => h.textContent === {json.dumps(heading)});
+        for (let i = 0; i < {clicks}; i++) head.firstElementChild.click();
+        document.title = [...table.tBodies[0].rows].map(row => row.cells[0].textContent).join("|");
+    """
+    assert in_browser(path, 1280, script).split("|") == order
+
+
+@pytest.mark.parametrize(("width", "wide"), [(390, True), (1600, False)])
+@pytest.mark.slow
+@in_a_browser
+def test_a_table_that_is_wider_than_the_page_says_so(tmp_path: Path, width: int, wide: bool) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page("wide", [Made.of(section(made_study(2, ("iid",))))], [], ""), encoding="utf-8")
+    script = """
+        new ResizeObserver(() => requestAnimationFrame(() => {
+          const hint = document.querySelector(".hint");
+          document.title = [getComputedStyle(hint).display, document.documentElement.scrollWidth <= innerWidth].join();
+        })).observe(document.body);
+    """
+    assert in_browser(path, width, script) == f"{'block' if wide else 'none'},true"
 
 
 def test_broken_inputs_are_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,30 +287,3 @@ def test_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.html").exists()
-
-
-def test_many_methods_leave_their_panel_its_height() -> None:
-    """The legend is as long as it must be; the plot above it does not pay for it."""
-    with panels(1, io.StringIO(), "salt") as (figure, [axis]):
-        for i in range(12):
-            axis.plot([0, 1], [0, i], label=f"a method whose name fills a line of the legend, {i}")
-        legend_below(figure, [axis])
-        figure.canvas.draw()
-        assert axis.get_window_extent().height / figure.dpi > 0.7 * PANEL_HEIGHT
-
-
-def test_bytes_that_differ_by_an_order_of_magnitude_are_drawn_on_a_logarithmic_axis() -> None:
-    for values, scale in (([2, 60], "log"), ([20, 60], "linear"), ([0, 60], "linear")):
-        with panels(1, io.StringIO(), "salt") as (_, [axis]):
-            axis.plot(values, [1, 2])
-            logarithmic_if_wide(axis)
-            assert axis.get_xscale() == scale
-
-
-def test_an_axis_over_many_decades_names_decades_alone() -> None:
-    for high, apart in ((300, 2), (30000, 10)):
-        with panels(1, io.StringIO(), "salt") as (_, [axis]):
-            axis.plot([2, high], [1, 2])
-            logarithmic_if_wide(axis)
-            ticks = axis.get_xticks()
-            assert min(b / a for a, b in pairwise(ticks)) == pytest.approx(apart)

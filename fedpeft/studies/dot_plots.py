@@ -1,0 +1,151 @@
+"""Figures with a row per method: accuracy, beside what it costs; time and memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedpeft.studies.drawing import (
+    GREY,
+    INK,
+    PAPER,
+    Look,
+    Named,
+    by_context,
+    height_of_rows,
+    logarithmic_if_wide,
+    looks,
+    name_points,
+    panels,
+    rows_of,
+)
+from fedpeft.studies.sections import Method, Section
+from fedpeft.studies.statistics import LEVEL, half_width
+
+SEEDS_FOR_AN_INTERVAL = 3
+"""The interval of two is nine standard deviations to each side, and would make all others look like points."""
+
+
+def accuracy_against(section: Section, key: str, x: str, front: bool) -> str | None:
+    """Test accuracy: a row per method, and beside it against a measure; two panels per context."""
+    contexts = by_context([m for m in section.shown if m.mean(key) is not None and m.mean("accuracy") is not None])
+    if not contexts:
+        return None
+    out = io.StringIO()
+    style = looks(section)
+    height = max(height_of_rows([m.name for m in methods]) for methods in contexts.values())
+    with panels(2 * len(contexts), 2, out, f"{section.title}/{key}", height) as (_, axes):
+        for i, (context, methods) in enumerate(contexts.items()):
+            rows, plane = axes[2 * i : 2 * i + 2]
+            rows.set_title(context, pad=14)
+            accuracy_rows(rows, methods, style)
+            accuracy_plane(plane, methods, style, key, section.pareto if front else {})
+            rows.set_xlabel("test accuracy (%)")
+            plane.set_xlabel(x)
+            plane.set_ylabel("test accuracy (%)")
+            logarithmic_if_wide(plane)
+        for i, methods in enumerate(contexts.values()):
+            plane = axes[2 * i + 1]
+            name_points(plane, _by_importance(section, methods, style, key))
+    return out.getvalue()
+
+
+def accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, Look]) -> None:
+    """A row per method: each seed, their mean with its 95 % interval over them, and the probe on the frozen model."""
+    for row, method in enumerate(methods):
+        look = style[method.name]
+        values = np.array(method.values("accuracy"))
+        axis.plot(values, [row] * len(values), "|", color=look.color, markersize=6, alpha=0.6)
+        width = half_width(values, LEVEL, 2) if len(values) >= SEEDS_FOR_AN_INTERVAL else None
+        axis.errorbar(
+            values.mean(),
+            row,
+            xerr=width,
+            color=look.color,
+            marker=look.marker if look.named else "o",
+            markersize=6,
+            elinewidth=1.4,
+            zorder=3,
+        )
+        probe = method.mean("baseline_accuracy")
+        if probe is not None:
+            axis.vlines(probe, row - 0.5, row + 0.5, color=INK, linestyle=(0, (3, 2)), linewidth=1.1)
+            if row == 0:
+                axis.annotate(
+                    "frozen probe", (probe, -0.5), (0, 1), textcoords="offset points", fontsize=8, ha="center"
+                )
+    rows_of(axis, [m.name for m in methods])
+    low, high = axis.get_xlim()
+    axis.set_xlim(max(low, -1), min(high, 101))  # an interval of few seeds may reach beyond what accuracies can be
+
+
+def accuracy_plane(
+    axis: Any, methods: Sequence[Method], style: dict[str, Look], key: str, pareto: dict[str, bool]
+) -> None:
+    """Means over the seeds as points; filled where on the Pareto front, which is drawn as steps."""
+    for method in methods:
+        look = style[method.name]
+        axis.plot(
+            method.mean(key),
+            method.mean("accuracy"),
+            color=look.color,
+            marker=look.marker if look.named else "o",
+            markersize=7,
+            markerfacecolor=PAPER if pareto and not pareto.get(method.label) else look.color,
+            markeredgewidth=1.5,
+            linestyle="none",
+            zorder=look.order,
+        )
+    points = sorted((m.mean(key) or 0.0, m.mean("accuracy") or 0.0) for m in methods if pareto.get(m.label))
+    if len(points) > 1:
+        xs, ys = zip(*points, strict=True)
+        axis.step(xs, ys, where="post", color=GREY, linewidth=1.1, linestyle="--", zorder=1)
+    axis.margins(0.14, 0.1)
+
+
+def _by_importance(section: Section, methods: Sequence[Method], style: dict[str, Look], key: str) -> list[Named]:
+    """The methods as points to be named: first those on the Pareto front, then those with a colour."""
+    pareto = section.pareto
+    ordered = sorted(methods, key=lambda m: (not pareto.get(m.label), not style[m.name].named))
+    return [Named(m.mean(key) or 0.0, m.mean("accuracy") or 0.0, m.name, style[m.name]) for m in ordered]
+
+
+def time_and_memory(section: Section) -> str | None:
+    """Time of the rounds, and peak memory, of every method."""
+    keys = [k for k in ("round_seconds", "peak_memory_bytes") if any(m.values(k) for m in section.shown)]
+    if not keys:
+        return None
+    headings = {"round_seconds": "time of the rounds (s)", "peak_memory_bytes": "peak memory, all processes (MB)"}
+    out = io.StringIO()
+    style = looks(section)
+    contexts = by_context(section.shown)
+    height = max(height_of_rows([m.name for m in methods]) for methods in contexts.values())
+    with panels(len(keys) * len(contexts), len(keys), out, f"{section.title}/time", height) as (_, axes):
+        for i, (context, methods) in enumerate(contexts.items()):
+            row = axes[len(keys) * i : len(keys) * (i + 1)]
+            row[0].set_title(context)
+            for axis, key in zip(row, keys, strict=True):
+                _draw_cost_rows(axis, methods, style, key)
+                rows_of(axis, [m.name for m in methods] if axis is row[0] else [""] * len(methods))
+                axis.set_xlabel(headings[key])
+    return out.getvalue()
+
+
+def _draw_cost_rows(axis: Any, methods: Sequence[Method], style: dict[str, Look], key: str) -> None:
+    for row, method in enumerate(methods):
+        look = style[method.name]
+        mean = method.mean(key)
+        if mean is not None:
+            axis.errorbar(
+                mean,
+                row,
+                xerr=method.deviation(key),
+                color=look.color,
+                marker=look.marker if look.named else "o",
+                markersize=6,
+                linestyle="none",
+            )
+    axis.set_xlim(0, 1.05 * axis.get_xlim()[1])

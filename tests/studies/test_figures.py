@@ -1,0 +1,165 @@
+"""Figures: what is drawn, that names and legends can be read, and that equal results give equal text."""
+
+import io
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fedpeft.studies.dot_plots import accuracy_against, accuracy_rows
+from fedpeft.studies.drawing import (
+    COLORS,
+    GREY,
+    PANEL_HEIGHT,
+    WIDTH,
+    Look,
+    Named,
+    balanced,
+    legend_below,
+    logarithmic_if_wide,
+    looks,
+    name_points,
+    panels,
+)
+from fedpeft.studies.figures import figures
+from fedpeft.studies.results import Result
+from fedpeft.studies.sections import Section
+from tests.studies.made import made_result, made_study, section
+
+
+def many_methods(count: int, seeds: int = 2) -> Section:
+    results: list[Result] = []
+    for i in range(count):
+        point = {"strategy": f"rule number {i}"}
+        results += [made_result(point, seed, 0.6 + 0.01 * (i % 7), 1.0 + i % 5) for seed in range(seeds)]
+    return Section("many", "", results, {"strategy": "rule number 0"})
+
+
+def texts(svg: str) -> list[str]:
+    """The words of an SVG, which matplotlib leaves as comments beside their shapes."""
+    return re.findall(r"<!-- (.*?) -->", svg)
+
+
+def legend_of(svg: str) -> list[str]:
+    """The words of its legend."""
+    return texts(svg[svg.index('<g id="legend_1">') :]) if '<g id="legend_1">' in svg else []
+
+
+@pytest.mark.parametrize("count", [len(COLORS), 20])
+def test_legends_and_rows(count: int) -> None:
+    """No legend of more than eight entries, a row for every method, and figures as wide as the page."""
+    section = many_methods(count)
+    made = figures(section)
+    legends = [legend_of(figure.svg) for figure in made]
+    assert max(map(len, legends)) == min(count, 8)
+    for legend in legends:
+        assert not legend or "rule number 0" in legend, "the baseline has a colour"
+        assert ("others" in legend) == (bool(legend) and count > len(COLORS))
+    for figure in made:
+        assert f'width="{72 * WIDTH:g}pt"' in figure.svg
+        if figure.name in ("accuracy_bytes", "time_memory"):
+            assert set(section.names) <= set(texts(figure.svg))
+
+
+def test_equal_results_give_equal_figures() -> None:
+    made = section(made_study(3))
+    one, other = (accuracy_against(made, "total_bytes", "bytes", front=True) for _ in range(2))
+    assert one == other
+
+
+def test_what_matters_most_has_a_colour() -> None:
+    """The baseline, the Pareto front and the best; the rest is grey."""
+    results = [made_result({"codec": f"c{i}"}, seed, 0.5, 50.0 + i) for i in range(20) for seed in range(2)]
+    cheap = [made_result({"codec": "cheap"}, seed, 0.45, 1.0) for seed in range(2)]
+    good = [made_result({"codec": "good"}, seed, 0.9, 900.0) for seed in range(2)]
+    style = looks(Section("", "", [*results, *cheap, *good], {"codec": "c13"}))
+    named = {name for name, look in style.items() if look.named}
+    assert {"c13", "cheap", "good"} <= named
+    assert len(named) == len({style[name].color for name in named}) == len(COLORS)
+    assert {look.color for look in style.values() if not look.named} == {GREY}
+
+
+def test_rows_show_the_interval_over_the_seeds_and_the_probe() -> None:
+    made = section(made_study(5, ("iid",)))
+    with panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+        accuracy_rows(axis, made.shown, looks(made))
+        assert [t.get_text() for t in axis.get_yticklabels()] == [m.name for m in made.shown]
+        assert axis.yaxis_inverted(), "the first method stands above"
+        for row, (method, bars) in enumerate(zip(made.shown, axis.containers, strict=True)):
+            values = method.values("accuracy")
+            expected = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+            [(left, y0), (right, y1)] = bars.lines[2][0].get_segments()[0]
+            assert (left, right) == pytest.approx(expected)
+            assert y0 == y1 == row
+        probes = [c for c in axis.collections if c.get_segments()[0][0][0] == c.get_segments()[0][1][0]]
+        assert [tuple(p.get_segments()[0][:, 0]) for p in probes] == [(50.0, 50.0)] * len(made.shown)
+
+
+def test_two_seeds_have_no_interval() -> None:
+    made = section(made_study(2, ("iid",)))
+    with panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+        accuracy_rows(axis, made.shown, looks(made))
+        assert not any(bars.has_xerr for bars in axis.containers)
+
+
+def test_intervals_end_where_accuracies_do() -> None:
+    """Few seeds that differ: their interval reaches below nothing and above everything."""
+    results = [made_result({"codec": "fp32"}, seed, skill, 1.0) for seed, skill in enumerate((0.1, 0.5, 0.95))]
+    made = section(results)
+    with panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+        accuracy_rows(axis, made.shown, looks(made))
+        assert axis.get_xlim() == (-1, 101)
+
+
+def test_names_beside_points_hide_neither_each_other_nor_points() -> None:
+    generator = np.random.default_rng(0)
+    look = Look(GREY, ".", "-")
+    points = [Named(float(x), float(y), f"method {i}", look) for i, (x, y) in enumerate(generator.normal(size=(30, 2)))]
+    points += [Named(0.0, 0.0, f"hidden in the crowd {i}", look) for i in range(40)]
+    with panels(2, 2, io.StringIO(), "salt") as (_, [axis, _]):
+        axis.plot([p.x for p in points], [p.y for p in points], "o")
+        placed = name_points(axis, points)
+        boxes = [text.get_window_extent() for text in placed]
+        marks = axis.transData.transform([(p.x, p.y) for p in points])
+    assert points[0].name == placed[0].get_text(), "the first ones come first"
+    assert 10 < len(placed) < len(points), "what finds no place is left out"
+    for i, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:i])
+        assert not box.count_contains(marks)
+        assert axis.bbox.count_contains(box.corners()) == 4
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "columns"), [(1, 4, 1), (4, 4, 4), (5, 4, 3), (6, 4, 3), (7, 4, 4), (9, 4, 3)]
+)
+def test_panels_stand_in_even_rows(count: int, most: int, columns: int) -> None:
+    assert balanced(count, most) == columns
+
+
+def test_many_methods_leave_their_panel_its_height() -> None:
+    """The legend is as long as it must be; the plot above it does not pay for it."""
+    with panels(1, 1, io.StringIO(), "salt") as (figure, [axis]):
+        for i in range(12):
+            axis.plot([0, 1], [0, i], label=f"a method whose name fills a line of the legend, {i}")
+        legend_below(figure, [axis])
+        figure.canvas.draw()
+        assert axis.get_window_extent().height / figure.dpi > 0.7 * PANEL_HEIGHT
+
+
+def test_bytes_that_differ_by_an_order_of_magnitude_are_drawn_on_a_logarithmic_axis() -> None:
+    for values, scale in (([2, 60], "log"), ([20, 60], "linear"), ([0, 60], "linear")):
+        with panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+            axis.plot(values, [1, 2])
+            logarithmic_if_wide(axis)
+            assert axis.get_xscale() == scale
+
+
+def test_an_axis_over_many_decades_names_decades_alone() -> None:
+    for high, apart in ((300, 2), (600, 10), (30000, 10)):
+        with panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+            axis.plot([2, high], [1, 2])
+            logarithmic_if_wide(axis)
+            ticks = axis.get_xticks()
+            assert min(b / a for a, b in pairwise(ticks)) == pytest.approx(apart)
