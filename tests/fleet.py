@@ -121,9 +121,9 @@ def apart(made: Fleet) -> float:
     assert one is not None
     assert other is not None
     assert one.round == other.round
-    for kind in ("adapter", "residual"):
-        assert getattr(one, kind).keys() == getattr(other, kind).keys()
-    pairs = [(getattr(one, kind)[n], t) for kind in ("adapter", "residual") for n, t in getattr(other, kind).items()]
+    states = [(one.adapter, other.adapter), (one.residual.total, other.residual.total)]
+    assert all(mine.keys() == theirs.keys() for mine, theirs in states)
+    pairs = [(mine[n], t) for mine, theirs in states for n, t in theirs.items()]
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
