@@ -45,7 +45,15 @@ from fedpeft.run.console import (
     summary_table,
 )
 from fedpeft.run.final_score import save
-from fedpeft.run.folder import SERVERS_OPTIONS, alone_in, begun, checked_settings, default_settings, make_folder
+from fedpeft.run.folder import (
+    SERVERS_OPTIONS,
+    alone_in,
+    begun,
+    checked_settings,
+    default_settings,
+    make_folder,
+    refuse_former,
+)
 from fedpeft.run.records import Records
 from fedpeft.run.summary import costs, epsilon_line
 
@@ -79,6 +87,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
+    refuse_former(arguments)
     command = _command(arguments, RunConfig(), ServeOptions())
     catalogue.use(command.plugin)
     default, options = default_settings(command.config, command.resume), ServeOptions()

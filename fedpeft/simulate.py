@@ -36,6 +36,7 @@ from fedpeft.run.folder import (
     default_settings,
     located,
     make_folder,
+    refuse_former,
     refuse_servers_run,
 )
 from fedpeft.run.observer import RoundResult
@@ -79,6 +80,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
+    refuse_former(arguments)
     command = _command(arguments, RunConfig())
     plugins.use(command.plugin)
     default = default_settings(command.config, command.resume)
@@ -159,7 +161,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
     kept, residual = progress.result
     save(setup, kept, folder, residual)
     pooled: tuple[Path, float] | None = None
-    if config.centralised:
+    if setup.measured.pooled:
         state, rate = train_on_pooled_rows(setup, rows, workers, simulation.sampler.size, progress.started)
         pooled = folder / "centralised", rate
         pooled[0].mkdir(exist_ok=True)
@@ -238,7 +240,7 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     if executor == "batched" and {"nf4", "int8"} & set(setup.base_precisions):
         observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
     say_privacy(simulation.protection, observer)
-    if config.executor == "batched" and not setup.method.batched:
+    if setup.grid.executor == "batched" and not setup.method.batched:
         observer.say(f"[bold]note[/]    {setup.method.name} has no batched form: clients train one by one")
 
 
