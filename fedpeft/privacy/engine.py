@@ -220,7 +220,7 @@ class Protection:
         spent = epsilon(self.ledger.spent.get(account, {}), self.delta_of(account))
         return (
             f"round {round} would take {who} above its budget: epsilon {spent:.3g} of {self.mechanism.epsilon:g} is "
-            f"spent; a new run with {self.mechanism.name}(at_budget=sit_out, ...) goes on without those who spent theirs"
+            f"spent; a new run with {self.mechanism.name}(at_budget=sit_out, ...) goes on without them"
         )
 
     def _fingerprint(self, round: int, state: str) -> str:
