@@ -21,7 +21,7 @@ from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
-from fedpeft.run import catalogue
+from fedpeft.run import catalogue, help
 from fedpeft.run.console import (
     INTERRUPTED,
     ConsoleObserver,
@@ -53,23 +53,29 @@ if TYPE_CHECKING:
     from fedpeft.simulation.simulation import Simulation
 
 
+ABOUT = """Simulate a federation: split a data set over many clients and fine-tune one adapter with all of them.
+python -m fedpeft.simulate --clients 100"""
+
+OPTIONS = {
+    "CONFIG.toml": "settings; flags override them",
+    "--output FOLDER": "the run's folder (default: runs/DATE-DATASET-STRATEGY)",
+    "--resume FOLDER": "continue the interrupted run in this folder",
+    "--track NAMES": "also send the records to tensorboard or mlflow (both: a,b)",
+    "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
+}
+
+
 @dataclass(frozen=True)
 class Command:
-    """Simulate a federation: split a data set over many clients and fine-tune one adapter with all of them.
+    """What the command line says, see `OPTIONS`."""
 
-    python -m fedpeft.simulate --clients 100
-    """
-
-    config: Annotated[
-        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]", help="settings; flags override them")
-    ] = None
-    output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: runs/DATE-DATASET-STRATEGY)")] = None
-    resume: Annotated[Path | None, tyro.conf.arg(help="continue the interrupted run in this folder")] = None
-    track: Annotated[str, tyro.conf.arg(help="also send the records to tensorboard or mlflow (both: a,b)")] = ""
+    config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]")] = None
+    output: Path | None = None
+    resume: Path | None = None
+    track: str = ""
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
     ] = ()
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
@@ -80,6 +86,9 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
+    if help.asked(arguments):
+        print(help.page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS))
+        raise SystemExit(0)
     refuse_former(arguments)
     command = _command(arguments, RunConfig())
     plugins.use(command.plugin)

@@ -22,7 +22,7 @@ from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
 
 TINY = {"dataset": "tiny", "clients": 4, "cohort": "all", "rounds": 2, "dtype": "fp32", "workers": 1, "tokens": 32,
-        "local_steps": 1, "head": "zero", "progress": False}  # fmt: skip
+        "local_work": "steps(1)", "head": "zero", "progress": False}  # fmt: skip
 WORDS = ("red", "green", "blue", "black")
 ROWS = [{"text": f"{WORDS[i % 4]} number {i}", "label": WORDS[i % 4]} for i in range(120)]
 

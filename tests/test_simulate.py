@@ -267,7 +267,7 @@ def test_the_configuration_file_is_overridden_by_flags(tmp_path):
 
 def test_the_python_call_does_what_the_command_does(finished, tmp_path):
     folder, _ = finished
-    training = {"optimizer": "adamw", "learning_rate": 0.003, "head_rate": 1.0}
+    training = {"optimizer": "adamw(head_rate=1.0)", "learning_rate": 0.003}
     config = RunConfig(dataset="tiny", clients=8, cohort=4, rounds=3, dtype="fp32", workers=1, **training)
     simulate(config, tmp_path / "run", False, QUIET)
     assert same(folder, tmp_path / "run")

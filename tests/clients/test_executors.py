@@ -80,7 +80,7 @@ def worst(one, other, received) -> float:
         ("lora(rank=4)", {"drift": "fedprox(mu=0.1)"}),
         ("lora(rank=4)", {"max_norm": 0.05}),
         ("lora(rank=4)", {"optimizer": "sgd", "epochs": 1.5}),
-        ("lora(rank=4)", {"head_rate": 0.1, "weight_decay": 0.1, "warmup": 3}),
+        ("lora(rank=4)", {"optimizer": "adamw(warmup=8)", "weight_decay": 0.1, "warmup": 3}),
         ("ia3(layers=0)", {}),
     ],
 )

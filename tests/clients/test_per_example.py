@@ -211,7 +211,7 @@ def test_without_clipping_and_noise_a_private_job_is_the_plain_one():
     """At q = 1 every step takes all rows, as a plain one with as large a batch does."""
     plain, private, layout, received = executors()
     rows = np.arange(12)
-    settings = {"batch_size": 12, "epochs": 3.0, "warmup": 2, "head_rate": 0.5}
+    settings = {"batch_size": 12, "epochs": 3.0, "warmup": 2, "optimizer": "adamw(warmup=8, head_rate=0.5)"}
     one = next(plain.train([job(layout, received, rows, **settings)]))
     privacy = RowPrivacy(1e9, 0.0, 1.0, KEY, 0)
     other = next(private.train([job(layout, received, rows, privacy, **settings)]))

@@ -32,8 +32,8 @@ from fedpeft.simulation.simulation import Simulation
 from tests.here import Federation
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,
-        "head": "zero", "local_steps": 2, "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
-        "learning_rate": 3e-3, "head_rate": 1.0, "evaluate_every": 100}  # fmt: skip
+        "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
+        "learning_rate": 3e-3, "optimizer": "adamw(warmup=8, head_rate=1.0)", "measure": "validation(every=100)"}  # fmt: skip
 QUIET = Console(quiet=True)
 
 
@@ -58,9 +58,9 @@ def charges(folder: Path) -> list[dict]:
     ("given", "says"),
     [
         ({"privacy": "dp_sgd"}, "needs epsilon or noise_multiplier"),
-        ({"privacy": "dp_sgd(epsilon=8)", "weighting": "rows"}, "leave --weighting out"),
+        ({"privacy": "dp_sgd(epsilon=8)", "strategy": "fedit(weighting=rows)"}, "leave --weighting out"),
         ({"privacy": "dp_sgd(epsilon=8)", "head": "ridge"}, "use --head zero"),
-        ({"privacy": "dp_sgd(epsilon=8)", "scaffold": True, "optimizer": "sgd"}, "leave --scaffold out"),
+        ({"privacy": "dp_sgd(epsilon=8)", "drift": "scaffold", "optimizer": "sgd"}, "leave --scaffold out"),
         ({"privacy": "dp_sgd(epsilon=8, dp_delta=0.1)"}, "must be below"),
         ({"privacy": "user_dp(epsilon=8, dp_delta=0.2)"}, "must be below"),
         (
@@ -75,7 +75,7 @@ def charges(folder: Path) -> list[dict]:
         ({"privacy": "user_dp(epsilon=8)", "codec": "by_rows | adaptive(bits=1) | rans"}, "name the codec alone"),
         ({"privacy": "dp_sgd(epsilon=8)", "codec": "over_time | adaptive(bits=1) | rans"}, "leave it out"),
         ({"privacy": "user_dp(epsilon=8, quantile=0.5, count_noise=0.01)"}, "needs count_noise above"),
-        ({"privacy": "dp_sgd(noise_multiplier=1)", "stop_at_budget": True}, "needs a budget"),
+        ({"privacy": "dp_sgd(noise_multiplier=1, at_budget=sit_out)"}, "needs a budget"),
         ({"privacy": "dp_sdg(epsilon=8)"}, "did you mean 'dp_sgd'"),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_spent_budget_ends_the_run_or_lets_clients_sit_out(tmp_path):
     given = {"rounds": 5, "cohort": 4, "privacy": "dp_sgd(epsilon=1.5, noise_multiplier=0.8)"}
     with pytest.raises(PrivacyError, match="--stop-at-budget"):
         trained(tmp_path / "refused", **given)
-    simulation, progress = trained(tmp_path / "run", stop_at_budget=True, **given)
+    simulation, progress = trained(tmp_path / "run", privacy="", **given)
     protection = simulation.protection
     assert protection.sat_out
     assert protection.epsilons()[0] <= 1.5
@@ -210,7 +210,7 @@ def test_a_spent_budget_ends_the_run_or_lets_clients_sit_out(tmp_path):
 
 
 def test_a_spent_population_ends_the_run(tmp_path):
-    given = {"rounds": 4, "stop_at_budget": True, "privacy": "user_dp(epsilon=3, noise_multiplier=1, dp_delta=0.01)"}
+    given = {"rounds": 4, "privacy": "user_dp(epsilon=3, noise_multiplier=1, dp_delta=0.01, at_budget=sit_out)"}
     simulation, progress = trained(tmp_path / "run", **given)
     assert 0 < progress.round < 4
     assert simulation.protection.epsilons()[0] <= 3
@@ -395,7 +395,7 @@ def test_no_raw_metric_leaves_a_client(tmp_path):
 def test_the_reference_without_protection_is_a_plain_run_with_uniform_weights(tmp_path):
     """It trains as one, bit for bit, and reports as one; rules that go by what clients report may be used."""
     told, adapters = [], []
-    for name, given in (("plain", {"weighting": "uniform"}), ("reference", {"privacy": "none"})):
+    for name, given in (("plain", {"strategy": "fedit(weighting=uniform)"}), ("reference", {"privacy": "none"})):
         adapters.append(trained(tmp_path / name, **given)[1].adapter)
         lines = [json.loads(line) for line in (tmp_path / name / "clients.jsonl").read_text().splitlines()]
         rounds = [json.loads(line) for line in (tmp_path / name / "rounds.jsonl").read_text().splitlines()]
@@ -435,7 +435,7 @@ def test_equal_seeds_give_equal_runs_with_test_noise_only(tmp_path):
 
 def test_executors_and_plain_runs_agree_without_clipping_and_noise(tmp_path):
     """All clients, q = 1, a huge clip, no noise: the mean of plain local training."""
-    given = {"dtype": "fp64", "cohort": "all", "optimizer": "sgd", "weighting": "uniform", "learning_rate": 0.1}
+    given = {"dtype": "fp64", "cohort": "all", "optimizer": "sgd", "strategy": "fedit(weighting=uniform)", "learning_rate": 0.1}
     _, plain = trained(tmp_path / "plain", **given)
     given.pop("weighting")
     _, user = trained(tmp_path / "user", privacy="user_dp(noise_multiplier=0, clip=1e9)", **given)
@@ -453,9 +453,9 @@ def test_rows_are_protected_on_a_base_of_few_bits(tmp_path, base):
     (tmp_path / "few.toml").write_text(FEW_BITS)
     own = {"qlora": {"peft": "qlora(rank=2, layers=1)"}, "profiles": {"profiles": str(tmp_path / "few.toml")}}[base]
     given = {"cohort": "all", "optimizer": "sgd", "learning_rate": 0.1, "batch_size": 1000, **own}
-    _, plain = trained(tmp_path / "plain", weighting="uniform", executor="sequential", **given)
+    _, plain = trained(tmp_path / "plain", strategy="fedit(weighting=uniform)", grid="cohort(executor=sequential)", **given)
     _, whole = trained(tmp_path / "whole", privacy="dp_sgd(noise_multiplier=0, clip=1e9)", **given)
-    _, unpacked = trained(tmp_path / "unpacked", weighting="uniform", **{**given, "peft": TINY["peft"], "profiles": ""})
+    _, unpacked = trained(tmp_path / "unpacked", strategy="fedit(weighting=uniform)", **{**given, "peft": TINY["peft"], "clients": "100"})
     for name, tensor in plain.adapter.items():
         moved = (tensor - plain.started[name]).norm()
         assert moved > 0

@@ -27,7 +27,7 @@ from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,
-        "head": "zero", "local_steps": 2, "peft": "lora(rank=4, layers=1)",
+        "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=4, layers=1)",
         "optimizer": "adamw", "learning_rate": 3e-3}  # fmt: skip
 QUIET = Console(quiet=True)
 
@@ -68,7 +68,7 @@ def test_executors_agree_for_every_strategy(name, tmp_path):
 
 
 def test_executors_agree_on_local_rules(tmp_path):
-    rules = {"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1, "proximal": 0.1}
+    rules = {"drift": "fedprox(mu=0.1) + scaffold", "optimizer": "sgd", "learning_rate": 0.1}
     one, other = (
         trained(tmp_path / e, **settings("fedit", dtype="fp64", executor=e, cohort="all", **rules))[2]
         for e in ("batched", "sequential")
@@ -81,7 +81,7 @@ def test_executors_agree_on_local_rules(tmp_path):
 
 def test_the_first_control_variate_is_the_mean_gradient_of_the_round(tmp_path):
     """With all variates 0 the clients take plain SGD steps, whose mean is minus the mean delta over steps * rate."""
-    rules = {"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1, "weighting": "uniform"}
+    rules = {"drift": "scaffold", "optimizer": "sgd", "learning_rate": 0.1, "strategy": "fedit(weighting=uniform)"}
     given = settings("fedit", dtype="fp64", cohort="all", rounds=1, **rules)
     simulation, _, progress = trained(tmp_path / "run", **given)
     for name, variate in progress.drift["scaffold"].items():
@@ -114,7 +114,7 @@ def test_the_runs_of_each_kind_resume_to_the_identical_state(tmp_path, monkeypat
         settings("fedex_lora", ranks="2*3,4*3"),
         settings("fedsa_lora"),
         settings("hetlora(decay=0.75)"),
-        settings("fedit", scaffold=True, optimizer="sgd"),
+        settings("fedit", drift="scaffold", optimizer="sgd"),
     ]
     for i, given in enumerate(kinds):
         given |= {"dtype": "fp32", "rounds": 3, "cohort": 4}
@@ -262,10 +262,10 @@ REFUSED = {
     "gather rule with an optimizer": ({"strategy": "flexlora", "server_optimizer": "adam"}, "fedit"),
     "gather rule with a rate": ({"strategy": "krum", "server_optimizer": "sgd(learning_rate=0.5)"}, "fedit"),
     "moments of turned factors": ({"strategy": "fedsvd", "server_optimizer": "adam"}, "use --server-optimizer sgd"),
-    "scaffold with a gather rule": ({"strategy": "flora", "scaffold": True, "optimizer": "sgd"}, "ffa_lora"),
-    "scaffold with AdamW": ({"scaffold": True}, "--optimizer sgd"),
+    "scaffold with a gather rule": ({"strategy": "flora", "drift": "scaffold", "optimizer": "sgd"}, "ffa_lora"),
+    "scaffold with AdamW": ({"drift": "scaffold"}, "--optimizer sgd"),
     "fed_sb without R": ({"strategy": "fed_sb"}, "lora_R"),
-    "profiles of another form": ({"strategy": "flexlora", "profiles": "pyproject.toml"}, "[[profile]]"),
+    "profiles of another form": ({"strategy": "flexlora", "clients": "pyproject.toml"}, "[[profile]]"),
     "unknown attack": ({"attack": "sign_flop"}, "did you mean 'sign_flip'"),
 }
 
