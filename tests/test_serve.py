@@ -182,7 +182,12 @@ def test_chaos(fleet):
 
     Clients remember what their codec has dropped, and the server keeps copies of these memories.
     """
-    made = fleet(rounds=4000, measure="validation(every=4000)", optimizer="adamw(warmup=8, schedule=constant)", codec="ef21 | topk(fraction=0.1)")
+    made = fleet(
+        rounds=4000,
+        measure="validation(every=4000)",
+        optimizer="adamw(warmup=8, schedule=constant)",
+        codec="ef21 | topk(fraction=0.1)",
+    )
     finished = havoc(made)
     # What was trained so far must be what a simulation of as many rounds trains.
     words = ["--output", str(made.folder / "simulated"), "--rounds", str(finished)]

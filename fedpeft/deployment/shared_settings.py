@@ -65,8 +65,9 @@ def shared_settings(text: str) -> RunConfig:
         told = from_mapping(tomllib.loads(text), "the server's settings")
         mechanism = MECHANISMS.build(told.privacy) if told.privacy else None
         for name, family in KNOWN.items():
-            for part in split_outside_parentheses(getattr(told, name), "+"):
-                _ = part and family.loaded(parse_spec(part).name)
+            for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
+                family.loaded(parse_spec(part).name)
+                family.build(part)
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
         raise RunError(f"the server's settings can't be used: {error}") from None
     if isinstance(told.clients, str):

@@ -206,7 +206,13 @@ def test_more_rows_than_the_server_believes_are_refused(federation):
 
 def test_clients_with_texts_alone_train_a_language_model(federation):
     """No classes, no head: each client's perplexity on its own held-out rows is all that is known, and it falls."""
-    made = federation(dataset="tiny_lm", rounds=3, local_work="steps(8)", measure="validation(every=1)", serve=ServeOptions(held_out=0.2))
+    made = federation(
+        dataset="tiny_lm",
+        rounds=3,
+        local_work="steps(8)",
+        measure="validation(every=1)",
+        serve=ServeOptions(held_out=0.2),
+    )
     assert made.run().round == 3
     rounds = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
     assert rounds[-1]["loss"] < rounds[0]["loss"]

@@ -57,7 +57,9 @@ def trained(folder: Path, **given):
 def test_executors_agree_for_every_strategy(name, tmp_path):
     states = []
     for executor in ("batched", "sequential"):
-        _, _, progress = trained(tmp_path / executor, **settings(name, dtype="fp64", executor=executor))
+        _, _, progress = trained(
+            tmp_path / executor, **settings(name, dtype="fp64", grid=f"cohort(executor={executor})")
+        )
         states.append({**progress.adapter, **{f"base {m}": R for m, R in progress.residual.total.items()}})
         assert progress.round == 2
     one, other = states
@@ -70,7 +72,7 @@ def test_executors_agree_for_every_strategy(name, tmp_path):
 def test_executors_agree_on_local_rules(tmp_path):
     rules = {"drift": "fedprox(mu=0.1) + scaffold", "optimizer": "sgd", "learning_rate": 0.1}
     one, other = (
-        trained(tmp_path / e, **settings("fedit", dtype="fp64", executor=e, cohort="all", **rules))[2]
+        trained(tmp_path / e, **settings("fedit", dtype="fp64", grid=f"cohort(executor={e})", cohort="all", **rules))[2]
         for e in ("batched", "sequential")
     )
     assert any(bool(t.any()) for t in one.drift["scaffold"].values())
@@ -245,7 +247,7 @@ def test_profiles_say_what_clients_hold_and_do(tmp_path):
     file.write_text(
         "[[profile]]\ncount = 2\nrank = 2\nalpha = 3\nlocal_steps = 1\n\n[[profile]]\ncount = 4\nparticipation = 0.5\n"
     )
-    given = settings("flexlora", dtype="fp32", profiles=str(file), cohort="all")
+    given = settings("flexlora", dtype="fp32", clients=str(file), cohort="all")
     simulation, _, _ = trained(tmp_path / "run", **given)
     lines = Records(tmp_path / "run").read("clients.jsonl")
     assert [(line["rank"], line["steps"]) for line in lines[:6]] == [(2, 1), (2, 1), (4, 2), (4, 2), (4, 2), (4, 2)]
@@ -265,7 +267,7 @@ REFUSED = {
     "scaffold with a gather rule": ({"strategy": "flora", "drift": "scaffold", "optimizer": "sgd"}, "ffa_lora"),
     "scaffold with AdamW": ({"drift": "scaffold"}, "--optimizer sgd"),
     "fed_sb without R": ({"strategy": "fed_sb"}, "lora_R"),
-    "profiles of another form": ({"strategy": "flexlora", "clients": "pyproject.toml"}, "[[profile]]"),
+    "profiles of another form": ({"strategy": "flexlora", "clients": "wrong.toml"}, "[[profile]]"),
     "unknown attack": ({"attack": "sign_flop"}, "did you mean 'sign_flip'"),
 }
 
@@ -274,9 +276,9 @@ REFUSED = {
 def test_what_makes_no_sense_is_refused(case, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     given, words = REFUSED[case]
-    if "profiles" in given:
+    if "clients" in given:
         (tmp_path / "wrong.toml").write_text("rounds = 3\n")
-        given = given | {"profiles": str(tmp_path / "wrong.toml")}
+        given = given | {"clients": str(tmp_path / "wrong.toml")}
     assert main(flags(tmp_path / "run", **(TINY | given))) == 2
     said = "".join(capfd.readouterr())
     assert words in said
