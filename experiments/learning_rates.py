@@ -77,7 +77,7 @@ def with_rates(toml: str, best: dict[str, str], tables: frozenset[str] = frozens
     """The study's text with other learning rates in the lines of the methods that are named, and of their variants, as
     far as they stand in one of the `tables`.
 
-    A `head_rate` behind the learning rate, which is relative to it, is changed, too: the head learns as fast as before.
+    A `head_rate` of an optimizer behind the learning rate, which is relative to it, is changed, too: the head learns as fast as before.
     """
 
     def changed(line: re.Match[str]) -> str:
@@ -85,13 +85,15 @@ def with_rates(toml: str, best: dict[str, str], tables: frozenset[str] = frozens
         rate = best.get(label) or best.get(label.rpartition(",")[0])
         if not rate:
             return line[0]
-        head = f", head_rate = {float(line['rate']) * float(line['head']) / float(rate):g}" if line["head"] else ""
-        return f"{line['before']}{rate}{head}"
+        if not line["head"]:
+            return f"{line['before']}{rate}"
+        head = float(line["rate"]) * float(line["head"]) / float(rate)
+        return f"{line['before']}{rate}{line['between']}{head:g}"
 
     number = "[0-9.e-]+"
     pattern = (
         rf'(?P<before>\{{label = "(?P<label>[^"]*)",[^}}\n]*learning_rate = )(?P<rate>{number})'
-        rf"(?:, head_rate = (?P<head>{number}))?"
+        rf'(?:(?P<between>, optimizer = "[^"]*head_rate=)(?P<head>{number}))?'
     )
     pieces = re.split(r"(?m)^(?=\[)", toml)
     return "".join(re.sub(pattern, changed, piece) if _name(piece) in tables else piece for piece in pieces)
