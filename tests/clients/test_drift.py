@@ -31,7 +31,8 @@ from fedpeft.server.progress import Checkpoints
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 3, "dtype": "fp64", "workers": 1, "tokens": 32,
-        "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "optimizer": "sgd(head_rate=1.0, schedule=constant)",
+        "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)",
+        "optimizer": "sgd(head_rate=1.0, schedule=constant)",
         "learning_rate": 0.1, "head": "zero",
         "measure": "validation(every=9)", "drift": "test_drift"}  # fmt: skip
 
