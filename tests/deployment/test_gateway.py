@@ -483,7 +483,7 @@ def test_a_field_that_is_not_known(door):
 
 
 def test_a_flood_of_calls(door, monkeypatch):
-    monkeypatch.setattr("fedpeft.deployment.gateway.CALLS_AT_ONCE", 5.0)
+    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
     with client(door) as connection:
         asked(door, connection)
         with pytest.raises(RunError, match="calls too often"):
@@ -492,22 +492,22 @@ def test_a_flood_of_calls(door, monkeypatch):
 
 
 def test_a_flood_of_calls_before_it_registers(door, monkeypatch):
-    monkeypatch.setattr("fedpeft.deployment.gateway.CALLS_AT_ONCE", 5.0)
+    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
     with door.link("edge-1").open() as connection, pytest.raises(RunError, match="calls too often"):
         assert not [connection.describe() for _ in range(200)]
     assert door.roster.find("edge-1") is None
 
 
 def test_refusals_and_what_clients_say_of_themselves_fill_no_disk(door, monkeypatch):
-    door.gateway._lines = Bucket(0.0, 3.0)
+    door.gateway.admission._lines = Bucket(0.0, 3.0)
     with door.link("edge-1").open() as connection:
         for _ in range(9):
             with pytest.raises(RunError, match="another federation"):
                 next(connection.tasks(v1.Registration(run="other", rows=1)))
     assert len(door.reasons("refused")) == 3
-    assert door.gateway.refused == 9
+    assert door.gateway.admission.refused == 9
     with door.link("edge-1").open() as connection:
-        stream = connection._stub.Tasks(door.registration(hardware="x" * 4_000_000), metadata=connection._metadata)
+        stream = connection._stub.Tasks(door.registration(hardware="x" * 60_000), metadata=connection._metadata)
         door.until(lambda: any(event == "connected" for event, _ in door.entries))
         stream.cancel()
     assert (door.folder / "serve.jsonl").stat().st_size < 10_000
