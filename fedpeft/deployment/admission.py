@@ -1,7 +1,7 @@
 """Who is served: by name, not too often, and not for long before it has said what it wants.
 
 A call is accepted before its message is there. Whoever holds a certificate (or where there is no TLS, anybody) could
-open calls, send nothing and never register: so these wait in few places, for a short time, and their messages are short.
+open calls, send nothing and never register: these wait in few places, for a short time, and their messages are short.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ class Connection:
 
         Raises:
             LostError: the connection has gone.
-            RunError: the server refuses this client, contradicts itself, or sends what this version does not understand.
+            RunError: the server refuses this client, contradicts itself, or sends what this version can't read.
         """
         if transcript is not None:
             registration.records = len(transcript)
