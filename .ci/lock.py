@@ -1,7 +1,7 @@
 """python .ci/lock.py: write requirements.lock, the core environment with a hash of every file that pip takes.
 
-pip resolves what `pyproject.toml` asks for and reports what it would install; nothing is installed. The hashes are those
-of the files for the machine that this runs on (its system, processor and Python), which the lock's head names.
+pip resolves what `pyproject.toml` asks for and reports what it would install; nothing is installed. The hashes are
+those of the files for the machine that this runs on (its system, processor and Python), which the lock's head names.
 
     pip install --require-hashes -r requirements.lock && pip install --no-deps .
 """

@@ -629,7 +629,7 @@ def test_records_travel_with_tasks_and_those_that_were_missed_with_the_next(door
         assert next(connection.tasks(door.registration(), transcript=kept))[1].round == 9
     assert len(kept) == len(transcript(door)) == 9
     said._statements = said._statements[:4]
-    with door.link("edge-1").open() as connection, pytest.raises(RunError, match="holds 9 records .* the server 4"):
+    with door.link("edge-1").open() as connection, pytest.raises(RunError, match=r"holds 9 records .* the server 4"):
         next(connection.tasks(door.registration(), transcript=kept))
 
 
