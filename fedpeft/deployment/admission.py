@@ -121,6 +121,7 @@ class Admission:
                 f"the call's message has {len(content)} bytes; legal are {MESSAGE_LIMIT} before a client has joined",
             )
         try:
-            return cls.FromString(content)
+            made: M = cls.FromString(content)
         except DecodeError:
             raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "the call's message can't be read") from None
+        return made

@@ -22,6 +22,7 @@ from fedpeft.deployment.admission import MESSAGE_LIMIT, Admission
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Bucket, Doorkeeper
 from fedpeft.deployment.certificates import Authority, Credentials, Revoked
+from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import Link, LostError
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import REPEATS, Gateway
@@ -31,7 +32,7 @@ from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.signing import Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.deployment.wire.parcel import CHUNK, parts, received, wire_size
+from fedpeft.deployment.wire.parcel import parts, received, wire_size
 from fedpeft.errors import RunError
 from fedpeft.join import main as join
 from fedpeft.serve import main as serve
