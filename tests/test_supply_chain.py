@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+LOCK_FILE = ROOT / "requirements.lock"
+LOCK = LOCK_FILE.read_text(encoding="utf-8").splitlines() if LOCK_FILE.exists() else ["not made yet"]
 LINE = re.compile(r"([a-z0-9.-]+)==([^ ]+) --hash=sha256:[0-9a-f]{64}")
 CORE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
 
