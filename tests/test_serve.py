@@ -11,6 +11,7 @@ import pytest
 
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main as simulate
+from fedpeft.transcript import main as compare
 from tests.fleet import NAMES, Wire, apart, distance, havoc
 
 BESIDE = 12_000
@@ -59,6 +60,10 @@ def test_kills_of_server_and_client_lose_nothing_and_apply_nothing_twice(fleet):
     assert [r["round"] for r in made.rounds()] == list(range(9))
     lines = [json.loads(line) for line in (made.folder / "run" / "clients.jsonl").read_text().splitlines()]
     assert len({(line["round"], line["client"]) for line in lines}) == len(lines) == 24
+    authority = ["--certificate", str(made.folder / "certs" / "ca.pem")]
+    [one], [other] = ([*(made.folder / "state").glob(f"*/{name}/transcript.jsonl")] for name in "ab")
+    for its_own in (str(other), str(made.folder / "run" / "rounds.signed.jsonl")):
+        assert compare([str(one), its_own, *authority]) == 0, "one chain, though the server was killed"
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import Dataset, Rows, load_dataset, without_validation
 from fedpeft.data.user_rows import Described, labelled_rows
+from fedpeft.deployment.announcements import FILE as ANNOUNCED
+from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.event_log import Events
@@ -31,7 +33,8 @@ from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.registration import declared
-from fedpeft.deployment.shared_settings import settings_for_clients
+from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
+from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine import cache
@@ -109,6 +112,7 @@ class Federation:
         options: the server's own settings.
         doorkeeper: reads clients' names.
         events: the log.
+        signer: signs what clients are told of the rounds; None: there is no TLS.
 
     Raises:
         FedpeftError: settings that do not fit each other, or that make no sense with real clients.
@@ -122,6 +126,7 @@ class Federation:
         options: ServeOptions,
         doorkeeper: Doorkeeper,
         events: Events,
+        signer: Signer | None = None,
     ) -> None:
         _check(config, options)
         self.folder = folder
@@ -162,7 +167,11 @@ class Federation:
         self.workers = Workers(work, clients, machine, observer, validation)
         limit = BYTES_PER_PARAMETER * setup.layout.numel + (1 << 20)
         self.stopping = threading.Event()
-        self.gateway = Gateway(self._description(), self.roster, doorkeeper, limit, self._accept, events)
+        told = self._description()
+        self.announcements = Announcements(
+            folder / ANNOUNCED, self.roster.run, settings_digest(told), self.sampler.size, signer
+        )
+        self.gateway = Gateway(told, self.roster, doorkeeper, limit, self._accept, events, self.announcements)
 
     # ------------------------------------------------------------------------------------------------------- privacy
 
@@ -313,6 +322,7 @@ class Federation:
             remote=True,
             stopping=self.stopping.is_set,
             validation_loss=self.workers.validation_loss if len(self.rows.validation) else None,
+            announce=self.announcements.announce,
         )
 
     def train(self, server: Server) -> Progress:

@@ -10,6 +10,7 @@ from fedpeft.aggregation.update import Fold
 from fedpeft.clients.label_shift import SHARES, shares_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
+from fedpeft.communication.release import Release, common_digest
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import RoundResult
@@ -76,6 +77,8 @@ def _statistics(setup: Setup, clients: Exchange) -> tuple[dict[int, int], int, S
     instructions = (
         Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base) for client in range(count)
     )
+    if clients.announce is not None:
+        clients.announce(Release("prepare", 0, common=common_digest(Instruction("prepare", 0, 0, b""))))
     rows: dict[int, int] = {}
     spent, total = 0, Fold()
     for report in clients.in_order(instructions, count, "prepare"):

@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from fedpeft.aggregation.aggregator import Collector, Outcome, collector
 from fedpeft.aggregation.exactness import measured
 from fedpeft.communication.downlink import Sent
+from fedpeft.communication.release import Release
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import trim
 from fedpeft.peft.adapter import State, difference, norm
@@ -57,6 +58,7 @@ class Server:
         privacy: the mechanism at work; None: there is none.
         remote: whether clients are on other machines.
         stopping: asked before each round whether the run should end here; it can go on later.
+        announce: see `Exchange`.
     """
 
     def __init__(
@@ -72,11 +74,12 @@ class Server:
         remote: bool = False,
         stopping: Callable[[], bool] = never,
         validation_loss: Callable[[State, int], float] | None = None,
+        announce: Callable[[Release], None] | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
         self.validation_loss = validation_loss
-        self.clients = Exchange(grid, self._answered, remote)
+        self.clients = Exchange(grid, self._answered, remote, announce)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
 
@@ -126,6 +129,8 @@ class Server:
         """One round: the server after it, and what is told of it."""
         clock = _Clock()
         setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote)
+        if self.clients.announce is not None:
+            self.clients.announce(dispatch.release("train", entry.round))
         sent = dispatch.cohort(entry)
         taken = Acceptance(
             round=entry.round,
