@@ -399,7 +399,7 @@ class Gateway(FederationServicer):
         if request.run != self.description.run:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, "the client registers for another federation")
         try:
-            member = self.roster.enter(name, request.rank, self.accept(request))
+            member = self.roster.enter(name, request.rank, self.accept(request), request.rows)
         except RunError as error:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         if member is None:

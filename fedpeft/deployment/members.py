@@ -28,6 +28,7 @@ class Member:
         rank: the largest LoRA rank that it can hold; 0: any.
         dropped: why it may not come back; empty: it may.
         terms: what a participation costs it, where it adds noise itself.
+        rows: that it has joined with; 0: not known, from a list of an earlier version.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Member:
     rank: int = 0
     dropped: str = ""
     terms: Terms | None = None
+    rows: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.terms, dict):  # as stored
@@ -86,7 +88,7 @@ class Roster:
         """The member called `name`."""
         return self._members.get(name)
 
-    def enter(self, name: str, rank: int, terms: Terms | None = None) -> Member | None:
+    def enter(self, name: str, rank: int, terms: Terms | None = None, rows: int = 0) -> Member | None:
         """The member called `name`, perhaps a new one; None: all places are taken."""
         with self._lock:
             member = self._members.get(name)
@@ -96,9 +98,9 @@ class Roster:
                 member = self._members[name] = Member(name)
                 if self.started:
                     member.id = len(self._members) - 1
-            elif (member.rank, member.terms) == (rank, terms):
+            elif (member.rank, member.terms, member.rows) == (rank, terms, rows):
                 return member
-            member.rank, member.terms = rank, terms
+            member.rank, member.terms, member.rows = rank, terms, rows
             self._store()
             return member
 
