@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedpeft.errors import RunError
+from fedpeft.machine import files
 from fedpeft.privacy.remote_engine import Terms
 
 
@@ -39,6 +40,9 @@ class Member:
     rows: int = 0
 
     def __post_init__(self) -> None:
+        whole = all(isinstance(number, int) for number in (self.id, self.rank, self.rows))
+        if not whole or not isinstance(self.name, str) or not isinstance(self.dropped, str):
+            raise TypeError(f"{self.name!r:.50} is no client")
         if isinstance(self.terms, dict):  # as stored
             try:
                 self.terms = Terms(**self.terms)
@@ -71,12 +75,17 @@ class Roster:
         if not file.exists():
             return
         try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
+            stored = files.read_json(file)
             self.run, self.started = stored["run"], stored["started"]
             self.received_bytes, self.sent_bytes = stored.get("wire_bytes", (0, 0))  # an earlier version kept none
             self._members = {entry["name"]: Member(**entry) for entry in stored["members"]}
+            self.received_bytes, self.sent_bytes = int(self.received_bytes), int(self.sent_bytes)
+            if not isinstance(self.run, str) or not isinstance(self.started, bool):
+                raise TypeError("it names no run")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"the list of clients {file} can't be read: {error}") from None
+            raise RunError(
+                f"the list of clients {file} can't be read ({error}); bring it back from a copy, or start a new run"
+            ) from None
 
     @property
     def members(self) -> list[Member]:

@@ -30,6 +30,7 @@ import numpy as np
 
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
 from fedpeft.errors import PrivacyError, RunError
+from fedpeft.machine import files
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.engine import KEY, LEDGER, Protection
 from fedpeft.privacy.ledger import terms_in
@@ -105,8 +106,8 @@ class Answers:
     def find(self, fingerprint: str) -> Report | None:
         """The answer that was given to this; None: another one, or none, was the last."""
         try:
-            head, _, payload = self.file.read_bytes().partition(b"\n")
-            found: dict[str, Any] = json.loads(head)
+            head, _, payload = files.read(self.file).partition(b"\n")
+            found: dict[str, Any] = files.parse_json(head)
             if found["fingerprint"] != fingerprint or found["payload"] != len(payload):
                 return None
             return Report(payload=payload, **found["report"])
@@ -262,7 +263,7 @@ def state_digest(*files: Path) -> bytes:
     digest = hashlib.sha256()
     for file in files:
         try:
-            content = file.read_bytes()
+            content = files.read(file)
         except FileNotFoundError:
             content = b"missing"
         except OSError as error:
