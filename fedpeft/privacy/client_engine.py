@@ -30,7 +30,7 @@ import numpy as np
 
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
 from fedpeft.errors import PrivacyError, RunError
-from fedpeft.machine import files
+from fedpeft.machine.files import parse_json, read
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.engine import KEY, LEDGER, Protection
 from fedpeft.privacy.ledger import terms_in
@@ -106,8 +106,8 @@ class Answers:
     def find(self, fingerprint: str) -> Report | None:
         """The answer that was given to this; None: another one, or none, was the last."""
         try:
-            head, _, payload = files.read(self.file).partition(b"\n")
-            found: dict[str, Any] = files.parse_json(head)
+            head, _, payload = read(self.file).partition(b"\n")
+            found: dict[str, Any] = parse_json(head)
             if found["fingerprint"] != fingerprint or found["payload"] != len(payload):
                 return None
             return Report(payload=payload, **found["report"])
@@ -263,7 +263,7 @@ def state_digest(*files: Path) -> bytes:
     digest = hashlib.sha256()
     for file in files:
         try:
-            content = files.read(file)
+            content = read(file)
         except FileNotFoundError:
             content = b"missing"
         except OSError as error:
