@@ -17,7 +17,7 @@ from fedpeft.aggregation.update import Fold, Update
 from fedpeft.clients.drift import Drift, States
 from fedpeft.clients.store import ClientStore
 from fedpeft.communication.downlink import Sent
-from fedpeft.communication.messages import Report
+from fedpeft.communication.messages import MOST_STEPS, Report
 from fedpeft.communication.payload import Shape
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
@@ -41,6 +41,8 @@ def check_report(report: Report) -> None:
         raise PayloadError(report.error)
     if report.rows < 1:
         raise PayloadError(f"an update from {report.rows} rows")
+    if not 0 <= report.steps <= MOST_STEPS or not 0 <= report.seconds < math.inf:
+        raise PayloadError(f"{report.steps} steps in {report.seconds:g} s")
     if not abs(report.loss) <= WORST_LOSS:
         raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
 

@@ -121,7 +121,7 @@ def test_all_of_them_in_one_run(tmp_path):
     assert len(lines) == len(names)
     refused = sum("rejected" in line for line in lines)
     print(f"{len(names)} kinds, {refused} refused")
-    assert refused > len(names) / 2
+    assert refused > len(names) / 2, "next to nothing was refused: the attack is none"
 
 
 def test_a_lie_is_noticed_here(tmp_path):
