@@ -216,7 +216,7 @@ def part(group: str, name: str, plugin: Plugin) -> type:
         return cls
     try:
         loaded: type = entry.load()
-    except Exception as error:  # whatever a stranger's module raises
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         raise ConfigError(f"{group} {name} of {plugin} can't be loaded: {_reason(error)}") from error
     _check(loaded, f"{group}.{name}", str(plugin))
     _noted({group: {name: loaded}})
@@ -367,7 +367,7 @@ def _imported(name: str, file: Path, source: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look there for what their annotations mean
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a stranger's module raises
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         del sys.modules[name]
         raise ConfigError(f"the plugin {source} can't be loaded: {_reason(error)}") from error
     return module

@@ -72,7 +72,7 @@ class Roster:
         self.started = False
         self.received_bytes = self.sent_bytes = 0
         self._members: dict[str, Member] = {}
-        if not file.exists():
+        if not file.exists() and not file.is_symlink():
             return
         try:
             stored = files.read_json(file)

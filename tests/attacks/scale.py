@@ -28,8 +28,8 @@ SMALL = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 6
 
 SETUPS = {
     "plain": {},
-    "dp_sgd": {"privacy": "dp_sgd(noise_multiplier=1.5)", "optimizer": "sgd"},
-    "user_dp": {"privacy": "user_dp(noise_multiplier=1.5)", "optimizer": "sgd"},
+    "dp_sgd": {"privacy": "dp_sgd(noise_multiplier=1.5, test_noise=True)", "optimizer": "sgd"},
+    "user_dp": {"privacy": "user_dp(noise_multiplier=1.5, test_noise=True)", "optimizer": "sgd"},
     "ef14 | tiny": {"codec": "ef14 | tiny"},
     "flora with mixed ranks": {"strategy": "flora", "ranks": "1*2,2*2"},
     "scaffold": {"scaffold": True, "optimizer": "sgd"},
