@@ -8,7 +8,6 @@ anything depends on it: a restarted server knows its clients again.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import threading
 from dataclasses import asdict, dataclass
@@ -157,10 +156,7 @@ class Roster:
             "wire_bytes": [self.received_bytes, self.sent_bytes],
             "members": [asdict(m) for m in self._members.values()],
         }
-        partial = self._file.with_suffix(".partial")
         try:
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
-                out.write(json.dumps(content, indent=1))
-            os.replace(partial, self._file)
+            files.replace(self._file, json.dumps(content, indent=1).encode(), private=True)
         except OSError as error:
             raise RunError(f"the list of clients {self._file} can't be written: {error.strerror}") from None

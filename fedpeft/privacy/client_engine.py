@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
 from fedpeft.errors import PrivacyError, RunError
 from fedpeft.machine.files import parse_json, read
+from fedpeft.machine.files import replace as replace_file
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.engine import KEY, LEDGER, Protection
 from fedpeft.privacy.ledger import terms_in
@@ -93,13 +93,8 @@ class Answers:
         """
         fields = {name: value for name, value in asdict(report).items() if name not in PAYLOADS}
         head = {"fingerprint": fingerprint, "report": fields, "payload": len(report.payload)}
-        partial = self.file.with_suffix(".partial")
         try:
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-                out.write(json.dumps(head).encode() + b"\n" + report.payload)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(partial, self.file)
+            replace_file(self.file, json.dumps(head).encode() + b"\n" + report.payload, private=True)
         except OSError as error:
             raise PrivacyError(f"the answer can't be kept in {self.file}: {error.strerror}") from error
 

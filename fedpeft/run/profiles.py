@@ -29,6 +29,7 @@ from typing import cast
 
 from fedpeft.communication.messages import ADAPTERS, BASES, AdapterPrecision, BasePrecision
 from fedpeft.errors import ConfigError
+from fedpeft.machine.files import writing
 from fedpeft.parts import check_settings, setting
 from fedpeft.peft.adapter import ClientForm
 
@@ -130,7 +131,8 @@ def groups_of(ranks: str, profiles: str, folder: Path) -> list[ProfileTable]:
 def keep_profiles(profiles: str, folder: Path) -> None:
     """Copy the file that `--profiles` names into the run's folder, where a run that is continued finds it."""
     if profiles and not (folder / PROFILES).exists():
-        shutil.copyfile(profiles, folder / PROFILES)
+        with writing(folder / PROFILES):
+            shutil.copyfile(profiles, folder / PROFILES)
 
 
 def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm | None) -> tuple[Profile, ...]:

@@ -114,12 +114,8 @@ class Records:
             RunError: the disk is full or can't be written.
         """
         path = self.folder / name
-        partial = path.with_name(path.name + ".partial")
-        try:
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            raise RunError(f"{path} can't be written: {error.strerror}") from error
+        with writing(path):
+            files.replace(path, text.encode())
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         """Write arrays by name, compressed.

@@ -17,8 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedpeft.communication.messages import Report
+from fedpeft.deployment.members import Roster
 from fedpeft.errors import RunError
 from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.client_engine import Answers
 from fedpeft.privacy.ledger import Ledger
 from fedpeft.run.records import LINES, Records
 from fedpeft.server.progress import Checkpoints, Counters, Progress, RunStore
@@ -188,3 +191,22 @@ def test_a_disk_that_loses_what_was_not_synced_loses_it_here(tmp_path, monkeypat
         (tmp_path / "run" / "a").write_text("written, not synced")
         disk.cut(tmp_path / "run", tmp_path / "left", 0.0)
         assert not (tmp_path / "left" / "a").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_what_is_written_whole_is_there_after_a_power_cut(share, tmp_path, monkeypatch):
+    """A run's settings, a server's list of clients, a client's last answer: each new one, or the one before it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with a_disk(monkeypatch) as disk:
+        for number in range(1, 4):
+            Records(home).write("config.toml", f"rounds = {number}\n")
+            roster = Roster(home / "roster.json", 9)
+            roster.enter(f"client-{number}", 0, None, number)
+            Answers(home / "answer").keep(f"question {number}", Report(0, number, b"payload"))
+            disk.cut(home, left := tmp_path / f"left {number}", share)
+            assert (left / "config.toml").read_text() == f"rounds = {number}\n"
+            assert len(Roster(left / "roster.json", 9).members) == number
+            found = Answers(left / "answer").find(f"question {number}")
+            assert found is not None
+            assert found.round == number
