@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft import certs, describe, export, predict, report, serve, simulate, study
+from fedpeft.audit import __main__ as audit
 from fedpeft.certs import main as make_certificates
 from fedpeft.deployment.certificates import Credentials, Revoked
 from fedpeft.deployment.members import Roster
@@ -54,6 +55,7 @@ COMMANDS = {
     "report": lambda run, out: report.main([str(run), "--output", str(out / "report.html")]),
     "export": lambda run, out: export.main([str(run), "--output", str(out / "exported")]),
     "export --merge": lambda run, out: export.main([str(run), "--merge", "--output", str(out / "merged")]),
+    "audit": lambda run, out: audit.main([str(run)]),
     "predict": lambda run, out: predict.main([str(run), "a text"]),
 }
 
