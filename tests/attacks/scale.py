@@ -22,7 +22,7 @@ def scaled(full: int) -> int:
 
 
 SMALL = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 6, "workers": 1, "dtype": "fp32",
-         "local_steps": 2, "peft": "lora(rank=2, layers=1)", "head": "zero", "evaluate_every": 100,
+         "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "head": "zero", "measure": "validation(every=100)",
          "learning_rate": 3e-3}  # fmt: skip
 """A run of seconds."""
 
@@ -32,7 +32,7 @@ SETUPS = {
     "user_dp": {"privacy": "user_dp(noise_multiplier=1.5, test_noise=True)", "optimizer": "sgd"},
     "ef14 | tiny": {"codec": "ef14 | tiny"},
     "flora with mixed ranks": {"strategy": "flora", "ranks": "1*2,2*2"},
-    "scaffold": {"scaffold": True, "optimizer": "sgd"},
+    "scaffold": {"drift": "scaffold", "optimizer": "sgd"},
 }
 """What is killed, beside a study and real clients."""
 

@@ -92,7 +92,12 @@ def test_a_killed_study_is_that_of_one_that_was_not(tmp_path):
 
 @pytest.mark.long
 def test_killed_clients_and_servers_end_with_the_state_of_a_simulation(fleet):
-    made = fleet(rounds=4000, evaluate_every=4000, schedule="constant", codec="ef21 | topk(fraction=0.1)")
+    made = fleet(
+        rounds=4000,
+        measure="validation(every=4000)",
+        optimizer="adamw(head_rate=1.0, schedule=constant)",
+        codec="ef21 | topk(fraction=0.1)",
+    )
     finished = havoc(made, seconds=0, least=scaled(EACH))
     words = ["--output", str(made.folder / "simulated"), "--rounds", str(finished)]
     assert simulate([str(made.folder / "run.toml"), *words]) == 0

@@ -48,7 +48,7 @@ def comes(port, chance):
 @pytest.mark.parametrize("ulimit", ["-Sn 1024", "-n 1024"], ids=["can be raised", "the most there is"])
 def test_strangers_end_no_federation(fleet, ulimit):
     """Rounds go on while they come and stay, and both clients see the end."""
-    made: Fleet = fleet(clients=2, rounds=12, evaluate_every=12)
+    made: Fleet = fleet(clients=2, rounds=12, measure="validation(every=12)")
     made.ulimit = ulimit
     server = made.serve("--wait-for", "1")
     first = made.join("a")
