@@ -397,7 +397,7 @@ def _digest(source: Path) -> str:
     return total.hexdigest()
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.msg} (line {error.lineno})"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
