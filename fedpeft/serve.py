@@ -28,7 +28,7 @@ from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError
 from fedpeft.deployment.monitoring import Operation, host_and_port, is_loopback
-from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError, FedpeftError
@@ -52,6 +52,7 @@ from fedpeft.run.folder import (
     begun,
     checked_settings,
     default_settings,
+    located,
     make_folder,
     refuse_former,
 )
@@ -127,6 +128,18 @@ def options_of(values: dict[str, Any], source: str) -> ServeOptions:
     return ServeOptions(**check_settings(source, ServeOptions, values))
 
 
+def options_located(options: ServeOptions) -> ServeOptions:
+    """The options with the file and the folder that they name written absolutely: a resume may be typed elsewhere."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    own = options.eval_data in ("", OWN_TEST)
+    return dataclasses.replace(
+        options, certs=absolute(options.certs), eval_data=options.eval_data if own else absolute(options.eval_data)
+    )
+
+
 def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Doorkeeper, Signer | None]:
     """What the server shows, asks for, and signs with, at an address that it can listen at.
 
@@ -156,6 +169,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         StoppedError: the server was asked to stop; it can be resumed.
     """
     quiet_libraries()
+    config, options = located(config), options_located(options)
     credentials, doorkeeper, signer = security(options)
     started = time.perf_counter()
     make_folder(folder)

@@ -90,7 +90,8 @@ class Federation:
         edge = Edge(self.server.gateway.description, data, home, ledgers, self.observer, options)
         edge.warm_up()
         registration = edge.registration()
-        self.server.roster.enter(f"edge-{k}", registration.rank, self.server._accept(registration))
+        terms = self.server._accept(registration)
+        self.server.roster.enter(f"edge-{k}", registration.rank, terms, registration.rows)
         return edge
 
     def run(self):

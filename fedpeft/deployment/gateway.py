@@ -385,7 +385,7 @@ class Gateway:
                 "older copy of its folder",
             )
         try:
-            member = self.roster.enter(name, request.rank, self.accept(request))
+            member = self.roster.enter(name, request.rank, self.accept(request), request.rows)
         except RunError as error:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         if member is None:

@@ -11,6 +11,7 @@ with identical results.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -43,6 +44,11 @@ def never() -> bool:
     return False
 
 
+def unlimited() -> float:
+    """Rows are believed, however many a client has."""
+    return math.inf
+
+
 class Server:
     """The rounds of a run.
 
@@ -59,6 +65,7 @@ class Server:
         remote: whether clients are on other machines.
         stopping: asked before each round whether the run should end here; it can go on later.
         announce: see `Exchange`.
+        most_rows: asked before each round how many rows a client can weigh as much as.
     """
 
     def __init__(
@@ -73,12 +80,13 @@ class Server:
         privacy: Protection | None = None,
         remote: bool = False,
         stopping: Callable[[], bool] = never,
+        most_rows: Callable[[], float] = unlimited,
         validation_loss: Callable[[State, int], float] | None = None,
         announce: Callable[[Release], None] | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
-        self.validation_loss = validation_loss
+        self.validation_loss, self.most_rows = validation_loss, most_rows
         self.clients = Exchange(grid, self._answered, remote, announce)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
@@ -90,7 +98,9 @@ class Server:
             self.privacy.open(resumed=progress is not None)
         self.store.restore(progress)
         if progress is None:
-            progress = self._judged_start(prepare(self.setup, self.clients, self.evaluation, self.fixed))
+            progress = self._judged_start(
+                prepare(self.setup, self.clients, self.evaluation, self.fixed, self.most_rows())
+            )
             self.commit(progress)
         self.observer.started(self.setup.rounds, progress.round)
         while progress.round < self.setup.rounds and not self.stopping():
@@ -140,6 +150,7 @@ class Server:
             uplink=setup.uplink,
             aggregator=self._aggregator(entry, progress),
             by_rows=setup.by_rows,
+            most_rows=self.most_rows(),
             privacy=self.privacy,
             estimates=self.store.estimates,
             drift=setup.drift,
