@@ -141,6 +141,30 @@ def test_flexlora_revives_dead_ranks():
     assert torch.equal(result.state[pair.A][2:], state[pair.A][2:])
 
 
+@pytest.mark.parametrize("energy", [0.2, 0.6, 0.9, 0.99, 1.0])
+def test_flexlora_keeps_the_fewest_ranks_that_hold_the_energy(energy):
+    result, updates, state = a_round(f"flexlora(energy={energy})", MIXED)
+    U, S, Vt = torch.linalg.svd(mean_of_products(updates), full_matrices=False)
+    total, ranks = float(S.square().sum()), 1
+    while ranks < 4 and float(S[:ranks].square().sum()) < energy * total:
+        ranks += 1
+    assert torch.allclose(weight(result.state), (U[:, :ranks] * S[:ranks]) @ Vt[:ranks], atol=1e-10)
+    assert result.state[pair.B][:, ranks:].count_nonzero() == 0
+    assert torch.equal(result.state[pair.A][ranks:], state[pair.A][ranks:])
+
+
+def test_fewer_ranks_are_kept_where_less_energy_is_asked_for():
+    kept = [a_round(f"flexlora(energy={e})", MIXED)[0].state[pair.B].any(dim=0).sum() for e in (0.2, 0.6, 0.9, 1.0)]
+    assert kept == sorted(kept)
+    assert kept[0] < kept[-1]
+
+
+def test_what_the_energy_leaves_out_can_be_kept_in_the_base():
+    result, updates, _ = a_round("flexlora(energy=0.5, remainder=keep)", MIXED)
+    after = weight(result.state) + result.residuals[pair.module].dense()
+    assert torch.allclose(after, mean_of_products(updates), atol=1e-10)
+
+
 def test_hetlora_weighs_by_the_norms_of_the_products():
     result, updates, _ = a_round("hetlora", MIXED)
     norms = [float((u.form.scale * u.trained(pair.B) @ u.trained(pair.A)).norm()) for u in updates]
