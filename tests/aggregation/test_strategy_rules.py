@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import scipy.linalg
 import torch
 
 from fedpeft.aggregation.factors import effective
@@ -251,6 +252,57 @@ def test_fed_sb_is_exact_with_mixed_alphas():
     result = run_round(fed_sb, state, square, updates)
     exact = sum(p * u.form.scale * u.trained(core.name) for p, u in zip(shares(updates), updates, strict=True))
     assert torch.allclose(FORM.scale * result.state[core.name], exact)
+
+
+GRAM = Layout((TensorSpec("layer.0.lora_G.weight", (4, 9), "plain", "layer.0"),), FORM)
+
+
+def a_gram_round(spec, clients, size=0.5):
+    """G before, the clients' G with their shares, and G after."""
+    (name,) = GRAM.names
+    florg = strategies.build(spec)
+    state = random_state(GRAM, 1, torch.float64)
+    updates = random_updates(florg, state, GRAM, clients, 2, size=size)
+    after = run_round(florg, state, GRAM, updates).state[name]
+    return state[name], [(p, u.trained(name)) for p, u in zip(shares(updates), updates, strict=True)], after
+
+
+def test_florg_reads_the_mean_gram_matrix_back_in_the_last_frame():
+    """Against the paper's steps on the dense mean, by LAPACK's symmetric eigenvectors and scipy's polar factor."""
+    before, trained, after = a_gram_round("florg", EQUAL)
+    mean = sum(p * G.T @ G for p, G in trained)
+    values, vectors = torch.linalg.eigh(mean)
+    whole = (vectors * values.clamp_min(0).sqrt()).T
+    turn, _ = scipy.linalg.polar((before @ whole.T).numpy(), side="left")
+    assert torch.allclose(after, torch.from_numpy(turn) @ whole, atol=1e-10)
+
+
+def test_florg_can_read_back_the_best_approximation_instead():
+    before, trained, after = a_gram_round("florg(read_back=best)", EQUAL)
+    mean = sum(p * G.T @ G for p, G in trained)
+    values, vectors = torch.linalg.eigh(mean)
+    best = (vectors[:, -4:] * values[-4:]) @ vectors[:, -4:].T
+    assert torch.allclose(after.T @ after, best, atol=1e-10)
+    turned, _ = scipy.linalg.polar((after @ before.T).numpy())
+    assert torch.allclose(torch.from_numpy(turned), torch.eye(4).double(), atol=1e-10)  # no turn brings it nearer
+    _, _, nearest = a_gram_round("florg", EQUAL)
+    assert (nearest.T @ nearest - mean).norm() > (after.T @ after - mean).norm()
+    assert (nearest - before).norm() < (after - before).norm()
+
+
+@pytest.mark.parametrize("spec", ["florg", "florg(read_back=best)"])
+def test_florg_is_exact_where_the_mean_fits(spec):
+    _, ((_, G),), after = a_gram_round(spec, [Client(FORM)])
+    assert torch.allclose(after.T @ after, G.T @ G, atol=1e-10)
+    before, _, still = a_gram_round(spec, EQUAL, size=0.0)
+    assert torch.allclose(still, before, atol=1e-10)
+
+
+def test_florg_needs_g_of_one_size():
+    with pytest.raises(ConfigError, match="lora_gram"):
+        strategies.build("florg").check(layout, [FORM])
+    with pytest.raises(ConfigError, match="same rank"):
+        strategies.build("florg").check(GRAM, [FORM, ClientForm(2, 8.0)])
 
 
 def test_flasc_sends_and_takes_the_largest_entries_of_the_whole_adapter():

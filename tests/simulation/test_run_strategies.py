@@ -33,7 +33,11 @@ QUIET = Console(quiet=True)
 
 
 def settings(strategy: str, **more) -> dict:
-    needs = {"fed_sb": {"peft": "lora_sb(rank=4, layers=1)"}, "owned_mean": {"peft": "prefix_tuning(length=4)"}}
+    needs = {
+        "fed_sb": {"peft": "lora_sb(rank=4, layers=1)"},
+        "florg": {"peft": "lora_gram(rank=4, width=12, layers=1)"},
+        "owned_mean": {"peft": "prefix_tuning(length=4)"},
+    }
     return {**TINY, **needs.get(strategy.partition("(")[0], {}), "strategy": strategy, **more}
 
 
@@ -114,6 +118,8 @@ def test_the_runs_of_each_kind_resume_to_the_identical_state(tmp_path, monkeypat
         settings("fedex_lora", ranks="2*3,4*3"),
         settings("fedsa_lora"),
         settings("hetlora(decay=0.75)"),
+        settings("flexlora(energy=0.8)", ranks="2*3,4*3"),
+        settings("florg"),
         settings("fedit", scaffold=True, optimizer="sgd"),
     ]
     for i, given in enumerate(kinds):
@@ -265,6 +271,16 @@ REFUSED = {
     "scaffold with a gather rule": ({"strategy": "flora", "scaffold": True, "optimizer": "sgd"}, "ffa_lora"),
     "scaffold with AdamW": ({"scaffold": True}, "--optimizer sgd"),
     "fed_sb without R": ({"strategy": "fed_sb"}, "lora_R"),
+    "florg without G": ({"strategy": "florg"}, "lora_gram"),
+    "a mean of G": ({"strategy": "fedit", "peft": "lora_gram"}, "take --strategy florg"),
+    "a memory in frames that turn": (
+        {"strategy": "florg", "peft": "lora_gram", "codec": "ef14 | topk | quantize | rans"},
+        "new factors",
+    ),
+    "noise on what florg reads back": (
+        {"strategy": "florg", "peft": "lora_gram", "privacy": "user_dp(epsilon=8)"},
+        "equal weights, and florg",
+    ),
     "profiles of another form": ({"strategy": "flexlora", "profiles": "pyproject.toml"}, "[[profile]]"),
     "unknown attack": ({"attack": "sign_flop"}, "did you mean 'sign_flip'"),
 }
