@@ -41,6 +41,18 @@ def leading_ranks(state: State, layout: Layout, form: ClientForm | None, carrier
     return sent
 
 
+def ranks_in_front(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:
+    """`state` with these ranks of all factors before the others; as it is where there are none."""
+    if not ranks:
+        return state
+    rank = lora_form(layout).rank
+    order = torch.tensor([*ranks, *(j for j in range(rank) if j not in ranks)])
+    moved = dict(state)
+    for pair in layout.pairs:
+        moved[pair.A], moved[pair.B] = state[pair.A][order], state[pair.B][:, order]
+    return moved
+
+
 def product(pair: LoraPair, update: Update) -> LowRank:
     """What one client trained: s_k B_k A_k."""
     return LowRank(update.trained(pair.B) * update.scale, update.trained(pair.A))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
+from fedpeft.communication.codec import Codec
 from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
@@ -31,6 +32,7 @@ def check(setup: Setup) -> None:
     config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in setup.profiles]
     _check_effect(config)
     _check_memory(strategy, setup.uplink)
+    _check_downlink(strategy, setup.downlink)
     check_method(setup.method, strategy, config.strategy.partition("(")[0].strip(), forms)
     if not setup.factor_view:
         strategy.check(setup.layout, forms)
@@ -119,6 +121,21 @@ def _check_memory(strategy: Strategy, uplink: Uplink) -> None:
         raise ConfigError(
             f"{type(strategy).__name__} makes new factors each round, in which a memory of dropped parts of the old "
             f"ones has no meaning; use --codec {str(uplink.without_memory())!r}"
+        )
+
+    if uplink.remembers and strategy.moves_ranks:
+        raise ConfigError(
+            f"{type(strategy).__name__} gives clients other ranks each round, in which a memory of dropped parts of "
+            f"the last ones has no meaning; use --codec {str(uplink.without_memory())!r}"
+        )
+
+
+def _check_downlink(strategy: Strategy, downlink: Codec) -> None:
+    """Refuse a downlink that counts from ranks in their place, or ConfigError says what to take instead."""
+    if strategy.moves_ranks and not downlink.lossless:
+        raise ConfigError(
+            f"{type(strategy).__name__} gives clients other ranks each round, and a lossy downlink sends how far each "
+            "rank has moved in its place; use --downlink fp32"
         )
 
 

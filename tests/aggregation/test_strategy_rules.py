@@ -254,6 +254,53 @@ def test_fed_sb_is_exact_with_mixed_alphas():
     assert torch.allclose(FORM.scale * result.state[core.name], exact)
 
 
+def sketch(ranks):
+    """S_k as a dense matrix."""
+    S = torch.zeros(4, 4, dtype=torch.float64)
+    for j in ranks or range(4):
+        S[j, j] = 4 / len(ranks or range(4))
+    return S
+
+
+def test_fslora_clients_hold_the_sketched_product():
+    _, updates, state = a_round("fslora", MIXED)
+    for u in updates:
+        held = u.form.scale * u.received[pair.B] @ u.received[pair.A]
+        assert torch.allclose(held, FORM.scale * state[pair.B] @ sketch(u.ranks) @ state[pair.A], atol=1e-10)
+    assert [len(u.ranks) for u in updates] == [2, 0, 3]  # who holds all of them has them in their order
+
+
+def test_fslora_adds_the_changes_of_the_ranks_that_were_trained():
+    result, updates, state = a_round("fslora", MIXED)
+    A, B = state[pair.A].clone(), state[pair.B].clone()
+    for p, u in zip(shares(updates), updates, strict=True):
+        ranks = u.ranks or range(4)
+        for slot, j in enumerate(ranks):
+            A[j] += p * u.delta[pair.A][slot]
+            # B is held times r s / (r_k s_k)
+            B[:, j] += p * u.delta[pair.B][:, slot] * len(ranks) * u.form.scale / (4 * FORM.scale)
+    assert torch.allclose(result.state[pair.A], A, atol=1e-10)
+    assert torch.allclose(result.state[pair.B], B, atol=1e-10)
+
+
+def test_fslora_draws_ranks_by_seed_round_and_client_and_all_alike():
+    fslora, form = strategies.build("fslora"), ClientForm(2, 8.0)
+    draws = [fslora.ranks(layout, form, 5, round, client) for round in range(1, 101) for client in range(6)]
+    again = [fslora.ranks(layout, form, 5, round, client) for round in range(1, 101) for client in range(6)]
+    assert draws == again
+    assert len(set(draws)) == 6  # pairs of 4
+    assert len(set(draws[:6])) > 1
+    mean = sum(sketch(ranks) for ranks in draws) / len(draws)
+    assert torch.allclose(mean, torch.eye(4).double(), atol=0.15)  # three standard errors
+    assert draws != [fslora.ranks(layout, form, 6, round, client) for round in range(1, 101) for client in range(6)]
+
+
+def test_fslora_is_fedit_when_ranks_are_equal():
+    one, _, state = a_round("fslora", EQUAL)
+    other, _, _ = a_round("fedit", EQUAL, state=state)
+    assert all(torch.allclose(one.state[n], other.state[n], atol=1e-10) for n in state)
+
+
 GRAM = Layout((TensorSpec("layer.0.lora_G.weight", (4, 9), "plain", "layer.0"),), FORM)
 
 
@@ -340,7 +387,7 @@ def test_a_round_without_training_changes_the_weight_unless_missing_ranks_are_ke
     assert change_of_the_global_weight(rule, EQUAL) < 1e-10
 
 
-@pytest.mark.parametrize("rule", ["raflora", "median", "trimmed_mean", "krum", "norm_bound"])
+@pytest.mark.parametrize("rule", ["raflora", "fslora", "median", "trimmed_mean", "krum", "norm_bound"])
 def test_rules_that_count_owners_or_changes_keep_the_weight_without_training(rule):
     assert change_of_the_global_weight(rule, MIXED) < 1e-10
 
