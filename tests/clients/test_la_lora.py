@@ -86,10 +86,9 @@ def test_a_step_of_sgd_moves_one_factor_along_its_smoothed_gradient(tmp_path):
             assert torch.allclose(change, one[name], atol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd(max_norm=0.5)", "adamw(warmup=2)"])
-def test_executors_agree(optimizer, tmp_path):
-    given = {"strategy": "flexlora", "ranks": "2*2,4*2", "local_work": "steps(5)", "optimizer": optimizer, "rounds": 2}
-    given["learning_rate"] = 3e-3
+def test_executors_agree_with_sgd(tmp_path):
+    given = {"strategy": "flexlora", "ranks": "2*2,4*2", "local_work": "steps(5)", "rounds": 2}
+    given["optimizer"] = "sgd(max_norm=0.5)"
     one, other = (
         trained(tmp_path / executor, grid=f"cohort(executor={executor})", drift="fedprox(mu=0.1) + la_lora", **given)
         for executor in ("batched", "sequential")
