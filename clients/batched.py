@@ -105,6 +105,8 @@ class BatchedExecutor(Executor):
             client_losses.sum().backward()  # type: ignore[no-untyped-call]
             for k in range(active):
                 _correct(chosen, k, jobs[k], pulls[k])
+            for name in job.still(chosen, step):
+                chosen[name].grad = None
             if most:
                 _clip_per_client([p.grad for p in chosen.values() if p.grad is not None], most)
             optimizer.step()
@@ -164,7 +166,7 @@ class BatchedExecutor(Executor):
 
 
 def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Sequence[Pull]) -> None:
-    """Add to the gradients of the job in place `k` what its corrections say."""
+    """Add to the gradients of the job in place `k` what its corrections say, and turn them."""
     for pull in pulls:
         for name, parameter in parameters.items():
             assert parameter.grad is not None  # of every parameter that can be stacked
@@ -172,6 +174,12 @@ def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Se
             more = pull(name, held(parameter.detach()[k], like))
             if more is not None:
                 held(parameter.grad[k], like).add_(more)
+    for name, parameter in parameters.items() if job.corrections else ():
+        assert parameter.grad is not None
+        gradient = held(parameter.grad[k], job.received[name])
+        turned = job.directed(name, gradient)
+        if turned is not None:
+            gradient.copy_(turned)
 
 
 def _clip_per_client(gradients: list[Tensor], max_norm: float) -> None:

@@ -323,4 +323,13 @@ def release(
         update = guard.released(update, ids)
         # The codec looks at what was trained: it may only see what may be seen.
         trained = {name: received[name] + tensor for name, tensor in update.items()}
-    return uplink.encode(handed_in(update), memory, bits=bits, seed=seed, trained=received | trained, layout=layout)
+    round, _, client = ids
+    return uplink.encode(
+        handed_in(update),
+        memory,
+        bits=bits,
+        seed=seed,
+        trained=received | trained,
+        layout=layout,
+        turn=round + client,
+    )

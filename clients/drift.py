@@ -45,6 +45,12 @@ class Correction:
     travels: ClassVar[bool] = False
     """Whether the server has one, too: it goes down to the clients, and the changes of theirs come up."""
 
+    needs: ClassVar[tuple[str, ...]] = ()
+    """How names of trained tensors end of which there must be some, for it to have anything to act on."""
+
+    alternates: ClassVar[bool] = False
+    """Whether there are steps that not all tensors take (`moves`)."""
+
     needs_shares: ClassVar[bool] = False
     """Whether it acts on the loss instead of the gradients: clients are told the classes' shares among all rows."""
 
@@ -88,6 +94,14 @@ class Correction:
             own: the client's state, of each tensor after the last recorded round that had it; empty at first.
         """
         raise NotImplementedError
+
+    def moves(self, name: str, step: int) -> bool:
+        """Whether a tensor takes a round's `step`, from 0; by default all take all."""
+        return True
+
+    def direction(self, name: str, gradient: Tensor) -> Tensor | None:
+        """What a step takes for a tensor's gradient, where rows are protected a noised one; None, the default: that."""
+        return None
 
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
         """The client's next state; by default there is none."""
@@ -230,4 +244,18 @@ def parse_drift(text: str) -> Drift:
     names = [c.name for c in corrections]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{text!r} names {', '.join(sorted(twice))} twice; once is enough")
+    alternating, variates = ([c.name for c in corrections if which(c)] for which in (_alternates, _travels))
+    if alternating and variates:
+        raise ConfigError(
+            f"{variates[0]} counts on every tensor to take every local step, and with {alternating[0]} they take "
+            "turns; leave one of them out"
+        )
     return Drift(corrections)
+
+
+def _alternates(correction: Correction) -> bool:
+    return correction.alternates
+
+
+def _travels(correction: Correction) -> bool:
+    return correction.travels

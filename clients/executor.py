@@ -6,7 +6,7 @@ A client's update depends only on (seed, round, client, its rows): every draw be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,6 +111,19 @@ class Job:
             return []
         start = {name: held(p.detach(), self.received[name]).clone() for name, p in parameters.items()}
         return [acting.begin(replace(self, received=start)) for acting in self.corrections]
+
+    def still(self, names: Iterable[str], step: int) -> list[str]:
+        """Those of the tensors that stand still in a step, from 0."""
+        acting = [a.correction for a in self.corrections if a.correction.alternates]
+        return [name for name in names if not all(correction.moves(name, step) for correction in acting)]
+
+    def directed(self, name: str, gradient: Tensor) -> Tensor | None:
+        """What its corrections make of a tensor's gradient, in its shape; None: they leave it as it is."""
+        made = None
+        for acting in self.corrections:
+            turned = acting.correction.direction(name, gradient if made is None else made)
+            made = made if turned is None else turned
+        return made
 
     def dropout_generator(self) -> np.random.Generator:
         """What the client's dropout masks are drawn from, where its rows are not protected."""

@@ -21,6 +21,16 @@ def add_gradient(parameter: nn.Parameter, more: Tensor) -> None:
     parameter.grad = more.clone() if parameter.grad is None else parameter.grad.add_(more)
 
 
+def _direct(parameters: Mapping[str, nn.Parameter], job: Job, step: int) -> None:
+    """Turn gradients as the job's corrections say, and drop those of what stands still."""
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            turned = job.directed(name, held(parameter.grad, job.received[name]))
+            parameter.grad = parameter.grad if turned is None else placed(turned, parameter)
+    for name in job.still(parameters, step):
+        parameters[name].grad = None
+
+
 class SequentialExecutor(Executor):
     """Trains the model it is given, which carries the peft library's adapter."""
 
@@ -68,12 +78,13 @@ class SequentialExecutor(Executor):
         optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate)
         pulls = job.pulls(chosen)
         losses = []
-        for loss in self._steps(job, chosen, optimizer):
+        for step, loss in enumerate(self._steps(job, chosen, optimizer)):
             for pull in pulls:
                 for name, parameter in chosen.items():
                     more = pull(name, held(parameter.detach(), job.received[name]))
                     if more is not None:
                         add_gradient(parameter, placed(more, parameter))
+            _direct(chosen, job, step)
             if job.training.optimizer.max_norm:
                 torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.optimizer.max_norm)
             optimizer.step()

@@ -42,7 +42,7 @@ class RunConfig:
     strategy: str = setting("fedit", "aggregation: fedit, flexlora, krum, ...; of each: weighting=auto|rows|uniform")
     server_optimizer: str = setting("sgd", "what the server does with the mean update: sgd, momentum, adam, ...")
     ranks: str = setting("", "LoRA ranks of clients in the order of ids: RANK*CLIENTS,... such as 4*50,8*30,32*20")
-    drift: str = setting("", "against clients' drift: fedprox(mu=0.01), scaffold, label_shift, joined by +")
+    drift: str = setting("", "against clients' drift: fedprox(mu=0.01), scaffold, label_shift, la_lora, by +")
     attack: str = setting("", "simulate hostile clients: sign_flip(fraction=0.1), label_flip, scaled_update, ...")
     batch_size: int = setting(4, "rows per local step", low=1)
     local_work: str = setting("epochs(1.0)", "per round: passes over a client's rows, epochs(1.0), or steps(10)")

@@ -42,6 +42,7 @@ SMALL = {
     "qlora": "qlora(rank=4)",
     "lora_fa": "lora_fa(rank=4)",
     "lora_sb": "lora_sb(rank=4)",
+    "lora_gram": "lora_gram(rank=4, width=12)",
     "vera": "vera(rank=16)",
     "bottleneck": "bottleneck(dim=6)",
     "prefix_tuning": "prefix_tuning(length=5)",
@@ -61,7 +62,7 @@ MORE = [
 NAMES = under_test(PEFT_METHODS)
 OWN = PEFT_METHODS.own_names == NAMES
 SPECS = [*(SMALL.get(name, name) for name in NAMES), *(MORE if OWN else [])]
-RULE = {"vera": "rolora", "adalora": "flexlora"}
+RULE = {"vera": "rolora", "adalora": "flexlora", "lora_gram": "florg"}
 """The strategy of methods whose plain mean is wrong."""
 
 SHARDS = [np.arange(0, 20), np.arange(20, 50), np.arange(50, 57)]
@@ -319,6 +320,9 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
         assert torch.allclose(ours[:kept], singular[:kept], rtol=1e-6)
         assert int((ours > 1e-9).sum()) == kept
         return
+    if spec.startswith("lora_gram"):  # the Gram matrices have this mean, of which the read-back keeps a part
+        assert 0 < outcome.error < 0.9
+        after = {name: tensor for name, tensor in after.items() if name.startswith("head.")}
     for name, tensor in after.items():
         expected = torch.zeros_like(tensor)
         for p, t in zip(shares, trained, strict=True):

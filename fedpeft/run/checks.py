@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
+from fedpeft.clients.drift import Correction
+from fedpeft.communication.codec import Codec
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.quantized import PRECISIONS, check_available
 from fedpeft.parts import part_text
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.run.profiles import Profile
@@ -29,12 +31,14 @@ def check(setup: Setup) -> None:
     """
     config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in setup.profiles]
     _check_memory(strategy, setup.uplink)
+    _check_downlink(strategy, setup.downlink)
     check_method(setup.method, strategy, config.strategy.partition("(")[0].strip(), forms)
     if not setup.factor_view:
         strategy.check(setup.layout, forms)
     _check_server(strategy, setup.optimizer)
     for correction in setup.drift.corrections:
         correction.check(strategy, setup.training, forms)
+        _check_needs(correction, strategy, setup.layout)
     _check_bases(setup.profiles, config.dtype, setup.method)
     _ = setup.steering  # says what validation rows can't decide
     if setup.drift.needs_shares:
@@ -117,6 +121,32 @@ def _check_memory(strategy: Strategy, uplink: Uplink) -> None:
         raise ConfigError(
             f"{type(strategy).__name__} makes new factors each round, in which a memory of dropped parts of the old "
             f"ones has no meaning; use --codec {str(uplink.without_memory())!r}"
+        )
+
+    if uplink.remembers and strategy.moves_ranks:
+        raise ConfigError(
+            f"{type(strategy).__name__} gives clients other ranks each round, in which a memory of dropped parts of "
+            f"the last ones has no meaning; use --codec {str(uplink.without_memory())!r}"
+        )
+
+
+def _check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> None:
+    """Refuse a correction with nothing to act on, or ConfigError says what it looks for."""
+    trained = strategy.trained(layout, 1)
+    for ending in correction.needs:
+        if not any(name.endswith(ending) for name in trained):
+            raise ConfigError(
+                f"{correction.name} acts on tensors called ...{ending}, and clients train none in every round; leave "
+                "it out, or take --peft lora with a strategy that trains both factors, such as fedit"
+            )
+
+
+def _check_downlink(strategy: Strategy, downlink: Codec) -> None:
+    """Refuse a downlink that counts from ranks in their place, or ConfigError says what to take instead."""
+    if strategy.moves_ranks and not downlink.lossless:
+        raise ConfigError(
+            f"{type(strategy).__name__} gives clients other ranks each round, and a lossy downlink sends how far each "
+            "rank has moved in its place; use --downlink fp32"
         )
 
 

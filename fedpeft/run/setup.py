@@ -28,7 +28,7 @@ from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.models.base_model import readable_tokens, resolve_model
 from fedpeft.models.frozen_blocks import can_start_at
-from fedpeft.models.layers import lowest_block
+from fedpeft.models.layers import innermost, lowest_block
 from fedpeft.models.loading import Say, unheard
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
@@ -312,9 +312,11 @@ def adapted_model(
 
 
 def adapted_entries(model: FederatedModel, layout: Layout) -> int:
-    """Entries of all weights that a `peft` adapter changes."""
-    plain = model.base.get_base_model()  # type: ignore[operator]
-    layers: list[Any] = [plain.get_submodule(m) for m in {t.module for t in layout.tensors if t.role != "head"}]
+    """Entries of all weights that an adapter changes."""
+    base: Any = model.base
+    plain = base.get_base_model() if hasattr(base, "get_base_model") else base
+    modules = {t.module for t in layout.tensors if t.role != "head"}
+    layers: list[Any] = [innermost(plain.get_submodule(module)) for module in modules]
     return sum(layer.in_features * layer.out_features for layer in layers)
 
 

@@ -231,7 +231,7 @@ class Acceptance:
         check_update(delta, received, self.shared)
         weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
         form, staleness = sent.instruction.form, self.round - report.round
-        return Update(report.client, weight, form, received, delta, staleness), memory
+        return Update(report.client, weight, form, received, delta, staleness, sent.package.ranks), memory
 
     def _drift_changes(self, report: Report, layout: Layout) -> States:
         """The changes of the states of a client's drift corrections, checked as an update is."""

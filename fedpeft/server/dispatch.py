@@ -10,7 +10,7 @@ import torch
 
 from fedpeft import seeds
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.downlink import Downlink, Sent
+from fedpeft.communication.downlink import Downlink, Package, Sent
 from fedpeft.communication.messages import Instruction, Kind
 from fedpeft.communication.precision_rule import Situation
 from fedpeft.communication.release import Release, common_digest, digest_of, form_name
@@ -42,6 +42,7 @@ class Dispatch:
             progress.versions,
             progress.residual,
             progress.round + 1,
+            setup.config.seed,
         )
         shared = self.downlink.shared
         states = {label: {name: state[name] for name in shared} for label, state in progress.drift.items()}
@@ -55,7 +56,7 @@ class Dispatch:
         for client in entry.cohort:
             asked = self.instruction("train", client, entry.round, bits.get(client, 0.0), entry.attempt)
             base = self.downlink.base(asked.acknowledged)
-            package = self.downlink.package(self.form(client), self._held(client), newcomer=not asked.acknowledged)
+            package = self._package(client)
             found.append(Sent(asked, package, len(base)))
         return found
 
@@ -67,7 +68,7 @@ class Dispatch:
             kind=kind,
             round=round,
             client=client,
-            payload=down.package(form, self._held(client), newcomer=not last).payload,
+            payload=self._package(client).payload,
             rank=form.rank if form else 0,
             alpha=form.alpha if form else 0.0,
             acknowledged=last,
@@ -113,8 +114,9 @@ class Dispatch:
         """LoRA rank and alpha of a client, as they are now."""
         return self.progress.forms.get(client, self.setup.profiles[client].form)
 
-    def _held(self, client: int) -> int:
-        return self.progress.held.get(client, 0)
+    def _package(self, client: int) -> Package:
+        held, newcomer = self.progress.held.get(client, 0), not self.progress.acknowledged.get(client, 0)
+        return self.downlink.package(self.form(client), held, newcomer, client)
 
     def _positions(self, names: frozenset[str]) -> tuple[int, ...]:
         return tuple(i for i, name in enumerate(self.setup.layout.names) if name in names)

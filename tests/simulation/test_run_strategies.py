@@ -17,7 +17,7 @@ from fedpeft.communication.base_residual import Residual, receive
 from fedpeft.communication.codec import parse_codec
 from fedpeft.config import RunConfig
 from fedpeft.models.quantized import quantize
-from fedpeft.peft.adapter import LoraPair
+from fedpeft.peft.adapter import ClientForm, LoraPair
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.final_score import save
@@ -33,7 +33,11 @@ QUIET = Console(quiet=True)
 
 
 def settings(strategy: str, **more) -> dict:
-    needs = {"fed_sb": {"peft": "lora_sb(rank=4, layers=1)"}, "owned_mean": {"peft": "prefix_tuning(length=4)"}}
+    needs = {
+        "fed_sb": {"peft": "lora_sb(rank=4, layers=1)"},
+        "florg": {"peft": "lora_gram(rank=4, width=12, layers=1)"},
+        "owned_mean": {"peft": "prefix_tuning(length=4)"},
+    }
     return {**TINY, **needs.get(strategy.partition("(")[0], {}), "strategy": strategy, **more}
 
 
@@ -116,6 +120,9 @@ def test_the_runs_of_each_kind_resume_to_the_identical_state(tmp_path, monkeypat
         settings("fedex_lora", ranks="2*3,4*3"),
         settings("fedsa_lora"),
         settings("hetlora(decay=0.75)"),
+        settings("flexlora(energy=0.8)", ranks="2*3,4*3"),
+        settings("florg"),
+        settings("fslora", ranks="1*2,2*2,4*2", server_optimizer="adam(learning_rate=0.01)"),
         settings("fedit", drift="scaffold", optimizer="sgd"),
     ]
     for i, given in enumerate(kinds):
@@ -208,6 +215,16 @@ def test_what_clients_are_sent_follows_their_rank_and_their_last_round(tmp_path)
     assert second[0] > first[0]
 
 
+def test_clients_of_one_rank_are_given_ranks_of_their_own(tmp_path):
+    given = settings("fslora", dtype="fp64", ranks="2*5,4*1", cohort="all", rounds=1)
+    _, server, _ = trained(tmp_path / "run", **given)
+    sent = [server.setup.strategy.ranks(server.setup.layout, ClientForm(2, 8.0), 3, 1, client) for client in range(5)]
+    assert len(set(sent)) > 1
+    lines = Records(tmp_path / "run").read("clients.jsonl")
+    assert [line["rank"] for line in lines] == [2] * 5 + [4]
+    assert len({line["downlink_bytes"] for line in lines[:5]}) == 1
+
+
 def test_a_clients_own_adapter_is_exported(tmp_path):
     from fedpeft.export import main as export
 
@@ -267,6 +284,28 @@ REFUSED = {
     "scaffold with a gather rule": ({"strategy": "flora", "drift": "scaffold", "optimizer": "sgd"}, "ffa_lora"),
     "scaffold with AdamW": ({"drift": "scaffold"}, "--optimizer sgd"),
     "fed_sb without R": ({"strategy": "fed_sb"}, "lora_R"),
+    "a downlink of ranks that move": (
+        {"strategy": "fslora", "ranks": "2*3,4*3", "codec": "small"},
+        "use --downlink fp32",
+    ),
+    "a memory of ranks that move": (
+        {"strategy": "fslora", "ranks": "2*3,4*3", "codec": "ef14 | small", "downlink": "fp32"},
+        "other ranks each round",
+    ),
+    "variates of ranks that move": (
+        {"strategy": "fslora", "ranks": "2*3,4*3", "drift": "scaffold", "optimizer": "sgd"},
+        "same rank",
+    ),
+    "florg without G": ({"strategy": "florg"}, "lora_gram"),
+    "a mean of G": ({"strategy": "fedit", "peft": "lora_gram"}, "take --strategy florg"),
+    "a memory in frames that turn": (
+        {"strategy": "florg", "peft": "lora_gram", "codec": "ef14 | topk | quantize | rans"},
+        "new factors",
+    ),
+    "noise on what florg reads back": (
+        {"strategy": "florg", "peft": "lora_gram", "privacy": "user_dp(epsilon=8)"},
+        "equal weights, and florg",
+    ),
     "profiles of another form": ({"strategy": "flexlora", "clients": "wrong.toml"}, "[[profile]]"),
     "unknown attack": ({"attack": "sign_flop"}, "did you mean 'sign_flip'"),
 }
