@@ -79,7 +79,8 @@ class Simulation:
     def _client_plan(self) -> ClientPlan:
         privacy = None
         if self.protection is not None:
-            privacy = ClientPrivacy(self.config.privacy, self.protection.noise, self.folder / KEY)
+            own = self.protection
+            privacy = ClientPrivacy(self.config.privacy, own.noise, self.folder / KEY, own.start)
         plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy)
         return HostilePlan.of(plan, self.config.attack) if self.config.attack else plan
 
@@ -111,12 +112,15 @@ class Simulation:
             rounds=config.rounds,
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
+            start=setup.private_start,
         )
         identity = (
             f"{config.to_toml()} {work.data_key} {work.model_key} {torch.__version__} {self.fixed} "
             f"{profiles} {rows.tolist()} {steps}"
         )
-        return Protection(mechanism, federation, self.folder, identity, config.stop_at_budget, config.seed)
+        found = Protection(mechanism, federation, self.folder, identity, config.stop_at_budget, config.seed)
+        found.check_start()
+        return found
 
     @property
     def statistics(self) -> PartitionStatistics:

@@ -57,7 +57,7 @@ TABLES = ("seeds", "base", "axes", "baseline", "presets", "plugin")
 BUILDERS: dict[str, Callable[[str], object]] = {
     "codec": parse_uplink,
     "downlink": lambda text: parse_downlink(text, "fp32", "fp32"),
-    "head": HEADS.build,
+    "head": lambda text: text == "auto" or HEADS.build(text),
     "partition": PARTITIONS.build,
     "peft": PEFT_METHODS.build,
     "privacy": lambda text: text and MECHANISMS.build(text),
