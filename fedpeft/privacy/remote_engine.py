@@ -99,7 +99,7 @@ class SecondBook(Protection):
         self.stop_at_budget = True  # one client's spent budget does not end the others' federation
 
     def _settle(self) -> tuple[float, float, float | None]:
-        """Noise, delta and noise of the start; NaN: each has its own. What depends on rows is checked where rows are."""
+        """Noise, delta and noise of the start; NaN: each has its own. What rows decide is checked where they are."""
         mechanism = self.mechanism
         if mechanism.epsilon is None and mechanism.noise_multiplier is None:
             mechanism.check(self.federation)
