@@ -22,9 +22,6 @@ WIDEST = 10.0
 LENGTH_BOUND = 2 * LENGTH_SHARE**2
 """The square of the largest norm that a row can have in the sums of lengths."""
 
-LOUD = 1.5
-"""A sum that is this many times as long as its noise has a direction; a shorter one is taken for noise."""
-
 
 def directions(features: Tensor) -> Tensor:
     """phi of each row of features (n, width), fp64: of norm 1, or 0 where the features are zero or not finite."""
@@ -48,9 +45,11 @@ def typical_length(sums: Tensor) -> float:
     return float(2.0 ** (WIDEST * max(-1.0, min(1.0, logarithms / rows))))
 
 
-def hidden_classes(sums: Tensor, variance: float) -> Tensor:
-    """Which classes' sums (classes, width) are no longer than noise of this variance makes them: a mask (classes,).
+def longest_noise(width: int) -> float:
+    """The length of `width` standard normal numbers that 2 % exceed: their mean length and two standard deviations."""
+    return math.sqrt(width) + math.sqrt(2)
 
-    Noise alone has a length of about sqrt(variance x width).
-    """
-    return sums.norm(dim=1) <= LOUD * math.sqrt(variance * sums.shape[1])
+
+def hidden_classes(sums: Tensor, variance: float) -> Tensor:
+    """Which classes' sums (classes, width) are no longer than noise of this variance makes them: a mask (classes,)."""
+    return sums.norm(dim=1) <= math.sqrt(variance) * longest_noise(sums.shape[1])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft.aggregation.aggregator import Collector
-from fedpeft.aggregation.bounded_rows import LOUD
+from fedpeft.aggregation.bounded_rows import longest_noise
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.messages import Report
@@ -243,7 +243,7 @@ class Protection:
             return
         width = federation.layout.shapes["head.weight"][1]
         signal, unit_noise = mechanism.start_signal(federation), mechanism.start_deviation(federation, 1.0)
-        most = signal / (LOUD * unit_noise * math.sqrt(width))
+        most = signal / (unit_noise * longest_noise(width))
         if self.start < most:
             return
         share = mechanism.start_share(federation)

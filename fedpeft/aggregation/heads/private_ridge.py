@@ -3,9 +3,10 @@
 With phi = P x / |P x|, P a fixed random projection to `dimensions` and y the one-hot label, clients release
 A = sum phi phi^T and b = sum phi y^T; of their noisy sums, of standard deviation s in each entry:
 
-    W = scale * (A + (strength * tr A / dimensions + s sqrt(2 dimensions)) I)^-1 b
+    W = scale * (A+ + (strength * tr A / dimensions + damping * s sqrt(2 dimensions)) I)^-1 b
 
-s sqrt(2 dimensions) is about the largest eigenvalue of A's noise: the ridge grows with it, so that the inverse exists.
+s sqrt(2 dimensions) is about the largest eigenvalue of A's noise, and the ridge grows with it. A+ is A without negative
+eigenvalues, which only noise can have made; so less of a ridge will do than the 1 that AdaSSP needs for an inverse.
 
 A is symmetric and travels as its diagonal and its upper triangle times sqrt(2): a vector of the same norm, |phi|^2 = 1,
 so that one row adds 1 in norm, and off the diagonal the noise is sqrt(2) smaller than with plain entries. b adds 1, and
@@ -34,8 +35,9 @@ from fedpeft.peft.adapter import State
 class PrivateRidge(HeadStart):
     """The regression head of few random directions of the features, from bounded rows."""
 
-    dimensions: int = setting(64, "of the random projection, at most the features' own", low=1)
+    dimensions: int = setting(128, "of the random projection, at most the features' own", low=1)
     strength: float = setting(0.01, "regularisation, in units of the mean squared feature", above=0)
+    damping: float = setting(0.3, "further regularisation, in units of the noise's largest eigenvalue", low=0)
     scale: float = setting(8.0, "factor from regression values to logits", above=0)
 
     bounded: ClassVar[bool] = True
@@ -63,8 +65,7 @@ class PrivateRidge(HeadStart):
         moments, m = as_matrix(total["moments"].double()), total["sums"].shape[0]
         noise = float(total[VARIANCE]) ** 0.5
         trace = max(0.0, float(moments.diagonal().sum()))
-        penalty = self.strength * trace / m + noise * (2 * m) ** 0.5
-        # noise may have made eigenvalues negative; what is below zero is noise
+        penalty = self.strength * trace / m + self.damping * noise * (2 * m) ** 0.5
         values, vectors = torch.linalg.eigh(moments)
         inverse = vectors @ ((values.clamp(min=0) + max(penalty, 1e-12)).reciprocal()[:, None] * vectors.T)
         weight = (inverse @ total["sums"].double()).T @ projection(width, self.dimensions)
