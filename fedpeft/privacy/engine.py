@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from fedpeft.aggregation.aggregator import Collector
-from fedpeft.aggregation.bounded_rows import longest_noise
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.messages import Report
@@ -231,28 +230,6 @@ class Protection:
         attempt = self.ledger.charge(0, fingerprint, charges)
         cohort = [] if POPULATION in spent else [k for k in range(self.federation.clients) if k not in spent]
         return Entry(0, cohort, attempt, tuple(sorted(spent)))
-
-    def check_start(self) -> None:
-        """Refuse a start that would be noise alone, were all rows of one class and alike.
-
-        Raises:
-            PrivacyError: says the smallest epsilon that is not.
-        """
-        mechanism, federation = self.mechanism, self.federation
-        if self.start is None or mechanism.epsilon is None:
-            return
-        width = federation.layout.shapes["head.weight"][1]
-        signal, unit_noise = mechanism.start_signal(federation), mechanism.start_deviation(federation, 1.0)
-        most = signal / (unit_noise * longest_noise(width))
-        if self.start < most:
-            return
-        share = mechanism.start_share(federation)
-        least = epsilon({Event(most * math.sqrt(share), 1.0): 1}, self.delta)
-        raise PrivacyError(
-            f"epsilon {mechanism.epsilon:g} is too small for a private start: its noise would hide the sum of all "
-            f"{signal:g} {mechanism.unit}s; give at least {math.ceil(100 * least) / 100:g}, or more rows or clients, "
-            "or take --head zero"
-        )
 
     def start_taken(self, statistics: State) -> State:
         """What of a client's statistics for the start goes into the sum."""

@@ -20,6 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedpeft.aggregation.aggregator import Collector
+from fedpeft.aggregation.bounded_rows import longest_noise
 from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
@@ -240,6 +241,25 @@ class Mechanism(ABC):
             return self.noise_multiplier
         rounds = max(epsilon({Event(self.noise_multiplier, rate): n}, delta) for rate, n in plans)
         return noise_for(min(rounds, LARGEST), delta, 1.0, 1) * math.sqrt((1 - share) / share)
+
+    def check_start(self, federation: Federation) -> None:
+        """Refuse a start that would be noise alone, were all rows of one class and alike.
+
+        Raises:
+            PrivacyError: says the smallest epsilon that is not.
+        """
+        if not federation.start or self.epsilon is None:
+            return
+        signal, width = self.start_signal(federation), federation.layout.shapes["head.weight"][1]
+        most = signal / (self.start_deviation(federation, 1.0) * longest_noise(width))
+        share = 1.0 if self.start is None else self.start
+        least = epsilon({Event(most * math.sqrt(share), 1.0): 1}, self.delta(federation))
+        if self.epsilon < least:
+            raise PrivacyError(
+                f"epsilon {self.epsilon:g} is too small for a private start: its noise would hide the sum of all "
+                f"{signal:g} {self.unit}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more rows or "
+                "clients, or take --head zero"
+            )
 
     def start_signal(self, federation: Federation) -> float:
         """The largest norm that the sum of all clients' statistics can have: one for each row, or client."""

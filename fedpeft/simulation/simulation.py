@@ -118,9 +118,8 @@ class Simulation:
             f"{config.to_toml()} {work.data_key} {work.model_key} {torch.__version__} {self.fixed} "
             f"{profiles} {rows.tolist()} {steps}"
         )
-        found = Protection(mechanism, federation, self.folder, identity, config.stop_at_budget, config.seed)
-        found.check_start()
-        return found
+        mechanism.check_start(federation)
+        return Protection(mechanism, federation, self.folder, identity, config.stop_at_budget, config.seed)
 
     @property
     def statistics(self) -> PartitionStatistics:
