@@ -26,6 +26,7 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.release import check_released
 from fedpeft.communication.uplink import Uplink, parse_uplink
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.errors import PayloadError, PrivacyError
@@ -194,6 +195,7 @@ class ClientSide:
             state = self.store.load(instruction.client, instruction.acknowledged, tidy=instruction.kind == "train")
         state = state or {}
         sent = self._arrival(instruction, layout, section(state, "held"))
+        check_released(instruction, sent.compared, private)
         state = state | labelled("held", sent.moved)
         job = Job(
             client=instruction.client,
@@ -202,7 +204,7 @@ class ClientSide:
             rows=self._rows(instruction.client)[0],
             received=held_in(sent.state, instruction.adapter_precision) | section(state, "private"),
             trained=trained,
-            training=replace(plan.training, steps=instruction.steps) if instruction.steps else plan.training,
+            training=plan.training.of_steps(instruction.steps) if instruction.steps else plan.training,
             learning_rate=instruction.learning_rate,
             form=instruction.form,
             corrections=self.drift.acting(server_states, unflattened(section(state, "drift"))),

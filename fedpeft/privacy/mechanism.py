@@ -116,6 +116,9 @@ class Mechanism(ABC):
         None, "share of the budget for the private start of the head; 1: no training; none: by formula", low=0, high=1
     )
     raw_metrics: bool = setting(False, "let clients report losses and numbers of rows, which epsilon does not cover")
+    at_budget: str = setting(
+        "end", "when a client's epsilon is spent: end the run, or sit_out: go on without it", choices=("end", "sit_out")
+    )
     audit: bool = setting(False, "attack the finished run: canaries and membership inference, see fedpeft.audit")
     test_noise: bool = setting(False, "for tests: noise from the run's seed, protecting nobody; stamped on the results")
 
@@ -312,5 +315,5 @@ class Mechanism(ABC):
         return None
 
 
-MECHANISMS: Family[Mechanism] = Family("fedpeft.privacy.mechanisms", "privacy mechanism")
+MECHANISMS: Family[Mechanism] = Family("fedpeft.privacy.mechanisms", "privacy mechanism", kind=Mechanism)
 """All mechanisms, by file name."""

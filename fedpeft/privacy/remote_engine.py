@@ -95,8 +95,8 @@ class SecondBook(Protection):
     ) -> None:
         self._declared, self._steps = declared, steps
         self.done: set[int] = set()
-        super().__init__(mechanism, federation, folder, identity, False, seed)
-        self.stop_at_budget = True  # one client's spent budget does not end the others' federation
+        super().__init__(mechanism, federation, folder, identity, seed)
+        self.sits_out = True  # one client's spent budget does not end the others' federation
 
     def _settle(self) -> tuple[float, float, float | None]:
         """Noise, delta and noise of the start; NaN: each has its own. What rows decide is checked where they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from fedpeft.aggregation.update import Fold
 from fedpeft.clients.label_shift import SHARES, shares_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
+from fedpeft.communication.release import Release, common_digest
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import Entry, Protection
@@ -28,14 +30,16 @@ def prepare(
     clients: Exchange,
     evaluation: Evaluation,
     fixed: dict[str, Any],
+    most_rows: float = math.inf,
     privacy: Protection | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Progress:
     """The server before round 1.
 
     Args:
-        setup, clients, evaluation: of the run.
+        setup, clients, evaluation: the run's.
         fixed: what was probed at the start, kept in the checkpoint.
+        most_rows: statistics of a client with more rows count as if they were those of so many.
         privacy: charges what the clients release, before they are asked; None: nothing is protected.
         say: tells the user what the statistics lack.
 
@@ -52,13 +56,13 @@ def prepare(
     entry = Entry(0, list(range(setup.clients)))
     if privacy is not None:
         entry = privacy.enter_start(progress.digest())
-    rows, spent, total = _statistics(setup, clients, entry, privacy)
+    rows, spent, total = _statistics(setup, clients, entry, privacy, most_rows)
     if hidden := setup.head.hidden(total):
         names = setup.facts.label_names or ()
         say(f"{len(hidden)} classes drown in the noise of the start, which does not know them: {_some(names, hidden)}")
     head = setup.head.solve(total, state["head.weight"].shape[1], setup.facts.classes)
     state |= {name: tensor.to(state[name].dtype) for name, tensor in head.items()}
-    shares = {SHARES: shares_of(setup.head.class_counts(total))} if setup.config.label_shift else {}
+    shares = {SHARES: shares_of(setup.head.class_counts(total))} if setup.drift.needs_shares else {}
     progress = replace(
         progress,
         adapter=state,
@@ -101,7 +105,7 @@ def _some(names: Sequence[str], of: Sequence[int]) -> str:
 
 
 def _statistics(
-    setup: Setup, clients: Exchange, entry: Entry, privacy: Protection | None
+    setup: Setup, clients: Exchange, entry: Entry, privacy: Protection | None, most_rows: float
 ) -> tuple[dict[int, int], int, State]:
     """The rows of each client whose statistics are taken, the bytes of all, and the sum of those taken."""
     width, count = setup.start["head.weight"].shape[1], len(entry.cohort)
@@ -109,6 +113,8 @@ def _statistics(
         Instruction("prepare", 0, k, b"", base_precision=setup.profiles[k].base, attempt=entry.attempt)
         for k in entry.cohort
     )
+    if clients.announce is not None:
+        clients.announce(Release("prepare", 0, common=common_digest(Instruction("prepare", 0, 0, b""))))
     rows: dict[int, int] = {}
     spent, total = 0, Fold()
     for report in clients.in_order(instructions, count, "prepare"):
@@ -123,7 +129,10 @@ def _statistics(
         except PayloadError:
             continue
         taken = setup.head.additive(statistics)
-        total.add(taken if privacy is None else privacy.start_taken(taken), 1.0)
+        if privacy is None:
+            total.add(taken, min(1.0, most_rows / report.rows))
+        else:
+            total.add(privacy.start_taken(taken), 1.0)
         rows[report.client] = report.rows
     if not rows:
         raise RunError(f"none of {count} clients returned valid statistics for the start of the head")

@@ -33,8 +33,9 @@ WIDTH, CLASSES = 5, 3
 BOUNDED = [name for name in HEADS.names if HEADS.build(name).bounded]
 KEY = RunKey(b"k" * 32)
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,
-        "local_steps": 2, "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
-        "learning_rate": 3e-3, "head_rate": 1.0, "evaluate_every": 100}  # fmt: skip
+        "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
+        "learning_rate": 3e-3, "optimizer": "adamw(warmup=8, head_rate=1.0)",
+        "measure": "validation(every=100)"}  # fmt: skip
 QUIET = Console(quiet=True)
 
 
@@ -395,7 +396,7 @@ def test_what_training_could_say_decides_about_rounds(tmp_path):
         ({"privacy": "dp_sgd(noise_multiplier=1, start=1)"}, "start=1 is all of a budget"),
         ({"privacy": "dp_sgd(epsilon=8, start=1.5)"}, "start must be"),
         ({"privacy": "dp_sgd(epsilon=0.01)"}, r"epsilon 0\.01 is too small for a private start.*at least 0\.\d+"),
-        ({"privacy": "user_dp(epsilon=8)", "label_shift": True}, "does not ask clients for"),
+        ({"privacy": "user_dp(epsilon=8)", "drift": "label_shift"}, "does not ask clients for"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(given, says, tmp_path):
