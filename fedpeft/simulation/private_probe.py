@@ -15,9 +15,7 @@ import torch
 
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.update import Fold
-from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import Protection
-from fedpeft.privacy.mechanism import Federation, Mechanism
 from fedpeft.privacy.noise import RunKey
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Workers
@@ -41,27 +39,19 @@ def private_probe(setup: Setup, rows: SimulatedRows, workers: Workers, protectio
     held_out = work.store(test, 0).features(np.arange(len(truth))).double()
     train, classes = work.store(work.data_key, work.depth), setup.facts.classes
     head = setup.head if setup.head.bounded else HEADS.build("private_centroids")
-    shards = [rows.partition.shard(client) for client in range(setup.clients)]
-    statistics = [
-        head.statistics(train.features(shard), torch.from_numpy(labels[shard]).long(), classes) for shard in shards
-    ]
     mechanism = replace(protection.mechanism, start=1.0)
-    federation = replace(protection.federation, start=True)
+    noise = mechanism.start_noise(replace(protection.federation, start=True))
+    assert noise is not None
+    keys = [RunKey(protection.key.stream("private probe", draw).bytes(32)) for draw in range(DRAWS)]
+    totals = [Fold() for _ in keys]
+    for client in range(setup.clients):
+        shard = rows.partition.shard(client)
+        own = head.statistics(train.features(shard), torch.from_numpy(labels[shard]).long(), classes)
+        for key, total in zip(keys, totals, strict=True):
+            total.add(mechanism.start_taken(mechanism.start_released(own, noise, key, (0, client))), 1.0)
     accuracies = []
-    for draw in range(DRAWS):
-        key = RunKey(protection.key.stream("private probe", draw).bytes(32))
-        total = _released(mechanism, federation, statistics, key)
-        state = head.solve(total, held_out.shape[1], classes)
+    for key, total in zip(keys, totals, strict=True):
+        state = head.solve(mechanism.start_summed(total.sums, noise, key, 0), held_out.shape[1], classes)
         logits = held_out @ state["head.weight"].T + state["head.bias"]
         accuracies.append(float((logits.argmax(1).numpy() == truth).mean()))
     return float(np.mean(accuracies))
-
-
-def _released(mechanism: Mechanism, federation: Federation, statistics: list[State], key: RunKey) -> State:
-    """The noisy sum of all clients' statistics."""
-    noise = mechanism.start_noise(federation)
-    assert noise is not None
-    total = Fold()
-    for client, own in enumerate(statistics):
-        total.add(mechanism.start_taken(mechanism.start_released(own, noise, key, (0, client))), 1.0)
-    return mechanism.start_summed(total.sums, noise, key, 0)
