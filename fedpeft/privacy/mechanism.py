@@ -251,7 +251,7 @@ class Mechanism(ABC):
         Raises:
             PrivacyError: says the smallest epsilon that is not.
         """
-        if not federation.start or self.epsilon is None:
+        if not federation.start or self.epsilon is None or self.start == 0:
             return
         signal, width = self.start_signal(federation), federation.layout.shapes["head.weight"][1]
         most = signal / (self.start_deviation(federation, 1.0) * longest_noise(width))
