@@ -79,7 +79,9 @@ def _inline(text: str, settings: Mapping[str, Any], around: Mapping[str, Any], o
         for name in [name for name in names if name in settings]:
             put = "" if written else said
             pattern = rf"(^|, )({name} = {NUMBER_OR_TEXT})"
-            text = re.sub(pattern, lambda m, put=put: f"{m[1]}{put}" if put else "", text, count=1)
+            found = re.search(pattern, text)
+            assert found is not None
+            text = text[: found.start()] + (found[1] + put if put else "") + text[found.end() :]
             written = True
         if not written:
             text = f"{text}, {said}"
@@ -103,7 +105,9 @@ def _base(text: str, base: Mapping[str, Any], moved: set[str]) -> str:
         said = f"{merge.new} = {json.dumps(former_settings.translated(_of(names, base))[merge.new])}\n"
         for name in [name for name in names if name in base]:
             put = "" if name in moved else said
-            lines = re.sub(rf"^{name} = .*\n", lambda _, put=put: put, lines, count=1, flags=re.MULTILINE)
+            found = re.search(rf"^{name} = .*\n", lines, re.MULTILINE)
+            assert found is not None
+            lines = lines[: found.start()] + put + lines[found.end() :]
             said = ""
     return head + header + lines + after
 
