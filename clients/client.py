@@ -128,9 +128,13 @@ class ClientSide:
         labels = self.bench.examples.batch(rows)["labels"]
         features = self.bench.at(instruction.base_precision).features(rows)
         statistics = self.head.statistics(features, labels, self.bench.plan.classes)
+        told = len(rows)
+        if self.guard is not None:
+            statistics = self.guard.started(statistics, (instruction.attempt, instruction.client))
+            told = 1 if self.guard.mechanism.silent else told
         seed = seeds.integer(self.bench.plan.seed, "statistics", instruction.client)
         payload = self.statistics.encode(statistics, seed=seed, weights=self.head.importance(statistics))
-        return Report(instruction.client, 0, payload, rows=len(rows), seconds=time.perf_counter() - started)
+        return Report(instruction.client, 0, payload, rows=told, seconds=time.perf_counter() - started)
 
     def _evaluate(self, instruction: Instruction) -> Report:
         _, rows = self._rows(instruction.client)

@@ -159,6 +159,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
     from fedpeft.run.final_score import save
     from fedpeft.simulation.forgetting import forgotten
     from fedpeft.simulation.pooled import train_on_pooled_rows
+    from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
 
     config, setup, rows, workers = simulation.config, simulation.setup, simulation.rows, simulation.workers
@@ -176,6 +177,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
         pooled[0].mkdir(exist_ok=True)
         save(setup, state, pooled[0])
     own = server.own_rows(progress) if setup.personal else None
+    private = private_probe(setup, rows, workers, simulation.protection)
     simulation.close()
     scorer = simulation.scorer
     score = scorer.score(folder, "scoring the saved adapter on the test rows (fp32)")
@@ -210,6 +212,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
         "last_accuracy": None if own else last.accuracy,
         "last_loss": None if own else last.loss,
         "baseline_accuracy": probe.accuracy if probe else None,
+        "private_probe_accuracy": private,
         "centralised_accuracy": centralised.accuracy if centralised else None,
         "centralised_loss": centralised.loss if centralised else None,
         "centralised_learning_rate": pooled[1] if pooled else None,

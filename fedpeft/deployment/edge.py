@@ -227,6 +227,7 @@ class Edge:
             rounds=config.rounds,
             cohort=1,
             even=True,
+            start=self.setup.private_start,
         )
         mechanism = own_mechanism(given, given.units(exposure), options.max_epsilon, options.max_delta)
         identity = (
@@ -242,7 +243,8 @@ class Edge:
             return None
         # Without a ledger here the noise is the server's: what is measured on the rows stays here all the same.
         noise = 0.0 if self.protection is None else self.protection.noise
-        return ClientPrivacy(self.config.privacy, noise, self.folder / KEY)
+        start = None if self.protection is None else self.protection.start
+        return ClientPrivacy(self.config.privacy, noise, self.folder / KEY, start)
 
     def _own_state(self, instruction: Instruction) -> bytes:
         """A digest of what an answer depends on beside the instruction."""

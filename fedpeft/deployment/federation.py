@@ -197,6 +197,7 @@ class Federation:
             rounds=config.rounds,
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
+            start=setup.private_start,
         )
         identity = f"{self.roster.run} {config.to_toml()} {identity}"
         if mechanism.noises_updates:

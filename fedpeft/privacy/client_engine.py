@@ -8,7 +8,8 @@ what its mechanism does not cover. Whatever is asked is charged, and synced, bef
     the last charge, unanswered   a kill came between charge and answer, so nothing left: the same noise, no new charge
     anything else                 a charge and new noise, or, where the budget does not allow it, a refusal
 
-Of the kinds of instruction, training is charged, and an evaluation is free where the settings let clients tell losses
+Of the kinds of instruction, training is charged, and so is the one release of sums over rows that a private start asks
+for: a second one is refused, whatever the budget. An evaluation is free where the settings let clients tell losses
 (raw_metrics, which epsilon does not cover). Every other kind is refused, known or not.
 
 So a kill between any two steps, a server that goes back in time, or one that asks twice what is almost the same, can
@@ -147,19 +148,20 @@ class OwnLedger(Protection):
         self.lifetime = lifetime
         lifetime.carry(self.ledger)
         if not self.ledger.releases(OWN):
-            lifetime.check(*self._charge(0), self.delta)
+            lifetime.check(*self._cost("train" if self.start is None else "prepare", 0), self.delta)
 
-    def _settle(self) -> tuple[float, float]:
+    def _settle(self) -> tuple[float, float, float | None]:
         """Noise and delta stay what they were when the client joined first, whatever its limits and rows are now."""
         begun = terms_in(self.folder / LEDGER)
         if begun is None:
             return super()._settle()
         try:
             noise, delta = float(begun["noise_multiplier"]), float(begun["dp_delta"])
+            start = float(begun["start_noise_multiplier"]) if self.federation.start else None
         except (KeyError, TypeError, ValueError) as error:
             raise PrivacyError(f"the privacy ledger {self.folder / LEDGER} lacks its terms: {error!r}") from error
         replace(self.mechanism, dp_delta=delta).check(self.federation)
-        return noise, delta
+        return noise, delta, start
 
     def _header(self) -> dict[str, Any]:
         return super()._header() | {"federation": self._common}
@@ -170,10 +172,14 @@ class OwnLedger(Protection):
             federation = replace(federation, steps=np.full(federation.clients, steps))
         return self.mechanism.charges(federation, [OWN], self.noise)[OWN]
 
+    def _cost(self, kind: str, steps: int) -> tuple[Event, int]:
+        """What a task of a kind that is charged costs."""
+        return self.start_cost()[OWN] if kind == "prepare" else self._charge(steps)
+
     def declared(self) -> Terms:
         """What the client tells the server."""
         event, releases = self._charge(0)
-        return Terms(event.noise, event.rate, releases, self.delta, self.mechanism.epsilon)
+        return Terms(event.noise, event.rate, releases, self.delta, self.mechanism.epsilon, self.start)
 
     def spent(self) -> float:
         """Epsilon so far."""
@@ -183,15 +189,16 @@ class OwnLedger(Protection):
         """One line for the start."""
         m = self.mechanism
         budget = f"epsilon at most {m.epsilon:g}" if m.epsilon is not None else "no budget"
+        start = "" if self.start is None else f", of the start {self.start:.4g}"
         return (
             f"{m.name} on this machine, per {m.unit}: {budget} at dp_delta {self.delta:.2g}, noise multiplier "
-            f"{self.noise:.4g}; {self.ledger.releases(OWN)} releases so far, in {self.ledger.path}"
+            f"{self.noise:.4g}{start}; {self.ledger.releases(OWN)} releases so far, in {self.ledger.path}"
         )
 
     # -------------------------------------------------------------------------------------------------------- a task
 
     def check(self, instruction: Instruction) -> None:
-        """Refuse all but what the mechanism covers: training, and evaluations where losses may be told.
+        """Refuse all but what the mechanism covers: training, a private start, evaluations where losses may be told.
 
         Raises:
             PrivacyError: says what.
@@ -200,13 +207,16 @@ class OwnLedger(Protection):
         if kind == "train":
             if instruction.round < 1 or instruction.correction or instruction.steps < 0:
                 raise PrivacyError("the server asks for what the settings of the federation do not include")
+        elif kind == "prepare" and self.start is not None:
+            if instruction.round or instruction.payload:
+                raise PrivacyError("the server asks for what the settings of the federation do not include")
         elif kind != "evaluate" or self.mechanism.silent:
             unprotected = {"prepare": "sums over its rows", "evaluate": "losses on its rows"}
             what = unprotected.get(kind, f"something called {kind[:40]!r}")
             raise PrivacyError(f"the server asks for {what}, which {self.mechanism.name} does not protect")
 
     def answer(self, instruction: Instruction, state: bytes, work: Callable[[Instruction], Report]) -> Report:
-        """The report on a task; on one of training charged, trained, kept, in this order.
+        """The report on a task; on one that is charged charged, done, kept, in this order.
 
         Args:
             instruction: what is asked; its attempt is the server's, and nobody here sees it.
@@ -222,9 +232,13 @@ class OwnLedger(Protection):
         asked = self._asked(instruction, state)
         if (known := self.answers.find(asked)) is not None:
             return known
-        event, count = self._charge(instruction.steps)
+        if instruction.kind == "train" and not self.trains:
+            return self._refusal(instruction)
+        event, count = self._cost(instruction.kind, instruction.steps)
         fingerprint = self.ledger.newest
         if fingerprint.partition("/")[0] != asked:
+            if instruction.kind == "prepare" and self.ledger.releases(OWN):
+                raise PrivacyError("the server asks for the start a second time, and this client answers that once")
             if not self._affordable(OWN, event, count):
                 return self._refusal(instruction)
             fingerprint = f"{asked}/{self.ledger.releases(OWN)}"

@@ -68,7 +68,7 @@ FLAGS: Mapping[str, Flag] = {
     "partition": Flag((PARTITIONS,)),
     "model": Flag((MODELS,)),
     "peft": Flag((PEFT_METHODS,), joined=" + "),
-    "head": Flag((HEADS,)),
+    "head": Flag((HEADS,), lambda text: None if text == "auto" else HEADS.build(text)),
     "strategy": Flag((strategies,)),
     "server-optimizer": Flag((SERVER_OPTIMIZERS,)),
     "safeguard": Flag((SAFEGUARDS,), lambda text: None if text == "auto" else SAFEGUARDS.build(text)),

@@ -164,7 +164,7 @@ def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanis
             f"label_shift makes the loss of each row depend on the labels of a client's other rows, which "
             f"{mechanism.name} does not cover; leave it out"
         )
-    if not head.exchanges:
+    if not head.exchanges or head.bounded:
         raise ConfigError(
             f"label_shift needs the classes' shares among all rows, which head={name} does not ask clients for; take "
             "--head ridge or centroids, or leave it out"
@@ -186,10 +186,10 @@ def _check_private_run(mechanism: Mechanism, setup: Setup) -> None:
             "weighting=rows would tell how many rows each client has, and let one client count for many; leave it out "
             "(it is uniform under --privacy)"
         )
-    if head.exchanges:
+    if head.exchanges and not head.bounded:
         raise PrivacyError(
             f"head={config.head} sends sums over the clients' rows that {mechanism.name} does not protect; use "
-            "--head zero"
+            "--head zero, private_centroids or private_ridge"
         )
     for correction in setup.drift.corrections:
         if correction.travels:

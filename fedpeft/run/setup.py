@@ -221,6 +221,12 @@ class Setup:
         return Schedule(self.config.learning_rate, self.config.rounds, self.training.optimizer.schedule)
 
     @property
+    def private_start(self) -> bool:
+        """Whether the head starts from a noisy release of the clients' rows."""
+        protected = self.mechanism is not None and self.mechanism.protects
+        return protected and self.head.exchanges and "head.weight" in self.start
+
+    @property
     def by_rows(self) -> bool:
         """Whether a client's weight is its number of rows; under privacy all are alike."""
         return self.mechanism is None and self.strategy.weighting != "uniform"
@@ -290,14 +296,23 @@ class Setup:
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The configuration with the precision that `auto` is on this machine.
+    """The configuration with the precision that `auto` is on this machine, and the head that it is under its privacy.
 
     A run's folder keeps this one: on another machine, continued or compared, the run stays what it was.
     """
+    if config.head == "auto":
+        config = replace(config, head=_head_under(built(config, "privacy")))
     if config.dtype != "auto":
         return config
     device = next(iter(accelerators()), "cpu")
     return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
+
+
+def _head_under(mechanism: Mechanism | None) -> str:
+    """How the head starts where the user does not say: from all that may be asked for."""
+    if mechanism is None:
+        return "ridge"
+    return "private_centroids" if mechanism.protects and mechanism.start != 0 else "zero"
 
 
 def adapted_model(

@@ -91,6 +91,8 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
             rows.append(("worst tenth of the clients", f"{summary['worst_accuracy']:.4f}"))
             rows.append(("global adapter alone, test rows", f"{summary['shared_accuracy']:.4f}"))
         rows.append(("frozen base, linear probe", f"{summary['baseline_accuracy']:.4f}"))
+        if summary.get("private_probe_accuracy") is not None:
+            rows.append(("private probe: one release, no training", f"{summary['private_probe_accuracy']:.4f}"))
     else:
         rows.append(("[bold]test perplexity[/] (saved adapter, fp32)", f"[bold]{summary['perplexity']:.3f}[/]"))
     if summary["centralised_accuracy"] is not None:

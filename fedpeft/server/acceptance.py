@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fedpeft.aggregation.aggregator import Collector
+from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.clients.drift import Drift, States
@@ -68,6 +69,8 @@ def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) 
     """
     if statistics.keys() != shapes.keys():
         raise PayloadError(f"statistics called {sorted(statistics)} instead of {sorted(shapes)}")
+    if VARIANCE in statistics and not float(statistics[VARIANCE]) >= 0:
+        raise PayloadError(f"noise of variance {float(statistics[VARIANCE]):g}")
     length, limit = norm(statistics), rows * ABSURD**2
     if not length <= limit:
         raise PayloadError(f"statistics of norm {length:.3g}; nothing above {limit:.3g} is taken from {rows} rows")

@@ -98,10 +98,20 @@ class Server:
             self.privacy.open(resumed=progress is not None)
         self.store.restore(progress)
         if progress is None:
-            progress = self._judged_start(
-                prepare(self.setup, self.clients, self.evaluation, self.fixed, self.most_rows())
+            start = prepare(
+                self.setup,
+                self.clients,
+                self.evaluation,
+                self.fixed,
+                self.most_rows(),
+                self.privacy,
+                self.observer.say,
             )
+            progress = self._judged_start(start)
             self.commit(progress)
+        if self.privacy is not None and not self.privacy.trains:
+            self.observer.say("the start has the whole privacy budget: the run ends before round 1")
+            return progress
         self.observer.started(self.setup.rounds, progress.round)
         while progress.round < self.setup.rounds and not self.stopping():
             if self._nothing_gained(progress):

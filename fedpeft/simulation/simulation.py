@@ -81,7 +81,8 @@ class Simulation:
     def _client_plan(self) -> ClientPlan:
         privacy = None
         if self.protection is not None:
-            privacy = ClientPrivacy(self.config.privacy, self.protection.noise, self.folder / KEY)
+            own = self.protection
+            privacy = ClientPrivacy(self.config.privacy, own.noise, self.folder / KEY, own.start)
         plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy)
         return HostilePlan.of(plan, self.config.attack) if self.config.attack else plan
 
@@ -113,11 +114,13 @@ class Simulation:
             rounds=config.rounds,
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
+            start=setup.private_start,
         )
         identity = (
             f"{config.to_toml()} {work.data_key} {work.model_key} {torch.__version__} {self.fixed} "
             f"{profiles} {rows.tolist()} {steps}"
         )
+        mechanism.check_start(federation)
         return Protection(mechanism, federation, self.folder, identity, config.seed)
 
     @property

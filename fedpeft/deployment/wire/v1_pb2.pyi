@@ -58,18 +58,20 @@ class Registration(_message.Message):
     def __init__(self, run: _Optional[str] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., precision: _Optional[str] = ..., hardware: _Optional[str] = ..., terms: _Optional[_Union[PrivacyTerms, _Mapping]] = ..., records: _Optional[int] = ...) -> None: ...
 
 class PrivacyTerms(_message.Message):
-    __slots__ = ("noise", "rate", "releases", "dp_delta", "epsilon")
+    __slots__ = ("noise", "rate", "releases", "dp_delta", "epsilon", "start")
     NOISE_FIELD_NUMBER: _ClassVar[int]
     RATE_FIELD_NUMBER: _ClassVar[int]
     RELEASES_FIELD_NUMBER: _ClassVar[int]
     DP_DELTA_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
     noise: float
     rate: float
     releases: int
     dp_delta: float
     epsilon: float
-    def __init__(self, noise: _Optional[float] = ..., rate: _Optional[float] = ..., releases: _Optional[int] = ..., dp_delta: _Optional[float] = ..., epsilon: _Optional[float] = ...) -> None: ...
+    start: float
+    def __init__(self, noise: _Optional[float] = ..., rate: _Optional[float] = ..., releases: _Optional[int] = ..., dp_delta: _Optional[float] = ..., epsilon: _Optional[float] = ..., start: _Optional[float] = ...) -> None: ...
 
 class Value(_message.Message):
     __slots__ = ("integer", "number", "text", "flag", "integers")
