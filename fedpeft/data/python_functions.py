@@ -72,6 +72,8 @@ def functions_below(folder: Path) -> Iterator[Function]:
 
 def functions_of(source: str, module: str) -> Iterator[Function]:
     """The functions in the source of a module, outer ones first; none if it is no Python of version `SYNTAX`."""
+    if "->" not in source:
+        return
     source = source.encode("ascii", "replace").decode()  # positions count bytes in trees, and characters in tokens
     try:
         tree = ast.parse(source, feature_version=SYNTAX)
@@ -82,10 +84,8 @@ def functions_of(source: str, module: str) -> Iterator[Function]:
     def at(line: int | None, column: int | None) -> int:
         return starts[(line or 1) - 1] + (column or 0)
 
-    for definition in ast.walk(tree):
-        if not isinstance(definition, Definition) or definition.returns is None:
-            continue
-        kind = type_of(definition.returns)
+    for definition in _definitions(tree):
+        kind = type_of(definition.returns) if definition.returns is not None else None
         if kind is None or definition.name.startswith(("__", "test")) or is_stub(definition):
             continue
         begin, end = at(definition.lineno, definition.col_offset), at(definition.end_lineno, definition.end_col_offset)
@@ -94,12 +94,23 @@ def functions_of(source: str, module: str) -> Iterator[Function]:
             cuts += [(at(*first), at(*last)) for first, last in _unwanted(node, node is definition)]
             if isinstance(node, Definition) and node.returns is not None:
                 arrow = source.rindex("->", begin, at(node.returns.lineno, node.returns.col_offset))
-                cuts.append((source.rindex(")", begin, arrow) + 1, at(node.returns.end_lineno, node.returns.end_col_offset)))
+                colon = source.index(":", at(node.returns.end_lineno, node.returns.end_col_offset))
+                cuts.append((source.rindex(")", begin, arrow) + 1, colon))  # with parentheses around it
         try:
             text = _without_comments(_without(source, begin, end, cuts))
         except (IndentationError, tokenize.TokenError):  # a string whose lines stand further left than its function
             continue
         yield Function(f"{module}.{definition.name}:{definition.lineno}", text, kind, fingerprint(definition))
+
+
+def _definitions(node: ast.AST) -> Iterator[Definition]:
+    """The functions in a module or statement; expressions hold none, so that they are not looked through."""
+    for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for inner in getattr(node, part, ()):
+            if isinstance(inner, Definition):
+                yield inner
+            if not isinstance(inner, ast.Expr):
+                yield from _definitions(inner)
 
 
 def type_of(annotation: ast.expr) -> str | None:

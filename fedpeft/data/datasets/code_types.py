@@ -98,7 +98,7 @@ web3 8.0.0 web3 MIT 1414769 2276762aa5d86807eabad5af5c585a84bd6d9a706a613f8456c6
 werkzeug 3.1.9 werkzeug BSD-3-Clause 228700 6392e50c78460ba618e5b21f08a71f59c99ce99cdc6cf6e3dd7e6ccca8754fab
 xarray 2026.9.0 xarray Apache-2.0 1445445 fe349fa871628b1a0a5217af3fe1283a2862d5485156e6eda354fffb81c3bb7c
 zarr 3.1.6 zarr MIT 295655 b5a82c5079d1c3d4ee8f06746fa3b9a98a7d804300fa3f4be154362a33e1207e
-"""
+"""  # noqa: E501
 """A line is: name, version, folder, licence, bytes, SHA-256."""
 
 PACKAGES = tuple(
