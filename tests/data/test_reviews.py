@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from fedpeft.data.cached_rows import rows_hash
 from fedpeft.data.datasets.reviews import DOMAINS, new, place, rated
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import DataError
@@ -46,3 +47,5 @@ def test_the_reviews_themselves() -> None:
     assert data.train.labels is not None
     assert data.train.inputs[0].startswith("It's mainly a holiday celebration")
     assert data.train.labels[0] == 1
+    assert rows_hash(data.train).startswith("eca4a1d42313a5c7")
+    assert rows_hash(data.test).startswith("310772e00d6b55e8")
