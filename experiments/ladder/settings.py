@@ -27,7 +27,7 @@ class Task:
     full: Fields
 
 
-SHARED: Fields = {"tokens": 128, "evaluate_every": 1}
+SHARED: Fields = {"tokens": 128, "measure": "validation(every=1)"}
 """Of all runs; what isn't named has its default."""
 
 ONE_CLIENT: Fields = {"clients": 1, "cohort": 1, "partition": "iid"}
@@ -39,7 +39,7 @@ ALL_BLOCKS = "lora(layers=0)"
 
 def passes(count: float, pieces: int, **fields: Any) -> Fields:
     """So many passes over the rows in so many rounds, at whose ends validation rows are looked at."""
-    return {"rounds": pieces, "local_epochs": count / pieces, "batch_size": 16} | fields
+    return {"rounds": pieces, "local_work": f"epochs({count / pieces})", "batch_size": 16} | fields
 
 
 def natural(rounds: int, cohort: int, **fields: Any) -> Fields:
