@@ -98,7 +98,7 @@ def surface(data: Dataset) -> dict[str, Any]:
         inputs = [np.reshape(images, (len(images), -1)) / 255 for images in inputs]
     tried = {}
     for form, features in forms.items():
-        search = GridSearchCV(LinearSVC(), {"C": strengths}, cv=FOLDS)
+        search = GridSearchCV(LinearSVC(), {"C": strengths}, cv=folds(data.train))
         tried[form] = search.fit(features.fit_transform(inputs[0]), data.train.labels)
     form, best = max(tried.items(), key=lambda pair: float(pair[1].best_score_))
     return {
@@ -106,6 +106,7 @@ def surface(data: Dataset) -> dict[str, Any]:
         "validation": float(best.best_score_),
         "features": form,
         "C": best.best_params_["C"],
+        "folds": kind_of_folds(data.train),
     }
 
 
@@ -123,16 +124,33 @@ def probe(dataset: str, machine: Fields) -> dict[str, Any]:
             features = [
                 frozen_features(simulation, rows) for rows in (simulation.rows.all, simulation.rows.dataset.test)
             ]
-            labels = [rows.labels for rows in (simulation.rows.all, simulation.rows.dataset.test)]
+            everything = simulation.rows.all
+            labels = [rows.labels for rows in (everything, simulation.rows.dataset.test)]
         finally:
             simulation.close()
     model = Pipeline([("scale", StandardScaler()), ("classifier", LogisticRegression(max_iter=2000))])
-    search = GridSearchCV(model, {"classifier__C": STRENGTHS[:4]}, cv=FOLDS).fit(features[0], labels[0])
+    search = GridSearchCV(model, {"classifier__C": STRENGTHS[:4]}, cv=folds(everything))
+    search.fit(features[0], labels[0])
     return {
         "accuracy": float(search.score(features[1], labels[1])),
         "validation": search.best_score_,
         "C": search.best_params_["classifier__C"],
+        "folds": kind_of_folds(everything),
     }
+
+
+def folds(rows: Rows) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers to fit and to score, `FOLDS` times: no owner in both, or stratified where there are none."""
+    from sklearn.model_selection import GroupKFold, StratifiedKFold
+
+    if rows.owners is not None and len(np.unique(rows.owners)) >= FOLDS:
+        return list(GroupKFold(FOLDS).split(rows.labels, groups=rows.owners))
+    return list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(rows.labels, rows.labels))
+
+
+def kind_of_folds(rows: Rows) -> str:
+    """What `folds` goes by."""
+    return "classes" if rows.owners is None else "owners"
 
 
 def frozen_features(simulation: Simulation, rows: Rows) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.ladder import __main__ as command
-from experiments.ladder.rungs import cells, sample, surface
+from experiments.ladder.rungs import cells, folds, sample, surface
 from experiments.ladder.settings import TASKS, Task, natural, passes
 from fedpeft.config import from_mapping
 from fedpeft.data.partition import PARTITIONS
@@ -35,6 +35,16 @@ def test_words_beat_guessing() -> None:
     found = surface(load_dataset("tiny"))
     assert 0.6 < found["accuracy"] < 0.9  # a tuned linear model on words reaches 0.725; guessing 0.25
     assert 0.6 < found["validation"] < 0.9
+
+
+def test_no_owner_is_fitted_and_scored() -> None:
+    rows = load_dataset(TINY).train
+    assert rows.owners is not None
+    scored = []
+    for fitted, held in folds(rows):
+        assert not set(rows.owners[fitted].tolist()) & set(rows.owners[held].tolist())
+        scored += held.tolist()
+    assert sorted(scored) == list(range(len(rows)))
 
 
 def test_the_sample_reaches_from_the_smallest_client_to_the_largest() -> None:
