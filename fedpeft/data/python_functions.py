@@ -89,7 +89,7 @@ def functions_of(source: str, module: str) -> Iterator[Function]:
         if kind is None or definition.name.startswith(("__", "test")) or is_stub(definition):
             continue
         begin, end = at(definition.lineno, definition.col_offset), at(definition.end_lineno, definition.end_col_offset)
-        cuts = []
+        cuts: list[tuple[int, int]] = []
         for node in ast.walk(definition):
             cuts += [(at(*first), at(*last)) for first, last in _unwanted(node, node is definition)]
             if isinstance(node, Definition) and node.returns is not None:
@@ -160,7 +160,8 @@ def _span(node: ast.stmt) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _without(source: str, begin: int, end: int, cuts: list[tuple[int, int]]) -> str:
     """`source[begin:end]` without the `cuts`, empty lines, and the indentation that all lines share."""
-    kept, position = [], begin
+    kept: list[str] = []
+    position = begin
     for first, last in sorted(cuts):
         if first > position:
             kept.append(source[position:first])
@@ -186,9 +187,9 @@ def fingerprint(definition: Definition) -> str:
     """A hash of the normalised tree; see `Function`."""
     local: dict[str, str] = {}
     for node in ast.walk(definition):
-        if isinstance(node, ast.arg) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)):
-            name = node.arg if isinstance(node, ast.arg) else node.id
-            local.setdefault(name, f"local {len(local)}")
+        match node:
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
+                local.setdefault(name, f"local {len(local)}")
 
     def plain(node: object) -> str:
         match node:

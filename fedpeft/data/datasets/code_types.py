@@ -130,7 +130,8 @@ class CodeTypes:
             AssetError: a package can't be fetched.
             DataError: no function is left.
         """
-        train, test = [], []
+        train: list[tuple[Function, str]] = []
+        test: list[tuple[Function, str]] = []
         for name, functions in read_all().items():
             chosen = [f for f in functions if f.type in TYPES and len(f.text) <= self.characters]
             chosen = sorted(chosen, key=lambda f: digest(f"{name}/{f.name}"))[: self.package_rows]
