@@ -162,7 +162,7 @@ def test_a_server_s_settings_name_no_plugin(rule):
     ("text", "words"),
     [
         (RULE, "does not say which parts it holds; write at its end"),
-        (RULE + 'parts = {"strategy": {"half_mean": HalfMean}}', "unknown group 'strategy'; legal: attacks"),
+        (RULE + 'parts = {"strategy": {"half_mean": HalfMean}}', "unknown group 'strategy'; legal: amounts, attacks"),
         (RULE + 'parts = {"strategies": {"half mean": HalfMean}}', "is no name for a part"),
         (RULE + 'parts = {"strategies": {"half_mean": HalfMean()}}', "must be a class with @dataclass"),
         (RULE + 'parts = {"strategies": {"half_mean": dict}}', "must be a class with @dataclass"),

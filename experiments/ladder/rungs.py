@@ -85,7 +85,7 @@ def surface(data: Dataset) -> dict[str, Any]:
 
     inputs: list[Any] = [data.train.inputs, data.test.inputs]
     if data.kind == "text":
-        strengths = STRENGTHS[3:]
+        strengths: tuple[float, ...] = STRENGTHS[3:]
         forms: dict[str, Any] = {
             "words": TfidfVectorizer(sublinear_tf=True, min_df=2),
             "words and signs, and pairs": TfidfVectorizer(

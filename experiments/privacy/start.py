@@ -60,12 +60,12 @@ def main() -> None:
             noise = 0.0 if budget is None else noise_for(budget, given.delta, 1.0, 1)
             found = []
             for draw in range(given.draws if noise else 1):
-                key, total = RunKey(draw.to_bytes(32, "big")), Fold()
+                secret, total = RunKey(draw.to_bytes(32, "big")), Fold()
                 for client, own in enumerate(sums):
-                    total.add(mechanism.start_released(own, noise, key, (0, client)), 1.0)
+                    total.add(mechanism.start_released(own, noise, secret, (0, client)), 1.0)
                 state = head.solve(total.sums, test.shape[1], classes)
                 right = ((test @ state["head.weight"].T + state["head.bias"]).argmax(1) == truth).double()
-                by_class = [float(right[truth == label].mean()) for label in truth.unique()]
+                by_class = [float(right[truth == label].mean()) for label in torch.unique(truth)]
                 found.append((float(right.mean()), float(np.mean(by_class))))
             mean, deviation = np.mean(found, axis=0), np.std(found, axis=0)
             print(f"| {name} | {budget or 'none'} | {mean[0]:.3f} | {mean[1]:.3f} | {deviation[0]:.3f} |", flush=True)

@@ -52,4 +52,5 @@ def longest_noise(width: int) -> float:
 
 def hidden_classes(sums: Tensor, variance: float) -> Tensor:
     """Which classes' sums (classes, width) are no longer than noise of this variance makes them: a mask (classes,)."""
-    return sums.norm(dim=1) <= math.sqrt(variance) * longest_noise(sums.shape[1])
+    lengths: Tensor = sums.norm(dim=1)
+    return lengths <= math.sqrt(variance) * longest_noise(sums.shape[1])
