@@ -93,10 +93,8 @@ class BatchedExecutor(Executor):
             active = self._activate(len(rows))
             batch, real = self._batch(rows)
             self.dropout.clients = [(m, len(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)]
-            logits = self.model(batch)
-            if offsets is not None:
-                logits = (logits.unflatten(0, (active, -1)) + offsets[:active, None].to(logits)).flatten(0, 1)
-            row_losses = self.task.losses(logits, batch)
+            shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
+            row_losses = self.task.row_losses(self.model, batch, shifts)
             sums = (row_losses.sums * real).view(active, -1).sum(1)
             counts = (row_losses.counts * real).view(active, -1).sum(1)
             client_losses = sums / counts

@@ -213,7 +213,7 @@ class Executor(ABC):
         with torch.no_grad():
             for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
                 batch = {name: t.to(device) for name, t in self.examples.batch(rows[index]).items()}
-                losses = self.task.losses(self.model(batch), batch)
+                losses = self.task.row_losses(self.model, batch)
                 totals += Totals(*(float(x.double().sum()) for x in (losses.sums, losses.correct, losses.counts)))
         return totals
 

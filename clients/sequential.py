@@ -94,10 +94,7 @@ class SequentialExecutor(Executor):
         for rows in job.batches(lengths):
             self.dropout.clients = [(masks, len(rows), int(lengths[rows].max()))]
             batch = self.batch(rows)
-            logits = self.model(batch)
-            if job.offsets is not None:
-                logits = logits + job.offsets.to(logits)
-            row_losses = self.task.losses(logits, batch)
+            row_losses = self.task.row_losses(self.model, batch, job.offsets)
             loss = row_losses.sums.sum() / row_losses.counts.sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from fedpeft.data.tokens import token_rows
 from fedpeft.errors import DataError, ModelError
 from fedpeft.models.loading import Say, load_base, reads_ahead, reason, unheard
 from fedpeft.models.task import FederatedModel, RowLosses, Task
+from fedpeft.models.token_losses import OutputLayer, counted_labels, row_sums, token_losses
 
 
 def next_tokens(base: nn.Module, batch: Batch) -> Tensor:
@@ -30,6 +31,26 @@ class LanguageModel(FederatedModel):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
+        self._output: list[OutputLayer | None] = []  # in a list, or it would be a child twice; empty: not looked for
+
+    def row_losses(self, batch: Batch) -> RowLosses | None:
+        """Losses without the logits of all positions; None where the output layer is trained, or is none that
+        `OutputLayer` knows."""
+        if not self._output:
+            self._output = [OutputLayer.of(self.base)]
+        [output] = self._output
+        if output is None or not (output.plain or not torch.is_grad_enabled()):
+            return None
+        hidden, known = output.entered(lambda: next_tokens(self.base, batch))
+        if not known:
+            self._output = [None]
+            return None
+        hidden = hidden[:, -batch["input_ids"].shape[1] :][:, :-1]  # a prompt's positions stand before, uncounted
+        labels, counted = counted_labels(batch)
+        each, right = token_losses(hidden[counted], labels[counted], output.logits)
+        return RowLosses(
+            row_sums(each, counted), counted.sum(1).to(each.dtype), row_sums(right.to(each.dtype), counted)
+        )
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the next token, (B, T - 1, vocabulary), in at least fp32."""
@@ -105,11 +126,15 @@ class CausalLM(Task):
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Cross-entropy summed over a row's predicted tokens."""
-        labels = batch["labels"][:, 1:]
-        counted = labels != IGNORED
-        token_losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
+        labels, counted = counted_labels(batch)
+        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
         correct = ((logits.argmax(-1) == labels) & counted).sum(1)
-        return RowLosses(token_losses.sum(1), counted.sum(1).to(token_losses.dtype), correct.to(token_losses.dtype))
+        return RowLosses(each.view(labels.shape).sum(1), counted.sum(1).to(each.dtype), correct.to(each.dtype))
+
+    def row_losses(self, model: FederatedModel, batch: Batch, offsets: Tensor | None = None) -> RowLosses:
+        """The same; where the output layer is not trained, without the logits of all positions."""
+        found = model.row_losses(batch) if isinstance(model, LanguageModel) else None
+        return super().row_losses(model, batch, offsets) if found is None else found
 
 
 part = CausalLM
