@@ -8,7 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.aggregation.update import padded
-from fedpeft.data.examples import Examples, length_sorted_batches
+from fedpeft.data.examples import Batch, Examples, TokenRows, length_sorted_batches, padded_length
+from fedpeft.data.packing import Place, places, together
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized import QuantizedLinear, folded
 from fedpeft.models.task import FederatedModel, Task
@@ -173,6 +175,43 @@ class Executor(ABC):
     model: FederatedModel
     task: Task
     examples: Examples
+
+    def try_packing(self, jobs: Sequence[Job]) -> None:
+        """Find out whether the model `packs`, with what the first job trains in it; before there is any dropout."""
+        if jobs and "packs" not in self.__dict__:
+            self.load(jobs[0].received, jobs[0].form)
+            _ = self.packs
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether short rows of a step may share a sequence."""
+        return isinstance(self.examples, TokenRows) and self.examples.labels is None and self.task.packs(self.model)
+
+    def step_batch(self, rows: Sequence[np.ndarray]) -> tuple[Batch, Tensor, list[list[Place]]]:
+        """The batch of a step in which each client trains on its `rows`: equally many sequences each.
+
+        Short rows share sequences where that makes them fewer. Else a row is one, and who has fewer rows repeats its
+        first.
+
+        Returns:
+            The batch; which sequences count (sequences,); and per client where its rows lie, empty where they are not
+            packed.
+        """
+        device = next(self.model.parameters()).device
+        own = [self.examples.lengths[r] for r in rows]
+        tokens = padded_length(max(int(lengths.max()) for lengths in own))
+        bins = together(own, tokens) if self.packs else None
+        if bins is None:
+            most = max(len(r) for r in rows)
+            chosen = np.concatenate([np.concatenate([r, np.repeat(r[:1], most - len(r))]) for r in rows])
+            real = torch.from_numpy(np.concatenate([np.arange(most) < len(r) for r in rows]))
+            batch, lie = self.examples.batch(chosen), []
+        else:
+            sequences = [r[s].tolist() for r, client in zip(rows, bins, strict=True) for s in client]
+            batch = cast(TokenRows, self.examples).packed(sequences, tokens)
+            real = torch.ones(len(sequences), dtype=torch.bool)
+            lie = [places(client, lengths) for client, lengths in zip(bins, own, strict=True)]
+        return {name: t.to(device) for name, t in batch.items()}, real.to(device), lie
 
     @abstractmethod
     def load(self, state: State, form: ClientForm | None = None) -> None:

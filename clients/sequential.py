@@ -36,6 +36,7 @@ class SequentialExecutor(Executor):
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """One client at a time."""
+        self.try_packing(jobs)
         for job in jobs:
             yield self._train(job)
 
@@ -79,7 +80,7 @@ class SequentialExecutor(Executor):
             optimizer.step()
             warmup.step()
             losses.append(loss)
-        self.dropout.clients = []
+        self.dropout.clients, self.dropout.places = [], []
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         trained = {name: leading(p.detach(), job.received[name]) for name, p in chosen.items()}
@@ -93,9 +94,9 @@ class SequentialExecutor(Executor):
         lengths = self.examples.lengths
         for rows in job.batches(lengths):
             self.dropout.clients = [(masks, len(rows), int(lengths[rows].max()))]
-            batch = self.batch(rows)
+            batch, _, self.dropout.places = self.step_batch([rows])
             row_losses = self.task.row_losses(self.model, batch, job.offsets)
-            loss = row_losses.sums.sum() / row_losses.counts.sum()
+            loss = row_losses.sums.sum() / row_losses.counts.sum().clamp(min=1)  # rows of one token predict nothing
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             yield loss.detach()

@@ -72,6 +72,10 @@ class Task(ABC):
         logits = model(batch)
         return self.losses(logits if offsets is None else logits + offsets.to(logits), batch)
 
+    def packs(self, model: FederatedModel) -> bool:
+        """Whether rows may lie one behind the other in a sequence: `model`, tried on two, does not mix them."""
+        return False
+
 
 class FederatedModel(nn.Module):
     """A base model (perhaps with an adapter in it) and, for classification, a head; maps a batch to logits."""

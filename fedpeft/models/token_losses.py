@@ -29,6 +29,11 @@ AGREEMENT = {torch.bfloat16: 0.05}
 """Largest difference, relative to the largest logit, that a model's own logits may show to those made here."""
 
 
+def language_model(base: nn.Module) -> nn.Module | None:
+    """The language model in `base`, which adapters may be wrapped around; None where there is none."""
+    return next((m for m in base.modules() if hasattr(m, "get_output_embeddings") and hasattr(m, "config")), None)
+
+
 @dataclass(frozen=True)
 class OutputLayer:
     """The output layer of a causal language model, and what the model does to its logits.
@@ -46,7 +51,7 @@ class OutputLayer:
     @classmethod
     def of(cls, base: nn.Module) -> OutputLayer | None:
         """That of the language model in `base`, which adapters may be wrapped around; None where it has none."""
-        model: Any = next((m for m in base.modules() if hasattr(m, "get_output_embeddings")), None)
+        model: Any = language_model(base)
         layer = model and model.get_output_embeddings()
         if not isinstance(layer, nn.Module):
             return None

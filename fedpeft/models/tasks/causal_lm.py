@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpeft.data.examples import IGNORED, Batch, Examples
+from fedpeft.data.examples import IGNORED, Batch, Examples, made_up
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import token_rows
 from fedpeft.errors import DataError, ModelError
 from fedpeft.models.loading import Say, load_base, reads_ahead, reason, unheard
 from fedpeft.models.task import FederatedModel, RowLosses, Task
-from fedpeft.models.token_losses import OutputLayer, counted_labels, row_sums, token_losses
+from fedpeft.models.token_losses import (
+    AGREEMENT,
+    OutputLayer,
+    counted_labels,
+    language_model,
+    row_sums,
+    token_losses,
+)
 
 
 def next_tokens(base: nn.Module, batch: Batch) -> Tensor:
     """What a base says of the token behind each, (B, T, vocabulary)."""
-    logits: Tensor = base(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    given = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    logits: Tensor = base(**given, use_cache=False).logits
     return logits
 
 
@@ -135,6 +144,29 @@ class CausalLM(Task):
         """The same; where the output layer is not trained, without the logits of all positions."""
         found = model.row_losses(batch) if isinstance(model, LanguageModel) else None
         return super().row_losses(model, batch, offsets) if found is None else found
+
+    def packs(self, model: FederatedModel) -> bool:
+        """Two made-up rows give the same logits in a sequence as in two."""
+        inner: Any = language_model(model.base)
+        device = next(model.parameters()).device
+        rows = made_up(inner.config, 2, torch.Generator().manual_seed(0))["input_ids"].to(device)
+        long, short = rows.shape[1], rows.shape[1] // 2
+        mask = torch.ones_like(rows)
+        mask[1, short:] = 0
+        positions = torch.arange(long, device=device)
+        one = {
+            "input_ids": torch.cat([rows[0], rows[1, :short]])[None],
+            "position_ids": torch.cat([positions, positions[:short]])[None],
+        }
+        try:
+            with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+                apart = next_tokens(model.base, {"input_ids": rows, "attention_mask": mask})[:, -long:]
+                both = next_tokens(model.base, one)[0, -long - short :]
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            return False
+        expected = torch.cat([apart[0], apart[1, :short]])
+        off, largest = (both - expected).abs().max(), expected.abs().max()
+        return bool(off <= AGREEMENT.get(expected.dtype, 1e-4) * largest)
 
 
 part = CausalLM
