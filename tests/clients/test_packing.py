@@ -30,7 +30,7 @@ def made_rows(vocabulary, targets=False) -> TokenRows:
     rows = [random.integers(4, vocabulary, size=n).tolist() for n in LENGTHS]
     counted = [(random.random(n) < 0.6).tolist() for n in LENGTHS] if targets else None
     if counted:
-        counted = [c[:-1] + [True] for c in counted]
+        counted = [[*c[:-1], True] for c in counted]
     return rows_of(rows, 0, None, counted)
 
 
