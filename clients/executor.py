@@ -92,6 +92,8 @@ class Job:
         corrections: of the client's drift.
         offsets: added to the logits, (classes,) (`fedpeft.clients.label_shift`); None: nothing is.
         privacy: how its rows are protected; None: not at all.
+        walked: steps that the client has made in earlier rounds, after which this one continues; None: each round
+            draws its rows anew.
     """
 
     client: int
@@ -106,6 +108,7 @@ class Job:
     corrections: tuple[Acting, ...] = ()
     offsets: Tensor | None = None
     privacy: RowPrivacy | None = None
+    walked: int | None = None
 
     def pulls(self, parameters: Mapping[str, Tensor]) -> list[Pull]:
         """What its corrections add to the gradients of `parameters`, which hold what was received; in order."""
@@ -123,19 +126,43 @@ class Job:
 
         Batches are near-uniform in length. The last batch of a pass may be smaller.
         """
-        random = seeds.generator(self.seed, "batches", self.round, self.client)
-        size = self.training.batch_size
         steps = self.training.steps_for(len(self.rows))
+        if self.walked is not None:
+            return self._walk(lengths, self.walked, self.walked + steps)
+        random = seeds.generator(self.seed, "batches", self.round, self.client)
         batches: list[np.ndarray] = []
         while len(batches) < steps:
-            order = self.rows[random.permutation(len(self.rows))]
-            one_pass: list[np.ndarray] = []
-            for start in range(0, len(order), size * WINDOW):
-                window = order[start : start + size * WINDOW]
-                window = window[np.argsort(-lengths[window], kind="stable")]
-                one_pass += [window[i : i + size] for i in range(0, len(window), size)]
-            batches += [one_pass[i] for i in random.permutation(len(one_pass))]
+            batches += self._pass(random, lengths)
         return batches[:steps]
+
+    def _walk(self, lengths: np.ndarray, start: int, end: int) -> list[np.ndarray]:
+        """The batches of the steps `start` to `end` of an endless walk: pass after pass, each in an order of its own,
+        whatever rounds they fall into."""
+        of_a_pass = -(-len(self.rows) // self.training.batch_size)
+        first, last = start // of_a_pass, max(0, end - 1) // of_a_pass
+        batches: list[np.ndarray] = []
+        for number in range(first, last + 1):
+            batches += self._pass(seeds.generator(self.seed, "walk", number, self.client), lengths)
+        return batches[start - first * of_a_pass : end - first * of_a_pass]
+
+    def _pass(self, random: np.random.Generator, lengths: np.ndarray) -> list[np.ndarray]:
+        """All rows once."""
+        size = self.training.batch_size
+        order = self.rows[random.permutation(len(self.rows))]
+        one_pass: list[np.ndarray] = []
+        for start in range(0, len(order), size * WINDOW):
+            window = order[start : start + size * WINDOW]
+            window = window[np.argsort(-lengths[window], kind="stable")]
+            one_pass += [window[i : i + size] for i in range(0, len(window), size)]
+        return [one_pass[i] for i in random.permutation(len(one_pass))]
+
+    def used(self, lengths: np.ndarray) -> int:
+        """Distinct rows of a walk, the steps of this round included; 0 where each round draws its rows anew."""
+        if self.walked is None:
+            return 0
+        steps = self.walked + self.training.steps_for(len(self.rows))
+        walked = self._walk(lengths, 0, min(steps, -(-len(self.rows) // self.training.batch_size)))
+        return sum(map(len, walked))
 
 
 def held(parameter: Tensor, like: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ class LocalTraining:
     batch_size: int = setting(8, "rows per step", low=1)
     epochs: float = setting(1.0, "passes over the client's rows; a fraction trains on a part", above=0)
     steps: int = setting(0, "optimizer steps; 0: as many as `epochs` needs", low=0)
+    walk: bool = setting(
+        True, "with `steps`: each round continues where the client's last one stopped, and all rows have their turn"
+    )
     learning_rate: float = setting(1e-3, "of AdamW or SGD", above=0)
     head_rate: float = setting(1.0, "learning rate of the head, relative to the adapter's", low=0)
     weight_decay: float = setting(0.0, "decoupled, of AdamW", low=0)
@@ -36,6 +39,11 @@ class LocalTraining:
     def rate(self, name: str, learning_rate: float) -> float:
         """The learning rate of one tensor."""
         return learning_rate * self.head_rate if name.startswith("head.") else learning_rate
+
+    @property
+    def walks(self) -> bool:
+        """Whether a client has to know how many steps it has made before."""
+        return self.walk and self.steps > 0
 
     def steps_for(self, rows: int) -> int:
         """Local steps of a round on a shard of `rows` rows."""

@@ -40,7 +40,7 @@ from fedpeft.run.folder import (
 )
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import Records
-from fedpeft.run.summary import calibration_of, costs, show
+from fedpeft.run.summary import calibration_of, costs, distinct_rows, show
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
         **calibration_of(score),
         "forgetting": lost.as_dict() if lost else None,
         **costs(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
+        "distinct_rows": None if simulation.protection else distinct_rows(records.read("clients.jsonl")),
         **attacked,
         "partition": simulation.statistics.as_dict(),
     }
