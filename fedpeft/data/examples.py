@@ -57,6 +57,7 @@ class TokenRows:
         labels: int64 (rows,); None for language modelling.
         padding_id: fills the end of shorter rows.
         targets: bool (total,), which tokens count in a language model's loss; None: all but the first of a row.
+        cut: rows whose end was cut off, where it was counted: of language models.
     """
 
     ids: np.ndarray
@@ -64,6 +65,7 @@ class TokenRows:
     labels: np.ndarray | None
     padding_id: int
     targets: np.ndarray | None = None
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

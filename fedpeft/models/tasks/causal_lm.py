@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -113,7 +114,10 @@ class CausalLM(Task):
         """Token ids; no labels but the tokens themselves."""
         if not isinstance(rows.inputs, list | tuple):
             raise DataError("causal language modelling needs text rows; this data set holds images")
-        return token_rows(rows.inputs, None, model_directory, max_tokens)
+        cut = token_rows(rows.inputs, None, model_directory, max_tokens)
+        full = [rows.inputs[i] for i in np.flatnonzero(cut.lengths == max_tokens)]
+        whole = token_rows(full, None, model_directory, max_tokens + 1)
+        return replace(cut, cut=int((whole.lengths > max_tokens).sum()))
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
         """The language model with its output layer.
