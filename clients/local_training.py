@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -35,6 +36,8 @@ class LocalTraining:
         low=0,
     )
     max_norm: float = setting(0.0, "clip the gradient of a step to this norm; 0: no clipping", low=0)
+    rows_per_pass: int = setting(0, "of a step, with their gradients added up: less memory; 0: all in one pass", low=0)
+    checkpointing: bool = setting(False, "blocks are computed again on the way back: less memory, a third more time")
 
     def rate(self, name: str, learning_rate: float) -> float:
         """The learning rate of one tensor."""
@@ -48,6 +51,11 @@ class LocalTraining:
     def steps_for(self, rows: int) -> int:
         """Local steps of a round on a shard of `rows` rows."""
         return self.steps or max(1, round(self.epochs * -(-rows // self.batch_size)))
+
+    def passes(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The rows of a step (n,), pass by pass."""
+        size = self.rows_per_pass or len(rows)
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def full_steps(self, steps: int) -> float:
         """How many steps at the full rate a round's first `steps` are worth: less than that under warm-up."""

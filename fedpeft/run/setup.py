@@ -338,7 +338,8 @@ def local_training(config: RunConfig) -> LocalTraining:
         ConfigError: unknown optimizer or setting.
     """
     spec = parse_spec(config.optimizer)
-    allowed = {"adamw": ("weight_decay", "warmup", "max_norm"), "sgd": ("warmup", "max_norm")}
+    both = ("warmup", "max_norm", "rows_per_pass", "checkpointing")
+    allowed = {"adamw": ("weight_decay", *both), "sgd": both}
     if spec.name not in allowed:
         raise ConfigError(f"unknown local optimizer {spec.name!r}; legal: adamw, sgd")
     for name in spec.settings:

@@ -208,7 +208,7 @@ def test_a_run_on_prompts_counts_what_is_cut_and_answers_in_its_template(columns
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["task"] == "instruction"
     from fedpeft.predict import main as predict
 
-    assert predict([str(tmp_path / "run"), "--new-tokens=2", " ".join(WORDS[:3])]) == 0
+    assert predict([str(tmp_path / "run"), " ".join(WORDS[:3]), "--new-tokens=2"]) == 0
 
 
 def test_cut_rows_are_counted_in_plain_text_too(plain_model):
