@@ -188,7 +188,7 @@ class ClientSide:
         shapes = {name: layout.shapes[name] for name in trained - private}
         server_states = self.drift.decode(instruction.correction, shapes)
         state: State | None = None
-        training = replace(plan.training, steps=instruction.steps) if instruction.steps else plan.training
+        training = plan.training.of_steps(instruction.steps) if instruction.steps else plan.training
         walks = training.walks and not (self.privacy is not None and self.privacy.per_example)  # which draws its rows
         keeps = bool(private or self.drift.keeps or self.uplink.remembers or not self.downlink.lossless or walks)
         if keeps:

@@ -190,7 +190,7 @@ class Workbench:
         if plan.depth:
             base = above(base, plan.depth)
             rows = self._relabelled(HiddenRows(self.store(plan.data_key, plan.depth)))
-        if plan.training.checkpointing:
+        if plan.training.optimizer.checkpointing:
             checkpoint_blocks(base)
         model: FederatedModel = self.task.model(base, plan.classes)
         if plan.executor == "batched":

@@ -9,7 +9,9 @@ import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Job
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -53,8 +55,8 @@ def executors(spec, dtype="fp64", rows=None, clients=3):
     return made, layout, start
 
 
-def jobs(layout, start, **training):
-    local = LocalTraining(**{"batch_size": 4, "optimizer": "sgd", "epochs": 2.0, **training})
+def jobs(layout, start, work="epochs(2.0)", optimizer="sgd(head_rate=1.0)"):
+    local = LocalTraining(4, LOCAL_WORK.build(work), optimizer=LOCAL_OPTIMIZERS.build(optimizer))
     shards = [np.arange(0, 6), np.arange(6, 11), np.arange(11, 12)]
     return [
         Job(client, 1, 7, rows, {n: t.clone() for n, t in start.items()}, frozenset(layout.names), local, 0.05)
@@ -102,7 +104,7 @@ def test_packed_rows_train_as_rows_apart(spec):
 
 def test_in_fp32_losses_are_equal_to_1e_5():
     made, layout, start = executors("lora(rank=2, layers=0)", "fp32")
-    work = jobs(layout, start, epochs=1.0)
+    work = jobs(layout, start, work="epochs(1.0)")
     for executor in made:
         both, each = (trained(executor, work, packs) for packs in (True, False))
         assert [t.loss for t in both] == pytest.approx([t.loss for t in each], rel=1e-5)

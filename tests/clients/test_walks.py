@@ -10,6 +10,7 @@ import pytest
 import torch
 from fedpeft.clients.executor import Job
 from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.local_work import LOCAL_WORK
 from safetensors.torch import load_file
 
 from fedpeft.communication.messages import Report
@@ -22,7 +23,7 @@ LENGTHS = np.random.default_rng(0).integers(2, 60, size=200)
 
 
 def job(rows=23, steps=3, size=4, round=1, walked: int | None = 0, client=5, seed=7):
-    local = LocalTraining(batch_size=size, steps=steps)
+    local = LocalTraining(size, LOCAL_WORK.build(f"steps({steps})"))
     own = np.arange(100, 100 + rows)
     return Job(client, round, seed, own, {}, frozenset(), local, 0.1, walked=walked)
 
@@ -62,10 +63,13 @@ def test_distinct_rows_are_counted():
 
 def test_passes_draw_as_they_always_did():
     """The rows of a round that is a number of passes: kept, so that such runs stay what they were, bit for bit."""
-    one = replace(job(walked=None), training=LocalTraining(batch_size=4, epochs=1.0))
+    one = replace(job(walked=None), training=LocalTraining(4, LOCAL_WORK.build("epochs(1.0)")))
     assert [b.tolist() for b in one.batches(LENGTHS)] == KEPT
     assert not one.training.walks
-    assert not LocalTraining(steps=3, walk=False).walks
+    still = LocalTraining(4, LOCAL_WORK.build("steps(count=3, walk=False)"))
+    assert not still.walks
+    assert not still.of_steps(5).walks
+    assert one.training.of_steps(5).walks
 
 
 KEPT = [
@@ -73,8 +77,8 @@ KEPT = [
     [106, 107, 119], [113, 100, 121, 109], [122, 114, 105, 112],
 ]  # fmt: skip
 
-RUN = ["--dataset=tiny", "--clients=4", "--cohort=2", "--rounds=6", "--workers=1", "--local-steps=2", "--seed=1",
-       "--peft=lora(rank=2, layers=1)", "--dtype=fp32", "--head=zero", "--evaluate-every=100"]  # fmt: skip
+RUN = ["--dataset=tiny", "--clients=4", "--cohort=2", "--rounds=6", "--workers=1", "--local-work=steps(2)", "--seed=1",
+       "--peft=lora(rank=2, layers=1)", "--dtype=fp32", "--head=zero", "--measure=validation(every=100)"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,7 @@ def test_a_walk_survives_an_interruption(finished, tmp_path, monkeypatch):
 
 
 def test_real_clients_walk_too(federation):
-    made = federation(dataset="tiny", rounds=3, local_steps=2, cohort="all")
+    made = federation(dataset="tiny", rounds=3, local_work="steps(2)", cohort="all")
     made.run()
     grid = made.server.direct
     used = [report.used for report in grid.reports if report.client == 0 and report.round]
@@ -150,7 +154,7 @@ def test_under_dp_sgd_rows_join_by_chance_and_nobody_counts_them(tmp_path):
 
 
 def test_passes_leave_nothing_with_clients(tmp_path):
-    words = [word for word in RUN if "local-steps" not in word]
+    words = [word for word in RUN if "local-work" not in word]
     assert main([*words, "--rounds=1", "--output", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["distinct_rows"] is None
     assert not list((tmp_path / "run" / "clients").rglob("*.safetensors"))

@@ -200,7 +200,7 @@ def test_a_run_on_prompts_counts_what_is_cut_and_answers_in_its_template(columns
     own = template(tmp_path, "{{ instruction }}{% if input %} {{ input }}{% endif %}")
     words = ["--dataset", f"file(path={str(file)!r}, template={str(own)!r})", "--model=tiny_lm", "--clients=3"]
     words += ["--cohort=3", "--rounds=1", "--workers=1", "--partition=iid", "--dtype=fp32", "--tokens=32"]
-    words += ["--local-steps=1", "--peft=lora(rank=2)", "--output", str(tmp_path / "run")]
+    words += ["--local-work=steps(1)", "--peft=lora(rank=2)", "--output", str(tmp_path / "run")]
     assert main(words) == 0
     said = " ".join(capsys.readouterr().out.split())
     long = sum(len(json.loads(row)["answer"].split()) == 60 for row in load_dataset(words[1]).train.inputs)
