@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,8 +33,8 @@ class Settings:
     """share of the tokens that count in the loss, at the end of each row"""
     repeats: int = 3
     """timed steps of each way, interleaved"""
-    side: str = ""
-    """of one process, which prints its peak: all logits, chunks, rows apart or rows packed"""
+    only: str = ""
+    """only the ways whose name contains this text"""
     output: Path | None = None
     """a .jsonl file that a line per way is added to"""
 
@@ -57,7 +55,7 @@ def steps(settings: Settings) -> dict[str, Step]:
     from fedpeft.data.packing import together
     from fedpeft.data.tokens import rows_of
     from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import DTYPES, trainable
+    from fedpeft.models.task import DTYPES, RowLosses, trainable
     from fedpeft.models.tasks.causal_lm import CausalLM
     from fedpeft.models.token_losses import OutputLayer, token_losses
     from fedpeft.peft.family import PEFT_METHODS
@@ -86,14 +84,12 @@ def steps(settings: Settings) -> dict[str, Step]:
         loss.backward()
         for parameter in parameters:
             parameter.grad = None
-        return float(loss)
+        return float(loss.detach())
 
     def whole(batch: Any) -> Any:
         """As before: the logits of all positions, in fp32, and their likeliest."""
         logits, labels = model(batch), batch["labels"][:, 1:]
         sums = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED).sum(1)
-        from fedpeft.models.task import RowLosses
-
         return RowLosses(sums, (labels != IGNORED).sum(1), ((logits.argmax(-1) == labels) & (labels != IGNORED)).sum(1))
 
     def chunks(batch: Any) -> Any:
@@ -108,7 +104,7 @@ def steps(settings: Settings) -> dict[str, Step]:
         entering = hidden.clone().requires_grad_(True)
         loss = losses_of(entering)
         loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
+        return float(loss.detach())
 
     def whole_output(h: Tensor) -> Tensor:
         logits = output.logits(h)
@@ -129,47 +125,35 @@ def steps(settings: Settings) -> dict[str, Step]:
     }
 
 
-def peak(settings: Settings) -> float:
-    """MB by which one step's peak exceeds what the loaded model takes, in this process."""
-    chosen = steps(settings)[settings.side]
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # the peak counts from here
-    before = _status("VmRSS")
-    chosen()
-    return (_status("VmHWM") - before) / 1e3
+def measured(step: Step) -> tuple[float, float, float]:
+    """Loss, CPU seconds of this thread, and MB by which the step's peak exceeds what was resident before it."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    before, started = _status("VmRSS"), time.thread_time()
+    loss = step()
+    return loss, time.thread_time() - started, (_status("VmHWM") - before) / 1e3
 
 
 def _status(name: str) -> int:
     """Kilobytes, of /proc/self/status."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith(name)).split()[1])
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def main(settings: Settings) -> int:
     """Measure and print."""
-    if settings.side:
-        print(peak(settings))
-        return 0
     console = Console()
-    made = steps(settings)
-    losses = {name: step() for name, step in made.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in made}
+    made = {name: step for name, step in steps(settings).items() if settings.only in name}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in made}
     for _ in range(settings.repeats):
         for name, step in made.items():
-            started = time.thread_time()
-            step()
-            seconds[name].append(time.thread_time() - started)
-    del made
-    shown = Table("way", "CPU seconds (least)", "MB above the loaded model", "loss")
-    for name, found in seconds.items():
-        words = [f"--{key}={value}" for key, value in asdict(settings).items() if key not in ("side", "output")]
-        command = [sys.executable, "-m", "experiments.language_speed", *words, f"--side={name}"]
-        memory = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-        shown.add_row(name, f"{min(found):.2f}", f"{memory:,.0f}", f"{losses[name]:.6f}")
-        line = {"way": name, "seconds": min(found), "memory_mb": memory, "loss": losses[name], "of": asdict(settings)}
+            found[name].append(measured(step))
+            loss, seconds, memory = found[name][-1]
+            console.print(f"{name}: {seconds:.2f} s, {memory:,.0f} MB, loss {loss:.6f}", highlight=False)
+    shown = Table("way", "CPU seconds (least)", "MB above the loaded model (least)", "loss")
+    for name, each in found.items():
+        (loss, *_), seconds, memory = each[0], min(s for _, s, _ in each), min(m for *_, m in each)
+        shown.add_row(name, f"{seconds:.2f}", f"{memory:,.0f}", f"{loss:.6f}")
+        line = {"way": name, "seconds": seconds, "memory_mb": memory, "loss": loss, "of": asdict(settings)}
         if settings.output is not None:
             with open(settings.output, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line, default=str) + "\n")
