@@ -19,7 +19,7 @@ from fedpeft.clients.executor import Executor, Job, Trained, held, leading
 from torch import Tensor, nn
 
 from fedpeft.aggregation.update import padded
-from fedpeft.data.examples import Batch, Examples
+from fedpeft.data.examples import Examples
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.task import FederatedModel, Task, trainable
 from fedpeft.peft.adapter import ClientForm, Layout, State
@@ -67,6 +67,7 @@ class BatchedExecutor(Executor):
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """Groups of `clients` jobs with similar numbers of steps; results in the order of the jobs."""
+        self.try_packing(jobs)
         plans = [job.batches(self.examples.lengths) for job in jobs]
         order = sorted(range(len(jobs)), key=lambda j: -len(plans[j]))
         results: dict[int, Trained] = {}
@@ -92,15 +93,13 @@ class BatchedExecutor(Executor):
         for step in range(len(plans[0])):
             rows = [plan[step] for plan in plans if len(plan) > step]
             active = self._activate(len(rows))
-            batch, real = self._batch(rows)
+            batch, real, self.dropout.places = self.step_batch(rows)
             self.dropout.clients = [(m, len(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)]
-            logits = self.model(batch)
-            if offsets is not None:
-                logits = (logits.unflatten(0, (active, -1)) + offsets[:active, None].to(logits)).flatten(0, 1)
-            row_losses = self.task.losses(logits, batch)
+            shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
+            row_losses = self.task.row_losses(self.model, batch, shifts)
             sums = (row_losses.sums * real).view(active, -1).sum(1)
             counts = (row_losses.counts * real).view(active, -1).sum(1)
-            client_losses = sums / counts
+            client_losses = sums / counts.clamp(min=1)  # rows of one token predict nothing
             optimizer.zero_grad(set_to_none=True)
             client_losses.sum().backward()  # type: ignore[no-untyped-call]
             for k in range(active):
@@ -115,7 +114,7 @@ class BatchedExecutor(Executor):
                 losses[k].append(loss)
                 if len(plans[k]) == step + 1:
                     trained[k] = {n: leading(p.detach()[k], jobs[k].received[n]) for n, p in chosen.items()}
-        self.dropout.clients = []
+        self.dropout.clients, self.dropout.places = [], []
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         return [
@@ -154,15 +153,6 @@ class BatchedExecutor(Executor):
     def _scale(self, forms: Sequence[ClientForm | None]) -> None:
         for layer in self.stacks:
             layer.set_forms(forms)
-
-    def _batch(self, rows: list[np.ndarray]) -> tuple[Batch, Tensor]:
-        """The clients' batches as one of K * b rows; who has fewer repeats its first row, which the mask marks 0."""
-        most = max(len(r) for r in rows)
-        padded = np.concatenate([np.concatenate([r, np.repeat(r[:1], most - len(r))]) for r in rows])
-        real = np.concatenate([np.arange(most) < len(r) for r in rows])
-        device = next(iter(self.parameters.values())).device
-        batch = {name: t.to(device) for name, t in self.examples.batch(padded).items()}
-        return batch, torch.from_numpy(real).to(device)
 
 
 def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Sequence[Pull]) -> None:

@@ -27,6 +27,8 @@ class LocalOptimizer(ABC):
         low=0,
     )
     max_norm: float = setting(0.0, "clip the gradient of a step to this norm; 0: no clipping", low=0)
+    rows_per_pass: int = setting(0, "of a step, with their gradients added up: less memory; 0: all in one pass", low=0)
+    checkpointing: bool = setting(False, "blocks are computed again on the way back: less memory, a third more time")
     head_rate: float = setting(0.1, "learning rate of the head, relative to the adapter's; 0 keeps it", low=0)
     schedule: str = setting("linear", "learning rate over rounds", choices=("constant", "linear", "cosine"))
 

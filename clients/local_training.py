@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS, LocalOptimizer
 from fedpeft.clients.local_work import LOCAL_WORK, LocalWork
@@ -25,13 +26,24 @@ class LocalTraining:
     learning_rate: float = 1e-3
     optimizer: LocalOptimizer = field(default_factory=lambda: LOCAL_OPTIMIZERS.build("adamw"))
 
+    @property
+    def walks(self) -> bool:
+        """Whether a client has to know how many steps it has made before."""
+        return self.work.walks
+
     def steps_for(self, rows: int) -> int:
         """Local steps of a round on a shard of `rows` rows."""
         return self.work.steps_for(rows, self.batch_size)
 
+    def pieces(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The rows of a step (n,), pass by pass."""
+        size = self.optimizer.rows_per_pass or len(rows)
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
+
     def of_steps(self, count: int) -> LocalTraining:
         """The same, with `count` steps."""
-        return replace(self, work=LOCAL_WORK.build(f"steps({count})"))
+        walk = getattr(self.work, "walk", True)
+        return replace(self, work=LOCAL_WORK.build(f"steps(count={count}, walk={walk})"))
 
     def passes(self, count: float) -> LocalTraining:
         """The same, with `count` passes over the rows."""

@@ -46,6 +46,7 @@ class SequentialExecutor(Executor):
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """One client at a time."""
+        self.try_packing(jobs)
         for job in jobs:
             yield self._train(job)
 
@@ -90,7 +91,7 @@ class SequentialExecutor(Executor):
             optimizer.step()
             warmup.step()
             losses.append(loss)
-        self.dropout.clients = []
+        self.dropout.clients, self.dropout.places = [], []
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         trained = {name: leading(p.detach(), job.received[name]) for name, p in chosen.items()}
@@ -103,16 +104,23 @@ class SequentialExecutor(Executor):
         masks = job.dropout_generator()
         lengths = self.examples.lengths
         for rows in job.batches(lengths):
-            self.dropout.clients = [(masks, len(rows), int(lengths[rows].max()))]
-            batch = self.batch(rows)
-            logits = self.model(batch)
-            if job.offsets is not None:
-                logits = logits + job.offsets.to(logits)
-            row_losses = self.task.losses(logits, batch)
-            loss = row_losses.sums.sum() / row_losses.counts.sum()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            yield loss.detach()
+            parts = job.training.pieces(rows)
+            sums = counts = torch.zeros((), device=self.device)
+            for part in parts:
+                self.dropout.clients = [(masks, len(part), int(lengths[part].max()))]
+                batch, _, self.dropout.places = self.step_batch([part])
+                losses = self.task.row_losses(self.model, batch, job.offsets)
+                counts = counts + losses.counts.sum()
+                own = losses.sums.sum()
+                sums = sums + own.detach()
+                # Of one pass the mean is known; of several their sum is divided when the last one is in.
+                (own if len(parts) > 1 else own / counts.clamp(min=1)).backward()  # type: ignore[no-untyped-call]
+            counts = counts.clamp(min=1)  # rows of one token predict nothing
+            for parameter in chosen.values() if len(parts) > 1 else ():
+                if parameter.grad is not None:
+                    parameter.grad.div_(counts)
+            yield sums / counts
 
     def batch(self, rows: object) -> Batch:
         """A padded batch on the model's device."""

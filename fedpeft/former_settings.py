@@ -57,7 +57,9 @@ def _drift(s: Settings) -> str:
 
 
 def _local_work(s: Settings) -> str:
-    return f"steps({s['local_steps']})" if s["local_steps"] else f"epochs({float(s['local_epochs'])!r})"
+    if not s["local_steps"]:
+        return f"epochs({float(s['local_epochs'])!r})"
+    return f"steps(count={s['local_steps']}, walk=False)"  # each round drew its rows anew
 
 
 def _optimizer(s: Settings) -> str:

@@ -41,7 +41,7 @@ from fedpeft.run.folder import (
 )
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import Records
-from fedpeft.run.summary import calibration_of, costs, show
+from fedpeft.run.summary import calibration_of, costs, distinct_rows, show
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
         **calibration_of(score),
         "forgetting": lost.as_dict() if lost else None,
         **costs(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
+        "distinct_rows": None if simulation.protection else distinct_rows(records.read("clients.jsonl")),
         **attacked,
         "partition": simulation.statistics.as_dict(),
     }
@@ -241,7 +242,7 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
     observer.say(f"[bold]data[/]    {simulation.rows.dataset.name}: {simulation.statistics}")
     observer.say(model_line(setup))
-    for note in setup.notes:
+    for note in (*setup.notes, *setup.cut_rows(simulation.workers.work.data_key)):
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(

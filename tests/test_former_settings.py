@@ -70,7 +70,7 @@ def test_no_name_of_before_is_one_of_today_and_every_new_one_is():
     [
         (["--proximal", "0.01"], '--proximal is now --drift "fedprox(mu=0.01)"'),
         (["--proximal=0.01", "--scaffold"], '--proximal and --scaffold are now --drift "fedprox(mu=0.01) + scaffold"'),
-        (["--local-steps", "10"], '--local-steps is now --local-work "steps(10)"'),
+        (["--local-steps", "10"], '--local-steps is now --local-work "steps(count=10, walk=False)"'),
         (["--optimizer", "sgd", "--head-rate", "0.5"], '--head-rate is now --optimizer "sgd(head_rate=0.5)"'),
         (["--profiles", "p.toml"], '--profiles is now --clients "p.toml"'),
         (["--privacy", "dp_sgd(epsilon=8)",
@@ -94,7 +94,7 @@ def test_todays_flags_are_none_of_before():
 @pytest.mark.parametrize("command", [simulate, serve])
 def test_both_commands_say_it(command, capsys):
     assert command(["--local-steps", "10"]) == 2
-    assert 'now --local-work "steps(10)"' in capsys.readouterr().err.replace("\n", " ")
+    assert 'now --local-work "steps(count=10, walk=False)"' in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_an_old_key_is_one_sentence_in_files_and_in_python(tmp_path):
@@ -107,7 +107,8 @@ def test_an_old_key_is_one_sentence_in_files_and_in_python(tmp_path):
 def test_the_file_of_a_run_of_before_is_read_as_it_was_meant(tmp_path):
     settings = {**former_settings.DEFAULTS, "dataset": "tiny", "local_steps": 3, "optimizer": "adamw"}
     (tmp_path / "config.toml").write_text(tomli_w.dumps(settings))
-    assert read_config(tmp_path / "config.toml") == RunConfig(dataset="tiny", local_work="steps(3)", optimizer="adamw")
+    meant = RunConfig(dataset="tiny", local_work="steps(count=3, walk=False)", optimizer="adamw")
+    assert read_config(tmp_path / "config.toml") == meant
 
 
 def test_studies_and_results_are_rewritten_once():
@@ -122,13 +123,14 @@ method = [
 """
     made = rewritten_study(study)
     assert 'measure = "validation(every=4, keep=last)"' in made
-    assert '{label = "one", local_work = "steps(2)", rounds = 3, optimizer = "adamw(warmup=8, head_rate=1.0)"}' in made
-    assert '{label = "two", optimizer = "sgd(head_rate=1.0)", local_work = "steps(4)", rounds = 3}' in made
+    one, two = (f'local_work = "steps(count={n}, walk=False)", rounds = 3' for n in (2, 4))
+    assert f'{{label = "one", {one}, optimizer = "adamw(warmup=8, head_rate=1.0)"}}' in made
+    assert f'{{label = "two", optimizer = "sgd(head_rate=1.0)", {two}}}' in made
     assert "head_rate = " not in made
     assert rewritten_study(made) == made
     lines = '{"config": {"local_steps": 2}, "loss": 0.25}\n{"rate": 1}\n{"cut'
     once = rewritten_results(lines)
-    assert '"local_work": "steps(2)"' in once
+    assert '"local_work": "steps(count=2, walk=False)"' in once
     assert '"keep=last' not in once
     assert "validation(every=4, keep=last)" in once, "before there was a safeguard, the last state was the result"
     assert once.endswith('"loss": 0.25}\n{"rate": 1}\n{"cut')

@@ -131,7 +131,7 @@ def test_flags_that_are_gone_are_said_by_others():
         ({"clients": 6, "profiles": "p.toml"}, {"clients": "p.toml"}),
         ({"strategy": "krum(selected=2)", "weighting": "rows"}, {"strategy": "krum(selected=2, weighting=rows)"}),
         ({"weighting": "rows"}, {"strategy": "fedit(weighting=rows)"}),
-        ({"local_steps": 3}, {"local_work": "steps(3)"}),
+        ({"local_steps": 3}, {"local_work": "steps(count=3, walk=False)"}),
         ({"local_steps": 0, "local_epochs": 0.5}, {"local_work": "epochs(0.5)"}),
         ({"optimizer": "sgd", "head_rate": 1.0}, {"optimizer": "sgd(head_rate=1.0)"}),
         ({"privacy": "dp_sgd(epsilon=1)", "stop_at_budget": True}, {"privacy": "dp_sgd(epsilon=1, at_budget=sit_out)"}),

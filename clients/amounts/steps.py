@@ -17,7 +17,14 @@ class Steps(LocalWork):
 
     count: int = setting(dataclasses.MISSING, "steps of a round", low=1, high=1_000_000)
 
+    walk: bool = setting(True, "continue where the last round stopped; False: each round draws its rows anew")
+
     argument: ClassVar[str] = "count"
+
+    @property
+    def walks(self) -> bool:
+        """As it is set."""
+        return self.walk
 
     def steps_for(self, rows: int, batch_size: int) -> int:
         """The same for all."""

@@ -137,6 +137,8 @@ class Report:
         correction: the changes of the states of the client's drift corrections, encoded.
         charged: releases on the ledger of a client that adds noise itself, those of this report included.
         spent: whether there is no update because that client's privacy budget allows none.
+        used: distinct rows that the client has trained on up to now, where it continues each round where the last one
+            stopped; 0: it does not say.
     """
 
     client: int
@@ -152,6 +154,7 @@ class Report:
     correction: bytes = b""
     charged: int = 0
     spent: bool = False
+    used: int = 0
 
     @property
     def bytes(self) -> int:

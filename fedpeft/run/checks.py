@@ -41,6 +41,7 @@ def check(setup: Setup) -> None:
         _check_needs(correction, strategy, setup.layout)
     _check_bases(setup.profiles, config.dtype, setup.method)
     _ = setup.steering  # says what validation rows can't decide
+    _check_recomputing(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     if setup.mechanism is not None:
@@ -68,6 +69,18 @@ def check_method(
         )
     if not method.mixed_sizes and len({*forms, method.form}) > 1:
         raise ConfigError(f"{method.name} has one size for all clients; leave ranks and alphas away")
+
+
+def _check_recomputing(setup: Setup) -> None:
+    """What is computed twice must come out the same twice, and gradients per example are told from one pass."""
+    optimizer, private = setup.training.optimizer, setup.mechanism is not None and setup.mechanism.per_example
+    if private and (optimizer.checkpointing or optimizer.rows_per_pass):
+        raise ConfigError(
+            "dp_sgd makes gradients per example: leave checkpointing and rows_per_pass of the optimizer out"
+        )
+    parts = getattr(setup.method, "parts", (setup.method,))
+    if optimizer.checkpointing and any(getattr(part, "dropout", 0) for part in parts):
+        raise ConfigError("checkpointing computes blocks twice, and dropout would be drawn twice: give dropout=0")
 
 
 def _check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:

@@ -288,11 +288,20 @@ class Setup:
             tokenizer=cache.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
             tokens=tokens,
             task=self.facts.task,
+            **({} if self.facts.task == "classification" else {"cut": "counted"}),
         )
         cache.arrays(
             "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
         )
         return key
+
+    def cut_rows(self, data_key: str) -> list[str]:
+        """What is to be said of the rows called `data_key` that are longer than a language model is given."""
+        examples = cached_rows.cached_examples(data_key)
+        cut = getattr(examples, "cut", 0)
+        if not cut:
+            return []
+        return [f"{cut:,} of {len(examples):,} rows are longer than {self.tokens} tokens and cut there; see --tokens"]
 
 
 def settled(config: RunConfig) -> RunConfig:

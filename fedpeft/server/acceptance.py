@@ -42,6 +42,8 @@ def check_report(report: Report) -> None:
         raise PayloadError(report.error)
     if report.rows < 1:
         raise PayloadError(f"an update from {report.rows} rows")
+    if not 0 <= report.used <= report.rows:
+        raise PayloadError(f"{report.used} distinct rows trained on, of {report.rows}")
     if not 0 <= report.steps <= MOST_STEPS or not 0 <= report.seconds < math.inf:
         raise PayloadError(f"{report.steps} steps in {report.seconds:g} s")
     if not abs(report.loss) <= WORST_LOSS:
@@ -104,6 +106,7 @@ class ClientResult:
         confidential: in runs with privacy.
         staleness: steps that the server has taken since it asked; None: in synchronous rounds.
         rejected: why the update was left out; None: it was taken.
+        used: distinct rows that the client has trained on up to now; None where it does not say.
     """
 
     round: int
@@ -120,10 +123,11 @@ class ClientResult:
     confidential: bool | None = None
     staleness: int | None = None
     rejected: str | None = None
+    used: int | None = None
 
     def line(self) -> dict[str, Any]:
-        """As a line of JSON; the last three only where they say something."""
-        optional = ("confidential", "staleness", "rejected")
+        """As a line of JSON; the last four only where they say something."""
+        optional = ("confidential", "staleness", "rejected", "used")
         return {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
 
 
@@ -221,6 +225,7 @@ class Acceptance:
             base_precision=asked.base_precision or None,
             confidential=True if self.privacy is not None else None,
             staleness=self.round - report.round if self.strategy.asynchronous else None,
+            used=None if self._silent else report.used or None,
         )
 
     def _update(self, report: Report, sent: Sent, layout: Layout) -> tuple[Update, State]:
