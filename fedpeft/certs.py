@@ -9,11 +9,11 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 
 from fedpeft.deployment.certificates import Authority, check_host, check_name
-from fedpeft.errors import ConfigError, FedpeftError
+from fedpeft.errors import ConfigError
 from fedpeft.machine.files import writing
+from fedpeft.run.command import exit_code
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,12 @@ def make(command: Command, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, or 2 for a user's mistake."""
-    try:
-        command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.certs")
-        with writing(command.folder):
-            make(command, Console())
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    return exit_code(lambda: _made(tyro.cli(Command, args=arguments, prog="python -m fedpeft.certs")))
+
+
+def _made(command: Command) -> None:
+    with writing(command.folder):
+        make(command, Console())
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from fedpeft import plugins
 from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError, FedpeftError
+from fedpeft.errors import ConfigError
 from fedpeft.parts import Bounds, name_of
 from fedpeft.run import catalogue
 from fedpeft.run.catalogue import FAMILIES
+from fedpeft.run.command import exit_code
 
 SETTINGS = {field.name: field for field in dataclasses.fields(RunConfig)}
 
@@ -126,18 +127,16 @@ def describe(name: str, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code: 0, or 2 for a name that is unknown."""
-    command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.describe")
+    return exit_code(lambda: _described(tyro.cli(Command, args=arguments, prog="python -m fedpeft.describe")))
+
+
+def _described(command: Command) -> None:
     console = Console()
-    try:
-        catalogue.use(command.plugin)
-        if not command.name or command.name in FAMILIES:
-            console.print(overview([command.name] if command.name else list(FAMILIES)))
-        else:
-            describe(command.name, console)
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    catalogue.use(command.plugin)
+    if not command.name or command.name in FAMILIES:
+        console.print(overview([command.name] if command.name else list(FAMILIES)))
+    else:
+        describe(command.name, console)
 
 
 if __name__ == "__main__":

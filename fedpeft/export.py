@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import tyro
 from rich.console import Console
-from rich.markup import escape
 
 from fedpeft.config import read_config
 from fedpeft.data.examples import Batch
-from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import writing
 from fedpeft.models.task import FederatedModel
+from fedpeft.run.command import exit_code
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.folder import make_folder, refuse_file
 
@@ -144,22 +144,20 @@ def export_client(run: Path, client: int, output: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
+    return exit_code(lambda: _exported(tyro.cli(Command, args=arguments, prog="python -m fedpeft.export")))
+
+
+def _exported(command: Command) -> None:
     from fedpeft.run.console import quiet_libraries
 
-    command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.export")
     quiet_libraries()
     output = command.output or command.run / "export"
-    try:
-        if command.client is not None and command.merge:
-            raise ConfigError("a client's own adapter is exported as it is; leave --merge or --client out")
-        if command.client is not None:
-            export_client(command.run, command.client, output)
-        else:
-            export(command.run, output, command.merge, Console())
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    if command.client is None:
+        export(command.run, output, command.merge, Console())
+    elif command.merge:
+        raise ConfigError("a client's own adapter is exported as it is; leave --merge or --client out")
+    else:
+        export_client(command.run, command.client, output)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,12 @@ from fedpeft.deployment.shared_settings import settings_digest
 from fedpeft.deployment.signing import Verifier
 from fedpeft.deployment.transcript import FILE as TRANSCRIPT
 from fedpeft.deployment.transcript import Transcript, most_records
-from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import check_settings
 from fedpeft.privacy.client_engine import OWN
 from fedpeft.run import catalogue
-from fedpeft.run.console import INTERRUPTED, ConsoleObserver, duration, quiet_libraries, size
+from fedpeft.run.command import exit_code
+from fedpeft.run.console import ConsoleObserver, duration, quiet_libraries, size
 
 
 @dataclass(frozen=True)
@@ -215,17 +216,11 @@ def main(arguments: list[str] | None = None) -> int:
     def stop(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    console = Console()
     signal.signal(signal.SIGTERM, stop)
-    try:
-        join(tyro.cli(Command, args=arguments, prog="python -m fedpeft.join"), console)
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        console.print("\nleft the federation; the same command joins it again", highlight=False)
-        return INTERRUPTED
-    return 0
+    return exit_code(
+        lambda: join(tyro.cli(Command, args=arguments, prog="python -m fedpeft.join"), Console()),
+        lambda: "left the federation; the same command joins it again",
+    )
 
 
 if __name__ == "__main__":

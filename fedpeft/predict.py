@@ -14,14 +14,14 @@ from typing import Annotated, Any
 import torch
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from torch import nn
 
 from fedpeft.data.conversations import question
 from fedpeft.data.rows import DATASETS
 from fedpeft.data.tokens import load_tokenizer
-from fedpeft.errors import ConfigError, FedpeftError
+from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import readable_tokens
+from fedpeft.run.command import exit_code
 from fedpeft.run.finished import FinishedRun
 
 UNBOUNDED = 1 << 30
@@ -100,21 +100,19 @@ def predict(folders: list[Path], text: str, new_tokens: int, console: Console) -
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
+    return exit_code(lambda: _predicted(tyro.cli(Command, args=arguments, prog="python -m fedpeft.predict")))
+
+
+def _predicted(command: Command) -> None:
     from fedpeft.run.console import quiet_libraries
 
-    command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.predict")
     quiet_libraries()
-    try:
-        if len(command.words) < 2 or not command.words[-1].strip():
-            raise ConfigError('predict needs a run\'s folder and a text: python -m fedpeft.predict runs/NAME "text"')
-        if command.new_tokens < 1:
-            raise ConfigError(f"--new-tokens must be at least 1, got {command.new_tokens}")
-        *folders, text = command.words
-        predict([Path(folder) for folder in folders], text, command.new_tokens, Console())
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    if len(command.words) < 2 or not command.words[-1].strip():
+        raise ConfigError('predict needs a run\'s folder and a text: python -m fedpeft.predict runs/NAME "text"')
+    if command.new_tokens < 1:
+        raise ConfigError(f"--new-tokens must be at least 1, got {command.new_tokens}")
+    *folders, text = command.words
+    predict([Path(folder) for folder in folders], text, command.new_tokens, Console())
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 
-from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import nearest, split_outside_parentheses
+from fedpeft.run.command import exit_code
 from fedpeft.studies.found import Found
 from fedpeft.studies.page import Made, write_report
 from fedpeft.studies.results import Result, latest
@@ -141,13 +141,7 @@ def report(command: Command, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, or 2 for a user's mistake."""
-    command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.report")
-    try:
-        report(command, Console())
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    return exit_code(lambda: report(tyro.cli(Command, args=arguments, prog="python -m fedpeft.report"), Console()))
 
 
 if __name__ == "__main__":

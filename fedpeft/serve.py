@@ -31,12 +31,12 @@ from fedpeft.deployment.monitoring import Operation, host_and_port, is_loopback
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.tls_failures import Handshakes
-from fedpeft.errors import ConfigError, FedpeftError
+from fedpeft.errors import ConfigError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
 from fedpeft.run import catalogue, help
+from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
-    INTERRUPTED,
     ServeObserver,
     duration,
     model_line,
@@ -316,21 +316,23 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0 (also after SIGTERM), 2 for a user's mistake, 130 after a hard Ctrl-C."""
-    console = Console()
     folder: Path | None = None
-    try:
+
+    def work() -> None:
+        nonlocal folder
+        console = Console()
         config, options, folder, resume = parse(sys.argv[1:] if arguments is None else arguments)
-        summary = serve(config, options, folder, resume, console)
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    except (StoppedError, KeyboardInterrupt) as stop:
-        console.print(
-            f"\nstopped; continue with: python -m fedpeft.serve --resume {folder}", highlight=False, soft_wrap=True
-        )
-        return 0 if isinstance(stop, StoppedError) else INTERRUPTED
-    show(summary, folder, console)
-    return 0
+        try:
+            summary = serve(config, options, folder, resume, console)
+        except StoppedError:
+            console.print(f"\n{escape(stopped())}", highlight=False, soft_wrap=True)
+        else:
+            show(summary, folder, console)
+
+    def stopped() -> str:
+        return f"stopped; continue with: python -m fedpeft.serve --resume {folder}"
+
+    return exit_code(work, stopped)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ from rich.markup import escape
 
 from fedpeft import plugins
 from fedpeft.config import RunConfig
-from fedpeft.errors import FedpeftError
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.run import catalogue, help
+from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
-    INTERRUPTED,
     ConsoleObserver,
     model_line,
     quiet_libraries,
@@ -273,21 +272,20 @@ def _save_predictions(simulation: Simulation, scores: Scores, records: Records) 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
-    console = Console()
     folder: Path | None = None
-    try:
+
+    def work() -> None:
+        nonlocal folder
+        console = Console()
         config, folder, resume, track = parse(sys.argv[1:] if arguments is None else arguments)
-        summary = simulate(config, folder, resume, console, track)
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
+        show(simulate(config, folder, resume, console, track), folder, console)
+
+    def interrupted() -> str:
         left = folder is not None and (folder / "config.toml").exists()
         how = f"continue with: python -m fedpeft.simulate --resume {folder}" if left else "no round was finished"
-        console.print(f"\ninterrupted; {how}", highlight=False)
-        return INTERRUPTED
-    show(summary, folder, console)
-    return 0
+        return f"interrupted; {how}"
+
+    return exit_code(work, interrupted)
 
 
 def one_press_a_second() -> Callable[[int, object], None]:

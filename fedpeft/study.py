@@ -19,17 +19,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import simulate
-from fedpeft.errors import FedpeftError, RunError
+from fedpeft.errors import RunError
 from fedpeft.run import catalogue, console
+from fedpeft.run.command import exit_code
 from fedpeft.run.console import duration
 from fedpeft.studies.page import write_study_report
 from fedpeft.studies.process import Program
 from fedpeft.studies.results import latest
 from fedpeft.studies.runner import Workplace, jobs_that_fit, run_what_is_left
 from fedpeft.studies.study_file import Planned, read_study
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 FAILURES = 1
 """Exit code when runs have failed."""
@@ -131,16 +129,10 @@ def run_study(command: Command, console: Console) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 if runs failed, 2 for a user's mistake, 130 after Ctrl-C."""
-    console = Console()
-    command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.study")
-    try:
-        return run_study(command, console)
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        console.print("\ninterrupted; the same command continues", highlight=False)
-        return INTERRUPTED
+    return exit_code(
+        lambda: run_study(tyro.cli(Command, args=arguments, prog="python -m fedpeft.study"), Console()),
+        lambda: "interrupted; the same command continues",
+    )
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fedpeft.deployment.signing import Verifier
 from fedpeft.deployment.transcript_comparison import first_difference, side_by_side, told
-from fedpeft.errors import FedpeftError, RunError
+from fedpeft.errors import RunError
+from fedpeft.run.command import exit_code
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,11 @@ def compare(command: Command, console: Console) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0 (the same), 1 (different), 2 for a user's mistake or a forged file."""
-    try:
-        same = compare(tyro.cli(Command, args=arguments, prog="python -m fedpeft.transcript"), Console())
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    return 0 if same else 1
+    return exit_code(lambda: _compared(tyro.cli(Command, args=arguments, prog="python -m fedpeft.transcript")))
+
+
+def _compared(command: Command) -> int:
+    return 0 if compare(command, Console()) else 1
 
 
 if __name__ == "__main__":

@@ -11,22 +11,16 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 
 from fedpeft.audit.canaries import CanaryAudit, Verdict, run
-from fedpeft.errors import ConfigError, FedpeftError
+from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings
+from fedpeft.run.command import exit_code
 from fedpeft.run.console import summary_table
-
-if TYPE_CHECKING:
-    pass
-
-
-# ------------------------------------------------------------------------------------------------------- the command
 
 
 @dataclass(frozen=True)
@@ -88,25 +82,23 @@ def _word(verdict: Verdict) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code: 0, 1 where a claim is refuted, 2 for a user's mistake."""
+    return exit_code(lambda: _audited(tyro.cli(Command, args=arguments, prog="python -m fedpeft.audit"), Console()))
+
+
+def _audited(command: Command, console: Console) -> int:
     from fedpeft.run.console import quiet_libraries
 
-    console = Console()
     quiet_libraries()
-    command = tyro.cli(Command, args=sys.argv[1:] if arguments is None else arguments, prog="python -m fedpeft.audit")
-    try:
-        if command.runs and command.audit != CanaryAudit():
-            raise ConfigError("finished runs are attacked as they are; give their folders or --privacy, not both")
-        if command.runs:
-            attack(command.runs, console)
-            return 0
-        if not command.audit.privacy:
-            raise ConfigError('give --privacy "user_dp(noise_multiplier=4)" to audit, or the folders of finished runs')
-        audit = CanaryAudit(**check_settings("the audit", CanaryAudit, vars(command.audit)))
-        with tempfile.TemporaryDirectory(prefix="fedpeft-audit-") as folder:
-            verdict = run(audit, Path(folder))
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
+    if command.runs and command.audit != CanaryAudit():
+        raise ConfigError("finished runs are attacked as they are; give their folders or --privacy, not both")
+    if command.runs:
+        attack(command.runs, console)
+        return 0
+    if not command.audit.privacy:
+        raise ConfigError('give --privacy "user_dp(noise_multiplier=4)" to audit, or the folders of finished runs')
+    audit = CanaryAudit(**check_settings("the audit", CanaryAudit, vars(command.audit)))
+    with tempfile.TemporaryDirectory(prefix="fedpeft-audit-") as folder:
+        verdict = run(audit, Path(folder))
     show(verdict, console)
     return 0 if verdict.passed else 1
 

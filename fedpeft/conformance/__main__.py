@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
 
-from fedpeft.errors import ConfigError, FedpeftError
+from fedpeft.errors import ConfigError
+from fedpeft.run.command import exit_code
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,7 @@ def check(command: Command) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code: 0, 1 where a test has failed, 2 for a user's mistake."""
-    command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.conformance")
-    try:
-        return check(command)
-    except FedpeftError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
+    return exit_code(lambda: check(tyro.cli(Command, args=arguments, prog="python -m fedpeft.conformance")))
 
 
 if __name__ == "__main__":

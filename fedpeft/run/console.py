@@ -202,10 +202,6 @@ def summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:
     return table
 
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
-
-
 def quiet_libraries() -> None:
     """No download bars, parallelism notes or deprecation warnings of the libraries underneath."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,69 @@
+"""The frame of every command: what is said, where, and with which exit code."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from fedpeft.errors import ConfigError
+from fedpeft.run.command import exit_code
+
+COMMANDS = {  # one mistake that each finds without a run
+    "simulate": ["--clients", "0.5"],
+    "serve": ["--listen", "nowhere"],
+    "join": ["--server", "nowhere", "--data", "no.csv"],
+    "study": ["no.toml"],
+    "report": ["nowhere"],
+    "export": ["nowhere"],
+    "predict": ["nowhere"],
+    "describe": ["nothing"],
+    "certs": ["--server", "no host"],
+    "audit.__main__": [],
+    "transcript": ["no", "nothing"],
+    "conformance.__main__": ["no.py"],
+}
+
+
+def raises(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize("answer, code", [(None, 0), (0, 0), (1, 1)])
+def test_the_work_s_answer_is_the_exit_code(answer, code):
+    assert exit_code(lambda: answer) == code
+
+
+def test_a_mistake_is_one_unwrapped_sentence_on_the_error_stream(capsys):
+    assert exit_code(raises(ConfigError("[given] " + "long " * 60 + "end"))) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: [given] ") and err.endswith("end\n") and err.count("\n") == 1
+
+
+def test_ctrl_c_says_how_to_go_on(capsys):
+    assert exit_code(raises(KeyboardInterrupt()), lambda: "continue with: " + "x" * 200) == 130
+    assert capsys.readouterr().out == "\ncontinue with: " + "x" * 200 + "\n"
+
+
+def test_what_is_nobody_s_mistake_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        exit_code(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_mistake_of_any_command_is_an_error_and_exit_code_2(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(f"fedpeft.{name}").main(COMMANDS[name]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_ends_any_command_with_130(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command = importlib.import_module(f"fedpeft.{name}")
+    monkeypatch.setattr(command.tyro, "cli", lambda *_, **__: raises(KeyboardInterrupt())())
+    assert command.main([]) == 130
