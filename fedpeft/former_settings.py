@@ -169,7 +169,7 @@ def flags_in(arguments: Sequence[str]) -> dict[str, Any]:
     """The former settings that a command line gives, and today's that they are part of, with their values."""
     found: dict[str, Any] = {}
     known = FORMER.keys() | {merge.new for merge in MERGES}
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if not word.startswith("--"):
             continue
         flag, equals, value = word[2:].partition("=")

@@ -38,12 +38,9 @@ from fedpeft.run import catalogue, help
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
     ServeObserver,
-    duration,
     model_line,
     quiet_libraries,
     say_privacy,
-    size,
-    summary_table,
 )
 from fedpeft.run.final_score import save
 from fedpeft.run.folder import (
@@ -57,7 +54,7 @@ from fedpeft.run.folder import (
     refuse_former,
 )
 from fedpeft.run.records import Records
-from fedpeft.run.summary import costs, epsilon_line
+from fedpeft.run.summary import Costs, Quality, Summary, show
 
 FAREWELL = "the federation is finished"
 
@@ -161,7 +158,7 @@ def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Door
     return secret, Doorkeeper(Revoked(folder / "revoked.pem", own.authority)), Signer(own)
 
 
-def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, console: Console) -> dict[str, Any]:
+def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, console: Console) -> Summary:
     """Run (or continue) a federation; returns its summary.
 
     Raises:
@@ -197,14 +194,13 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
                 farewell = FAREWELL
             finally:
                 federation.close(farewell)
-        summary["resumed"] = resume
-        summary["seconds"] = time.perf_counter() - started
-        summary["peak_memory_bytes"] = memory.bytes or None
-    records.write_json("summary.json", summary)
+        seconds, peak = time.perf_counter() - started, memory.bytes or None
+        summary = dataclasses.replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak)
+    records.write_json("summary.json", summary.as_dict())
     return summary
 
 
-def _run(federation: Federation, records: Records, observer: ServeObserver) -> dict[str, Any]:
+def _run(federation: Federation, records: Records, observer: ServeObserver) -> Summary:
     config, setup, gateway = federation.config, federation.setup, federation.gateway
     observer.metric = setup.task.metric
     observer.say(model_line(setup))
@@ -240,21 +236,23 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> d
     else:
         accuracy = score.accuracy if score else math.nan
         loss, of = score.loss if score else math.nan, "global model, the server's rows"
-    return {
-        "metric": setup.task.metric,
-        "accuracy": accuracy,
-        "accuracy_of": of if math.isfinite(loss) else None,
-        "worst_accuracy": own.worst_accuracy if own else None,
-        "shared_accuracy": score.accuracy if score else None,
-        "loss": loss,
-        "perplexity": None if setup.facts.task == "classification" else math.exp(loss),
-        "kept_round": progress.kept_round,
-        "baseline_accuracy": None,
-        **costs(setup, progress, federation.sampler.size, federation.protection, federation.fixed),
-        "wire_received_bytes": None if federation.secret_cohort else received,
-        "wire_sent_bytes": None if federation.secret_cohort else sent,
-        "refused": gateway.admission.refused,
-    }
+    quality = Quality(
+        metric=setup.task.metric,
+        accuracy=accuracy,
+        accuracy_of=None if math.isnan(accuracy) else of,
+        worst_accuracy=own.worst_accuracy if own else None,
+        shared_accuracy=score.accuracy if score else None,
+        loss=loss,
+        perplexity=None if setup.facts.task == "classification" else math.exp(loss),
+        kept_round=progress.kept_round,
+    )
+    return Summary(
+        quality=quality,
+        costs=Costs.of(setup, progress, federation.sampler.size, federation.protection, federation.fixed),
+        wire_received_bytes=None if federation.secret_cohort else received,
+        wire_sent_bytes=None if federation.secret_cohort else sent,
+        refused=gateway.admission.refused,
+    )
 
 
 @contextmanager
@@ -290,28 +288,6 @@ class _stop_on_signal:
         if self._stopping.is_set():
             raise KeyboardInterrupt
         self._stopping.set()
-
-
-def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
-    """Print the numbers that matter."""
-    accuracy = summary["accuracy"]
-    known = accuracy is not None and math.isfinite(accuracy)
-    console.print(
-        summary_table(
-            "summary",
-            [
-                (f"[bold]accuracy[/] ({summary['accuracy_of']})" if known else "accuracy",
-                 f"[bold]{accuracy:.4f}[/]" if known else "unknown: no rows to evaluate on"),
-                *((("epsilon", epsilon_line(summary)),) if summary["dp_delta"] is not None else ()),
-                ("payloads up / down", f"{size(summary['uplink_bytes'])} / {size(summary['downlink_bytes'])}"),
-                *((("on the wire", f"{size(summary['wire_received_bytes'])} / {size(summary['wire_sent_bytes'])}"),)
-                  if summary["wire_received_bytes"] is not None else ()),
-                ("time since it was resumed" if summary["resumed"] else "time",
-                 f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round"),
-                ("files", str(folder)),
-            ],
-        )
-    )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +40,7 @@ from fedpeft.run.folder import (
 )
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import Records
-from fedpeft.run.summary import calibration_of, costs, distinct_rows, show
+from fedpeft.run.summary import TEST_ROWS, Costs, Quality, Summary, calibration_of, distinct_rows, show
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def simulate(
     track: str = "",
     grid: Callable[[int], Grid] | None = None,
     on_round: Callable[[RoundResult], bool | None] | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Run (or continue) a simulation; returns its summary.
 
     `grid` makes another Flower grid than the configured one, for a number of clients: inside a Flower app, Flower's.
@@ -140,88 +140,123 @@ def simulate(
             held.enter_context(alone_in(folder))
             records.write("config.toml", catalogue.to_toml(simulation.config))
         try:
-            summary = _run(simulation, records, observer, console)
+            summary = _run(simulation, records, observer)
         finally:
             simulation.close()
-        summary["seconds"] = time.perf_counter() - started
-        summary["resumed"] = resume
-        summary["peak_memory_bytes"] = memory.bytes or None
-    records.write_json("summary.json", summary)
+        seconds, peak = time.perf_counter() - started, memory.bytes or None
+        summary = replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak)
+    records.write_json("summary.json", summary.as_dict())
     from fedpeft.run.plots import plot_rounds
 
     with writing(folder / "rounds.svg"):
-        plot_rounds(folder / "rounds.svg", records.read("rounds.jsonl"), summary)
+        plot_rounds(folder / "rounds.svg", records.read("rounds.jsonl"), summary.as_dict())
     return summary
 
 
-def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, console: Console) -> dict[str, Any]:
+def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) -> Summary:
     from fedpeft.run.final_score import save
-    from fedpeft.simulation.forgetting import forgotten
-    from fedpeft.simulation.pooled import train_on_pooled_rows
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
 
-    config, setup, rows, workers = simulation.config, simulation.setup, simulation.rows, simulation.workers
-    folder = simulation.folder
+    setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
     _introduce(simulation, observer)
     probe = base_probe(setup, rows, workers)
     server = simulation.server(records)
     progress = simulation.train(server)
     kept, residual = progress.result
-    save(setup, kept, folder, residual)
-    pooled: tuple[Path, float] | None = None
-    if setup.measured.pooled:
-        state, rate = train_on_pooled_rows(setup, rows, workers, simulation.sampler.size, progress.started)
-        pooled = folder / "centralised", rate
-        pooled[0].mkdir(exist_ok=True)
-        save(setup, state, pooled[0])
+    save(setup, kept, simulation.folder, residual)
+    rate = _train_pooled(simulation, progress)
     own = server.own_rows(progress) if setup.personal else None
     private = private_probe(setup, rows, workers, simulation.protection)
     simulation.close()
-    scorer = simulation.scorer
-    score = scorer.score(folder, "scoring the saved adapter on the test rows (fp32)")
+    score = simulation.scorer.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
     _save_predictions(simulation, score.scores, records)
-    own_base = [config.dtype if config.dtype != "fp64" else "fp32"]
-    by_precision = {
-        base: scorer.score(folder, f"scoring on a base in {base}", base).accuracy
-        for base in dict.fromkeys([*own_base, *setup.base_precisions] if setup.base_precisions else [])
-    }
-    last = _last(simulation, scorer, progress) or score
-    centralised = scorer.score(pooled[0], "scoring the adapter of the pooled data (fp32)") if pooled else None
-    lost = None
-    if simulation.second is not None:
-        observer.phase(f"forgetting: {simulation.second.name} on the base and on the result", 1)
-        lost = forgotten(setup, simulation.second, folder, workers.work.model_key)
-    attacked = {}
-    if setup.mechanism is not None and setup.mechanism.audit:
-        from fedpeft.audit.attacks import attacks
-
-        attacked = attacks(simulation)
+    by_precision = _by_precision(simulation)
+    last = _last(simulation, simulation.scorer, progress) or score
+    pooled = _score_pooled(simulation) if rate is not None else None
     loss = own.loss if own else score.loss
-    return {
-        "metric": setup.task.metric,
-        "accuracy": own.accuracy if own else score.accuracy,
-        "accuracy_of": "mean over clients, own held-out rows" if own else "global model, test rows",
-        "worst_accuracy": own.worst_accuracy if own else None,
-        "shared_accuracy": score.accuracy if own else None,
-        "accuracy_by_base": by_precision or None,
-        "loss": loss,
-        "perplexity": None if setup.facts.task == "classification" else math.exp(loss),
-        "kept_round": progress.kept_round,
-        "last_accuracy": None if own else last.accuracy,
-        "last_loss": None if own else last.loss,
-        "baseline_accuracy": probe.accuracy if probe else None,
-        "private_probe_accuracy": private,
-        "centralised_accuracy": centralised.accuracy if centralised else None,
-        "centralised_loss": centralised.loss if centralised else None,
-        "centralised_learning_rate": pooled[1] if pooled else None,
+    quality = Quality(
+        metric=setup.task.metric,
+        accuracy=own.accuracy if own else score.accuracy,
+        accuracy_of="mean over clients, own held-out rows" if own else TEST_ROWS,
+        worst_accuracy=own.worst_accuracy if own else None,
+        shared_accuracy=score.accuracy if own else None,
+        accuracy_by_base=by_precision or None,
+        loss=loss,
+        perplexity=None if setup.facts.task == "classification" else math.exp(loss),
+        kept_round=progress.kept_round,
+        last_accuracy=None if own else last.accuracy,
+        last_loss=None if own else last.loss,
+        baseline_accuracy=probe.accuracy if probe else None,
+        private_probe_accuracy=private,
+        centralised_accuracy=pooled.accuracy if pooled else None,
+        centralised_loss=pooled.loss if pooled else None,
+        centralised_learning_rate=rate,
         **calibration_of(score),
-        "forgetting": lost.as_dict() if lost else None,
-        **costs(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
-        "distinct_rows": None if simulation.protection else distinct_rows(records.read("clients.jsonl")),
-        **attacked,
-        "partition": simulation.statistics.as_dict(),
-    }
+        forgetting=_forgotten(simulation, observer),
+        **_attacked(simulation),
+    )
+    return Summary(
+        quality=quality,
+        costs=Costs.of(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
+        distinct_rows=None if simulation.protection else distinct_rows(records.read("clients.jsonl")),
+        partition=simulation.statistics.as_dict(),
+    )
+
+
+POOLED = "centralised"
+"""Folder, in a run's own, of the adapter of the pooled rows."""
+
+
+def _train_pooled(simulation: Simulation, progress: Progress) -> float | None:
+    """Train on the pooled rows, where that is asked for, and save the adapter; the learning rate that was best."""
+    from fedpeft.run.final_score import save
+    from fedpeft.simulation.pooled import train_on_pooled_rows
+
+    setup = simulation.setup
+    if not setup.measured.pooled:
+        return None
+    state, rate = train_on_pooled_rows(
+        setup, simulation.rows, simulation.workers, simulation.sampler.size, progress.started
+    )
+    (simulation.folder / POOLED).mkdir(exist_ok=True)
+    save(setup, state, simulation.folder / POOLED)
+    return rate
+
+
+def _score_pooled(simulation: Simulation) -> FinalScore:
+    return simulation.scorer.score(simulation.folder / POOLED, "scoring the adapter of the pooled data (fp32)")
+
+
+def _by_precision(simulation: Simulation) -> dict[str, float]:
+    """The kept state's accuracy on a base in each precision in use; empty: clients' bases are the run's."""
+    config, precisions = simulation.config, simulation.setup.base_precisions
+    if not precisions:
+        return {}
+    bases = dict.fromkeys([config.dtype if config.dtype != "fp64" else "fp32", *precisions])
+    folder, score = simulation.folder, simulation.scorer.score
+    return {base: score(folder, f"scoring on a base in {base}", base).accuracy for base in bases}
+
+
+def _forgotten(simulation: Simulation, observer: ConsoleObserver) -> dict[str, Any] | None:
+    """The second task before and after, where one is named."""
+    from fedpeft.simulation.forgetting import forgotten
+
+    second = simulation.second
+    if second is None:
+        return None
+    observer.phase(f"forgetting: {second.name} on the base and on the result", 1)
+    return forgotten(simulation.setup, second, simulation.folder, simulation.workers.work.model_key).as_dict()
+
+
+def _attacked(simulation: Simulation) -> dict[str, Any]:
+    """What attacks have found, where the mechanism asks for them."""
+    mechanism = simulation.setup.mechanism
+    if mechanism is None or not mechanism.audit:
+        return {}
+    from fedpeft.audit.attacks import attacks
+
+    return attacks(simulation)
 
 
 def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalScore | None:

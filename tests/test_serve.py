@@ -30,6 +30,7 @@ def test_real_clients_end_with_the_adapter_of_the_simulation(fleet):
     assert simulate([str(made.folder / "run.toml"), "--output", str(made.folder / "simulated")]) == 0
     assert distance(made.folder / "run", made.folder / "simulated") < 1e-6
     real, simulated = (json.loads((made.folder / f / "summary.json").read_text()) for f in ("run", "simulated"))
+    assert real.keys() == simulated.keys()
     for key in ("accuracy", "loss", "uplink_bytes", "downlink_bytes", "prepare_bytes", "rejected"):
         assert real[key] == pytest.approx(simulated[key], rel=1e-6), key
     assert real["uplink_bytes"] < real["wire_received_bytes"] < 1.02 * real["uplink_bytes"] + 2000

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.summary import show
+from fedpeft.run.summary import Costs, Quality, Summary, show
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main, one_press_a_second, simulate
 from fedpeft.simulation.simulation import Simulation
@@ -298,7 +299,9 @@ def test_a_result_that_does_not_fit_on_the_disk_is_one_sentence(tmp_path, monkey
 
 def test_a_summary_without_updates_is_shown(finished, capsys):
     folder, summary = finished
-    show(summary | {"uplink_bytes": 0, "uplink_bytes_per_parameter": None}, folder, Console())
+    quality, costs = ({f.name: summary[f.name] for f in fields(group)} for group in (Quality, Costs))
+    none = costs | {"uplink_bytes": 0, "uplink_bytes_per_parameter": None}
+    show(Summary(quality=Quality(**quality), costs=Costs(**none)), folder, Console())
     assert "no update was sent" in capsys.readouterr().out
 
 

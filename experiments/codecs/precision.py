@@ -115,7 +115,7 @@ def on_runs(folder: Path, seeds: int = 5) -> None:
                 peft="lora(rank=8, layers=0)", optimizer="adamw", learning_rate=3e-3, downlink="fp32",
                 codec=text, safeguard="none", measure="validation(every=4, keep=last)",
             )  # fmt: skip
-            made.append(simulate(config, folder / f"{seed}-{turn}", False, console))
+            made.append(simulate(config, folder / f"{seed}-{turn}", False, console).as_dict())
         sizes = " | ".join(f"{m['uplink_bytes_per_parameter']:.3f}" for m in made)
         losses = " | ".join(f"{m['loss']:.4f}" for m in made)
         print(f"| {seed} | {sizes} | {losses} |", flush=True)

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FEDERATED: dict[str, Any] = {"color": "#0072B2", "marker": "o", "markersize": 3.5}
+CLIENTS: dict[str, Any] = {"color": "#CC79A7", "marker": "s", "markersize": 3.5, "linestyle": "--"}
+
+REFERENCES = (
+    ("accuracy", "federated, test rows", "#0072B2", "-."),
+    ("baseline_accuracy", "frozen linear probe, test rows", "#D55E00", "--"),
+    ("centralised_accuracy", "pooled data, test rows", "#009E73", ":"),
+)
+"""Keys of the summary, and how their lines are called and drawn."""
 
 
 def plot_rounds(path: Path, rounds: list[dict[str, Any]], summary: dict[str, Any]) -> None:
@@ -20,62 +35,36 @@ def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    metric = summary["metric"]
     measured = [r for r in rounds if r["loss"] is not None]
-    trained = [r for r in rounds if r["train_loss"] is not None]
     with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
-        if metric == "accuracy":
-            left.plot(
-                [r["round"] for r in measured],
-                [100 * r["accuracy"] for r in measured],
-                color="#0072B2",
-                marker="o",
-                markersize=3.5,
-                label="federated, validation rows",
-            )
-            for key, label, color, style in (
-                ("accuracy", "federated, test rows", "#0072B2", "-."),
-                ("baseline_accuracy", "frozen linear probe, test rows", "#D55E00", "--"),
-                ("centralised_accuracy", "pooled data, test rows", "#009E73", ":"),
-            ):
-                if summary.get(key) is not None:
-                    left.axhline(100 * summary[key], color=color, linestyle=style, linewidth=1.2, label=label)
-            left.set_ylabel("accuracy (%)")
-            left.legend(frameon=False, fontsize=8)
+        if summary["metric"] == "accuracy":
+            _accuracies(left, measured, summary)
         else:
-            import math
-
-            left.plot(
-                [r["round"] for r in measured],
-                [math.exp(r["loss"]) for r in measured],
-                color="#0072B2",
-                marker="o",
-                markersize=3.5,
-            )
+            left.plot([r["round"] for r in measured], [math.exp(r["loss"]) for r in measured], **FEDERATED)
             left.set_ylabel("perplexity, validation rows")
-        right.plot(
-            [r["round"] for r in measured],
-            [r["loss"] for r in measured],
-            color="#0072B2",
-            marker="o",
-            markersize=3.5,
-            label="validation rows",
-        )
-        right.plot(
-            [r["round"] for r in trained],
-            [r["train_loss"] for r in trained],
-            color="#CC79A7",
-            marker="s",
-            markersize=3.5,
-            linestyle="--",
-            label="clients, during training",
-        )
-        right.set_ylabel("cross-entropy (nats)")
-        right.legend(frameon=False, fontsize=8)
+        _losses(right, measured, [r for r in rounds if r["train_loss"] is not None])
         for axis in (left, right):
             axis.set_xlabel("round")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.25, linewidth=0.6)
     return figure
+
+
+def _accuracies(axis: Axes, measured: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+    numbers, accuracies = [r["round"] for r in measured], [100 * r["accuracy"] for r in measured]
+    axis.plot(numbers, accuracies, label="federated, validation rows", **FEDERATED)
+    for key, label, color, style in REFERENCES:
+        if summary.get(key) is not None:
+            axis.axhline(100 * summary[key], color=color, linestyle=style, linewidth=1.2, label=label)
+    axis.set_ylabel("accuracy (%)")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _losses(axis: Axes, measured: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]]) -> None:
+    axis.plot([r["round"] for r in measured], [r["loss"] for r in measured], label="validation rows", **FEDERATED)
+    numbers, losses = [r["round"] for r in trained], [r["train_loss"] for r in trained]
+    axis.plot(numbers, losses, label="clients, during training", **CLIENTS)
+    axis.set_ylabel("cross-entropy (nats)")
+    axis.legend(frameon=False, fontsize=8)

@@ -77,6 +77,49 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
+class Described:
+    """The parts that texts of the configuration describe, before anything is known of the data; see `Setup`."""
+
+    peft: PeftMethod
+    strategy: Strategy
+    optimizer: ServerOptimizer
+    uplink: Uplink
+    downlink: Codec
+    lossless: str
+    head: HeadStart
+    training: LocalTraining
+    drift: Drift
+    mechanism: Mechanism | None
+    grid: SimulationGrid
+    measured: Measured
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Described:
+        """Those of settled settings.
+
+        Raises:
+            FedpeftError: a text that describes no part.
+        """
+        lossless = "fp64" if config.dtype == "fp64" else "fp32"
+        uplink = parse_uplink(lossless if config.codec == "fp32" else config.codec)
+        head: HeadStart = built(config, "head")
+        return cls(
+            training=local_training(config),
+            optimizer=built(config, "server_optimizer"),
+            strategy=built(config, "strategy"),
+            drift=built(config, "drift"),
+            grid=built(config, "grid"),
+            measured=built(config, "measure"),
+            uplink=uplink,
+            downlink=parse_downlink(config.downlink, config.codec, lossless),
+            lossless=lossless,
+            head=head if uplink.codec.lossless else head.compact(),
+            mechanism=built(config, "privacy"),
+            peft=built(config, "peft"),
+        )
+
+
+@dataclass(frozen=True)
 class Setup:
     """The parts of a run, which go together.
 
@@ -149,36 +192,18 @@ class Setup:
             FedpeftError: settings that do not fit each other, the data or the model.
         """
         config = settled(config)
-        training = local_training(config)
-        optimizer: ServerOptimizer = built(config, "server_optimizer")
-        strategy: Strategy = built(config, "strategy")
-        drift: Drift = built(config, "drift")
-        grid: SimulationGrid = built(config, "grid")
-        measured: Measured = built(config, "measure")
-        lossless = "fp64" if config.dtype == "fp64" else "fp32"
-        uplink = parse_uplink(lossless if config.codec == "fp32" else config.codec)
-        downlink = parse_downlink(config.downlink, config.codec, lossless)
-        head: HeadStart = built(config, "head")
-        mechanism: Mechanism | None = built(config, "privacy")
-        plain: PeftMethod = built(config, "peft")
-        profiles = profiles_of(groups, facts.clients, plain.form)
-        peft = of_size(config.peft, plain, [profile.form for profile in profiles])
+        settings = Described.of(config)
+        profiles = profiles_of(groups, facts.clients, settings.peft.form)
+        peft = of_size(config.peft, settings.peft, [profile.form for profile in profiles])
         method = PEFT_METHODS.build(peft)
         task: Task = TASKS.build(facts.task)
-        model_name = facts.default_model if config.model == "auto" else config.model
-        model_directory = resolve_model(model_name)
+        model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
         notes: list[str] = []
         reference = adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
         layout: Layout = method.layout(reference)
-        weight_changes = method.weight_changes(reference)
-        if weight_changes and adapted_entries(reference, layout) > LARGEST_TARGET:
-            weight_changes = None
-        start: State = method.start(reference, config.seed)
-        if config.dtype == "fp64":
-            start = {name: tensor.double() for name, tensor in start.items()}
-        base: Any = reference.base
-        plain_base = base.get_base_model() if hasattr(base, "get_base_model") else base
+        plain_base = _plain(reference.base)
         setup = cls(
+            **{name: value for name, value in vars(settings).items() if name != "peft"},
             config=config,
             facts=facts,
             task=task,
@@ -186,21 +211,10 @@ class Setup:
             peft=peft,
             method=method,
             layout=layout,
-            start=start,
-            strategy=strategy,
-            optimizer=optimizer,
-            uplink=uplink,
-            downlink=downlink,
-            lossless=lossless,
-            head=head if uplink.codec.lossless else head.compact(),
-            training=training,
-            drift=drift,
-            mechanism=mechanism,
-            grid=grid,
-            measured=measured,
+            start=_start(method, reference, config),
             profiles=profiles,
             factor_view=method.factoring(layout),
-            weight_changes=weight_changes,
+            weight_changes=_weight_changes(method, reference, layout),
             parameters=sum(p.numel() for p in reference.parameters()),
             width=int(plain_base.config.hidden_size),
             frozen_blocks=_frozen_blocks(plain_base, layout, facts),
@@ -208,7 +222,7 @@ class Setup:
             notes=tuple(notes),
         )
         checks.check(setup)
-        return replace(setup, start=strategy.start(start, layout, config.seed))
+        return replace(setup, start=setup.strategy.start(setup.start, layout, config.seed))
 
     @property
     def rounds(self) -> int:
@@ -337,11 +351,29 @@ def adapted_model(
 
 def adapted_entries(model: FederatedModel, layout: Layout) -> int:
     """Entries of all weights that an adapter changes."""
-    base: Any = model.base
-    plain = base.get_base_model() if hasattr(base, "get_base_model") else base
+    plain = _plain(model.base)
     modules = {t.module for t in layout.tensors if t.role != "head"}
     layers: list[Any] = [innermost(plain.get_submodule(module)) for module in modules]
     return sum(layer.in_features * layer.out_features for layer in layers)
+
+
+def _plain(base: Any) -> Any:
+    """A base without the wrapping of the `peft` library."""
+    return base.get_base_model() if hasattr(base, "get_base_model") else base
+
+
+def _start(method: PeftMethod, reference: FederatedModel, config: RunConfig) -> State:
+    """The initial state, before the strategy has seen it."""
+    start: State = method.start(reference, config.seed)
+    return {name: tensor.double() for name, tensor in start.items()} if config.dtype == "fp64" else start
+
+
+def _weight_changes(method: PeftMethod, reference: FederatedModel, layout: Layout) -> WeightChanges | None:
+    """How a state changes the base's weights, where there are not too many of them to record it."""
+    changes = method.weight_changes(reference)
+    if changes and adapted_entries(reference, layout) > LARGEST_TARGET:
+        return None
+    return changes
 
 
 def _frozen_blocks(base: Any, layout: Layout, facts: DataFacts) -> int:

@@ -1,10 +1,11 @@
-"""What a run has come to and cost: the part of a summary that all runs have, and how it is shown."""
+"""What a run has come to and cost, simulated or real: what summary.json holds, and how it is shown."""
 
 from __future__ import annotations
 
 import math
 import platform
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,166 @@ if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
     from fedpeft.server.progress import Progress
 
+TEST_ROWS = "global model, test rows"
+"""What a simulation's accuracy is of, unless clients have models of their own."""
 
-def calibration_of(score: FinalScore) -> dict[str, Any]:
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """How good the result is. Accuracies are 0 to 1, losses in nats per prediction; what was not measured is None.
+
+    Attributes:
+        metric: "accuracy" or "perplexity": what the run is judged by.
+        accuracy, loss: of the kept state; NaN where there were no rows to measure on.
+        accuracy_of: whose they are; None: unknown.
+        perplexity: of language models, e to the loss.
+        kept_round: the round whose state was kept; 0: the start.
+        worst_accuracy: mean of the worst tenth of the clients, on their own rows.
+        shared_accuracy: of the global model, where `accuracy` is that of clients' own rows.
+        accuracy_by_base: on a base in each precision that clients hold.
+        last_accuracy, last_loss: of the last round's state.
+        baseline_accuracy: of the linear probe of the frozen base.
+        private_probe_accuracy: of one release with the whole privacy budget and no training.
+        centralised_accuracy, centralised_loss, centralised_learning_rate: of the same adapter on the pooled rows.
+        calibration_error, calibration_error_scaled, temperature: of the test rows, as they are and after scaling.
+        forgetting: a second task before and after, see `fedpeft.simulation.forgetting.Forgetting`.
+        membership_auc, membership_auc_worst: of membership inference; 0.5 is guessing.
+        audit_epsilon, audit_epsilon_one_run, audit_claimed, audit_passed: of the canary audit.
+    """
+
+    metric: str
+    accuracy: float
+    accuracy_of: str | None
+    loss: float
+    perplexity: float | None
+    kept_round: int
+    worst_accuracy: float | None = None
+    shared_accuracy: float | None = None
+    accuracy_by_base: Mapping[str, float] | None = None
+    last_accuracy: float | None = None
+    last_loss: float | None = None
+    baseline_accuracy: float | None = None
+    private_probe_accuracy: float | None = None
+    centralised_accuracy: float | None = None
+    centralised_loss: float | None = None
+    centralised_learning_rate: float | None = None
+    calibration_error: float | None = None
+    calibration_error_scaled: float | None = None
+    temperature: float | None = None
+    forgetting: Mapping[str, Any] | None = None
+    membership_auc: float | None = None
+    membership_auc_worst: float | None = None
+    audit_epsilon: float | None = None
+    audit_epsilon_one_run: float | None = None
+    audit_claimed: float | None = None
+    audit_passed: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What the run has cost, and on what. Bytes are the lengths of payloads, over all clients and resumes.
+
+    Attributes:
+        task: a name out of `fedpeft.models.task.TASKS`.
+        rounds, clients, cohort: rounds that were run, clients there are, and those asked in a round.
+        parameters: trained and exchanged.
+        uplink_bytes, downlink_bytes: from and to the clients.
+        prepare_bytes: of the uplink, before round 1.
+        base_bytes: of frozen tensors that the strategy has sent to clients.
+        rejected, rejected_by_client: updates that were left out; whose is not told under privacy.
+        uplink_bytes_per_parameter: of updates; None: none was sent.
+        seconds_per_round: mean, over all resumes.
+        seed, versions, hardware: what it was run with.
+        epsilon, epsilon_median, dp_delta, noise_multiplier, privacy: what may be claimed, see
+            `fedpeft.privacy.engine.Protection.summary`; None: no protection.
+    """
+
+    task: str
+    rounds: int
+    clients: int
+    cohort: int
+    parameters: int
+    uplink_bytes: int
+    downlink_bytes: int
+    prepare_bytes: int
+    base_bytes: int
+    rejected: int
+    rejected_by_client: Mapping[str, int] | None
+    uplink_bytes_per_parameter: float | None
+    seconds_per_round: float
+    seed: int
+    versions: Mapping[str, str]
+    hardware: Mapping[str, Any]
+    epsilon: float | None = None
+    epsilon_median: float | None = None
+    dp_delta: float | None = None
+    noise_multiplier: float | None = None
+    privacy: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls, setup: Setup, progress: Progress, cohort: int, protection: Protection | None, fixed: Mapping[str, Any]
+    ) -> Costs:
+        """Those of a run that has come to `progress`, on the hardware that `fixed` names."""
+        counters = progress.counters
+        parameters = counters.uplink_parameters
+        update_bytes = counters.uplink_bytes - counters.prepare_bytes
+        return cls(
+            task=setup.facts.task,
+            rounds=progress.round,
+            clients=setup.clients,
+            cohort=cohort,
+            parameters=setup.layout.numel,
+            uplink_bytes=counters.uplink_bytes,
+            downlink_bytes=counters.downlink_bytes,
+            prepare_bytes=counters.prepare_bytes,
+            base_bytes=counters.base_bytes,
+            rejected=counters.rejected,
+            rejected_by_client=None if protection else {str(k): n for k, n in progress.rejections.items()},
+            uplink_bytes_per_parameter=update_bytes / parameters if parameters else None,
+            seconds_per_round=counters.round_seconds / max(1, progress.round),
+            seed=setup.config.seed,
+            versions={name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
+            hardware={name: fixed[name] for name in ("cpu", "gpus", "workers", "kernel")}
+            | {"system": platform.platform()},
+            **(protection.summary() if protection else {}),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What summary.json holds, the groups' fields beside the others; a file has all keys, whoever wrote it.
+
+    Attributes:
+        quality, costs: in two groups.
+        distinct_rows: rows that were trained on, all clients together; None: under privacy, or nobody says.
+        partition: how rows lay on the clients; None: only they know.
+        wire_received_bytes, wire_sent_bytes: of a server, with its messages' frames; None: nothing went over a wire,
+            or the cohort is secret.
+        refused: calls that the server has refused; None: there was no server.
+        resumed: whether `seconds` began at a resume.
+        seconds: of the whole command.
+        peak_memory_bytes: of all processes on this machine together; None: unknown.
+    """
+
+    quality: Quality
+    costs: Costs
+    distinct_rows: int | None = None
+    partition: Mapping[str, Any] | None = None
+    wire_received_bytes: int | None = None
+    wire_sent_bytes: int | None = None
+    refused: int | None = None
+    resumed: bool = False
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Names and values, in one level."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**vars(own.pop("quality")), **vars(own.pop("costs")), **own}
+
+
+def calibration_of(score: FinalScore) -> dict[str, float]:
     """Expected calibration error on the test rows, as it is and after temperature scaling; empty for language."""
     from fedpeft.models.calibration import calibrate
 
@@ -29,44 +188,6 @@ def calibration_of(score: FinalScore) -> dict[str, Any]:
         return {}
     before, after = (calibrate(c, scores.correct).error for c in (scores.confidence, scores.scaled))
     return {"calibration_error": before, "calibration_error_scaled": after, "temperature": score.temperature}
-
-
-def costs(
-    setup: Setup, progress: Progress, cohort: int, protection: Protection | None, fixed: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a run has cost, and on what: the part of the summary that is independent of where clients are."""
-    counters = progress.counters
-    parameters = counters.uplink_parameters
-    update_bytes = counters.uplink_bytes - counters.prepare_bytes
-    return {
-        "task": setup.facts.task,
-        "rounds": progress.round,
-        "clients": setup.clients,
-        "cohort": cohort,
-        "parameters": setup.layout.numel,
-        "uplink_bytes": counters.uplink_bytes,
-        "downlink_bytes": counters.downlink_bytes,
-        "prepare_bytes": counters.prepare_bytes,
-        "base_bytes": counters.base_bytes,
-        "rejected": counters.rejected,
-        "rejected_by_client": None if protection else {str(k): n for k, n in progress.rejections.items()},
-        "uplink_bytes_per_parameter": update_bytes / parameters if parameters else None,
-        "epsilon": None,
-        "dp_delta": None,
-        **(protection.summary() if protection else {}),
-        "seconds": None,
-        "seconds_per_round": counters.round_seconds / max(1, progress.round),
-        "peak_memory_bytes": None,
-        "seed": setup.config.seed,
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "flwr", "fedpeft")},
-        "hardware": {
-            "cpu": fixed["cpu"],
-            "gpus": fixed["gpus"],
-            "workers": fixed["workers"],
-            "kernel": fixed["kernel"],
-            "system": platform.platform(),
-        },
-    }
 
 
 def distinct_rows(clients: Iterable[Mapping[str, Any]]) -> int | None:
@@ -78,65 +199,102 @@ def distinct_rows(clients: Iterable[Mapping[str, Any]]) -> int | None:
     return sum(used.values()) or None
 
 
-def epsilon_line(summary: dict[str, Any]) -> str:
+def show(summary: Summary, folder: Path, console: Console) -> None:
+    """Print the numbers that matter."""
+    rows = [*_claimed(summary.costs), *_reached(summary), *_compared(summary), *_spent(summary), *_attacked(summary)]
+    if summary.peak_memory_bytes:
+        rows.append(("peak memory, all processes", size(summary.peak_memory_bytes)))
+    console.print(summary_table("summary", [*rows, ("files", str(folder))]))
+
+
+Line = tuple[str, str]
+"""What, and the number."""
+
+
+def _number(name: str, value: float | None, digits: int = 4) -> list[Line]:
+    return [] if value is None else [(name, f"{value:.{digits}f}")]
+
+
+def _claimed(costs: Costs) -> list[Line]:
     """What a private run has spent."""
-    return f"{summary['epsilon']:.2f} (median {summary['epsilon_median']:.2f}), delta {summary['dp_delta']:.2g}"
+    if costs.privacy is None or costs.epsilon is None or costs.epsilon_median is None or costs.dp_delta is None:
+        return []
+    spent = f"{costs.epsilon:.2f} (median {costs.epsilon_median:.2f}), delta {costs.dp_delta:.2g}"
+    return [(f"[bold]epsilon[/] per {costs.privacy['unit']}", f"[bold]{spent}[/]")]
 
 
-def _lost(summary: dict[str, Any]) -> list[tuple[str, Any]]:
-    found = summary.get("forgetting")
+def _reached(summary: Summary) -> list[Line]:
+    quality = summary.quality
+    if math.isnan(quality.accuracy):
+        return [(quality.metric, "unknown: no rows to evaluate on")]
+    tested = quality.accuracy_of == TEST_ROWS
+    name, of = f"test {quality.metric}" if tested else quality.metric, quality.accuracy_of
+    value, digits = (quality.perplexity, 3) if quality.perplexity is not None else (quality.accuracy, 4)
+    return [
+        (f"[bold]{name}[/] ({'saved adapter, fp32' if tested else of})", f"[bold]{value:.{digits}f}[/]"),
+        *_number("worst tenth of the clients", quality.worst_accuracy),
+        *_number("global model alone, held-out rows of all", quality.shared_accuracy),
+    ]
+
+
+def _compared(summary: Summary) -> list[Line]:
+    """What stands beside the result."""
+    quality = summary.quality
+
+    def measured(accuracy: float | None, loss: float | None) -> float | None:
+        return accuracy if quality.perplexity is None or loss is None else math.exp(loss)
+
+    return [
+        *_number("frozen base, linear probe", quality.baseline_accuracy),
+        *_number("private probe: one release, no training", quality.private_probe_accuracy),
+        *_number("same adapter on the pooled data", measured(quality.centralised_accuracy, quality.centralised_loss)),
+        *(
+            _number(
+                f"kept: after round {quality.kept_round}; after the last, {summary.costs.rounds}",
+                measured(quality.last_accuracy, quality.last_loss),
+            )
+            if quality.kept_round != summary.costs.rounds
+            else []
+        ),
+        *_number("test loss" if quality.accuracy_of == TEST_ROWS else "loss", quality.loss),
+        *_lost(quality.forgetting),
+    ]
+
+
+def _lost(found: Mapping[str, Any] | None) -> list[Line]:
     if not found:
         return []
     return [(f"second task, {found['dataset']}: {found['measure']}", f"{found['before']:.4f} -> {found['after']:.4f}")]
 
 
-def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
-    """Print the numbers that matter."""
-    rows: list[tuple[str, Any]] = []
-    if summary["metric"] == "accuracy":
-        of = "saved adapter, fp32" if summary["worst_accuracy"] is None else summary["accuracy_of"]
-        rows.append((f"[bold]test accuracy[/] ({of})", f"[bold]{summary['accuracy']:.4f}[/]"))
-        if summary["worst_accuracy"] is not None:
-            rows.append(("worst tenth of the clients", f"{summary['worst_accuracy']:.4f}"))
-            rows.append(("global adapter alone, test rows", f"{summary['shared_accuracy']:.4f}"))
-        rows.append(("frozen base, linear probe", f"{summary['baseline_accuracy']:.4f}"))
-        if summary.get("private_probe_accuracy") is not None:
-            rows.append(("private probe: one release, no training", f"{summary['private_probe_accuracy']:.4f}"))
-    else:
-        rows.append(("[bold]test perplexity[/] (saved adapter, fp32)", f"[bold]{summary['perplexity']:.3f}[/]"))
-    if summary["centralised_accuracy"] is not None:
-        value = summary["centralised_accuracy"]
-        if summary["metric"] != "accuracy":
-            value = math.exp(summary["centralised_loss"])
-        rows.append(("same adapter on the pooled data", f"{value:.4f}"))
-    if summary["last_loss"] is not None and summary["kept_round"] != summary["rounds"]:
-        value = summary["last_accuracy"] if summary["metric"] == "accuracy" else math.exp(summary["last_loss"])
-        rows.append((f"kept: after round {summary['kept_round']}; after the last, {summary['rounds']}", f"{value:.4f}"))
-    sent = summary["uplink_bytes_per_parameter"]
-    rows += [
-        ("test loss", f"{summary['loss']:.4f}"),
-        *_lost(summary),
-        ("uplink / downlink", f"{size(summary['uplink_bytes'])} / {size(summary['downlink_bytes'])}"),
-        ("of it before round 1", size(summary["prepare_bytes"])),
+def _spent(summary: Summary) -> list[Line]:
+    costs, sent = summary.costs, summary.costs.uplink_bytes_per_parameter
+    rows = [
+        ("uplink / downlink", f"{size(costs.uplink_bytes)} / {size(costs.downlink_bytes)}"),
+        ("of it before round 1", size(costs.prepare_bytes)),
         ("bytes per parameter and update", f"{sent:.3f}" if sent is not None else "no update was sent"),
-        (
-            "time since it was resumed" if summary["resumed"] else "time",
-            f"{duration(summary['seconds'])}, {duration(summary['seconds_per_round'])} per round",
-        ),
     ]
-    if summary["rejected"]:
-        of = summary["rejected_by_client"]
-        rows.append(("updates left out", f"{summary['rejected']}{f', of {len(of)} clients' if of else ''}"))
-    if summary.get("distinct_rows"):
-        rows.append(("distinct rows trained on", f"{summary['distinct_rows']:,}"))
-    if summary["dp_delta"] is not None:
-        rows.insert(0, (f"[bold]epsilon[/] per {summary['privacy']['unit']}", f"[bold]{epsilon_line(summary)}[/]"))
-    if "membership_auc" in summary:
-        rows.append(("membership inference, area under the curve", f"{summary['membership_auc']:.3f}"))
-    if "audit_epsilon" in summary:
-        found = f"epsilon at least {summary['audit_epsilon']:.2f} of {summary['audit_claimed']:.2f} claimed"
+    if summary.wire_received_bytes is not None and summary.wire_sent_bytes is not None:
+        rows.append(("on the wire", f"{size(summary.wire_received_bytes)} / {size(summary.wire_sent_bytes)}"))
+    if summary.seconds is not None:
+        rows.append(
+            (
+                "time since it was resumed" if summary.resumed else "time",
+                f"{duration(summary.seconds)}, {duration(costs.seconds_per_round)} per round",
+            )
+        )
+    if costs.rejected:
+        of = costs.rejected_by_client
+        rows.append(("updates left out", f"{costs.rejected}{f', of {len(of)} clients' if of else ''}"))
+    if summary.distinct_rows:
+        rows.append(("distinct rows trained on", f"{summary.distinct_rows:,}"))
+    return rows
+
+
+def _attacked(summary: Summary) -> list[Line]:
+    quality = summary.quality
+    rows = _number("membership inference, area under the curve", quality.membership_auc, 3)
+    if quality.audit_epsilon is not None:
+        found = f"epsilon at least {quality.audit_epsilon:.2f} of {quality.audit_claimed:.2f} claimed"
         rows.append(("canary audit of its mechanism", found))
-    if summary["peak_memory_bytes"]:
-        rows.append(("peak memory, all processes", size(summary["peak_memory_bytes"])))
-    rows.append(("files", str(folder)))
-    console.print(summary_table("summary", rows))
+    return rows

@@ -363,7 +363,7 @@ def test_noise_without_a_budget_costs_the_share_that_is_asked_for(mechanism, tmp
 
 
 def test_the_summary_has_the_private_probe_and_the_start(tmp_path):
-    summary = simulate(RunConfig(**TINY, privacy="dp_sgd(epsilon=40)"), tmp_path / "run", False, QUIET)
+    summary = simulate(RunConfig(**TINY, privacy="dp_sgd(epsilon=40)"), tmp_path / "run", False, QUIET).as_dict()
     assert 0.25 < summary["private_probe_accuracy"] <= 1
     assert summary["accuracy"] == pytest.approx(summary["private_probe_accuracy"], abs=0.15)
     assert summary["rounds"] == 0

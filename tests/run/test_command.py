@@ -32,7 +32,7 @@ def raises(error):
     return work
 
 
-@pytest.mark.parametrize("answer, code", [(None, 0), (0, 0), (1, 1)])
+@pytest.mark.parametrize(("answer", "code"), [(None, 0), (0, 0), (1, 1)])
 def test_the_work_s_answer_is_the_exit_code(answer, code):
     assert exit_code(lambda: answer) == code
 
@@ -40,7 +40,10 @@ def test_the_work_s_answer_is_the_exit_code(answer, code):
 def test_a_mistake_is_one_unwrapped_sentence_on_the_error_stream(capsys):
     assert exit_code(raises(ConfigError("[given] " + "long " * 60 + "end"))) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: [given] ") and err.endswith("end\n") and err.count("\n") == 1
+    assert out == ""
+    assert err.startswith("error: [given] ")
+    assert err.endswith("end\n")
+    assert err.count("\n") == 1
 
 
 def test_ctrl_c_says_how_to_go_on(capsys):
@@ -58,7 +61,8 @@ def test_a_mistake_of_any_command_is_an_error_and_exit_code_2(name, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert importlib.import_module(f"fedpeft.{name}").main(COMMANDS[name]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)

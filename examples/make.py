@@ -1,0 +1,55 @@
+"""Makes the example files of this folder: python examples/make.py. Nobody wrote these rows; all come from lists of words.
+
+reviews.csv has sentences about things with the class good or bad. conversations.jsonl has sums and differences, asked
+and answered. They show what files look like and let commands be tried; that a model learns them says nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+THINGS = ("lamp", "kettle", "chair", "bicycle", "radio", "tent", "clock", "printer", "backpack", "drill")
+OPINIONS = {
+    "good": ("works well", "is a pleasure to use", "is solid and quick", "was worth its price", "never fails"),
+    "bad": ("broke at once", "is a nuisance to use", "is flimsy and slow", "was not worth its price", "always fails"),
+}
+TIMES = ("after a week", "after a month", "after a year", "every day", "so far", "in the cold", "in the rain")
+
+
+def reviews(draw: random.Random) -> list[tuple[str, str]]:
+    """All texts that the words make, with their classes, half of each kept, in an order by chance."""
+    found = []
+    for label, opinions in OPINIONS.items():
+        texts = [f"the {thing} {opinion} {time}" for thing in THINGS for opinion in opinions for time in TIMES]
+        found += [(text, label) for text in draw.sample(texts, len(texts) // 2)]
+    draw.shuffle(found)
+    return found
+
+
+def conversations(draw: random.Random, count: int = 200) -> list[list[dict[str, str]]]:
+    """Sums and differences of numbers below 50."""
+    found = []
+    for _ in range(count):
+        a, b = sorted((draw.randrange(50), draw.randrange(50)), reverse=True)
+        word, result = draw.choice((("plus", a + b), ("minus", a - b)))
+        asked, answered = f"What is {a} {word} {b}?", f"{a} {word} {b} is {result}."
+        found.append([{"role": "user", "content": asked}, {"role": "assistant", "content": answered}])
+    return found
+
+
+def main(folder: Path = FOLDER) -> None:
+    """Write both files."""
+    draw = random.Random(0)
+    with (folder / "reviews.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("text", "label"), *reviews(draw)])
+    lines = [json.dumps({"messages": messages}) + "\n" for messages in conversations(draw)]
+    (folder / "conversations.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
