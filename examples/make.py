@@ -1,4 +1,6 @@
-"""Makes the example files of this folder: python examples/make.py. Nobody wrote these rows; all come from lists of words.
+"""Makes the example files of this folder: python examples/make.py.
+
+Nobody wrote these rows; all come from lists of words.
 
 reviews.csv has sentences about things with the class good or bad. conversations.jsonl has sums and differences, asked
 and answered. They show what files look like and let commands be tried; that a model learns them says nothing.
