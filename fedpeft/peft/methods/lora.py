@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft import seeds
+from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.layers import innermost, target_layers
 from fedpeft.models.task import FederatedModel, trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
 from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
+from fedpeft.peft.stacked_products import low_rank_sum
 
 
 class StackedLora(StackedLayer):
@@ -42,11 +44,11 @@ class StackedLora(StackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
-        y = self.base_layer(x)
-        A = self.of_active(self.lora_A.weight, x)
-        B = self.of_active(self.lora_B.weight * self.scales, x)
-        hidden = torch.bmm(self.per_client(self.dropout(x)), A.transpose(1, 2))
-        return torch.baddbmm(self.per_client(y), hidden, B.transpose(1, 2)).view_as(y)
+        layer = self.base_layer
+        A, B, scales = self.lora_A.weight, self.lora_B.weight, self.scales
+        if isinstance(layer, FrozenLinear) and isinstance(self.dropout, nn.Identity):
+            return low_rank_sum(None, x, A, B, scales, self.active, layer)
+        return low_rank_sum(layer(x), self.dropout(x), A, B, scales, self.active)
 
 
 @dataclass(frozen=True)
