@@ -95,7 +95,8 @@ def _forward(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None,
     captured: list[Tensor] = []
 
     def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        captured.append(args[0] if args else kwargs["hidden_states"])
+        hidden, packing = args[0] if args else kwargs["hidden_states"], kwargs.get("packing")
+        captured.append(hidden if packing is None else packing.padded(hidden))
 
     with torch.inference_mode():
         if not depth:

@@ -6,28 +6,43 @@ product with (out, r) takes four to five times as long (AMD EPYC of 2023, rank 8
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fedpeft.models.kernels import FrozenLinear
+from fedpeft.models.packing import Group
+
+
+class Factors(NamedTuple):
+    """A (K, r, in) and B (K, out, r), in at least the precision of the pass, and scales (K, 1, 1)."""
+
+    A: Tensor
+    B: Tensor
+    scales: Tensor
+
+
+def evenly(clients: int, x: Tensor) -> tuple[Group, ...]:
+    """The tokens (rows, ..., d) of as many rows of each of the first `clients` clients."""
+    return ((slice(0, clients), slice(0, x.numel() // x.shape[-1])),)
 
 
 def low_rank_sum(
-    y: Tensor | None, x: Tensor, A: Tensor, B: Tensor, scales: Tensor, clients: int, layer: FrozenLinear | None = None
+    y: Tensor | None, x: Tensor, factors: Factors, groups: Sequence[Group], layer: FrozenLinear | None = None
 ) -> Tensor:
-    """y + s B A x for each of the first `clients` clients, as one step of autograd.
+    """y + s B A x for each client, as one step of autograd.
 
     Args:
-        y: (rows, ..., out), all clients' rows one after another; None: the output of `layer` on x.
+        y: (rows, ..., out), one client's rows after another's; None: the output of `layer` on x.
         x: (rows, ..., in).
-        A, B: (K, r, in) and (K, out, r), in at least the precision of x, in which the products are.
-        scales: (K, 1, 1), no parameter.
+        factors: of the clients.
+        groups: which tokens are whose; tokens of none are left as they are in y.
         layer: frozen; where it is given, the gradient of x is that of both ways.
     """
-    total: Tensor = _LowRankSum.apply(y, x, A, B, scales, clients, layer)  # type: ignore[no-untyped-call]
+    total: Tensor = _LowRankSum.apply(y, x, *factors, groups, layer)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -40,7 +55,7 @@ class _LowRankSum(torch.autograd.Function):
         A: Tensor,
         B: Tensor,
         scales: Tensor,
-        clients: int,
+        groups: Sequence[Group],
         layer: FrozenLinear | None,
     ) -> Tensor:
         if layer is not None:
@@ -48,44 +63,46 @@ class _LowRankSum(torch.autograd.Function):
         else:
             assert y is not None
             total = y.clone(memory_format=torch.contiguous_format)
+        clients = groups[-1][0].stop
         narrow = A[:clients].to(x.dtype)
         wide = (B[:clients] * scales[:clients]).transpose(1, 2).to(x.dtype).contiguous()
-        hidden = _narrowed(_per_client(x, clients), narrow)
-        _per_client(total, clients).baddbmm_(hidden, wide)
-        ctx.save_for_backward(x, narrow, wide, hidden)
-        ctx.layer, ctx.scales, ctx.shapes = layer, scales, (A.shape, B.shape, A.dtype)
+        hidden = []
+        for whose, tokens in groups:
+            hidden.append(_narrowed(_of(x, whose, tokens), narrow[whose]))
+            _of(total, whose, tokens).baddbmm_(hidden[-1], wide[whose])
+        ctx.save_for_backward(x, narrow, wide)
+        ctx.hidden, ctx.groups, ctx.layer, ctx.scales = hidden, groups, layer, scales
+        ctx.shapes = A.shape, B.shape, A.dtype
         return total
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, narrow, wide, hidden = ctx.saved_tensors
-        clients = len(narrow)
+        x, narrow, wide = ctx.saved_tensors
         gradient = gradient.contiguous()
-        of_total = _per_client(gradient, clients)
-        of_hidden = _narrowed(of_total, wide)
         A_shape, B_shape, dtype = ctx.shapes
-        of_x = of_A = of_B = None
-        if ctx.needs_input_grad[2]:
-            of_A = _of_all(A_shape, clients, dtype, x.device)
-            of_A[:clients] = torch.bmm(of_hidden.transpose(1, 2), _per_client(x, clients))
-        if ctx.needs_input_grad[3]:
-            of_B = _of_all(B_shape, clients, dtype, x.device)
-            of_wide = torch.bmm(hidden.transpose(1, 2), of_total)
-            torch.mul(of_wide.transpose(1, 2), ctx.scales[:clients], out=of_B[:clients])
+        of_A = _of_all(A_shape, len(narrow), dtype, x.device) if ctx.needs_input_grad[2] else None
+        of_B = _of_all(B_shape, len(narrow), dtype, x.device) if ctx.needs_input_grad[3] else None
+        of_x = None
         if ctx.needs_input_grad[1]:
-            if ctx.layer is None:
-                of_x = torch.bmm(of_hidden, narrow).view_as(x)
-            else:
-                of_x = ctx.layer.input_gradient(gradient)
-                _per_client(of_x, clients).baddbmm_(of_hidden, narrow)
-        of_y = gradient if ctx.needs_input_grad[0] else None
-        return of_y, of_x, of_A, of_B, None, None, None
+            of_x = torch.zeros_like(x) if ctx.layer is None else ctx.layer.input_gradient(gradient)
+        for hidden, (whose, tokens) in zip(ctx.hidden, ctx.groups, strict=True):
+            of_total = _of(gradient, whose, tokens)
+            of_hidden = _narrowed(of_total, wide[whose])
+            if of_A is not None:
+                of_A[whose] = torch.bmm(of_hidden.transpose(1, 2), _of(x, whose, tokens))
+            if of_B is not None:
+                of_wide = torch.bmm(hidden.transpose(1, 2), of_total)
+                torch.mul(of_wide.transpose(1, 2), ctx.scales[whose], out=of_B[whose])
+            if of_x is not None:
+                _of(of_x, whose, tokens).baddbmm_(of_hidden, narrow[whose])
+        return gradient if ctx.needs_input_grad[0] else None, of_x, of_A, of_B, None, None, None
 
 
-def _per_client(x: Tensor, clients: int) -> Tensor:
-    """(rows, ..., d) as (clients, tokens, d)."""
-    return x.reshape(clients, -1, x.shape[-1])
+def _of(x: Tensor, whose: slice, tokens: slice) -> Tensor:
+    """The tokens of a group of clients, (clients, tokens of each, d): a view where x is contiguous."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat[tokens].view(whose.stop - whose.start, -1, x.shape[-1])
 
 
 def _narrowed(x: Tensor, factor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
 from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
-from fedpeft.peft.stacked_products import low_rank_sum
+from fedpeft.peft.stacked_products import Factors, evenly, low_rank_sum
 
 
 class StackedLora(StackedLayer):
@@ -42,13 +42,18 @@ class StackedLora(StackedLayer):
         for k, form in enumerate(forms):
             self.scales[k] = form.scale if form is not None else 1.0
 
+    @property
+    def packs(self) -> bool:
+        """Unless there is dropout, whose masks are those of padded rows."""
+        return isinstance(self.dropout, nn.Identity)
+
     def forward(self, x: Tensor) -> Tensor:
-        """(K * b, T, in) to (K * b, T, out)."""
-        layer = self.base_layer
-        A, B, scales = self.lora_A.weight, self.lora_B.weight, self.scales
+        """(K * b, T, in) to (K * b, T, out), or packed (1, N, in) to (1, N, out)."""
+        layer, factors = self.base_layer, Factors(self.lora_A.weight, self.lora_B.weight, self.scales)
+        groups = evenly(self.active, x) if self.packed is None else self.packed.packing.groups
         if isinstance(layer, FrozenLinear) and isinstance(self.dropout, nn.Identity):
-            return low_rank_sum(None, x, A, B, scales, self.active, layer)
-        return low_rank_sum(layer(x), self.dropout(x), A, B, scales, self.active)
+            return low_rank_sum(None, x, factors, groups, layer)
+        return low_rank_sum(layer(x), self.dropout(x), factors, groups)
 
 
 @dataclass(frozen=True)
