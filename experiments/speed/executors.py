@@ -147,9 +147,8 @@ def main(settings: Settings) -> None:
         sides = [Side("batched", first, work), Side("batched", second, work)]
         sides += [Side("plain", second, work)] if settings.plain else []
         ratios: dict[str, list[float]] = {}
-        print(
-            "| case | A, ms | B, ms | A / B | plain / B | states differ by |\n| --- | ---: | ---: | ---: | ---: | ---: |"
-        )
+        print("| case | A, ms | B, ms | A / B | plain / B | states differ by |")
+        print("| --- | ---: | ---: | ---: | ---: | ---: |")
         for case in chosen:
             states = [side.prepare(case, settings.rows) for side in sides]
             found: list[list[float]] = [[] for _ in sides]

@@ -97,7 +97,8 @@ def choose(dtype: torch.dtype) -> Kernel:
 
 Kernel = Literal["native", "onednn", "widened"]
 """How frozen products are computed: `native` is torch's own `F.linear`; `onednn` calls oneDNN directly, on weights
-that were packed once (CPU only); `widened` multiplies bf16 in fp32 and rounds the result, for CPUs that have no bf16 instructions."""
+that were packed once (CPU only); `widened` multiplies bf16 in fp32 and rounds the result, for CPUs that have no bf16
+instructions."""
 
 
 _onednn: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise

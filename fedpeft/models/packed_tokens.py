@@ -61,7 +61,7 @@ class PackedTokens(AbstractContextManager["PackedTokens"]):
 
 
 def takes_packed_tokens(base: nn.Module) -> bool:
-    """Whether `base` computes the same on packed rows: tried on two, in its own precision, which bf16 is too coarse for.
+    """Whether `base` computes the same on packed rows: tried on two.
 
     On CPUs alone, and not in bf16, where making kernels for many sizes takes longer than padding.
     """
