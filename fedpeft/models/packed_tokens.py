@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.models import attention
-from fedpeft.models.packing import Packing
+from fedpeft.models.packing import STEP, Packing
+
+WORTH = 32
+"""Tokens of padding per client, from which on a pass is packed. Each client's factors are then a product of their own,
+in each adapted layer; about ten tokens of a small encoder take as long."""
 
 
 class PackedTokens(AbstractContextManager["PackedTokens"]):
@@ -22,13 +26,14 @@ class PackedTokens(AbstractContextManager["PackedTokens"]):
 
     Attributes:
         clients: whose rows a batch holds, equally many of each.
-        packing: of the pass at hand, or of the last one.
+        packing: of the pass at hand, or of the last one; None: it is as good as free of padding, and left as it is.
     """
 
-    packing: Packing
+    packing: Packing | None = None
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, worth: int | None = None) -> None:
         self.clients = 1
+        self.worth = WORTH if worth is None else worth
         self._config: Any = base.config
         self._usual = self._config._attn_implementation
         self._config._attn_implementation = attention.register()
@@ -42,9 +47,13 @@ class PackedTokens(AbstractContextManager["PackedTokens"]):
         for handle in self._handles:
             handle.remove()
 
-    def _before(self, _: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        packing = self.packing = Packing.of(given["attention_mask"].bool(), self.clients)
+    def _before(self, _: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        packing = Packing.of(given["attention_mask"].bool(), self.clients)
         rows, tokens = packing.shape
+        if rows * tokens - packing.size < self.worth * self.clients:
+            self.packing = None
+            return arguments, given
+        self.packing = packing
         positions = torch.arange(tokens, device=packing.places.device).expand(rows, -1)
         inputs = {name: packing.packed(given[name]) for name in ("input_ids", "inputs_embeds") if name in given}
         return arguments, {
@@ -56,7 +65,8 @@ class PackedTokens(AbstractContextManager["PackedTokens"]):
         }
 
     def _behind(self, _: nn.Module, __: Any, ___: Any, output: Any) -> Any:
-        output["last_hidden_state"] = self.packing.padded(output["last_hidden_state"])
+        if self.packing is not None:
+            output["last_hidden_state"] = self.packing.padded(output["last_hidden_state"])
         return output
 
 
@@ -80,7 +90,7 @@ def _same(base: nn.Module, inputs: dict[str, Tensor]) -> bool:
     try:
         with torch.no_grad():
             usual = base(**inputs).last_hidden_state
-            with PackedTokens(base):
+            with PackedTokens(base, worth=-STEP):
                 packed = base(**inputs).last_hidden_state
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, IndexError, StopIteration):
         return False

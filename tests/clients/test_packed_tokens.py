@@ -8,6 +8,7 @@ import torch
 from fedpeft.clients.batched import BatchedExecutor
 from transformers import AutoConfig, AutoModel
 
+from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.models.frozen_blocks import FrozenStore, above
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
@@ -34,6 +35,12 @@ PADDED = [
     "lora(rank=4) + bottleneck(dim=4)",
     "prefix_tuning(length=3) + lora(rank=4)",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _pack_every_pass(monkeypatch):
+    """These rows are too short for packing to pay."""
+    monkeypatch.setattr("fedpeft.models.packed_tokens.WORTH", -STEP)
 
 
 @pytest.mark.parametrize("spec", PACKED + PADDED)
@@ -178,17 +185,24 @@ def test_the_fused_sum_and_its_gradients_are_those_of_plain_products(dtype, with
     assert not found[0][3][clients:].any()
 
 
-def test_a_pass_does_without_padding(tiny):
+@pytest.mark.parametrize("worth", [1, 40, 10_000])
+def test_a_pass_does_without_padding_where_it_is_worth_it(tiny, monkeypatch, worth):
     """The frozen products see as many tokens as there are, filled up to a step."""
+    monkeypatch.setattr("fedpeft.models.packed_tokens.WORTH", worth)
     _, batched, layout, start = build(tiny, "lora(rank=4, layers=0)", "fp32")
     seen = []
     layer = next(m for m in batched.model.base.modules() if isinstance(m, FrozenLinear))
     product = layer.product
-    layer.product = lambda x: seen.append(x.shape[1]) or product(x)
-    work = jobs(layout, start, SHARDS[:1], batch_size=4)
+    layer.product = lambda x: seen.append(x.shape[0] * x.shape[1]) or product(x)
+    work = jobs(layout, start, SHARDS[:1], batch_size=7)
     list(batched.train(work))
-    lengths = batched.examples.lengths
-    assert seen == [-(-int(lengths[rows].sum()) // STEP) * STEP for rows in work[0].batches(lengths)]
+    expected = []
+    for rows in work[0].batches(batched.examples.lengths):
+        lengths = batched.examples.lengths[rows]
+        padded = -(-int(lengths.max()) // LENGTH_STEP) * LENGTH_STEP * len(rows)
+        packed = -(-int(lengths.sum()) // STEP) * STEP
+        expected.append(packed if padded - packed >= worth else padded)
+    assert seen == expected
 
 
 def test_a_language_model_is_padded_as_before():

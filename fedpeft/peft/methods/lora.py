@@ -50,7 +50,8 @@ class StackedLora(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out), or packed (1, N, in) to (1, N, out)."""
         layer, factors = self.base_layer, Factors(self.lora_A.weight, self.lora_B.weight, self.scales)
-        groups = evenly(self.active, x) if self.packed is None else self.packed.packing.groups
+        packing = None if self.packed is None else self.packed.packing
+        groups = evenly(self.active, x) if packing is None else packing.groups
         if isinstance(layer, FrozenLinear) and isinstance(self.dropout, nn.Identity):
             return low_rank_sum(None, x, factors, groups, layer)
         return low_rank_sum(layer(x), self.dropout(x), factors, groups)
