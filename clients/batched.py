@@ -94,7 +94,8 @@ class BatchedExecutor(Executor):
         job = jobs[0]
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         self._load(jobs)
-        optimizer, warmup = job.training.optimizer_for(chosen, job.learning_rate)
+        most = job.training.optimizer.max_norm
+        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate)
         pulls = [j.pulls({name: p[k] for name, p in chosen.items()}) for k, j in enumerate(jobs)]
         given = [j.offsets for j in jobs if j.offsets is not None]
         offsets = torch.stack(given) if given else None
@@ -118,8 +119,8 @@ class BatchedExecutor(Executor):
             client_losses.sum().backward()  # type: ignore[no-untyped-call]
             for k in range(active):
                 _correct(chosen, k, jobs[k], pulls[k])
-            if job.training.max_norm:
-                _clip_per_client([p.grad for p in chosen.values() if p.grad is not None], job.training.max_norm)
+            if most:
+                _clip_per_client([p.grad for p in chosen.values() if p.grad is not None], most)
             optimizer.step()
             warmup.step()
             for k, loss in enumerate(client_losses.detach()):

@@ -198,7 +198,7 @@ class ClientSide:
             rows=self._rows(instruction.client)[0],
             received=held_in(sent.state, instruction.adapter_precision) | section(state, "private"),
             trained=trained,
-            training=replace(plan.training, steps=instruction.steps) if instruction.steps else plan.training,
+            training=plan.training.of_steps(instruction.steps) if instruction.steps else plan.training,
             learning_rate=instruction.learning_rate,
             form=instruction.form,
             corrections=self.drift.acting(server_states, unflattened(section(state, "drift"))),

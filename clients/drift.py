@@ -1,6 +1,6 @@
 """Corrections of client drift: what is done about clients whose local steps lead them to optima of their own.
 
-    --drift "fedprox(mu=0.01) + scaffold"
+    --drift "fedprox(mu=0.01) + scaffold + label_shift"
 
 A correction adds something to the gradients of a client's local steps. It may keep a state with each client, and one
 with the server, which then goes down with the model while the changes of the clients' states come up. Both halves are
@@ -44,6 +44,9 @@ class Correction:
 
     travels: ClassVar[bool] = False
     """Whether the server has one, too: it goes down to the clients, and the changes of theirs come up."""
+
+    needs_shares: ClassVar[bool] = False
+    """Whether it acts on the loss instead of the gradients: clients are told the classes' shares among all rows."""
 
     @property
     def name(self) -> str:
@@ -140,6 +143,11 @@ class Drift:
         """Whether states go down, and changes come up."""
         return any(c.travels for c in self.corrections)
 
+    @property
+    def needs_shares(self) -> bool:
+        """Whether clients are told the classes' shares among all rows."""
+        return any(c.needs_shares for c in self.corrections)
+
     def __str__(self) -> str:
         return " + ".join(map(part_text, self.corrections))
 
@@ -157,7 +165,8 @@ class Drift:
 
     def acting(self, server: States, own: States) -> tuple[Acting, ...]:
         """The corrections in a job, with the states that belong to it."""
-        return tuple(Acting(c, server.get(c.name, {}), own.get(c.name, {})) for c in self.corrections)
+        pulling = (c for c in self.corrections if not c.needs_shares)
+        return tuple(Acting(c, server.get(c.name, {}), own.get(c.name, {})) for c in pulling)
 
     def after(self, job: Job, result: Trained) -> tuple[States, States]:
         """A client's next states, and the changes that it tells the server."""

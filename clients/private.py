@@ -91,7 +91,7 @@ class PrivateExecutor(SequentialExecutor):
         return result
 
     def _rate(self, job: Job, name: str) -> float:
-        return job.training.rate(name, job.learning_rate)
+        return job.training.optimizer.rate(name, job.learning_rate)
 
     def _steps(self, job: Job, chosen: Chosen, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
         privacy = job.privacy

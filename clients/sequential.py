@@ -65,7 +65,7 @@ class SequentialExecutor(Executor):
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)
-        optimizer, warmup = job.training.optimizer_for(chosen, job.learning_rate)
+        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate)
         pulls = job.pulls(chosen)
         losses = []
         for loss in self._steps(job, chosen, optimizer):
@@ -74,8 +74,8 @@ class SequentialExecutor(Executor):
                     more = pull(name, held(parameter.detach(), job.received[name]))
                     if more is not None:
                         add_gradient(parameter, placed(more, parameter))
-            if job.training.max_norm:
-                torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.max_norm)
+            if job.training.optimizer.max_norm:
+                torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.optimizer.max_norm)
             optimizer.step()
             warmup.step()
             losses.append(loss)

@@ -95,21 +95,29 @@ def setting(
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed text `name(key=value, ...)`; `argument` is the tail of the `name:argument` form."""
+    """A parsed text `name(key=value, ...)`.
+
+    Attributes:
+        argument: the tail of the `name:argument` form.
+        values: those given without a key, as in `steps(10)` or `tasks(a, b)`.
+    """
 
     name: str
     settings: Mapping[str, Any]
     argument: str | None = None
+    values: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
         head = self.name if self.argument is None else f"{self.name}:{self.argument}"
-        if not self.settings:
-            return head
-        return head + "(" + ", ".join(f"{k}={v!r}" for k, v in self.settings.items()) + ")"
+        given = [*map(_written, self.values), *(f"{k}={v!r}" for k, v in self.settings.items())]
+        return f"{head}({', '.join(given)})" if given else head
 
 
 def parse_spec(text: str) -> Spec:
     """Parse `name`, `name(key=value, ...)` or `name:argument`; values are Python literals or bare words.
+
+    A part that declares which setting is its `argument` takes it without a key, too: `steps(10)`. Only there the text
+    of another part may stand: `tasks(tiny(seed=1), "20newsgroups")`.
 
     Raises:
         ConfigError: the text has another form.
@@ -124,11 +132,6 @@ def parse_spec(text: str) -> Spec:
         raise ConfigError(f"{text[:200]!r} is not of the form name(key=value, ...)") from None
     if isinstance(tree, ast.Name):
         return Spec(_restore(tree.id), {})
-    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.args:
-        raise ConfigError(
-            f"{text!r} gives {ast.unparse(tree.args[0])} without saying what it is; write each setting as key=value: "
-            f"python -m fedpeft.describe {_restore(tree.func.id)} lists them"
-        )
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
         raise ConfigError(f"{text!r} is not of the form name(key=value, ...)")
     settings: dict[str, Any] = {}
@@ -136,7 +139,14 @@ def parse_spec(text: str) -> Spec:
         if keyword.arg is None or keyword.arg in settings:
             raise ConfigError(f"{text!r} names a setting twice or unpacks one; write each as key=value, once")
         settings[keyword.arg] = _literal(keyword.value, text)
-    return Spec(_restore(tree.func.id), settings)
+    return Spec(_restore(tree.func.id), settings, values=tuple(_value(node, text) for node in tree.args))
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    """A value without a key: as `_literal`, or the text of a part."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return ast.unparse(node)
+    return _literal(node, text)
 
 
 # A part may be called 20newsgroups; Python wants an identifier, so a leading digit gets a prefix while parsing.
@@ -368,7 +378,7 @@ class Family(Generic[T]):
         argument = spec.argument
         if argument is not None and getattr(cls, "argument", None) in paths:
             argument = change(argument)
-        changed = Spec(spec.name, settings, argument)
+        changed = Spec(spec.name, settings, argument, spec.values)
         return text if changed == spec else str(changed)
 
     def build(self, text: str | Spec) -> T:
@@ -380,9 +390,29 @@ class Family(Generic[T]):
         spec = parse_spec(text) if isinstance(text, str) else text
         cls = self.part(spec.name)
         given = dict(spec.settings)
+        takes: str | None = getattr(cls, "argument", None)
+        if spec.values:
+            given |= _without_key(spec, cls, takes)
         if spec.argument is not None:
-            takes: str | None = getattr(cls, "argument", None)
             if takes is None:
                 raise ConfigError(f"{self.noun} {spec.name} takes no ':{spec.argument}'; write {spec.name}(key=value)")
             given[takes] = spec.argument
         return cls(**check_settings(f"{self.noun} {spec.name}", cls, given))
+
+
+def _without_key(spec: Spec, cls: type, takes: str | None) -> dict[str, Any]:
+    """The setting that a part takes without a key: one value, or all of them where it is a tuple.
+
+    Raises:
+        ConfigError: the part takes none, or fewer, or it is given with its key as well.
+    """
+    if takes is None:
+        raise ConfigError(
+            f"{str(spec)!r} gives {_written(spec.values[0])} without saying what it is; write each setting as "
+            f"key=value: python -m fedpeft.describe {spec.name} lists them"
+        )
+    annotation = typing.get_type_hints(cls)[takes]
+    several = (typing.get_origin(annotation) or annotation) is tuple
+    if takes in spec.settings or (len(spec.values) > 1 and not several):
+        raise ConfigError(f"{str(spec)!r} gives more than {spec.name} takes: {takes}, once")
+    return {takes: spec.values if several else spec.values[0]}

@@ -36,13 +36,17 @@ import cloudpickle
 from fedpeft.errors import ConfigError
 
 GROUPS: Final = (
+    "amounts",
     "attacks",
     "codecs",
     "corrections",
     "datasets",
+    "grids",
     "heads",
+    "measurements",
     "mechanisms",
     "models",
+    "optimizers",
     "partitions",
     "peft_methods",
     "precision_rules",

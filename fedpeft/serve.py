@@ -33,7 +33,7 @@ from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
-from fedpeft.run import catalogue
+from fedpeft.run import catalogue, help
 from fedpeft.run.console import (
     INTERRUPTED,
     ServeObserver,
@@ -45,29 +45,45 @@ from fedpeft.run.console import (
     summary_table,
 )
 from fedpeft.run.final_score import save
-from fedpeft.run.folder import SERVERS_OPTIONS, alone_in, begun, checked_settings, default_settings, make_folder
+from fedpeft.run.folder import (
+    SERVERS_OPTIONS,
+    alone_in,
+    begun,
+    checked_settings,
+    default_settings,
+    make_folder,
+    refuse_former,
+)
 from fedpeft.run.records import Records
 from fedpeft.run.summary import costs, epsilon_line
 
 FAREWELL = "the federation is finished"
 
 
+ABOUT = """Serve a federation: real clients join, train on their own rows, and one adapter comes of it.
+python -m fedpeft.serve run.toml --clients 3 --listen 0.0.0.0:8470 --certs certs"""
+
+OPTIONS = {
+    "CONFIG.toml": "settings; flags override them",
+    "--output FOLDER": "the run's folder (default: runs/DATE-DATASET-STRATEGY)",
+    "--resume FOLDER": "continue the federation in this folder",
+    "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
+}
+
+HIDDEN = ("partition", "attack", "grid")
+"""Settings of a run that mean nothing to a server: clients have their rows, and run where they are."""
+
+
 @dataclass(frozen=True)
 class Command:
-    """Serve a federation: real clients join, train on their own rows, and one adapter comes of it.
+    """What the command line says, see `OPTIONS`."""
 
-    python -m fedpeft.serve run.toml --clients 3 --listen 0.0.0.0:8470 --certs certs
-    """
-
-    config: Annotated[
-        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]", help="settings; flags override them")
-    ] = None
-    output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: runs/DATE-DATASET-STRATEGY)")] = None
-    resume: Annotated[Path | None, tyro.conf.arg(help="continue the federation in this folder")] = None
+    config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]")] = None
+    output: Path | None = None
+    resume: Path | None = None
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
     ] = ()
     serve: Annotated[ServeOptions, tyro.conf.arg(name="")] = field(default_factory=ServeOptions)
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
@@ -79,6 +95,11 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
+    if help.asked(arguments):
+        usage = "python -m fedpeft.serve [CONFIG.toml] [OPTIONS]"
+        print(help.page(usage, ABOUT, OPTIONS, hidden=HIDDEN, more=ServeOptions))
+        raise SystemExit(0)
+    refuse_former(arguments)
     command = _command(arguments, RunConfig(), ServeOptions())
     catalogue.use(command.plugin)
     default, options = default_settings(command.config, command.resume), ServeOptions()

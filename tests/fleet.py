@@ -25,8 +25,8 @@ from fedpeft.server.progress import Checkpoints
 
 NAMES = ("a", "b", "c")
 SETTINGS = {
-    "dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 2, "dtype": "fp64", "workers": 1, "local_steps": 4,
-    "optimizer": "adamw", "learning_rate": 0.003, "head_rate": 1.0, "safeguard": "none", "keep": "last",
+    "dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 2, "dtype": "fp64", "workers": 1, "local_work": "steps(4)",
+    "optimizer": "adamw(head_rate=1.0)", "learning_rate": 0.003, "safeguard": "none", "measure": "validation(every=4, keep=last)",
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
 

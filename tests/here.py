@@ -18,8 +18,8 @@ from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.run.records import Records
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 2, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
-        "head": "zero", "local_steps": 2, "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
-        "learning_rate": 3e-3, "head_rate": 1.0, "evaluate_every": 100}  # fmt: skip
+        "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
+        "learning_rate": 3e-3, "optimizer": "adamw(warmup=8, head_rate=1.0)", "measure": "validation(every=100)"}  # fmt: skip
 ROWS = (40, 90)
 
 

@@ -77,7 +77,7 @@ def test_pipelines_split_outside_of_parentheses_only():
     [
         (strategies, "fedavg", "is the strategy fedit"),
         (strategies, "FedAvg", "is the strategy fedit"),
-        (strategies, "fedprox", "--proximal"),
+        (strategies, "fedprox", "--drift"),
         (PEFT_METHODS, "LoRA", "did you mean 'lora'"),
         (PEFT_METHODS, "lora(r=8)", "has no setting 'r': here it is called rank"),
         (PEFT_METHODS, "lora(lora_alpha=8)", "here it is called alpha"),

@@ -41,7 +41,7 @@ def test_kills_of_server_and_client_lose_nothing_and_apply_nothing_twice(fleet):
 
     The codec drops most of each update, and clients remember what was dropped: that survives, too.
     """
-    made = fleet(rounds=8, evaluate_every=8, codec="ef14 | topk(fraction=0.1)")
+    made = fleet(rounds=8, measure="validation(every=8)", codec="ef14 | topk(fraction=0.1)")
     server = made.serve()
     clients = {name: made.join(name) for name in NAMES}
     made.wait(lambda: len(made.rounds()) >= 3, server)
@@ -107,7 +107,7 @@ def test_what_else_travels_arrives(fleet, settings):
 @pytest.mark.slow
 def test_a_late_joiner_takes_part_and_own_rows_are_evaluated(fleet):
     """A round is held up by a client that is suspended until the newcomer is there: it can't come too late."""
-    made = fleet(rounds=12, evaluate_every=1)
+    made = fleet(rounds=12, measure="validation(every=1)")
     server = made.serve("--wait-for", "2", "--held-out", "0.2")
     clients = {name: made.join(name) for name in ("a", "c")}
     made.wait(lambda: len(made.rounds()) >= 2, server)
@@ -132,7 +132,7 @@ def test_a_late_joiner_takes_part_and_own_rows_are_evaluated(fleet):
 @pytest.mark.slow
 def test_an_asynchronous_run_goes_on_without_a_slow_client_and_takes_its_stale_update(fleet):
     """c is suspended for some rounds; then b is, so that the buffer of two can only be filled with the help of c."""
-    made = fleet(strategy="fedbuff(buffer=2)", rounds=20, evaluate_every=20)
+    made = fleet(strategy="fedbuff(buffer=2)", rounds=20, measure="validation(every=20)")
 
     def of(name):
         file = made.folder / "run" / "clients.jsonl"
@@ -159,7 +159,7 @@ def test_an_asynchronous_run_goes_on_without_a_slow_client_and_takes_its_stale_u
 @pytest.mark.long
 def test_a_minute_of_silence_on_the_network_loses_nothing(fleet):
     """Nobody is told that the network is gone: both sides notice by themselves, and find each other again."""
-    made = fleet(rounds=8, evaluate_every=8)
+    made = fleet(rounds=8, measure="validation(every=8)")
     server = made.serve("--quorum", "1")
     wire = Wire(made.port)
     clients = [made.join(name, port=wire.port) for name in NAMES]
@@ -182,7 +182,12 @@ def test_chaos(fleet):
 
     Clients remember what their codec has dropped, and the server keeps copies of these memories.
     """
-    made = fleet(rounds=4000, evaluate_every=4000, schedule="constant", codec="ef21 | topk(fraction=0.1)")
+    made = fleet(
+        rounds=4000,
+        measure="validation(every=4000)",
+        optimizer="adamw(warmup=8, schedule=constant)",
+        codec="ef21 | topk(fraction=0.1)",
+    )
     finished = havoc(made)
     # What was trained so far must be what a simulation of as many rounds trains.
     words = ["--output", str(made.folder / "simulated"), "--rounds", str(finished)]

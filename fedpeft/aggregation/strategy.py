@@ -24,14 +24,19 @@ from torch import Tensor
 from fedpeft.aggregation.factors import change, leading_ranks
 from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, normalised, weighted_sum
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family
+from fedpeft.parts import Family, setting
 from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import LowRank as LowRank
 from fedpeft.peft.low_rank import inner_products
 
+WEIGHTINGS = ("auto", "rows", "uniform")
 
+
+@dataclass(frozen=True, kw_only=True)
 class Strategy:
     """One aggregation rule. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    weighting: str = setting("auto", "of clients; auto: by rows, under privacy uniform", choices=WEIGHTINGS)
 
     mixed_ranks: ClassVar[bool] = False
     """Whether clients may hold different ranks and alphas."""
@@ -205,8 +210,8 @@ class GatherStrategy(RoundStrategy):
 
 _ELSEWHERE = {
     "fedavg": "the mean that FedAvg takes is the strategy fedit",
-    "fedprox": "FedProx is a penalty on clients, with any strategy: --proximal 0.01",
-    "scaffold": "SCAFFOLD corrects the clients' drift, with any linear strategy: --scaffold",
+    "fedprox": "FedProx is a penalty on clients, with any strategy: --drift 'fedprox(mu=0.01)'",
+    "scaffold": "SCAFFOLD corrects the clients' drift, with any linear strategy: --drift scaffold",
     "fedadam": "FedAdam is what the server does with the mean: --strategy fedit --server-optimizer adam",
     "fedyogi": "FedYogi is what the server does with the mean: --strategy fedit --server-optimizer yogi",
     "fedadagrad": "FedAdagrad is what the server does with the mean: --strategy fedit --server-optimizer adagrad",

@@ -17,6 +17,7 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Job
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.communication.codec import PRESETS, parse_codec
@@ -94,13 +95,13 @@ class Case:
         plain = self.task.model(self.task.base(self.folder, DTYPES[self.dtype]), self.classes)
         return BatchedExecutor(plain, self.task, self.method, self.rows, self.layout, 2, "native")
 
-    def jobs(self, start=None, forms=None, rate=1e-3, **training):
+    def jobs(self, start=None, forms=None, rate=1e-3, steps=3, optimizer="adamw(head_rate=1.0)"):
         made = []
         for client, rows in enumerate(SHARDS):
             form = forms[client] if forms else self.layout.form
             shapes = self.layout.with_form(form).shapes
             received = {n: t[tuple(slice(0, s) for s in shapes[n])].clone() for n, t in (start or self.start).items()}
-            local = LocalTraining(**{"batch_size": 8, "steps": 3, **training})
+            local = LocalTraining(optimizer=LOCAL_OPTIMIZERS.build(optimizer)).of_steps(steps)
             made.append(Job(client, 1, 7, rows, received, frozenset(self.layout.names), local, rate, form=form))
         return made
 

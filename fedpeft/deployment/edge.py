@@ -154,7 +154,7 @@ class Edge:
         facts = DataFacts("text", "classification" if label else "causal_lm", names or None, config.model, clients=1)
         self.setup = Setup.of(config, facts)
         self.config = self.setup.config
-        machine = Machine.of(self.config, {}, (self.device,))
+        machine = Machine.of(self.setup, {}, (self.device,))
         data_key = self.setup.tokenised(self.rows, self.setup.tokens)
         work = work_plan(self.setup, machine, data_key, folder).at(self.options.precision)
         work = dataclasses.replace(work, threads=self.options.threads or os.cpu_count() or 1, clients_per_pass=1)

@@ -42,8 +42,9 @@ from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanism import Federation as Exposure
 from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.run.final_score import Scorer
+from fedpeft.run.measured import parse_measure
 from fedpeft.run.observer import Metrics, RunObserver
-from fedpeft.run.profiles import Profile, groups_of, keep_profiles
+from fedpeft.run.profiles import Profile, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
@@ -126,7 +127,11 @@ class Federation:
         self.folder = folder
         self.observer = observer
         self.options = options
-        self.roster = Roster(folder / ROSTER, config.clients)
+        groups = groups_of(config.ranks, config.clients, folder)
+        clients = number_of(config.clients, groups)
+        if clients < 1:
+            raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
+        self.roster = Roster(folder / ROSTER, clients)
         for name in filter(None, map(str.strip, options.readmit.split(","))):
             self.roster.readmit(name)
             events.emit("readmitted", client=name)
@@ -134,8 +139,8 @@ class Federation:
         judged = (
             len(self.rows.validation) > 0 and not options.held_out
         )  # where clients' rows judge, the last state is seen
-        facts = DataFacts.of(self.rows.dataset, config.clients, judged)
-        setup = Setup.of(config, facts, groups_of(config.ranks, config.profiles, folder))
+        facts = DataFacts.of(self.rows.dataset, clients, judged)
+        setup = Setup.of(config, facts, groups)
         self.given = setup.profiles
         self.own = list(self.given)
         self.setup = dataclasses.replace(setup, profiles=self.own)
@@ -146,7 +151,7 @@ class Federation:
         self.sampler = FixedSize(setup.clients, cohort_size(config.cohort, setup.clients), chances)
         begun = Checkpoints(folder / "checkpoint").load()
         fixed = begun.fixed if begun else {}
-        machine = Machine.of(self.config, fixed)
+        machine = Machine.of(setup, fixed)
         work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
         self.fixed = machine.pinned(fixed, work, folder)
         self.held_out = options.held_out or (HELD_OUT if setup.personal else 0.0)
@@ -193,7 +198,7 @@ class Federation:
                 lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
                 lambda client: self.own[client].steps,
             )
-        return Protection(mechanism, exposure, self.folder, identity, config.stop_at_budget, config.seed)
+        return Protection(mechanism, exposure, self.folder, identity, config.seed)
 
     @property
     def secret_cohort(self) -> bool:
@@ -314,7 +319,7 @@ class Federation:
         """All rounds."""
         self.workers.freeze_rows(self.setup.base_precisions)
         release()
-        keep_profiles(self.config.profiles, self.folder)
+        keep_profiles(self.config.clients, self.folder)
         return server.run()
 
     @property
@@ -337,11 +342,10 @@ class Federation:
 
 def _check(config: RunConfig, options: ServeOptions) -> None:
     """Refuse what makes no sense with real clients."""
-    if config.clients < 1:
-        raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
-    for name in ("attack", "centralised", "forgetting"):
-        if getattr(config, name):
-            raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out")
+    if config.attack:
+        raise ConfigError("attack belongs to simulations: real clients keep their rows; leave it out")
+    for name in parse_measure(config.measure).simulated:
+        raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out of --measure")
     if config.grid != "cohort":
         raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
     if not config.privacy:

@@ -12,8 +12,12 @@ import dataclasses
 import tomllib
 from typing import Final
 
+from fedpeft.clients.drift import CORRECTIONS
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
+from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.parts import parse_spec, split_outside_parentheses
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.run.setup import Setup
 
@@ -21,29 +25,25 @@ TAKEN: Final = frozenset(
     {
         "clients", "rounds", "cohort",  # how often a client will be asked, for its privacy
         "model", "tokens", "peft", "dtype", "head", "strategy",
-        "batch_size", "local_epochs", "local_steps", "learning_rate", "head_rate", "optimizer", "proximal", "scaffold",
-        "privacy", "codec", "downlink", "executor", "seed",
+        "batch_size", "local_work", "learning_rate", "optimizer", "drift",
+        "privacy", "codec", "downlink", "seed",
     }
 )  # fmt: skip
 """Taken from the server."""
 
-LEFT: Final = frozenset(
-    {
-        "dataset", "partition", "server_optimizer", "schedule", "weighting", "stop_at_budget",
-        "evaluate_every", "workers", "label_shift", "safeguard", "keep", "early_stopping", "public_validation",
-    }
-)  # fmt: skip
+LEFT: Final = frozenset({"dataset", "partition", "server_optimizer", "workers", "safeguard"})
 """Of no effect on a client: they keep their defaults. What a round needs of them stands in its instruction."""
 
-REFUSED: Final = frozenset({"ranks", "profiles", "attack", "centralised", "forgetting", "grid", "ray_address"})
-"""Of simulations only: refused unless they have their defaults."""
+REFUSED: Final = frozenset({"ranks", "attack", "grid", "measure"})
+"""Of simulations, or of the server, only: refused unless they have their defaults."""
+
+KNOWN: Final = {"local_work": LOCAL_WORK, "optimizer": LOCAL_OPTIMIZERS, "drift": CORRECTIONS}
+"""Settings that name parts of these families: of those that are here already, no package is loaded for them."""
 
 AT_MOST: Final = {
     "clients": 1_000_000,
     "rounds": 1_000_000,
     "batch_size": 1_000_000,
-    "local_steps": 1_000_000,
-    "local_epochs": 1_000_000,
     "seed": 2**63 - 1,
 }
 """The largest values that a client takes; the other numbers have limits of their own (`RunConfig`)."""
@@ -52,7 +52,7 @@ AT_MOST: Final = {
 def settings_for_clients(setup: Setup) -> RunConfig:
     """What a server tells its clients: the settings that they take, model and PEFT method as they turned out here."""
     told = {name: getattr(setup.config, name) for name in TAKEN}
-    return RunConfig(**told | {"model": setup.model_name, "peft": setup.peft})
+    return RunConfig(**told | {"clients": setup.clients, "model": setup.model_name, "peft": setup.peft})
 
 
 def shared_settings(text: str) -> RunConfig:
@@ -64,8 +64,14 @@ def shared_settings(text: str) -> RunConfig:
     try:
         told = from_mapping(tomllib.loads(text), "the server's settings")
         mechanism = MECHANISMS.build(told.privacy) if told.privacy else None
+        for name, family in KNOWN.items():
+            for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
+                family.loaded(parse_spec(part).name)
+                family.build(part)
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
         raise RunError(f"the server's settings can't be used: {error}") from None
+    if isinstance(told.clients, str):
+        raise RunError("the server's settings name a file of clients, and a client is told their number")
     for field in dataclasses.fields(RunConfig):
         value = getattr(told, field.name)
         said = f"the server's settings say {field.name}={value!r:.80}"

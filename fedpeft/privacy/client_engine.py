@@ -144,7 +144,8 @@ class OwnLedger(Protection):
         seed: int,
     ) -> None:
         self._common = [common.epsilon, common.noise_multiplier, common.dp_delta]
-        super().__init__(mechanism, federation, folder, identity, False, seed)
+        super().__init__(mechanism, federation, folder, identity, seed)
+        self.sits_out = False  # who is asked for too much says so
         self.answers = Answers(folder / ANSWER)
         self.open(resumed=(folder / KEY).exists() or (folder / ANSWER).exists())
         self.lifetime = lifetime

@@ -91,7 +91,6 @@ class Protection:
         federation: what costs depend on.
         folder: the run's; the ledger and the key lie in it.
         identity: what else a round's outcome depends on (settings, data, versions), in any form.
-        stop_at_budget: whether those whose budget is spent sit out, instead of ending the run with an error.
         seed: of the run.
 
     Raises:
@@ -104,13 +103,13 @@ class Protection:
         federation: Federation,
         folder: Path,
         identity: str,
-        stop_at_budget: bool,
         seed: int,
     ) -> None:
-        if stop_at_budget and mechanism.epsilon is None:
-            raise PrivacyError(f"--stop-at-budget needs a budget: give {mechanism.name} an epsilon, too")
+        if mechanism.at_budget == "sit_out" and mechanism.epsilon is None:
+            raise PrivacyError(f"at_budget=sit_out needs a budget: give {mechanism.name} an epsilon, too")
         self.mechanism, self.federation = mechanism, federation
-        self.identity, self.stop_at_budget, self.seed = identity, stop_at_budget, seed
+        self.identity, self.seed = identity, seed
+        self.sits_out = mechanism.at_budget == "sit_out"
         self.folder = folder
         self.noise, self.delta = self._settle()
         self.sat_out: set[int] = set()
@@ -190,7 +189,7 @@ class Protection:
         known = self.ledger.attempt(round, fingerprint)
         if known is None:
             spent = {account for account, (event, n) in charges.items() if not self._affordable(account, event, n)}
-            if spent and not self.stop_at_budget:
+            if spent and not self.sits_out:
                 raise PrivacyError(self._exceeded(round, min(spent)))
             self.sat_out |= spent - {POPULATION}
         else:
@@ -221,7 +220,7 @@ class Protection:
         spent = epsilon(self.ledger.spent.get(account, {}), self.delta_of(account))
         return (
             f"round {round} would take {who} above its budget: epsilon {spent:.3g} of {self.mechanism.epsilon:g} is "
-            "spent; a new run with --stop-at-budget lets those sit out whose budget is spent"
+            f"spent; a new run with {self.mechanism.name}(at_budget=sit_out, ...) goes on without them"
         )
 
     def _fingerprint(self, round: int, state: str) -> str:

@@ -86,6 +86,9 @@ class Mechanism(ABC):
     clip: float = setting(1.0, "largest norm of what one unit contributes", above=0)
     dp_delta: float | None = setting(None, "delta; none: a tenth of its limit, 1 / (number of units)", above=0, below=1)
     raw_metrics: bool = setting(False, "let clients report losses and numbers of rows, which epsilon does not cover")
+    at_budget: str = setting(
+        "end", "when a client's epsilon is spent: end the run, or sit_out: go on without it", choices=("end", "sit_out")
+    )
     audit: bool = setting(False, "attack the finished run: canaries and membership inference, see fedpeft.audit")
     test_noise: bool = setting(False, "for tests: noise from the run's seed, protecting nobody; stamped on the results")
 

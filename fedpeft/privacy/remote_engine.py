@@ -89,8 +89,8 @@ class SecondBook(Protection):
     ) -> None:
         self._declared, self._steps = declared, steps
         self.done: set[int] = set()
-        super().__init__(mechanism, federation, folder, identity, False, seed)
-        self.stop_at_budget = True  # one client's spent budget does not end the others' federation
+        super().__init__(mechanism, federation, folder, identity, seed)
+        self.sits_out = True  # one client's spent budget does not end the others' federation
 
     def _settle(self) -> tuple[float, float]:
         """Noise and delta of all clients; NaN: each has its own. What depends on rows is checked where rows are."""

@@ -9,7 +9,6 @@ from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
 from fedpeft.communication.uplink import Uplink
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.quantized import PRECISIONS, check_available
 from fedpeft.parts import part_text
@@ -29,7 +28,6 @@ def check(setup: Setup) -> None:
         ConfigError, PrivacyError: says which, and why.
     """
     config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in setup.profiles]
-    _check_effect(config)
     _check_memory(strategy, setup.uplink)
     check_method(setup.method, strategy, config.strategy.partition("(")[0].strip(), forms)
     if not setup.factor_view:
@@ -39,7 +37,7 @@ def check(setup: Setup) -> None:
         correction.check(strategy, setup.training, forms)
     _check_bases(setup.profiles, config.dtype, setup.method)
     _ = setup.steering  # says what validation rows can't decide
-    if config.label_shift:
+    if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     if setup.mechanism is not None:
         _check_mechanism(setup.mechanism, setup)
@@ -122,14 +120,6 @@ def _check_memory(strategy: Strategy, uplink: Uplink) -> None:
         )
 
 
-def _check_effect(config: RunConfig) -> None:
-    """Refuse settings that would change nothing, or ConfigError says of what they are."""
-    if config.stop_at_budget and not config.privacy:
-        raise ConfigError("stop_at_budget needs a budget: give --privacy, or leave it out")
-    if config.ray_address and config.grid != "ray":
-        raise ConfigError("ray_address is of --grid ray: give that, too, or leave it out")
-
-
 def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanism | None) -> None:
     """Refuse the correction of label shift where shares of classes are not known, or would not be protected.
 
@@ -161,10 +151,10 @@ def _check_private_run(mechanism: Mechanism, setup: Setup) -> None:
         PrivacyError: says what, and what to do.
     """
     config, head, uplink = setup.config, setup.head, setup.uplink
-    if config.weighting == "rows":
+    if setup.strategy.weighting == "rows":
         raise PrivacyError(
-            "weighting=rows would tell how many rows each client has, and let one client count for many; leave "
-            "--weighting out (it is uniform under --privacy)"
+            "weighting=rows would tell how many rows each client has, and let one client count for many; leave it out "
+            "(it is uniform under --privacy)"
         )
     if head.exchanges:
         raise PrivacyError(
@@ -173,8 +163,9 @@ def _check_private_run(mechanism: Mechanism, setup: Setup) -> None:
         )
     for correction in setup.drift.corrections:
         if correction.travels:
-            name = correction.name
-            raise PrivacyError(f"the states that {name}'s clients send come from unprotected rows; leave --{name} out")
+            raise PrivacyError(
+                f"the states that {correction.name}'s clients send come from unprotected rows; leave it out of --drift"
+            )
     if uplink.rules and not mechanism.noises_updates:
         raise PrivacyError(
             f"the precision rule in --codec {str(uplink)!r} would let one client change what others contribute, which "

@@ -38,7 +38,7 @@ def prepare(setup: Setup, clients: Exchange, evaluation: Evaluation, fixed: dict
     rows, spent, total = _statistics(setup, clients)
     head = setup.head.solve(total, state["head.weight"].shape[1], setup.facts.classes)
     state |= {name: tensor.to(state[name].dtype) for name, tensor in head.items()}
-    shares = {SHARES: shares_of(setup.head.class_counts(total))} if setup.config.label_shift else {}
+    shares = {SHARES: shares_of(setup.head.class_counts(total))} if setup.drift.needs_shares else {}
     progress = replace(
         progress,
         adapter=state,

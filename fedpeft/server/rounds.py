@@ -150,7 +150,7 @@ class Server:
         self.store.bases.put(after.residual.version, after.residual.total)
         clock.trained()
         after, undone = self._judged(progress, after)
-        due = entry.round == setup.rounds or entry.round % setup.config.evaluate_every == 0
+        due = entry.round == setup.rounds or entry.round % setup.measured.validation.every == 0
         metrics = self.evaluation.of(after) if due else None
         after = self.evaluation.remembered(after, metrics)
         traffic = self._traffic(taken, sent, dispatch)

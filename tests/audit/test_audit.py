@@ -204,7 +204,8 @@ def test_the_area_is_a_rank_statistic():
 @pytest.mark.slow
 def test_a_run_attacks_itself_when_asked_to(tmp_path, capsys):
     words = ["--dataset", "tiny", "--tokens", "32", "--clients", "4", "--cohort", "all", "--rounds", "1", "--workers",
-             "1", "--dtype", "fp32", "--head", "zero", "--local-steps", "2", "--peft", "lora(rank=2)"]  # fmt: skip
+             "1", "--dtype", "fp32", "--head", "zero", "--peft", "lora(rank=2)",
+             "--local-work", "steps(2)"]  # fmt: skip
     found = []
     for name, privacy in (("plain", "none(audit=True)"), ("private", "user_dp(epsilon=2, clip=1.0, audit=True)")):
         assert simulate([*words, "--privacy", privacy, "--output", str(tmp_path / name)]) == 0

@@ -25,7 +25,7 @@ from fedpeft.simulation.simulation import Simulation
 from tests.clients.test_executors import build, jobs
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 4, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
-        "dtype": "fp32", "local_steps": 2, "peft": "lora(rank=4, layers=1)", "label_shift": True}  # fmt: skip
+        "dtype": "fp32", "local_work": "steps(2)", "peft": "lora(rank=4, layers=1)", "drift": "label_shift"}  # fmt: skip
 QUIET = ConsoleObserver(Console(quiet=True))
 
 
@@ -141,7 +141,7 @@ def test_clients_are_told_the_shares_of_all_rows_and_a_resumed_run_remembers_the
     ],
 )
 def test_clients_refuse_shares_that_a_server_should_not_send(tmp_path, more, error, words):
-    simulation = Simulation(RunConfig(**{**TINY, "label_shift": False, **more}), tmp_path, QUIET)
+    simulation = Simulation(RunConfig(**{**TINY, "drift": "", **more}), tmp_path, QUIET)
     codec = parse_codec(simulation.setup.lossless)
     shares = codec.encode({SHARES: torch.ones(max(2, simulation.setup.facts.classes))})
     asked = Instruction("train", 1, 0, codec.encode(simulation.setup.start), learning_rate=1e-3, shares=shares)

@@ -129,7 +129,7 @@ class Useless:
         return Report(asked.client, asked.round, b"", error="no")
 
 
-@pytest.mark.parametrize("settings", [{}, {"strategy": "flexlora"}, {"scaffold": True, "optimizer": "sgd"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"strategy": "flexlora"}, {"drift": "scaffold", "optimizer": "sgd"}], ids=str)
 def test_a_cohort_of_useless_clients_ends_no_federation(federation, settings):
     """Rounds of one client each; in those of client 0 the model stays as it is, and others go on."""
     made = federation(cohort=1, rounds=6, **settings)
@@ -157,7 +157,7 @@ LIES = [
 
 @pytest.mark.parametrize("lie", LIES, ids=str)
 def test_an_evaluation_that_no_rows_can_lead_to_does_not_count(federation, lie):
-    made = federation(rounds=1, evaluate_every=1, serve=ServeOptions(held_out=0.2))
+    made = federation(rounds=1, measure="validation(every=1)", serve=ServeOptions(held_out=0.2))
     honest = made.server.edges[0]
 
     class Liar:
@@ -206,7 +206,13 @@ def test_more_rows_than_the_server_believes_are_refused(federation):
 
 def test_clients_with_texts_alone_train_a_language_model(federation):
     """No classes, no head: each client's perplexity on its own held-out rows is all that is known, and it falls."""
-    made = federation(dataset="tiny_lm", rounds=3, local_steps=8, evaluate_every=1, serve=ServeOptions(held_out=0.2))
+    made = federation(
+        dataset="tiny_lm",
+        rounds=3,
+        local_work="steps(8)",
+        measure="validation(every=1)",
+        serve=ServeOptions(held_out=0.2),
+    )
     assert made.run().round == 3
     rounds = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
     assert rounds[-1]["loss"] < rounds[0]["loss"]

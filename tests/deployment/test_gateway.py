@@ -343,7 +343,7 @@ def test_without_tls_a_server_listens_on_this_machine_only(tmp_path, capsys):
         (["--wait-for", "9"], "is more than the 2 clients"),
         (["--metrics", "nowhere"], "metrics="),
         (["--health", "localhost:99999"], "health="),
-        (["--forgetting", "tiny"], "belongs to simulations"),
+        (["--measure", "forgetting(dataset=tiny)"], "belongs to simulations"),
         (["--grid", "ray"], "these are real"),
     ],
 )

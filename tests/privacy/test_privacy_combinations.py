@@ -17,7 +17,7 @@ from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny(rows=120)", "tokens": 16, "clients": 3, "cohort": "all", "rounds": 1, "workers": 1, "seed": 3,
-        "head": "zero", "local_steps": 1, "dtype": "fp32", "evaluate_every": 100}  # fmt: skip
+        "head": "zero", "local_work": "steps(1)", "dtype": "fp32", "measure": "validation(every=100)"}  # fmt: skip
 CODECS = ["fp32", "topk(fraction=0.1) | quantize(bits=4) | rans", "ef14 | topk(fraction=0.1) | quantize(bits=4) | rans",
           "ef21 | topk(fraction=0.1) | quantize(bits=4) | rans"]  # fmt: skip
 CLIP = 0.05

@@ -1,0 +1,27 @@
+"""Steps of the local optimizer: as many at each client, however many rows it has."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.clients.local_work import LocalWork
+
+from fedpeft.parts import setting
+
+
+@dataclass(frozen=True)
+class Steps(LocalWork):
+    """Steps of the local optimizer."""
+
+    count: int = setting(dataclasses.MISSING, "steps of a round", low=1, high=1_000_000)
+
+    argument: ClassVar[str] = "count"
+
+    def steps_for(self, rows: int, batch_size: int) -> int:
+        """The same for all."""
+        return self.count
+
+
+part = Steps

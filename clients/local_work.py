@@ -1,0 +1,23 @@
+"""How much a client trains between receiving and sending.
+
+--local-work "epochs(1.0)"      passes over its rows
+--local-work "steps(10)"        steps of the optimizer
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from fedpeft.parts import Family
+
+
+class LocalWork(ABC):
+    """One way to say it. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    @abstractmethod
+    def steps_for(self, rows: int, batch_size: int) -> int:
+        """Local steps of a round on a shard of `rows` rows, at least 1."""
+
+
+LOCAL_WORK: Family[LocalWork] = Family("fedpeft.clients.amounts", "amount of local work")
+"""All of them, by file name."""
