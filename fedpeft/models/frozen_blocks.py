@@ -112,6 +112,9 @@ def _forward(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None,
 def _shallow(module: nn.Module) -> nn.Module:
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
+    for name, hooks in vars(module).items():
+        if name.startswith("_forward_") and isinstance(hooks, dict):
+            setattr(twin, name, hooks.copy())  # what is hooked to one is not hooked to the other
     return twin
 
 

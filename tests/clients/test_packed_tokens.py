@@ -122,6 +122,14 @@ def test_bases_that_would_ignore_the_packing_are_not_packed(tiny):
     assert not takes_packed_tokens(task.base(folder, torch.float32, attn_implementation="eager"))
 
 
+def test_a_base_whose_upper_part_is_packed_stays_as_it_is(tiny):
+    task, _, folder, _ = tiny
+    base = task.base(folder, torch.float32)
+    with PackedTokens(above(base, 1)):
+        assert not base._forward_pre_hooks
+        assert not base._forward_hooks
+
+
 @pytest.mark.parametrize("clients", [1, 2, 4])
 def test_packing_keeps_every_token_and_whose_it_is(clients):
     lengths = torch.tensor([5, 5, 2, 8, 3, 4, 6, 7])
