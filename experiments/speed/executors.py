@@ -28,7 +28,7 @@ import tyro
 
 from experiments import one_sentence
 from experiments.checkouts import Checkout, checked_out
-from fedpeft.errors import RunError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.models.kernels import cpu_name
 
 CLIENTS = {1: 9, 4: 4, 8: 2}
@@ -141,6 +141,8 @@ def main(settings: Settings) -> None:
         ConfigError, RunError: settings that can't be used; a side that fails.
     """
     chosen = [case for case in CASES if re.search(settings.only, case.name)]
+    if fuller := [case.name for case in chosen if case.batch > settings.rows]:
+        raise ConfigError(f"rows={settings.rows} does not fill a batch of the case {fuller[0]!r}")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         first, second = (checked_out(name, work / f"source-{i}") for i, name in enumerate(settings.commits))
