@@ -26,6 +26,7 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.release import check_released
 from fedpeft.communication.uplink import Uplink, parse_uplink
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.errors import PayloadError, PrivacyError
@@ -190,6 +191,7 @@ class ClientSide:
             state = self.store.load(instruction.client, instruction.acknowledged, tidy=instruction.kind == "train")
         state = state or {}
         sent = self._arrival(instruction, layout, section(state, "held"))
+        check_released(instruction, sent.compared, private)
         state = state | labelled("held", sent.moved)
         job = Job(
             client=instruction.client,

@@ -108,7 +108,7 @@ class Correction:
         return server
 
 
-CORRECTIONS: Family[Correction] = Family("fedpeft.clients.corrections", "drift correction")
+CORRECTIONS: Family[Correction] = Family("fedpeft.clients.corrections", "drift correction", kind=Correction)
 """All corrections, by file name."""
 
 

@@ -62,5 +62,5 @@ class LocalOptimizer(ABC):
         return sum(self.share(step) for step in range(steps))
 
 
-LOCAL_OPTIMIZERS: Family[LocalOptimizer] = Family("fedpeft.clients.optimizers", "local optimizer")
+LOCAL_OPTIMIZERS: Family[LocalOptimizer] = Family("fedpeft.clients.optimizers", "local optimizer", kind=LocalOptimizer)
 """All of them, by file name."""

@@ -19,5 +19,5 @@ class LocalWork(ABC):
         """Local steps of a round on a shard of `rows` rows, at least 1."""
 
 
-LOCAL_WORK: Family[LocalWork] = Family("fedpeft.clients.amounts", "amount of local work")
+LOCAL_WORK: Family[LocalWork] = Family("fedpeft.clients.amounts", "amount of local work", kind=LocalWork)
 """All of them, by file name."""

@@ -297,6 +297,7 @@ class Family(Generic[T]):
         group: what plugins call the family; by default as the folder is called.
         reserved: words that stand where a part's name could, and mean something else.
         elsewhere: names, in small letters, that others use for what has another place here, and a clause about it.
+        kind: the class that parts are subclasses of, or the protocol that they follow.
     """
 
     def __init__(
@@ -306,12 +307,14 @@ class Family(Generic[T]):
         group: str = "",
         reserved: Iterable[str] = (),
         elsewhere: Mapping[str, str] | None = None,
+        kind: type = object,
     ) -> None:
         self.package = package
         self.noun = noun
         self.group = group or package.rpartition(".")[2]
         self.reserved = frozenset(reserved)
         self.elsewhere = elsewhere or {}
+        self.kind = kind
 
     @cached_property
     def own_names(self) -> tuple[str, ...]:
@@ -352,11 +355,26 @@ class Family(Generic[T]):
             return part
         outside = self.outside()
         if name in outside:
-            return plugins.part(self.group, name, outside[name])
+            return self._checked(plugins.part(self.group, name, outside[name]), name, outside[name])
         if name.lower() in self.elsewhere:
             raise ConfigError(f"unknown {self.noun} {name!r}: {self.elsewhere[name.lower()]}")
         where = plugins.absent(self.group, name)
         raise ConfigError(f"unknown {self.noun} {name!r}; {nearest(name, self.names)}{where}")
+
+    def _checked(self, cls: type, name: str, plugin: plugins.Plugin) -> type[T]:
+        """The class from outside, if it can be a part of this family, or ConfigError."""
+        kind = self.kind
+        if getattr(kind, "_is_protocol", False):
+            missing = [member for member in vars(kind) if not member.startswith("_") and not hasattr(cls, member)]
+            why = f"has no {', no '.join(missing)}" if missing else ""
+        else:
+            why = "" if issubclass(cls, kind) else f"is not made from {kind.__module__}.{kind.__qualname__}"
+        if why:
+            raise ConfigError(
+                f"{self.noun} {name!r} of {plugin} is none: its class {cls.__qualname__} {why}; put it into the group "
+                "where it belongs"
+            )
+        return cls
 
     def loaded(self, name: str) -> type[T]:
         """As `part`, for a `name` that a peer has chosen: no installed package is imported because of it."""

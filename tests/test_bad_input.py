@@ -61,7 +61,10 @@ CASES = {
     "unknown model": ({"--model": "tinny"}, "did you mean 'tiny'"),
     "model folder that is missing": ({"--model": "/no/such/folder"}, "no model directory"),
     "missing data file": ({"--dataset": "file:/no/such.csv"}, "no/such.csv"),
-    "a budget without privacy": ({"--privacy": "dp_sgd(noise_multiplier=1, at_budget=sit_out)"}, "needs a budget"),
+    "a budget without privacy": (
+        {"--privacy": "dp_sgd(noise_multiplier=1, at_budget=sit_out)", "--head": "zero"},
+        "needs a budget",
+    ),
     "a cluster without ray": ({"--grid": "cohort(address=auto)"}, "no setting 'address'"),
     "missing configuration file": ({"missing.toml": ""}, "missing.toml"),
 }

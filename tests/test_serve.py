@@ -9,8 +9,11 @@ import time
 
 import pytest
 
+from fedpeft.errors import RunError
+from fedpeft.serve import main as serve
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main as simulate
+from fedpeft.transcript import main as compare
 from tests.fleet import NAMES, Wire, apart, distance, havoc
 
 BESIDE = 12_000
@@ -59,6 +62,10 @@ def test_kills_of_server_and_client_lose_nothing_and_apply_nothing_twice(fleet):
     assert [r["round"] for r in made.rounds()] == list(range(9))
     lines = [json.loads(line) for line in (made.folder / "run" / "clients.jsonl").read_text().splitlines()]
     assert len({(line["round"], line["client"]) for line in lines}) == len(lines) == 24
+    authority = ["--certificate", str(made.folder / "certs" / "ca.pem")]
+    [one], [other] = ([*(made.folder / "state").glob(f"*/{name}/transcript.jsonl")] for name in "ab")
+    for its_own in (str(other), str(made.folder / "run" / "rounds.signed.jsonl")):
+        assert compare([str(one), its_own, *authority]) == 0, "one chain, though the server was killed"
 
 
 @pytest.mark.slow
@@ -195,3 +202,24 @@ def test_chaos(fleet):
     assert apart(made) < 1e-6
     lines = [json.loads(line) for line in (made.folder / "run" / "clients.jsonl").read_text().splitlines()]
     assert len({(line["round"], line["client"]) for line in lines}) == len(lines) == 3 * finished
+
+
+def test_a_server_keeps_the_paths_that_it_was_given_absolutely(tmp_path, monkeypatch):
+    """A resume may be typed in another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "rows.csv").write_text("text,label\na,x\nb,y\n")
+    seen = []
+
+    def federation(config, folder, observer, options, *_):
+        seen.extend((config, options))
+        raise RunError("enough")
+
+    monkeypatch.setattr("fedpeft.serve.Federation", federation)
+    words = ["--clients", "2", "--dataset", "file:rows.csv", "--model", "./base", "--eval-data", "rows.csv",
+             "--insecure", "--listen", "127.0.0.1:0", "--output", "run"]  # fmt: skip
+    assert serve(words) == 2
+    config, options = seen
+    assert config.model == str(tmp_path / "base")
+    assert config.dataset == f"file:{tmp_path / 'rows.csv'}"
+    assert (options.eval_data, options.certs) == (str(tmp_path / "rows.csv"), str(tmp_path / "certs"))

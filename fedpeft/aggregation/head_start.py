@@ -59,5 +59,5 @@ class HeadStart(ABC):
         """`head.weight` (classes, width) and `head.bias` (classes,), fp64, from the sums over all clients."""
 
 
-HEADS: Family[HeadStart] = Family("fedpeft.aggregation.heads", "head")
+HEADS: Family[HeadStart] = Family("fedpeft.aggregation.heads", "head", kind=HeadStart)
 """All ways, by file name."""

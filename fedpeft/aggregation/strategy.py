@@ -217,7 +217,7 @@ _ELSEWHERE = {
     "fedadagrad": "FedAdagrad is what the server does with the mean: --strategy fedit --server-optimizer adagrad",
 }
 
-strategies: Family[Strategy] = Family("fedpeft.strategies", "strategy", elsewhere=_ELSEWHERE)
+strategies: Family[Strategy] = Family("fedpeft.strategies", "strategy", elsewhere=_ELSEWHERE, kind=Strategy)
 """All strategies, by file name."""
 
 

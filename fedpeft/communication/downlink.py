@@ -26,6 +26,7 @@ from fedpeft.communication.codec import Codec, parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.payload import Reader, Shape, read_payload
+from fedpeft.communication.release import digest_of
 from fedpeft.communication.steps import Quantizer, step_name
 from fedpeft.communication.uplink import preset_of
 from fedpeft.errors import ConfigError
@@ -88,6 +89,11 @@ class Arrival:
 
     state: State
     moved: State
+
+    @property
+    def compared(self) -> State:
+        """What is the same bits on every machine, if anything is: the start in a form of one's own may be rounded."""
+        return self.moved or self.state
 
 
 def arrival(
@@ -218,6 +224,16 @@ class Downlink:
         if key not in self._packages:
             self._packages[key] = self._package(*key)
         return self._packages[key]
+
+    def released(self, form: ClientForm | None) -> str:
+        """The digest of the state in a `form`; empty: decoding it is not exact (`fedpeft.communication.release`)."""
+        if not (self._codec.lossless or self._chains):
+            return ""
+        if self._codec.lossless:
+            state = self.package(form, 0, newcomer=False).state
+        else:
+            state = self._whole(form)[1].compared
+        return digest_of({name: tensor for name, tensor in state.items() if name not in self.private})
 
     def _package(self, form: ClientForm | None, held: int, everything: bool) -> Package:
         shapes = self._layout.with_form(form).shapes

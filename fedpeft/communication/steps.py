@@ -204,7 +204,7 @@ WORDS: Final = (
 )  # fmt: skip
 """What else can stand in a codec's text: presets, memories and precision rules."""
 
-codecs: Family[Step] = Family("fedpeft.communication.codecs", "codec step", reserved=WORDS)
+codecs: Family[Step] = Family("fedpeft.communication.codecs", "codec step", reserved=WORDS, kind=Step)
 """All steps, by file name."""
 
 

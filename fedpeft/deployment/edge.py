@@ -210,11 +210,11 @@ class Edge:
                 "this federation asks for test_noise, which protects nobody: --max-epsilon can't be kept"
             )
         rows = len(held_out(np.arange(len(self.rows)), self._held_out, config.seed, 0)[0])
-        cohort = shared_settings(self.description.config).cohort
-        share = cohort_size(cohort, config.clients) / config.clients
+        cohort, clients = shared_settings(self.description.config).cohort, int(config.clients)
+        share = cohort_size(cohort, clients) / clients
 
         def alike(value: int) -> NDArray[np.int64]:
-            return np.full(config.clients, value, np.int64)
+            return np.full(clients, value, np.int64)
 
         exposure = Exposure(
             strategy=self.setup.strategy,

@@ -7,6 +7,8 @@ these, from a list, or from the configured data set.
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +25,8 @@ from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import Dataset, Rows, load_dataset, without_validation
 from fedpeft.data.user_rows import Described, labelled_rows
+from fedpeft.deployment.announcements import FILE as ANNOUNCED
+from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.event_log import Events
@@ -31,7 +35,8 @@ from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.registration import declared
-from fedpeft.deployment.shared_settings import settings_for_clients
+from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
+from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine import cache
@@ -109,6 +114,7 @@ class Federation:
         options: the server's own settings.
         doorkeeper: reads clients' names.
         events: the log.
+        signer: signs what clients are told of the rounds; None: there is no TLS.
 
     Raises:
         FedpeftError: settings that do not fit each other, or that make no sense with real clients.
@@ -122,6 +128,7 @@ class Federation:
         options: ServeOptions,
         doorkeeper: Doorkeeper,
         events: Events,
+        signer: Signer | None = None,
     ) -> None:
         _check(config, options)
         self.folder = folder
@@ -162,7 +169,11 @@ class Federation:
         self.workers = Workers(work, clients, machine, observer, validation)
         limit = BYTES_PER_PARAMETER * setup.layout.numel + (1 << 20)
         self.stopping = threading.Event()
-        self.gateway = Gateway(self._description(), self.roster, doorkeeper, limit, self._accept, events)
+        told = self._description()
+        self.announcements = Announcements(
+            folder / ANNOUNCED, self.roster.run, settings_digest(told), self.sampler.size, signer
+        )
+        self.gateway = Gateway(told, self.roster, doorkeeper, limit, self._accept, events, self.announcements)
 
     # ------------------------------------------------------------------------------------------------------- privacy
 
@@ -313,7 +324,17 @@ class Federation:
             remote=True,
             stopping=self.stopping.is_set,
             validation_loss=self.workers.validation_loss if len(self.rows.validation) else None,
+            announce=self.announcements.announce,
+            most_rows=self._most_rows,
         )
+
+    def _most_rows(self) -> float:
+        """How many rows a client can weigh as much as: so many times those of the median client.
+
+        Nobody can check what a client says of its rows. Against the median, a lie moves nothing unless half lie.
+        """
+        rows = [member.rows for member in self.roster.members if member.rows and not member.dropped]
+        return self.options.most_weight * statistics.median_low(rows) if rows and self.options.most_weight else math.inf
 
     def train(self, server: Server) -> Progress:
         """All rounds."""

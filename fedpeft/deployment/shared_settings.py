@@ -9,6 +9,8 @@ sent by no server of good faith, and a text that gives them is refused.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import tomllib
 from typing import Final
 
@@ -16,6 +18,7 @@ from fedpeft.clients.drift import CORRECTIONS
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.config import RunConfig, from_mapping
+from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import parse_spec, split_outside_parentheses
 from fedpeft.privacy.mechanism import MECHANISMS
@@ -88,3 +91,10 @@ def shared_settings(text: str) -> RunConfig:
             "the server for dp_sgd, local_dp or user_dp"
         )
     return RunConfig(**{name: getattr(told, name) for name in TAKEN})
+
+
+def settings_digest(told: v1.Description) -> str:
+    """Of what a server tells its clients of the federation, but for the version of its software."""
+    fields = {name.name: getattr(told, name.name) for name in told.DESCRIPTOR.fields if name.name != "software"}
+    fields["labels"] = list(told.labels)
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -93,5 +93,5 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {canonical(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
-TASKS: Family[Task] = Family("fedpeft.models.tasks", "task")
+TASKS: Family[Task] = Family("fedpeft.models.tasks", "task", kind=Task)
 """All tasks, by file name."""

@@ -38,7 +38,7 @@ class MethodFamily(Family[PeftMethod]):
         return found[0] if name not in self.names and len(found) == 1 else name
 
 
-PEFT_METHODS = MethodFamily("fedpeft.peft.methods", "PEFT method", group="peft_methods")
+PEFT_METHODS = MethodFamily("fedpeft.peft.methods", "PEFT method", group="peft_methods", kind=PeftMethod)
 """All methods, by file name."""
 
 

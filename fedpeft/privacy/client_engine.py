@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +29,8 @@ import numpy as np
 
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
 from fedpeft.errors import PrivacyError, RunError
+from fedpeft.machine.files import parse_json, read
+from fedpeft.machine.files import replace as replace_file
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.engine import KEY, LEDGER, Protection
 from fedpeft.privacy.ledger import terms_in
@@ -92,21 +93,16 @@ class Answers:
         """
         fields = {name: value for name, value in asdict(report).items() if name not in PAYLOADS}
         head = {"fingerprint": fingerprint, "report": fields, "payload": len(report.payload)}
-        partial = self.file.with_suffix(".partial")
         try:
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-                out.write(json.dumps(head).encode() + b"\n" + report.payload)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(partial, self.file)
+            replace_file(self.file, json.dumps(head).encode() + b"\n" + report.payload, private=True)
         except OSError as error:
             raise PrivacyError(f"the answer can't be kept in {self.file}: {error.strerror}") from error
 
     def find(self, fingerprint: str) -> Report | None:
         """The answer that was given to this; None: another one, or none, was the last."""
         try:
-            head, _, payload = self.file.read_bytes().partition(b"\n")
-            found: dict[str, Any] = json.loads(head)
+            head, _, payload = read(self.file).partition(b"\n")
+            found: dict[str, Any] = parse_json(head)
             if found["fingerprint"] != fingerprint or found["payload"] != len(payload):
                 return None
             return Report(payload=payload, **found["report"])
@@ -263,7 +259,7 @@ def state_digest(*files: Path) -> bytes:
     digest = hashlib.sha256()
     for file in files:
         try:
-            content = file.read_bytes()
+            content = read(file)
         except FileNotFoundError:
             content = b"missing"
         except OSError as error:

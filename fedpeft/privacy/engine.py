@@ -32,7 +32,7 @@ KEY = "privacy.key"
 SUNDRY = (
     "numbers of rows, byte counts, and the time that work takes",
     "what others can't read: clients.jsonl, clients.npz, checkpoint/, clients/ and estimates/ say who took part",
-    "what a simulation alone can measure: the linear probe, --centralised",
+    "what a simulation alone can measure: the linear probe, pooled rows",
     "settings chosen, and runs stopped or repeated, after looking at results",
     "attacks on floating-point noise and on the pseudo-random generator (Philox, 128-bit key)",
 )

@@ -180,5 +180,5 @@ class Mechanism(ABC):
         return None
 
 
-MECHANISMS: Family[Mechanism] = Family("fedpeft.privacy.mechanisms", "privacy mechanism")
+MECHANISMS: Family[Mechanism] = Family("fedpeft.privacy.mechanisms", "privacy mechanism", kind=Mechanism)
 """All mechanisms, by file name."""

@@ -25,5 +25,5 @@ class SimulationGrid:
         return None
 
 
-GRIDS: Family[SimulationGrid] = Family("fedpeft.run.grids", "grid")
+GRIDS: Family[SimulationGrid] = Family("fedpeft.run.grids", "grid", kind=SimulationGrid)
 """All places, by file name."""

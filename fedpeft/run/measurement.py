@@ -19,5 +19,5 @@ class Measurement:
         return name_of(type(self))
 
 
-MEASUREMENTS: Family[Measurement] = Family("fedpeft.run.measurements", "measurement")
+MEASUREMENTS: Family[Measurement] = Family("fedpeft.run.measurements", "measurement", kind=Measurement)
 """All of them, by file name."""

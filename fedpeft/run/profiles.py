@@ -29,6 +29,7 @@ from typing import cast
 
 from fedpeft.communication.messages import ADAPTERS, BASES, AdapterPrecision, BasePrecision
 from fedpeft.errors import ConfigError
+from fedpeft.machine.files import writing
 from fedpeft.parts import check_settings, setting
 from fedpeft.peft.adapter import ClientForm
 
@@ -144,7 +145,8 @@ def number_of(clients: int | str, tables: Sequence[ProfileTable]) -> int:
 def keep_profiles(clients: int | str, folder: Path) -> None:
     """Copy the file that `--clients` names into the run's folder, where a run that is continued finds it."""
     if isinstance(clients, str) and not (folder / PROFILES).exists():
-        shutil.copyfile(clients, folder / PROFILES)
+        with writing(folder / PROFILES):
+            shutil.copyfile(clients, folder / PROFILES)
 
 
 def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm | None) -> tuple[Profile, ...]:

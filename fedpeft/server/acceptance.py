@@ -6,6 +6,7 @@ for everyone; so they are dropped before any rule sees them. What is merely host
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -16,7 +17,7 @@ from fedpeft.aggregation.update import Fold, Update
 from fedpeft.clients.drift import Drift, States
 from fedpeft.clients.store import ClientStore
 from fedpeft.communication.downlink import Sent
-from fedpeft.communication.messages import Report
+from fedpeft.communication.messages import MOST_STEPS, Report
 from fedpeft.communication.payload import Shape
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
@@ -40,6 +41,8 @@ def check_report(report: Report) -> None:
         raise PayloadError(report.error)
     if report.rows < 1:
         raise PayloadError(f"an update from {report.rows} rows")
+    if not 0 <= report.steps <= MOST_STEPS or not 0 <= report.seconds < math.inf:
+        raise PayloadError(f"{report.steps} steps in {report.seconds:g} s")
     if not abs(report.loss) <= WORST_LOSS:
         raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
 
@@ -133,6 +136,7 @@ class Acceptance:
         uplink: how updates are encoded.
         aggregator: takes the updates.
         by_rows: whether p_k is proportional to a client's rows, or else equal.
+        most_rows: a client with more of them weighs as if it had so many.
         privacy: hears of each report; None: there is none.
         estimates: the server's copies of its clients' memories, where the uplink wants them.
         drift: the corrections of the clients' drift.
@@ -153,6 +157,7 @@ class Acceptance:
     uplink: Uplink
     aggregator: Collector
     by_rows: bool = False
+    most_rows: float = math.inf
     privacy: Protection | None = None
     estimates: ClientStore | None = None
     drift: Drift = field(default_factory=Drift)
@@ -164,7 +169,7 @@ class Acceptance:
     forms: dict[int, ClientForm] = field(default_factory=dict)
     rows: dict[int, int] = field(default_factory=dict)
     uplink_parameters: int = 0
-    _losses: list[tuple[float, int]] = field(default_factory=list)
+    _losses: list[tuple[float, float]] = field(default_factory=list)
     _changes: dict[str, Fold] = field(default_factory=dict)
 
     def add(self, report: Report, sent: Sent) -> Update | None:
@@ -194,7 +199,7 @@ class Acceptance:
             self.forms[report.client] = after
         self.accepted[report.client] = report.round
         self.rows[report.client] = report.rows
-        self._losses.append((report.loss, report.rows))
+        self._losses.append((report.loss, min(report.rows, self.most_rows)))
         return update
 
     def _result(self, report: Report, sent: Sent) -> ClientResult:
@@ -224,7 +229,7 @@ class Acceptance:
         delta, memory = self.uplink.receive(report.payload, layout.shapes, memory)
         received = sent.state
         check_update(delta, received, self.shared)
-        weight = float(report.rows) if self.by_rows else 1.0
+        weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
         form, staleness = sent.instruction.form, self.round - report.round
         return Update(report.client, weight, form, received, delta, staleness), memory
 

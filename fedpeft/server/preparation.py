@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, replace
 from typing import Any
@@ -10,6 +11,7 @@ from fedpeft.aggregation.update import Fold
 from fedpeft.clients.label_shift import SHARES, shares_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
+from fedpeft.communication.release import Release, common_digest
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import RoundResult
@@ -21,10 +23,15 @@ from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Counters, Progress
 
 
-def prepare(setup: Setup, clients: Exchange, evaluation: Evaluation, fixed: dict[str, Any]) -> Progress:
+def prepare(
+    setup: Setup, clients: Exchange, evaluation: Evaluation, fixed: dict[str, Any], most_rows: float = math.inf
+) -> Progress:
     """The server before round 1.
 
-    `fixed`: what was probed at the start, kept in the checkpoint.
+    Args:
+        setup, clients, evaluation: the run's.
+        fixed: what was probed at the start, kept in the checkpoint.
+        most_rows: statistics of a client with more rows count as if they were those of so many.
 
     Raises:
         RunError: no client has returned valid statistics.
@@ -35,7 +42,7 @@ def prepare(setup: Setup, clients: Exchange, evaluation: Evaluation, fixed: dict
     if not (setup.head.exchanges and "head.weight" in state):
         return evaluation.remembered(progress, evaluation.of(progress)) if setup.steering.keep_best else progress
     started = time.perf_counter()
-    rows, spent, total = _statistics(setup, clients)
+    rows, spent, total = _statistics(setup, clients, most_rows)
     head = setup.head.solve(total, state["head.weight"].shape[1], setup.facts.classes)
     state |= {name: tensor.to(state[name].dtype) for name, tensor in head.items()}
     shares = {SHARES: shares_of(setup.head.class_counts(total))} if setup.drift.needs_shares else {}
@@ -70,12 +77,14 @@ def _copy(state: State) -> State:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def _statistics(setup: Setup, clients: Exchange) -> tuple[dict[int, int], int, State]:
+def _statistics(setup: Setup, clients: Exchange, most_rows: float) -> tuple[dict[int, int], int, State]:
     """The rows of each client whose statistics are taken, the bytes of all, and the sum of those taken."""
     width, count = setup.start["head.weight"].shape[1], setup.clients
     instructions = (
         Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base) for client in range(count)
     )
+    if clients.announce is not None:
+        clients.announce(Release("prepare", 0, common=common_digest(Instruction("prepare", 0, 0, b""))))
     rows: dict[int, int] = {}
     spent, total = 0, Fold()
     for report in clients.in_order(instructions, count, "prepare"):
@@ -87,7 +96,7 @@ def _statistics(setup: Setup, clients: Exchange) -> tuple[dict[int, int], int, S
             check_statistics(statistics, shapes, report.rows)
         except PayloadError:
             continue
-        total.add(setup.head.additive(statistics), 1.0)
+        total.add(setup.head.additive(statistics), min(1.0, most_rows / report.rows))
         rows[report.client] = report.rows
     if not rows:
         raise RunError(f"none of {count} clients returned valid statistics for the start of the head")

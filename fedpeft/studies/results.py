@@ -26,12 +26,16 @@ from numpy.typing import NDArray
 from fedpeft import former_settings
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.machine import files
 from fedpeft.models.calibration import calibrate
 from fedpeft.run.records import Records
 from fedpeft.studies.statistics import Scored
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 """Of the clients' accuracies, that are kept."""
+
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, BadZipFile, zlib.error)
+"""What reading a file raises that is not what was written."""
 
 FINISHED, FAILED = "finished", "failed"
 
@@ -156,7 +160,7 @@ def read_run(folder: Path) -> Result:
             f"{folder} holds an unfinished run; continue it with python -m fedpeft.simulate --resume {folder}"
         )
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = files.read_json(folder / "summary.json")
         records = Records(folder)
         rounds, clients = records.read("rounds.jsonl"), records.read("clients.jsonl")
         scores = _arrays(folder / "predictions.npz")
@@ -178,7 +182,7 @@ def read_run(folder: Path) -> Result:
             calibration=calibration,
             client_accuracy=client_accuracy(scores, _arrays(folder / "clients.npz")),
         )
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+    except BROKEN as error:
         raise RunError(f"{folder} holds a broken run: {type(error).__name__}: {error}") from error
 
 
@@ -236,7 +240,7 @@ class ResultsFile:
         if not self.path.exists():
             return []
         try:
-            lines = self.path.read_bytes().split(b"\n")
+            lines = files.read(self.path).split(b"\n")
         except OSError as error:
             raise RunError(f"{self.path} can't be read: {error.strerror}") from error
         found: list[Result] = []
@@ -245,7 +249,7 @@ class ResultsFile:
             if not line.strip():
                 continue
             try:
-                found.append(_result(json.loads(line)))
+                found.append(_result(files.parse_json(line)))
             except (ValueError, TypeError, KeyError) as error:
                 raise RunError(
                     f"line {number} of {self.path} is not a result ({error}); mend or remove that line"

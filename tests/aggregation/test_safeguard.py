@@ -18,6 +18,7 @@ from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.measured import parse_measure
 from fedpeft.run.observer import Metrics
 from fedpeft.run.records import Records
 from fedpeft.run.steering import Steering, steering
@@ -102,7 +103,8 @@ def test_the_best_state_returns_from_a_checkpoint():
 
 
 def decided(private=False, personal=False, rows=True, **given):
-    return steering(RunConfig(**given), private, personal, rows)
+    config = RunConfig(**given)
+    return steering(config, parse_measure(config.measure).validation, private, personal, rows)
 
 
 def test_auto_decides_as_much_as_is_right():
@@ -129,7 +131,8 @@ def test_what_can_not_or_may_not_be_decided_is_refused(asked):
         decided(personal=True, **asked)
     with pytest.raises(ConfigError, match="eval-data"):
         decided(rows=False, **asked)
-    decided(private=True, measure="validation(every=1, public=True)", **asked)
+    public = asked.get("measure", "validation(every=1)")[:-1] + ", public=True)"
+    decided(private=True, **asked | {"measure": public})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from fedpeft.privacy.noise import make_key
 from fedpeft.simulate import main
 from tests.elsewhere import DEVICE, Elsewhere
 
-TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=3", "--rounds=2", "--workers=1", "--local-work=steps(3)",
+TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=3", "--rounds=2", "--workers=1",
+        "--local-work=steps(3)",
         "--dtype=fp64", "--learning-rate=0.003", "--optimizer=adamw"]  # fmt: skip
 RUNS = {
     "batched": [],

@@ -24,16 +24,15 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import Family, setting
-from fedpeft.run import setup
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 3, "dtype": "fp64", "workers": 1, "tokens": 32,
-        "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "optimizer": "sgd(head_rate=1.0, schedule=constant)",
-        "learning_rate": 0.1, "head": "zero",
-        "measure": "validation(every=9)", "drift": "test_drift"}  # fmt: skip
+        "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)",
+        "optimizer": "sgd(head_rate=1.0, schedule=constant)", "learning_rate": 0.1, "head": "zero",
+        "measure": "validation(every=9)", "drift": "test_drift(alpha=0.2)"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,8 @@ class Extended(Family):
 
 @pytest.fixture
 def dynamic(monkeypatch):
-    """The correction of this file, known by its name, and the drift of every run."""
+    """The correction of this file, known by its name."""
     monkeypatch.setattr(drift, "CORRECTIONS", Extended("fedpeft.clients.corrections", "drift correction"))
-    monkeypatch.setattr(setup, "_drift_text", lambda config: "test_drift(alpha=0.2)")
 
 
 class HerePool:

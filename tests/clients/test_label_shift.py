@@ -25,7 +25,8 @@ from fedpeft.simulation.simulation import Simulation
 from tests.clients.test_executors import build, jobs
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 4, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
-        "dtype": "fp32", "local_work": "steps(2)", "peft": "lora(rank=4, layers=1)", "drift": "label_shift"}  # fmt: skip
+        "dtype": "fp32", "local_work": "steps(2)", "peft": "lora(rank=4, layers=1)",
+        "drift": "label_shift"}  # fmt: skip
 QUIET = ConsoleObserver(Console(quiet=True))
 
 

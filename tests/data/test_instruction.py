@@ -141,8 +141,10 @@ def test_another_chat_template_makes_other_tokens(chat_model, tmp_path):
 
 def test_what_instruction_tuning_costs_is_scored_on_plain_language(chat_model, file, tmp_path):
     words = ["--dataset", f"file:{file}", "--model", str(chat_model), "--partition", "iid", "--clients", "3",
-             "--cohort", "2", "--rounds", "1", "--local-work", "steps(2)", "--workers", "1", "--dtype", "fp32", "--tokens",
-             "64", "--peft", "lora(targets=('q_proj', 'v_proj'))", "--measure", "forgetting(dataset=tiny_lm)"]  # fmt: skip
+             "--cohort", "2", "--rounds", "1", "--local-work", "steps(2)", "--workers", "1", "--dtype", "fp32",
+             "--tokens",
+             "64", "--peft", "lora(targets=('q_proj', 'v_proj'))", "--measure",
+             "forgetting(dataset=tiny_lm)"]  # fmt: skip
     assert main([*words, "--output", str(tmp_path / "run")]) == 0
     lost = json.loads((tmp_path / "run" / "summary.json").read_text())["forgetting"]
     assert lost["measure"] == "nats per token"

@@ -14,6 +14,8 @@ import pytest
 import torch
 from fedpeft.clients.pool import Worker
 
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.connection import Link
 from fedpeft.deployment.edge import Edge
@@ -202,6 +204,38 @@ def test_where_all_clients_fail_the_run_ends_and_the_lines_say_why(federation):
 def test_more_rows_than_the_server_believes_are_refused(federation):
     with pytest.raises(RunError, match="this client has 90 rows, and the server takes at most 50 of one client"):
         federation(serve=ServeOptions(most_rows=50))
+
+
+def claiming(edge, rows):
+    """From now on the client says that it has so many rows."""
+    handle, head = edge.handle, edge.setup.head
+
+    def lie(instruction):
+        report = handle(instruction)
+        payload = report.payload
+        if instruction.kind == "prepare":  # the statistics are as large as the claim
+            width = edge.setup.start["head.weight"].shape[1]
+            found = decode(payload, head.shapes(width, edge.setup.facts.classes, report.rows))
+            payload = parse_codec("fp32").encode({n: t * rows / report.rows for n, t in found.items()})
+        return replace(report, rows=rows, payload=payload)
+
+    edge.handle = lie
+
+
+@pytest.mark.parametrize("head", ["zero", "ridge"])
+def test_claimed_rows_are_a_weight_up_to_a_share(head, tmp_path, observer):
+    """A client that claims all the rows there are counts as one that has ten times the median client's."""
+    states = []
+    for claimed in (400, 1_000_000):
+        folder = tmp_path / str(claimed)
+        folder.mkdir()
+        made = Federation(folder, observer, rounds=1, head=head)
+        claiming(made.server.edges[1], claimed)
+        made.server.roster.enter("edge-1", 0, None, claimed)
+        progress = made.run()
+        states.append(progress.started if head == "ridge" else progress.adapter)
+    for name, tensor in states[0].items():
+        assert (tensor - states[1][name]).norm() <= 0.03 * tensor.norm(), name
 
 
 def test_clients_with_texts_alone_train_a_language_model(federation):

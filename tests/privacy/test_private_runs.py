@@ -33,7 +33,8 @@ from tests.here import Federation
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,
         "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
-        "learning_rate": 3e-3, "optimizer": "adamw(warmup=8, head_rate=1.0)", "measure": "validation(every=100)"}  # fmt: skip
+        "learning_rate": 3e-3, "optimizer": "adamw(warmup=8, head_rate=1.0)",
+        "measure": "validation(every=100)"}  # fmt: skip
 QUIET = Console(quiet=True)
 
 

@@ -25,7 +25,8 @@ from fedpeft.simulate import main as simulate
 
 pytestmark = pytest.mark.slow
 
-TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1", "--local-work=steps(4)",
+TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1",
+        "--local-work=steps(4)",
         "--dtype=fp32", "--learning-rate=0.01"]  # fmt: skip
 METHODS = {"lora": [], "bitfit": [], "prefix": [], "ia3": ["--measure=forgetting(dataset=tiny)"], "lora + bitfit": [],
            "prompt_tuning": []}  # fmt: skip

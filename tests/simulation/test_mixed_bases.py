@@ -27,7 +27,8 @@ from fedpeft.server.acceptance import Acceptance
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
-TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": "all", "rounds": 2, "workers": 1, "local_work": "steps(2)",
+TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": "all", "rounds": 2, "workers": 1,
+        "local_work": "steps(2)",
         "peft": "lora(rank=4, layers=1)", "optimizer": "adamw", "learning_rate": 3e-3, "dtype": "fp32"}  # fmt: skip
 MIXED = """
 [[profile]]

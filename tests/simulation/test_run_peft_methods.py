@@ -18,7 +18,8 @@ from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 3, "workers": 1, "seed": 3,
-        "head": "zero", "local_work": "steps(1)", "learning_rate": 3e-3, "dtype": "fp32", "measure": "validation(every=3)"}  # fmt: skip
+        "head": "zero", "local_work": "steps(1)", "learning_rate": 3e-3, "dtype": "fp32",
+        "measure": "validation(every=3)"}  # fmt: skip
 RULE = {"vera": "rolora", "adalora": "flexlora"}
 SPECS = [*PEFT_METHODS.names, "lora(rank=4) + bitfit", "prefix(length=10) + bottleneck(dim=32)"]
 

@@ -41,7 +41,8 @@ def study(folder: Path, text: str, preset: str | None = None) -> Study:
 
 
 def test_grid_is_the_product_of_axes_and_seeds(tmp_path: Path) -> None:
-    work = '[{label = "short", local_work = "epochs(1.0)", rounds = 4}, {label = "long", local_work = "epochs(4.0)", rounds = 1}]'
+    short, long = ('local_work = "epochs(1.0)", rounds = 4', 'local_work = "epochs(4.0)", rounds = 1')
+    work = f'[{{label = "short", {short}}}, {{label = "long", {long}}}]'
     made = study(tmp_path, SEEDS + BASE.replace("rounds = 4\n", "") + AXES + f"work = {work}\n")
     runs = made.runs()
     assert len(runs) == 8
