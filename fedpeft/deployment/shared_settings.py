@@ -22,6 +22,7 @@ from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import parse_spec, split_outside_parentheses
 from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.run.measured import parse_measure
 from fedpeft.run.setup import Setup
 
 TAKEN: Final = frozenset(
@@ -34,11 +35,11 @@ TAKEN: Final = frozenset(
 )  # fmt: skip
 """Taken from the server."""
 
-LEFT: Final = frozenset({"dataset", "partition", "server_optimizer", "workers", "safeguard"})
+LEFT: Final = frozenset({"dataset", "partition", "server_optimizer", "workers", "safeguard", "measure"})
 """Of no effect on a client: they keep their defaults. What a round needs of them stands in its instruction."""
 
-REFUSED: Final = frozenset({"ranks", "attack", "grid", "measure"})
-"""Of simulations, or of the server, only: refused unless they have their defaults."""
+REFUSED: Final = frozenset({"ranks", "attack", "grid"})
+"""Of simulations only, as are measurements that need their rows: refused unless they have their defaults."""
 
 KNOWN: Final = {"local_work": LOCAL_WORK, "optimizer": LOCAL_OPTIMIZERS, "drift": CORRECTIONS}
 """Settings that name parts of these families: of those that are here already, no package is loaded for them."""
@@ -67,6 +68,7 @@ def shared_settings(text: str) -> RunConfig:
     try:
         told = from_mapping(tomllib.loads(text), "the server's settings")
         mechanism = MECHANISMS.build(told.privacy) if told.privacy else None
+        measured = parse_measure(told.measure)
         for name, family in KNOWN.items():
             for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
                 family.loaded(parse_spec(part).name)
@@ -78,7 +80,8 @@ def shared_settings(text: str) -> RunConfig:
     for field in dataclasses.fields(RunConfig):
         value = getattr(told, field.name)
         said = f"the server's settings say {field.name}={value!r:.80}"
-        if field.name in REFUSED and value != field.default:
+        simulated = field.name == "measure" and measured.simulated
+        if simulated or (field.name in REFUSED and value != field.default):
             raise RunError(
                 f"{said}, which belongs to simulations: a client with rows of its own does not do it; ask whoever runs "
                 "the server to leave it out"

@@ -39,7 +39,7 @@ FIELDS = {
     "safeguard": ("left", "undo"),
     "grid": ("refused", "ray(address='10.0.0.1:6379')"),
     "workers": ("left", 8),
-    "measure": ("refused", "forgetting(dataset='file:/etc/passwd')"),
+    "measure": ("left", "validation(every=9, keep=best)"),
     "seed": ("taken", 5),
 }
 """For each field what becomes of it, and a value that is not its default."""
