@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         catalogue.use(command.plugin)
         if not command.name or command.name in FAMILIES:
             console.print(overview([command.name] if command.name else list(FAMILIES)))
-        else:
+        if command.name and (command.name not in FAMILIES or parts_named(command.name)):
             describe(command.name, console)
     except FedpeftError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
