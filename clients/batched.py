@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fedpeft.aggregation.update import padded
 from fedpeft.data.examples import Examples
 from fedpeft.models.kernels import Kernel, fast_linears
+from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.task import FederatedModel, Task, trainable
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.peft.method import PeftMethod
@@ -50,11 +51,13 @@ class BatchedExecutor(Executor):
         self.examples = examples
         self.layout = layout
         self.clients = clients
+        self.packed: PackedTokens | None = None
         self._stack(method, kernel)
         self.parameters = trainable(model)
         self.dropout = DropoutPlan()
         own_dropout(model, self.dropout)
         self.stacks = [m for m in model.modules() if isinstance(m, StackedLayer)]
+        self.packed = self._packed_tokens()
 
     def _stack(self, method: PeftMethod, kernel: Kernel) -> None:
         device = next(self.model.parameters()).device
@@ -64,6 +67,17 @@ class BatchedExecutor(Executor):
         if isinstance(head, nn.Linear):
             self.model.head = StackedLinear(head, self.clients)
         self.model.to(device)
+
+    def _packed_tokens(self) -> PackedTokens | None:
+        """What lets the base work without padding, where it and all adapters can."""
+        inside = [m for m in self.model.base.modules() if isinstance(m, StackedLayer)]
+        self._activate(1)
+        if not all(layer.packs for layer in inside) or not takes_packed_tokens(self.model.base):
+            return None
+        packed = PackedTokens(self.model.base)
+        for layer in inside:
+            layer.packed = packed
+        return packed
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """Groups of `clients` jobs with similar numbers of steps; results in the order of the jobs."""
@@ -139,6 +153,8 @@ class BatchedExecutor(Executor):
     def _activate(self, clients: int) -> int:
         for layer in self.stacks:
             layer.active = clients
+        if self.packed is not None:
+            self.packed.clients = clients
         return clients
 
     def _load(self, jobs: Sequence[Job]) -> None:

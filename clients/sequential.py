@@ -18,7 +18,9 @@ from fedpeft.peft.adapter import ClientForm, Layout, State
 
 def add_gradient(parameter: nn.Parameter, more: Tensor) -> None:
     """Add to a gradient, which a parameter that the loss does not reach has none of."""
-    parameter.grad = more.clone() if parameter.grad is None else parameter.grad.add_(more)
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    parameter.grad.add_(more)
 
 
 def _direct(parameters: Mapping[str, nn.Parameter], job: Job, step: int) -> None:
@@ -26,7 +28,8 @@ def _direct(parameters: Mapping[str, nn.Parameter], job: Job, step: int) -> None
     for name, parameter in parameters.items():
         if parameter.grad is not None:
             turned = job.directed(name, held(parameter.grad, job.received[name]))
-            parameter.grad = parameter.grad if turned is None else placed(turned, parameter)
+            if turned is not None:  # into its place: the fused optimizer reads a gradient in its parameter's strides
+                parameter.grad.copy_(placed(turned, parameter))
     for name in job.still(parameters, step):
         parameters[name].grad = None
 

@@ -7,6 +7,7 @@ A simulation has one workbench per core (or GPU), a Ray worker has one, and so h
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +26,11 @@ from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.examples import Examples, Relabelled
 from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
+from fedpeft.machine.memory import keep_freed
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above
 from fedpeft.models.kernels import Kernel, fast_linears
+from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.quantized import Precision, quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import ClientForm, Layout, State
@@ -129,6 +132,7 @@ class Workbench:
 
     def __init__(self, plan: WorkPlan) -> None:
         torch.set_num_threads(plan.threads)
+        keep_freed()
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
         if plan.device.startswith("cuda"):
             compute_deterministically()
@@ -176,9 +180,15 @@ class Workbench:
     def fill(self, data_key: str, depth: int, tiles: list[int]) -> int:
         """Compute tiles of a store, before any adapter is attached; return how many."""
         store = self.store(data_key, depth)
-        for tile in tiles:
-            store.fill(tile, self.base)
+        with PackedTokens(self.base) if self._packs else nullcontext():
+            for tile in tiles:
+                store.fill(tile, self.base)
         return len(tiles)
+
+    @cached_property
+    def _packs(self) -> bool:
+        """Whether the frozen base can do without padding."""
+        return takes_packed_tokens(self.base)
 
     @cached_property
     def executor(self) -> Executor:
@@ -205,8 +215,7 @@ class Workbench:
     def features(self, rows: np.ndarray) -> torch.Tensor:
         """The frozen model's pooled features of training rows, (rows, width)."""
         store = self.store(self.plan.data_key, self.plan.depth)
-        for tile in store.missing():
-            store.fill(tile, self.base)
+        self.fill(self.plan.data_key, self.plan.depth, store.missing())
         return store.features(rows)
 
     def rebase(self, version: int) -> None:

@@ -135,7 +135,7 @@ def _described(command: Command) -> None:
     catalogue.use(command.plugin)
     if not command.name or command.name in FAMILIES:
         console.print(overview([command.name] if command.name else list(FAMILIES)))
-    else:
+    if command.name and (command.name not in FAMILIES or parts_named(command.name)):
         describe(command.name, console)
 
 

@@ -137,11 +137,12 @@ def test_flags_that_are_gone_are_said_by_others():
         ({"privacy": "dp_sgd(epsilon=1)", "stop_at_budget": True}, {"privacy": "dp_sgd(epsilon=1, at_budget=sit_out)"}),
         (
             {"evaluate_every": 1, "forgetting": "tiny_lm", "centralised": True},
-            {"measure": "validation(every=1) + pooled + forgetting(dataset=tiny_lm)"},
+            {"measure": "validation(every=1, keep=last) + pooled + forgetting(dataset=tiny_lm)"},
         ),
         ({"grid": "ray", "workers": 2, "executor": "sequential"}, {"grid": "ray(executor=sequential)", "workers": 2}),
     ):  # fmt: skip
-        assert translated(settings, fewer) == said
+        as_before = {"measure": "validation(every=4, keep=last)"}  # the last state was the result
+        assert translated(settings, fewer) == as_before | said
 
 
 def test_settings_are_words_of_a_command():

@@ -107,7 +107,7 @@ def test_pipelines_split_outside_of_parentheses_only():
         (strategies, "fedavg", "is the strategy fedit"),
         (strategies, "FedAvg", "is the strategy fedit"),
         (strategies, "fedprox", "--drift"),
-        (strategies, "florist", "flexlora(energy=0.9)"),
+        (strategies, "florist", r"flexlora\(energy=0.9\)"),
         (strategies, "la_lora", "--drift la_lora"),
         (PEFT_METHODS, "LoRA", "did you mean 'lora'"),
         (PEFT_METHODS, "lora(r=8)", "has no setting 'r': here it is called rank"),

@@ -60,7 +60,7 @@ class Settings:
     keep: Path | None = None
     """a new folder for the runs, to look at; otherwise they are removed"""
     write: bool = False
-    """make the numbers of tests/golden/runs anew, from the working tree"""
+    """make the numbers of tests/golden/runs anew, from the working tree; with --only, some of them"""
 
 
 SHOWN = 12
@@ -93,7 +93,7 @@ def main(settings: Settings) -> int:
         ConfigError: settings that can't be used.
     """
     if settings.write:
-        write()
+        write(settings.only)
         return 0
     if len(settings.commits) != 2:
         raise ConfigError(f"{len(settings.commits)} commits were given; name two: python -m experiments.golden A B")

@@ -89,7 +89,11 @@ def kernels_of(name: str) -> dict[str, str]:
 def tree_of(checkout: Checkout, cache: Path, kernels: dict[str, str]) -> Tree:
     """A tree whose commands find an empty cache, and a choice of kernels as if they had made it before."""
     cache.mkdir(parents=True)
-    known = {f"{cpu_name()} / torch {torch.__version__} / {dtype}": kernel for dtype, kernel in kernels.items()}
+    known = {
+        f"{cpu_name()} / torch {torch.__version__} / {dtype}{packed}": kernel
+        for dtype, kernel in kernels.items()
+        for packed in ("", " / packed weights")  # commits before weights were packed chose under the shorter name
+    }
     (cache / "kernels.json").write_text(json.dumps(known))
     return Tree(checkout.name, checkout.source, cache)
 

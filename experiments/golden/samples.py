@@ -142,8 +142,8 @@ def _variables(**values: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-def write() -> None:
-    """Make the numbers of all cases anew, from the working tree.
+def write(only: str = "") -> None:
+    """Make the numbers of the cases whose names `only` finds anew, from the working tree.
 
     Raises:
         ConfigError: something in it is not committed, so that nobody could say what the numbers come from.
@@ -154,6 +154,8 @@ def write() -> None:
     with tempfile.TemporaryDirectory() as work:
         here = Here(Path(work))
         for case in golden_cases():
+            if not re.search(only, case.name):
+                continue
             with contextlib.redirect_stdout(io.StringIO()):
                 made = here.run(case)
             keep(case, made)

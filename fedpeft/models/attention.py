@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpeft.models.packing import Packing
+
 NAME = "sdpa_fp32"
 """What transformers' `attn_implementation` calls it."""
 
@@ -22,11 +24,19 @@ def _attention(
     value: Tensor,
     mask: Tensor | None,
     *rest: Any,
+    packing: Packing | None = None,
     **named: Any,
 ) -> Any:
     """Scaled dot-product attention on (B, heads, T, d), computed in at least fp32 on CPUs, in the dtype of `query`."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if packing is not None:
+
+        def of_rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            output: Tensor = sdpa_attention_forward(module, query, key, value, None, *rest, **named)[0]
+            return output
+
+        return packing.attend(of_rows, query, key, value), None
     if isinstance(prefix := getattr(module, "prefix", None), nn.Module):
         causal = named.get("is_causal")
         causal = getattr(module, "is_causal", False) if causal is None else causal

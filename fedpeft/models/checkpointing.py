@@ -21,7 +21,7 @@ def checkpoint_blocks(base: nn.Module) -> None:
     Blocks must give the same again: nothing in them may be drawn at random.
     """
     for block in blocks(base)[1]:
-        block.forward = _twice(block.forward)  # type: ignore[method-assign]
+        block.forward = _twice(block.forward)
 
 
 def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -95,7 +95,8 @@ def _forward(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None,
     captured: list[Tensor] = []
 
     def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        captured.append(args[0] if args else kwargs["hidden_states"])
+        hidden, packing = args[0] if args else kwargs["hidden_states"], kwargs.get("packing")
+        captured.append(hidden if packing is None else packing.padded(hidden))
 
     with torch.inference_mode():
         if not depth:
@@ -111,6 +112,9 @@ def _forward(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None,
 def _shallow(module: nn.Module) -> nn.Module:
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
+    for name, hooks in vars(module).items():
+        if name.startswith("_forward_") and isinstance(hooks, dict):
+            setattr(twin, name, hooks.copy())  # what is hooked to one is not hooked to the other
     return twin
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import fast_bf16
@@ -76,7 +77,7 @@ def choose(dtype: torch.dtype) -> Kernel:
     """The kernel for frozen products in `dtype` on this machine."""
     if len(candidates(dtype)) == 1:
         return "native"
-    key = f"{cpu_name()} / torch {torch.__version__} / {dtype}"
+    key = f"{cpu_name()} / torch {torch.__version__} / {dtype} / packed weights"
     file = cache_directory() / "kernels.json"
     known: dict[str, Kernel] = {}
     if file.exists():
@@ -95,28 +96,21 @@ def choose(dtype: torch.dtype) -> Kernel:
 
 
 Kernel = Literal["native", "onednn", "widened"]
-"""How frozen products are computed: `native` is torch's own `F.linear`; `onednn` calls oneDNN directly (CPU only);
-`widened` multiplies bf16 in fp32 and rounds the result, for CPUs that have no bf16 instructions."""
+"""How frozen products are computed: `native` is torch's own `F.linear`; `onednn` calls oneDNN directly, on weights
+that were packed once (CPU only); `widened` multiplies bf16 in fp32 and rounds the result, for CPUs that have no bf16
+instructions."""
 
 
 _onednn: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
+_packed: Callable[..., Tensor] = torch.ops.mkldnn._reorder_linear_weight
 
-
-class _OneDNNLinear(torch.autograd.Function):
-    """y = x W^T + b with a frozen W: the only gradient is that of x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, transposed: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.transposed = transposed
-        return _onednn(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _onednn(gradients[0].contiguous(), ctx.transposed, None, "none", [], ""), None, None, None
+USUAL_TOKENS = 1024
+"""Of a pass: oneDNN arranges packed weights for a product of about this size."""
 
 
 class FrozenLinear(nn.Module):
-    """A frozen linear layer, (out, in)."""
+    """A frozen linear layer, (out, in); with oneDNN its weights are arranged once as the library's products read them,
+    for both directions, instead of in each product."""
 
     def __init__(self, layer: nn.Linear, kernel: Kernel) -> None:
         super().__init__()
@@ -127,21 +121,53 @@ class FrozenLinear(nn.Module):
 
     def set_weight(self, weight: Tensor) -> None:
         """Take `weight` (out, in) instead of the present one."""
-        self.weight = weight
-        self.transposed = weight.t().contiguous() if self.kernel == "onednn" else None
+        if self.kernel == "onednn":
+            self._held = _packed(weight.contiguous(), USUAL_TOKENS)
+            self._transposed = _packed(weight.t().contiguous(), USUAL_TOKENS)
+        else:
+            self._held = weight
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in); a copy where weights are packed."""
+        return self._held.to_dense() if self.kernel == "onednn" else self._held
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        if self.kernel == "widened":
-            return widened_linear(x, self.weight, self.bias)
-        if self.transposed is None:
-            return F.linear(x, self.weight, self.bias)
-        y: Tensor
         if torch.is_grad_enabled() and x.requires_grad:
-            y = _OneDNNLinear.apply(x, self.weight, self.transposed, self.bias)  # type: ignore[no-untyped-call]
-        else:
-            y = _onednn(x, self.weight, self.bias, "none", [], "")
-        return y
+            y: Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
+            return y
+        return self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out), a new tensor; autograd does not see it."""
+        if self.kernel == "onednn":
+            return _onednn(x, self._held, self.bias, "none", [], "")
+        if self.kernel == "widened":
+            return widened_linear(x, self._held, self.bias)
+        return F.linear(x, self._held, self.bias)
+
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """Of the output (..., out), contiguous, to that of the input (..., in), a new tensor."""
+        if self.kernel == "onednn":
+            return _onednn(gradient, self._transposed, None, "none", [], "")
+        if self.kernel == "widened":
+            return widened_linear(gradient, self._held.t(), None)
+        return gradient @ self._held
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """y = x W^T + b with a frozen W: the only gradient is that of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
+        ctx.layer = layer
+        return layer.product(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.layer.input_gradient(gradient.contiguous()), None
 
 
 def fast_linears(base: nn.Module, kernel: Kernel) -> None:

@@ -12,13 +12,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fedpeft.models.packed_tokens import PackedTokens
 from fedpeft.peft.adapter import ClientForm
 
 
 class StackedLayer(nn.Module):
-    """A layer with K clients' parameters; only the first `active` of them take part in the pass."""
+    """A layer with K clients' parameters; only the first `active` of them take part in the pass.
+
+    Attributes:
+        active: how many.
+        packed: says which tokens are whose, where rows come without padding; None: rows are equally long.
+    """
 
     active: int
+    packed: PackedTokens | None = None
+
+    @property
+    def packs(self) -> bool:
+        """Whether it can take rows without padding."""
+        return False
 
     def __init__(self, clients: int) -> None:
         super().__init__()

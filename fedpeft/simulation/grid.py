@@ -59,7 +59,8 @@ class CohortGrid(OwnGrid):
         """Replies of the groups that have finished; waits for the next one if none has."""
         if not self._running:
             return []
-        finished = wait(self._running, return_when=FIRST_COMPLETED).done
+        done = wait(self._running, return_when=FIRST_COMPLETED).done
+        finished = [future for future in self._running if future in done]  # a set has another order in each process
         replies = []
         for future in finished:
             group = self._running.pop(future)

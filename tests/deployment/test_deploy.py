@@ -26,7 +26,7 @@ from fedpeft.machine.cache import cache_directory
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 BLOCKS = [block.splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
-[TRIED] = [block for block in BLOCKS if block[0].startswith("printf")]
+[TRIED] = [block for block in BLOCKS if block[0].endswith("> rows.csv")]
 COMMANDS = [line for block in BLOCKS for line in block if block is not TRIED or line != block[0]]
 
 

@@ -304,7 +304,7 @@ def test_a_library_s_message_stays_at_home(federation, monkeypatch):
 def test_a_damaged_ledger_is_one_sentence(federation, content):
     made = federation(privacy="dp_sgd(noise_multiplier=1)", clients=1)
     (made.folder / "edge-0" / LEDGER).write_text(content)
-    with pytest.raises(PrivacyError, match="lacks its terms"):
+    with pytest.raises(PrivacyError, match=r"lacks its terms|holds no terms"):
         made.edge(0)
 
 
@@ -359,10 +359,12 @@ def test_terms_that_make_no_sense_are_refused(wrong):
 
 
 @pytest.mark.parametrize("wrong", [{"noise": 1e300}, {"noise": 1e-300}, {"delta": 5e-324}], ids=str)
-def test_terms_of_which_no_epsilon_follows_end_no_federation(federation, wrong):
+def test_terms_of_which_no_epsilon_follows_end_no_federation(federation, wrong, observer, monkeypatch):
     """An earlier server has admitted them: they lie in the list of clients, and what they cost in its ledger."""
-    made = federation(privacy="local_dp(noise_multiplier=1, epsilon=100)", rounds=1)
-    made.run()
+    made = federation(privacy="local_dp(noise_multiplier=1, epsilon=100)", rounds=2)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(observer, "round_done", lambda result: True)
+        assert made.run().round == 1
     folder = made.folder / "server"
     stored = json.loads((folder / "roster.json").read_text())
     stored["members"][0]["terms"].update(wrong)

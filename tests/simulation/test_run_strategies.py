@@ -87,12 +87,12 @@ def test_executors_agree_on_local_rules(tmp_path):
 
 def test_the_first_control_variate_is_the_mean_gradient_of_the_round(tmp_path):
     """With all variates 0 the clients take plain SGD steps, whose mean is minus the mean delta over steps * rate."""
-    rules = {"drift": "scaffold", "optimizer": "sgd", "learning_rate": 0.1, "strategy": "fedit(weighting=uniform)"}
-    given = settings("fedit", dtype="fp64", cohort="all", rounds=1, **rules)
+    rules = {"drift": "scaffold", "optimizer": "sgd", "learning_rate": 0.1}
+    given = settings("fedit(weighting=uniform)", dtype="fp64", cohort="all", rounds=1, **rules)
     simulation, _, progress = trained(tmp_path / "run", **given)
     for name, variate in progress.drift["scaffold"].items():
         mean_delta = progress.adapter[name] - progress.started[name]
-        rate = simulation.setup.training.rate(name, 0.1)
+        rate = simulation.setup.training.optimizer.rate(name, 0.1)
         assert torch.allclose(variate, -mean_delta / (2 * rate), rtol=1e-9, atol=1e-12)
 
 

@@ -33,8 +33,8 @@ class Instruction(CausalLM):
                 f"give more than {longest}, or leave those rows out"
             )
         kept = [(ids[:max_tokens], answers[:max_tokens]) for ids, answers in made]
-        rows = rows_of([i for i, _ in kept], padding_of(tokenizer), None, [a for _, a in kept])
-        return replace(rows, cut=sum(len(ids) > max_tokens for ids, _ in made))
+        made_rows = rows_of([i for i, _ in kept], padding_of(tokenizer), None, [a for _, a in kept])
+        return replace(made_rows, cut=sum(len(ids) > max_tokens for ids, _ in made))
 
 
 part = Instruction

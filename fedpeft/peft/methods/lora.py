@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft import seeds
+from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.layers import innermost, target_layers
 from fedpeft.models.task import FederatedModel, trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
 from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
+from fedpeft.peft.stacked_products import Factors, evenly, low_rank_sum
 
 
 class StackedLora(StackedLayer):
@@ -40,13 +42,19 @@ class StackedLora(StackedLayer):
         for k, form in enumerate(forms):
             self.scales[k] = form.scale if form is not None else 1.0
 
+    @property
+    def packs(self) -> bool:
+        """Unless there is dropout, whose masks are those of padded rows."""
+        return isinstance(self.dropout, nn.Identity)
+
     def forward(self, x: Tensor) -> Tensor:
-        """(K * b, T, in) to (K * b, T, out)."""
-        y = self.base_layer(x)
-        A = self.of_active(self.lora_A.weight, x)
-        B = self.of_active(self.lora_B.weight * self.scales, x)
-        hidden = torch.bmm(self.per_client(self.dropout(x)), A.transpose(1, 2))
-        return torch.baddbmm(self.per_client(y), hidden, B.transpose(1, 2)).view_as(y)
+        """(K * b, T, in) to (K * b, T, out), or packed (1, N, in) to (1, N, out)."""
+        layer, factors = self.base_layer, Factors(self.lora_A.weight, self.lora_B.weight, self.scales)
+        packing = None if self.packed is None else self.packed.packing
+        groups = evenly(self.active, x) if packing is None else packing.groups
+        if isinstance(layer, FrozenLinear) and isinstance(self.dropout, nn.Identity):
+            return low_rank_sum(None, x, factors, groups, layer)
+        return low_rank_sum(layer(x), self.dropout(x), factors, groups)
 
 
 @dataclass(frozen=True)

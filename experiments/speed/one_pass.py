@@ -1,0 +1,81 @@
+"""One side of `experiments.speed.executors`: groups of clients in one batched pass, from whichever commit is imported.
+
+It reads a line per command and answers with one: `case KIND DTYPE LAYERS BATCH CLIENTS ROWS FILE` prepares a case and
+writes a state after one untimed group to FILE, `go` trains a group and answers with its seconds of processor time. Run
+as a file, so that it may be younger than the commit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+os.environ.update({"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"})
+torch.set_num_threads(1)
+
+from fedpeft.run.console import quiet_libraries  # noqa: E402
+
+quiet_libraries()
+
+from fedpeft.clients.workbench import Workbench  # noqa: E402
+
+from experiments.speed.plain import PlainClient  # noqa: E402
+from experiments.speed.workload import Case, workload  # noqa: E402
+from fedpeft.data.cached_rows import cached_examples  # noqa: E402
+from fedpeft.peft.adapter import State  # noqa: E402
+
+
+def prepared(kind: str, dtype: str, peft: str, batch: int, clients: int, rows: int) -> Callable[[], State]:
+    """What trains one group, plainly or batched, and returns the last client's state; it has run once."""
+    with tempfile.TemporaryDirectory() as folder:
+        load = workload(Case("one pass", clients, rows, batch, dtype, peft), 2, Path(folder))
+    plan = load.plan
+    group = [load.job(client) for client in range(min(clients, plan.clients_per_pass))]
+    if kind == "plain":
+        plain, examples = PlainClient(plan), cached_examples(plan.data_key)
+
+        def one_by_one() -> State:
+            return [plain.train(job, examples) for job in group][-1]
+
+        one_by_one()
+        return one_by_one
+    bench = Workbench(plan)
+    if plan.depth:
+        store = plan.store(plan.data_key, plan.depth)
+        shutil.rmtree(store.folder, ignore_errors=True)  # the other side's rounding
+        bench.fill(plan.data_key, plan.depth, store.missing())
+
+    def together() -> State:
+        state: State = list(bench.executor.train(group))[-1].state
+        return state
+
+    together()
+    return together
+
+
+def main() -> None:
+    """Answer until there is no more to do."""
+    train: Callable[[], State] | None = None
+    for line in sys.stdin:
+        words = line.split()
+        if words[0] == "case":
+            kind, dtype, peft, batch, clients, rows, file = words[1:]
+            train = prepared(kind, dtype, peft, int(batch), int(clients), int(rows))
+            torch.save({name: tensor.clone() for name, tensor in train().items()}, file)
+            print("ready", flush=True)
+        else:
+            assert train is not None
+            started = time.thread_time()
+            train()
+            print(time.thread_time() - started, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Rows without their padding: the real tokens of a batch one after another, attention row by row.
+
+Everything in a transformer block but attention works on single tokens, so a padded batch can be packed before the
+blocks and unpacked behind them. It is done in hooks on the base, whose modules and their names stay as they are; the
+packing goes along as an argument that transformers hands down to the attention function (`fedpeft.models.attention`).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.models import attention
+from fedpeft.models.packing import STEP, Packing
+
+WORTH = 32
+"""Tokens of padding per client, from which on a pass is packed. Each client's factors are then a product of their own,
+in each adapted layer; about ten tokens of a small encoder take as long."""
+
+
+class PackedTokens(AbstractContextManager["PackedTokens"]):
+    """While it is open, `base` packs what it is given: padded rows go in, and padded hidden states come out.
+
+    Attributes:
+        clients: whose rows a batch holds, equally many of each.
+        packing: of the pass at hand, or of the last one; None: it is as good as free of padding, and left as it is.
+    """
+
+    packing: Packing | None = None
+
+    def __init__(self, base: nn.Module, worth: int | None = None) -> None:
+        self.clients = 1
+        self.worth = WORTH if worth is None else worth
+        config: Any = base.config
+        self._config = config
+        self._usual = self._config._attn_implementation
+        self._config._attn_implementation = attention.register()
+        self._handles = [
+            base.register_forward_pre_hook(self._before, with_kwargs=True),
+            base.register_forward_hook(self._behind, with_kwargs=True),
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        self._config._attn_implementation = self._usual
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, _: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        packing = Packing.of(given["attention_mask"].bool(), self.clients)
+        rows, tokens = packing.shape
+        if rows * tokens - packing.size < self.worth * self.clients:
+            self.packing = None
+            return arguments, given
+        self.packing = packing
+        positions = torch.arange(tokens, device=packing.places.device).expand(rows, -1)
+        inputs = {name: packing.packed(given[name]) for name in ("input_ids", "inputs_embeds") if name in given}
+        named: dict[str, Any] = {"attention_mask": None, "position_ids": packing.packed(positions), "packing": packing}
+        return arguments, given | inputs | named
+
+    def _behind(self, _: nn.Module, __: Any, ___: Any, output: Any) -> Any:
+        if self.packing is not None:
+            output["last_hidden_state"] = self.packing.padded(output["last_hidden_state"])
+        return output
+
+
+def takes_packed_tokens(base: nn.Module) -> bool:
+    """Whether `base` computes the same on packed rows: tried on two.
+
+    On CPUs alone, and not in bf16, where making kernels for many sizes takes longer than padding.
+    """
+    parameter, config = next(base.parameters()), getattr(base, "config", None)
+    kind = getattr(config, "_attn_implementation", None)
+    if parameter.device.type != "cpu" or parameter.dtype == torch.bfloat16 or kind not in ("sdpa", attention.NAME):
+        return False
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    width = int(getattr(config, "hidden_size", 0))
+    hidden = torch.randn(2, 4, width, generator=torch.Generator().manual_seed(0), dtype=parameter.dtype)
+    ways = ({"input_ids": torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]])}, {"inputs_embeds": hidden})
+    return any(_same(base, {**inputs, "attention_mask": mask}) for inputs in ways)
+
+
+def _same(base: nn.Module, inputs: dict[str, Tensor]) -> bool:
+    try:
+        with torch.no_grad():
+            usual = base(**inputs).last_hidden_state
+            with PackedTokens(base, worth=-STEP):
+                packed = base(**inputs).last_hidden_state
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, IndexError, StopIteration):
+        return False
+    seen = inputs["attention_mask"].bool()
+    return torch.allclose(packed[seen], usual[seen], rtol=1e-4, atol=1e-4 * float(usual[seen].abs().max()))

@@ -1,0 +1,119 @@
+"""Products with the thin factors of many clients, and their gradients, in the orientation that matrix libraries like.
+
+A factor is read with its long side innermost: A (K, r, in) lies so, B (K, out, r) is turned in each pass. MKL's fp32
+product with (out, r) takes four to five times as long (AMD EPYC of 2023, rank 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fedpeft.models.kernels import FrozenLinear
+from fedpeft.models.packing import Group
+
+
+class Factors(NamedTuple):
+    """A (K, r, in) and B (K, out, r), in at least the precision of the pass, and scales (K, 1, 1)."""
+
+    A: Tensor
+    B: Tensor
+    scales: Tensor
+
+
+def evenly(clients: int, x: Tensor) -> tuple[Group, ...]:
+    """The tokens (rows, ..., d) of as many rows of each of the first `clients` clients."""
+    return ((slice(0, clients), slice(0, x.numel() // x.shape[-1])),)
+
+
+def low_rank_sum(
+    y: Tensor | None, x: Tensor, factors: Factors, groups: Sequence[Group], layer: FrozenLinear | None = None
+) -> Tensor:
+    """y + s B A x for each client, as one step of autograd.
+
+    Args:
+        y: (rows, ..., out), one client's rows after another's; None: the output of `layer` on x.
+        x: (rows, ..., in).
+        factors: of the clients.
+        groups: which tokens are whose; tokens of none are left as they are in y.
+        layer: frozen; where it is given, the gradient of x is that of both ways.
+    """
+    total: Tensor = _LowRankSum.apply(y, x, *factors, groups, layer)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _LowRankSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor | None,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        scales: Tensor,
+        groups: Sequence[Group],
+        layer: FrozenLinear | None,
+    ) -> Tensor:
+        if layer is not None:
+            total = layer.product(x)
+        else:
+            assert y is not None
+            total = y.clone(memory_format=torch.contiguous_format)
+        clients = groups[-1][0].stop
+        narrow = A[:clients].to(x.dtype)
+        wide = (B[:clients] * scales[:clients]).transpose(1, 2).to(x.dtype).contiguous()
+        hidden = []
+        for whose, tokens in groups:
+            hidden.append(_narrowed(_of(x, whose, tokens), narrow[whose]))
+            _of(total, whose, tokens).baddbmm_(hidden[-1], wide[whose])
+        ctx.save_for_backward(x, narrow, wide)
+        ctx.hidden, ctx.groups, ctx.layer, ctx.scales = hidden, groups, layer, scales
+        ctx.shapes = A.shape, B.shape, A.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, narrow, wide = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        A_shape, B_shape, dtype = ctx.shapes
+        of_A = _of_all(A_shape, len(narrow), dtype, x.device) if ctx.needs_input_grad[2] else None
+        of_B = _of_all(B_shape, len(narrow), dtype, x.device) if ctx.needs_input_grad[3] else None
+        of_x = None
+        if ctx.needs_input_grad[1]:
+            of_x = torch.zeros_like(x) if ctx.layer is None else ctx.layer.input_gradient(gradient)
+        for hidden, (whose, tokens) in zip(ctx.hidden, ctx.groups, strict=True):
+            of_total = _of(gradient, whose, tokens)
+            of_hidden = _narrowed(of_total, wide[whose])
+            if of_A is not None:
+                of_A[whose] = torch.bmm(of_hidden.transpose(1, 2), _of(x, whose, tokens))
+            if of_B is not None:
+                of_wide = torch.bmm(hidden.transpose(1, 2), of_total)
+                torch.mul(of_wide.transpose(1, 2), ctx.scales[whose], out=of_B[whose])
+            if of_x is not None:
+                _of(of_x, whose, tokens).baddbmm_(of_hidden, narrow[whose])
+        return gradient if ctx.needs_input_grad[0] else None, of_x, of_A, of_B, None, None, None
+
+
+def _of(x: Tensor, whose: slice, tokens: slice) -> Tensor:
+    """The tokens of a group of clients, (clients, tokens of each, d): a view where x is contiguous."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat[tokens].view(whose.stop - whose.start, -1, x.shape[-1])
+
+
+def _narrowed(x: Tensor, factor: Tensor) -> Tensor:
+    """x (K, tokens, d) and factor (K, r, d): x factor^T, (K, tokens, r)."""
+    if x.dtype == torch.bfloat16:
+        return torch.bmm(x, factor.transpose(1, 2))
+    return torch.bmm(factor, x.transpose(1, 2)).transpose(1, 2)  # up to 1.8 times as fast in MKL's fp32
+
+
+def _of_all(shape: torch.Size, clients: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for a gradient of all clients, zero for those that are done."""
+    found = torch.empty(shape, dtype=dtype, device=device)
+    found[clients:].zero_()
+    return found
