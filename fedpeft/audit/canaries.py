@@ -40,7 +40,7 @@ from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, rdp_epsilon
-from fedpeft.privacy.engine import Entry, Protection
+from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.privacy.mechanism import MECHANISMS, Federation, Mechanism
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.progress import Progress
@@ -160,7 +160,7 @@ class _Pipeline:
         self.start: State = {name: torch.zeros(shape) for name, shape in self.layout.shapes.items()}
         self.start["layer.lora_A.weight"] = torch.eye(FORM.rank, 5)
         self.folder = folder
-        self.protection = Protection(mechanism, self._federation(), folder, str(audit), audit.seed)
+        self.protection = PrivacyEngine(mechanism, self._federation(), folder, str(audit), audit.seed)
         self.protection.open(resumed=False)
 
     def _federation(self) -> Federation:

@@ -42,7 +42,7 @@ from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
-from fedpeft.privacy.engine import Protection
+from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanism import Federation as Exposure
 from fedpeft.privacy.remote_engine import SecondBook, Terms
@@ -177,7 +177,7 @@ class Federation:
 
     # ------------------------------------------------------------------------------------------------------- privacy
 
-    def _protection(self, identity: str) -> Protection | None:
+    def _protection(self, identity: str) -> PrivacyEngine | None:
         """The server's ledger: of its own noise (user_dp), or the second book of clients that add noise themselves.
 
         `identity`: what else a round's outcome depends on than the members and the settings.
@@ -210,7 +210,7 @@ class Federation:
                 lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
                 lambda client: self.own[client].steps,
             )
-        return Protection(mechanism, exposure, self.folder, identity, config.seed)
+        return PrivacyEngine(mechanism, exposure, self.folder, identity, config.seed)
 
     @property
     def secret_cohort(self) -> bool:

@@ -33,7 +33,7 @@ from fedpeft.errors import PrivacyError, RunError
 from fedpeft.machine.files import parse_json, read
 from fedpeft.machine.files import replace as replace_file
 from fedpeft.privacy.accountant import Event, epsilon
-from fedpeft.privacy.engine import KEY, LEDGER, Protection
+from fedpeft.privacy.engine import KEY, LEDGER, PrivacyEngine
 from fedpeft.privacy.ledger import terms_in
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.mechanism import Federation, Mechanism
@@ -113,7 +113,7 @@ class Answers:
             raise PrivacyError(f"the last answer in {self.file} can't be read: {error}") from error
 
 
-class OwnLedger(Protection):
+class OwnLedger(PrivacyEngine):
     """A client's protection of its own rows.
 
     Args:

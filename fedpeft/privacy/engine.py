@@ -101,7 +101,7 @@ class Entry:
     spent: tuple[int, ...] = ()
 
 
-class Protection:
+class PrivacyEngine:
     """The mechanism, its ledger and its key.
 
     Args:

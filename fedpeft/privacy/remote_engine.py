@@ -19,7 +19,7 @@ from fedpeft.communication.messages import Report
 from fedpeft.errors import PrivacyError, RunError
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import Event, Events
-from fedpeft.privacy.engine import Protection
+from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Federation, Mechanism
 
@@ -71,11 +71,11 @@ class Terms:
                 raise RunError(f"the client declares {what} of {value:g}, of which no epsilon follows; legal: {legal}")
 
 
-class SecondBook(Protection):
+class SecondBook(PrivacyEngine):
     """The mechanism as the server of real clients sees it.
 
     Args:
-        mechanism, federation, folder, identity, seed: as `Protection`'s.
+        mechanism, federation, folder, identity, seed: as `PrivacyEngine`'s.
         declared: the terms of each client that has registered, by id.
         steps: local steps that the server asks of a client, by id; 0: the client's own number.
 

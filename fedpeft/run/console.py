@@ -24,7 +24,7 @@ from rich.table import Table
 from fedpeft.run.observer import RoundResult
 
 if TYPE_CHECKING:
-    from fedpeft.privacy.engine import Protection
+    from fedpeft.privacy.engine import PrivacyEngine
     from fedpeft.run.setup import Setup
 
 
@@ -214,7 +214,7 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def say_privacy(protection: Protection | None, observer: ConsoleObserver) -> None:
+def say_privacy(protection: PrivacyEngine | None, observer: ConsoleObserver) -> None:
     """What a run claims, if it does."""
     if protection is None:
         return

@@ -15,7 +15,7 @@ from rich.console import Console
 from fedpeft.run.console import duration, size, summary_table
 
 if TYPE_CHECKING:
-    from fedpeft.privacy.engine import Protection
+    from fedpeft.privacy.engine import PrivacyEngine
     from fedpeft.run.final_score import FinalScore
     from fedpeft.run.setup import Setup
     from fedpeft.server.progress import Progress
@@ -91,7 +91,7 @@ class Costs:
         seconds_per_round: mean, over all resumes.
         seed, versions, hardware: what it was run with.
         epsilon, epsilon_median, dp_delta, noise_multiplier, privacy: what may be claimed, see
-            `fedpeft.privacy.engine.Protection.summary`; None: no protection.
+            `fedpeft.privacy.engine.PrivacyEngine.summary`; None: no protection.
     """
 
     task: str
@@ -118,7 +118,7 @@ class Costs:
 
     @classmethod
     def of(
-        cls, setup: Setup, progress: Progress, cohort: int, protection: Protection | None, fixed: Mapping[str, Any]
+        cls, setup: Setup, progress: Progress, cohort: int, protection: PrivacyEngine | None, fixed: Mapping[str, Any]
     ) -> Costs:
         """Those of a run that has come to `progress`, on the hardware that `fixed` names."""
         counters = progress.counters

@@ -23,7 +23,7 @@ from fedpeft.communication.payload import Shape
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import ClientForm, Layout, State, norm
-from fedpeft.privacy.engine import Protection
+from fedpeft.privacy.engine import PrivacyEngine
 
 ABSURD = 1000.0
 """An update may be this many times as long as 1 + the norm of what the client was sent; honest ones stay below 1."""
@@ -165,7 +165,7 @@ class Acceptance:
     aggregator: Collector
     by_rows: bool = False
     most_rows: float = math.inf
-    privacy: Protection | None = None
+    privacy: PrivacyEngine | None = None
     estimates: ClientStore | None = None
     drift: Drift = field(default_factory=Drift)
     states: States = field(default_factory=dict)

@@ -15,7 +15,7 @@ from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import Release, common_digest
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.engine import Entry, Protection
+from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
@@ -31,7 +31,7 @@ def prepare(
     evaluation: Evaluation,
     fixed: dict[str, Any],
     most_rows: float = math.inf,
-    privacy: Protection | None = None,
+    privacy: PrivacyEngine | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Progress:
     """The server before round 1.
@@ -94,7 +94,7 @@ def _copy(state: State) -> State:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def _secret(privacy: Protection | None) -> bool:
+def _secret(privacy: PrivacyEngine | None) -> bool:
     """Whether nobody may know which clients there are."""
     return privacy is not None and privacy.mechanism.secret_cohort
 
@@ -105,7 +105,7 @@ def _some(names: Sequence[str], of: Sequence[int]) -> str:
 
 
 def _statistics(
-    setup: Setup, clients: Exchange, entry: Entry, privacy: Protection | None, most_rows: float
+    setup: Setup, clients: Exchange, entry: Entry, privacy: PrivacyEngine | None, most_rows: float
 ) -> tuple[dict[int, int], int, State]:
     """The rows of each client whose statistics are taken, the bytes of all, and the sum of those taken."""
     width, count = setup.start["head.weight"].shape[1], len(entry.cohort)

@@ -26,7 +26,7 @@ from fedpeft.communication.release import Release
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import trim
 from fedpeft.peft.adapter import State, difference, norm
-from fedpeft.privacy.engine import Entry, Protection
+from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.run.observer import Metrics, Observer, RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
@@ -77,7 +77,7 @@ class Server:
         observer: Observer,
         evaluate: Evaluate | None,
         fixed: dict[str, Any],
-        privacy: Protection | None = None,
+        privacy: PrivacyEngine | None = None,
         remote: bool = False,
         stopping: Callable[[], bool] = never,
         most_rows: Callable[[], float] = unlimited,

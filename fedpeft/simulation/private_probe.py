@@ -15,7 +15,7 @@ import torch
 
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.update import Fold
-from fedpeft.privacy.engine import Protection
+from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.noise import RunKey
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Workers
@@ -25,7 +25,9 @@ DRAWS = 5
 """Of noise."""
 
 
-def private_probe(setup: Setup, rows: SimulatedRows, workers: Workers, protection: Protection | None) -> float | None:
+def private_probe(
+    setup: Setup, rows: SimulatedRows, workers: Workers, protection: PrivacyEngine | None
+) -> float | None:
     """Its test accuracy; None: nothing is protected, there is no budget, or no head."""
     labels, truth = rows.all.labels, rows.dataset.test.labels
     if protection is None or protection.mechanism.epsilon is None or "head.weight" not in setup.start:

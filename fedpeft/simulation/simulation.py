@@ -17,7 +17,7 @@ from fedpeft.data.partition import PartitionStatistics, held_out
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.engine import KEY, ClientPrivacy, Protection
+from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
 from fedpeft.privacy.mechanism import Federation
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
@@ -91,7 +91,7 @@ class Simulation:
         """Share of its rows that a client is evaluated on and does not train on."""
         return HELD_OUT if self.setup.personal else 0.0
 
-    def _protection(self, work: WorkPlan) -> Protection | None:
+    def _protection(self, work: WorkPlan) -> PrivacyEngine | None:
         """The mechanism with this run's costs; refuses what would not protect."""
         config, setup = self.config, self.setup
         mechanism, profiles = setup.mechanism, setup.profiles
@@ -121,7 +121,7 @@ class Simulation:
             f"{profiles} {rows.tolist()} {steps}"
         )
         mechanism.check_start(federation)
-        return Protection(mechanism, federation, self.folder, identity, config.seed)
+        return PrivacyEngine(mechanism, federation, self.folder, identity, config.seed)
 
     @property
     def statistics(self) -> PartitionStatistics:
