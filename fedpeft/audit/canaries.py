@@ -41,7 +41,7 @@ from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, differen
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, rdp_epsilon
 from fedpeft.privacy.engine import Entry, PrivacyEngine
-from fedpeft.privacy.mechanism import MECHANISMS, Federation, Mechanism
+from fedpeft.privacy.mechanism import MECHANISMS, Exposure, Mechanism
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.progress import Progress
 
@@ -163,12 +163,12 @@ class _Pipeline:
         self.protection = PrivacyEngine(mechanism, self._federation(), folder, str(audit), audit.seed)
         self.protection.open(resumed=False)
 
-    def _federation(self) -> Federation:
+    def _federation(self) -> Exposure:
         raise NotImplementedError
 
-    def _federation_of(self, clients: int, rows: int, cohort: int) -> Federation:
+    def _federation_of(self, clients: int, rows: int, cohort: int) -> Exposure:
         audit = self.audit
-        return Federation(
+        return Exposure(
             strategy=self.strategy,
             method=PEFT_METHODS.build("lora"),
             layout=self.layout,
@@ -249,7 +249,7 @@ class _Pipeline:
 class _Clients(_Pipeline):
     """Canaries are clients: who is in, is in the population (user_dp), or has one update instead of its opposite."""
 
-    def _federation(self) -> Federation:
+    def _federation(self) -> Exposure:
         m = self.audit.canaries
         return self._federation_of(m, 1, max(1, round(self.audit.rate * m)))
 
@@ -297,7 +297,7 @@ class _Clients(_Pipeline):
 class _Rows(_Pipeline):
     """Canaries are rows of one client, which trains with DP-SGD; their gradients lie in entries of their own."""
 
-    def _federation(self) -> Federation:
+    def _federation(self) -> Exposure:
         return self._federation_of(1, self.audit.canaries, 1)
 
     def verdict(self) -> Verdict:

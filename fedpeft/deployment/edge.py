@@ -40,7 +40,7 @@ from fedpeft.models import kernels
 from fedpeft.privacy.client_engine import FAILED, OwnLedger, own_mechanism, planned_participations, state_digest
 from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
-from fedpeft.privacy.mechanism import Federation as Exposure
+from fedpeft.privacy.mechanism import Exposure
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import DataFacts, Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan

@@ -43,8 +43,7 @@ from fedpeft.machine import cache
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.privacy.mechanism import Federation as Exposure
+from fedpeft.privacy.mechanism import MECHANISMS, Exposure
 from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.measured import parse_measure

@@ -36,7 +36,7 @@ from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.engine import KEY, LEDGER, PrivacyEngine
 from fedpeft.privacy.ledger import terms_in
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
-from fedpeft.privacy.mechanism import Federation, Mechanism
+from fedpeft.privacy.mechanism import Exposure, Mechanism
 from fedpeft.privacy.remote_engine import Terms
 
 ANSWER = "answer"
@@ -133,7 +133,7 @@ class OwnLedger(PrivacyEngine):
     def __init__(
         self,
         mechanism: Mechanism,
-        federation: Federation,
+        federation: Exposure,
         folder: Path,
         identity: str,
         common: Mechanism,

@@ -23,7 +23,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.privacy.accountant import Event, Events, epsilon, rdp_epsilon, within
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
-from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS, Federation, Mechanism, ServerRound
+from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS, Exposure, Mechanism, ServerRound
 from fedpeft.privacy.noise import RunKey, make_key, read_key
 
 LEDGER = "ledger.jsonl"
@@ -118,7 +118,7 @@ class PrivacyEngine:
     def __init__(
         self,
         mechanism: Mechanism,
-        federation: Federation,
+        federation: Exposure,
         folder: Path,
         identity: str,
         seed: int,

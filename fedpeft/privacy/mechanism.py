@@ -56,7 +56,7 @@ def bounded_block(statistics: State) -> State:
 
 
 @dataclass(frozen=True)
-class Federation:
+class Exposure:
     """What the cost of a run depends on; none of it is learned from the data's content.
 
     Attributes:
@@ -143,7 +143,7 @@ class Mechanism(ABC):
     noises_updates: ClassVar[bool] = True
     """Whether what leaves a client is private already, so that whatever the server does is post-processing."""
 
-    def check(self, federation: Federation) -> None:
+    def check(self, federation: Exposure) -> None:
         """Refuse what would not protect.
 
         Raises:
@@ -169,23 +169,23 @@ class Mechanism(ABC):
         """As on the command line."""
         return name_of(type(self))
 
-    def delta(self, federation: Federation) -> float:
+    def delta(self, federation: Exposure) -> float:
         """The delta that epsilon is stated at."""
         return self.dp_delta if self.dp_delta is not None else 0.1 / self.units(federation)
 
     @abstractmethod
-    def units(self, federation: Federation) -> int:
+    def units(self, federation: Exposure) -> int:
         """The number of units that delta must be small against."""
 
     @abstractmethod
-    def planned(self, federation: Federation) -> list[tuple[float, int]]:
+    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
         """The planned (sampling rate, releases) of every account over the whole run, without repetition."""
 
     @abstractmethod
-    def charges(self, federation: Federation, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """What a round with this cohort costs."""
 
-    def noise(self, federation: Federation) -> float:
+    def noise(self, federation: Exposure) -> float:
         """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
         if self.noise_multiplier is not None:
             return self.noise_multiplier
@@ -203,7 +203,7 @@ class Mechanism(ABC):
 
     # -------------------------------------------------------------------------------------------------- before round 1
 
-    def start_share(self, federation: Federation) -> float:
+    def start_share(self, federation: Exposure) -> float:
         """The share of the budget for the start: as given, or half, or all where training could not be heard.
 
         Budgets are shared as variances are: a release at the share s of a budget has 1 / sqrt(s) times the noise of one
@@ -215,11 +215,11 @@ class Mechanism(ABC):
             return HALF
         return HALF if self.training_signal(federation) >= AUDIBLE else 1.0
 
-    def trains(self, federation: Federation) -> bool:
+    def trains(self, federation: Exposure) -> bool:
         """Whether anything is left for rounds of training."""
         return not federation.start or self.start_share(federation) < 1
 
-    def start_noise(self, federation: Federation) -> float | None:
+    def start_noise(self, federation: Exposure) -> float | None:
         """The noise multiplier of the start's release; None: there is none.
 
         Without a budget it costs its share beside what the planned rounds cost.
@@ -245,7 +245,7 @@ class Mechanism(ABC):
         rounds = max(epsilon({Event(self.noise_multiplier, rate): n}, delta) for rate, n in plans)
         return noise_for(min(rounds, LARGEST), delta, 1.0, 1) * math.sqrt((1 - share) / share)
 
-    def check_start(self, federation: Federation) -> None:
+    def check_start(self, federation: Exposure) -> None:
         """Refuse a start that would be noise alone, were all rows of one class and alike.
 
         Raises:
@@ -264,15 +264,15 @@ class Mechanism(ABC):
                 "clients, or take --head zero"
             )
 
-    def start_signal(self, federation: Federation) -> float:
+    def start_signal(self, federation: Exposure) -> float:
         """The largest norm that the sum of all clients' statistics can have: one for each row, or client."""
         return float(federation.rows.sum() if self.unit == "training row" else federation.clients)
 
-    def start_deviation(self, federation: Federation, noise: float) -> float:
+    def start_deviation(self, federation: Exposure, noise: float) -> float:
         """Standard deviation of the noise in each entry of the sum over all clients."""
         return noise * math.sqrt(federation.clients)
 
-    def signal_to_noise(self, federation: Federation, share: float, entries: int) -> float:
+    def signal_to_noise(self, federation: Exposure, share: float, entries: int) -> float:
         """Of one release of means over all data, if all of it agreed: its norm over that of noise in `entries` numbers.
 
         That subsampling and many steps release the same in small pieces changes little: noise falls with the square
@@ -282,7 +282,7 @@ class Mechanism(ABC):
         noise = noise_for(self.epsilon, self.delta(federation), 1.0, 1) / math.sqrt(share)
         return self.start_signal(federation) / (self.start_deviation(federation, noise) * math.sqrt(entries))
 
-    def training_signal(self, federation: Federation) -> float:
+    def training_signal(self, federation: Exposure) -> float:
         """Signal to noise of all that rounds could release with half of the budget."""
         return self.signal_to_noise(federation, 1 - HALF, federation.layout.numel)
 
@@ -310,7 +310,7 @@ class Mechanism(ABC):
         """What a client hands in instead of its update; by default the update."""
         return update
 
-    def collector(self, at: ServerRound, federation: Federation) -> Collector | None:
+    def collector(self, at: ServerRound, federation: Exposure) -> Collector | None:
         """What takes a round's updates at the server, where the mechanism acts there; None: the strategy's own."""
         return None
 

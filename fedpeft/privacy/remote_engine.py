@@ -21,7 +21,7 @@ from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import Event, Events
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Federation, Mechanism
+from fedpeft.privacy.mechanism import Exposure, Mechanism
 
 EACH_ITS_OWN = "each client's own"
 
@@ -86,7 +86,7 @@ class SecondBook(PrivacyEngine):
     def __init__(
         self,
         mechanism: Mechanism,
-        federation: Federation,
+        federation: Exposure,
         folder: Path,
         identity: str,
         seed: int,

@@ -18,7 +18,7 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
-from fedpeft.privacy.mechanism import Federation
+from fedpeft.privacy.mechanism import Exposure
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.profiles import groups_of, keep_profiles, number_of
@@ -103,7 +103,7 @@ class Simulation:
         taken = np.zeros(self.clients, dtype=np.int64)
         for round in range(1, config.rounds + 1):
             taken[self.sampler.draw(config.seed, round)] += 1
-        federation = Federation(
+        federation = Exposure(
             strategy=setup.strategy,
             method=setup.method,
             layout=setup.layout,

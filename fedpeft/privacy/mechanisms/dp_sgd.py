@@ -22,7 +22,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Federation, Mechanism
+from fedpeft.privacy.mechanism import Exposure, Mechanism
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DPSGD(Mechanism):
     sampling: ClassVar[str] = "rows join each local step by independent secret coins (Poisson); cohorts may be known"
     per_example: ClassVar[bool] = True
 
-    def check(self, federation: Federation) -> None:
+    def check(self, federation: Exposure) -> None:
         """Also refuse PEFT methods whose gradients per example can't be had.
 
         Raises:
@@ -45,17 +45,17 @@ class DPSGD(Mechanism):
             name = name_of(type(federation.method))
             raise PrivacyError(f"dp_sgd can't find gradients per example of the PEFT method {name}; take lora")
 
-    def units(self, federation: Federation) -> int:
+    def units(self, federation: Exposure) -> int:
         """The largest shard's rows."""
         return int(federation.rows.max())
 
-    def planned(self, federation: Federation) -> list[tuple[float, int]]:
+    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
         """Of every client its steps in all its rounds; those with equal shards and rounds count once."""
         totals = federation.steps * federation.participations
         pairs = {(int(rows), int(total)) for rows, total in zip(federation.rows, totals, strict=True) if total}
         return [(self.row_rate(federation.batch_size, rows), total) for rows, total in sorted(pairs)]
 
-    def charges(self, federation: Federation, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """The local steps of each client."""
         rates = {client: self.row_rate(federation.batch_size, int(federation.rows[client])) for client in cohort}
         return {client: (Event(noise, rates[client]), int(federation.steps[client])) for client in cohort}

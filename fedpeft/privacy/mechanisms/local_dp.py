@@ -17,7 +17,7 @@ from typing import ClassVar
 from fedpeft.peft.adapter import State, norm
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Federation, Mechanism, bounded_block
+from fedpeft.privacy.mechanism import Exposure, Mechanism, bounded_block
 from fedpeft.privacy.noise import RunKey, gaussian
 
 
@@ -29,15 +29,15 @@ class LocalDP(Mechanism):
     neighbours: ClassVar[str] = "any other data at one client (replace)"
     sampling: ClassVar[str] = "none: the server sees whose update it is, and nothing is amplified"
 
-    def units(self, federation: Federation) -> int:
+    def units(self, federation: Exposure) -> int:
         """The clients."""
         return federation.clients
 
-    def planned(self, federation: Federation) -> list[tuple[float, int]]:
+    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
         """One release in each round that a client takes part in."""
         return [(1.0, int(count)) for count in sorted(set(federation.participations.tolist())) if count]
 
-    def charges(self, federation: Federation, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """One release per client."""
         return {client: (Event(noise, 1.0), 1) for client in cohort}
 
@@ -52,7 +52,7 @@ class LocalDP(Mechanism):
         stream, deviation = key.stream("local noise", *ids), noise * 2 * self.clip
         return {name: tensor * factor + deviation * gaussian(stream, tensor) for name, tensor in update.items()}
 
-    def start_deviation(self, federation: Federation, noise: float) -> float:
+    def start_deviation(self, federation: Exposure, noise: float) -> float:
         """Any two blocks are at most 2 apart."""
         return 2 * super().start_deviation(federation, noise)
 

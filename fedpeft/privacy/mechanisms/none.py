@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Federation, Mechanism
+from fedpeft.privacy.mechanism import Exposure, Mechanism
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class NoProtection(Mechanism):
     sampling: ClassVar[str] = "none"
     protects: ClassVar[bool] = False
 
-    def check(self, federation: Federation) -> None:
+    def check(self, federation: Exposure) -> None:
         """Refuse a budget.
 
         Raises:
@@ -34,15 +34,15 @@ class NoProtection(Mechanism):
         if self.epsilon is not None or self.noise_multiplier is not None:
             raise PrivacyError("privacy none has no epsilon and no noise; take dp_sgd, user_dp or local_dp")
 
-    def units(self, federation: Federation) -> int:
+    def units(self, federation: Exposure) -> int:
         """The clients."""
         return federation.clients
 
-    def planned(self, federation: Federation) -> list[tuple[float, int]]:
+    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
         """Nothing is accounted for."""
         return []
 
-    def charges(self, federation: Federation, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """Nothing is charged."""
         return {}
 

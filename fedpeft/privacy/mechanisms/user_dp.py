@@ -33,7 +33,7 @@ from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import State, norm
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import POPULATION, Charges
-from fedpeft.privacy.mechanism import Federation, Mechanism, ServerRound, bounded_block, noisy
+from fedpeft.privacy.mechanism import Exposure, Mechanism, ServerRound, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey, gaussian
 
 
@@ -114,7 +114,7 @@ class UserDP(Mechanism):
     secret_cohort: ClassVar[bool] = True
     noises_updates: ClassVar[bool] = False
 
-    def check(self, federation: Federation) -> None:
+    def check(self, federation: Exposure) -> None:
         """Also refuse rules that are not a plain sum, uneven chances, and too little noise on the count.
 
         Raises:
@@ -137,30 +137,30 @@ class UserDP(Mechanism):
         if not federation.even:
             raise PrivacyError("user_dp needs the same chance of being drawn for all clients; leave out participation")
 
-    def units(self, federation: Federation) -> int:
+    def units(self, federation: Exposure) -> int:
         """The clients."""
         return federation.clients
 
-    def rate(self, federation: Federation) -> float:
+    def rate(self, federation: Exposure) -> float:
         """q."""
         return federation.cohort / federation.clients
 
-    def planned(self, federation: Federation) -> list[tuple[float, int]]:
+    def planned(self, federation: Exposure) -> list[tuple[float, int]]:
         """One release a round."""
         return [(self.rate(federation), federation.rounds)]
 
-    def charges(self, federation: Federation, cohort: Sequence[int], noise: float) -> Charges:
+    def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """One release, whoever joined."""
         return {POPULATION: (Event(noise, self.rate(federation)), 1)}
 
-    def collector(self, at: ServerRound, federation: Federation) -> Collector:
+    def collector(self, at: ServerRound, federation: Exposure) -> Collector:
         """The noisy sum."""
         if not self.quantile:
             return NoisySum(at, federation.cohort, at.noise, None)
         adapt = Adaptation(self.quantile, self.clip_rate, self.count_noise or federation.cohort / 20)
         return NoisySum(at, federation.cohort, adapt.sum_noise(at.noise), adapt)
 
-    def start_deviation(self, federation: Federation, noise: float) -> float:
+    def start_deviation(self, federation: Exposure, noise: float) -> float:
         """One noise for the whole sum."""
         return noise
 
@@ -180,7 +180,7 @@ class UserDP(Mechanism):
         """Sum + z gauss."""
         return noisy(total, noise, key.stream("start noise", attempt))
 
-    def noise(self, federation: Federation) -> float:
+    def noise(self, federation: Exposure) -> float:
         """As every mechanism's; adaptive clipping needs s_b > z / 2.
 
         Raises:
