@@ -34,7 +34,7 @@ class Outcome:
     error: float | None = None
 
 
-class Collector(Protocol):
+class Aggregator(Protocol):
     """Takes a round's updates in the order of client ids."""
 
     def add(self, update: Update) -> None:
@@ -45,7 +45,7 @@ class Collector(Protocol):
         ...
 
 
-class LinearCollector:
+class LinearAggregator:
     """Folds updates into a weighted mean as they come; the server optimizer steps along it."""
 
     def __init__(
@@ -66,7 +66,7 @@ class LinearCollector:
         return Outcome(self.strategy.finish(after, self.layout, self.round), memory)
 
 
-class RoundCollector:
+class RoundAggregator:
     """Puts updates on disk as they come; the strategy then reads them, most a layer at a time."""
 
     def __init__(
@@ -86,7 +86,7 @@ class RoundCollector:
         return Outcome(made.state, memory, made.residuals)
 
 
-def collector(
+def aggregator(
     strategy: Strategy,
     optimizer: ServerOptimizer,
     layout: Layout,
@@ -95,16 +95,16 @@ def collector(
     seed: int,
     scratch: Path,
     factoring: Factoring | None = None,
-) -> Collector:
-    """The collector for a strategy of either kind; with a `factoring`, the strategy sees factors."""
+) -> Aggregator:
+    """The aggregator for a strategy of either kind; with a `factoring`, the strategy sees factors."""
     if factoring:
         factors = factoring.factors(state)
-        inner = collector(strategy, optimizer, factoring.layout, factors, round, seed, scratch)
-        return FactoredCollector(inner, factoring, state, round)
+        inner = aggregator(strategy, optimizer, factoring.layout, factors, round, seed, scratch)
+        return FactoredAggregator(inner, factoring, state, round)
     if isinstance(strategy, LinearStrategy):
-        return LinearCollector(strategy, optimizer, layout, state, round)
+        return LinearAggregator(strategy, optimizer, layout, state, round)
     assert isinstance(strategy, RoundStrategy)
-    return RoundCollector(strategy, layout, state, round, seed, scratch)
+    return RoundAggregator(strategy, layout, state, round, seed, scratch)
 
 
 @dataclass
@@ -163,10 +163,10 @@ class _Layer(Sequence[Update]):
 
 
 @dataclass
-class FactoredCollector:
-    """A collector that is handed factors: `inner` was made for `factoring.layout`."""
+class FactoredAggregator:
+    """An aggregator that is handed factors: `inner` was made for `factoring.layout`."""
 
-    inner: Collector
+    inner: Aggregator
     factoring: Factoring
     state: State
     round: int

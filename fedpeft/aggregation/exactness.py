@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from fedpeft.aggregation.aggregator import Collector, Outcome
+from fedpeft.aggregation.aggregator import Aggregator, Outcome
 from fedpeft.aggregation.factors import effective, lora_form, product
 from fedpeft.aggregation.server_optimizer import Memory
 from fedpeft.aggregation.strategy import Strategy
@@ -94,23 +94,23 @@ class Changes:
 
 
 class Measured:
-    """Hands everything on to another collector, and adds its error against a target to what comes out of it."""
+    """Hands everything on to another aggregator, and adds its error against a target to what comes out of it."""
 
-    def __init__(self, collector: Collector, target: Target) -> None:
-        self.collector, self.target = collector, target
+    def __init__(self, aggregator: Aggregator, target: Target) -> None:
+        self.aggregator, self.target = aggregator, target
 
     def add(self, update: Update) -> None:
         """Take one update."""
-        self.collector.add(update)
+        self.aggregator.add(update)
         self.target.add(update)
 
     def finish(self, memory: Memory) -> Outcome:
         """What the round has led to, and how far that is from exact."""
-        outcome = self.collector.finish(memory)
+        outcome = self.aggregator.finish(memory)
         return replace(outcome, error=self.target.error(outcome))
 
 
-def measured(inner: Collector, strategy: Strategy, layout: Layout, changes: WeightChanges | None) -> Collector:
+def measured(inner: Aggregator, strategy: Strategy, layout: Layout, changes: WeightChanges | None) -> Aggregator:
     """`inner`, measured where the error is defined; `changes` as in `Changes`, None: of a method with LoRA factors."""
     if changes is not None and not strategy.private(layout):
         return Measured(inner, Changes(changes))

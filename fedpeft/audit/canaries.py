@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from fedpeft import seeds
-from fedpeft.aggregation.aggregator import collector
+from fedpeft.aggregation.aggregator import aggregator
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import Strategy, shared_sum, strategies
 from fedpeft.audit.bounds import Bounds, bounds
@@ -199,10 +199,10 @@ class _Pipeline:
     def acceptance(self, strategy: Strategy, layout: Layout, progress: Progress, entry: Entry) -> Acceptance:
         """What takes a round's reports, as the server makes it."""
         state, round = progress.adapter, entry.round
-        private = self.protection.collector(
+        private = self.protection.aggregator(
             strategy, self.optimizer, layout, state, round, entry.attempt, progress.clip
         )
-        plain = collector(strategy, self.optimizer, layout, state, round, self.audit.seed, self.folder / "waiting")
+        plain = aggregator(strategy, self.optimizer, layout, state, round, self.audit.seed, self.folder / "waiting")
         shared = strategy.trained(layout, round) - strategy.private(layout)
         return Acceptance(round, layout, shared, strategy, self.uplink, private or plain, privacy=self.protection)
 

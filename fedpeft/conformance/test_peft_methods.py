@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.aggregation.aggregator import collector
+from fedpeft.aggregation.aggregator import aggregator
 from fedpeft.aggregation.exactness import Changes, Measured
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
@@ -298,7 +298,7 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
         trained = [replace(t, state={n: x for n, x in t.state.items() if n in names}) for t in trained]
     factoring = case.method.factoring(case.layout)
     sgd = SERVER_OPTIMIZERS.build("sgd")
-    total = collector(strategy, sgd, case.layout, case.start, 1, 0, tmp_path, factoring)
+    total = aggregator(strategy, sgd, case.layout, case.start, 1, 0, tmp_path, factoring)
     weights = [20.0, 30.0, 7.0]
     changes = case.method.weight_changes(case.model)
     total = Measured(total, Changes(changes)) if changes else total

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.aggregation.aggregator import Collector
+from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.messages import Report
@@ -295,7 +295,7 @@ class PrivacyEngine:
         """Of all that a round's outcome is a function of: what it starts from, the settings, data and key."""
         return hashlib.sha256(f"{self.identity} {self.key.name} {round} {state}".encode()).hexdigest()
 
-    def collector(
+    def aggregator(
         self,
         strategy: Strategy,
         optimizer: ServerOptimizer,
@@ -304,11 +304,11 @@ class PrivacyEngine:
         round: int,
         attempt: int,
         clip: float | None,
-    ) -> Collector | None:
+    ) -> Aggregator | None:
         """What takes the round's updates, where the mechanism acts at the server."""
         clip = self.mechanism.clip if clip is None else clip
         at = ServerRound(strategy, optimizer, layout, state, round, attempt, self.key, self.noise, clip)
-        return self.mechanism.collector(at, self.federation)
+        return self.mechanism.aggregator(at, self.federation)
 
     @property
     def guard(self) -> Guard:

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.aggregation.aggregator import Collector
+from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.bounded_rows import longest_noise
 from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
@@ -310,7 +310,7 @@ class Mechanism(ABC):
         """What a client hands in instead of its update; by default the update."""
         return update
 
-    def collector(self, at: ServerRound, federation: Exposure) -> Collector | None:
+    def aggregator(self, at: ServerRound, federation: Exposure) -> Aggregator | None:
         """What takes a round's updates at the server, where the mechanism acts there; None: the strategy's own."""
         return None
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from fedpeft.aggregation.aggregator import Collector
+from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
@@ -162,7 +162,7 @@ class Acceptance:
     shared: frozenset[str]
     strategy: Strategy
     uplink: Uplink
-    aggregator: Collector
+    aggregator: Aggregator
     by_rows: bool = False
     most_rows: float = math.inf
     privacy: PrivacyEngine | None = None

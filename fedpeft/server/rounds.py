@@ -19,7 +19,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fedpeft.aggregation.aggregator import Collector, Outcome, collector
+from fedpeft.aggregation.aggregator import Aggregator, Outcome, aggregator
 from fedpeft.aggregation.exactness import measured
 from fedpeft.communication.downlink import Sent
 from fedpeft.communication.release import Release
@@ -225,16 +225,16 @@ class Server:
         """Each client's model on its own held-out rows."""
         return self.evaluation.own_rows(progress)
 
-    def _aggregator(self, entry: Entry, progress: Progress) -> Collector:
+    def _aggregator(self, entry: Entry, progress: Progress) -> Aggregator:
         """What takes the round's updates: the mechanism's, where it acts at the server, or the strategy's."""
         setup, state = self.setup, progress.adapter
         if self.privacy is not None:
-            private = self.privacy.collector(
+            private = self.privacy.aggregator(
                 setup.strategy, setup.optimizer, setup.layout, state, entry.round, entry.attempt, progress.clip
             )
             if private is not None:
                 return private
-        inner = collector(
+        inner = aggregator(
             setup.strategy,
             setup.optimizer,
             setup.layout,

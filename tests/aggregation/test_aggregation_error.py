@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fedpeft.aggregation.aggregator import collector
+from fedpeft.aggregation.aggregator import aggregator
 from fedpeft.aggregation.exactness import LARGEST_TARGET, Measured, Products, measurable
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
@@ -20,7 +20,7 @@ CLIENTS = [Client(FORM, w) for w in (3.0, 1.0, 2.5)]
 def measured(text, tmp_path, clients=CLIENTS):
     strategy = strategies.build(text)
     state = random_state(LAYOUT, 1)
-    inner = collector(strategy, SERVER_OPTIMIZERS.build("sgd"), LAYOUT, state, 1, 0, tmp_path)
+    inner = aggregator(strategy, SERVER_OPTIMIZERS.build("sgd"), LAYOUT, state, 1, 0, tmp_path)
     total = Measured(inner, Products(LAYOUT))
     updates = random_updates(strategy, state, LAYOUT, clients, 3)
     for update in updates:

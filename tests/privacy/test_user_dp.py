@@ -65,14 +65,14 @@ def test_one_client_moves_the_sum_by_at_most_the_clipping_norm():
 
 
 def test_with_a_huge_clip_and_no_noise_it_is_the_plain_mean():
-    from fedpeft.aggregation.aggregator import LinearCollector
+    from fedpeft.aggregation.aggregator import LinearAggregator
 
     for strategy in ("fedit", "ffa_lora", "rolora", "fedsvd"):
         here = at(strategy, clip=1e9)
         names = sorted(here.strategy.trained(LAYOUT, 1))
         private, plain = (
             NoisySum(here, 3.0, 0.0, None),
-            LinearCollector(here.strategy, here.optimizer, LAYOUT, STATE, 1),
+            LinearAggregator(here.strategy, here.optimizer, LAYOUT, STATE, 1),
         )
         for one in (update(k, 1.0 + k, names) for k in range(3)):
             private.add(one)

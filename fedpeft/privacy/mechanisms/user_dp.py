@@ -24,7 +24,7 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.aggregation.aggregator import Collector, Outcome
+from fedpeft.aggregation.aggregator import Aggregator, Outcome
 from fedpeft.aggregation.server_optimizer import Memory
 from fedpeft.aggregation.strategy import LinearStrategy, shared_sums
 from fedpeft.aggregation.update import Fold, Update
@@ -153,7 +153,7 @@ class UserDP(Mechanism):
         """One release, whoever joined."""
         return {POPULATION: (Event(noise, self.rate(federation)), 1)}
 
-    def collector(self, at: ServerRound, federation: Exposure) -> Collector:
+    def aggregator(self, at: ServerRound, federation: Exposure) -> Aggregator:
         """The noisy sum."""
         if not self.quantile:
             return NoisySum(at, federation.cohort, at.noise, None)
