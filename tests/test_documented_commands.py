@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,7 @@ class Reader:
         environment: of commands; `export` adds to it.
         extras: that the text has asked for.
         server: the one that runs, of a line before.
+        servers: that were started.
     """
 
     document: str
@@ -113,7 +115,7 @@ class Reader:
     environment: dict[str, str]
     extras: set[str] = field(default_factory=set)
     server: subprocess.Popen | None = None
-    federations: int = 0
+    servers: int = 0
 
     def block(self, lines: list[str]) -> None:
         """All lines; what clients have to themselves is started together."""
@@ -134,6 +136,7 @@ class Reader:
         elif "fedpeft.serve" in written:
             self.stop_server()
             self.server = self.start(command)
+            self.servers += 1
         elif "fedpeft.join" in written:
             if written == joins[0]:
                 self.join(joins)
@@ -165,6 +168,9 @@ class Reader:
     def stop_server(self) -> None:
         """As the text says before it resumes one."""
         if self.server is not None:
+            log = self.folder / "said.log"
+            while self.server.poll() is None and len(re.findall(r"^listen ", log.read_text(), re.M)) < self.servers:
+                time.sleep(0.2)
             self.server.send_signal(signal.SIGTERM)
             assert self.end(self.server, "the server") == 0
 

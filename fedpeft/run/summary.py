@@ -179,7 +179,7 @@ class Summary:
         return {**vars(own.pop("quality")), **vars(own.pop("costs")), **own}
 
 
-def calibration_of(score: FinalScore) -> dict[str, float]:
+def calibration_of(score: FinalScore) -> dict[str, Any]:
     """Expected calibration error on the test rows, as it is and after temperature scaling; empty for language."""
     from fedpeft.models.calibration import calibrate
 
