@@ -22,8 +22,9 @@ from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.parts import Family, part_text, split_outside_parentheses
+from fedpeft.parts import Family, part_text
 from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.spec import split_outside_parentheses
 
 if TYPE_CHECKING:
     from fedpeft.clients.executor import Job, Trained

@@ -11,7 +11,6 @@ parses a text, checks names, types and ranges, and reports mistakes in one sente
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import importlib
@@ -22,11 +21,11 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from keyword import iskeyword
 from typing import Any, Generic, TypeVar
 
 from fedpeft import plugins
 from fedpeft.errors import ConfigError
+from fedpeft.spec import Spec, importable, parse_spec, restored, written
 
 T = TypeVar("T")
 
@@ -93,94 +92,9 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-@dataclass(frozen=True)
-class Spec:
-    """A parsed text `name(key=value, ...)`.
-
-    Attributes:
-        argument: the tail of the `name:argument` form.
-        values: those given without a key, as in `steps(10)` or `tasks(a, b)`.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    argument: str | None = None
-    values: tuple[Any, ...] = ()
-
-    def __str__(self) -> str:
-        head = self.name if self.argument is None else f"{self.name}:{self.argument}"
-        given = [*map(_written, self.values), *(f"{k}={v!r}" for k, v in self.settings.items())]
-        return f"{head}({', '.join(given)})" if given else head
-
-
-def parse_spec(text: str) -> Spec:
-    """Parse `name`, `name(key=value, ...)` or `name:argument`; values are Python literals or bare words.
-
-    A part that declares which setting is its `argument` takes it without a key, too: `steps(10)`. Only there the text
-    of another part may stand: `tasks(tiny(seed=1), "20newsgroups")`.
-
-    Raises:
-        ConfigError: the text has another form.
-    """
-    text = text.strip()
-    name, colon, argument = text.partition(":")
-    if colon and name.isidentifier():
-        return Spec(name, {}, argument)
-    try:
-        tree = ast.parse(_leading_digit_safe(text), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the others: a NUL, or nested too deep
-        raise ConfigError(f"{text[:200]!r} is not of the form name(key=value, ...)") from None
-    if isinstance(tree, ast.Name):
-        return Spec(_restore(tree.id), {})
-    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
-        raise ConfigError(f"{text!r} is not of the form name(key=value, ...)")
-    settings: dict[str, Any] = {}
-    for keyword in tree.keywords:
-        if keyword.arg is None or keyword.arg in settings:
-            raise ConfigError(f"{text!r} names a setting twice or unpacks one; write each as key=value, once")
-        settings[keyword.arg] = _literal(keyword.value, text)
-    return Spec(_restore(tree.func.id), settings, values=tuple(_value(node, text) for node in tree.args))
-
-
-def _value(node: ast.expr, text: str) -> Any:
-    """A value without a key: as `_literal`, or the text of a part."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        return ast.unparse(node)
-    return _literal(node, text)
-
-
-# A part may be called 20newsgroups; Python wants an identifier, so a leading digit gets a prefix while parsing.
-_PREFIX = "part_"
-
-
-def _leading_digit_safe(text: str) -> str:
-    return _PREFIX + text if text[:1].isdigit() else text
-
-
-def _restore(name: str) -> str:
-    return name.removeprefix(_PREFIX)
-
-
-def _literal(node: ast.expr, text: str) -> Any:
-    if isinstance(node, ast.Name):
-        return node.id
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        raise ConfigError(
-            f"{ast.unparse(node)!r} in {text!r} is not a plain value (number, word, string, tuple)"
-        ) from None
-
-
 def name_of(part: type) -> str:
     """The name of a part's class: its file's, or the one that a plugin gives it."""
-    return plugins.name_of(part) or _restore(part.__module__.rpartition(".")[2])
-
-
-def _written(value: Any) -> str:
-    """A setting's value in a part's text: words as they are, all else as Python writes it."""
-    word = isinstance(value, str) and value.isidentifier() and not iskeyword(value)
-    return str(value) if word else repr(value)
+    return plugins.name_of(part) or restored(part.__module__.rpartition(".")[2])
 
 
 def part_text(part: Any) -> str:
@@ -194,26 +108,7 @@ def part_text(part: Any) -> str:
     name = name_of(type(part))
     if not changed:
         return name
-    return name + "(" + ", ".join(f"{key}={_written(value)}" for key, value in changed.items()) + ")"
-
-
-def split_outside_parentheses(text: str, separator: str) -> list[str]:
-    """Split `a(x=1) | b` at `separator`, but never inside parentheses or quotes."""
-    pieces, depth, quote, start = [], 0, "", 0
-    for i, c in enumerate(text):
-        if quote:
-            quote = "" if c == quote else quote
-        elif c in "\"'":
-            quote = c
-        elif c in "([{":
-            depth += 1
-        elif c in ")]}":
-            depth -= 1
-        elif c == separator and depth == 0:
-            pieces.append(text[start:i])
-            start = i + 1
-    pieces.append(text[start:])
-    return [p.strip() for p in pieces]
+    return name + "(" + ", ".join(f"{key}={written(value)}" for key, value in changed.items()) + ")"
 
 
 def nearest(word: str, legal: Iterable[str]) -> str:
@@ -321,7 +216,7 @@ class Family(Generic[T]):
         """The names of the folder's parts, sorted."""
         folder = importlib.import_module(self.package)
         modules = (m.name for m in pkgutil.iter_modules(folder.__path__))
-        return tuple(sorted(_restore(m) for m in modules))
+        return tuple(sorted(restored(m) for m in modules))
 
     def outside(self) -> dict[str, plugins.Plugin]:
         """The parts from outside, and where each comes from.
@@ -350,7 +245,7 @@ class Family(Generic[T]):
     def part(self, name: str) -> type[T]:
         """The class of the part called `name`, or ConfigError naming the nearest legal one."""
         if name in self.own_names:
-            module = name if name.isidentifier() else _PREFIX + name
+            module = importable(name)
             part: type[T] = importlib.import_module(f"{self.package}.{module}").part
             return part
         outside = self.outside()
@@ -426,7 +321,7 @@ def _without_key(spec: Spec, cls: type, takes: str | None) -> dict[str, Any]:
     """
     if takes is None:
         raise ConfigError(
-            f"{str(spec)!r} gives {_written(spec.values[0])} without saying what it is; write each setting as "
+            f"{str(spec)!r} gives {written(spec.values[0])} without saying what it is; write each setting as "
             f"key=value: python -m fedpeft.describe {spec.name} lists them"
         )
     annotation = typing.get_type_hints(cls)[takes]

@@ -16,8 +16,9 @@ import tyro
 from rich.console import Console
 
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.parts import nearest, split_outside_parentheses
+from fedpeft.parts import nearest
 from fedpeft.run.command import exit_code
+from fedpeft.spec import split_outside_parentheses
 from fedpeft.studies.found import Found
 from fedpeft.studies.page import Made, write_report
 from fedpeft.studies.results import Result, latest

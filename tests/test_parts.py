@@ -6,8 +6,9 @@ import pytest
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family, Spec, check_settings, parse_spec, setting, split_outside_parentheses
+from fedpeft.parts import Family, check_settings, setting
 from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.spec import Spec, parse_spec, split_outside_parentheses
 
 
 @dataclass(frozen=True)

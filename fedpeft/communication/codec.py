@@ -36,8 +36,8 @@ from fedpeft.communication.steps import (
 from fedpeft.communication.symbols import Symbols, packed_bound
 from fedpeft.communication.vectors import check_finite, flattened, flattened_reference, flattened_weights, working_dtype
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.parts import Spec, parse_spec, split_outside_parentheses
 from fedpeft.peft.adapter import State
+from fedpeft.spec import Spec, parse_spec, split_outside_parentheses
 
 PRESETS: Final[Mapping[str, str]] = {
     "fp64": "cast(dtype=fp64)",

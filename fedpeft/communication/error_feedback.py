@@ -22,8 +22,9 @@ from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Spec, check_settings, setting
+from fedpeft.parts import check_settings, setting
 from fedpeft.peft.adapter import State
+from fedpeft.spec import Spec
 
 Kind = Literal["none", "ef14", "ef21"]
 KINDS: Final[tuple[Kind, ...]] = ("ef14", "ef21")

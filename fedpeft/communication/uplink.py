@@ -22,8 +22,9 @@ from fedpeft.communication.error_feedback import KINDS, ErrorFeedback, no_feedba
 from fedpeft.communication.payload import Shape
 from fedpeft.communication.precision_rule import PRECISION_RULES, PrecisionRule, Situation
 from fedpeft.errors import ConfigError
-from fedpeft.parts import parse_spec, part_text, split_outside_parentheses
+from fedpeft.parts import part_text
 from fedpeft.peft.adapter import Layout, State
+from fedpeft.spec import parse_spec, split_outside_parentheses
 
 
 @dataclass(frozen=True)

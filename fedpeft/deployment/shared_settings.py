@@ -20,10 +20,10 @@ from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.parts import parse_spec, split_outside_parentheses
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.setup import Setup
+from fedpeft.spec import parse_spec, split_outside_parentheses
 
 TAKEN: Final = frozenset(
     {

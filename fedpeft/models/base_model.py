@@ -8,7 +8,8 @@ from typing import ClassVar, Protocol
 
 from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.errors import AssetError, ConfigError
-from fedpeft.parts import Family, nearest, parse_spec
+from fedpeft.parts import Family, nearest
+from fedpeft.spec import parse_spec
 
 
 class BaseModel(Protocol):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family, Spec, parse_spec, split_outside_parentheses
+from fedpeft.parts import Family
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.method import PeftMethod
+from fedpeft.spec import Spec, parse_spec, split_outside_parentheses
 
 
 class MethodFamily(Family[PeftMethod]):

@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts import part_text, split_outside_parentheses
+from fedpeft.parts import part_text
 from fedpeft.run.measurement import MEASUREMENTS, Measurement
 from fedpeft.run.measurements.forgetting import Forgetting
 from fedpeft.run.measurements.pooled import Pooled
 from fedpeft.run.measurements.validation import Validation
+from fedpeft.spec import split_outside_parentheses
 
 
 @dataclass(frozen=True)

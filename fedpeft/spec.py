@@ -1,0 +1,116 @@
+"""The text of a part, `name(key=value, ...)`: how it is read and written."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from keyword import iskeyword
+from typing import Any
+
+from fedpeft.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed text `name(key=value, ...)`.
+
+    Attributes:
+        argument: the tail of the `name:argument` form.
+        values: those given without a key, as in `steps(10)` or `tasks(a, b)`.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    argument: str | None = None
+    values: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        head = self.name if self.argument is None else f"{self.name}:{self.argument}"
+        given = [*map(written, self.values), *(f"{k}={v!r}" for k, v in self.settings.items())]
+        return f"{head}({', '.join(given)})" if given else head
+
+
+def parse_spec(text: str) -> Spec:
+    """Parse `name`, `name(key=value, ...)` or `name:argument`; values are Python literals or bare words.
+
+    A part that declares which setting is its `argument` takes it without a key, too: `steps(10)`. Only there the text
+    of another part may stand: `tasks(tiny(seed=1), "20newsgroups")`.
+
+    Raises:
+        ConfigError: the text has another form.
+    """
+    text = text.strip()
+    name, colon, argument = text.partition(":")
+    if colon and name.isidentifier():
+        return Spec(name, {}, argument)
+    try:
+        tree = ast.parse(importable(text), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the others: a NUL, or nested too deep
+        raise ConfigError(f"{text[:200]!r} is not of the form name(key=value, ...)") from None
+    if isinstance(tree, ast.Name):
+        return Spec(restored(tree.id), {})
+    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
+        raise ConfigError(f"{text!r} is not of the form name(key=value, ...)")
+    settings: dict[str, Any] = {}
+    for keyword in tree.keywords:
+        if keyword.arg is None or keyword.arg in settings:
+            raise ConfigError(f"{text!r} names a setting twice or unpacks one; write each as key=value, once")
+        settings[keyword.arg] = _literal(keyword.value, text)
+    return Spec(restored(tree.func.id), settings, values=tuple(_value(node, text) for node in tree.args))
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    """A value without a key: as `_literal`, or the text of a part."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return ast.unparse(node)
+    return _literal(node, text)
+
+
+_PREFIX = "part_"
+
+
+def importable(text: str) -> str:
+    """A text as Python takes it: a part may be called 20newsgroups, so a leading digit gets a prefix."""
+    return _PREFIX + text if text[:1].isdigit() else text
+
+
+def restored(name: str) -> str:
+    """The name that `importable` was made of."""
+    return name.removeprefix(_PREFIX)
+
+
+def _literal(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.Name):
+        return node.id
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise ConfigError(
+            f"{ast.unparse(node)!r} in {text!r} is not a plain value (number, word, string, tuple)"
+        ) from None
+
+
+def written(value: Any) -> str:
+    """A setting's value in a part's text: words as they are, all else as Python writes it."""
+    word = isinstance(value, str) and value.isidentifier() and not iskeyword(value)
+    return str(value) if word else repr(value)
+
+
+def split_outside_parentheses(text: str, separator: str) -> list[str]:
+    """Split `a(x=1) | b` at `separator`, but never inside parentheses or quotes."""
+    pieces, depth, quote, start = [], 0, "", 0
+    for i, c in enumerate(text):
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "\"'":
+            quote = c
+        elif c in "([{":
+            depth += 1
+        elif c in ")]}":
+            depth -= 1
+        elif c == separator and depth == 0:
+            pieces.append(text[start:i])
+            start = i + 1
+    pieces.append(text[start:])
+    return [p.strip() for p in pieces]
