@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,7 +156,7 @@ class Reader:
         names = COMPANIONS.get(self.document, ()) if len(joins) == 1 else ()
         commands = [joins[0].replace("edge-1", name) for name in names] or joins
         shutil.copy(ROOT / "examples" / "reviews.csv", self.folder / "rows.csv")  # "rows of its own"
-        started = [(self.start(as_run(command)), command) for command in commands]
+        started = [(self.start(as_run(command), self.machine_of(command)), command) for command in commands]
         for process, command in started:
             assert self.end(process, command) == 0
         assert self.server is not None
@@ -164,6 +165,12 @@ class Reader:
         for transcript in Path(self.environment["HOME"]).rglob("transcript.jsonl"):
             if not (copy := self.folder / "ab"["edge-2" in str(transcript.parent)]).exists():
                 shutil.copytree(transcript.parent, copy)
+
+    def machine_of(self, command: str) -> dict[str, str]:
+        """A client has a machine of its own: here a home folder, with its state and its ledgers."""
+        home = Path(self.environment["HOME"]) / re.search(r"edge-\d", command).group()
+        home.mkdir(exist_ok=True)
+        return {"HOME": str(home)}
 
     def stop_server(self) -> None:
         """As the text says before it resumes one."""
@@ -174,9 +181,9 @@ class Reader:
             self.server.send_signal(signal.SIGTERM)
             assert self.end(self.server, "the server") == 0
 
-    def start(self, command: str) -> subprocess.Popen:
+    def start(self, command: str, more: Mapping[str, str] = {}) -> subprocess.Popen:
         known = set().union(*(packages(extra) for extra in self.extras))
-        environment = self.environment | {"HIDDEN_PACKAGES": ",".join(sorted(OPTIONAL - known))}
+        environment = {**self.environment, **more, "HIDDEN_PACKAGES": ",".join(sorted(OPTIONAL - known))}
         command = command.replace("8470", environment["PORT"])
         output = (self.folder / "said.log").open("a")
         output.write(f"\n$ {command}\n")
