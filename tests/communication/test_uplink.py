@@ -17,7 +17,8 @@ from fedpeft.server.rounds import Server
 from fedpeft.simulate import main
 
 TINY = ["--dataset", "tiny", "--tokens", "32", "--clients", "4", "--cohort", "2", "--rounds", "4", "--dtype", "fp32",
-        "--workers", "1", "--local-work", "steps(count=2, walk=False)", "--head", "zero", "--peft", "lora(rank=4, layers=1)",
+        "--workers", "1", "--local-work", "steps(count=2, walk=False)", "--head", "zero",
+        "--peft", "lora(rank=4, layers=1)",
         "--optimizer", "adamw", "--learning-rate", "0.003", "--safeguard", "none", "--measure",
         "validation(keep=last)"]  # fmt: skip
 SPARSE = "topk(fraction=0.05) | sign | rans"
