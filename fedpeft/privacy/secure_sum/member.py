@@ -95,8 +95,8 @@ class Member:
         needed = self.terms.needed
         if self.terms.neighbours < self.fewest or len(self.peers) > self.terms.neighbours:
             raise PayloadError(
-                f"{len(self.peers)} neighbours share masks with this client, of {self.terms.neighbours} that the server "
-                f"has announced; legal are at least {self.fewest} announced, and no more than those"
+                f"{len(self.peers)} neighbours share masks with this client, of {self.terms.neighbours} that the "
+                f"server has announced; legal are at least {self.fewest} announced, and no more than those"
             )
         if len(self.peers) < needed:
             raise PayloadError(f"{len(self.peers)} neighbours share masks with this client; {needed} are needed")
@@ -118,7 +118,8 @@ class Member:
         if len(self.sealed) < needed:
             raise PayloadError(f"{len(self.sealed)} neighbours are still there; {needed} are needed")
         terms = self.terms
-        assert numbers.shape == (terms.length,) and numbers.dtype == dtype(terms.bits)
+        assert numbers.shape == (terms.length,)
+        assert numbers.dtype == dtype(terms.bits)
         masked = numbers + stream(self._seed, terms.length, terms.bits)
         for peer in self.sealed:
             mask = pairwise(terms, self._mask, self.peers[peer].mask, self.client, peer)

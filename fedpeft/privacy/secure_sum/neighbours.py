@@ -1,8 +1,8 @@
 """Who shares masks with whom: all with all in small cohorts, a regular graph in large ones.
 
-Bell et al. (CCS 2020, IACR ePrint 2020/704) show that a random k-regular graph with k = O(log n) hides each client among the
-others as well as the complete graph does, at k masks a client instead of n. Ours is Harary's: clients stand in a circle
-in an order drawn from the round, and each is joined with the k / 2 before and after it.
+Bell et al. (CCS 2020, IACR ePrint 2020/704) show that a random k-regular graph with k = O(log n) hides each client
+among the others as well as the complete graph does, at k masks a client instead of n. Ours is Harary's: clients stand
+in a circle in an order drawn from the round, and each is joined with the k / 2 before and after it.
 """
 
 from __future__ import annotations
