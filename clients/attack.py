@@ -44,5 +44,5 @@ class Attack:
         return rows
 
 
-ATTACKS: Family[Attack] = Family("fedpeft.clients.attacks", "attack")
+ATTACKS: Family[Attack] = Family("fedpeft.clients.attacks", "attack", kind=Attack)
 """All attacks, by file name."""

@@ -19,7 +19,7 @@ from fedpeft.clients.executor import Executor, Job, Trained, held, leading
 from torch import Tensor, nn
 
 from fedpeft.aggregation.update import padded
-from fedpeft.data.examples import Batch, Examples
+from fedpeft.data.examples import Examples
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.task import FederatedModel, Task, trainable
 from fedpeft.peft.adapter import ClientForm, Layout, State
@@ -67,6 +67,7 @@ class BatchedExecutor(Executor):
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """Groups of `clients` jobs with similar numbers of steps; results in the order of the jobs."""
+        self.try_packing(jobs)
         plans = [job.batches(self.examples.lengths) for job in jobs]
         order = sorted(range(len(jobs)), key=lambda j: -len(plans[j]))
         results: dict[int, Trained] = {}
@@ -80,7 +81,8 @@ class BatchedExecutor(Executor):
         job = jobs[0]
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         self._load(jobs)
-        optimizer, warmup = job.training.optimizer_for(chosen, job.learning_rate)
+        most = job.training.optimizer.max_norm
+        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate)
         pulls = [j.pulls({name: p[k] for name, p in chosen.items()}) for k, j in enumerate(jobs)]
         given = [j.offsets for j in jobs if j.offsets is not None]
         offsets = torch.stack(given) if given else None
@@ -91,28 +93,28 @@ class BatchedExecutor(Executor):
         for step in range(len(plans[0])):
             rows = [plan[step] for plan in plans if len(plan) > step]
             active = self._activate(len(rows))
-            batch, real = self._batch(rows)
+            batch, real, self.dropout.places = self.step_batch(rows)
             self.dropout.clients = [(m, len(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)]
-            logits = self.model(batch)
-            if offsets is not None:
-                logits = (logits.unflatten(0, (active, -1)) + offsets[:active, None].to(logits)).flatten(0, 1)
-            row_losses = self.task.losses(logits, batch)
+            shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
+            row_losses = self.task.row_losses(self.model, batch, shifts)
             sums = (row_losses.sums * real).view(active, -1).sum(1)
             counts = (row_losses.counts * real).view(active, -1).sum(1)
-            client_losses = sums / counts
+            client_losses = sums / counts.clamp(min=1)  # rows of one token predict nothing
             optimizer.zero_grad(set_to_none=True)
             client_losses.sum().backward()  # type: ignore[no-untyped-call]
             for k in range(active):
                 _correct(chosen, k, jobs[k], pulls[k])
-            if job.training.max_norm:
-                _clip_per_client([p.grad for p in chosen.values() if p.grad is not None], job.training.max_norm)
+            for name in job.still(chosen, step):
+                chosen[name].grad = None
+            if most:
+                _clip_per_client([p.grad for p in chosen.values() if p.grad is not None], most)
             optimizer.step()
             warmup.step()
             for k, loss in enumerate(client_losses.detach()):
                 losses[k].append(loss)
                 if len(plans[k]) == step + 1:
                     trained[k] = {n: leading(p.detach()[k], jobs[k].received[n]) for n, p in chosen.items()}
-        self.dropout.clients = []
+        self.dropout.clients, self.dropout.places = [], []
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         return [
@@ -152,18 +154,9 @@ class BatchedExecutor(Executor):
         for layer in self.stacks:
             layer.set_forms(forms)
 
-    def _batch(self, rows: list[np.ndarray]) -> tuple[Batch, Tensor]:
-        """The clients' batches as one of K * b rows; who has fewer repeats its first row, which the mask marks 0."""
-        most = max(len(r) for r in rows)
-        padded = np.concatenate([np.concatenate([r, np.repeat(r[:1], most - len(r))]) for r in rows])
-        real = np.concatenate([np.arange(most) < len(r) for r in rows])
-        device = next(iter(self.parameters.values())).device
-        batch = {name: t.to(device) for name, t in self.examples.batch(padded).items()}
-        return batch, torch.from_numpy(real).to(device)
-
 
 def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Sequence[Pull]) -> None:
-    """Add to the gradients of the job in place `k` what its corrections say."""
+    """Add to the gradients of the job in place `k` what its corrections say, and turn them."""
     for pull in pulls:
         for name, parameter in parameters.items():
             assert parameter.grad is not None  # of every parameter that can be stacked
@@ -171,6 +164,12 @@ def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Se
             more = pull(name, held(parameter.detach()[k], like))
             if more is not None:
                 held(parameter.grad[k], like).add_(more)
+    for name, parameter in parameters.items() if job.corrections else ():
+        assert parameter.grad is not None
+        gradient = held(parameter.grad[k], job.received[name])
+        turned = job.directed(name, gradient)
+        if turned is not None:
+            gradient.copy_(turned)
 
 
 def _clip_per_client(gradients: list[Tensor], max_norm: float) -> None:

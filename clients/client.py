@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from fedpeft.clients.drift import flattened, parse_drift, unflattened
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.label_shift import SHARES, offsets
@@ -26,12 +27,16 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.release import check_released
 from fedpeft.communication.uplink import Uplink, parse_uplink
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.peft.adapter import Layout, State, difference, held_in
 from fedpeft.privacy.engine import ClientPrivacy, Guard
 from fedpeft.privacy.noise import read_key
+
+WALKED = "walk/steps"
+"""What a client calls the number of steps that it has made, among its own state."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +132,13 @@ class ClientSide:
         labels = self.bench.examples.batch(rows)["labels"]
         features = self.bench.at(instruction.base_precision).features(rows)
         statistics = self.head.statistics(features, labels, self.bench.plan.classes)
+        told = len(rows)
+        if self.guard is not None:
+            statistics = self.guard.started(statistics, (instruction.attempt, instruction.client))
+            told = 1 if self.guard.mechanism.silent else told
         seed = seeds.integer(self.bench.plan.seed, "statistics", instruction.client)
         payload = self.statistics.encode(statistics, seed=seed, weights=self.head.importance(statistics))
-        return Report(instruction.client, 0, payload, rows=len(rows), seconds=time.perf_counter() - started)
+        return Report(instruction.client, 0, payload, rows=told, seconds=time.perf_counter() - started)
 
     def _evaluate(self, instruction: Instruction) -> Report:
         _, rows = self._rows(instruction.client)
@@ -184,12 +193,15 @@ class ClientSide:
         shapes = {name: layout.shapes[name] for name in trained - private}
         server_states = self.drift.decode(instruction.correction, shapes)
         state: State | None = None
-        keeps = bool(private or self.drift.keeps or self.uplink.remembers or not self.downlink.lossless)
+        training = plan.training.of_steps(instruction.steps) if instruction.steps else plan.training
+        walks = training.walks and not (self.privacy is not None and self.privacy.per_example)  # which draws its rows
+        keeps = bool(private or self.drift.keeps or self.uplink.remembers or not self.downlink.lossless or walks)
         if keeps:
             # Only a training round proves that the server has stored what it acknowledges.
             state = self.store.load(instruction.client, instruction.acknowledged, tidy=instruction.kind == "train")
         state = state or {}
         sent = self._arrival(instruction, layout, section(state, "held"))
+        check_released(instruction, sent.compared, private)
         state = state | labelled("held", sent.moved)
         job = Job(
             client=instruction.client,
@@ -198,11 +210,12 @@ class ClientSide:
             rows=self._rows(instruction.client)[0],
             received=held_in(sent.state, instruction.adapter_precision) | section(state, "private"),
             trained=trained,
-            training=replace(plan.training, steps=instruction.steps) if instruction.steps else plan.training,
+            training=training,
             learning_rate=instruction.learning_rate,
             form=instruction.form,
             corrections=self.drift.acting(server_states, unflattened(section(state, "drift"))),
             offsets=self._offsets(instruction),
+            walked=int(state[WALKED]) if WALKED in state else 0 if walks else None,
         )
         job = self._protected(job, instruction)
         return _Task(instruction, layout, job, private, state, keeps)
@@ -242,11 +255,14 @@ class ClientSide:
         own, changes = self.drift.after(job, result)
         correction = self.drift.encode(changes, self.lossless)
         state = task.state | labelled("drift", flattened(own))
+        if job.walked is not None:
+            state = state | {WALKED: torch.tensor(job.walked + result.steps)}
         state = state | labelled("private", {n: t for n, t in result.state.items() if n in task.private})
         update = difference({n: t for n, t in result.state.items() if n not in task.private}, job.received)
         update = self.strategy.submitted(update, task.layout, job.round)
         if self.privacy is not None and self.privacy.silent:
             result = replace(result, loss=0.0, rows=1)  # what was measured on the rows does not leave the client
+        used = 0 if self.privacy is not None else job.used(self.bench.examples.lengths)
         result = self.told(job, result)
         try:
             payload, memory = self._released(task, update, result.state)
@@ -255,7 +271,15 @@ class ClientSide:
         if task.keeps:
             self.store.stage(job.client, job.round, state | labelled("feedback", memory))
         return Report(
-            job.client, job.round, payload, result.rows, result.steps, result.loss, seconds, correction=correction
+            job.client,
+            job.round,
+            payload,
+            result.rows,
+            result.steps,
+            result.loss,
+            seconds,
+            correction=correction,
+            used=used,
         )
 
     def _released(self, task: _Task, update: State, trained: State) -> tuple[bytes, State]:
@@ -321,4 +345,13 @@ def release(
         update = guard.released(update, ids)
         # The codec looks at what was trained: it may only see what may be seen.
         trained = {name: received[name] + tensor for name, tensor in update.items()}
-    return uplink.encode(handed_in(update), memory, bits=bits, seed=seed, trained=received | trained, layout=layout)
+    round, _, client = ids
+    return uplink.encode(
+        handed_in(update),
+        memory,
+        bits=bits,
+        seed=seed,
+        trained=received | trained,
+        layout=layout,
+        turn=round + client,
+    )

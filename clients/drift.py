@@ -1,6 +1,6 @@
 """Corrections of client drift: what is done about clients whose local steps lead them to optima of their own.
 
-    --drift "fedprox(mu=0.01) + scaffold"
+    --drift "fedprox(mu=0.01) + scaffold + label_shift"
 
 A correction adds something to the gradients of a client's local steps. It may keep a state with each client, and one
 with the server, which then goes down with the model while the changes of the clients' states come up. Both halves are
@@ -45,6 +45,15 @@ class Correction:
     travels: ClassVar[bool] = False
     """Whether the server has one, too: it goes down to the clients, and the changes of theirs come up."""
 
+    needs: ClassVar[tuple[str, ...]] = ()
+    """How names of trained tensors end of which there must be some, for it to have anything to act on."""
+
+    alternates: ClassVar[bool] = False
+    """Whether there are steps that not all tensors take (`moves`)."""
+
+    needs_shares: ClassVar[bool] = False
+    """Whether it acts on the loss instead of the gradients: clients are told the classes' shares among all rows."""
+
     @property
     def name(self) -> str:
         """As on the command line."""
@@ -86,6 +95,14 @@ class Correction:
         """
         raise NotImplementedError
 
+    def moves(self, name: str, step: int) -> bool:
+        """Whether a tensor takes a round's `step`, from 0; by default all take all."""
+        return True
+
+    def direction(self, name: str, gradient: Tensor) -> Tensor | None:
+        """What a step takes for a tensor's gradient, where rows are protected a noised one; None, the default: that."""
+        return None
+
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
         """The client's next state; by default there is none."""
         return {}
@@ -105,7 +122,7 @@ class Correction:
         return server
 
 
-CORRECTIONS: Family[Correction] = Family("fedpeft.clients.corrections", "drift correction")
+CORRECTIONS: Family[Correction] = Family("fedpeft.clients.corrections", "drift correction", kind=Correction)
 """All corrections, by file name."""
 
 
@@ -140,6 +157,11 @@ class Drift:
         """Whether states go down, and changes come up."""
         return any(c.travels for c in self.corrections)
 
+    @property
+    def needs_shares(self) -> bool:
+        """Whether clients are told the classes' shares among all rows."""
+        return any(c.needs_shares for c in self.corrections)
+
     def __str__(self) -> str:
         return " + ".join(map(part_text, self.corrections))
 
@@ -157,7 +179,8 @@ class Drift:
 
     def acting(self, server: States, own: States) -> tuple[Acting, ...]:
         """The corrections in a job, with the states that belong to it."""
-        return tuple(Acting(c, server.get(c.name, {}), own.get(c.name, {})) for c in self.corrections)
+        pulling = (c for c in self.corrections if not c.needs_shares)
+        return tuple(Acting(c, server.get(c.name, {}), own.get(c.name, {})) for c in pulling)
 
     def after(self, job: Job, result: Trained) -> tuple[States, States]:
         """A client's next states, and the changes that it tells the server."""
@@ -221,4 +244,18 @@ def parse_drift(text: str) -> Drift:
     names = [c.name for c in corrections]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{text!r} names {', '.join(sorted(twice))} twice; once is enough")
+    alternating, variates = ([c.name for c in corrections if which(c)] for which in (_alternates, _travels))
+    if alternating and variates:
+        raise ConfigError(
+            f"{variates[0]} counts on every tensor to take every local step, and with {alternating[0]} they take "
+            "turns; leave one of them out"
+        )
     return Drift(corrections)
+
+
+def _alternates(correction: Correction) -> bool:
+    return correction.alternates
+
+
+def _travels(correction: Correction) -> bool:
+    return correction.travels

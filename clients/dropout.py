@@ -13,15 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedpeft.data.packing import Place
+
 
 @dataclass
 class DropoutPlan:
     """Who is in the pass: per client its generator, rows and longest row; empty outside training: no dropout.
 
     Where rows are protected, each of them stands for itself: a client of one row.
+
+    Attributes:
+        places: where each row lies, per client; empty: row i is sequence i. Masks are the same ones either way.
     """
 
     clients: list[tuple[np.random.Generator, int, int]] = field(default_factory=list)
+    places: list[list[Place]] = field(default_factory=list)
 
 
 class ClientDropout(nn.Module):
@@ -40,7 +46,12 @@ class ClientDropout(nn.Module):
         factors = torch.ones(len(self.plan.clients), x.shape[0] // len(self.plan.clients), tokens, width, dtype=x.dtype)
         for k, (generator, rows, longest) in enumerate(self.plan.clients):
             drawn = generator.random((rows, longest, width), dtype=np.float32)
-            factors[k, :rows, :longest] = torch.from_numpy((drawn >= self.p) / (1 - self.p))
+            kept = torch.from_numpy((drawn >= self.p) / (1 - self.p))
+            if not self.plan.places:
+                factors[k, :rows, :longest] = kept
+                continue
+            for row, (sequence, start, length) in enumerate(self.plan.places[k]):
+                factors[k, sequence, start : start + length] = kept[row, :length]
         return x * factors.view_as(x).to(x)
 
 

@@ -75,7 +75,7 @@ class PerExample:
             self._seen.append((module, inputs[0].detach(), output))
 
     def _by_hooks(self, batch: Batch, chosen: Chosen) -> Tensor:
-        losses = row_means(self.task.losses(self.model(batch), batch))
+        losses = row_means(self.task.row_losses(self.model, batch))
         seen, self._seen = self._seen, []
         found: dict[nn.Parameter, Tensor] = {}
         if seen:

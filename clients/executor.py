@@ -6,9 +6,10 @@ A client's update depends only on (seed, round, client, its rows): every draw be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.aggregation.update import padded
-from fedpeft.data.examples import Examples, length_sorted_batches
+from fedpeft.data.examples import Batch, Examples, TokenRows, length_sorted_batches, padded_length
+from fedpeft.data.packing import Place, places, together
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized import QuantizedLinear, folded
 from fedpeft.models.task import FederatedModel, Task
@@ -90,6 +92,8 @@ class Job:
         corrections: of the client's drift.
         offsets: added to the logits, (classes,) (`fedpeft.clients.label_shift`); None: nothing is.
         privacy: how its rows are protected; None: not at all.
+        walked: steps that the client has made in earlier rounds, after which this one continues; None: each round
+            draws its rows anew.
     """
 
     client: int
@@ -104,6 +108,7 @@ class Job:
     corrections: tuple[Acting, ...] = ()
     offsets: Tensor | None = None
     privacy: RowPrivacy | None = None
+    walked: int | None = None
 
     def pulls(self, parameters: Mapping[str, Tensor]) -> list[Pull]:
         """What its corrections add to the gradients of `parameters`, which hold what was received; in order."""
@@ -111,6 +116,19 @@ class Job:
             return []
         start = {name: held(p.detach(), self.received[name]).clone() for name, p in parameters.items()}
         return [acting.begin(replace(self, received=start)) for acting in self.corrections]
+
+    def still(self, names: Iterable[str], step: int) -> list[str]:
+        """Those of the tensors that stand still in a step, from 0."""
+        acting = [a.correction for a in self.corrections if a.correction.alternates]
+        return [name for name in names if not all(correction.moves(name, step) for correction in acting)]
+
+    def directed(self, name: str, gradient: Tensor) -> Tensor | None:
+        """What its corrections make of a tensor's gradient, in its shape; None: they leave it as it is."""
+        made = None
+        for acting in self.corrections:
+            turned = acting.correction.direction(name, gradient if made is None else made)
+            made = made if turned is None else turned
+        return made
 
     def dropout_generator(self) -> np.random.Generator:
         """What the client's dropout masks are drawn from, where its rows are not protected."""
@@ -121,19 +139,43 @@ class Job:
 
         Batches are near-uniform in length. The last batch of a pass may be smaller.
         """
-        random = seeds.generator(self.seed, "batches", self.round, self.client)
-        size = self.training.batch_size
         steps = self.training.steps_for(len(self.rows))
+        if self.walked is not None:
+            return self._walk(lengths, self.walked, self.walked + steps)
+        random = seeds.generator(self.seed, "batches", self.round, self.client)
         batches: list[np.ndarray] = []
         while len(batches) < steps:
-            order = self.rows[random.permutation(len(self.rows))]
-            one_pass: list[np.ndarray] = []
-            for start in range(0, len(order), size * WINDOW):
-                window = order[start : start + size * WINDOW]
-                window = window[np.argsort(-lengths[window], kind="stable")]
-                one_pass += [window[i : i + size] for i in range(0, len(window), size)]
-            batches += [one_pass[i] for i in random.permutation(len(one_pass))]
+            batches += self._pass(random, lengths)
         return batches[:steps]
+
+    def _walk(self, lengths: np.ndarray, start: int, end: int) -> list[np.ndarray]:
+        """The batches of the steps `start` to `end` of an endless walk: pass after pass, each in an order of its own,
+        whatever rounds they fall into."""
+        of_a_pass = -(-len(self.rows) // self.training.batch_size)
+        first, last = start // of_a_pass, max(0, end - 1) // of_a_pass
+        batches: list[np.ndarray] = []
+        for number in range(first, last + 1):
+            batches += self._pass(seeds.generator(self.seed, "walk", number, self.client), lengths)
+        return batches[start - first * of_a_pass : end - first * of_a_pass]
+
+    def _pass(self, random: np.random.Generator, lengths: np.ndarray) -> list[np.ndarray]:
+        """All rows once."""
+        size = self.training.batch_size
+        order = self.rows[random.permutation(len(self.rows))]
+        one_pass: list[np.ndarray] = []
+        for start in range(0, len(order), size * WINDOW):
+            window = order[start : start + size * WINDOW]
+            window = window[np.argsort(-lengths[window], kind="stable")]
+            one_pass += [window[i : i + size] for i in range(0, len(window), size)]
+        return [one_pass[i] for i in random.permutation(len(one_pass))]
+
+    def used(self, lengths: np.ndarray) -> int:
+        """Distinct rows of a walk, the steps of this round included; 0 where each round draws its rows anew."""
+        if self.walked is None:
+            return 0
+        steps = self.walked + self.training.steps_for(len(self.rows))
+        walked = self._walk(lengths, 0, min(steps, -(-len(self.rows) // self.training.batch_size)))
+        return sum(map(len, walked))
 
 
 def held(parameter: Tensor, like: Tensor) -> Tensor:
@@ -174,6 +216,43 @@ class Executor(ABC):
     task: Task
     examples: Examples
 
+    def try_packing(self, jobs: Sequence[Job]) -> None:
+        """Find out whether the model `packs`, with what the first job trains in it; before there is any dropout."""
+        if jobs and "packs" not in self.__dict__:
+            self.load(jobs[0].received, jobs[0].form)
+            _ = self.packs
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether short rows of a step may share a sequence."""
+        return isinstance(self.examples, TokenRows) and self.examples.labels is None and self.task.packs(self.model)
+
+    def step_batch(self, rows: Sequence[np.ndarray]) -> tuple[Batch, Tensor, list[list[Place]]]:
+        """The batch of a step in which each client trains on its `rows`: equally many sequences each.
+
+        Short rows share sequences where that makes them fewer. Else a row is one, and who has fewer rows repeats its
+        first.
+
+        Returns:
+            The batch; which sequences count (sequences,); and per client where its rows lie, empty where they are not
+            packed.
+        """
+        device = next(self.model.parameters()).device
+        own = [self.examples.lengths[r] for r in rows]
+        tokens = padded_length(max(int(lengths.max()) for lengths in own))
+        bins = together(own, tokens) if self.packs else None
+        if bins is None:
+            most = max(len(r) for r in rows)
+            chosen = np.concatenate([np.concatenate([r, np.repeat(r[:1], most - len(r))]) for r in rows])
+            real = torch.from_numpy(np.concatenate([np.arange(most) < len(r) for r in rows]))
+            batch, lie = self.examples.batch(chosen), []
+        else:
+            sequences = [r[s].tolist() for r, client in zip(rows, bins, strict=True) for s in client]
+            batch = cast(TokenRows, self.examples).packed(sequences, tokens)
+            real = torch.ones(len(sequences), dtype=torch.bool)
+            lie = [places(client, lengths) for client, lengths in zip(bins, own, strict=True)]
+        return {name: t.to(device) for name, t in batch.items()}, real.to(device), lie
+
     @abstractmethod
     def load(self, state: State, form: ClientForm | None = None) -> None:
         """Put one state into the model; `form` is the size it has, None: the global one."""
@@ -213,7 +292,7 @@ class Executor(ABC):
         with torch.no_grad():
             for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
                 batch = {name: t.to(device) for name, t in self.examples.batch(rows[index]).items()}
-                losses = self.task.losses(self.model(batch), batch)
+                losses = self.task.row_losses(self.model, batch)
                 totals += Totals(*(float(x.double().sum()) for x in (losses.sums, losses.correct, losses.counts)))
         return totals
 

@@ -83,7 +83,9 @@ class PrivateExecutor(SequentialExecutor):
     def _train(self, job: Job) -> Trained:
         result = super()._train(job)
         if job.privacy is not None and job.privacy.noise and job.learning_rate:
-            still = [n for n, t in result.state.items() if self._rate(job, n) and torch.equal(t, job.received[n])]
+            resting = set.intersection(*(set(job.still(result.state, step)) for step in range(result.steps)))
+            asked = [n for n in result.state if self._rate(job, n) and n not in resting]
+            still = [n for n in asked if torch.equal(result.state[n], job.received[n])]
             if still:
                 raise PrivacyError(
                     f"DP-SGD has not moved {len(still)} of {len(result.state)} tensors, such as {still[0]}"
@@ -91,7 +93,7 @@ class PrivateExecutor(SequentialExecutor):
         return result
 
     def _rate(self, job: Job, name: str) -> float:
-        return job.training.rate(name, job.learning_rate)
+        return job.training.optimizer.rate(name, job.learning_rate)
 
     def _steps(self, job: Job, chosen: Chosen, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
         privacy = job.privacy
@@ -112,6 +114,8 @@ class PrivateExecutor(SequentialExecutor):
                 private.zero_grad(set_to_none=True)
                 losses = self._fill(rows, chosen)
                 check(chosen, len(rows))
+                for name in job.still(chosen, step):  # which is not released, and has no say in the clipping
+                    chosen[name].grad_sample.zero_()  # type: ignore[attr-defined]
                 bounded(chosen)
                 private.pre_step()
                 yield losses.sum() / max(1, len(rows))

@@ -21,6 +21,16 @@ def add_gradient(parameter: nn.Parameter, more: Tensor) -> None:
     parameter.grad = more.clone() if parameter.grad is None else parameter.grad.add_(more)
 
 
+def _direct(parameters: Mapping[str, nn.Parameter], job: Job, step: int) -> None:
+    """Turn gradients as the job's corrections say, and drop those of what stands still."""
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            turned = job.directed(name, held(parameter.grad, job.received[name]))
+            parameter.grad = parameter.grad if turned is None else placed(turned, parameter)
+    for name in job.still(parameters, step):
+        parameters[name].grad = None
+
+
 class SequentialExecutor(Executor):
     """Trains the model it is given, which carries the peft library's adapter."""
 
@@ -36,6 +46,7 @@ class SequentialExecutor(Executor):
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """One client at a time."""
+        self.try_packing(jobs)
         for job in jobs:
             yield self._train(job)
 
@@ -65,21 +76,22 @@ class SequentialExecutor(Executor):
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)
-        optimizer, warmup = job.training.optimizer_for(chosen, job.learning_rate)
+        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate)
         pulls = job.pulls(chosen)
         losses = []
-        for loss in self._steps(job, chosen, optimizer):
+        for step, loss in enumerate(self._steps(job, chosen, optimizer)):
             for pull in pulls:
                 for name, parameter in chosen.items():
                     more = pull(name, held(parameter.detach(), job.received[name]))
                     if more is not None:
                         add_gradient(parameter, placed(more, parameter))
-            if job.training.max_norm:
-                torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.max_norm)
+            _direct(chosen, job, step)
+            if job.training.optimizer.max_norm:
+                torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.optimizer.max_norm)
             optimizer.step()
             warmup.step()
             losses.append(loss)
-        self.dropout.clients = []
+        self.dropout.clients, self.dropout.places = [], []
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         trained = {name: leading(p.detach(), job.received[name]) for name, p in chosen.items()}
@@ -92,16 +104,23 @@ class SequentialExecutor(Executor):
         masks = job.dropout_generator()
         lengths = self.examples.lengths
         for rows in job.batches(lengths):
-            self.dropout.clients = [(masks, len(rows), int(lengths[rows].max()))]
-            batch = self.batch(rows)
-            logits = self.model(batch)
-            if job.offsets is not None:
-                logits = logits + job.offsets.to(logits)
-            row_losses = self.task.losses(logits, batch)
-            loss = row_losses.sums.sum() / row_losses.counts.sum()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            yield loss.detach()
+            parts = job.training.pieces(rows)
+            sums = counts = torch.zeros((), device=self.device)
+            for part in parts:
+                self.dropout.clients = [(masks, len(part), int(lengths[part].max()))]
+                batch, _, self.dropout.places = self.step_batch([part])
+                losses = self.task.row_losses(self.model, batch, job.offsets)
+                counts = counts + losses.counts.sum()
+                own = losses.sums.sum()
+                sums = sums + own.detach()
+                # Of one pass the mean is known; of several their sum is divided when the last one is in.
+                (own if len(parts) > 1 else own / counts.clamp(min=1)).backward()  # type: ignore[no-untyped-call]
+            counts = counts.clamp(min=1)  # rows of one token predict nothing
+            for parameter in chosen.values() if len(parts) > 1 else ():
+                if parameter.grad is not None:
+                    parameter.grad.div_(counts)
+            yield sums / counts
 
     def batch(self, rows: object) -> Batch:
         """A padded batch on the model's device."""

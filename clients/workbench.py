@@ -25,6 +25,7 @@ from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.examples import Examples, Relabelled
 from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
+from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.quantized import Precision, quantize
@@ -189,6 +190,8 @@ class Workbench:
         if plan.depth:
             base = above(base, plan.depth)
             rows = self._relabelled(HiddenRows(self.store(plan.data_key, plan.depth)))
+        if plan.training.optimizer.checkpointing:
+            checkpoint_blocks(base)
         model: FederatedModel = self.task.model(base, plan.classes)
         if plan.executor == "batched":
             return BatchedExecutor(model, self.task, self.method, rows, plan.layout, plan.clients_per_pass, plan.kernel)

@@ -24,10 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.former_settings import with_settings
 from fedpeft.studies.results import Result, ResultsFile, latest
 from fedpeft.studies.study_file import read_study
 
 FOLDER = Path(__file__).parent
+
+HEAD, USUAL_HEAD = r"head_rate=([0-9.e-]+)", 0.1
+"""An optimizer's rate of the head in its text, and by default."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def with_rates(toml: str, best: dict[str, str], tables: frozenset[str] = frozens
     """The study's text with other learning rates in the lines of the methods that are named, and of their variants, as
     far as they stand in one of the `tables`.
 
-    A `head_rate` behind the learning rate, which is relative to it, is changed, too: the head learns as fast as before.
+    Where an optimizer stands behind the learning rate, its `head_rate`, which is relative to it, is changed, too: the
+    head learns as fast as before.
     """
 
     def changed(line: re.Match[str]) -> str:
@@ -85,13 +90,18 @@ def with_rates(toml: str, best: dict[str, str], tables: frozenset[str] = frozens
         rate = best.get(label) or best.get(label.rpartition(",")[0])
         if not rate:
             return line[0]
-        head = f", head_rate = {float(line['rate']) * float(line['head']) / float(rate):g}" if line["head"] else ""
-        return f"{line['before']}{rate}{head}"
+        if not line["optimizer"]:
+            return f"{line['before']}{rate}"
+        given = re.search(HEAD, line["optimizer"])
+        head = float(line["rate"]) * (float(given[1]) if given else USUAL_HEAD) / float(rate)
+        text = line["optimizer"]
+        text = re.sub(HEAD, f"head_rate={head:g}", text) if given else with_settings(text, head_rate=float(f"{head:g}"))
+        return f'{line["before"]}{rate}, optimizer = "{text}"'
 
     number = "[0-9.e-]+"
     pattern = (
         rf'(?P<before>\{{label = "(?P<label>[^"]*)",[^}}\n]*learning_rate = )(?P<rate>{number})'
-        rf"(?:, head_rate = (?P<head>{number}))?"
+        r'(?:, optimizer = "(?P<optimizer>[^"]*)")?'
     )
     pieces = re.split(r"(?m)^(?=\[)", toml)
     return "".join(re.sub(pattern, changed, piece) if _name(piece) in tables else piece for piece in pieces)

@@ -44,9 +44,6 @@ from fedpeft.studies.results import ResultsFile
 from fedpeft.studies.study_file import read_study
 
 OnRound = Callable[[RoundResult], bool | None]
-SEVERAL = {"codec": " | ", "peft": " + "}
-"""Settings that a list of parts may be given for, and what stands between them in the text."""
-
 SUITS = "the model that suits the rows"
 """Key, beside the settings, of what `model="auto"` means for rows in memory: later commands don't have the rows."""
 
@@ -162,7 +159,7 @@ def run_simulation(
         with plugins.given(parts):
             catalogue.use(())
             values |= {
-                name: SEVERAL.get(name, "").join(part_text(part) for part in _objects(name, value))
+                name: _joined(name).join(part_text(part) for part in _objects(name, value))
                 for name, value in objects.items()
             }
             return _run(config, values, output, resume, tokenizer, on_round, Console(quiet=not progress))
@@ -248,8 +245,14 @@ def _frame(records: list[dict[str, Any]]) -> Any:
 
 def _objects(name: str, value: Any) -> list[Any]:
     """The parts that a setting was given as objects; empty: it was given as a text or number."""
-    several = list(value) if name in SEVERAL and isinstance(value, list | tuple) else [value]
+    several = list(value) if isinstance(value, list | tuple) and _joined(name) else [value]
     return several if all(_is_part(part, name) for part in several) else []
+
+
+def _joined(setting: str) -> str:
+    """What stands between parts in a setting's text; empty: there is one."""
+    flag = catalogue.FLAGS.get(setting.replace("_", "-"))
+    return flag.joined if flag else ""
 
 
 def _is_part(value: Any, name: str) -> bool:

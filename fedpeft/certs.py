@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from fedpeft.deployment.certificates import Authority, check_host, check_name
 from fedpeft.errors import ConfigError, FedpeftError
+from fedpeft.machine.files import writing
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ def make(command: Command, console: Console) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, or 2 for a user's mistake."""
     try:
-        make(tyro.cli(Command, args=arguments, prog="python -m fedpeft.certs"), Console())
+        command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.certs")
+        with writing(command.folder):
+            make(command, Console())
     except FedpeftError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2

@@ -10,26 +10,26 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
 
-from fedpeft import plugins
+from fedpeft import former_settings, plugins
 from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, setting
 
 DTYPES = ("auto", "bf16", "fp32", "fp64")
-GRIDS = ("cohort", "ray")
-EXECUTORS = ("batched", "sequential")
-KEPT = ("auto", "best", "last")
-WEIGHTINGS = ("auto", "rows", "uniform")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """A federated fine-tuning run. Every field is a flag: `--learning-rate 0.002`."""
 
-    clients: int = setting(100, "number of clients (data owners); 0: one per owner of a natural partition", low=0)
+    clients: int | str = setting(
+        100,
+        "how many; 0: one per owner of a natural partition; or a TOML file of [[profile]] tables, whose counts add up",
+        low=0,
+    )
     rounds: int = setting(20, "rounds of federated training", low=1)
     cohort: int | float | str = setting(0.1, "clients per round: a fraction (0.1), a number (20) or all", above=0)
     dataset: str = setting("20newsgroups", "data set: a name, file:PATH (CSV, TSV, JSONL) or hf:NAME")
@@ -38,41 +38,39 @@ class RunConfig:
     tokens: int = setting(128, "cut texts to this many tokens, or to what the model reads", low=4, high=131072)
     peft: str = setting("lora", "PEFT method: lora(rank=8, alpha=32, targets=all, layers=2), ia3, full, ...")
     dtype: str = setting("auto", "of the frozen base and activations; auto: bf16, or fp32 without it", choices=DTYPES)
-    head: str = setting("ridge", "start of the classification head: ridge, centroids or zero")
-    strategy: str = setting("fedit", "aggregation strategy")
+    head: str = setting("auto", "start of the head: ridge, centroids, ...; auto: ridge, or private_centroids")
+    strategy: str = setting("fedit", "aggregation: fedit, flexlora, krum, ...; of each: weighting=auto|rows|uniform")
     server_optimizer: str = setting("sgd", "what the server does with the mean update: sgd, momentum, adam, ...")
     ranks: str = setting("", "LoRA ranks of clients in the order of ids: RANK*CLIENTS,... such as 4*50,8*30,32*20")
-    profiles: str = setting("", "file of [[profile]] tables: rank, alpha, local steps, participation of clients")
-    proximal: float = setting(0.0, "FedProx: mu of the penalty mu/2 |x - received|^2 on clients; 0: none", low=0)
-    scaffold: bool = setting(False, "SCAFFOLD: clients correct their drift with control variates (optimizer sgd)")
-    label_shift: bool = setting(False, "clients train on logits + log(own / all rows' class shares): less drift")
+    drift: str = setting("", "against clients' drift: fedprox(mu=0.01), scaffold, label_shift, la_lora, by +")
     attack: str = setting("", "simulate hostile clients: sign_flip(fraction=0.1), label_flip, scaled_update, ...")
     batch_size: int = setting(4, "rows per local step", low=1)
-    local_epochs: float = setting(1.0, "passes over a client's rows per round", above=0)
-    local_steps: int = setting(0, "local steps per round; 0: as many as the passes need", low=0)
+    local_work: str = setting("epochs(1.0)", "per round: passes over a client's rows, epochs(1.0), or steps(10)")
     learning_rate: float = setting(4e-3, "of the local optimizer", above=0)
-    head_rate: float = setting(0.1, "learning rate of the head, relative to the adapter's; 0 keeps it", low=0)
-    schedule: str = setting("linear", "learning rate over rounds", choices=("constant", "linear", "cosine"))
-    optimizer: str = setting("adamw(warmup=8)", "local: adamw(weight_decay=0, warmup=8, max_norm=0) or sgd(...)")
-    weighting: str = setting("auto", "of clients; auto: by rows, with --privacy uniform", choices=WEIGHTINGS)
-    privacy: str = setting("", "dp_sgd(epsilon=8, clip=1.0), user_dp(...) or local_dp(...); empty: no protection")
-    stop_at_budget: bool = setting(False, "clients whose epsilon is spent sit out, instead of ending the run")
+    optimizer: str = setting(
+        "adamw(warmup=8)", "local: adamw or sgd(warmup=0, max_norm=0, head_rate=0.1, schedule=constant|linear|cosine)"
+    )
+    privacy: str = setting("", "dp_sgd(epsilon=8, clip=1.0, at_budget=end|sit_out), user_dp(...) or local_dp(...)")
     codec: str = setting("fp32", "how updates are encoded: fp32, bf16, small (32x), tiny (100x), steps, ...")
     downlink: str = setting("auto", "how the model is sent to clients; auto: as suits a codec's preset, else exactly")
-    executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
-    workers: int = setting(0, "worker processes; 0: one per GPU, or per core where there is none", low=0, high=1024)
-    grid: str = setting("cohort", "where workers run: processes of this machine, or Ray actors", choices=GRIDS)
-    ray_address: str = setting("", "with --grid ray: a running cluster, HOST:PORT or auto; empty: start one here")
-    evaluate_every: int = setting(4, "rounds between evaluations", low=1)
     safeguard: str = setting("auto", "which steps count: undo(rise=0.25, rate=0.25) or none; auto: undo, where it can")
-    keep: str = setting("auto", "which state is the result, by validation rows; auto: best, where it can", choices=KEPT)
-    early_stopping: int = setting(
-        0, "evaluations without a better state after which the run ends; 0: all rounds", low=0
+    grid: str = setting("cohort", "where clients run: cohort(executor=batched|sequential) or ray(address=auto)")
+    workers: int = setting(0, "worker processes; 0: one per GPU, or per core where there is none", low=0, high=1024)
+    measure: str = setting(
+        "validation(every=4)",
+        "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, forgetting(dataset=NAME), by +",
     )
-    public_validation: bool = setting(False, "under --privacy: validation rows are public, and may decide")
-    centralised: bool = setting(False, "also train the same adapter on the pooled data, for comparison")
-    forgetting: str = setting("", "a second data set that base and result are scored on: what tuning has cost")
     seed: int = setting(0, "of everything that is drawn at random", low=0)
+
+    def __new__(cls, *_: Any, **settings: Any) -> Self:
+        """Refuse settings of before.
+
+        Raises:
+            ConfigError: says what to write now.
+        """
+        if told := former_settings.sentence(settings):
+            raise ConfigError(told)
+        return super().__new__(cls)
 
     def to_toml(self) -> str:
         """All settings as TOML, re-runnable."""
@@ -83,19 +81,23 @@ def from_mapping(values: Mapping[str, Any], source: str) -> RunConfig:
     """A configuration from keys and values, checked.
 
     Raises:
-        ConfigError: unknown key, wrong type, value out of range; `source` is named.
+        ConfigError: unknown key, or one of before; wrong type, value out of range; `source` is named.
     """
+    if told := former_settings.sentence(values):
+        raise ConfigError(f"{source}: {told}")
     return RunConfig(**check_settings(source, RunConfig, values))
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration in a TOML file, checked; its plugins are loaded.
+    """The configuration in a TOML file, checked; its plugins are loaded. A run of before is read as it was meant.
 
     Raises:
         ConfigError: the file can't be used; or a plugin that it names is missing, or has changed since the run began.
     """
     content = read_toml(path)
     use_plugins(content, path)
+    if former_settings.of_a_run(content):
+        content = former_settings.translated(content)
     return from_mapping(content, str(path))
 
 

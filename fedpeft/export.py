@@ -25,6 +25,7 @@ from rich.markup import escape
 from fedpeft.config import read_config
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.machine.files import writing
 from fedpeft.models.task import FederatedModel
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.folder import make_folder, refuse_file
@@ -75,8 +76,10 @@ def export(run: Path, output: Path, merge: bool, console: Console) -> None:
     elif merge:
         write(finished_run, _merged(finished_run, console), output)
     else:
-        shutil.copytree(finished_run.files, output / finished_run.files.name)
-    (output / "README.md").write_text(text, encoding="utf-8")
+        with writing(output):
+            shutil.copytree(finished_run.files, output / finished_run.files.name)
+    with writing(output):
+        (output / "README.md").write_text(text, encoding="utf-8")
     console.print(f"written to {output}", highlight=False)
 
 

@@ -24,6 +24,10 @@ from fedpeft.deployment.connection import Link, LostError, waits
 from fedpeft.deployment.edge import Edge, check_machine
 from fedpeft.deployment.monitoring import host_and_port
 from fedpeft.deployment.options import EdgeOptions
+from fedpeft.deployment.shared_settings import settings_digest
+from fedpeft.deployment.signing import Verifier
+from fedpeft.deployment.transcript import FILE as TRANSCRIPT
+from fedpeft.deployment.transcript import Transcript, most_records
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.parts import check_settings
 from fedpeft.privacy.client_engine import OWN
@@ -139,11 +143,30 @@ def join(command: Command, console: Console) -> None:
                 f"on {edge.hardware}"
             )
             _say_privacy(edge, observer)
+            transcript = transcript_of(edge, link)
+            if link.credentials is None:
+                observer.say("[bold]rounds[/]  are chained by hashes and, without TLS, not signed by the server")
             edge.warm_up()
             try:
-                _work(edge, link, patience, observer)
+                _work(edge, link, transcript, patience, observer)
             finally:
                 edge.close()
+
+
+def transcript_of(edge: Edge, link: Link) -> Transcript:
+    """What the server has told this client of the rounds, in its folder.
+
+    Raises:
+        RunError: the file can't be read, or says otherwise than the server does now.
+    """
+    return Transcript(
+        edge.folder / TRANSCRIPT,
+        edge.description.run,
+        settings_digest(edge.description),
+        link.name,
+        Verifier(link.credentials.authority) if link.credentials else None,
+        most_records(edge.config.rounds),
+    )
 
 
 def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
@@ -159,12 +182,12 @@ def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
             observer.say(f"[bold yellow]warning[/] {warning}")
 
 
-def _work(edge: Edge, link: Link, patience: Patience, observer: ConsoleObserver) -> None:
+def _work(edge: Edge, link: Link, transcript: Transcript, patience: Patience, observer: ConsoleObserver) -> None:
     done: tuple[str, Report] = "", Report(0, 0, b"")
     while True:
         try:
             with link.open() as connection:
-                for task, instruction in connection.tasks(edge.registration(), edge.instruction_limit):
+                for task, instruction in connection.tasks(edge.registration(), edge.instruction_limit, transcript):
                     patience.connected()
                     if task != done[0]:  # after a lost connection the server asks again for what is done already
                         done = task, edge.handle(instruction)

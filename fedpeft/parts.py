@@ -95,21 +95,29 @@ def setting(
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed text `name(key=value, ...)`; `argument` is the tail of the `name:argument` form."""
+    """A parsed text `name(key=value, ...)`.
+
+    Attributes:
+        argument: the tail of the `name:argument` form.
+        values: those given without a key, as in `steps(10)` or `tasks(a, b)`.
+    """
 
     name: str
     settings: Mapping[str, Any]
     argument: str | None = None
+    values: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
         head = self.name if self.argument is None else f"{self.name}:{self.argument}"
-        if not self.settings:
-            return head
-        return head + "(" + ", ".join(f"{k}={v!r}" for k, v in self.settings.items()) + ")"
+        given = [*map(_written, self.values), *(f"{k}={v!r}" for k, v in self.settings.items())]
+        return f"{head}({', '.join(given)})" if given else head
 
 
 def parse_spec(text: str) -> Spec:
     """Parse `name`, `name(key=value, ...)` or `name:argument`; values are Python literals or bare words.
+
+    A part that declares which setting is its `argument` takes it without a key, too: `steps(10)`. Only there the text
+    of another part may stand: `tasks(tiny(seed=1), "20newsgroups")`.
 
     Raises:
         ConfigError: the text has another form.
@@ -124,11 +132,6 @@ def parse_spec(text: str) -> Spec:
         raise ConfigError(f"{text[:200]!r} is not of the form name(key=value, ...)") from None
     if isinstance(tree, ast.Name):
         return Spec(_restore(tree.id), {})
-    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.args:
-        raise ConfigError(
-            f"{text!r} gives {ast.unparse(tree.args[0])} without saying what it is; write each setting as key=value: "
-            f"python -m fedpeft.describe {_restore(tree.func.id)} lists them"
-        )
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
         raise ConfigError(f"{text!r} is not of the form name(key=value, ...)")
     settings: dict[str, Any] = {}
@@ -136,7 +139,14 @@ def parse_spec(text: str) -> Spec:
         if keyword.arg is None or keyword.arg in settings:
             raise ConfigError(f"{text!r} names a setting twice or unpacks one; write each as key=value, once")
         settings[keyword.arg] = _literal(keyword.value, text)
-    return Spec(_restore(tree.func.id), settings)
+    return Spec(_restore(tree.func.id), settings, values=tuple(_value(node, text) for node in tree.args))
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    """A value without a key: as `_literal`, or the text of a part."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return ast.unparse(node)
+    return _literal(node, text)
 
 
 # A part may be called 20newsgroups; Python wants an identifier, so a leading digit gets a prefix while parsing.
@@ -287,6 +297,7 @@ class Family(Generic[T]):
         group: what plugins call the family; by default as the folder is called.
         reserved: words that stand where a part's name could, and mean something else.
         elsewhere: names, in small letters, that others use for what has another place here, and a clause about it.
+        kind: the class that parts are subclasses of, or the protocol that they follow.
     """
 
     def __init__(
@@ -296,12 +307,14 @@ class Family(Generic[T]):
         group: str = "",
         reserved: Iterable[str] = (),
         elsewhere: Mapping[str, str] | None = None,
+        kind: type = object,
     ) -> None:
         self.package = package
         self.noun = noun
         self.group = group or package.rpartition(".")[2]
         self.reserved = frozenset(reserved)
         self.elsewhere = elsewhere or {}
+        self.kind = kind
 
     @cached_property
     def own_names(self) -> tuple[str, ...]:
@@ -342,11 +355,26 @@ class Family(Generic[T]):
             return part
         outside = self.outside()
         if name in outside:
-            return plugins.part(self.group, name, outside[name])
+            return self._checked(plugins.part(self.group, name, outside[name]), name, outside[name])
         if name.lower() in self.elsewhere:
             raise ConfigError(f"unknown {self.noun} {name!r}: {self.elsewhere[name.lower()]}")
         where = plugins.absent(self.group, name)
         raise ConfigError(f"unknown {self.noun} {name!r}; {nearest(name, self.names)}{where}")
+
+    def _checked(self, cls: type, name: str, plugin: plugins.Plugin) -> type[T]:
+        """The class from outside, if it can be a part of this family, or ConfigError."""
+        kind = self.kind
+        if getattr(kind, "_is_protocol", False):
+            missing = [member for member in vars(kind) if not member.startswith("_") and not hasattr(cls, member)]
+            why = f"has no {', no '.join(missing)}" if missing else ""
+        else:
+            why = "" if issubclass(cls, kind) else f"is not made from {kind.__module__}.{kind.__qualname__}"
+        if why:
+            raise ConfigError(
+                f"{self.noun} {name!r} of {plugin} is none: its class {cls.__qualname__} {why}; put it into the group "
+                "where it belongs"
+            )
+        return cls
 
     def loaded(self, name: str) -> type[T]:
         """As `part`, for a `name` that a peer has chosen: no installed package is imported because of it."""
@@ -368,7 +396,7 @@ class Family(Generic[T]):
         argument = spec.argument
         if argument is not None and getattr(cls, "argument", None) in paths:
             argument = change(argument)
-        changed = Spec(spec.name, settings, argument)
+        changed = Spec(spec.name, settings, argument, spec.values)
         return text if changed == spec else str(changed)
 
     def build(self, text: str | Spec) -> T:
@@ -380,9 +408,29 @@ class Family(Generic[T]):
         spec = parse_spec(text) if isinstance(text, str) else text
         cls = self.part(spec.name)
         given = dict(spec.settings)
+        takes: str | None = getattr(cls, "argument", None)
+        if spec.values:
+            given |= _without_key(spec, cls, takes)
         if spec.argument is not None:
-            takes: str | None = getattr(cls, "argument", None)
             if takes is None:
                 raise ConfigError(f"{self.noun} {spec.name} takes no ':{spec.argument}'; write {spec.name}(key=value)")
             given[takes] = spec.argument
         return cls(**check_settings(f"{self.noun} {spec.name}", cls, given))
+
+
+def _without_key(spec: Spec, cls: type, takes: str | None) -> dict[str, Any]:
+    """The setting that a part takes without a key: one value, or all of them where it is a tuple.
+
+    Raises:
+        ConfigError: the part takes none, or fewer, or it is given with its key as well.
+    """
+    if takes is None:
+        raise ConfigError(
+            f"{str(spec)!r} gives {_written(spec.values[0])} without saying what it is; write each setting as "
+            f"key=value: python -m fedpeft.describe {spec.name} lists them"
+        )
+    annotation = typing.get_type_hints(cls)[takes]
+    several = (typing.get_origin(annotation) or annotation) is tuple
+    if takes in spec.settings or (len(spec.values) > 1 and not several):
+        raise ConfigError(f"{str(spec)!r} gives more than {spec.name} takes: {takes}, once")
+    return {takes: spec.values if several else spec.values[0]}

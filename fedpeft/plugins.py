@@ -36,13 +36,17 @@ import cloudpickle
 from fedpeft.errors import ConfigError
 
 GROUPS: Final = (
+    "amounts",
     "attacks",
     "codecs",
     "corrections",
     "datasets",
+    "grids",
     "heads",
+    "measurements",
     "mechanisms",
     "models",
+    "optimizers",
     "partitions",
     "peft_methods",
     "precision_rules",
@@ -216,7 +220,7 @@ def part(group: str, name: str, plugin: Plugin) -> type:
         return cls
     try:
         loaded: type = entry.load()
-    except Exception as error:  # whatever a stranger's module raises
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         raise ConfigError(f"{group} {name} of {plugin} can't be loaded: {_reason(error)}") from error
     _check(loaded, f"{group}.{name}", str(plugin))
     _noted({group: {name: loaded}})
@@ -367,7 +371,7 @@ def _imported(name: str, file: Path, source: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look there for what their annotations mean
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a stranger's module raises
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         del sys.modules[name]
         raise ConfigError(f"the plugin {source} can't be loaded: {_reason(error)}") from error
     return module
@@ -393,7 +397,7 @@ def _digest(source: Path) -> str:
     return total.hexdigest()
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.msg} (line {error.lineno})"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
+from fedpeft.data.conversations import question
+from fedpeft.data.rows import DATASETS
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.models.base_model import readable_tokens
@@ -56,12 +58,11 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int) -> str
         best = int(chances.argmax())
         return f"{run.labels[best]} ({float(chances[best]):.3f})"
     asked = run.summary["task"] == "instruction"
+    complete = False
     if asked:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
+        text, complete = question(tokenizer, text, getattr(DATASETS.build(run.config.dataset), "template", None))
     readable = readable_tokens(run.model_directory, run.method.extra_tokens, UNBOUNDED)
-    encoded = tokenizer(text, return_tensors="pt", add_special_tokens=not asked)
+    encoded = tokenizer(text, return_tensors="pt", add_special_tokens=not complete)
     asking = encoded["input_ids"].shape[1]
     if asking + new_tokens > readable:
         raise ConfigError(

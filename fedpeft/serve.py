@@ -28,12 +28,13 @@ from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.federation import Federation
 from fedpeft.deployment.grid import StoppedError
 from fedpeft.deployment.monitoring import Operation, host_and_port, is_loopback
-from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.options import OWN_TEST, ServeOptions
+from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
-from fedpeft.run import catalogue
+from fedpeft.run import catalogue, help
 from fedpeft.run.console import (
     INTERRUPTED,
     ServeObserver,
@@ -45,29 +46,46 @@ from fedpeft.run.console import (
     summary_table,
 )
 from fedpeft.run.final_score import save
-from fedpeft.run.folder import SERVERS_OPTIONS, alone_in, begun, checked_settings, default_settings, make_folder
+from fedpeft.run.folder import (
+    SERVERS_OPTIONS,
+    alone_in,
+    begun,
+    checked_settings,
+    default_settings,
+    located,
+    make_folder,
+    refuse_former,
+)
 from fedpeft.run.records import Records
 from fedpeft.run.summary import costs, epsilon_line
 
 FAREWELL = "the federation is finished"
 
 
+ABOUT = """Serve a federation: real clients join, train on their own rows, and one adapter comes of it.
+python -m fedpeft.serve run.toml --clients 3 --listen 0.0.0.0:8470 --certs certs"""
+
+OPTIONS = {
+    "CONFIG.toml": "settings; flags override them",
+    "--output FOLDER": "the run's folder (default: runs/DATE-DATASET-STRATEGY)",
+    "--resume FOLDER": "continue the federation in this folder",
+    "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
+}
+
+HIDDEN = ("partition", "attack", "grid")
+"""Settings of a run that mean nothing to a server: clients have their rows, and run where they are."""
+
+
 @dataclass(frozen=True)
 class Command:
-    """Serve a federation: real clients join, train on their own rows, and one adapter comes of it.
+    """What the command line says, see `OPTIONS`."""
 
-    python -m fedpeft.serve run.toml --clients 3 --listen 0.0.0.0:8470 --certs certs
-    """
-
-    config: Annotated[
-        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]", help="settings; flags override them")
-    ] = None
-    output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: runs/DATE-DATASET-STRATEGY)")] = None
-    resume: Annotated[Path | None, tyro.conf.arg(help="continue the federation in this folder")] = None
+    config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]")] = None
+    output: Path | None = None
+    resume: Path | None = None
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
     ] = ()
     serve: Annotated[ServeOptions, tyro.conf.arg(name="")] = field(default_factory=ServeOptions)
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
@@ -79,6 +97,11 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
+    if help.asked(arguments):
+        usage = "python -m fedpeft.serve [CONFIG.toml] [OPTIONS]"
+        print(help.page(usage, ABOUT, OPTIONS, hidden=HIDDEN, more=ServeOptions))
+        raise SystemExit(0)
+    refuse_former(arguments)
     command = _command(arguments, RunConfig(), ServeOptions())
     catalogue.use(command.plugin)
     default, options = default_settings(command.config, command.resume), ServeOptions()
@@ -105,8 +128,20 @@ def options_of(values: dict[str, Any], source: str) -> ServeOptions:
     return ServeOptions(**check_settings(source, ServeOptions, values))
 
 
-def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Doorkeeper]:
-    """What the server shows and asks for, at an address that it can listen at.
+def options_located(options: ServeOptions) -> ServeOptions:
+    """The options with the file and the folder that they name written absolutely: a resume may be typed elsewhere."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    own = options.eval_data in ("", OWN_TEST)
+    return dataclasses.replace(
+        options, certs=absolute(options.certs), eval_data=options.eval_data if own else absolute(options.eval_data)
+    )
+
+
+def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Doorkeeper, Signer | None]:
+    """What the server shows, asks for, and signs with, at an address that it can listen at.
 
     Raises:
         ConfigError: no TLS where others could connect, or no address.
@@ -119,11 +154,11 @@ def security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Door
                 f"without TLS anyone who reaches {options.listen} could join or read along: listen at 127.0.0.1, make "
                 "certificates with python -m fedpeft.certs, or say --insecure-anywhere"
             )
-        return None, Doorkeeper(None)
+        return None, Doorkeeper(None), None
     folder = Path(options.certs)
     own = Credentials.of_server(folder)
     secret = grpc.ssl_server_credentials([(own.key, own.certificate)], own.authority, require_client_auth=True)
-    return secret, Doorkeeper(Revoked(folder / "revoked.pem", own.authority))
+    return secret, Doorkeeper(Revoked(folder / "revoked.pem", own.authority)), Signer(own)
 
 
 def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, console: Console) -> dict[str, Any]:
@@ -134,19 +169,20 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         StoppedError: the server was asked to stop; it can be resumed.
     """
     quiet_libraries()
-    credentials, doorkeeper = security(options)
+    config, options = located(config), options_located(options)
+    credentials, doorkeeper, signer = security(options)
     started = time.perf_counter()
     make_folder(folder)
     going = threading.Event()
     with begun(folder, going.is_set), alone_in(folder), PeakMemory() as memory, ServeObserver(console) as observer:
         events = Events(folder / "serve.jsonl", observer.event)
-        federation = Federation(config, folder, observer, options, doorkeeper, events)
+        federation = Federation(config, folder, observer, options, doorkeeper, events, signer)
         observer.watch(federation)
         records = Records(folder, private=federation.protection is not None)
         farewell = None
 
         def refused(reason: str) -> None:
-            federation.gateway.note_refusal(reason=f"TLS: {reason}")
+            federation.gateway.admission.note_refusal(reason=f"TLS: {reason}")
 
         with Handshakes(refused), _stop_on_signal(federation), Operation(federation, observer, options):
             try:
@@ -180,6 +216,10 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> d
     )
     say_privacy(federation.protection, observer)
     observer.say(f"[bold]listen[/]  port {gateway.port}, run {federation.roster.run}")
+    if not federation.announcements.signed:
+        observer.say(
+            "[bold]rounds[/]  are chained by hashes and, without TLS, not signed: nobody can prove who said what"
+        )
     gateway.events.emit("listening", port=gateway.port, run=federation.roster.run)
     server = federation.server(records)
     federation.present()
@@ -213,7 +253,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> d
         **costs(setup, progress, federation.sampler.size, federation.protection, federation.fixed),
         "wire_received_bytes": None if federation.secret_cohort else received,
         "wire_sent_bytes": None if federation.secret_cohort else sent,
-        "refused": gateway.refused,
+        "refused": gateway.admission.refused,
     }
 
 

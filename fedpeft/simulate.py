@@ -21,7 +21,7 @@ from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
-from fedpeft.run import catalogue
+from fedpeft.run import catalogue, help
 from fedpeft.run.console import (
     INTERRUPTED,
     ConsoleObserver,
@@ -36,11 +36,12 @@ from fedpeft.run.folder import (
     default_settings,
     located,
     make_folder,
+    refuse_former,
     refuse_servers_run,
 )
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import Records
-from fedpeft.run.summary import calibration_of, costs, show
+from fedpeft.run.summary import calibration_of, costs, distinct_rows, show
 from fedpeft.run.trackers import TrackedRecords, check_trackers
 
 if TYPE_CHECKING:
@@ -52,23 +53,29 @@ if TYPE_CHECKING:
     from fedpeft.simulation.simulation import Simulation
 
 
+ABOUT = """Simulate a federation: split a data set over many clients and fine-tune one adapter with all of them.
+python -m fedpeft.simulate --clients 100"""
+
+OPTIONS = {
+    "CONFIG.toml": "settings; flags override them",
+    "--output FOLDER": "the run's folder (default: runs/DATE-DATASET-STRATEGY)",
+    "--resume FOLDER": "continue the interrupted run in this folder",
+    "--track NAMES": "also send the records to tensorboard or mlflow (both: a,b)",
+    "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
+}
+
+
 @dataclass(frozen=True)
 class Command:
-    """Simulate a federation: split a data set over many clients and fine-tune one adapter with all of them.
+    """What the command line says, see `OPTIONS`."""
 
-    python -m fedpeft.simulate --clients 100
-    """
-
-    config: Annotated[
-        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]", help="settings; flags override them")
-    ] = None
-    output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: runs/DATE-DATASET-STRATEGY)")] = None
-    resume: Annotated[Path | None, tyro.conf.arg(help="continue the interrupted run in this folder")] = None
-    track: Annotated[str, tyro.conf.arg(help="also send the records to tensorboard or mlflow (both: a,b)")] = ""
+    config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]")] = None
+    output: Path | None = None
+    resume: Path | None = None
+    track: str = ""
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
     ] = ()
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
@@ -79,6 +86,10 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
+    if help.asked(arguments):
+        print(help.page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS))
+        raise SystemExit(0)
+    refuse_former(arguments)
     command = _command(arguments, RunConfig())
     plugins.use(command.plugin)
     default = default_settings(command.config, command.resume)
@@ -148,6 +159,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
     from fedpeft.run.final_score import save
     from fedpeft.simulation.forgetting import forgotten
     from fedpeft.simulation.pooled import train_on_pooled_rows
+    from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
 
     config, setup, rows, workers = simulation.config, simulation.setup, simulation.rows, simulation.workers
@@ -159,12 +171,13 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
     kept, residual = progress.result
     save(setup, kept, folder, residual)
     pooled: tuple[Path, float] | None = None
-    if config.centralised:
+    if setup.measured.pooled:
         state, rate = train_on_pooled_rows(setup, rows, workers, simulation.sampler.size, progress.started)
         pooled = folder / "centralised", rate
         pooled[0].mkdir(exist_ok=True)
         save(setup, state, pooled[0])
     own = server.own_rows(progress) if setup.personal else None
+    private = private_probe(setup, rows, workers, simulation.protection)
     simulation.close()
     scorer = simulation.scorer
     score = scorer.score(folder, "scoring the saved adapter on the test rows (fp32)")
@@ -199,12 +212,14 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, co
         "last_accuracy": None if own else last.accuracy,
         "last_loss": None if own else last.loss,
         "baseline_accuracy": probe.accuracy if probe else None,
+        "private_probe_accuracy": private,
         "centralised_accuracy": centralised.accuracy if centralised else None,
         "centralised_loss": centralised.loss if centralised else None,
         "centralised_learning_rate": pooled[1] if pooled else None,
         **calibration_of(score),
         "forgetting": lost.as_dict() if lost else None,
         **costs(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
+        "distinct_rows": None if simulation.protection else distinct_rows(records.read("clients.jsonl")),
         **attacked,
         "partition": simulation.statistics.as_dict(),
     }
@@ -227,7 +242,7 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
     observer.say(f"[bold]data[/]    {simulation.rows.dataset.name}: {simulation.statistics}")
     observer.say(model_line(setup))
-    for note in setup.notes:
+    for note in (*setup.notes, *setup.cut_rows(simulation.workers.work.data_key)):
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(
@@ -238,7 +253,7 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     if executor == "batched" and {"nf4", "int8"} & set(setup.base_precisions):
         observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
     say_privacy(simulation.protection, observer)
-    if config.executor == "batched" and not setup.method.batched:
+    if setup.grid.executor == "batched" and not setup.method.batched:
         observer.say(f"[bold]note[/]    {setup.method.name} has no batched form: clients train one by one")
 
 

@@ -9,7 +9,7 @@ room for the next one. Nobody waits for the slowest; what it sends late counts l
 again: a buffer of stale updates makes a smaller step. With K the whole cohort nothing is stale, and the rule is fedit.
 
 Which updates are stale depends on timing: on real clients equal seeds do not give equal runs; in a simulation they do
-with one worker. The paper's server learning rate is --server-optimizer's; its weights are uniform (--weighting).
+with one worker. The paper's server learning rate is --server-optimizer's; its weights are uniform (weighting=uniform).
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,14 @@ Deviation: dW* is never formed. Its SVD comes from the stacked factors, by which
 (`fedpeft.peft.low_rank`); the result is the same. `remainder=keep` puts what the truncation at the global rank R cuts
 off into the base, where the paper drops it.
 
+With `energy` below 1 it is FLoRIST (Ramesh, Dass, arXiv 2506.09199), whose SVD of the small core between the SVDs of
+the two stacks has the same singular values: of each layer the fewest ranks p are kept for which
+
+    sum_{i <= p} S_i^2 >= energy * norm(dW*)_F^2
+
+at most R here, where FLoRIST has no bound. Layers keep their shapes: a rank beyond p has B = 0, which an entropy coder
+sends for next to nothing, and the row of A that it had before, so that clients can train it anew.
+
 A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
 sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
 """
@@ -30,6 +38,9 @@ class FlexLoRA(MixedRankStrategy):
     remainder: str = setting(
         "drop", "what lies beyond the global rank: drop (paper) or keep (in the base)", choices=("drop", "keep")
     )
+    energy: float = setting(
+        1.0, "share of the squared norm that a layer's ranks are to hold; below 1: FLoRIST", above=0, high=1
+    )
 
     new_factors: ClassVar[bool] = True
 
@@ -39,7 +50,7 @@ class FlexLoRA(MixedRankStrategy):
 
     def best(self, pair: LoraPair, matrix: LowRank, state: State, layout: Layout) -> Gathered:
         """The best factors of `matrix`, by this rule's settings."""
-        return best_factors(pair, matrix, state, layout, self.svd, self.remainder == "keep")
+        return best_factors(pair, matrix, state, layout, self.svd, self.remainder == "keep", self.energy)
 
 
 part = FlexLoRA

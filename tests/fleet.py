@@ -25,8 +25,10 @@ from fedpeft.server.progress import Checkpoints
 
 NAMES = ("a", "b", "c")
 SETTINGS = {
-    "dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 2, "dtype": "fp64", "workers": 1, "local_steps": 4,
-    "optimizer": "adamw", "learning_rate": 0.003, "head_rate": 1.0, "safeguard": "none", "keep": "last",
+    "dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 2, "dtype": "fp64", "workers": 1,
+    "local_work": "steps(4)",
+    "optimizer": "adamw(head_rate=1.0)", "learning_rate": 0.003, "safeguard": "none",
+    "measure": "validation(every=4, keep=last)",
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
 
@@ -177,14 +179,14 @@ class Wire(threading.Thread):
         self.pairs = []
 
 
-def havoc(made: Fleet) -> int:
-    """For some minutes and at least four times, clients and the server are killed, asked to stop, and cut off.
+def havoc(made: Fleet, seconds: float | None = None, least: int = 4) -> int:
+    """For some `seconds` and at `least` so often, clients and the server are killed, asked to stop, and cut off.
 
     What is done is drawn from a seed; between two deeds none to two rounds are finished, and a moment of the next
     passes. Every round waits for all clients, so that the run can be compared with a simulation. Returns the number of
     rounds that are finished when the server has been asked to stop for the last time.
     """
-    seconds = float(os.environ.get("FEDPEFT_CHAOS_SECONDS", "180"))
+    seconds = float(os.environ.get("FEDPEFT_CHAOS_SECONDS", "180")) if seconds is None else seconds
     chance = random.Random(int(os.environ.get("FEDPEFT_CHAOS_SEED", "0")))
     server = made.serve("--quorum", "1")
     wire = Wire(made.port)
@@ -192,7 +194,7 @@ def havoc(made: Fleet) -> int:
     deeds: Counter[str] = Counter()
     made.wait(made.rounds, server)
     end = time.monotonic() + seconds
-    while time.monotonic() < end or sum(deeds.values()) < 4:
+    while time.monotonic() < end or sum(deeds.values()) < least:
         calm = len(made.rounds()) + chance.choice([0, 1, 1, 2])
         made.wait(lambda calm=calm: len(made.rounds()) >= calm, server)
         time.sleep(chance.uniform(0, 3))

@@ -18,8 +18,9 @@ from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.run.records import Records
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 2, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
-        "head": "zero", "local_steps": 2, "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
-        "learning_rate": 3e-3, "head_rate": 1.0, "evaluate_every": 100}  # fmt: skip
+        "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
+        "learning_rate": 3e-3, "optimizer": "adamw(warmup=8, head_rate=1.0)",
+        "measure": "validation(every=100)"}  # fmt: skip
 ROWS = (40, 90)
 
 
@@ -89,7 +90,8 @@ class Federation:
         edge = Edge(self.server.gateway.description, data, home, ledgers, self.observer, options)
         edge.warm_up()
         registration = edge.registration()
-        self.server.roster.enter(f"edge-{k}", registration.rank, self.server._accept(registration))
+        terms = self.server._accept(registration)
+        self.server.roster.enter(f"edge-{k}", registration.rank, terms, registration.rows)
         return edge
 
     def run(self):

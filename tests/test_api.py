@@ -22,7 +22,7 @@ from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
 
 TINY = {"dataset": "tiny", "clients": 4, "cohort": "all", "rounds": 2, "dtype": "fp32", "workers": 1, "tokens": 32,
-        "local_steps": 1, "head": "zero", "progress": False}  # fmt: skip
+        "local_work": "steps(1)", "head": "zero", "progress": False}  # fmt: skip
 WORDS = ("red", "green", "blue", "black")
 ROWS = [{"text": f"{WORDS[i % 4]} number {i}", "label": WORDS[i % 4]} for i in range(120)]
 
@@ -166,7 +166,8 @@ def test_a_script_needs_no_guard_and_its_classes_reach_the_workers(tmp_path):
         "from fedpeft.peft.methods.lora import Lora\n\n\n"
         '@dataclass(frozen=True)\nclass Mine(Lora):\n    """LoRA under another name."""\n\n\n'
         "print('once')\n"
-        "run = fedpeft.run_simulation(dataset='tiny', clients=4, cohort='all', rounds=1, workers=2, local_steps=1,\n"
+        "run = fedpeft.run_simulation(dataset='tiny', clients=4, cohort='all', rounds=1, workers=2, "
+        "local_work='steps(1)',\n"
         "                             tokens=32, peft=Mine(rank=2), output='run', progress=False)\n"
         "print(run.config.peft, run.model().training)\n"
     )

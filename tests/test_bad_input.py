@@ -30,7 +30,7 @@ CASES = {
     "value out of range": ({"--rounds": "0"}, "at least 1"),
     "negative learning rate": ({"--learning-rate": "-1"}, "above 0"),
     "learning rate that is no number": ({"--learning-rate": "nan"}, "learning_rate"),
-    "passes without end": ({"--local-epochs": "inf"}, "local_epochs"),
+    "passes without end": ({"--local-work": "epochs(1e999)"}, "passes"),
     "targets that are no names": ({"--peft": "lora(targets=(1,2))"}, "targets must be"),
     "a value that Python can't hold": ({"--peft": "lora(rank={[]:1})"}, "not a plain value"),
     "unknown choice": ({"--dtype": "fp8"}, "'bf16', 'fp32', 'fp64'"),
@@ -61,8 +61,11 @@ CASES = {
     "unknown model": ({"--model": "tinny"}, "did you mean 'tiny'"),
     "model folder that is missing": ({"--model": "/no/such/folder"}, "no model directory"),
     "missing data file": ({"--dataset": "file:/no/such.csv"}, "no/such.csv"),
-    "a budget without privacy": ({"--stop-at-budget": ""}, "needs a budget"),
-    "a cluster without ray": ({"--ray-address": "auto"}, "is of --grid ray"),
+    "a budget without privacy": (
+        {"--privacy": "dp_sgd(noise_multiplier=1, at_budget=sit_out)", "--head": "zero"},
+        "needs a budget",
+    ),
+    "a cluster without ray": ({"--grid": "cohort(address=auto)"}, "no setting 'address'"),
     "missing configuration file": ({"missing.toml": ""}, "missing.toml"),
 }
 

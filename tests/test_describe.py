@@ -52,4 +52,4 @@ def test_presets_flags_and_words_in_front_of_a_codec_are_described(name, words, 
 
 def test_a_name_of_other_libraries_is_explained(capsys):
     assert describe.main(["FedProx"]) == 2
-    assert "--proximal" in capsys.readouterr().err
+    assert "--drift" in capsys.readouterr().err

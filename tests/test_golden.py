@@ -123,13 +123,15 @@ def test_flags_that_a_command_knows_stay():
 
 
 def test_flags_that_are_gone_are_said_by_others():
-    fewer = frozenset({"clients", "strategy", "optimizer", "privacy", "grid", "drift", "local_work", "measure"})
+    fewer = frozenset(
+        {"clients", "strategy", "optimizer", "privacy", "grid", "drift", "local_work", "measure", "workers"}
+    )
     for settings, said in (
         ({"proximal": 0.5, "scaffold": True}, {"drift": "fedprox(mu=0.5) + scaffold"}),
         ({"clients": 6, "profiles": "p.toml"}, {"clients": "p.toml"}),
         ({"strategy": "krum(selected=2)", "weighting": "rows"}, {"strategy": "krum(selected=2, weighting=rows)"}),
         ({"weighting": "rows"}, {"strategy": "fedit(weighting=rows)"}),
-        ({"local_steps": 3}, {"local_work": "steps(3)"}),
+        ({"local_steps": 3}, {"local_work": "steps(count=3, walk=False)"}),
         ({"local_steps": 0, "local_epochs": 0.5}, {"local_work": "epochs(0.5)"}),
         ({"optimizer": "sgd", "head_rate": 1.0}, {"optimizer": "sgd(head_rate=1.0)"}),
         ({"privacy": "dp_sgd(epsilon=1)", "stop_at_budget": True}, {"privacy": "dp_sgd(epsilon=1, at_budget=sit_out)"}),
@@ -137,7 +139,7 @@ def test_flags_that_are_gone_are_said_by_others():
             {"evaluate_every": 1, "forgetting": "tiny_lm", "centralised": True},
             {"measure": "validation(every=1) + pooled + forgetting(dataset=tiny_lm)"},
         ),
-        ({"grid": "ray", "workers": 2, "executor": "sequential"}, {"grid": "ray(workers=2, executor=sequential)"}),
+        ({"grid": "ray", "workers": 2, "executor": "sequential"}, {"grid": "ray(executor=sequential)", "workers": 2}),
     ):  # fmt: skip
         assert translated(settings, fewer) == said
 

@@ -1,11 +1,12 @@
 from dataclasses import MISSING, dataclass
+from typing import ClassVar
 
 import pytest
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Spec, check_settings, parse_spec, setting, split_outside_parentheses
+from fedpeft.parts import Family, Spec, check_settings, parse_spec, setting, split_outside_parentheses
 from fedpeft.peft.family import PEFT_METHODS
 
 
@@ -26,7 +27,7 @@ def test_a_spec_reads_as_name_and_literals():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "lora(", "lora(8)", "lora(rank=)", "lora(rank=8, rank=4)", "a.b", "lora(rank=f(1))", "1 + 1", "**x"]
+    "text", ["", "lora(", "lora(rank=)", "lora(rank=8, rank=4)", "a.b", "lora(rank=f(1))", "1 + 1", "**x"]
 )
 def test_what_is_not_a_spec_is_refused(text):
     with pytest.raises(ConfigError):
@@ -57,6 +58,34 @@ def test_settings_are_checked_by_name_type_and_range(given, words):
         check_settings("example", Example, given)
 
 
+@dataclass(frozen=True)
+class Counted:
+    count: int = setting(MISSING, "how many", low=1)
+    argument: ClassVar[str] = "count"
+
+
+@dataclass(frozen=True)
+class Several:
+    names: tuple[str, ...] = setting(MISSING, "names")
+    argument: ClassVar[str] = "names"
+
+
+def test_a_value_without_a_key_is_the_setting_that_a_part_declares(monkeypatch):
+    family = Family("fedpeft.aggregation.heads", "thing")
+    monkeypatch.setattr(family, "part", {"steps": Counted, "tasks": Several, "example": Example}.__getitem__)
+    assert family.build("steps(10)") == family.build("steps(count=10)") == Counted(10)
+    assert family.build("tasks(tiny(seed=1), b, '20newsgroups')") == Several(("tiny(seed=1)", "b", "20newsgroups"))
+    for text, words in (
+        ("steps(1, 2)", "more than steps takes"),
+        ("steps(1, count=2)", "more than steps takes"),
+        ("steps(x)", "count must be int"),
+        ("steps", "needs the setting count"),
+        ("example(8)", "gives 8 without saying what it is"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            family.build(text)
+
+
 def test_settings_are_converted():
     values = check_settings("example", Example, {"needed": 2, "share": 1, "names": ["x"]})
     assert values == {"needed": 2, "share": 1.0, "names": ("x",)}
@@ -77,7 +106,9 @@ def test_pipelines_split_outside_of_parentheses_only():
     [
         (strategies, "fedavg", "is the strategy fedit"),
         (strategies, "FedAvg", "is the strategy fedit"),
-        (strategies, "fedprox", "--proximal"),
+        (strategies, "fedprox", "--drift"),
+        (strategies, "florist", "flexlora(energy=0.9)"),
+        (strategies, "la_lora", "--drift la_lora"),
         (PEFT_METHODS, "LoRA", "did you mean 'lora'"),
         (PEFT_METHODS, "lora(r=8)", "has no setting 'r': here it is called rank"),
         (PEFT_METHODS, "lora(lora_alpha=8)", "here it is called alpha"),

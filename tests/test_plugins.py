@@ -15,9 +15,11 @@ from fedpeft.communication.error_feedback import KINDS
 from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.communication.steps import WORDS, codecs
 from fedpeft.config import RunConfig, from_mapping, read_config
+from fedpeft.data.rows import DATASETS
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.errors import ConfigError, PayloadError, RunError
 from fedpeft.parts import part_text
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run import catalogue
 from fedpeft.studies.results import Result
 from fedpeft.studies.runner import Workplace
@@ -160,7 +162,7 @@ def test_a_server_s_settings_name_no_plugin(rule):
     ("text", "words"),
     [
         (RULE, "does not say which parts it holds; write at its end"),
-        (RULE + 'parts = {"strategy": {"half_mean": HalfMean}}', "unknown group 'strategy'; legal: attacks"),
+        (RULE + 'parts = {"strategy": {"half_mean": HalfMean}}', "unknown group 'strategy'; legal: amounts, attacks"),
         (RULE + 'parts = {"strategies": {"half mean": HalfMean}}', "is no name for a part"),
         (RULE + 'parts = {"strategies": {"half_mean": HalfMean()}}', "must be a class with @dataclass"),
         (RULE + 'parts = {"strategies": {"half_mean": dict}}', "must be a class with @dataclass"),
@@ -256,3 +258,21 @@ def test_objects_are_parts_within_their_context_only(rule):
     with pytest.raises(ConfigError, match=r"unknown strategy 'Mine'.*was given it as an object in Python"):
         strategies.build("Mine")
     plugins._names.update(before)
+
+
+@pytest.mark.parametrize(
+    ("group", "part", "family", "words"),
+    [
+        ("strategies", "Step", strategies, "is not made from fedpeft.aggregation.strategy.Strategy"),
+        ("codecs", "HalfMean", codecs, "is not made from fedpeft.communication.steps.Step"),
+        ("datasets", "HalfMean", DATASETS, "has no load"),
+        ("peft_methods", "HalfMean", PEFT_METHODS, "is not made from fedpeft.peft.method.PeftMethod"),
+    ],
+)
+def test_a_part_in_another_group_is_one_sentence(package, group, part, family, words):
+    """The entry point of a codec among strategies, say: it would fail deep inside of a run."""
+    (package / "somebody.py").write_text(RULE + "from fedpeft.communication.codecs.cast import Cast as Step\n")
+    told = package / "somebodys_rules-1.5.dist-info" / "entry_points.txt"
+    told.write_text(f"[fedpeft.{group}]\nhalf_mean = somebody:{part}\n")
+    with pytest.raises(ConfigError, match=f"'half_mean' of somebodys-rules 1.5 is none: its class .* {words}; put it"):
+        family.build("half_mean")

@@ -9,8 +9,11 @@ import time
 
 import pytest
 
+from fedpeft.errors import RunError
+from fedpeft.serve import main as serve
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main as simulate
+from fedpeft.transcript import main as compare
 from tests.fleet import NAMES, Wire, apart, distance, havoc
 
 BESIDE = 12_000
@@ -41,7 +44,7 @@ def test_kills_of_server_and_client_lose_nothing_and_apply_nothing_twice(fleet):
 
     The codec drops most of each update, and clients remember what was dropped: that survives, too.
     """
-    made = fleet(rounds=8, evaluate_every=8, codec="ef14 | topk(fraction=0.1)")
+    made = fleet(rounds=8, measure="validation(every=8)", codec="ef14 | topk(fraction=0.1)")
     server = made.serve()
     clients = {name: made.join(name) for name in NAMES}
     made.wait(lambda: len(made.rounds()) >= 3, server)
@@ -59,6 +62,10 @@ def test_kills_of_server_and_client_lose_nothing_and_apply_nothing_twice(fleet):
     assert [r["round"] for r in made.rounds()] == list(range(9))
     lines = [json.loads(line) for line in (made.folder / "run" / "clients.jsonl").read_text().splitlines()]
     assert len({(line["round"], line["client"]) for line in lines}) == len(lines) == 24
+    authority = ["--certificate", str(made.folder / "certs" / "ca.pem")]
+    [one], [other] = ([*(made.folder / "state").glob(f"*/{name}/transcript.jsonl")] for name in "ab")
+    for its_own in (str(other), str(made.folder / "run" / "rounds.signed.jsonl")):
+        assert compare([str(one), its_own, *authority]) == 0, "one chain, though the server was killed"
 
 
 @pytest.mark.slow
@@ -107,7 +114,7 @@ def test_what_else_travels_arrives(fleet, settings):
 @pytest.mark.slow
 def test_a_late_joiner_takes_part_and_own_rows_are_evaluated(fleet):
     """A round is held up by a client that is suspended until the newcomer is there: it can't come too late."""
-    made = fleet(rounds=12, evaluate_every=1)
+    made = fleet(rounds=12, measure="validation(every=1)")
     server = made.serve("--wait-for", "2", "--held-out", "0.2")
     clients = {name: made.join(name) for name in ("a", "c")}
     made.wait(lambda: len(made.rounds()) >= 2, server)
@@ -132,7 +139,7 @@ def test_a_late_joiner_takes_part_and_own_rows_are_evaluated(fleet):
 @pytest.mark.slow
 def test_an_asynchronous_run_goes_on_without_a_slow_client_and_takes_its_stale_update(fleet):
     """c is suspended for some rounds; then b is, so that the buffer of two can only be filled with the help of c."""
-    made = fleet(strategy="fedbuff(buffer=2)", rounds=20, evaluate_every=20)
+    made = fleet(strategy="fedbuff(buffer=2)", rounds=20, measure="validation(every=20)")
 
     def of(name):
         file = made.folder / "run" / "clients.jsonl"
@@ -159,7 +166,7 @@ def test_an_asynchronous_run_goes_on_without_a_slow_client_and_takes_its_stale_u
 @pytest.mark.long
 def test_a_minute_of_silence_on_the_network_loses_nothing(fleet):
     """Nobody is told that the network is gone: both sides notice by themselves, and find each other again."""
-    made = fleet(rounds=8, evaluate_every=8)
+    made = fleet(rounds=8, measure="validation(every=8)")
     server = made.serve("--quorum", "1")
     wire = Wire(made.port)
     clients = [made.join(name, port=wire.port) for name in NAMES]
@@ -182,7 +189,12 @@ def test_chaos(fleet):
 
     Clients remember what their codec has dropped, and the server keeps copies of these memories.
     """
-    made = fleet(rounds=4000, evaluate_every=4000, schedule="constant", codec="ef21 | topk(fraction=0.1)")
+    made = fleet(
+        rounds=4000,
+        measure="validation(every=4000)",
+        optimizer="adamw(warmup=8, schedule=constant)",
+        codec="ef21 | topk(fraction=0.1)",
+    )
     finished = havoc(made)
     # What was trained so far must be what a simulation of as many rounds trains.
     words = ["--output", str(made.folder / "simulated"), "--rounds", str(finished)]
@@ -190,3 +202,24 @@ def test_chaos(fleet):
     assert apart(made) < 1e-6
     lines = [json.loads(line) for line in (made.folder / "run" / "clients.jsonl").read_text().splitlines()]
     assert len({(line["round"], line["client"]) for line in lines}) == len(lines) == 3 * finished
+
+
+def test_a_server_keeps_the_paths_that_it_was_given_absolutely(tmp_path, monkeypatch):
+    """A resume may be typed in another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "rows.csv").write_text("text,label\na,x\nb,y\n")
+    seen = []
+
+    def federation(config, folder, observer, options, *_):
+        seen.extend((config, options))
+        raise RunError("enough")
+
+    monkeypatch.setattr("fedpeft.serve.Federation", federation)
+    words = ["--clients", "2", "--dataset", "file:rows.csv", "--model", "./base", "--eval-data", "rows.csv",
+             "--insecure", "--listen", "127.0.0.1:0", "--output", "run"]  # fmt: skip
+    assert serve(words) == 2
+    config, options = seen
+    assert config.model == str(tmp_path / "base")
+    assert config.dataset == f"file:{tmp_path / 'rows.csv'}"
+    assert (options.eval_data, options.certs) == (str(tmp_path / "rows.csv"), str(tmp_path / "certs"))

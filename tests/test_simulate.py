@@ -29,7 +29,7 @@ from fedpeft.simulate import main, one_press_a_second, simulate
 from fedpeft.simulation.simulation import Simulation
 
 TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "4", "--rounds", "3", "--dtype", "fp32", "--workers", "1",
-        "--optimizer", "adamw", "--learning-rate", "0.003", "--head-rate", "1"]  # fmt: skip
+        "--optimizer", "adamw(head_rate=1)", "--learning-rate", "0.003"]  # fmt: skip
 QUIET = Console(quiet=True)
 LONG = 40
 """Rounds of a run that is interrupted: enough that the signal arrives while it goes on."""
@@ -57,7 +57,7 @@ def distance(one: Path, other: Path) -> float:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "first"
-    return folder, run(folder, "--centralised")
+    return folder, run(folder, "--measure", "pooled")
 
 
 def test_a_run_leaves_the_files_of_the_contract(finished):
@@ -140,7 +140,7 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(finished, tmp_path):
 
 def test_executors_give_the_same_run_in_fp64(tmp_path):
     run(tmp_path / "batched", "--dtype", "fp64")
-    run(tmp_path / "sequential", "--dtype", "fp64", "--executor", "sequential")
+    run(tmp_path / "sequential", "--dtype", "fp64", "--grid", "cohort(executor=sequential)")
     assert distance(tmp_path / "batched", tmp_path / "sequential") < 1e-6  # files are fp32
 
 
@@ -267,7 +267,7 @@ def test_the_configuration_file_is_overridden_by_flags(tmp_path):
 
 def test_the_python_call_does_what_the_command_does(finished, tmp_path):
     folder, _ = finished
-    training = {"optimizer": "adamw", "learning_rate": 0.003, "head_rate": 1.0}
+    training = {"optimizer": "adamw(head_rate=1.0)", "learning_rate": 0.003}
     config = RunConfig(dataset="tiny", clients=8, cohort=4, rounds=3, dtype="fp32", workers=1, **training)
     simulate(config, tmp_path / "run", False, QUIET)
     assert same(folder, tmp_path / "run")
@@ -277,7 +277,7 @@ def test_the_pooled_reference_sees_as_many_rows_as_the_federation(tmp_path, monk
     seen = []
     train = Worker.train
     monkeypatch.setattr(Worker, "train", lambda self, job: (seen.append(len(job.rows)), train(self, job))[1])
-    run(tmp_path, "--centralised", "--local-steps", "2", "--batch-size", "4", "--learning-rate", "0.0003")
+    run(tmp_path, "--measure", "pooled", "--local-work", "steps(2)", "--batch-size", "4", "--learning-rate", "0.0003")
     lines = [json.loads(line) for line in (tmp_path / "clients.jsonl").read_text().splitlines()]
     a_round = 4 * sum(line["steps"] for line in lines) / 3
     assert seen

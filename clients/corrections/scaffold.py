@@ -38,7 +38,7 @@ class Scaffold(Correction):
             ConfigError: says what, and what to do.
         """
         super().check(strategy, training, forms)
-        if training.optimizer != "sgd" or training.max_norm:
+        if not training.optimizer.plain or training.optimizer.max_norm:
             raise ConfigError(
                 "scaffold reads gradients off the clients' plain SGD steps; use --optimizer sgd without max_norm"
             )
@@ -54,11 +54,11 @@ class Scaffold(Correction):
 
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
         """The next c_k: the mean gradient of the round without the correction."""
-        variate = {}
+        variate, optimizer = {}, job.training.optimizer
         for name, correction in difference(server, own).items():
-            rate = job.training.rate(name, job.learning_rate)
+            rate = optimizer.rate(name, job.learning_rate)
             if rate:
-                mean_step = (job.received[name] - result.state[name]) / (job.training.full_steps(result.steps) * rate)
+                mean_step = (job.received[name] - result.state[name]) / (optimizer.full_steps(result.steps) * rate)
                 variate[name] = mean_step - correction
             else:
                 variate[name] = own.get(name, correction.new_zeros(correction.shape))

@@ -113,7 +113,7 @@ def on_runs(folder: Path, seeds: int = 5) -> None:
             config = RunConfig(
                 dataset="tiny", tokens=32, clients=8, cohort="all", rounds=12, workers=1, seed=seed, dtype="fp32",
                 peft="lora(rank=8, layers=0)", optimizer="adamw", learning_rate=3e-3, downlink="fp32",
-                codec=text, safeguard="none", keep="last",
+                codec=text, safeguard="none", measure="validation(every=4, keep=last)",
             )  # fmt: skip
             made.append(simulate(config, folder / f"{seed}-{turn}", False, console))
         sizes = " | ".join(f"{m['uplink_bytes_per_parameter']:.3f}" for m in made)

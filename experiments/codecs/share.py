@@ -82,7 +82,9 @@ class Snapshots(Records):
 def measure(codec: str, rounds: int) -> dict[str, float]:
     """Mean seconds of a round, of its parts, and its clients."""
     spent: Counter[str] = Counter()
-    config = RunConfig(codec=codec, rounds=rounds, workers=1, evaluate_every=rounds, safeguard="none", keep="last")
+    config = RunConfig(
+        codec=codec, rounds=rounds, workers=1, safeguard="none", measure=f"validation(every={rounds}, keep=last)"
+    )
     with tempfile.TemporaryDirectory() as folder, timed(spent):
         simulation = Simulation(config, Path(folder), ConsoleObserver(Console(quiet=True)))
         records = Snapshots(Path(folder), spent)

@@ -64,13 +64,18 @@ BASE: Settings = {
 
 OF_STRATEGY: Mapping[str, Settings] = {
     "fed_sb": {"peft": "lora_sb(rank=4, layers=2)"},
+    "florg": {"peft": "lora_gram(rank=4, width=12, layers=2)"},
     "owned_mean": {"peft": "prefix_tuning(length=4)"},
     "fedbuff": {"strategy": "fedbuff(buffer=2)"},
     "krum": {"strategy": "krum(selected=2)", "cohort": "all"},
 }
 """What a strategy needs beside its name."""
 
-OF_PEFT: Mapping[str, Settings] = {"vera": {"strategy": "rolora"}, "adalora": {"strategy": "flexlora"}}
+OF_PEFT: Mapping[str, Settings] = {
+    "vera": {"strategy": "rolora"},
+    "adalora": {"strategy": "flexlora"},
+    "lora_gram": {"strategy": "florg"},
+}
 
 PIPELINES = {
     "sparse signs": "topk(fraction=0.1) | sign | rans",

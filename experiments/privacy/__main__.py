@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import tyro
 from fedpeft.clients.executor import Job, RowPrivacy
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.private import PrivateExecutor
 
@@ -95,7 +96,8 @@ def _timer(
 
     executor.batch = counted
     shard = np.arange(len(rows))
-    local = LocalTraining(batch_size=command.batch_size, steps=command.steps)
+    even = LOCAL_OPTIMIZERS.build("adamw(head_rate=1.0)")
+    local = LocalTraining(batch_size=command.batch_size, optimizer=even).of_steps(command.steps)
     privacy = RowPrivacy(1.0, 1.0, command.batch_size / len(shard), RunKey(bytes(32)), 0) if private else None
     job = Job(
         0, 1, 0, shard, method.start(model, 0), frozenset(layout.names), local, 1e-3, form=layout.form, privacy=privacy

@@ -56,7 +56,7 @@ def cases(clients: int, rows: int, default_rows: int) -> list[Case]:
         for batch in (1, 4, 8)
     ]
     run = settled(RunConfig())
-    cohort = round(run.clients * float(run.cohort))
+    cohort = round(int(run.clients) * float(run.cohort))
     name = f"default run: {run.dtype}, batch {run.batch_size}, {cohort} clients"
     default = Case(name, cohort, default_rows, run.batch_size, run.dtype)
     return [*timed, default]

@@ -16,9 +16,9 @@ import grpc
 
 from fedpeft.communication.messages import Report
 from fedpeft.deployment.certificates import Credentials
+from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import Link, LostError
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.deployment.wire.parcel import CHUNK
 
 DOWN, UP = "/bare/Down", "/bare/Up"
 

@@ -9,7 +9,7 @@ from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, padded
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, Role, State
 from fedpeft.peft.low_rank import LowRank as LowRank
-from fedpeft.peft.low_rank import stack, truncated_svd
+from fedpeft.peft.low_rank import TruncatedSVD, stack, truncated_svd
 
 
 def lora_form(layout: Layout) -> ClientForm:
@@ -39,6 +39,18 @@ def leading_ranks(state: State, layout: Layout, form: ClientForm | None, carrier
         elif t.role == "prompt":
             sent[t.name] = state[t.name][: form.rank].clone()
     return sent
+
+
+def ranks_in_front(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:
+    """`state` with these ranks of all factors before the others; as it is where there are none."""
+    if not ranks:
+        return state
+    rank = lora_form(layout).rank
+    order = torch.tensor([*ranks, *(j for j in range(rank) if j not in ranks)])
+    moved = dict(state)
+    for pair in layout.pairs:
+        moved[pair.A], moved[pair.B] = state[pair.A][order], state[pair.B][:, order]
+    return moved
 
 
 def product(pair: LoraPair, update: Update) -> LowRank:
@@ -79,16 +91,35 @@ def mean_factors(pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -
 
 
 def best_factors(
-    pair: LoraPair, matrix: LowRank, state: State, layout: Layout, method: str, keep_remainder: bool = False
+    pair: LoraPair,
+    matrix: LowRank,
+    state: State,
+    layout: Layout,
+    method: str,
+    keep_remainder: bool = False,
+    energy: float = 1.0,
 ) -> Gathered:
     """The best approximation U S V^T of `matrix` at the global rank: B = U S / s, A = V^T.
 
-    Where a singular value is 0, B's column is 0 and A keeps its present row: a rank that is 0 in both factors has no
-    gradient and would never train again. The remainder, if kept, is the exact difference.
+    Of its ranks only the first ones count that hold the share `energy`, in (0, 1], of the matrix' squared norm (all of
+    them where that takes more, and with 1).
+
+    Where a singular value is 0, or does not count, B's column is 0 and A keeps its present row: a rank that is 0 in
+    both factors has no gradient and would never train again. The remainder, if kept, is the exact difference.
     """
     form = lora_form(layout)
     svd = truncated_svd(matrix, form.rank, method)
+    if energy < 1:
+        svd = leading(svd, energy * matrix.norm() ** 2)
     A = torch.where(svd.S[:, None] > 0, svd.Vt, state[pair.A].to(svd.Vt.dtype))
     B = svd.U * svd.S / form.scale
     remainder = stack([matrix, svd.low_rank().scaled(-1.0)]) if keep_remainder else None
     return Gathered(A, B, remainder)
+
+
+def leading(svd: TruncatedSVD, energy: float) -> TruncatedSVD:
+    """The fewest leading triplets, at least one, whose squared singular values add up to `energy`; the others as 0."""
+    reached = svd.S.double().square().cumsum(0)
+    counts = (reached - svd.S.double().square() < energy).to(svd.S.dtype)
+    counts[0] = 1.0
+    return TruncatedSVD(svd.U * counts, svd.S * counts, svd.Vt * counts[:, None])

@@ -16,12 +16,19 @@ from torch import Tensor
 from fedpeft.parts import Family
 from fedpeft.peft.adapter import State
 
+VARIANCE = "variance"
+"""Among the statistics of a bounded head: of the noise in each entry of the others, (1,). It adds up as they do."""
+
 
 class HeadStart(ABC):
     """One way to start. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
     exchanges: ClassVar[bool] = True
     """Whether the clients are asked for statistics."""
+
+    bounded: ClassVar[bool] = False
+    """Whether one row more or less changes the statistics by at most 1 in norm, all tensors but `VARIANCE` together, so
+    that noise can hide it; what the sums hold of noise, `solve` is told by their `VARIANCE`."""
 
     codecs: ClassVar[Mapping[str, str]] = {"": "bf16"}
     """How the statistics are encoded in runs whose updates are lossy, by the preset of the updates; "": all others."""
@@ -52,12 +59,16 @@ class HeadStart(ABC):
 
     @abstractmethod
     def class_counts(self, total: State) -> Tensor:
-        """Rows per class, (classes,), as the sums over all clients tell; empty where nothing is exchanged."""
+        """Rows per class, (classes,), as the sums over all clients tell; empty where they don't."""
+
+    def hidden(self, total: State) -> list[int]:
+        """Classes of which the sums over all clients say nothing for noise; by default there is none."""
+        return []
 
     @abstractmethod
     def solve(self, total: State, width: int, classes: int) -> State:
         """`head.weight` (classes, width) and `head.bias` (classes,), fp64, from the sums over all clients."""
 
 
-HEADS: Family[HeadStart] = Family("fedpeft.aggregation.heads", "head")
+HEADS: Family[HeadStart] = Family("fedpeft.aggregation.heads", "head", kind=HeadStart)
 """All ways, by file name."""

@@ -39,5 +39,5 @@ class Safeguard(ABC):
         """Whether a state with this validation loss counts, and the standing after it; the start is judged first."""
 
 
-SAFEGUARDS: Family[Safeguard] = Family("fedpeft.aggregation.safeguards", "safeguard")
+SAFEGUARDS: Family[Safeguard] = Family("fedpeft.aggregation.safeguards", "safeguard", kind=Safeguard)
 """All rules, by file name."""

@@ -32,7 +32,9 @@ def moment(memory: Memory, label: str, direction: State, initial: float = 0.0) -
     return {name: kept[name] if name in kept else d.new_full(d.shape, initial) for name, d in direction.items()}
 
 
-SERVER_OPTIMIZERS: Family[ServerOptimizer] = Family("fedpeft.aggregation.server_optimizers", "server optimizer")
+SERVER_OPTIMIZERS: Family[ServerOptimizer] = Family(
+    "fedpeft.aggregation.server_optimizers", "server optimizer", kind=ServerOptimizer
+)
 """All server optimizers, by file name."""
 
 

@@ -24,20 +24,29 @@ from torch import Tensor
 from fedpeft.aggregation.factors import change, leading_ranks
 from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, normalised, weighted_sum
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family
+from fedpeft.parts import Family, setting
 from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import LowRank as LowRank
 from fedpeft.peft.low_rank import inner_products
 
+WEIGHTINGS = ("auto", "rows", "uniform")
 
+
+@dataclass(frozen=True, kw_only=True)
 class Strategy:
     """One aggregation rule. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    weighting: str = setting("auto", "of clients; auto: by rows, under privacy uniform", choices=WEIGHTINGS)
 
     mixed_ranks: ClassVar[bool] = False
     """Whether clients may hold different ranks and alphas."""
 
     new_factors: ClassVar[bool] = False
     """Whether the rule makes new factors each round, in which what was remembered of the old ones has no meaning."""
+
+    moves_ranks: ClassVar[bool] = False
+    """Whether a client of lower rank holds other ranks from round to round, so that what it, or a downlink, remembers
+    of its factors has no meaning in the next one."""
 
     arrives_whole: ClassVar[bool] = True
     """Whether the update of a cohort of one becomes the global state; False: it is thinned out, shrunk or kept back."""
@@ -82,8 +91,16 @@ class Strategy:
         """Names of the tensors that clients train in `round` (counted from 1); by default all."""
         return frozenset(layout.names)
 
+    def ranks(self, layout: Layout, form: ClientForm | None, seed: int, round: int, client: int) -> tuple[int, ...]:
+        """Which ranks of the global factors a client that holds `form` is given in a round, in its order; empty, the
+        default: the leading ones."""
+        return ()
+
     def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
-        """A copy of what a client that holds `form` is sent; by default the leading ranks of the global state."""
+        """A copy of what a client that holds `form` is sent; by default the leading ranks of the global state.
+
+        Where a client is given other `ranks`, they lead in the `state` that this is called with.
+        """
         return leading_ranks(state, layout, form)
 
     def submitted(self, delta: State, layout: Layout, round: int) -> State:
@@ -205,14 +222,16 @@ class GatherStrategy(RoundStrategy):
 
 _ELSEWHERE = {
     "fedavg": "the mean that FedAvg takes is the strategy fedit",
-    "fedprox": "FedProx is a penalty on clients, with any strategy: --proximal 0.01",
-    "scaffold": "SCAFFOLD corrects the clients' drift, with any linear strategy: --scaffold",
+    "fedprox": "FedProx is a penalty on clients, with any strategy: --drift 'fedprox(mu=0.01)'",
+    "scaffold": "SCAFFOLD corrects the clients' drift, with any linear strategy: --drift scaffold",
+    "la_lora": "LA-LoRA is what clients do in their local steps, with any strategy of both factors: --drift la_lora",
+    "florist": "FLoRIST is flexlora with a share of the energy to keep: --strategy 'flexlora(energy=0.9)'",
     "fedadam": "FedAdam is what the server does with the mean: --strategy fedit --server-optimizer adam",
     "fedyogi": "FedYogi is what the server does with the mean: --strategy fedit --server-optimizer yogi",
     "fedadagrad": "FedAdagrad is what the server does with the mean: --strategy fedit --server-optimizer adagrad",
 }
 
-strategies: Family[Strategy] = Family("fedpeft.strategies", "strategy", elsewhere=_ELSEWHERE)
+strategies: Family[Strategy] = Family("fedpeft.strategies", "strategy", elsewhere=_ELSEWHERE, kind=Strategy)
 """All strategies, by file name."""
 
 

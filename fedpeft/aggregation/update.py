@@ -24,6 +24,7 @@ class Update:
         received: the state the client started from, bit for bit (the server decodes its own downlink payload).
         delta: trained minus received, only for the tensors trained this round.
         staleness: steps that the server has taken since it sent the state; 0 in a synchronous round.
+        ranks: of the global factors, that the client holds, in its order; empty: the leading ones.
     """
 
     client: int
@@ -32,6 +33,7 @@ class Update:
     received: State
     delta: State
     staleness: int = 0
+    ranks: tuple[int, ...] = ()
 
     def trained(self, name: str) -> Tensor:
         """The tensor after local training (as received where it was not trained)."""

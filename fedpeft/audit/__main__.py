@@ -6,6 +6,7 @@ python -m fedpeft.audit runs/A runs/B                                           
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -74,9 +75,15 @@ def show(verdict: Verdict, console: Console) -> None:
             if verdict.distance is not None
             else []
         ),
-        ("verdict", "consistent" if verdict.passed else "[bold red]it protects less than it claims[/]"),
+        ("verdict", _word(verdict)),
     ]
     console.print(summary_table("canary audit", rows))
+
+
+def _word(verdict: Verdict) -> str:
+    if not verdict.passed:
+        return "[bold red]it protects less than it claims[/]"
+    return "consistent" if math.isfinite(verdict.claimed) else "nothing is claimed, so nothing can be refuted"
 
 
 def main(arguments: list[str] | None = None) -> int:

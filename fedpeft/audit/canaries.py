@@ -30,6 +30,7 @@ from fedpeft.audit.bounds import Bounds, bounds
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.clients import client
 from fedpeft.clients.executor import Job, RowPrivacy
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.communication.downlink import Package, Sent
 from fedpeft.communication.messages import Instruction, Report
@@ -159,7 +160,7 @@ class _Pipeline:
         self.start: State = {name: torch.zeros(shape) for name, shape in self.layout.shapes.items()}
         self.start["layer.lora_A.weight"] = torch.eye(FORM.rank, 5)
         self.folder = folder
-        self.protection = Protection(mechanism, self._federation(), folder, str(audit), False, audit.seed)
+        self.protection = Protection(mechanism, self._federation(), folder, str(audit), audit.seed)
         self.protection.open(resumed=False)
 
     def _federation(self) -> Federation:
@@ -305,7 +306,8 @@ class _Rows(_Pipeline):
         rule = strategies.build("fedit")  # whatever follows is free
         progress = Progress(round=0, adapter=executor.start)
         scores = np.zeros(self.audit.canaries)
-        local = LocalTraining(batch_size=self.protection.federation.batch_size, steps=self.audit.steps, optimizer="sgd")
+        plain = LOCAL_OPTIMIZERS.build("sgd(head_rate=1.0)")
+        local = LocalTraining(self.protection.federation.batch_size, optimizer=plain).of_steps(self.audit.steps)
         for round in range(1, self.audit.rounds + 1):
             entry = self.protection.enter(round, progress.digest(), self.everyone)
             assert entry is not None
@@ -338,7 +340,7 @@ class _Rows(_Pipeline):
     def _distance(self, executor: CanaryExecutor, job: Job) -> float:
         """The largest distance of the sums over all rows and over all but one, in clipping norms, each step's mean."""
         assert job.privacy is not None
-        quiet = replace(job, training=replace(job.training, steps=2), privacy=replace(job.privacy, noise=0.0, rate=1.0))
+        quiet = replace(job, training=job.training.of_steps(2), privacy=replace(job.privacy, noise=0.0, rate=1.0))
 
         def total(rows: np.ndarray) -> np.ndarray:
             [trained] = executor.train([replace(quiet, rows=rows)])
@@ -347,7 +349,7 @@ class _Rows(_Pipeline):
         rows = np.arange(self.audit.canaries)
         whole = total(rows)
         apart = (float(np.linalg.norm(whole - total(np.delete(rows, row)))) for row in range(NEIGHBOURS))
-        return max(apart) / float(quiet.training.steps * self.mechanism.clip)
+        return max(apart) / float(quiet.training.steps_for(self.audit.canaries) * self.mechanism.clip)
 
 
 def _flat(state: State, layout: Layout) -> np.ndarray:

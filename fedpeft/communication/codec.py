@@ -89,15 +89,17 @@ class Codec:
 
     @property
     def gain(self) -> str:
-        """What the quantizer makes longer: `length`, each update to its length along itself, or `none`."""
-        return str(getattr(self.tensor_steps[-1], "gain", "none"))
+        """What is made longer: `length`, each update to its length along itself, `mean`, that of many, or `none`."""
+        gains = (str(getattr(step, "gain", "none")) for step in self.tensor_steps)
+        return next((gain for gain in gains if gain != "none"), "none")
 
     def without_gain(self) -> Codec:
         """The same codec with what arrives as near to what was sent as can be."""
-        if self.gain == "none":
-            return self
-        changed = replace(self.tensor_steps[-1], gain="none")  # type: ignore[type-var]
-        return replace(self, tensor_steps=(*self.tensor_steps[:-1], changed))
+        steps = tuple(
+            replace(step, gain="none") if getattr(step, "gain", "none") != "none" else step  # type: ignore[type-var]
+            for step in self.tensor_steps
+        )
+        return replace(self, tensor_steps=steps)
 
     def with_bits(self, bits: float) -> Codec:
         """The same codec at another precision, for precision that changes over time or from client to client.
@@ -126,6 +128,7 @@ class Codec:
         weights: State | None = None,
         shapes: Mapping[str, Shape] | None = None,
         reference: tuple[int, State] | None = None,
+        turn: int = 0,
     ) -> bytes:
         """The state as one payload; its length is what a transfer costs.
 
@@ -137,6 +140,7 @@ class Codec:
                 s * e (see `fedpeft.communication.bit_allocation.sensitivity`). Names left out count as 1.
             shapes: of the whole adapter, when `state` may hold only some of its tensors; default: those of `state`.
             reference: version and state that a `delta` step subtracts; both ends hold it.
+            turn: at least 0; counts on from round to round, and from client to client (`segments`).
 
         Raises:
             PayloadError: a tensor is not finite, of another dtype, or not in `shapes`.
@@ -145,7 +149,7 @@ class Codec:
         own = {name: tuple(state[name].shape) for name in sorted(state)}
         sent = _subset(own, own if shapes is None else shapes)
         seed %= 1 << 64
-        symbols, parameters = self.symbols(state, seed=seed, weights=weights, reference=reference)
+        symbols, parameters = self.symbols(state, seed=seed, weights=weights, reference=reference, turn=turn)
         body = self.packer.pack(symbols)
         for byte_step in self.byte_steps:
             body = byte_step.encode(body)
@@ -166,6 +170,7 @@ class Codec:
         seed: int = 0,
         weights: State | None = None,
         reference: tuple[int, State] | None = None,
+        turn: int = 0,
     ) -> tuple[list[Symbols], list[bytes]]:
         """What the tensor steps make of a state, before it is packed: all symbols, and each step's parameters.
 
@@ -185,7 +190,7 @@ class Codec:
         with np.errstate(all="ignore"):  # what overflows is not finite, and the receiver refuses it
             for position, step in enumerate(self.tensor_steps):
                 spent = HEADER_SIZE + sum(map(len, parameters)) + packed_bound([s.expected for s in symbols])
-                made = step.encode(signal, Context(seed, position, dtype, len(flat), spent, base))
+                made = step.encode(signal, Context(seed, position, dtype, len(flat), spent, base, turn=turn))
                 parameters.append(made.parameters)
                 symbols += made.symbols
                 signal = made.signal or signal

@@ -20,12 +20,14 @@ from typing import Final
 import numpy as np
 import torch
 
+from fedpeft.aggregation.factors import ranks_in_front
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.base_residual import Residual
 from fedpeft.communication.codec import Codec, parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.payload import Reader, Shape, read_payload
+from fedpeft.communication.release import digest_of
 from fedpeft.communication.steps import Quantizer, step_name
 from fedpeft.communication.uplink import preset_of
 from fedpeft.errors import ConfigError
@@ -57,6 +59,10 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
     made = parse_codec(lossless if name == "fp32" else DOWNLINKS.get(name, name))
     if any(step.needs_reference for step in made.steps):
         raise ConfigError(f"--downlink {text!r}: with delta, clients would end at different states; use grid")
+    if any(step.takes_turns for step in made.steps):
+        raise ConfigError(
+            f"--downlink {text!r}: a segment is for updates, of which there are many, but a state is one; leave it out"
+        )
     if made.gain != "none":
         raise ConfigError(
             f"--downlink {text!r}: gain is for the mean of many updates, but a state is one; leave it out"
@@ -88,6 +94,11 @@ class Arrival:
 
     state: State
     moved: State
+
+    @property
+    def compared(self) -> State:
+        """What is the same bits on every machine, if anything is: the start in a form of one's own may be rounded."""
+        return self.moved or self.state
 
 
 def arrival(
@@ -129,11 +140,13 @@ def balanced(moved: State) -> State:
 
 @dataclass(frozen=True)
 class Package:
-    """A payload, the state that it leads to, and the version it builds on (0: the start; None: nothing)."""
+    """A payload, the state that it leads to, the version it builds on (0: the start; None: nothing), and the ranks of
+    the global factors that it holds (empty: the leading ones)."""
 
     payload: bytes
     state: State
     base: int | None
+    ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,7 @@ class Downlink:
         start: the seeded one.
         versions: of the rounds before.
         residual: what exact rules have put into the base.
+        seed: of the run, which says what ranks a client is given.
     """
 
     def __init__(
@@ -192,16 +206,17 @@ class Downlink:
         versions: Versions,
         residual: Residual,
         round: int,
+        seed: int = 0,
     ) -> None:
         self._strategy, self._layout, self._codec, self._lossless = strategy, layout, codec, lossless
         self._state, self._start, self._versions = state, start, versions
-        self._residual, self._round = residual, round
+        self._residual, self._round, self._seed = residual, round, seed
         self.trained = strategy.trained(layout, round)
         self.private = strategy.private(layout)
         self.shared = self.trained - self.private
         """What updates hold."""
         self._chains = _quantizer(codec).chains
-        self._packages: dict[tuple[ClientForm | None, int, bool], Package] = {}
+        self._packages: dict[tuple[ClientForm | None, int, bool, tuple[int, ...]], Package] = {}
         self._bases: dict[int, bytes] = {}
         self._made: dict[ClientForm | None, tuple[bytes, Arrival, State | None]] = {}
 
@@ -210,22 +225,37 @@ class Downlink:
         """The round's new versions, by form: the ways that lead to them from the start."""
         return {form: payload for form, (payload, _, _) in self._made.items()} if self._chains else {}
 
-    def package(self, form: ClientForm | None, held: int, newcomer: bool) -> Package:
-        """The adapter for a client that has a `form` and holds a version (0: none of use)."""
+    def package(self, form: ClientForm | None, held: int, newcomer: bool, client: int = 0) -> Package:
+        """The adapter for a `client` that has a `form` and holds a version (0: none of use)."""
         if not (self._chains and self._versions.get(form, held)):
             held = 0
-        key = form, held, newcomer and bool(self.private)
+        key = form, held, newcomer and bool(self.private), self._ranks(form, client)
         if key not in self._packages:
             self._packages[key] = self._package(*key)
         return self._packages[key]
 
-    def _package(self, form: ClientForm | None, held: int, everything: bool) -> Package:
+    def _ranks(self, form: ClientForm | None, client: int) -> tuple[int, ...]:
+        return self._strategy.ranks(self._layout, form, self._seed, self._round, client)
+
+    def released(self, form: ClientForm | None) -> str:
+        """The digest of the state in a `form`; empty: decoding it is not exact (`fedpeft.communication.release`), or
+        clients of this form are given ranks of their own."""
+        if not (self._codec.lossless or self._chains) or self._ranks(form, 0):
+            return ""
+        if self._codec.lossless:
+            state = self.package(form, 0, newcomer=False).state
+        else:
+            state = self._whole(form)[1].compared
+        return digest_of({name: tensor for name, tensor in state.items() if name not in self.private})
+
+    def _package(self, form: ClientForm | None, held: int, everything: bool, ranks: tuple[int, ...]) -> Package:
         shapes = self._layout.with_form(form).shapes
         names = [name for name in shapes if everything or name not in self.private]
         if self._codec.lossless:
-            sent = self._strategy.dispatch(self._state, self._layout, form, self._round)
+            state = ranks_in_front(self._state, self._layout, ranks)
+            sent = self._strategy.dispatch(state, self._layout, form, self._round)
             payload = self._codec.encode({name: sent[name] for name in names}, shapes=shapes)
-            return Package(payload, decode(payload, shapes), None)
+            return Package(payload, decode(payload, shapes), None, ranks)
         payload, whole, weights = self._whole(form)
         state = {name: whole.state[name] for name in names}
         part = {name: whole.moved[name] for name in names}

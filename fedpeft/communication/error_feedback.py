@@ -89,6 +89,7 @@ class ErrorFeedback:
         seed: int = 0,
         weights: State | None = None,
         shapes: Mapping[str, Shape] | None = None,
+        turn: int = 0,
     ) -> tuple[bytes, State]:
         """The payload for `delta`, and the memory to keep once it is acknowledged.
 
@@ -98,16 +99,17 @@ class ErrorFeedback:
             seed: see `Codec.encode`.
             weights: see `Codec.encode`.
             shapes: see `Codec.encode`.
+            turn: see `Codec.encode`.
         """
         if self.kind == "none":
-            return self.codec.encode(delta, seed=seed, weights=weights, shapes=shapes), {}
+            return self.codec.encode(delta, seed=seed, weights=weights, shapes=shapes, turn=turn), {}
         own = {name: tuple(tensor.shape) for name, tensor in delta.items()}
         held = _fitting(memory or {}, own)
         sign = self.keep if self.kind == "ef14" else -1.0
         target = {
             name: tensor + sign * held[name].to(tensor) if name in held else tensor for name, tensor in delta.items()
         }
-        payload = self.codec.encode(target, seed=seed, weights=weights, shapes=shapes)
+        payload = self.codec.encode(target, seed=seed, weights=weights, shapes=shapes, turn=turn)
         received = decode(payload, own if shapes is None else shapes)
         if self.kind == "ef14":
             return payload, {**held, **{name: target[name] - received[name].to(target[name]) for name in own}}

@@ -26,7 +26,7 @@ AdapterPrecision = Literal["fp32", "bf16"]
 ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
 """Precisions of a client's frozen base (empty: the run's own), and of the adapter as it holds it."""
 
-PAYLOAD_TYPE = "fedpeft.v2"
+PAYLOAD_TYPE = "fedpeft.v3"
 """The `stype` of the array that holds a payload: the version of these messages, of which a peer reads one."""
 
 PAYLOADS = ("payload", "correction", "residual", "shares")
@@ -66,6 +66,8 @@ class Instruction:
         shares: of the classes among all rows (`fedpeft.clients.label_shift`), encoded; empty: the loss is the plain
             one.
         attempt: of the round, under privacy: what is tried anew with other inputs has other noise.
+        released: digest of the state that `payload` must lead to (`fedpeft.communication.release`), as the client has
+            it from a record of the server's; empty: it is not compared.
     """
 
     kind: Kind
@@ -87,6 +89,7 @@ class Instruction:
     residual: bytes = b""
     shares: bytes = b""
     attempt: int = 0
+    released: str = ""
 
     @property
     def form(self) -> ClientForm | None:
@@ -134,6 +137,8 @@ class Report:
         correction: the changes of the states of the client's drift corrections, encoded.
         charged: releases on the ledger of a client that adds noise itself, those of this report included.
         spent: whether there is no update because that client's privacy budget allows none.
+        used: distinct rows that the client has trained on up to now, where it continues each round where the last one
+            stopped; 0: it does not say.
     """
 
     client: int
@@ -149,6 +154,7 @@ class Report:
     correction: bytes = b""
     charged: int = 0
     spent: bool = False
+    used: int = 0
 
     @property
     def bytes(self) -> int:

@@ -50,7 +50,9 @@ class PrecisionRule(ABC):
         """The bits of each client, from what they would be without the rule."""
 
 
-PRECISION_RULES: Family[PrecisionRule] = Family("fedpeft.communication.precision_rules", "precision rule")
+PRECISION_RULES: Family[PrecisionRule] = Family(
+    "fedpeft.communication.precision_rules", "precision rule", kind=PrecisionRule
+)
 """All rules, by file name."""
 
 

@@ -72,6 +72,7 @@ class Context:
         spent: of the encoder: bytes that the header and the steps before take.
         reference: of the encoder: version and values of the state that a `delta` step subtracts.
         references: of the decoder: version -> values, for the tensors sent.
+        turn: of the encoder: counts on from round to round, and from client to client.
     """
 
     seed: int
@@ -81,6 +82,7 @@ class Context:
     spent: int = 0
     reference: tuple[int, Array] | None = None
     references: Callable[[int], Array | None] = lambda version: None
+    turn: int = 0
 
     def uniform(self, count: int) -> Array:
         """`count` numbers in (0, 1), symmetric about 1/2, on a grid of 2^-24; the same for ever for the same seed."""
@@ -108,6 +110,8 @@ class Step(ABC):
     """Whether the step needs the seed."""
     needs_reference: ClassVar[bool] = False
     """Whether a state that both ends hold must be given, so that payloads for all who lack one are not possible."""
+    takes_turns: ClassVar[bool] = False
+    """Whether what is sent depends on the turn: for updates, of which there are many."""
 
     def __str__(self) -> str:
         return part_text(self)
@@ -204,7 +208,7 @@ WORDS: Final = (
 )  # fmt: skip
 """What else can stand in a codec's text: presets, memories and precision rules."""
 
-codecs: Family[Step] = Family("fedpeft.communication.codecs", "codec step", reserved=WORDS)
+codecs: Family[Step] = Family("fedpeft.communication.codecs", "codec step", reserved=WORDS, kind=Step)
 """All steps, by file name."""
 
 

@@ -76,6 +76,7 @@ class Uplink:
         seed: int,
         trained: State,
         layout: Layout,
+        turn: int = 0,
     ) -> tuple[bytes, State]:
         """The payload of a client's update, and the memory to keep once the server has recorded it.
 
@@ -86,13 +87,14 @@ class Uplink:
             seed: see `Codec.encode`.
             trained: the adapter after training, which says how much each entry's error matters.
             layout: the client's own, at its rank.
+            turn: see `Codec.encode`.
 
         Raises:
             PayloadError: the update is not finite.
         """
         weights = None if self.codec.lossless else sensitivity(trained, layout)
         feedback = replace(self.feedback, codec=_at(self.codec, bits)) if bits else self.feedback
-        return feedback.encode(delta, memory, seed=seed, weights=weights, shapes=layout.shapes)
+        return feedback.encode(delta, memory, seed=seed, weights=weights, shapes=layout.shapes, turn=turn)
 
     def receive(self, payload: bytes, shapes: Mapping[str, Shape], memory: State) -> tuple[State, State]:
         """The update that a payload stands for, and the server's copy of that client's memory (empty without one).

@@ -6,10 +6,11 @@ For tests and measurements of strategies; nothing here trains anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from fedpeft.aggregation.factors import ranks_in_front
 from fedpeft.aggregation.strategy import Aggregate, LinearStrategy, RoundStrategy, Strategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.peft.adapter import ClientForm, Layout, Role, State, TensorSpec
@@ -65,14 +66,12 @@ def random_updates(
     trained = strategy.trained(layout, round)
     private = strategy.private(layout)
     for i, client in enumerate(clients):
-        received = strategy.dispatch(state, layout, client.form, round)
+        ranks = strategy.ranks(layout, client.form, seed, round, i) if layout.pairs else ()
+        received = strategy.dispatch(ranks_in_front(state, layout, ranks), layout, client.form, round)
         noise = random_state(layout.with_form(client.form), seed * 10_000 + i, next(iter(state.values())).dtype)
         delta = {name: noise[name] * size for name in layout.names if name in trained - private}
-        updates.append(
-            Update(
-                i, client.weight, client.form, received, strategy.submitted(delta, layout.with_form(client.form), round)
-            )
-        )
+        submitted = strategy.submitted(delta, layout.with_form(client.form), round)
+        updates.append(Update(i, client.weight, client.form, received, submitted, ranks=ranks))
     return updates
 
 
@@ -96,4 +95,4 @@ def run_round(
 def _only(update: Update, names: Sequence[str]) -> Update:
     received = {name: update.received[name] for name in names}
     delta = {name: update.delta[name] for name in names if name in update.delta}
-    return Update(update.client, update.weight, update.form, received, delta)
+    return replace(update, received=received, delta=delta)

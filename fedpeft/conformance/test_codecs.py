@@ -63,6 +63,7 @@ PIPELINES = (
         "topk | sign | rans | zstd",
         "rotate | quantize(step=0.5, rounding=stochastic) | rans",
         "rotate | topk | lowrank | nf4 | zstd",
+        "segments(count=2, gain=none) | topk(fraction=0.5) | quantize(bits=4) | rans",
         "lowrank(share=1.0) | adaptive(bits=3.0, rounding=dither) | rans",
         "lowrank(share=0.3) | rotate | widths(bits=3.0) | pack | zstd | zstd",
         "topk(fraction=0.5) | adaptive(bits=2.0, per=tensor) | rans",

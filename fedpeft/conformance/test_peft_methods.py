@@ -17,6 +17,7 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Job
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.communication.codec import PRESETS, parse_codec
@@ -41,6 +42,7 @@ SMALL = {
     "qlora": "qlora(rank=4)",
     "lora_fa": "lora_fa(rank=4)",
     "lora_sb": "lora_sb(rank=4)",
+    "lora_gram": "lora_gram(rank=4, width=12)",
     "vera": "vera(rank=16)",
     "bottleneck": "bottleneck(dim=6)",
     "prefix_tuning": "prefix_tuning(length=5)",
@@ -60,7 +62,7 @@ MORE = [
 NAMES = under_test(PEFT_METHODS)
 OWN = PEFT_METHODS.own_names == NAMES
 SPECS = [*(SMALL.get(name, name) for name in NAMES), *(MORE if OWN else [])]
-RULE = {"vera": "rolora", "adalora": "flexlora"}
+RULE = {"vera": "rolora", "adalora": "flexlora", "lora_gram": "florg"}
 """The strategy of methods whose plain mean is wrong."""
 
 SHARDS = [np.arange(0, 20), np.arange(20, 50), np.arange(50, 57)]
@@ -94,13 +96,13 @@ class Case:
         plain = self.task.model(self.task.base(self.folder, DTYPES[self.dtype]), self.classes)
         return BatchedExecutor(plain, self.task, self.method, self.rows, self.layout, 2, "native")
 
-    def jobs(self, start=None, forms=None, rate=1e-3, **training):
+    def jobs(self, start=None, forms=None, rate=1e-3, steps=3, optimizer="adamw(head_rate=1.0)"):
         made = []
         for client, rows in enumerate(SHARDS):
             form = forms[client] if forms else self.layout.form
             shapes = self.layout.with_form(form).shapes
             received = {n: t[tuple(slice(0, s) for s in shapes[n])].clone() for n, t in (start or self.start).items()}
-            local = LocalTraining(**{"batch_size": 8, "steps": 3, **training})
+            local = LocalTraining(optimizer=LOCAL_OPTIMIZERS.build(optimizer)).of_steps(steps)
             made.append(Job(client, 1, 7, rows, received, frozenset(self.layout.names), local, rate, form=form))
         return made
 
@@ -318,6 +320,9 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
         assert torch.allclose(ours[:kept], singular[:kept], rtol=1e-6)
         assert int((ours > 1e-9).sum()) == kept
         return
+    if spec.startswith("lora_gram"):  # the Gram matrices have this mean, of which the read-back keeps a part
+        assert 0 < outcome.error < 0.9
+        after = {name: tensor for name, tensor in after.items() if name.startswith("head.")}
     for name, tensor in after.items():
         expected = torch.zeros_like(tensor)
         for p, t in zip(shares, trained, strict=True):

@@ -1,5 +1,6 @@
 """What every strategy must do, ours and yours."""
 
+import contextlib
 import dataclasses
 import inspect
 import random
@@ -18,6 +19,11 @@ from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 
 FORM = ClientForm(4, 8.0)
 MIXED = [Client(ClientForm(2, 8.0), 3.0), Client(ClientForm(4, 8.0), 1.0), Client(ClientForm(3, 6.0), 2.5)]
+CORES = [
+    TensorSpec("layer.0.lora_R.weight", (4, 4), "plain", "layer.0"),
+    TensorSpec("layer.0.lora_G.weight", (4, 9), "plain", "layer.0"),
+]
+"""Of rules that refuse LoRA's factors, the tensors that they are for."""
 EQUAL = [Client(FORM, 3.0), Client(FORM, 1.0), Client(FORM, 2.5), Client(FORM, 7.0)]
 
 
@@ -26,9 +32,12 @@ def layout_for(strategy: Strategy) -> Layout:
     try:
         strategy.check(layout, [])
     except ConfigError:
-        core = TensorSpec("layer.0.lora_R.weight", (4, 4), "plain", "layer.0")
-        layout = Layout((core, *(t for t in layout.tensors if t.role == "head")), FORM)
-        strategy.check(layout, [])
+        for core in CORES:
+            layout = Layout((core, *(t for t in layout.tensors if t.role == "head")), FORM)
+            with contextlib.suppress(ConfigError):
+                strategy.check(layout, [])
+                return layout
+        raise
     return layout
 
 

@@ -40,6 +40,7 @@ def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
         return {"pixels": examples.pixels, "labels": examples.labels, "tokens": np.array(examples.tokens)}
     assert isinstance(examples, TokenRows)
     found = {"ids": examples.ids, "offsets": examples.offsets, "padding": np.array(examples.padding_id)}
+    found |= {"cut": np.array(examples.cut)} if examples.cut else {}
     optional = {"labels": examples.labels, "targets": examples.targets}
     return found | {name: array for name, array in optional.items() if array is not None}
 
@@ -49,7 +50,12 @@ def examples_from_arrays(found: Mapping[str, np.ndarray]) -> Examples:
     if "pixels" in found:
         return ImageRows(found["pixels"], found["labels"], int(found["tokens"]))
     return TokenRows(
-        found["ids"], np.asarray(found["offsets"]), found.get("labels"), int(found["padding"]), found.get("targets")
+        found["ids"],
+        np.asarray(found["offsets"]),
+        found.get("labels"),
+        int(found["padding"]),
+        found.get("targets"),
+        int(found.get("cut", 0)),
     )
 
 

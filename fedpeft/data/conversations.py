@@ -1,14 +1,20 @@
-"""Conversations: lists of {"role": ..., "content": ...}, as instruction data has them; one JSON text a row."""
+"""Instruction data: one JSON text a row, of which the answers are learned.
+
+Conversations are lists of {"role": ..., "content": ...}, written by the model's own chat template or by that of a
+file: {"template": ..., "sha256": ..., "messages": ...}. Rows of columns are {"prompt": ..., "answer": ...}.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
-from fedpeft.errors import DataError, ModelError
+from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, SUFFIX, PromptTemplate, fingerprint, template_file
+from fedpeft.errors import ConfigError, DataError, ModelError
 
 ROLES = ("system", "user", "assistant")
 
@@ -35,32 +41,96 @@ def packed(value: object, where: str) -> str:
     return json.dumps([{"role": m["role"], "content": m["content"]} for m in value])
 
 
-def with_messages(records: Iterable[tuple[str, Mapping[str, Any]]], column: str, text: str, source: str) -> Any:
-    """The records with the conversation in `column` packed into the column `text`.
+def with_messages(
+    records: Iterable[tuple[str, Mapping[str, Any]]], column: str, text: str, source: str, template: str | None = None
+) -> Any:
+    """The records with the conversation in `column` packed into the column `text`; `template`: of a file, or None.
 
     Raises:
-        DataError: a record has no such column, or no conversation in it.
+        ConfigError: the template is one of columns.
+        DataError: a record has no such column, or no conversation in it; or there is no such template.
     """
+    if template in (None, CHAT):
+        own = ""
+    elif str(template).endswith(SUFFIX):
+        file = str(Path(str(template)).expanduser().absolute())
+        own = f'{{"template": {json.dumps(file)}, "sha256": "{fingerprint(file)}", "messages": %s}}'
+    else:
+        raise ConfigError(
+            f"the prompt template {template} is one of columns, and {source} holds conversations; take {CHAT}, or a "
+            f"file of your own that ends in {SUFFIX}"
+        )
     for place, record in records:
         where = f"{place} of {source}"
         if column not in record:
             raise DataError(f"{where} has no column {column!r} for the conversation; it has: {', '.join(record)}")
-        yield place, {**record, text: packed(record[column], where)}
+        conversation = packed(record[column], where)
+        yield place, {**record, text: own.replace("%s", conversation) if own else conversation}
 
 
-def ids_and_answers(tokenizer: Any, conversation: str) -> tuple[list[int], list[bool]]:
-    """Token ids of a packed conversation in the model's chat template, and which of them the assistant says.
+def with_prompts(
+    records: Iterable[tuple[str, Mapping[str, Any]]], template: str, answer: str, text: str, source: str
+) -> Any:
+    """The records with the prompt that `template` writes and the answer in a column packed into the column `text`.
 
-    An answer is what the template adds to the conversation so far, opened for an answer: its text and the token that
-    ends it.
+    Raises:
+        ConfigError: there is no such template.
+        DataError: the template fails on a record, or a record has no answer.
+    """
+    made = PromptTemplate(template)
+    for place, record in records:
+        where = f"{place} of {source}"
+        if answer not in record:
+            raise DataError(f"{where} has no column {answer!r} for the answer; it has: {', '.join(map(str, record))}")
+        said = record[answer]
+        if not isinstance(said, str) or not said.strip():
+            raise DataError(f"{where}: nobody answers; the column {answer!r} holds {said!r:.40}")
+        prompt = made.prompt({name: value for name, value in record.items() if name != answer}, where)
+        if template == CHAT:
+            row = packed([{"role": "user", "content": prompt}, {"role": "assistant", "content": said}], where)
+        else:
+            row = json.dumps({"prompt": prompt, "answer": said})
+        yield place, {**record, text: row}
+
+
+def ids_and_answers(tokenizer: Any, row: str) -> tuple[list[int], list[bool]]:
+    """Token ids of a packed row, and which of them are an answer's.
 
     Raises:
         ModelError: the tokenizer has no chat template, or one that changes what it has written.
-        DataError: the template refuses the conversation.
+        DataError: the template refuses the conversation, or its file has changed.
     """
-    messages = json.loads(conversation)
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError("the model's tokenizer has no chat template; take an instruction-tuned model such as smollm2")
+    packed_row = json.loads(row)
+    if isinstance(packed_row, list):
+        if not getattr(tokenizer, "chat_template", None):
+            raise ModelError(
+                "the model's tokenizer has no chat template; take an instruction-tuned model such as smollm2, or give "
+                "the data set a template of your own: template='FILE.jinja'"
+            )
+        return _of_conversation(tokenizer, packed_row, None, "the model's chat template")
+    if "prompt" in packed_row:
+        return _of_prompt(tokenizer, packed_row["prompt"], packed_row["answer"])
+    file = packed_row["template"]
+    if fingerprint(file) != packed_row["sha256"]:
+        raise DataError(f"the prompt template {file} has changed while its rows were read; begin anew")
+    return _of_conversation(tokenizer, packed_row["messages"], template_file(file), f"the prompt template {file}")
+
+
+def _of_prompt(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[bool]]:
+    """Prompt and answer, cut into tokens by themselves so that where one ends is certain; then the end of a text."""
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    asked = list(tokenizer(prompt)["input_ids"])
+    if end and asked[-1:] == end:
+        asked.pop()
+    said = [*tokenizer(answer, add_special_tokens=False)["input_ids"], *end]
+    return asked + said, [False] * len(asked) + [True] * len(said)
+
+
+def _of_conversation(
+    tokenizer: Any, messages: list[dict[str, str]], template: str | None, called: str
+) -> tuple[list[int], list[bool]]:
+    """An answer is what the template adds to the conversation so far, opened for an answer: its text and the token
+    that ends it."""
     ids: list[int] = []
     answers: list[bool] = []
     for i, message in enumerate(messages):
@@ -70,18 +140,39 @@ def ids_and_answers(tokenizer: Any, conversation: str) -> tuple[list[int], list[
             try:
                 now = list(
                     tokenizer.apply_chat_template(
-                        messages[:until], tokenize=True, add_generation_prompt=opened, return_dict=True
+                        messages[:until],
+                        chat_template=template,
+                        tokenize=True,
+                        add_generation_prompt=opened,
+                        return_dict=True,
                     )["input_ids"]
                 )
             except (TemplateError, ValueError, TypeError) as error:
-                raise DataError(
-                    f"the model's chat template refuses the conversation {conversation:.80}: {error}"
-                ) from error
+                raise DataError(f"{called} refuses the conversation {json.dumps(messages):.80}: {error}") from error
             if now[: len(ids)] != ids:
                 raise ModelError(
-                    "the model's chat template writes earlier messages anew when another one follows, so that answers "
-                    "can't be told from the rest; take conversations with one answer each, or another model"
+                    f"{called} writes earlier messages anew when another one follows, so that answers can't be told "
+                    "from the rest; take conversations with one answer each, or another template or model"
                 )
             answers += [answered] * (len(now) - len(ids))
             ids = now
+    if not any(answers):
+        raise DataError(f"{called} leaves out what the assistant says in {json.dumps(messages):.80}")
     return ids, answers
+
+
+def question(tokenizer: Any, text: str, template: str | None) -> tuple[str, bool]:
+    """What a model that was tuned with `template` is asked, and whether special tokens are in it already.
+
+    Raises:
+        DataError: the template asks for more than an instruction.
+    """
+    messages = [{"role": "user", "content": text}]
+    if template not in (None, CHAT):
+        own = PromptTemplate(str(template))
+        if own.name in OF_COLUMNS or "messages" not in own.text:
+            return own.prompt({"instruction": text, "input": ""}, "the question"), False
+        return tokenizer.apply_chat_template(
+            messages, chat_template=own.text, tokenize=False, add_generation_prompt=True
+        ), True
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), True

@@ -27,6 +27,11 @@ LENGTH_STEP = 16
 every shape it has seen, which is half a gigabyte a worker after a few hundred lengths."""
 
 
+def padded_length(tokens: int) -> int:
+    """`tokens`, rounded up to LENGTH_STEP."""
+    return -(-tokens // LENGTH_STEP) * LENGTH_STEP
+
+
 class Examples(Protocol):
     """What training and evaluation need of a set of rows."""
 
@@ -52,6 +57,7 @@ class TokenRows:
         labels: int64 (rows,); None for language modelling.
         padding_id: fills the end of shorter rows.
         targets: bool (total,), which tokens count in a language model's loss; None: all but the first of a row.
+        cut: rows whose end was cut off, where it was counted: of language models.
     """
 
     ids: np.ndarray
@@ -59,6 +65,7 @@ class TokenRows:
     labels: np.ndarray | None
     padding_id: int
     targets: np.ndarray | None = None
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -71,7 +78,7 @@ class TokenRows:
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """input_ids and attention_mask (B, T), labels (B,) or (B, T); T: the longest row, rounded up to LENGTH_STEP."""
         spans = [(int(self.offsets[r]), int(self.offsets[r + 1])) for r in rows]
-        longest = -(-max(end - start for start, end in spans) // LENGTH_STEP) * LENGTH_STEP
+        longest = padded_length(max(end - start for start, end in spans))
         input_ids = torch.full((len(spans), longest), self.padding_id, dtype=torch.long)
         attention_mask = torch.zeros((len(spans), longest), dtype=torch.long)
         for b, (start, end) in enumerate(spans):
@@ -86,6 +93,35 @@ class TokenRows:
                 for b, (start, end) in enumerate(spans):
                     labels[b, : end - start][~torch.from_numpy(np.array(self.targets[start:end]))] = IGNORED
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def packed(self, sequences: Sequence[Sequence[int]], tokens: int) -> Batch:
+        """The rows of each sequence one behind the other, for language modelling.
+
+        Args:
+            sequences: rows; a sequence may be empty.
+            tokens: T, at least as many as any sequence holds.
+
+        Returns:
+            input_ids, position_ids and labels (B, T). Positions begin anew with each row, and with the padding at the
+            end: by that transformers keeps rows from seeing each other where there is no attention_mask.
+        """
+        shape = (len(sequences), tokens)
+        input_ids = torch.full(shape, self.padding_id, dtype=torch.long)
+        position_ids = torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, IGNORED, dtype=torch.long)
+        for b, rows in enumerate(sequences):
+            start = 0
+            for row in rows:
+                span = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
+                end = start + span.stop - span.start
+                input_ids[b, start:end] = torch.from_numpy(self.ids[span].astype(np.int64))
+                labels[b, start + 1 : end] = input_ids[b, start + 1 : end]
+                if self.targets is not None:
+                    labels[b, start:end][~torch.from_numpy(np.array(self.targets[span]))] = IGNORED
+                position_ids[b, start:end] = torch.arange(end - start)
+                start = end
+            position_ids[b, start:] = torch.arange(tokens - start)
+        return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ class Partitioner(Protocol):
         ...
 
 
-PARTITIONS: Family[Partitioner] = Family("fedpeft.data.partitions", "partition")
+PARTITIONS: Family[Partitioner] = Family("fedpeft.data.partitions", "partition", kind=Partitioner)
 
 
 def require_rows(rows: Rows, clients: int) -> None:

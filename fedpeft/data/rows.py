@@ -113,7 +113,7 @@ class Source(Protocol):
         ...
 
 
-DATASETS: Family[Source] = Family("fedpeft.data.datasets", "data set")
+DATASETS: Family[Source] = Family("fedpeft.data.datasets", "data set", kind=Source)
 
 
 def load_dataset(text: str) -> Dataset:

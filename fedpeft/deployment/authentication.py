@@ -15,10 +15,8 @@ import grpc
 from cryptography import x509
 
 from fedpeft.deployment.certificates import NAME, Revoked, name_in
+from fedpeft.deployment.channel import NAME_KEY
 from fedpeft.errors import RunError
-
-NAME_KEY = "fedpeft-name"
-"""The metadata key of a client's name."""
 
 
 class RefusedError(Exception):

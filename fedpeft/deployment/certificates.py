@@ -20,11 +20,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedpeft.errors import ConfigError, RunError
+from fedpeft.machine.files import read
 
 CLIENT_URI = "fedpeft:client/"
 CLOCK_SKEW = timedelta(days=1)
@@ -78,7 +80,7 @@ class Credentials:
         contents = []
         for name in ("ca.pem", f"{role}.pem", f"{role}.key"):
             try:
-                contents.append((folder / name).read_bytes())
+                contents.append(read(folder / name))
             except OSError as error:
                 raise RunError(
                     f"{folder / name} can't be read ({error.strerror}); make certificates with "
@@ -98,11 +100,17 @@ class Credentials:
             own = x509.load_pem_x509_certificate(self.certificate)
             authority = x509.load_pem_x509_certificate(self.authority)
             own.verify_directly_issued_by(authority)
+            key = serialization.load_pem_private_key(self.key, None)
         except Exception as error:
             raise RunError(
                 f"the {role}'s certificate is not one that the authority in ca.pem has signed "
                 f"({type(error).__name__}); take both from one run of python -m fedpeft.certs"
             ) from None
+        if key.public_key() != own.public_key():
+            raise RunError(
+                f"{role}.key is not the key of {role}.pem: they are of two {role}s; take both from one folder that "
+                "python -m fedpeft.certs has made"
+            )
         now = datetime.now(UTC)
         if now > own.not_valid_after_utc:
             raise RunError(
@@ -176,9 +184,10 @@ class Revoked:
 
 def _list_of(file: Path, authority: x509.Certificate) -> x509.CertificateRevocationList:
     key = authority.public_key()
-    assert isinstance(key, ec.EllipticCurvePublicKey)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise RunError("ca.pem is none that python -m fedpeft.certs has made; take one from there")
     try:
-        found = x509.load_pem_x509_crl(file.read_bytes())
+        found = x509.load_pem_x509_crl(read(file))
         valid = found.is_signature_valid(key)
     except (OSError, ValueError) as error:
         raise RunError(f"the list of revoked certificates {file} can't be read: {error}") from None
@@ -233,11 +242,12 @@ class Authority:
 
     def _own(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         try:
-            certificate = x509.load_pem_x509_certificate((self.folder / "ca.pem").read_bytes())
-            key = serialization.load_pem_private_key((self.folder / "ca.key").read_bytes(), None)
-        except (OSError, ValueError) as error:
+            certificate = x509.load_pem_x509_certificate(read(self.folder / "ca.pem"))
+            key = serialization.load_pem_private_key(read(self.folder / "ca.key"), None)
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
             raise RunError(f"the authority in {self.folder} can't be read: {error}") from None
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise RunError(f"ca.key in {self.folder} is not the key of ca.pem; bring both back from one copy")
         return certificate, key
 
     def hosts(self) -> list[str]:
@@ -250,7 +260,7 @@ class Authority:
         if not file.exists():
             return []
         try:
-            certificate = x509.load_pem_x509_certificate(file.read_bytes())
+            certificate = x509.load_pem_x509_certificate(read(file))
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except (OSError, ValueError, x509.ExtensionNotFound) as error:
             raise RunError(f"the server's certificate {file} can't be read: {error}; remove it to make one") from None
@@ -307,7 +317,10 @@ class Authority:
             RunError: there is no such certificate.
         """
         file = self.check_certificate(name)
-        serial = x509.load_pem_x509_certificate(file.read_bytes()).serial_number
+        try:
+            serial = x509.load_pem_x509_certificate(read(file)).serial_number
+        except (OSError, ValueError) as error:
+            raise RunError(f"the certificate {file} can't be read: {error}") from None
         authority, _ = self._own()
         serials = [entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)]
         self._write_revoked(sorted({*serials, serial}))

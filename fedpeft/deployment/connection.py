@@ -15,11 +15,11 @@ import grpc
 
 from fedpeft import __version__
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.deployment.authentication import NAME_KEY
 from fedpeft.deployment.certificates import Credentials
-from fedpeft.deployment.gateway import KEEPALIVE
+from fedpeft.deployment.channel import KEEPALIVE, NAME_KEY
+from fedpeft.deployment.transcript import Transcript
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.deployment.wire.parcel import Incoming, parts
+from fedpeft.deployment.wire.parcel import Incoming, parts, statement_of
 from fedpeft.deployment.wire.v1_pb2_grpc import FederationStub
 from fedpeft.errors import PayloadError, RunError
 
@@ -163,30 +163,38 @@ class Connection:
             raise _explained(error) from None
         return told
 
-    def tasks(self, registration: v1.Registration, limit: int = INSTRUCTION_LIMIT) -> Iterator[tuple[str, Instruction]]:
+    def tasks(
+        self, registration: v1.Registration, limit: int = INSTRUCTION_LIMIT, transcript: Transcript | None = None
+    ) -> Iterator[tuple[str, Instruction]]:
         """Tasks by name, until the server needs this client no more.
 
         Args:
             registration: what the client says of itself.
             limit: the most bytes that the payloads of a task may have together.
+            transcript: checks and keeps what the server says of the rounds; None: nobody does (tests of the wire).
 
         Raises:
             LostError: the connection has gone.
-            RunError: the server refuses this client, or sends what this version does not understand.
+            RunError: the server refuses this client, contradicts itself, or sends what this version can't read.
         """
+        if transcript is not None:
+            registration.records = len(transcript)
         incoming: Incoming | None = None
         stream = self._stub.Tasks(registration, metadata=self._metadata)
         try:
             for part in stream:
                 if part.HasField("finished"):
                     return
-                if part.HasField("header"):
+                if part.HasField("record") and transcript is not None:
+                    transcript.receive(statement_of(part.record))
+                elif part.HasField("header"):
                     incoming = Incoming(Instruction, limit, part.header)
                 elif incoming is not None:
                     incoming.add(part.chunk)
                 if incoming is not None and incoming.complete:
-                    task, instruction, incoming = incoming.task, incoming.content(), None
-                    yield task, instruction
+                    task, instruction, statement = incoming.task, incoming.content(), incoming.statement
+                    incoming = None
+                    yield task, transcript.accept(instruction, statement) if transcript is not None else instruction
         except grpc.RpcError as error:
             raise _explained(error) from None
         except PayloadError as error:

@@ -154,7 +154,7 @@ class Edge:
         facts = DataFacts("text", "classification" if label else "causal_lm", names or None, config.model, clients=1)
         self.setup = Setup.of(config, facts)
         self.config = self.setup.config
-        machine = Machine.of(self.config, {}, (self.device,))
+        machine = Machine.of(self.setup, {}, (self.device,))
         data_key = self.setup.tokenised(self.rows, self.setup.tokens)
         work = work_plan(self.setup, machine, data_key, folder).at(self.options.precision)
         work = dataclasses.replace(work, threads=self.options.threads or os.cpu_count() or 1, clients_per_pass=1)
@@ -210,11 +210,11 @@ class Edge:
                 "this federation asks for test_noise, which protects nobody: --max-epsilon can't be kept"
             )
         rows = len(held_out(np.arange(len(self.rows)), self._held_out, config.seed, 0)[0])
-        cohort = shared_settings(self.description.config).cohort
-        share = cohort_size(cohort, config.clients) / config.clients
+        cohort, clients = shared_settings(self.description.config).cohort, int(config.clients)
+        share = cohort_size(cohort, clients) / clients
 
         def alike(value: int) -> NDArray[np.int64]:
-            return np.full(config.clients, value, np.int64)
+            return np.full(clients, value, np.int64)
 
         exposure = Exposure(
             strategy=self.setup.strategy,
@@ -227,6 +227,7 @@ class Edge:
             rounds=config.rounds,
             cohort=1,
             even=True,
+            start=self.setup.private_start,
         )
         mechanism = own_mechanism(given, given.units(exposure), options.max_epsilon, options.max_delta)
         identity = (
@@ -242,7 +243,8 @@ class Edge:
             return None
         # Without a ledger here the noise is the server's: what is measured on the rows stays here all the same.
         noise = 0.0 if self.protection is None else self.protection.noise
-        return ClientPrivacy(self.config.privacy, noise, self.folder / KEY)
+        start = None if self.protection is None else self.protection.start
+        return ClientPrivacy(self.config.privacy, noise, self.folder / KEY, start)
 
     def _own_state(self, instruction: Instruction) -> bytes:
         """A digest of what an answer depends on beside the instruction."""

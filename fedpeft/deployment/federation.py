@@ -7,6 +7,8 @@ these, from a list, or from the configured data set.
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +25,8 @@ from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import Dataset, Rows, load_dataset, without_validation
 from fedpeft.data.user_rows import Described, labelled_rows
+from fedpeft.deployment.announcements import FILE as ANNOUNCED
+from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Doorkeeper
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.event_log import Events
@@ -31,7 +35,8 @@ from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.registration import declared
-from fedpeft.deployment.shared_settings import settings_for_clients
+from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
+from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine import cache
@@ -42,8 +47,9 @@ from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanism import Federation as Exposure
 from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.run.final_score import Scorer
+from fedpeft.run.measured import parse_measure
 from fedpeft.run.observer import Metrics, RunObserver
-from fedpeft.run.profiles import Profile, groups_of, keep_profiles
+from fedpeft.run.profiles import Profile, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
@@ -108,6 +114,7 @@ class Federation:
         options: the server's own settings.
         doorkeeper: reads clients' names.
         events: the log.
+        signer: signs what clients are told of the rounds; None: there is no TLS.
 
     Raises:
         FedpeftError: settings that do not fit each other, or that make no sense with real clients.
@@ -121,12 +128,17 @@ class Federation:
         options: ServeOptions,
         doorkeeper: Doorkeeper,
         events: Events,
+        signer: Signer | None = None,
     ) -> None:
         _check(config, options)
         self.folder = folder
         self.observer = observer
         self.options = options
-        self.roster = Roster(folder / ROSTER, config.clients)
+        groups = groups_of(config.ranks, config.clients, folder)
+        clients = number_of(config.clients, groups)
+        if clients < 1:
+            raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
+        self.roster = Roster(folder / ROSTER, clients)
         for name in filter(None, map(str.strip, options.readmit.split(","))):
             self.roster.readmit(name)
             events.emit("readmitted", client=name)
@@ -134,8 +146,8 @@ class Federation:
         judged = (
             len(self.rows.validation) > 0 and not options.held_out
         )  # where clients' rows judge, the last state is seen
-        facts = DataFacts.of(self.rows.dataset, config.clients, judged)
-        setup = Setup.of(config, facts, groups_of(config.ranks, config.profiles, folder))
+        facts = DataFacts.of(self.rows.dataset, clients, judged)
+        setup = Setup.of(config, facts, groups)
         self.given = setup.profiles
         self.own = list(self.given)
         self.setup = dataclasses.replace(setup, profiles=self.own)
@@ -146,7 +158,7 @@ class Federation:
         self.sampler = FixedSize(setup.clients, cohort_size(config.cohort, setup.clients), chances)
         begun = Checkpoints(folder / "checkpoint").load()
         fixed = begun.fixed if begun else {}
-        machine = Machine.of(self.config, fixed)
+        machine = Machine.of(setup, fixed)
         work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
         self.fixed = machine.pinned(fixed, work, folder)
         self.held_out = options.held_out or (HELD_OUT if setup.personal else 0.0)
@@ -157,7 +169,11 @@ class Federation:
         self.workers = Workers(work, clients, machine, observer, validation)
         limit = BYTES_PER_PARAMETER * setup.layout.numel + (1 << 20)
         self.stopping = threading.Event()
-        self.gateway = Gateway(self._description(), self.roster, doorkeeper, limit, self._accept, events)
+        told = self._description()
+        self.announcements = Announcements(
+            folder / ANNOUNCED, self.roster.run, settings_digest(told), self.sampler.size, signer
+        )
+        self.gateway = Gateway(told, self.roster, doorkeeper, limit, self._accept, events, self.announcements)
 
     # ------------------------------------------------------------------------------------------------------- privacy
 
@@ -181,6 +197,7 @@ class Federation:
             rounds=config.rounds,
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
+            start=setup.private_start,
         )
         identity = f"{self.roster.run} {config.to_toml()} {identity}"
         if mechanism.noises_updates:
@@ -193,7 +210,7 @@ class Federation:
                 lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
                 lambda client: self.own[client].steps,
             )
-        return Protection(mechanism, exposure, self.folder, identity, config.stop_at_budget, config.seed)
+        return Protection(mechanism, exposure, self.folder, identity, config.seed)
 
     @property
     def secret_cohort(self) -> bool:
@@ -308,13 +325,23 @@ class Federation:
             remote=True,
             stopping=self.stopping.is_set,
             validation_loss=self.workers.validation_loss if len(self.rows.validation) else None,
+            announce=self.announcements.announce,
+            most_rows=self._most_rows,
         )
+
+    def _most_rows(self) -> float:
+        """How many rows a client can weigh as much as: so many times those of the median client.
+
+        Nobody can check what a client says of its rows. Against the median, a lie moves nothing unless half lie.
+        """
+        rows = [member.rows for member in self.roster.members if member.rows and not member.dropped]
+        return self.options.most_weight * statistics.median_low(rows) if rows and self.options.most_weight else math.inf
 
     def train(self, server: Server) -> Progress:
         """All rounds."""
         self.workers.freeze_rows(self.setup.base_precisions)
         release()
-        keep_profiles(self.config.profiles, self.folder)
+        keep_profiles(self.config.clients, self.folder)
         return server.run()
 
     @property
@@ -337,11 +364,10 @@ class Federation:
 
 def _check(config: RunConfig, options: ServeOptions) -> None:
     """Refuse what makes no sense with real clients."""
-    if config.clients < 1:
-        raise ConfigError("a server needs to know how many clients there may be: --clients N, at least 1")
-    for name in ("attack", "centralised", "forgetting"):
-        if getattr(config, name):
-            raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out")
+    if config.attack:
+        raise ConfigError("attack belongs to simulations: real clients keep their rows; leave it out")
+    for name in parse_measure(config.measure).simulated:
+        raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out of --measure")
     if config.grid != "cohort":
         raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
     if not config.privacy:

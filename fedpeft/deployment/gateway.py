@@ -19,24 +19,21 @@ import grpc
 from grpc.aio import ServicerContext
 
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.deployment.authentication import Bucket, Doorkeeper, RefusedError
+from fedpeft.deployment.admission import Admission
+from fedpeft.deployment.announcements import Announcements
+from fedpeft.deployment.authentication import Doorkeeper, RefusedError
+from fedpeft.deployment.channel import SERVER_OPTIONS
 from fedpeft.deployment.descriptors import connections
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.session import Answer, Caller, Session
+from fedpeft.deployment.signing import Signed
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.deployment.wire.parcel import Incoming, parts, wire_size
-from fedpeft.deployment.wire.v1_pb2_grpc import FederationServicer, add_FederationServicer_to_server
+from fedpeft.deployment.wire.parcel import Incoming, parts, statement_to_wire, wire_size
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.privacy.remote_engine import Terms
 
 T = TypeVar("T")
-
-CALLS_PER_SECOND, CALLS_AT_ONCE = 5.0, 40.0
-"""What a client needs: a task stream, and a report for each task. More is a flood."""
-
-LINES_PER_SECOND, LINES_AT_ONCE = 1.0, 100.0
-"""Refusals that are logged; all are counted. Connections come too often now and then, and a disk must not be filled."""
 
 TEXT_LOGGED = 200
 """Characters of what a client says of itself."""
@@ -44,42 +41,13 @@ TEXT_LOGGED = 200
 CHECK_SECONDS = 5.0
 """How often an open stream is checked against the list of revoked certificates."""
 
-
 REPEATS = 8
 """How often a client may report again on what it has reported: it does after a lost receipt."""
 
-KEEPALIVE = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.ping_timeout_ms", 20_000),
-)
-"""A connection that falls silent is noticed within about 40 seconds, on either side.
-
-Two clocks are needed: while a ping of gRPC's flow control is under way there is no keepalive ping, and such a ping may
-take a minute by default.
-"""
-
-HANDSHAKE_SECONDS = 10.0
-"""How long a connection may take to show its certificate. Whoever says nothing takes a place no longer."""
-
-IDLE_SECONDS = 60.0
-"""How long a connection may be open without a call; a client's has its stream of tasks."""
-
-SERVER_OPTIONS = (
-    *KEEPALIVE,
-    ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_SECONDS)),
-    ("grpc.max_connection_idle_ms", int(1000 * IDLE_SECONDS)),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 4),
-    ("grpc.max_concurrent_streams", 8),
-    ("grpc.max_metadata_size", 8192),
-    ("grpc.so_reuseport", 0),
-)
+SERVICE = "fedpeft.v1.Federation"
 
 
-class Gateway(FederationServicer):
+class Gateway:
     """Clients by name.
 
     Args:
@@ -89,6 +57,7 @@ class Gateway(FederationServicer):
         limit: the most bytes of a report's payloads.
         accept: refuses a registration that the federation can't use, with a RunError; returns its privacy terms.
         events: the log.
+        announcements: what clients are told of the rounds; None: there is no chain of rounds (tests of the wire).
     """
 
     def __init__(
@@ -99,24 +68,23 @@ class Gateway(FederationServicer):
         limit: int,
         accept: Callable[[v1.Registration], Terms | None],
         events: Events,
+        announcements: Announcements | None = None,
     ) -> None:
         self.description = description
         self.roster = roster
-        self.doorkeeper = doorkeeper
+        self.admission = Admission(doorkeeper, roster, events, self._flooded)
+        self.announcements = announcements
         self.limit = limit
         self.accept = accept
         self.events = events
         self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self.arrivals = threading.Condition()
-        self.refused = 0
         self.port = 0
         self._earlier_bytes = (roster.received_bytes, roster.sent_bytes)
         self._incarnation = secrets.token_hex(4)
         self._count = 0
         self._farewell: str | None = None
         self._sessions: dict[str, Session] = {}
-        self._buckets: dict[str, Bucket] = {}
-        self._lines = Bucket(LINES_PER_SECOND, LINES_AT_ONCE)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
         self._server: grpc.aio.Server | None = None
@@ -144,18 +112,13 @@ class Gateway(FederationServicer):
         """Give a client a task, now or when it connects; returns the task's name."""
         self._count += 1
         task = f"{self._incarnation}.{self._count}"
-        self._loop.call_soon_threadsafe(self._assign, name, task, instruction)
+        statement = self.announcements.about(name, instruction) if self.announcements else None
+        self._loop.call_soon_threadsafe(self._assign, name, task, instruction, statement)
         return task
 
     def withdraw(self, name: str, task: str) -> None:
         """The round goes on without the client's report."""
         self._loop.call_soon_threadsafe(self._withdraw, name, task)
-
-    def note_refusal(self, **fields: str) -> None:
-        """Count a refusal, and log it unless there are too many."""
-        self.refused += 1
-        if self._lines.take():
-            self.events.emit("refused", **fields)
 
     def sessions(self) -> list[Session]:
         """All clients that have registered since the start; to be read only."""
@@ -175,7 +138,7 @@ class Gateway(FederationServicer):
     async def _start(self, address: str, credentials: grpc.ServerCredentials | None) -> None:
         most = ("grpc.max_allowed_incoming_connections", connections(self.roster.places))
         self._server = grpc.aio.server(options=(*SERVER_OPTIONS, most))
-        add_FederationServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        self._server.add_generic_rpc_handlers((self._handlers(),))
         try:
             if credentials is None:
                 self.port = self._server.add_insecure_port(address)
@@ -186,6 +149,23 @@ class Gateway(FederationServicer):
         await self._server.start()
         self._watching = asyncio.create_task(self._watch())
 
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        """The service; what has one message is read by hand, so that who sends none is noticed (`Admission`)."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Describe": grpc.stream_unary_rpc_method_handler(
+                    self.describe, response_serializer=v1.Description.SerializeToString
+                ),
+                "Tasks": grpc.stream_stream_rpc_method_handler(
+                    self.tasks, response_serializer=v1.Part.SerializeToString
+                ),
+                "Submit": grpc.stream_unary_rpc_method_handler(
+                    self.take_report, v1.Part.FromString, v1.Receipt.SerializeToString
+                ),
+            },
+        )
+
     async def _close(self, farewell: str | None) -> None:
         self._farewell = farewell
         if self._watching is not None:
@@ -195,14 +175,14 @@ class Gateway(FederationServicer):
         if self._server is not None:
             await self._server.stop(grace=5.0 if farewell else 0.5)
 
-    def _assign(self, name: str, task: str, instruction: Instruction) -> None:
+    def _assign(self, name: str, task: str, instruction: Instruction, statement: Signed | None) -> None:
         member = self.roster.find(name)
         if member is None or member.dropped:
             reason = f"dropped: {member.dropped}" if member else "it has not joined"
             self.answers.put(Answer(task, Report(instruction.client, instruction.round, b"", error=reason)))
             return
         session = self._sessions.setdefault(name, Session(member))
-        session.task, session.instruction = task, instruction
+        session.task, session.instruction, session.statement = task, instruction, statement
         self._answer_if_unwelcome(session)
         session.changed.set()
 
@@ -217,7 +197,7 @@ class Gateway(FederationServicer):
         if session.instruction is None or session.caller is None:
             return
         try:
-            self._name(session.caller)
+            self.admission.name(session.caller)
         except RefusedError as refusal:
             if refusal.code != grpc.StatusCode.UNAVAILABLE:  # not where the list can't be read for a moment
                 self._answer(session, str(refusal))
@@ -248,9 +228,10 @@ class Gateway(FederationServicer):
 
     # ------------------------------------------------------------------------------------------------------- the calls
 
-    async def Describe(self, request: v1.Introduction, context: ServicerContext) -> v1.Description:  # noqa: N802
+    async def describe(self, messages: AsyncIterator[bytes], context: ServicerContext) -> v1.Description:
         """What the federation is about."""
-        async with self._serving(context) as name:
+        async with self.admission.serving(context) as name:
+            request = await self.admission.message(name, messages, v1.Introduction)
             if request.software != self.description.software:
                 raise RefusedError(
                     grpc.StatusCode.FAILED_PRECONDITION,
@@ -260,9 +241,10 @@ class Gateway(FederationServicer):
             self._enter(name)
             return self.description
 
-    async def Tasks(self, request: v1.Registration, context: ServicerContext) -> AsyncIterator[v1.Part]:  # noqa: N802
+    async def tasks(self, messages: AsyncIterator[bytes], context: ServicerContext) -> AsyncIterator[v1.Part]:
         """Tasks, one after another, until the federation is finished."""
-        async with self._serving(context) as name:
+        async with self.admission.serving(context) as name:
+            request = await self.admission.message(name, messages, v1.Registration)
             session = self._register(name, request)
             session.caller = Caller.of(context)
             session.stream += 1
@@ -285,7 +267,7 @@ class Gateway(FederationServicer):
                 self._notify()
 
     async def _stream(self, session: Session, stream: int, context: ServicerContext) -> AsyncIterator[v1.Part]:
-        sent = ""
+        sent, known = "", session.registration.records
         while True:
             session.changed.clear()
             if session.stream != stream:
@@ -298,18 +280,21 @@ class Gateway(FederationServicer):
                 yield v1.Part(finished=v1.Finished(reason=self._farewell))
                 return
             if session.instruction is not None and session.task != sent:
-                sent = session.task
-                for part in parts(sent, session.instruction):
+                sent, task, statement = session.task, session.instruction, session.statement
+                for record in self.announcements.since(known) if self.announcements else ():
+                    known += 1
+                    yield v1.Part(record=statement_to_wire(record))
+                for part in parts(sent, task, statement):
                     yield part
                 continue
             try:
                 await asyncio.wait_for(session.changed.wait(), CHECK_SECONDS)
             except TimeoutError:
-                self._name(Caller.of(context))
+                self.admission.name(Caller.of(context))
 
-    async def Submit(self, request_iterator: AsyncIterator[v1.Part], context: ServicerContext) -> v1.Receipt:  # noqa: N802
+    async def take_report(self, messages: AsyncIterator[v1.Part], context: ServicerContext) -> v1.Receipt:
         """A report."""
-        async with self._serving(context) as name:
+        async with self.admission.serving(context) as name:
             session = self._sessions.get(name)
             if session is None:
                 raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, "this client has not asked for tasks yet")
@@ -317,7 +302,7 @@ class Gateway(FederationServicer):
                 session.upload.cancel()
             own = session.upload = asyncio.current_task()
             try:
-                return v1.Receipt(verdict=await self._take(session, request_iterator))
+                return v1.Receipt(verdict=await self._take(session, messages))
             except PayloadError as error:
                 raise self._drop(session, str(error)) from None
             except asyncio.CancelledError:
@@ -376,17 +361,11 @@ class Gateway(FederationServicer):
 
     # ------------------------------------------------------------------------------------------------------- admission
 
-    def _serving(self, context: ServicerContext) -> _Serving:
-        return _Serving(self, context)
-
-    def _name(self, caller: Caller) -> str:
-        return self.doorkeeper.name(caller.identity, caller.metadata)
-
-    def _bucket(self, name: str) -> Bucket:
-        """How often this caller may call, member or not; without TLS names cost nothing, so strangers share one."""
-        if self.doorkeeper.revoked is None and self.roster.find(name) is None:
-            name = ""
-        return self._buckets.setdefault(name, Bucket(CALLS_PER_SECOND, CALLS_AT_ONCE))
+    def _flooded(self, name: str) -> RefusedError:
+        session = self._sessions.get(name)
+        if session is not None:
+            return self._drop(session, "it calls too often")
+        return RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "this client calls too often")
 
     def _enter(self, name: str) -> None:
         member = self.roster.find(name)
@@ -398,8 +377,15 @@ class Gateway(FederationServicer):
     def _register(self, name: str, request: v1.Registration) -> Session:
         if request.run != self.description.run:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, "the client registers for another federation")
+        held = len(self.announcements) if self.announcements else 0
+        if request.records > held:
+            raise RefusedError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the client holds {request.records} records of rounds and the server {held}: it was set back to an "
+                "older copy of its folder",
+            )
         try:
-            member = self.roster.enter(name, request.rank, self.accept(request))
+            member = self.roster.enter(name, request.rank, self.accept(request), request.rows)
         except RunError as error:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         if member is None:
@@ -409,36 +395,3 @@ class Gateway(FederationServicer):
         session = self._sessions.setdefault(name, Session(member))
         session.registration = request
         return session
-
-
-class _Serving:
-    """A call: who calls, whether too often, and how refusals are told to both sides."""
-
-    def __init__(self, gateway: Gateway, context: ServicerContext) -> None:
-        self.gateway = gateway
-        self.context = context
-        self.name = ""
-
-    async def __aenter__(self) -> str:
-        try:
-            self.name = self.gateway._name(Caller.of(self.context))
-            session = self.gateway._sessions.get(self.name)
-            member = self.gateway.roster.find(self.name)
-            if member is not None and member.dropped:
-                raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {member.dropped}")
-            if not self.gateway._bucket(self.name).take():
-                if session is not None:
-                    raise self.gateway._drop(session, "it calls too often")
-                raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "this client calls too often")
-        except RefusedError as refusal:
-            await self._abort(refusal)
-        return self.name
-
-    async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, RefusedError):
-            await self._abort(error)
-
-    async def _abort(self, refusal: RefusedError) -> None:
-        reason = str(refusal)
-        self.gateway.note_refusal(client=self.name, peer=self.context.peer(), reason=reason)
-        await self.context.abort(refusal.code, reason)

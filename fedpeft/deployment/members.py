@@ -8,13 +8,13 @@ anything depends on it: a restarted server knows its clients again.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedpeft.errors import RunError
+from fedpeft.machine import files
 from fedpeft.privacy.remote_engine import Terms
 
 
@@ -28,6 +28,7 @@ class Member:
         rank: the largest LoRA rank that it can hold; 0: any.
         dropped: why it may not come back; empty: it may.
         terms: what a participation costs it, where it adds noise itself.
+        rows: that it has joined with; 0: not known, from a list of an earlier version.
     """
 
     name: str
@@ -35,8 +36,12 @@ class Member:
     rank: int = 0
     dropped: str = ""
     terms: Terms | None = None
+    rows: int = 0
 
     def __post_init__(self) -> None:
+        whole = all(isinstance(number, int) for number in (self.id, self.rank, self.rows))
+        if not whole or not isinstance(self.name, str) or not isinstance(self.dropped, str):
+            raise TypeError(f"{self.name!r:.50} is no client")
         if isinstance(self.terms, dict):  # as stored
             try:
                 self.terms = Terms(**self.terms)
@@ -66,15 +71,20 @@ class Roster:
         self.started = False
         self.received_bytes = self.sent_bytes = 0
         self._members: dict[str, Member] = {}
-        if not file.exists():
+        if not file.exists() and not file.is_symlink():
             return
         try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
+            stored = files.read_json(file)
             self.run, self.started = stored["run"], stored["started"]
             self.received_bytes, self.sent_bytes = stored.get("wire_bytes", (0, 0))  # an earlier version kept none
             self._members = {entry["name"]: Member(**entry) for entry in stored["members"]}
+            self.received_bytes, self.sent_bytes = int(self.received_bytes), int(self.sent_bytes)
+            if not isinstance(self.run, str) or not isinstance(self.started, bool):
+                raise TypeError("it names no run")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"the list of clients {file} can't be read: {error}") from None
+            raise RunError(
+                f"the list of clients {file} can't be read ({error}); bring it back from a copy, or start a new run"
+            ) from None
 
     @property
     def members(self) -> list[Member]:
@@ -86,7 +96,7 @@ class Roster:
         """The member called `name`."""
         return self._members.get(name)
 
-    def enter(self, name: str, rank: int, terms: Terms | None = None) -> Member | None:
+    def enter(self, name: str, rank: int, terms: Terms | None = None, rows: int = 0) -> Member | None:
         """The member called `name`, perhaps a new one; None: all places are taken."""
         with self._lock:
             member = self._members.get(name)
@@ -96,9 +106,9 @@ class Roster:
                 member = self._members[name] = Member(name)
                 if self.started:
                     member.id = len(self._members) - 1
-            elif (member.rank, member.terms) == (rank, terms):
+            elif (member.rank, member.terms, member.rows) == (rank, terms, rows):
                 return member
-            member.rank, member.terms = rank, terms
+            member.rank, member.terms, member.rows = rank, terms, rows
             self._store()
             return member
 
@@ -146,10 +156,7 @@ class Roster:
             "wire_bytes": [self.received_bytes, self.sent_bytes],
             "members": [asdict(m) for m in self._members.values()],
         }
-        partial = self._file.with_suffix(".partial")
         try:
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
-                out.write(json.dumps(content, indent=1))
-            os.replace(partial, self._file)
+            files.replace(self._file, json.dumps(content, indent=1).encode(), private=True)
         except OSError as error:
             raise RunError(f"the list of clients {self._file} can't be written: {error.strerror}") from None

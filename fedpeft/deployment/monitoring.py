@@ -183,4 +183,4 @@ class Operation:
             received.add_metric([], sum(s.received_bytes for s in sessions))
             sent.add_metric([], sum(s.sent_bytes for s in sessions))
         yield from (received, sent)
-        yield CounterMetricFamily("fedpeft_refused", "calls refused", value=self._federation.gateway.refused)
+        yield CounterMetricFamily("fedpeft_refused", "calls refused", value=self._federation.gateway.admission.refused)

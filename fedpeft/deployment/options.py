@@ -31,6 +31,9 @@ class ServeOptions:
     quorum: float = setting(0.5, "share of a cohort that must answer before the deadline counts", above=0, high=1)
     deadline: float = setting(3600.0, "seconds after which a round goes on without stragglers; 0: never", low=0)
     most_rows: int = setting(1_000_000, "rows that a client may join with: they are its weight, and believed", low=1)
+    most_weight: float = setting(
+        10.0, "most weight of a client in the mean, in numbers of rows of the median client; 0: no limit", low=0
+    )
     readmit: str = setting("", "with --resume: names of dropped clients that may come back: a,b")
     patience: float = setting(15.0, "seconds that a round's start waits for clients that have gone", low=0)
 

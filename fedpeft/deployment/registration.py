@@ -10,7 +10,12 @@ from fedpeft.privacy.remote_engine import Terms
 def to_wire(terms: Terms) -> v1.PrivacyTerms:
     """The terms as they travel."""
     return v1.PrivacyTerms(
-        noise=terms.noise, rate=terms.rate, releases=terms.releases, dp_delta=terms.delta, epsilon=terms.budget or 0.0
+        noise=terms.noise,
+        rate=terms.rate,
+        releases=terms.releases,
+        dp_delta=terms.delta,
+        epsilon=terms.budget or 0.0,
+        start=terms.start,
     )
 
 
@@ -23,4 +28,5 @@ def declared(registration: v1.Registration) -> Terms:
     if not registration.HasField("terms"):
         raise RunError("this federation's clients protect their updates themselves, and this one does not say how")
     told = registration.terms
-    return Terms(told.noise, told.rate, told.releases, told.dp_delta, told.epsilon or None)
+    start = told.start if told.HasField("start") else None
+    return Terms(told.noise, told.rate, told.releases, told.dp_delta, told.epsilon or None, start)

@@ -13,6 +13,7 @@ from grpc.aio import ServicerContext
 
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.members import Member
+from fedpeft.deployment.signing import Signed
 from fedpeft.deployment.wire import v1_pb2 as v1
 
 KNOWN_TASKS = 16
@@ -39,6 +40,7 @@ class Session:
     Attributes:
         caller: as it registered the last time; None: not since the server's start.
         task, instruction: what it is asked; empty and None: nothing.
+        statement: the server's about the task.
         stream: number of its newest task stream; older ones end.
         connected: streams that are open.
         seen: when it was last connected.
@@ -52,6 +54,7 @@ class Session:
     caller: Caller | None = None
     task: str = ""
     instruction: Instruction | None = None
+    statement: Signed | None = None
     stream: int = 0
     connected: int = 0
     seen: float = field(default_factory=time.monotonic)
@@ -67,7 +70,7 @@ class Session:
         self.finished[self.task] = taken
         while len(self.finished) > KNOWN_TASKS:
             self.finished.popitem(last=False)
-        self.task, self.instruction = "", None
+        self.task, self.instruction, self.statement = "", None, None
 
 
 @dataclass(frozen=True)

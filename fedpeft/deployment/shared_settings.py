@@ -9,41 +9,45 @@ sent by no server of good faith, and a text that gives them is refused.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import tomllib
 from typing import Final
 
+from fedpeft.clients.drift import CORRECTIONS
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
+from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.config import RunConfig, from_mapping
+from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.parts import parse_spec, split_outside_parentheses
 from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.run.measured import parse_measure
 from fedpeft.run.setup import Setup
 
 TAKEN: Final = frozenset(
     {
         "clients", "rounds", "cohort",  # how often a client will be asked, for its privacy
         "model", "tokens", "peft", "dtype", "head", "strategy",
-        "batch_size", "local_epochs", "local_steps", "learning_rate", "head_rate", "optimizer", "proximal", "scaffold",
-        "privacy", "codec", "downlink", "executor", "seed",
+        "batch_size", "local_work", "learning_rate", "optimizer", "drift",
+        "privacy", "codec", "downlink", "seed",
     }
 )  # fmt: skip
 """Taken from the server."""
 
-LEFT: Final = frozenset(
-    {
-        "dataset", "partition", "server_optimizer", "schedule", "weighting", "stop_at_budget",
-        "evaluate_every", "workers", "label_shift", "safeguard", "keep", "early_stopping", "public_validation",
-    }
-)  # fmt: skip
+LEFT: Final = frozenset({"dataset", "partition", "server_optimizer", "workers", "safeguard", "measure"})
 """Of no effect on a client: they keep their defaults. What a round needs of them stands in its instruction."""
 
-REFUSED: Final = frozenset({"ranks", "profiles", "attack", "centralised", "forgetting", "grid", "ray_address"})
-"""Of simulations only: refused unless they have their defaults."""
+REFUSED: Final = frozenset({"ranks", "attack", "grid"})
+"""Of simulations only, as are measurements that need their rows: refused unless they have their defaults."""
+
+KNOWN: Final = {"local_work": LOCAL_WORK, "optimizer": LOCAL_OPTIMIZERS, "drift": CORRECTIONS}
+"""Settings that name parts of these families: of those that are here already, no package is loaded for them."""
 
 AT_MOST: Final = {
     "clients": 1_000_000,
     "rounds": 1_000_000,
     "batch_size": 1_000_000,
-    "local_steps": 1_000_000,
-    "local_epochs": 1_000_000,
     "seed": 2**63 - 1,
 }
 """The largest values that a client takes; the other numbers have limits of their own (`RunConfig`)."""
@@ -52,7 +56,7 @@ AT_MOST: Final = {
 def settings_for_clients(setup: Setup) -> RunConfig:
     """What a server tells its clients: the settings that they take, model and PEFT method as they turned out here."""
     told = {name: getattr(setup.config, name) for name in TAKEN}
-    return RunConfig(**told | {"model": setup.model_name, "peft": setup.peft})
+    return RunConfig(**told | {"clients": setup.clients, "model": setup.model_name, "peft": setup.peft})
 
 
 def shared_settings(text: str) -> RunConfig:
@@ -64,12 +68,20 @@ def shared_settings(text: str) -> RunConfig:
     try:
         told = from_mapping(tomllib.loads(text), "the server's settings")
         mechanism = MECHANISMS.build(told.privacy) if told.privacy else None
+        measured = parse_measure(told.measure)
+        for name, family in KNOWN.items():
+            for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
+                family.loaded(parse_spec(part).name)
+                family.build(part)
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
         raise RunError(f"the server's settings can't be used: {error}") from None
+    if isinstance(told.clients, str):
+        raise RunError("the server's settings name a file of clients, and a client is told their number")
     for field in dataclasses.fields(RunConfig):
         value = getattr(told, field.name)
         said = f"the server's settings say {field.name}={value!r:.80}"
-        if field.name in REFUSED and value != field.default:
+        simulated = field.name == "measure" and measured.simulated
+        if simulated or (field.name in REFUSED and value != field.default):
             raise RunError(
                 f"{said}, which belongs to simulations: a client with rows of its own does not do it; ask whoever runs "
                 "the server to leave it out"
@@ -82,3 +94,10 @@ def shared_settings(text: str) -> RunConfig:
             "the server for dp_sgd, local_dp or user_dp"
         )
     return RunConfig(**{name: getattr(told, name) for name in TAKEN})
+
+
+def settings_digest(told: v1.Description) -> str:
+    """Of what a server tells its clients of the federation, but for the version of its software."""
+    fields = {name.name: getattr(told, name.name) for name in told.DESCRIPTOR.fields if name.name != "software"}
+    fields["labels"] = list(told.labels)
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
 from fedpeft.errors import RunError
+
+
+def read(file: Path) -> bytes:
+    """The content of a file; a pipe or a device, which would be waited for, is refused.
+
+    Raises:
+        OSError: there is none, it is none, or it can't be read.
+    """
+    with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened_file:
+        if not stat.S_ISREG(os.fstat(opened_file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(file))
+        return opened_file.read()
+
+
+def parse_json(text: bytes) -> Any:
+    """The value that JSON holds.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, nested too deep, or holds half of a character, which nothing could print.
+    """
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return found
+
+
+def read_json(file: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        OSError: as `read`.
+        ValueError: as `parse_json`.
+    """
+    return parse_json(read(file))
 
 
 def make_private_folder(folder: Path) -> None:

@@ -27,7 +27,7 @@ class BaseModel(Protocol):
         ...
 
 
-MODELS: Family[BaseModel] = Family("fedpeft.models.pretrained", "model", group="models")
+MODELS: Family[BaseModel] = Family("fedpeft.models.pretrained", "model", group="models", kind=BaseModel)
 
 # No pickled weights, no code, no weights in other frameworks' formats.
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

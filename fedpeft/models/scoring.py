@@ -36,13 +36,14 @@ def score_batches(examples: Examples) -> list[np.ndarray]:
 def score(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> Scores:
     """Scores of one batch, rows in its order."""
     with torch.inference_mode():
-        logits = model(batch)
-        losses = task.losses(logits, batch)
-    if logits.ndim == 2:
-        confidence, predicted = F.softmax(logits, -1).max(-1)
-        scaled = F.softmax(logits / temperature, -1).amax(-1)
-    else:
-        confidence, predicted = torch.zeros(len(logits)), torch.full((len(logits),), -1)
-        scaled = confidence
+        if batch["labels"].ndim == 1:
+            logits = model(batch)
+            losses = task.losses(logits, batch)
+            confidence, predicted = F.softmax(logits, -1).max(-1)
+            scaled = F.softmax(logits / temperature, -1).amax(-1)
+        else:
+            losses = task.row_losses(model, batch)
+            confidence = scaled = torch.zeros_like(losses.sums)
+            predicted = torch.full((len(confidence),), -1)
     arrays = (losses.sums, losses.correct, losses.counts, predicted, confidence, scaled)
     return Scores(*(a.cpu().numpy() for a in arrays))

@@ -67,6 +67,15 @@ class Task(ABC):
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Losses and correct predictions of a batch."""
 
+    def row_losses(self, model: FederatedModel, batch: Batch, offsets: Tensor | None = None) -> RowLosses:
+        """Losses and correct predictions of `model` on a batch; `offsets` are added to its logits, (B, classes)."""
+        logits = model(batch)
+        return self.losses(logits if offsets is None else logits + offsets.to(logits), batch)
+
+    def packs(self, model: FederatedModel) -> bool:
+        """Whether rows may lie one behind the other in a sequence: `model`, tried on two, does not mix them."""
+        return False
+
 
 class FederatedModel(nn.Module):
     """A base model (perhaps with an adapter in it) and, for classification, a head; maps a batch to logits."""
@@ -93,5 +102,5 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {canonical(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
-TASKS: Family[Task] = Family("fedpeft.models.tasks", "task")
+TASKS: Family[Task] = Family("fedpeft.models.tasks", "task", kind=Task)
 """All tasks, by file name."""

@@ -26,7 +26,7 @@ class MethodFamily(Family[PeftMethod]):
 
                 return Hybrid(tuple(self.build(word) for word in words))
         spec = parse_spec(text) if isinstance(text, str) else text
-        return super().build(Spec(self.whole_name(spec.name), spec.settings, spec.argument))
+        return super().build(Spec(self.whole_name(spec.name), spec.settings, spec.argument, spec.values))
 
     def taken(self, name: str) -> str:
         """The method that a method called `name` would hide: `prefix` hides prefix_tuning."""
@@ -38,7 +38,7 @@ class MethodFamily(Family[PeftMethod]):
         return found[0] if name not in self.names and len(found) == 1 else name
 
 
-PEFT_METHODS = MethodFamily("fedpeft.peft.methods", "PEFT method", group="peft_methods")
+PEFT_METHODS = MethodFamily("fedpeft.peft.methods", "PEFT method", group="peft_methods", kind=PeftMethod)
 """All methods, by file name."""
 
 

@@ -11,16 +11,16 @@ The reported test score is computed by `load` and `score`: the saved files, the 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fedpeft.errors import RunError
-from fedpeft.machine.files import writing
+from fedpeft.errors import FedpeftError, RunError
+from fedpeft.machine.files import read_json, writing
 from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, trainable
 from fedpeft.peft.adapter import State
 from fedpeft.peft.low_rank import LowRank, recompress
@@ -49,6 +49,8 @@ def save(
     is_adapter = changes is not None or own is not None or hasattr(model.base, "peft_config")
     target = folder / ("adapter" if is_adapter else "model")
     with writing(target):
+        if target.exists():
+            shutil.rmtree(target)
         if changes is not None:
             save_lora(target, changes)
         elif own is not None:
@@ -153,8 +155,11 @@ def load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedMo
     """
     try:
         return _load(folder, task, base, classes)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RunError(f"the adapter or model in {folder} can't be read: {error}") from error
+    except FedpeftError:
+        raise
+    except Exception as error:  # whatever peft, transformers and safetensors raise on files that are not as written
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RunError(f"the adapter or model in {folder} can't be read: {reason}") from error
 
 
 def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedModel:
@@ -165,7 +170,7 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
         from fedpeft.peft.family import PEFT_METHODS
 
         model = task.model(base, classes)
-        text = json.loads((files / OWN_METHOD).read_text(encoding="utf-8"))["method"]
+        text = read_json(files / OWN_METHOD)["method"]
         PEFT_METHODS.build(text).attach(model, "fp32")
         put(model, load_file(files / OWN_TENSORS))
     elif files.is_dir():

@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -107,26 +108,52 @@ def within(events: Events, delta: float, budget: float) -> bool:
     return rdp_epsilon(events, delta) <= budget or epsilon(events, delta) <= budget
 
 
-def noise_for(budget: float, delta: float, rate: float, steps: int) -> float:
+def noise_for(budget: float, delta: float, rate: float, steps: int, before: Events = MappingProxyType({})) -> float:
     """The smallest noise multiplier, to 0.5 %, that keeps `steps` releases at sampling rate `rate` within `budget`.
+
+    Args:
+        budget, delta: epsilon at delta, of all releases together.
+        rate, steps: of the releases whose noise is asked for.
+        before: what is released beside them.
 
     Raises:
         PrivacyError: no noise multiplier up to a million is enough.
     """
 
-    def smallest(enough: Callable[[Event], bool], low: float, high: float) -> tuple[float, float]:
+    def all_with(noise: float) -> Events:
+        return together(before, {Event(noise, rate): steps})
+
+    def smallest(enough: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:
         while high - low > 5e-3 * high:
             middle = (low + high) / 2
-            low, high = (low, middle) if enough(Event(middle, rate)) else (middle, high)
+            low, high = (low, middle) if enough(middle) else (middle, high)
         return low, high
 
+    def loosely(noise: float) -> bool:
+        return rdp_epsilon(all_with(noise), delta) <= budget
+
+    def exactly(noise: float) -> bool:
+        return within(all_with(noise), delta, budget)
+
+    enough = exactly if before else loosely  # where RDP's bound of what came before is above the budget, none would be
     high = 1.0
-    while rdp_epsilon({Event(high, rate): steps}, delta) > budget:
+    while not enough(high):
         high *= 2
         if high > 1e6:
             raise PrivacyError(f"no noise keeps {steps} releases within epsilon {budget:g}; ask for a larger epsilon")
-    _, loose = smallest(lambda event: rdp_epsilon({event: steps}, delta) <= budget, 1e-3, high)
+    if before:
+        return smallest(exactly, 1e-2, high)[1]
+    _, loose = smallest(loosely, 1e-3, high)
     low = 0.8 * loose  # where RDP is at its loosest, the exact answer is lower still
-    while low > 1e-2 and within({Event(low, rate): steps}, delta, budget):
+    while low > 1e-2 and exactly(low):
         low, loose = 0.8 * low, low
-    return smallest(lambda event: within({event: steps}, delta, budget), low, loose)[1]
+    return smallest(exactly, low, loose)[1]
+
+
+def together(*parts: Events) -> dict[Event, int]:
+    """All releases of several accounts in one."""
+    found: dict[Event, int] = {}
+    for part in parts:
+        for event, steps in part.items():
+            found[event] = found.get(event, 0) + steps
+    return found

@@ -8,7 +8,8 @@ what its mechanism does not cover. Whatever is asked is charged, and synced, bef
     the last charge, unanswered   a kill came between charge and answer, so nothing left: the same noise, no new charge
     anything else                 a charge and new noise, or, where the budget does not allow it, a refusal
 
-Of the kinds of instruction, training is charged, and an evaluation is free where the settings let clients tell losses
+Of the kinds of instruction, training is charged, and so is the one release of sums over rows that a private start asks
+for: a second one is refused, whatever the budget. An evaluation is free where the settings let clients tell losses
 (raw_metrics, which epsilon does not cover). Every other kind is refused, known or not.
 
 So a kill between any two steps, a server that goes back in time, or one that asks twice what is almost the same, can
@@ -20,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +30,8 @@ import numpy as np
 
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
 from fedpeft.errors import PrivacyError, RunError
+from fedpeft.machine.files import parse_json, read
+from fedpeft.machine.files import replace as replace_file
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.engine import KEY, LEDGER, Protection
 from fedpeft.privacy.ledger import terms_in
@@ -92,21 +94,16 @@ class Answers:
         """
         fields = {name: value for name, value in asdict(report).items() if name not in PAYLOADS}
         head = {"fingerprint": fingerprint, "report": fields, "payload": len(report.payload)}
-        partial = self.file.with_suffix(".partial")
         try:
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-                out.write(json.dumps(head).encode() + b"\n" + report.payload)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(partial, self.file)
+            replace_file(self.file, json.dumps(head).encode() + b"\n" + report.payload, private=True)
         except OSError as error:
             raise PrivacyError(f"the answer can't be kept in {self.file}: {error.strerror}") from error
 
     def find(self, fingerprint: str) -> Report | None:
         """The answer that was given to this; None: another one, or none, was the last."""
         try:
-            head, _, payload = self.file.read_bytes().partition(b"\n")
-            found: dict[str, Any] = json.loads(head)
+            head, _, payload = read(self.file).partition(b"\n")
+            found: dict[str, Any] = parse_json(head)
             if found["fingerprint"] != fingerprint or found["payload"] != len(payload):
                 return None
             return Report(payload=payload, **found["report"])
@@ -144,25 +141,27 @@ class OwnLedger(Protection):
         seed: int,
     ) -> None:
         self._common = [common.epsilon, common.noise_multiplier, common.dp_delta]
-        super().__init__(mechanism, federation, folder, identity, False, seed)
+        super().__init__(mechanism, federation, folder, identity, seed)
+        self.sits_out = False  # who is asked for too much says so
         self.answers = Answers(folder / ANSWER)
         self.open(resumed=(folder / KEY).exists() or (folder / ANSWER).exists())
         self.lifetime = lifetime
         lifetime.carry(self.ledger)
         if not self.ledger.releases(OWN):
-            lifetime.check(*self._charge(0), self.delta)
+            lifetime.check(*self._cost("train" if self.start is None else "prepare", 0), self.delta)
 
-    def _settle(self) -> tuple[float, float]:
+    def _settle(self) -> tuple[float, float, float | None]:
         """Noise and delta stay what they were when the client joined first, whatever its limits and rows are now."""
         begun = terms_in(self.folder / LEDGER)
         if begun is None:
             return super()._settle()
         try:
             noise, delta = float(begun["noise_multiplier"]), float(begun["dp_delta"])
+            start = float(begun["start_noise_multiplier"]) if self.federation.start else None
         except (KeyError, TypeError, ValueError) as error:
             raise PrivacyError(f"the privacy ledger {self.folder / LEDGER} lacks its terms: {error!r}") from error
         replace(self.mechanism, dp_delta=delta).check(self.federation)
-        return noise, delta
+        return noise, delta, start
 
     def _header(self) -> dict[str, Any]:
         return super()._header() | {"federation": self._common}
@@ -173,10 +172,14 @@ class OwnLedger(Protection):
             federation = replace(federation, steps=np.full(federation.clients, steps))
         return self.mechanism.charges(federation, [OWN], self.noise)[OWN]
 
+    def _cost(self, kind: str, steps: int) -> tuple[Event, int]:
+        """What a task of a kind that is charged costs."""
+        return self.start_cost()[OWN] if kind == "prepare" else self._charge(steps)
+
     def declared(self) -> Terms:
         """What the client tells the server."""
         event, releases = self._charge(0)
-        return Terms(event.noise, event.rate, releases, self.delta, self.mechanism.epsilon)
+        return Terms(event.noise, event.rate, releases, self.delta, self.mechanism.epsilon, self.start)
 
     def spent(self) -> float:
         """Epsilon so far."""
@@ -186,15 +189,16 @@ class OwnLedger(Protection):
         """One line for the start."""
         m = self.mechanism
         budget = f"epsilon at most {m.epsilon:g}" if m.epsilon is not None else "no budget"
+        start = "" if self.start is None else f", of the start {self.start:.4g}"
         return (
             f"{m.name} on this machine, per {m.unit}: {budget} at dp_delta {self.delta:.2g}, noise multiplier "
-            f"{self.noise:.4g}; {self.ledger.releases(OWN)} releases so far, in {self.ledger.path}"
+            f"{self.noise:.4g}{start}; {self.ledger.releases(OWN)} releases so far, in {self.ledger.path}"
         )
 
     # -------------------------------------------------------------------------------------------------------- a task
 
     def check(self, instruction: Instruction) -> None:
-        """Refuse all but what the mechanism covers: training, and evaluations where losses may be told.
+        """Refuse all but what the mechanism covers: training, a private start, evaluations where losses may be told.
 
         Raises:
             PrivacyError: says what.
@@ -203,13 +207,16 @@ class OwnLedger(Protection):
         if kind == "train":
             if instruction.round < 1 or instruction.correction or instruction.steps < 0:
                 raise PrivacyError("the server asks for what the settings of the federation do not include")
+        elif kind == "prepare" and self.start is not None:
+            if instruction.round or instruction.payload:
+                raise PrivacyError("the server asks for what the settings of the federation do not include")
         elif kind != "evaluate" or self.mechanism.silent:
             unprotected = {"prepare": "sums over its rows", "evaluate": "losses on its rows"}
             what = unprotected.get(kind, f"something called {kind[:40]!r}")
             raise PrivacyError(f"the server asks for {what}, which {self.mechanism.name} does not protect")
 
     def answer(self, instruction: Instruction, state: bytes, work: Callable[[Instruction], Report]) -> Report:
-        """The report on a task; on one of training charged, trained, kept, in this order.
+        """The report on a task; on one that is charged charged, done, kept, in this order.
 
         Args:
             instruction: what is asked; its attempt is the server's, and nobody here sees it.
@@ -225,9 +232,13 @@ class OwnLedger(Protection):
         asked = self._asked(instruction, state)
         if (known := self.answers.find(asked)) is not None:
             return known
-        event, count = self._charge(instruction.steps)
+        if instruction.kind == "train" and not self.trains:
+            return self._refusal(instruction)
+        event, count = self._cost(instruction.kind, instruction.steps)
         fingerprint = self.ledger.newest
         if fingerprint.partition("/")[0] != asked:
+            if instruction.kind == "prepare" and self.ledger.releases(OWN):
+                raise PrivacyError("the server asks for the start a second time, and this client answers that once")
             if not self._affordable(OWN, event, count):
                 return self._refusal(instruction)
             fingerprint = f"{asked}/{self.ledger.releases(OWN)}"
@@ -262,7 +273,7 @@ def state_digest(*files: Path) -> bytes:
     digest = hashlib.sha256()
     for file in files:
         try:
-            content = file.read_bytes()
+            content = read(file)
         except FileNotFoundError:
             content = b"missing"
         except OSError as error:

@@ -7,6 +7,7 @@ charges the ledger, and only then says who is asked. The charge is on the disk b
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.privacy.accountant import Event, Events, epsilon, rdp_epsilon, within
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
-from fedpeft.privacy.mechanism import MECHANISMS, Federation, Mechanism, ServerRound
+from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS, Federation, Mechanism, ServerRound
 from fedpeft.privacy.noise import RunKey, make_key, read_key
 
 LEDGER = "ledger.jsonl"
@@ -32,7 +33,7 @@ KEY = "privacy.key"
 SUNDRY = (
     "numbers of rows, byte counts, and the time that work takes",
     "what others can't read: clients.jsonl, clients.npz, checkpoint/, clients/ and estimates/ say who took part",
-    "what a simulation alone can measure: the linear probe, --centralised",
+    "what a simulation alone can measure: the linear probe, the private probe, pooled rows",
     "settings chosen, and runs stopped or repeated, after looking at results",
     "attacks on floating-point noise and on the pseudo-random generator (Philox, 128-bit key)",
 )
@@ -41,11 +42,15 @@ SUNDRY = (
 
 @dataclass(frozen=True)
 class Guard:
-    """A mechanism where updates leave a client; `key` is read when something is released, as it may be made late."""
+    """A mechanism where updates leave a client; `key` is read when something is released, as it may be made late.
+
+    `start` is the noise multiplier of what is released before round 1; None: nothing is.
+    """
 
     mechanism: Mechanism
     noise: float
     key: Callable[[], RunKey]
+    start: float | None = None
 
     def released(self, update: State, ids: tuple[int, int, int]) -> State:
         """The update, clipped and noised where the mechanism does that to whole updates.
@@ -56,10 +61,22 @@ class Guard:
             return update
         return self.mechanism.released(update, self.noise, self.key(), ids)
 
+    def started(self, statistics: State, ids: tuple[int, int]) -> State:
+        """What a client sends of its statistics before round 1; `ids`: attempt and client, whose noise it is.
+
+        Raises:
+            PrivacyError: nothing is to be released before round 1.
+        """
+        if not self.mechanism.noises_updates:
+            return statistics
+        if self.start is None:
+            raise PrivacyError(f"{self.mechanism.name} does not protect sums over rows here; take --head zero")
+        return self.mechanism.start_released(statistics, self.start, self.key(), ids)
+
 
 @dataclass(frozen=True)
 class ClientPrivacy:
-    """What clients need to know of the mechanism, as plain data: its text, the noise multiplier, and their key's file.
+    """What clients need to know of the mechanism, as plain data: its text, the noise multipliers, and their key's file.
 
     On an edge machine the key is the client's own.
     """
@@ -67,10 +84,11 @@ class ClientPrivacy:
     mechanism: str
     noise: float
     key: Path
+    start: float | None = None
 
     def guard(self) -> Guard:
         """The mechanism at work."""
-        return Guard(MECHANISMS.build(self.mechanism), self.noise, lambda: read_key(self.key))
+        return Guard(MECHANISMS.build(self.mechanism), self.noise, lambda: read_key(self.key), self.start)
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,6 @@ class Protection:
         federation: what costs depend on.
         folder: the run's; the ledger and the key lie in it.
         identity: what else a round's outcome depends on (settings, data, versions), in any form.
-        stop_at_budget: whether those whose budget is spent sit out, instead of ending the run with an error.
         seed: of the run.
 
     Raises:
@@ -104,21 +121,27 @@ class Protection:
         federation: Federation,
         folder: Path,
         identity: str,
-        stop_at_budget: bool,
         seed: int,
     ) -> None:
-        if stop_at_budget and mechanism.epsilon is None:
-            raise PrivacyError(f"--stop-at-budget needs a budget: give {mechanism.name} an epsilon, too")
+        if mechanism.at_budget == "sit_out" and mechanism.epsilon is None:
+            raise PrivacyError(f"at_budget=sit_out needs a budget: give {mechanism.name} an epsilon, too")
         self.mechanism, self.federation = mechanism, federation
-        self.identity, self.stop_at_budget, self.seed = identity, stop_at_budget, seed
+        self.identity, self.seed = identity, seed
+        self.sits_out = mechanism.at_budget == "sit_out"
         self.folder = folder
-        self.noise, self.delta = self._settle()
+        self.noise, self.delta, self.start = self._settle()
         self.sat_out: set[int] = set()
 
-    def _settle(self) -> tuple[float, float]:
-        """Noise multiplier and delta, once the mechanism has been checked."""
-        self.mechanism.check(self.federation)
-        return self.mechanism.noise(self.federation), self.mechanism.delta(self.federation)
+    def _settle(self) -> tuple[float, float, float | None]:
+        """Noise multiplier, delta and the noise multiplier of the start, once the mechanism has been checked."""
+        mechanism, federation = self.mechanism, self.federation
+        mechanism.check(federation)
+        return mechanism.noise(federation), mechanism.delta(federation), mechanism.start_noise(federation)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the start leaves anything for rounds of training."""
+        return self.start is None or self.mechanism.trains(self.federation)
 
     # -------------------------------------------------------------------------------------------------- what is costed
 
@@ -169,7 +192,51 @@ class Protection:
             "noise_multiplier": self.noise,
             "dp_delta": self.delta,
             "test_noise": mechanism.test_noise,
+            **({} if self.start is None else {"start_noise_multiplier": self.start}),
         }
+
+    # -------------------------------------------------------------------------------------------------- before round 1
+
+    def start_cost(self) -> Charges:
+        """What the release before round 1 costs."""
+        assert self.start is not None
+        return self.mechanism.start_charges(range(self.federation.clients), self.start)
+
+    @property
+    def start_share(self) -> float | None:
+        """The share of the budget that the start has; None: there is no start."""
+        return None if self.start is None else self.mechanism.start_share(self.federation)
+
+    def enter_start(self, state: str) -> Entry:
+        """Charge the release before round 1. Repeated with equal inputs it is charged once.
+
+        Args:
+            state: a digest of what the run starts from.
+
+        Raises:
+            PrivacyError: somebody's budget does not allow it, since what was released before had other inputs; and the
+                run is not told to leave them out.
+        """
+        fingerprint, charges = self._fingerprint(0, state), self.start_cost()
+        known = self.ledger.attempt(0, fingerprint)
+        if known is None:
+            spent = {account for account, (event, n) in charges.items() if not self._affordable(account, event, n)}
+            if spent and not self.sits_out:
+                raise PrivacyError(self._exceeded(0, min(spent)))
+        else:
+            spent = charges.keys() - self.ledger.accounts(0, known)
+        charges = {account: charge for account, charge in charges.items() if account not in spent}
+        attempt = self.ledger.charge(0, fingerprint, charges)
+        cohort = [] if POPULATION in spent else [k for k in range(self.federation.clients) if k not in spent]
+        return Entry(0, cohort, attempt, tuple(sorted(spent)))
+
+    def start_taken(self, statistics: State) -> State:
+        """What of a client's statistics for the start goes into the sum."""
+        return self.mechanism.start_taken(statistics)
+
+    def start_summed(self, total: State, attempt: int) -> State:
+        """The sum of all clients' statistics, as it may be used."""
+        return total if self.start is None else self.mechanism.start_summed(total, self.start, self.key, attempt)
 
     # ------------------------------------------------------------------------------------------------------- a round
 
@@ -190,7 +257,7 @@ class Protection:
         known = self.ledger.attempt(round, fingerprint)
         if known is None:
             spent = {account for account, (event, n) in charges.items() if not self._affordable(account, event, n)}
-            if spent and not self.stop_at_budget:
+            if spent and not self.sits_out:
                 raise PrivacyError(self._exceeded(round, min(spent)))
             self.sat_out |= spent - {POPULATION}
         else:
@@ -221,7 +288,7 @@ class Protection:
         spent = epsilon(self.ledger.spent.get(account, {}), self.delta_of(account))
         return (
             f"round {round} would take {who} above its budget: epsilon {spent:.3g} of {self.mechanism.epsilon:g} is "
-            "spent; a new run with --stop-at-budget lets those sit out whose budget is spent"
+            f"spent; a new run with {self.mechanism.name}(at_budget=sit_out, ...) goes on without them"
         )
 
     def _fingerprint(self, round: int, state: str) -> str:
@@ -246,7 +313,7 @@ class Protection:
     @property
     def guard(self) -> Guard:
         """The mechanism where updates leave clients that share this key."""
-        return Guard(self.mechanism, self.noise, lambda: self.key)
+        return Guard(self.mechanism, self.noise, lambda: self.key, self.start)
 
     # ----------------------------------------------------------------------------------------------------- the claims
 
@@ -286,6 +353,23 @@ class Protection:
             "have uniform weights"
         )
 
+    def plan(self) -> str:
+        """One line on what the budget is spent for; empty: for rounds alone."""
+        m, federation = self.mechanism, self.federation
+        if self.start is None:
+            return ""
+        share = m.start_share(federation)
+        rounds = f"the rest is for {federation.rounds} rounds" if self.trains else "no round of training is planned"
+        line = f"{share:.0%} of the budget is for the start of the head, noise multiplier {self.start:.4g}; {rounds}"
+        if m.epsilon is None:
+            return line
+        head = math.prod(federation.layout.shapes["head.weight"])
+        start, training = m.signal_to_noise(federation, share, head), m.training_signal(federation)
+        return (
+            f"{line}; signal to noise, if all rows agreed: {start:.3g} of the start, {training:.3g} of training with "
+            f"half of the budget, where {AUDIBLE:g} is enough"
+        )
+
     def summary(self) -> Mapping[str, Any]:
         """What the run may claim; for `summary.json`."""
         mechanism = self.mechanism
@@ -305,6 +389,8 @@ class Protection:
                 "weighting": "uniform",
                 "clip": mechanism.clip,
                 "budget": mechanism.epsilon,
+                "start_noise_multiplier": self.start,
+                "start_share": self.start_share,
                 "sat_out": sorted(self.sat_out),
                 "not_covered": uncovered + list(SUNDRY),
                 "test_noise": mechanism.test_noise,

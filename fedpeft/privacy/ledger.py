@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.errors import PrivacyError
+from fedpeft.machine.files import parse_json, read
 from fedpeft.privacy.accountant import Event
 
 VERSION = 1
@@ -53,6 +54,8 @@ class Ledger:
         self._attempts: dict[int, list[tuple[str, frozenset[int]]]] = {}
         self._lines: list[Mapping[str, Any]] = []
         header = {"version": VERSION, **terms}
+        if path.exists() and not path.is_file():
+            raise PrivacyError(f"the privacy ledger {path} is no file; put it back, or start a new run")
         if not path.exists() or not self._read(header):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write(header)
@@ -67,7 +70,7 @@ class Ledger:
                 if whole < len(content):  # a charge that a kill cut short: nothing was released under it
                     file.truncate(whole)
                     os.fsync(file.fileno())
-            lines = [json.loads(line) for line in content[:whole].splitlines()]
+            lines = [parse_json(line) for line in content[:whole].splitlines()]
             if not lines:
                 return False
             if lines[0] != json.loads(json.dumps(header)):
@@ -76,7 +79,7 @@ class Ledger:
                 self._book(line)
         except OSError as error:
             raise PrivacyError(f"the privacy ledger {self.path} can't be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise PrivacyError(
                 f"the privacy ledger {self.path} is damaged ({error}), so what was spent is unknown; start a new run"
             ) from error
@@ -150,13 +153,14 @@ def terms_in(path: Path) -> Mapping[str, Any] | None:
         PrivacyError: it can't be read.
     """
     try:
-        with open(path, "rb") as file:
-            first = file.readline()
-        found: Mapping[str, Any] | None = json.loads(first) if first.endswith(b"\n") else None
+        first, end, _ = read(path).partition(b"\n")
+        found = parse_json(first) if end else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise PrivacyError(f"the privacy ledger {path} can't be read: {error}") from error
+    if found is not None and not isinstance(found, dict):
+        raise PrivacyError(f"the privacy ledger {path} is damaged: its first line holds no terms")
     return found
 
 

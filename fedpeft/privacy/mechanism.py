@@ -11,6 +11,7 @@ may be anything. It says what each round costs; the ledger (`fedpeft.privacy.led
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +20,39 @@ from typing import ClassVar
 import numpy as np
 
 from fedpeft.aggregation.aggregator import Collector
+from fedpeft.aggregation.bounded_rows import longest_noise
+from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import Family, name_of, setting
-from fedpeft.peft.adapter import Layout, State
+from fedpeft.peft.adapter import Layout, State, norm
 from fedpeft.peft.method import PeftMethod
-from fedpeft.privacy.accountant import Event, noise_for, rdp_epsilon, within
+from fedpeft.privacy.accountant import LARGEST, Event, epsilon, noise_for, rdp_epsilon, together, within
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.noise import RunKey
+from fedpeft.privacy.noise import RunKey, gaussian
+
+HALF = 0.5
+"""Of the budget that start and training share, where both are worth something."""
+
+AUDIBLE = 30.0
+"""The least signal to noise of what rounds could release (`Mechanism.training_signal`) at which they are planned.
+
+It is what it would be if all rows agreed, and after a good start their gradients hardly do.
+"""
+
+
+def noisy(statistics: State, deviation: float, stream: np.random.Generator) -> State:
+    """Statistics of a bounded head with noise of this standard deviation in each entry, which they tell."""
+    found = {n: t + deviation * gaussian(stream, t) for n, t in statistics.items() if n != VARIANCE}
+    return found | {VARIANCE: statistics[VARIANCE] + deviation**2}
+
+
+def bounded_block(statistics: State) -> State:
+    """All of a client's statistics, clipped as one vector to norm 1; what is not finite counts as 0."""
+    block = {n: t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for n, t in statistics.items() if n != VARIANCE}
+    factor = 1 / max(1.0, norm(block))
+    return {name: tensor * factor for name, tensor in block.items()} | {VARIANCE: statistics[VARIANCE]}
 
 
 @dataclass(frozen=True)
@@ -43,6 +68,7 @@ class Federation:
         rounds: planned.
         cohort: expected number of clients in a round.
         even: whether all clients have the same chance of being drawn.
+        start: whether the head starts from a noisy release of every client's rows, before round 1.
     """
 
     strategy: Strategy
@@ -55,6 +81,7 @@ class Federation:
     rounds: int
     cohort: int
     even: bool
+    start: bool = False
 
     @property
     def clients(self) -> int:
@@ -85,7 +112,13 @@ class Mechanism(ABC):
     noise_multiplier: float | None = setting(None, "standard deviation of the noise, relative to sensitivity", low=0)
     clip: float = setting(1.0, "largest norm of what one unit contributes", above=0)
     dp_delta: float | None = setting(None, "delta; none: a tenth of its limit, 1 / (number of units)", above=0, below=1)
+    start: float | None = setting(
+        None, "share of the budget for the private start of the head; 1: no training; none: by formula", low=0, high=1
+    )
     raw_metrics: bool = setting(False, "let clients report losses and numbers of rows, which epsilon does not cover")
+    at_budget: str = setting(
+        "end", "when a client's epsilon is spent: end the run, or sit_out: go on without it", choices=("end", "sit_out")
+    )
     audit: bool = setting(False, "attack the finished run: canaries and membership inference, see fedpeft.audit")
     test_noise: bool = setting(False, "for tests: noise from the run's seed, protecting nobody; stamped on the results")
 
@@ -157,12 +190,117 @@ class Mechanism(ABC):
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         assert self.epsilon is not None
+        start = self.start_noise(federation)
+        if start is not None and not self.trains(federation):
+            return start
+        before = {} if start is None else {Event(start, 1.0): 1}
         delta, noise = self.delta(federation), 0.0
         plans = self.planned(federation)
         for rate, count in sorted(plans, key=lambda p: -rdp_epsilon({Event(1.0, p[0]): p[1]}, delta)):
-            if noise == 0 or not within({Event(noise, rate): count}, delta, self.epsilon):
-                noise = max(noise, noise_for(self.epsilon, delta, rate, count))
+            if noise == 0 or not within(together(before, {Event(noise, rate): count}), delta, self.epsilon):
+                noise = max(noise, noise_for(self.epsilon, delta, rate, count, before))
         return noise
+
+    # -------------------------------------------------------------------------------------------------- before round 1
+
+    def start_share(self, federation: Federation) -> float:
+        """The share of the budget for the start: as given, or half, or all where training could not be heard.
+
+        Budgets are shared as variances are: a release at the share s of a budget has 1 / sqrt(s) times the noise of one
+        that has all of it.
+        """
+        if self.start is not None:
+            return self.start
+        if self.epsilon is None or self.noise_multiplier is not None:
+            return HALF
+        return HALF if self.training_signal(federation) >= AUDIBLE else 1.0
+
+    def trains(self, federation: Federation) -> bool:
+        """Whether anything is left for rounds of training."""
+        return not federation.start or self.start_share(federation) < 1
+
+    def start_noise(self, federation: Federation) -> float | None:
+        """The noise multiplier of the start's release; None: there is none.
+
+        Without a budget it costs its share beside what the planned rounds cost.
+
+        Raises:
+            PrivacyError: it has no share, or all of a budget that there is not.
+        """
+        if not federation.start:
+            return None
+        share, delta = self.start_share(federation), self.delta(federation)
+        if not share:
+            raise PrivacyError(
+                f"start=0 leaves nothing of the budget for a private start; give {self.name} another share, or take "
+                "--head zero"
+            )
+        if self.epsilon is not None:
+            return noise_for(self.epsilon, delta, 1.0, 1) / math.sqrt(share)
+        if share == 1:
+            raise PrivacyError(f"start=1 is all of a budget, and {self.name} has none; give it an epsilon")
+        plans = self.planned(federation)
+        if not self.noise_multiplier or not plans:
+            return self.noise_multiplier
+        rounds = max(epsilon({Event(self.noise_multiplier, rate): n}, delta) for rate, n in plans)
+        return noise_for(min(rounds, LARGEST), delta, 1.0, 1) * math.sqrt((1 - share) / share)
+
+    def check_start(self, federation: Federation) -> None:
+        """Refuse a start that would be noise alone, were all rows of one class and alike.
+
+        Raises:
+            PrivacyError: says the smallest epsilon that is not.
+        """
+        if not federation.start or self.epsilon is None or self.start == 0:
+            return
+        signal, width = self.start_signal(federation), federation.layout.shapes["head.weight"][1]
+        most = signal / (self.start_deviation(federation, 1.0) * longest_noise(width))
+        share = 1.0 if self.start is None else self.start
+        least = epsilon({Event(most * math.sqrt(share), 1.0): 1}, self.delta(federation))
+        if self.epsilon < least:
+            raise PrivacyError(
+                f"epsilon {self.epsilon:g} is too small for a private start: its noise would hide the sum of all "
+                f"{signal:g} {self.unit}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more rows or "
+                "clients, or take --head zero"
+            )
+
+    def start_signal(self, federation: Federation) -> float:
+        """The largest norm that the sum of all clients' statistics can have: one for each row, or client."""
+        return float(federation.rows.sum() if self.unit == "training row" else federation.clients)
+
+    def start_deviation(self, federation: Federation, noise: float) -> float:
+        """Standard deviation of the noise in each entry of the sum over all clients."""
+        return noise * math.sqrt(federation.clients)
+
+    def signal_to_noise(self, federation: Federation, share: float, entries: int) -> float:
+        """Of one release of means over all data, if all of it agreed: its norm over that of noise in `entries` numbers.
+
+        That subsampling and many steps release the same in small pieces changes little: noise falls with the square
+        root of what is added up, and is amplified away by as much as the pieces are smaller.
+        """
+        assert self.epsilon is not None
+        noise = noise_for(self.epsilon, self.delta(federation), 1.0, 1) / math.sqrt(share)
+        return self.start_signal(federation) / (self.start_deviation(federation, noise) * math.sqrt(entries))
+
+    def training_signal(self, federation: Federation) -> float:
+        """Signal to noise of all that rounds could release with half of the budget."""
+        return self.signal_to_noise(federation, 1 - HALF, federation.layout.numel)
+
+    def start_charges(self, clients: Sequence[int], noise: float) -> Charges:
+        """What the start costs: one release of each client."""
+        return {client: (Event(noise, 1.0), 1) for client in clients}
+
+    def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
+        """What a client sends of its `statistics` for the start; `ids` are attempt and client."""
+        return noisy(statistics, noise, key.stream("start noise", *ids))
+
+    def start_taken(self, statistics: State) -> State:
+        """What the server adds to the sum of what a client sends; by default all of it."""
+        return statistics
+
+    def start_summed(self, total: State, noise: float, key: RunKey, attempt: int) -> State:
+        """The sum over clients as it may be used; by default as it is, its noise is in it."""
+        return total
 
     def row_rate(self, batch_size: int, rows: int) -> float:
         """The probability with which each of a client's `rows` rows joins a local step of about `batch_size`."""
@@ -177,5 +315,5 @@ class Mechanism(ABC):
         return None
 
 
-MECHANISMS: Family[Mechanism] = Family("fedpeft.privacy.mechanisms", "privacy mechanism")
+MECHANISMS: Family[Mechanism] = Family("fedpeft.privacy.mechanisms", "privacy mechanism", kind=Mechanism)
 """All mechanisms, by file name."""

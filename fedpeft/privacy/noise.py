@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.errors import PrivacyError
+from fedpeft.machine.files import read, replace
 
 BYTES = 32
 
@@ -49,12 +50,7 @@ def make_key(path: Path, secret: bytes | None = None) -> RunKey:
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(secret or os.urandom(BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        replace(path, secret or os.urandom(BYTES), private=True)
     return read_key(path)
 
 
@@ -66,7 +62,7 @@ def read_key(path: Path) -> RunKey:
     """
     try:
         mode = path.stat().st_mode & 0o777
-        secret = path.read_bytes()
+        secret = read(path)
     except OSError as error:
         raise PrivacyError(f"the run's secret key {path} can't be read: {error.strerror}") from error
     if mode & 0o077:

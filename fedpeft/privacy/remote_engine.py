@@ -17,6 +17,7 @@ from typing import Any
 
 from fedpeft.communication.messages import Report
 from fedpeft.errors import PrivacyError, RunError
+from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import Event, Events
 from fedpeft.privacy.engine import Protection
 from fedpeft.privacy.ledger import Charges
@@ -41,6 +42,7 @@ class Terms:
         releases: of one participation, 1 to a million.
         delta: that its epsilon is stated at, at least 1e-15 and below 1.
         budget: the largest epsilon that it spends, above 0; None: any.
+        start: noise multiplier of its one release before round 1, as `noise`; None: there is none.
 
     Raises:
         RunError: something else.
@@ -51,10 +53,14 @@ class Terms:
     releases: int
     delta: float
     budget: float | None
+    start: float | None = None
 
     def __post_init__(self) -> None:
         for what, value, good, legal in (
             ("a noise multiplier", self.noise, self.noise == 0 or LEAST_NOISE <= self.noise <= MOST_NOISE,
+             f"0, or {LEAST_NOISE:g} to {MOST_NOISE:g}"),
+            ("a noise multiplier of the start", self.start,
+             self.start is None or self.start == 0 or LEAST_NOISE <= self.start <= MOST_NOISE,
              f"0, or {LEAST_NOISE:g} to {MOST_NOISE:g}"),
             ("a sampling rate", self.rate, LEAST_RATE <= self.rate <= 1, f"{LEAST_RATE:g} to 1"),
             ("releases", self.releases, 1 <= self.releases <= MOST_RELEASES, f"1 to {MOST_RELEASES}"),
@@ -89,18 +95,37 @@ class SecondBook(Protection):
     ) -> None:
         self._declared, self._steps = declared, steps
         self.done: set[int] = set()
-        super().__init__(mechanism, federation, folder, identity, False, seed)
-        self.stop_at_budget = True  # one client's spent budget does not end the others' federation
+        super().__init__(mechanism, federation, folder, identity, seed)
+        self.sits_out = True  # one client's spent budget does not end the others' federation
 
-    def _settle(self) -> tuple[float, float]:
-        """Noise and delta of all clients; NaN: each has its own. What depends on rows is checked where rows are."""
+    def _settle(self) -> tuple[float, float, float | None]:
+        """Noise, delta and noise of the start; NaN: each has its own. What rows decide is checked where they are."""
         mechanism = self.mechanism
         if mechanism.epsilon is None and mechanism.noise_multiplier is None:
             mechanism.check(self.federation)
         if mechanism.per_example and self.federation.method.privacy == "refused":
             mechanism.check(self.federation)
         noise = math.nan if mechanism.noise_multiplier is None else mechanism.noise_multiplier
-        return noise, math.nan if mechanism.dp_delta is None else mechanism.dp_delta
+        delta = math.nan if mechanism.dp_delta is None else mechanism.dp_delta
+        return noise, delta, math.nan if self.federation.start else None
+
+    @property
+    def start_share(self) -> float | None:
+        """As the settings say; None: each client has its own."""
+        return self.mechanism.start
+
+    @property
+    def trains(self) -> bool:
+        """Clients know how much their starts leave; whoever has spent all sits out."""
+        return True
+
+    def start_cost(self) -> Charges:
+        """What those have declared that have registered."""
+        return {
+            client: (Event(terms.start, 1.0), 1)
+            for client, terms in self._declared().items()
+            if terms.start is not None
+        }
 
     def budget(self, account: int) -> float | None:
         """The client's."""
@@ -154,7 +179,17 @@ class SecondBook(Protection):
 
     def _header(self) -> dict[str, Any]:
         plain = {"noise_multiplier": self.mechanism.noise_multiplier, "dp_delta": self.mechanism.dp_delta}
+        if self.federation.start:
+            plain["start_noise_multiplier"] = None
         return super()._header() | {name: EACH_ITS_OWN if v is None else v for name, v in plain.items()}
+
+    def start_summed(self, total: State, attempt: int) -> State:
+        """As it is: clients have noised it."""
+        return total
+
+    def plan(self) -> str:
+        """Each client has its own."""
+        return ""
 
     def terms(self) -> str:
         """One line for the start of a run."""
@@ -173,6 +208,7 @@ class SecondBook(Protection):
         found["noise_multiplier"] = min((terms.noise for terms in declared), default=None)
         found["privacy"] = {
             **found["privacy"],
+            "start_noise_multiplier": min((t.start for t in declared if t.start is not None), default=None),
             "kept_by": "the clients; this is the server's book of what they declared",
         }
         return found

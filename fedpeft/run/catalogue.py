@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from fedpeft.aggregation.safeguard import SAFEGUARDS
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.clients.attack import ATTACKS
-from fedpeft.clients.drift import CORRECTIONS
+from fedpeft.clients.drift import CORRECTIONS, parse_drift
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
+from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.communication.steps import codecs
+from fedpeft.communication.uplink import parse_uplink
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import DATASETS
@@ -27,24 +31,69 @@ from fedpeft.models.task import TASKS
 from fedpeft.parts import Family
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.run.grid import GRIDS
+from fedpeft.run.measured import parse_measure
+from fedpeft.run.measurement import MEASUREMENTS
 
-FAMILIES: dict[str, tuple[Family[Any], ...]] = {
-    "dataset": (DATASETS,),
-    "partition": (PARTITIONS,),
-    "model": (MODELS,),
-    "peft": (PEFT_METHODS,),
-    "head": (HEADS,),
-    "strategy": (strategies,),
-    "server-optimizer": (SERVER_OPTIMIZERS,),
-    "safeguard": (SAFEGUARDS,),
-    "codec": (codecs, PRECISION_RULES),
-    "privacy": (MECHANISMS,),
-    "attack": (ATTACKS,),
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag whose value is a part, or several.
+
+    Attributes:
+        families: which the parts are of.
+        parse: what a text means; by default one part of the first family.
+        joined: what stands between parts, where there may be several; empty: there is one.
+        optional: whether the text may be empty, which means that there is none.
+    """
+
+    families: tuple[Family[Any], ...]
+    parse: Callable[[str], Any] | None = None
+    joined: str = ""
+    optional: bool = False
+
+    def built(self, text: str) -> Any:
+        """What a text means; None where it is empty and may be.
+
+        Raises:
+            ConfigError: unknown part or setting, wrong type, value out of range.
+        """
+        if self.optional and not text:
+            return None
+        return (self.parse or self.families[0].build)(text)
+
+
+FLAGS: Mapping[str, Flag] = {
+    "dataset": Flag((DATASETS,)),
+    "partition": Flag((PARTITIONS,)),
+    "model": Flag((MODELS,)),
+    "peft": Flag((PEFT_METHODS,), joined=" + "),
+    "head": Flag((HEADS,), lambda text: None if text == "auto" else HEADS.build(text)),
+    "strategy": Flag((strategies,)),
+    "server-optimizer": Flag((SERVER_OPTIMIZERS,)),
+    "safeguard": Flag((SAFEGUARDS,), lambda text: None if text == "auto" else SAFEGUARDS.build(text)),
+    "drift": Flag((CORRECTIONS,), parse_drift, joined=" + "),
+    "local-work": Flag((LOCAL_WORK,)),
+    "optimizer": Flag((LOCAL_OPTIMIZERS,)),
+    "codec": Flag((codecs, PRECISION_RULES), parse_uplink, joined=" | "),
+    "privacy": Flag((MECHANISMS,), optional=True),
+    "attack": Flag((ATTACKS,), optional=True),
+    "grid": Flag((GRIDS,)),
+    "measure": Flag((MEASUREMENTS,), parse_measure, joined=" + "),
 }
 """The flags of `python -m fedpeft.simulate` whose values are parts."""
 
-ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS, CORRECTIONS)
-"""Every family; a task is what a data set asks for, and has no flag; nor have corrections of drift."""
+FAMILIES: Mapping[str, tuple[Family[Any], ...]] = {name: flag.families for name, flag in FLAGS.items()}
+"""Which families a flag's parts are of."""
+
+
+def built(config: RunConfig, name: str) -> Any:
+    """What the setting `name` of a configuration means (`Flag.built`)."""
+    return FLAGS[name.replace("_", "-")].built(getattr(config, name))
+
+
+ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS)
+"""Every family; a task is what a data set asks for, and has no flag."""
 
 
 def use(given: Iterable[str | Mapping[str, Any]], beside: Path | None = None) -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
 from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
+from fedpeft.clients.drift import Correction
+from fedpeft.communication.codec import Codec
 from fedpeft.communication.uplink import Uplink
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.quantized import PRECISIONS, check_available
 from fedpeft.parts import part_text
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.run.profiles import Profile
@@ -29,17 +30,19 @@ def check(setup: Setup) -> None:
         ConfigError, PrivacyError: says which, and why.
     """
     config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in setup.profiles]
-    _check_effect(config)
     _check_memory(strategy, setup.uplink)
+    _check_downlink(strategy, setup.downlink)
     check_method(setup.method, strategy, config.strategy.partition("(")[0].strip(), forms)
     if not setup.factor_view:
         strategy.check(setup.layout, forms)
     _check_server(strategy, setup.optimizer)
     for correction in setup.drift.corrections:
         correction.check(strategy, setup.training, forms)
+        _check_needs(correction, strategy, setup.layout)
     _check_bases(setup.profiles, config.dtype, setup.method)
     _ = setup.steering  # says what validation rows can't decide
-    if config.label_shift:
+    _check_recomputing(setup)
+    if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     if setup.mechanism is not None:
         _check_mechanism(setup.mechanism, setup)
@@ -66,6 +69,18 @@ def check_method(
         )
     if not method.mixed_sizes and len({*forms, method.form}) > 1:
         raise ConfigError(f"{method.name} has one size for all clients; leave ranks and alphas away")
+
+
+def _check_recomputing(setup: Setup) -> None:
+    """What is computed twice must come out the same twice, and gradients per example are told from one pass."""
+    optimizer, private = setup.training.optimizer, setup.mechanism is not None and setup.mechanism.per_example
+    if private and (optimizer.checkpointing or optimizer.rows_per_pass):
+        raise ConfigError(
+            "dp_sgd makes gradients per example: leave checkpointing and rows_per_pass of the optimizer out"
+        )
+    parts = getattr(setup.method, "parts", (setup.method,))
+    if optimizer.checkpointing and any(getattr(part, "dropout", 0) for part in parts):
+        raise ConfigError("checkpointing computes blocks twice, and dropout would be drawn twice: give dropout=0")
 
 
 def _check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
@@ -121,13 +136,31 @@ def _check_memory(strategy: Strategy, uplink: Uplink) -> None:
             f"ones has no meaning; use --codec {str(uplink.without_memory())!r}"
         )
 
+    if uplink.remembers and strategy.moves_ranks:
+        raise ConfigError(
+            f"{type(strategy).__name__} gives clients other ranks each round, in which a memory of dropped parts of "
+            f"the last ones has no meaning; use --codec {str(uplink.without_memory())!r}"
+        )
 
-def _check_effect(config: RunConfig) -> None:
-    """Refuse settings that would change nothing, or ConfigError says of what they are."""
-    if config.stop_at_budget and not config.privacy:
-        raise ConfigError("stop_at_budget needs a budget: give --privacy, or leave it out")
-    if config.ray_address and config.grid != "ray":
-        raise ConfigError("ray_address is of --grid ray: give that, too, or leave it out")
+
+def _check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> None:
+    """Refuse a correction with nothing to act on, or ConfigError says what it looks for."""
+    trained = strategy.trained(layout, 1)
+    for ending in correction.needs:
+        if not any(name.endswith(ending) for name in trained):
+            raise ConfigError(
+                f"{correction.name} acts on tensors called ...{ending}, and clients train none in every round; leave "
+                "it out, or take --peft lora with a strategy that trains both factors, such as fedit"
+            )
+
+
+def _check_downlink(strategy: Strategy, downlink: Codec) -> None:
+    """Refuse a downlink that counts from ranks in their place, or ConfigError says what to take instead."""
+    if strategy.moves_ranks and not downlink.lossless:
+        raise ConfigError(
+            f"{type(strategy).__name__} gives clients other ranks each round, and a lossy downlink sends how far each "
+            "rank has moved in its place; use --downlink fp32"
+        )
 
 
 def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanism | None) -> None:
@@ -144,7 +177,7 @@ def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanis
             f"label_shift makes the loss of each row depend on the labels of a client's other rows, which "
             f"{mechanism.name} does not cover; leave it out"
         )
-    if not head.exchanges:
+    if not head.exchanges or head.bounded:
         raise ConfigError(
             f"label_shift needs the classes' shares among all rows, which head={name} does not ask clients for; take "
             "--head ridge or centroids, or leave it out"
@@ -161,20 +194,21 @@ def _check_private_run(mechanism: Mechanism, setup: Setup) -> None:
         PrivacyError: says what, and what to do.
     """
     config, head, uplink = setup.config, setup.head, setup.uplink
-    if config.weighting == "rows":
+    if setup.strategy.weighting == "rows":
         raise PrivacyError(
-            "weighting=rows would tell how many rows each client has, and let one client count for many; leave "
-            "--weighting out (it is uniform under --privacy)"
+            "weighting=rows would tell how many rows each client has, and let one client count for many; leave it out "
+            "(it is uniform under --privacy)"
         )
-    if head.exchanges:
+    if head.exchanges and not head.bounded:
         raise PrivacyError(
             f"head={config.head} sends sums over the clients' rows that {mechanism.name} does not protect; use "
-            "--head zero"
+            "--head zero, private_centroids or private_ridge"
         )
     for correction in setup.drift.corrections:
         if correction.travels:
-            name = correction.name
-            raise PrivacyError(f"the states that {name}'s clients send come from unprotected rows; leave --{name} out")
+            raise PrivacyError(
+                f"the states that {correction.name}'s clients send come from unprotected rows; leave it out of --drift"
+            )
     if uplink.rules and not mechanism.noises_updates:
         raise PrivacyError(
             f"the precision rule in --codec {str(uplink)!r} would let one client change what others contribute, which "

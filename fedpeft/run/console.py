@@ -223,6 +223,8 @@ def say_privacy(protection: Protection | None, observer: ConsoleObserver) -> Non
     if protection is None:
         return
     observer.say(f"[bold]privacy[/] {protection.terms()}")
+    if plan := protection.plan():
+        observer.say(f"[bold]plan[/]    {plan}")
     for warning in protection.warnings():
         observer.say(f"[bold yellow]warning[/] {warning}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from fedpeft.config import RunConfig, read_config
 from fedpeft.data.examples import Batch, made_up
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import RunError
+from fedpeft.machine import files
 from fedpeft.models.base_model import Origin, origin_of, readable_tokens, resolve_model
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task
@@ -49,14 +49,14 @@ class FinishedRun:
             raise RunError(f"{folder} holds no run: there is no config.toml in it")
         config = read_config(folder / "config.toml")
         try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        except OSError:
+            summary = files.read_json(folder / "summary.json")
+        except FileNotFoundError:
             raise RunError(
                 f"{folder} is not finished; continue it with: python -m fedpeft.simulate --resume {folder}"
             ) from None
-        except ValueError:
+        except (OSError, ValueError):
             summary = None
-        if not isinstance(summary, dict) or "task" not in summary:
+        if not isinstance(summary, dict) or not isinstance(summary.get("task"), str):
             raise RunError(
                 f"{folder}/summary.json is damaged; python -m fedpeft.simulate --resume {folder} writes it anew"
             )
@@ -82,9 +82,14 @@ class FinishedRun:
         """Names of the classes; None for language models."""
         file = self.files / "labels.json"
         try:
-            return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
-        except (OSError, ValueError, TypeError) as error:
+            names = files.read_json(file)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
             raise RunError(f"{file} can't be read: {error}") from error
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RunError(f"{file} is damaged: it must hold the names of the classes, in a list")
+        return names
 
     @cached_property
     def model_name(self) -> str:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from fedpeft import former_settings
 from fedpeft.config import RunConfig, from_mapping, read_config
 from fedpeft.errors import ConfigError, RunError
-
-if TYPE_CHECKING:
-    pass
 
 
 def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
@@ -36,6 +33,12 @@ def default_settings(file: Path | None, resume: Path | None) -> RunConfig:
                 f"start a new run with --output {resume}"
             )
     return read_config(file) if file else RunConfig()
+
+
+def refuse_former(arguments: Sequence[str]) -> None:
+    """ConfigError where a command line gives a setting of before; it says what to write now."""
+    if told := former_settings.sentence(former_settings.flags_in(arguments), flags=True):
+        raise ConfigError(told)
 
 
 def checked_settings(
@@ -102,9 +105,19 @@ def located(config: RunConfig) -> RunConfig:
         config,
         model=str(local_folder(config.model) or config.model),
         dataset=DATASETS.with_paths(config.dataset, absolute),
-        forgetting=DATASETS.with_paths(config.forgetting, absolute) if config.forgetting else "",
-        profiles=absolute(config.profiles) if config.profiles else "",
+        measure=_with_second(config.measure, lambda text: DATASETS.with_paths(text, absolute)),
+        clients=absolute(config.clients) if isinstance(config.clients, str) else config.clients,
     )
+
+
+def _with_second(text: str, change: Callable[[str], str]) -> str:
+    """The text of measurements with the second data set's changed."""
+    from fedpeft.run.measured import parse_measure
+
+    measured = parse_measure(text)
+    if not measured.second or (now := change(measured.second)) == measured.second:
+        return text
+    return str(measured.with_second(now))
 
 
 SERVERS_OPTIONS = "serve.toml"

@@ -2,7 +2,7 @@
 and in which precision they hold the base and the adapter.
 
     --ranks "4*50,8*30,32*20"       the first 50 clients hold rank 4, the next 30 rank 8, the last 20 rank 32
-    --profiles FILE.toml            the same and more, one table for each group of clients, in the order of client ids:
+    --clients FILE.toml             the same and more, one table for each group of clients, in the order of client ids:
 
         [[profile]]
         count = 50
@@ -29,11 +29,12 @@ from typing import cast
 
 from fedpeft.communication.messages import ADAPTERS, BASES, AdapterPrecision, BasePrecision
 from fedpeft.errors import ConfigError
+from fedpeft.machine.files import writing
 from fedpeft.parts import check_settings, setting
 from fedpeft.peft.adapter import ClientForm
 
 PROFILES = "profiles.toml"
-"""A run's copy of the file that --profiles names."""
+"""A run's copy of the file that --clients names."""
 
 
 @dataclass(frozen=True)
@@ -111,26 +112,41 @@ def tables_of(file: Path) -> list[ProfileTable]:
     ]
 
 
-def groups_of(ranks: str, profiles: str, folder: Path) -> list[ProfileTable]:
-    """What `--ranks` or `--profiles` say; none: all clients are alike. A run's `folder` keeps its own copy of the file.
+def groups_of(ranks: str, clients: int | str, folder: Path) -> list[ProfileTable]:
+    """What `--ranks` or a file of `--clients` say; none: all clients are alike.
+
+    A run's `folder` keeps its own copy of the file.
 
     Raises:
         ConfigError: both are given, or one can't be used.
     """
-    if ranks and profiles:
-        raise ConfigError("ranks and profiles both say what clients hold; give one of them")
+    if ranks and isinstance(clients, str):
+        raise ConfigError(f"ranks and the tables in {clients} both say what clients hold; give one of them")
     if ranks:
         return ranks_of(ranks)
-    if not profiles:
+    if not isinstance(clients, str):
         return []
     own = folder / PROFILES
-    return tables_of(own if own.exists() else Path(profiles))
+    if own.exists():
+        return tables_of(own)
+    if not clients.endswith(".toml"):
+        raise ConfigError(
+            f"clients={clients!r} is no number, and no TOML file of [[profile]] tables: write --clients 100 or "
+            "--clients clients.toml"
+        )
+    return tables_of(Path(clients))
 
 
-def keep_profiles(profiles: str, folder: Path) -> None:
-    """Copy the file that `--profiles` names into the run's folder, where a run that is continued finds it."""
-    if profiles and not (folder / PROFILES).exists():
-        shutil.copyfile(profiles, folder / PROFILES)
+def number_of(clients: int | str, tables: Sequence[ProfileTable]) -> int:
+    """How many clients there are: the number that is given, or the sum of the counts in the file's `tables`."""
+    return sum(table.count for table in tables) if isinstance(clients, str) else clients
+
+
+def keep_profiles(clients: int | str, folder: Path) -> None:
+    """Copy the file that `--clients` names into the run's folder, where a run that is continued finds it."""
+    if isinstance(clients, str) and not (folder / PROFILES).exists():
+        with writing(folder / PROFILES):
+            shutil.copyfile(clients, folder / PROFILES)
 
 
 def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm | None) -> tuple[Profile, ...]:

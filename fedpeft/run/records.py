@@ -47,16 +47,19 @@ class Records:
         """The lines of a file; a last line that a kill cut short is left out.
 
         Raises:
-            RunError: a line is not what was written.
+            RunError: a line is not what was written, or the file can't be read.
         """
         path = self.folder / name
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        try:
+            lines = files.read(path).split(b"\n")
+        except OSError as error:
+            raise RunError(f"{path} can't be read: {error.strerror}; put the file back, or start a new run") from error
         found = []
         for number, line in enumerate(lines[:-1], start=1):
             try:
-                entry = json.loads(line)
+                entry = files.parse_json(line)
             except ValueError:
                 entry = None
             if not isinstance(entry, dict):
@@ -92,6 +95,8 @@ class Records:
         """
         for name in LINES:
             path, length = self.folder / name, offsets.get(name, 0)
+            if path.exists() and not path.is_file():
+                raise RunError(f"{path} is no file any more; put the file back, or start a new run")
             size = path.stat().st_size if path.exists() else 0
             if size < length:
                 raise RunError(
@@ -99,7 +104,8 @@ class Records:
                     "or start a new run"
                 )
             if path.exists():
-                os.truncate(path, length)
+                with writing(path):
+                    os.truncate(path, length)
 
     def write(self, name: str, text: str) -> None:
         """Write a whole file, or leave the one that is there.
@@ -108,12 +114,8 @@ class Records:
             RunError: the disk is full or can't be written.
         """
         path = self.folder / name
-        partial = path.with_name(path.name + ".partial")
-        try:
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            raise RunError(f"{path} can't be written: {error.strerror}") from error
+        with writing(path):
+            files.replace(path, text.encode())
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         """Write arrays by name, compressed.

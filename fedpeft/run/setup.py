@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.aggregation.exactness import LARGEST_TARGET
-from fedpeft.aggregation.head_start import HEADS, HeadStart
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
-from fedpeft.aggregation.strategy import Strategy, strategies
-from fedpeft.clients.drift import Drift, parse_drift
+from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.server_optimizer import ServerOptimizer
+from fedpeft.aggregation.strategy import Strategy
+from fedpeft.clients.drift import Drift
 from fedpeft.clients.local_training import LocalTraining, Schedule
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import parse_downlink
@@ -24,22 +24,23 @@ from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.models.base_model import readable_tokens, resolve_model
 from fedpeft.models.frozen_blocks import can_start_at
-from fedpeft.models.layers import lowest_block
+from fedpeft.models.layers import innermost, lowest_block
 from fedpeft.models.loading import Say, unheard
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
-from fedpeft.parts import check_settings, parse_spec
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.family import PEFT_METHODS, of_size
 from fedpeft.peft.method import PeftMethod, WeightChanges
-from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.run import checks
+from fedpeft.run.catalogue import built
+from fedpeft.run.grid import SimulationGrid
+from fedpeft.run.measured import Measured
 from fedpeft.run.profiles import Profile, ProfileTable, profiles_of
 from fedpeft.run.steering import Steering, steering
 
@@ -93,6 +94,8 @@ class Setup:
         training: local training.
         drift: what is done about clients that drift apart.
         mechanism: of privacy; None: no protection.
+        grid: where simulated clients run.
+        measured: what is found out beside the end.
         profiles: of each client, in the order of ids.
         factor_view: how the strategy sees the tensors, where they are not exchanged as factors.
         weight_changes: what a state changes in the base's weights, where aggregation is not exact and its error is
@@ -122,6 +125,8 @@ class Setup:
     training: LocalTraining
     drift: Drift
     mechanism: Mechanism | None
+    grid: SimulationGrid
+    measured: Measured
     profiles: Sequence[Profile]
     factor_view: Factoring | None
     weight_changes: WeightChanges | None
@@ -145,14 +150,17 @@ class Setup:
         """
         config = settled(config)
         training = local_training(config)
-        optimizer = SERVER_OPTIMIZERS.build(config.server_optimizer)
-        strategy = strategies.build(config.strategy)
+        optimizer: ServerOptimizer = built(config, "server_optimizer")
+        strategy: Strategy = built(config, "strategy")
+        drift: Drift = built(config, "drift")
+        grid: SimulationGrid = built(config, "grid")
+        measured: Measured = built(config, "measure")
         lossless = "fp64" if config.dtype == "fp64" else "fp32"
         uplink = parse_uplink(lossless if config.codec == "fp32" else config.codec)
         downlink = parse_downlink(config.downlink, config.codec, lossless)
-        head = HEADS.build(config.head)
-        mechanism = MECHANISMS.build(config.privacy) if config.privacy else None
-        plain = PEFT_METHODS.build(config.peft)
+        head: HeadStart = built(config, "head")
+        mechanism: Mechanism | None = built(config, "privacy")
+        plain: PeftMethod = built(config, "peft")
         profiles = profiles_of(groups, facts.clients, plain.form)
         peft = of_size(config.peft, plain, [profile.form for profile in profiles])
         method = PEFT_METHODS.build(peft)
@@ -186,8 +194,10 @@ class Setup:
             lossless=lossless,
             head=head if uplink.codec.lossless else head.compact(),
             training=training,
-            drift=parse_drift(_drift_text(config)),
+            drift=drift,
             mechanism=mechanism,
+            grid=grid,
+            measured=measured,
             profiles=profiles,
             factor_view=method.factoring(layout),
             weight_changes=weight_changes,
@@ -208,12 +218,18 @@ class Setup:
     @property
     def schedule(self) -> Schedule:
         """Of the clients' learning rate."""
-        return Schedule(self.config.learning_rate, self.config.rounds, self.config.schedule)
+        return Schedule(self.config.learning_rate, self.config.rounds, self.training.optimizer.schedule)
+
+    @property
+    def private_start(self) -> bool:
+        """Whether the head starts from a noisy release of the clients' rows."""
+        protected = self.mechanism is not None and self.mechanism.protects
+        return protected and self.head.exchanges and "head.weight" in self.start
 
     @property
     def by_rows(self) -> bool:
         """Whether a client's weight is its number of rows; under privacy all are alike."""
-        return self.mechanism is None and self.config.weighting != "uniform"
+        return self.mechanism is None and self.strategy.weighting != "uniform"
 
     @property
     def predictions(self) -> int:
@@ -238,7 +254,7 @@ class Setup:
             ConfigError, PrivacyError: they can't, or must not.
         """
         private = self.mechanism is not None and self.mechanism.protects
-        return steering(self.config, private, self.personal, self.facts.judged)
+        return steering(self.config, self.measured.validation, private, self.personal, self.facts.judged)
 
     @property
     def model_name(self) -> str:
@@ -272,22 +288,40 @@ class Setup:
             tokenizer=cache.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
             tokens=tokens,
             task=self.facts.task,
+            **({} if self.facts.task == "classification" else {"cut": "counted"}),
         )
         cache.arrays(
             "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
         )
         return key
 
+    def cut_rows(self, data_key: str) -> list[str]:
+        """What is to be said of the rows called `data_key` that are longer than a language model is given."""
+        examples = cached_rows.cached_examples(data_key)
+        cut = getattr(examples, "cut", 0)
+        if not cut:
+            return []
+        return [f"{cut:,} of {len(examples):,} rows are longer than {self.tokens} tokens and cut there; see --tokens"]
+
 
 def settled(config: RunConfig) -> RunConfig:
-    """The configuration with the precision that `auto` is on this machine.
+    """The configuration with the precision that `auto` is on this machine, and the head that it is under its privacy.
 
     A run's folder keeps this one: on another machine, continued or compared, the run stays what it was.
     """
+    if config.head == "auto":
+        config = replace(config, head=_head_under(built(config, "privacy")))
     if config.dtype != "auto":
         return config
     device = next(iter(accelerators()), "cpu")
     return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
+
+
+def _head_under(mechanism: Mechanism | None) -> str:
+    """How the head starts where the user does not say: from all that may be asked for."""
+    if mechanism is None:
+        return "ridge"
+    return "private_centroids" if mechanism.protects and mechanism.start != 0 else "zero"
 
 
 def adapted_model(
@@ -302,16 +336,12 @@ def adapted_model(
 
 
 def adapted_entries(model: FederatedModel, layout: Layout) -> int:
-    """Entries of all weights that a `peft` adapter changes."""
-    plain = model.base.get_base_model()  # type: ignore[operator]
-    layers: list[Any] = [plain.get_submodule(m) for m in {t.module for t in layout.tensors if t.role != "head"}]
+    """Entries of all weights that an adapter changes."""
+    base: Any = model.base
+    plain = base.get_base_model() if hasattr(base, "get_base_model") else base
+    modules = {t.module for t in layout.tensors if t.role != "head"}
+    layers: list[Any] = [innermost(plain.get_submodule(module)) for module in modules]
     return sum(layer.in_features * layer.out_features for layer in layers)
-
-
-def _drift_text(config: RunConfig) -> str:
-    """The corrections that the settings name, in the order in which they act."""
-    named = (f"fedprox(mu={config.proximal!r})" if config.proximal else "", "scaffold" if config.scaffold else "")
-    return " + ".join(filter(None, named))
 
 
 def _frozen_blocks(base: Any, layout: Layout, facts: DataFacts) -> int:
@@ -326,22 +356,8 @@ def local_training(config: RunConfig) -> LocalTraining:
     """Local training as a configuration describes it.
 
     Raises:
-        ConfigError: unknown optimizer or setting.
+        ConfigError: unknown amount of work, optimizer or setting.
     """
-    spec = parse_spec(config.optimizer)
-    allowed = {"adamw": ("weight_decay", "warmup", "max_norm"), "sgd": ("warmup", "max_norm")}
-    if spec.name not in allowed:
-        raise ConfigError(f"unknown local optimizer {spec.name!r}; legal: adamw, sgd")
-    for name in spec.settings:
-        if name not in allowed[spec.name]:
-            raise ConfigError(f"{spec.name} has no setting {name!r}; legal: {', '.join(allowed[spec.name])}")
-    given = {
-        "batch_size": config.batch_size,
-        "epochs": config.local_epochs,
-        "steps": config.local_steps,
-        "learning_rate": config.learning_rate,
-        "head_rate": config.head_rate,
-        "optimizer": spec.name,
-        **spec.settings,
-    }
-    return LocalTraining(**check_settings(f"local optimizer {spec.name}", LocalTraining, given))
+    return LocalTraining(
+        config.batch_size, built(config, "local_work"), config.learning_rate, built(config, "optimizer")
+    )

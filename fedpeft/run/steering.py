@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fedpeft.aggregation.safeguard import SAFEGUARDS, Safeguard
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.run.measurements.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Steering:
     patience: int = 0
 
 
-def steering(config: RunConfig, private: bool, personal: bool, rows: bool = True) -> Steering:
+def steering(config: RunConfig, validation: Validation, private: bool, personal: bool, rows: bool = True) -> Steering:
     """What a configuration lets validation rows decide.
 
     Args:
         config: checked settings.
+        validation: on the way.
         private: whether a mechanism protects what clients hold.
         personal: whether clients have tensors of their own.
         rows: whether the server has validation rows.
@@ -47,18 +49,18 @@ def steering(config: RunConfig, private: bool, personal: bool, rows: bool = True
         flag
         for flag, given in (
             (f"safeguard={config.safeguard}", guard is not None and guard.watches),
-            ("keep=best", config.keep == "best"),
-            (f"early_stopping={config.early_stopping}", config.early_stopping > 0),
+            ("validation(keep=best)", validation.keep == "best"),
+            (f"validation(patience={validation.patience})", validation.patience > 0),
         )
         if given
     ]
-    if config.public_validation and not private:
-        raise ConfigError("public_validation says what --privacy need not cover: give that, too, or leave it out")
-    hidden = private and not config.public_validation
+    if validation.public and not private:
+        raise ConfigError("validation(public=True) says what --privacy need not cover: give that, too, or leave it out")
+    hidden = private and not validation.public
     if asked and hidden:
         raise PrivacyError(
             f"{asked[0]} would let validation rows decide, which epsilon does not cover; leave it out, or say that "
-            "these rows are public with --public-validation"
+            "these rows are public with --measure 'validation(public=True)'"
         )
     if asked and personal:
         raise ConfigError(
@@ -73,8 +75,6 @@ def steering(config: RunConfig, private: bool, personal: bool, rows: bool = True
         return Steering()
     if config.safeguard == "auto":
         guard = SAFEGUARDS.build("undo")
-    if config.early_stopping and config.keep == "last":
-        raise ConfigError(
-            "early_stopping waits for a better state than the best, and keep=last keeps none; leave one out"
-        )
-    return Steering(guard if guard and guard.watches else None, config.keep != "last", config.early_stopping)
+    if validation.patience and validation.keep == "last":
+        raise ConfigError("patience waits for a better state than the best, and keep=last keeps none; leave one out")
+    return Steering(guard if guard and guard.watches else None, validation.keep != "last", validation.patience)

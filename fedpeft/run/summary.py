@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,15 @@ def costs(
     }
 
 
+def distinct_rows(clients: Iterable[Mapping[str, Any]]) -> int | None:
+    """Distinct rows that were trained on, all clients together, by the lines of clients.jsonl; None: nobody says."""
+    used: dict[int, int] = {}
+    for line in clients:
+        if line.get("used") and not line.get("rejected"):
+            used[line["client"]] = max(used.get(line["client"], 0), line["used"])
+    return sum(used.values()) or None
+
+
 def epsilon_line(summary: dict[str, Any]) -> str:
     """What a private run has spent."""
     return f"{summary['epsilon']:.2f} (median {summary['epsilon_median']:.2f}), delta {summary['dp_delta']:.2g}"
@@ -91,6 +100,8 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
             rows.append(("worst tenth of the clients", f"{summary['worst_accuracy']:.4f}"))
             rows.append(("global adapter alone, test rows", f"{summary['shared_accuracy']:.4f}"))
         rows.append(("frozen base, linear probe", f"{summary['baseline_accuracy']:.4f}"))
+        if summary.get("private_probe_accuracy") is not None:
+            rows.append(("private probe: one release, no training", f"{summary['private_probe_accuracy']:.4f}"))
     else:
         rows.append(("[bold]test perplexity[/] (saved adapter, fp32)", f"[bold]{summary['perplexity']:.3f}[/]"))
     if summary["centralised_accuracy"] is not None:
@@ -116,6 +127,8 @@ def show(summary: dict[str, Any], folder: Path, console: Console) -> None:
     if summary["rejected"]:
         of = summary["rejected_by_client"]
         rows.append(("updates left out", f"{summary['rejected']}{f', of {len(of)} clients' if of else ''}"))
+    if summary.get("distinct_rows"):
+        rows.append(("distinct rows trained on", f"{summary['distinct_rows']:,}"))
     if summary["dp_delta"] is not None:
         rows.insert(0, (f"[bold]epsilon[/] per {summary['privacy']['unit']}", f"[bold]{epsilon_line(summary)}[/]"))
     if "membership_auc" in summary:

@@ -19,7 +19,6 @@ from fedpeft.clients.pool import Pool, Worker, result
 from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.config import RunConfig
 from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.partition import Partition
 from fedpeft.errors import RunError
@@ -62,18 +61,18 @@ class Machine:
     cluster: str | None = None
 
     @classmethod
-    def of(cls, config: RunConfig, fixed: Mapping[str, Any], devices: Sequence[str] = ()) -> Machine:
-        """What `config` asks for, or what is there.
+    def of(cls, setup: Setup, fixed: Mapping[str, Any], devices: Sequence[str] = ()) -> Machine:
+        """What the settings ask for, or what is there.
 
         Args:
-            config: the settings.
+            setup: of the run.
             fixed: what the run began with; empty: it begins.
             devices: none: all that there are.
 
         Raises:
             AssetError, RunError: there is no such cluster.
         """
-        cluster = config.ray_address if config.grid == "ray" else None
+        config, cluster = setup.config, setup.grid.cluster
         asked = int(fixed.get("workers") or config.workers)
         if not devices:
             devices = (accelerators() or ["cpu"]) if cluster is None else [worker_device(cluster, asked)]
@@ -129,8 +128,8 @@ def work_plan(
     """
     config = setup.config
     per_example = setup.mechanism is not None and setup.mechanism.per_example
-    reusing = config.executor == "batched" and not per_example  # methods without a batched form, too
-    batched = reusing and setup.method.batched
+    reusing = setup.grid.executor == "batched" and not per_example  # methods without a batched form, too
+    batched = reusing and setup.method.batched and not setup.training.optimizer.rows_per_pass
     lengths = cached_examples(data_key).lengths
     tokens = float(lengths.mean()) if len(lengths) else setup.tokens
     together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS

@@ -6,17 +6,19 @@ for everyone; so they are dropped before any rule sees them. What is merely host
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fedpeft.aggregation.aggregator import Collector
+from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.clients.drift import Drift, States
 from fedpeft.clients.store import ClientStore
 from fedpeft.communication.downlink import Sent
-from fedpeft.communication.messages import Report
+from fedpeft.communication.messages import MOST_STEPS, Report
 from fedpeft.communication.payload import Shape
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
@@ -40,6 +42,10 @@ def check_report(report: Report) -> None:
         raise PayloadError(report.error)
     if report.rows < 1:
         raise PayloadError(f"an update from {report.rows} rows")
+    if not 0 <= report.used <= report.rows:
+        raise PayloadError(f"{report.used} distinct rows trained on, of {report.rows}")
+    if not 0 <= report.steps <= MOST_STEPS or not 0 <= report.seconds < math.inf:
+        raise PayloadError(f"{report.steps} steps in {report.seconds:g} s")
     if not abs(report.loss) <= WORST_LOSS:
         raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
 
@@ -65,6 +71,8 @@ def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) 
     """
     if statistics.keys() != shapes.keys():
         raise PayloadError(f"statistics called {sorted(statistics)} instead of {sorted(shapes)}")
+    if VARIANCE in statistics and not float(statistics[VARIANCE]) >= 0:
+        raise PayloadError(f"noise of variance {float(statistics[VARIANCE]):g}")
     length, limit = norm(statistics), rows * ABSURD**2
     if not length <= limit:
         raise PayloadError(f"statistics of norm {length:.3g}; nothing above {limit:.3g} is taken from {rows} rows")
@@ -98,6 +106,7 @@ class ClientResult:
         confidential: in runs with privacy.
         staleness: steps that the server has taken since it asked; None: in synchronous rounds.
         rejected: why the update was left out; None: it was taken.
+        used: distinct rows that the client has trained on up to now; None where it does not say.
     """
 
     round: int
@@ -114,10 +123,11 @@ class ClientResult:
     confidential: bool | None = None
     staleness: int | None = None
     rejected: str | None = None
+    used: int | None = None
 
     def line(self) -> dict[str, Any]:
-        """As a line of JSON; the last three only where they say something."""
-        optional = ("confidential", "staleness", "rejected")
+        """As a line of JSON; the last four only where they say something."""
+        optional = ("confidential", "staleness", "rejected", "used")
         return {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
 
 
@@ -133,6 +143,7 @@ class Acceptance:
         uplink: how updates are encoded.
         aggregator: takes the updates.
         by_rows: whether p_k is proportional to a client's rows, or else equal.
+        most_rows: a client with more of them weighs as if it had so many.
         privacy: hears of each report; None: there is none.
         estimates: the server's copies of its clients' memories, where the uplink wants them.
         drift: the corrections of the clients' drift.
@@ -153,6 +164,7 @@ class Acceptance:
     uplink: Uplink
     aggregator: Collector
     by_rows: bool = False
+    most_rows: float = math.inf
     privacy: Protection | None = None
     estimates: ClientStore | None = None
     drift: Drift = field(default_factory=Drift)
@@ -164,7 +176,7 @@ class Acceptance:
     forms: dict[int, ClientForm] = field(default_factory=dict)
     rows: dict[int, int] = field(default_factory=dict)
     uplink_parameters: int = 0
-    _losses: list[tuple[float, int]] = field(default_factory=list)
+    _losses: list[tuple[float, float]] = field(default_factory=list)
     _changes: dict[str, Fold] = field(default_factory=dict)
 
     def add(self, report: Report, sent: Sent) -> Update | None:
@@ -194,7 +206,7 @@ class Acceptance:
             self.forms[report.client] = after
         self.accepted[report.client] = report.round
         self.rows[report.client] = report.rows
-        self._losses.append((report.loss, report.rows))
+        self._losses.append((report.loss, min(report.rows, self.most_rows)))
         return update
 
     def _result(self, report: Report, sent: Sent) -> ClientResult:
@@ -213,6 +225,7 @@ class Acceptance:
             base_precision=asked.base_precision or None,
             confidential=True if self.privacy is not None else None,
             staleness=self.round - report.round if self.strategy.asynchronous else None,
+            used=None if self._silent else report.used or None,
         )
 
     def _update(self, report: Report, sent: Sent, layout: Layout) -> tuple[Update, State]:
@@ -224,9 +237,9 @@ class Acceptance:
         delta, memory = self.uplink.receive(report.payload, layout.shapes, memory)
         received = sent.state
         check_update(delta, received, self.shared)
-        weight = float(report.rows) if self.by_rows else 1.0
+        weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
         form, staleness = sent.instruction.form, self.round - report.round
-        return Update(report.client, weight, form, received, delta, staleness), memory
+        return Update(report.client, weight, form, received, delta, staleness, sent.package.ranks), memory
 
     def _drift_changes(self, report: Report, layout: Layout) -> States:
         """The changes of the states of a client's drift corrections, checked as an update is."""

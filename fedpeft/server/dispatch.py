@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from fedpeft import seeds
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.downlink import Downlink, Sent
+from fedpeft.communication.downlink import Downlink, Package, Sent
 from fedpeft.communication.messages import Instruction, Kind
 from fedpeft.communication.precision_rule import Situation
+from fedpeft.communication.release import Release, common_digest, digest_of, form_name
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import Entry
 from fedpeft.run.setup import Setup
@@ -40,6 +42,7 @@ class Dispatch:
             progress.versions,
             progress.residual,
             progress.round + 1,
+            setup.config.seed,
         )
         shared = self.downlink.shared
         states = {label: {name: state[name] for name in shared} for label, state in progress.drift.items()}
@@ -53,34 +56,53 @@ class Dispatch:
         for client in entry.cohort:
             asked = self.instruction("train", client, entry.round, bits.get(client, 0.0), entry.attempt)
             base = self.downlink.base(asked.acknowledged)
-            package = self.downlink.package(self.form(client), self._held(client), newcomer=not asked.acknowledged)
+            package = self._package(client)
             found.append(Sent(asked, package, len(base)))
         return found
 
     def instruction(self, kind: Kind, client: int, round: int, bits: float = 0.0, attempt: int = 0) -> Instruction:
         """What a client is asked; the fields are those of `Instruction`."""
-        setup, down, profile = self.setup, self.downlink, self.setup.profiles[client]
+        down, profile = self.downlink, self.setup.profiles[client]
         form, last = self.form(client), self.progress.acknowledged.get(client, 0)
         return Instruction(
             kind=kind,
             round=round,
             client=client,
-            payload=down.package(form, self._held(client), newcomer=not last).payload,
-            learning_rate=self.learning_rate(round),
+            payload=self._package(client).payload,
             rank=form.rank if form else 0,
             alpha=form.alpha if form else 0.0,
-            trained=() if len(down.trained) == len(setup.layout.names) else self._positions(down.trained),
             acknowledged=last,
-            private=self._positions(down.private),
             steps=profile.steps,
             base_precision=profile.base,
             adapter_precision=profile.adapter,
-            base=self.progress.residual.version,
-            correction=self.correction,
-            shares=self.shares,
             bits=bits,
             residual=down.base(last) if self.remote else b"",
             attempt=attempt,
+            **self._alike(round),
+        )
+
+    def _alike(self, round: int) -> dict[str, Any]:
+        """The fields that all clients of a round are sent alike."""
+        down = self.downlink
+        return {
+            "learning_rate": self.learning_rate(round),
+            "trained": () if len(down.trained) == len(self.setup.layout.names) else self._positions(down.trained),
+            "private": self._positions(down.private),
+            "base": self.progress.residual.version,
+            "correction": self.correction,
+            "shares": self.shares,
+        }
+
+    def release(self, kind: Kind, round: int) -> Release:
+        """What all clients of a round are told alike; of every form that a client has, whoever is asked."""
+        forms = {self.form(client) for client in range(self.setup.clients)}
+        base = self.progress.residual.total
+        return Release(
+            kind=kind,
+            round=round,
+            states={form_name(form): self.downlink.released(form) for form in forms},
+            common=common_digest(Instruction(kind, round, 0, b"", **self._alike(round))),
+            base=digest_of(base) if base else "",
         )
 
     def learning_rate(self, round: int) -> float:
@@ -92,8 +114,9 @@ class Dispatch:
         """LoRA rank and alpha of a client, as they are now."""
         return self.progress.forms.get(client, self.setup.profiles[client].form)
 
-    def _held(self, client: int) -> int:
-        return self.progress.held.get(client, 0)
+    def _package(self, client: int) -> Package:
+        held, newcomer = self.progress.held.get(client, 0), not self.progress.acknowledged.get(client, 0)
+        return self.downlink.package(self.form(client), held, newcomer, client)
 
     def _positions(self, names: frozenset[str]) -> tuple[int, ...]:
         return tuple(i for i, name in enumerate(self.setup.layout.names) if name in names)

@@ -102,6 +102,8 @@ class Evaluation:
     def own_rows(self, progress: Progress) -> OwnRows:
         """Each client's model on its own held-out rows. What this sends serves measurement and is not counted."""
         sent, clients = Dispatch(self.setup, progress, self.clients.remote), self.setup.clients
+        if self.clients.announce is not None:
+            self.clients.announce(sent.release("evaluate", progress.round))
         instructions = (sent.instruction("evaluate", client, progress.round) for client in range(clients))
         heard = []
         for report in self.clients.in_order(instructions, clients, "evaluate"):

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from fedpeft import seeds
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, node_of
 from fedpeft.communication.messages import Instruction, Report, answer_to, to_record
+from fedpeft.communication.release import Release
 
 WAVE = 128
 """Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
@@ -24,6 +25,7 @@ class Exchange:
         grid: who carries the messages.
         answered: is told (phase, clients that have answered, clients expected).
         remote: whether clients are on other machines.
+        announce: is told what clients are told alike, before any of them is; None: nobody wants to know.
         asked: clients of an asynchronous run that have been asked and not taken into a step yet.
         arrived: what they have answered meanwhile.
         pending: the instructions that have not been answered yet, by message.
@@ -32,6 +34,7 @@ class Exchange:
     grid: Grid
     answered: Callable[[str, int, int], None]
     remote: bool = False
+    announce: Callable[[Release], None] | None = None
     asked: set[int] = field(default_factory=set)
     arrived: deque[Report] = field(default_factory=deque)
     pending: dict[str, Instruction] = field(default_factory=dict)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,8 +12,10 @@ from fedpeft.aggregation.update import Fold
 from fedpeft.clients.label_shift import SHARES, shares_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
+from fedpeft.communication.release import Release, common_digest
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import State
+from fedpeft.privacy.engine import Entry, Protection
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
@@ -21,13 +25,27 @@ from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Counters, Progress
 
 
-def prepare(setup: Setup, clients: Exchange, evaluation: Evaluation, fixed: dict[str, Any]) -> Progress:
+def prepare(
+    setup: Setup,
+    clients: Exchange,
+    evaluation: Evaluation,
+    fixed: dict[str, Any],
+    most_rows: float = math.inf,
+    privacy: Protection | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Progress:
     """The server before round 1.
 
-    `fixed`: what was probed at the start, kept in the checkpoint.
+    Args:
+        setup, clients, evaluation: the run's.
+        fixed: what was probed at the start, kept in the checkpoint.
+        most_rows: statistics of a client with more rows count as if they were those of so many.
+        privacy: charges what the clients release, before they are asked; None: nothing is protected.
+        say: tells the user what the statistics lack.
 
     Raises:
         RunError: no client has returned valid statistics.
+        PrivacyError: budgets do not allow the release.
     """
     state = dict(setup.start)
     drift = setup.drift.start(state)
@@ -35,10 +53,16 @@ def prepare(setup: Setup, clients: Exchange, evaluation: Evaluation, fixed: dict
     if not (setup.head.exchanges and "head.weight" in state):
         return evaluation.remembered(progress, evaluation.of(progress)) if setup.steering.keep_best else progress
     started = time.perf_counter()
-    rows, spent, total = _statistics(setup, clients)
+    entry = Entry(0, list(range(setup.clients)))
+    if privacy is not None:
+        entry = privacy.enter_start(progress.digest())
+    rows, spent, total = _statistics(setup, clients, entry, privacy, most_rows)
+    if hidden := setup.head.hidden(total):
+        names = setup.facts.label_names or ()
+        say(f"{len(hidden)} classes drown in the noise of the start, which does not know them: {_some(names, hidden)}")
     head = setup.head.solve(total, state["head.weight"].shape[1], setup.facts.classes)
     state |= {name: tensor.to(state[name].dtype) for name, tensor in head.items()}
-    shares = {SHARES: shares_of(setup.head.class_counts(total))} if setup.config.label_shift else {}
+    shares = {SHARES: shares_of(setup.head.class_counts(total))} if setup.drift.needs_shares else {}
     progress = replace(
         progress,
         adapter=state,
@@ -52,7 +76,7 @@ def prepare(setup: Setup, clients: Exchange, evaluation: Evaluation, fixed: dict
     result = RoundResult(
         round=0,
         clients=setup.clients,
-        rejected=setup.clients - len(rows),
+        rejected=0 if _secret(privacy) else setup.clients - len(rows),
         train_loss=None,
         loss=metrics.loss if metrics else None,
         accuracy=metrics.accuracy if metrics else None,
@@ -70,16 +94,33 @@ def _copy(state: State) -> State:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def _statistics(setup: Setup, clients: Exchange) -> tuple[dict[int, int], int, State]:
+def _secret(privacy: Protection | None) -> bool:
+    """Whether nobody may know which clients there are."""
+    return privacy is not None and privacy.mechanism.secret_cohort
+
+
+def _some(names: Sequence[str], of: Sequence[int]) -> str:
+    """The first few of these names."""
+    return ", ".join(names[i] for i in of[:5]) + (", ..." if len(of) > 5 else "")
+
+
+def _statistics(
+    setup: Setup, clients: Exchange, entry: Entry, privacy: Protection | None, most_rows: float
+) -> tuple[dict[int, int], int, State]:
     """The rows of each client whose statistics are taken, the bytes of all, and the sum of those taken."""
-    width, count = setup.start["head.weight"].shape[1], setup.clients
+    width, count = setup.start["head.weight"].shape[1], len(entry.cohort)
     instructions = (
-        Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base) for client in range(count)
+        Instruction("prepare", 0, k, b"", base_precision=setup.profiles[k].base, attempt=entry.attempt)
+        for k in entry.cohort
     )
+    if clients.announce is not None:
+        clients.announce(Release("prepare", 0, common=common_digest(Instruction("prepare", 0, 0, b""))))
     rows: dict[int, int] = {}
     spent, total = 0, Fold()
     for report in clients.in_order(instructions, count, "prepare"):
         spent += len(report.payload)
+        if privacy is not None:
+            privacy.heard(report)
         try:
             check_report(report)
             shapes = setup.head.shapes(width, setup.facts.classes, report.rows)
@@ -87,8 +128,12 @@ def _statistics(setup: Setup, clients: Exchange) -> tuple[dict[int, int], int, S
             check_statistics(statistics, shapes, report.rows)
         except PayloadError:
             continue
-        total.add(setup.head.additive(statistics), 1.0)
+        taken = setup.head.additive(statistics)
+        if privacy is None:
+            total.add(taken, min(1.0, most_rows / report.rows))
+        else:
+            total.add(privacy.start_taken(taken), 1.0)
         rows[report.client] = report.rows
     if not rows:
         raise RunError(f"none of {count} clients returned valid statistics for the start of the head")
-    return rows, spent, total.sums
+    return rows, spent, total.sums if privacy is None else privacy.start_summed(total.sums, entry.attempt)

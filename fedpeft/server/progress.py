@@ -212,15 +212,24 @@ class Progress:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
-                plain = json.loads(metadata["progress"])
+                header = metadata["progress"]
+                plain = files.parse_json(header.encode())
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"the checkpoint {path} can't be read: {error}") from error
-        version = plain.pop("version", None)
+        version = plain.pop("version", None) if isinstance(plain, dict) else None
         if version not in (VERSION, BEFORE_DRIFT) or section(tensors, "variate"):
             raise RunError(f"the checkpoint {path} was written by another version of fedpeft; go on with that one")
-        if metadata.get("sha256") != _checksum(metadata["progress"], tensors):
+        if metadata.get("sha256") != _checksum(header, tensors):
             raise RunError(f"the checkpoint {path} can't be read: it is not what was written, the disk has changed it")
+        try:
+            return cls._of(plain, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # of a header that a hand has written
+            raise RunError(f"the checkpoint {path} can't be read: it is no state of a run ({error!r})") from error
+
+    @classmethod
+    def _of(cls, plain: dict[str, Any], tensors: State) -> Progress:
+        """From what `to_bytes` has written."""
         for name in ("acknowledged", "held", "rows", "rejections"):
             plain[name] = {int(client): value for client, value in plain[name].items()}
         plain["forms"] = {int(client): ClientForm(rank, alpha) for client, (rank, alpha) in plain["forms"].items()}

@@ -11,6 +11,7 @@ with identical results.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ from flwr.serverapp import Grid
 from fedpeft.aggregation.aggregator import Collector, Outcome, collector
 from fedpeft.aggregation.exactness import measured
 from fedpeft.communication.downlink import Sent
+from fedpeft.communication.release import Release
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import trim
 from fedpeft.peft.adapter import State, difference, norm
@@ -42,6 +44,11 @@ def never() -> bool:
     return False
 
 
+def unlimited() -> float:
+    """Rows are believed, however many a client has."""
+    return math.inf
+
+
 class Server:
     """The rounds of a run.
 
@@ -57,6 +64,8 @@ class Server:
         privacy: the mechanism at work; None: there is none.
         remote: whether clients are on other machines.
         stopping: asked before each round whether the run should end here; it can go on later.
+        announce: see `Exchange`.
+        most_rows: asked before each round how many rows a client can weigh as much as.
     """
 
     def __init__(
@@ -71,12 +80,14 @@ class Server:
         privacy: Protection | None = None,
         remote: bool = False,
         stopping: Callable[[], bool] = never,
+        most_rows: Callable[[], float] = unlimited,
         validation_loss: Callable[[State, int], float] | None = None,
+        announce: Callable[[Release], None] | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
-        self.validation_loss = validation_loss
-        self.clients = Exchange(grid, self._answered, remote)
+        self.validation_loss, self.most_rows = validation_loss, most_rows
+        self.clients = Exchange(grid, self._answered, remote, announce)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
 
@@ -87,8 +98,20 @@ class Server:
             self.privacy.open(resumed=progress is not None)
         self.store.restore(progress)
         if progress is None:
-            progress = self._judged_start(prepare(self.setup, self.clients, self.evaluation, self.fixed))
+            start = prepare(
+                self.setup,
+                self.clients,
+                self.evaluation,
+                self.fixed,
+                self.most_rows(),
+                self.privacy,
+                self.observer.say,
+            )
+            progress = self._judged_start(start)
             self.commit(progress)
+        if self.privacy is not None and not self.privacy.trains:
+            self.observer.say("the start has the whole privacy budget: the run ends before round 1")
+            return progress
         self.observer.started(self.setup.rounds, progress.round)
         while progress.round < self.setup.rounds and not self.stopping():
             if self._nothing_gained(progress):
@@ -126,6 +149,8 @@ class Server:
         """One round: the server after it, and what is told of it."""
         clock = _Clock()
         setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote)
+        if self.clients.announce is not None:
+            self.clients.announce(dispatch.release("train", entry.round))
         sent = dispatch.cohort(entry)
         taken = Acceptance(
             round=entry.round,
@@ -135,6 +160,7 @@ class Server:
             uplink=setup.uplink,
             aggregator=self._aggregator(entry, progress),
             by_rows=setup.by_rows,
+            most_rows=self.most_rows(),
             privacy=self.privacy,
             estimates=self.store.estimates,
             drift=setup.drift,
@@ -150,7 +176,7 @@ class Server:
         self.store.bases.put(after.residual.version, after.residual.total)
         clock.trained()
         after, undone = self._judged(progress, after)
-        due = entry.round == setup.rounds or entry.round % setup.config.evaluate_every == 0
+        due = entry.round == setup.rounds or entry.round % setup.measured.validation.every == 0
         metrics = self.evaluation.of(after) if due else None
         after = self.evaluation.remembered(after, metrics)
         traffic = self._traffic(taken, sent, dispatch)

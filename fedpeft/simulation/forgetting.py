@@ -133,7 +133,7 @@ def _loss(model: FederatedModel, task: Task, examples: Examples) -> float:
     with torch.inference_mode():
         for rows in score_batches(examples):
             batch = examples.batch(rows)
-            losses = task.losses(model(batch), batch)
+            losses = task.row_losses(model, batch)
             total += float(losses.sums.double().sum())
             count += float(losses.counts.double().sum())
     return total / count

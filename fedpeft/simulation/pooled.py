@@ -8,14 +8,12 @@ one with the least validation loss is the reference: nothing is won by a weak on
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from fedpeft import seeds
 from fedpeft.clients.executor import Job
-from fedpeft.clients.local_training import Schedule
 from fedpeft.clients.pool import Worker, result
 from fedpeft.data.partition import Partition
 from fedpeft.errors import RunError
@@ -82,8 +80,7 @@ def train_on_pooled_rows(
             for i in range(-(-piece * config.rounds // len(pooled)))
         ]
     )
-    schedule = Schedule(config.learning_rate, config.rounds, config.schedule)
-    training = dataclasses.replace(setup.training, epochs=1.0, steps=0)
+    training = setup.training.passes(1.0)
 
     def step(states: Mapping[float, State], number: int) -> dict[float, State]:
         jobs = {
@@ -95,7 +92,7 @@ def train_on_pooled_rows(
                 received=received,
                 trained=frozenset(setup.layout.names),
                 training=training,
-                learning_rate=rate * schedule.at(number),
+                learning_rate=rate * setup.schedule.at(number),
                 form=setup.layout.form,
             )
             for rate, received in states.items()

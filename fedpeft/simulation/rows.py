@@ -31,8 +31,8 @@ class SimulatedRows:
     partition: Partition
 
     @classmethod
-    def of(cls, config: RunConfig) -> SimulatedRows:
-        """Those that a configuration describes.
+    def of(cls, config: RunConfig, clients: int) -> SimulatedRows:
+        """Those that a configuration describes, on `clients` clients; 0: one per owner.
 
         Raises:
             FedpeftError: they can't be fetched, used, or split so.
@@ -40,7 +40,7 @@ class SimulatedRows:
         partitioner = PARTITIONS.build(config.partition)
         dataset = load_dataset(config.dataset)
         train, held = without_validation(dataset)
-        return cls(dataset, train, held, partitioner.split(train, config.clients, config.seed))
+        return cls(dataset, train, held, partitioner.split(train, clients, config.seed))
 
     @property
     def facts(self) -> DataFacts:

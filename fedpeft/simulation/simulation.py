@@ -21,7 +21,7 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy, Protection
 from fedpeft.privacy.mechanism import Federation
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.profiles import groups_of, keep_profiles
+from fedpeft.run.profiles import groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
@@ -53,9 +53,11 @@ class Simulation:
     ) -> None:
         self.folder = folder
         self.observer = observer
-        self.rows = SimulatedRows.of(config)
-        self.second = second_task(config.forgetting, self.rows.dataset) if config.forgetting else None
-        self.setup = Setup.of(config, self.rows.facts, groups_of(config.ranks, config.profiles, folder))
+        groups = groups_of(config.ranks, config.clients, folder)
+        self.rows = SimulatedRows.of(config, number_of(config.clients, groups))
+        self.setup = Setup.of(config, self.rows.facts, groups)
+        second = self.setup.measured.second
+        self.second = second_task(second, self.rows.dataset) if second else None
         self.config = self.setup.config
         self.clients = self.setup.clients
         chances = tuple(profile.participation for profile in self.setup.profiles)
@@ -63,7 +65,7 @@ class Simulation:
         self.checkpoints = Checkpoints(folder / "checkpoint")
         begun = self.checkpoints.load()
         fixed = begun.fixed if begun else {}
-        machine = Machine.of(self.config, fixed)
+        machine = Machine.of(self.setup, fixed)
         work = self._work_plan(machine)
         self.fixed = machine.pinned(fixed, work, folder)
         self.protection = self._protection(work)
@@ -79,7 +81,8 @@ class Simulation:
     def _client_plan(self) -> ClientPlan:
         privacy = None
         if self.protection is not None:
-            privacy = ClientPrivacy(self.config.privacy, self.protection.noise, self.folder / KEY)
+            own = self.protection
+            privacy = ClientPrivacy(self.config.privacy, own.noise, self.folder / KEY, own.start)
         plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy)
         return HostilePlan.of(plan, self.config.attack) if self.config.attack else plan
 
@@ -111,12 +114,14 @@ class Simulation:
             rounds=config.rounds,
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
+            start=setup.private_start,
         )
         identity = (
             f"{config.to_toml()} {work.data_key} {work.model_key} {torch.__version__} {self.fixed} "
             f"{profiles} {rows.tolist()} {steps}"
         )
-        return Protection(mechanism, federation, self.folder, identity, config.stop_at_budget, config.seed)
+        mechanism.check_start(federation)
+        return Protection(mechanism, federation, self.folder, identity, config.seed)
 
     @property
     def statistics(self) -> PartitionStatistics:
@@ -147,7 +152,7 @@ class Simulation:
         """All rounds."""
         self.workers.freeze_rows(self.setup.base_precisions)
         release()
-        keep_profiles(self.config.profiles, self.folder)
+        keep_profiles(self.config.clients, self.folder)
         return server.run()
 
     @property

@@ -56,8 +56,9 @@ def extent(section: Section) -> str:
     """How much was run, in words."""
     time = f"{time_in_words(section)} of computation"
     if section.lone is not None:
-        config = section.lone.config
-        return f"{config.get('rounds')} rounds, {config.get('clients')} clients, seed {section.lone.seed}; {time}."
+        config, summary = section.lone.config, section.lone.summary or {}
+        clients = summary.get("clients", config.get("clients"))
+        return f"{config.get('rounds')} rounds, {clients} clients, seed {section.lone.seed}; {time}."
     finished, methods = sum(r.finished for r in section.results), len(section.methods)
     runs = f"{finished} finished {'run' if finished == 1 else 'runs'}, {len(section.failed)} failed"
     return f"{runs}; {methods} {'method' if methods == 1 else 'methods'}; {time}."

@@ -23,8 +23,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft import former_settings
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.machine import files
 from fedpeft.models.calibration import calibrate
 from fedpeft.run.records import Records
 from fedpeft.studies.statistics import Scored
@@ -32,10 +34,13 @@ from fedpeft.studies.statistics import Scored
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 """Of the clients' accuracies, that are kept."""
 
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, BadZipFile, zlib.error)
+"""What reading a file raises that is not what was written."""
+
 FINISHED, FAILED = "finished", "failed"
 
 BEFORE = {"safeguard": "none", "keep": "last"}
-"""Settings whose defaults are not what runs did before they existed."""
+"""Settings whose defaults are not what runs did before they existed: in results that have no `measure`."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,17 @@ class Result:
 def resolved(config: Mapping[str, Any]) -> RunConfig | None:
     """The run that stored settings describe today; None if a setting is no longer legal.
 
-    A setting that is newer than the stored line has its default, so that old results stay valid; or what runs did
-    before there was the setting, where the default does something else.
+    A setting that is newer than the stored line has its default, so that old results stay valid.
     """
     try:
-        return from_mapping({**BEFORE, **config}, "the stored configuration")
+        return from_mapping(config, "the stored configuration")
     except FedpeftError:
         return None
+
+
+def as_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings with today's names; those of before there was a safeguard say what runs did then."""
+    return dict(config) if "measure" in config else former_settings.translated({**BEFORE, **config})
 
 
 # ------------------------------------------------------------------------------------------------------- packed numbers
@@ -145,12 +154,13 @@ def read_run(folder: Path) -> Result:
         raise RunError(f"{folder} holds no run: there is no config.toml in it")
     config = read_toml(folder / "config.toml")
     records_of_plugins = config.pop("plugin", [])
+    config = as_today(config)
     if not (folder / "summary.json").is_file():
         raise RunError(
             f"{folder} holds an unfinished run; continue it with python -m fedpeft.simulate --resume {folder}"
         )
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = files.read_json(folder / "summary.json")
         records = Records(folder)
         rounds, clients = records.read("rounds.jsonl"), records.read("clients.jsonl")
         scores = _arrays(folder / "predictions.npz")
@@ -172,7 +182,7 @@ def read_run(folder: Path) -> Result:
             calibration=calibration,
             client_accuracy=client_accuracy(scores, _arrays(folder / "clients.npz")),
         )
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+    except BROKEN as error:
         raise RunError(f"{folder} holds a broken run: {type(error).__name__}: {error}") from error
 
 
@@ -230,7 +240,7 @@ class ResultsFile:
         if not self.path.exists():
             return []
         try:
-            lines = self.path.read_bytes().split(b"\n")
+            lines = files.read(self.path).split(b"\n")
         except OSError as error:
             raise RunError(f"{self.path} can't be read: {error.strerror}") from error
         found: list[Result] = []
@@ -239,7 +249,7 @@ class ResultsFile:
             if not line.strip():
                 continue
             try:
-                found.append(_result(json.loads(line)))
+                found.append(_result(files.parse_json(line)))
             except (ValueError, TypeError, KeyError) as error:
                 raise RunError(
                     f"line {number} of {self.path} is not a result ({error}); mend or remove that line"
@@ -282,7 +292,7 @@ def _result(plain: Any) -> Result:
     if plain["status"] == FINISHED and not isinstance(plain.get("summary"), dict):
         raise ValueError("it has no summary")
     several = {name: tuple(plain.get(name, ())) for name in ("rounds", "plugin")}
-    return Result(**{**plain, **several})
+    return Result(**{**plain, **several, "config": as_today(plain["config"])})
 
 
 def latest(results: list[Result]) -> list[Result]:

@@ -14,8 +14,8 @@ rounds = 10
 [axes]
 codec = ["fp32", "bf16"]              # an axis is a setting with its values ...
 work = [                              # ... or a name with labelled groups of settings
-    {label = "1 pass", local_epochs = 1.0, rounds = 10},
-    {label = "5 passes", local_epochs = 5.0, rounds = 2},
+    {label = "1 pass", local_work = "epochs(1.0)", rounds = 10},
+    {label = "5 passes", local_work = "epochs(5.0)", rounds = 2},
 ]
 
 [presets.small]                       # replaces seeds, margin, seconds_per_run, keys of base, whole axes
@@ -30,23 +30,18 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.aggregation.head_start import HEADS
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import strategies
+from fedpeft import former_settings
 from fedpeft.communication.downlink import parse_downlink
-from fedpeft.communication.uplink import parse_uplink
 from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, nearest, setting
-from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.run.setup import local_training, settled
+from fedpeft.run.catalogue import FLAGS, built
+from fedpeft.run.setup import settled
 
 SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig))
 
@@ -54,17 +49,8 @@ REPLACED_BY_A_PRESET = ("seeds", "margin", "seconds_per_run", "base", "axes", "b
 
 TABLES = ("seeds", "base", "axes", "baseline", "presets", "plugin")
 
-BUILDERS: dict[str, Callable[[str], object]] = {
-    "codec": parse_uplink,
-    "downlink": lambda text: parse_downlink(text, "fp32", "fp32"),
-    "head": HEADS.build,
-    "partition": PARTITIONS.build,
-    "peft": PEFT_METHODS.build,
-    "privacy": lambda text: text and MECHANISMS.build(text),
-    "server_optimizer": SERVER_OPTIMIZERS.build,
-    "strategy": strategies.build,
-}
-"""Settings whose text can be checked before anything runs."""
+CHECKED = tuple(name.replace("-", "_") for name in FLAGS if name not in ("dataset", "model", "attack"))
+"""Flags whose text is checked before anything runs: all but those that look for files."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +84,7 @@ class Planned:
     def shared_work(self) -> tuple[Any, ...]:
         """Runs with equal values share tokenised rows and frozen features, which only one of them computes."""
         c = self.config
-        return c.dataset, c.model, c.tokens, c.dtype, c.peft, c.executor
+        return c.dataset, c.model, c.tokens, c.dtype, c.peft, c.grid
 
 
 @dataclass(frozen=True)
@@ -150,9 +136,9 @@ class Study:
 
 def _check_parts(config: RunConfig, where: str) -> None:
     try:
-        local_training(config)
-        for name, build in BUILDERS.items():
-            build(getattr(config, name))
+        for name in CHECKED:
+            built(config, name)
+        parse_downlink(config.downlink, "fp32", "fp32")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
@@ -247,6 +233,7 @@ def _axis(path: Path, name: str, values: Any) -> tuple[Value, ...]:
 
 def _value(path: Path, name: str, value: Any) -> Value:
     if not isinstance(value, dict):
+        _refuse_former(path, {name: value})
         if name not in SETTINGS:
             raise ConfigError(
                 f"{path}: unknown axis {name!r}; an axis is a setting, or its values are tables with a label "
@@ -257,10 +244,16 @@ def _value(path: Path, name: str, value: Any) -> Value:
     label = settings.pop("label", None)
     if not isinstance(label, str) or not label:
         raise ConfigError(f'{path}: a value of axis {name!r} has no label; write {{label = "...", setting = ...}}')
+    _refuse_former(path, settings)
     for key in settings:
         if key not in SETTINGS:
             raise ConfigError(f"{path}: {label!r} of axis {name!r} sets an unknown {key!r}; {nearest(key, SETTINGS)}")
     return Value(label, settings)
+
+
+def _refuse_former(path: Path, settings: Mapping[str, Any]) -> None:
+    if told := former_settings.sentence(settings):
+        raise ConfigError(f"{path}: {told}")
 
 
 def _check_seeds(path: Path, seeds: Any) -> None:
@@ -272,6 +265,7 @@ def _check_seeds(path: Path, seeds: Any) -> None:
 
 def _check_conflicts(path: Path, base: Mapping[str, Any], axes: Mapping[str, tuple[Value, ...]]) -> None:
     """Every setting has one place: base, one axis, or (the seed) seeds."""
+    _refuse_former(path, base)
     for key in base:
         if key not in SETTINGS:
             raise ConfigError(f"{path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")

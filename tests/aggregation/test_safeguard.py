@@ -18,6 +18,7 @@ from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.measured import parse_measure
 from fedpeft.run.observer import Metrics
 from fedpeft.run.records import Records
 from fedpeft.run.steering import Steering, steering
@@ -27,8 +28,8 @@ from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 3, "workers": 1, "seed": 3,
-        "dtype": "fp32", "local_steps": 2, "peft": "lora(rank=4, layers=1)", "optimizer": "adamw",
-        "learning_rate": 3e-3, "evaluate_every": 1}  # fmt: skip
+        "dtype": "fp32", "local_work": "steps(2)", "peft": "lora(rank=4, layers=1)", "optimizer": "adamw",
+        "learning_rate": 3e-3, "measure": "validation(every=1)"}  # fmt: skip
 QUIET = ConsoleObserver(Console(quiet=True))
 
 
@@ -102,34 +103,43 @@ def test_the_best_state_returns_from_a_checkpoint():
 
 
 def decided(private=False, personal=False, rows=True, **given):
-    return steering(RunConfig(**given), private, personal, rows)
+    config = RunConfig(**given)
+    return steering(config, parse_measure(config.measure).validation, private, personal, rows)
 
 
 def test_auto_decides_as_much_as_is_right():
     assert decided() == Steering(Undo(), True, 0)
-    assert decided(safeguard="none", keep="last") == Steering()
-    assert decided(early_stopping=3, safeguard="none") == Steering(None, True, 3)
+    assert decided(safeguard="none", measure="validation(every=1, keep=last)") == Steering()
+    assert decided(measure="validation(every=1, patience=3)", safeguard="none") == Steering(None, True, 3)
     for case in ({"private": True}, {"personal": True}, {"rows": False}):
         assert decided(**case) == Steering()
-    assert decided(private=True, public_validation=True) == Steering(Undo(), True, 0)
+    assert decided(private=True, measure="validation(every=1, public=True)") == Steering(Undo(), True, 0)
 
 
-@pytest.mark.parametrize("asked", [{"safeguard": "undo"}, {"keep": "best"}, {"early_stopping": 2}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"safeguard": "undo"},
+        {"measure": "validation(every=1, keep=best)"},
+        {"measure": "validation(every=1, patience=2)"},
+    ],
+)
 def test_what_can_not_or_may_not_be_decided_is_refused(asked):
-    with pytest.raises(PrivacyError, match="public-validation"):
+    with pytest.raises(PrivacyError, match="public=True"):
         decided(private=True, **asked)
     with pytest.raises(ConfigError, match="each client has its own"):
         decided(personal=True, **asked)
     with pytest.raises(ConfigError, match="eval-data"):
         decided(rows=False, **asked)
-    decided(private=True, public_validation=True, **asked)
+    public = asked.get("measure", "validation(every=1)")[:-1] + ", public=True)"
+    decided(private=True, **asked | {"measure": public})
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"early_stopping": 2, "keep": "last"}, "leave one out"),
-        ({"public_validation": True}, "give that"),
+        ({"measure": "validation(every=1, keep=last, patience=2)"}, "leave one out"),
+        ({"measure": "validation(every=1, public=True)"}, "give that"),
         ({"safeguard": "undoo"}, "undo"),
         ({"safeguard": "undo(rise=-1)"}, "at least 0"),
         ({"safeguard": "undo(rate=0)"}, "above 0"),
@@ -141,8 +151,12 @@ def test_what_makes_no_sense_is_refused(given, words):
 
 
 def test_a_private_run_with_keep_best_is_refused_before_anything_is_trained(tmp_path):
-    given = TINY | {"privacy": "user_dp(noise_multiplier=4)", "head": "zero", "keep": "best"}
-    with pytest.raises(PrivacyError, match="public-validation"):
+    given = TINY | {
+        "privacy": "user_dp(noise_multiplier=4)",
+        "head": "zero",
+        "measure": "validation(every=1, keep=best)",
+    }
+    with pytest.raises(PrivacyError, match="public=True"):
         Simulation(RunConfig(**given), tmp_path, QUIET)
 
 
@@ -178,7 +192,7 @@ KINDS = {
         "codec": "ef21 | topk(fraction=0.2)",
     },
     "a memory and a lossy downlink": {"codec": "ef14 | topk(fraction=0.2)", "downlink": "small"},
-    "control variates": {"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1},
+    "control variates": {"drift": "scaffold", "optimizer": "sgd", "learning_rate": 0.1},
     "a base that is filled": {"strategy": "flora", "ranks": "2*3,4*3"},
     "a base that is filled with the remainder": {"strategy": "fedex_lora", "ranks": "2*3,4*3"},
     "forms that change": {"strategy": "hetlora(decay=0.5)", "learning_rate": 0.1},
@@ -237,7 +251,7 @@ def test_an_undone_round_leaves_nothing_behind(kind, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["server optimizer and a memory at both ends", "a base that is filled"])
 def test_a_run_that_is_killed_after_an_undone_round_ends_as_one_that_was_not(kind, tmp_path, monkeypatch):
-    given = {"rounds": 4, "early_stopping": 4, **KINDS[kind]}
+    given = {"rounds": 4, "measure": "validation(every=1, patience=4)", **KINDS[kind]}
     undoing(monkeypatch, {2}, rate=0.25)
     simulation, server = opened(tmp_path / "whole", **given)
     whole = simulation.train(server)
@@ -292,7 +306,7 @@ def test_an_asynchronous_run_goes_on_after_an_undone_step(tmp_path, monkeypatch)
     assert any(not torch.equal(states[4].adapter[n], t) for n, t in started.items())
 
 
-HARMFUL = {"learning_rate": 3.0, "head_rate": 1.0, "rounds": 4, "schedule": "constant"}
+HARMFUL = {"learning_rate": 3.0, "optimizer": "adamw(warmup=8, head_rate=1.0, schedule=constant)", "rounds": 4}
 """At this rate AdamW carries every client far from the good start that the ridge head is."""
 
 
@@ -309,7 +323,10 @@ def validation(folder):
 
 def test_settings_that_ruin_a_good_start_do_no_harm(tmp_path):
     summaries = {}
-    for name, given in {"bare": {"safeguard": "none", "keep": "last"}, "default": {}}.items():
+    for name, given in {
+        "bare": {"safeguard": "none", "measure": "validation(every=1, keep=last)"},
+        "default": {},
+    }.items():
         assert main(flags(tmp_path / name, **HARMFUL, **given)) == 0
         summaries[name] = json.loads((tmp_path / name / "summary.json").read_text())
     bare, default = validation(tmp_path / "bare"), validation(tmp_path / "default")
@@ -325,7 +342,17 @@ def test_settings_that_ruin_a_good_start_do_no_harm(tmp_path):
 
 
 def test_the_best_state_is_saved_and_scored_beside_the_last_and_patience_ends_the_run(tmp_path):
-    assert main(flags(tmp_path / "run", **{**HARMFUL, "rounds": 9}, safeguard="none", early_stopping=2)) == 0
+    assert (
+        main(
+            flags(
+                tmp_path / "run",
+                **{**HARMFUL, "rounds": 9},
+                safeguard="none",
+                measure="validation(every=1, patience=2)",
+            )
+        )
+        == 0
+    )
     accuracies = validation(tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     best = summary["kept_round"]
@@ -338,7 +365,12 @@ def test_the_best_state_is_saved_and_scored_beside_the_last_and_patience_ends_th
 
 
 def test_a_language_model_keeps_the_state_of_the_lowest_loss(tmp_path):
-    given = {"dataset": "tiny_lm", "partition": "iid", "learning_rate": 0.3, "schedule": "constant"}
+    given = {
+        "dataset": "tiny_lm",
+        "partition": "iid",
+        "learning_rate": 0.3,
+        "optimizer": "adamw(warmup=8, schedule=constant)",
+    }
     simulation, server = opened(tmp_path / "run", **given, safeguard="none")
     progress = simulation.train(server)
     losses = [line["loss"] for line in Records(tmp_path / "run").read("rounds.jsonl")]

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import scipy.linalg
 import torch
 
 from fedpeft.aggregation.factors import effective
@@ -141,6 +142,30 @@ def test_flexlora_revives_dead_ranks():
     assert torch.equal(result.state[pair.A][2:], state[pair.A][2:])
 
 
+@pytest.mark.parametrize("energy", [0.2, 0.6, 0.9, 0.99, 1.0])
+def test_flexlora_keeps_the_fewest_ranks_that_hold_the_energy(energy):
+    result, updates, state = a_round(f"flexlora(energy={energy})", MIXED)
+    U, S, Vt = torch.linalg.svd(mean_of_products(updates), full_matrices=False)
+    total, ranks = float(S.square().sum()), 1
+    while ranks < 4 and float(S[:ranks].square().sum()) < energy * total:
+        ranks += 1
+    assert torch.allclose(weight(result.state), (U[:, :ranks] * S[:ranks]) @ Vt[:ranks], atol=1e-10)
+    assert result.state[pair.B][:, ranks:].count_nonzero() == 0
+    assert torch.equal(result.state[pair.A][ranks:], state[pair.A][ranks:])
+
+
+def test_fewer_ranks_are_kept_where_less_energy_is_asked_for():
+    kept = [a_round(f"flexlora(energy={e})", MIXED)[0].state[pair.B].any(dim=0).sum() for e in (0.2, 0.6, 0.9, 1.0)]
+    assert kept == sorted(kept)
+    assert kept[0] < kept[-1]
+
+
+def test_what_the_energy_leaves_out_can_be_kept_in_the_base():
+    result, updates, _ = a_round("flexlora(energy=0.5, remainder=keep)", MIXED)
+    after = weight(result.state) + result.residuals[pair.module].dense()
+    assert torch.allclose(after, mean_of_products(updates), atol=1e-10)
+
+
 def test_hetlora_weighs_by_the_norms_of_the_products():
     result, updates, _ = a_round("hetlora", MIXED)
     norms = [float((u.form.scale * u.trained(pair.B) @ u.trained(pair.A)).norm()) for u in updates]
@@ -229,6 +254,104 @@ def test_fed_sb_is_exact_with_mixed_alphas():
     assert torch.allclose(FORM.scale * result.state[core.name], exact)
 
 
+def sketch(ranks):
+    """S_k as a dense matrix."""
+    S = torch.zeros(4, 4, dtype=torch.float64)
+    for j in ranks or range(4):
+        S[j, j] = 4 / len(ranks or range(4))
+    return S
+
+
+def test_fslora_clients_hold_the_sketched_product():
+    _, updates, state = a_round("fslora", MIXED)
+    for u in updates:
+        held = u.form.scale * u.received[pair.B] @ u.received[pair.A]
+        assert torch.allclose(held, FORM.scale * state[pair.B] @ sketch(u.ranks) @ state[pair.A], atol=1e-10)
+    assert [len(u.ranks) for u in updates] == [2, 0, 3]  # who holds all of them has them in their order
+
+
+def test_fslora_adds_the_changes_of_the_ranks_that_were_trained():
+    result, updates, state = a_round("fslora", MIXED)
+    A, B = state[pair.A].clone(), state[pair.B].clone()
+    for p, u in zip(shares(updates), updates, strict=True):
+        ranks = u.ranks or range(4)
+        for slot, j in enumerate(ranks):
+            A[j] += p * u.delta[pair.A][slot]
+            # B is held times r s / (r_k s_k)
+            B[:, j] += p * u.delta[pair.B][:, slot] * len(ranks) * u.form.scale / (4 * FORM.scale)
+    assert torch.allclose(result.state[pair.A], A, atol=1e-10)
+    assert torch.allclose(result.state[pair.B], B, atol=1e-10)
+
+
+def test_fslora_draws_ranks_by_seed_round_and_client_and_all_alike():
+    fslora, form = strategies.build("fslora"), ClientForm(2, 8.0)
+    draws = [fslora.ranks(layout, form, 5, round, client) for round in range(1, 101) for client in range(6)]
+    again = [fslora.ranks(layout, form, 5, round, client) for round in range(1, 101) for client in range(6)]
+    assert draws == again
+    assert len(set(draws)) == 6  # pairs of 4
+    assert len(set(draws[:6])) > 1
+    mean = sum(sketch(ranks) for ranks in draws) / len(draws)
+    assert torch.allclose(mean, torch.eye(4).double(), atol=0.15)  # three standard errors
+    assert draws != [fslora.ranks(layout, form, 6, round, client) for round in range(1, 101) for client in range(6)]
+
+
+def test_fslora_is_fedit_when_ranks_are_equal():
+    one, _, state = a_round("fslora", EQUAL)
+    other, _, _ = a_round("fedit", EQUAL, state=state)
+    assert all(torch.allclose(one.state[n], other.state[n], atol=1e-10) for n in state)
+
+
+GRAM = Layout((TensorSpec("layer.0.lora_G.weight", (4, 9), "plain", "layer.0"),), FORM)
+
+
+def a_gram_round(spec, clients, size=0.5):
+    """G before, the clients' G with their shares, and G after."""
+    (name,) = GRAM.names
+    florg = strategies.build(spec)
+    state = random_state(GRAM, 1, torch.float64)
+    updates = random_updates(florg, state, GRAM, clients, 2, size=size)
+    after = run_round(florg, state, GRAM, updates).state[name]
+    return state[name], [(p, u.trained(name)) for p, u in zip(shares(updates), updates, strict=True)], after
+
+
+def test_florg_reads_the_mean_gram_matrix_back_in_the_last_frame():
+    """Against the paper's steps on the dense mean, by LAPACK's symmetric eigenvectors and scipy's polar factor."""
+    before, trained, after = a_gram_round("florg", EQUAL)
+    mean = sum(p * G.T @ G for p, G in trained)
+    values, vectors = torch.linalg.eigh(mean)
+    whole = (vectors * values.clamp_min(0).sqrt()).T
+    turn, _ = scipy.linalg.polar((before @ whole.T).numpy(), side="left")
+    assert torch.allclose(after, torch.from_numpy(turn) @ whole, atol=1e-10)
+
+
+def test_florg_can_read_back_the_best_approximation_instead():
+    before, trained, after = a_gram_round("florg(read_back=best)", EQUAL)
+    mean = sum(p * G.T @ G for p, G in trained)
+    values, vectors = torch.linalg.eigh(mean)
+    best = (vectors[:, -4:] * values[-4:]) @ vectors[:, -4:].T
+    assert torch.allclose(after.T @ after, best, atol=1e-10)
+    turned, _ = scipy.linalg.polar((after @ before.T).numpy())
+    assert torch.allclose(torch.from_numpy(turned), torch.eye(4).double(), atol=1e-10)  # no turn brings it nearer
+    _, _, nearest = a_gram_round("florg", EQUAL)
+    assert (nearest.T @ nearest - mean).norm() > (after.T @ after - mean).norm()
+    assert (nearest - before).norm() < (after - before).norm()
+
+
+@pytest.mark.parametrize("spec", ["florg", "florg(read_back=best)"])
+def test_florg_is_exact_where_the_mean_fits(spec):
+    _, ((_, G),), after = a_gram_round(spec, [Client(FORM)])
+    assert torch.allclose(after.T @ after, G.T @ G, atol=1e-10)
+    before, _, still = a_gram_round(spec, EQUAL, size=0.0)
+    assert torch.allclose(still, before, atol=1e-10)
+
+
+def test_florg_needs_g_of_one_size():
+    with pytest.raises(ConfigError, match="lora_gram"):
+        strategies.build("florg").check(layout, [FORM])
+    with pytest.raises(ConfigError, match="same rank"):
+        strategies.build("florg").check(GRAM, [FORM, ClientForm(2, 8.0)])
+
+
 def test_flasc_sends_and_takes_the_largest_entries_of_the_whole_adapter():
     flasc = strategies.build("flasc(down=0.25, up=0.1)")
     state = random_state(layout, 1)
@@ -264,7 +387,7 @@ def test_a_round_without_training_changes_the_weight_unless_missing_ranks_are_ke
     assert change_of_the_global_weight(rule, EQUAL) < 1e-10
 
 
-@pytest.mark.parametrize("rule", ["raflora", "median", "trimmed_mean", "krum", "norm_bound"])
+@pytest.mark.parametrize("rule", ["raflora", "fslora", "median", "trimmed_mean", "krum", "norm_bound"])
 def test_rules_that_count_owners_or_changes_keep_the_weight_without_training(rule):
     assert change_of_the_global_weight(rule, MIXED) < 1e-10
 

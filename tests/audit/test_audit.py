@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from fedpeft.clients import client, private
 
-from fedpeft.audit.__main__ import main
-from fedpeft.audit.bounds import bounds, gaussian_epsilon, one_run_bound
-from fedpeft.audit.canaries import CanaryAudit, run
+from fedpeft.audit.__main__ import _word, main
+from fedpeft.audit.bounds import Bounds, bounds, gaussian_epsilon, one_run_bound
+from fedpeft.audit.canaries import CanaryAudit, Verdict, run
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.membership import area
 from fedpeft.errors import PrivacyError
@@ -204,7 +204,8 @@ def test_the_area_is_a_rank_statistic():
 @pytest.mark.slow
 def test_a_run_attacks_itself_when_asked_to(tmp_path, capsys):
     words = ["--dataset", "tiny", "--tokens", "32", "--clients", "4", "--cohort", "all", "--rounds", "1", "--workers",
-             "1", "--dtype", "fp32", "--head", "zero", "--local-steps", "2", "--peft", "lora(rank=2)"]  # fmt: skip
+             "1", "--dtype", "fp32", "--head", "zero", "--peft", "lora(rank=2)",
+             "--local-work", "steps(2)"]  # fmt: skip
     found = []
     for name, privacy in (("plain", "none(audit=True)"), ("private", "user_dp(epsilon=2, clip=1.0, audit=True)")):
         assert simulate([*words, "--privacy", privacy, "--output", str(tmp_path / name)]) == 0
@@ -236,3 +237,9 @@ def test_a_run_on_a_base_in_four_bits_is_attacked_on_that_base(tmp_path, monkeyp
     monkeypatch.setattr(saved_adapter, "load", lambda *given: seen.append(given[2]) or load(*given))
     assert main([str(tmp_path / "run")]) == 0
     assert any(isinstance(module, QuantizedLinear) for module in seen[0].modules())
+
+
+@pytest.mark.parametrize(("claimed", "word"), [(np.inf, "nothing is claimed"), (9.0, "consistent"), (1.0, "less")])
+def test_a_mechanism_that_claims_nothing_is_not_called_consistent(claimed, word):
+    verdict = Verdict(claimed, 1e-3, Bounds(2.0, 2.0), None)
+    assert word in _word(verdict)

@@ -13,20 +13,21 @@ from fedpeft.privacy.noise import make_key
 from fedpeft.simulate import main
 from tests.elsewhere import DEVICE, Elsewhere
 
-TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=3", "--rounds=2", "--workers=1", "--local-steps=3",
+TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=3", "--rounds=2", "--workers=1",
+        "--local-work=steps(3)",
         "--dtype=fp64", "--learning-rate=0.003", "--optimizer=adamw"]  # fmt: skip
 RUNS = {
     "batched": [],
-    "sequential": ["--executor=sequential"],
+    "sequential": ["--grid=cohort(executor=sequential)"],
     "all blocks": ["--peft=lora(layers=0, rank=4)", "--head=zero"],
     "a residual in the base": ["--strategy=fedex_lora"],
-    "corrections": ["--scaffold", "--optimizer=sgd", "--learning-rate=0.05"],
-    "a penalty and a bound": ["--proximal=0.1", "--optimizer=adamw(max_norm=0.5)"],
+    "corrections": ["--drift=scaffold", "--optimizer=sgd", "--learning-rate=0.05"],
+    "a penalty and a bound": ["--drift=fedprox(mu=0.1)", "--optimizer=adamw(max_norm=0.5)"],
     "ranks": ["--ranks=2*2,4*2", "--strategy=flexlora"],
     "language": ["--dataset=tiny_lm", "--partition=iid"],
     "dp_sgd by hooks": ["--privacy=dp_sgd(epsilon=50)", "--head=zero"],
     "dp_sgd by vmap": ["--privacy=dp_sgd(epsilon=50)", "--head=zero", "--peft=ia3"],
-    "the pooled data, a second task": ["--centralised", "--forgetting=tiny", "--learning-rate=0.0005"],
+    "the pooled data, a second task": ["--measure=pooled + forgetting(dataset=tiny)", "--learning-rate=0.0005"],
 }
 QUICKER = ("batched", "a residual in the base", "dp_sgd by hooks")
 

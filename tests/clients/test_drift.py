@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from fedpeft.clients import drift
 from fedpeft.clients.drift import Correction, Drift, parse_drift
 from fedpeft.clients.executor import Job
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.pool import Worker
 from fedpeft.clients.store import ClientStore, section
@@ -24,15 +24,15 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import Family, setting
-from fedpeft.run import setup
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 3, "dtype": "fp64", "workers": 1, "tokens": 32,
-        "local_steps": 2, "peft": "lora(rank=2, layers=1)", "optimizer": "sgd", "learning_rate": 0.1, "head": "zero",
-        "evaluate_every": 9, "schedule": "constant", "head_rate": 1.0}  # fmt: skip
+        "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)",
+        "optimizer": "sgd(head_rate=1.0, schedule=constant)", "learning_rate": 0.1, "head": "zero",
+        "measure": "validation(every=9)", "drift": "test_drift(alpha=0.2)"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,8 @@ class Extended(Family):
 
 @pytest.fixture
 def dynamic(monkeypatch):
-    """The correction of this file, known by its name, and the drift of every run."""
+    """The correction of this file, known by its name."""
     monkeypatch.setattr(drift, "CORRECTIONS", Extended("fedpeft.clients.corrections", "drift correction"))
-    monkeypatch.setattr(setup, "_drift_text", lambda config: "test_drift(alpha=0.2)")
 
 
 class HerePool:
@@ -109,7 +108,7 @@ def trained(folder: Path, **given):
 def test_a_third_correction_is_one_file_with_both_halves(executor, dynamic, monkeypatch, tmp_path):
     """Its clients' states persist, its changes travel and are counted, its server's state is in the checkpoint."""
     monkeypatch.setattr("fedpeft.run.workers.Pool", HerePool)
-    simulation, progress = trained(tmp_path / "run", executor=executor)
+    simulation, progress = trained(tmp_path / "run", grid=f"cohort(executor={executor})")
     assert str(simulation.setup.drift) == "test_drift(alpha=0.2)"
     store = ClientStore(tmp_path / "run" / "clients")
     own = [section(store.load(client, 3, tidy=False), "drift/test_drift") for client in range(3)]
@@ -128,8 +127,7 @@ def test_a_third_correction_is_one_file_with_both_halves(executor, dynamic, monk
 def test_without_a_correction_the_result_is_another(dynamic, monkeypatch, tmp_path):
     monkeypatch.setattr("fedpeft.run.workers.Pool", HerePool)
     _, one = trained(tmp_path / "with", rounds=2)
-    monkeypatch.setattr(setup, "_drift_text", lambda config: "")
-    _, other = trained(tmp_path / "without", rounds=2)
+    _, other = trained(tmp_path / "without", rounds=2, drift="")
     assert not other.drift
     assert not all(torch.equal(one.adapter[name], tensor) for name, tensor in other.adapter.items())
 
@@ -165,7 +163,9 @@ def test_what_travels_is_one_payload_and_another_runs_is_refused():
 
 def test_fedprox_pulls_back_and_scaffold_pushes_by_the_difference_of_its_variates():
     received = {"x": torch.tensor([1.0, 2.0])}
-    job = Job(0, 1, 0, np.arange(4), received, frozenset("x"), LocalTraining(optimizer="sgd"), 0.1)
+    job = Job(
+        0, 1, 0, np.arange(4), received, frozenset("x"), LocalTraining(optimizer=LOCAL_OPTIMIZERS.build("sgd")), 0.1
+    )
     value = torch.tensor([3.0, 0.0])
     prox = parse_drift("fedprox(mu=0.5)").acting({}, {})[0].begin(job)
     assert torch.equal(prox("x", value), torch.tensor([1.0, -1.0]))
@@ -186,7 +186,7 @@ def test_scaffolds_server_moves_by_the_share_of_the_clients_that_it_has_heard_of
 def test_states_that_lose_their_meaning_are_refused_whatever_the_correction():
     from fedpeft.aggregation.strategy import strategies
 
-    training = SimpleNamespace(optimizer="sgd", max_norm=0.0)
+    training = LocalTraining(optimizer=LOCAL_OPTIMIZERS.build("sgd"))
     for text, words in (("fedbuff", "no common round"), ("flexlora", "new factors"), ("fedsvd", "new factors")):
         with pytest.raises(ConfigError, match=words):
             Dynamic().check(strategies.build(text), training, [None])

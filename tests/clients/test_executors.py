@@ -13,7 +13,9 @@ from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.dropout import ClientDropout, DropoutPlan
 from fedpeft.clients.executor import Job, Trained
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoConfig, AutoModel
 
@@ -51,6 +53,11 @@ def build(tiny, spec: str, dtype: str, clients: int = 4):
     return sequential, batched, layout, start
 
 
+def local_training(batch_size=8, work="epochs", optimizer="adamw(head_rate=1.0)"):
+    """Local training, its parts as texts."""
+    return LocalTraining(batch_size, LOCAL_WORK.build(work), optimizer=LOCAL_OPTIMIZERS.build(optimizer))
+
+
 def jobs(layout, start, shards=SHARDS, forms=None, **training):
     made = []
     for client, rows in enumerate(shards):
@@ -58,7 +65,7 @@ def jobs(layout, start, shards=SHARDS, forms=None, **training):
         shapes = layout.with_form(form).shapes
         received = {n: t[tuple(slice(0, s) for s in shapes[n])].clone() for n, t in start.items()}
         drift = parse_drift(training.get("drift", "")).acting({}, {})
-        local = LocalTraining(**{"batch_size": 8, **{k: v for k, v in training.items() if k != "drift"}})
+        local = local_training(**{"batch_size": 8, **{k: v for k, v in training.items() if k != "drift"}})
         made.append(Job(client, 1, 7, rows, received, frozenset(layout.names), local, 1e-3, form, drift))
     return made
 
@@ -75,12 +82,12 @@ def worst(one, other, received) -> float:
     ("spec", "training"),
     [
         ("lora(rank=4, layers=0)", {}),
-        ("lora(rank=4, layers=1, targets=('query', 'value'))", {"steps": 5}),
+        ("lora(rank=4, layers=1, targets=('query', 'value'))", {"work": "steps(5)"}),
         ("lora(rank=4, dropout=0.2)", {}),
         ("lora(rank=4)", {"drift": "fedprox(mu=0.1)"}),
-        ("lora(rank=4)", {"max_norm": 0.05}),
-        ("lora(rank=4)", {"optimizer": "sgd", "epochs": 1.5}),
-        ("lora(rank=4)", {"head_rate": 0.1, "weight_decay": 0.1, "warmup": 3}),
+        ("lora(rank=4)", {"optimizer": "adamw(head_rate=1.0, max_norm=0.05)"}),
+        ("lora(rank=4)", {"optimizer": "sgd(head_rate=1.0)", "work": "epochs(1.5)"}),
+        ("lora(rank=4)", {"optimizer": "adamw(head_rate=0.1, weight_decay=0.1, warmup=3)"}),
         ("ia3(layers=0)", {}),
     ],
 )
@@ -105,7 +112,7 @@ def test_clients_of_different_ranks_and_alphas_train_in_one_pass(tiny):
 
 def test_first_fp32_gradient_agrees(tiny):
     sequential, batched, layout, start = build(tiny, "lora(rank=4)", "fp32")
-    steps = jobs(layout, start, optimizer="sgd", steps=1)
+    steps = jobs(layout, start, optimizer="sgd(head_rate=1.0)", work="steps(1)")
     work = [replace(job, learning_rate=1e3) for job in steps]  # one step is the gradient, the start is lost in it
     assert worst(list(sequential.train(work)), list(batched.train(work)), work) < 1e-5
 
@@ -256,9 +263,9 @@ def test_only_models_that_can_start_from_hidden_states_do(kind, settings, starta
 def test_a_control_variate_is_the_mean_gradient_whatever_the_warmup(warmup):
     """With one gradient for all steps SCAFFOLD's variate is that gradient."""
     gradient, correction = torch.tensor([0.5, -2.0]), torch.tensor([0.25, 1.0])
-    training, steps = LocalTraining(optimizer="sgd", warmup=warmup), 8
+    training, steps = local_training(optimizer=f"sgd(head_rate=1.0, warmup={warmup})"), 8
     parameter = torch.nn.Parameter(torch.zeros(2))
-    optimizer, schedule = training.optimizer_for({"x": parameter}, 0.4)
+    optimizer, schedule = training.optimizer.started({"x": parameter}, 0.4)
     for _ in range(steps):
         parameter.grad = gradient + correction
         optimizer.step()
@@ -275,7 +282,7 @@ def test_a_control_variate_is_the_mean_gradient_whatever_the_warmup(warmup):
 
 def test_the_learning_rate_of_a_round_rises_over_the_warmup():
     parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    optimizer, warmup = LocalTraining(optimizer="sgd", warmup=3).optimizer_for({"x": parameter}, 0.4)
+    optimizer, warmup = local_training(optimizer="sgd(warmup=3)").optimizer.started({"x": parameter}, 0.4)
     moved = []
     for _ in range(5):
         before = parameter.item()
@@ -289,10 +296,10 @@ def test_the_learning_rate_of_a_round_rises_over_the_warmup():
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_batches_cover_the_rows_once_per_pass_whatever_their_length(tiny, size):
     _, rows, *_ = tiny
-    job = Job(3, 2, 5, np.arange(40, 77), {}, frozenset(), LocalTraining(batch_size=size, epochs=2.0), 1e-3)
+    job = Job(3, 2, 5, np.arange(40, 77), {}, frozenset(), local_training(size, "epochs(2.0)"), 1e-3)
     batches = job.batches(rows.lengths)
     half = len(batches) // 2
     assert sorted(np.concatenate(batches[:half])) == sorted(np.concatenate(batches[half:])) == list(range(40, 77))
     assert all(np.array_equal(a, b) for a, b in zip(batches, job.batches(rows.lengths), strict=True))
-    other = Job(4, 2, 5, np.arange(40, 77), {}, frozenset(), LocalTraining(batch_size=size, epochs=2.0), 1e-3)
+    other = Job(4, 2, 5, np.arange(40, 77), {}, frozenset(), local_training(size, "epochs(2.0)"), 1e-3)
     assert any(not np.array_equal(a, b) for a, b in zip(batches, other.batches(rows.lengths), strict=True))

@@ -10,7 +10,6 @@ import torch
 from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.example_gradients import PerExample, bounded, check, empty, row_means
 from fedpeft.clients.executor import Job, RowPrivacy
-from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.private import PrivateExecutor, SecretNoise
 from fedpeft.clients.sequential import SequentialExecutor
 
@@ -22,6 +21,7 @@ from fedpeft.models.task import DTYPES, TASKS, adapter_dtype, trainable
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.noise import RunKey
+from tests.clients.test_executors import local_training
 
 KEY = RunKey(b"0123456789abcdef0123456789abcdef")
 SPECS = {"lora": "lora(rank=3, layers=2)", "full": "full"}
@@ -202,7 +202,7 @@ def executors(dataset="tiny", name="lora"):
 
 
 def job(layout, received, rows, privacy=None, **training):
-    local = LocalTraining(**{"batch_size": 4, **training})
+    local = local_training(**{"batch_size": 4, **training})
     names = frozenset(layout.names)
     return Job(5, 2, 7, rows, received, names, local, 1e-3, form=layout.form, privacy=privacy)
 
@@ -211,7 +211,7 @@ def test_without_clipping_and_noise_a_private_job_is_the_plain_one():
     """At q = 1 every step takes all rows, as a plain one with as large a batch does."""
     plain, private, layout, received = executors()
     rows = np.arange(12)
-    settings = {"batch_size": 12, "epochs": 3.0, "warmup": 2, "head_rate": 0.5}
+    settings = {"batch_size": 12, "work": "epochs(3.0)", "optimizer": "adamw(warmup=2, head_rate=0.5)"}
     one = next(plain.train([job(layout, received, rows, **settings)]))
     privacy = RowPrivacy(1e9, 0.0, 1.0, KEY, 0)
     other = next(private.train([job(layout, received, rows, privacy, **settings)]))
@@ -225,7 +225,7 @@ def test_without_clipping_and_noise_a_private_job_is_the_plain_one():
 def test_fedprox_acts_after_the_noise():
     plain, private, layout, received = executors()
     rows = np.arange(6)
-    given = {"batch_size": 6, "epochs": 3.0, "optimizer": "sgd"}
+    given = {"batch_size": 6, "work": "epochs(3.0)", "optimizer": "sgd(head_rate=1.0)"}
     more = {"corrections": parse_drift("fedprox(mu=5.0)").acting({}, {}), "learning_rate": 0.05}
     one = next(plain.train([replace(job(layout, received, rows, **given), **more)]))
     privacy = RowPrivacy(1e9, 0.0, 1.0, KEY, 0)
@@ -236,7 +236,7 @@ def test_fedprox_acts_after_the_noise():
 def test_noise_belongs_to_client_round_and_attempt():
     _, private, layout, received = executors()
     privacy = RowPrivacy(0.5, 1.0, 0.3, KEY, 0)
-    base = job(layout, received, np.arange(10), privacy, steps=2)
+    base = job(layout, received, np.arange(10), privacy, work="steps(2)")
     others = [
         base,
         replace(base, client=6),
@@ -279,7 +279,9 @@ def test_neighbouring_sums_differ_by_one_clipped_row_with_dropout_too(dataset, r
     rows = np.append(np.flatnonzero(lengths <= LENGTH_STEP), lengths.argmax())  # the longest is the one that joins
     assert len(rows) > 5
     assert lengths[rows[-1]] > LENGTH_STEP
-    work = replace(job(layout, received, rows, privacy, steps=steps, optimizer="sgd"), learning_rate=0.0)
+    work = replace(
+        job(layout, received, rows, privacy, work=f"steps({steps})", optimizer="sgd(head_rate=1.0)"), learning_rate=0.0
+    )
     whole = clipped_sums(private, work, monkeypatch)
     without = clipped_sums(private, replace(work, rows=rows[:-1]), monkeypatch)
     moved = (whole - without).norm(dim=1)
@@ -294,7 +296,7 @@ def test_dropout_masks_belong_to_the_secret_key_the_step_and_the_row(monkeypatch
     """The run's seed, which everyone may know, has no say in them."""
     _, private, layout, received = executors("tiny", "lora(rank=3, dropout=0.4)")
     privacy = RowPrivacy(1e9, 0.0, 1.0, KEY, 0)
-    work = job(layout, received, np.arange(5), privacy, steps=3, optimizer="sgd")
+    work = job(layout, received, np.arange(5), privacy, work="steps(3)", optimizer="sgd(head_rate=1.0)")
     work = replace(work, learning_rate=0.0)
     sums = clipped_sums(private, work, monkeypatch)
     assert torch.equal(sums, clipped_sums(private, replace(work, seed=8), monkeypatch))
@@ -323,7 +325,7 @@ def test_rows_join_by_poisson_sampling(monkeypatch):
     monkeypatch.setattr(private, "_fill", fill)
     rows, rate, steps = np.arange(20), 0.08, 150
     privacy = RowPrivacy(0.5, 1.0, rate, KEY, 0)
-    result = next(private.train([job(layout, received, rows, privacy, steps=steps)]))
+    result = next(private.train([job(layout, received, rows, privacy, work=f"steps({steps})")]))
     assert result.steps == len(sizes) == steps
     assert min(sizes) == 0
     mean, variance = np.mean(sizes), np.var(sizes)
@@ -336,7 +338,7 @@ def test_a_client_of_lower_rank_gets_no_noise_beyond_its_ranks():
     _, private, layout, received = executors("tiny", "lora(rank=3)")
     small = layout.with_form(ClientForm(1, 4.0))
     own = {n: t[tuple(slice(0, k) for k in small.shapes[n])].clone() for n, t in received.items()}
-    work = job(small, own, np.arange(8), RowPrivacy(0.5, 1.0, 0.5, KEY, 0), steps=3)
+    work = job(small, own, np.arange(8), RowPrivacy(0.5, 1.0, 0.5, KEY, 0), work="steps(3)")
     result = next(private.train([work]))
     for name, parameter in private.parameters.items():
         assert result.state[name].shape == own[name].shape
@@ -350,7 +352,7 @@ def test_training_that_moves_nothing_is_refused(monkeypatch):
     _, private, layout, received = executors()
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: None)
     with pytest.raises(PrivacyError, match="has not moved"):
-        next(private.train([job(layout, received, np.arange(8), RowPrivacy(0.5, 1.0, 0.5, KEY, 0), steps=1)]))
+        next(private.train([job(layout, received, np.arange(8), RowPrivacy(0.5, 1.0, 0.5, KEY, 0), work="steps(1)")]))
 
 
 def test_a_job_without_privacy_trains_plainly():
@@ -365,7 +367,11 @@ def test_language_models_weigh_each_row_alike():
     _, private, layout, received = executors("tiny_lm", "lora")
     privacy = RowPrivacy(1e9, 0.0, 1.0, KEY, 0)
     rows = np.arange(5)
-    result = next(private.train([job(layout, received, rows, privacy, batch_size=5, steps=1, optimizer="sgd")]))
+    result = next(
+        private.train(
+            [job(layout, received, rows, privacy, batch_size=5, work="steps(1)", optimizer="sgd(head_rate=1.0)")]
+        )
+    )
     private.load(received)
     batch = private.batch(rows)
     loss = row_means(private.task.losses(private.model(batch), batch)).mean()

@@ -15,7 +15,7 @@ from fedpeft.simulate import main
 pytest.importorskip("ray", reason="ray is not installed: pip install 'fedpeft[ray]'")
 
 TINY = ["--dataset", "tiny", "--clients", "6", "--cohort", "4", "--rounds", "2", "--dtype", "fp32",
-        "--optimizer", "adamw", "--local-steps", "3", "--workers", "2"]  # fmt: skip
+        "--optimizer", "adamw", "--local-work", "steps(3)", "--workers", "2"]  # fmt: skip
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -51,6 +51,6 @@ def test_ray_actors_give_the_run_of_the_pool_even_if_one_is_killed(tmp_path, mon
 
 
 def test_an_address_without_a_cluster_is_one_sentence(tmp_path, capsys):
-    words = [*TINY, "--grid", "ray", "--ray-address", "127.0.0.1:1", "--output", str(tmp_path / "run")]
+    words = [*TINY, "--grid", "ray(address='127.0.0.1:1')", "--output", str(tmp_path / "run")]
     assert main(words) == 2
     assert "there is no Ray cluster at 127.0.0.1:1" in capsys.readouterr().err

@@ -33,7 +33,7 @@ from fedpeft.server.rounds import Server
 from fedpeft.simulate import main
 
 TINY = ["--dataset", "tiny", "--tokens", "32", "--clients", "6", "--cohort", "3", "--rounds", "4", "--dtype", "fp32",
-        "--workers", "1", "--local-steps", "2", "--head", "zero", "--peft", "lora(rank=4, layers=1)",
+        "--workers", "1", "--local-work", "steps(2)", "--head", "zero", "--peft", "lora(rank=4, layers=1)",
         "--optimizer", "adamw", "--learning-rate", "0.003"]  # fmt: skip
 SHAPES = {"q.lora_A": (4, 48), "q.lora_B": (32, 4), "head.weight": (5, 16)}
 
@@ -274,7 +274,7 @@ def test_a_lossless_downlink_is_the_same_run_as_ever(tmp_path):
         ("--strategy", "hetlora(decay=0.5)"),
         ("--strategy", "flora"),
         ("--strategy", "fedex_lora", "--codec", "ef14 | tiny"),
-        ("--scaffold", "--optimizer", "sgd"),
+        ("--drift", "scaffold", "--optimizer", "sgd"),
         ("--downlink", "unbiased"),
         ("--dtype", "fp64"),
         ("--peft", "ia3(layers=1)"),
@@ -292,7 +292,7 @@ def test_versions_go_together_with(more, tmp_path):
 
 def test_who_was_there_pays_less(tmp_path):
     """Everybody takes part in every round: the last step of the chain is smaller than the way from the start."""
-    run(tmp_path / "run", "--downlink", "grid(step=0.001) | rans", "--cohort", "all", "--local-steps", "8")
+    run(tmp_path / "run", "--downlink", "grid(step=0.001) | rans", "--cohort", "all", "--local-work", "steps(8)")
     third, fourth = ([x for x in lines(tmp_path / "run") if x["round"] == round] for round in (3, 4))
     assert {line["downlink_from"] for line in third} == {2}
     assert {line["downlink_from"] for line in fourth} == {3}

@@ -17,8 +17,9 @@ from fedpeft.server.rounds import Server
 from fedpeft.simulate import main
 
 TINY = ["--dataset", "tiny", "--tokens", "32", "--clients", "4", "--cohort", "2", "--rounds", "4", "--dtype", "fp32",
-        "--workers", "1", "--local-steps", "2", "--head", "zero", "--peft", "lora(rank=4, layers=1)",
-        "--optimizer", "adamw", "--learning-rate", "0.003", "--safeguard", "none", "--keep", "last"]  # fmt: skip
+        "--workers", "1", "--local-work", "steps(2)", "--head", "zero", "--peft", "lora(rank=4, layers=1)",
+        "--optimizer", "adamw", "--learning-rate", "0.003", "--safeguard", "none", "--measure",
+        "validation(keep=last)"]  # fmt: skip
 SPARSE = "topk(fraction=0.05) | sign | rans"
 
 
@@ -117,7 +118,7 @@ def test_rules_work_together_and_none_leaves_the_codec_alone():
 def test_slow_links_send_less(tmp_path):
     profiles = tmp_path / "profiles.toml"
     profiles.write_text("[[profile]]\ncount = 2\nlink = 0.2\n[[profile]]\ncount = 2\n")
-    run(tmp_path / "run", "--codec", "by_link | adaptive(bits=2.0) | rans", "--profiles", str(profiles),
+    run(tmp_path / "run", "--codec", "by_link | adaptive(bits=2.0) | rans", "--clients", str(profiles),
         "--cohort", "all", "--rounds", "1")  # fmt: skip
     sent = {line["client"]: line["uplink_bytes"] for line in lines(tmp_path / "run", "clients.jsonl")}
     assert max(sent[0], sent[1]) < 0.5 * min(sent[2], sent[3])

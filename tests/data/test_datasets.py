@@ -24,6 +24,8 @@ FETCHED = {
     "20newsgroups": ("classification", "text", 11_293, 7_528, 20),
     "reuters_r52": ("classification", "text", 6_532, 2_568, 52),
     "reuters_r8": ("classification", "text", 5_485, 2_189, 8),
+    "code_types": ("classification", "text", 9_206, 2_263, 10),
+    "reviews": ("classification", "text", 15_077, 3_846, 2),
     "shakespeare": ("causal_lm", "text", 10_305, 1_244, 0),
 }
 MADE = {

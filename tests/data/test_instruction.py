@@ -80,7 +80,7 @@ def test_prompts_are_a_prefix_of_the_whole_conversation(chat_model):
 
 def test_the_main_job_learns_from_conversations(chat_model, file, tmp_path):
     words = ["--dataset", f"file:{file}", "--model", str(chat_model), "--clients=3", "--cohort=3", "--rounds=1"]
-    words += ["--workers=1", "--partition=iid", "--dtype=fp32", "--local-steps=2", "--peft=lora(layers=1)"]
+    words += ["--workers=1", "--partition=iid", "--dtype=fp32", "--local-work=steps(2)", "--peft=lora(layers=1)"]
     assert main([*words, "--output", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["task"] == "instruction"
@@ -141,8 +141,10 @@ def test_another_chat_template_makes_other_tokens(chat_model, tmp_path):
 
 def test_what_instruction_tuning_costs_is_scored_on_plain_language(chat_model, file, tmp_path):
     words = ["--dataset", f"file:{file}", "--model", str(chat_model), "--partition", "iid", "--clients", "3",
-             "--cohort", "2", "--rounds", "1", "--local-steps", "2", "--workers", "1", "--dtype", "fp32", "--tokens",
-             "64", "--peft", "lora(targets=('q_proj', 'v_proj'))", "--forgetting", "tiny_lm"]  # fmt: skip
+             "--cohort", "2", "--rounds", "1", "--local-work", "steps(2)", "--workers", "1", "--dtype", "fp32",
+             "--tokens",
+             "64", "--peft", "lora(targets=('q_proj', 'v_proj'))", "--measure",
+             "forgetting(dataset=tiny_lm)"]  # fmt: skip
     assert main([*words, "--output", str(tmp_path / "run")]) == 0
     lost = json.loads((tmp_path / "run" / "summary.json").read_text())["forgetting"]
     assert lost["measure"] == "nats per token"

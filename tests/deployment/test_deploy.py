@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from fedpeft import certs, join, serve, simulate
+from fedpeft import certs, join, serve, simulate, transcript
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.flower.settings import OWN_KEYS, config_of
@@ -41,8 +41,8 @@ def test_a_command_of_the_walk_through_is_legal(command, tmp_path, monkeypatch):
         run = Path(arguments[arguments.index("--resume") + 1])
         run.mkdir(parents=True)
         (run / "config.toml").write_text(RunConfig().to_toml())
-    if program in ("certs", "join"):
-        tyro.cli({"certs": certs, "join": join}[program].Command, args=arguments)
+    if program in ("certs", "join", "transcript"):
+        tyro.cli({"certs": certs, "join": join, "transcript": transcript}[program].Command, args=arguments)
     else:
         {"serve": serve, "simulate": simulate}[program].parse(arguments)
 
@@ -72,7 +72,7 @@ def test_the_walk_through_on_one_machine_works(tmp_path):
 
 def test_the_options_that_the_tables_name_exist():
     known = {f.name for cls in (serve.ServeOptions, RunConfig, join.Command, join.EdgeOptions, certs.Command,
-                                serve.Command) for f in dataclasses.fields(cls)}  # fmt: skip
+                                serve.Command, transcript.Command) for f in dataclasses.fields(cls)}  # fmt: skip
     others = r"<!-- clients: begin.*?clients: end -->|## Flower.*"  # programs that are not fedpeft's
     for flag in re.findall(r"`[^`\n]*?--([a-z][a-z-]+)", re.sub(others, "", TEXT, flags=re.DOTALL)):
         assert flag.replace("-", "_") in known, flag

@@ -38,7 +38,7 @@ def test_a_crowd_that_shows_no_certificate_ends_no_server(fleet, ulimit):
 
     The client is suspended while the crowd and the newcomer come: there are rounds left for them.
     """
-    made = fleet(clients=2, rounds=16, evaluate_every=16)
+    made = fleet(clients=2, rounds=16, measure="validation(every=16)")
     made.ulimit = ulimit
     server = made.serve("--wait-for", "1")
     first = made.join("a")

@@ -14,6 +14,8 @@ import pytest
 import torch
 from fedpeft.clients.pool import Worker
 
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.connection import Link
 from fedpeft.deployment.edge import Edge
@@ -129,7 +131,7 @@ class Useless:
         return Report(asked.client, asked.round, b"", error="no")
 
 
-@pytest.mark.parametrize("settings", [{}, {"strategy": "flexlora"}, {"scaffold": True, "optimizer": "sgd"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"strategy": "flexlora"}, {"drift": "scaffold", "optimizer": "sgd"}], ids=str)
 def test_a_cohort_of_useless_clients_ends_no_federation(federation, settings):
     """Rounds of one client each; in those of client 0 the model stays as it is, and others go on."""
     made = federation(cohort=1, rounds=6, **settings)
@@ -157,7 +159,7 @@ LIES = [
 
 @pytest.mark.parametrize("lie", LIES, ids=str)
 def test_an_evaluation_that_no_rows_can_lead_to_does_not_count(federation, lie):
-    made = federation(rounds=1, evaluate_every=1, serve=ServeOptions(held_out=0.2))
+    made = federation(rounds=1, measure="validation(every=1)", serve=ServeOptions(held_out=0.2))
     honest = made.server.edges[0]
 
     class Liar:
@@ -204,9 +206,47 @@ def test_more_rows_than_the_server_believes_are_refused(federation):
         federation(serve=ServeOptions(most_rows=50))
 
 
+def claiming(edge, rows):
+    """From now on the client says that it has so many rows."""
+    handle, head = edge.handle, edge.setup.head
+
+    def lie(instruction):
+        report = handle(instruction)
+        payload = report.payload
+        if instruction.kind == "prepare":  # the statistics are as large as the claim
+            width = edge.setup.start["head.weight"].shape[1]
+            found = decode(payload, head.shapes(width, edge.setup.facts.classes, report.rows))
+            payload = parse_codec("fp32").encode({n: t * rows / report.rows for n, t in found.items()})
+        return replace(report, rows=rows, payload=payload)
+
+    edge.handle = lie
+
+
+@pytest.mark.parametrize("head", ["zero", "ridge"])
+def test_claimed_rows_are_a_weight_up_to_a_share(head, tmp_path, observer):
+    """A client that claims all the rows there are counts as one that has ten times the median client's."""
+    states = []
+    for claimed in (400, 1_000_000):
+        folder = tmp_path / str(claimed)
+        folder.mkdir()
+        made = Federation(folder, observer, rounds=1, head=head)
+        claiming(made.server.edges[1], claimed)
+        made.server.roster.enter("edge-1", 0, None, claimed)
+        progress = made.run()
+        states.append(progress.started if head == "ridge" else progress.adapter)
+    for name, tensor in states[0].items():
+        assert (tensor - states[1][name]).norm() <= 0.03 * tensor.norm(), name
+
+
 def test_clients_with_texts_alone_train_a_language_model(federation):
     """No classes, no head: each client's perplexity on its own held-out rows is all that is known, and it falls."""
-    made = federation(dataset="tiny_lm", rounds=3, local_steps=8, evaluate_every=1, serve=ServeOptions(held_out=0.2))
+    made = federation(
+        dataset="tiny_lm",
+        rounds=3,
+        local_work="steps(8)",
+        measure="validation(every=1)",
+        serve=ServeOptions(held_out=0.2),
+    )
     assert made.run().round == 3
     rounds = [json.loads(line) for line in (made.folder / "server" / "rounds.jsonl").read_text().splitlines()]
     assert rounds[-1]["loss"] < rounds[0]["loss"]

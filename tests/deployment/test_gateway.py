@@ -17,16 +17,22 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from fedpeft import __version__
 from fedpeft.communication.flower_grid import node_of
 from fedpeft.communication.messages import Instruction, Report, report_of, to_record
+from fedpeft.communication.release import Release, common_digest
+from fedpeft.deployment.admission import MESSAGE_LIMIT, Admission
+from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Bucket, Doorkeeper
 from fedpeft.deployment.certificates import Authority, Credentials, Revoked
+from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.connection import Link, LostError
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import REPEATS, Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.signing import Signer, Verifier
+from fedpeft.deployment.transcript import Transcript
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.deployment.wire.parcel import CHUNK, parts, received, wire_size
+from fedpeft.deployment.wire.parcel import parts, received, wire_size
 from fedpeft.errors import RunError
 from fedpeft.join import main as join
 from fedpeft.serve import main as serve
@@ -343,7 +349,7 @@ def test_without_tls_a_server_listens_on_this_machine_only(tmp_path, capsys):
         (["--wait-for", "9"], "is more than the 2 clients"),
         (["--metrics", "nowhere"], "metrics="),
         (["--health", "localhost:99999"], "health="),
-        (["--forgetting", "tiny"], "belongs to simulations"),
+        (["--measure", "forgetting(dataset=tiny)"], "belongs to simulations"),
         (["--grid", "ray"], "these are real"),
     ],
 )
@@ -483,7 +489,7 @@ def test_a_field_that_is_not_known(door):
 
 
 def test_a_flood_of_calls(door, monkeypatch):
-    monkeypatch.setattr("fedpeft.deployment.gateway.CALLS_AT_ONCE", 5.0)
+    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
     with client(door) as connection:
         asked(door, connection)
         with pytest.raises(RunError, match="calls too often"):
@@ -492,25 +498,153 @@ def test_a_flood_of_calls(door, monkeypatch):
 
 
 def test_a_flood_of_calls_before_it_registers(door, monkeypatch):
-    monkeypatch.setattr("fedpeft.deployment.gateway.CALLS_AT_ONCE", 5.0)
+    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
     with door.link("edge-1").open() as connection, pytest.raises(RunError, match="calls too often"):
         assert not [connection.describe() for _ in range(200)]
     assert door.roster.find("edge-1") is None
 
 
 def test_refusals_and_what_clients_say_of_themselves_fill_no_disk(door, monkeypatch):
-    door.gateway._lines = Bucket(0.0, 3.0)
+    door.gateway.admission._lines = Bucket(0.0, 3.0)
     with door.link("edge-1").open() as connection:
         for _ in range(9):
             with pytest.raises(RunError, match="another federation"):
                 next(connection.tasks(v1.Registration(run="other", rows=1)))
     assert len(door.reasons("refused")) == 3
-    assert door.gateway.refused == 9
+    assert door.gateway.admission.refused == 9
     with door.link("edge-1").open() as connection:
-        stream = connection._stub.Tasks(door.registration(hardware="x" * 4_000_000), metadata=connection._metadata)
+        stream = connection._stub.Tasks(door.registration(hardware="x" * 60_000), metadata=connection._metadata)
         door.until(lambda: any(event == "connected" for event, _ in door.entries))
         stream.cancel()
     assert (door.folder / "serve.jsonl").stat().st_size < 10_000
+
+
+def test_a_message_before_registration_is_short(door):
+    with door.link("edge-1").open() as connection:
+        for size, code in ((MESSAGE_LIMIT, grpc.StatusCode.INVALID_ARGUMENT),
+                           (4 * CHUNK, grpc.StatusCode.RESOURCE_EXHAUSTED)):  # fmt: skip
+            with pytest.raises(grpc.RpcError) as refusal:
+                next(connection._stub.Tasks(door.registration(hardware="x" * size), metadata=connection._metadata))
+            assert refusal.value.code() == code
+            with pytest.raises(grpc.RpcError) as refusal:
+                connection._stub.Describe(v1.Introduction(software="x" * size), metadata=connection._metadata)
+            assert refusal.value.code() == code
+    assert door.roster.find("edge-1") is None
+
+
+def silent_call(connection, method="Tasks"):
+    """A call that says nothing, until its `end` is set."""
+    end = threading.Event()
+
+    def nothing():
+        end.wait(30)
+        return
+        yield b""
+
+    call = connection._channel.stream_stream(f"/fedpeft.v1.Federation/{method}")
+    return call(nothing(), metadata=connection._metadata), end
+
+
+@pytest.mark.parametrize("method", ["Describe", "Tasks"])
+def test_a_call_that_says_nothing_ends_soon(door, monkeypatch, method):
+    monkeypatch.setattr("fedpeft.deployment.admission.MESSAGE_SECONDS", 0.1)
+    with door.link("edge-1").open() as connection:
+        call, end = silent_call(connection, method)
+        with pytest.raises(grpc.RpcError) as refusal:
+            next(call)
+        assert refusal.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        end.set()
+        call, end = silent_call(connection, method)
+        end.set()
+        with pytest.raises(grpc.RpcError, match="ended without a message"):
+            next(call)
+        call = connection._channel.unary_unary(f"/fedpeft.v1.Federation/{method}")
+        with pytest.raises(grpc.RpcError, match="can't be read"):
+            call(b"\xff" * 100, metadata=connection._metadata)
+        assert connection.describe().run == door.roster.run
+    assert not door.gateway.admission._waiting, "they are counted no longer"
+
+
+@pytest.mark.parametrize(("limit", "stranger"), [("WAITING_OF_ONE", "edge-1"), ("WAITING", "edge-2")])
+def test_calls_that_say_nothing_take_few_places(door, monkeypatch, limit, stranger):
+    """One client takes its own places only, all strangers together theirs; members that are connected are served."""
+    monkeypatch.setattr(f"fedpeft.deployment.admission.{limit}", 2)
+    with client(door, "edge-0") as member, door.link("edge-1").open() as crowd, door.link(stranger).open() as other:
+        task = asked(door, member, "edge-0")
+        calls = [silent_call(crowd) for _ in range(2)]
+        door.until(lambda: door.gateway.admission._waiting.total() == 2)
+        with pytest.raises(LostError, match="too many calls have not said what they want"):
+            other.describe()
+        assert member.submit(task, good(door, "edge-0")) == "taken"
+        for call, end in calls:
+            end.set()
+            call.cancel()
+        door.until(lambda: not door.gateway.admission._waiting)
+        assert other.describe().run == door.roster.run
+
+
+def test_what_waits_is_all_strangers_together_where_names_cost_nothing(door):
+    admission = Admission(Doorkeeper(None), door.roster, door.events, lambda name: RuntimeError(name))
+    door.roster.enter("edge-1", 0)
+    assert [admission._counted_as(name) for name in ("edge-1", "made-up-1", "made-up-2")] == ["edge-1", "", ""]
+
+
+# ------------------------------------------------------------------------------------------------------- signed rounds
+
+
+def announces(door):
+    """The door's server says of its rounds what clients check."""
+    signer = Signer(Credentials.of_server(door.folder / "certs"))
+    said = Announcements(door.folder / "rounds.jsonl", door.roster.run, "5" * 64, 1, signer)
+    door.gateway.announcements = said
+    return said
+
+
+def transcript(door, name="edge-1"):
+    authority = (door.folder / "certs" / "ca.pem").read_bytes()
+    return Transcript(door.folder / f"{name}.jsonl", door.roster.run, "5" * 64, name, Verifier(authority), 100)
+
+
+def announced(door, said, round):
+    instruction = Instruction("train", round, 0, bytes(CHUNK + 1))
+    said.announce(Release("train", round, {"whole": "7" * 64}, common_digest(instruction)))
+    return instruction
+
+
+def test_records_travel_with_tasks_and_those_that_were_missed_with_the_next(door):
+    said = announces(door)
+    door.roster.enter("edge-1", 0)
+    door.roster.start()
+    kept = transcript(door)
+    with door.link("edge-1").open() as connection:
+        tasks = connection.tasks(door.registration(), transcript=kept)
+        for round in (1, 2):
+            task = door.gateway.submit("edge-1", announced(door, said, round))
+            name, instruction = next(tasks)
+            assert (name, instruction.round, instruction.released) == (task, round, "7" * 64)
+            assert connection.submit(task, good(door, round=round)) == "taken"
+    for round in range(3, 9):
+        announced(door, said, round)
+    door.gateway.submit("edge-1", announced(door, said, 9))
+    with door.link("edge-1").open() as connection:
+        assert next(connection.tasks(door.registration(), transcript=kept))[1].round == 9
+    assert len(kept) == len(transcript(door)) == 9
+    said._statements = said._statements[:4]
+    with door.link("edge-1").open() as connection, pytest.raises(RunError, match=r"holds 9 records .* the server 4"):
+        next(connection.tasks(door.registration(), transcript=kept))
+
+
+def test_a_server_that_signs_nothing_is_refused(door):
+    door.roster.enter("edge-1", 0)
+    door.roster.start()
+    door.gateway.submit("edge-1", Instruction("train", 1, 0, b"state"))
+    with door.link("edge-1").open() as connection, pytest.raises(RunError, match="without a statement about it"):
+        next(connection.tasks(door.registration(), transcript=transcript(door)))
+    said = announces(door)
+    said._signer = None
+    door.gateway.submit("edge-1", announced(door, said, 1))
+    with door.link("edge-1").open() as connection, pytest.raises(RunError, match="without its signature"):
+        next(connection.tasks(door.registration(), transcript=transcript(door)))
 
 
 def test_a_newer_report_ends_the_older_one(door):

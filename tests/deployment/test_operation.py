@@ -150,7 +150,7 @@ def test_metrics_for_everybody_are_warned_of_and_name_no_client():
             sessions=lambda: [
                 SimpleNamespace(member=Member("clinic-7"), received_bytes=5, sent_bytes=6, connected=1, task="")
             ],
-            refused=0,
+            admission=SimpleNamespace(refused=0),
         ),
         config=RunConfig(),
         secret_cohort=False,

@@ -56,7 +56,7 @@ def test_real_clients_end_with_the_private_adapter_of_the_simulation(fleet, mech
 
 @pytest.mark.slow
 def test_killed_private_clients_and_servers_are_charged_at_least_what_was_released(fleet):
-    made = fleet(head="zero", privacy=DP_SGD, rounds=8, evaluate_every=8)
+    made = fleet(head="zero", privacy=DP_SGD, rounds=8, measure="validation(every=8)")
     server = made.serve()
     clients = {name: made.join(name) for name in NAMES}
     made.wait(lambda: len(made.rounds()) >= 2, server)
@@ -87,7 +87,9 @@ def test_killed_private_clients_and_servers_are_charged_at_least_what_was_releas
 @pytest.mark.long
 def test_chaos_with_privacy(fleet):
     """Kills, stops and cuts at random moments: both books hold what was applied, once, and at most a round more."""
-    made = fleet(head="zero", optimizer="sgd", privacy=DP_SGD, rounds=4000, evaluate_every=4000, schedule="constant")
+    made = fleet(
+        head="zero", optimizer="sgd(schedule=constant)", privacy=DP_SGD, rounds=4000, measure="validation(every=4000)"
+    )
     finished = havoc(made)
     words = ["--output", str(made.folder / "simulated"), "--rounds", str(finished)]
     assert simulate([str(made.folder / "run.toml"), *words]) == 0

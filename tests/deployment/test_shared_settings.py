@@ -27,34 +27,19 @@ FIELDS = {
     "strategy": ("taken", "ffa_lora"),
     "server_optimizer": ("left", "adam"),
     "ranks": ("refused", "4*1,8*1"),
-    "profiles": ("refused", "/etc/passwd"),
-    "proximal": ("taken", 0.5),
-    "scaffold": ("taken", True),
-    "label_shift": ("left", True),
+    "drift": ("taken", "fedprox(mu=0.5) + label_shift"),
     "attack": ("refused", "sign_flip"),
     "batch_size": ("taken", 2),
-    "local_epochs": ("taken", 2.0),
-    "local_steps": ("taken", 5),
+    "local_work": ("taken", "steps(5)"),
     "learning_rate": ("taken", 0.5),
-    "head_rate": ("taken", 0.5),
-    "schedule": ("left", "cosine"),
-    "optimizer": ("taken", "sgd"),
-    "weighting": ("left", "uniform"),
+    "optimizer": ("taken", "sgd(schedule=cosine)"),
     "privacy": ("taken", "local_dp(epsilon=1)"),
-    "stop_at_budget": ("left", True),
     "codec": ("taken", "bf16"),
     "downlink": ("taken", "bf16"),
-    "executor": ("taken", "sequential"),
-    "workers": ("left", 8),
-    "grid": ("refused", "ray"),
-    "ray_address": ("refused", "10.0.0.1:6379"),
-    "evaluate_every": ("left", 9),
     "safeguard": ("left", "undo"),
-    "keep": ("left", "best"),
-    "early_stopping": ("left", 2),
-    "public_validation": ("left", True),
-    "centralised": ("refused", True),
-    "forgetting": ("refused", "file:/etc/passwd"),
+    "grid": ("refused", "ray(address='10.0.0.1:6379')"),
+    "workers": ("left", 8),
+    "measure": ("left", "validation(every=9, keep=best)"),
     "seed": ("taken", 5),
 }
 """For each field what becomes of it, and a value that is not its default."""
@@ -94,7 +79,13 @@ def test_a_client_s_own_choices_come_first():
     [
         ("clients = 1000001", "clients=1000001, and a client takes 1000000 at most"),
         ("rounds = 4611686018427387904", "a client takes 1000000 at most"),
-        ("local_epochs = 1e300", "local_epochs=1e[+]300, and a client takes 1000000 at most"),
+        ("local_work = 'epochs(1e300)'", "passes must be above 0 and at most 1e[+]06"),
+        ("local_work = 'steps(1000001)'", "count must be at least 1 and at most 1e[+]06"),
+        ("local_work = 'os(1)'", "unknown amount of local work 'os'"),
+        ("optimizer = 'os'", "unknown local optimizer 'os'"),
+        ("drift = 'fedprox + os'", "unknown drift correction 'os'"),
+        ("clients = '/etc/passwd'", "a file of clients"),
+        ("proximal = 0.5", "proximal is now drift = .fedprox"),
         ("seed = 9223372036854775808", "at most"),
         (f"seed = {'9' * 5000}", "can't be used"),
         (f"learning_rate = 1{'0' * 400}", "learning_rate must be float"),
@@ -115,11 +106,13 @@ def test_settings_that_no_client_takes_are_one_sentence(line, says):
     assert len(str(refused.value)) < 600
 
 
-@pytest.mark.parametrize("setting", ["forgetting", "attack"])
+@pytest.mark.parametrize("setting", ["measure", "attack"])
 def test_a_client_loads_nothing_of_its_machine_and_spoils_nothing_for_a_server(federation, observer, setting):
     """The file exists and holds good rows: it is not for want of them that it isn't read."""
     made = federation(clients=1)
-    value = {"forgetting": f"file:{made.folder / '0.jsonl'}", "attack": "label_flip(fraction=1.0)"}[setting]
+    value = {"measure": f"forgetting(dataset='file:{made.folder / '0.jsonl'}')", "attack": "label_flip(fraction=1.0)"}[
+        setting
+    ]
     told = v1.Description.FromString(made.server.gateway.description.SerializeToString())
     told.config = dataclasses.replace(made.config, model="tiny", **{setting: value}).to_toml()
     home, ledgers = made.folder / "edge-0", made.folder / "ledgers"

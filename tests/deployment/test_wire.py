@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.generate import GENERATED, generate
-from fedpeft.deployment.wire.parcel import CHUNK, Incoming, parts, received, wire_size
+from fedpeft.deployment.wire.parcel import Incoming, parts, received, wire_size
 from fedpeft.errors import PayloadError
 
 WIRE = Path(__file__).parent.parent.parent / "fedpeft" / "deployment" / "wire"

@@ -10,8 +10,9 @@ from experiments import one_sentence
 from experiments.codecs import states
 from fedpeft.simulate import main
 
-TINY = ["--dataset=tiny", "--clients=4", "--tokens=16", "--dtype=fp32", "--workers=1", "--rounds=2", "--local-steps=10",
-        "--learning-rate=0.02", "--safeguard=none", "--keep=last"]  # fmt: skip
+TINY = ["--dataset=tiny", "--clients=4", "--tokens=16", "--dtype=fp32", "--workers=1", "--rounds=2",
+        "--local-work=steps(10)",
+        "--learning-rate=0.02", "--safeguard=none", "--measure=validation(keep=last)"]  # fmt: skip
 
 
 def table(monkeypatch, capsys, folder):

@@ -23,7 +23,7 @@ from tests.fleet import distance
 
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = {"dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 2, "dtype": "fp64", "workers": 1,
-            "local_steps": 4, "learning_rate": 0.003}  # fmt: skip
+            "local_work": "steps(4)", "learning_rate": 0.003}  # fmt: skip
 
 
 class Nodes(OwnGrid):

@@ -162,5 +162,5 @@ def test_a_run_says_what_its_checkpoint_lacks(changed, tmp_path, capfd, monkeypa
     monkeypatch.setenv("COLUMNS", "300")
     words = ["--dataset=tiny", "--clients=2", "--cohort=all", "--rounds=1", "--workers=1", "--dtype=fp32"]
     folder = changed("pooler.dense.weight")
-    assert main([*words, "--local-steps=1", "--model", str(folder), "--output", str(tmp_path / "run")]) == 0
+    assert main([*words, "--local-work=steps(1)", "--model", str(folder), "--output", str(tmp_path / "run")]) == 0
     assert "lacks pooler.dense.weight, which the task does not use" in "".join(capfd.readouterr())

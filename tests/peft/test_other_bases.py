@@ -7,6 +7,7 @@ import pytest
 import torch
 from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.executor import Job
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import (
@@ -97,9 +98,10 @@ def test_a_parameter_that_the_loss_does_not_reach_is_pulled_all_the_same(pull, t
     start = method.start(model, 0)
     executor = SequentialExecutor(model, task, task.tokenise(rows, tmp_path, 128), method.layout(model))
     push = torch.ones_like(start["embeddings.mask_token"])
+    training = LocalTraining(6, optimizer=LOCAL_OPTIMIZERS.build("sgd(head_rate=1.0)"))
     corrections = parse_drift(pull).acting({"scaffold": {"embeddings.mask_token": push}}, {})
     job = Job(client=0, round=1, seed=0, rows=np.arange(6), received=start, trained=frozenset(start), learning_rate=0.1,
-              training=LocalTraining(batch_size=6, optimizer="sgd"), corrections=corrections)  # fmt: skip
+              training=training, corrections=corrections)  # fmt: skip
     [trained] = executor.train([job])
     moved = trained.state["embeddings.mask_token"] - start["embeddings.mask_token"]
     expected = -0.1 * push if pull == "scaffold" else torch.zeros_like(push)

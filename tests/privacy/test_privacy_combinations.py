@@ -17,7 +17,7 @@ from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny(rows=120)", "tokens": 16, "clients": 3, "cohort": "all", "rounds": 1, "workers": 1, "seed": 3,
-        "head": "zero", "local_steps": 1, "dtype": "fp32", "evaluate_every": 100}  # fmt: skip
+        "head": "zero", "local_work": "steps(1)", "dtype": "fp32", "measure": "validation(every=100)"}  # fmt: skip
 CODECS = ["fp32", "topk(fraction=0.1) | quantize(bits=4) | rans", "ef14 | topk(fraction=0.1) | quantize(bits=4) | rans",
           "ef21 | topk(fraction=0.1) | quantize(bits=4) | rans"]  # fmt: skip
 CLIP = 0.05
@@ -45,7 +45,9 @@ def test_all_combinations_pass_or_refuse(strategy, tmp_path):
             if i and strategy not in ("fedit", "ffa_lora", "flexlora"):
                 continue  # what a codec may do does not depend on the strategy beyond linear, half, gathered
             noise = "" if mechanism == "none" else f"(noise_multiplier=1, clip={CLIP}, test_noise=True)"
-            peft = "lora_sb(rank=2, layers=1)" if strategy == "fed_sb" else "lora(rank=2, layers=1)"
+            peft = {"fed_sb": "lora_sb(rank=2, layers=1)", "florg": "lora_gram(rank=2, layers=1)"}.get(
+                strategy, "lora(rank=2, layers=1)"
+            )
             given = {**TINY, "privacy": mechanism + noise, "strategy": strategy, "codec": codec, "peft": peft}
             folder = tmp_path / f"{mechanism}-{i}"
             try:

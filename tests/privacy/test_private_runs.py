@@ -32,8 +32,9 @@ from fedpeft.simulation.simulation import Simulation
 from tests.here import Federation
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,
-        "head": "zero", "local_steps": 2, "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
-        "learning_rate": 3e-3, "head_rate": 1.0, "evaluate_every": 100}  # fmt: skip
+        "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
+        "learning_rate": 3e-3, "optimizer": "adamw(warmup=8, head_rate=1.0)",
+        "measure": "validation(every=100)"}  # fmt: skip
 QUIET = Console(quiet=True)
 
 
@@ -58,9 +59,12 @@ def charges(folder: Path) -> list[dict]:
     ("given", "says"),
     [
         ({"privacy": "dp_sgd"}, "needs epsilon or noise_multiplier"),
-        ({"privacy": "dp_sgd(epsilon=8)", "weighting": "rows"}, "leave --weighting out"),
+        ({"privacy": "dp_sgd(epsilon=8)", "strategy": "fedit(weighting=rows)"}, "leave it out"),
         ({"privacy": "dp_sgd(epsilon=8)", "head": "ridge"}, "use --head zero"),
-        ({"privacy": "dp_sgd(epsilon=8)", "scaffold": True, "optimizer": "sgd"}, "leave --scaffold out"),
+        (
+            {"privacy": "dp_sgd(epsilon=8)", "drift": "scaffold", "optimizer": "sgd(head_rate=1.0)"},
+            "leave it out of --drift",
+        ),
         ({"privacy": "dp_sgd(epsilon=8, dp_delta=0.1)"}, "must be below"),
         ({"privacy": "user_dp(epsilon=8, dp_delta=0.2)"}, "must be below"),
         (
@@ -75,7 +79,7 @@ def charges(folder: Path) -> list[dict]:
         ({"privacy": "user_dp(epsilon=8)", "codec": "by_rows | adaptive(bits=1) | rans"}, "name the codec alone"),
         ({"privacy": "dp_sgd(epsilon=8)", "codec": "over_time | adaptive(bits=1) | rans"}, "leave it out"),
         ({"privacy": "user_dp(epsilon=8, quantile=0.5, count_noise=0.01)"}, "needs count_noise above"),
-        ({"privacy": "dp_sgd(noise_multiplier=1)", "stop_at_budget": True}, "needs a budget"),
+        ({"privacy": "dp_sgd(noise_multiplier=1, at_budget=sit_out)"}, "needs a budget"),
         ({"privacy": "dp_sdg(epsilon=8)"}, "did you mean 'dp_sgd'"),
     ],
 )
@@ -166,7 +170,7 @@ def test_a_run_stopped_after_any_step_is_charged_for_all_that_it_released(tmp_pa
 
 def test_a_round_repeated_with_another_key_is_a_new_attempt_and_costs_again(tmp_path, monkeypatch):
     """Other noise on the same data is a second release; the ledger then knows of three rounds, and the budget of two
-    is spent: without --stop-at-budget the run refuses to go on."""
+    is spent: without at_budget=sit_out the run refuses to go on."""
     folder = tmp_path / "run"
     commit = Server.commit
 
@@ -195,9 +199,10 @@ def test_a_run_whose_ledger_is_gone_is_not_resumed(tmp_path):
 
 def test_a_spent_budget_ends_the_run_or_lets_clients_sit_out(tmp_path):
     given = {"rounds": 5, "cohort": 4, "privacy": "dp_sgd(epsilon=1.5, noise_multiplier=0.8)"}
-    with pytest.raises(PrivacyError, match="--stop-at-budget"):
+    with pytest.raises(PrivacyError, match="at_budget=sit_out"):
         trained(tmp_path / "refused", **given)
-    simulation, progress = trained(tmp_path / "run", stop_at_budget=True, **given)
+    given["privacy"] = "dp_sgd(epsilon=1.5, noise_multiplier=0.8, at_budget=sit_out)"
+    simulation, progress = trained(tmp_path / "run", **given)
     protection = simulation.protection
     assert protection.sat_out
     assert protection.epsilons()[0] <= 1.5
@@ -210,7 +215,7 @@ def test_a_spent_budget_ends_the_run_or_lets_clients_sit_out(tmp_path):
 
 
 def test_a_spent_population_ends_the_run(tmp_path):
-    given = {"rounds": 4, "stop_at_budget": True, "privacy": "user_dp(epsilon=3, noise_multiplier=1, dp_delta=0.01)"}
+    given = {"rounds": 4, "privacy": "user_dp(epsilon=3, noise_multiplier=1, dp_delta=0.01, at_budget=sit_out)"}
     simulation, progress = trained(tmp_path / "run", **given)
     assert 0 < progress.round < 4
     assert simulation.protection.epsilons()[0] <= 3
@@ -281,7 +286,7 @@ def test_profiles_that_change_between_a_kill_and_a_resume_are_charged_anew(tmp_p
     booked = []
     for steps in (5, 50):
         file.write_text(f"[[profile]]\ncount = 6\nlocal_steps = {steps}\n")
-        config = RunConfig(**{**TINY, "privacy": "dp_sgd(noise_multiplier=1)", "profiles": str(file)})
+        config = RunConfig(**{**TINY, "privacy": "dp_sgd(noise_multiplier=1)", "clients": str(file)})
         simulation = Simulation(config, folder, ConsoleObserver(QUIET))
         protection = simulation.protection
         protection.open(resumed=bool(booked))
@@ -395,7 +400,7 @@ def test_no_raw_metric_leaves_a_client(tmp_path):
 def test_the_reference_without_protection_is_a_plain_run_with_uniform_weights(tmp_path):
     """It trains as one, bit for bit, and reports as one; rules that go by what clients report may be used."""
     told, adapters = [], []
-    for name, given in (("plain", {"weighting": "uniform"}), ("reference", {"privacy": "none"})):
+    for name, given in (("plain", {"strategy": "fedit(weighting=uniform)"}), ("reference", {"privacy": "none"})):
         adapters.append(trained(tmp_path / name, **given)[1].adapter)
         lines = [json.loads(line) for line in (tmp_path / name / "clients.jsonl").read_text().splitlines()]
         rounds = [json.loads(line) for line in (tmp_path / name / "rounds.jsonl").read_text().splitlines()]
@@ -435,9 +440,15 @@ def test_equal_seeds_give_equal_runs_with_test_noise_only(tmp_path):
 
 def test_executors_and_plain_runs_agree_without_clipping_and_noise(tmp_path):
     """All clients, q = 1, a huge clip, no noise: the mean of plain local training."""
-    given = {"dtype": "fp64", "cohort": "all", "optimizer": "sgd", "weighting": "uniform", "learning_rate": 0.1}
+    given = {
+        "dtype": "fp64",
+        "cohort": "all",
+        "optimizer": "sgd(head_rate=1.0)",
+        "strategy": "fedit(weighting=uniform)",
+        "learning_rate": 0.1,
+    }
     _, plain = trained(tmp_path / "plain", **given)
-    given.pop("weighting")
+    given.pop("strategy")
     _, user = trained(tmp_path / "user", privacy="user_dp(noise_multiplier=0, clip=1e9)", **given)
     for name in plain.adapter:
         assert torch.allclose(plain.adapter[name], user.adapter[name], rtol=1e-9, atol=1e-12)
@@ -451,11 +462,14 @@ FEW_BITS = '[[profile]]\ncount = 3\nbase = "nf4"\n[[profile]]\ncount = 1\nbase =
 def test_rows_are_protected_on_a_base_of_few_bits(tmp_path, base):
     """Without clipping and noise, at q = 1, it is the plain run on that base; with them it trains and is charged."""
     (tmp_path / "few.toml").write_text(FEW_BITS)
-    own = {"qlora": {"peft": "qlora(rank=2, layers=1)"}, "profiles": {"profiles": str(tmp_path / "few.toml")}}[base]
-    given = {"cohort": "all", "optimizer": "sgd", "learning_rate": 0.1, "batch_size": 1000, **own}
-    _, plain = trained(tmp_path / "plain", weighting="uniform", executor="sequential", **given)
+    own = {"qlora": {"peft": "qlora(rank=2, layers=1)"}, "profiles": {"clients": str(tmp_path / "few.toml")}}[base]
+    given = {"cohort": "all", "optimizer": "sgd(head_rate=1.0)", "learning_rate": 0.1, "batch_size": 1000, **own}
+    _, plain = trained(
+        tmp_path / "plain", strategy="fedit(weighting=uniform)", grid="cohort(executor=sequential)", **given
+    )
     _, whole = trained(tmp_path / "whole", privacy="dp_sgd(noise_multiplier=0, clip=1e9)", **given)
-    _, unpacked = trained(tmp_path / "unpacked", weighting="uniform", **{**given, "peft": TINY["peft"], "profiles": ""})
+    unpacked_settings = {**given, "peft": TINY["peft"], "clients": TINY["clients"]}
+    _, unpacked = trained(tmp_path / "unpacked", strategy="fedit(weighting=uniform)", **unpacked_settings)
     for name, tensor in plain.adapter.items():
         moved = (tensor - plain.started[name]).norm()
         assert moved > 0

@@ -20,13 +20,15 @@ from fedpeft.models.calibration import calibrate, temperature
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.predict import main as predict
 from fedpeft.run.finished import FinishedRun, sample_batch, twin
+from fedpeft.run.measured import parse_measure
 from fedpeft.simulate import main as simulate
 
 pytestmark = pytest.mark.slow
 
-TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1", "--local-steps=4",
+TINY = ["--dataset=tiny", "--tokens=16", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1",
+        "--local-work=steps(4)",
         "--dtype=fp32", "--learning-rate=0.01"]  # fmt: skip
-METHODS = {"lora": [], "bitfit": [], "prefix": [], "ia3": ["--forgetting=tiny"], "lora + bitfit": [],
+METHODS = {"lora": [], "bitfit": [], "prefix": [], "ia3": ["--measure=forgetting(dataset=tiny)"], "lora + bitfit": [],
            "prompt_tuning": []}  # fmt: skip
 WHOLE = ("lora", "full")
 TEXTS = ("some words of it", "kalep kamir puvos", "kalep " * 40)
@@ -146,12 +148,24 @@ def test_a_run_is_used_from_another_folder_than_it_was_made_in(runs, tmp_path, c
     words = [word for word in TINY if not word.startswith("--dataset")]
     monkeypatch.chdir(home)
     data = "file(path='rows.csv', test='test.csv')"
-    assert simulate([*words, "--dataset", data, "--model=./mine", "--forgetting=file:rows.csv", "--output=run"]) == 0
+    assert (
+        simulate(
+            [
+                *words,
+                "--dataset",
+                data,
+                "--model=./mine",
+                "--measure=forgetting(dataset='file:rows.csv')",
+                "--output=run",
+            ]
+        )
+        == 0
+    )
     monkeypatch.chdir(away)
     config = FinishedRun.read(home / "run").config
     assert config.model == str(home / "mine")
     assert config.dataset == f"file(path='{home}/rows.csv', test='{home}/test.csv')"
-    assert config.forgetting == f"file:{home}/rows.csv"
+    assert parse_measure(config.measure).second == f"file:{home}/rows.csv"
     assert predict([str(home / "run"), "kalep"]) == 0
     assert export([str(home / "run"), "--merge", "--output=out"]) == 0
     assert simulate(["--resume", str(home / "run")]) == 0
@@ -321,7 +335,7 @@ def test_a_second_task_is_scored_before_and_after(runs):
 
 
 def test_a_second_task_of_another_kind_is_refused(tmp_path, capfd):
-    assert simulate([*TINY, "--forgetting", "tiny_lm", "--output", str(tmp_path / "run")]) == 2
+    assert simulate([*TINY, "--measure", "forgetting(dataset=tiny_lm)", "--output", str(tmp_path / "run")]) == 2
     assert "must be of the run's kind, text classification" in said(capfd)
 
 
@@ -342,8 +356,13 @@ def test_the_temperature_undoes_overconfidence():
 
 
 def test_a_language_model_goes_on(tmp_path: Path, capfd):
-    words = ["--dataset=tiny_lm", "--clients=3", "--cohort=2", "--rounds=1", "--workers=1", "--local-steps=1"]
-    words += ["--peft=prefix(layers=0)", "--dtype=fp32", "--partition=iid", "--forgetting=tiny_lm(seed=5)"]
+    words = ["--dataset=tiny_lm", "--clients=3", "--cohort=2", "--rounds=1", "--workers=1", "--local-work=steps(1)"]
+    words += [
+        "--peft=prefix(layers=0)",
+        "--dtype=fp32",
+        "--partition=iid",
+        "--measure=forgetting(dataset='tiny_lm(seed=5)')",
+    ]
     assert simulate([*words, "--output", str(tmp_path / "run")]) == 0
     scored = json.loads((tmp_path / "run" / "summary.json").read_text())["forgetting"]
     assert scored["measure"] == "nats per token"

@@ -31,7 +31,7 @@ def test_auto_is_settled_where_a_run_is_set_up(monkeypatch, fast, dtype):
 def test_a_run_s_folder_names_the_precision(monkeypatch, tmp_path):
     monkeypatch.setattr("fedpeft.run.setup.fast_bf16", lambda device: False)
     monkeypatch.setattr("fedpeft.run.setup.accelerators", list)
-    words = ["--dataset=tiny", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1", "--local-steps=1"]
+    words = ["--dataset=tiny", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1", "--local-work=steps(1)"]
     assert main([*words, "--output", str(tmp_path / "run")]) == 0
     assert 'dtype = "fp32"' in (tmp_path / "run" / "config.toml").read_text()
 

@@ -16,7 +16,7 @@ from fedpeft.peft.adapter import Layout
 from fedpeft.simulate import main
 
 TINY = ["--dataset", "tiny", "--clients", "8", "--cohort", "6", "--rounds", "4", "--dtype", "fp32", "--workers", "1",
-        "--optimizer", "adamw", "--learning-rate", "0.003", "--head-rate", "1", "--local-steps", "3"]  # fmt: skip
+        "--optimizer", "adamw(head_rate=1)", "--learning-rate", "0.003", "--local-work", "steps(3)"]  # fmt: skip
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 50)), min_size=1, max_size=6), st.floats(0, 2))
@@ -57,7 +57,7 @@ def test_a_step_waits_for_its_buffer_and_nobody_is_counted_twice(tmp_path):
 
 def test_what_an_asynchronous_run_can_not_have_is_refused(tmp_path, capsys):
     words = [*TINY, "--strategy", "fedbuff", "--output", str(tmp_path / "run")]
-    assert main([*words, "--scaffold", "--optimizer", "sgd"]) == 2
+    assert main([*words, "--drift", "scaffold", "--optimizer", "sgd"]) == 2
     assert "no common round" in capsys.readouterr().err
     assert main([*words, "--privacy", "user_dp(epsilon=8)"]) == 2
     assert "accounted for" in capsys.readouterr().err

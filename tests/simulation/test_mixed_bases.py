@@ -27,7 +27,8 @@ from fedpeft.server.acceptance import Acceptance
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
-TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": "all", "rounds": 2, "workers": 1, "local_steps": 2,
+TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": "all", "rounds": 2, "workers": 1,
+        "local_work": "steps(2)",
         "peft": "lora(rank=4, layers=1)", "optimizer": "adamw", "learning_rate": 3e-3, "dtype": "fp32"}  # fmt: skip
 MIXED = """
 [[profile]]
@@ -59,7 +60,7 @@ def flags(folder: Path, **more) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("peft", [TINY["peft"], "bottleneck(dim=4) + bitfit", "ia3", "prefix(length=4)"])
 def test_a_mixed_cohort_trains_and_is_scored_on_every_base(peft, tmp_path, capsys):
-    assert main(flags(tmp_path, profiles=profiles(tmp_path), codec="small", peft=peft)) == 0
+    assert main(flags(tmp_path, clients=profiles(tmp_path), codec="small", peft=peft)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["accuracy_by_base"].keys() == {"fp32", "nf4", "int8", "bf16"}
     assert summary["accuracy_by_base"]["fp32"] == summary["accuracy"]
@@ -76,7 +77,7 @@ def test_clients_train_on_their_own_base_and_the_server_knows_what_they_hold(tmp
     folder = tmp_path / "run"
     folder.mkdir()
     simulation = Simulation(
-        RunConfig(**TINY, profiles=profiles(tmp_path)), folder, ConsoleObserver(Console(quiet=True))
+        RunConfig(**TINY | {"clients": profiles(tmp_path)}), folder, ConsoleObserver(Console(quiet=True))
     )
     seen = {}
     report = ClientSide._report
@@ -123,7 +124,7 @@ class StopError(Exception):
 @pytest.mark.parametrize("strategy", ["fedex_lora", "flora"])
 def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tmp_path, monkeypatch):
     """Each client trains on its own base + R, whether the run goes on or is resumed; each base is scored with R."""
-    given = {"strategy": strategy, "profiles": profiles(tmp_path), "rounds": 3, "head": "zero"}
+    given = {"strategy": strategy, "clients": profiles(tmp_path), "rounds": 3, "head": "zero"}
     simulation = made(tmp_path / "run", **given)
     plain = linear_layers(simulation.setup.task.base(simulation.setup.model_directory, torch.float32))
     trained_on = ClientSide._trained
@@ -196,14 +197,14 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
 )
 def test_what_does_not_go_together_is_one_sentence(tmp_path, capsys, more, words):
     given = profiles(tmp_path, more.pop("text", MIXED))
-    assert main(flags(tmp_path, profiles=given, **more)) == 2
+    assert main(flags(tmp_path, clients=given, **more)) == 2
     assert words in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_missing_bitsandbytes_is_named_before_anything_is_trained(tmp_path, capsys, monkeypatch):
     find = __import__("importlib.util").util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name, *a))
-    assert main(flags(tmp_path, profiles=profiles(tmp_path))) == 2
+    assert main(flags(tmp_path, clients=profiles(tmp_path))) == 2
     assert "pip install 'fedpeft[quantized]'" in capsys.readouterr().err.replace("\n", " ")
 
 
@@ -213,5 +214,5 @@ def test_a_missing_bitsandbytes_is_named_before_anything_is_trained(tmp_path, ca
 )
 def test_methods_that_read_the_base_s_weights_refuse_few_bits(peft, strategy, tmp_path, capfd):
     file = profiles(tmp_path, '[[profile]]\ncount = 2\nbase = "int8"\n[[profile]]\ncount = 4\n')
-    assert main(flags(tmp_path, peft=peft, strategy=strategy, profiles=file)) == 2
+    assert main(flags(tmp_path, peft=peft, strategy=strategy, clients=file)) == 2
     assert "reads or trains the base's own weights" in "".join(capfd.readouterr()).replace("\n", " ")

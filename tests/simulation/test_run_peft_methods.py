@@ -18,7 +18,8 @@ from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 3, "workers": 1, "seed": 3,
-        "head": "zero", "local_steps": 1, "learning_rate": 3e-3, "dtype": "fp32", "evaluate_every": 3}  # fmt: skip
+        "head": "zero", "local_work": "steps(1)", "learning_rate": 3e-3, "dtype": "fp32",
+        "measure": "validation(every=3)"}  # fmt: skip
 RULE = {"vera": "rolora", "adalora": "flexlora"}
 SPECS = [*PEFT_METHODS.names, "lora(rank=4) + bitfit", "prefix(length=10) + bottleneck(dim=32)"]
 
@@ -67,7 +68,7 @@ def test_prompts_of_different_lengths_go_through_the_main_job(tmp_path):
     states = []
     for executor in ("batched", "sequential"):
         given = {**TINY, "dtype": "fp64", "strategy": "owned_mean", "ranks": "3*2,6*2", "cohort": "all"}
-        given |= {"peft": "prompt_tuning", "executor": executor, "rounds": 1}
+        given |= {"peft": "prompt_tuning", "grid": f"cohort(executor={executor})", "rounds": 1}
         simulation, progress = trained(tmp_path / executor, **given)
         states.append(progress.adapter)
         assert simulation.setup.layout.form.rank == 6
@@ -97,7 +98,14 @@ def test_the_fallback_is_said_once_and_wrong_rules_are_one_sentence(tmp_path, ca
 def test_the_frozen_part_is_reused_whether_or_not_a_method_has_a_batched_form(spec, strategy, tmp_path):
     states = []
     for executor in ("batched", "sequential"):
-        given = {**TINY, "dtype": "fp64", "peft": spec, "strategy": strategy, "executor": executor, "head": "ridge"}
+        given = {
+            **TINY,
+            "dtype": "fp64",
+            "peft": spec,
+            "strategy": strategy,
+            "grid": f"cohort(executor={executor})",
+            "head": "ridge",
+        }
         simulation, progress = trained(tmp_path / executor, **given)
         states.append(progress.adapter)
         assert (simulation.workers.work.depth > 0) == (executor == "batched")

@@ -17,7 +17,7 @@ from fedpeft.communication.base_residual import Residual, receive
 from fedpeft.communication.codec import parse_codec
 from fedpeft.config import RunConfig
 from fedpeft.models.quantized import quantize
-from fedpeft.peft.adapter import LoraPair
+from fedpeft.peft.adapter import ClientForm, LoraPair
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.final_score import save
@@ -27,13 +27,17 @@ from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,
-        "head": "zero", "local_steps": 2, "peft": "lora(rank=4, layers=1)",
+        "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=4, layers=1)",
         "optimizer": "adamw", "learning_rate": 3e-3}  # fmt: skip
 QUIET = Console(quiet=True)
 
 
 def settings(strategy: str, **more) -> dict:
-    needs = {"fed_sb": {"peft": "lora_sb(rank=4, layers=1)"}, "owned_mean": {"peft": "prefix_tuning(length=4)"}}
+    needs = {
+        "fed_sb": {"peft": "lora_sb(rank=4, layers=1)"},
+        "florg": {"peft": "lora_gram(rank=4, width=12, layers=1)"},
+        "owned_mean": {"peft": "prefix_tuning(length=4)"},
+    }
     return {**TINY, **needs.get(strategy.partition("(")[0], {}), "strategy": strategy, **more}
 
 
@@ -57,7 +61,9 @@ def trained(folder: Path, **given):
 def test_executors_agree_for_every_strategy(name, tmp_path):
     states = []
     for executor in ("batched", "sequential"):
-        _, _, progress = trained(tmp_path / executor, **settings(name, dtype="fp64", executor=executor))
+        _, _, progress = trained(
+            tmp_path / executor, **settings(name, dtype="fp64", grid=f"cohort(executor={executor})")
+        )
         states.append({**progress.adapter, **{f"base {m}": R for m, R in progress.residual.total.items()}})
         assert progress.round == 2
     one, other = states
@@ -68,9 +74,9 @@ def test_executors_agree_for_every_strategy(name, tmp_path):
 
 
 def test_executors_agree_on_local_rules(tmp_path):
-    rules = {"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1, "proximal": 0.1}
+    rules = {"drift": "fedprox(mu=0.1) + scaffold", "optimizer": "sgd", "learning_rate": 0.1}
     one, other = (
-        trained(tmp_path / e, **settings("fedit", dtype="fp64", executor=e, cohort="all", **rules))[2]
+        trained(tmp_path / e, **settings("fedit", dtype="fp64", grid=f"cohort(executor={e})", cohort="all", **rules))[2]
         for e in ("batched", "sequential")
     )
     assert any(bool(t.any()) for t in one.drift["scaffold"].values())
@@ -81,7 +87,7 @@ def test_executors_agree_on_local_rules(tmp_path):
 
 def test_the_first_control_variate_is_the_mean_gradient_of_the_round(tmp_path):
     """With all variates 0 the clients take plain SGD steps, whose mean is minus the mean delta over steps * rate."""
-    rules = {"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1, "weighting": "uniform"}
+    rules = {"drift": "scaffold", "optimizer": "sgd", "learning_rate": 0.1, "strategy": "fedit(weighting=uniform)"}
     given = settings("fedit", dtype="fp64", cohort="all", rounds=1, **rules)
     simulation, _, progress = trained(tmp_path / "run", **given)
     for name, variate in progress.drift["scaffold"].items():
@@ -114,7 +120,10 @@ def test_the_runs_of_each_kind_resume_to_the_identical_state(tmp_path, monkeypat
         settings("fedex_lora", ranks="2*3,4*3"),
         settings("fedsa_lora"),
         settings("hetlora(decay=0.75)"),
-        settings("fedit", scaffold=True, optimizer="sgd"),
+        settings("flexlora(energy=0.8)", ranks="2*3,4*3"),
+        settings("florg"),
+        settings("fslora", ranks="1*2,2*2,4*2", server_optimizer="adam(learning_rate=0.01)"),
+        settings("fedit", drift="scaffold", optimizer="sgd"),
     ]
     for i, given in enumerate(kinds):
         given |= {"dtype": "fp32", "rounds": 3, "cohort": 4}
@@ -206,6 +215,16 @@ def test_what_clients_are_sent_follows_their_rank_and_their_last_round(tmp_path)
     assert second[0] > first[0]
 
 
+def test_clients_of_one_rank_are_given_ranks_of_their_own(tmp_path):
+    given = settings("fslora", dtype="fp64", ranks="2*5,4*1", cohort="all", rounds=1)
+    _, server, _ = trained(tmp_path / "run", **given)
+    sent = [server.setup.strategy.ranks(server.setup.layout, ClientForm(2, 8.0), 3, 1, client) for client in range(5)]
+    assert len(set(sent)) > 1
+    lines = Records(tmp_path / "run").read("clients.jsonl")
+    assert [line["rank"] for line in lines] == [2] * 5 + [4]
+    assert len({line["downlink_bytes"] for line in lines[:5]}) == 1
+
+
 def test_a_clients_own_adapter_is_exported(tmp_path):
     from fedpeft.export import main as export
 
@@ -245,7 +264,7 @@ def test_profiles_say_what_clients_hold_and_do(tmp_path):
     file.write_text(
         "[[profile]]\ncount = 2\nrank = 2\nalpha = 3\nlocal_steps = 1\n\n[[profile]]\ncount = 4\nparticipation = 0.5\n"
     )
-    given = settings("flexlora", dtype="fp32", profiles=str(file), cohort="all")
+    given = settings("flexlora", dtype="fp32", clients=str(file), cohort="all")
     simulation, _, _ = trained(tmp_path / "run", **given)
     lines = Records(tmp_path / "run").read("clients.jsonl")
     assert [(line["rank"], line["steps"]) for line in lines[:6]] == [(2, 1), (2, 1), (4, 2), (4, 2), (4, 2), (4, 2)]
@@ -262,10 +281,32 @@ REFUSED = {
     "gather rule with an optimizer": ({"strategy": "flexlora", "server_optimizer": "adam"}, "fedit"),
     "gather rule with a rate": ({"strategy": "krum", "server_optimizer": "sgd(learning_rate=0.5)"}, "fedit"),
     "moments of turned factors": ({"strategy": "fedsvd", "server_optimizer": "adam"}, "use --server-optimizer sgd"),
-    "scaffold with a gather rule": ({"strategy": "flora", "scaffold": True, "optimizer": "sgd"}, "ffa_lora"),
-    "scaffold with AdamW": ({"scaffold": True}, "--optimizer sgd"),
+    "scaffold with a gather rule": ({"strategy": "flora", "drift": "scaffold", "optimizer": "sgd"}, "ffa_lora"),
+    "scaffold with AdamW": ({"drift": "scaffold"}, "--optimizer sgd"),
     "fed_sb without R": ({"strategy": "fed_sb"}, "lora_R"),
-    "profiles of another form": ({"strategy": "flexlora", "profiles": "pyproject.toml"}, "[[profile]]"),
+    "a downlink of ranks that move": (
+        {"strategy": "fslora", "ranks": "2*3,4*3", "codec": "small"},
+        "use --downlink fp32",
+    ),
+    "a memory of ranks that move": (
+        {"strategy": "fslora", "ranks": "2*3,4*3", "codec": "ef14 | small", "downlink": "fp32"},
+        "other ranks each round",
+    ),
+    "variates of ranks that move": (
+        {"strategy": "fslora", "ranks": "2*3,4*3", "drift": "scaffold", "optimizer": "sgd"},
+        "same rank",
+    ),
+    "florg without G": ({"strategy": "florg"}, "lora_gram"),
+    "a mean of G": ({"strategy": "fedit", "peft": "lora_gram"}, "take --strategy florg"),
+    "a memory in frames that turn": (
+        {"strategy": "florg", "peft": "lora_gram", "codec": "ef14 | topk | quantize | rans"},
+        "new factors",
+    ),
+    "noise on what florg reads back": (
+        {"strategy": "florg", "peft": "lora_gram", "privacy": "user_dp(epsilon=8)"},
+        "equal weights, and florg",
+    ),
+    "profiles of another form": ({"strategy": "flexlora", "clients": "wrong.toml"}, "[[profile]]"),
     "unknown attack": ({"attack": "sign_flop"}, "did you mean 'sign_flip'"),
 }
 
@@ -274,9 +315,9 @@ REFUSED = {
 def test_what_makes_no_sense_is_refused(case, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     given, words = REFUSED[case]
-    if "profiles" in given:
+    if "clients" in given:
         (tmp_path / "wrong.toml").write_text("rounds = 3\n")
-        given = given | {"profiles": str(tmp_path / "wrong.toml")}
+        given = given | {"clients": str(tmp_path / "wrong.toml")}
     assert main(flags(tmp_path / "run", **(TINY | given))) == 2
     said = "".join(capfd.readouterr())
     assert words in said

@@ -41,14 +41,15 @@ def study(folder: Path, text: str, preset: str | None = None) -> Study:
 
 
 def test_grid_is_the_product_of_axes_and_seeds(tmp_path: Path) -> None:
-    work = '[{label = "short", local_epochs = 1.0, rounds = 4}, {label = "long", local_epochs = 4.0, rounds = 1}]'
+    short, long = ('local_work = "epochs(1.0)", rounds = 4', 'local_work = "epochs(4.0)", rounds = 1')
+    work = f'[{{label = "short", {short}}}, {{label = "long", {long}}}]'
     made = study(tmp_path, SEEDS + BASE.replace("rounds = 4\n", "") + AXES + f"work = {work}\n")
     runs = made.runs()
     assert len(runs) == 8
     assert len({run.name for run in runs}) == 8
     assert [run.config.seed for run in runs] == [0] * 4 + [1] * 4
     assert runs[1].point == {"server_optimizer": "sgd", "work": "long"}
-    assert (runs[1].config.local_epochs, runs[1].config.rounds, runs[1].config.workers) == (4.0, 1, 1)
+    assert (runs[1].config.local_work, runs[1].config.rounds, runs[1].config.workers) == ("epochs(4.0)", 1, 1)
     assert made.baseline == {"server_optimizer": "sgd", "work": "short"}
 
 
@@ -81,7 +82,7 @@ def test_what_may_stand_in_front_of_a_codec_may_in_a_study(tmp_path: Path) -> No
         (SEEDS + BASE + "seed = 3\n", "seed is set by seeds"),
         (SEEDS + BASE + 'round = 3\n[axes]\ncodec = ["fp32"]\n', "did you mean 'rounds'"),
         (SEEDS + BASE + '[axes]\ncodec = ["fp32", "fp32"]\n', "twice"),
-        (SEEDS + BASE + "[axes]\nwork = [{local_epochs = 2.0}]\n", "has no label"),
+        (SEEDS + BASE + "[axes]\nwork = [{rounds = 2}]\n", "has no label"),
         (SEEDS + BASE + '[axes]\nwork = [{label = "a", epochs = 2.0}]\n', "unknown 'epochs'"),
         (SEEDS + BASE + '[axes]\nwork = [{label = "a"}, {label = "b"}]\n', "are the same run"),
         (SEEDS + BASE + '[axes]\nserver_optimizer = ["sdg"]\n', "unknown server optimizer 'sdg'"),
@@ -176,7 +177,7 @@ def test_dry_run_counts_estimates_and_writes_nothing(tmp_path: Path, capsys: pyt
 def test_old_results_stay_valid_when_settings_are_added(tmp_path: Path) -> None:
     run = study(tmp_path, SEEDS + BASE + AXES).runs()[0]
     stored = dict(vars(run.config))
-    del stored["head_rate"]  # as if it were newer than the result
+    del stored["downlink"]  # as if it were newer than the result
     assert resolved(stored) == run.config
     assert resolved({**stored, "gone": 1}) is None
 

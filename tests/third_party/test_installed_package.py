@@ -18,7 +18,8 @@ from fedpeft.config import read_toml
 PACKAGE = Path(__file__).with_name("rules")
 pytestmark = pytest.mark.slow
 SETTINGS = ["--dataset", "colours", "--strategy", "half_mean(share=0.25)", "--clients", "2", "--cohort", "all",
-            "--rounds", "1", "--local-steps", "1", "--tokens", "32", "--dtype", "fp32", "--head", "zero"]  # fmt: skip
+            "--rounds", "1", "--local-work", "steps(1)", "--tokens", "32", "--dtype", "fp32", "--head",
+            "zero"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

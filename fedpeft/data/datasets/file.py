@@ -2,8 +2,9 @@
 
 The first line of a CSV or TSV file names the columns; a JSONL file has one JSON object per line. Lines with
 conversations, {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, are
-instruction data: the model's chat template is applied, and the loss is that of the answers. Without a file of test
-rows, a seeded share of each class is held out. The data is yours, and so is its licence.
+instruction data: the model's chat template is applied, or that of a file, and the loss is that of the answers. So are
+rows of columns with a `template`: file(path="PATH", template="alpaca") reads the columns instruction, input and output.
+Without a file of test rows, a seeded share of each class is held out. The data is yours, and so is its licence.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fedpeft.data import user_rows
-from fedpeft.data.conversations import with_messages
+from fedpeft.data.conversations import with_messages, with_prompts
 from fedpeft.data.rows import Dataset
 from fedpeft.data.user_rows import records
 from fedpeft.parts import setting
@@ -35,6 +36,12 @@ class File:
     messages: str | None = setting(
         None, "name of the column with conversations, for instruction data; messages where there is no text column"
     )
+    template: str | None = setting(
+        None,
+        "instruction data: alpaca, chat (the model's own) or FILE.jinja, a template of columns or messages",
+        path=True,
+    )
+    answer: str = setting("output", "name of the column with the answers, where a template writes the prompts")
     test: str | None = setting(
         None, "a file of test rows with the same columns; None: hold some of `path` out", path=True
     )
@@ -49,15 +56,20 @@ class File:
             DataError: it can't be read, or its rows can't be used; the message names the line.
         """
         messages = self.messages or self._found_messages()
-        names = user_rows.Names(self.text, None if messages else self.label, self.owner)
+        instructions = bool(messages or self.template)
+        names = user_rows.Names(self.text, None if instructions else self.label, self.owner)
 
         def table(path: str) -> user_rows.Table:
             found = records(path)
-            return user_rows.read(path, with_messages(found, messages, self.text, path) if messages else found, names)
+            if messages:
+                found = with_messages(found, messages, self.text, path, self.template)
+            elif self.template:
+                found = with_prompts(found, self.template, self.answer, self.text, path)
+            return user_rows.read(path, found, names)
 
         test = None if self.test is None else table(self.test)
         made = user_rows.dataset(Path(self.path).name, table(self.path), test, self.test_fraction, self.seed)
-        return dataclasses.replace(made, task="instruction") if messages else made
+        return dataclasses.replace(made, task="instruction") if instructions else made
 
     def _found_messages(self) -> str | None:
         """The usual column of conversations, if the first record has it and no text."""

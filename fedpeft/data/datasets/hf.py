@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedpeft.data import user_rows
+from fedpeft.data.conversations import with_prompts
 from fedpeft.data.rows import Dataset
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.parts import nearest, setting
@@ -29,6 +30,10 @@ class HF:
     text: str = setting("text", "name of the column with the texts")
     label: str | None = setting("label", "name of the column with the classes; None: no classes, language modelling")
     owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
+    template: str | None = setting(
+        None, "instruction data: alpaca, chat (the model's own) or FILE.jinja, a template of columns", path=True
+    )
+    answer: str = setting("output", "name of the column with the answers, where a template writes the prompts")
     train: str = setting("train", "name of the split with the training rows")
     test: str | None = setting("test", "name of the split with the test rows; None: hold some training rows out")
     test_fraction: float = setting(0.2, "share of the rows held out for test when `test` is None", above=0.0, high=0.9)
@@ -73,13 +78,14 @@ class HF:
         """
         train = self._table(splits, self.train)
         test = None if self.test is None else self._table(splits, self.test)
-        return user_rows.dataset(self.name, train, test, self.test_fraction, self.seed)
+        made = user_rows.dataset(self.name, train, test, self.test_fraction, self.seed)
+        return dataclasses.replace(made, task="instruction") if self.template else made
 
     def _table(self, splits: Any, split: str) -> user_rows.Table:
         if split not in splits:
             raise ConfigError(f"{self.name} has no split {split!r}; {nearest(split, splits)}; test=None holds rows out")
         rows = splits[split]
-        names = user_rows.Names(self.text, self.label, self.owner)
+        names = user_rows.Names(self.text, None if self.template else self.label, self.owner)
         class_names = getattr(rows.features.get(self.label), "names", None)  # of a ClassLabel column
 
         def records() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -90,7 +96,10 @@ class HF:
                     record = record | {self.label: class_names[value]}
                 yield f"row {number}", record
 
-        return user_rows.read(f"{self.name} ({split})", records(), names)
+        source, found = f"{self.name} ({split})", records()
+        if self.template:
+            found = with_prompts(found, self.template, self.answer, self.text, source)
+        return user_rows.read(source, found, names)
 
 
 part = HF

@@ -13,11 +13,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
+from fedpeft.deployment.channel import CHUNK
+from fedpeft.deployment.signing import Signed
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import PayloadError
-
-CHUNK = 512 * 1024
-"""Bytes of payload in one message."""
 
 FRAME = 5
 """Bytes that gRPC puts before each message: a flag and the length."""
@@ -31,9 +30,19 @@ def wire_size(message: Any) -> int:
     return int(message.ByteSize()) + FRAME
 
 
-def parts(task: str, content: Instruction | Report) -> Iterator[v1.Part]:
-    """The messages of an instruction or a report on the task called `task`."""
-    header = v1.Header(task=task)
+def statement_to_wire(made: Signed) -> v1.Statement:
+    """A statement as it travels."""
+    return v1.Statement(content=made.content, signature=made.signature, certificate=made.certificate)
+
+
+def statement_of(told: v1.Statement) -> Signed:
+    """A statement that has come."""
+    return Signed(told.content, told.signature, told.certificate)
+
+
+def parts(task: str, content: Instruction | Report, statement: Signed | None = None) -> Iterator[v1.Part]:
+    """The messages of an instruction or a report on the task called `task`, with the server's statement about it."""
+    header = v1.Header(task=task, statement=statement_to_wire(statement) if statement else None)
     for name, value in vars(content).items():
         if name not in PAYLOADS:
             header.fields[name].CopyFrom(_value(value))
@@ -78,6 +87,7 @@ class Incoming:
     def __init__(self, cls: type[Any], limit: int, header: v1.Header) -> None:
         self.cls = cls
         self.task: str = header.task
+        self.statement = statement_of(header.statement)
         self.fields = _fields(cls, header)
         self._missing: list[tuple[str, int]] = [(p.name, p.size) for p in header.payloads]
         names = [name for name, _ in self._missing]

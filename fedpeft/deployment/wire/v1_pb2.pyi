@@ -40,34 +40,38 @@ class Description(_message.Message):
     def __init__(self, run: _Optional[str] = ..., software: _Optional[str] = ..., config: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., task: _Optional[str] = ..., text_column: _Optional[str] = ..., label_column: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., weights_hash: _Optional[str] = ..., tokens: _Optional[int] = ..., held_out: _Optional[float] = ...) -> None: ...
 
 class Registration(_message.Message):
-    __slots__ = ("run", "rows", "rank", "precision", "hardware", "terms")
+    __slots__ = ("run", "rows", "rank", "precision", "hardware", "terms", "records")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
     run: str
     rows: int
     rank: int
     precision: str
     hardware: str
     terms: PrivacyTerms
-    def __init__(self, run: _Optional[str] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., precision: _Optional[str] = ..., hardware: _Optional[str] = ..., terms: _Optional[_Union[PrivacyTerms, _Mapping]] = ...) -> None: ...
+    records: int
+    def __init__(self, run: _Optional[str] = ..., rows: _Optional[int] = ..., rank: _Optional[int] = ..., precision: _Optional[str] = ..., hardware: _Optional[str] = ..., terms: _Optional[_Union[PrivacyTerms, _Mapping]] = ..., records: _Optional[int] = ...) -> None: ...
 
 class PrivacyTerms(_message.Message):
-    __slots__ = ("noise", "rate", "releases", "dp_delta", "epsilon")
+    __slots__ = ("noise", "rate", "releases", "dp_delta", "epsilon", "start")
     NOISE_FIELD_NUMBER: _ClassVar[int]
     RATE_FIELD_NUMBER: _ClassVar[int]
     RELEASES_FIELD_NUMBER: _ClassVar[int]
     DP_DELTA_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
     noise: float
     rate: float
     releases: int
     dp_delta: float
     epsilon: float
-    def __init__(self, noise: _Optional[float] = ..., rate: _Optional[float] = ..., releases: _Optional[int] = ..., dp_delta: _Optional[float] = ..., epsilon: _Optional[float] = ...) -> None: ...
+    start: float
+    def __init__(self, noise: _Optional[float] = ..., rate: _Optional[float] = ..., releases: _Optional[int] = ..., dp_delta: _Optional[float] = ..., epsilon: _Optional[float] = ..., start: _Optional[float] = ...) -> None: ...
 
 class Value(_message.Message):
     __slots__ = ("integer", "number", "text", "flag", "integers")
@@ -97,8 +101,18 @@ class Payload(_message.Message):
     size: int
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
+class Statement(_message.Message):
+    __slots__ = ("content", "signature", "certificate")
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    signature: bytes
+    certificate: bytes
+    def __init__(self, content: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
 class Header(_message.Message):
-    __slots__ = ("task", "fields", "payloads")
+    __slots__ = ("task", "fields", "payloads", "statement")
     class FieldsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -109,10 +123,12 @@ class Header(_message.Message):
     TASK_FIELD_NUMBER: _ClassVar[int]
     FIELDS_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
     task: str
     fields: _containers.MessageMap[str, Value]
     payloads: _containers.RepeatedCompositeFieldContainer[Payload]
-    def __init__(self, task: _Optional[str] = ..., fields: _Optional[_Mapping[str, Value]] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ...) -> None: ...
+    statement: Statement
+    def __init__(self, task: _Optional[str] = ..., fields: _Optional[_Mapping[str, Value]] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ..., statement: _Optional[_Union[Statement, _Mapping]] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason",)
@@ -121,14 +137,16 @@ class Finished(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Part(_message.Message):
-    __slots__ = ("header", "chunk", "finished")
+    __slots__ = ("header", "chunk", "finished", "record")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
     header: Header
     chunk: bytes
     finished: Finished
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    record: Statement
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., record: _Optional[_Union[Statement, _Mapping]] = ...) -> None: ...
 
 class Receipt(_message.Message):
     __slots__ = ("verdict",)

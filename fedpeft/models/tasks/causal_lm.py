@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedpeft.data.examples import IGNORED, Batch, Examples
+from fedpeft.data.examples import IGNORED, Batch, Examples, made_up
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import token_rows
 from fedpeft.errors import DataError, ModelError
 from fedpeft.models.loading import Say, load_base, reads_ahead, reason, unheard
 from fedpeft.models.task import FederatedModel, RowLosses, Task
+from fedpeft.models.token_losses import (
+    AGREEMENT,
+    OutputLayer,
+    counted_labels,
+    language_model,
+    row_sums,
+    token_losses,
+)
 
 
 def next_tokens(base: nn.Module, batch: Batch) -> Tensor:
     """What a base says of the token behind each, (B, T, vocabulary)."""
-    logits: Tensor = base(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    given = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    logits: Tensor = base(**given, use_cache=False).logits
     return logits
 
 
@@ -30,6 +41,26 @@ class LanguageModel(FederatedModel):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
+        self._output: list[OutputLayer | None] = []  # in a list, or it would be a child twice; empty: not looked for
+
+    def row_losses(self, batch: Batch) -> RowLosses | None:
+        """Losses without the logits of all positions; None where the output layer is trained, or is none that
+        `OutputLayer` knows."""
+        if not self._output:
+            self._output = [OutputLayer.of(self.base)]
+        [output] = self._output
+        if output is None or not (output.plain or not torch.is_grad_enabled()):
+            return None
+        hidden, known = output.entered(lambda: next_tokens(self.base, batch))
+        if not known:
+            self._output = [None]
+            return None
+        hidden = hidden[:, -batch["input_ids"].shape[1] :][:, :-1]  # a prompt's positions stand before, uncounted
+        labels, counted = counted_labels(batch)
+        each, right = token_losses(hidden[counted], labels[counted], output.logits)
+        return RowLosses(
+            row_sums(each, counted), counted.sum(1).to(each.dtype), row_sums(right.to(each.dtype), counted)
+        )
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the next token, (B, T - 1, vocabulary), in at least fp32."""
@@ -83,7 +114,10 @@ class CausalLM(Task):
         """Token ids; no labels but the tokens themselves."""
         if not isinstance(rows.inputs, list | tuple):
             raise DataError("causal language modelling needs text rows; this data set holds images")
-        return token_rows(rows.inputs, None, model_directory, max_tokens)
+        cut = token_rows(rows.inputs, None, model_directory, max_tokens)
+        full = [rows.inputs[i] for i in np.flatnonzero(cut.lengths == max_tokens)]
+        whole = token_rows(full, None, model_directory, max_tokens + 1)
+        return replace(cut, cut=int((whole.lengths > max_tokens).sum()))
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
         """The language model with its output layer.
@@ -105,11 +139,38 @@ class CausalLM(Task):
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Cross-entropy summed over a row's predicted tokens."""
-        labels = batch["labels"][:, 1:]
-        counted = labels != IGNORED
-        token_losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
+        labels, counted = counted_labels(batch)
+        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
         correct = ((logits.argmax(-1) == labels) & counted).sum(1)
-        return RowLosses(token_losses.sum(1), counted.sum(1).to(token_losses.dtype), correct.to(token_losses.dtype))
+        return RowLosses(each.view(labels.shape).sum(1), counted.sum(1).to(each.dtype), correct.to(each.dtype))
+
+    def row_losses(self, model: FederatedModel, batch: Batch, offsets: Tensor | None = None) -> RowLosses:
+        """The same; where the output layer is not trained, without the logits of all positions."""
+        found = model.row_losses(batch) if isinstance(model, LanguageModel) else None
+        return super().row_losses(model, batch, offsets) if found is None else found
+
+    def packs(self, model: FederatedModel) -> bool:
+        """Two made-up rows give the same logits in a sequence as in two."""
+        inner: Any = language_model(model.base)
+        device = next(model.parameters()).device
+        rows = made_up(inner.config, 2, torch.Generator().manual_seed(0))["input_ids"].to(device)
+        long, short = rows.shape[1], rows.shape[1] // 2
+        mask = torch.ones_like(rows)
+        mask[1, short:] = 0
+        positions = torch.arange(long, device=device)
+        one = {
+            "input_ids": torch.cat([rows[0], rows[1, :short]])[None],
+            "position_ids": torch.cat([positions, positions[:short]])[None],
+        }
+        try:
+            with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+                apart = next_tokens(model.base, {"input_ids": rows, "attention_mask": mask})[:, -long:]
+                both = next_tokens(model.base, one)[0, -long - short :]
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            return False
+        expected = torch.cat([apart[0], apart[1, :short]])
+        off, largest = (both - expected).abs().max(), expected.abs().max()
+        return bool(off <= AGREEMENT.get(expected.dtype, 1e-4) * largest)
 
 
 part = CausalLM

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedpeft.data.conversations import ids_and_answers
@@ -32,8 +32,9 @@ class Instruction(CausalLM):
                 f"{lost} of {len(made)} conversations have no answer within --tokens {max_tokens}; "
                 f"give more than {longest}, or leave those rows out"
             )
-        cut = [(ids[:max_tokens], answers[:max_tokens]) for ids, answers in made]
-        return rows_of([i for i, _ in cut], padding_of(tokenizer), None, [a for _, a in cut])
+        kept = [(ids[:max_tokens], answers[:max_tokens]) for ids, answers in made]
+        rows = rows_of([i for i, _ in kept], padding_of(tokenizer), None, [a for _, a in kept])
+        return replace(rows, cut=sum(len(ids) > max_tokens for ids, _ in made))
 
 
 part = Instruction

@@ -17,7 +17,7 @@ from typing import ClassVar
 from fedpeft.peft.adapter import State, norm
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Federation, Mechanism
+from fedpeft.privacy.mechanism import Federation, Mechanism, bounded_block
 from fedpeft.privacy.noise import RunKey, gaussian
 
 
@@ -51,6 +51,14 @@ class LocalDP(Mechanism):
         factor = min(1.0, self.clip / length) if length else 1.0
         stream, deviation = key.stream("local noise", *ids), noise * 2 * self.clip
         return {name: tensor * factor + deviation * gaussian(stream, tensor) for name, tensor in update.items()}
+
+    def start_deviation(self, federation: Federation, noise: float) -> float:
+        """Any two blocks are at most 2 apart."""
+        return 2 * super().start_deviation(federation, noise)
+
+    def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
+        """clip(all statistics, 1) + z 2 gauss."""
+        return super().start_released(bounded_block(statistics), 2 * noise, key, ids)
 
 
 part = LocalDP

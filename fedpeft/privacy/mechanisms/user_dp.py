@@ -30,11 +30,11 @@ from fedpeft.aggregation.strategy import LinearStrategy, shared_sums
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
-from fedpeft.peft.adapter import norm
+from fedpeft.peft.adapter import State, norm
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import POPULATION, Charges
-from fedpeft.privacy.mechanism import Federation, Mechanism, ServerRound
-from fedpeft.privacy.noise import gaussian
+from fedpeft.privacy.mechanism import Federation, Mechanism, ServerRound, bounded_block, noisy
+from fedpeft.privacy.noise import RunKey, gaussian
 
 
 class NoisySum:
@@ -159,6 +159,26 @@ class UserDP(Mechanism):
             return NoisySum(at, federation.cohort, at.noise, None)
         adapt = Adaptation(self.quantile, self.clip_rate, self.count_noise or federation.cohort / 20)
         return NoisySum(at, federation.cohort, adapt.sum_noise(at.noise), adapt)
+
+    def start_deviation(self, federation: Federation, noise: float) -> float:
+        """One noise for the whole sum."""
+        return noise
+
+    def start_charges(self, clients: Sequence[int], noise: float) -> Charges:
+        """One release, of all clients."""
+        return {POPULATION: (Event(noise, 1.0), 1)}
+
+    def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
+        """As they are: the server is trusted."""
+        return statistics
+
+    def start_taken(self, statistics: State) -> State:
+        """clip(all statistics, 1)."""
+        return bounded_block(statistics)
+
+    def start_summed(self, total: State, noise: float, key: RunKey, attempt: int) -> State:
+        """Sum + z gauss."""
+        return noisy(total, noise, key.stream("start noise", attempt))
 
     def noise(self, federation: Federation) -> float:
         """As every mechanism's; adaptive clipping needs s_b > z / 2.

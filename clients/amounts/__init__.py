@@ -1,0 +1,1 @@
+"""Amounts of local work, one per file."""

@@ -1,0 +1,63 @@
+"""LA-LoRA: the two factors take turns within a round, and their gradients are smoothed (Liu, Miao, Xi, Liu, ICLR 2026,
+arXiv 2602.19926).
+
+    odd local steps:   B moves, A stands still;      even steps:  A moves, B stands still;     the head always moves
+    g <- w * g,  w = [1, 4, 6, 4, 1] / 16, along the features (of B: out, of A: in)
+
+Where both factors move in one step under differential privacy, the noise of one multiplies that of the other; here a
+step clips, noises and moves one. Smoothing comes after the noise, so it is free: neighbouring features share what there
+is of a signal, and their noise averages out. B goes first, since it starts at 0 and A has no gradient then.
+
+Deviations: at its ends a row is continued by its last value; the paper's optional scaling of B's gradient by (A A^T)^-1
+is left out. Nothing travels. With AdamW a factor's moments wait while it stands still.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from fedpeft.clients.drift import Correction, Pull
+from fedpeft.clients.executor import Job
+from torch import Tensor
+from torch.nn.functional import conv1d, pad
+
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
+
+A, B = ".lora_A.weight", ".lora_B.weight"
+KERNEL = (1.0, 4.0, 6.0, 4.0, 1.0)
+
+
+@dataclass(frozen=True)
+class LALoRA(Correction):
+    """Alternating local steps on smoothed gradients."""
+
+    smooth: bool = setting(True, "smooth gradients along the features, after any noise")
+
+    needs: ClassVar[tuple[str, ...]] = (A, B)
+    alternates: ClassVar[bool] = True
+
+    def begin(self, job: Job, server: State, own: State) -> Pull:
+        """Nothing is added."""
+        return lambda name, value: None
+
+    def moves(self, name: str, step: int) -> bool:
+        """B in the first step, A in the second, and so on; others in all."""
+        return not name.endswith(A if step % 2 == 0 else B)
+
+    def direction(self, name: str, gradient: Tensor) -> Tensor | None:
+        """A factor's gradient, smoothed."""
+        if not self.smooth or not name.endswith((A, B)):
+            return None
+        return smoothed(gradient) if name.endswith(A) else smoothed(gradient.T).T
+
+
+def smoothed(rows: Tensor) -> Tensor:
+    """Each row of (r, n), convolved."""
+    kernel = torch.tensor([[KERNEL]], dtype=rows.dtype, device=rows.device) / sum(KERNEL)
+    return conv1d(pad(rows[:, None], (2, 2), mode="replicate"), kernel)[:, 0]
+
+
+part = LALoRA

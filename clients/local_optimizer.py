@@ -1,0 +1,68 @@
+"""The optimizer of a client's local steps, and its learning rate: over the tensors, a round's steps, and the rounds.
+
+--optimizer "adamw(warmup=8, head_rate=0.1, schedule=linear)"
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from fedpeft.parts import Family, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalOptimizer(ABC):
+    """One optimizer. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    warmup: int = setting(
+        0,
+        "steps over which a round's learning rate rises: the optimizer starts anew, and AdamW's first steps are blind",
+        low=0,
+    )
+    max_norm: float = setting(0.0, "clip the gradient of a step to this norm; 0: no clipping", low=0)
+    rows_per_pass: int = setting(0, "of a step, with their gradients added up: less memory; 0: all in one pass", low=0)
+    checkpointing: bool = setting(False, "blocks are computed again on the way back: less memory, a third more time")
+    head_rate: float = setting(0.1, "learning rate of the head, relative to the adapter's; 0 keeps it", low=0)
+    schedule: str = setting("linear", "learning rate over rounds", choices=("constant", "linear", "cosine"))
+
+    plain: ClassVar[bool] = False
+    """Whether a step is the gradient times the learning rate, so that the gradient can be read off it."""
+
+    @abstractmethod
+    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """A new optimizer of torch over groups of parameters, each with its `lr`."""
+
+    def started(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> tuple[Any, LambdaLR]:
+        """A new optimizer over parameters by canonical name, and its warm-up; their state ends with the round."""
+        head = [p for name, p in parameters.items() if name.startswith("head.")]
+        adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
+        groups = [
+            {"params": group, "lr": rate}
+            for group, rate in ((adapter, learning_rate), (head, learning_rate * self.head_rate))
+            if group
+        ]
+        optimizer = self.over(groups)
+        return optimizer, LambdaLR(optimizer, self.share)
+
+    def rate(self, name: str, learning_rate: float) -> float:
+        """The learning rate of one tensor."""
+        return learning_rate * self.head_rate if name.startswith("head.") else learning_rate
+
+    def share(self, step: int) -> float:
+        """Of the learning rate that a round's `step`, from 0, is taken with."""
+        return min(1.0, (step + 1) / (self.warmup + 1))
+
+    def full_steps(self, steps: int) -> float:
+        """How many steps at the full rate a round's first `steps` are worth: less than that under warm-up."""
+        return sum(self.share(step) for step in range(steps))
+
+
+LOCAL_OPTIMIZERS: Family[LocalOptimizer] = Family("fedpeft.clients.optimizers", "local optimizer", kind=LocalOptimizer)
+"""All of them, by file name."""

@@ -1,0 +1,28 @@
+"""How much a client trains between receiving and sending.
+
+--local-work "epochs(1.0)"      passes over its rows
+--local-work "steps(10)"        steps of the optimizer, each round's behind those of the last one
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from fedpeft.parts import Family
+
+
+class LocalWork(ABC):
+    """One way to say it. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    @property
+    def walks(self) -> bool:
+        """Whether each round continues where the client's last one stopped, so that all its rows have their turn."""
+        return False
+
+    @abstractmethod
+    def steps_for(self, rows: int, batch_size: int) -> int:
+        """Local steps of a round on a shard of `rows` rows, at least 1."""
+
+
+LOCAL_WORK: Family[LocalWork] = Family("fedpeft.clients.amounts", "amount of local work", kind=LocalWork)
+"""All of them, by file name."""

@@ -1,0 +1,25 @@
+"""AdamW (Loshchilov and Hutter, arXiv 1711.05101), its moments new in each round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fedpeft.clients.local_optimizer import LocalOptimizer
+
+from fedpeft.parts import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(LocalOptimizer):
+    """Adam with decoupled weight decay."""
+
+    weight_decay: float = setting(0.0, "decoupled", low=0)
+
+    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Of torch, fused."""
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+
+
+part = AdamW

@@ -1,0 +1,122 @@
+"""python -m experiments.ladder [--dataset X ...]: what each way to use the rows of a task is worth.
+
+majority: the most frequent class. words, or pixels: a linear classifier on TF-IDF of the whole texts, or on pixels.
+probe: a linear classifier on frozen features. alone: an adapter that one client trains on its own rows; a sample of
+clients, mean and range. federated: one adapter for all, and nobody's rows leave their client. pooled adapter, pooled
+full fine-tuning: all rows in one place. Every rung is scored on the same test rows.
+
+Every number is a line of experiments/ladder/results.jsonl, and is not measured again while it stands there. README.md
+beside it gets the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+
+from experiments import one_sentence
+from experiments.ladder.rungs import cells
+from experiments.ladder.settings import TASKS
+from fedpeft.errors import ConfigError
+from fedpeft.run.console import quiet_libraries
+
+FOLDER = Path(__file__).parent
+ORDER = ("majority", "words", "pixels", "probe", "alone", "federated", "pooled adapter", "pooled full fine-tuning")
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+Line = dict[str, Any]
+
+
+def main() -> None:
+    """Measure what is missing, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", nargs="+", default=list(TASKS), help=f"tasks: {', '.join(TASKS)}")
+    parser.add_argument("--rung", nargs="+", choices=ORDER, default=list(ORDER), help="only these")
+    parser.add_argument("--label", help="only the cells that are called so, such as '2 blocks, 1e-3'")
+    parser.add_argument("--seeds", type=int, default=1, help="of federated and pooled runs; a claim needs 5")
+    parser.add_argument("--clients", type=int, default=8, help="that are trained alone")
+    parser.add_argument("--full", action="store_true", help="full fine-tuning on the pooled rows, too: slow")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of results.jsonl and README.md")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.dataset if name not in TASKS]
+    if unknown:
+        raise ConfigError(f"there is no ladder for {unknown[0]!r}; take {', '.join(TASKS)}, or add it to settings.py")
+    quiet_libraries()
+    console = Console()
+    file = arguments.output / "results.jsonl"
+    for name in arguments.dataset:
+        done = {key(line) for line in read(file)}
+        for cell in cells(TASKS[name], arguments.seeds, arguments.clients, arguments.full, arguments.workers):
+            here = (name, cell.rung, cell.label, cell.seed)
+            if here in done or cell.rung not in arguments.rung or arguments.label not in (None, cell.label):
+                continue
+            line = {"task": name, "rung": cell.rung, "label": cell.label, "seed": cell.seed} | cell.make()
+            with file.open("a", encoding="utf-8") as sink:
+                sink.write(json.dumps(line) + "\n")
+            console.print(f"{name}: {cell.rung} {cell.label} seed {cell.seed}: {line['accuracy']:.4f}", highlight=False)
+            write_table(arguments.output)
+    write_table(arguments.output)
+
+
+def key(line: Line) -> tuple[str, str, str, int]:
+    """What a line is the result of."""
+    return line["task"], line["rung"], line["label"], line["seed"]
+
+
+def read(file: Path) -> list[Line]:
+    """The lines of the results, one of each key."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return list({key(line): line for line in map(json.loads, lines)}.values())
+
+
+def write_table(folder: Path) -> None:
+    """Put the table of the folder's results into its README.md."""
+    table = "\n".join(table_of(read(folder / "results.jsonl")))
+    file = folder / "README.md"
+    text = file.read_text(encoding="utf-8") if file.is_file() else f"{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    file.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+
+
+def table_of(lines: list[Line]) -> list[str]:
+    """The table, in Markdown: a row for each rung and its settings."""
+    table = [
+        "| task | rung | settings | test accuracy (%) | validation (%) | runs | s a run |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in dict.fromkeys(line["task"] for line in lines):
+        for rung in ORDER:
+            own = [line for line in lines if line["task"] == task and line["rung"] == rung]
+            labels = [""] if rung == "alone" and own else list(dict.fromkeys(line["label"] for line in own))
+            for label in labels:
+                group = own if rung == "alone" else [line for line in own if line["label"] == label]
+                table.append(_row(task, rung, label, group))
+    return table
+
+
+def _row(task: str, rung: str, label: str, group: list[Line]) -> str:
+    scores = [100 * line["accuracy"] for line in group]
+    shown = f"{fmean(scores):.1f}"
+    if rung == "alone":
+        shown += f" ({min(scores):.1f} to {max(scores):.1f})"
+        label = f"{len(group)} clients of {min(g['rows'] for g in group)} to {max(g['rows'] for g in group)} rows"
+    elif len(scores) > 1:
+        shown += f" ± {stdev(scores):.1f}"
+    seen = [100 * line["validation"] for line in group if "validation" in line] if rung != "alone" else []
+    seconds = [line["seconds"] for line in group if "seconds" in line]
+    cells = (
+        *(task, rung, label, shown, f"{fmean(seen):.1f}" if seen else "", str(len(group))),
+        f"{fmean(seconds):.0f}" if seconds else "",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()

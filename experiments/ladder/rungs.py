@@ -1,0 +1,214 @@
+"""The rungs: each gives accuracy on the same test rows, and where it was chosen, on the validation rows.
+
+The first three see all training rows, validation rows included; what they choose is chosen by cross-validation. The
+others train on what clients have, and keep the state that is best on the validation rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fedpeft
+from experiments.ladder.settings import ONE_CLIENT, SHARED, Fields, Task
+from fedpeft.data.partition import PARTITIONS
+from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, without_validation
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.records import Records
+from fedpeft.simulation.simulation import Simulation
+
+FOLDS = 3
+"""Of the cross-validation of words, pixels and probe."""
+
+STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Candidates for scikit-learn's C."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a ladder, not made yet.
+
+    Attributes:
+        rung: which.
+        label: what tells it from others of the rung: settings or a client; empty where there is one.
+        seed: of what is drawn at random.
+        make: measures it: what goes into its line, accuracy in it.
+    """
+
+    rung: str
+    label: str
+    seed: int
+    make: Callable[[], dict[str, Any]]
+
+
+def cells(task: Task, seeds: int, clients: int, full: bool, workers: int) -> Iterator[Cell]:
+    """All numbers of a task's ladder, cheap ones first."""
+    machine = SHARED | {"workers": workers}
+    data = load_dataset(task.dataset)
+    yield Cell("majority", "", 0, lambda: majority(data))
+    yield Cell("words" if data.kind == "text" else "pixels", "", 0, lambda: surface(data))
+    yield Cell("probe", "", 0, lambda: probe(task.dataset, machine))
+    for seed in range(seeds):
+        for label, fields in task.federated.items():
+            yield Cell("federated", label, seed, _run(task.dataset, machine | fields, seed))
+        for label, fields in task.pooled.items():
+            yield Cell("pooled adapter", label, seed, _run(task.dataset, machine | ONE_CLIENT | fields, seed))
+        if full:
+            fields = machine | ONE_CLIENT | task.full
+            yield Cell("pooled full fine-tuning", "", seed, _run(task.dataset, fields, seed))
+    for number, own in sample(data, next(iter(task.federated.values())), clients):
+        yield Cell("alone", f"client {number}", 0, _alone(data, own, machine | ONE_CLIENT | task.alone))
+
+
+def majority(data: Dataset) -> dict[str, Any]:
+    """The most frequent class of training, for every row."""
+    train, test = data.train.labels, data.test.labels
+    return {"accuracy": float(np.mean(test == np.bincount(train).argmax()))}  # type: ignore[arg-type]
+
+
+def surface(data: Dataset) -> dict[str, Any]:
+    """A linear classifier on TF-IDF of the whole texts, or on standardised pixels; all choices cross-validated.
+
+    TF-IDF is made of all training rows, those that are held out in turn included: it sees no labels.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    inputs: list[Any] = [data.train.inputs, data.test.inputs]
+    if data.kind == "text":
+        strengths: tuple[float, ...] = STRENGTHS[3:]
+        forms: dict[str, Any] = {
+            "words": TfidfVectorizer(sublinear_tf=True, min_df=2),
+            "words and signs, and pairs": TfidfVectorizer(
+                sublinear_tf=True, min_df=2, ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]"
+            ),
+        }
+    else:
+        strengths = STRENGTHS[:4]
+        forms = {"pixels": StandardScaler()}
+        inputs = [np.reshape(images, (len(images), -1)) / 255 for images in inputs]
+    tried = {}
+    for form, features in forms.items():
+        search = GridSearchCV(LinearSVC(), {"C": strengths}, cv=folds(data.train))
+        tried[form] = search.fit(features.fit_transform(inputs[0]), data.train.labels)
+    form, best = max(tried.items(), key=lambda pair: float(pair[1].best_score_))
+    return {
+        "accuracy": float(best.score(forms[form].transform(inputs[1]), data.test.labels)),
+        "validation": float(best.best_score_),
+        "features": form,
+        "C": best.best_params_["C"],
+        "folds": kind_of_folds(data.train),
+    }
+
+
+def probe(dataset: str, machine: Fields) -> dict[str, Any]:
+    """Logistic regression on the frozen base's mean-pooled features of all rows, as many tokens as the other rungs."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    config = fedpeft.RunConfig(dataset=dataset, **machine)
+    with tempfile.TemporaryDirectory() as folder, ConsoleObserver(_quiet()) as observer:
+        simulation = Simulation(config, Path(folder), observer)
+        try:
+            features = [
+                frozen_features(simulation, rows) for rows in (simulation.rows.all, simulation.rows.dataset.test)
+            ]
+            everything = simulation.rows.all
+            labels = [rows.labels for rows in (everything, simulation.rows.dataset.test)]
+        finally:
+            simulation.close()
+    model = Pipeline([("scale", StandardScaler()), ("classifier", LogisticRegression(max_iter=2000))])
+    search = GridSearchCV(model, {"classifier__C": STRENGTHS[:4]}, cv=folds(everything))
+    search.fit(features[0], labels[0])
+    return {
+        "accuracy": float(search.score(features[1], labels[1])),
+        "validation": search.best_score_,
+        "C": search.best_params_["classifier__C"],
+        "folds": kind_of_folds(everything),
+    }
+
+
+def folds(rows: Rows) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers to fit and to score, `FOLDS` times: no owner in both, or stratified where there are none."""
+    from sklearn.model_selection import GroupKFold, StratifiedKFold
+
+    if rows.owners is not None and len(np.unique(rows.owners)) >= FOLDS:
+        return list(GroupKFold(FOLDS).split(rows.labels, groups=rows.owners))
+    return list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(rows.labels, rows.labels))
+
+
+def kind_of_folds(rows: Rows) -> str:
+    """What `folds` goes by."""
+    return "classes" if rows.owners is None else "owners"
+
+
+def frozen_features(simulation: Simulation, rows: Rows) -> np.ndarray:
+    """Of the base without an adapter, (rows, width)."""
+    setup, workers = simulation.setup, simulation.workers
+    key = setup.tokenised(rows, setup.tokens)
+    depth = workers.work.depth if key == workers.work.data_key else 0  # what runs keep of the training rows, too
+    workers.freeze(key, depth, "frozen features")
+    found: np.ndarray = workers.work.store(key, depth).features(np.arange(len(rows))).numpy()
+    return found
+
+
+def sample(data: Dataset, federation: Fields, clients: int) -> Iterator[tuple[int, Rows]]:
+    """The rows of so many of the federation's clients, which lie evenly between the smallest and the largest."""
+    defaults = fedpeft.RunConfig()
+    train, _ = without_validation(data)
+    partitioner = PARTITIONS.build(federation.get("partition", defaults.partition))
+    partition = partitioner.split(train, federation.get("clients", defaults.clients), 0)
+    by_size = np.argsort(partition.sizes, kind="stable")
+    for place in np.linspace(0, len(by_size) - 1, min(clients, len(by_size))).round().astype(int):
+        client = int(by_size[place])
+        yield client, train.take(partition.shard(client))
+
+
+def _alone(data: Dataset, own: Rows, fields: Fields) -> Callable[[], dict[str, Any]]:
+    def make() -> dict[str, Any]:
+        assert own.labels is not None
+        if len(np.unique(own.labels)) < 2:
+            return majority(dataclasses.replace(data, train=joined(own, own))) | {"rows": len(own)}
+        return _run(dataclasses.replace(data, train=own), fields, 0)() | {"rows": len(own)}
+
+    return make
+
+
+def _run(dataset: str | Dataset, fields: Fields, seed: int) -> Callable[[], dict[str, Any]]:
+    def make() -> dict[str, Any]:
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            run = fedpeft.run_simulation(
+                dataset=dataset, seed=seed, output=Path(folder) / "run", progress=False, **fields
+            )
+            rounds = Records(run.folder).read("rounds.jsonl")
+            curve = [round(float(line["accuracy"]), 4) for line in rounds if line.get("accuracy") is not None]
+            summary = run.summary
+            return {
+                "accuracy": run.accuracy,
+                "validation": max(curve),
+                "curve": curve,
+                "uplink_bytes": summary["uplink_bytes"],
+                "seconds": round(time.perf_counter() - started),
+                "settings": fields,
+                "hardware": dict(summary["hardware"]),
+            }
+
+    return make
+
+
+def _quiet() -> Any:
+    from rich.console import Console
+
+    return Console(quiet=True)

@@ -1,0 +1,88 @@
+"""The settings of a ladder's runs, all of them: fields of `RunConfig`, nowhere else named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, and what is tried on it.
+
+    Attributes:
+        dataset: as `--dataset` takes it.
+        federated: label -> the federation's fields; the first is what the federation is called by.
+        pooled: label -> fields of the adapter that is trained on all rows together; the best on validation rows counts.
+        alone: fields of the adapter that a client trains on its own rows.
+        full: fields of full fine-tuning on all rows together.
+    """
+
+    dataset: str
+    federated: dict[str, Fields]
+    pooled: dict[str, Fields]
+    alone: Fields
+    full: Fields
+
+
+SHARED: Fields = {"tokens": 128, "measure": "validation(every=1)"}
+"""Of all runs; what isn't named has its default."""
+
+ONE_CLIENT: Fields = {"clients": 1, "cohort": 1, "partition": "iid"}
+"""A federation of one: training on all rows that it is given, together."""
+
+TWO_BLOCKS = "lora(layers=2)"
+ALL_BLOCKS = "lora(layers=0)"
+
+
+def passes(count: float, pieces: int, **fields: Any) -> Fields:
+    """So many passes over the rows in so many rounds, at whose ends validation rows are looked at."""
+    return {"rounds": pieces, "local_work": f"epochs({count / pieces})", "batch_size": 16} | fields
+
+
+def natural(rounds: int, cohort: int, **fields: Any) -> Fields:
+    """A federation of the rows' owners."""
+    return {"partition": "natural", "clients": 0, "rounds": rounds, "cohort": cohort} | fields
+
+
+FULL = passes(2, 4, peft="full", learning_rate=5e-5)
+ALONE = passes(4, 4, peft=TWO_BLOCKS, learning_rate=1e-3, batch_size=8)
+
+TASKS = {
+    "code_types": Task(
+        dataset="code_types",
+        federated={
+            "2 blocks, 2e-3": natural(12, 8, peft=TWO_BLOCKS, learning_rate=2e-3, batch_size=8),
+        },
+        pooled={
+            "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
+            "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
+        },
+        alone=ALONE,
+        full=FULL,
+    ),
+    "reviews": Task(
+        dataset="reviews",
+        federated={
+            "2 blocks, 1e-3": natural(12, 20, peft=TWO_BLOCKS, learning_rate=1e-3, batch_size=8),
+        },
+        pooled={
+            "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
+            "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
+        },
+        alone=ALONE,
+        full=FULL,
+    ),
+    "20newsgroups": Task(
+        dataset="20newsgroups",
+        federated={"defaults": {}},
+        pooled={
+            "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
+            "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
+        },
+        alone=ALONE,
+        full=FULL,
+    ),
+}

@@ -1,0 +1,166 @@
+"""`python -m experiments.language_speed`: time and memory of a language model's step, all logits against chunks."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments import one_sentence
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure, on one thread."""
+
+    model: str = "smollm2"
+    """a causal language model"""
+    dtype: str = "fp32"
+    """of base and activations: fp32 or bf16"""
+    batch: int = 4
+    """rows of a step"""
+    tokens: int = 512
+    """of the longest row"""
+    answers: float = 1.0
+    """share of the tokens that count in the loss, at the end of each row"""
+    repeats: int = 3
+    """timed steps of each way, interleaved"""
+    only: str = ""
+    """only the ways whose name contains this text"""
+    output: Path | None = None
+    """a .jsonl file that a line per way is added to"""
+
+
+Step = Callable[[], float]
+WHOLE, CHUNKS, APART, PACKED = "all logits", "chunks", "rows apart", "rows packed"
+OUTPUT = "output layer: "
+
+
+def steps(settings: Settings) -> dict[str, Step]:
+    """A training step of each way; all return the loss. Also the output layer and its loss alone."""
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from fedpeft.data.examples import IGNORED
+    from fedpeft.data.packing import together
+    from fedpeft.data.tokens import rows_of
+    from fedpeft.models.base_model import resolve_model
+    from fedpeft.models.task import DTYPES, RowLosses, trainable
+    from fedpeft.models.tasks.causal_lm import CausalLM
+    from fedpeft.models.token_losses import OutputLayer, token_losses
+    from fedpeft.peft.family import PEFT_METHODS
+
+    torch.set_num_threads(1)
+    task = CausalLM()
+    model: Any = task.model(task.base(resolve_model(settings.model), DTYPES[settings.dtype]), None)
+    PEFT_METHODS.build("lora(targets=('q_proj', 'v_proj'), layers=0)").attach(model, settings.dtype)
+    parameters = list(trainable(model).values())
+    random = np.random.default_rng(0)
+    vocabulary = model.base.config.vocab_size
+
+    def rows(lengths: list[int]) -> Any:
+        first = [round(n * (1 - settings.answers)) for n in lengths]
+        counted = [[i >= f for i in range(n)] for n, f in zip(lengths, first, strict=True)]
+        return rows_of([random.integers(5, vocabulary, size=n).tolist() for n in lengths], 0, None, counted)
+
+    full = rows([settings.tokens] * settings.batch).batch(range(settings.batch))
+    lengths = [max(2, settings.tokens // 2**i) for i in range(settings.batch)]
+    ragged = rows(lengths)
+    [bins] = together([np.array(lengths)], settings.tokens) or [[[i] for i in range(settings.batch)]]
+
+    def step(batch: Any, losses_of: Callable[[Any], Any]) -> float:
+        losses = losses_of(batch)
+        loss = losses.sums.sum() / losses.counts.sum()
+        loss.backward()
+        for parameter in parameters:
+            parameter.grad = None
+        return float(loss.detach())
+
+    def whole(batch: Any) -> Any:
+        """As before: the logits of all positions, in fp32, and their likeliest."""
+        logits, labels = model(batch), batch["labels"][:, 1:]
+        sums = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED).sum(1)
+        return RowLosses(sums, (labels != IGNORED).sum(1), ((logits.argmax(-1) == labels) & (labels != IGNORED)).sum(1))
+
+    def chunks(batch: Any) -> Any:
+        return task.row_losses(model, batch)
+
+    output = OutputLayer.of(model.base)
+    assert output is not None
+    labels = full["labels"][:, 1:]
+    hidden = torch.randn(*labels.shape, model.base.config.hidden_size).to(DTYPES[settings.dtype])
+
+    def last(losses_of: Callable[[Tensor], Tensor]) -> float:
+        entering = hidden.clone().requires_grad_(True)
+        loss = losses_of(entering)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def whole_output(h: Tensor) -> Tensor:
+        logits = output.logits(h)
+        (logits.argmax(-1) == labels).sum()
+        return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED)
+
+    def chunked_output(h: Tensor) -> Tensor:
+        counted = labels != IGNORED
+        return token_losses(h[counted], labels[counted], output.logits)[0].mean()
+
+    return {
+        OUTPUT + WHOLE: lambda: last(whole_output),
+        OUTPUT + CHUNKS: lambda: last(chunked_output),
+        WHOLE: lambda: step(full, whole),
+        CHUNKS: lambda: step(full, chunks),
+        APART: lambda: step(ragged.batch(range(settings.batch)), chunks),
+        PACKED: lambda: step(ragged.packed(bins, settings.tokens), chunks),
+    }
+
+
+def measured(step: Step) -> tuple[float, float, float]:
+    """Loss, CPU seconds of this thread, and MB by which the step's peak exceeds what was resident before it."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    before, started = _status("VmRSS"), time.thread_time()
+    loss = step()
+    return loss, time.thread_time() - started, (_status("VmHWM") - before) / 1e3
+
+
+def _status(name: str) -> int:
+    """Kilobytes, of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def main(settings: Settings) -> int:
+    """Measure and print."""
+    console = Console()
+    made = {name: step for name, step in steps(settings).items() if settings.only in name}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in made}
+    for _ in range(settings.repeats):
+        for name, step in made.items():
+            found[name].append(measured(step))
+            loss, seconds, memory = found[name][-1]
+            console.print(f"{name}: {seconds:.2f} s, {memory:,.0f} MB, loss {loss:.6f}", highlight=False)
+    shown = Table("way", "CPU seconds (least)", "MB above the loaded model (least)", "loss")
+    for name, each in found.items():
+        (loss, *_), seconds, memory = each[0], min(s for _, s, _ in each), min(m for *_, m in each)
+        shown.add_row(name, f"{seconds:.2f}", f"{memory:,.0f}", f"{loss:.6f}")
+        line = {"way": name, "seconds": seconds, "memory_mb": memory, "loss": loss, "of": asdict(settings)}
+        if settings.output is not None:
+            with open(settings.output, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, default=str) + "\n")
+    console.print(shown)
+    return 0
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        sys.exit(main(tyro.cli(Settings, description=__doc__)))

@@ -1,0 +1,99 @@
+"""Ridge regression from noisy moments of projected features (AdaSSP, Wang, arXiv 1803.02596).
+
+With phi = P x / |P x|, P a fixed random projection to `dimensions` and y the one-hot label, clients release
+A = sum phi phi^T and b = sum phi y^T; of their noisy sums, of standard deviation s in each entry:
+
+    W = scale * (A+ + (strength * tr A / dimensions + damping * s sqrt(2 dimensions)) I)^-1 b
+
+s sqrt(2 dimensions) is about the largest eigenvalue of A's noise, and the ridge grows with it. A+ is A without negative
+eigenvalues, which only noise can have made; so less of a ridge will do than the 1 that AdaSSP needs for an inverse.
+
+A is symmetric and travels as its diagonal and its upper triangle times sqrt(2): a vector of the same norm, |phi|^2 = 1,
+so that one row adds 1 in norm, and off the diagonal the noise is sqrt(2) smaller than with plain entries. b adds 1, and
+lengths a little; all is divided by the norm of the three. The energy of the noise in A grows with dimensions^2: few of
+them are better under noise, many without.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, directions, length_sums, typical_length
+from fedpeft.aggregation.head_start import VARIANCE, HeadStart
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
+
+
+@dataclass(frozen=True)
+class PrivateRidge(HeadStart):
+    """The regression head of few random directions of the features, from bounded rows."""
+
+    dimensions: int = setting(128, "of the random projection, at most the features' own", low=1)
+    strength: float = setting(0.01, "regularisation, in units of the mean squared feature", above=0)
+    damping: float = setting(0.3, "further regularisation, in units of the noise's largest eigenvalue", low=0)
+    scale: float = setting(8.0, "factor from regression values to logits", above=0)
+
+    bounded: ClassVar[bool] = True
+
+    def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
+        """The moments, the class sums, two numbers on lengths, and the variance of the noise."""
+        m = min(self.dimensions, width)
+        return {"moments": (m * (m + 1) // 2,), "sums": (m, classes), "lengths": (2,), VARIANCE: (1,)}
+
+    def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
+        """Sums over the client's rows, without noise; a row adds at most 1 in norm."""
+        projected = features.double() @ projection(features.shape[1], self.dimensions).T
+        phi, y, bound = directions(projected), F.one_hot(labels, classes).double(), (2 + LENGTH_BOUND) ** 0.5
+        found = {"moments": as_vector(phi.T @ phi), "sums": phi.T @ y, "lengths": length_sums(projected)}
+        return {name: tensor / bound for name, tensor in found.items()} | {
+            VARIANCE: torch.zeros(1, dtype=torch.float64)
+        }
+
+    def class_counts(self, total: State) -> Tensor:
+        """None are known."""
+        return torch.zeros(0)
+
+    def solve(self, total: State, width: int, classes: int) -> State:
+        """The head, on the features themselves."""
+        moments, m = as_matrix(total["moments"].double()), total["sums"].shape[0]
+        noise = float(total[VARIANCE]) ** 0.5
+        trace = max(0.0, float(moments.diagonal().sum()))
+        penalty = self.strength * trace / m + self.damping * noise * (2 * m) ** 0.5
+        values, vectors = torch.linalg.eigh(moments)
+        inverse = vectors @ ((values.clamp(min=0) + max(penalty, 1e-12)).reciprocal()[:, None] * vectors.T)
+        weight = (inverse @ total["sums"].double()).T @ projection(width, self.dimensions)
+        weight = self.scale * weight / typical_length(total["lengths"])
+        return {"head.weight": weight, "head.bias": torch.zeros(classes, dtype=torch.float64)}
+
+
+@lru_cache(maxsize=4)
+def projection(width: int, dimensions: int) -> Tensor:
+    """The fixed random projection: orthonormal rows (min(dimensions, width), width), fp64, the same everywhere."""
+    drawn = np.random.Generator(np.random.Philox(key=0)).standard_normal((width, min(dimensions, width)))
+    basis, triangle = np.linalg.qr(drawn)
+    return torch.from_numpy((basis * np.sign(np.diag(triangle))).T.copy())
+
+
+def as_vector(matrix: Tensor) -> Tensor:
+    """A symmetric matrix (m, m) as a vector of the same norm, (m (m + 1) / 2,)."""
+    row, column = torch.triu_indices(*matrix.shape)
+    return torch.where(row == column, 1.0, 2**0.5) * matrix[row, column]
+
+
+def as_matrix(vector: Tensor) -> Tensor:
+    """The symmetric matrix that `as_vector` gives."""
+    m = round(((8 * len(vector) + 1) ** 0.5 - 1) / 2)
+    row, column = torch.triu_indices(m, m)
+    upper = vector.new_zeros(m, m)
+    upper[row, column] = vector / torch.where(row == column, 1.0, 2**0.5).to(vector)
+    return upper + upper.triu(1).T
+
+
+part = PrivateRidge

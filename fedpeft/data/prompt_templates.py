@@ -1,0 +1,117 @@
+"""Prompt templates: what a model is asked of a row's columns, or of a conversation, in the form that it answers.
+
+    alpaca      of the columns instruction and input, as Stanford Alpaca has it (Taori et al., 2023)
+    chat        the same columns as a user's message, in the model's own chat template
+    FILE.jinja  a template of your own: of the row's columns; of conversations, it gets `messages`,
+                `add_generation_prompt`, `bos_token` and `eos_token`, as transformers' chat templates do
+
+A template of columns writes the prompt, up to where the answer begins. The answer is a column of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from fedpeft.errors import ConfigError, DataError
+
+CHAT = "chat"
+"""The name of the model's own chat template."""
+
+SUFFIX = ".jinja"
+
+OF_COLUMNS = {
+    "alpaca": (
+        "{% if input is defined and input %}Below is an instruction that describes a task, paired with an input that "
+        "provides further context. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{{ instruction }}\n\n### Input:\n{{ input }}\n\n### Response:"
+        "{% else %}Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\n{{ instruction }}\n\n### Response:{% endif %}"
+    ),
+    CHAT: "{{ instruction }}{% if input is defined and input %}\n\n{{ input }}{% endif %}",
+}
+"""Templates of columns, by name; that of `chat` is the user's message."""
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A template by name, or in a file.
+
+    Attributes:
+        name: `alpaca`, `chat` or a path that ends in .jinja.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in OF_COLUMNS and not self.name.endswith(SUFFIX):
+            raise ConfigError(
+                f"there is no prompt template {self.name!r}; legal are {', '.join(OF_COLUMNS)}, or a file of your own "
+                f"that ends in {SUFFIX}"
+            )
+
+    @property
+    def text(self) -> str:
+        """In Jinja.
+
+        Raises:
+            DataError: the file can't be read.
+        """
+        return OF_COLUMNS[self.name] if self.name in OF_COLUMNS else template_file(self.name)
+
+    def prompt(self, columns: Mapping[str, Any], where: str) -> str:
+        """The prompt for a row; `where` is the row in messages.
+
+        Raises:
+            DataError: the template is not valid, refuses the row, lacks a column, or writes nothing.
+        """
+        try:
+            made = _compiled(self.text).render(**{str(name): value for name, value in columns.items()})
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            raise DataError(f"{where}: the prompt template {self.name} fails: {reason(error)}") from error
+        if not made.strip():
+            raise DataError(f"{where}: the prompt template {self.name} writes nothing")
+        return made
+
+
+def reason(error: Exception) -> str:
+    """What an exception of Jinja says, in one line, with its line in the template if it has one."""
+    line = getattr(error, "lineno", None)
+    said = " ".join(str(error).split()) or type(error).__name__
+    return f"{said} (line {line})" if line else said
+
+
+def template_file(path: str) -> str:
+    """The text of a template in a file.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}, which the prompt template is read from") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"the prompt template {path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise DataError(f"the prompt template {path} can't be read: {error.strerror}") from None
+
+
+def fingerprint(path: str) -> str:
+    """SHA-256 of a template in a file."""
+    return hashlib.sha256(template_file(path).encode()).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _compiled(text: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=False
+    )
+    return environment.from_string(text)

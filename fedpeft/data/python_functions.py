@@ -1,0 +1,217 @@
+"""Functions of Python source files with a return annotation: the text without it, the annotated type, a fingerprint.
+
+Files are parsed and never run. The text is the source itself, cut: without the return annotation, decorators,
+docstrings and comments, also of functions inside; arguments keep their annotations. Positions of the syntax tree are
+used and no tree is printed, since that differs between versions of Python. Left out is what would make the type trivial
+or impossible to tell: methods with two leading underscores, tests, stubs, and what a package carries of others.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import itertools
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TYPES = {
+    **dict.fromkeys(("list", "List", "Sequence", "MutableSequence"), "list"),
+    **dict.fromkeys(("dict", "Dict", "Mapping", "MutableMapping", "OrderedDict", "defaultdict"), "dict"),
+    **dict.fromkeys(("tuple", "Tuple"), "tuple"),
+    **dict.fromkeys(("set", "Set", "frozenset", "FrozenSet", "AbstractSet"), "set"),
+    **dict.fromkeys(("Iterator", "Iterable", "Generator"), "iterator"),
+    **dict.fromkeys(("AsyncIterator", "AsyncIterable", "AsyncGenerator"), "iterator"),
+    **dict.fromkeys(("type", "Type"), "type"),
+    **dict.fromkeys(("Callable",), "callable"),
+    **{name: name for name in ("bool", "bytes", "float", "int", "str")},
+    "Optional": "optional",
+}
+"""Name of an annotation, without its module and its arguments -> the type that is asked for."""
+
+NOT_ITS_OWN = {"test", "tests", "testing", "vendor", "_vendor", "vendored", "_vendored", "extern", "third_party"}
+"""Folders that are skipped."""
+
+SYNTAX = (3, 11)
+"""Files that need newer syntax are skipped on every version of Python alike."""
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of a file.
+
+    Attributes:
+        name: dotted, with the classes and functions that it stands in, and the line.
+        text: its source, cut.
+        type: one of the values of `TYPES`, or `none`.
+        fingerprint: equal for functions that differ only in the names of their arguments and local variables, in their
+            own name, annotations, the values of literals, and in being async.
+    """
+
+    name: str
+    text: str
+    type: str
+    fingerprint: str
+
+
+def functions_below(folder: Path) -> Iterator[Function]:
+    """The functions of all files below `folder`, in the order of their paths."""
+    for path in sorted(folder.rglob("*.py")):
+        inside = path.relative_to(folder)
+        if not NOT_ITS_OWN.intersection(inside.parts[:-1]) and not path.name.startswith(("test_", "conftest")):
+            try:
+                source = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue
+            yield from functions_of(source, ".".join(inside.with_suffix("").parts))
+
+
+def functions_of(source: str, module: str) -> Iterator[Function]:
+    """The functions in the source of a module, outer ones first; none if it is no Python of version `SYNTAX`."""
+    if "->" not in source:
+        return
+    source = source.encode("ascii", "replace").decode()  # positions count bytes in trees, and characters in tokens
+    try:
+        tree = ast.parse(source, feature_version=SYNTAX)
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    starts = list(itertools.accumulate(map(len, source.splitlines(keepends=True)), initial=0))
+
+    def at(line: int | None, column: int | None) -> int:
+        return starts[(line or 1) - 1] + (column or 0)
+
+    for definition in _definitions(tree):
+        kind = type_of(definition.returns) if definition.returns is not None else None
+        if kind is None or definition.name.startswith(("__", "test")) or is_stub(definition):
+            continue
+        begin, end = at(definition.lineno, definition.col_offset), at(definition.end_lineno, definition.end_col_offset)
+        cuts: list[tuple[int, int]] = []
+        for node in ast.walk(definition):
+            cuts += [(at(*first), at(*last)) for first, last in _unwanted(node, node is definition)]
+            if isinstance(node, Definition) and node.returns is not None:
+                arrow = source.rindex("->", begin, at(node.returns.lineno, node.returns.col_offset))
+                colon = source.index(":", at(node.returns.end_lineno, node.returns.end_col_offset))
+                cuts.append((source.rindex(")", begin, arrow) + 1, colon))  # with parentheses around it
+        try:
+            text = _without_comments(_without(source, begin, end, cuts))
+        except (IndentationError, tokenize.TokenError):  # a string whose lines stand further left than its function
+            continue
+        yield Function(f"{module}.{definition.name}:{definition.lineno}", text, kind, fingerprint(definition))
+
+
+def _definitions(node: ast.AST) -> Iterator[Definition]:
+    """The functions in a module or statement; expressions hold none, so that they are not looked through."""
+    for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for inner in getattr(node, part, ()):
+            if isinstance(inner, Definition):
+                yield inner
+            if not isinstance(inner, ast.Expr):
+                yield from _definitions(inner)
+
+
+def type_of(annotation: ast.expr) -> str | None:
+    """The type that an annotation names; None if it is none of `TYPES`."""
+    match annotation:
+        case ast.Constant(value=None):
+            return "none"
+        case ast.Constant(value=str(text)):
+            try:
+                return type_of(ast.parse(text.strip(), mode="eval").body)
+            except (SyntaxError, ValueError):
+                return None
+        case ast.BinOp(op=ast.BitOr()):
+            return "optional" if "none" in (type_of(annotation.left), type_of(annotation.right)) else None
+        case ast.Subscript(value=ast.Name(id="Union") | ast.Attribute(attr="Union"), slice=ast.Tuple(elts=members)):
+            return "optional" if any(type_of(member) == "none" for member in members) else None
+        case ast.Subscript(value=head):
+            return type_of(head)
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            return TYPES.get(name)
+    return None
+
+
+def is_stub(definition: Definition) -> bool:
+    """Whether nothing is done: only a docstring, `...`, `pass` or `raise`."""
+    idle = (ast.Pass, ast.Raise)
+    return all(
+        isinstance(s, idle) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in definition.body
+    )
+
+
+def _unwanted(node: ast.AST, outermost: bool) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Spans of decorators and docstrings, each from (line, column) to (line, column)."""
+    if not isinstance(node, Definition | ast.ClassDef):
+        return
+    if node.decorator_list and not outermost:  # the outermost begins behind its own
+        first = node.decorator_list[0]
+        yield (first.lineno, first.col_offset - 1), (node.lineno, node.col_offset)
+    first_statement = node.body[0]
+    if ast.get_docstring(node, clean=False) is not None and len(node.body) > 1:
+        yield _span(first_statement)
+
+
+def _span(node: ast.stmt) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or node.col_offset)
+
+
+def _without(source: str, begin: int, end: int, cuts: list[tuple[int, int]]) -> str:
+    """`source[begin:end]` without the `cuts`, empty lines, and the indentation that all lines share."""
+    kept: list[str] = []
+    position = begin
+    for first, last in sorted(cuts):
+        if first > position:
+            kept.append(source[position:first])
+        position = max(position, last)
+    kept.append(source[position:end])
+    indentation = begin - (source.rfind("\n", 0, begin) + 1)
+    lines = [line.rstrip() for line in "".join(kept).splitlines()]
+    return "\n".join(line[indentation:] if not line[:indentation].strip() else line for line in lines if line.strip())
+
+
+def _without_comments(text: str) -> str:
+    if "#" not in text:
+        return text
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    return "\n".join(line for line in lines if line)
+
+
+def fingerprint(definition: Definition) -> str:
+    """A hash of the normalised tree; see `Function`."""
+    local: dict[str, str] = {}
+    for node in ast.walk(definition):
+        match node:
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
+                local.setdefault(name, f"local {len(local)}")
+
+    def plain(node: object) -> str:
+        match node:
+            case list():
+                return f"[{','.join(map(plain, node))}]"
+            case ast.Constant(value=value):
+                return repr(value) if value is None or isinstance(value, bool) else type(value).__name__
+            case ast.Name(id=name):
+                return local.get(name, name)
+            case ast.arg(arg=name):
+                return local[name]
+            case ast.Await(value=awaited):
+                return plain(awaited)
+            case ast.AsyncFunctionDef() | ast.FunctionDef():
+                body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+                return f"def({plain(node.args)}{plain(body)})"
+            case ast.AnnAssign(target=target, value=value):
+                return f"Assign({plain([target])},{plain(value)})"
+            case ast.AST():
+                skipped = ("ctx", "type_comment", "kind", "type_params")
+                fields = (plain(value) for name, value in ast.iter_fields(node) if name not in skipped)
+                return f"{type(node).__name__.removeprefix('Async')}({','.join(fields)})"
+        return repr(node)
+
+    return hashlib.sha256(plain(definition).encode()).hexdigest()

@@ -1,0 +1,127 @@
+"""Who is served: by name, not too often, and not for long before it has said what it wants.
+
+A call is accepted before its message is there. Whoever holds a certificate (or where there is no TLS, anybody) could
+open calls, send nothing and never register: these wait in few places, for a short time, and their messages are short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc.aio import ServicerContext
+
+from fedpeft.deployment.authentication import Bucket, Doorkeeper, RefusedError
+from fedpeft.deployment.event_log import Events
+from fedpeft.deployment.members import Roster
+from fedpeft.deployment.session import Caller
+from fedpeft.deployment.wire import v1_pb2 as v1
+
+CALLS_PER_SECOND, CALLS_AT_ONCE = 5.0, 40.0
+"""What a client needs: a task stream, and a report for each task. More is a flood."""
+
+LINES_PER_SECOND, LINES_AT_ONCE = 1.0, 100.0
+"""Refusals that are logged; all are counted. Connections come too often now and then, and a disk must not be filled."""
+
+MESSAGE_SECONDS = 10.0
+"""How long a call may take to say what it wants."""
+
+MESSAGE_LIMIT: Final = 1 << 16
+"""Bytes of an introduction or a registration; a client's has some hundred."""
+
+WAITING, WAITING_OF_ONE = 256, 4
+"""Calls that have not said what they want: of all callers, and of one. Others come back a moment later."""
+
+M = TypeVar("M", v1.Introduction, v1.Registration)
+
+
+class Admission:
+    """The door of a server.
+
+    Args:
+        doorkeeper: reads names.
+        roster: the members.
+        events: the log.
+        flooded: is told the name of a caller that calls too often; returns what it is refused with.
+
+    Attributes:
+        refused: calls and connections that were refused.
+    """
+
+    def __init__(
+        self, doorkeeper: Doorkeeper, roster: Roster, events: Events, flooded: Callable[[str], RefusedError]
+    ) -> None:
+        self._doorkeeper, self._roster, self._events, self._flooded = doorkeeper, roster, events, flooded
+        self.refused = 0
+        self._lines = Bucket(LINES_PER_SECOND, LINES_AT_ONCE)
+        self._buckets: dict[str, Bucket] = {}
+        self._waiting: Counter[str] = Counter()
+
+    def name(self, caller: Caller) -> str:
+        """A caller's name, or RefusedError."""
+        return self._doorkeeper.name(caller.identity, caller.metadata)
+
+    def note_refusal(self, **fields: str) -> None:
+        """Count a refusal, and log it unless there are too many."""
+        self.refused += 1
+        if self._lines.take():
+            self._events.emit("refused", **fields)
+
+    def _counted_as(self, name: str) -> str:
+        """Without TLS names cost nothing, so that strangers count as one; its name is empty."""
+        return "" if self._doorkeeper.revoked is None and self._roster.find(name) is None else name
+
+    @asynccontextmanager
+    async def serving(self, context: ServicerContext) -> AsyncIterator[str]:
+        """A call of whoever it yields the name of; a RefusedError in it is told to both sides."""
+        name = ""
+        try:
+            name = self.name(Caller.of(context))
+            member = self._roster.find(name)
+            if member is not None and member.dropped:
+                raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"this client has been dropped: {member.dropped}")
+            bucket = self._buckets.setdefault(self._counted_as(name), Bucket(CALLS_PER_SECOND, CALLS_AT_ONCE))
+            if not bucket.take():
+                raise self._flooded(name)
+            yield name
+        except RefusedError as refusal:
+            self.note_refusal(client=name, peer=context.peer(), reason=str(refusal))
+            await context.abort(refusal.code, str(refusal))
+
+    async def message(self, name: str, messages: AsyncIterator[bytes], cls: type[M]) -> M:
+        """What a call that has one message wants.
+
+        Raises:
+            RefusedError: it does not come, is too long, or is none.
+        """
+        counted = self._counted_as(name)
+        if self._waiting.total() >= WAITING or (counted and self._waiting[counted] >= WAITING_OF_ONE):
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "too many calls have not said what they want; come back")
+        self._waiting[counted] += 1
+        try:
+            content = await asyncio.wait_for(anext(aiter(messages), None), MESSAGE_SECONDS)
+        except TimeoutError:
+            raise RefusedError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"the call has said nothing for {MESSAGE_SECONDS:g} s"
+            ) from None
+        finally:
+            self._waiting[counted] -= 1
+            if not self._waiting[counted]:
+                del self._waiting[counted]
+        if content is None:
+            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "the call has ended without a message")
+        if len(content) > MESSAGE_LIMIT:
+            raise RefusedError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"the call's message has {len(content)} bytes; legal are {MESSAGE_LIMIT} before a client has joined",
+            )
+        try:
+            made: M = cls.FromString(content)
+        except DecodeError:
+            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "the call's message can't be read") from None
+        return made

@@ -1,0 +1,107 @@
+"""The server's side of the chain of rounds: what it has announced, and the statements that go with tasks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedpeft.communication.messages import Instruction
+from fedpeft.communication.release import Release, instruction_digest
+from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord
+from fedpeft.deployment.signed_log import SignedLog
+from fedpeft.deployment.signing import RECORD, TASK, Signed, Signer
+from fedpeft.errors import RunError
+
+FILE = "rounds.signed.jsonl"
+"""In the run's folder."""
+
+
+class Announcements:
+    """What all clients have been told of the rounds, in a file that a resumed server goes on with.
+
+    Args:
+        file: where it is kept.
+        run: of the federation.
+        settings: digest of what clients are told of it.
+        cohort: clients that a round asks, by the settings.
+        signer: signs; None: there is no TLS, and records are chained only.
+
+    Raises:
+        RunError: the file can't be read, or is of another run or of other settings.
+    """
+
+    def __init__(self, file: Path, run: str, settings: str, cohort: int, signer: Signer | None) -> None:
+        self._log = SignedLog(file)
+        self._cohort, self._signer = cohort, signer
+        self._lock = threading.Lock()
+        self._chain = Chain(run, settings)
+        self._statements: list[Signed] = []
+        self._log.mend()
+        for kind, statement in self._log.read():
+            try:
+                if kind != RECORD:
+                    raise RunError("it holds a statement about a task")
+                self._chain.append(statement.content)
+            except RunError as error:
+                raise RunError(
+                    f"{file} does not fit this run: {error}; resume with the same options, and with that file as the "
+                    "server has left it"
+                ) from None
+            self._statements.append(statement)
+
+    @property
+    def signed(self) -> bool:
+        """Whether clients can prove what they have been told."""
+        return self._signer is not None
+
+    def __len__(self) -> int:
+        return len(self._statements)
+
+    def since(self, known: int) -> Sequence[Signed]:
+        """The records after the first `known`."""
+        return self._statements[known:]
+
+    def announce(self, release: Release) -> None:
+        """Record what clients are about to be told; it is on the disk before any of them hears of it.
+
+        Raises:
+            RunError: it contradicts what they have been told, or can't be written.
+        """
+        chain = self._chain
+        record = RoundRecord(
+            run=chain.run,
+            sequence=len(chain.records),
+            previous=chain.head,
+            kind=release.kind,
+            round=release.round,
+            cohort=self._cohort,
+            settings=chain.settings,
+            states=dict(release.states),
+            common=release.common,
+            base=release.base,
+            time=int(time.time()),
+        )
+        content = record.to_bytes()
+        statement = self._signed(RECORD, content)
+        with self._lock:
+            try:
+                chain.append(content)
+            except RunError as error:
+                raise RunError(
+                    f"clients have been told otherwise, and would refuse what follows: {error}; go on with the newest "
+                    "checkpoint, on the machine that it was written on, or begin a new run"
+                ) from None
+            self._log.append([(RECORD, statement)])
+            self._statements.append(statement)
+
+    def about(self, client: str, instruction: Instruction) -> Signed:
+        """The statement that goes with a client's task, in the round that was announced last."""
+        record = TaskRecord(
+            self._chain.run, client, self._chain.head, instruction_digest(instruction), int(time.time())
+        )
+        return self._signed(TASK, record.to_bytes())
+
+    def _signed(self, kind: str, content: bytes) -> Signed:
+        return self._signer.sign(kind, content) if self._signer else Signed(content)

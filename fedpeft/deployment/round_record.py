@@ -1,0 +1,243 @@
+"""Records of rounds: what a server tells all clients alike, each with the hash of the one before it.
+
+    prepare  evaluate*  train 1  evaluate*  train 2  ...
+
+One chain is all that a federation has. A server that repeats a round after a crash records it again, with the same
+content; it can't tell one client another history than the others without a fork, which their transcripts show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fedpeft.communication.messages import LARGEST, Kind
+from fedpeft.errors import RunError
+
+RECORD_LIMIT: Final = 1 << 16
+"""Bytes of a record, or of a statement about a task, at most."""
+
+GENESIS: Final = ""
+"""What the first record says that it follows."""
+
+DIGEST = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What all clients are told alike in one phase of a round.
+
+    Attributes:
+        run: of the federation.
+        sequence: from 0, the records of a run.
+        previous: SHA-256 of the record before; empty for the first.
+        kind, round: as in the instructions.
+        cohort: clients that a round asks, by the settings: who is asked, and how many are, may be a secret.
+        settings: digest of what clients are told of the federation.
+        states, common, base: see `fedpeft.communication.release.Release`.
+        time: seconds of Unix time, by the server's clock.
+    """
+
+    run: str
+    sequence: int
+    previous: str
+    kind: Kind
+    round: int
+    cohort: int
+    settings: str
+    states: dict[str, str]
+    common: str
+    base: str
+    time: int
+
+    def to_bytes(self) -> bytes:
+        """As it is hashed, signed and sent."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+
+    @property
+    def called(self) -> str:
+        """For sentences."""
+        return "the preparation" if self.kind == "prepare" else f"the {_WORDS[self.kind]} of round {self.round}"
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """All that two records of one phase must have alike, but for the digests by form."""
+        return self.kind, self.round, self.cohort, self.settings, self.common, self.base
+
+    def agrees(self, other: RoundRecord) -> bool:
+        """Whether both hand out the same; a record may have forms that the other lacks."""
+        both = self.states.keys() & other.states.keys()
+        return self.content == other.content and all(self.states[name] == other.states[name] for name in both)
+
+
+_WORDS = {"train": "training", "evaluate": "evaluation"}
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What one client is sent.
+
+    Attributes:
+        run: of the federation.
+        client: its name.
+        record: SHA-256 of the round's record.
+        digest: of the instruction (`fedpeft.communication.release.instruction_digest`).
+        time: seconds of Unix time, by the server's clock.
+    """
+
+    run: str
+    client: str
+    record: str
+    digest: str
+    time: int
+
+    def to_bytes(self) -> bytes:
+        """As it is signed and sent."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+
+
+T = typing.TypeVar("T", RoundRecord, TaskRecord)
+
+
+def parsed(cls: type[T], content: bytes) -> T:
+    """A record from a peer, or from a file.
+
+    Raises:
+        RunError: it is none.
+    """
+    if len(content) > RECORD_LIMIT:
+        raise RunError(f"a record of the server has {len(content)} bytes; legal are {RECORD_LIMIT}")
+    try:
+        fields = json.loads(content)
+        if not isinstance(fields, dict) or set(fields) != {f.name for f in dataclasses.fields(cls)}:
+            raise ValueError("other fields")
+        for name, check in _LEGAL.items():
+            if name in fields and not check(fields[name]):
+                raise ValueError(f"{name}={fields[name]!r:.80}")
+        made = cls(**fields)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"the server sent a record that can't be read: {error}") from None
+    if made.to_bytes() != content:
+        raise RunError("the server sent a record that is not written as this version writes it")
+    return made
+
+
+def _digest(value: object) -> bool:
+    return isinstance(value, str) and DIGEST.fullmatch(value) is not None
+
+
+def _digest_or_none(value: object) -> bool:
+    return value == "" or _digest(value)
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def _time(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 36
+
+
+def _word(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 63
+
+
+_LEGAL: Final[dict[str, Callable[[object], bool]]] = {
+    "run": _word,
+    "client": _word,
+    "record": _digest,
+    "digest": _digest,
+    "sequence": _count,
+    "round": _count,
+    "cohort": _count,
+    "previous": _digest_or_none,
+    "base": _digest_or_none,
+    "settings": _digest,
+    "common": _digest,
+    "time": _time,
+    "kind": lambda value: value in typing.get_args(Kind),
+    "states": lambda value: (
+        isinstance(value, dict) and all(len(name) <= 63 and _digest_or_none(digest) for name, digest in value.items())
+    ),
+}
+
+
+def hash_of(content: bytes) -> str:
+    """By which the next record, and a task, name a record."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass
+class Chain:
+    """Records, one after another.
+
+    Attributes:
+        run, settings: what every record must say.
+        records: all so far.
+        by_hash: their positions.
+    """
+
+    run: str
+    settings: str
+    records: list[RoundRecord] = field(default_factory=list)
+    by_hash: dict[str, int] = field(default_factory=dict)
+    head: str = GENESIS
+    _phases: dict[str, RoundRecord] = field(default_factory=dict)
+
+    def append(self, content: bytes) -> RoundRecord:
+        """The next record.
+
+        Raises:
+            RunError: it is not one that can follow those before it.
+        """
+        record = parsed(RoundRecord, content)
+        self._check_link(record)
+        self._check_order(record)
+        if record.kind == "train":
+            self._phases.pop("evaluate", None)  # a round that is repeated may come out differently
+        self._phases[record.kind] = record
+        self.head = hash_of(content)
+        self.by_hash[self.head] = len(self.records)
+        self.records.append(record)
+        return record
+
+    @property
+    def round(self) -> int:
+        """The last one that clients were asked to train in; 0: none yet."""
+        trained = self._phases.get("train")
+        return trained.round if trained else 0
+
+    def _check_link(self, record: RoundRecord) -> None:
+        said = f"the server's record {record.sequence} ({record.called})"
+        if record.run != self.run:
+            raise RunError(f"{said} is of another federation, {record.run}")
+        if record.sequence > len(self.records):
+            raise RunError(f"{said} leaves a gap: the last one known here is {len(self.records) - 1}")
+        if record.sequence < len(self.records):
+            raise RunError(f"{said} is a rollback: {len(self.records)} are known here already")
+        if record.previous != self.head:
+            raise RunError(
+                f"{said} is a fork: it does not follow the one that was sent here before it, so others have been told "
+                "another history, or the server was set back to an older copy of its folder"
+            )
+        if record.settings != self.settings:
+            raise RunError(f"{said} is about other settings than those that the server has told")
+
+    def _check_order(self, record: RoundRecord) -> None:
+        said = f"the server's record {record.sequence} ({record.called})"
+        wanted = {"train": (self.round, self.round + 1), "evaluate": (self.round,), "prepare": (0,)}[record.kind]
+        if record.round > max(wanted):
+            raise RunError(f"{said} leaves a gap: the last round that was trained is {self.round}")
+        if record.round not in wanted or (record.kind == "train" and not record.round):
+            raise RunError(f"{said} is a rollback: round {self.round} has been trained in")
+        if record.kind == "prepare" and self.round:
+            raise RunError(f"{said} is a rollback: round {self.round} has been trained in")
+        before = self._phases.get(record.kind)
+        if before is not None and before.round == record.round and not before.agrees(record):
+            raise RunError(f"{said} has another content than record {before.sequence}, of the same round")

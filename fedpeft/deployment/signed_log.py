@@ -1,0 +1,103 @@
+"""A file of signed statements, one JSON object a line: only ever appended to, and read by nobody else.
+
+A line counts once it is whole. What a power cut has left of the last one is cut off; anything else that is not a
+statement has been done by somebody.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.deployment.signing import RECORD, TASK, Signed
+from fedpeft.errors import RunError
+from fedpeft.machine import files
+
+_LABELS = {RECORD: "record", TASK: "task"}
+
+Line = tuple[str, Signed]
+"""A kind (`fedpeft.deployment.signing`), and a statement of it."""
+
+
+@dataclass(frozen=True)
+class SignedLog:
+    """The statements in a file; mode 0600."""
+
+    path: Path
+
+    def read(self) -> Iterator[Line]:
+        """All lines that are whole; a file that is not there has none.
+
+        Raises:
+            RunError: the file can't be read, or holds something else.
+        """
+        number = 1
+        try:
+            with open(self.path, "rb") as file:
+                for line in file:
+                    if line.endswith(b"\n"):
+                        yield _parsed(line)
+                    number += 1
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RunError(f"{self.path} can't be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise RunError(f"{self.path} holds no statement of a server in line {number}") from None
+
+    def mend(self) -> None:
+        """Cut off a last line that is not whole: it was being written, and nobody has acted on it.
+
+        Raises:
+            RunError: the file can't be written.
+        """
+        try:
+            with open(self.path, "r+b") as file:
+                content = file.read()
+                whole = content.rfind(b"\n") + 1
+                if whole < len(content):
+                    file.truncate(whole)
+                    os.fsync(file.fileno())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RunError(f"{self.path} can't be written: {error.strerror}") from None
+
+    def append(self, lines: Sequence[Line]) -> None:
+        """Bring lines to the disk.
+
+        Raises:
+            RunError: the file can't be written.
+        """
+        if not lines:
+            return
+        try:
+            new = not self.path.exists()
+            with files.opened(self.path, "ab", private=True) as out:
+                out.write(b"".join(_written(kind, statement) for kind, statement in lines))
+                out.flush()
+                os.fsync(out.fileno())
+            if new:
+                files.sync(self.path.parent)
+        except OSError as error:
+            raise RunError(f"{self.path} can't be written: {error.strerror}") from None
+
+
+def _written(kind: str, statement: Signed) -> bytes:
+    line = {
+        _LABELS[kind]: statement.content.decode(),
+        "signature": base64.b64encode(statement.signature).decode(),
+        "certificate": base64.b64encode(statement.certificate).decode(),
+    }
+    return json.dumps(line).encode() + b"\n"
+
+
+def _parsed(line: bytes) -> Line:
+    fields = json.loads(line)
+    [kind] = [kind for kind, label in _LABELS.items() if label in fields]
+    signature, certificate = (base64.b64decode(fields[name], validate=True) for name in ("signature", "certificate"))
+    return kind, Signed(fields[_LABELS[kind]].encode(), signature, certificate)

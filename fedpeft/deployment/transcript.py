@@ -1,0 +1,133 @@
+"""A client's transcript: all that the server has told it of the rounds, checked before anything is done for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from fedpeft.communication.messages import Instruction
+from fedpeft.communication.release import common_digest, form_name, instruction_digest
+from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord, parsed
+from fedpeft.deployment.signed_log import Line, SignedLog
+from fedpeft.deployment.signing import RECORD, TASK, Signed, Verifier
+from fedpeft.errors import RunError
+
+FILE = "transcript.jsonl"
+"""In a client's folder."""
+
+WRITTEN_TOGETHER = 256
+"""Records that a client who was away has not written yet, at most; all are, before a task is done."""
+
+
+def most_records(rounds: int) -> int:
+    """Records of a run, at most: some for each round, and again for each time that it is repeated."""
+    return 16 * (rounds + 16)
+
+
+class Transcript:
+    """What a server has told a client, in a file.
+
+    Args:
+        file: where it is kept.
+        run: of the federation.
+        settings: digest of what the client was told of it.
+        client: its name.
+        verifier: checks signatures; None: there is no TLS, and there are none.
+        most: records that are taken; more fill a disk.
+
+    Raises:
+        RunError: the file can't be read, or says otherwise than the server does now.
+    """
+
+    def __init__(self, file: Path, run: str, settings: str, client: str, verifier: Verifier | None, most: int) -> None:
+        self._log = SignedLog(file)
+        self._client, self._verifier, self._most = client, verifier, most
+        self._chain = Chain(run, settings)
+        self._last: TaskRecord | None = None
+        self._unwritten: list[Line] = []
+        self._log.mend()
+        for kind, statement in self._log.read():
+            try:
+                if kind == RECORD:
+                    self._chain.append(statement.content)
+                else:
+                    self._last = parsed(TaskRecord, statement.content)
+            except RunError as error:
+                raise RunError(f"what the server told this client before, in {file}, does not fit: {error}") from None
+
+    def __len__(self) -> int:
+        """How many records are known."""
+        return len(self._chain.records)
+
+    def receive(self, statement: Signed) -> None:
+        """The next record.
+
+        Raises:
+            RunError: it is not signed by the server, or can't follow those before it.
+        """
+        record = parsed(RoundRecord, statement.content)
+        self._check_signature(RECORD, statement, record.time)
+        if len(self) >= self._most:
+            raise RunError(f"the server sends more records than its rounds can have; at most {self._most} are taken")
+        self._chain.append(statement.content)
+        self._unwritten.append((RECORD, statement))
+        if len(self._unwritten) >= WRITTEN_TOGETHER:
+            self._write()
+
+    def accept(self, instruction: Instruction, statement: Signed) -> Instruction:
+        """A task that fits what was recorded for all clients; returns it with the digest of its state.
+
+        Raises:
+            RunError: it does not fit.
+        """
+        if not statement.content:
+            raise RunError("the server sent a task without a statement about it; a server of this version makes one")
+        told = parsed(TaskRecord, statement.content)
+        self._check_signature(TASK, statement, told.time)
+        if (told.run, told.client) != (self._chain.run, self._client):
+            raise RunError(
+                f"the server's statement is about a task of {told.client!r} in {told.run!r}, not of this client"
+            )
+        if told.digest != instruction_digest(instruction):
+            raise RunError("the server sent another task than the one that it has made a statement about")
+        record = self._record_of(told)
+        if (record.kind, record.round) != (instruction.kind, instruction.round):
+            raise RunError(
+                f"the server sent a task to {instruction.kind} in round {instruction.round}, and has recorded "
+                f"{record.called}"
+            )
+        if record.common != common_digest(instruction):
+            raise RunError(f"the server sent other settings in {record.called} than it has recorded for all clients")
+        if self._last is None or (self._last.record, self._last.digest) != (told.record, told.digest):
+            self._unwritten.append((TASK, statement))
+            self._last = told
+        self._write()
+        if instruction.kind == "prepare":
+            return replace(instruction, released="")
+        name = form_name(instruction.form)
+        if name not in record.states:
+            raise RunError(f"the server sent a model of {name} in {record.called}, and has recorded none of that form")
+        return replace(instruction, released=record.states[name])
+
+    def _write(self) -> None:
+        self._log.append(self._unwritten)
+        self._unwritten = []
+
+    def _record_of(self, told: TaskRecord) -> RoundRecord:
+        """The round of a task; a client's tasks never go back, and it has one in each."""
+        position = self._chain.by_hash.get(told.record)
+        if position is None:
+            raise RunError("the server sent a task of a round that it has not recorded")
+        record = self._chain.records[position]
+        if self._last is None:
+            return record
+        before = self._chain.by_hash.get(self._last.record, -1)
+        if position < before:
+            raise RunError(f"the server went back to {record.called}, after {self._chain.records[before].called}")
+        if position == before and told.digest != self._last.digest:
+            raise RunError(f"the server sent two different tasks in {record.called}")
+        return record
+
+    def _check_signature(self, kind: str, statement: Signed, time: int) -> None:
+        if self._verifier is not None:
+            self._verifier.check(kind, statement, time)

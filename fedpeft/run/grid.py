@@ -1,0 +1,29 @@
+"""Where simulated clients run, and how they are trained.
+
+--grid "cohort(executor=sequential)"        processes of this machine, clients one by one
+--grid "ray(address=auto)"                  actors of a Ray cluster
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedpeft.parts import Family, setting
+
+EXECUTORS = ("batched", "sequential")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationGrid:
+    """One place. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
+
+    @property
+    def cluster(self) -> str | None:
+        """Address of the Ray cluster; empty: one that is started here; None: processes of this machine."""
+        return None
+
+
+GRIDS: Family[SimulationGrid] = Family("fedpeft.run.grids", "grid", kind=SimulationGrid)
+"""All places, by file name."""

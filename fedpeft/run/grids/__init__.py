@@ -1,0 +1,1 @@
+"""Where simulated clients run, one per file."""

@@ -1,0 +1,75 @@
+"""The page that `--help` shows: flags in groups, with their defaults, legal values and meaning, on two screens."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from fedpeft.config import RunConfig
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "data": ("dataset", "partition", "tokens"),
+    "model and method": ("model", "peft", "head", "dtype"),
+    "clients and rounds": ("clients", "cohort", "rounds", "ranks", "attack"),
+    "training": ("local_work", "batch_size", "learning_rate", "optimizer", "drift"),
+    "aggregation": ("strategy", "server_optimizer", "safeguard"),
+    "communication": ("codec", "downlink"),
+    "privacy": ("privacy",),
+    "machine": ("grid", "workers", "seed"),
+    "measurements": ("measure",),
+}
+"""The settings of a run, by what they are about."""
+
+WIDTH, COLUMN = 120, 36
+"""Characters of a line, and where meanings begin."""
+
+ASKED = ("-h", "--help")
+
+
+def asked(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for help."""
+    return any(word in ASKED for word in arguments)
+
+
+def page(
+    usage: str, about: str, options: Mapping[str, str], hidden: Collection[str] = (), more: type | None = None
+) -> str:
+    """The page.
+
+    Args:
+        usage: the command.
+        about: what it does.
+        options: those of the command itself, and their meaning.
+        hidden: settings of a run that mean nothing here.
+        more: a dataclass of further options.
+    """
+    lines = [f"usage: {usage}", "", about, ""]
+    lines += _group("options", [*options.items(), ("-h, --help", "show this page")])
+    if more is not None:
+        lines += _group("server", [_row(field) for field in dataclasses.fields(more)])
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    for name, members in GROUPS.items():
+        lines += _group(name, [_row(fields[member]) for member in members if member not in hidden])
+    lines += ["", "python -m fedpeft.describe NAME says more: of a flag, such as strategy, or a part, such as krum."]
+    return "\n".join(lines)
+
+
+def _row(field: dataclasses.Field[Any]) -> tuple[str, str]:
+    """A flag with its default, and its meaning with what is legal."""
+    choices, default = field.metadata["bounds"].choices, field.default
+    flag = "--" + field.name.replace("_", "-")
+    legal = f" ({', '.join(map(str, choices))})" if choices else ""
+    if default is None or default == "" or default is False:
+        return flag, field.metadata["help"] + legal
+    return f"{flag} {default}", field.metadata["help"] + legal
+
+
+def _group(name: str, rows: Sequence[tuple[str, str]]) -> list[str]:
+    """A group's lines: its name, and a flag in each row, with its meaning beside it."""
+    lines = [f"{name}:"] if rows else []
+    for flag, meaning in rows:
+        first, *others = textwrap.wrap(meaning, WIDTH - COLUMN)
+        lines += [f"  {flag:<{COLUMN - 3}} {first}", *(" " * COLUMN + more for more in others)]
+    return lines

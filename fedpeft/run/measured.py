@@ -1,0 +1,66 @@
+"""What is measured of a run: validation on the way, references, and what tuning has cost.
+
+    --measure "validation(every=4, keep=best, patience=5) + pooled + forgetting(dataset=reuters_r8)"
+
+Validation is always there; where it is not named, it has its defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import part_text, split_outside_parentheses
+from fedpeft.run.measurement import MEASUREMENTS, Measurement
+from fedpeft.run.measurements.forgetting import Forgetting
+from fedpeft.run.measurements.pooled import Pooled
+from fedpeft.run.measurements.validation import Validation
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measurements of a run. The text form round-trips through `parse_measure`."""
+
+    parts: tuple[Measurement, ...] = ()
+
+    def __str__(self) -> str:
+        return " + ".join(map(part_text, self.parts))
+
+    @property
+    def validation(self) -> Validation:
+        """On the way."""
+        return next((part for part in self.parts if isinstance(part, Validation)), Validation())
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the same adapter is also trained on the pooled rows."""
+        return any(isinstance(part, Pooled) for part in self.parts)
+
+    @property
+    def second(self) -> str:
+        """Text of the data set that base and result are scored on as well; empty: none."""
+        return next((part.dataset for part in self.parts if isinstance(part, Forgetting)), "")
+
+    def with_second(self, text: str) -> Measured:
+        """The same, with another text of the second data set."""
+        return Measured(tuple(replace(p, dataset=text) if isinstance(p, Forgetting) else p for p in self.parts))
+
+    @property
+    def simulated(self) -> tuple[str, ...]:
+        """The names of those that need rows that only a simulation has."""
+        return tuple(part.name for part in self.parts if part.simulated)
+
+
+def parse_measure(text: str) -> Measured:
+    """The measurements that `text` names, joined by "+".
+
+    Raises:
+        ConfigError: unknown measurement or setting, value out of range, or the same one twice.
+    """
+    if not text.strip():
+        return Measured()
+    parts = tuple(MEASUREMENTS.build(spec) for spec in split_outside_parentheses(text, "+"))
+    names = [part.name for part in parts]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{text!r} names {', '.join(sorted(twice))} twice; once is enough")
+    return Measured(parts)

@@ -1,0 +1,57 @@
+"""The private probe: what one noisy release of the frozen features gives, with all of the budget and no training.
+
+A private federation that does not beat it was not worth its rounds. It is the start of the head
+(`fedpeft.aggregation.heads`) at the run's epsilon and delta, on the run's own texts; the mean of a few draws of noise,
+as a single one may be lucky. Like the linear probe it is what a simulation alone can measure: its draws are no release
+of the run, and are not on its ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.update import Fold
+from fedpeft.privacy.engine import Protection
+from fedpeft.privacy.noise import RunKey
+from fedpeft.run.setup import Setup
+from fedpeft.run.workers import Workers
+from fedpeft.simulation.rows import SimulatedRows
+
+DRAWS = 5
+"""Of noise."""
+
+
+def private_probe(setup: Setup, rows: SimulatedRows, workers: Workers, protection: Protection | None) -> float | None:
+    """Its test accuracy; None: nothing is protected, there is no budget, or no head."""
+    labels, truth = rows.all.labels, rows.dataset.test.labels
+    if protection is None or protection.mechanism.epsilon is None or "head.weight" not in setup.start:
+        return None
+    if labels is None or truth is None:
+        return None
+    work = workers.work
+    test = setup.tokenised(rows.dataset.test, setup.tokens)
+    workers.freeze(work.data_key, work.depth, "frozen features of the training rows (kept for later runs)")
+    workers.freeze(test, 0, "frozen features of the test rows (kept for later runs)")
+    held_out = work.store(test, 0).features(np.arange(len(truth))).double()
+    train, classes = work.store(work.data_key, work.depth), setup.facts.classes
+    head = setup.head if setup.head.bounded else HEADS.build("private_centroids")
+    mechanism = replace(protection.mechanism, start=1.0)
+    noise = mechanism.start_noise(replace(protection.federation, start=True))
+    assert noise is not None
+    keys = [RunKey(protection.key.stream("private probe", draw).bytes(32)) for draw in range(DRAWS)]
+    totals = [Fold() for _ in keys]
+    for client in range(setup.clients):
+        shard = rows.partition.shard(client)
+        own = head.statistics(train.features(shard), torch.from_numpy(labels[shard]).long(), classes)
+        for key, total in zip(keys, totals, strict=True):
+            total.add(mechanism.start_taken(mechanism.start_released(own, noise, key, (0, client))), 1.0)
+    accuracies = []
+    for key, total in zip(keys, totals, strict=True):
+        state = head.solve(mechanism.start_summed(total.sums, noise, key, 0), held_out.shape[1], classes)
+        logits = held_out @ state["head.weight"].T + state["head.bias"]
+        accuracies.append(float((logits.argmax(1).numpy() == truth).mean()))
+    return float(np.mean(accuracies))

@@ -1,0 +1,92 @@
+"""python -m fedpeft.transcript: whether two clients were told the same by their server."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedpeft.deployment.signing import Verifier
+from fedpeft.deployment.transcript_comparison import first_difference, side_by_side, told
+from fedpeft.errors import FedpeftError, RunError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Compare what a server has told two clients: model and settings, round by round.
+
+    python -m fedpeft.transcript a/transcript.jsonl b/transcript.jsonl --certificate ca.pem
+    """
+
+    one: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A", help="a client's transcript.jsonl")]
+    other: Annotated[
+        Path, tyro.conf.Positional, tyro.conf.arg(metavar="B", help="another's, or the server's rounds.signed.jsonl")
+    ]
+    certificate: Annotated[
+        Path | None,
+        tyro.conf.arg(help="ca.pem (or the server's certificate): check that the server has signed all of it"),
+    ] = None
+
+
+def compare(command: Command, console: Console) -> bool:
+    """Say what both were told; returns whether it was the same.
+
+    Raises:
+        FedpeftError: a file that is no transcript, or that was changed.
+    """
+    verifier = None
+    if command.certificate is not None:
+        try:
+            verifier = Verifier(command.certificate.read_bytes())
+        except OSError as error:
+            raise RunError(f"{command.certificate} can't be read: {error.strerror}") from None
+    one, other = told(command.one, verifier), told(command.other, verifier)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    if verifier is not None:
+        say("signatures: all are the server's")
+    elif one.signed and other.signed:
+        say("signatures: not checked; give --certificate ca.pem")
+    else:
+        say("signatures: none, the server ran without TLS; whoever has a transcript could have written it")
+    table = Table("round", one.client or "A", other.client or "B", title="what each was sent: digests, not compared")
+    for called, *digests in side_by_side(one, other):
+        table.add_row(called, *(digest[:16] or "-" for digest in digests))
+    console.print(table)
+    if one.chain.run != other.chain.run:
+        say(f"different: these are two federations, {one.chain.run} and {other.chain.run}")
+        return False
+    difference = first_difference(one, other)
+    if difference is not None:
+        say(
+            f"different: from record {difference.position} ({difference.called}) on, both were told otherwise in "
+            f"{', '.join(difference.names)}"
+        )
+        return False
+    short, long = sorted((len(one.chain.records), len(other.chain.records)))
+    say(f"same: model and settings of {short} records, up to {one.chain.records[short - 1].called}")
+    if long > short:
+        say(f"only one of both knows {long - short} more records")
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0 (the same), 1 (different), 2 for a user's mistake or a forged file."""
+    try:
+        same = compare(tyro.cli(Command, args=arguments, prog="python -m fedpeft.transcript"), Console())
+    except FedpeftError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""FLoRG: the Gram matrices of the clients' G are averaged, and the mean is read back (Meng, Tang, Wong, arXiv
+2602.17095).
+
+    W0 + s L G^T G R;   Q = sum_k p_k G_k^T G_k = V D V^T;   G~ = D^1/2 V^T;   S = U W^T of the SVD of G G~^T
+    G <- S G~
+
+The mean of Gram matrices is the exact mean of the updates, with L and R in common. Reading it back is not: Q has rank
+up to K r, G only r rows. S (r, rows of G~) with orthonormal rows is the best match of S G~ to the G before, so that
+rounds go on in one frame. It minimises the drift, not the error of G^T G: `read_back=best` cuts G~ to its r leading
+rows first, which gives the best rank-r approximation of Q (Eckart-Young), turned as near to the last G as can be. The
+error that is left is measured each round (`aggregation_error` in rounds.jsonl).
+
+What it needs from the PEFT method: tensors called `...lora_G...`, of role `plain` and shape (r, k), as `lora_gram`
+has. Other tensors, such as the head, get their mean. Deviation: V and D come from the stacked sqrt(p_k) G_k, of (K r,
+k), without forming Q.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedpeft.aggregation.strategy import Aggregate, Read, RoundStrategy
+from fedpeft.aggregation.update import normalised, weighted_sum
+from fedpeft.errors import ConfigError
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Layout, State
+
+
+@dataclass(frozen=True)
+class FLoRG(RoundStrategy):
+    """The mean Gram matrix, in the frame of the last G."""
+
+    read_back: str = setting(
+        "procrustes",
+        "how G is made from the mean: procrustes (paper: nearest to the last G) or best (nearest to the mean)",
+        choices=("procrustes", "best"),
+    )
+
+    needs_lora: ClassVar[bool] = False
+    new_factors: ClassVar[bool] = True
+    arrives_whole: ClassVar[bool] = False
+
+    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+        """Refuse a method without G, and different sizes.
+
+        Raises:
+            ConfigError: the PEFT method has no G, or a client's rank or alpha is not the global one.
+        """
+        if not grams(layout):
+            raise ConfigError("florg averages the Gram matrices of G in L G^T G R; use the peft method lora_gram")
+        super().check(layout, forms)
+
+    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+        """One round, a tensor at a time."""
+        shares, G = normalised([u.weight for u in read(())]), grams(layout)
+        after = {}
+        for name, before in state.items():
+            updates = read((name,))
+            after[name] = (
+                self._read_back(before, [u.trained(name) * p**0.5 for p, u in zip(shares, updates, strict=True)])
+                if name in G
+                else before + weighted_sum([u.delta[name] for u in updates], shares)
+            )
+        return Aggregate(after, {})
+
+    def _read_back(self, before: Tensor, roots: list[Tensor]) -> Tensor:
+        _, root, Vt = torch.linalg.svd(torch.cat(roots).double(), full_matrices=False)
+        if self.read_back == "best":
+            root, Vt = root[: len(before)], Vt[: len(before)]
+        whole = root[:, None] * Vt
+        return (_nearest_turn(before.double() @ whole.T) @ whole).to(before.dtype)
+
+
+def _nearest_turn(M: Tensor) -> Tensor:
+    """U W^T of M = U S W^T: the matrix of orthonormal rows, or columns, that maximises tr(X^T M)."""
+    U, _, Wt = torch.linalg.svd(M, full_matrices=False)
+    return U @ Wt
+
+
+def grams(layout: Layout) -> frozenset[str]:
+    """Names of the tensors G."""
+    return frozenset(t.name for t in layout.tensors if t.role == "plain" and "lora_G" in t.name)
+
+
+part = FLoRG

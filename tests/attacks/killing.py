@@ -1,0 +1,72 @@
+"""Runs in processes of their own that can be killed, for tests: what they import is there before they begin."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+
+from fedpeft import simulate, study
+
+COMMANDS = {"simulate": simulate.main, "study": study.main}
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["tests.attacks.killing", "fedpeft.simulation.simulation", "fedpeft.clients.preload"])
+
+
+def command(name: str, arguments: list[str], log: str) -> None:
+    """The command, with what it says in a file; ends the process with its exit code."""
+    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    with suppress(PermissionError):
+        os.setpgid(0, 0)
+    raise SystemExit(COMMANDS[name](arguments))
+
+
+def started(name: str, arguments: list[str], log: str) -> BaseProcess:
+    """The command, begun."""
+    process = _server.Process(target=command, args=(name, arguments, log))
+    process.start()
+    return process
+
+
+def timed(name: str, arguments: list[str], log: str) -> float:
+    """Seconds that the command takes, undisturbed."""
+    before = time.monotonic()
+    process = started(name, arguments, log)
+    process.join()
+    with open(log) as said:
+        assert process.exitcode == 0, said.read()
+    return time.monotonic() - before
+
+
+def killed(
+    name: str, again: Callable[[], list[str]], log: str, seconds: float, kills: int, chance: random.Random
+) -> int:
+    """Begins the command again and again and kills it, at moments that are drawn, until it was killed so often or has
+    come to its end; then lets it end. Returns how often it was killed.
+
+    Args:
+        name: of the command.
+        again: its arguments now, to begin or to go on.
+        log: the file of what it says.
+        seconds: that it takes when nobody kills it.
+        kills: the most.
+        chance: draws the moments.
+    """
+    done = 0
+    while done < kills:
+        process = started(name, again(), log)
+        process.join(chance.uniform(0.02, 1.0) * seconds)
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+        done += 1
+    timed(name, again(), log)
+    return done

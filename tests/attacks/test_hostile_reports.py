@@ -1,0 +1,134 @@
+"""Sixty kinds of hostile report, each from a client that belongs to the federation, while an honest one goes on.
+
+Whatever a report says, the server ends its rounds, the state stays finite, what it keeps can be read again, and the
+honest client's update counts.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.messages import Report
+from fedpeft.communication.payload import read_payload, seal, write_payload
+from fedpeft.server.progress import Checkpoints
+from tests.attacks.scale import SEED
+from tests.conftest import SilentObserver
+from tests.here import Federation
+
+NAN, INF = float("nan"), float("inf")
+
+
+def payload_of(edge, value):
+    """An update in which each number is `value`: no codec would encode NaN, so its bytes are put in by hand."""
+    state = edge.setup.start
+    header, body = read_payload(parse_codec("fp32").encode(state), {n: tuple(t.shape) for n, t in state.items()})
+    return write_payload(header, np.full(len(body) // 4, value, "<f4").tobytes())
+
+
+def _numbers():
+    for name in ("loss", "seconds", "correct", "count"):
+        for value in (NAN, INF, -INF, -1.0, 1e300, 5e-324):
+            yield f"{name}={value}", lambda report, edge, n=name, v=value: replace(report, **{n: v})
+    for name in ("rows", "steps", "charged"):
+        for value in (-(2**63), -1, 0, 2**31, 2**62):
+            yield f"{name}={value}", lambda report, edge, n=name, v=value: replace(report, **{n: v})
+
+
+def _payloads():
+    yield "no payload", lambda report, edge: replace(report, payload=b"")
+    yield "a zero byte", lambda report, edge: replace(report, payload=b"\0")
+    yield "half of it", lambda report, edge: replace(report, payload=report.payload[: len(report.payload) // 2])
+    yield "twice", lambda report, edge: replace(report, payload=report.payload * 2)
+    yield "backwards", lambda report, edge: replace(report, payload=report.payload[::-1])
+    yield "random bytes", lambda report, edge: replace(report, payload=random.Random(SEED).randbytes(4096))
+    yield "sealed random bytes", lambda report, edge: replace(report, payload=seal(random.Random(SEED).randbytes(999)))
+    for word, value in (("nan", NAN), ("infinity", INF), ("1e30", 1e30), ("1e38", 1e38), ("-1e20", -1e20)):
+        yield (
+            f"all {word}",
+            lambda report, edge, v=value: replace(report, payload=payload_of(edge, v)),
+        )
+    yield (
+        "fewer tensors",
+        lambda report, edge: replace(
+            report,
+            payload=parse_codec("fp32").encode(
+                dict(list(edge.setup.start.items())[:1]),
+                shapes={n: tuple(t.shape) for n, t in edge.setup.start.items()},
+            ),
+        ),
+    )
+    yield "a correction", lambda report, edge: replace(report, correction=report.payload)
+    yield "random correction", lambda report, edge: replace(report, correction=b"\xff" * 300)
+
+
+def _words():
+    yield "an error", lambda report, edge: replace(report, error="no")
+    yield "an error of a megabyte", lambda report, edge: replace(report, error="[bold]x" * 150_000)
+    yield "an error with control characters", lambda report, edge: replace(report, error="\x1b[2J\r\n\0")
+    yield "an error of half a character", lambda report, edge: replace(report, error="\ud800")
+    yield "spent", lambda report, edge: replace(report, spent=True)
+    yield "spent, with an error", lambda report, edge: replace(report, spent=True, error="spent", payload=b"")
+    yield "another client", lambda report, edge: replace(report, client=0)
+    yield "a client that is none", lambda report, edge: replace(report, client=10**6)
+    yield "an earlier round", lambda report, edge: replace(report, round=0)
+    yield "a later round", lambda report, edge: replace(report, round=10**6)
+
+
+KINDS = dict([*_numbers(), *_payloads(), *_words()])
+
+
+def test_there_are_sixty_kinds():
+    assert len(KINDS) >= 60
+
+
+def stays_sound(made, lie):
+    """Runs the federation with a lying second client; returns the lines of its reports."""
+    edge = made.server.edges[1]
+    honest = edge.handle
+    edge.handle = lambda instruction: lie(honest(instruction), edge)
+    progress = made.run()
+    assert progress.round == made.config.rounds
+    assert all(bool(tensor.isfinite().all()) for tensor in progress.adapter.values())
+    stored = Checkpoints(made.folder / "server" / "checkpoint").load()
+    assert stored is not None
+    assert stored.round == progress.round
+    lines = [json.loads(line) for line in (made.folder / "server" / "clients.jsonl").read_text().splitlines()]
+    assert not any("rejected" in line for line in lines if line["client"] == 0), "the honest client was refused"
+    return [line for line in lines if line["client"] == 1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hostile_report(kind, tmp_path):
+    made = Federation(tmp_path, SilentObserver(), rounds=1)
+    [line] = stays_sound(made, KINDS[kind])
+    print(f"{kind}: {line.get('rejected') or 'taken'}"[:200])
+
+
+@pytest.mark.long
+def test_all_of_them_in_one_run(tmp_path):
+    """One round each, in an order that is drawn: nothing of one is left that spoils another."""
+    names = random.Random(SEED).sample(sorted(KINDS), len(KINDS))
+    made = Federation(tmp_path, SilentObserver(), rounds=len(names))
+    order = iter(names)
+    lines = stays_sound(made, lambda report, edge: KINDS[next(order)](report, edge))
+    assert len(lines) == len(names)
+    refused = sum("rejected" in line for line in lines)
+    print(f"{len(names)} kinds, {refused} refused")
+    assert refused > len(names) / 2, "next to nothing was refused: the attack is none"
+
+
+def test_a_lie_is_noticed_here(tmp_path):
+    """The harness sees what it should: a report of nonsense is refused, an honest one is not."""
+    made = Federation(tmp_path, SilentObserver(), rounds=2)
+    lies = iter([lambda report, edge: report, KINDS["random bytes"]])
+    first, second = stays_sound(made, lambda report, edge: next(lies)(report, edge))
+    assert "rejected" not in first
+    assert "rejected" in second
+    assert isinstance(KINDS["an error"](Report(1, 1, b""), None), Report)

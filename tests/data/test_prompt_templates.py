@@ -1,0 +1,230 @@
+"""Prompt templates, by name and of a file: what they write, what is learned of it, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
+from fedpeft.data.conversations import ids_and_answers, question
+from fedpeft.data.examples import IGNORED
+from fedpeft.data.made_words import WORDS
+from fedpeft.data.prompt_templates import PromptTemplate
+from fedpeft.data.rows import load_dataset
+from fedpeft.errors import ConfigError, DataError, FedpeftError, ModelError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.task import TASKS
+from fedpeft.simulate import main
+
+TASK = TASKS.build("instruction")
+CHAT = (
+    "{% for m in messages %}{{ '" + WORDS[0] + " ' if m.role == 'user' else '" + WORDS[1] + " ' }}{{ m.content }} "
+    "{% endfor %}{% if add_generation_prompt %}{{ '" + WORDS[1] + " ' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def plain_model():
+    return resolve_model("tiny_lm")
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "chat"
+    shutil.copytree(resolve_model("tiny_lm"), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def record(i, **more):
+    return {
+        "instruction": " ".join(WORDS[2 + i : 5 + i]),
+        "input": WORDS[i] if i % 2 else "",
+        "output": " ".join(WORDS[40 + i : 43 + i]),
+        **more,
+    }
+
+
+@pytest.fixture
+def columns(tmp_path):
+    return written(tmp_path / "rows.jsonl", [record(i) for i in range(30)])
+
+
+def written(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def template(tmp_path, text):
+    path = tmp_path / "own.jinja"
+    path.write_text(text)
+    return path
+
+
+def learned(tokenizer, rows, i):
+    """The text of what counts, and of what does not."""
+    batch = rows.batch(np.array([i]))
+    counted = batch["labels"][0] != IGNORED
+    real = batch["attention_mask"][0] == 1
+    return tuple(tokenizer.decode(batch["input_ids"][0][mask]) for mask in (counted, real & ~counted))
+
+
+def test_alpacas_prompts_are_those_of_the_paper():
+    alpaca = PromptTemplate("alpaca")
+    assert alpaca.prompt({"instruction": "Add.", "input": "1, 2"}, "row 1") == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n"
+        "### Response:"
+    )
+    for given in ({"instruction": "Sing."}, {"instruction": "Sing.", "input": ""}):
+        assert alpaca.prompt(given, "row 1") == (
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+            "\n\n### Instruction:\nSing.\n\n### Response:"
+        )
+
+
+@pytest.mark.parametrize("kind", ["alpaca", "own"])
+def test_answers_are_learned_and_prompts_are_not(kind, columns, tmp_path, plain_model):
+    own = template(tmp_path, "Q {{ instruction }}{% if input %} {{ input }}{% endif %} A")
+    data = load_dataset(f"file(path={str(columns)!r}, template={str(own) if kind == 'own' else kind!r})")
+    assert data.task == "instruction"
+    assert data.label_names is None
+    tokenizer = AutoTokenizer.from_pretrained(plain_model)
+    rows = TASK.tokenise(data.train, plain_model, 64)
+    for i in range(len(rows)):
+        row = json.loads(data.train.inputs[i])
+        said, asked = learned(tokenizer, rows, i)
+        assert said.split() == [*row["answer"].split(), "[EOS]"]
+        assert not set(row["answer"].split()) & set(asked.split())
+        assert asked.split()[0] == "[BOS]"
+
+
+def test_columns_in_the_models_own_chat_template(columns, chat_model):
+    data = load_dataset(f"file(path={str(columns)!r}, template=chat)")
+    rows = TASK.tokenise(data.train, chat_model, 64)
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    row = json.loads(data.train.inputs[0])
+    said, asked = learned(tokenizer, rows, 0)
+    assert said.split() == row[1]["content"].split()
+    assert asked.split()[-1] == WORDS[1]
+    assert [m["role"] for m in row] == ["user", "assistant"]
+
+
+def test_conversations_in_a_template_of_a_file(tmp_path, plain_model):
+    """The model has none of its own; every answer is learned, of several turns, and nothing that the user says."""
+    own = template(tmp_path, CHAT)
+    turns = [{"role": r, "content": WORDS[10 + i]} for i, r in enumerate(["user", "assistant"] * 3)]
+    file = written(tmp_path / "chats.jsonl", [{"messages": turns}] * 12)
+    data = load_dataset(f"file(path={str(file)!r}, template={str(own)!r})")
+    rows = TASK.tokenise(data.train, plain_model, 64)
+    said, asked = learned(AutoTokenizer.from_pretrained(plain_model), rows, 0)
+    assert said.split() == [WORDS[11], WORDS[13], WORDS[15]]
+    assert {WORDS[10], WORDS[12], WORDS[14]} <= set(asked.split())
+
+
+def test_another_text_of_a_template_makes_other_rows(tmp_path):
+    """So that rows in the cache are never those of a template that has changed since."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    file = written(tmp_path / "chats.jsonl", [{"messages": turns}] * 12)
+    own = template(tmp_path, CHAT)
+    before = load_dataset(f"file(path={str(file)!r}, template={str(own)!r})").train.inputs[0]
+    own.write_text(CHAT + "x")
+    assert load_dataset(f"file(path={str(file)!r}, template={str(own)!r})").train.inputs[0] != before
+    with pytest.raises(DataError, match="has changed"):
+        ids_and_answers(AutoTokenizer.from_pretrained(resolve_model("tiny_lm")), before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "records", "error", "words"),
+    [
+        ("template=alpacca", None, ConfigError, "no prompt template 'alpacca'; legal are alpaca, chat"),
+        ("template='missing.jinja'", None, DataError, "no file missing.jinja"),
+        ("template=alpaca, answer=response", None, DataError, "line 1 of .* no column 'response' for the answer"),
+        ("template=alpaca", [record(0), record(1, output=" ")], DataError, "line 2 of .*nobody answers"),
+        ("template=alpaca", [record(0, output=3)], DataError, "line 1 of .*the column 'output' holds 3"),
+        ("template=alpaca", [{"output": "x"}], DataError, "line 1 of .*alpaca fails: 'instruction' is undefined"),
+        ("template=alpaca", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+         ConfigError, "one of columns, and .* holds conversations"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_a_prompt_is_one_sentence(settings, records, error, words, columns, tmp_path):
+    file = columns if records is None else written(tmp_path / "other.jsonl", records)
+    with pytest.raises(error, match=words) as raised:
+        load_dataset(f"file(path={str(file)!r}, {settings})")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{{ instruction", "line 1 of .*own.jinja fails: .*line 1"),
+        ("{% for %}", "own.jinja fails"),
+        ("{{ topic }}", "'topic' is undefined"),
+        ("{{ instruction / 0 }}", "own.jinja fails"),
+        ("{{ ''.__class__.__mro__ }}", "own.jinja fails: .*unsafe"),
+        ("{# nothing #}", "writes nothing"),
+        ("{{ raise_exception('no') }}", "own.jinja fails"),
+    ],
+)
+def test_a_template_that_fails_is_one_sentence(text, words, columns, tmp_path):
+    own = template(tmp_path, text)
+    with pytest.raises(DataError, match=words) as raised:
+        load_dataset(f"file(path={str(columns)!r}, template={str(own)!r})")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_template_that_leaves_the_answer_out_is_refused(tmp_path, plain_model):
+    own = template(tmp_path, "{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}")
+    turns = [{"role": "user", "content": WORDS[3]}, {"role": "assistant", "content": WORDS[4]}]
+    file = written(tmp_path / "chats.jsonl", [{"messages": turns}] * 12)
+    data = load_dataset(f"file(path={str(file)!r}, template={str(own)!r})")
+    with pytest.raises(DataError, match="leaves out what the assistant says"):
+        TASK.tokenise(data.train, plain_model, 64)
+
+
+def test_a_model_without_a_chat_template_is_one_sentence(columns, plain_model):
+    data = load_dataset(f"file(path={str(columns)!r}, template=chat)")
+    with pytest.raises(ModelError, match=r"no chat template; .*FILE\.jinja"):
+        TASK.tokenise(data.train, plain_model, 64)
+
+
+def test_a_run_on_prompts_counts_what_is_cut_and_answers_in_its_template(columns, tmp_path, capsys):
+    long = [record(i) for i in range(30)] + [record(31, output=" ".join(WORDS[:60]))] * 5
+    file = written(tmp_path / "long.jsonl", long)
+    own = template(tmp_path, "{{ instruction }}{% if input %} {{ input }}{% endif %}")
+    words = ["--dataset", f"file(path={str(file)!r}, template={str(own)!r})", "--model=tiny_lm", "--clients=3"]
+    words += ["--cohort=3", "--rounds=1", "--workers=1", "--partition=iid", "--dtype=fp32", "--tokens=32"]
+    words += ["--local-work=steps(1)", "--peft=lora(rank=2)", "--output", str(tmp_path / "run")]
+    assert main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    long = sum(len(json.loads(row)["answer"].split()) == 60 for row in load_dataset(words[1]).train.inputs)
+    assert f"{long} of 28 rows are longer than 32 tokens and cut there" in said
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["task"] == "instruction"
+    from fedpeft.predict import main as predict
+
+    assert predict([str(tmp_path / "run"), " ".join(WORDS[:3]), "--new-tokens=2"]) == 0
+
+
+def test_cut_rows_are_counted_in_plain_text_too(plain_model):
+    task = TASKS.build("causal_lm")
+    data = load_dataset("tiny_lm(owners=3)")
+    rows = task.tokenise(data.train, plain_model, 16)
+    longer = sum(len(text.split()) + 1 > 16 for text in data.train.inputs)
+    assert 0 < rows.cut == longer
+    assert examples_from_arrays(examples_to_arrays(rows)).cut == longer
+
+
+def test_questions_are_put_as_in_training(tmp_path, chat_model):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    chat = f"{WORDS[0]} hello {WORDS[1]}"
+    assert [t.split() if isinstance(t, str) else t for t in question(tokenizer, "hello", None)] == [chat.split(), True]
+    assert question(tokenizer, "hello", "alpaca")[0].endswith("### Instruction:\nhello\n\n### Response:")
+    assert question(tokenizer, "hello", str(template(tmp_path, CHAT)))[0].split() == chat.split()
+    with pytest.raises(FedpeftError, match="'topic' is undefined"):
+        question(tokenizer, "hello", str(template(tmp_path, "{{ topic }}: {{ instruction }}")))

@@ -1,0 +1,51 @@
+"""Polarity in four domains: how lines are read, and that no document is in both parts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from fedpeft.data.cached_rows import rows_hash
+from fedpeft.data.datasets.reviews import DOMAINS, new, place, rated
+from fedpeft.data.rows import load_dataset
+from fedpeft.errors import DataError
+
+
+def test_lines() -> None:
+    rows = list(rated("1_1\t-0.9\tBad.\n1_2\t2\tGood.\n7\t0.5\tA tweet\twith a tab\n8\t1\t \n", "x"))
+    assert rows == [("1", -0.9, "Bad."), ("1", 2.0, "Good."), ("7", 0.5, "A tweet\twith a tab")]
+    with pytest.raises(DataError, match=r"line 2 of x is not"):
+        list(rated("1\t2\ta\n3\t4\n", "x"))
+
+
+def test_texts_that_differ_in_signs_and_case_are_one() -> None:
+    seen: set[str] = set()
+    assert [new(text, seen) for text in ("So good!", "so, GOOD", "so bad", ":)", ":(", ":)")] == [
+        *(True, False, True),
+        *(True, True, False),
+    ]
+
+
+def test_places_are_the_same_everywhere() -> None:
+    assert 0.2 < np.mean([place(f"x/{i}") for i in range(500)]) < 0.8
+    assert place("films/1") == pytest.approx(0.33218009)
+
+
+@pytest.mark.slow
+def test_the_reviews_themselves() -> None:
+    data = load_dataset("reviews")
+    assert data.train.owners is not None
+    assert data.test.owners is not None
+    owners = Counter(data.train.owners.tolist())
+    assert len(owners) == 150
+    assert {owner.partition("/")[0] for owner in owners} == set(DOMAINS) == set(data.test.owners.tolist())
+    assert max(owners.values()) < 150
+    texts = [*data.train.inputs, *data.test.inputs]
+    assert len(set(texts)) == len(texts)
+    assert data.train.labels is not None
+    assert data.train.inputs[0].startswith("It's mainly a holiday celebration")
+    assert data.train.labels[0] == 1
+    assert rows_hash(data.train).startswith("eca4a1d42313a5c7")
+    assert rows_hash(data.test).startswith("310772e00d6b55e8")

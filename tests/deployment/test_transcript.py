@@ -1,0 +1,431 @@
+"""Rounds are signed and chained: a server that lies is refused with one sentence, and two transcripts show it."""
+
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import replace
+
+import pytest
+import torch
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from fedpeft import transcript as command
+from fedpeft.communication.messages import Instruction
+from fedpeft.communication.release import Release, check_released, common_digest, digest_of, form_name
+from fedpeft.deployment.announcements import Announcements
+from fedpeft.deployment.certificates import Authority, Credentials
+from fedpeft.deployment.round_record import RoundRecord, TaskRecord, parsed
+from fedpeft.deployment.signing import RECORD, TASK, Signed, Signer, Verifier
+from fedpeft.deployment.transcript import Transcript, most_records
+from fedpeft.errors import PayloadError, RunError
+
+RUN, SETTINGS = "0123456789abcdef", "5" * 64
+STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2)}
+
+
+def task(round=1, kind="train", client=0, **more):
+    return Instruction(kind, round, client, b"payload", 0.1, rank=2, alpha=4.0, **more)
+
+
+def release(instruction, state=STATE, **more):
+    states = {form_name(instruction.form): digest_of(state)} if instruction.kind != "prepare" else {}
+    return Release(instruction.kind, instruction.round, states, common_digest(instruction), **more)
+
+
+class Server:
+    """A server with certificates, which says what a test has it say."""
+
+    def __init__(self, folder, name="server", tls=True):
+        self.folder, self.name = folder, name
+        self.authority = Authority(folder / "certs", 30)
+        if self.authority.ensure():
+            self.authority.server(["127.0.0.1"])
+        self.signer = Signer(Credentials.of_server(folder / "certs")) if tls else None
+        self.open()
+
+    @property
+    def ca(self):
+        return (self.folder / "certs" / "ca.pem").read_bytes()
+
+    def open(self, settings=SETTINGS):
+        """It is started, or started again."""
+        self.said = Announcements(self.folder / f"{self.name}.jsonl", RUN, settings, 2, self.signer)
+
+    def round(self, instruction, **more):
+        self.said.announce(release(instruction, **more))
+        return instruction
+
+    def sends(self, client, instruction, **changes):
+        """The records that the client lacks, and a task; returns it as the client takes it."""
+        for record in self.said.since(len(client)):
+            client.receive(record)
+        name = changes.pop("name", "edge-1")
+        return client.accept(replace(instruction, **changes), self.said.about(name, instruction))
+
+
+@pytest.fixture
+def server(tmp_path):
+    return Server(tmp_path)
+
+
+@pytest.fixture
+def joins(server):
+    def join(name="edge-1", verifier=True, **more):
+        file = server.folder / f"{name}.transcript.jsonl"
+        given = {"run": RUN, "settings": SETTINGS, "client": name, "most": most_records(20)} | more
+        return Transcript(file, verifier=Verifier(server.ca) if verifier else None, **given)
+
+    return join
+
+
+def test_an_honest_server_is_believed_and_all_it_says_is_kept(server, joins):
+    client = joins()
+    server.round(task(0, "prepare"))
+    assert server.sends(client, task(0, "prepare")).released == ""
+    for round in (1, 2):
+        for kind in ("train", "evaluate"):
+            asked = server.round(task(round, kind))
+            assert server.sends(client, asked) == replace(asked, released=digest_of(STATE))
+            assert server.sends(client, asked).released, "sent again after a lost connection"
+    file = server.folder / "edge-1.transcript.jsonl"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [("record" in line, "task" in line) for line in lines] == 5 * [(True, False), (False, True)]
+    before = file.read_bytes()
+    again = joins()
+    assert len(again) == 5
+    server.sends(again, server.round(task(3)))
+    assert file.read_bytes().startswith(before), "lines are only ever added"
+
+
+def test_a_client_that_was_away_is_sent_what_it_missed(server, joins):
+    client = joins()
+    server.sends(client, server.round(task(1)))
+    for round in range(2, 9):
+        server.round(task(round))
+    server.sends(client, task(8))
+    assert len(client) == 8
+    assert len(joins()) == 8
+
+
+def test_a_server_that_is_resumed_goes_on_with_the_chain(server, joins):
+    """It may repeat the round that was lost, whose outcome may be another one than it was evaluated with."""
+    client = joins()
+    server.sends(client, server.round(task(1)))
+    server.sends(client, server.round(task(1, "evaluate"), state={"a": torch.ones(1)}))
+    with open(server.folder / "server.jsonl", "a") as file:
+        file.write('{"record": "a power cut')
+    server.open()
+    server.sends(client, server.round(task(1, attempt=1)))
+    server.sends(client, server.round(task(1, "evaluate")))
+    server.sends(client, server.round(task(2)))
+    assert len(client) == len(server.said) == 5
+
+
+def test_a_server_does_not_contradict_itself(server):
+    """What clients would refuse, it refuses itself: an older checkpoint, another state, other settings."""
+    server.round(task(1))
+    server.round(task(2))
+    server.open()
+    with pytest.raises(RunError, match=r"clients have been told otherwise.*rollback.*newest checkpoint"):
+        server.round(task(1))
+    with pytest.raises(RunError, match="leaves a gap: the last round that was trained is 2"):
+        server.round(task(4))
+    with pytest.raises(RunError, match="another content than record 1, of the same round"):
+        server.round(task(2), state={"a": torch.ones(1)})
+    assert len(server.said) == 2
+    with pytest.raises(RunError, match=r"about other settings.*resume with the same options"):
+        server.open("6" * 64)
+
+
+# -------------------------------------------------------------------------------------------------- a server that lies
+
+
+def forged(server, client, **fields):
+    """A record that the server signs, though it can't follow those that the client has."""
+    head = client._chain.head
+    record = RoundRecord(
+        run=RUN, sequence=len(client), previous=head, kind="train", round=client._chain.round + 1, cohort=2,
+        settings=SETTINGS, states={}, common=common_digest(task()), base="", time=1_800_000_000,
+    )  # fmt: skip
+    now = parsed(RoundRecord, server.said._statements[0].content).time
+    return server.signer.sign(RECORD, replace(record, time=now, **fields).to_bytes())
+
+
+LIES = [
+    ({"sequence": 5}, "leaves a gap: the last one known here is 1"),
+    ({"sequence": 0}, "is a rollback: 2 are known here already"),
+    ({"previous": "0" * 64}, "is a fork"),
+    ({"round": 4}, "leaves a gap: the last round that was trained is 2"),
+    ({"round": 1}, "is a rollback: round 2 has been trained in"),
+    ({"round": 0, "kind": "prepare"}, "is a rollback: round 2 has been trained in"),
+    ({"round": 1, "kind": "evaluate"}, "is a rollback: round 2 has been trained in"),
+    ({"round": 2, "cohort": 3}, "has another content than record 1, of the same round"),
+    ({"round": 2, "states": {"rank 2, alpha 4.0": "0" * 64}, "common": common_digest(task(2))}, "has another content"),
+    ({"settings": "6" * 64}, "about other settings than those that the server has told"),
+    ({"run": "f" * 16}, "is of another federation"),
+    ({"kind": "steal"}, "can't be read"),
+    ({"round": -1}, "can't be read"),
+    ({"round": True}, "can't be read"),
+    ({"states": {"x": "../../file"}}, "can't be read"),
+    ({"states": {"x" * 64: "0" * 64}}, "can't be read"),
+    ({"states": {str(i): "0" * 64 for i in range(1000)}}, "bytes; legal are"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lie", "says"), LIES, ids=lambda value: str(value)[:40])
+def test_a_record_that_can_not_follow_is_refused(server, joins, lie, says):
+    client = joins()
+    server.sends(client, server.round(task(1)))
+    server.sends(client, server.round(task(2)))
+    before = (server.folder / "edge-1.transcript.jsonl").read_bytes()
+    with pytest.raises(RunError, match=says):
+        client.receive(forged(server, client, **lie))
+    assert len(client) == 2
+    client.receive(forged(server, client))
+    assert (server.folder / "edge-1.transcript.jsonl").read_bytes() == before, "written when a task is accepted"
+
+
+def test_a_server_set_back_to_an_older_copy_is_refused(server, joins):
+    client = joins()
+    server.sends(client, server.round(task(1)))
+    copy = (server.folder / "server.jsonl").read_bytes()
+    server.sends(client, server.round(task(2)))
+    (server.folder / "server.jsonl").write_bytes(copy)
+    server.open()
+    server.round(task(2), state={"a": torch.ones(1)})
+    with pytest.raises(RunError, match="of a round that it has not recorded"):
+        server.sends(client, task(2))
+    server.round(task(3))
+    with pytest.raises(RunError, match="is a fork"):
+        server.sends(client, task(3))
+
+
+def test_signatures_of_anybody_else_are_refused(server, joins, tmp_path):
+    client = joins()
+    record = server.round(task(1)) and server.said.since(0)[0]
+    other = Server(tmp_path / "other")
+    impostor = server.authority.client("edge-2")
+    as_client = Signer(Credentials.of_client(impostor))
+    for wrong, says in (
+        (replace(record, signature=b""), "without its signature"),
+        (replace(record, signature=record.signature[:-1] + b"\0"), "not the server's: it was forged"),
+        (replace(record, content=record.content.replace(b'"cohort": 2', b'"cohort": 3')), "it was forged"),
+        (other.signer.sign(RECORD, record.content), "a certificate that the authority has not made"),
+        (as_client.sign(RECORD, record.content), "a certificate of the authority that is no server's"),
+        (replace(record, certificate=b"none"), "a certificate that the authority has not made"),
+        (server.signer.sign(TASK, record.content), "it was forged"),
+    ):
+        with pytest.raises(RunError, match=says):
+            client.receive(wrong)
+    old = parsed(RoundRecord, record.content)
+    with pytest.raises(RunError, match="certificate was not valid"):
+        client.receive(server.signer.sign(RECORD, replace(old, time=1_000_000_000).to_bytes()))
+    client.receive(record)
+
+
+def test_without_tls_rounds_are_chained_and_not_signed(tmp_path):
+    server = Server(tmp_path, tls=False)
+    client = Transcript(tmp_path / "t.jsonl", RUN, SETTINGS, "edge-1", None, 100)
+    server.sends(client, server.round(task(1)))
+    server.sends(client, server.round(task(2)))
+    assert server.said.since(0)[0].signature == b""
+    assert not server.said.signed
+    record = parsed(RoundRecord, server.said.since(1)[0].content)
+    with pytest.raises(RunError, match="is a fork"):
+        client.receive(Signed(replace(record, sequence=2, round=3, previous="1" * 64).to_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"payload": b"another"}, "another task than the one that it has made a statement about"),
+        ({"steps": 999}, "another task"),
+        ({"residual": b"x"}, "another task"),
+        ({"name": "edge-2"}, "about a task of 'edge-2'"),
+    ],
+)
+def test_a_task_that_the_statement_is_not_about_is_refused(server, joins, changes, says):
+    with pytest.raises(RunError, match=says):
+        server.sends(joins(), server.round(task(1)), **changes)
+
+
+def test_a_task_that_does_not_fit_the_round_of_all_clients_is_refused(server, joins):
+    client = joins()
+    server.round(task(1))
+    for wrong, says in (
+        (task(2), "a task to train in round 2, and has recorded the training of round 1"),
+        (task(1, "evaluate"), "a task to evaluate in round 1"),
+        (replace(task(1), learning_rate=9.0), "other settings in the training of round 1"),
+        (replace(task(1), correction=b"x"), "other settings"),
+        (replace(task(1), rank=1), "a model of rank 1, alpha 4.0"),
+    ):
+        with pytest.raises(RunError, match=says):
+            server.sends(client, wrong)
+    assert server.sends(joins("edge-2"), task(1), name="edge-2").released
+
+
+def test_a_client_s_tasks_never_go_back_and_it_has_one_in_each_round(server, joins):
+    client = joins()
+    first = server.round(task(1))
+    early = server.said.about("edge-1", first)
+    server.sends(client, first)
+    with pytest.raises(RunError, match="two different tasks in the training of round 1"):
+        server.sends(client, replace(first, steps=3))
+    server.sends(client, server.round(task(2)))
+    with pytest.raises(RunError, match="went back to the training of round 1, after the training of round 2"):
+        joins().accept(first, early)
+    unknown = replace(parsed(TaskRecord, early.content), record="0" * 64)
+    with pytest.raises(RunError, match="of a round that it has not recorded"):
+        client.accept(first, server.signer.sign(TASK, unknown.to_bytes()))
+    with pytest.raises(RunError, match="without a statement"):
+        client.accept(first, Signed(b""))
+
+
+def test_a_server_fills_no_disk_with_records(server, joins):
+    client = joins(most=3)
+    for round in range(1, 5):
+        server.round(task(round))
+    with pytest.raises(RunError, match="more records than its rounds can have; at most 3"):
+        server.sends(client, task(4))
+
+
+def test_a_model_that_is_not_the_recorded_one_is_refused():
+    asked = task(released=digest_of(STATE))
+    check_released(asked, STATE, ())
+    check_released(asked, {**STATE, "own": torch.ones(1)}, ("own",))
+    check_released(task(), {"b": torch.ones(2)}, ())
+    with pytest.raises(PayloadError, match="not the one that it has recorded for all clients"):
+        check_released(asked, {**STATE, "b": torch.full((2,), 1e-9)}, ())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"codec": "small"}, {"downlink": "small", "strategy": "fedsa_lora"}, {"strategy": "flexlora"}],
+    ids=str,
+)
+def test_real_clients_find_the_model_recorded_and_refuse_another(federation, settings):
+    """The digest that the server announces is that of what a client decodes, lossy and private or not."""
+    made = federation(rounds=3, **settings)
+    server = made.server
+    grid = server.grid()
+    heard = []
+    server.announcements.announce = lambda release: heard.append(release)
+    planted = []
+
+    def handle(edge, honest):
+        def answer(asked):
+            states = heard[-1].states
+            assert states[form_name(asked.form)]
+            assert heard[-1].common == common_digest(asked)
+            report = honest(replace(asked, released=states[form_name(asked.form)]))
+            if asked.kind == "train" and asked.round == 3:
+                planted.append(honest(replace(asked, released="0" * 64)).error)
+            return report
+
+        return answer
+
+    for edge in server.edges:
+        edge.handle = handle(edge, edge.handle)
+    assert grid is not None
+    assert made.run().round == 3
+    lines = [json.loads(line) for line in (made.folder / "server" / "clients.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert not any(line.get("rejected") for line in lines)
+    assert len(planted) == 2
+    assert all("not the one that it has recorded" in error for error in planted)
+    assert {r.kind for r in heard} >= {"train"}
+
+
+# -------------------------------------------------------------------------------------------------- the comparison
+
+
+def run_of(server, joins, names=("edge-1", "edge-2"), rounds=3):
+    clients = [joins(name) for name in names]
+    for round in range(1, rounds + 1):
+        asked = server.round(task(round))
+        for name, client in zip(names, clients, strict=True):
+            server.sends(client, asked, name=name)
+    return [str(server.folder / f"{name}.transcript.jsonl") for name in names]
+
+
+def test_two_clients_that_were_told_the_same(server, joins, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    one, other = run_of(server, joins)
+    ca = str(server.folder / "certs" / "ca.pem")
+    assert command.main([one, other, "--certificate", ca]) == 0
+    said = capsys.readouterr().out
+    assert "same: model and settings of 3 records, up to the training of round 3" in said
+    assert "all are the server's" in said
+    assert "edge-1" in said
+    assert command.main([one, str(server.folder / "server.jsonl")]) == 0
+    assert "not checked; give --certificate" in capsys.readouterr().out
+    assert command.main([one, other, "--certificate", str(server.folder / "certs" / "server.pem")]) == 0
+    capsys.readouterr()
+    server.sends(joins("edge-2"), server.round(task(4)), name="edge-2")
+    assert command.main([one, other]) == 0
+    assert "only one of both knows 1 more records" in capsys.readouterr().out
+
+
+def test_two_clients_that_were_told_otherwise(server, joins, tmp_path, capsys):
+    """The server tells the second client another model from round 2 on, with a second chain and its own key."""
+    first = run_of(server, joins, ("edge-1",))[0]
+    (tmp_path / "second.jsonl").write_bytes(
+        b"".join((tmp_path / "server.jsonl").read_bytes().splitlines(keepends=True)[:1])
+    )
+    double = Server(tmp_path, "second")
+    client = joins("edge-2")
+    double.sends(client, task(1), name="edge-2")
+    double.sends(client, double.round(task(2), state={"a": torch.ones(1)}), name="edge-2")
+    second = str(tmp_path / "edge-2.transcript.jsonl")
+    assert command.main([first, second, "--certificate", str(tmp_path / "certs" / "ca.pem")]) == 1
+    said = capsys.readouterr().out
+    assert "different: from record 1 (the training of round 2) on" in said
+    assert "states" in said
+
+
+def test_two_federations_and_files_that_prove_nothing(server, joins, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    one, other = run_of(server, joins)
+    ca = str(server.folder / "certs" / "ca.pem")
+    lines = (tmp_path / "edge-2.transcript.jsonl").read_text().splitlines(keepends=True)
+    changed = tmp_path / "changed.jsonl"
+
+    def says(content, words, code=2, certificate=ca):
+        changed.write_text(content)
+        given = ["--certificate", certificate] if certificate else []
+        assert command.main([one, str(changed), *given]) == code
+        told = capsys.readouterr()
+        assert words in told.out + told.err
+
+    says("", "does not begin with the record of a round")
+    says("no json\n", "holds no statement of a server in line 1")
+    says("".join(lines[2:]), "leaves a gap")
+    says("".join(lines[:2] + lines[4:]), "leaves a gap")
+    says("".join(lines).replace('\\"cohort\\": 2', '\\"cohort\\": 3'), "forged")
+    stripped = [json.dumps({**json.loads(line), "signature": ""}) + "\n" for line in lines]
+    says("".join(stripped), "without its signature")
+    says("".join(stripped), "signatures: none", code=0, certificate=None)
+    says("".join([*lines, lines[-1].replace("edge-2", "edge-3")]), "another client", certificate=None)
+    unsigned = Server(tmp_path, "elsewhere", tls=False)
+    unsigned.said = Announcements(tmp_path / "elsewhere.jsonl", "f" * 16, SETTINGS, 2, None)
+    unsigned.round(task(1))
+    assert command.main([one, str(tmp_path / "elsewhere.jsonl")]) == 1
+    assert "two federations" in capsys.readouterr().out
+    assert command.main([one, str(tmp_path / "missing.jsonl")]) == 2
+    assert command.main([one, other, "--certificate", str(tmp_path / "missing.pem")]) == 2
+
+
+def test_keys_that_can_not_sign_are_one_sentence(server):
+    own = Credentials.of_server(server.folder / "certs")
+    with pytest.raises(RunError, match="key or certificate can't be read"):
+        Signer(replace(own, key=b"none"))
+    with pytest.raises(RunError, match="the certificate to check signatures with can't be read"):
+        Verifier(b"none")
+    rsa_key = rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with pytest.raises(RunError, match="none of an elliptic curve"):
+        Signer(replace(own, key=rsa_key))

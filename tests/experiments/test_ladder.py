@@ -1,0 +1,116 @@
+"""The ladder: every rung on a made task, the table, and what is measured once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.ladder import __main__ as command
+from experiments.ladder.rungs import cells, folds, sample, surface
+from experiments.ladder.settings import TASKS, Task, natural, passes
+from fedpeft.config import from_mapping
+from fedpeft.data.partition import PARTITIONS
+from fedpeft.data.rows import load_dataset
+
+TINY = "tiny(rows=220, test_rows=80, classes=3)"
+SMALL = Task(
+    dataset=TINY,
+    federated={"one": natural(1, 3, batch_size=8), "two": natural(2, 3, batch_size=8)},
+    pooled={"a pass": passes(1, 2)},
+    alone=passes(1, 1),
+    full=passes(1, 1, peft="full", learning_rate=1e-3),
+)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_all_settings_are_legal(name: str) -> None:
+    task = TASKS[name]
+    for fields in (*task.federated.values(), *task.pooled.values(), task.alone, task.full):
+        from_mapping({"dataset": task.dataset, **fields}, "the ladder")
+
+
+def test_words_beat_guessing() -> None:
+    found = surface(load_dataset("tiny"))
+    assert 0.6 < found["accuracy"] < 0.9  # a tuned linear model on words reaches 0.725; guessing 0.25
+    assert 0.6 < found["validation"] < 0.9
+
+
+def test_no_owner_is_fitted_and_scored() -> None:
+    rows = load_dataset(TINY).train
+    assert rows.owners is not None
+    scored = []
+    for fitted, held in folds(rows):
+        assert not set(rows.owners[fitted].tolist()) & set(rows.owners[held].tolist())
+        scored += held.tolist()
+    assert sorted(scored) == list(range(len(rows)))
+
+
+def test_the_sample_reaches_from_the_smallest_client_to_the_largest() -> None:
+    data = load_dataset(TINY)
+    federation = SMALL.federated["one"]
+    chosen = [len(rows) for _, rows in sample(data, federation, 4)]
+    everyone = [len(rows) for _, rows in sample(data, federation, 100)]
+    assert len(everyone) == PARTITIONS.build("natural").split(data.train, 0, 0).sizes.size == 12
+    assert (chosen[0], chosen[-1], len(chosen)) == (min(everyone), max(everyone), 4)
+    assert chosen == sorted(chosen)
+
+
+def line(rung: str, accuracy: float, label: str = "", seed: int = 0, **more: object) -> dict[str, object]:
+    return {"task": "t", "rung": rung, "label": label, "seed": seed, "accuracy": accuracy, **more}
+
+
+def test_the_table() -> None:
+    lines = [
+        line("federated", 0.8, "x", 0, validation=0.9, seconds=10),
+        line("federated", 0.7, "x", 1, validation=0.8, seconds=20),
+        line("alone", 0.3, "client 1", rows=20, validation=0.5),
+        line("alone", 0.5, "client 7", rows=90, validation=0.5),
+        line("majority", 0.25),
+    ]
+    assert command.table_of(lines)[2:] == [
+        "| t | majority |  | 25.0 |  | 1 |  |",
+        "| t | alone | 2 clients of 20 to 90 rows | 40.0 (30.0 to 50.0) |  | 2 |  |",
+        "| t | federated | x | 75.0 ± 7.1 | 85.0 | 2 | 15 |",
+    ]
+
+
+def test_the_text_around_the_table_stays(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text(json.dumps(line("majority", 0.25)) + "\n")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"Before.\n{command.BEGIN}\nold\n{command.END}\nAfter.\n")
+    command.write_table(tmp_path)
+    text = readme.read_text()
+    assert text.startswith("Before.\n")
+    assert text.endswith("After.\n")
+    assert "old" not in text
+    assert "| t | majority |" in text
+    command.write_table(tmp_path)
+    assert readme.read_text() == text
+
+
+@pytest.mark.slow
+def test_every_rung_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "small", SMALL)
+    arguments = [
+        "ladder",
+        "--dataset",
+        "small",
+        "--clients",
+        "2",
+        "--full",
+        "--workers",
+        "1",
+        "--output",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr("sys.argv", arguments)
+    command.main()
+    lines = command.read(tmp_path / "results.jsonl")
+    assert [entry["rung"] for entry in lines] == [cell.rung for cell in cells(SMALL, 1, 2, True, 1)]
+    assert {entry["rung"] for entry in lines} == set(command.ORDER) - {"pixels"}
+    assert all(0 < entry["accuracy"] <= 1 for entry in lines)
+    before = (tmp_path / "results.jsonl").read_text()
+    command.main()
+    assert (tmp_path / "results.jsonl").read_text() == before

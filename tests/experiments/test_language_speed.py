@@ -1,0 +1,19 @@
+"""The benchmark of a language model's step, on a tiny one: every way is measured, and all agree on the loss."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments.language_speed.__main__ import APART, CHUNKS, OUTPUT, PACKED, WHOLE, Settings, main
+
+
+@pytest.mark.parametrize("answers", [1.0, 0.4])
+def test_ways_agree_on_the_loss(answers, tmp_path):
+    file = tmp_path / "found.jsonl"
+    assert main(Settings(model="tiny_lm", tokens=32, repeats=1, answers=answers, output=file)) == 0
+    loss = {line["way"]: line["loss"] for line in map(json.loads, file.read_text().splitlines())}
+    assert loss[CHUNKS] == pytest.approx(loss[WHOLE], rel=1e-5)
+    assert loss[PACKED] == pytest.approx(loss[APART], rel=1e-5)
+    assert loss[OUTPUT + CHUNKS] == pytest.approx(loss[OUTPUT + WHOLE], rel=1e-5)

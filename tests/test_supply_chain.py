@@ -1,0 +1,77 @@
+"""What fedpeft runs on: the lock covers what pyproject.toml asks for, and the list of packages what is installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+LOCK_FILE = ROOT / "requirements.lock"
+LOCK = LOCK_FILE.read_text(encoding="utf-8").splitlines() if LOCK_FILE.exists() else ["not made yet"]
+LINE = re.compile(r"([a-z0-9.-]+)==([^ ]+) --hash=sha256:[0-9a-f]{64}")
+CORE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+
+
+def locked():
+    found = [LINE.fullmatch(line) for line in LOCK[1:]]
+    assert all(found), "a line is no name, version and hash"
+    return {canonicalize_name(match[1]): match[2] for match in found}
+
+
+def test_the_lock_covers_the_core_and_says_nothing_of_where_files_were_found():
+    assert LOCK[0].startswith("# Made by python .ci/lock.py for ")
+    versions = locked()
+    assert len(versions) == len(LOCK) - 1 > len(CORE)
+    for requirement in map(Requirement, CORE):
+        name = canonicalize_name(requirement.name)
+        assert name in versions, f"{name} is not locked: run python .ci/lock.py"
+        assert requirement.specifier.contains(versions[name]), f"{name} is locked outside its range: run .ci/lock.py"
+    assert not re.search("https?:|://|index|@", "\n".join(LOCK))
+    assert all("+" not in found for found in versions.values()), "a local build is found nowhere else"
+
+
+def report(**download):
+    item = {"metadata": {"name": "Some_Thing", "version": "1.0"}, "download_info": {"url": "https://x/y", **download}}
+    told = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": "3.11"}
+    return {"environment": told, "install": [item]}
+
+
+def test_a_lock_is_names_versions_and_hashes_of_pip_s_report():
+    lock_of = runpy.run_path(str(ROOT / ".ci" / "lock.py"))["lock_of"]
+    head, line = lock_of(report(archive_info={"hashes": {"sha256": "a" * 64}})).splitlines()
+    assert "linux x86_64, Python 3.11" in head
+    assert line == f"some-thing==1.0 --hash=sha256:{'a' * 64}"
+    with pytest.raises(SystemExit, match=r"some-thing 1.0 comes without a SHA-256"):
+        lock_of(report())
+
+
+def test_the_list_of_packages_is_that_of_the_environment(tmp_path):
+    target = tmp_path / "sbom.cdx.json"
+    command = [sys.executable, str(ROOT / ".ci" / "sbom.py"), str(target)]
+    subprocess.run(command, check=True, capture_output=True)
+    made = json.loads(target.read_text())
+    before = target.read_bytes()
+    subprocess.run(command, check=True, capture_output=True)
+    assert target.read_bytes() == before
+    assert (made["bomFormat"], made["specVersion"]) == ("CycloneDX", "1.6")
+    assert made["metadata"]["component"]["name"] == "fedpeft"
+    found = {c["name"]: c["version"] for c in made["components"]}
+    for requirement in map(Requirement, CORE):
+        name = canonicalize_name(requirement.name)
+        assert found[name] == version(name)
+    assert "pytest" not in found, "development tools are not what it runs on"
+    references = {c["bom-ref"] for c in [*made["components"], made["metadata"]["component"]]}
+    assert {d["ref"] for d in made["dependencies"]} == references
+    assert {ref for d in made["dependencies"] for ref in d["dependsOn"]} <= references
+    assert len(references) == len(made["components"]) + 1
+    assert all(c["purl"].startswith("pkg:pypi/") for c in made["components"])
