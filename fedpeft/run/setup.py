@@ -37,6 +37,7 @@ from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.family import PEFT_METHODS, of_size
 from fedpeft.peft.method import PeftMethod, WeightChanges
 from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run import checks
 from fedpeft.run.catalogue import built
 from fedpeft.run.grid import SimulationGrid
@@ -94,6 +95,7 @@ class Setup:
         training: local training.
         drift: what is done about clients that drift apart.
         mechanism: of privacy; None: no protection.
+        secure_sum: how updates are added up where nobody may see one; None: the server sees each.
         grid: where simulated clients run.
         measured: what is found out beside the end.
         profiles: of each client, in the order of ids.
@@ -125,6 +127,7 @@ class Setup:
     training: LocalTraining
     drift: Drift
     mechanism: Mechanism | None
+    secure_sum: SecureSum | None
     grid: SimulationGrid
     measured: Measured
     profiles: Sequence[Profile]
@@ -159,7 +162,7 @@ class Setup:
         uplink = parse_uplink(lossless if config.codec == "fp32" else config.codec)
         downlink = parse_downlink(config.downlink, config.codec, lossless)
         head: HeadStart = built(config, "head")
-        mechanism: Mechanism | None = built(config, "privacy")
+        private: Mechanism | SecureSum | None = built(config, "privacy")
         plain: PeftMethod = built(config, "peft")
         profiles = profiles_of(groups, facts.clients, plain.form)
         peft = of_size(config.peft, plain, [profile.form for profile in profiles])
@@ -195,7 +198,8 @@ class Setup:
             head=head if uplink.codec.lossless else head.compact(),
             training=training,
             drift=drift,
-            mechanism=mechanism,
+            mechanism=private if isinstance(private, Mechanism) else None,
+            secure_sum=private if isinstance(private, SecureSum) else None,
             grid=grid,
             measured=measured,
             profiles=profiles,
@@ -317,9 +321,9 @@ def settled(config: RunConfig) -> RunConfig:
     return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
 
 
-def _head_under(mechanism: Mechanism | None) -> str:
+def _head_under(mechanism: Mechanism | SecureSum | None) -> str:
     """How the head starts where the user does not say: from all that may be asked for."""
-    if mechanism is None:
+    if mechanism is None or isinstance(mechanism, SecureSum):  # which adds up sums over rows, too
         return "ridge"
     return "private_centroids" if mechanism.protects and mechanism.start != 0 else "zero"
 

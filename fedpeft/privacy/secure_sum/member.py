@@ -16,6 +16,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -30,11 +31,13 @@ from fedpeft.privacy.secure_sum.words import (
     MASK,
     SEED,
     Keys,
+    Reader,
     read_ids,
     read_peers,
     read_sealed,
     read_witnesses,
     write_ids,
+    write_peers,
     write_sealed,
     write_shares,
 )
@@ -167,6 +170,33 @@ class Member:
             seed, mask = self._open(peer, content)
             shares[peer] = (SEED, seed) if peer in self.survivors else (MASK, mask)
         return write_shares(shares)
+
+    def to_bytes(self) -> bytes:
+        """Where it stands, its secrets included: for a file that nobody else can read, in a simulation's folder."""
+        parts = (write_peers(self.peers), write_sealed(self.sealed), write_ids(self.survivors))
+        told = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+        return self._whose + bytes([self.steps]) + self._seed + self._mask + self._share + told
+
+    @classmethod
+    def of_bytes(cls, content: bytes, client: int, terms: Terms, key: PrivateKey, roster: Roster) -> Self:
+        """The member that `to_bytes` has written after a step.
+
+        Raises:
+            PayloadError: they are another client's, of another sum, or damaged.
+        """
+        found, reader = cls(client, terms, key, roster), Reader(content, "a member's own notes")
+        if reader.take(len(found._whose)) != found._whose:
+            raise PayloadError(f"client {client} is asked to go on with a secure sum that it has not begun")
+        found.steps = reader.take(1)[0]
+        found._seed, found._mask, found._share = reader.take(KEY), reader.take(KEY), reader.take(KEY)
+        peers, sealed, survivors = (reader.take(reader.number()) for _ in range(3))
+        reader.end()
+        found.peers, found.sealed, found.survivors = read_peers(peers), read_sealed(sealed), read_ids(survivors)
+        return found
+
+    @property
+    def _whose(self) -> bytes:
+        return self.terms.digest + self.client.to_bytes(4, "big")
 
     def _step(self, step: int) -> None:
         if self.steps != step - 1:

@@ -49,16 +49,22 @@ class Terms:
         return min(self.neighbours, floor(self.threshold * self.neighbours) + 1)
 
 
-def graph(clients: Sequence[int], degree: int, seed: int, round: int) -> dict[int, list[int]]:
+def degree(clients: int, asked: int) -> int:
+    """How many neighbours each of so many clients has in `graph`."""
+    half = (asked + 1) // 2
+    return clients - 1 if 2 * half >= clients - 1 else 2 * half
+
+
+def graph(clients: Sequence[int], asked: int, seed: int, round: int) -> dict[int, list[int]]:
     """The neighbours of each client, sorted; nobody is its own, and being one is mutual.
 
     Args:
         clients: distinct ids.
-        degree: neighbours of each, all in cohorts of no more than one above it; odd ones are rounded up.
+        asked: neighbours of each, all in cohorts of no more than one above it; odd ones are rounded up.
         seed, round: what the order in the circle is drawn from.
     """
-    n, half = len(clients), (degree + 1) // 2
-    if 2 * half >= n - 1:
+    n, half = len(clients), (asked + 1) // 2
+    if degree(n, asked) == n - 1:
         return {client: sorted(set(clients) - {client}) for client in clients}
     circle = list(clients)
     seeds.generator(seed, "neighbours", round).shuffle(circle)
