@@ -14,7 +14,7 @@ from fedpeft.aggregation.update import Fold
 from fedpeft.clients.label_shift import SHARES, shares_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.payload import Shape
+from fedpeft.communication.payload import Shape, size
 from fedpeft.communication.release import Release, common_digest
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import State
@@ -185,4 +185,14 @@ def _masked_statistics(
         total = masked.of(asked, "prepare")
     except VoidError as error:
         raise RunError(f"there is no sum over the clients before round 1: {error}") from error
-    return masked, total.summed_statistics(shapes), secure.headroom * secure.norm * total.weight / total.clients
+    norm = secure.norm or _longest(setup, round(total.rows / total.clients))
+    return masked, total.summed_statistics(shapes), secure.headroom * norm * total.weight / total.clients
+
+
+def _longest(setup: Setup, rows: int) -> float:
+    """The norm of a client's update in round 1 if each step moved every entry by its learning rate, as Adam's do."""
+    rate, steps = setup.schedule.at(1), setup.training.steps_for(rows)
+    names = setup.strategy.trained(setup.layout, 1) - setup.strategy.private(setup.layout)
+    sizes = {name: size(setup.layout.shapes[name]) for name in names}
+    rates = {name: setup.training.optimizer.rate(name, rate) for name in names}
+    return steps * math.sqrt(sum(sizes[name] * rates[name] ** 2 for name in names))

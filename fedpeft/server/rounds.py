@@ -208,13 +208,16 @@ class Server:
         masked = MaskedSum(
             self.clients, secure, setup.config.seed, round, entries(shapes), BESIDE, clip, clock.aggregating
         )
-        void = ""
+        schedule, void = setup.schedule, ""
+        growth = schedule.at(round + 1) / schedule.at(round) if round < setup.rounds and schedule.at(round) else 1.0
         try:
             total = masked.of([s.instruction for s in sent], "train")
             mean = total.update(shapes, progress.adapter[names[0]].dtype)
             update = Update(masked.arrived[0], total.weight, setup.layout.form, progress.adapter, mean)
             taken.add_mean(update, total.loss, total.rows, masked.arrived)
-            outcome = replace(taken.aggregator.finish(progress.memory), clip=total.next_clip(masked.told, secure))
+            outcome = replace(
+                taken.aggregator.finish(progress.memory), clip=total.next_clip(masked.told, secure, growth)
+            )
         except VoidError as error:
             void = str(error)
             self.observer.say(f"round {round}: {void}; the model stays as it is")

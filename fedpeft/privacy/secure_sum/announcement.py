@@ -92,5 +92,5 @@ def bits_of(secure: SecureSum, round: int) -> int:
 
 
 def signs(seed: int, round: int, size: int) -> np.ndarray:
-    """D of a round, (size,): +-1."""
-    return seeds.generator(seed, "signs of a secure sum", round).integers(0, 2, size) * 2.0 - 1.0
+    """D1 and D2 of a round, (2, size): +-1."""
+    return seeds.generator(seed, "signs of a secure sum", round).integers(0, 2, (2, size)) * 2.0 - 1.0

@@ -17,7 +17,7 @@ from fedpeft.privacy.secure_sum.announcement import Announcement, signs
 from fedpeft.privacy.secure_sum.sum import SecureSum
 
 BESIDE: Final = 4
-"""Numbers in every sum: weights, rows, rows x loss, and (norm of the weighted update / C)^2."""
+"""Numbers in every sum: weights, rows, rows x loss, and norms of the weighted updates, in units of C."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Contribution:
                 f"a secure sum of {told.size} entries and {told.numbers} numbers is announced, and the client has "
                 f"{len(vector)} and {len(statistics) + BESIDE}"
             )
-        energy = float(vector @ vector) / told.clip**2
-        beside = np.array([self.weight, self.rows, self.rows * self.loss, energy])
+        norm = float(np.linalg.norm(vector)) / told.clip
+        beside = np.array([self.weight, self.rows, self.rows * self.loss, norm])
         rounding = seeds.generator(seed, "rounding of a secure sum", round, client)
         numbers, turns = np.concatenate([beside, statistics]), signs(seed, round, told.size)
         return told.integers(secure, round).encode(vector, numbers, turns, rounding)
@@ -65,7 +65,7 @@ class Total:
         clients: how many there are.
         weight, rows: sums.
         loss: the mean over rows.
-        energy: the sum of (norm of the weighted update / C)^2.
+        norm: the sum of the norms of the weighted updates, in units of C.
         vector: the sum of the weighted updates.
         statistics: their sum.
     """
@@ -74,7 +74,7 @@ class Total:
     weight: float
     rows: float
     loss: float
-    energy: float
+    norm: float
     vector: np.ndarray
     statistics: np.ndarray
 
@@ -88,10 +88,10 @@ class Total:
             PayloadError: what no clients of good faith can have led to: weights or rows that are not above 0.
         """
         vector, numbers = told.integers(secure, round).decode(integers, clients, signs(seed, round, told.size))
-        weight, rows, losses, energy = numbers[:BESIDE].tolist()
+        weight, rows, losses, norm = numbers[:BESIDE].tolist()
         if not (weight > 0 and rows > 0):
             raise PayloadError(f"the sum is of weight {weight:g} and {rows:g} rows, which no training leads to")
-        return cls(clients, weight, rows, losses / rows, energy, vector, numbers[BESIDE:])
+        return cls(clients, weight, rows, losses / rows, norm, vector, numbers[BESIDE:])
 
     def update(self, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
         """The weighted mean of the updates."""
@@ -101,10 +101,10 @@ class Total:
         """The sums of the statistics, fp64."""
         return _shaped(self.statistics, {name: shapes[name] for name in sorted(shapes)}, torch.float64)
 
-    def next_clip(self, told: Announcement, secure: SecureSum) -> float:
-        """C of the next sum."""
-        mean = max(0.0, self.energy) / self.clients
-        return secure.headroom * told.clip * mean**0.5 if mean else told.clip
+    def next_clip(self, told: Announcement, secure: SecureSum, growth: float) -> float:
+        """C of the next sum, where steps are `growth` times as long."""
+        mean = self.norm / self.clients * growth
+        return secure.headroom * told.clip * mean if mean > 0 else told.clip
 
 
 def entries(shapes: Mapping[str, Shape]) -> int:

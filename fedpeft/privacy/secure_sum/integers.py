@@ -1,11 +1,11 @@
 """What clients add up under masks: a vector on a grid that they have in common, and a few numbers, as integers.
 
-    v = H2 H1 D (w u),   q = floor(v / step + uniform) clamped to +-L,   L = (2^(bits - 1) - 1) // n
+    v = H2 D2 H1 D1 (w u),   q = floor(v / step + uniform) clamped to +-L,   L = (2^(bits - 1) - 1) // n
     step = SPREAD * C / (sqrt(d) L)
 
-u is a client's update of d entries, w its weight, and w u is clipped to the norm C. D are signs, and H1, H2 orthonormal
-Hadamard transforms of the first and of the last 2^p entries (2^p <= d < 2^(p + 1)): after them the entries are nearly
-normal, of standard deviation at most sqrt(2) C / sqrt(d), so that hardly any is clamped. Rounding is unbiased, and as
+u is a client's update of d entries, w its weight, and w u is clipped to the norm C. D1, D2 are signs, and H1,
+H2 orthonormal Hadamard transforms of the first and of the last 2^p entries (2^p <= d < 2^(p + 1)): after them entries
+are nearly normal, of standard deviation at most sqrt(2) C / sqrt(d), so that hardly any is clamped. Rounding is unbiased, and as
 |q| <= L the sum of n clients is below half of the modulus 2^bits: it never wraps.
 
 A number beside the vector is cut into digits that n clients can add up each without a carry:
@@ -104,7 +104,7 @@ class Integers:
         Args:
             vector: w u, (size,).
             numbers: (numbers,), clamped to what a number can be.
-            signs: D, (size,), of all clients.
+            signs: D1 and D2, (2, size), of all clients.
             rounding: of the client alone.
 
         Raises:
@@ -133,9 +133,10 @@ class Integers:
 
 
 def rotated(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """H2 H1 D vector."""
-    turned = np.asarray(vector * signs, dtype=np.float64)
-    for part in _halves(len(turned)):
+    """H2 D2 H1 D1 vector."""
+    turned = np.array(vector, dtype=np.float64)
+    for part, drawn in zip(_halves(len(turned)), signs, strict=True):
+        turned *= drawn
         turned[part] = hadamard(turned[part], ((part.stop - part.start,),))
     return turned
 
@@ -143,14 +144,13 @@ def rotated(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
 def turned_back(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """The inverse of `rotated`."""
     straight = np.array(vector, dtype=np.float64)
-    for part in reversed(_halves(len(straight))):
+    for part, drawn in reversed(list(zip(_halves(len(straight)), signs, strict=True))):
         straight[part] = hadamard(straight[part], ((part.stop - part.start,),))
-    return straight * signs
+        straight *= drawn
+    return straight
 
 
-def _halves(size: int) -> list[slice]:
-    """The first and the last entries, as many as the largest power of two; once where these are all."""
-    if not size:
-        return []
-    power = 1 << (size.bit_length() - 1)
-    return [slice(0, power)] if power == size else [slice(0, power), slice(size - power, size)]
+def _halves(size: int) -> tuple[slice, slice]:
+    """The first and the last entries, as many as the largest power of two."""
+    power = 1 << (size.bit_length() - 1) if size else 0
+    return slice(0, power), slice(size - power, size)

@@ -24,8 +24,11 @@ class SecureSum:
         low=0.5, below=1,
     )  # fmt: skip
     bits: int = setting(16, "of the integers that are added up, modulo 2^bits", low=6, high=32)
-    norm: float = setting(4.0, "roughly that of a client's update in round 1; later ones follow by themselves", above=0)
-    headroom: float = setting(4.0, "updates are clipped to so many times their root mean square norm", low=1)
+    norm: float | None = setting(
+        None, "roughly that of an update in round 1; none: steps of the learning rate in each entry; later ones follow",
+        above=0,
+    )  # fmt: skip
+    headroom: float = setting(4.0, "weighted updates are clipped to so many times their last round's mean norm", low=1)
 
     def check(self, cohort: int) -> None:
         """Refuse sums of so few clients that one could be told from the others, or so many that they don't fit.
