@@ -5,8 +5,8 @@
 
 u is a client's update of d entries, w its weight, and w u is clipped to the norm C. D1, D2 are signs, and H1,
 H2 orthonormal Hadamard transforms of the first and of the last 2^p entries (2^p <= d < 2^(p + 1)): after them entries
-are nearly normal, of standard deviation at most sqrt(2) C / sqrt(d), so that hardly any is clamped. Rounding is unbiased, and as
-|q| <= L the sum of n clients is below half of the modulus 2^bits: it never wraps.
+are nearly normal, of standard deviation at most sqrt(2) C / sqrt(d), so that hardly any is clamped. Rounding is
+unbiased, and as |q| <= L the sum of n clients is below half of the modulus 2^bits: it never wraps.
 
 A number beside the vector is cut into digits that n clients can add up each without a carry:
 
