@@ -60,7 +60,7 @@ class Announcement:
         if found.clients < FEWEST or not found.numbers or not 0 < found.clip < math.inf:
             raise PayloadError(
                 f"a secure sum of {found.clients} clients, {found.numbers} numbers and norm {found.clip:g} is "
-                "announced; legal are at least {FEWEST} clients, 1 number and a norm above 0"
+                f"announced; legal are at least {FEWEST} clients, 1 number and a norm above 0"
             )
         return found
 

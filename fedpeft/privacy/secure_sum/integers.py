@@ -135,7 +135,7 @@ class Integers:
 def rotated(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """H2 D2 H1 D1 vector."""
     turned = np.array(vector, dtype=np.float64)
-    for part, drawn in zip(_halves(len(turned)), signs, strict=True):
+    for part, drawn in zip(_halves(len(turned)), signs, strict=False):
         turned *= drawn
         turned[part] = hadamard(turned[part], ((part.stop - part.start,),))
     return turned
@@ -144,13 +144,13 @@ def rotated(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
 def turned_back(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """The inverse of `rotated`."""
     straight = np.array(vector, dtype=np.float64)
-    for part, drawn in reversed(list(zip(_halves(len(straight)), signs, strict=True))):
+    for part, drawn in reversed(list(zip(_halves(len(straight)), signs, strict=False))):
         straight[part] = hadamard(straight[part], ((part.stop - part.start,),))
         straight *= drawn
     return straight
 
 
-def _halves(size: int) -> tuple[slice, slice]:
-    """The first and the last entries, as many as the largest power of two."""
+def _halves(size: int) -> list[slice]:
+    """The first and the last entries, as many as the largest power of two; none of nothing."""
     power = 1 << (size.bit_length() - 1) if size else 0
-    return slice(0, power), slice(size - power, size)
+    return [slice(0, power), slice(size - power, size)] if size else []
