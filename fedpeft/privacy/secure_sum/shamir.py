@@ -51,11 +51,11 @@ def joined(shares: Mapping[int, bytes], threshold: int) -> bytes:
     points = [(holder + 1, int.from_bytes(share, "big")) for holder, share in list(shares.items())[:threshold]]
     secret = 0
     for x, value in points:
-        weight = 1
+        above, below = 1, 1
         for y, _ in points:
             if y != x:
-                weight = weight * y * pow(y - x, -1, PRIME) % PRIME
-        secret = (secret + value * weight) % PRIME
+                above, below = above * y % PRIME, below * (y - x) % PRIME
+        secret = (secret + value * above * pow(below, -1, PRIME)) % PRIME
     if secret >> (8 * SECRET):
         raise PayloadError("shares of a secret do not belong together")
     return secret.to_bytes(SECRET, "big")
