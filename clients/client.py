@@ -16,6 +16,7 @@ import torch
 from fedpeft.clients.drift import flattened, parse_drift, unflattened
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.label_shift import SHARES, offsets
+from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.store import ClientStore, labelled, section
 from fedpeft.clients.workbench import Workbench
 from torch import Tensor
@@ -34,6 +35,8 @@ from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.peft.adapter import Layout, State, difference, held_in
 from fedpeft.privacy.engine import ClientPrivacy, Guard
 from fedpeft.privacy.noise import read_key
+from fedpeft.privacy.secure_sum.announcement import Announcement
+from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
 
 WALKED = "walk/steps"
 """What a client calls the number of steps that it has made, among its own state."""
@@ -55,6 +58,7 @@ class ClientPlan:
         store: folder of the clients' own state between rounds.
         held_out: share of a client's rows that it does not train on, but is evaluated on.
         privacy: how what leaves a client is protected; None: not at all.
+        masks: how it is masked, so that only sums are seen; None: not at all.
     """
 
     partition: Partition
@@ -69,6 +73,7 @@ class ClientPlan:
     store: Path
     held_out: float = 0.0
     privacy: ClientPrivacy | None = None
+    masks: MaskPlan | None = None
 
     def side(self, bench: Workbench) -> ClientSide:
         """The clients that one worker speaks for."""
@@ -103,6 +108,7 @@ class ClientSide:
         self.store = ClientStore(plan.store)
         self.guard = plan.privacy.guard() if plan.privacy else None
         self.privacy = self.guard.mechanism if self.guard else None
+        self.masking = Masking(plan.masks, plan.store, bench.plan.seed) if plan.masks else None
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
         """One report per instruction, in order; all instructions are of one kind and round.
@@ -112,7 +118,10 @@ class ClientSide:
         """
         for instruction in instructions:
             instruction.check(len(self.bench.plan.layout.tensors))
+            self._check_masked(instruction)
         kinds = {instruction.kind for instruction in instructions}
+        if kinds == {"sum"} and self.masking is not None:
+            return [self.masking.answer(instruction) for instruction in instructions]
         if kinds == {"prepare"}:
             return [self._prepare(instruction) for instruction in instructions]
         if kinds == {"evaluate"}:
@@ -122,6 +131,13 @@ class ClientSide:
         asked = ", ".join(sorted(f"{kind[:40]!r}" for kind in kinds))
         raise PayloadError(f"the server asks for {asked}; this version knows prepare, train or evaluate, one at a time")
 
+    def _check_masked(self, instruction: Instruction) -> None:
+        """Refuse to say without masks what is to be summed, and to sum what others don't."""
+        masked = instruction.step if instruction.kind in ("prepare", "train") else 3 * (instruction.kind == "sum")
+        if masked != (0 if self.masking is None else 3):
+            how = "without masks" if self.masking is not None else "for a secure sum"
+            raise PrivacyError(f"the server asks a client to {instruction.kind} {how}, which its settings don't say")
+
     def _rows(self, client: int) -> tuple[np.ndarray, np.ndarray]:
         """The client's rows to train on, and those held out."""
         return held_out(self.plan.partition.shard(client), self.plan.held_out, self.bench.plan.seed, client)
@@ -130,9 +146,20 @@ class ClientSide:
         started = time.perf_counter()
         rows, _ = self._rows(instruction.client)
         labels = self.bench.examples.batch(rows)["labels"]
-        features = self.bench.at(instruction.base_precision).features(rows)
-        statistics = self.head.statistics(features, labels, self.bench.plan.classes)
         told = len(rows)
+
+        def statistics_of() -> State:
+            features = self.bench.at(instruction.base_precision).features(rows)
+            return self.head.statistics(features, labels, self.bench.plan.classes)
+
+        if self.masking is not None:
+
+            def contribution(announced: Announcement) -> Contribution:
+                sums = self.head.additive(statistics_of()) if announced.numbers > BESIDE else {}
+                return Contribution(self._weight(told), told, statistics=sums)
+
+            return self.masking.add(instruction, contribution)
+        statistics = statistics_of()
         if self.guard is not None:
             statistics = self.guard.started(statistics, (instruction.attempt, instruction.client))
             told = 1 if self.guard.mechanism.silent else told
@@ -264,6 +291,13 @@ class ClientSide:
             result = replace(result, loss=0.0, rows=1)  # what was measured on the rows does not leave the client
         used = 0 if self.privacy is not None else job.used(self.bench.examples.lengths)
         result = self.told(job, result)
+        if self.masking is not None:
+            if task.keeps:
+                self.store.stage(job.client, job.round, state)
+            handed = self.handed_in(job, task.layout, update)
+            handed = {name: handed[name] for name in task.layout.names if name in handed}
+            given = Contribution(self._weight(result.rows), result.rows, result.loss, handed)
+            return self.masking.add(task.instruction, lambda _: given)
         try:
             payload, memory = self._released(task, update, result.state)
         except PayloadError as error:
@@ -281,6 +315,10 @@ class ClientSide:
             correction=correction,
             used=used,
         )
+
+    def _weight(self, rows: int) -> float:
+        """Of a client's update in a sum under masks, which it applies itself."""
+        return float(rows) if self.masking is not None and self.masking.by_rows else 1.0
 
     def _released(self, task: _Task, update: State, trained: State) -> tuple[bytes, State]:
         """The payload, and the memory of what it leaves out; what stays with the client has no say in it."""

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpeft import plugins
+from fedpeft.aggregation.strategy import Strategy, strategies
 from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.config import RunConfig
@@ -62,15 +63,23 @@ def unknown(name: str) -> ConfigError:
 
 def overview(flags: list[str]) -> Table:
     """One row per part: the flag, its name, the first sentence about it."""
-    table = Table("flag", "part", "what it is", box=None, padding=(0, 2, 0, 0))
+    sums = flags == ["strategy"]
+    columns = ("flag", "part", *(["sum of clients"] if sums else []), "what it is")
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for flag in flags:
         words = [(n, (inspect.getdoc(f.part(n)) or "").split("\n")[0], f) for f in FAMILIES[flag] for n in f.names]
         rows = [(n, f"{text} Stands in front: {n} | small." if f is PRECISION_RULES else text) for n, text, f in words]
         if flag == "codec":
             rows += [(name, f"A preset: {text}.") for name, text in PRESETS.items()]
         for number, (name, text) in enumerate(rows):
-            table.add_row(f"--{flag}" if number == 0 else "", name, escape(text))
+            whether = [_sum_of_clients(strategies.part(name))] if sums else []
+            table.add_row(f"--{flag}" if number == 0 else "", name, *whether, escape(text))
     return table
+
+
+def _sum_of_clients(strategy: type[Strategy]) -> str:
+    """Whether the rule goes with sums in which no single update is seen; what stays with clients does not."""
+    return "yes" if strategy.sum_of_clients() and strategy.private is Strategy.private else "no"
 
 
 def show(flag: str, cls: type, console: Console) -> None:
@@ -80,6 +89,8 @@ def show(flag: str, cls: type, console: Console) -> None:
     text = (inspect.getdoc(module) if origin is None else None) or inspect.getdoc(cls) or ""
     console.print(f"[bold]--{flag} {name_of(cls)}[/]\n")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if issubclass(cls, Strategy):
+        console.print(f"\nsum of clients (as --privacy secure_sum needs it): {_sum_of_clients(cls)}", highlight=False)
     if origin is not None:
         console.print(f"\nfrom {origin}", markup=False, highlight=False, soft_wrap=True)
     show_settings([field for field in dataclasses.fields(cls) if "help" in field.metadata], console)

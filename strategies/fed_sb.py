@@ -45,6 +45,11 @@ class FedSB(LinearStrategy):
         unit, R = _unit(layout, form), cores(layout)
         return {name: tensor / unit if name in R else tensor.clone() for name, tensor in state.items()}
 
+    @classmethod
+    def sum_of_clients(cls) -> bool:
+        """With one rank and alpha for all, a contribution is the update as it is."""
+        return True
+
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """(s_k / s) delta of R; the head's delta as it is."""
         unit, R = _unit(layout, update.form), cores(layout)

@@ -42,6 +42,11 @@ class FFALoRA(LinearStrategy):
         """The leading ranks; the trained factor carries s / s_k, so that the frozen one is the same at all clients."""
         return leading_ranks(state, layout, form, carrier=self.trained_factor(round))
 
+    @classmethod
+    def sum_of_clients(cls) -> bool:
+        """With one rank and alpha for all, a contribution is the update as it is."""
+        return True
+
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """The trained factor's change in the unit of the global scale, (s_k / s) delta_k, padded."""
         unit = update.scale / lora_form(layout).scale

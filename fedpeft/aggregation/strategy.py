@@ -59,6 +59,11 @@ class Strategy:
         """Whether the rule adds up the clients' contributions and divides by the sum of their weights, no more."""
         return False
 
+    @classmethod
+    def sum_of_clients(cls) -> bool:
+        """Whether the sum of the clients' weighted updates is all that the rule wants of them."""
+        return False
+
     @property
     def asynchronous(self) -> int:
         """How many updates the server waits for, while other clients go on training; 0: for the whole cohort."""
@@ -119,6 +124,11 @@ class LinearStrategy(Strategy):
     def plain_sum(cls) -> bool:
         """Unless the rule folds, or divides, in its own way."""
         return cls.fold is LinearStrategy.fold and cls.pseudo_gradient is LinearStrategy.pseudo_gradient
+
+    @classmethod
+    def sum_of_clients(cls) -> bool:
+        """If it is a plain sum of updates as they are."""
+        return cls.plain_sum() and cls.contribution is LinearStrategy.contribution
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """What one client adds to the mean, in the shapes of the global `state`; by default its delta.

@@ -21,7 +21,7 @@ SERVER_NODE = 1
 
 FIRST_CLIENT = 2
 
-MESSAGE_TYPES = {"prepare": "query", "train": "train", "evaluate": "evaluate"}
+MESSAGE_TYPES = {"prepare": "query", "train": "train", "evaluate": "evaluate", "sum": "query"}
 """Flower's message type for each kind of instruction."""
 
 POLL_SECONDS = 0.01

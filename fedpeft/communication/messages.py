@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import ClientForm
 
-Kind = Literal["prepare", "train", "evaluate"]
+Kind = Literal["prepare", "train", "evaluate", "sum"]
 
 BasePrecision = Literal["", "fp32", "bf16", "int8", "nf4"]
 BASES: Final[tuple[BasePrecision, ...]] = ("", "fp32", "bf16", "int8", "nf4")
@@ -29,12 +29,15 @@ ADAPTERS: Final[tuple[AdapterPrecision, ...]] = ("fp32", "bf16")
 PAYLOAD_TYPE = "fedpeft.v3"
 """The `stype` of the array that holds a payload: the version of these messages, of which a peer reads one."""
 
-PAYLOADS = ("payload", "correction", "residual", "shares")
+PAYLOADS = ("payload", "correction", "residual", "shares", "said")
 """The fields of messages that travel as arrays."""
 
 
 LARGEST = 2**31 - 1
 """The largest round, client id or version."""
+
+SUM_STEPS = 5
+"""Steps of a secure sum."""
 
 MOST_STEPS = 1_000_000
 """The most local steps that an instruction may ask for."""
@@ -45,7 +48,8 @@ class Instruction:
     """The server to one client.
 
     Attributes:
-        kind: "prepare" (statistics before round 1), "train", or "evaluate" (on the client's own held-out rows).
+        kind: "prepare" (statistics before round 1), "train", "evaluate" (on the client's own held-out rows), or "sum"
+            (a step of a secure sum in which the client says nothing of its rows).
         round: from 1; 0 for "prepare".
         client: client id.
         payload: the encoded state that the client starts from.
@@ -68,6 +72,9 @@ class Instruction:
         attempt: of the round, under privacy: what is tried anew with other inputs has other noise.
         released: digest of the state that `payload` must lead to (`fedpeft.communication.release`), as the client has
             it from a record of the server's; empty: it is not compared.
+        step: of a secure sum (`fedpeft.privacy.secure_sum.member`), from 1; the third is to prepare, or to train; 0:
+            the answer is not summed under masks.
+        said: what the others in the sum say to this client, as the server passes it on.
     """
 
     kind: Kind
@@ -90,6 +97,8 @@ class Instruction:
     shares: bytes = b""
     attempt: int = 0
     released: str = ""
+    step: int = 0
+    said: bytes = b""
 
     @property
     def form(self) -> ClientForm | None:
@@ -105,8 +114,9 @@ class Instruction:
         Raises:
             PayloadError: a field has a value that is not legal.
         """
-        for name in ("round", "client", "acknowledged", "base", "attempt", "rank", "steps"):
-            most = MOST_STEPS if name == "steps" else LARGEST
+        limits = {"steps": MOST_STEPS, "step": SUM_STEPS}
+        for name in ("round", "client", "acknowledged", "base", "attempt", "rank", "steps", "step"):
+            most = limits.get(name, LARGEST)
             if not 0 <= (whole := getattr(self, name)) <= most:
                 raise PayloadError(f"the server asks for {name}={whole}; legal are 0 to {most}")
         for name in ("learning_rate", "alpha", "bits"):

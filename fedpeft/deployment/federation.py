@@ -43,8 +43,9 @@ from fedpeft.machine import cache
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.privacy.mechanism import MECHANISMS, Exposure
+from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.remote_engine import SecondBook, Terms
+from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.observer import Metrics, RunObserver
@@ -371,7 +372,9 @@ def _check(config: RunConfig, options: ServeOptions) -> None:
         raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
     if not config.privacy:
         return
-    mechanism = MECHANISMS.build(config.privacy)
+    mechanism = parse_privacy(config.privacy)
+    if isinstance(mechanism, SecureSum):
+        raise ConfigError(f"--privacy {mechanism.name} works in simulations so far, and these clients are real")
     if not mechanism.protects:
         raise ConfigError(
             f"--privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave it "

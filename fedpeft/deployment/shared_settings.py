@@ -20,7 +20,7 @@ from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.setup import Setup
 from fedpeft.spec import parse_spec, split_outside_parentheses
@@ -67,7 +67,7 @@ def shared_settings(text: str) -> RunConfig:
     """
     try:
         told = from_mapping(tomllib.loads(text), "the server's settings")
-        mechanism = MECHANISMS.build(told.privacy) if told.privacy else None
+        mechanism = parse_privacy(told.privacy) if told.privacy else None
         measured = parse_measure(told.measure)
         for name, family in KNOWN.items():
             for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
@@ -88,7 +88,7 @@ def shared_settings(text: str) -> RunConfig:
             )
         if field.name in AT_MOST and value > AT_MOST[field.name]:
             raise RunError(f"{said}, and a client takes {AT_MOST[field.name]} at most")
-    if mechanism is not None and (mechanism.audit or not mechanism.protects):
+    if isinstance(mechanism, SecureSum) or (mechanism is not None and (mechanism.audit or not mechanism.protects)):
         raise RunError(
             f"the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask whoever runs "
             "the server for dp_sgd, local_dp or user_dp"

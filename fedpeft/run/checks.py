@@ -7,16 +7,25 @@ from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
-from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
+from fedpeft.aggregation.strategy import (
+    GatherStrategy,
+    LinearStrategy,
+    RoundStrategy,
+    Strategy,
+    shared_sum,
+    shared_sums,
+    strategies,
+)
 from fedpeft.clients.drift import Correction
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.quantized import PRECISIONS, check_available
-from fedpeft.parts import part_text
+from fedpeft.parts import name_of, part_text
 from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.profiles import Profile
 
 if TYPE_CHECKING:
@@ -44,6 +53,8 @@ def check(setup: Setup) -> None:
     _check_recomputing(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
+    if setup.secure_sum is not None:
+        _check_secure_sum(setup.secure_sum, setup)
     if setup.mechanism is not None:
         _check_mechanism(setup.mechanism, setup)
         _check_private_run(setup.mechanism, setup)
@@ -112,6 +123,39 @@ def _check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
             f"{config.peft} is aggregated by weight changes, not by a sum that {mechanism.name} could "
             "bound; take the PEFT method lora, or dp_sgd"
         )
+
+
+def _check_secure_sum(secure: SecureSum, setup: Setup) -> None:
+    """Refuse what needs more of a client's update than that it is in a sum.
+
+    Raises:
+        PrivacyError: says what, and what to take instead.
+    """
+    config, name, strategy = setup.config, secure.name, setup.strategy
+    if setup.factor_view:
+        raise PrivacyError(
+            f"{config.peft} is aggregated by weight changes, not by a sum that {name} could form; take the PEFT method "
+            "lora"
+        )
+    if not (strategy.sum_of_clients() and shared_sum(strategy, setup.layout)):
+        *others, last = [n for n in shared_sums(setup.layout) if strategies.part(n).sum_of_clients()]
+        take = f"take {', '.join(others)} or {last}" if others else f"take {last}"
+        raise PrivacyError(
+            f"{name} lets the server see the sum of the updates alone, and {name_of(type(strategy))} needs more of "
+            f"them than that; {take}"
+        )
+    if config.codec != "fp32":
+        raise PrivacyError(
+            f"{name} has a code of its own, integers of {secure.bits} bits on a grid that all clients have in common; "
+            f"leave --codec out, and give {name} other bits"
+        )
+    if len({profile.form for profile in setup.profiles}) > 1:
+        raise PrivacyError(f"{name} adds up vectors of one length; give all clients the same rank and alpha")
+    for correction in setup.drift.corrections:
+        if correction.travels:
+            raise PrivacyError(
+                f"the states that {correction.name}'s clients send would be seen one by one; leave it out of --drift"
+            )
 
 
 def _check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) -> None:

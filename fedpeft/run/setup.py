@@ -37,6 +37,7 @@ from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.family import PEFT_METHODS, of_size
 from fedpeft.peft.method import PeftMethod, WeightChanges
 from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run import checks
 from fedpeft.run.catalogue import built
 from fedpeft.run.grid import SimulationGrid
@@ -90,6 +91,7 @@ class Described:
     training: LocalTraining
     drift: Drift
     mechanism: Mechanism | None
+    secure_sum: SecureSum | None
     grid: SimulationGrid
     measured: Measured
 
@@ -103,6 +105,7 @@ class Described:
         lossless = "fp64" if config.dtype == "fp64" else "fp32"
         uplink = parse_uplink(lossless if config.codec == "fp32" else config.codec)
         head: HeadStart = built(config, "head")
+        private: Mechanism | SecureSum | None = built(config, "privacy")
         return cls(
             training=local_training(config),
             optimizer=built(config, "server_optimizer"),
@@ -114,7 +117,8 @@ class Described:
             downlink=parse_downlink(config.downlink, config.codec, lossless),
             lossless=lossless,
             head=head if uplink.codec.lossless else head.compact(),
-            mechanism=built(config, "privacy"),
+            mechanism=private if isinstance(private, Mechanism) else None,
+            secure_sum=private if isinstance(private, SecureSum) else None,
             peft=built(config, "peft"),
         )
 
@@ -137,6 +141,7 @@ class Setup:
         training: local training.
         drift: what is done about clients that drift apart.
         mechanism: of privacy; None: no protection.
+        secure_sum: how updates are added up where nobody may see one; None: the server sees each.
         grid: where simulated clients run.
         measured: what is found out beside the end.
         profiles: of each client, in the order of ids.
@@ -168,6 +173,7 @@ class Setup:
     training: LocalTraining
     drift: Drift
     mechanism: Mechanism | None
+    secure_sum: SecureSum | None
     grid: SimulationGrid
     measured: Measured
     profiles: Sequence[Profile]
@@ -331,9 +337,9 @@ def settled(config: RunConfig) -> RunConfig:
     return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
 
 
-def _head_under(mechanism: Mechanism | None) -> str:
+def _head_under(mechanism: Mechanism | SecureSum | None) -> str:
     """How the head starts where the user does not say: from all that may be asked for."""
-    if mechanism is None:
+    if mechanism is None or isinstance(mechanism, SecureSum):  # which adds up sums over rows, too
         return "ridge"
     return "private_centroids" if mechanism.protects and mechanism.start != 0 else "zero"
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
+from fedpeft.clients.masking import MaskPlan
 from fedpeft.clients.pool import Pool, Worker, result
 from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
 from fedpeft.clients.workbench import WorkPlan
@@ -177,6 +178,7 @@ def client_plan(
         store=folder / "clients",
         held_out=held_out,
         privacy=privacy,
+        masks=MaskPlan(setup.config.privacy, setup.by_rows, setup.clients) if setup.secure_sum else None,
     )
 
 

@@ -7,7 +7,7 @@ for everyone; so they are dropped before any rule sees them. What is merely host
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -101,6 +101,7 @@ class ClientResult:
         round: that it was asked in.
         rank: of its LoRA factors; None: it has none.
         rows, loss: None where clients report nothing that they have measured on their rows.
+        steps, seconds: None where they say nothing of their work.
         downlink_from: the version that the payload builds on; 0: the start; None: nothing.
         base_precision: None: the run's own.
         confidential: in runs with privacy.
@@ -113,9 +114,9 @@ class ClientResult:
     client: int
     rank: int | None
     rows: int | None
-    steps: int
+    steps: int | None
     loss: float | None
-    seconds: float
+    seconds: float | None
     uplink_bytes: int
     downlink_bytes: int
     downlink_from: int | None
@@ -155,6 +156,7 @@ class Acceptance:
         forms: that clients have from now on, where they change.
         rows: of each client whose update was taken.
         uplink_parameters: of all updates.
+        passed_on: bytes of what members of a secure sum say to each other, on their way down.
     """
 
     round: int
@@ -176,6 +178,7 @@ class Acceptance:
     forms: dict[int, ClientForm] = field(default_factory=dict)
     rows: dict[int, int] = field(default_factory=dict)
     uplink_parameters: int = 0
+    passed_on: int = 0
     _losses: list[tuple[float, float]] = field(default_factory=list)
     _changes: dict[str, Fold] = field(default_factory=dict)
 
@@ -208,6 +211,13 @@ class Acceptance:
         self.rows[report.client] = report.rows
         self._losses.append((report.loss, min(report.rows, self.most_rows)))
         return update
+
+    def add_mean(self, update: Update, loss: float, rows: float, clients: Sequence[int]) -> None:
+        """Take the weighted mean of these clients' updates, of which nothing else is known but their loss and rows."""
+        self.aggregator.add(update)
+        self.accepted |= dict.fromkeys(clients, self.round)
+        self.uplink_parameters += len(clients) * self.layout.numel
+        self._losses.append((loss, rows))
 
     def _result(self, report: Report, sent: Sent) -> ClientResult:
         asked = sent.instruction

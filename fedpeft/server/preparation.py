@@ -8,20 +8,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
 from fedpeft.aggregation.update import Fold
 from fedpeft.clients.label_shift import SHARES, shares_of
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
+from fedpeft.communication.payload import Shape, size
 from fedpeft.communication.release import Release, common_digest
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import Entry, PrivacyEngine
+from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
+from fedpeft.privacy.secure_sum.coordinator import VoidError
+from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import check_report, check_statistics
 from fedpeft.server.evaluation import Evaluation
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.masked_sum import MaskedSum
 from fedpeft.server.progress import Counters, Progress
 
 
@@ -50,43 +57,61 @@ def prepare(
     state = dict(setup.start)
     drift = setup.drift.start(state)
     progress = Progress(round=0, adapter=state, started=_copy(state), drift=drift, fixed=dict(fixed))
-    if not (setup.head.exchanges and "head.weight" in state):
+    asks = setup.head.exchanges and "head.weight" in state
+    if not asks and setup.secure_sum is None:
         return evaluation.remembered(progress, evaluation.of(progress)) if setup.steering.keep_best else progress
     started = time.perf_counter()
     entry = Entry(0, list(range(setup.clients)))
     if privacy is not None:
         entry = privacy.enter_start(progress.digest())
-    rows, spent, total = _statistics(setup, clients, entry, privacy, most_rows)
-    if hidden := setup.head.hidden(total):
-        names = setup.facts.label_names or ()
-        say(f"{len(hidden)} classes drown in the noise of the start, which does not know them: {_some(names, hidden)}")
-    head = setup.head.solve(total, state["head.weight"].shape[1], setup.facts.classes)
-    state |= {name: tensor.to(state[name].dtype) for name, tensor in head.items()}
-    shares = {SHARES: shares_of(setup.head.class_counts(total))} if setup.drift.needs_shares else {}
+    rows: dict[int, int] = {}
+    down, clip = 0, None
+    if setup.secure_sum is None:
+        rows, spent, total = _statistics(setup, clients, entry, privacy, most_rows)
+        missing = setup.clients - len(rows)
+    else:
+        masked, total, clip = _masked_statistics(setup, setup.secure_sum, clients, asks)
+        spent, down = sum(masked.received.values()), sum(masked.sent.values())
+        missing = setup.clients - len(masked.arrived)
+    shares = {}
+    if asks:
+        state |= _head(setup, total, say)
+        shares = {SHARES: shares_of(setup.head.class_counts(total))} if setup.drift.needs_shares else {}
     progress = replace(
         progress,
         adapter=state,
         shares=shares,
         started=_copy(state),
         rows=rows,
-        counters=Counters(uplink_bytes=spent, prepare_bytes=spent),
+        counters=Counters(uplink_bytes=spent, downlink_bytes=down, prepare_bytes=spent),
+        clip=clip,
     )
     prepared_at = time.perf_counter()
     metrics = evaluation.of(progress)
     result = RoundResult(
         round=0,
         clients=setup.clients,
-        rejected=0 if _secret(privacy) else setup.clients - len(rows),
+        rejected=0 if _secret(privacy) else missing,
         train_loss=None,
         loss=metrics.loss if metrics else None,
         accuracy=metrics.accuracy if metrics else None,
         uplink_bytes=spent,
-        downlink_bytes=0,
+        downlink_bytes=down,
         update_norm=0.0,
         training_seconds=prepared_at - started,
         seconds=time.perf_counter() - started,
     )
     return replace(evaluation.remembered(progress, metrics), lines={"rounds.jsonl": [plain(asdict(result))]})
+
+
+def _head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
+    """The head that the sums over all clients give."""
+    if hidden := setup.head.hidden(total):
+        names = setup.facts.label_names or ()
+        say(f"{len(hidden)} classes drown in the noise of the start, which does not know them: {_some(names, hidden)}")
+    weight = setup.start["head.weight"]
+    head = setup.head.solve(total, weight.shape[1], setup.facts.classes)
+    return {name: tensor.to(setup.start[name].dtype) for name, tensor in head.items()}
 
 
 def _copy(state: State) -> State:
@@ -137,3 +162,37 @@ def _statistics(
     if not rows:
         raise RunError(f"none of {count} clients returned valid statistics for the start of the head")
     return rows, spent, total.sums if privacy is None else privacy.start_summed(total.sums, entry.attempt)
+
+
+def _masked_statistics(
+    setup: Setup, secure: SecureSum, clients: Exchange, asks: bool
+) -> tuple[MaskedSum, State, float]:
+    """The secure sum over all clients, what it says of the statistics, and the largest norm in round 1.
+
+    There is one whatever the head: from it, it is known what clients weigh. Without any sum the run does not begin.
+    """
+    shapes: dict[str, Shape] = {}
+    if asks:
+        sent = setup.head.shapes(setup.start["head.weight"].shape[1], setup.facts.classes, 1)
+        sums = setup.head.additive({name: torch.zeros(shape) for name, shape in sent.items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in sums.items()}
+    asked = [
+        Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base)
+        for client in range(setup.clients)
+    ]
+    masked = MaskedSum(clients, secure, setup.config.seed, 0, 0, entries(shapes) + BESIDE, 1.0)
+    try:
+        total = masked.of(asked, "prepare")
+    except VoidError as error:
+        raise RunError(f"there is no sum over the clients before round 1: {error}") from error
+    norm = secure.norm or _longest(setup, round(total.rows / total.clients))
+    return masked, total.summed_statistics(shapes), secure.headroom * norm * total.weight / total.clients
+
+
+def _longest(setup: Setup, rows: int) -> float:
+    """The norm of a client's update in round 1 if each step moved every entry by its learning rate, as Adam's do."""
+    rate, steps = setup.schedule.at(1), setup.training.steps_for(rows)
+    names = setup.strategy.trained(setup.layout, 1) - setup.strategy.private(setup.layout)
+    sizes = {name: size(setup.layout.shapes[name]) for name in names}
+    rates = {name: setup.training.optimizer.rate(name, rate) for name in names}
+    return steps * math.sqrt(sum(sizes[name] * rates[name] ** 2 for name in names))

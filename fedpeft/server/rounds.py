@@ -21,12 +21,16 @@ from flwr.serverapp import Grid
 
 from fedpeft.aggregation.aggregator import Aggregator, Outcome, aggregator
 from fedpeft.aggregation.exactness import measured
+from fedpeft.aggregation.update import Update
 from fedpeft.communication.downlink import Sent
 from fedpeft.communication.release import Release
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import trim
 from fedpeft.peft.adapter import State, difference, norm
 from fedpeft.privacy.engine import Entry, PrivacyEngine
+from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
+from fedpeft.privacy.secure_sum.coordinator import VoidError
+from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.observer import Metrics, Observer, RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
@@ -34,6 +38,7 @@ from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.evaluation import Evaluate, Evaluation, OwnRows
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.masked_sum import MaskedSum
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import Progress, RunStore, Traffic
 from fedpeft.server.sampling import Sampler
@@ -166,12 +171,15 @@ class Server:
             drift=setup.drift,
             states=progress.drift,
         )
-        self._outstanding |= {s.instruction.client: s for s in sent}
-        for report in self.clients.answers([s.instruction for s in sent], setup.strategy.asynchronous):
+        if setup.secure_sum is not None:
+            outcome = self._summed(setup.secure_sum, taken, sent, progress, clock)
+        else:
+            self._outstanding |= {s.instruction.client: s for s in sent}
+            for report in self.clients.answers([s.instruction for s in sent], setup.strategy.asynchronous):
+                with clock.aggregating:
+                    taken.add(report, self._outstanding.pop(report.client))
             with clock.aggregating:
-                taken.add(report, self._outstanding.pop(report.client))
-        with clock.aggregating:
-            outcome = self._finished(taken, progress)
+                outcome = self._finished(taken, progress)
         after = progress.after(outcome, taken, dispatch.downlink.made, setup.clients)
         self.store.bases.put(after.residual.version, after.residual.total)
         clock.trained()
@@ -188,6 +196,36 @@ class Server:
         lines = {"clients.jsonl": [plain(r.line()) for r in taken.results], "rounds.jsonl": [plain(asdict(result))]}
         counters = progress.counters.after(traffic, result.rejected, clock.seconds)
         return replace(after, lines=lines, counters=counters), result
+
+    def _summed(
+        self, secure: SecureSum, taken: Acceptance, sent: list[Sent], progress: Progress, clock: _Clock
+    ) -> Outcome:
+        """What the sum of the updates has led to; where it is void, the model stays as it is."""
+        setup, round, clip = self.setup, taken.round, progress.clip
+        assert clip is not None  # from the sum before round 1
+        names = [name for name in setup.layout.names if name in taken.shared]
+        shapes = {name: setup.layout.shapes[name] for name in names}
+        masked = MaskedSum(
+            self.clients, secure, setup.config.seed, round, entries(shapes), BESIDE, clip, clock.aggregating
+        )
+        schedule, void = setup.schedule, ""
+        growth = schedule.at(round + 1) / schedule.at(round) if round < setup.rounds and schedule.at(round) else 1.0
+        try:
+            total = masked.of([s.instruction for s in sent], "train")
+            mean = total.update(shapes, progress.adapter[names[0]].dtype)
+            update = Update(masked.arrived[0], total.weight, setup.layout.form, progress.adapter, mean)
+            taken.add_mean(update, total.loss, total.rows, masked.arrived)
+            outcome = replace(
+                taken.aggregator.finish(progress.memory), clip=total.next_clip(masked.told, secure, growth)
+            )
+        except VoidError as error:
+            void = str(error)
+            self.observer.say(f"round {round}: {void}; the model stays as it is")
+            outcome = Outcome(progress.adapter, progress.memory, clip=clip)
+        taken.results.extend(masked.results(sent, void))
+        taken.rejected.extend(masked.failed)
+        taken.passed_on = sum(masked.sent.values())
+        return outcome
 
     def _judged_start(self, progress: Progress) -> Progress:
         """With the start as what later states are measured by."""
@@ -244,6 +282,8 @@ class Server:
             self.store.waiting,
             setup.factor_view,
         )
+        if setup.secure_sum is not None:  # of which no single update can be measured
+            return inner
         return measured(inner, setup.strategy, setup.layout, setup.weight_changes)
 
     def _finished(self, taken: Acceptance, progress: Progress) -> Outcome:
@@ -270,7 +310,7 @@ class Server:
             return dispatch.expected(self.privacy.federation.cohort)
         return Traffic(
             sum(result.uplink_bytes for result in taken.results),
-            sum(s.bytes for s in sent),
+            sum(s.bytes for s in sent) + taken.passed_on,
             sum(s.base_bytes for s in sent),
             taken.uplink_parameters,
         )

@@ -62,6 +62,8 @@ class Simulation:
         self.clients = self.setup.clients
         chances = tuple(profile.participation for profile in self.setup.profiles)
         self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances)
+        if self.setup.secure_sum is not None:
+            self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")
         begun = self.checkpoints.load()
         fixed = begun.fixed if begun else {}

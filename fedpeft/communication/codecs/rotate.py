@@ -42,7 +42,7 @@ class Rotate(Transform):
     def encode(self, signal: Signal, context: Context) -> Encoded:
         """The rotated values, in segments of one block each; weights become the blocks' root mean squares."""
         shapes = _blocks(signal.shapes, self.block)
-        rotated = _hadamard(signal.values * context.signs(len(signal.values)), shapes)
+        rotated = hadamard(signal.values * context.signs(len(signal.values)), shapes)
         weights = signal.weights
         if weights is not None:
             sizes = segment_sizes(shapes)
@@ -56,7 +56,7 @@ class Rotate(Transform):
         blocks = _blocks(shapes, 1 << parameters.varint("block exponent", LARGEST, SMALLEST))
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
-            return _hadamard(values, blocks) * context.signs(len(values))
+            return hadamard(values, blocks) * context.signs(len(values))
 
         return Plan(blocks, (), undo)
 
@@ -71,7 +71,7 @@ def _blocks(shapes: tuple[Shape, ...], largest: int) -> tuple[Shape, ...]:
     return tuple(cut())
 
 
-def _hadamard(values: Array, blocks: tuple[Shape, ...]) -> Array:
+def hadamard(values: Array, blocks: tuple[Shape, ...]) -> Array:
     """The orthonormal transform of each block; blocks of one length go together."""
     lengths = segment_sizes(blocks)
     starts = np.cumsum(lengths) - lengths

@@ -1,0 +1,1 @@
+"""What a secure sum costs clients and the server."""

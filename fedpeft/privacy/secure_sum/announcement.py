@@ -1,0 +1,96 @@
+"""What the server tells all clients of a secure sum alike, before anything is masked."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import ClassVar, Final, Self
+
+import numpy as np
+
+from fedpeft import seeds
+from fedpeft.errors import PayloadError
+from fedpeft.privacy.secure_sum.integers import FEWEST_LEVELS, Integers
+from fedpeft.privacy.secure_sum.neighbours import Terms, degree
+from fedpeft.privacy.secure_sum.sum import FEWEST, SecureSum
+
+STATISTICS_BITS: Final = 32
+"""Of the modulus before round 1, where numbers are summed that must be exact, once."""
+
+_FORMAT: Final = ">16sIIId"
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """Of one sum.
+
+    Attributes:
+        nonce: 16 bytes that no other sum has.
+        clients: that are asked, at least 3.
+        size: entries of the vector.
+        numbers: beside it, at least 1.
+        clip: the largest norm of a weighted update, above 0.
+    """
+
+    SIZE: ClassVar[int] = struct.calcsize(_FORMAT)
+    """Bytes of one, as it travels."""
+
+    nonce: bytes
+    clients: int
+    size: int
+    numbers: int
+    clip: float
+
+    def to_bytes(self) -> bytes:
+        """As it travels."""
+        return struct.pack(_FORMAT, self.nonce, self.clients, self.size, self.numbers, self.clip)
+
+    @classmethod
+    def of_bytes(cls, content: bytes) -> Self:
+        """What arrived.
+
+        Raises:
+            PayloadError: it is none, or its numbers are not legal.
+        """
+        try:
+            found = cls(*struct.unpack(_FORMAT, content))
+        except struct.error:
+            raise PayloadError(f"{len(content)} bytes announce a secure sum; it takes {cls.SIZE}") from None
+        if found.clients < FEWEST or not found.numbers or not 0 < found.clip < math.inf:
+            raise PayloadError(
+                f"a secure sum of {found.clients} clients, {found.numbers} numbers and norm {found.clip:g} is "
+                f"announced; legal are at least {FEWEST} clients, 1 number and a norm above 0"
+            )
+        return found
+
+    def integers(self, secure: SecureSum, round: int) -> Integers:
+        """How contributions become integers.
+
+        Raises:
+            PayloadError: they don't fit.
+        """
+        bits = bits_of(secure, round)
+        if (2 ** (bits - 1) - 1) // self.clients < FEWEST_LEVELS:
+            raise PayloadError(f"a secure sum of {self.clients} clients is announced, which {bits} bits don't hold")
+        return Integers(self.clients, bits, self.size, self.numbers, self.clip)
+
+    def terms(self, secure: SecureSum, seed: int, round: int) -> Terms:
+        """What all members have to agree on; `seed` is the run's."""
+        return Terms(
+            neighbours=degree(self.clients, secure.neighbours),
+            threshold=secure.threshold,
+            bits=bits_of(secure, round),
+            length=self.integers(secure, round).length,
+            context=struct.pack(">QI", seed, round) + self.to_bytes(),
+        )
+
+
+def bits_of(secure: SecureSum, round: int) -> int:
+    """Of the modulus of a round's sum; 0: the one before round 1."""
+    return secure.bits if round else STATISTICS_BITS
+
+
+def signs(seed: int, round: int, size: int) -> np.ndarray:
+    """D1 and D2 of a round, (2, size): +-1."""
+    return seeds.generator(seed, "signs of a secure sum", round).integers(0, 2, (2, size)) * 2.0 - 1.0

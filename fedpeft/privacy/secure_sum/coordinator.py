@@ -1,0 +1,152 @@
+"""The server's part in one secure sum: it passes on what members say to each other, adds up, and takes the masks off.
+
+Members may drop out at every step; as long as each client whose vector arrived, and each that dropped out before it,
+has enough neighbours left, the sum is that of the vectors that arrived, exactly. Otherwise the sum is void.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedpeft.errors import PayloadError
+from fedpeft.privacy.secure_sum import shamir
+from fedpeft.privacy.secure_sum.masks import dtype, public, reduced, stream, unpacked
+from fedpeft.privacy.secure_sum.member import pairwise
+from fedpeft.privacy.secure_sum.neighbours import Terms
+from fedpeft.privacy.secure_sum.words import (
+    MASK,
+    SEED,
+    Keys,
+    keys_of,
+    read_sealed,
+    read_shares,
+    write_ids,
+    write_peers,
+    write_sealed,
+    write_witnesses,
+)
+
+
+class VoidError(PayloadError):
+    """Too many members have dropped out: there is no sum."""
+
+
+@dataclass
+class Coordinator:
+    """One sum.
+
+    Attributes:
+        terms: of the sum.
+        graph: the neighbours of each client that was asked.
+    """
+
+    terms: Terms
+    graph: Mapping[int, list[int]]
+    keys: dict[int, Keys] = field(default_factory=dict)
+    sealed: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    witnesses: dict[int, bytes] = field(default_factory=dict)
+    survivors: list[int] = field(default_factory=list)
+    _sum: np.ndarray | None = None
+    _shares: dict[tuple[int, int], dict[int, bytes]] = field(default_factory=dict)
+
+    def take_keys(self, client: int, content: bytes) -> None:
+        """After step 1; raises PayloadError where they are none."""
+        self.keys[client] = keys_of(content)
+
+    def peers(self, client: int) -> bytes:
+        """For step 2."""
+        return write_peers({peer: self.keys[peer] for peer in self.graph[client] if peer in self.keys})
+
+    def take_sealed(self, client: int, content: bytes) -> None:
+        """After step 2; raises PayloadError where they are not for all its neighbours."""
+        sealed = read_sealed(content)
+        if sealed.keys() != {peer for peer in self.graph[client] if peer in self.keys}:
+            raise PayloadError(f"client {client} has sealed shares for others than its neighbours")
+        self.sealed[client] = sealed
+
+    def sealed_for(self, client: int) -> bytes:
+        """For step 3: from the neighbours that have shared."""
+        return write_sealed({peer: self.sealed[peer][client] for peer in self._sharing(client)})
+
+    def take_vector(self, client: int, content: bytes) -> None:
+        """After step 3; raises PayloadError where it has another length."""
+        vector = unpacked(content, self.terms.length, self.terms.bits)
+        if self._sum is None:
+            self._sum = np.zeros(self.terms.length, dtype(self.terms.bits))
+        self._sum += vector
+        self.survivors.append(client)
+
+    def arrived(self) -> bytes:
+        """For step 4."""
+        return write_ids(self.survivors)
+
+    def take_witness(self, client: int, content: bytes) -> None:
+        """After step 4."""
+        self.witnesses[client] = content
+
+    def witnesses_for(self, client: int) -> bytes:
+        """For step 5: from the neighbours that have signed."""
+        return write_witnesses({peer: self.witnesses[peer] for peer in self.graph[client] if peer in self.witnesses})
+
+    def take_shares(self, client: int, content: bytes) -> None:
+        """After step 5; raises PayloadError where they are of others than its neighbours, or of the wrong secrets."""
+        survivors = set(self.survivors)
+        shares = read_shares(content)
+        for peer, (which, _) in shares.items():
+            if peer not in self._sharing(client) or which != (SEED if peer in survivors else MASK):
+                raise PayloadError(f"client {client} sends a share of client {peer} that was not asked for")
+        for peer, (which, share) in shares.items():
+            self._shares.setdefault((peer, which), {})[client] = share
+
+    def sum(self) -> np.ndarray:
+        """The sum modulo 2^bits of the vectors that have arrived, (length,).
+
+        Raises:
+            VoidError: too few shares are left, or those that came lead to no secret.
+        """
+        if self._sum is None:
+            raise VoidError("no masked vector has arrived")
+        total, terms, survivors = self._sum.copy(), self.terms, set(self.survivors)
+        for client in survivors:
+            total -= stream(self._secret(client, SEED), terms.length, terms.bits)
+        for client in self.sealed.keys() - survivors:
+            private = None
+            for peer in self._sharing(client):
+                if peer not in survivors:
+                    continue
+                private = private or self._secret(client, MASK)
+                mask = pairwise(terms, private, self.keys[peer].mask, client, peer)
+                if client < peer:
+                    total -= mask
+                else:
+                    total += mask
+        return reduced(total, terms.bits)
+
+    def _sharing(self, client: int) -> list[int]:
+        return [peer for peer in self.graph[client] if client in self.sealed.get(peer, {})]
+
+    def _secret(self, client: int, which: int) -> bytes:
+        """A client's seed or private mask key, from its neighbours' shares.
+
+        A false share leads to another number, which the client's keys tell: then the others are tried.
+        """
+        shares, keys = self._shares.get((client, which), {}), self.keys[client]
+        needed = self.terms.needed
+        what = "seed" if which == SEED else "mask key"
+        if len(shares) < needed:
+            raise VoidError(f"the sum is void: {len(shares)} shares of client {client}'s {what} are left of {needed}")
+        holders = list(shares)
+        for turn in range(len(holders)):
+            chosen = (holders[turn:] + holders[:turn])[:needed]
+            try:
+                secret = shamir.joined({holder: shares[holder] for holder in chosen}, needed)
+            except PayloadError:
+                continue
+            told = hashlib.sha256(secret).digest() if which == SEED else public(secret)
+            if told == (keys.commitment if which == SEED else keys.mask):
+                return secret
+        raise VoidError(f"the sum is void: the shares of client {client}'s {what} do not lead to it")

@@ -1,0 +1,88 @@
+"""Masks: what two clients can both compute and nobody else, and what a client alone can.
+
+    pairwise seed = HKDF-SHA256(X25519(own private key, peer's public key), info = purpose, round, both ids)
+    mask          = ChaCha20 keystream of the seed, as integers modulo 2^bits
+
+The primitives are those of `cryptography`: RFC 7748 (X25519), RFC 5869 (HKDF), RFC 8439 (ChaCha20 and Poly1305).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedpeft.errors import PayloadError
+
+KEY: Final = 32
+"""Bytes of keys and seeds."""
+
+MOST_BITS: Final = 32
+"""The widest modulus, 2^32."""
+
+
+def public(private: bytes) -> bytes:
+    """The public key of a private one, 32 bytes each."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def agreed(private: bytes, peer: bytes, purpose: str, context: bytes, first: int, second: int) -> bytes:
+    """The seed of 32 bytes that both ends of (`first`, `second`) come to, for one purpose in one context.
+
+    Raises:
+        PayloadError: the peer's public key is of a kind that makes any secret known.
+    """
+    try:
+        secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer))
+    except ValueError as error:  # all zero, whatever the private key
+        raise PayloadError(f"the public key of client {second} is not usable: {error}") from error
+    ids = first.to_bytes(4, "big") + second.to_bytes(4, "big")
+    return HKDF(SHA256(), KEY, salt=None, info=purpose.encode() + b"\0" + context + ids).derive(secret)
+
+
+def dtype(bits: int) -> type[np.unsignedinteger]:
+    """Of integers modulo 2^bits, 1 to 32: their sums wrap by themselves."""
+    return np.uint16 if bits <= 16 else np.uint32
+
+
+def stream(seed: bytes, length: int, bits: int) -> np.ndarray:
+    """Uniform integers modulo 2^bits, (length,)."""
+    kind = np.dtype(dtype(bits)).newbyteorder("<")
+    keystream = (
+        Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor().update(bytes(length * kind.itemsize))
+    )
+    numbers = np.frombuffer(keystream, kind).astype(dtype(bits))
+    return reduced(numbers, bits)
+
+
+def reduced(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """Modulo 2^bits."""
+    return numbers & numbers.dtype.type((1 << bits) - 1)
+
+
+def packed(numbers: np.ndarray, bits: int) -> bytes:
+    """Integers below 2^bits in `bits` bits each, the lowest bit first."""
+    if bits in (8, 16, 32):
+        return numbers.astype(f"<u{bits // 8}").tobytes()
+    lowest = (numbers[:, None] >> np.arange(bits, dtype=numbers.dtype)) & numbers.dtype.type(1)
+    return np.packbits(lowest.astype(np.uint8).ravel(), bitorder="little").tobytes()
+
+
+def unpacked(content: bytes, length: int, bits: int) -> np.ndarray:
+    """What `packed` has made.
+
+    Raises:
+        PayloadError: another number of bytes.
+    """
+    expected = (length * bits + 7) // 8
+    if len(content) != expected:
+        raise PayloadError(f"a masked vector of {len(content)} bytes; {length} numbers of {bits} bits take {expected}")
+    kind = dtype(bits)
+    if bits in (8, 16, 32):
+        return np.frombuffer(content, f"<u{bits // 8}").astype(kind)
+    lowest = np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little")[: length * bits].reshape(length, bits)
+    return (lowest.astype(kind) << np.arange(bits, dtype=kind)).sum(1, dtype=kind)

@@ -1,0 +1,238 @@
+"""A client's part in one secure sum (Bonawitz et al., CCS 2017; Bell et al., CCS 2020).
+
+    1  keys      draw a seed b and two key pairs; advertise the public keys, signed
+    2  sealed    share b and the private mask key among the neighbours, sealed for each
+    3  vector    y = x + PRG(b) + sum_{j < i} PRG(s_ij) - sum_{j > i} PRG(s_ij)  mod M, over neighbours j that shared
+    4  witness   sign the set of those whose vectors have arrived
+    5  shares    once enough neighbours have signed the same set: of each neighbour in it the share of b, of each that
+                 dropped out the share of its mask key; never both of one, and only once
+
+Every step checks what the coordinator has said before; what does not hold together ends the member's part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from fedpeft.errors import PayloadError
+from fedpeft.privacy.secure_sum import shamir
+from fedpeft.privacy.secure_sum.masks import KEY, agreed, dtype, packed, public, reduced, stream
+from fedpeft.privacy.secure_sum.neighbours import Terms
+from fedpeft.privacy.secure_sum.roster import PrivateKey, Roster, signature
+from fedpeft.privacy.secure_sum.words import (
+    MASK,
+    SEED,
+    Keys,
+    Reader,
+    read_ids,
+    read_peers,
+    read_sealed,
+    read_witnesses,
+    write_ids,
+    write_peers,
+    write_sealed,
+    write_shares,
+)
+
+NONCE = bytes(12)
+"""Every sealed message has a key of its own: of one sum and one direction between two members."""
+
+
+@dataclass
+class Member:
+    """One client in one sum. Steps are taken in order, each once.
+
+    Attributes:
+        client: its id.
+        terms: of the sum.
+        key: what it signs with.
+        roster: whom it takes keys from.
+        fewest: neighbours with which it takes part in a sum.
+        draw: so many random bytes.
+    """
+
+    client: int
+    terms: Terms
+    key: PrivateKey
+    roster: Roster
+    fewest: int = 2
+    draw: Callable[[int], bytes] = os.urandom
+    peers: dict[int, Keys] = field(default_factory=dict)
+    sealed: dict[int, bytes] = field(default_factory=dict)
+    survivors: frozenset[int] = frozenset()
+    steps: int = 0
+    _seed: bytes = field(default=b"", repr=False)
+    _mask: bytes = field(default=b"", repr=False)
+    _share: bytes = field(default=b"", repr=False)
+
+    def keys(self) -> bytes:
+        """Step 1: what the member advertises."""
+        self._step(1)
+        self._seed, self._mask, self._share = self.draw(KEY), self.draw(KEY), self.draw(KEY)
+        keys = Keys(public(self._mask), public(self._share), hashlib.sha256(self._seed).digest())
+        signed = signature(self.key, advertised(self.terms, self.client, keys))
+        return Keys(keys.mask, keys.share, keys.commitment, signed).to_bytes()
+
+    def shares_for(self, peers: bytes) -> bytes:
+        """Step 2: shares of its secrets for the neighbours whose keys have come.
+
+        Raises:
+            PayloadError: keys that are not theirs, or too few of them.
+        """
+        self._step(2)
+        self.peers = read_peers(peers)
+        if self.client in self.peers:
+            raise PayloadError(f"client {self.client} is named as its own neighbour")
+        for peer, keys in self.peers.items():
+            self.roster.verify(peer, advertised(self.terms, peer, keys), keys.signature)
+        if len({keys.mask for keys in self.peers.values()}) < len(self.peers):
+            raise PayloadError("two neighbours have the same keys")
+        needed = self.terms.needed
+        if self.terms.neighbours < self.fewest or len(self.peers) > self.terms.neighbours:
+            raise PayloadError(
+                f"{len(self.peers)} neighbours share masks with this client, of {self.terms.neighbours} that the "
+                f"server has announced; legal are at least {self.fewest} announced, and no more than those"
+            )
+        if len(self.peers) < needed:
+            raise PayloadError(f"{len(self.peers)} neighbours share masks with this client; {needed} are needed")
+        holders = sorted(self.peers)
+        seeds = shamir.split(self._seed, holders, needed, self.draw)
+        masks = shamir.split(self._mask, holders, needed, self.draw)
+        return write_sealed({peer: self._seal(peer, seeds[peer] + masks[peer]) for peer in holders})
+
+    def vector(self, sealed: bytes, numbers: np.ndarray) -> bytes:
+        """Step 3: the numbers, (length,) integers modulo 2^bits, under masks.
+
+        Raises:
+            PayloadError: shares of others than neighbours, or of too few.
+        """
+        self._step(3)
+        self.sealed = read_sealed(sealed)
+        self._known(self.sealed, "shares")
+        needed = self.terms.needed
+        if len(self.sealed) < needed:
+            raise PayloadError(f"{len(self.sealed)} neighbours are still there; {needed} are needed")
+        terms = self.terms
+        assert numbers.shape == (terms.length,)
+        assert numbers.dtype == dtype(terms.bits)
+        masked = numbers + stream(self._seed, terms.length, terms.bits)
+        for peer in self.sealed:
+            mask = pairwise(terms, self._mask, self.peers[peer].mask, self.client, peer)
+            masked = masked + mask if peer < self.client else masked - mask
+        return packed(reduced(masked, terms.bits), terms.bits)
+
+    def witness(self, survivors: bytes) -> bytes:
+        """Step 4: the member's signature over the set of those whose vectors have arrived.
+
+        Raises:
+            PayloadError: the set can't be.
+        """
+        self._step(4)
+        self.survivors = read_ids(survivors)
+        if self.client not in self.survivors:
+            raise PayloadError("the server says that this client's vector has not arrived")
+        if strangers := sorted(self.survivors - self.roster.members.keys()):
+            raise PayloadError(f"clients {strangers!s:.80} are said to survive, and are not in the roster")
+        if late := sorted((self.survivors & self.peers.keys()) - self.sealed.keys()):
+            raise PayloadError(f"clients {late!s:.80} are said to survive, and have shared nothing")
+        alive, needed = len(self.survivors & self.sealed.keys()), self.terms.needed
+        if alive < needed:
+            raise PayloadError(f"vectors of {alive} neighbours have arrived; {needed} are needed")
+        return signature(self.key, witnessed(self.terms, write_ids(self.survivors)))
+
+    def unmask(self, witnesses: bytes) -> bytes:
+        """Step 5: what takes the masks off the sum, and off nothing else.
+
+        Raises:
+            PayloadError: too few neighbours have signed this very set.
+        """
+        self._step(5)
+        signatures = read_witnesses(witnesses)
+        self._known(signatures, "signatures")
+        content = witnessed(self.terms, write_ids(self.survivors))
+        for peer, signed in signatures.items():
+            if peer not in self.survivors:
+                raise PayloadError(f"client {peer} has signed, and is said to have dropped out")
+            self.roster.verify(peer, content, signed)
+        needed = self.terms.needed
+        if len(signatures) < needed:
+            raise PayloadError(f"{len(signatures)} neighbours have signed who survives; {needed} are needed")
+        shares = {}
+        for peer, content in self.sealed.items():
+            seed, mask = self._open(peer, content)
+            shares[peer] = (SEED, seed) if peer in self.survivors else (MASK, mask)
+        return write_shares(shares)
+
+    def to_bytes(self) -> bytes:
+        """Where it stands, its secrets included: for a file that nobody else can read, in a simulation's folder."""
+        parts = (write_peers(self.peers), write_sealed(self.sealed), write_ids(self.survivors))
+        told = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+        return self._whose + bytes([self.steps]) + self._seed + self._mask + self._share + told
+
+    @classmethod
+    def of_bytes(cls, content: bytes, client: int, terms: Terms, key: PrivateKey, roster: Roster) -> Self:
+        """The member that `to_bytes` has written after a step.
+
+        Raises:
+            PayloadError: they are another client's, of another sum, or damaged.
+        """
+        found, reader = cls(client, terms, key, roster), Reader(content, "a member's own notes")
+        if reader.take(len(found._whose)) != found._whose:
+            raise PayloadError(f"client {client} is asked to go on with a secure sum that it has not begun")
+        found.steps = reader.take(1)[0]
+        found._seed, found._mask, found._share = reader.take(KEY), reader.take(KEY), reader.take(KEY)
+        peers, sealed, survivors = (reader.take(reader.number()) for _ in range(3))
+        reader.end()
+        found.peers, found.sealed, found.survivors = read_peers(peers), read_sealed(sealed), read_ids(survivors)
+        return found
+
+    @property
+    def _whose(self) -> bytes:
+        return self.terms.digest + self.client.to_bytes(4, "big")
+
+    def _step(self, step: int) -> None:
+        if self.steps != step - 1:
+            raise PayloadError(f"step {step} of a secure sum is asked for after step {self.steps}; each is taken once")
+        self.steps = step
+
+    def _known(self, named: dict[int, bytes], what: str) -> None:
+        if strangers := sorted(named.keys() - self.peers.keys()):
+            raise PayloadError(f"{what} of clients {strangers!s:.80}, who are no neighbours")
+
+    def _seal(self, peer: int, content: bytes) -> bytes:
+        key = self._sealing(self.client, peer, peer)
+        return ChaCha20Poly1305(key).encrypt(NONCE, content, None)
+
+    def _open(self, peer: int, content: bytes) -> tuple[bytes, bytes]:
+        try:
+            plain = ChaCha20Poly1305(self._sealing(peer, self.client, peer)).decrypt(NONCE, content, None)
+        except InvalidTag:
+            raise PayloadError(f"the sealed shares of client {peer} were changed on their way") from None
+        return plain[: shamir.SHARE], plain[shamir.SHARE :]
+
+    def _sealing(self, sender: int, receiver: int, peer: int) -> bytes:
+        return agreed(self._share, self.peers[peer].share, "seal", self.terms.context, sender, receiver)
+
+
+def pairwise(terms: Terms, private: bytes, peer_public: bytes, one: int, other: int) -> np.ndarray:
+    """The mask that two members share, whichever of them computes it."""
+    seed = agreed(private, peer_public, "mask", terms.context, min(one, other), max(one, other))
+    return stream(seed, terms.length, terms.bits)
+
+
+def advertised(terms: Terms, client: int, keys: Keys) -> bytes:
+    """What a member's signature over its keys is of."""
+    return b"fedpeft secure sum keys" + terms.digest + client.to_bytes(4, "big") + keys.signed
+
+
+def witnessed(terms: Terms, survivors: bytes) -> bytes:
+    """What a member's signature over the survivors is of."""
+    return b"fedpeft secure sum survivors" + terms.digest + hashlib.sha256(survivors).digest()

@@ -1,0 +1,59 @@
+"""What is said of secure sums in a run's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fedpeft.errors import PrivacyError
+from fedpeft.parts import Family, name_of, parse_spec, setting
+from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.privacy.secure_sum.integers import check_fits
+
+FEWEST: Final = 3
+"""Clients of a sum: each of two could take its own summand off."""
+
+
+@dataclass(frozen=True)
+class SecureSum:
+    """How updates are added up where nobody may see one. Subclasses are frozen dataclasses."""
+
+    neighbours: int = setting(100, "of each client: they share its masks, and keep shares of its keys", low=2)
+    threshold: float = setting(
+        0.67, "share of its neighbours that must stay, or the sum is void; from 2/3 on a lying server learns nothing",
+        low=0.5, below=1,
+    )  # fmt: skip
+    bits: int = setting(16, "of the integers that are added up, modulo 2^bits", low=6, high=32)
+    norm: float | None = setting(
+        None, "roughly that of an update in round 1; none: steps of the learning rate in each entry; later ones follow",
+        above=0,
+    )  # fmt: skip
+    headroom: float = setting(4.0, "weighted updates are clipped to so many times their last round's mean norm", low=1)
+
+    def check(self, cohort: int) -> None:
+        """Refuse sums of so few clients that one could be told from the others, or so many that they don't fit.
+
+        Raises:
+            PrivacyError: says which.
+        """
+        if cohort < FEWEST:
+            raise PrivacyError(f"{self.name} adds up the updates of {FEWEST} clients or more; the cohort has {cohort}")
+        check_fits(cohort, self.bits)
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return name_of(type(self))
+
+
+SUMS: Family[SecureSum] = Family("fedpeft.privacy.sums", "secure sum", kind=SecureSum)
+"""All ways, by file name."""
+
+
+def parse_privacy(text: str) -> Mechanism | SecureSum:
+    """What `--privacy` means.
+
+    Raises:
+        ConfigError: unknown mechanism or setting.
+    """
+    return SUMS.build(text) if parse_spec(text).name in SUMS.names else MECHANISMS.build(text)

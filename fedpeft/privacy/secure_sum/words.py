@@ -1,0 +1,195 @@
+"""What members and the coordinator of a secure sum say to each other, as bytes.
+
+    keys       public keys (mask, share), commitment to the own seed, signature          member -> coordinator
+    peers      id and keys of each neighbour                                             coordinator -> member
+    sealed     id and sealed shares, for each neighbour or of each                       both ways
+    vector     the masked integers, packed                                               member -> coordinator
+    survivors  the ids whose vectors have arrived                                        coordinator -> member
+    witness    a member's signature over the survivors                                   member -> coordinator
+    witnesses  id and signature of each neighbour                                        coordinator -> member
+    shares     id, which secret it is of, and the share, for each neighbour              member -> coordinator
+
+All are records of fixed size after a count, except that signatures have a length; whatever does not fit is refused.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+from fedpeft.errors import PayloadError
+from fedpeft.privacy.secure_sum.masks import KEY
+from fedpeft.privacy.secure_sum.shamir import SHARE
+
+SEALED: Final = 2 * SHARE + 16
+"""Bytes of two shares, encrypted and authenticated."""
+
+LONGEST_SIGNATURE: Final = 144
+"""Bytes: ECDSA over P-521, the longest that a certificate's key makes."""
+
+SEED, MASK = 0, 1
+"""Which secret a share is of: the seed of the own mask, or the private key of the pairwise masks."""
+
+MOST: Final = 100_000
+"""Records in one message."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a member advertises.
+
+    Attributes:
+        mask, share: public keys, of pairwise masks and of what seals shares; 32 bytes.
+        commitment: SHA-256 of the seed of the own mask: a coordinator sees whether shares have led to it.
+        signature: over all that, in the sum's context.
+    """
+
+    mask: bytes
+    share: bytes
+    commitment: bytes
+    signature: bytes = b""
+
+    @property
+    def signed(self) -> bytes:
+        """What the signature is over, but for the context and the member's id."""
+        return self.mask + self.share + self.commitment
+
+    def to_bytes(self) -> bytes:
+        """As they travel."""
+        return self.signed + _lengthy(self.signature)
+
+    @classmethod
+    def of(cls, reader: Reader) -> Self:
+        """From where the reader stands."""
+        return cls(reader.take(KEY), reader.take(KEY), reader.take(KEY), reader.signature())
+
+
+class Reader:
+    """Reads a message from a peer.
+
+    Raises:
+        PayloadError: from each method, where the bytes are not what was expected.
+    """
+
+    def __init__(self, content: bytes, what: str) -> None:
+        self._content, self._at, self._what = memoryview(content), 0, what
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        end = self._at + count
+        if end > len(self._content):
+            raise PayloadError(
+                f"{self._what} of a secure sum end after {len(self._content)} bytes, before they are whole"
+            )
+        taken = bytes(self._content[self._at : end])
+        self._at = end
+        return taken
+
+    def number(self) -> int:
+        """An id or a count."""
+        (number,) = struct.unpack(">I", self.take(4))
+        return int(number)
+
+    def signature(self) -> bytes:
+        """Bytes behind their length."""
+        length = self.take(1)[0]
+        if length > LONGEST_SIGNATURE:
+            raise PayloadError(f"{self._what} of a secure sum hold a signature of {length} bytes")
+        return self.take(length)
+
+    def ids(self) -> Iterable[int]:
+        """So many records follow; yields the id of each, which is where it begins; all are different."""
+        count = self.number()
+        if count > MOST:
+            raise PayloadError(f"{self._what} of a secure sum announce {count} records; {MOST} are the most")
+        seen = set[int]()
+        for _ in range(count):
+            client = self.number()
+            if client in seen:
+                raise PayloadError(f"{self._what} of a secure sum name client {client} twice")
+            seen.add(client)
+            yield client
+        self.end()
+
+    def end(self) -> None:
+        """Nothing may follow."""
+        if self._at != len(self._content):
+            raise PayloadError(f"{self._what} of a secure sum have {len(self._content) - self._at} bytes too many")
+
+
+def keys_of(content: bytes) -> Keys:
+    """One member's keys."""
+    reader = Reader(content, "keys")
+    keys = Keys.of(reader)
+    reader.end()
+    return keys
+
+
+def write_peers(peers: Mapping[int, Keys]) -> bytes:
+    """The keys of several members."""
+    return _records((client, keys.to_bytes()) for client, keys in peers.items())
+
+
+def read_peers(content: bytes) -> dict[int, Keys]:
+    """What `write_peers` has written."""
+    reader = Reader(content, "keys")
+    return {client: Keys.of(reader) for client in reader.ids()}
+
+
+def write_sealed(sealed: Mapping[int, bytes]) -> bytes:
+    """Sealed shares, by the other end."""
+    return _records(sealed.items())
+
+
+def read_sealed(content: bytes) -> dict[int, bytes]:
+    """What `write_sealed` has written."""
+    reader = Reader(content, "sealed shares")
+    return {client: reader.take(SEALED) for client in reader.ids()}
+
+
+def write_ids(clients: Iterable[int]) -> bytes:
+    """Ids in their order: equal sets are equal bytes."""
+    return _records((client, b"") for client in sorted(clients))
+
+
+def read_ids(content: bytes) -> frozenset[int]:
+    """What `write_ids` has written."""
+    return frozenset(Reader(content, "survivors").ids())
+
+
+def write_witnesses(signatures: Mapping[int, bytes]) -> bytes:
+    """Signatures, by member."""
+    return _records((client, _lengthy(signature)) for client, signature in signatures.items())
+
+
+def read_witnesses(content: bytes) -> dict[int, bytes]:
+    """What `write_witnesses` has written."""
+    reader = Reader(content, "signatures")
+    return {client: reader.signature() for client in reader.ids()}
+
+
+def write_shares(shares: Mapping[int, tuple[int, bytes]]) -> bytes:
+    """Which secret and which share, by the client whose secret it is."""
+    return _records((client, bytes([which]) + share) for client, (which, share) in shares.items())
+
+
+def read_shares(content: bytes) -> dict[int, tuple[int, bytes]]:
+    """What `write_shares` has written."""
+    reader, shares = Reader(content, "shares"), {}
+    for client in reader.ids():
+        which = reader.take(1)[0]
+        if which not in (SEED, MASK):
+            raise PayloadError(f"a share of a secure sum is of secret {which}; there are {SEED} and {MASK}")
+        shares[client] = which, reader.take(SHARE)
+    return shares
+
+
+def _lengthy(signature: bytes) -> bytes:
+    return bytes([len(signature)]) + signature
+
+
+def _records(records: Iterable[tuple[int, bytes]]) -> bytes:
+    parts = [struct.pack(">I", client) + content for client, content in records]
+    return struct.pack(">I", len(parts)) + b"".join(parts)

@@ -1,0 +1,404 @@
+"""Secure sums in whole runs: exact whoever drops out, nothing of a single client at the server, refusals."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fedpeft.clients.masking import FILE
+from rich.console import Console
+
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.config import RunConfig
+from fedpeft.deployment.shared_settings import shared_settings
+from fedpeft.errors import ConfigError, FedpeftError, PayloadError, PrivacyError, RunError
+from fedpeft.privacy.secure_sum.announcement import Announcement, signs
+from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution, Total
+from fedpeft.privacy.secure_sum.coordinator import Coordinator
+from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster
+from fedpeft.privacy.secure_sum.integers import Integers, check_fits, rotated, turned_back
+from fedpeft.privacy.secure_sum.masks import dtype, unpacked
+from fedpeft.privacy.secure_sum.member import Member
+from fedpeft.privacy.secure_sum.neighbours import Terms
+from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.records import Records
+from fedpeft.server.exchange import Exchange
+from fedpeft.server.progress import Progress
+from fedpeft.server.rounds import Server
+from fedpeft.simulation.simulation import Simulation
+
+TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 5, "rounds": 2, "workers": 1, "seed": 3,
+        "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
+        "learning_rate": 3e-3, "optimizer": "adamw(warmup=8, head_rate=1.0)", "privacy": "secure_sum(threshold=0.5)",
+        "measure": "validation(every=100)", "safeguard": "none"}  # fmt: skip
+
+
+def trained(folder: Path, **given) -> Progress:
+    simulation = Simulation(RunConfig(**{**TINY, **given}), folder, ConsoleObserver(Console(quiet=True)))
+    folder.mkdir(parents=True, exist_ok=True)
+    return simulation.train(simulation.server(Records(folder)))
+
+
+def same(one: Progress, other: Progress) -> bool:
+    return all(torch.equal(tensor, other.adapter[name]) for name, tensor in one.adapter.items())
+
+
+def lines(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+# ----------------------------------------------------------------------------------------------------------- integers
+
+
+def added(integers: Integers, vectors, numbers, turns):
+    draws = np.random.default_rng(0)
+    return sum(
+        integers.encode(v, x, turns, draws).astype(np.int64) for v, x in zip(vectors, numbers, strict=True)
+    ).__mod__(2**integers.bits).astype(dtype(integers.bits))  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 2, 64, 65, 1000])
+def test_the_rotation_is_orthonormal_and_spreads_one_entry_over_all(size):
+    turns, vector = signs(1, 2, size), np.zeros(size)
+    vector[size // 3] = 5.0
+    turned = rotated(vector, turns)
+    np.testing.assert_allclose(np.linalg.norm(turned), 5.0)
+    np.testing.assert_allclose(turned_back(turned, turns), vector, atol=1e-12)
+    assert abs(turned).max() < 4 * 5 / 2 ** ((size.bit_length() - 1) / 2)
+
+
+@pytest.mark.parametrize(("clients", "bits"), [(3, 16), (100, 16), (100, 12), (7, 32)])
+def test_a_sum_is_within_the_steps_of_its_grid(clients, bits):
+    size, draws, turns = 777, np.random.default_rng(1), signs(1, 1, 777)
+    integers = Integers(clients, bits, size, 3, clip=2.0)
+    vectors = draws.normal(size=(clients, size))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    numbers = draws.normal(size=(clients, 3)) * 1e4
+    vector, found = integers.decode(added(integers, vectors, numbers, turns), clients, turns)
+    # rounding has at most the variance step^2 / 4 in each entry of each client
+    assert np.linalg.norm(vector - vectors.sum(0)) < 1.2 * integers.step / 2 * (clients * size) ** 0.5
+    np.testing.assert_allclose(found, numbers.sum(0), atol=clients * 2.0**-21)
+
+
+def test_rounding_is_unbiased():
+    integers, turns, size = Integers(3, 8, 40, 1, clip=1.0), signs(1, 1, 40), 40
+    vector = np.random.default_rng(2).normal(size=size) / 10
+    draws, total, times = np.random.default_rng(3), np.zeros(size), 4000
+    for _ in range(times):
+        total += integers.decode(integers.encode(vector, np.ones(1), turns, draws), 1, turns)[0]
+    assert np.linalg.norm(total / times - vector) < 1.5 * integers.step / 2 * (size / times) ** 0.5
+
+
+@pytest.mark.parametrize(("clients", "bits"), [(3, 6), (15, 8), (255, 12), (4095, 16)])
+def test_no_sum_wraps_even_if_all_clients_are_at_the_same_end(clients, bits):
+    check_fits(clients, bits)
+    integers = Integers(clients, bits, 1, 2, clip=1e-6)
+    one = np.array([1e9])
+    for sign in (1, -1):
+        ends = added(integers, [sign * one] * clients, [sign * np.array([1e30, 1.0])] * clients, np.ones((2, 1)))
+        vector, numbers = integers.decode(ends, clients, np.ones((2, 1)))
+        assert 0 < sign * vector[0] <= clients * integers.levels * integers.step
+        np.testing.assert_allclose(numbers, [sign * clients * 2.0**27, sign * clients], rtol=1e-6)
+
+
+def test_a_norm_above_the_clip_is_cut_to_it():
+    integers, turns = Integers(3, 32, 64, 1, clip=2.0), signs(1, 1, 64)
+    vector, _ = integers.decode(
+        integers.encode(np.full(64, 1.0), np.ones(1), turns, np.random.default_rng(0)), 1, turns
+    )
+    np.testing.assert_allclose(vector, np.full(64, 0.25), atol=1e-4)
+
+
+@pytest.mark.parametrize(("vector", "number"), [([np.nan, 0.0], 1.0), ([np.inf, 0.0], 1.0), ([0.0, 0.0], np.nan)])
+def test_what_is_not_finite_is_no_contribution(vector, number):
+    integers = Integers(3, 16, 2, 1, clip=1.0)
+    with pytest.raises(PayloadError, match="not finite"):
+        integers.encode(np.array(vector), np.array([number]), np.ones((2, 2)), np.random.default_rng(0))
+
+
+def test_a_modulus_too_small_says_which_is_not():
+    with pytest.raises(PrivacyError, match="give bits=11 or more") as found:
+        check_fits(100, 8)
+    check_fits(100, int(str(found.value).partition("bits=")[2].split()[0]))
+
+
+def test_a_total_is_the_weighted_mean():
+    secure, told = SUMS.build("secure_sum(bits=32)"), Announcement(bytes(16), 3, 6, BESIDE, 1000.0)
+    given = [
+        Contribution(w, int(w), loss, {"b": torch.tensor([x, -x]), "a": torch.full((2, 2), x)})
+        for w, loss, x in ((10.0, 1.0, 0.5), (30.0, 2.0, 1.5), (20.0, 0.25, -1.0))
+    ]
+    integers = [c.integers(told, secure, 5, 1, k) for k, c in enumerate(given)]
+    total = Total.of(sum(integers), 3, told, secure, 5, 1)
+    assert (total.weight, total.rows) == (60, 60)
+    assert total.loss == pytest.approx((10 + 60 + 5) / 60)
+    mean = (5 + 45 - 20) / 60
+    found = total.update({"b": (2,), "a": (2, 2)}, torch.float32)
+    assert list(found) == ["b", "a"]
+    torch.testing.assert_close(found["b"], torch.tensor([mean, -mean]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["a"], torch.full((2, 2), mean), atol=1e-5, rtol=0)
+    norms = [w * (6**0.5) * abs(x) for w, x in ((10, 0.5), (30, 1.5), (20, 1.0))]
+    assert total.next_clip(told, secure, 0.5) == pytest.approx(4 * sum(norms) / 3 / 2, rel=1e-4)
+
+
+def test_a_contribution_of_another_size_than_announced_is_not_sent():
+    secure, told = SUMS.build("secure_sum"), Announcement(bytes(16), 3, 6, BESIDE, 1.0)
+    with pytest.raises(PayloadError, match="6 entries and 4 numbers is announced, and the client has 5 and 4"):
+        Contribution(1.0, 1, update={"a": torch.zeros(5)}).integers(told, secure, 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"clients": 2}, "at least 3"), ({"clip": 0.0}, "above 0"), ({"clip": float("inf")}, "above 0")],
+)
+def test_announcements_are_checked(change, says):
+    good = Announcement(bytes(16), 3, 6, BESIDE, 1.0)
+    assert Announcement.of_bytes(good.to_bytes()) == good
+    with pytest.raises(PayloadError, match=says):
+        Announcement.of_bytes(Announcement(**vars(good) | change).to_bytes())
+    with pytest.raises(PayloadError, match="bytes announce"):
+        Announcement.of_bytes(good.to_bytes() + b"x")
+
+
+def test_a_member_goes_on_from_its_notes_and_from_no_others():
+    terms = Terms(2, 0.5, 16, 5, b"one")
+    member = Member(1, terms, simulated_key(0, 1), simulated_roster(0, 3))
+    member.keys()
+    notes = member.to_bytes()
+    again = Member.of_bytes(notes, 1, terms, member.key, member.roster)
+    assert (again.steps, again._seed, again._mask, again._share) == (1, member._seed, member._mask, member._share)
+    for content, client, other in ((notes, 2, terms), (notes, 1, Terms(2, 0.5, 16, 5, b"two"))):
+        with pytest.raises(PayloadError, match="not begun"):
+            Member.of_bytes(content, client, other, member.key, member.roster)
+    for damaged in (notes[:-1], notes + b"x"):
+        with pytest.raises(PayloadError):
+            Member.of_bytes(damaged, 1, terms, member.key, member.roster)
+
+
+# --------------------------------------------------------------------------------------------------------- whole runs
+
+
+class Plain(Member):
+    """A member whose masks are off: its integers as they are."""
+
+    def vector(self, sealed, numbers):
+        from fedpeft.privacy.secure_sum.masks import packed
+
+        super().vector(sealed, numbers)
+        return packed(numbers, self.terms.bits)
+
+
+def plain_sum(self):
+    return self._sum.copy()
+
+
+@pytest.mark.parametrize("strategy", ["fedit", "rolora"])
+def test_a_run_is_that_of_the_plain_sums_bit_for_bit(tmp_path, monkeypatch, strategy):
+    masked = trained(tmp_path / "masked", strategy=strategy)
+    monkeypatch.setattr("fedpeft.clients.masking.Member", Plain)
+    monkeypatch.setattr(Coordinator, "sum", plain_sum)
+    plain = trained(tmp_path / "plain", strategy=strategy)
+    assert same(masked, plain)
+    assert masked.losses == plain.losses
+
+
+def test_a_run_comes_close_to_one_without_masks(tmp_path):
+    masked = trained(tmp_path / "masked", head="ridge")
+    plain = trained(tmp_path / "plain", head="ridge", privacy="")
+    moved = sum(float((t - plain.started[n]).square().sum()) for n, t in plain.adapter.items()) ** 0.5
+    apart = sum(float((t - masked.adapter[n]).square().sum()) for n, t in plain.adapter.items()) ** 0.5
+    assert 0 < apart < 0.02 * moved
+    assert masked.losses == pytest.approx(plain.losses, rel=1e-3)
+    for name, tensor in plain.started.items():  # the head, from sums that are exact but for their unit
+        torch.testing.assert_close(masked.started[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+class Dropping:
+    """Lets clients drop out before a step: what they answer does not arrive."""
+
+    def __init__(self, monkeypatch, dropping: dict[int, tuple[int, ...]], round: int = 2):
+        self.seen: list[tuple[Instruction, Report]] = []
+        real = Exchange.in_order
+
+        def in_order(exchange, instructions, total, phase):
+            asked = list(instructions)
+            by_client = {i.client: i for i in asked}
+            for report in real(exchange, asked, total, phase):
+                instruction = by_client[report.client]
+                gone = instruction.round == round and report.client in dropping.get(instruction.step, ())
+                self.seen.append((instruction, report))
+                yield Report(report.client, report.round, b"", error="gone") if gone else report
+
+        monkeypatch.setattr(Exchange, "in_order", in_order)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+def test_a_run_with_dropouts_is_that_of_those_who_have_sent(tmp_path, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        Dropping(patch, {step: (2,)})
+        masked = trained(tmp_path / "masked", clients=5, cohort="all")
+    taken = [
+        line["client"]
+        for line in lines(tmp_path / "masked", "clients.jsonl")
+        if line["round"] == 2 and "rejected" not in line
+    ]
+    assert taken == ([0, 1, 3, 4] if step <= 3 else [0, 1, 2, 3, 4])
+    assert masked.acknowledged == {k: 2 if k in taken else 1 for k in range(5)}
+    monkeypatch.setattr("fedpeft.clients.masking.Member", Plain)
+    monkeypatch.setattr(Coordinator, "sum", plain_sum)
+    Dropping(monkeypatch, {min(step, 3): (2,)} if step <= 3 else {})
+    assert same(masked, trained(tmp_path / "plain", clients=5, cohort="all"))
+
+
+def test_a_void_round_leaves_the_model_and_the_run_goes_on(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(ConsoleObserver, "say", lambda self, text: said.append(text))
+    Dropping(monkeypatch, {4: (0, 1, 2)}, round=1)
+    after = trained(tmp_path, clients=5, cohort="all", rounds=2)
+    first, second = lines(tmp_path, "rounds.jsonl")[-2:]
+    assert (first["rejected"], first["update_norm"], first["train_loss"]) == (5, 0.0, None)
+    assert (second["rejected"], second["update_norm"] > 0, len(after.losses)) == (0, True, 1)
+    assert any("round 1:" in text and "the model stays as it is" in text for text in said)
+    assert all("void" in line["rejected"] for line in lines(tmp_path, "clients.jsonl")[:5])
+
+
+def test_no_sum_before_round_1_is_one_sentence(tmp_path, monkeypatch):
+    Dropping(monkeypatch, {2: (0, 1, 2, 3)}, round=0)
+    with pytest.raises(RunError, match="no sum over the clients before round 1"):
+        trained(tmp_path)
+
+
+def test_the_server_hears_nothing_but_uniform_bytes(tmp_path, monkeypatch):
+    """Of every step that brings numbers; equal rounds have other bytes, and without masks the same test fails."""
+
+    def nibbles(folder, patch) -> tuple[list[bytes], list[float]]:
+        seen = Dropping(patch, {}).seen
+        trained(folder, rounds=1, head="ridge")
+        vectors = [(i, r) for i, r in seen if i.step == 3]
+        assert {i.kind for i, _ in vectors} == {"prepare", "train"}
+        assert all((r.rows, r.steps, r.loss, r.seconds, r.used) == (0, 0, 0.0, 0.0, 0) for _, r in seen)
+        statistics = []
+        for instruction, report in vectors:
+            bits = 16 if instruction.kind == "train" else 32
+            numbers = unpacked(report.payload, 8 * len(report.payload) // bits, bits)
+            for shift in (0, bits - 4):
+                counts = np.bincount((numbers >> shift) & 15, minlength=16)
+                statistics.append(float(((counts - counts.mean()) ** 2 / counts.mean()).sum()))
+        return [report.payload for _, report in vectors], statistics
+
+    with monkeypatch.context() as patch:
+        first, statistics = nibbles(tmp_path / "first", patch)
+    assert max(statistics) < 60  # 15 degrees of freedom: p = 2e-7 for each of 22
+    with monkeypatch.context() as patch:
+        second, _ = nibbles(tmp_path / "second", patch)
+    assert not set(first) & set(second)
+    monkeypatch.setattr("fedpeft.clients.masking.Member", Plain)
+    monkeypatch.setattr(Coordinator, "sum", plain_sum)
+    _, statistics = nibbles(tmp_path / "bare", monkeypatch)
+    assert min(statistics[1::2]) > 1000
+
+
+def test_nothing_of_a_single_client_is_recorded(tmp_path):
+    trained(tmp_path)
+    for line in lines(tmp_path, "clients.jsonl"):
+        assert {name for name, value in line.items() if value is not None} <= {
+            "round", "client", "rank", "uplink_bytes", "downlink_bytes", "downlink_from", "base_precision"
+        }  # fmt: skip
+    assert all(line["train_loss"] > 0 for line in lines(tmp_path, "rounds.jsonl")[1:])
+
+
+def test_a_killed_run_goes_on_with_identical_results(tmp_path, monkeypatch):
+    whole = trained(tmp_path / "whole", rounds=3)
+    real = Server.commit
+
+    def killed(self, progress):
+        real(self, progress)
+        if progress.round == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Server, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "killed", rounds=3)
+    assert same(whole, trained(tmp_path / "killed", rounds=3))
+
+
+def test_secrets_lie_where_nobody_else_reads_and_not_for_long(tmp_path, monkeypatch):
+    modes: list[int] = []
+    real = Exchange.in_order
+
+    def in_order(exchange, *given):
+        yield from real(exchange, *given)
+        modes.extend(stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "clients").glob(f"*/{FILE}"))
+
+    monkeypatch.setattr(Exchange, "in_order", in_order)
+    trained(tmp_path)
+    assert modes
+    assert set(modes) == {0o600}
+    assert not list((tmp_path / "clients").glob(f"*/{FILE}"))
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"strategy": "krum"}, "krum needs more of them than that; take .*fedit"),
+        ({"strategy": "median"}, "median needs more"),
+        ({"strategy": "flora"}, "flora needs more"),
+        ({"strategy": "fedsa_lora"}, "fedsa_lora needs more"),
+        ({"strategy": "norm_bound"}, "norm_bound needs more"),
+        ({"strategy": "fedbuff"}, "fedbuff needs more"),
+        ({"codec": "small"}, "has a code of its own"),
+        ({"drift": "scaffold", "optimizer": "sgd"}, "scaffold's clients send would be seen one by one"),
+        ({"clients": 2, "cohort": "all"}, "3 clients or more; the cohort has 2"),
+        ({"privacy": "secure_sum(bits=6)"}, "give bits=7 or more"),
+        ({"privacy": "secure_sum(bits=5)"}, "bits must be"),
+        ({"privacy": "secure_sum(epsilon=1)"}, "has no setting 'epsilon'"),
+    ],
+)
+def test_what_is_no_sum_is_refused(tmp_path, given, says):
+    with pytest.raises(FedpeftError, match=says):
+        Simulation(RunConfig(**{**TINY, **given}), tmp_path, ConsoleObserver(Console(quiet=True)))
+
+
+def test_clients_say_nothing_without_masks(tmp_path):
+    simulation = Simulation(RunConfig(**TINY), tmp_path, ConsoleObserver(Console(quiet=True)))
+    for asked in (
+        Instruction("train", 1, 0, b""), Instruction("prepare", 0, 0, b""), Instruction("evaluate", 1, 0, b"", step=3)
+    ):  # fmt: skip
+        with pytest.raises(PrivacyError, match="without masks"):
+            simulation.workers.answer(asked)
+    plain = Simulation(RunConfig(**{**TINY, "privacy": ""}), tmp_path, ConsoleObserver(Console(quiet=True)))
+    with pytest.raises(PrivacyError, match="for a secure sum"):
+        plain.workers.answer(Instruction("sum", 1, 0, b"", step=1))
+
+
+def test_a_step_out_of_turn_is_a_dropout(tmp_path):
+    workers = Simulation(RunConfig(**TINY), tmp_path, ConsoleObserver(Console(quiet=True))).workers
+    assert "takes part in no secure sum" in workers.answer(Instruction("sum", 1, 0, b"", step=2)).error
+    told = Announcement(bytes(16), 5, 10, BESIDE, 1.0).to_bytes()
+    assert not workers.answer(Instruction("sum", 1, 0, b"", step=1, said=told)).error
+    assert (
+        "step 4 of a secure sum is asked for after step 1"
+        in workers.answer(Instruction("sum", 1, 0, b"", step=4)).error
+    )
+    assert not (tmp_path / "clients" / "000000" / FILE).exists()
+
+
+def test_real_clients_have_no_secure_sums_yet(federation):
+    with pytest.raises(ConfigError, match="works in simulations so far"):
+        federation(privacy="secure_sum", clients=3)
+    with pytest.raises(RunError, match="belongs to simulations"):
+        shared_settings('privacy = "secure_sum"\nclients = 3')
+
+
+def test_other_mechanisms_are_what_they_were():
+    assert parse_privacy("dp_sgd(epsilon=8)").name == "dp_sgd"
+    assert parse_privacy("secure_sum(bits=12)").bits == 12
