@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ class Bill:
     """CPU seconds of the server and of each client, and bytes of each client."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[int] = Counter()
+        self.seconds: defaultdict[int, float] = defaultdict(float)
         self.server = 0.0
         self.up: Counter[int] = Counter()
         self.down: Counter[int] = Counter()

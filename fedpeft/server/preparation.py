@@ -195,4 +195,4 @@ def _longest(setup: Setup, rows: int) -> float:
     names = setup.strategy.trained(setup.layout, 1) - setup.strategy.private(setup.layout)
     sizes = {name: size(setup.layout.shapes[name]) for name in names}
     rates = {name: setup.training.optimizer.rate(name, rate) for name in names}
-    return steps * math.sqrt(sum(sizes[name] * rates[name] ** 2 for name in names))
+    return float(steps * math.sqrt(sum(sizes[name] * rates[name] ** 2 for name in names)))

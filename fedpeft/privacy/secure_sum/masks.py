@@ -61,7 +61,8 @@ def stream(seed: bytes, length: int, bits: int) -> np.ndarray:
 
 def reduced(numbers: np.ndarray, bits: int) -> np.ndarray:
     """Modulo 2^bits."""
-    return numbers & numbers.dtype.type((1 << bits) - 1)
+    rest: np.ndarray = numbers & numbers.dtype.type((1 << bits) - 1)
+    return rest
 
 
 def packed(numbers: np.ndarray, bits: int) -> bytes:
@@ -85,4 +86,5 @@ def unpacked(content: bytes, length: int, bits: int) -> np.ndarray:
     if bits in (8, 16, 32):
         return np.frombuffer(content, f"<u{bits // 8}").astype(kind)
     lowest = np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little")[: length * bits].reshape(length, bits)
-    return (lowest.astype(kind) << np.arange(bits, dtype=kind)).sum(1, dtype=kind)
+    numbers: np.ndarray = (lowest.astype(kind) << np.arange(bits, dtype=kind)).sum(1, dtype=kind)
+    return numbers

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedpeft.errors import PrivacyError
-from fedpeft.parts import Family, name_of, parse_spec, setting
+from fedpeft.parts import Family, name_of, setting
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.privacy.secure_sum.integers import check_fits
+from fedpeft.spec import parse_spec
 
 FEWEST: Final = 3
 """Clients of a sum: each of two could take its own summand off."""
