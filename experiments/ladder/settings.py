@@ -55,6 +55,7 @@ TASKS = {
         dataset="code_types",
         federated={
             "2 blocks, 2e-3": natural(12, 8, peft=TWO_BLOCKS, learning_rate=2e-3, batch_size=8),
+            "all blocks, 1e-3": natural(12, 8, peft=ALL_BLOCKS, learning_rate=1e-3, batch_size=8),
         },
         pooled={
             "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
