@@ -53,6 +53,7 @@ GROUPS: Final = (
     "safeguards",
     "server_optimizers",
     "strategies",
+    "sums",
     "tasks",
 )
 """One per family of parts."""
