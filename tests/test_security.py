@@ -15,7 +15,9 @@ def test_the_tests_that_the_trust_table_names_exist():
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT)
     assert len(named) > 40
     files = {file: (ROOT / "tests" / file).read_text(encoding="utf-8") for file, _ in named}
-    missing = [f"{file}::{test}" for file, test in named if not re.search(rf"^ *def {test}\(", files[file], re.MULTILINE)]
+    missing = [
+        f"{file}::{test}" for file, test in named if not re.search(rf"^ *def {test}\(", files[file], re.MULTILINE)
+    ]
     assert missing == []
 
 
