@@ -36,26 +36,10 @@ import cloudpickle
 from fedpeft.errors import ConfigError
 
 GROUPS: Final = (
-    "amounts",
-    "attacks",
-    "codecs",
-    "corrections",
-    "datasets",
-    "grids",
-    "heads",
-    "measurements",
-    "mechanisms",
-    "models",
-    "optimizers",
-    "partitions",
-    "peft_methods",
-    "precision_rules",
-    "safeguards",
-    "server_optimizers",
-    "strategies",
-    "sums",
-    "tasks",
-)
+    "amounts", "attacks", "codecs", "corrections", "datasets", "grids", "heads", "measurements", "mechanisms", "models",
+    "optimizers", "partitions", "peft_methods", "precision_rules", "safeguards", "server_optimizers", "strategies",
+    "sums", "tasks",
+)  # fmt: skip
 """One per family of parts."""
 
 VARIABLE: Final = "FEDPEFT_PLUGINS"

@@ -150,8 +150,7 @@ class Setup:
             recorded.
         parameters: of the base with the adapter, all of them.
         width: of the base's hidden states.
-        frozen_blocks: index of the lowest block with an adapter, where what lies below it can be computed once; 0:
-            it can't.
+        frozen_blocks: index of the lowest block with an adapter; 0 also where what lies below is not computed once.
         readable: the most tokens of a text that the model reads, in whole steps of padding.
         notes: what loading the base has given occasion to say.
     """

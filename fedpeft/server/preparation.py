@@ -22,7 +22,7 @@ from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
-from fedpeft.run.observer import RoundResult
+from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import check_report, check_statistics
@@ -88,20 +88,26 @@ def prepare(
     )
     prepared_at = time.perf_counter()
     metrics = evaluation.of(progress)
-    result = RoundResult(
+    result = _result(progress, setup.clients, 0 if _secret(privacy) else missing, metrics)
+    result = replace(result, training_seconds=prepared_at - started, seconds=time.perf_counter() - started)
+    return replace(evaluation.remembered(progress, metrics), lines={"rounds.jsonl": [plain(asdict(result))]})
+
+
+def _result(progress: Progress, clients: int, missing: int, metrics: Metrics | None) -> RoundResult:
+    """What `rounds.jsonl` says of the state before round 1."""
+    return RoundResult(
         round=0,
-        clients=setup.clients,
-        rejected=0 if _secret(privacy) else missing,
+        clients=clients,
+        rejected=missing,
         train_loss=None,
         loss=metrics.loss if metrics else None,
         accuracy=metrics.accuracy if metrics else None,
-        uplink_bytes=spent,
-        downlink_bytes=down,
+        uplink_bytes=progress.counters.uplink_bytes,
+        downlink_bytes=progress.counters.downlink_bytes,
         update_norm=0.0,
-        training_seconds=prepared_at - started,
-        seconds=time.perf_counter() - started,
+        training_seconds=None,
+        seconds=None,
     )
-    return replace(evaluation.remembered(progress, metrics), lines={"rounds.jsonl": [plain(asdict(result))]})
 
 
 def _head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
