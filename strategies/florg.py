@@ -71,13 +71,15 @@ class FLoRG(RoundStrategy):
         if self.read_back == "best":
             root, Vt = root[: len(before)], Vt[: len(before)]
         whole = root[:, None] * Vt
-        return (_nearest_turn(before.double() @ whole.T) @ whole).to(before.dtype)
+        turned: Tensor = _nearest_turn(before.double() @ whole.T) @ whole
+        return turned.to(before.dtype)
 
 
 def _nearest_turn(M: Tensor) -> Tensor:
     """U W^T of M = U S W^T: the matrix of orthonormal rows, or columns, that maximises tr(X^T M)."""
     U, _, Wt = torch.linalg.svd(M, full_matrices=False)
-    return U @ Wt
+    turn: Tensor = U @ Wt
+    return turn
 
 
 def grams(layout: Layout) -> frozenset[str]:

@@ -59,11 +59,13 @@ def least(G: Tensor, honest: Tensor, likeness: float) -> Tensor:
     aim = -G / size
     cosine = (aim * along).sum()
     if cosine >= likeness:
-        return length * aim
+        found: Tensor = length * aim
+        return found
     across = aim - cosine * along
     if across.norm() < 1e-12:  # G lies along the honest change: no direction across it is better than another
         return honest
-    return length * (likeness * along + (1 - likeness**2) ** 0.5 * across / across.norm())
+    turned: Tensor = length * (likeness * along + (1 - likeness**2) ** 0.5 * across / across.norm())
+    return turned
 
 
 part = GradientAssembly

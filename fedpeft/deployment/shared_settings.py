@@ -12,7 +12,8 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from fedpeft.clients.drift import CORRECTIONS
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
@@ -20,6 +21,7 @@ from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, RunError
+from fedpeft.parts import Family
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.setup import Setup
@@ -41,7 +43,7 @@ LEFT: Final = frozenset({"dataset", "partition", "server_optimizer", "workers", 
 REFUSED: Final = frozenset({"ranks", "attack", "grid"})
 """Of simulations only, as are measurements that need their rows: refused unless they have their defaults."""
 
-KNOWN: Final = {"local_work": LOCAL_WORK, "optimizer": LOCAL_OPTIMIZERS, "drift": CORRECTIONS}
+KNOWN: Final[Mapping[str, Family[Any]]] = {"local_work": LOCAL_WORK, "optimizer": LOCAL_OPTIMIZERS, "drift": CORRECTIONS}
 """Settings that name parts of these families: of those that are here already, no package is loaded for them."""
 
 AT_MOST: Final = {
