@@ -43,7 +43,11 @@ LEFT: Final = frozenset({"dataset", "partition", "server_optimizer", "workers", 
 REFUSED: Final = frozenset({"ranks", "attack", "grid"})
 """Of simulations only, as are measurements that need their rows: refused unless they have their defaults."""
 
-KNOWN: Final[Mapping[str, Family[Any]]] = {"local_work": LOCAL_WORK, "optimizer": LOCAL_OPTIMIZERS, "drift": CORRECTIONS}
+KNOWN: Final[Mapping[str, Family[Any]]] = {
+    "local_work": LOCAL_WORK,
+    "optimizer": LOCAL_OPTIMIZERS,
+    "drift": CORRECTIONS,
+}
 """Settings that name parts of these families: of those that are here already, no package is loaded for them."""
 
 AT_MOST: Final = {
