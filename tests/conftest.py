@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 import torch
 
@@ -11,6 +12,8 @@ from fedpeft.conformance.conftest import tiny  # noqa: F401
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("fedpeft", deadline=None)  # no test asserts how fast a shared machine is
+hypothesis.settings.load_profile("fedpeft")
 
 
 class SilentObserver:
