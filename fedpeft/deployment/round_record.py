@@ -161,7 +161,7 @@ _LEGAL: Final[dict[str, Callable[[object], bool]]] = {
     "settings": _digest,
     "common": _digest,
     "time": _time,
-    "kind": lambda value: value in typing.get_args(Kind),
+    "kind": lambda value: value == "prepare" or value in _WORDS,
     "states": lambda value: (
         isinstance(value, dict) and all(len(name) <= 63 and _digest_or_none(digest) for name, digest in value.items())
     ),

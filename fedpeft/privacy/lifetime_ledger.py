@@ -78,8 +78,7 @@ class LifetimeLedger:
         """
         with self._book() as book:
             known = book.attempt(round, fingerprint) is not None
-            own = self._accounts[-1]
-            if not known and self.budget is not None and not within(book.after(own, event, count), delta, self.budget):
+            if not known and not self._affords(book, event, count, delta):
                 return False
             self._write(book, round, fingerprint, [(event, count)])
             return True
@@ -97,16 +96,23 @@ class LifetimeLedger:
         if self.budget is None:
             return
         with self._book() as book:
-            own = self._accounts[-1]
-            if not within(book.after(own, event, count), delta, self.budget):
+            if not self._affords(book, event, count, delta):
+                spent = max(epsilon(book.spent.get(own, {}), delta) for own in self._accounts)
                 raise PrivacyError(
                     f"of epsilon {self.budget:g} at dp_delta {delta:.2g} earlier runs on {self.data} have spent "
-                    f"{self.spent_in(book, delta):.3g}, and what is left does not allow a single round; give a larger "
+                    f"{spent:.3g}, and what is left does not allow a single round; give a larger "
                     "--max-epsilon if you accept that"
                 )
 
+    def _affords(self, book: Ledger, event: Event, count: int, delta: float) -> bool:
+        """Whether all that the charge is written to stays within the budget: what hides a client hides its rows, too,
+        and other runs may have released more of the rows than of the client."""
+        if self.budget is None:
+            return True
+        return all(within(book.after(own, event, count), delta, self.budget) for own in self._accounts)
+
     def spent_in(self, book: Ledger, delta: float) -> float:
-        """Epsilon of all runs."""
+        """Epsilon of all runs, of the mechanism's own unit."""
         return epsilon(book.spent.get(self._accounts[-1], {}), delta)
 
     def spent(self, delta: float) -> float:

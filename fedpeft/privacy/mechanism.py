@@ -110,7 +110,7 @@ class Mechanism(ABC):
 
     epsilon: float | None = setting(None, "the budget; without noise_multiplier, noise is chosen to meet it", above=0)
     noise_multiplier: float | None = setting(None, "standard deviation of the noise, relative to sensitivity", low=0)
-    clip: float = setting(1.0, "largest norm of what one unit contributes", above=0)
+    clip: float = setting(1.0, "largest norm of what one unit contributes", low=1e-6, high=1e9)
     dp_delta: float | None = setting(None, "delta; none: a tenth of its limit, 1 / (number of units)", above=0, below=1)
     start: float | None = setting(
         None, "share of the budget for the private start of the head; 1: no training; none: by formula", low=0, high=1

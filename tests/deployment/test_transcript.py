@@ -167,6 +167,7 @@ LIES = [
     ({"settings": "6" * 64}, "about other settings than those that the server has told"),
     ({"run": "f" * 16}, "is of another federation"),
     ({"kind": "steal"}, "can't be read"),
+    ({"kind": "sum"}, "can't be read"),
     ({"round": -1}, "can't be read"),
     ({"round": True}, "can't be read"),
     ({"states": {"x": "../../file"}}, "can't be read"),

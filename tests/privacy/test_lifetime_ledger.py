@@ -49,6 +49,18 @@ def test_what_hides_a_client_hides_its_rows_and_not_the_reverse(tmp_path):
     assert client.spent(DELTA) == pytest.approx(epsilon({EVENT: 1}, DELTA))
 
 
+def test_a_client_s_release_does_not_lift_its_rows_above_the_budget(tmp_path):
+    """A budget that the rows have spent is spent, whatever unit the next federation names."""
+    rows, client = (
+        LifetimeLedger(tmp_path, tmp_path / "rows.csv", unit, limit(2)) for unit in ("training row", "client")
+    )
+    assert [rows.charge(n, f"a/{n}", EVENT, 1, DELTA) for n in range(3)] == [True, True, False]
+    assert not client.charge(1, "b/0", EVENT, 1, DELTA)
+    with pytest.raises(PrivacyError, match="what is left does not allow a single round"):
+        client.check(EVENT, 1, DELTA)
+    assert rows.spent(DELTA) == pytest.approx(epsilon({EVENT: 2}, DELTA))
+
+
 def test_clients_that_charge_at_once_do_not_overspend(tmp_path):
     """Eight at a time, each with a book of its own open, and room for three."""
     start, allowed = threading.Barrier(8), []
