@@ -42,8 +42,7 @@ class LocalTraining:
 
     def of_steps(self, count: int) -> LocalTraining:
         """The same, with `count` steps."""
-        walk = getattr(self.work, "walk", True)
-        return replace(self, work=LOCAL_WORK.build(f"steps(count={count}, walk={walk})"))
+        return replace(self, work=LOCAL_WORK.build(f"steps(count={count}, walk={self.work.walks_by_steps})"))
 
     def passes(self, count: float) -> LocalTraining:
         """The same, with `count` passes over the rows."""

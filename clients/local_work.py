@@ -19,6 +19,11 @@ class LocalWork(ABC):
         """Whether each round continues where the client's last one stopped, so that all its rows have their turn."""
         return False
 
+    @property
+    def walks_by_steps(self) -> bool:
+        """The same of clients that are told a number of steps of their own."""
+        return True
+
     @abstractmethod
     def steps_for(self, rows: int, batch_size: int) -> int:
         """Local steps of a round on a shard of `rows` rows, at least 1."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedpeft.spec import written
+
 Settings = Mapping[str, Any]
 """By name with underscores."""
 
@@ -33,17 +35,13 @@ class Merge:
 
 def with_settings(part: str, **more: Any) -> str:
     """The text of a part, `name` or `name(key=value)`, with more settings."""
-    added = ", ".join(f"{name}={_word(value)}" for name, value in more.items())
+    added = ", ".join(f"{name}={written(value)}" for name, value in more.items())
     if not added:
         return part
     if not part.rstrip().endswith(")"):
         return f"{part}({added})"
     inside = part.rstrip()[:-1].rstrip()
     return f"{inside}{added})" if inside.endswith("(") else f"{inside}, {added})"
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) and value.isidentifier() else repr(value)
 
 
 def _changed(settings: Settings, old: Settings, **names: str) -> dict[str, Any]:

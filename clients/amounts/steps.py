@@ -26,6 +26,11 @@ class Steps(LocalWork):
         """As it is set."""
         return self.walk
 
+    @property
+    def walks_by_steps(self) -> bool:
+        """As it is set."""
+        return self.walk
+
     def steps_for(self, rows: int, batch_size: int) -> int:
         """The same for all."""
         return self.count

@@ -143,14 +143,14 @@ def folds(rows: Rows) -> list[tuple[np.ndarray, np.ndarray]]:
     """Row numbers to fit and to score, `FOLDS` times: no owner in both, or stratified where there are none."""
     from sklearn.model_selection import GroupKFold, StratifiedKFold
 
-    if rows.owners is not None and len(np.unique(rows.owners)) >= FOLDS:
+    if kind_of_folds(rows) == "owners":
         return list(GroupKFold(FOLDS).split(rows.labels, groups=rows.owners))
     return list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(rows.labels, rows.labels))
 
 
 def kind_of_folds(rows: Rows) -> str:
     """What `folds` goes by."""
-    return "classes" if rows.owners is None else "owners"
+    return "owners" if rows.owners is not None and len(np.unique(rows.owners)) >= FOLDS else "classes"
 
 
 def frozen_features(simulation: Simulation, rows: Rows) -> np.ndarray:

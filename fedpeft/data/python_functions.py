@@ -74,12 +74,13 @@ def functions_of(source: str, module: str) -> Iterator[Function]:
     """The functions in the source of a module, outer ones first; none if it is no Python of version `SYNTAX`."""
     if "->" not in source:
         return
+    source = source.replace("\r\n", "\n").replace("\r", "\n")  # a form feed ends a line for `splitlines`, and none here
     source = source.encode("ascii", "replace").decode()  # positions count bytes in trees, and characters in tokens
     try:
         tree = ast.parse(source, feature_version=SYNTAX)
     except (SyntaxError, ValueError, RecursionError):
         return
-    starts = list(itertools.accumulate(map(len, source.splitlines(keepends=True)), initial=0))
+    starts = list(itertools.accumulate((len(line) + 1 for line in source.split("\n")), initial=0))
 
     def at(line: int | None, column: int | None) -> int:
         return starts[(line or 1) - 1] + (column or 0)
@@ -168,14 +169,14 @@ def _without(source: str, begin: int, end: int, cuts: list[tuple[int, int]]) -> 
         position = max(position, last)
     kept.append(source[position:end])
     indentation = begin - (source.rfind("\n", 0, begin) + 1)
-    lines = [line.rstrip() for line in "".join(kept).splitlines()]
+    lines = [line.rstrip() for line in "".join(kept).split("\n")]
     return "\n".join(line[indentation:] if not line[:indentation].strip() else line for line in lines if line.strip())
 
 
 def _without_comments(text: str) -> str:
     if "#" not in text:
         return text
-    lines = text.splitlines()
+    lines = text.split("\n")
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start

@@ -75,11 +75,22 @@ def takes_packed_tokens(base: nn.Module) -> bool:
     kind = getattr(config, "_attn_implementation", None)
     if parameter.device.type != "cpu" or parameter.dtype == torch.bfloat16 or kind not in ("sdpa", attention.NAME):
         return False
+    if _looks_through_windows(config):  # masks of their own, which packed rows have not; two short rows don't show it
+        return False
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     width = int(getattr(config, "hidden_size", 0))
     hidden = torch.randn(2, 4, width, generator=torch.Generator().manual_seed(0), dtype=parameter.dtype)
     ways = ({"input_ids": torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]])}, {"inputs_embeds": hidden})
     return any(_same(base, {**inputs, "attention_mask": mask}) for inputs in ways)
+
+
+def _looks_through_windows(config: Any) -> bool:
+    """Whether tokens of some layers see those near them only, by what configurations of transformers say of it."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and any(kind != "full_attention" for kind in kinds):
+        return True
+    windows = [getattr(config, name, None) for name in ("local_attention", "attention_window")]
+    return any(windows) or (kinds is None and bool(getattr(config, "sliding_window", None)))
 
 
 def _same(base: nn.Module, inputs: dict[str, Tensor]) -> bool:

@@ -85,7 +85,10 @@ class _LowRankSum(torch.autograd.Function):
         of_B = _of_all(B_shape, len(narrow), dtype, x.device) if ctx.needs_input_grad[3] else None
         of_x = None
         if ctx.needs_input_grad[1]:
-            of_x = torch.zeros_like(x) if ctx.layer is None else ctx.layer.input_gradient(gradient)
+            if ctx.layer is None:  # contiguous whatever x is: what follows writes into views of it
+                of_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
+            else:
+                of_x = ctx.layer.input_gradient(gradient)
         for hidden, (whose, tokens) in zip(ctx.hidden, ctx.groups, strict=True):
             of_total = _of(gradient, whose, tokens)
             of_hidden = _narrowed(of_total, wide[whose])

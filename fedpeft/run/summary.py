@@ -191,11 +191,14 @@ def calibration_of(score: FinalScore) -> dict[str, Any]:
 
 
 def distinct_rows(clients: Iterable[Mapping[str, Any]]) -> int | None:
-    """Distinct rows that were trained on, all clients together, by the lines of clients.jsonl; None: nobody says."""
+    """Distinct rows that were trained on, all clients together, by the lines of clients.jsonl; None: not all say."""
     used: dict[int, int] = {}
     for line in clients:
-        if line.get("used") and not line.get("rejected"):
-            used[line["client"]] = max(used.get(line["client"], 0), line["used"])
+        if line.get("rejected"):
+            continue
+        if not line.get("used"):
+            return None
+        used[line["client"]] = max(used.get(line["client"], 0), line["used"])
     return sum(used.values()) or None
 
 

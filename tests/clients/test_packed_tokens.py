@@ -99,6 +99,10 @@ def test_the_frozen_part_is_kept_as_padded_rows_give_it(tiny, tmp_path, dtype):
     assert base.config._attn_implementation != "sdpa_fp32" or dtype == "bf16", "it is put back"
 
 
+MODERN = {"intermediate_size": 32, "local_attention": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+          "cls_token_id": 1, "sep_token_id": 2}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "whole", "upper"),
     [
@@ -106,6 +110,7 @@ def test_the_frozen_part_is_kept_as_padded_rows_give_it(tiny, tmp_path, dtype):
         ("electra", {"intermediate_size": 32}, True, False),  # the part above has a projection in it
         ("distilbert", {"hidden_dim": 32}, True, True),
         ("roberta", {"intermediate_size": 32}, False, True),  # its positions do not start at 0
+        ("modernbert", MODERN, False, False),  # two of three layers see a window, which short rows do not show
     ],
 )
 def test_only_models_that_compute_the_same_are_packed(kind, settings, whole, upper):
@@ -191,6 +196,16 @@ def test_the_fused_sum_and_its_gradients_are_those_of_plain_products(dtype, with
         assert (one - other).norm() <= tolerance * other.norm()
     assert not found[0][2][clients:].any()
     assert not found[0][3][clients:].any()
+
+
+def test_an_input_that_is_no_block_of_memory_has_its_gradient():
+    torch.manual_seed(0)
+    factors = Factors(torch.randn(2, 4, 24), torch.randn(2, 40, 4), torch.ones(2, 1, 1))
+    x = torch.randn(5, 4, 24).transpose(0, 1).requires_grad_()
+    (found,) = torch.autograd.grad(low_rank_sum(torch.zeros(4, 5, 40), x, factors, evenly(2, x)).square().sum(), x)
+    (plain,) = torch.autograd.grad(before(torch.zeros(4, 5, 40), x, factors, 2).square().sum(), x)
+    assert plain.any()
+    assert torch.allclose(found, plain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("worth", [1, 40, 10_000])

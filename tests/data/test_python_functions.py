@@ -115,3 +115,12 @@ def test_files_that_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "newer.py").write_text("type Number = int\n" + function)
     (tmp_path / "latin.py").write_bytes(b"# \xe9\n" + function.encode())
     assert [f.name for f in functions_below(tmp_path)] == ["a.f:1", "sub.e.f:1"]
+
+
+def test_what_ends_no_line_in_python_moves_nothing():
+    """A form feed between two definitions, as old sources have it, and lines that end as on Windows."""
+    plain = "def one(a: int) -> int:\n    return a\n\n\nclass A:\n    def two(self) -> str:\n        return 'x'\n"
+    expected = [found.text for found in functions_of(plain, "m")]
+    assert len(expected) == 2
+    assert [found.text for found in functions_of(plain.replace("\n\n\n", "\n\f\n\n"), "m")] == expected
+    assert [found.text for found in functions_of(plain.replace("\n", "\r\n"), "m")] == expected

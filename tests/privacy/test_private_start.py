@@ -14,6 +14,7 @@ from scipy.stats import norm as normal
 
 from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, directions, hidden_classes, length_sums, typical_length
 from fedpeft.aggregation.head_start import HEADS, VARIANCE
+from fedpeft.aggregation.heads.private_centroids import PrivateCentroids
 from fedpeft.aggregation.heads.private_ridge import as_matrix, as_vector, projection
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
@@ -26,6 +27,7 @@ from fedpeft.privacy.mechanism import MECHANISMS, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
+from fedpeft.server import preparation
 from fedpeft.simulate import simulate
 from fedpeft.simulation.simulation import Simulation
 
@@ -331,10 +333,30 @@ def test_a_start_repeated_after_a_kill_is_the_same_and_charged_once(tmp_path, mo
         trained(tmp_path, privacy="dp_sgd(epsilon=3, start=1)", learning_rate=1e-3)
 
 
-def test_nothing_but_the_release_leaves_a_client(tmp_path):
+def test_nothing_but_the_release_leaves_a_client(tmp_path, monkeypatch):
     """Numbers of rows neither, and the statistics differ from the sums by the noise that is told."""
+    made, sent, norm_of = [], [], torch.linalg.norm
+    statistics, check = PrivateCentroids.statistics, preparation.check_statistics
+
+    def noted(self, *given):
+        made.append(statistics(self, *given))
+        return made[-1]
+
+    def heard(found, *given):
+        sent.append(found)
+        check(found, *given)
+
+    monkeypatch.setattr(PrivateCentroids, "statistics", noted)
+    monkeypatch.setattr(preparation, "check_statistics", heard)
     simulation, progress = trained(tmp_path, privacy="dp_sgd(epsilon=8, start=1)")
     assert set(progress.rows.values()) == {1}
+    assert len(made) == len(sent) == simulation.config.clients
+    noises = []
+    for found in sent:  # the largest clients are worked on first: whose sums they are is told by their size
+        distances = [found["sums"].double() - own["sums"] for own in made]
+        noises.append(min(distances, key=norm_of).flatten())
+    noise = torch.cat(noises)
+    assert float(noise.std()) == pytest.approx(simulation.protection.start, rel=5 / (2 * len(noise)) ** 0.5)
     simulation.close()
 
 
