@@ -35,7 +35,7 @@ def _numbers():
     for name in ("loss", "seconds", "correct", "count"):
         for value in (NAN, INF, -INF, -1.0, 1e300, 5e-324):
             yield f"{name}={value}", lambda report, edge, n=name, v=value: replace(report, **{n: v})
-    for name in ("rows", "steps", "charged"):
+    for name in ("rows", "steps", "charged", "used"):
         for value in (-(2**63), -1, 0, 2**31, 2**62):
             yield f"{name}={value}", lambda report, edge, n=name, v=value: replace(report, **{n: v})
 

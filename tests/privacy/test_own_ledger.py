@@ -161,6 +161,22 @@ def asked_once(made, k=0):
     return next(i for i in made.server.direct.asked if i.client == k and i.round == 2)
 
 
+@pytest.mark.parametrize("clip", [5e-324, 7.5e-46, 1e-7, 1e10, 1e300])
+@pytest.mark.parametrize("mechanism", ["dp_sgd", "local_dp"])
+def test_a_server_names_no_clipping_norm_that_rounds_the_noise_away(mechanism, clip):
+    """In fp32 z C is 0 for z < 1 where C is the smallest number there is, and what is clipped to C is not."""
+    with pytest.raises(ConfigError, match="clip must be"):
+        MECHANISMS.build(f"{mechanism}(noise_multiplier=0.45, clip={clip})")
+
+
+def test_noise_of_a_known_seed_counts_as_none_for_later_runs(federation):
+    made = federation(privacy="dp_sgd(noise_multiplier=1, test_noise=True)", rounds=1)
+    made.run()
+    edge = made.server.edges[0]
+    assert edge.protection.lifetime.spent(1e-5) == float("inf")
+    assert edge.protection.spent() < float("inf"), "its own book says what the run would have cost"
+
+
 def test_what_was_answered_is_answered_again_and_anything_else_has_new_noise(federation):
     made = federation(privacy="local_dp(noise_multiplier=1)")
     instruction = asked_once(made)
