@@ -78,10 +78,9 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class Described:
-    """The parts that texts of the configuration describe, before anything is known of the data; see `Setup`."""
+class ChosenParts:
+    """The parts that texts of the configuration describe by themselves, whatever the data are; see `Setup`."""
 
-    peft: PeftMethod
     strategy: Strategy
     optimizer: ServerOptimizer
     uplink: Uplink
@@ -95,36 +94,35 @@ class Described:
     grid: SimulationGrid
     measured: Measured
 
-    @classmethod
-    def of(cls, config: RunConfig) -> Described:
-        """Those of settled settings.
 
-        Raises:
-            FedpeftError: a text that describes no part.
-        """
-        lossless = "fp64" if config.dtype == "fp64" else "fp32"
-        uplink = parse_uplink(lossless if config.codec == "fp32" else config.codec)
-        head: HeadStart = built(config, "head")
-        private: Mechanism | SecureSum | None = built(config, "privacy")
-        return cls(
-            training=local_training(config),
-            optimizer=built(config, "server_optimizer"),
-            strategy=built(config, "strategy"),
-            drift=built(config, "drift"),
-            grid=built(config, "grid"),
-            measured=built(config, "measure"),
-            uplink=uplink,
-            downlink=parse_downlink(config.downlink, config.codec, lossless),
-            lossless=lossless,
-            head=head if uplink.codec.lossless else head.compact(),
-            mechanism=private if isinstance(private, Mechanism) else None,
-            secure_sum=private if isinstance(private, SecureSum) else None,
-            peft=built(config, "peft"),
-        )
+def chosen_parts(config: RunConfig) -> ChosenParts:
+    """The parts of settled settings.
+
+    Raises:
+        FedpeftError: a text that describes no part.
+    """
+    lossless = "fp64" if config.dtype == "fp64" else "fp32"
+    uplink = parse_uplink(lossless if config.codec == "fp32" else config.codec)
+    head: HeadStart = built(config, "head")
+    private: Mechanism | SecureSum | None = built(config, "privacy")
+    return ChosenParts(
+        training=local_training(config),
+        optimizer=built(config, "server_optimizer"),
+        strategy=built(config, "strategy"),
+        drift=built(config, "drift"),
+        grid=built(config, "grid"),
+        measured=built(config, "measure"),
+        uplink=uplink,
+        downlink=parse_downlink(config.downlink, config.codec, lossless),
+        lossless=lossless,
+        head=head if uplink.codec.lossless else head.compact(),
+        mechanism=private if isinstance(private, Mechanism) else None,
+        secure_sum=private if isinstance(private, SecureSum) else None,
+    )
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(ChosenParts):
     """The parts of a run, which go together.
 
     Attributes:
@@ -163,18 +161,6 @@ class Setup:
     method: PeftMethod
     layout: Layout
     start: State
-    strategy: Strategy
-    optimizer: ServerOptimizer
-    uplink: Uplink
-    downlink: Codec
-    lossless: str
-    head: HeadStart
-    training: LocalTraining
-    drift: Drift
-    mechanism: Mechanism | None
-    secure_sum: SecureSum | None
-    grid: SimulationGrid
-    measured: Measured
     profiles: Sequence[Profile]
     factor_view: Factoring | None
     weight_changes: WeightChanges | None
@@ -197,9 +183,9 @@ class Setup:
             FedpeftError: settings that do not fit each other, the data or the model.
         """
         config = settled(config)
-        settings = Described.of(config)
-        profiles = profiles_of(groups, facts.clients, settings.peft.form)
-        peft = of_size(config.peft, settings.peft, [profile.form for profile in profiles])
+        given: PeftMethod = built(config, "peft")
+        profiles = profiles_of(groups, facts.clients, given.form)
+        peft = of_size(config.peft, given, [profile.form for profile in profiles])
         method = PEFT_METHODS.build(peft)
         task: Task = TASKS.build(facts.task)
         model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
@@ -208,7 +194,7 @@ class Setup:
         layout: Layout = method.layout(reference)
         plain_base = _plain(reference.base)
         setup = cls(
-            **{name: value for name, value in vars(settings).items() if name != "peft"},
+            **vars(chosen_parts(config)),
             config=config,
             facts=facts,
             task=task,
