@@ -10,14 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.machine import files
+from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import Contribution
 from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster
 from fedpeft.privacy.secure_sum.member import Member
-from fedpeft.privacy.secure_sum.sum import SUMS
+from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
+from fedpeft.privacy.secure_sum.sum import SUMS, SecureSum
 
 FILE = "secure_sum.member"
 
@@ -30,11 +34,13 @@ class MaskPlan:
         secure: as the user describes it.
         by_rows: whether a client weighs as many as it has rows.
         clients: how many there are.
+        noise: what clients add, and the file with the key that theirs is drawn from; None: nothing.
     """
 
     secure: str
     by_rows: bool
     clients: int
+    noise: tuple[SharedNoise, Path] | None = None
 
 
 class Masking:
@@ -42,7 +48,8 @@ class Masking:
 
     def __init__(self, plan: MaskPlan, folder: Path, seed: int) -> None:
         self.by_rows, self.folder, self.seed = plan.by_rows, folder, seed
-        self.secure = SUMS.build(plan.secure)
+        self.noise = plan.noise
+        self.secure: SecureSum = SUMS.build(plan.secure) if plan.noise is None else plan.noise[0]
         self.roster = simulated_roster(seed, plan.clients)
 
     def answer(self, instruction: Instruction) -> Report:
@@ -67,7 +74,8 @@ class Masking:
         def masked() -> bytes:
             announcement, _ = self._load(instruction)
             client, round = instruction.client, instruction.round
-            numbers = made(announcement).integers(announcement, self.secure, self.seed, round, client)
+            given, secret = made(announcement), self._secret(instruction)
+            numbers = given.integers(announcement, self.secure, self.seed, round, client, secret)
             return self._go_on(instruction, lambda member: member.vector(instruction.said, numbers))
 
         return self._reported(instruction, masked)
@@ -78,6 +86,13 @@ class Masking:
         except PayloadError as error:
             self._file(instruction).unlink(missing_ok=True)
             return Report(instruction.client, instruction.round, b"", error=str(error))
+
+    def _secret(self, instruction: Instruction) -> np.random.Generator | None:
+        """What a client's share of noise is drawn from: anew in each attempt, each of which is one sum."""
+        if self.noise is None:
+            return None
+        _, key = self.noise
+        return read_key(key).stream("share of noise", instruction.round, instruction.attempt, instruction.client)
 
     def _begin(self, instruction: Instruction) -> bytes:
         announcement = Announcement.of_bytes(instruction.said)

@@ -201,7 +201,7 @@ def _work(edge: Edge, link: Link, transcript: Transcript, patience: Patience, ob
             own = edge.protection
             if own is not None:
                 observer.say(
-                    f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.unit}, from "
+                    f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.hides}, from "
                     f"{own.ledger.releases(OWN)} releases; the ledger is {own.ledger.path}; with all other runs on "
                     f"these rows epsilon {own.lifetime.spent(own.delta):.3g}"
                 )

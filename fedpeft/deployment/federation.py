@@ -375,6 +375,8 @@ def _check(config: RunConfig, options: ServeOptions) -> None:
     mechanism = parse_privacy(config.privacy)
     if isinstance(mechanism, SecureSum):
         raise ConfigError(f"--privacy {mechanism.name} works in simulations so far, and these clients are real")
+    if mechanism.summed:
+        raise ConfigError(f"--privacy {mechanism.name} works in simulations so far, and these clients are real")
     if not mechanism.protects:
         raise ConfigError(
             f"--privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave it "

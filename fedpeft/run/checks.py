@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -118,10 +119,28 @@ def _check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
     config = setup.config
     if setup.strategy.asynchronous:
         raise ConfigError(f"{config.strategy} has no rounds with a cohort that privacy could be accounted for")
+    if mechanism.summed and mechanism.per_example:
+        _check_sums_of_gradients(mechanism, setup)
     if setup.factor_view and not mechanism.noises_updates:
         raise ConfigError(
             f"{config.peft} is aggregated by weight changes, not by a sum that {mechanism.name} could "
             "bound; take the PEFT method lora, or dp_sgd"
+        )
+
+
+def _check_sums_of_gradients(mechanism: Mechanism, setup: Setup) -> None:
+    """Refuse what would act in local steps, or ConfigError says what, where clients send sums of gradients."""
+    config, work = setup.config, setup.training.work
+    default = next(f.default for f in dataclasses.fields(config) if f.name == "local_work")
+    if config.local_work != default and work.steps_for(10**6, config.batch_size) != 1:
+        raise ConfigError(
+            f"{mechanism.name}(unit=rows) takes one step a round, with a sum over all clients; leave --local-work out, "
+            "and give more --rounds or a larger --batch-size"
+        )
+    if setup.drift.corrections:
+        raise ConfigError(
+            f"{setup.drift.corrections[0].name} acts in local steps, of which {mechanism.name}(unit=rows) has none; "
+            "leave it out of --drift"
         )
 
 
