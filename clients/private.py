@@ -166,6 +166,6 @@ class PrivateExecutor(SequentialExecutor):
 
 
 def clipping_factors(gradients: Iterable[Tensor], clip: float) -> Tensor:
-    """What takes each of the rows' gradients (rows, ...), all tensors of a row together, to a norm of at most `clip`."""
+    """What takes the gradients of each row, all of its tensors (rows, ...) together, to a norm of at most `clip`."""
     squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0)
     return (clip / squares.sqrt().clamp(min=clip)).clamp(max=1.0)

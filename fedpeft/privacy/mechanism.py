@@ -166,8 +166,8 @@ class Mechanism(ABC):
         limit = 1 / self.units(federation)
         if self.dp_delta is not None and self.dp_delta >= limit:
             raise PrivacyError(
-                f"dp_delta={self.dp_delta:g} allows publishing one {self.hides} outright; it must be below 1 / (largest "
-                f"number of {self.hides}s) = {limit:.3g}, leave it out for a tenth of that"
+                f"dp_delta={self.dp_delta:g} allows publishing one {self.hides} outright; it must be below 1 / "
+                f"(largest number of {self.hides}s) = {limit:.3g}, leave it out for a tenth of that"
             )
 
     @property

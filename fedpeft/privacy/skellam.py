@@ -10,7 +10,7 @@ differ by W, distributed as that difference rounded stochastically. Theorem 3.5 
         <= a |W|^2 / (2 m),   1 / m = min(1 + 2.25 / mu, 2.5) / mu        (|W|_1 <= |W|^2: they are integers)
 
 exp((a - 1) D_a) is jointly convex, so its mean over u bounds that of the release. An entry of W is x + e with x the
-exact difference and p its fraction; then e^2 = (1 - 2 p) e + p (1 - p), and Hoeffding's lemma for e in [-p, 1 - p] gives
+exact difference and p its fraction; e^2 = (1 - 2 p) e + p (1 - p), and Hoeffding's lemma for e in [-p, 1 - p] gives
 
     log E exp(t |W|^2) <= t (r^2 + d / 4) + t^2 (r + sqrt(d) / 2)^2 / 2,   t = a (a - 1) / (2 m)
     D_a <= a / (2 z^2) + c a^2 (a - 1),   z^2 = m / (r^2 + d / 4),   c = (r + sqrt(d) / 2)^2 / (8 m^2)
@@ -127,13 +127,17 @@ def widest_grid(
         remedy = f"give bits={needed} or more, or " if needed else ""
         raise PrivacyError(
             f"integers of {bits} bits are too small for a sum of {clients} clients with noise multiplier {noise:.3g}: "
-            f"rounding {most:,} entries to them would cost more than the noise; {remedy}train fewer parameters, or in "
-            "smaller cohorts"
+            f"rounding {most:,} entries to them would lengthen it by more than {MOST_GROWTH - 1:.0%}; {remedy}train fewer "
+            "parameters, or ask for a larger epsilon"
         )
     r = radius(bits)
     return Grid(most, clip / r, r, (noise * r) ** 2)
 
 
 def skellam(random: np.random.Generator, variance: float, size: int) -> np.ndarray:
-    """`size` independent Skellam numbers of mean 0 and this variance (at most `MOST_VARIANCE`), whole, int64."""
-    return random.poisson(variance / 2, size) - random.poisson(variance / 2, size)
+    """`size` independent Skellam numbers of mean 0 and this variance, int64; large variances are drawn in pieces."""
+    pieces = max(1, math.ceil(variance / MOST_VARIANCE))
+    each, total = variance / pieces / 2, np.zeros(size, np.int64)
+    for _ in range(pieces):
+        total += random.poisson(each, size) - random.poisson(each, size)
+    return total

@@ -38,7 +38,7 @@ from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.evaluation import Evaluate, Evaluation, OwnRows
 from fedpeft.server.exchange import Exchange
-from fedpeft.server.masked_sum import MaskedSum, step_of
+from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import Progress, RunStore, Traffic
 from fedpeft.server.sampling import Sampler

@@ -33,7 +33,7 @@ from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.accountant import Event, Events, rdp_epsilon, together
+from fedpeft.privacy.accountant import Events, rdp_epsilon, together
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Exposure, Mechanism, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey
@@ -157,7 +157,7 @@ class DistributedDP(Mechanism):
     def begun(self, federation: Exposure, noise: float) -> Charges:
         """What the start costs: one release of each client."""
         event = self.start_grid(federation, noise).event(1.0, known=self.known)
-        return {client: (event, 1) for client in range(federation.clients)}
+        return dict.fromkeys(range(federation.clients), (event, 1))
 
     def to_all(self, federation: Exposure, noise: float, start: float | None, starts: int, rounds: int) -> Events:
         """What so many starts and rounds have told those who see the models alone, of who it has told most."""
@@ -186,13 +186,9 @@ class DistributedDP(Mechanism):
     def start_grid(self, federation: Exposure, noise: float) -> Grid:
         """Of the sum before round 1."""
         size = federation.start_entries
-        return self._grid(
-            noise, 1.0, STATISTICS_BITS, federation.clients, (size, size), float(self.units(federation))
-        )
+        return self._grid(noise, 1.0, STATISTICS_BITS, federation.clients, (size, size), float(self.units(federation)))
 
-    def _grid(
-        self, noise: float, clip: float, bits: int, clients: int, sizes: tuple[int, int], signal: float
-    ) -> Grid:
+    def _grid(self, noise: float, clip: float, bits: int, clients: int, sizes: tuple[int, int], signal: float) -> Grid:
         if not noise:
             raise PrivacyError(f"{self.name} without noise protects nothing; give it a noise_multiplier above 0")
         return widest_grid(noise, clip, bits, clients, math.floor(self.dropouts * clients), sizes, signal)
@@ -241,12 +237,11 @@ class DistributedDP(Mechanism):
         assert self.epsilon is not None
         delta, budget = self.delta(federation), self.epsilon
         low, high = 1e-3, 1.0
-        while rdp_epsilon(spent(high), delta) > budget:
-            low, high = high, 2 * high
-            if high > 1e5:
-                raise PrivacyError(
-                    f"no noise keeps {what} within epsilon {budget:g} under {self.name}; ask for a larger epsilon"
-                )
+        try:
+            while rdp_epsilon(spent(high), delta) > budget:
+                low, high = high, 2 * high
+        except PrivacyError as error:  # of the grid, which noise that doubles outgrows in the end
+            raise PrivacyError(f"epsilon {budget:g} is too small for {what} under {self.name}: {error}") from error
         while high - low > 2e-3 * high:
             middle = (low + high) / 2
             low, high = (low, middle) if rdp_epsilon(spent(middle), delta) <= budget else (middle, high)

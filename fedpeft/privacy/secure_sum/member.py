@@ -148,7 +148,7 @@ class Member:
             raise PayloadError(f"vectors of {alive} neighbours have arrived; {needed} are needed")
         if len(self.survivors) < self.terms.least:
             raise PayloadError(
-                f"{len(self.survivors)} vectors have arrived; with fewer than {self.terms.least} there is too little noise"
+                f"{len(self.survivors)} vectors have arrived; fewer than {self.terms.least} hold too little noise"
             )
         return signature(self.key, witnessed(self.terms, write_ids(self.survivors)))
 
