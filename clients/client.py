@@ -37,6 +37,7 @@ from fedpeft.privacy.engine import ClientPrivacy, Guard
 from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
+from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 
 WALKED = "walk/steps"
 """What a client calls the number of steps that it has made, among its own state."""
@@ -266,6 +267,8 @@ class ClientSide:
         if self.bench.plan.executor != "private":
             raise PrivacyError(f"{plan.mechanism} needs the executor with gradients per example")
         rate = mechanism.row_rate(job.training.batch_size, len(job.rows))
+        if isinstance(sums := self.masking and self.masking.secure, SharedNoise):
+            rate = sums.rate
         key = read_key(plan.key)
         rows = RowPrivacy(mechanism.clip, plan.noise, rate, key, instruction.attempt, mechanism.summed)
         return replace(job, privacy=rows)

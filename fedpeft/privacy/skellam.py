@@ -127,8 +127,8 @@ def widest_grid(
         remedy = f"give bits={needed} or more, or " if needed else ""
         raise PrivacyError(
             f"integers of {bits} bits are too small for a sum of {clients} clients with noise multiplier {noise:.3g}: "
-            f"rounding {most:,} entries to them would lengthen it by more than {MOST_GROWTH - 1:.0%}; {remedy}train fewer "
-            "parameters, or ask for a larger epsilon"
+            f"rounding {most:,} entries to them would lengthen it by more than {MOST_GROWTH - 1:.0%}; {remedy}train "
+            "fewer parameters, or ask for a larger epsilon"
         )
     r = radius(bits)
     return Grid(most, clip / r, r, (noise * r) ** 2)

@@ -130,8 +130,9 @@ def work_plan(
     """
     config = setup.config
     per_example = setup.mechanism is not None and setup.mechanism.per_example
-    reusing = setup.grid.executor == "batched" and not per_example  # methods without a batched form, too
-    batched = reusing and setup.method.batched and not setup.training.optimizer.rows_per_pass
+    by_hooks = setup.secure_sum is not None and setup.method.privacy == "hooks"
+    reusing = setup.grid.executor == "batched" and (by_hooks or not per_example)  # methods without a batched form, too
+    batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
     lengths = cached_examples(data_key).lengths
     tokens = float(lengths.mean()) if len(lengths) else setup.tokens
     together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS

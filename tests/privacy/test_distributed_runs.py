@@ -120,9 +120,10 @@ def test_the_budget_is_the_server_s_and_both_epsilons_are_told(tmp_path):
     assert 0 < models < worst <= 4
     assert told["privacy"]["epsilon_gaussian_prv"] < told["privacy"]["epsilon_gaussian_rdp"] <= worst * 1.001
     # by hand: each client's sums, with the noise that colluding clients do not know
+    assert simulation.setup.secure_sum.rate == 16 * 6 / engine.federation.rows.sum()
     grid, known = simulation.setup.secure_sum.later, 0.2 / 0.9
     for client, events in engine.ledger.spent.items():
-        rate = min(1.0, 16 / engine.federation.rows[client])
+        rate = 16 * 6 / engine.federation.rows.sum()
         taken = sum(client in [c[0] for c in line["charges"]] for line in charges(tmp_path))
         variance = grid.variance * (1 - known)
         assert events == {Grid(grid.size, grid.step, grid.radius, variance).event(rate): taken}
@@ -184,7 +185,7 @@ def test_a_sum_with_too_little_noise_is_void_and_charged(tmp_path, monkeypatch):
     monkeypatch.setattr(ConsoleObserver, "say", lambda self, text: said.append(text))
     text = f"distributed_dp(noise_multiplier=1, dropouts=0.2, {MASKS})"
     dropping(monkeypatch, (1, 2), round=2)
-    simulation, progress = trained(tmp_path, privacy=text, rounds=2)
+    _, progress = trained(tmp_path, privacy=text, rounds=2)
     assert any("4 vectors have arrived of 6; with fewer than 5" in line for line in said)
     assert [line["round"] for line in charges(tmp_path)] == [1, 2]
     assert progress.round == 2
@@ -235,13 +236,13 @@ def test_a_round_that_is_tried_again_has_new_noise_and_a_new_charge(tmp_path, mo
 def test_cohorts_are_drawn_by_the_key(tmp_path):
     text = "distributed_dp(noise_multiplier=1, threshold=0.5)"
     drawn = []
-    for run in ("one", "other"):
-        simulation = simulated(tmp_path / run, privacy=text, clients=20, cohort=0.3, rounds=8)
+    for name in ("one", "other"):
+        simulation = simulated(tmp_path / name, privacy=text, clients=20, cohort=0.3, rounds=8)
         engine = simulation.protection
         engine.open(resumed=False)
         drawn.append([tuple(engine.enter(round, "state", []).cohort) for round in range(1, 9)])
         assert len(set(map(len, drawn[-1]))) > 1
-        assert [len(line["charges"]) for line in charges(tmp_path / run)] == [len(cohort) for cohort in drawn[-1]]
+        assert [len(line["charges"]) for line in charges(tmp_path / name)] == [len(cohort) for cohort in drawn[-1]]
     assert drawn[0] != drawn[1]
 
 

@@ -1,6 +1,7 @@
 """Noise in a sum under masks, a share of it from each client: no server is trusted, and there is one noise for all.
 
-    unit=rows      g_k = sum_i clip(grad_i, C) over the rows i of client k that secret coins have drawn, in one step
+    unit=rows      g_k = sum_i clip(grad_i, C) over the rows i of client k that secret coins have drawn, in one step;
+                   each row of each client with probability batch_size / (mean rows of a client)
     unit=clients   g_k = clip(update of client k, C)
     seen of a round: sum_k round(g_k) + Skellam noise of deviation z C, and nothing else of a client
 
@@ -25,7 +26,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 from scipy.stats import binom
 
 from fedpeft.aggregation.head_start import VARIANCE
@@ -139,20 +139,20 @@ class DistributedDP(Mechanism):
         chance = UNPLANNED / federation.clients
         return max(1, int(binom.ppf(1 - chance, federation.rounds, self.share(federation))))
 
-    def rates(self, federation: Exposure) -> np.ndarray:
-        """With which a unit of each client is in a round that the client is in, (clients,)."""
+    def rate(self, federation: Exposure) -> float:
+        """With which a unit is in a round that its client is in: alike for the rows of all, so that none costs more."""
         if self.unit == "clients":
-            return np.ones(federation.clients)
-        return np.array([self.row_rate(federation.batch_size, int(rows)) for rows in federation.rows])
+            return 1.0
+        return min(1.0, federation.batch_size * federation.clients / float(federation.rows.sum()))
 
     def planned(self, federation: Exposure) -> list[tuple[float, int]]:
-        """The account that spends most; rates below its rate spend less."""
-        return [(float(self.rates(federation).max()), self.often(federation))]
+        """The account that spends most."""
+        return [(self.rate(federation), self.often(federation))]
 
     def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """One release of each client, as the server sees it."""
-        rates, grid = self.rates(federation), self.grid(federation, noise)
-        return {client: (grid.event(float(rates[client]), known=self.known), 1) for client in cohort}
+        event = self.grid(federation, noise).event(self.rate(federation), known=self.known)
+        return dict.fromkeys(cohort, (event, 1))
 
     def begun(self, federation: Exposure, noise: float) -> Charges:
         """What the start costs: one release of each client."""
@@ -161,7 +161,7 @@ class DistributedDP(Mechanism):
 
     def to_all(self, federation: Exposure, noise: float, start: float | None, starts: int, rounds: int) -> Events:
         """What so many starts and rounds have told those who see the models alone, of who it has told most."""
-        rate, share = float(self.rates(federation).max()), self.share(federation)
+        rate, share = self.rate(federation), self.share(federation)
         told: Events = {}
         if start is not None and starts:
             told = {self.start_grid(federation, start).event(1.0): starts}
@@ -201,7 +201,7 @@ class DistributedDP(Mechanism):
         """Expected in a round's sum: rows, or clients."""
         if self.unit == "clients":
             return float(federation.cohort)
-        return float((self.rates(federation) * federation.rows).sum() * self.share(federation))
+        return self.rate(federation) * float(federation.rows.sum()) * self.share(federation)
 
     def noise(self, federation: Exposure) -> float:
         """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
@@ -252,6 +252,7 @@ class DistributedDP(Mechanism):
         trains = start is None or self.trains(federation)
         return replace(
             self.sums(),
+            rate=self.rate(federation),
             expected=self.summands(federation),
             first=None if start is None else self.start_grid(federation, start),
             later=self.grid(federation, noise) if trains else None,

@@ -61,6 +61,7 @@ class SharedNoise(SecureSum):
         clip: C of rounds; before round 1 it is 1.
         dropouts: share of a cohort that may drop out, at least 0.
         rows: whether clients send sums of gradients, each clipped; else updates, clipped as a whole.
+        rate: with which each row of a client joins a round, whoever's it is; 1 for updates.
         expected: what sums are divided by: of clients, or of rows.
         first: the grid before round 1; None: nothing is summed.
         later: the grid of rounds; None: there are none.
@@ -70,6 +71,7 @@ class SharedNoise(SecureSum):
     clip: float = 1.0
     dropouts: float = 0.0
     rows: bool = False
+    rate: float = 1.0
     expected: float = 1.0
     first: Grid | None = None
     later: Grid | None = None
