@@ -27,7 +27,8 @@ WHOLE_ORDERS: Final = (*range(2, 65), *range(68, 129, 4), *range(144, 257, 16), 
 
 def unsampled(orders: np.ndarray, noise: float, rounding: float) -> np.ndarray:
     """D_a of a release that the unit always joins, (orders,); see `fedpeft.privacy.accountant.Event`."""
-    return orders / (2 * noise**2) + rounding * orders**2 * (orders - 1)
+    found: np.ndarray = orders / (2 * noise**2) + rounding * orders**2 * (orders - 1)
+    return found
 
 
 def rdp_of_sampled(noise: float, rate: float, rounding: float, share: float) -> np.ndarray:
@@ -37,7 +38,7 @@ def rdp_of_sampled(noise: float, rate: float, rounding: float, share: float) -> 
     found = always if rate == 1 else np.minimum(always, [_sampled(int(a), noise, rate, rounding) for a in orders])
     if share < 1:
         found = np.logaddexp(np.log1p(-share), np.log(share) + (orders - 1) * found) / (orders - 1)
-    return found
+    return np.asarray(found)
 
 
 def _sampled(order: int, noise: float, rate: float, rounding: float) -> float:

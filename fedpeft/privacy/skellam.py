@@ -30,9 +30,9 @@ import numpy as np
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accountant import Event
 
-SPREAD: Final = 4.5
-"""Standard deviations of the sum that half of the modulus holds. Where all of it wraps that is normal beyond them, this
-adds 0.06 % to the variance of the noise; nothing to what it costs."""
+SPREAD: Final = 4.0
+"""Standard deviations of the sum that half of the modulus holds. What is beyond them, of a normal one, wraps: that adds
+0.4 % to the variance of the noise, and nothing to what it costs."""
 
 MOST_VARIANCE: Final = 2.0**31
 """Of one client's share, in steps^2: the largest whose Poisson numbers doubles draw as they are."""
@@ -99,7 +99,7 @@ def widest_grid(
     """The finest grid on which the sum fits into its modulus.
 
     The sum's entries have the variance of all noise if nobody drops out, n / 4 of rounding, and, after a rotation, at
-    most 2 |sum|^2 / d.
+    most |sum|^2 / 2^p, with the largest 2^p that is no more than d.
 
     Args:
         noise: sqrt(mu) step / C, above 0; see `Grid`.
@@ -116,7 +116,7 @@ def widest_grid(
 
     def radius(bits: int) -> float:
         held = (2.0 ** (bits - 1) / SPREAD) ** 2 - clients / 4
-        each = 2 * (signal / clip) ** 2 / fewest + noise**2 * clients / (clients - dropouts)
+        each = (signal / clip) ** 2 / 2 ** (fewest.bit_length() - 1) + noise**2 * clients / (clients - dropouts)
         return math.sqrt(max(0.0, min(held / each, MOST_VARIANCE * (clients - dropouts) / noise**2)))
 
     def enough(bits: int) -> bool:

@@ -186,7 +186,7 @@ def test_a_grid_holds_its_sum(bits, noise):
         assert bits == 12
         return
     whole = grid.share(clients, dropouts) * clients
-    deviation = math.sqrt(whole + clients / 4 + 2 * (signal / grid.step) ** 2 / size)
+    deviation = math.sqrt(whole + clients / 4 + (signal / grid.step) ** 2 / 2048)
     assert SPREAD * deviation <= 2 ** (bits - 1) * (1 + 1e-9)
     assert math.sqrt(grid.variance) * grid.step == pytest.approx(noise * clip)
     assert grid.radius * grid.step == pytest.approx(clip)

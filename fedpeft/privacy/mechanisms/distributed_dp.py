@@ -239,8 +239,8 @@ class DistributedDP(Mechanism):
         low, high = 1e-3, 1.0
         try:
             while rdp_epsilon(spent(high), delta) > budget:
-                low, high = high, 2 * high
-        except PrivacyError as error:  # of the grid, which noise that doubles outgrows in the end
+                low, high = high, 1.1 * high
+        except PrivacyError as error:  # of the grid, which growing noise makes too coarse in the end
             raise PrivacyError(f"epsilon {budget:g} is too small for {what} under {self.name}: {error}") from error
         while high - low > 2e-3 * high:
             middle = (low + high) / 2
