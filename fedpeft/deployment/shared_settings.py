@@ -95,8 +95,8 @@ def shared_settings(text: str) -> RunConfig:
             )
         if field.name in AT_MOST and value > AT_MOST[field.name]:
             raise RunError(f"{said}, and a client takes {AT_MOST[field.name]} at most")
-    simulated = isinstance(mechanism, Mechanism) and (mechanism.audit or mechanism.summed or not mechanism.protects)
-    if isinstance(mechanism, SecureSum) or simulated:
+    local = isinstance(mechanism, Mechanism) and (mechanism.audit or mechanism.summed or not mechanism.protects)
+    if isinstance(mechanism, SecureSum) or local:
         raise RunError(
             f"the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask whoever runs "
             "the server for dp_sgd, local_dp or user_dp"

@@ -49,7 +49,7 @@ class NoisyIntegers(Integers):
         steps = np.floor(rotated(vector, signs) / self.step + random.random(len(vector)))
         half = 2.0**62
         noise = skellam(random, self.grid.share(self.clients, self.dropouts), len(vector))
-        return np.clip(steps, -half, half).astype(np.int64) + noise
+        return np.asarray(np.clip(steps, -half, half).astype(np.int64) + noise)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class SharedNoise(SecureSum):
 
     def fits(self, clients: int, bits: int) -> bool:
         """Whether a digit of each number fits; the vectors may wrap."""
-        return 2 * clients < 2**bits
+        return clients < 1 << (bits - 1)
 
     def integers(self, clients: int, bits: int, size: int, numbers: int, clip: float, round: int) -> Integers:
         """On the grid of the round, by the client's own settings.
