@@ -53,7 +53,7 @@ OVERRIDES = [
 NOT_RUN = {
     'python -m fedpeft.simulate --clients 100 --grid "ray(address=auto)"': "needs a running Ray cluster",
     "python -m fedpeft.serve --resume runs/first --readmit edge-2": "needs a client that was dropped, and whose cause "
-    "was mended: tests/deployment/test_gateway.py",
+    "was mended: tests/deployment/test_hostile_clients.py",
 }
 """Commands that need what no text makes."""
 
