@@ -34,10 +34,10 @@ SHORT = '--rounds 1 --tokens 32 --workers 1 --local-work "steps(2)"'
 OVERRIDES = [
     (r"^(python -m fedpeft\.(?:simulate|serve) (?!--help|--resume).*)$", rf"\1 {SHORT}",
      "README, docs/deploy.md: each takes minutes, and these flags make any of them short"),
-    (r"^(python -m fedpeft\.simulate (?=.*(?:shakespeare|conversations)).*)$", r"\1 --model tiny_lm",
+    (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),
     (r"rows=6000, test_rows=2000", "rows=1000, test_rows=100", "README: the default image model takes minutes"),
-    (rf"^(python -m fedpeft\.simulate (?!.*(?:--model|fashion_mnist))(?!--clients 100 {re.escape(SHORT)}$).*)$",
+    (rf"^(python -m fedpeft\.simulate (?!.*(?:--model|fashion_mnist|conversations))(?!--clients 100 {re.escape(SHORT)}$).*)$",
      r"\1 --model tiny",
      "README: the default text model takes minutes; the first command and those that name it have it"),
     (r"^python -m pytest -n 2$", "python -m pytest -n 2 tests/test_parts.py",

@@ -27,7 +27,7 @@ from fedpeft.run.checks import check_method
 def test_it_is_a_documented_part(name):
     part = PEFT_METHODS.part(name)
     module = inspect.getmodule(part)
-    assert module.__doc__
+    assert module.__doc__, f"{module.__file__} needs a docstring: what is computed, and its source"
     assert part.__doc__
     assert part.__dataclass_params__.frozen
     if OWN:
