@@ -37,8 +37,8 @@ OVERRIDES = [
     (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),
     (r"rows=6000, test_rows=2000", "rows=1000, test_rows=100", "README: the default image model takes minutes"),
-    (rf"^(python -m fedpeft\.simulate (?!.*(?:--model|fashion_mnist|conversations))(?!--clients 100 {re.escape(SHORT)}$).*)$",
-     r"\1 --model tiny",
+    (rf"^(python -m fedpeft\.simulate (?!--clients 100 {re.escape(SHORT)}$)"
+     r"(?!.*(?:--model|fashion_mnist|conversations)).*)$", r"\1 --model tiny",
      "README: the default text model takes minutes; the first command and those that name it have it"),
     (r"^python -m pytest -n 2$", "python -m pytest -n 2 tests/test_parts.py",
      "CONTRIBUTING: the suite takes up to 20 minutes"),
