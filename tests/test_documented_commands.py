@@ -36,6 +36,7 @@ OVERRIDES = [
      "README, docs/deploy.md: each takes minutes, and these flags make any of them short"),
     (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),
+    (r"(conversations.*) --tokens 32", r"\1 --tokens 64", "README: their answers begin behind the 32nd token"),
     (r"rows=6000, test_rows=2000", "rows=1000, test_rows=100", "README: the default image model takes minutes"),
     (rf"^(python -m fedpeft\.simulate (?!--clients 100 {re.escape(SHORT)}$)"
      r"(?!.*(?:--model|fashion_mnist|conversations)).*)$", r"\1 --model tiny",
