@@ -37,7 +37,6 @@ from fedpeft.privacy.engine import ClientPrivacy, Guard
 from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
-from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 
 WALKED = "walk/steps"
 """What a client calls the number of steps that it has made, among its own state."""
@@ -146,8 +145,7 @@ class ClientSide:
     def _prepare(self, instruction: Instruction) -> Report:
         started = time.perf_counter()
         rows, _ = self._rows(instruction.client)
-        labels = self.bench.examples.batch(rows)["labels"]
-        told = len(rows)
+        labels, told = self.bench.examples.batch(rows)["labels"], len(rows)
 
         def statistics_of() -> State:
             features = self.bench.at(instruction.base_precision).features(rows)
@@ -267,11 +265,9 @@ class ClientSide:
         if self.bench.plan.executor != "private":
             raise PrivacyError(f"{plan.mechanism} needs the executor with gradients per example")
         rate = mechanism.row_rate(job.training.batch_size, len(job.rows))
-        if isinstance(sums := self.masking and self.masking.secure, SharedNoise):
-            rate = sums.rate
-        key = read_key(plan.key)
-        rows = RowPrivacy(mechanism.clip, plan.noise, rate, key, instruction.attempt, mechanism.summed)
-        return replace(job, privacy=rows)
+        rate = rate if self.masking is None else self.masking.rate(rate)
+        key, attempt = read_key(plan.key), instruction.attempt
+        return replace(job, privacy=RowPrivacy(mechanism.clip, plan.noise, rate, key, attempt, mechanism.summed))
 
     def _arrival(self, instruction: Instruction, layout: Layout, held: State) -> Arrival:
         """What the client starts from, given what it `held` since its last recorded round."""

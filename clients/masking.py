@@ -87,6 +87,10 @@ class Masking:
             self._file(instruction).unlink(missing_ok=True)
             return Report(instruction.client, instruction.round, b"", error=str(error))
 
+    def rate(self, own: float) -> float:
+        """With which each of a client's rows joins a round: that of all clients' rows, where sums say it, or its own."""
+        return own if self.noise is None else self.noise[0].rate
+
     def _secret(self, instruction: Instruction) -> np.random.Generator | None:
         """What a client's share of noise is drawn from: anew in each attempt, each of which is one sum."""
         if self.noise is None:

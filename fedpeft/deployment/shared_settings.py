@@ -22,7 +22,6 @@ from fedpeft.config import RunConfig, from_mapping
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import Family
-from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.setup import Setup
@@ -95,8 +94,9 @@ def shared_settings(text: str) -> RunConfig:
             )
         if field.name in AT_MOST and value > AT_MOST[field.name]:
             raise RunError(f"{said}, and a client takes {AT_MOST[field.name]} at most")
-    local = isinstance(mechanism, Mechanism) and (mechanism.audit or mechanism.summed or not mechanism.protects)
-    if isinstance(mechanism, SecureSum) or local:
+    if isinstance(mechanism, SecureSum) or (
+        mechanism is not None and (mechanism.audit or mechanism.summed or not mechanism.protects)
+    ):
         raise RunError(
             f"the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask whoever runs "
             "the server for dp_sgd, local_dp or user_dp"

@@ -190,7 +190,7 @@ def _mask_plan(setup: Setup, folder: Path) -> MaskPlan | None:
     if secure is None:
         return None
     noise = (secure, folder / KEY) if isinstance(secure, SharedNoise) else None
-    return MaskPlan(setup.config.privacy, setup.by_rows, setup.clients, noise)
+    return MaskPlan(setup.config.privacy, setup.by_rows, setup.clients, noise=noise)
 
 
 class Workers:
