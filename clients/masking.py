@@ -88,7 +88,7 @@ class Masking:
             return Report(instruction.client, instruction.round, b"", error=str(error))
 
     def rate(self, own: float) -> float:
-        """With which each of a client's rows joins a round: that of all clients' rows, where sums say it, or its own."""
+        """With which each of a client's rows joins a round: as the sums say of all clients' rows, or its own."""
         return own if self.noise is None else self.noise[0].rate
 
     def _secret(self, instruction: Instruction) -> np.random.Generator | None:
