@@ -36,46 +36,48 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
 class Fleet:
     """A folder with certificates, shards and a configuration; starts servers and clients in it."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, names: tuple[str, ...] = NAMES, **settings: object) -> None:
         self.folder = folder
-        self.settings = {**SETTINGS, **settings}
+        self.settings = {**SETTINGS, "clients": len(names), **settings}
         self.ulimit = ""  # what the shell's ulimit is told before a server or a client starts
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.processes: list[subprocess.Popen[str]] = []
         (folder / "run.toml").write_text(RunConfig(**self.settings).to_toml())
-        assert make_certificates(["--folder", str(folder / "certs"), "--clients", ",".join(NAMES)]) == 0
+        assert make_certificates(["--folder", str(folder / "certs"), "--clients", ",".join(names)]) == 0
         data = load_dataset("tiny")
         train, _ = split_validation(data.train, len(data.train) // 10)
         config = RunConfig(**self.settings)
-        partition = PARTITIONS.build(config.partition).split(train, 3, config.seed)
-        for k, name in enumerate(NAMES):
+        partition = PARTITIONS.build(config.partition).split(train, len(names), config.seed)
+        for k, name in enumerate(names):
             rows = [{"text": train.inputs[i], "label": data.label_names[train.labels[i]]} for i in partition.shard(k)]
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def _start(self, module: str, log: str, *words: str) -> subprocess.Popen[str]:
+    def _start(self, module: str, log: str, *words: str, **environment: str) -> subprocess.Popen[str]:
         limited = ["sh", "-c", f'ulimit {self.ulimit} && exec "$@"', "sh"] if self.ulimit else []
         with open(self.folder / log, "a") as output:
             process = subprocess.Popen(
                 [*limited, sys.executable, "-m", module, *words],
-                cwd=self.folder, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, text=True,
+                cwd=self.folder, env=ENVIRONMENT | environment, stdout=output, stderr=subprocess.STDOUT, text=True,
             )  # fmt: skip
         self.processes.append(process)
         return process
 
-    def serve(self, *words: str) -> subprocess.Popen[str]:
+    def serve(self, *words: str, module: str = "fedpeft.serve", **environment: str) -> subprocess.Popen[str]:
         """Start a server, or start it again with --resume; wait until it listens."""
         before = self.log("serve").count("listen")
         base = ["--output", "run"] if not (self.folder / "run" / "config.toml").exists() else ["--resume", "run"]
         start = [] if base[0] == "--resume" else ["run.toml", "--listen", f"127.0.0.1:{self.port}"]
-        process = self._start("fedpeft.serve", "serve.log", *start, *base, *words)
+        process = self._start(module, "serve.log", *start, *base, *words, **environment)
         self.wait(lambda: self.log("serve").count("listen") > before, process)
         return process
 
-    def join(self, name: str, *words: str, port: int = 0) -> subprocess.Popen[str]:
+    def join(
+        self, name: str, *words: str, port: int = 0, module: str = "fedpeft.join", **environment: str
+    ) -> subprocess.Popen[str]:
         return self._start(
-            "fedpeft.join", f"{name}.log", "--server", f"127.0.0.1:{port or self.port}", "--data", f"{name}.jsonl",
-            "--certs", f"certs/clients/{name}", "--state", "state", "--threads", "1", *words,
+            module, f"{name}.log", "--server", f"127.0.0.1:{port or self.port}", "--data", f"{name}.jsonl",
+            "--certs", f"certs/clients/{name}", "--state", "state", "--threads", "1", *words, **environment,
         )  # fmt: skip
 
     def log(self, name: str) -> str:

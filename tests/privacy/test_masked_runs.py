@@ -14,8 +14,7 @@ from rich.console import Console
 
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
-from fedpeft.deployment.shared_settings import shared_settings
-from fedpeft.errors import ConfigError, FedpeftError, PayloadError, PrivacyError, RunError
+from fedpeft.errors import FedpeftError, PayloadError, PrivacyError, RunError
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution, Total
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
@@ -170,14 +169,14 @@ def test_a_member_goes_on_from_its_notes_and_from_no_others():
     member = Member(1, terms, simulated_key(0, 1), simulated_roster(0, 3))
     member.keys()
     notes = member.to_bytes()
-    again = Member.of_bytes(notes, 1, terms, member.key, member.roster)
+    again = Member(1, terms, member.key, member.roster).restore(notes)
     assert (again.steps, again._seed, again._mask, again._share) == (1, member._seed, member._mask, member._share)
     for content, client, other in ((notes, 2, terms), (notes, 1, Terms(2, 0.5, 16, 5, b"two"))):
         with pytest.raises(PayloadError, match="not begun"):
-            Member.of_bytes(content, client, other, member.key, member.roster)
+            Member(client, other, member.key, member.roster).restore(content)
     for damaged in (notes[:-1], notes + b"x"):
         with pytest.raises(PayloadError):
-            Member.of_bytes(damaged, 1, terms, member.key, member.roster)
+            Member(1, terms, member.key, member.roster).restore(damaged)
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs
@@ -390,13 +389,6 @@ def test_a_step_out_of_turn_is_a_dropout(tmp_path):
         in workers.answer(Instruction("sum", 1, 0, b"", step=4)).error
     )
     assert not (tmp_path / "clients" / "000000" / FILE).exists()
-
-
-def test_real_clients_have_no_secure_sums_yet(federation):
-    with pytest.raises(ConfigError, match="works in simulations so far"):
-        federation(privacy="secure_sum", clients=3)
-    with pytest.raises(RunError, match="belongs to simulations"):
-        shared_settings('privacy = "secure_sum"\nclients = 3')
 
 
 def test_other_mechanisms_are_what_they_were():

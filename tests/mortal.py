@@ -1,0 +1,97 @@
+"""A real client or server that keeps what it adds up, and ends itself, or drops out, where it is told to.
+
+    python -m tests.mortal join|serve ...   with MORTAL="ROUND STEP before|during|after|drop; ..."
+
+`before` and `after`: killed (SIGKILL) before it takes the step, or after the step is on its disk and before anybody
+hears of it; `during` (servers): after the first answer; `drop` (clients): it fails in the step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+from fedpeft.clients.masking import Masking
+
+from fedpeft import join, serve
+from fedpeft.communication.messages import Report
+from fedpeft.privacy.secure_sum.coordinator import Coordinator
+from fedpeft.privacy.secure_sum.member import Member
+from fedpeft.privacy.secure_sum.neighbours import Terms
+from fedpeft.server.masked_sum import MaskedSum
+
+POINTS = {tuple(point.split()) for point in os.environ.get("MORTAL", "").split(";")}
+KEPT = Path("added")
+
+
+def reached(round: int, step: int, when: str) -> bool:
+    return (str(round), str(step), when) in POINTS
+
+
+def die_at(round: int, step: int, when: str) -> None:
+    if reached(round, step, when):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def round_of(terms: Terms) -> int:
+    return int(struct.unpack_from(">QI", terms.context)[1])
+
+
+def keep(name: str, numbers: np.ndarray) -> None:
+    KEPT.mkdir(exist_ok=True)
+    np.save(KEPT / f"{name}.npy", numbers)
+
+
+def client() -> None:
+    answer, add, vector = Masking.answer, Masking.add, Member.vector
+
+    def stepping(real):
+        def step(self, instruction, *given):
+            die_at(instruction.round, instruction.step, "before")
+            if reached(instruction.round, instruction.step, "drop"):
+                return Report(instruction.client, instruction.round, b"", error="it drops out")
+            report = real(self, instruction, *given)
+            die_at(instruction.round, instruction.step, "after")
+            return report
+
+        return step
+
+    def kept(self, sealed, numbers):
+        keep(f"{round_of(self.terms)}-{self.client}", numbers)
+        return vector(self, sealed, numbers)
+
+    Masking.answer, Masking.add, Member.vector = stepping(answer), stepping(add), kept
+
+
+def server() -> None:
+    asked, total = MaskedSum._asked, Coordinator.sum
+
+    def asking(self, number, instructions, said, take, phase):
+        die_at(self.round, number, "before")
+
+        def taking(client, content):
+            take(client, content)
+            die_at(self.round, number, "during")
+
+        step = asked(self, number, instructions, said, taking, phase)
+        die_at(self.round, number, "after")
+        return step
+
+    def summed(self):
+        found = total(self)
+        keep(f"{round_of(self.terms)}-sum", found)
+        (KEPT / f"{round_of(self.terms)}.json").write_text(json.dumps([self.terms.bits, sorted(self.survivors)]))
+        return found
+
+    MaskedSum._asked, Coordinator.sum = asking, summed
+
+
+if __name__ == "__main__":
+    command = sys.argv.pop(1)
+    {"join": client, "serve": server}[command]()
+    sys.exit({"join": join, "serve": serve}[command].main())
