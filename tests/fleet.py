@@ -57,7 +57,7 @@ class Fleet:
         limited = ["sh", "-c", f'ulimit {self.ulimit} && exec "$@"', "sh"] if self.ulimit else []
         with open(self.folder / log, "a") as output:
             process = subprocess.Popen(
-                [*limited, sys.executable, "-m", module, *words],
+                [*limited, sys.executable, "-m", *module.split(), *words],
                 cwd=self.folder, env=ENVIRONMENT | environment, stdout=output, stderr=subprocess.STDOUT, text=True,
             )  # fmt: skip
         self.processes.append(process)
