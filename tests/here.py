@@ -84,9 +84,16 @@ class Federation:
                     for i in range(first, first + count)]  # fmt: skip
             first += count
             (folder / f"{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        events = Events(folder / "server" / "serve.jsonl", lambda *_: None)
-        self.server = Here(self.config, folder / "server", observer, serve or ServeOptions(), Doorkeeper(None), events)
+        self.serve = serve or ServeOptions()
+        self.start()
         self.server.edges = [self.edge(k) for k in range(self.config.clients)]
+
+    def start(self, edges=()):
+        """The server, started (again), with these clients."""
+        events = Events(self.folder / "server" / "serve.jsonl", lambda *_: None)
+        folder = self.folder / "server"
+        self.server = Here(self.config, folder, self.observer, self.serve, Doorkeeper(None), events)
+        self.server.edges = list(edges)
 
     def edge(self, k):
         """Client k, started (again)."""
