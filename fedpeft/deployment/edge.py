@@ -59,13 +59,14 @@ MOST_HELD_OUT = 0.5
 
 
 def check_machine(data: Path, options: EdgeOptions) -> None:
-    """What can be found wrong with the rows and the device before a server is asked anything.
+    """What can be found wrong with the rows, the roster and the device before a server is asked anything.
 
     Raises:
-        DataError, ConfigError: the file is missing, empty or of another kind, or lacks a column that the options name.
+        DataError, ConfigError: a file is missing, empty or of another kind, or lacks a column that the options name.
         RunError: there is no such device.
     """
     device_called(options.device)
+    _roster_in(options)
     _, first = next(records(str(data)), ("", None))
     if first is None:
         raise DataError(f"{data} has no rows")
@@ -347,6 +348,14 @@ class Edge:
         self.workers.close()
 
 
+def _roster_in(options: EdgeOptions) -> PinnedRoster | None:
+    if options.roster:
+        return PinnedRoster.read(Path(options.roster).expanduser(), options.roster_hash)
+    if options.roster_hash:
+        raise ConfigError("--roster-hash is that of a roster; give its file too, with --roster")
+    return None
+
+
 def _pinned(options: EdgeOptions, setup: Setup, credentials: Credentials | None) -> PinnedRoster | None:
     """The client's roster, with itself in it; None: it pins none.
 
@@ -354,11 +363,9 @@ def _pinned(options: EdgeOptions, setup: Setup, credentials: Credentials | None)
         ConfigError: it can't be used.
         PrivacyError: there is nothing that it could protect.
     """
-    if not options.roster:
-        if options.roster_hash:
-            raise ConfigError("--roster-hash is that of a roster; give its file too, with --roster")
+    roster = _roster_in(options)
+    if roster is None:
         return None
-    roster = PinnedRoster.read(Path(options.roster).expanduser(), options.roster_hash)
     if credentials is not None:
         roster.check_own(credentials)
     if setup.secure_sum is None:

@@ -253,10 +253,14 @@ def test_a_roster_that_could_keep_nobody_out_is_refused(federation, tmp_path):
         federation(clients=1, options=[{"roster": str(tmp_path / "roster.txt")}])
 
 
-def test_fewer_than_three_are_no_sum_to_ask_for(tmp_path, capsys):
+def test_wrong_options_of_a_client_are_found_before_the_server_is_asked(tmp_path, capsys):
     (tmp_path / "rows.csv").write_text("text,label\na,x\n")
     assert join(["--server", "127.0.0.1:1", "--data", str(tmp_path / "rows.csv"), "--fewest", "2"]) == 2
     assert "fewest must be at least 3, got 2" in capsys.readouterr().err
+    (tmp_path / "roster.txt").write_text(f"{'0' * 64} edge-0\n")
+    words = ["--server", "127.0.0.1:1", "--data", str(tmp_path / "rows.csv"), "--insecure", "--name", "edge-0"]
+    assert join([*words, "--roster", str(tmp_path / "roster.txt"), "--roster-hash", "1" * 16]) == 2
+    assert "it is not the one that you were told of" in capsys.readouterr().err, "before the server is asked"
 
 
 def test_rounds_wait_for_three_clients_at_least(federation, monkeypatch):
