@@ -217,6 +217,10 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         f"{config.peft}, {config.strategy} -> {federation.folder}"
     )
     say_privacy(federation.protection, observer)
+    if setup.secure_sum is not None:
+        observer.say(
+            f"[bold]privacy[/] {setup.secure_sum.name}: this server learns sums of the clients' updates, and no update"
+        )
     observer.say(f"[bold]listen[/]  port {gateway.port}, run {federation.roster.run}")
     if not federation.announcements.signed:
         observer.say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import stat
 from types import SimpleNamespace
 
@@ -276,6 +277,26 @@ def test_steps_that_no_server_of_good_faith_asks_for(clients, change, says):
     plain = vars(Asked(clients).asked(0, 1))
     report = clients.edges[0].handle(Instruction(**plain | change))
     assert says in report.error
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+def test_what_a_server_passes_on_may_be_any_bytes(clients, step):
+    """Each of them is an answer or one sentence; what is cut, doubled or missing is never an answer."""
+    asked = Asked(clients).until(step - 1)
+    honest, chance = asked.said(0, step), random.Random(step)
+    before = notes(clients, 0).read_bytes() if step > 1 else b""
+    cut = [honest[: len(honest) * i // 8] for i in range(8)] + [honest * 2, honest + b"\0"]
+    flipped = [bytearray(honest) for _ in range(40)]
+    for content in flipped:
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    for wrong, content in [*((True, c) for c in cut), *((False, bytes(c)) for c in flipped)]:
+        notes(clients, 0).unlink(missing_ok=True)
+        if before:
+            notes(clients, 0).write_bytes(before)
+        report = asked.ask(0, step, said=content)
+        assert bool(report.error) is not bool(report.payload)
+        assert report.error or not wrong
+        assert "\n" not in report.error
 
 
 def test_a_client_says_nothing_of_its_rows_when_it_joins(clients):
