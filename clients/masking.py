@@ -63,8 +63,8 @@ class Masking:
         """A step other than the third: what the member says, or why it has dropped out."""
         if (before := self.repeated(instruction)) is not None:
             return before
-        step, said = instruction.step, instruction.said
-        if instruction != Instruction("sum", instruction.round, instruction.client, b"", step=step, said=said):
+        plain = Instruction("sum", instruction.round, instruction.client, b"", attempt=instruction.attempt)
+        if instruction != replace(plain, step=instruction.step, said=instruction.said):
             raise PayloadError("the server asks for more in a step of a secure sum than the step")
         steps: dict[int, Callable[[Member], bytes]] = {
             2: lambda member: member.shares_for(instruction.said),

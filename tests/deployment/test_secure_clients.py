@@ -265,7 +265,7 @@ def test_sums_of_too_few(clients):
     ("change", "says"),
     [
         ({"payload": b"x"}, "asks for more in a step"),
-        ({"attempt": 1}, "asks for more in a step"),
+        ({"learning_rate": 1.0}, "asks for more in a step"),
         ({"step": 3}, "legal are 1, 2, 4 and 5"),
         ({"step": 6}, "legal are 0 to 5"),
         ({"step": 0}, "legal are 1, 2, 4 and 5"),
