@@ -53,31 +53,29 @@ class Fleet:
             rows = [{"text": train.inputs[i], "label": data.label_names[train.labels[i]]} for i in partition.shard(k)]
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def _start(self, module: str, log: str, *words: str, **environment: str) -> subprocess.Popen[str]:
+    def _start(self, module: str, log: str, *words: str) -> subprocess.Popen[str]:
         limited = ["sh", "-c", f'ulimit {self.ulimit} && exec "$@"', "sh"] if self.ulimit else []
         with open(self.folder / log, "a") as output:
             process = subprocess.Popen(
-                [*limited, sys.executable, "-m", *module.split(), *words],
-                cwd=self.folder, env=ENVIRONMENT | environment, stdout=output, stderr=subprocess.STDOUT, text=True,
+                [*limited, sys.executable, "-m", module, *words],
+                cwd=self.folder, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, text=True,
             )  # fmt: skip
         self.processes.append(process)
         return process
 
-    def serve(self, *words: str, module: str = "fedpeft.serve", **environment: str) -> subprocess.Popen[str]:
+    def serve(self, *words: str) -> subprocess.Popen[str]:
         """Start a server, or start it again with --resume; wait until it listens."""
         before = self.log("serve").count("listen")
         base = ["--output", "run"] if not (self.folder / "run" / "config.toml").exists() else ["--resume", "run"]
         start = [] if base[0] == "--resume" else ["run.toml", "--listen", f"127.0.0.1:{self.port}"]
-        process = self._start(module, "serve.log", *start, *base, *words, **environment)
+        process = self._start("fedpeft.serve", "serve.log", *start, *base, *words)
         self.wait(lambda: self.log("serve").count("listen") > before, process)
         return process
 
-    def join(
-        self, name: str, *words: str, port: int = 0, module: str = "fedpeft.join", **environment: str
-    ) -> subprocess.Popen[str]:
+    def join(self, name: str, *words: str, port: int = 0) -> subprocess.Popen[str]:
         return self._start(
-            module, f"{name}.log", "--server", f"127.0.0.1:{port or self.port}", "--data", f"{name}.jsonl",
-            "--certs", f"certs/clients/{name}", "--state", "state", "--threads", "1", *words, **environment,
+            "fedpeft.join", f"{name}.log", "--server", f"127.0.0.1:{port or self.port}", "--data", f"{name}.jsonl",
+            "--certs", f"certs/clients/{name}", "--state", "state", "--threads", "1", *words,
         )  # fmt: skip
 
     def log(self, name: str) -> str:

@@ -1,6 +1,6 @@
-"""A real client or server that keeps what it adds up, and ends itself, or drops out, where it is told to.
+"""Real clients and a server that keep what they add up, and end themselves, or drop out, where they are told to.
 
-    python -m tests.mortal join|serve ...   with MORTAL="ROUND STEP before|during|after|drop; ..."
+Each is a process of its own that can be killed; what it imports is there before it begins. A point is "ROUND STEP WHEN":
 
 `before` and `after`: killed (SIGKILL) before it takes the step, or after the step is on its disk and before anybody
 hears of it; `during` (servers): after the first answer; `drop` (clients): it fails in the step.
@@ -9,10 +9,12 @@ hears of it; `during` (servers): after the first answer; `drop` (clients): it fa
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import struct
-import sys
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,33 @@ from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.server.masked_sum import MaskedSum
 
-POINTS = {tuple(point.split()) for point in os.environ.get("MORTAL", "").split(";")}
+POINTS: set[tuple[str, ...]] = set()
 KEPT = Path("added")
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["tests.mortal", "fedpeft.clients.preload"])
+
+
+def started(folder: Path, name: str, words: Sequence[str], points: Sequence[str]) -> BaseProcess:
+    """The server, or the client called `name`, begun in a folder; what it says is in NAME.log."""
+    process = _forks.Process(target=lived, args=(folder, name, list(words), list(points)))
+    process.start()
+    return process
+
+
+def lived(folder: Path, name: str, words: Sequence[str], points: Sequence[str]) -> None:
+    """The process' life; ends it with the command's exit code."""
+    os.chdir(folder)
+    sink = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    os.environ["COLUMNS"] = "300"
+    POINTS.update(tuple(point.split()) for point in points)
+    if name == "serve":
+        server()
+        raise SystemExit(serve.main(list(words)))
+    client()
+    raise SystemExit(join.main(list(words)))
 
 
 def reached(round: int, step: int, when: str) -> bool:
@@ -89,9 +116,3 @@ def server() -> None:
         return found
 
     MaskedSum._asked, Coordinator.sum = asking, summed
-
-
-if __name__ == "__main__":
-    command = sys.argv.pop(1)
-    {"join": client, "serve": server}[command]()
-    sys.exit({"join": join, "serve": serve}[command].main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ import pytest
 from fedpeft.certs import main as certs
 from fedpeft.simulate import main as simulate
 from tests.fleet import NAMES, distance
+from tests.mortal import started
 
 FIVE = ("a", "b", "c", "d", "e")
-ROOT = str(Path(__file__).resolve().parent.parent)
 
 
 @pytest.mark.slow
@@ -51,31 +50,36 @@ def test_kills_and_dropouts_at_every_step_leave_each_sum_that_of_the_integers(fl
     leaving = {name: [f"{7 + k} {k + 1} drop"] + ["12 4 drop"] * (k < 2) for k, name in enumerate(FIVE)}
     dying = {name: f"{k + 1} {k + 1} {('before', 'after')[k % 2]}" for k, name in enumerate(FIVE)}
 
-    def client(name, *more):
-        return made.join(name, module="tests.mortal join", MORTAL=";".join([*leaving[name], *more]), PYTHONPATH=ROOT)
+    def join(name, *more):
+        words = ["--server", f"127.0.0.1:{made.port}", "--data", f"{name}.jsonl", "--certs", f"certs/clients/{name}",
+                 "--state", "state", "--threads", "1"]  # fmt: skip
+        return started(made.folder, name, words, [*leaving[name], *more])
 
-    def serving(deaths):
-        return made.serve(module="tests.mortal serve", MORTAL=deaths, PYTHONPATH=ROOT)
+    def serve(*points):
+        new = ["run.toml", "--listen", f"127.0.0.1:{made.port}", "--output", "run"]
+        resumed = (made.folder / "run" / "config.toml").exists()
+        return started(made.folder, "serve", ["--resume", "run"] if resumed else new, points)
 
-    server = serving(DEATHS[0])
-    clients = {name: client(name, dying[name]) for name in FIVE}
-    killed = 0
+    everybody = {"serve": serve(DEATHS[0])} | {name: join(name, dying[name]) for name in FIVE}
+    killed = dict.fromkeys(everybody, 0)
 
-    def all_alive() -> bool:
-        nonlocal server, killed
-        for name, process in clients.items():
-            if process.poll() == -signal.SIGKILL:
-                clients[name] = client(name)
-        if server.poll() == -signal.SIGKILL:
-            killed += 1
-            server = serving(";".join(DEATHS[killed : killed + 1]))
-        return server.poll() is not None and server.returncode != -signal.SIGKILL
+    def over() -> bool:
+        for name, process in everybody.items():
+            if process.exitcode == -signal.SIGKILL:
+                killed[name] += 1
+                next_death = DEATHS[killed["serve"] : killed["serve"] + 1]
+                everybody[name] = serve(*next_death) if name == "serve" else join(name)
+        return everybody["serve"].exitcode is not None
 
-    made.wait(all_alive, seconds=3600)
-    assert server.returncode == 0, made.logs()
-    assert [made.end(p) for p in clients.values()] == [0] * 5, made.logs()
-    assert killed == len(DEATHS)
-    assert len(made.processes) == 1 + len(DEATHS) + 10
+    try:
+        made.wait(over, seconds=3600)
+        for process in everybody.values():
+            process.join(300)
+    finally:
+        for process in everybody.values():
+            process.kill()
+    assert [process.exitcode for process in everybody.values()] == [0] * 6, made.logs()
+    assert killed == {"serve": len(DEATHS)} | dict.fromkeys(FIVE, 1)
 
     added = made.folder / "added"
     for round in (*range(12), 13):
