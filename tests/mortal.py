@@ -1,6 +1,7 @@
 """Real clients and a server that keep what they add up, and end themselves, or drop out, where they are told to.
 
-Each is a process of its own that can be killed; what it imports is there before it begins. A point is "ROUND STEP WHEN":
+Each is a process of its own that can be killed; what it imports is there before it begins. A point is "ROUND STEP
+WHEN", where WHEN is one of
 
 `before` and `after`: killed (SIGKILL) before it takes the step, or after the step is on its disk and before anybody
 hears of it; `during` (servers): after the first answer; `drop` (clients): it fails in the step.
