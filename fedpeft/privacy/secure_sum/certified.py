@@ -115,4 +115,5 @@ class CertifiedRoster:
 
 def _name(certificate: x509.Certificate) -> str:
     names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return f"{names[0].value!s:.63}" if names else "no name"
+    text = str(names[0].value)[:63] if names else "no name"
+    return text if text.isprintable() else ascii(text)
