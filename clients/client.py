@@ -122,6 +122,10 @@ class ClientSide:
         kinds = {instruction.kind for instruction in instructions}
         if kinds == {"sum"} and self.masking is not None:
             return [self.masking.answer(instruction) for instruction in instructions]
+        if self.masking is not None and len(instructions) == 1:
+            before = self.masking.repeated(instructions[0])
+            if before is not None:
+                return [before]
         if kinds == {"prepare"}:
             return [self._prepare(instruction) for instruction in instructions]
         if kinds == {"evaluate"}:

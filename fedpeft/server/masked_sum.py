@@ -29,6 +29,10 @@ from fedpeft.server.acceptance import ClientResult
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Traffic
+from fedpeft.server.sum_journal import Opened, Step
+
+VECTORS = 3
+"""The step that brings the vectors."""
 
 
 class MaskedSum:
@@ -60,7 +64,7 @@ class MaskedSum:
     ) -> None:
         self.clients, self.secure, self.seed, self.round = clients, secure, seed, round
         self.size, self.numbers, self.clip = size, numbers, clip
-        self.working = working or nullcontext()
+        self.working, self.journal = working or nullcontext(), clients.journal
         self.sent: Counter[int] = Counter()
         self.received: Counter[int] = Counter()
         self.failed: dict[int, str] = {}
@@ -75,9 +79,9 @@ class MaskedSum:
         if len(asked) < FEWEST:
             raise VoidError(f"{len(asked)} clients are asked; a secure sum takes {FEWEST} or more")
         cohort = [instruction.client for instruction in asked]
-        self.told = Announcement(os.urandom(16), len(cohort), self.size, self.numbers, self.clip)
-        terms = self.told.terms(self.secure, self.seed, self.round)
-        at = Coordinator(terms, graph(cohort, self.secure.neighbours, self.seed, self.round))
+        self.told = self._announced(cohort)
+        terms = self.told.terms(self.secure, self.seed, self.round, self.journal.run if self.journal else "")
+        self.at = at = Coordinator(terms, graph(cohort, self.secure.neighbours, self.seed, self.round))
         announced = self.told.to_bytes()
         alive = self._step(1, self._plain(cohort), lambda _: announced, at.take_keys, "keys")
         alive = self._step(2, self._plain(alive), at.peers, at.take_sealed, "shares")
@@ -102,31 +106,68 @@ class MaskedSum:
     def _plain(self, clients: Iterable[int]) -> list[Instruction]:
         return [Instruction("sum", self.round, client, b"") for client in clients]
 
+    def _announced(self, cohort: list[int]) -> Announcement:
+        """What the cohort is told alike: before the server was restarted, if it was, or now."""
+        told = Announcement(os.urandom(16), len(cohort), self.size, self.numbers, self.clip)
+        if self.journal is None:
+            return told
+        before = self.journal.opened(self.round)
+        if before is not None and (list(before.cohort), replace(before.told, nonce=told.nonce)) == (cohort, told):
+            return before.told
+        self.journal.begin(Opened(self.round, cohort, told))
+        return told
+
     def _step(
         self,
-        step: int,
+        number: int,
         asked: Sequence[Instruction],
         said: Callable[[int], bytes],
         take: Callable[[int, bytes], None],
         phase: str,
     ) -> list[int]:
-        """Ask for a step; returns whose answers are taken."""
+        """Ask for a step, unless it was finished before the server was restarted; returns whose answers are taken."""
+        step = self.journal.step(number) if self.journal else None
+        if step is None:
+            step = self._asked(number, asked, said, take, phase)
+        else:
+            for client, content in step.answers.items():
+                take(client, content)
+            if number == VECTORS:
+                self.at.restore(step.taken, step.total)
+        self.sent.update(step.sent)
+        self.received.update(step.received)
+        self.failed.update(step.failed)
+        return step.taken
+
+    def _asked(
+        self,
+        number: int,
+        asked: Sequence[Instruction],
+        said: Callable[[int], bytes],
+        take: Callable[[int, bytes], None],
+        phase: str,
+    ) -> Step:
         with self.working:
-            instructions = [replace(i, step=step, said=said(i.client)) for i in asked]
-        self.sent.update({i.client: len(i.said) for i in instructions})
-        taken = []
+            instructions = [replace(i, step=number, said=said(i.client)) for i in asked]
+        step = Step(sent=Counter({i.client: len(i.said) for i in instructions}))
         for report in self.clients.in_order(instructions, len(instructions), phase):
-            self.received[report.client] += report.bytes
+            step.received[report.client] += report.bytes
             try:
                 report.raise_error()
                 with self.working:
                     take(report.client, report.payload)
             except PayloadError as error:
                 if report.client not in self.arrived:
-                    self.failed[report.client] = str(error)
+                    step.failed[report.client] = str(error)
                 continue
-            taken.append(report.client)
-        return taken
+            step.taken.append(report.client)
+            if self.journal is not None and number != VECTORS:
+                step.answers[report.client] = report.payload
+        if self.journal is not None:
+            if number == VECTORS:
+                step.total = self.at.summed()
+            self.journal.finish(number, step)
+        return step
 
     def results(self, sent: Sequence[Sent], void: str, confidential: bool = False) -> list[ClientResult]:
         """What is told of each client: bytes, and why it is left out; `void`: why there is no sum, or empty."""

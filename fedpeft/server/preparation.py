@@ -138,6 +138,12 @@ def _some(names: Sequence[str], of: Sequence[int]) -> str:
     return ", ".join(names[i] for i in of[:5]) + (", ..." if len(of) > 5 else "")
 
 
+def _announce(clients: Exchange) -> None:
+    """Tell all clients alike what some are about to be asked."""
+    if clients.announce is not None:
+        clients.announce(Release("prepare", 0, common=common_digest(Instruction("prepare", 0, 0, b""))))
+
+
 def _statistics(
     setup: Setup, clients: Exchange, entry: Entry, privacy: PrivacyEngine | None, most_rows: float
 ) -> tuple[dict[int, int], int, State]:
@@ -147,8 +153,7 @@ def _statistics(
         Instruction("prepare", 0, k, b"", base_precision=setup.profiles[k].base, attempt=entry.attempt)
         for k in entry.cohort
     )
-    if clients.announce is not None:
-        clients.announce(Release("prepare", 0, common=common_digest(Instruction("prepare", 0, 0, b""))))
+    _announce(clients)
     rows: dict[int, int] = {}
     spent, total = 0, Fold()
     for report in clients.in_order(instructions, count, "prepare"):
@@ -185,13 +190,16 @@ def _masked_statistics(
         shapes = noised_statistics(setup)
     asked = [
         Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base, attempt=entry.attempt)
-        for client in entry.cohort
+        for client in (entry.cohort if secure.noisy else clients.under_way(0) or clients.joined(setup.clients))
     ]
+    _announce(clients)
     size, numbers = (entries(shapes), BESIDE) if secure.noisy else (0, entries(shapes) + BESIDE)
     masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0)
     try:
         total = masked.of(asked, "prepare")
     except VoidError as error:
+        if clients.journal is not None:
+            clients.journal.forget()
         raise RunError(f"there is no sum over the clients before round 1: {error}") from error
     sums = total.summed_statistics(shapes)
     if secure.noisy:

@@ -42,6 +42,7 @@ from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import Progress, RunStore, Traffic
 from fedpeft.server.sampling import Sampler
+from fedpeft.server.sum_journal import SumJournal
 
 
 def never() -> bool:
@@ -69,7 +70,7 @@ class Server:
         privacy: the mechanism at work; None: there is none.
         remote: whether clients are on other machines.
         stopping: asked before each round whether the run should end here; it can go on later.
-        announce: see `Exchange`.
+        announce, journal: see `Exchange`.
         most_rows: asked before each round how many rows a client can weigh as much as.
     """
 
@@ -88,11 +89,12 @@ class Server:
         most_rows: Callable[[], float] = unlimited,
         validation_loss: Callable[[State, int], float] | None = None,
         announce: Callable[[Release], None] | None = None,
+        journal: SumJournal | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
         self.validation_loss, self.most_rows = validation_loss, most_rows
-        self.clients = Exchange(grid, self._answered, remote, announce)
+        self.clients = Exchange(grid, self._answered, remote, announce, journal)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
 
@@ -139,7 +141,7 @@ class Server:
     def open(self, progress: Progress) -> Entry | None:
         """Who is asked in the next round; under privacy it is charged first, and None: no budget allows another."""
         round, seed = progress.round + 1, self.setup.config.seed
-        drawn = self.sampler.draw(seed, round)
+        drawn = self.clients.under_way(round) or self.sampler.draw(seed, round)
         if self.privacy is None:
             if self.setup.strategy.asynchronous:
                 drawn = self.clients.idle(drawn, seed, round)

@@ -75,14 +75,14 @@ class Announcement:
             raise PayloadError(f"a secure sum of {self.clients} clients is announced, which {bits} bits don't hold")
         return secure.integers(self.clients, bits, self.size, self.numbers, self.clip, round)
 
-    def terms(self, secure: SecureSum, seed: int, round: int) -> Terms:
-        """What all members have to agree on; `seed` is the run's."""
+    def terms(self, secure: SecureSum, seed: int, round: int, run: str = "") -> Terms:
+        """What all members have to agree on; `seed` is the run's, and `run` its name, which simulations lack."""
         return Terms(
             neighbours=degree(self.clients, secure.neighbours),
             threshold=secure.threshold,
             bits=bits_of(secure, round),
             length=self.integers(secure, round).length,
-            context=struct.pack(">QI", seed, round) + self.to_bytes(),
+            context=struct.pack(">QI", seed, round) + self.to_bytes() + run.encode(),
             least=secure.least(self.clients),
         )
 

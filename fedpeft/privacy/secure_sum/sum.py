@@ -44,6 +44,18 @@ class SecureSum:
             raise PrivacyError(f"{self.name} adds up the updates of {FEWEST} clients or more; the cohort has {cohort}")
         check_fits(cohort, self.bits)
 
+    def check_lies(self) -> None:
+        """Refuse a threshold with which a server that tells clients different things could read one.
+
+        Raises:
+            PrivacyError: says which is legal.
+        """
+        if self.threshold < 2 / 3:
+            raise PrivacyError(
+                f"with threshold={self.threshold:g} a server that tells clients different things could take the masks "
+                f"off one of them; real clients take part in {self.name} with a threshold of 2/3 or more, such as 0.67"
+            )
+
     @property
     def name(self) -> str:
         """As on the command line."""
