@@ -53,8 +53,10 @@ class Simulation:
     ) -> None:
         self.folder = folder
         self.observer = observer
+        observer.phase("reading the rows", 1)
         groups = groups_of(config.ranks, config.clients, folder)
         self.rows = SimulatedRows.of(config, number_of(config.clients, groups))
+        observer.phase("loading the model", 1)
         self.setup = Setup.of(config, self.rows.facts, groups)
         second = self.setup.measured.second
         self.second = second_task(second, self.rows.dataset) if second else None
@@ -67,6 +69,7 @@ class Simulation:
         self.checkpoints = Checkpoints(folder / "checkpoint")
         begun = self.checkpoints.load()
         fixed = begun.fixed if begun else {}
+        observer.phase("tokenising the rows", 1)
         machine = Machine.of(self.setup, fixed)
         work = self._work_plan(machine)
         self.fixed = machine.pinned(fixed, work, folder)
