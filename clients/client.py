@@ -30,7 +30,7 @@ from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import check_released
 from fedpeft.communication.uplink import Uplink, parse_uplink
-from fedpeft.data.partition import Partition, held_out
+from fedpeft.data.partition import Shards, held_out
 from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.peft.adapter import Layout, State, difference, held_in
 from fedpeft.privacy.engine import ClientPrivacy, Guard
@@ -61,7 +61,7 @@ class ClientPlan:
         masks: how it is masked, so that only sums are seen; None: not at all.
     """
 
-    partition: Partition
+    partition: Shards
     codec: str
     downlink: str
     start: State
@@ -145,7 +145,7 @@ class ClientSide:
     def _prepare(self, instruction: Instruction) -> Report:
         started = time.perf_counter()
         rows, _ = self._rows(instruction.client)
-        labels = self.bench.examples.batch(rows)["labels"]
+        labels = self.bench.labels(rows)
         told = len(rows)
 
         def statistics_of() -> State:
@@ -256,7 +256,7 @@ class ClientSide:
         if not self.bench.plan.classes:
             raise PayloadError("the server sends class shares, and there are no classes")
         shares = decode(instruction.shares, {SHARES: (self.bench.plan.classes,)})[SHARES]
-        labels = self.bench.examples.batch(self._rows(instruction.client)[0])["labels"]
+        labels = self.bench.labels(self._rows(instruction.client)[0])
         return offsets(labels, shares)
 
     def _protected(self, job: Job, instruction: Instruction) -> Job:

@@ -315,6 +315,10 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         observer.say(f"[bold]note[/]    {setup.method.name} has no batched form: clients train one by one")
 
 
+LISTED = 10_000
+"""Clients, the first ones, whose classes clients.npz holds."""
+
+
 def _save_predictions(simulation: Simulation, scores: Scores, records: Records) -> None:
     """Scores per test row; and, as confidential as clients.jsonl, what classes each client holds."""
     import numpy as np
@@ -324,7 +328,7 @@ def _save_predictions(simulation: Simulation, scores: Scores, records: Records) 
     train_labels, test_labels = rows.train.labels, rows.dataset.test.labels
     if train_labels is not None and test_labels is not None:
         partition, classes = rows.partition, rows.dataset.classes
-        shards = (train_labels[partition.shard(client)] for client in range(len(partition)))
+        shards = (train_labels[partition.shard(client)] for client in range(min(len(partition), LISTED)))
         labels = np.stack([np.bincount(shard, minlength=classes) for shard in shards])
         records.write_arrays("clients.npz", labels=labels, test_labels=test_labels)
 

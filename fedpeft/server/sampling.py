@@ -30,6 +30,20 @@ def cohort_size(setting: int | float | str, clients: int) -> int:
     )
 
 
+MEASURED = 10_000
+"""Clients that are asked for what would take all of them: the head's start, and evaluations on their own rows."""
+
+
+def measured(clients: int, seed: int) -> list[int]:
+    """Who is asked for what concerns all `clients`, ascending: all of them, or of very many `MEASURED`, drawn once.
+
+    So many clients say what all do, and a population of any size is as fast to begin with.
+    """
+    if clients <= MEASURED:
+        return list(range(clients))
+    return FixedSize(clients, MEASURED).draw(seed, 0)
+
+
 class Sampler(Protocol):
     """Draws the cohorts."""
 
