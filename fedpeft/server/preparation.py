@@ -1,7 +1,6 @@
 """The exchange before round 1: clients' statistics of their frozen features, from whose sum the head starts.
 
-Of a very large population some are asked (`fedpeft.server.sampling.measured`): ten thousand clients say what a head
-can know.
+Of a very large population some are asked (`fedpeft.server.sampling.measured`).
 """
 
 from __future__ import annotations

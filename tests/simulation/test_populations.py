@@ -69,7 +69,8 @@ def test_under_privacy_and_where_labels_are_attacked_it_is_refused(tmp_path):
 
 def test_all_are_measured_until_they_are_very_many(monkeypatch):
     monkeypatch.setattr(sampling, "MEASURED", 10)
-    assert measured(10, 0) == list(range(10))
+    monkeypatch.setattr(sampling, "FEW", 12)
+    assert measured(12, 0) == list(range(12))
     some = measured(1000, 0)
     assert len(some) == len(set(some)) == 10
     assert some == sorted(some) == measured(1000, 0) != measured(1000, 1)
