@@ -226,7 +226,7 @@ def summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:
 
 def quiet_libraries() -> None:
     """No download bars, parallelism notes or deprecation warnings of the libraries underneath."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # workers are forked from who never tokenises
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
