@@ -219,7 +219,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     return Summary(
         quality=quality,
         costs=Costs.of(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
-        distinct_rows=None if simulation.protection else distinct_rows(records.read("clients.jsonl")),
+        distinct_rows=_distinct_rows(simulation, records),
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
     )
@@ -313,6 +313,13 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     say_privacy(simulation.protection, observer)
     if setup.grid.executor == "batched" and not setup.method.batched:
         observer.say(f"[bold]note[/]    {setup.method.name} has no batched form: clients train one by one")
+
+
+def _distinct_rows(simulation: Simulation, records: Records) -> int | None:
+    """What summary.json says of them; None also where clients share rows, which would be counted more than once."""
+    if simulation.protection is not None or simulation.rows.partition.resampled:
+        return None
+    return distinct_rows(records.read("clients.jsonl"))
 
 
 LISTED = 10_000

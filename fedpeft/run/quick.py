@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedpeft.config import RunConfig
-from fedpeft.parts import written
+from fedpeft.spec import written
 
 ROUNDS, TOKENS, ROWS, TEST_ROWS = 4, 64, 1000, 500
 """At most so many; the rows are those of `fedpeft.data.datasets.sample`, where a run's config.toml names them."""

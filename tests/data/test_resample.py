@@ -50,6 +50,12 @@ def test_the_statistics_are_of_some_clients_and_say_that_rows_are_shared():
     assert not PARTITIONS.build("iid").split(ROWS, 5, 0).statistics(ROWS.labels).resampled
 
 
+def test_rows_that_nobody_has_are_estimated():
+    made = PARTITIONS.build("resample(rows=10)").split(ROWS, 60, 0)
+    held = np.unique(np.concatenate([made.shard(k) for k in range(60)]))
+    assert made.statistics(ROWS.labels).unused_rows == pytest.approx(500 - len(held), abs=30)  # e^-1.2 of 500
+
+
 def test_there_is_no_client_beyond_the_last():
     made = PARTITIONS.build("resample").split(ROWS, 5, 0)
     with pytest.raises(IndexError, match="no client 5 of 5"):

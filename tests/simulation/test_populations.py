@@ -41,6 +41,7 @@ def test_a_million_clients_are_a_run(million):
     assert summary["clients"] == 1_000_000
     assert summary["partition"]["resampled"] is True
     assert summary["cohort"] == 3
+    assert summary["distinct_rows"] is None
 
 
 def test_the_start_asks_some_of_them_and_says_how_many(million):

@@ -48,10 +48,12 @@ class Drawn(Shards):
         return np.broadcast_to(np.int64(self.size), (self.clients,))
 
     def statistics(self, labels: NDArray[np.int64] | None, rows: int | None = None) -> PartitionStatistics:
-        """Sizes, and the label skew of `LOOKED_AT` clients, see `Partition.statistics`."""
+        """Sizes, the label skew of `LOOKED_AT` clients, and how many rows are expected to be nobody's; see
+        `Partition.statistics`."""
         some = np.unique(np.linspace(0, self.clients - 1, min(self.clients, LOOKED_AT)).astype(np.int64))
         seen = Partition.from_shards([self.shard(int(client)) for client in some])
-        return replace(seen.statistics(labels, rows), clients=self.clients, unused_rows=0, resampled=True)
+        unused = round(self.rows * (1 - 1 / self.rows) ** (self.clients * self.size))
+        return replace(seen.statistics(labels, rows), clients=self.clients, unused_rows=unused, resampled=True)
 
 
 @dataclass(frozen=True)
