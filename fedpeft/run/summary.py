@@ -152,8 +152,8 @@ class Summary:
 
     Attributes:
         quality, costs: in two groups.
-        distinct_rows: rows that were trained on, all clients together; None: under privacy, where clients share rows, or
-            nobody says.
+        distinct_rows: rows that were trained on, all clients together; None: under privacy, where clients share rows,
+            or nobody says.
         partition: how rows lay on the clients; None: only they know.
         wire_received_bytes, wire_sent_bytes: of a server, with its messages' frames; None: nothing went over a wire,
             or the cohort is secret.
