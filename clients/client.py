@@ -30,7 +30,7 @@ from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import check_released
 from fedpeft.communication.uplink import Uplink, parse_uplink
-from fedpeft.data.partition import Partition, held_out
+from fedpeft.data.partition import Shards, held_out
 from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.peft.adapter import Layout, State, difference, held_in
 from fedpeft.privacy.engine import ClientPrivacy, Guard
@@ -61,7 +61,7 @@ class ClientPlan:
         masks: how it is masked, so that only sums are seen; None: not at all.
     """
 
-    partition: Partition
+    partition: Shards
     codec: str
     downlink: str
     start: State
@@ -149,7 +149,7 @@ class ClientSide:
     def _prepare(self, instruction: Instruction) -> Report:
         started = time.perf_counter()
         rows, _ = self._rows(instruction.client)
-        labels, told = self.bench.examples.batch(rows)["labels"], len(rows)
+        labels, told = self.bench.labels(rows), len(rows)
 
         def statistics_of() -> State:
             features = self.bench.at(instruction.base_precision).features(rows)
@@ -258,7 +258,7 @@ class ClientSide:
         if not self.bench.plan.classes:
             raise PayloadError("the server sends class shares, and there are no classes")
         shares = decode(instruction.shares, {SHARES: (self.bench.plan.classes,)})[SHARES]
-        labels = self.bench.examples.batch(self._rows(instruction.client)[0])["labels"]
+        labels = self.bench.labels(self._rows(instruction.client)[0])
         return offsets(labels, shares)
 
     def _protected(self, job: Job, instruction: Instruction) -> Job:

@@ -78,6 +78,7 @@ class Dataset:
         test: rows that no client trains on; scored once, at the end.
         label_names: one name per class; None for causal language modelling.
         default_model: the name of the model part that suits this data set.
+        sampled: whether these are only some of its rows, so that figures of them are none of the data set's.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Dataset:
     test: Rows
     label_names: tuple[str, ...] | None
     default_model: str
+    sampled: bool = False
 
     def __post_init__(self) -> None:
         for part, rows in (("training", self.train), ("test", self.test)):

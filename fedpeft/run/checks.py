@@ -27,7 +27,7 @@ from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
-from fedpeft.run.profiles import Profile
+from fedpeft.run.profiles import Profile, kinds
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -39,7 +39,7 @@ def check(setup: Setup) -> None:
     Raises:
         ConfigError, PrivacyError: says which, and why.
     """
-    config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in setup.profiles]
+    config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in kinds(setup.profiles)]
     _check_memory(strategy, setup.uplink)
     _check_downlink(strategy, setup.downlink)
     check_method(setup.method, strategy, config.strategy.partition("(")[0].strip(), forms)
@@ -168,7 +168,7 @@ def _check_secure_sum(secure: SecureSum, setup: Setup) -> None:
             f"{name} has a code of its own, integers of {secure.bits} bits on a grid that all clients have in common; "
             f"leave --codec out, and give {name} other bits"
         )
-    if len({profile.form for profile in setup.profiles}) > 1:
+    if len({profile.form for profile in kinds(setup.profiles)}) > 1:
         raise PrivacyError(f"{name} adds up vectors of one length; give all clients the same rank and alpha")
     for correction in setup.drift.corrections:
         if correction.travels:
@@ -178,7 +178,7 @@ def _check_secure_sum(secure: SecureSum, setup: Setup) -> None:
 
 
 def _check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) -> None:
-    bases = {profile.base for profile in profiles}
+    bases = {profile.base for profile in kinds(profiles)}
     for precision in PRECISIONS:
         if precision in bases:
             check_available(precision)

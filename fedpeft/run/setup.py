@@ -42,7 +42,7 @@ from fedpeft.run import checks
 from fedpeft.run.catalogue import built
 from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
-from fedpeft.run.profiles import Profile, ProfileTable, profiles_of
+from fedpeft.run.profiles import Profile, ProfileTable, kinds, profiles_of
 from fedpeft.run.steering import Steering, steering
 
 
@@ -185,7 +185,7 @@ class Setup(ChosenParts):
         config = settled(config)
         given: PeftMethod = built(config, "peft")
         profiles = profiles_of(groups, facts.clients, given.form)
-        peft = of_size(config.peft, given, [profile.form for profile in profiles])
+        peft = of_size(config.peft, given, [profile.form for profile in kinds(profiles)])
         method = PEFT_METHODS.build(peft)
         task: Task = TASKS.build(facts.task)
         model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
@@ -282,7 +282,7 @@ class Setup(ChosenParts):
     @property
     def base_precisions(self) -> tuple[str, ...]:
         """Precisions of clients' bases, other than the run's own."""
-        given = dict.fromkeys(profile.base for profile in self.profiles)
+        given = dict.fromkeys(profile.base for profile in kinds(self.profiles))
         return tuple(base for base in given if base not in ("", self.config.dtype))
 
     @property

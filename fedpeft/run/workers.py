@@ -21,7 +21,7 @@ from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.cached_rows import cached_examples
-from fedpeft.data.partition import Partition
+from fedpeft.data.partition import Shards
 from fedpeft.errors import RunError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
@@ -161,7 +161,7 @@ def work_plan(
 
 
 def client_plan(
-    setup: Setup, partition: Partition, folder: Path, held_out: float, privacy: ClientPrivacy | None
+    setup: Setup, partition: Shards, folder: Path, held_out: float, privacy: ClientPrivacy | None
 ) -> ClientPlan:
     """What turns workers into clients, in a run whose files are in `folder`.
 

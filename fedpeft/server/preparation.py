@@ -1,4 +1,7 @@
-"""The exchange before round 1: clients' statistics of their frozen features, from whose sum the head starts."""
+"""The exchange before round 1: clients' statistics of their frozen features, from whose sum the head starts.
+
+Of a very large population some are asked (`fedpeft.server.sampling.measured`).
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,7 @@ from fedpeft.server.evaluation import Evaluation
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.masked_sum import MaskedSum
 from fedpeft.server.progress import Counters, Progress
+from fedpeft.server.sampling import measured
 
 
 def prepare(
@@ -64,18 +68,21 @@ def prepare(
             progress = replace(progress, clip=1.0)
         return evaluation.remembered(progress, evaluation.of(progress)) if setup.steering.keep_best else progress
     started = time.perf_counter()
-    entry = Entry(0, list(range(setup.clients)))
+    asked = setup.clients
+    entry = Entry(0, measured(asked, setup.config.seed))
     if privacy is not None:
         entry = privacy.enter_start(progress.digest())
+    elif setup.secure_sum is None:
+        asked = len(entry.cohort)
     rows: dict[int, int] = {}
     down, clip = 0, None
     if setup.secure_sum is None:
         rows, spent, total = _statistics(setup, clients, entry, privacy, most_rows)
-        missing = setup.clients - len(rows)
+        missing = asked - len(rows)
     else:
         masked, total, clip = _masked_statistics(setup, setup.secure_sum, clients, entry, asks)
         spent, down = sum(masked.received.values()), sum(masked.sent.values())
-        missing = setup.clients - len(masked.arrived)
+        missing = asked - len(masked.arrived)
     shares = {}
     if asks:
         state |= _head(setup, total, say)
@@ -91,7 +98,7 @@ def prepare(
     )
     prepared_at = time.perf_counter()
     metrics = evaluation.of(progress)
-    result = _result(progress, setup.clients, 0 if _secret(privacy) else missing, metrics)
+    result = _result(progress, asked, 0 if _secret(privacy) else missing, metrics)
     result = replace(result, training_seconds=prepared_at - started, seconds=time.perf_counter() - started)
     return replace(evaluation.remembered(progress, metrics), lines={"rounds.jsonl": [plain(asdict(result))]})
 
