@@ -118,7 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         _introduce(project, console)
         if project.code and not command.ignore_code:
-            console.print("[bold red]error:[/] what these files change would be missing; run without them: --ignore-code")
+            console.print(
+                "[bold red]error:[/] what these files change would be missing; run without them: --ignore-code"
+            )
             return MISTAKE
         config = _settings(command, project)
         if command.dry_run:

@@ -47,7 +47,9 @@ def write_lora(
         for name, tensor in state.items()
     }
     if residual:
-        changes = with_residual({p.module: LowRank(state[p.B] * form.scale, state[p.A]) for p in layout.pairs}, residual)
+        changes = with_residual(
+            {p.module: LowRank(state[p.B] * form.scale, state[p.A]) for p in layout.pairs}, residual
+        )
         rank = max(change.width for change in changes.values())
         alpha = float(rank)
         ranks = {module: change.width for module, change in changes.items() if change.width != rank}
