@@ -3,7 +3,8 @@
 Nobody wrote these rows; all come from lists of words.
 
 reviews.csv has sentences about things with the class good or bad. conversations.jsonl has sums and differences, asked
-and answered; instructions.jsonl has the same in the columns of instruction data. They show what files look like and let commands be tried; that a model learns them says nothing.
+and answered; instructions.jsonl has the same in the columns of instruction data. They show what files look like and let
+commands be tried; that a model learns them says nothing.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fedpeft.clients.local_training import Schedule
 from safetensors.torch import load_file
 
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.clients.local_training import Schedule
 from fedpeft.config import from_mapping
 from fedpeft.data.made_words import WORDS
 from fedpeft.errors import ConfigError, ModelError
@@ -216,7 +216,7 @@ def test_a_model_that_peft_has_no_usual_targets_for_is_one_sentence(project, tmp
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "ernie"}')
     (model / "model.safetensors").touch()
-    with pytest.raises(ModelError, match="kind 'ernie'; name them: --set model.lora.target-modules="):
+    with pytest.raises(ModelError, match=r"kind 'ernie'; name them: --set model\.lora\.target-modules="):
         FlowerTuneProject.read(project, [f"model.name={model}"]).config("rows.jsonl")
 
 

@@ -135,8 +135,8 @@ class FlowerTuneProject:
         found = _flat(_table(_table(flower, "app"), "config"))
         if not found:
             raise ConfigError(
-                f"{folder}/pyproject.toml has no [tool.flwr.app.config], so it is no FlowerTune project; make one with: "
-                "flwr new @flwrlabs/flowertune-llm-general-nlp"
+                f"{folder}/pyproject.toml has no [tool.flwr.app.config], so it is no FlowerTune project; make one "
+                "with: flwr new @flwrlabs/flowertune-llm-general-nlp"
             )
         code = changed_files(folder)
         said = dict(map(_assignment, given))
@@ -335,15 +335,16 @@ def _supernodes(flower: Mapping[str, Any]) -> int:
 
 TASK = re.compile(r'llm_task\s*=\s*"([^"]*)"')
 
-TEMPLATES = frozenset(
-    """
-    e3b0c44298fc1c14 a38b612dda8a38b1 336c72616bc78fab ba0b3ee006814ecf 6e2fcf77bd28a85d e03e8771b236536d
-    cc10802285b768dc 635ede28423c1f18 b48b04bb06cc3ef8 c155745392146fee 10bbb9907c20f817 c21ac430aed9f040
-    5f18f6f10ccef2a5 cfd7138fd5c58ca5 389280e34747c943 61de15471cd0f639 28da10633e84142f fe2e307145bd2567
-    9cbd54fdb16e2c91 1d1ff52bfe6aaa2e 73e9e7096c7dbbba ba7120489519d6d3 6b6fd76628c8aa40 5f9c32ab633a0224
-    14110a86bcdfce0a c70649de941c3558 f3047a700ce0c7a2
-    """.split()
-)
+# fmt: off
+TEMPLATES = frozenset((
+    "e3b0c44298fc1c14", "a38b612dda8a38b1", "336c72616bc78fab", "ba0b3ee006814ecf", "6e2fcf77bd28a85d",
+    "e03e8771b236536d", "cc10802285b768dc", "635ede28423c1f18", "b48b04bb06cc3ef8", "c155745392146fee",
+    "10bbb9907c20f817", "c21ac430aed9f040", "5f18f6f10ccef2a5", "cfd7138fd5c58ca5", "389280e34747c943",
+    "61de15471cd0f639", "28da10633e84142f", "fe2e307145bd2567", "9cbd54fdb16e2c91", "1d1ff52bfe6aaa2e",
+    "73e9e7096c7dbbba", "ba7120489519d6d3", "6b6fd76628c8aa40", "5f9c32ab633a0224", "14110a86bcdfce0a",
+    "c70649de941c3558", "f3047a700ce0c7a2",
+))
+# fmt: on
 """Fingerprints of the templates' Python files, of all tracks and versions."""
 
 

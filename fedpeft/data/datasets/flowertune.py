@@ -1,4 +1,4 @@
-"""Rows of Flower's FlowerTune tracks, on the clients that its templates give them to: `flowertune(NAME, track=finance)`.
+"""Rows of Flower's FlowerTune tracks, on the clients that have them there: `flowertune(NAME, track=finance)`.
 
     general_nlp   the prompt is the column instruction; the column input is left out, as the template does
     finance, code the prompt is instruction, a space, input

@@ -1,7 +1,7 @@
 """Instruction tuning: conversations in the model's chat template, with the loss on the answers only.
 
-    instruction                    rows whose answer begins beyond the cut are an error
-    instruction(beyond=unlearned)  they stay where they are, and teach nothing
+instruction                    rows whose answer begins beyond the cut are an error
+instruction(beyond=unlearned)  they stay where they are, and teach nothing
 """
 
 from __future__ import annotations
