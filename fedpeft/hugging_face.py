@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,54 +61,75 @@ def patch(
     Raises:
         FedpeftError: this is no such trainer; and by `train`: what the user can mend.
     """
-    rows = _rows(trainer)
+    _check(trainer)
     link = link_of(Command(server, Path("rows"), Path(certs), insecure, name, Path(state), give_up, plugin))
-    own = trainer.train
-    last: list[Any] = []
-
-    def once() -> Any:
-        last[:] = [own()]
-        return last[0]
-
-    def train(*given: Any, **named: Any) -> Any:
-        if given or any(named.values()):
-            raise ConfigError("a patched trainer continues by itself; call train() without arguments")
-        if len(trainer.train_dataset) != rows:
-            raise ConfigError("the trainer's rows have changed since it was patched; patch it with the rows it keeps")
-        ranks = Ranks()
-        last.clear()
-        if not ranks.first:
-            executor = TrainerExecutor(trainer, LanguageModel(trainer.model), once, ranks)
-            while (order := ranks.tell(None)) is not None:
-                executor.carry_out(order)
-            return last[0] if last else None
-        try:
-            with plugins.given({}), ConsoleObserver(Console(quiet=not progress)) as observer:
-                plugins.named_only()
-                catalogue.use(plugin)
-                _join(link, trainer, once, ranks, Path(state).expanduser(), Patience(give_up, observer), observer)
-        finally:
-            ranks.tell(None)
-        return last[0] if last else None
-
-    trainer.train = train
+    trainer.train = Federated(trainer, trainer.train, link, Path(state).expanduser(), give_up, plugin, progress)
     return trainer
 
 
-def _join(
-    link: Link, trainer: Any, once: Any, ranks: Ranks, state: Path, patience: Patience, observer: ConsoleObserver
-) -> None:
-    """Be a client until the federation is finished."""
-    description = described(link, patience)
-    folder = folder_for(state, description.run, link.name)
-    with alone_in(folder):
-        edge = TrainerEdge(description, trainer, once, ranks, folder, observer)
-        observer.say(f"[bold]{link.name}[/]  {edge.rows} rows, {type(trainer).__name__}, {edge.config.peft}")
-        take_part(edge, link, transcript_of(edge, link), patience, observer)
+@dataclass
+class Federated:
+    """What `train` of a patched trainer is.
+
+    Attributes:
+        trainer: that is patched.
+        own: its own `train`.
+        link, state, give_up, plugin, progress: see `patch`.
+        last: what the last round's training has returned.
+    """
+
+    trainer: Any
+    own: Callable[[], Any]
+    link: Link
+    state: Path
+    give_up: float
+    plugin: tuple[str, ...]
+    progress: bool
+    last: Any = None
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """Take part until the federation is finished.
+
+        Raises:
+            FedpeftError: what the user can mend.
+        """
+        if given or any(named.values()):
+            raise ConfigError("a patched trainer continues by itself; call train() without arguments")
+        self.last, ranks = None, Ranks()
+        if not ranks.first:
+            executor = TrainerExecutor(self.trainer, LanguageModel(self.trainer.model), self.once, ranks)
+            while (order := ranks.tell(None)) is not None:
+                executor.carry_out(order)
+            return self.last
+        try:
+            with plugins.given({}), ConsoleObserver(Console(quiet=not self.progress)) as observer:
+                plugins.named_only()
+                catalogue.use(self.plugin)
+                self._join(ranks, observer)
+        finally:
+            ranks.tell(None)
+        return self.last
+
+    def once(self) -> Any:
+        """A round's training."""
+        self.last = self.own()
+        return self.last
+
+    def _join(self, ranks: Ranks, observer: ConsoleObserver) -> None:
+        """Be a client until the federation is finished."""
+        patience = Patience(self.give_up, observer)
+        description = described(self.link, patience)
+        folder = folder_for(self.state, description.run, self.link.name)
+        with alone_in(folder):
+            edge = TrainerEdge(description, self.trainer, self.once, ranks, folder, observer)
+            observer.say(
+                f"[bold]{self.link.name}[/]  {edge.rows} rows, {type(self.trainer).__name__}, {edge.config.peft}"
+            )
+            take_part(edge, self.link, transcript_of(edge, self.link), patience, observer)
 
 
-def _rows(trainer: Any) -> int:
-    """How many rows a trainer has.
+def _check(trainer: Any) -> None:
+    """Refuse what can't be patched.
 
     Raises:
         ConfigError: it is none of transformers, or one whose adapter does not lie in one piece in each process.
@@ -123,4 +146,3 @@ def _rows(trainer: Any) -> int:
         )
     if trainer.train_dataset is None or not hasattr(trainer.train_dataset, "__len__"):
         raise ConfigError("the trainer's train_dataset must have a length: a client's rows are its weight in the mean")
-    return len(trainer.train_dataset)

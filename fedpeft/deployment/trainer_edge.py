@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.markup import escape
+from torch import nn
 
 from fedpeft.clients.client import ClientPlan, ClientSide
 from fedpeft.clients.trainer import Ranks, TrainerBench, TrainerExecutor, TrainerPlan
@@ -77,7 +78,7 @@ class TrainerEdge:
         parts, start = self.parts, {}
         if not parts.downlink.lossless:
             start = method.start(reference, self.config.seed)
-            if any(tensor.is_meta for tensor in start.values()):
+            if any(tensor.isnan().any() for tensor in start.values()):
                 raise RunError(
                     f"the server encodes the model against its seeded start, which a trainer can't make of "
                     f"{self.config.peft}; ask for --downlink fp32"
@@ -151,7 +152,7 @@ def _check_parts(description: v1.Description, parts: ChosenParts, config: RunCon
 
 
 def _reference(model: Any, method: PeftMethod) -> FederatedModel:
-    """The method on a base of the trainer's architecture, without weights.
+    """The method on a base of the trainer's architecture, without weights; its own tensors are not a number.
 
     Raises:
         ModelError: the method can't be put into it.
@@ -162,6 +163,10 @@ def _reference(model: Any, method: PeftMethod) -> FederatedModel:
         base = AutoModelForCausalLM.from_config(model.get_base_model().config).requires_grad_(False)
         made = LanguageModel(base)
         method.attach(made, "fp32")
+    for module in made.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                setattr(module, name, nn.Parameter(torch.full(parameter.shape, torch.nan)))
     return made
 
 

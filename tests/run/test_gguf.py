@@ -92,7 +92,7 @@ KINDS = {
     "llama, tied": ("LlamaForCausalLM", LlamaConfig(**SIZES, tie_word_embeddings=True)),
     "mistral": ("MistralForCausalLM", MistralConfig(**SIZES, sliding_window=None)),
     "qwen2": ("Qwen2ForCausalLM", Qwen2Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
-    "qwen3": ("Qwen3ForCausalLM", Qwen3Config(**SIZES, head_dim=16)),
+    "qwen3": ("Qwen3ForCausalLM", Qwen3Config(**SIZES, head_dim=12)),
 }
 
 
