@@ -29,7 +29,8 @@ def judged(settings: Settings, test: Path, adapter: Path | None) -> tuple[float,
     from fedpeft.models.task import TASKS
 
     folder = resolve_model(settings.model)
-    base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    auto: Any = AutoModelForCausalLM
+    base = auto.from_pretrained(folder, dtype=torch.float32).eval()
     if adapter is not None:
         base = PeftModel.from_pretrained(base, str(adapter)).eval()
     rows = load_dataset(f"flowertune(name={str(test)!r}, clients=1, test={str(test)!r})").test

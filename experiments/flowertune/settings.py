@@ -33,6 +33,8 @@ class Settings:
     """of the first round; annealed to a fiftieth"""
     workers: int = 2
     """processes on either side, one thread each"""
+    ray: bool = True
+    """the template in Flower's simulation; without it one client after another, and its time and memory are not those"""
     codec: str = "small"
     """of our side"""
     seeds: int = 1

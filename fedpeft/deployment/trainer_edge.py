@@ -124,7 +124,8 @@ class TrainerEdge:
         try:
             instruction.check(len(self.layout.tensors))
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
-            return self.side.handle([instruction])[0]
+            [report] = self.side.handle([instruction])
+            return report
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.observer.say(f"[bold red]failed[/] {escape(reason)}")
@@ -160,8 +161,8 @@ def _reference(model: Any, method: PeftMethod) -> FederatedModel:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(model.get_base_model().config).requires_grad_(False)
-        made = LanguageModel(base)
+        auto: Any = AutoModelForCausalLM
+        made = LanguageModel(auto.from_config(model.get_base_model().config).requires_grad_(False))
         method.attach(made, "fp32")
     for module in made.modules():
         for name, parameter in module.named_parameters(recurse=False):

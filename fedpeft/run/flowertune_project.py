@@ -280,11 +280,12 @@ def _checked(key: str, value: Any) -> Any:
         value = ",".join(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{key} must be of type {kind.__name__}, got {value!r:.60}")
-    if key in POSITIVE and not value > 0:
+    number: float = value if isinstance(value, int | float) else 0
+    if key in POSITIVE and not number > 0:
         raise ConfigError(f"{key} must be above 0, got {value}")
     if key == "model.quantization" and value not in (4, 8, 0):
         raise ConfigError(f"model.quantization must be 4 or 8 (bits of the base's weights), or 0 for none, got {value}")
-    if key == "strategy.fraction-train" and value > 1:
+    if key == "strategy.fraction-train" and number > 1:
         raise ConfigError(f"{key} must be at most 1, got {value}")
     return value
 

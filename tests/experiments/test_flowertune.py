@@ -11,7 +11,7 @@ from experiments.flowertune.settings import Found, Settings
 
 SMALL = {
     "model": "tiny_lm", "rows": 80, "test_rows": 12, "asked": 2, "clients": 4, "rounds": 2, "steps": 2, "batch": 4,
-    "tokens": 48, "rank": 4, "workers": 1,
+    "tokens": 48, "rank": 4, "workers": 1, "ray": False,
 }  # fmt: skip
 
 

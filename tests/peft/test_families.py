@@ -83,7 +83,7 @@ def test_one_client_after_another_and_all_in_one_pass_train_alike(family, folder
 
 
 def test_gemma2_s_windows_are_refused_in_fp64_and_train_alike_in_fp32(folders):
-    with pytest.raises(ModelError, match="gemma2 looks through windows of 8 tokens.*take --dtype fp32"):
+    with pytest.raises(ModelError, match=r"gemma2 looks through windows of 8 tokens.*take --dtype fp32"):
         executors(SPEC, folder=folders("gemma2"))
     (sequential, batched), layout, start = executors(SPEC, "fp32", folder=folders("gemma2"))
     work = jobs(layout, start, work="epochs(1.0)")
