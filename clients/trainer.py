@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fedpeft.clients.executor import Job, Totals, Trained, leading
+from fedpeft.clients.executor import Job, Totals, Trained, leading, placed
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LocalWork
 from fedpeft.clients.sequential import SequentialExecutor
@@ -136,7 +136,9 @@ class TrainerExecutor(SequentialExecutor):
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.requires_grad_(name in order.trained)
-        self.load(order.state, order.form)
+            for name, tensor in order.state.items():
+                self.parameters[name].copy_(placed(tensor, self.parameters[name]))
+        self._scale(order.form)
         loader: Any = getattr(getattr(trainer, "accelerator", None), "dataloader_config", None)
         before = args.learning_rate, args.max_steps, getattr(loader, "data_seed", None)
         args.learning_rate = before[0] * order.rate

@@ -34,7 +34,7 @@ class Settings:
     workers: int = 2
     """processes on either side, one thread each"""
     ray: bool = True
-    """the template in Flower's simulation; without it one client after another, and its time and memory are not those"""
+    """the template in Flower's simulation; without it clients one by one, whose time and memory are not those"""
     codec: str = "small"
     """of our side"""
     seeds: int = 1
