@@ -124,7 +124,7 @@ class TrainerEdge:
         try:
             instruction.check(len(self.layout.tensors))
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
-            [report] = self.side.handle([instruction])
+            report: Report = self.side.handle([instruction])[0]
             return report
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
