@@ -13,7 +13,7 @@ from fedpeft.errors import DataError
 from fedpeft.parts import Family
 
 Kind = Literal["text", "image"]
-Task = Literal["classification", "causal_lm", "instruction"]
+Task = Literal["classification", "causal_lm", "instruction", "instruction(beyond=unlearned)"]
 Inputs = Sequence[str] | NDArray[np.generic]
 
 VALIDATION_ROWS = 1000

@@ -84,15 +84,12 @@ def check_method(
 
 
 def _check_recomputing(setup: Setup) -> None:
-    """What is computed twice must come out the same twice, and gradients per example are told from one pass."""
+    """Gradients per example are told from one pass."""
     optimizer, private = setup.training.optimizer, setup.mechanism is not None and setup.mechanism.per_example
     if private and (optimizer.checkpointing or optimizer.rows_per_pass):
         raise ConfigError(
             "dp_sgd makes gradients per example: leave checkpointing and rows_per_pass of the optimizer out"
         )
-    parts = getattr(setup.method, "parts", (setup.method,))
-    if optimizer.checkpointing and any(getattr(part, "dropout", 0) for part in parts):
-        raise ConfigError("checkpointing computes blocks twice, and dropout would be drawn twice: give dropout=0")
 
 
 def _check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:

@@ -223,7 +223,8 @@ class Setup(ChosenParts):
     @property
     def schedule(self) -> Schedule:
         """Of the clients' learning rate."""
-        return Schedule(self.config.learning_rate, self.config.rounds, self.training.optimizer.schedule)
+        own = self.training.optimizer
+        return Schedule(self.config.learning_rate, self.config.rounds, own.schedule, own.floor)
 
     @property
     def private_start(self) -> bool:

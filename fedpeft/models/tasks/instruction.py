@@ -1,4 +1,8 @@
-"""Instruction tuning: conversations in the model's chat template, with the loss on the answers only."""
+"""Instruction tuning: conversations in the model's chat template, with the loss on the answers only.
+
+instruction                    rows whose answer begins beyond the cut are an error
+instruction(beyond=unlearned)  they stay where they are, and teach nothing
+"""
 
 from __future__ import annotations
 
@@ -11,22 +15,29 @@ from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import load_tokenizer, padding_of, rows_of
 from fedpeft.errors import DataError
 from fedpeft.models.tasks.causal_lm import CausalLM
+from fedpeft.parts import setting
 
 
 @dataclass(frozen=True)
 class Instruction(CausalLM):
     """Next tokens of what the assistant says."""
 
+    beyond: str = setting(
+        "refused",
+        "rows whose answer begins beyond the cut: refused, or unlearned: they stay, and teach nothing",
+        choices=("refused", "unlearned"),
+    )
+
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
-        """Token ids, and which of them count. Conversations whose answer begins beyond the cut are an error.
+        """Token ids, and which of them count.
 
         Raises:
-            DataError: `max_tokens` leaves nothing of any answer.
+            DataError: `max_tokens` leaves nothing of an answer, where that is refused, or of any.
         """
         tokenizer = load_tokenizer(model_directory)
         made = [ids_and_answers(tokenizer, str(row)) for row in rows.inputs]
         lost = sum(not any(answers[1:max_tokens]) for _, answers in made)
-        if lost:
+        if lost and (self.beyond == "refused" or lost == len(made)):
             longest = max(answers.index(True) for _, answers in made) + 1
             raise DataError(
                 f"{lost} of {len(made)} conversations have no answer within --tokens {max_tokens}; "
