@@ -57,7 +57,7 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int) -> str
             chances = model(batch)[0].softmax(-1)
         best = int(chances.argmax())
         return f"{run.labels[best]} ({float(chances[best]):.3f})"
-    asked = run.summary["task"] == "instruction"
+    asked = run.task.asks
     complete = False
     if asked:
         text, complete = question(tokenizer, text, getattr(DATASETS.build(run.config.dataset), "template", None))
