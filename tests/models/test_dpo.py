@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer
-
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Job
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
+from transformers import AutoTokenizer
+
 from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
 from fedpeft.data.examples import IGNORED, PairRows
 from fedpeft.data.made_words import WORDS
