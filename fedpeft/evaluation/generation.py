@@ -1,7 +1,8 @@
 """Answers of a language model, many at a time: greedy, prompts padded on the left.
 
 With an attention mask, positions are counted from each prompt's first token, so that an answer does not depend on what
-is beside it, but for rounding.
+is beside it, but for rounding. Methods that put a prompt of their own in front have no say in positions (the `peft`
+library ignores them, in cached generation, too), so there prompts are padded on the right, and nothing is cached.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def generated(
 ) -> list[list[int]]:
     """The new tokens behind each prompt, in one pass, up to one that ends an answer."""
     ends, padding = ends_of(model, tokenizer), padding_of(tokenizer)
+    if _prepends(model):
+        return _generated_anew(model, prompts, new_tokens, ends, padding)
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), padding)
     mask = torch.zeros_like(ids)
@@ -75,6 +78,34 @@ def generated(
             eos_token_id=ends or None,
         )
     return [_until(row, ends) for row in made[:, longest:].tolist()]
+
+
+def _prepends(model: FederatedModel) -> bool:
+    """Whether the adapter puts positions before those of a row."""
+    configs: Any = getattr(model.base, "peft_config", {})
+    return any(config.is_prompt_learning for config in configs.values())
+
+
+def _generated_anew(
+    model: FederatedModel, prompts: Sequence[Sequence[int]], new_tokens: int, ends: Sequence[int], padding: int
+) -> list[list[int]]:
+    """As `generated`, with a whole pass for each new token; those that have ended leave it."""
+    rows = [list(prompt) for prompt in prompts]
+    open_rows = list(range(len(rows)))
+    for _ in range(new_tokens):
+        lengths = torch.tensor([len(rows[i]) for i in open_rows])
+        longest = int(lengths.max())
+        ids = torch.tensor([rows[i] + [padding] * (longest - len(rows[i])) for i in open_rows])
+        mask = (torch.arange(longest) < lengths[:, None]).long()
+        with torch.inference_mode():
+            logits = model.base(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -longest:]
+        said = logits[torch.arange(len(open_rows)), lengths - 1].argmax(-1).tolist()
+        for row, token in zip(open_rows, said, strict=True):
+            rows[row].append(token)
+        open_rows = [row for row, token in zip(open_rows, said, strict=True) if token not in ends]
+        if not open_rows:
+            break
+    return [_until(row[len(prompt) :], ends) for row, prompt in zip(rows, prompts, strict=True)]
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
