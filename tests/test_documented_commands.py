@@ -30,8 +30,10 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 OVERRIDES = [
-    (r"^(python -m fedpeft\.(?:simulate|serve) (?!--help|--resume).*)$", r"\1 --rounds 1 --tokens 32",
+    (r"^(python -m fedpeft\.(?:simulate|serve) (?!--help|--resume|--dataset office).*)$", r"\1 --rounds 1 --tokens 32",
      "README, docs/deploy.md: each takes minutes, and these flags make any of them short"),
+    (r"^(python -m fedpeft\.simulate --dataset )office(.*)$", r"\1'office(rows=2, test_rows=1)'\2 --rounds 1",
+     "README: it takes minutes, and of 32 tokens no answer would be left"),
     (r"^python -m pytest -n 2$", "python -m pytest -n 2 tests/test_parts.py",
      "CONTRIBUTING: the suite takes up to 20 minutes"),
     (r"^(FEDPEFT_ATTACK_SHARE=\S+ )?(python -m pytest tests/attacks -m long).*$", r"\2 --collect-only -q",
