@@ -72,6 +72,6 @@ class ClientStore:
         if not file.exists():
             raise RunError(f"the state of client {client} after round {acknowledged} is missing from {self.folder}")
         try:
-            return load_file(file)
+            return load_file(files.regular(file))
         except (OSError, SafetensorError) as error:
             raise RunError(f"the state of client {client} in {file} can't be read: {error}") from error

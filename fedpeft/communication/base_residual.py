@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode
 from fedpeft.errors import PayloadError, RunError
+from fedpeft.machine.files import regular
 from fedpeft.peft.adapter import LoraPair, State
 from fedpeft.peft.low_rank import LowRank
 
@@ -195,7 +196,7 @@ class ResidualFiles:
             RunError: the file is gone or damaged.
         """
         try:
-            return load_file(self.file(version)) if version else {}
+            return load_file(regular(self.file(version))) if version else {}
         except (OSError, SafetensorError) as error:
             raise RunError(f"the base's residual {self.file(version)} can't be read: {error}") from error
 

@@ -42,6 +42,9 @@ SUM_STEPS = 5
 MOST_STEPS = 1_000_000
 """The most local steps that an instruction may ask for."""
 
+MOST_WORDS = 1000
+"""Characters of a client's reason for its failure that a server keeps: a sentence, or a few."""
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -170,6 +173,16 @@ class Report:
     def bytes(self) -> int:
         """What the report costs."""
         return len(self.payload) + len(self.correction)
+
+    def raise_error(self) -> None:
+        """Refuse a report that says why there is no update, in words that files and terminals can take.
+
+        Raises:
+            PayloadError: the words, with escapes for what can't be printed, and no more than `MOST_WORDS` of them.
+        """
+        if self.error:
+            words = self.error[:MOST_WORDS]
+            raise PayloadError("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words))
 
 
 def to_record(content: Instruction | Report) -> RecordDict:

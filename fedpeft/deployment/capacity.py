@@ -25,6 +25,7 @@ from fedpeft.aggregation.strategy import RoundStrategy, strategies
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.errors import ModelError, RunError
+from fedpeft.machine.files import regular
 from fedpeft.machine.hardware import accelerators, fast_bf16, free_memory
 from fedpeft.models.base_model import resolve_model
 from fedpeft.peft.family import PEFT_METHODS
@@ -60,7 +61,7 @@ class ModelSize:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             shapes: dict[str, list[int]] = {}
             for weights in sorted(folder.glob("*.safetensors")):
-                with safe_open(weights, framework="pt") as file:
+                with safe_open(regular(weights), framework="pt") as file:
                     shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
             hidden = int(config["hidden_size"])
             made = {

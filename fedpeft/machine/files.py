@@ -28,6 +28,17 @@ def read(file: Path) -> bytes:
         return opened_file.read()
 
 
+def regular(file: Path) -> Path:
+    """The file, for a library that would wait for a pipe's other end, beyond what a signal can stop.
+
+    Raises:
+        OSError: there is none, or it is a pipe or a device.
+    """
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    return file
+
+
 def parse_json(text: bytes) -> Any:
     """The value that JSON holds.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -64,8 +65,11 @@ def _on_hub(text: str) -> bool:
 
 def local_folder(text: str) -> Path | None:
     """The existing folder that `text` names, absolute; None: it names a part, or a model of the hub."""
-    folder = Path(text).expanduser()
-    return folder.absolute() if folder.is_dir() and (text not in MODELS.names or len(folder.parts) > 1) else None
+    name = os.path.expanduser(text)
+    if not os.path.isdir(name):  # unlike a Path's, its answer to a name that no file can have is no
+        return None
+    folder = Path(name)
+    return folder.absolute() if text not in MODELS.names or len(folder.parts) > 1 else None
 
 
 @dataclass(frozen=True)

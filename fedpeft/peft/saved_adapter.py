@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.machine.files import read_json, writing
+from fedpeft.machine.files import read_json, regular, writing
 from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, trainable
 from fedpeft.peft.adapter import State
 from fedpeft.peft.low_rank import LowRank, recompress
@@ -172,9 +172,10 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
         model = task.model(base, classes)
         text = read_json(files / OWN_METHOD)["method"]
         PEFT_METHODS.build(text).attach(model, "fp32")
-        put(model, load_file(files / OWN_TENSORS))
+        put(model, load_file(regular(files / OWN_TENSORS)))
     elif files.is_dir():
         model = task.model(base, classes)
+        regular(files / "adapter_model.safetensors")
         model.base = PeftModel.from_pretrained(base, str(files))
     elif (folder / "model").is_dir():
         model = task.model(task.base(folder / "model", torch.float32), classes)
@@ -182,5 +183,5 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
     else:
         raise RunError(f"{folder} holds no finished run: neither adapter/ nor model/ is there")
     if classes:
-        model.load_state_dict(load_file(files / "head.safetensors"), strict=False)
+        model.load_state_dict(load_file(regular(files / "head.safetensors")), strict=False)
     return model.eval().requires_grad_(False)

@@ -38,8 +38,7 @@ def check_report(report: Report) -> None:
     Raises:
         PayloadError: why.
     """
-    if report.error:
-        raise PayloadError(report.error)
+    report.raise_error()
     if report.rows < 1:
         raise PayloadError(f"an update from {report.rows} rows")
     if not 0 <= report.used <= report.rows:

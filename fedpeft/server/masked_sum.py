@@ -105,8 +105,7 @@ class MaskedSum:
         for report in self.clients.in_order(instructions, len(instructions), phase):
             self.received[report.client] += report.bytes
             try:
-                if report.error:
-                    raise PayloadError(report.error)
+                report.raise_error()
                 with self.working:
                     take(report.client, report.payload)
             except PayloadError as error:

@@ -210,7 +210,7 @@ class Progress:
             RunError: it can't be read, or is another version's.
         """
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(files.regular(path), framework="pt") as file:
                 metadata = file.metadata()
                 header = metadata["progress"]
                 plain = files.parse_json(header.encode())

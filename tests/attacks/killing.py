@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
 from fedpeft import simulate, study
@@ -45,28 +46,38 @@ def timed(name: str, arguments: list[str], log: str) -> float:
     return time.monotonic() - before
 
 
-def killed(
-    name: str, again: Callable[[], list[str]], log: str, seconds: float, kills: int, chance: random.Random
-) -> int:
-    """Begins the command again and again and kills it, at moments that are drawn, until it was killed so often or has
-    come to its end; then lets it end. Returns how often it was killed.
+@dataclass
+class Killer:
+    """Kills a command at moments that are drawn.
 
-    Args:
-        name: of the command.
-        again: its arguments now, to begin or to go on.
-        log: the file of what it says.
-        seconds: that it takes when nobody kills it.
-        kills: the most.
+    Attributes:
+        name, log: of the command; the file of what it says.
+        seconds: that it takes when nobody kills it, as it has last been seen: other work on the machine comes and goes.
         chance: draws the moments.
+        kills: so far.
     """
-    done = 0
-    while done < kills:
-        process = started(name, again(), log)
-        process.join(chance.uniform(0.02, 1.0) * seconds)
-        if process.exitcode is not None:
-            break
-        process.kill()
-        process.join()
-        done += 1
-    timed(name, again(), log)
-    return done
+
+    name: str
+    log: str
+    seconds: float
+    chance: random.Random
+    kills: int = 0
+
+    def run(self, again: Callable[[], list[str]], most: int) -> None:
+        """Begins the command again and again and kills it, until it was killed `most` times in all or has come to its
+        end; then lets it end.
+
+        Args:
+            again: its arguments now, to begin or to go on.
+            most: kills.
+        """
+        while self.kills < most:
+            process, before = started(self.name, again(), self.log), time.monotonic()
+            process.join(self.chance.uniform(0.02, 1.0) * self.seconds)
+            if process.exitcode is not None:
+                self.seconds = min(self.seconds, time.monotonic() - before)
+                break
+            process.kill()
+            process.join()
+            self.kills += 1
+        timed(self.name, again(), self.log)

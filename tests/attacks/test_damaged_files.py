@@ -108,6 +108,8 @@ QUICK = [
     ("adapter/labels.json", "object", "predict"),
     ("adapter/adapter_config.json", "pipe", "export"),
     ("checkpoint/000003.safetensors", "flipped", "simulate --resume"),
+    ("checkpoint/000003.safetensors", "pipe", "simulate --resume"),
+    ("adapter/adapter_model.safetensors", "pipe", "predict"),
 ]
 
 

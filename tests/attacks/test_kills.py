@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.simulate import main as simulate
-from tests.attacks.killing import killed, timed
+from tests.attacks.killing import Killer, timed
 from tests.attacks.scale import SEED, SETUPS, SMALL, configuration, scaled
 from tests.fleet import apart, havoc
 
@@ -35,13 +36,12 @@ def ledger(run):
 @pytest.mark.long
 @pytest.mark.parametrize("setup", SETUPS)
 def test_a_killed_simulation_is_that_of_one_that_was_not(setup, tmp_path):
-    chance = random.Random(f"{SEED} {setup}")
     settings, log = tmp_path / "run.toml", str(tmp_path / "log")
     settings.write_text(configuration(setup).to_toml())
     whole = tmp_path / "whole"
     seconds = timed("simulate", [str(settings), "--output", str(whole)], log)
-    kills, runs = 0, 0
-    while kills < scaled(EACH):
+    killer, runs = Killer("simulate", log, seconds, random.Random(f"{SEED} {setup}")), 0
+    while killer.kills < scaled(EACH):
         cut = tmp_path / f"cut {runs}"
 
         def again(cut=cut):
@@ -49,7 +49,7 @@ def test_a_killed_simulation_is_that_of_one_that_was_not(setup, tmp_path):
                 return ["--resume", str(cut)]
             return [str(settings), "--output", str(cut)]
 
-        kills += killed("simulate", again, log, seconds, scaled(EACH) - kills, chance)
+        killer.run(again, scaled(EACH))
         runs += 1
         assert lines(cut / "clients.jsonl") == lines(whole / "clients.jsonl")
         assert lines(cut / "rounds.jsonl") == lines(whole / "rounds.jsonl")
@@ -58,14 +58,15 @@ def test_a_killed_simulation_is_that_of_one_that_was_not(setup, tmp_path):
         charged = {(line["round"], line["attempt"]) for line in ledger(cut)}
         assert charged >= {(line["round"], line["attempt"]) for line in ledger(whole)}
         assert len(charged) == len(ledger(cut)), "a charge was written twice"
-    print(f"{setup}: {kills} kills, {runs} runs")
+    print(f"{setup}: {killer.kills} kills, {runs} runs")
 
 
 @pytest.mark.long
 def test_a_killed_study_is_that_of_one_that_was_not(tmp_path):
-    chance, log = random.Random(f"{SEED} study"), str(tmp_path / "log")
+    log = str(tmp_path / "log")
     axes = '[axes]\nstrategy = ["fedit", "flora"]\n'
-    text = f"seeds = [0, 1]\n[base]\n{RunConfig(**{**SMALL, 'rounds': 2}).to_toml()}\n{axes}"
+    base = re.sub(r"^(seed|strategy) = .*$", "", RunConfig(**{**SMALL, "rounds": 2}).to_toml(), flags=re.MULTILINE)
+    text = f"seeds = [0, 1]\n[base]\n{base}\n{axes}"
     folders = [tmp_path / "whole", *(tmp_path / f"cut {n}" for n in range(100))]
 
     def made(folder):
@@ -79,15 +80,14 @@ def test_a_killed_study_is_that_of_one_that_was_not(tmp_path):
         return {json.dumps([line["point"], line["seed"]]): (line["correct"], line["summary"]["loss"]) for line in found}
 
     arguments = made(folders[0])
-    seconds = timed("study", arguments, log)
-    kills, runs = 0, 0
-    while kills < scaled(EACH):
+    killer, runs = Killer("study", log, timed("study", arguments, log), random.Random(f"{SEED} study")), 0
+    while killer.kills < scaled(EACH):
         cut = folders[1 + runs]
         arguments = made(cut)
-        kills += killed("study", lambda words=arguments: words, log, seconds, scaled(EACH) - kills, chance)
+        killer.run(lambda words=arguments: words, scaled(EACH))
         runs += 1
         assert results(cut) == results(folders[0])
-    print(f"study: {kills} kills, {runs} studies")
+    print(f"study: {killer.kills} kills, {runs} studies")
 
 
 @pytest.mark.long

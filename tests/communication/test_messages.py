@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, node_of
-from fedpeft.communication.messages import Instruction, Report, instruction_of, report_of, to_record
+from fedpeft.communication.messages import MOST_WORDS, Instruction, Report, instruction_of, report_of, to_record
 from fedpeft.errors import PayloadError
 
 
@@ -95,3 +95,13 @@ def test_flowers_internals_are_as_we_use_them():
     message.metadata.__dict__["_message_id"] = "17"
     assert message.metadata.message_id == "17"
     assert Message(RecordDict(), reply_to=message).metadata.reply_to_message_id == "17"
+
+
+def test_the_words_of_a_failure_are_short_and_can_be_printed():
+    """Half a character can't be written into a checkpoint, an escape sequence rules the operator's terminal."""
+    with pytest.raises(PayloadError, match=r"^no memory: \\ud800 \\x1b\[2J\\n\[red\] ü$"):
+        Report(1, 1, b"", error="no memory: \ud800 \x1b[2J\n[red] ü").raise_error()
+    with pytest.raises(PayloadError) as raised:
+        Report(1, 1, b"", error="x" * 10**6).raise_error()
+    assert len(str(raised.value)) == MOST_WORDS
+    Report(1, 1, b"").raise_error()

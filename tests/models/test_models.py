@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import AssetError, ConfigError
-from fedpeft.models.base_model import MODELS, resolve_model
+from fedpeft.models.base_model import MODELS, local_folder, resolve_model
 
 FETCHED = ("minilm", "smollm2", "dinov2_small")
 MADE = ("tiny", "tiny_lm")
@@ -198,3 +198,8 @@ def test_missing_converter_names_the_extra(
     monkeypatch.setattr("importlib.util.find_spec", lambda wanted: None if wanted == module else real(wanted))
     with pytest.raises(AssetError, match=rf"needs the package {module}; .*pip install 'fedpeft\[{extra}\]'"):
         resolve_model(name)
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, "\0", "~nobody-has-this-name", "/" + "b" * 300])
+def test_a_name_that_no_file_can_have_is_no_folder(text):
+    assert local_folder(text) is None
