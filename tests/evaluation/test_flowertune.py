@@ -73,10 +73,19 @@ def model_and_tokenizer():
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for parameter in model.parameters():
-            parameter.copy_(parameter + 0.02 * torch.randn(parameter.shape, generator=generator))
-        weight = model.base.get_output_embeddings().weight
-        weight[229:240] = 0.3 * torch.randn(11, weight.shape[1], generator=generator)  # what is asked for is said often
+            parameter.copy_(parameter + 0.1 * torch.randn(parameter.shape, generator=generator))
     return model, tokenizer
+
+
+def speaking(model, tokenizer, said):
+    """The model, made to say some of these words most of the time."""
+    generator = torch.Generator().manual_seed(1)
+    weight = model.base.get_output_embeddings().weight
+    with torch.no_grad():
+        weight[229:240] = 0
+        for word in said:
+            weight[tokenizer.convert_tokens_to_ids(word)] = torch.randn(weight.shape[1], generator=generator)
+    return model
 
 
 def one_at_a_time(model, ids, new_tokens, ends):
@@ -119,6 +128,7 @@ def reference_choice(row, said):
 @pytest.mark.parametrize("name", ["nlp", "medical", "medical, yes or no"])
 def test_choices_are_read_as_the_reference_reads_them(model_and_tokenizer, tmp_path, name):
     model, tokenizer = model_and_tokenizer
+    speaking(model, tokenizer, ["yes", "no", "maybe"] if "," in name else "ABCDe")
     draw = random.Random(name)
     rows = [MADE[name](draw) for _ in range(ROWS)]
     path = tmp_path / "rows.jsonl"
@@ -140,7 +150,8 @@ def test_choices_are_read_as_the_reference_reads_them(model_and_tokenizer, tmp_p
 
 def test_sentiments_are_read_as_the_reference_reads_them(model_and_tokenizer, tmp_path, monkeypatch):
     model, tokenizer = model_and_tokenizer
-    monkeypatch.setattr(flowertune, "FINANCE_TOKENS", 40)
+    speaking(model, tokenizer, ["positive", "Negative", "neutral"])
+    monkeypatch.setattr(flowertune, "FINANCE_TOKENS", 44)
     draw = random.Random("finance")
     rows = [finance_row(draw) for _ in range(ROWS)]
     path = tmp_path / "rows.jsonl"
@@ -154,7 +165,7 @@ def test_sentiments_are_read_as_the_reference_reads_them(model_and_tokenizer, tm
         for row in batch:
             given = f"Input: {row['input']}\n" if row["input"] else ""
             prompts.append(tokenizer(f"Instruction: {row['instruction']}\n{given}Answer: ")["input_ids"])
-        new = 40 - max(map(len, prompts))
+        new = 44 - max(map(len, prompts))
         for i, (row, prompt) in enumerate(zip(batch, prompts, strict=True)):
             whole = tokenizer.decode(one_at_a_time(model, prompt, new, {3}), skip_special_tokens=True)
             expected = whole.split("Answer: ")[1] if "Answer: " in whole else ""
