@@ -22,6 +22,7 @@ from fedpeft.evaluation.questions import Form, of_row, read_questions
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.predict import main as predict
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
 
@@ -332,3 +333,22 @@ def test_a_prompt_is_what_stood_before_the_answer_in_training(chat_model):
 def test_shown_questions_are_spread_evenly():
     assert [one.question for one in spread([Answered(str(i), ["x"]) for i in range(9)])] == ["1", "4", "7"]
     assert [one.question for one in spread([Answered("0", ["x"])])] == ["0"]
+
+
+def test_predict_says_what_the_model_says_with_a_prompt_in_front(tmp_path, capsys):
+    more = ["--peft=prompt_tuning(length=3)", "--learning-rate=0.3"]
+    folder = trained(tmp_path / "run", "tiny_lm(owners=3, rows=12)", "tiny_lm", *more)
+    finished = FinishedRun.read(folder)
+    model, tokenizer = finished.model(finished.base()), AutoTokenizer.from_pretrained(finished.model_directory)
+    text = " ".join(WORDS[5:8])
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    start = ids.shape[1]
+    for _ in range(10):
+        with torch.no_grad():
+            logits = model.base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+        if ids[0, -1] == 3:
+            break
+    capsys.readouterr()
+    assert predict([str(folder), text, "--new-tokens=10"]) == 0
+    assert capsys.readouterr().out.strip() == tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
