@@ -145,13 +145,14 @@ class PairRows:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row's longer answer, its question included, (rows,)."""
-        return self.answers.lengths.reshape(-1, 2).max(1)
+        longest: np.ndarray = self.answers.lengths.reshape(-1, 2).max(1)
+        return longest
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """As of `TokenRows`, all of (B, 2, T)."""
         index = np.asarray(rows)
         both = self.answers.batch(np.stack([2 * index, 2 * index + 1], 1).ravel())
-        return {name: tensor.unflatten(0, (-1, 2)) for name, tensor in both.items()}
+        return {name: tensor.view(-1, 2, tensor.shape[1]) for name, tensor in both.items()}
 
 
 @dataclass(frozen=True)
