@@ -234,6 +234,10 @@ class Executor(ABC):
         """Whether short rows of a step may share a sequence."""
         return isinstance(self.examples, TokenRows) and self.examples.labels is None and self.task.packs(self.model)
 
+    def sequences(self, rows: np.ndarray) -> int:
+        """How many sequences these rows are in a pass."""
+        return len(rows) * int(getattr(self.examples, "sequences", 1))
+
     def step_batch(self, rows: Sequence[np.ndarray]) -> tuple[Batch, Tensor, list[list[Place]]]:
         """The batch of a step in which each client trains on its `rows`: equally many sequences each.
 

@@ -207,7 +207,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         shared_accuracy=score.accuracy if own else None,
         accuracy_by_base=by_precision or None,
         loss=loss,
-        perplexity=None if setup.facts.task == "classification" else math.exp(loss),
+        perplexity=math.exp(loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
         last_accuracy=None if own else last.accuracy,
         last_loss=None if own else last.loss,

@@ -88,7 +88,7 @@ class ServersRows:
                 rows, test = without_validation(source)[1], source.test
         elif options.eval_data:
             rows, names = labelled_rows(options.eval_data, options.text_column, options.label_column, names)
-        if source is not None and (source.kind != "text" or source.task.startswith("instruction")):
+        if source is not None and (source.kind != "text" or source.task not in ("classification", "causal_lm")):
             what = "conversations" if source.kind == "text" else "images"
             raise ConfigError(f"{source.name} holds {what}; clients of a server join with texts")
         if names is None and not options.eval_data:

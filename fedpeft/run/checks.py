@@ -52,6 +52,7 @@ def check(setup: Setup) -> None:
     _check_bases(setup.profiles, config.dtype, setup.method)
     _ = setup.steering  # says what validation rows can't decide
     _check_recomputing(setup)
+    _check_reference(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     if setup.secure_sum is not None:
@@ -89,6 +90,22 @@ def _check_recomputing(setup: Setup) -> None:
     if private and (optimizer.checkpointing or optimizer.rows_per_pass):
         raise ConfigError(
             "dp_sgd makes gradients per example: leave checkpointing and rows_per_pass of the optimizer out"
+        )
+
+
+def _check_reference(setup: Setup) -> None:
+    """A loss that compares with the base needs the base as it was; and gradients per example are of one sequence."""
+    name, private = setup.facts.task.partition("(")[0], setup.mechanism is not None and setup.mechanism.per_example
+    if private and not setup.task.per_example:
+        raise PrivacyError(
+            f"{name} reads two sequences for each row, of which dp_sgd can't tell a row's gradient; take user_dp or "
+            "local_dp, which protect a client's whole update"
+        )
+    strategy = setup.strategy
+    if setup.task.reference and isinstance(strategy, GatherStrategy) and strategy.fills_base:
+        raise ConfigError(
+            f"{name} compares with the base without adapter, and {setup.config.strategy} changes that base; take "
+            "flexlora"
         )
 
 

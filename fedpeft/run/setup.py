@@ -191,6 +191,7 @@ class Setup(ChosenParts):
         model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
         notes: list[str] = []
         reference = adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
+        task.check(reference)
         layout: Layout = method.layout(reference)
         plain_base = _plain(reference.base)
         setup = cls(
