@@ -127,7 +127,7 @@ def _question(record: Mapping[str, Any], where: str, form: Form) -> Question:
         choices = _texts(record["choices"], "choices", where)
         if len(set(choices)) < max(2, len(choices)):
             raise DataError(f"{where}: the column 'choices' must hold at least two answers, each once")
-        right = (choices[_position(record["answer"], choices, where)],)
+        right: tuple[str, ...] = (choices[_position(record["answer"], choices, where)],)
         return Question(form.row(question, right[0], where), question, right, choices)
     right = _texts(record["answer"], "answer", where)
     return Question(form.row(question, right[0], where), question, right)
