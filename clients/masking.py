@@ -14,10 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import instruction_digest
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.machine import files
+from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity
 from fedpeft.privacy.secure_sum.contribution import Contribution
@@ -25,7 +28,8 @@ from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roste
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.notes import Notes
 from fedpeft.privacy.secure_sum.roster import Membership
-from fedpeft.privacy.secure_sum.sum import SUMS
+from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
+from fedpeft.privacy.secure_sum.sum import SUMS, SecureSum
 
 FILE = "secure_sum.member"
 
@@ -39,12 +43,14 @@ class MaskPlan:
         by_rows: whether a client weighs as many as it has rows.
         clients: how many there are.
         identity: of a real client; None: of simulated ones, whose keys everybody knows.
+        noise: what clients add, and the file with the key that theirs is drawn from; None: nothing.
     """
 
     secure: str
     by_rows: bool
     clients: int
     identity: Identity | None = None
+    noise: tuple[SharedNoise, Path] | None = None
 
 
 class Masking:
@@ -52,7 +58,8 @@ class Masking:
 
     def __init__(self, plan: MaskPlan, folder: Path, seed: int) -> None:
         self.by_rows, self.folder, self.seed = plan.by_rows, folder, seed
-        self.secure, self.identity = SUMS.build(plan.secure), plan.identity
+        self.noise, self.identity = plan.noise, plan.identity
+        self.secure: SecureSum = SUMS.build(plan.secure) if plan.noise is None else plan.noise[0]
         self.roster: Membership
         if self.identity is None:
             self.roster = simulated_roster(seed, plan.clients)
@@ -86,7 +93,8 @@ class Masking:
         def masked() -> bytes:
             told = self._notes(instruction).told
             client, round = instruction.client, instruction.round
-            numbers = made(told).integers(told, self.secure, self.seed, round, client)
+            given, secret = made(told), self._secret(instruction)
+            numbers = given.integers(told, self.secure, self.seed, round, client, secret)
             return self._go_on(instruction, lambda member: member.vector(instruction.said, numbers))
 
         return self._reported(instruction, masked)
@@ -106,6 +114,17 @@ class Masking:
         except PayloadError as error:
             self._end(instruction)
             return Report(instruction.client, instruction.round, b"", error=str(error))
+
+    def rate(self, own: float) -> float:
+        """With which each of a client's rows joins a round: as the sums say of all clients' rows, or its own."""
+        return own if self.noise is None else self.noise[0].rate
+
+    def _secret(self, instruction: Instruction) -> np.random.Generator | None:
+        """What a client's share of noise is drawn from: anew in each attempt, each of which is one sum."""
+        if self.noise is None:
+            return None
+        _, key = self.noise
+        return read_key(key).stream("share of noise", instruction.round, instruction.attempt, instruction.client)
 
     def _begin(self, instruction: Instruction) -> bytes:
         told = Announcement.of_bytes(instruction.said)

@@ -26,8 +26,10 @@ from fedpeft.deployment.monitoring import host_and_port
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.shared_settings import settings_digest
 from fedpeft.deployment.signing import Verifier
+from fedpeft.deployment.trainer_edge import TrainerEdge
 from fedpeft.deployment.transcript import FILE as TRANSCRIPT
 from fedpeft.deployment.transcript import Transcript, most_records
+from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import check_settings
 from fedpeft.privacy.client_engine import OWN
@@ -126,14 +128,7 @@ def join(command: Command, console: Console) -> None:
     quiet_libraries()
     with ConsoleObserver(console) as observer:
         patience = Patience(command.give_up, observer)
-        while True:
-            try:
-                with link.open() as connection:
-                    description = connection.describe()
-                break
-            except LostError as error:
-                patience.lost(link, error)
-        patience.connected()
+        description = described(link, patience)
         state = command.state.expanduser()
         folder = folder_for(state, description.run, link.name)
         with alone_in(folder):
@@ -149,12 +144,29 @@ def join(command: Command, console: Console) -> None:
                 observer.say("[bold]rounds[/]  are chained by hashes and, without TLS, not signed by the server")
             edge.warm_up()
             try:
-                _work(edge, link, transcript, patience, observer)
+                take_part(edge, link, transcript, patience, observer)
             finally:
                 edge.close()
 
 
-def transcript_of(edge: Edge, link: Link) -> Transcript:
+def described(link: Link, patience: Patience) -> v1.Description:
+    """What the server says of the federation, as soon as it is there.
+
+    Raises:
+        RunError: it refuses this client, or is out of reach for too long.
+    """
+    while True:
+        try:
+            with link.open() as connection:
+                description = connection.describe()
+        except LostError as error:
+            patience.lost(link, error)
+        else:
+            patience.connected()
+            return description
+
+
+def transcript_of(edge: Edge | TrainerEdge, link: Link) -> Transcript:
     """What the server has told this client of the rounds, in its folder.
 
     Raises:
@@ -208,7 +220,14 @@ def _said(instruction: Instruction, report: Report) -> str:
     return f"{called}: {report.rows} rows, loss {report.loss:.3f}, {size(report.bytes)}, {duration(report.seconds)}"
 
 
-def _work(edge: Edge, link: Link, transcript: Transcript, patience: Patience, observer: ConsoleObserver) -> None:
+def take_part(
+    edge: Edge | TrainerEdge, link: Link, transcript: Transcript, patience: Patience, observer: ConsoleObserver
+) -> None:
+    """Do what the server asks, until it needs this client no more.
+
+    Raises:
+        RunError: it refuses this client, contradicts itself, or is out of reach for too long.
+    """
     done: tuple[str, Report] = "", Report(0, 0, b"")
     while True:
         try:
@@ -224,7 +243,7 @@ def _work(edge: Edge, link: Link, transcript: Transcript, patience: Patience, ob
             own = edge.protection
             if own is not None:
                 observer.say(
-                    f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.unit}, from "
+                    f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.hides}, from "
                     f"{own.ledger.releases(OWN)} releases; the ledger is {own.ledger.path}; with all other runs on "
                     f"these rows epsilon {own.lifetime.spent(own.delta):.3g}"
                 )

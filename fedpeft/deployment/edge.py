@@ -248,7 +248,7 @@ class Edge:
             f"{self.description.config} {work.data_key} {work.model_key} {work.dtype} {work.precision} {work.device} "
             f"{work.threads} {config.batch_size} {__version__} {fixed}"
         )
-        lifetime = LifetimeLedger(self.ledgers, self.file, mechanism.unit, options.max_epsilon)
+        lifetime = LifetimeLedger(self.ledgers, self.file, mechanism.hides, options.max_epsilon)
         return OwnLedger(mechanism, exposure, self.folder, identity, given, lifetime, config.seed)
 
     def _client_privacy(self) -> ClientPrivacy | None:

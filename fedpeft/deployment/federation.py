@@ -49,7 +49,7 @@ from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import Metrics, RunObserver
-from fedpeft.run.profiles import Profile, groups_of, keep_profiles, number_of
+from fedpeft.run.profiles import Profile, chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
@@ -88,7 +88,7 @@ class ServersRows:
                 rows, test = without_validation(source)[1], source.test
         elif options.eval_data:
             rows, names = labelled_rows(options.eval_data, options.text_column, options.label_column, names)
-        if source is not None and (source.kind != "text" or source.task == "instruction"):
+        if source is not None and (source.kind != "text" or source.task not in ("classification", "causal_lm")):
             what = "conversations" if source.kind == "text" else "images"
             raise ConfigError(f"{source.name} holds {what}; clients of a server join with texts")
         if names is None and not options.eval_data:
@@ -155,8 +155,7 @@ class Federation:
         self.config = setup.config
         if options.wait_for > setup.clients:
             raise ConfigError(f"wait_for={options.wait_for} is more than the {setup.clients} clients there may be")
-        chances = tuple(profile.participation for profile in self.given)
-        self.sampler = FixedSize(setup.clients, cohort_size(config.cohort, setup.clients), chances)
+        self.sampler = FixedSize(setup.clients, cohort_size(config.cohort, setup.clients), chances(self.given))
         if setup.secure_sum is not None:
             setup.secure_sum.check(self.sampler.size)
         begun = Checkpoints(folder / "checkpoint").load()

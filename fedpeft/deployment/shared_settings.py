@@ -97,7 +97,7 @@ def shared_settings(text: str) -> RunConfig:
             raise RunError(f"{said}, and a client takes {AT_MOST[field.name]} at most")
     if isinstance(mechanism, SecureSum):
         mechanism.check_lies()
-    elif mechanism is not None and (mechanism.audit or not mechanism.protects):
+    elif mechanism is not None and (mechanism.audit or mechanism.summed or not mechanism.protects):
         raise RunError(
             f"the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask whoever runs "
             "the server for dp_sgd, local_dp, user_dp or secure_sum"

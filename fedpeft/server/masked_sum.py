@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+import torch
+
 from fedpeft.communication.downlink import Sent
 from fedpeft.communication.messages import Instruction
+from fedpeft.communication.payload import Shape
 from fedpeft.errors import PayloadError
+from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import Total
 from fedpeft.privacy.secure_sum.coordinator import Coordinator, VoidError
 from fedpeft.privacy.secure_sum.neighbours import graph
+from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.secure_sum.sum import FEWEST, SecureSum
+from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import ClientResult
+from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.progress import Traffic
 from fedpeft.server.sum_journal import Opened, Step
 
 VECTORS = 3
@@ -79,6 +87,11 @@ class MaskedSum:
         alive = self._step(2, self._plain(alive), at.peers, at.take_sealed, "shares")
         work = [instruction for instruction in asked if instruction.client in set(alive)]
         self.arrived = alive = self._step(3, work, at.sealed_for, at.take_vector, phase)
+        if len(alive) < terms.least:
+            raise VoidError(
+                f"{len(alive)} vectors have arrived of {len(cohort)}; with fewer than {terms.least} there would be too "
+                "little noise in their sum"
+            )
         survivors = at.arrived()
         alive = self._step(4, self._plain(alive), lambda _: survivors, at.take_witness, "witnesses")
         self._step(5, self._plain(alive), at.witnesses_for, at.take_shares, "unmasking")
@@ -156,7 +169,7 @@ class MaskedSum:
             self.journal.finish(number, step)
         return step
 
-    def results(self, sent: Sequence[Sent], void: str) -> list[ClientResult]:
+    def results(self, sent: Sequence[Sent], void: str, confidential: bool = False) -> list[ClientResult]:
         """What is told of each client: bytes, and why it is left out; `void`: why there is no sum, or empty."""
         return [
             ClientResult(
@@ -171,7 +184,27 @@ class MaskedSum:
                 downlink_bytes=s.bytes + self.sent[s.instruction.client],
                 downlink_from=s.package.base,
                 base_precision=s.instruction.base_precision or None,
+                confidential=confidential or None,
                 rejected=self.failed.get(s.instruction.client) or void or None,
             )
             for s in sent
         ]
+
+
+def step_of(total: Total, setup: Setup, round: int, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
+    """The mean update that a sum tells; where it is one of gradients, minus their mean times the learning rate."""
+    secure = setup.secure_sum
+    if not isinstance(secure, SharedNoise):
+        return total.update(shapes, dtype)
+    mean = total.update(shapes, dtype, secure.expected)
+    if not secure.rows:
+        return mean
+    optimizer, rate = setup.training.optimizer, setup.schedule.at(round)
+    return {name: -optimizer.rate(name, rate) * gradient for name, gradient in mean.items()}
+
+
+def masked_traffic(expected: Traffic, setup: Setup, dispatch: Dispatch) -> Traffic:
+    """The traffic that is `expected` of a secret cohort, its updates as masked integers; without keys and shares."""
+    assert setup.secure_sum is not None
+    clients, size = expected.uplink_parameters / setup.layout.numel, setup.layout.subset(dispatch.downlink.shared).numel
+    return replace(expected, uplink_bytes=round(clients * size * setup.secure_sum.bits / 8))

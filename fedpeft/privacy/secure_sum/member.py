@@ -151,6 +151,10 @@ class Member:
         alive, needed = len(self.survivors & self.sealed.keys()), self.terms.needed
         if alive < needed:
             raise PayloadError(f"vectors of {alive} neighbours have arrived; {needed} are needed")
+        if len(self.survivors) < self.terms.least:
+            raise PayloadError(
+                f"{len(self.survivors)} vectors have arrived; fewer than {self.terms.least} hold too little noise"
+            )
         return signature(self.key, witnessed(self.terms, write_ids(self.survivors)))
 
     def unmask(self, witnesses: bytes) -> bytes:
