@@ -50,7 +50,7 @@ class RunConfig:
     optimizer: str = setting(
         "adamw(warmup=8)", "local: adamw or sgd(warmup=0, max_norm=0, head_rate=0.1, schedule=constant|linear|cosine)"
     )
-    privacy: str = setting("", "dp_sgd(epsilon=8, at_budget=end|sit_out), user_dp(...), local_dp(...) or secure_sum")
+    privacy: str = setting("", "dp_sgd(epsilon=8, at_budget=sit_out), user_dp, local_dp, distributed_dp, secure_sum")
     codec: str = setting("fp32", "how updates are encoded: fp32, bf16, small (32x), tiny (100x), steps, ...")
     downlink: str = setting("auto", "how the model is sent to clients; auto: as suits a codec's preset, else exactly")
     safeguard: str = setting("auto", "which steps count: undo(rise=0.25, rate=0.25) or none; auto: undo, where it can")

@@ -121,11 +121,13 @@ def simulate(
     track: str = "",
     grid: Callable[[int], Grid] | None = None,
     on_round: Callable[[RoundResult], bool | None] | None = None,
+    begins: Callable[[Simulation], None] | None = None,
 ) -> Summary:
     """Run (or continue) a simulation; returns its summary.
 
     `grid` makes another Flower grid than the configured one, for a number of clients: inside a Flower app, Flower's.
-    `on_round` is told of each finished round; where it returns True, the run ends with it.
+    `on_round` is told of each finished round; where it returns True, the run ends with it. `begins` is told of the
+    simulation before it begins.
 
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
@@ -158,6 +160,8 @@ def simulate(
             held.enter_context(alone_in(folder))
             records.write("config.toml", catalogue.to_toml(simulation.config))
         try:
+            if begins is not None:
+                begins(simulation)
             summary = _run(simulation, records, observer)
         finally:
             simulation.close()
@@ -203,7 +207,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         shared_accuracy=score.accuracy if own else None,
         accuracy_by_base=by_precision or None,
         loss=loss,
-        perplexity=None if setup.facts.task == "classification" else math.exp(loss),
+        perplexity=math.exp(loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
         last_accuracy=None if own else last.accuracy,
         last_loss=None if own else last.loss,

@@ -13,7 +13,6 @@ from fedpeft.errors import DataError
 from fedpeft.parts import Family
 
 Kind = Literal["text", "image"]
-Task = Literal["classification", "causal_lm", "instruction"]
 Inputs = Sequence[str] | NDArray[np.generic]
 
 VALIDATION_ROWS = 1000
@@ -73,7 +72,7 @@ class Dataset:
     Attributes:
         name: what the user asked for.
         kind: what `inputs` are.
-        task: what is learned.
+        task: what is learned: classification, causal_lm, instruction, or dpo, perhaps with settings: dpo(beta=0.2).
         train: rows that are split over the clients.
         test: rows that no client trains on; scored once, at the end.
         label_names: one name per class; None for causal language modelling.
@@ -83,7 +82,7 @@ class Dataset:
 
     name: str
     kind: Kind
-    task: Task
+    task: str
     train: Rows
     test: Rows
     label_names: tuple[str, ...] | None

@@ -229,7 +229,15 @@ def _claimed(costs: Costs) -> list[Line]:
     if costs.privacy is None or costs.epsilon is None or costs.epsilon_median is None or costs.dp_delta is None:
         return []
     spent = f"{costs.epsilon:.2f} (median {costs.epsilon_median:.2f}), delta {costs.dp_delta:.2g}"
-    return [(f"[bold]epsilon[/] per {costs.privacy['unit']}", f"[bold]{spent}[/]")]
+    unit, to_all = costs.privacy["unit"], costs.privacy.get("epsilon_models")
+    if to_all is None:
+        return [(f"[bold]epsilon[/] per {unit}", f"[bold]{spent}[/]")]
+    rdp, prv = costs.privacy["epsilon_gaussian_rdp"], costs.privacy["epsilon_gaussian_prv"]
+    return [
+        (f"[bold]epsilon[/] per {unit}, against the server", f"[bold]{spent}[/]"),
+        ("against those who see released models", f"{to_all:.2f}"),
+        ("against the server, were noise Gaussian", f"{rdp:.2f} by RDP, {prv:.2f} by PRV"),
+    ]
 
 
 def _reached(summary: Summary) -> list[Line]:
