@@ -10,7 +10,6 @@ import pytest
 from fedpeft.errors import ConfigError
 from fedpeft.run.trackers import TRACKERS, TrackedRecords, check_trackers
 
-
 ROUND = dict.fromkeys(("accuracy", "train_loss", "uplink_bytes", "downlink_bytes", "seconds")) | {
     "round": 1,
     "loss": 0.5,
