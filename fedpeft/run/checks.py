@@ -241,7 +241,7 @@ def _check_downlink(strategy: Strategy, downlink: Codec) -> None:
 
 
 FAR_APART = 0.55
-"""Label skew above which label_shift has gained (Reuters, 0.63 and 0.73); at 0.47 it cost something: experiments/harm."""
+"""Label skew above which label_shift has gained (0.63, 0.73); at 0.47 it cost something: experiments/harm."""
 
 
 def advice_on_drift(setup: Setup, label_skew: float | None) -> str:
