@@ -276,7 +276,7 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
     observer.say(f"[bold]data[/]    {simulation.rows.dataset.name}: {simulation.statistics}")
     observer.say(model_line(setup))
-    for note in (*setup.notes, *setup.cut_rows(simulation.workers.work.data_key)):
+    for note in (*simulation.rows.dataset.notes, *setup.notes, *setup.cut_rows(simulation.workers.work.data_key)):
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(
