@@ -6,6 +6,7 @@ image folders have it. All pictures are brought to one square: scaled, and the m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ def picture_records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         named = record.get(FILE_NAME)
         if not isinstance(named, str) or not named:
             raise DataError(f"{place} of {table}: the column {FILE_NAME!r} must name a picture")
-        picture = (folder / named).resolve()
-        if not picture.is_relative_to(folder.resolve()):
+        picture = Path(os.path.normpath(folder / named))  # links stay as they are: large folders are often made of them
+        if not picture.is_relative_to(os.path.normpath(folder)):
             raise DataError(f"{place} of {table}: {named} is outside of {folder}")
         yield f"{place} of {table.name}", record | {FILE_NAME: str(picture)}
 
@@ -80,12 +81,12 @@ def pixels_of(pictures: list[str], side: int) -> np.ndarray:
 
     made = np.empty((len(pictures), side, side, 3), np.uint8)
     for i, file in enumerate(pictures):
+        if not Path(file).is_file():  # a pipe would be waited for
+            raise DataError(f"there is no picture {file}")
         try:
             with Image.open(file) as opened:
                 turned = ImageOps.exif_transpose(opened).convert("RGB")
                 made[i] = np.asarray(ImageOps.fit(turned, (side, side), Image.Resampling.BILINEAR))
-        except FileNotFoundError:
-            raise DataError(f"there is no picture {file}") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{file} can't be read as a picture: {' '.join(str(error).split())[:120]}") from None
     return made

@@ -79,7 +79,7 @@ def records(name: str) -> Iterator[Record]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{name} is no whole .gz file: {error}") from None
     except OSError as error:
-        raise DataError(f"can't read {name}: {error.strerror or error}") from None
+        raise DataError(f"can't read {name}: {error.strerror or ' '.join(str(error).split())[:200]}") from None
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def test_a_damaged_file_is_one_sentence(name, data, words, tmp_path):
 def test_damaged_columns_are_one_sentence(suffix, tmp_path):
     pytest.importorskip("pyarrow")
     for data in (b"", b"not a table at all", content(suffix)[:-40]):
-        with pytest.raises(DataError, match=r"can't be read as|has no rows") as caught:
+        with pytest.raises(DataError, match=r"can't (be )?read|has no rows") as caught:
             load_dataset(f"file:{write(tmp_path / f'a{suffix}', data)}")
         assert "\n" not in str(caught.value)
 
@@ -172,7 +172,7 @@ def test_a_file_for_each_client(tmp_path):
 
 
 def test_an_empty_folder_is_one_sentence(tmp_path):
-    with pytest.raises(DataError, match="no files of rows .*save_to_disk"):
+    with pytest.raises(DataError, match=r"no files of rows .*save_to_disk"):
         load_dataset(f"file:{tmp_path}")
 
 
