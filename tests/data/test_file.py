@@ -119,7 +119,8 @@ def test_saved_data_sets_single_and_split(tmp_path):
     rows = [{"text": f"text {i}", "label": i % 2} for i in range(20)]
 
     def made(count):
-        return datasets.Dataset.from_list(rows[:count], features=classes)
+        table = datasets.table.InMemoryTable.from_pylist(rows[:count], schema=classes.arrow_schema)
+        return datasets.Dataset(table, datasets.DatasetInfo(features=classes), fingerprint=f"made{count}")
 
     single = made(20)
     single.save_to_disk(str(tmp_path / "single"))

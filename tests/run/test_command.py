@@ -11,6 +11,7 @@ from fedpeft.run.command import exit_code
 
 COMMANDS = {  # one mistake that each finds without a run
     "simulate": ["--clients", "0.5"],
+    "check": ["no.csv"],
     "serve": ["--listen", "nowhere"],
     "join": ["--server", "nowhere", "--data", "no.csv"],
     "study": ["no.toml"],
