@@ -40,7 +40,7 @@ def draw(
         if lengths is not None:
             _lengths(left[0], lengths, tokens, unit)
         _clients(right, partition, rows, names)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _lengths(axis: Axes, lengths: np.ndarray, tokens: int, unit: str) -> None:
