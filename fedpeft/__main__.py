@@ -17,6 +17,8 @@ COMMANDS = {
     "describe": "the parts of a run: what each does, where it comes from, which settings it takes",
     "predict": "what finished runs answer to a text",
     "export": "a finished run's adapter with a model card, or merged into its base",
+    "evaluate": "what a finished run has learned, beside its base",
+    "flowertune": "the configuration of one of Flower's FlowerTune projects, run here",
     "certs": "the certificates of a federation of real clients",
     "serve": "the server of real clients",
     "join": "a client: its rows stay where they are",

@@ -49,7 +49,6 @@ def steps(settings: Settings) -> dict[str, Step]:
     import numpy as np
     import torch
     import torch.nn.functional as F
-    from torch import Tensor
 
     from fedpeft.data.examples import IGNORED
     from fedpeft.data.packing import together
@@ -57,7 +56,6 @@ def steps(settings: Settings) -> dict[str, Step]:
     from fedpeft.models.base_model import resolve_model
     from fedpeft.models.task import DTYPES, RowLosses, trainable
     from fedpeft.models.tasks.causal_lm import CausalLM
-    from fedpeft.models.token_losses import OutputLayer, token_losses
     from fedpeft.peft.family import PEFT_METHODS
 
     torch.set_num_threads(1)
@@ -95,10 +93,27 @@ def steps(settings: Settings) -> dict[str, Step]:
     def chunks(batch: Any) -> Any:
         return task.row_losses(model, batch)
 
+    return {
+        **output_layer(model, full["labels"][:, 1:], DTYPES[settings.dtype]),
+        WHOLE: lambda: step(full, whole),
+        CHUNKS: lambda: step(full, chunks),
+        APART: lambda: step(ragged.batch(range(settings.batch)), chunks),
+        PACKED: lambda: step(ragged.packed(bins, settings.tokens), chunks),
+    }
+
+
+def output_layer(model: Any, labels: Any, dtype: Any) -> dict[str, Step]:
+    """The output layer and its loss alone, forth and back, from made-up states before it: (rows, tokens, width)."""
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from fedpeft.data.examples import IGNORED
+    from fedpeft.models.token_losses import OutputLayer, token_losses
+
     output = OutputLayer.of(model.base)
     assert output is not None
-    labels = full["labels"][:, 1:]
-    hidden = torch.randn(*labels.shape, model.base.config.hidden_size).to(DTYPES[settings.dtype])
+    hidden = torch.randn(*labels.shape, model.base.config.hidden_size).to(dtype)
 
     def last(losses_of: Callable[[Tensor], Tensor]) -> float:
         entering = hidden.clone().requires_grad_(True)
@@ -115,14 +130,7 @@ def steps(settings: Settings) -> dict[str, Step]:
         counted = labels != IGNORED
         return token_losses(h[counted], labels[counted], output.logits)[0].mean()
 
-    return {
-        OUTPUT + WHOLE: lambda: last(whole_output),
-        OUTPUT + CHUNKS: lambda: last(chunked_output),
-        WHOLE: lambda: step(full, whole),
-        CHUNKS: lambda: step(full, chunks),
-        APART: lambda: step(ragged.batch(range(settings.batch)), chunks),
-        PACKED: lambda: step(ragged.packed(bins, settings.tokens), chunks),
-    }
+    return {OUTPUT + WHOLE: lambda: last(whole_output), OUTPUT + CHUNKS: lambda: last(chunked_output)}
 
 
 def measured(step: Step) -> tuple[float, float, float]:

@@ -77,7 +77,7 @@ def test_it_is_a_documented_part(strategy, name):
     module = inspect.getmodule(type(strategy))
     assert isinstance(strategy, LinearStrategy | RoundStrategy)
     assert type(strategy).__dataclass_params__.frozen
-    assert module.__doc__
+    assert module.__doc__, f"{module.__file__} needs a docstring: what is computed, and its source"
     assert type(strategy).__doc__
     if name in strategies.own_names:
         assert inspect.getsource(module).rstrip().endswith(f"\n\npart = {type(strategy).__name__}")

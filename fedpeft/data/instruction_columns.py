@@ -5,6 +5,7 @@ prompt with its completion.
     conversations                  a list of {"from": "human" or "gpt", "value": ...}: ShareGPT, or as messages
     instruction, (input,) output   Stanford Alpaca (Taori et al., 2023), in its own prompt template
     prompt, completion             two texts, or two lists of messages, as the trl library takes them
+    prompt, chosen, rejected       preferences, as the trl library takes them
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedpeft.data.conversations import packed, with_messages, with_prompts
+from fedpeft.data.preferences import PROMPT, SIDES, with_preferences
 from fedpeft.data.prompt_templates import CHAT
 from fedpeft.errors import DataError
 
@@ -39,27 +41,32 @@ class Reading:
     Attributes:
         said: what was taken, in one line.
         packed: of records and the name of their source, those with the packed row in the text's column.
+        task: what is learned, see `Dataset`.
     """
 
     said: str
     packed: Callable[[Records, str], Any]
+    task: str = "instruction"
 
 
 def reading(
-    first: Mapping[str, Any], text: str, messages: str | None, template: str | None, answer: str
+    first: Mapping[str, Any], text: str, messages: str | None, template: str | None, answer: str, beta: float = 0.1
 ) -> Reading | None:
     """How the data whose first record is `first` are read; None: they are no instruction data.
 
     Args:
         first: a record.
         text: the column where packed rows go; data that have it are plain texts, unless settings say otherwise.
-        messages, template, answer: the user's settings, see the data set `file`.
-
-    Raises:
-        DataError: they are preferences.
+        messages, template, answer, beta: the user's settings, see the data set `file`.
     """
     if messages is None and template is None and text in first:
         return None
+    if {PROMPT, *SIDES} <= first.keys() and text not in first:
+        return Reading(
+            f"preferences of the columns {PROMPT!r}, 'chosen' and 'rejected' in {_template(template)}",
+            lambda records, source: with_preferences(records, text, source, template),
+            f"dpo(beta={beta})",
+        )
     column = messages or next((c for c in (MESSAGES, CONVERSATIONS) if c in first and text not in first), None)
     if column is not None:
         return Reading(
@@ -67,11 +74,6 @@ def reading(
             lambda records, source: with_messages(
                 _as_messages(records, column, source), column, text, source, template
             ),
-        )
-    if text not in first and {"chosen", "rejected"} <= first.keys():
-        raise DataError(
-            f"the columns {', '.join(map(repr, first))} hold preferences (chosen, rejected), which nothing here learns "
-            "from; rename the column of the answers to be learned to completion, and that of the questions to prompt"
         )
     if template in (None, CHAT) and {"prompt", "completion"} <= first.keys():
         return Reading(

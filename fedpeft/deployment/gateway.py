@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 from grpc.aio import ServicerContext
@@ -25,15 +23,14 @@ from fedpeft.deployment.authentication import Doorkeeper, RefusedError
 from fedpeft.deployment.channel import SERVER_OPTIONS
 from fedpeft.deployment.descriptors import connections
 from fedpeft.deployment.event_log import Events
+from fedpeft.deployment.event_loop import EventLoop
 from fedpeft.deployment.members import Roster
-from fedpeft.deployment.session import Answer, Caller, Session
+from fedpeft.deployment.session import Answer, Caller, Session, TaskNames
 from fedpeft.deployment.signing import Signed
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import Incoming, parts, statement_to_wire, wire_size
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.privacy.remote_engine import Terms
-
-T = TypeVar("T")
 
 TEXT_LOGGED = 200
 """Characters of what a client says of itself."""
@@ -81,12 +78,10 @@ class Gateway:
         self.arrivals = threading.Condition()
         self.port = 0
         self._earlier_bytes = (roster.received_bytes, roster.sent_bytes)
-        self._incarnation = secrets.token_hex(4)
-        self._count = 0
+        self._tasks = TaskNames()
         self._farewell: str | None = None
         self._sessions: dict[str, Session] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
+        self._loop = EventLoop("gateway")
         self._server: grpc.aio.Server | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -98,27 +93,25 @@ class Gateway:
         Raises:
             RunError: the address can't be used, or the process may open too few files.
         """
-        self._thread.start()
-        self._call(self._start(address, credentials))
+        self._loop.start()
+        self._loop.run(self._start(address, credentials))
 
     def close(self, farewell: str | None) -> None:
         """End all connections; with a `farewell`, clients are told that they are needed no more."""
-        if self._thread.is_alive():
-            self._call(self._close(farewell))
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+        if self._loop.running:
+            self._loop.run(self._close(farewell))
+            self._loop.stop()
 
     def submit(self, name: str, instruction: Instruction) -> str:
         """Give a client a task, now or when it connects; returns the task's name."""
-        self._count += 1
-        task = f"{self._incarnation}.{self._count}"
+        task = self._tasks.new()
         statement = self.announcements.about(name, instruction) if self.announcements else None
-        self._loop.call_soon_threadsafe(self._assign, name, task, instruction, statement)
+        self._loop.soon(self._assign, name, task, instruction, statement)
         return task
 
     def withdraw(self, name: str, task: str) -> None:
         """The round goes on without the client's report."""
-        self._loop.call_soon_threadsafe(self._withdraw, name, task)
+        self._loop.soon(self._withdraw, name, task)
 
     def sessions(self) -> list[Session]:
         """All clients that have registered since the start; to be read only."""
@@ -131,9 +124,6 @@ class Gateway:
         return received + sum(s.received_bytes for s in sessions), sent + sum(s.sent_bytes for s in sessions)
 
     # ------------------------------------------------------------------------------------------------- inside the loop
-
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _start(self, address: str, credentials: grpc.ServerCredentials | None) -> None:
         most = ("grpc.max_allowed_incoming_connections", connections(self.roster.places))
@@ -343,6 +333,7 @@ class Gateway:
         if (verdict := self._verdict(session, task)) is not None:  # the round may have gone on meanwhile
             return verdict
         session.close_task(taken=True)
+        self.admission.answered(session.member.name)
         self.answers.put(Answer(task, report))
         return v1.Receipt.TAKEN
 
@@ -355,7 +346,7 @@ class Gateway:
             raise PayloadError("it keeps sending reports that nobody waits for")
         if task in session.finished:
             return v1.Receipt.KNOWN if session.finished[task] else v1.Receipt.LATE
-        if not task.startswith(f"{self._incarnation}."):
+        if task not in self._tasks:
             return v1.Receipt.LATE  # of this server before it was restarted
         raise PayloadError("it reported on a task that it was never given")
 

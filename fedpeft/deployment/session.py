@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,23 @@ from fedpeft.deployment.wire import v1_pb2 as v1
 
 KNOWN_TASKS = 16
 """Finished tasks of a client that are remembered, so that a repeated or late report is told from an invented one."""
+
+
+class TaskNames:
+    """Names of the tasks that a server gives out from its start to its end; no two servers' are alike."""
+
+    def __init__(self) -> None:
+        self._server = secrets.token_hex(4)
+        self._count = 0
+
+    def new(self) -> str:
+        """A name that was never given."""
+        self._count += 1
+        return f"{self._server}.{self._count}"
+
+    def __contains__(self, task: str) -> bool:
+        """Whether the name looks like this server's: others are of the server before it was restarted."""
+        return task.startswith(f"{self._server}.")
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,10 @@ class PeftMethod(ABC):
     few_bits: ClassVar[bool] = True
     """Whether clients may hold the base's linear layers in nf4 or int8, beside what this method trains."""
 
-    base_precision: ClassVar[Precision] = ""
-    """In how many bits the base's linear layers are held."""
+    @property
+    def base_precision(self) -> Precision:
+        """In how few bits the base's linear layers are held; empty: as the run's dtype says."""
+        return ""
 
     @property
     def name(self) -> str:

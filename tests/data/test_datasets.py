@@ -1,13 +1,9 @@
-"""Every data set part loads what its description says; a user's own files fail with one sentence."""
+"""Every data set part loads what its description says."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from collections import Counter
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +11,7 @@ import pytest
 from fedpeft.data.datasets.shakespeare import lines_by_role, packed
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import DATASETS, Dataset, Rows, encode_labels, load_dataset, split_validation
-from fedpeft.errors import AssetError, ConfigError, DataError, FedpeftError
+from fedpeft.errors import ConfigError, DataError
 from fedpeft.models.base_model import MODELS
 
 # name: task, kind, training rows, test rows, classes
@@ -30,6 +26,7 @@ FETCHED = {
 }
 MADE = {
     "digits": ("classification", "image", 1_348, 449, 10),
+    "office": ("instruction", "text", 480, 96, 0),
     "tiny": ("classification", "text", 600, 200, 4),
     "tiny_lm": ("causal_lm", "text", 271, 40, 0),
 }
@@ -198,115 +195,6 @@ def test_label_names_are_sorted_numbers_by_value() -> None:
     assert test.tolist() == [1]
 
 
-# A user's own files
-
-
-def write(folder: Path, name: str, content: str | bytes) -> str:
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(path)
-
-
-ROWS = [
-    ("good film", "pos", "ann"),
-    ('bad, "very" bad\nfilm', "neg", "bob"),
-    ("fine", "pos", "bob"),
-    ("dull", "neg", "ann"),
-]
-
-
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
-def test_a_file_of_each_kind(tmp_path: Path, suffix: str) -> None:
-    if suffix == "jsonl":
-        content = "\n".join(json.dumps({"body": t, "y": y, "who": w}) for t, y, w in ROWS * 5) + "\n\n"
-    else:
-        comma = "," if suffix == "csv" else "\t"
-        cells = [("body", "y", "who"), *ROWS * 5]
-        content = "\r\n".join(comma.join('"' + c.replace('"', '""') + '"' for c in row) for row in cells)
-    path = write(tmp_path, f"my.{suffix}", b"\xef\xbb\xbf" + content.encode())  # with the mark that Excel writes
-    data = load_dataset(f"file(path={path!r}, text=body, label='y', owner=who, test_fraction=0.25)")
-    assert (len(data.train), len(data.test), data.label_names) == (15, 5, ("neg", "pos"))
-    assert data.train.owners is not None
-    both = {
-        (text, data.label_names[label], owner)
-        for rows in (data.train, data.test)
-        for text, label, owner in zip(rows.inputs, rows.labels, rows.owners, strict=True)  # type: ignore[arg-type]
-    }
-    assert both == set(ROWS)
-    assert data.default_model == "minilm"
-
-
-def test_short_form_test_file_and_language_modelling(tmp_path: Path) -> None:
-    path = write(tmp_path, "my.csv", "text,label\n" + "a,1\nb,2\n" * 5)
-    assert len(load_dataset(f"file:{path}").test) == 2
-    other = write(tmp_path, "test.csv", "label,text\n2,c\n")
-    data = load_dataset(f"file(path={path!r}, test={other!r})")
-    assert (len(data.train), list(data.test.inputs)) == (10, ["c"])
-    assert data.test.labels is not None
-    assert data.test.labels.tolist() == [1]
-    language = load_dataset(f"file(path={path!r}, label=None)")
-    assert (language.task, language.label_names, language.default_model) == ("causal_lm", None, "smollm2")
-
-
-def test_numbers_and_long_texts_are_read(tmp_path: Path) -> None:
-    lines = [json.dumps({"text": "long " * 50_000, "label": i % 2}) for i in range(4)]
-    assert load_dataset("file:" + write(tmp_path, "my.jsonl", "\n".join(lines))).label_names == ("0", "1")
-    table = "text,label\n" + ("word " * 50_000 + ",a\nb,b\n") * 3
-    assert len(load_dataset("file:" + write(tmp_path, "my.csv", table)).train) == 5
-
-
-GOOD = "text,label\na,x\nb,y\nc,x\nd,y\n"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "settings", "error", "words"),
-    [
-        ("my.csv", None, "", DataError, "there is no file"),
-        ("my.xlsx", GOOD, "", ConfigError, "must end in .csv, .tsv"),
-        ("my.csv", "", "", DataError, "is empty"),
-        ("my.csv", "text,label\n", "", DataError, "has no rows"),
-        ("my.jsonl", "\n\n", "", DataError, "has no rows"),
-        ("my.csv", b"text,label\n\xff\xfe,x\n", "", DataError, r"not UTF-8 text \(byte"),
-        ("my.csv", "a,label\n1,x\n", "", DataError, "no column 'text' for the text; legal: a, label"),
-        ("my.csv", "text,lable\n1,x\n", "", DataError, "no column 'label' for the label; did you mean 'lable'"),
-        ("my.csv", GOOD, ", owner=who", DataError, "no column 'who' for the owner"),
-        ("my.csv", "text,label\na,x\nb\n", "", DataError, "line 3 of .* has 1 fields, the first 2"),
-        ("my.csv", "text,text\na,x\n", "", DataError, "names a column twice"),
-        ("my.csv", 'text,label\n"a,x\n', "", DataError, "line 2 of .* not valid CSV"),
-        ("my.csv", "text,label\na,x\nb,x\nc,x\n", "", DataError, "one class only"),
-        ("my.csv", "text,label\na,x\n ,y\n", "", DataError, "line 3 of .*: the column 'text' is empty"),
-        ("my.csv", "text,label\na,x\nb,\n", "", DataError, "line 3 of .*: the column 'label' must hold a word"),
-        ("my.csv", "text,label\na,x\nb,y\n", "", DataError, "can't be held out"),
-        ("my.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "", DataError, "line 2 of .* not valid JSON"),
-        ("my.jsonl", '["a", 1]\n', "", DataError, "line 1 of .* not a JSON object"),
-        ("my.jsonl", "[" * 100_000, "", DataError, "line 1 of .* not valid JSON"),
-        ("my.jsonl", '{"text": 5, "label": 1}\n', "", DataError, "line 1 of .* must hold text, got 5"),
-        ("my.jsonl", '{"text": "a", "label": 1.5}\n', "", DataError, "must hold a word or an integer, got 1.5"),
-        ("my.jsonl", '{"text": "a", "label": null}\n', "", DataError, "must hold a word or an integer, got None"),
-        ("my.csv", GOOD, ", test='no.csv'", DataError, "there is no file no.csv"),
-        ("my.csv", GOOD, ", test_fraction=1.5", ConfigError, "test_fraction must be above 0 and at most 0.9"),
-        ("my.csv", GOOD, ", labels='y'", ConfigError, "no setting 'labels'; did you mean 'label'"),
-        ("my.csv", GOOD, ", text=5", ConfigError, "text must be str, got 5"),
-    ],
-)
-def test_a_wrong_file_is_one_sentence(
-    tmp_path: Path, name: str, content: str | bytes | None, settings: str, error: type[FedpeftError], words: str
-) -> None:
-    path = write(tmp_path, name, content) if content is not None else str(tmp_path / name)
-    with pytest.raises(error, match=words) as caught:
-        load_dataset(f"file(path={path!r}{settings})")
-    assert "\n" not in str(caught.value)
-
-
-def test_unseen_test_labels_and_directories_are_one_sentence(tmp_path: Path) -> None:
-    path, other = write(tmp_path, "my.csv", GOOD), write(tmp_path, "test.csv", "text,label\na,z\n")
-    with pytest.raises(DataError, match=r"1 of the test labels do not occur in the training rows: 'z'"):
-        load_dataset(f"file(path={path!r}, test={other!r})")
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(DataError, match=r"is a directory"):
-        load_dataset(f"file:{tmp_path / 'folder.csv'}")
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -322,88 +210,6 @@ def test_unseen_test_labels_and_directories_are_one_sentence(tmp_path: Path) -> 
 def test_wrong_names_and_settings_are_one_sentence(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_dataset(text)
-
-
-# The hub, which tests never reach: a stand-in for the `datasets` library, and the library itself on local files
-
-
-class NotFoundError(FileNotFoundError):
-    pass
-
-
-class Split(list[dict[str, object]]):
-    features = {"sentence": None, "label": SimpleNamespace(names=["neg", "pos"])}  # noqa: RUF012
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """What the stand-in's load_dataset returns (or raises), by name."""
-    answers: dict[str, object] = {}
-
-    def load(name: str, subset: str | None, revision: str | None) -> object:
-        answer = answers[name]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    library = ModuleType("datasets")
-    library.load_dataset = load  # type: ignore[attr-defined]
-    library.exceptions = SimpleNamespace(DatasetNotFoundError=NotFoundError)  # type: ignore[attr-defined]
-    library.__spec__ = SimpleNamespace()  # type: ignore[assignment]
-    monkeypatch.setitem(sys.modules, "datasets", library)
-    return answers
-
-
-def test_hub_rows_and_class_names(hub: dict[str, object]) -> None:
-    rows = Split({"sentence": f"text {i}", "label": i % 2} for i in range(10))
-    hub["org/name"] = {"train": rows, "validation": Split(rows[:4]), "test": Split([{"sentence": "a", "label": -1}])}
-    data = load_dataset("hf(name='org/name', text=sentence, test=validation)")
-    assert (data.name, data.label_names, len(data.train), len(data.test)) == ("org/name", ("neg", "pos"), 10, 4)
-    with pytest.raises(DataError, match=r"hidden labels"):
-        load_dataset("hf(name='org/name', text=sentence)")
-    with pytest.raises(DataError, match=r"no column 'text' for the text; legal: label, sentence"):
-        load_dataset("hf:org/name")
-    with pytest.raises(ConfigError, match=r"no split 'dev'; .*legal: test, train, validation; test=None"):
-        load_dataset("hf(name='org/name', text=sentence, test=dev)")
-    assert len(load_dataset("hf(name='org/name', text=sentence, test=None)").test) == 2
-
-
-@pytest.mark.parametrize(
-    ("raised", "error", "words"),
-    [
-        (NotFoundError("x"), AssetError, "the hub has no data set 'org/name'"),
-        (ConnectionError("Couldn't reach\n'org/name'"), AssetError, "can't fetch .* Couldn't reach 'org/name'"),
-        (ValueError("BuilderConfig 'z' not found. Available: ['a']"), ConfigError, "Available: \\['a'\\]"),
-    ],
-)
-def test_hub_failures_are_one_sentence(
-    hub: dict[str, object], raised: Exception, error: type[FedpeftError], words: str
-) -> None:
-    hub["org/name"] = raised
-    with pytest.raises(error, match=words) as caught:
-        load_dataset("hf:org/name")
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'fedpeft\[hub\]'"):
-        DATASETS.build("hf:org/name").load()
-
-
-@pytest.mark.slow
-def test_the_real_library_on_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "set"
-    folder.mkdir()
-    write(folder, "train.csv", "text,label\n" + "a,x\nb,y\n" * 5)
-    write(folder, "test.csv", "text,label\na,x\n")
-    data = load_dataset(f"hf:{folder}")
-    assert (len(data.train), len(data.test), data.label_names) == (10, 1, ("x", "y"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(AssetError, match=r"hub"):
-        load_dataset("hf:no-such-org-of-fedpeft/no-such-name")
 
 
 def test_settings_carry_their_help() -> None:

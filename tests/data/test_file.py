@@ -270,7 +270,7 @@ def test_texts_come_before_instructions():
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preferences"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "neither can be preferred"),
         ({"prompt": "a", "completion": " "}, "two texts, or two lists of messages"),
         ({"conversations": [{"from": "tool", "value": "b"}]}, "a turn is .* of human"),
         ({"conversations": [{"from": "gpt", "value": "b"}]}, "the assistant speaks first"),

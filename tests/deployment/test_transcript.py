@@ -11,73 +11,14 @@ import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from fedpeft import transcript as command
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import Release, check_released, common_digest, digest_of, form_name
-from fedpeft.deployment.announcements import Announcements
-from fedpeft.deployment.certificates import Authority, Credentials
+from fedpeft.communication.release import check_released, common_digest, digest_of, form_name
+from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.round_record import RoundRecord, TaskRecord, parsed
 from fedpeft.deployment.signing import RECORD, TASK, Signed, Signer, Verifier
-from fedpeft.deployment.transcript import Transcript, most_records
+from fedpeft.deployment.transcript import Transcript
 from fedpeft.errors import PayloadError, RunError
-
-RUN, SETTINGS = "0123456789abcdef", "5" * 64
-STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2)}
-
-
-def task(round=1, kind="train", client=0, **more):
-    return Instruction(kind, round, client, b"payload", 0.1, rank=2, alpha=4.0, **more)
-
-
-def release(instruction, state=STATE, **more):
-    states = {form_name(instruction.form): digest_of(state)} if instruction.kind != "prepare" else {}
-    return Release(instruction.kind, instruction.round, states, common_digest(instruction), **more)
-
-
-class Server:
-    """A server with certificates, which says what a test has it say."""
-
-    def __init__(self, folder, name="server", tls=True):
-        self.folder, self.name = folder, name
-        self.authority = Authority(folder / "certs", 30)
-        if self.authority.ensure():
-            self.authority.server(["127.0.0.1"])
-        self.signer = Signer(Credentials.of_server(folder / "certs")) if tls else None
-        self.open()
-
-    @property
-    def ca(self):
-        return (self.folder / "certs" / "ca.pem").read_bytes()
-
-    def open(self, settings=SETTINGS):
-        """It is started, or started again."""
-        self.said = Announcements(self.folder / f"{self.name}.jsonl", RUN, settings, 2, self.signer)
-
-    def round(self, instruction, **more):
-        self.said.announce(release(instruction, **more))
-        return instruction
-
-    def sends(self, client, instruction, **changes):
-        """The records that the client lacks, and a task; returns it as the client takes it."""
-        for record in self.said.since(len(client)):
-            client.receive(record)
-        name = changes.pop("name", "edge-1")
-        return client.accept(replace(instruction, **changes), self.said.about(name, instruction))
-
-
-@pytest.fixture
-def server(tmp_path):
-    return Server(tmp_path)
-
-
-@pytest.fixture
-def joins(server):
-    def join(name="edge-1", verifier=True, **more):
-        file = server.folder / f"{name}.transcript.jsonl"
-        given = {"run": RUN, "settings": SETTINGS, "client": name, "most": most_records(20)} | more
-        return Transcript(file, verifier=Verifier(server.ca) if verifier else None, **given)
-
-    return join
+from tests.deployment.signing_server import RUN, SETTINGS, STATE, Server, forged, task
 
 
 def test_an_honest_server_is_believed_and_all_it_says_is_kept(server, joins):
@@ -138,20 +79,6 @@ def test_a_server_does_not_contradict_itself(server):
     assert len(server.said) == 2
     with pytest.raises(RunError, match=r"about other settings.*resume with the same options"):
         server.open("6" * 64)
-
-
-# -------------------------------------------------------------------------------------------------- a server that lies
-
-
-def forged(server, client, **fields):
-    """A record that the server signs, though it can't follow those that the client has."""
-    head = client._chain.head
-    record = RoundRecord(
-        run=RUN, sequence=len(client), previous=head, kind="train", round=client._chain.round + 1, cohort=2,
-        settings=SETTINGS, states={}, common=common_digest(task()), base="", time=1_800_000_000,
-    )  # fmt: skip
-    now = parsed(RoundRecord, server.said._statements[0].content).time
-    return server.signer.sign(RECORD, replace(record, time=now, **fields).to_bytes())
 
 
 LIES = [
@@ -225,6 +152,40 @@ def test_signatures_of_anybody_else_are_refused(server, joins, tmp_path):
     with pytest.raises(RunError, match="certificate was not valid"):
         client.receive(server.signer.sign(RECORD, replace(old, time=1_000_000_000).to_bytes()))
     client.receive(record)
+
+
+def step(number, round=1, said=b"said"):
+    return Instruction("sum", round, 0, b"", step=number, said=said)
+
+
+def test_the_steps_of_a_secure_sum_belong_to_the_round_that_was_recorded(server, joins):
+    """A client that is started again goes on with them; a resumed server records the round again, and asks on."""
+    client = joins()
+    server.round(task(1))
+    for asked in (step(1), step(2), replace(task(1), step=3), step(4)):
+        assert replace(server.sends(client, asked), released="") == asked
+        assert server.sends(client, asked), "sent again after a lost connection"
+    client = joins()
+    server.sends(client, step(4))
+    server.open()
+    server.round(task(1))
+    server.sends(client, step(5))
+    with pytest.raises(RunError, match="a task to sum in round 2, and has recorded the training of round 1"):
+        server.sends(client, step(1, round=2))
+
+
+def test_a_round_has_no_more_tasks_than_a_secure_sum_has_steps(server, joins):
+    client = joins()
+    server.round(task(1))
+    for number in range(5):
+        server.sends(client, step(1, said=bytes([number])))
+    with pytest.raises(RunError, match="more than 5 different tasks in the training of round 1"):
+        server.sends(client, step(1, said=b"another"))
+    with pytest.raises(RunError, match="two different tasks in the training of round 1"):
+        server.sends(client, task(1))
+    server.round(task(1, "evaluate"))
+    with pytest.raises(RunError, match="a task to sum in round 1, and has recorded the evaluation of round 1"):
+        server.sends(client, step(1))
 
 
 def test_without_tls_rounds_are_chained_and_not_signed(tmp_path):
@@ -338,85 +299,6 @@ def test_real_clients_find_the_model_recorded_and_refuse_another(federation, set
     assert len(planted) == 2
     assert all("not the one that it has recorded" in error for error in planted)
     assert {r.kind for r in heard} >= {"train"}
-
-
-# -------------------------------------------------------------------------------------------------- the comparison
-
-
-def run_of(server, joins, names=("edge-1", "edge-2"), rounds=3):
-    clients = [joins(name) for name in names]
-    for round in range(1, rounds + 1):
-        asked = server.round(task(round))
-        for name, client in zip(names, clients, strict=True):
-            server.sends(client, asked, name=name)
-    return [str(server.folder / f"{name}.transcript.jsonl") for name in names]
-
-
-def test_two_clients_that_were_told_the_same(server, joins, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    one, other = run_of(server, joins)
-    ca = str(server.folder / "certs" / "ca.pem")
-    assert command.main([one, other, "--certificate", ca]) == 0
-    said = capsys.readouterr().out
-    assert "same: model and settings of 3 records, up to the training of round 3" in said
-    assert "all are the server's" in said
-    assert "edge-1" in said
-    assert command.main([one, str(server.folder / "server.jsonl")]) == 0
-    assert "not checked; give --certificate" in capsys.readouterr().out
-    assert command.main([one, other, "--certificate", str(server.folder / "certs" / "server.pem")]) == 0
-    capsys.readouterr()
-    server.sends(joins("edge-2"), server.round(task(4)), name="edge-2")
-    assert command.main([one, other]) == 0
-    assert "only one of both knows 1 more records" in capsys.readouterr().out
-
-
-def test_two_clients_that_were_told_otherwise(server, joins, tmp_path, capsys):
-    """The server tells the second client another model from round 2 on, with a second chain and its own key."""
-    first = run_of(server, joins, ("edge-1",))[0]
-    (tmp_path / "second.jsonl").write_bytes(
-        b"".join((tmp_path / "server.jsonl").read_bytes().splitlines(keepends=True)[:1])
-    )
-    double = Server(tmp_path, "second")
-    client = joins("edge-2")
-    double.sends(client, task(1), name="edge-2")
-    double.sends(client, double.round(task(2), state={"a": torch.ones(1)}), name="edge-2")
-    second = str(tmp_path / "edge-2.transcript.jsonl")
-    assert command.main([first, second, "--certificate", str(tmp_path / "certs" / "ca.pem")]) == 1
-    said = capsys.readouterr().out
-    assert "different: from record 1 (the training of round 2) on" in said
-    assert "states" in said
-
-
-def test_two_federations_and_files_that_prove_nothing(server, joins, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
-    one, other = run_of(server, joins)
-    ca = str(server.folder / "certs" / "ca.pem")
-    lines = (tmp_path / "edge-2.transcript.jsonl").read_text().splitlines(keepends=True)
-    changed = tmp_path / "changed.jsonl"
-
-    def says(content, words, code=2, certificate=ca):
-        changed.write_text(content)
-        given = ["--certificate", certificate] if certificate else []
-        assert command.main([one, str(changed), *given]) == code
-        told = capsys.readouterr()
-        assert words in told.out + told.err
-
-    says("", "does not begin with the record of a round")
-    says("no json\n", "holds no statement of a server in line 1")
-    says("".join(lines[2:]), "leaves a gap")
-    says("".join(lines[:2] + lines[4:]), "leaves a gap")
-    says("".join(lines).replace('\\"cohort\\": 2', '\\"cohort\\": 3'), "forged")
-    stripped = [json.dumps({**json.loads(line), "signature": ""}) + "\n" for line in lines]
-    says("".join(stripped), "without its signature")
-    says("".join(stripped), "signatures: none", code=0, certificate=None)
-    says("".join([*lines, lines[-1].replace("edge-2", "edge-3")]), "another client", certificate=None)
-    unsigned = Server(tmp_path, "elsewhere", tls=False)
-    unsigned.said = Announcements(tmp_path / "elsewhere.jsonl", "f" * 16, SETTINGS, 2, None)
-    unsigned.round(task(1))
-    assert command.main([one, str(tmp_path / "elsewhere.jsonl")]) == 1
-    assert "two federations" in capsys.readouterr().out
-    assert command.main([one, str(tmp_path / "missing.jsonl")]) == 2
-    assert command.main([one, other, "--certificate", str(tmp_path / "missing.pem")]) == 2
 
 
 def test_keys_that_can_not_sign_are_one_sentence(server):

@@ -14,17 +14,13 @@ from rich.console import Console
 
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
-from fedpeft.deployment.shared_settings import shared_settings
-from fedpeft.errors import ConfigError, FedpeftError, PayloadError, PrivacyError, RunError
-from fedpeft.privacy.secure_sum.announcement import Announcement, signs
-from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution, Total
+from fedpeft.errors import FedpeftError, PrivacyError, RunError
+from fedpeft.privacy.secure_sum.announcement import Announcement
+from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
-from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster
-from fedpeft.privacy.secure_sum.integers import Integers, check_fits, rotated, turned_back
-from fedpeft.privacy.secure_sum.masks import dtype, unpacked
+from fedpeft.privacy.secure_sum.masks import unpacked
 from fedpeft.privacy.secure_sum.member import Member
-from fedpeft.privacy.secure_sum.neighbours import Terms
-from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy
+from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server.exchange import Exchange
@@ -50,137 +46,6 @@ def same(one: Progress, other: Progress) -> bool:
 
 def lines(folder: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
-
-
-# ----------------------------------------------------------------------------------------------------------- integers
-
-
-def added(integers: Integers, vectors, numbers, turns):
-    draws = np.random.default_rng(0)
-    return sum(
-        integers.encode(v, x, turns, draws).astype(np.int64) for v, x in zip(vectors, numbers, strict=True)
-    ).__mod__(2**integers.bits).astype(dtype(integers.bits))  # fmt: skip
-
-
-@pytest.mark.parametrize("size", [1, 2, 64, 65, 1000])
-def test_the_rotation_is_orthonormal_and_spreads_one_entry_over_all(size):
-    turns, vector = signs(1, 2, size), np.zeros(size)
-    vector[size // 3] = 5.0
-    turned = rotated(vector, turns)
-    np.testing.assert_allclose(np.linalg.norm(turned), 5.0)
-    np.testing.assert_allclose(turned_back(turned, turns), vector, atol=1e-12)
-    assert abs(turned).max() < 4 * 5 / 2 ** ((size.bit_length() - 1) / 2)
-
-
-@pytest.mark.parametrize(("clients", "bits"), [(3, 16), (100, 16), (100, 12), (7, 32)])
-def test_a_sum_is_within_the_steps_of_its_grid(clients, bits):
-    size, draws, turns = 777, np.random.default_rng(1), signs(1, 1, 777)
-    integers = Integers(clients, bits, size, 3, clip=2.0)
-    vectors = draws.normal(size=(clients, size))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    numbers = draws.normal(size=(clients, 3)) * 1e4
-    vector, found = integers.decode(added(integers, vectors, numbers, turns), clients, turns)
-    # rounding has at most the variance step^2 / 4 in each entry of each client
-    assert np.linalg.norm(vector - vectors.sum(0)) < 1.2 * integers.step / 2 * (clients * size) ** 0.5
-    np.testing.assert_allclose(found, numbers.sum(0), atol=clients * 2.0**-21)
-
-
-def test_rounding_is_unbiased():
-    integers, turns, size = Integers(3, 8, 40, 1, clip=1.0), signs(1, 1, 40), 40
-    vector = np.random.default_rng(2).normal(size=size) / 10
-    draws, total, times = np.random.default_rng(3), np.zeros(size), 4000
-    for _ in range(times):
-        total += integers.decode(integers.encode(vector, np.ones(1), turns, draws), 1, turns)[0]
-    assert np.linalg.norm(total / times - vector) < 1.5 * integers.step / 2 * (size / times) ** 0.5
-
-
-@pytest.mark.parametrize(("clients", "bits"), [(3, 6), (15, 8), (255, 12), (4095, 16)])
-def test_no_sum_wraps_even_if_all_clients_are_at_the_same_end(clients, bits):
-    check_fits(clients, bits)
-    integers = Integers(clients, bits, 1, 2, clip=1e-6)
-    one = np.array([1e9])
-    for sign in (1, -1):
-        ends = added(integers, [sign * one] * clients, [sign * np.array([1e30, 1.0])] * clients, np.ones((2, 1)))
-        vector, numbers = integers.decode(ends, clients, np.ones((2, 1)))
-        assert 0 < sign * vector[0] <= clients * integers.levels * integers.step
-        np.testing.assert_allclose(numbers, [sign * clients * 2.0**27, sign * clients], rtol=1e-6)
-
-
-def test_a_norm_above_the_clip_is_cut_to_it():
-    integers, turns = Integers(3, 32, 64, 1, clip=2.0), signs(1, 1, 64)
-    vector, _ = integers.decode(
-        integers.encode(np.full(64, 1.0), np.ones(1), turns, np.random.default_rng(0)), 1, turns
-    )
-    np.testing.assert_allclose(vector, np.full(64, 0.25), atol=1e-4)
-
-
-@pytest.mark.parametrize(("vector", "number"), [([np.nan, 0.0], 1.0), ([np.inf, 0.0], 1.0), ([0.0, 0.0], np.nan)])
-def test_what_is_not_finite_is_no_contribution(vector, number):
-    integers = Integers(3, 16, 2, 1, clip=1.0)
-    with pytest.raises(PayloadError, match="not finite"):
-        integers.encode(np.array(vector), np.array([number]), np.ones((2, 2)), np.random.default_rng(0))
-
-
-def test_a_modulus_too_small_says_which_is_not():
-    with pytest.raises(PrivacyError, match="give bits=11 or more") as found:
-        check_fits(100, 8)
-    check_fits(100, int(str(found.value).partition("bits=")[2].split()[0]))
-
-
-def test_a_total_is_the_weighted_mean():
-    secure, told = SUMS.build("secure_sum(bits=32)"), Announcement(bytes(16), 3, 6, BESIDE, 1000.0)
-    given = [
-        Contribution(w, int(w), loss, {"b": torch.tensor([x, -x]), "a": torch.full((2, 2), x)})
-        for w, loss, x in ((10.0, 1.0, 0.5), (30.0, 2.0, 1.5), (20.0, 0.25, -1.0))
-    ]
-    integers = [c.integers(told, secure, 5, 1, k) for k, c in enumerate(given)]
-    total = Total.of(sum(integers), 3, told, secure, 5, 1)
-    assert (total.weight, total.rows) == (60, 60)
-    assert total.loss == pytest.approx((10 + 60 + 5) / 60)
-    mean = (5 + 45 - 20) / 60
-    found = total.update({"b": (2,), "a": (2, 2)}, torch.float32)
-    assert list(found) == ["b", "a"]
-    torch.testing.assert_close(found["b"], torch.tensor([mean, -mean]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found["a"], torch.full((2, 2), mean), atol=1e-5, rtol=0)
-    norms = [w * (6**0.5) * abs(x) for w, x in ((10, 0.5), (30, 1.5), (20, 1.0))]
-    assert total.next_clip(told, secure, 0.5) == pytest.approx(4 * sum(norms) / 3 / 2, rel=1e-4)
-
-
-def test_a_contribution_of_another_size_than_announced_is_not_sent():
-    secure, told = SUMS.build("secure_sum"), Announcement(bytes(16), 3, 6, BESIDE, 1.0)
-    with pytest.raises(PayloadError, match="6 entries and 4 numbers is announced, and the client has 5 and 4"):
-        Contribution(1.0, 1, update={"a": torch.zeros(5)}).integers(told, secure, 1, 1, 0)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [({"clients": 2}, "at least 3"), ({"clip": 0.0}, "above 0"), ({"clip": float("inf")}, "above 0")],
-)
-def test_announcements_are_checked(change, says):
-    good = Announcement(bytes(16), 3, 6, BESIDE, 1.0)
-    assert Announcement.of_bytes(good.to_bytes()) == good
-    with pytest.raises(PayloadError, match=says):
-        Announcement.of_bytes(Announcement(**vars(good) | change).to_bytes())
-    with pytest.raises(PayloadError, match="bytes announce"):
-        Announcement.of_bytes(good.to_bytes() + b"x")
-
-
-def test_a_member_goes_on_from_its_notes_and_from_no_others():
-    terms = Terms(2, 0.5, 16, 5, b"one")
-    member = Member(1, terms, simulated_key(0, 1), simulated_roster(0, 3))
-    member.keys()
-    notes = member.to_bytes()
-    again = Member.of_bytes(notes, 1, terms, member.key, member.roster)
-    assert (again.steps, again._seed, again._mask, again._share) == (1, member._seed, member._mask, member._share)
-    for content, client, other in ((notes, 2, terms), (notes, 1, Terms(2, 0.5, 16, 5, b"two"))):
-        with pytest.raises(PayloadError, match="not begun"):
-            Member.of_bytes(content, client, other, member.key, member.roster)
-    for damaged in (notes[:-1], notes + b"x"):
-        with pytest.raises(PayloadError):
-            Member.of_bytes(damaged, 1, terms, member.key, member.roster)
-
-
-# --------------------------------------------------------------------------------------------------------- whole runs
 
 
 class Plain(Member):
@@ -390,13 +255,6 @@ def test_a_step_out_of_turn_is_a_dropout(tmp_path):
         in workers.answer(Instruction("sum", 1, 0, b"", step=4)).error
     )
     assert not (tmp_path / "clients" / "000000" / FILE).exists()
-
-
-def test_real_clients_have_no_secure_sums_yet(federation):
-    with pytest.raises(ConfigError, match="works in simulations so far"):
-        federation(privacy="secure_sum", clients=3)
-    with pytest.raises(RunError, match="belongs to simulations"):
-        shared_settings('privacy = "secure_sum"\nclients = 3')
 
 
 def test_other_mechanisms_are_what_they_were():

@@ -1,4 +1,4 @@
-"""The private start: what one row or client can change, the noise, its cost, and who keeps the books."""
+"""Private starts: what they cost beside the rounds, in whole runs and on real clients."""
 
 from __future__ import annotations
 
@@ -12,28 +12,19 @@ import torch
 from rich.console import Console
 from scipy.stats import norm as normal
 
-from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, directions, hidden_classes, length_sums, typical_length
-from fedpeft.aggregation.head_start import HEADS, VARIANCE
 from fedpeft.aggregation.heads.private_centroids import PrivateCentroids
-from fedpeft.aggregation.heads.private_ridge import as_matrix, as_vector, projection
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.peft.adapter import norm
 from fedpeft.privacy.accountant import Event, epsilon, noise_for, together, within
 from fedpeft.privacy.client_engine import OWN
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.ledger import POPULATION
-from fedpeft.privacy.mechanism import MECHANISMS, bounded_block, noisy
-from fedpeft.privacy.noise import RunKey
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server import preparation
 from fedpeft.simulate import simulate
 from fedpeft.simulation.simulation import Simulation
 
-WIDTH, CLASSES = 5, 3
-BOUNDED = [name for name in HEADS.names if HEADS.build(name).bounded]
-KEY = RunKey(b"k" * 32)
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,
         "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
         "learning_rate": 3e-3, "optimizer": "adamw(warmup=8, head_rate=1.0)",
@@ -49,108 +40,6 @@ def trained(folder, **given):
 
 def book(folder):
     return [json.loads(line) for line in (folder / LEDGER).read_text().splitlines()]
-
-
-def apart(head, features, labels, without):
-    """How far statistics move where the row `without` is left out."""
-    rows = [i for i in range(len(labels)) if i != without]
-    one, other = (head.statistics(features[i], labels[i], CLASSES) for i in (list(range(len(labels))), rows))
-    return norm({name: one[name] - other[name] for name in one})
-
-
-# ------------------------------------------------------------------------------------------------------- sensitivities
-
-
-def strange_rows():
-    generator = torch.Generator().manual_seed(0)
-    plain = torch.randn(12, WIDTH, generator=generator, dtype=torch.float64)
-    axes = torch.eye(WIDTH, dtype=torch.float64) * 7
-    huge, small = plain[:3] * 1e30, plain[3:6] * 1e-30
-    broken = torch.tensor([[math.nan] * WIDTH, [math.inf, *[1.0] * (WIDTH - 1)], [0.0] * WIDTH]).double()
-    one_class = torch.ones(4, WIDTH, dtype=torch.float64)
-    return torch.cat([plain, axes, huge, small, broken, one_class])
-
-
-@pytest.mark.parametrize("name", BOUNDED)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_row_more_or_less_moves_the_statistics_by_at_most_one(name, dtype):
-    """Whatever the row is: huge, of one entry, not a number; and the bound is nearly met."""
-    features = strange_rows().to(dtype)
-    labels = torch.arange(len(features)) % CLASSES
-    labels[-4:] = 1
-    for head in (HEADS.build(name), HEADS.build("private_ridge(dimensions=2)") if name == "private_ridge" else None):
-        if head is not None:
-            moved = [apart(head, features, labels, row) for row in range(len(features))]
-            assert max(moved) <= 1 + 1e-9
-            assert max(moved) > 0.99, "the bound is not a loose one"
-
-
-def test_moments_as_a_vector_keep_their_norm():
-    x = torch.randn(6, 4, dtype=torch.float64)
-    matrix = x.T @ x
-    assert float(as_vector(matrix).norm()) == pytest.approx(float(matrix.norm()))
-    assert torch.allclose(as_matrix(as_vector(matrix)), matrix)
-
-
-def test_the_projection_is_the_same_everywhere_and_keeps_angles():
-    P = projection(8, 3)
-    assert torch.equal(P, projection.__wrapped__(8, 3))
-    assert torch.allclose(P @ P.T, torch.eye(3, dtype=torch.float64))
-    assert projection(4, 64).shape == (4, 4)
-
-
-@pytest.mark.parametrize("name", BOUNDED)
-def test_a_client_s_block_is_clipped_as_one_vector(name):
-    """Client with any rows against no client: at most 1; two clients: at most 2."""
-    head, generator = HEADS.build(name), torch.Generator().manual_seed(1)
-    user, local = MECHANISMS.build("user_dp(epsilon=1)"), MECHANISMS.build("local_dp(epsilon=1)")
-    blocks = []
-    for rows in (1, 3, 40):
-        features = torch.randn(rows, WIDTH, generator=generator)
-        labels = torch.randint(0, CLASSES, (rows,), generator=generator)
-        statistics = head.statistics(features, labels, CLASSES)
-        blocks.append(user.start_taken(statistics))
-        assert norm(statistics) == pytest.approx(norm(blocks[-1])) or norm(blocks[-1]) == pytest.approx(1)
-        silent = local.start_released(statistics, 0.0, KEY, (0, 1))
-        assert all(torch.equal(silent[n], blocks[-1][n]) for n in silent)
-    bad = {n: torch.full_like(t, math.nan) for n, t in blocks[0].items()} | {VARIANCE: torch.zeros(1)}
-    assert norm(bounded_block(bad)) == 0
-    assert max(norm(block) for block in blocks) <= 1 + 1e-9
-    assert max(norm({n: a[n] - b[n] for n in a}) for a in blocks for b in blocks) <= 2
-
-
-# --------------------------------------------------------------------------------------------------------------- noise
-
-
-@pytest.mark.parametrize(("mechanism", "deviation"), [("dp_sgd", 3.0), ("local_dp", 6.0), ("user_dp", 3.0)])
-def test_noise_has_the_stated_scale_and_is_told_of(mechanism, deviation):
-    made = MECHANISMS.build(f"{mechanism}(epsilon=1)")
-    zeros = {"sums": torch.zeros(60, 200, dtype=torch.float64), VARIANCE: torch.zeros(1, dtype=torch.float64)}
-    clients = [made.start_taken(made.start_released(zeros, 3.0, KEY, (0, k))) for k in range(2)]
-    if mechanism == "user_dp":
-        assert all(torch.equal(sent["sums"], zeros["sums"]) for sent in clients), "the server adds the noise, once"
-        clients = [made.start_summed(zeros, 3.0, KEY, attempt) for attempt in range(2)]
-    for sent in clients:
-        values = sent["sums"].flatten().numpy()
-        assert float(sent[VARIANCE]) == deviation**2
-        assert abs(values.mean()) < 5 * deviation / math.sqrt(len(values))
-        assert np.std(values) == pytest.approx(deviation, rel=0.03)
-    one, other = (sent["sums"].flatten().numpy() for sent in clients)
-    assert abs(np.corrcoef(one, other)[0, 1]) < 0.05, "everyone has noise of its own"
-
-
-def test_the_noise_is_the_client_s_attempt_s_and_key_s():
-    made, zeros = MECHANISMS.build("dp_sgd(epsilon=1)"), {"sums": torch.zeros(3, 4), VARIANCE: torch.zeros(1)}
-
-    def drawn(key, ids):
-        return made.start_released(zeros, 1.0, key, ids)["sums"]
-
-    assert torch.equal(drawn(KEY, (0, 1)), drawn(KEY, (0, 1)))
-    assert not torch.equal(drawn(KEY, (0, 1)), drawn(KEY, (1, 0)))
-    assert not torch.equal(drawn(KEY, (0, 1)), drawn(RunKey(b"x" * 32), (0, 1)))
-
-
-# ---------------------------------------------------------------------------------------------------------------- cost
 
 
 GRID, WIDEST = 1e-3, 60.0
@@ -217,53 +106,6 @@ def test_one_release_costs_what_the_closed_form_says():
 def test_equal_releases_are_added_up():
     event = Event(1.0, 1.0)
     assert together({event: 1}, {event: 2, Event(2.0, 1.0): 1}) == {event: 3, Event(2.0, 1.0): 1}
-
-
-# --------------------------------------------------------------------------------------------------------------- heads
-
-
-@pytest.mark.parametrize("name", BOUNDED)
-def test_the_head_survives_noise_that_its_rows_can_bear(name):
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(900) % CLASSES
-    means = 4 * torch.randn(CLASSES, WIDTH, generator=generator, dtype=torch.float64)
-    features = 100 * (means[labels] + torch.randn(900, WIDTH, generator=generator, dtype=torch.float64))
-    head = HEADS.build(name)
-    total = noisy(head.statistics(features, labels, CLASSES), 8.0, KEY.stream("noise"))
-    solved = head.solve(total, WIDTH, CLASSES)
-    logits = features @ solved["head.weight"].T + solved["head.bias"]
-    assert float((logits.argmax(1) == labels).double().mean()) > 0.85
-    assert float(logits.abs().max()) < 10 * head.scale, "logits have a size, whatever the features' lengths are"
-    assert head.hidden(total) == []
-
-
-def test_lengths_are_told_within_a_factor_of_two_under_noise():
-    features = torch.randn(2000, 50, generator=torch.Generator().manual_seed(0)) * 0.3
-    sums = length_sums(features)
-    true = float(features.norm(dim=1).log().mean().exp())
-    assert typical_length(sums) == pytest.approx(true, rel=1e-3)
-    assert 0.5 < typical_length(sums + torch.tensor([4.0, -4.0])) / true < 2
-    assert typical_length(torch.tensor([-3.0, 1.0])) == 1
-    assert float(length_sums(features[:1]).norm()) <= LENGTH_BOUND**0.5
-
-
-def test_a_class_that_drowns_in_noise_loses_to_all_others():
-    features = torch.eye(4, dtype=torch.float64).repeat(50, 1)
-    labels = torch.arange(200) % 4
-    keep = (labels != 2) | (torch.arange(200) < 5)
-    head = HEADS.build("private_centroids")
-    total = noisy(head.statistics(features[keep], labels[keep], 4), 2.0, KEY.stream("noise"))
-    assert head.hidden(total) == [2]
-    solved = head.solve(total, 4, 4)
-    logits = features @ solved["head.weight"].T + solved["head.bias"]
-    assert 2 not in logits.argmax(1)
-    assert set(logits.argmax(1)[labels != 2].tolist()) == {0, 1, 3}
-    assert not hidden_classes(torch.ones(2, 4), 0.0).any()
-
-
-def test_directions_of_what_has_none():
-    found = directions(torch.tensor([[math.nan, 1.0], [0.0, 0.0], [3.0, 4.0]]))
-    assert found.tolist() == [[0.0, 0.0], [0.0, 0.0], [pytest.approx(0.6), pytest.approx(0.8)]]
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs

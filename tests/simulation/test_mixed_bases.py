@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,19 +123,22 @@ class StopError(Exception):
     pass
 
 
+def weight_of_base(plain: Mapping[str, nn.Linear], module: str, base: str, residual: State) -> torch.Tensor:
+    """A layer's weight in a precision, with R where there is one."""
+    precision = base if base in PRECISIONS else ""
+    weight = dequantized(plain[module].weight.detach(), precision).to(DTYPES.get(base, torch.float32))
+    return (weight.float() + residual[module]).to(weight.dtype) if residual else weight
+
+
 @pytest.mark.parametrize("strategy", ["fedex_lora", "flora"])
 def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tmp_path, monkeypatch):
     """Each client trains on its own base + R, whether the run goes on or is resumed; each base is scored with R."""
     given = {"strategy": strategy, "clients": profiles(tmp_path), "rounds": 3, "head": "zero"}
     simulation = made(tmp_path / "run", **given)
     plain = linear_layers(simulation.setup.task.base(simulation.setup.model_directory, torch.float32))
+    expected = partial(weight_of_base, plain)
     trained_on = ClientSide._trained
     seen = []
-
-    def expected(module: str, base: str, residual: State) -> torch.Tensor:
-        precision = base if base in PRECISIONS else ""
-        weight = dequantized(plain[module].weight.detach(), precision).to(DTYPES.get(base, torch.float32))
-        return (weight.float() + residual[module]).to(weight.dtype) if residual else weight
 
     def look(self, tasks):
         results = trained_on(self, tasks)

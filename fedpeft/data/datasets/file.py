@@ -8,7 +8,8 @@ or with a metadata.csv of file_name and label. Parquet, Arrow and saved data set
 `text="premise + hypothesis"` makes one text of two columns, each after its name, as T5 writes pairs (Raffel et al.,
 2020, appendix D). Instruction data are told by their columns, where there is none called as `text` says: messages,
 conversations (ShareGPT), instruction and output (alpaca), prompt and completion. The model's chat template is applied,
-or a `template`, and the loss is that of the answers. Without test rows, a seeded share of each class is held out.
+or a `template`, and the loss is that of the answers. A prompt with a chosen and a rejected answer is a preference, learned
+by DPO. Without test rows, a seeded share of each class is held out.
 The data is yours, and so is its licence.
 """
 
@@ -50,6 +51,9 @@ class File:
         path=True,
     )
     answer: str = setting("output", "name of the column with the answers, where a template writes the prompts")
+    beta: float = setting(
+        0.1, "preferences: how much it costs to leave the base's answers (DPO)", above=0.0, high=100.0
+    )
     validation: str | None = setting(
         None, "a file of validation rows with the same columns; None: that of the folder, or held out", path=True
     )
@@ -72,7 +76,9 @@ class File:
         splits = self._splits()
         pictures = holds_pictures(splits.train)
         _, first = next(_records(splits.train, pictures), ("", {}))
-        instructions = None if pictures else reading(first, self.text, self.messages, self.template, self.answer)
+        instructions = (
+            None if pictures else reading(first, self.text, self.messages, self.template, self.answer, self.beta)
+        )
         names = user_rows.Names(
             FILE_NAME if pictures else self.text,
             None if instructions else self.label,
@@ -87,7 +93,7 @@ class File:
         made = user_rows.dataset(name, train, test, self.test_fraction, self.seed, validation)
         made = dataclasses.replace(made, notes=self._notes(splits, instructions, names))
         if instructions:
-            return dataclasses.replace(made, task="instruction")
+            return dataclasses.replace(made, task=instructions.task)
         return user_rows.of_pictures(made, lambda files: pixels_of(files, self.side)) if pictures else made
 
     def _splits(self) -> Splits:

@@ -1,0 +1,127 @@
+"""PEFT methods on tiny models, for the tests of what each must do; of our own, some that are joined, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedpeft.aggregation.strategy import Strategy, strategies
+from fedpeft.clients.batched import BatchedExecutor
+from fedpeft.clients.executor import Job, Trained
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
+from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.sequential import SequentialExecutor
+from fedpeft.conformance import under_test
+from fedpeft.models.quantized import quantize
+from fedpeft.models.task import DTYPES, adapter_dtype
+from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.peft.method import PeftMethod
+
+Tiny = tuple[Any, Any, Path, int]
+"""Task, tokenised rows, model folder and number of classes."""
+
+SMALL = {
+    "adalora": "adalora(rank=4, target_rank=2, shrink_rounds=2)",
+    "lora": "lora(rank=4)",
+    "rslora": "rslora(rank=4)",
+    "dora": "dora(rank=4)",
+    "qlora": "qlora(rank=4)",
+    "lora_fa": "lora_fa(rank=4)",
+    "lora_sb": "lora_sb(rank=4)",
+    "lora_gram": "lora_gram(rank=4, width=12)",
+    "vera": "vera(rank=16)",
+    "bottleneck": "bottleneck(dim=6)",
+    "prefix_tuning": "prefix_tuning(length=5)",
+    "prompt_tuning": "prompt_tuning(length=5)",
+    "p_tuning": "p_tuning(length=5, hidden=12)",
+}
+MORE = [
+    "bottleneck(dim=6, place=houlsby, layers=0)",
+    "bottleneck(dim=6, place=parallel, activation=gelu)",
+    "lora(rank=4) + bitfit",
+    "prefix(length=5) + bottleneck(dim=6)",
+    "bottleneck(dim=6) + bitfit(layers=1) + lora(rank=4, layers=1) + ia3",
+    "lora_fa(rank=4) + prefix(length=7) + bitfit",
+    "lora(rank=4) + ia3 + bitfit",
+    "ia3 + lora_fa(rank=4)",
+]
+NAMES = under_test(PEFT_METHODS)
+OWN = PEFT_METHODS.own_names == NAMES
+SPECS = [*(SMALL.get(name, name) for name in NAMES), *(MORE if OWN else [])]
+RULE = {"vera": "rolora", "adalora": "flexlora", "lora_gram": "florg"}
+"""The strategy of methods whose plain mean is wrong."""
+
+SHARDS = [np.arange(0, 20), np.arange(20, 50), np.arange(50, 57)]
+
+
+def model_with(method: PeftMethod, tiny: Tiny, dtype: str) -> Any:
+    """The method on a base of its own precision."""
+    task, _, folder, classes = tiny
+    base = task.base(folder, DTYPES[dtype])
+    quantize(base, method.base_precision)
+    model = task.model(base, classes)
+    method.attach(model, dtype)
+    return model
+
+
+class Case:
+    """A method on the tiny model, with a start that is away from zero."""
+
+    def __init__(self, spec: str, tiny: Tiny, dtype: str = "fp64") -> None:
+        self.task, self.rows, self.folder, self.classes = tiny
+        self.spec = spec
+        self.method = PEFT_METHODS.build(spec)
+        self.dtype = dtype
+        self.model = model_with(self.method, tiny, dtype)
+        self.layout = self.method.layout(self.model)
+        noise = torch.Generator().manual_seed(0)
+        self.first = {n: t.to(adapter_dtype(dtype)) for n, t in self.method.start(self.model, 0).items()}
+        self.start = {n: t + 0.05 * torch.randn(t.shape, generator=noise, dtype=t.dtype) for n, t in self.first.items()}
+        self.sequential = SequentialExecutor(self.model, self.task, self.rows, self.layout)
+
+    def batched(self) -> BatchedExecutor:
+        """Two clients at a time."""
+        plain = self.task.model(self.task.base(self.folder, DTYPES[self.dtype]), self.classes)
+        return BatchedExecutor(plain, self.task, self.method, self.rows, self.layout, 2, "native")
+
+    def jobs(
+        self,
+        start: State | None = None,
+        forms: Sequence[ClientForm | None] | None = None,
+        rate: float = 1e-3,
+        steps: int = 3,
+        optimizer: str = "adamw(head_rate=1.0)",
+    ) -> list[Job]:
+        """One for each of `SHARDS`, each in its form of `start`."""
+        made = []
+        for client, rows in enumerate(SHARDS):
+            form = forms[client] if forms else self.layout.form
+            shapes = self.layout.with_form(form).shapes
+            received = {n: t[tuple(slice(0, s) for s in shapes[n])].clone() for n, t in (start or self.start).items()}
+            local = LocalTraining(optimizer=LOCAL_OPTIMIZERS.build(optimizer)).of_steps(steps)
+            made.append(Job(client, 1, 7, rows, received, frozenset(self.layout.names), local, rate, form=form))
+        return made
+
+    @property
+    def strategy(self) -> Strategy:
+        """The one whose mean is right for the method."""
+        return strategies.build(RULE.get(self.method.name, "fedit"))
+
+
+each_method = pytest.mark.parametrize("spec", SPECS)
+"""For tests of every method."""
+
+
+def worst(one: Sequence[Trained], other: Sequence[Trained], jobs: Sequence[Job]) -> float:
+    """The largest difference of a tensor between two ways of training, in terms of how far it has moved."""
+    return max(
+        float((a.state[n] - b.state[n]).norm() / (a.state[n] - job.received[n]).norm().clamp(min=1e-300))
+        for a, b, job in zip(one, other, jobs, strict=True)
+        for n in a.state
+    )

@@ -1,0 +1,100 @@
+"""What a PEFT method's updates must go through: every codec, and the mean that is right for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedpeft.aggregation.aggregator import aggregator
+from fedpeft.aggregation.exactness import Changes, Measured
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.aggregation.update import Update
+from fedpeft.communication.codec import PRESETS, parse_codec
+from fedpeft.communication.decoding import decode
+from fedpeft.conformance.peft_cases import Case, each_method
+from fedpeft.errors import ConfigError
+from fedpeft.peft.adapter import difference
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.run.checks import check_method
+
+
+@each_method
+@pytest.mark.parametrize("codec", sorted(PRESETS))
+def test_updates_pass_through_every_codec(spec, tiny, codec):
+    case = Case(spec, tiny, "fp32")
+    noise = torch.Generator().manual_seed(1)
+    update = {t.name: 0.01 * torch.randn(t.shape, generator=noise) for t in case.layout.tensors}
+    made = parse_codec(codec)
+    back, plain = (
+        decode(c.encode(update, seed=1, shapes=case.layout.shapes), case.layout.shapes)
+        for c in (made, made.without_gain())
+    )
+    assert {n: tuple(t.shape) for n, t in back.items()} == case.layout.shapes
+    sent, arrived, short = (torch.cat([x[n].flatten() for n in update]) for x in (update, back, plain))
+    torch.testing.assert_close(arrived * short.norm(), short * arrived.norm())
+    assert float(arrived @ sent) > 0.2 * float(sent @ sent), "small as it is, it arrives"
+    error = sum(float((plain[n] - update[n]).square().sum()) for n in update)
+    assert error <= 1.001 * sum(float(t.square().sum()) for t in update.values())
+
+
+@each_method
+def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_path):
+    """Plain tensors and products against sums written out, in a layer's own weights; exact where it is declared."""
+    case = Case(spec, tiny)
+    strategy = case.strategy
+    trained = list(case.sequential.train(case.jobs()))
+    if spec.startswith("vera"):  # in odd rounds b alone is trained
+        names = strategy.trained(case.layout, 1)
+        trained = [replace(t, state={n: x for n, x in t.state.items() if n in names}) for t in trained]
+    factoring = case.method.factoring(case.layout)
+    sgd = SERVER_OPTIMIZERS.build("sgd")
+    total = aggregator(strategy, sgd, case.layout, case.start, 1, 0, tmp_path, factoring)
+    weights = [20.0, 30.0, 7.0]
+    changes = case.method.weight_changes(case.model)
+    total = Measured(total, Changes(changes)) if changes else total
+    for t, weight in zip(trained, weights, strict=True):
+        total.add(Update(t.client, weight, case.layout.form, case.start, difference(t.state, case.start)))
+    outcome = total.finish({})
+    after = outcome.state
+    shares = [w / sum(weights) for w in weights]
+    if spec.startswith("adalora"):
+        means = [
+            sum(p * changes(t.state, None)[m] for p, t in zip(shares, trained, strict=True))
+            for m in changes(after, None)
+        ]
+        kept = int((2 + 2 * 0.125) * len(means))  # a cubic from 4 to 2, half way
+        singular = torch.cat([torch.linalg.svdvals(M)[:4] for M in means]).sort(descending=True).values
+        ours = (
+            torch.cat([torch.linalg.svdvals(M)[:4] for M in changes(after, None).values()]).sort(descending=True).values
+        )
+        assert torch.allclose(ours[:kept], singular[:kept], rtol=1e-6)
+        assert int((ours > 1e-9).sum()) == kept
+        return
+    if spec.startswith("lora_gram"):  # the Gram matrices have this mean, of which the read-back keeps a part
+        assert 0 < outcome.error < 0.9
+        after = {name: tensor for name, tensor in after.items() if name.startswith("head.")}
+    for name, tensor in after.items():
+        expected = torch.zeros_like(tensor)
+        for p, t in zip(shares, trained, strict=True):
+            expected += p * t.state.get(name, case.start[name])
+        assert torch.allclose(tensor, expected, rtol=1e-10, atol=1e-12), name
+    if changes:
+        measured = outcome.error
+        assert measured < 1e-9 if spec.startswith("vera") else 0 < measured < 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy", "words"),
+    [
+        ("vera", "fedit", "take --strategy rolora or ffa_lora or flexlora"),
+        ("adalora", "fedit", "take --strategy flexlora"),
+        ("dora", "flora", "does not allow"),
+    ],
+)
+def test_wrong_rules_are_refused_by_name(method, strategy, words):
+    made = PEFT_METHODS.build(method)
+    with pytest.raises(ConfigError, match=words):
+        check_method(made, strategies.build(strategy), strategy, [made.form])

@@ -1,0 +1,55 @@
+"""What a saved adapter must be: the same model when it is loaded, and the plain base when it is merged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fedpeft.conformance.peft_cases import Case, each_method, model_with
+from fedpeft.models.quantized import quantize
+from fedpeft.models.task import trainable
+from fedpeft.peft import saved_adapter
+
+
+def saved_and_loaded(case, tiny, folder):
+    """The model of `case.start`, from its files."""
+    method = case.method
+    changes = method.changes(case.model, case.start)
+    own = case.spec if not (changes or method.in_peft or method.whole_model) else None
+    labels = [str(i) for i in range(case.classes)]
+    saved_adapter.save(folder, model_with(method, tiny, "fp32"), case.start, labels, changes, own)
+    base = case.task.base(case.folder, torch.float32)
+    quantize(base, method.base_precision)
+    return saved_adapter.load(folder, case.task, base, case.classes)
+
+
+@each_method
+def test_a_saved_adapter_reloads_to_equal_logits(spec, tiny, tmp_path):
+    case = Case(spec, tiny, "fp32")
+    case.sequential.load(case.start)
+    again = saved_and_loaded(case, tiny, tmp_path)
+    batch = case.rows.batch(np.arange(12))
+    with torch.no_grad():
+        expected = case.model.eval()(batch)
+        assert torch.allclose(again(batch), expected, atol=2e-5)
+    plain = case.task.model(case.task.base(case.folder, torch.float32), case.classes)
+    assert trainable(again) == {}
+    plain.load_state_dict({n: t for n, t in case.start.items() if n.startswith("head.")}, strict=False)
+    with torch.no_grad():
+        assert not torch.allclose(plain(batch), expected, atol=1e-3), "the adapter makes no difference"
+
+
+@each_method
+def test_a_merged_model_is_the_plain_base_with_equal_logits(spec, tiny, tmp_path):
+    case = Case(spec, tiny, "fp32")
+    if not case.method.merges:
+        pytest.skip("can't be merged exactly")
+    model, batch = saved_and_loaded(case, tiny, tmp_path), case.rows.batch(np.arange(12))
+    with torch.no_grad():
+        expected = model(batch)
+        model.base = case.method.merged(model)
+        assert torch.allclose(model(batch), expected, atol=1e-5)
+    plain = case.task.base(case.folder, torch.float32)
+    assert {n: type(m) for n, m in model.base.named_modules()} == {n: type(m) for n, m in plain.named_modules()}
+    assert model.base.state_dict().keys() == plain.state_dict().keys()

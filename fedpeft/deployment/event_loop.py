@@ -1,0 +1,40 @@
+"""An event loop in a thread of its own, which other threads hand work to."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class EventLoop:
+    """Runs from `start` to `stop`; a daemon: a process that ends does not wait for it."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to work; once only."""
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Between `start` and `stop`."""
+        return self._thread.is_alive()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work in the loop; wait for its result, or its error."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def soon(self, call: Callable[..., object], *arguments: object) -> None:
+        """Call a function in the loop, in the order of these calls; do not wait."""
+        self._loop.call_soon_threadsafe(call, *arguments)
+
+    def stop(self) -> None:
+        """Leave the work that is not done, and wait for the thread's end."""
+        self.soon(self._loop.stop)
+        self._thread.join()

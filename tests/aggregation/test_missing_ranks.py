@@ -1,0 +1,47 @@
+"""Clients of lower rank, in rounds without training: which rules keep the weight, and which dilute it."""
+
+import pytest
+import torch
+
+from fedpeft.aggregation.factors import effective
+from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, pair, shares
+
+
+def change_of_the_global_weight(spec, clients, dtype=torch.float64):
+    """norm(after - before) / norm(before) of s B A and what went into the base, after a round without training."""
+    result, _, state = a_round(spec, clients, size=0.0)
+    before = effective(pair, state, FORM).dense()
+    after = effective(pair, result.state, FORM).dense()
+    if pair.module in result.residuals:
+        after = after + result.residuals[pair.module].dense()
+    return float((after - before).norm() / before.norm())
+
+
+DILUTING = ["ffa_lora", "rolora", "fedsvd", "flexlora", "hetlora", "lora_fair", "fedex_lora"]
+
+
+@pytest.mark.parametrize("rule", DILUTING)
+def test_a_round_without_training_changes_the_weight_unless_missing_ranks_are_kept(rule):
+    """Clients of low rank hand back what they were sent, cut off; what they were not sent is theirs to leave alone."""
+    assert change_of_the_global_weight(rule, MIXED) > 0.1
+    kept = f"{rule}(missing_ranks=keep)"
+    assert change_of_the_global_weight(kept, MIXED) < 1e-10
+    assert change_of_the_global_weight(rule, EQUAL) < 1e-10
+
+
+@pytest.mark.parametrize("rule", ["raflora", "fslora", "median", "trimmed_mean", "krum", "norm_bound"])
+def test_rules_that_count_owners_or_changes_keep_the_weight_without_training(rule):
+    assert change_of_the_global_weight(rule, MIXED) < 1e-10
+
+
+@pytest.mark.parametrize("rule", ["flexlora(remainder=keep, missing_ranks=keep)", "fedex_lora(missing_ranks=keep)"])
+def test_kept_ranks_are_each_clients_share_of_the_update(rule):
+    """W = sum_k p_k (s_k B_k A_k + s B A - s_k B A of the ranks sent), written out."""
+    result, updates, state = a_round(rule, MIXED)
+    expected = sum(
+        p * (u.scale * (u.trained(pair.B) @ u.trained(pair.A) - u.received[pair.B] @ u.received[pair.A]))
+        for p, u in zip(shares(updates), updates, strict=True)
+    )
+    expected = expected + effective(pair, state, FORM).dense()
+    after = effective(pair, result.state, FORM).dense() + result.residuals[pair.module].dense()
+    assert torch.allclose(after, expected, atol=1e-10)

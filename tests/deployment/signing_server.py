@@ -1,0 +1,88 @@
+"""A server that signs its rounds, and clients that keep what it says, without a connection."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedpeft.communication.messages import Instruction
+from fedpeft.communication.release import Release, common_digest, digest_of, form_name
+from fedpeft.deployment.announcements import Announcements
+from fedpeft.deployment.certificates import Authority, Credentials
+from fedpeft.deployment.round_record import RoundRecord, parsed
+from fedpeft.deployment.signing import RECORD, Signer, Verifier
+from fedpeft.deployment.transcript import Transcript, most_records
+
+RUN, SETTINGS = "0123456789abcdef", "5" * 64
+STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2)}
+
+
+def task(round=1, kind="train", client=0, **more):
+    return Instruction(kind, round, client, b"payload", 0.1, rank=2, alpha=4.0, **more)
+
+
+def release(instruction, state=STATE, **more):
+    states = {form_name(instruction.form): digest_of(state)} if instruction.kind != "prepare" else {}
+    return Release(instruction.kind, instruction.round, states, common_digest(instruction), **more)
+
+
+class Server:
+    """A server with certificates, which says what a test has it say."""
+
+    def __init__(self, folder, name="server", tls=True):
+        self.folder, self.name = folder, name
+        self.authority = Authority(folder / "certs", 30)
+        if self.authority.ensure():
+            self.authority.server(["127.0.0.1"])
+        self.signer = Signer(Credentials.of_server(folder / "certs")) if tls else None
+        self.open()
+
+    @property
+    def ca(self):
+        return (self.folder / "certs" / "ca.pem").read_bytes()
+
+    def open(self, settings=SETTINGS):
+        """It is started, or started again."""
+        self.said = Announcements(self.folder / f"{self.name}.jsonl", RUN, settings, 2, self.signer)
+
+    def round(self, instruction, **more):
+        self.said.announce(release(instruction, **more))
+        return instruction
+
+    def sends(self, client, instruction, **changes):
+        """The records that the client lacks, and a task; returns it as the client takes it."""
+        for record in self.said.since(len(client)):
+            client.receive(record)
+        name = changes.pop("name", "edge-1")
+        return client.accept(replace(instruction, **changes), self.said.about(name, instruction))
+
+
+@pytest.fixture
+def server(tmp_path):
+    return Server(tmp_path)
+
+
+@pytest.fixture
+def joins(server):
+    def join(name="edge-1", verifier=True, **more):
+        file = server.folder / f"{name}.transcript.jsonl"
+        given = {"run": RUN, "settings": SETTINGS, "client": name, "most": most_records(20)} | more
+        return Transcript(file, verifier=Verifier(server.ca) if verifier else None, **given)
+
+    return join
+
+
+# -------------------------------------------------------------------------------------------------- a server that lies
+
+
+def forged(server, client, **fields):
+    """A record that the server signs, though it can't follow those that the client has."""
+    head = client._chain.head
+    record = RoundRecord(
+        run=RUN, sequence=len(client), previous=head, kind="train", round=client._chain.round + 1, cohort=2,
+        settings=SETTINGS, states={}, common=common_digest(task()), base="", time=1_800_000_000,
+    )  # fmt: skip
+    now = parsed(RoundRecord, server.said._statements[0].content).time
+    return server.signer.sign(RECORD, replace(record, time=now, **fields).to_bytes())

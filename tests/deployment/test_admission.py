@@ -1,0 +1,224 @@
+"""Who is let in: certificates, clocks, revocations, names, places, versions and addresses, over real connections."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from fedpeft.communication.messages import Instruction
+from fedpeft.deployment.certificates import Authority, Credentials
+from fedpeft.deployment.connection import LostError
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import RunError
+from fedpeft.join import main as join
+from fedpeft.serve import main as serve
+from tests.deployment.door import asked, client, good
+
+
+def link_to(door, link):
+    """The link, to the port at which the server listens now."""
+    return replace(link, address=f"127.0.0.1:{door.gateway.port}")
+
+
+def refused_by_tls(link):
+    with link.open() as connection, pytest.raises(LostError):
+        connection.describe()
+    with pytest.raises(RunError) as refusal:
+        link.diagnose()
+    return str(refusal.value)
+
+
+def test_a_certificate_of_another_authority_is_refused(door, tmp_path):
+    other = Authority(tmp_path / "other", 30)
+    other.ensure()
+    own = Credentials.of_client(other.client("edge-1"))
+    stranger = Credentials((door.folder / "certs" / "ca.pem").read_bytes(), own.certificate, own.key)
+    link = replace(door.link("edge-1"), credentials=stranger)
+    assert "refuses this client's certificate" in refused_by_tls(link)
+
+
+def test_an_expired_certificate_is_refused(door):
+    folder = Authority(door.folder / "certs", -0.5).client("old")
+    own = Credentials(*((folder / n).read_bytes() for n in ("ca.pem", "client.pem", "client.key")))
+    assert "has expired" in refused_by_tls(replace(door.link("edge-1"), name="old", credentials=own))
+
+
+def test_no_certificate_no_service(door):
+    authority = (door.folder / "certs" / "ca.pem").read_bytes()
+    channel = grpc.secure_channel(f"127.0.0.1:{door.gateway.port}", grpc.ssl_channel_credentials(authority))
+    with channel, pytest.raises(grpc.RpcError) as refusal:
+        channel.unary_unary("/fedpeft.v1.Federation/Describe")(b"", timeout=10)
+    assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_server_of_another_authority_or_name_is_refused_by_the_client(door, tmp_path):
+    other = Authority(tmp_path / "other", 30)
+    other.ensure()
+    elsewhere = replace(door.link("edge-1"), credentials=Credentials.of_client(other.client("edge-1")))
+    assert "the certificate of" in refused_by_tls(elsewhere)
+    door.authority.server(["fl.example.org"])
+    door.gateway.close(None)
+    door.gateway = door.open()
+    assert "for the name that --server gives" in refused_by_tls(door.link("edge-1"))
+
+
+def test_a_client_whose_clock_is_behind_is_told(door, monkeypatch):
+    """It holds the server's certificate, made a moment ago, for one of the future."""
+    link = door.link("edge-1")
+    with monkeypatch.context() as patch:
+        patch.setattr("fedpeft.deployment.certificates.CLOCK_SKEW", timedelta(days=-1))
+        door.authority.server(["127.0.0.1"])
+    own = door.folder / "certs"
+    pair = [((own / "server.key").read_bytes(), (own / "server.pem").read_bytes())]
+    door.gateway.close(None)
+    door.gateway = door.open_with(grpc.ssl_server_credentials(pair, (own / "ca.pem").read_bytes(), True))
+    assert "not yet valid, by this machine's clock" in refused_by_tls(link_to(door, link))
+
+
+def test_a_server_whose_clock_is_behind_refuses_and_the_client_hears_of_clocks(door, monkeypatch):
+    link = door.link("edge-1")
+    monkeypatch.setattr("fedpeft.deployment.certificates.CLOCK_SKEW", timedelta(days=-1))
+    folder = door.authority.client("edge-2")
+    own = Credentials(*((folder / n).read_bytes() for n in ("ca.pem", "client.pem", "client.key")))
+    assert "unless the server's clock is wrong" in refused_by_tls(replace(link, credentials=own))
+
+
+def test_a_revoked_certificate_is_refused_and_its_open_stream_ends(door, monkeypatch):
+    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    link = door.link("edge-1")
+    with link.open() as connection:
+        tasks = connection.tasks(door.registration())
+        threading.Timer(0.5, door.authority.revoke, ["edge-1"]).start()
+        with pytest.raises(RunError, match="has been revoked"):
+            next(tasks)
+        with pytest.raises(RunError, match="has been revoked"):
+            connection.describe()
+    assert "the certificate of edge-1 has been revoked" in door.reasons("refused")
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_nobody_waits_for_a_client_whose_certificate_has_been_revoked(door, monkeypatch, connected):
+    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    door.gateway.close(None)
+    door.gateway = door.open()
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(client(door))
+        asked(door, connection)
+        if not connected:
+            stack.close()
+            door.until(lambda: not door.gateway.sessions()[0].connected)
+        door.authority.revoke("edge-1")
+        assert "has been revoked" in door.gateway.answers.get(timeout=5).report.error
+        door.gateway.submit("edge-1", Instruction("train", 2, 0, b"state"))
+        assert "has been revoked" in door.gateway.answers.get(timeout=5).report.error
+    assert not door.roster.find("edge-1").dropped, "with a new certificate it may come back"
+
+
+def test_a_list_that_can_not_be_read_for_a_moment_ends_no_task(door, monkeypatch):
+    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    door.gateway.close(None)
+    door.gateway = door.open()
+    with client(door) as connection:
+        task = asked(door, connection)
+    stored = (door.folder / "certs" / "revoked.pem").read_bytes()
+    (door.folder / "certs" / "revoked.pem").write_bytes(b"half")
+    time.sleep(0.3)
+    (door.folder / "certs" / "revoked.pem").write_bytes(stored)
+    with client(door) as connection:
+        assert connection.first()[0] == task
+        assert connection.submit(task, good(door)) == "taken"
+
+
+def test_a_silent_client_holds_a_round_up_for_a_time_only():
+    assert 0 < ServeOptions().deadline <= 3600
+
+
+def test_a_servers_certificate_is_no_clients(door):
+    own = Credentials.of_server(door.folder / "certs")
+    assert "refuses this client's certificate" in refused_by_tls(replace(door.link("edge-1"), credentials=own))
+
+
+def test_a_certificate_that_names_no_client_is_refused(door):
+    folder = door.folder / "certs" / "clients" / "edge-1"
+    link = door.link("edge-1")
+    door.authority._sign(folder, "client", "edge-1", [x509.DNSName("edge-1")], ExtendedKeyUsageOID.CLIENT_AUTH)
+    own = Credentials(*((folder / n).read_bytes() for n in ("ca.pem", "client.pem", "client.key")))
+    with replace(link, credentials=own).open() as connection, pytest.raises(RunError, match="no client's certificate"):
+        connection.describe()
+    assert "no client's certificate" in door.reasons("refused")[0]
+
+
+def test_another_name_than_the_certificates_is_refused(door):
+    impostor = door.link("edge-1", called="edge-2")
+    with impostor.open() as connection, pytest.raises(RunError, match="the certificate is that of edge-1"):
+        connection.describe()
+    assert "calls itself 'edge-2'" in door.reasons("refused")[0]
+
+
+def test_more_clients_than_places_are_refused(door):
+    for i in range(3):
+        door.roster.enter(f"other-{i}", 0)
+    with door.link("edge-1").open() as connection:
+        with pytest.raises(RunError, match="all 3 places"):
+            connection.describe()
+        with pytest.raises(RunError, match="all 3 places"):
+            next(connection.tasks(door.registration()))
+
+
+def test_another_version_and_another_federation_are_refused(door):
+    with door.link("edge-1").open() as connection:
+        with pytest.raises(grpc.RpcError, match="install the same version"):
+            connection._stub.Describe(v1.Introduction(software="0.0"), metadata=connection._metadata, timeout=10)
+        with pytest.raises(RunError, match="another federation"):
+            next(connection.tasks(v1.Registration(run="other", rows=1)))
+
+
+def test_without_tls_a_server_listens_on_this_machine_only(tmp_path, capsys):
+    words = ["--dataset", "tiny", "--clients", "1", "--insecure", "--output", str(tmp_path / "run")]
+    assert serve([*words, "--listen", "0.0.0.0:0"]) == 2
+    assert "--insecure-anywhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--listen", "127.0.0.1:99999"], "not of the form HOST:PORT"),
+        (["--listen", "127.0.0.1"], "not of the form HOST:PORT"),
+        (["--labels", "a,a"], "at least two classes, each once"),
+        (["--labels", "a"], "at least two classes, each once"),
+        (["--eval-data", "missing.csv", "--labels", "a,b"], "missing.csv"),
+        (["--wait-for", "9"], "is more than the 2 clients"),
+        (["--metrics", "nowhere"], "metrics="),
+        (["--health", "localhost:99999"], "health="),
+        (["--measure", "forgetting(dataset=tiny)"], "belongs to simulations"),
+        (["--grid", "ray"], "these are real"),
+    ],
+)
+def test_a_server_that_can_not_begin_leaves_no_folder(flags, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    given = ["--dataset", "tiny", "--model", "tiny", "--clients", "2", "--insecure", "--listen", "127.0.0.1:0"]
+    assert serve([*given, *flags, "--output", str(tmp_path / "run")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--server", "localhost"], "not of the form HOST:PORT"),
+        (["--server", "localhost:99999"], "not of the form HOST:PORT"),
+        (["--server", "localhost:8470", "--give-up", "-1"], "at least 0 seconds"),
+    ],
+)
+def test_addresses_and_times_that_a_client_can_not_use(flags, words, tmp_path, capsys):
+    assert join([*flags, "--data", str(tmp_path / "rows.csv"), "--insecure", "--name", "edge-1"]) == 2
+    assert words in capsys.readouterr().err

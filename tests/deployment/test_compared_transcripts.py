@@ -1,0 +1,87 @@
+"""Two clients compare what they were told: the same, otherwise, or nothing that proves anything."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from fedpeft import transcript as command
+from fedpeft.deployment.announcements import Announcements
+from tests.deployment.signing_server import SETTINGS, Server, task
+
+
+def run_of(server, joins, names=("edge-1", "edge-2"), rounds=3):
+    clients = [joins(name) for name in names]
+    for round in range(1, rounds + 1):
+        asked = server.round(task(round))
+        for name, client in zip(names, clients, strict=True):
+            server.sends(client, asked, name=name)
+    return [str(server.folder / f"{name}.transcript.jsonl") for name in names]
+
+
+def test_two_clients_that_were_told_the_same(server, joins, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    one, other = run_of(server, joins)
+    ca = str(server.folder / "certs" / "ca.pem")
+    assert command.main([one, other, "--certificate", ca]) == 0
+    said = capsys.readouterr().out
+    assert "same: model and settings of 3 records, up to the training of round 3" in said
+    assert "all are the server's" in said
+    assert "edge-1" in said
+    assert command.main([one, str(server.folder / "server.jsonl")]) == 0
+    assert "not checked; give --certificate" in capsys.readouterr().out
+    assert command.main([one, other, "--certificate", str(server.folder / "certs" / "server.pem")]) == 0
+    capsys.readouterr()
+    server.sends(joins("edge-2"), server.round(task(4)), name="edge-2")
+    assert command.main([one, other]) == 0
+    assert "only one of both knows 1 more records" in capsys.readouterr().out
+
+
+def test_two_clients_that_were_told_otherwise(server, joins, tmp_path, capsys):
+    """The server tells the second client another model from round 2 on, with a second chain and its own key."""
+    first = run_of(server, joins, ("edge-1",))[0]
+    (tmp_path / "second.jsonl").write_bytes(
+        b"".join((tmp_path / "server.jsonl").read_bytes().splitlines(keepends=True)[:1])
+    )
+    double = Server(tmp_path, "second")
+    client = joins("edge-2")
+    double.sends(client, task(1), name="edge-2")
+    double.sends(client, double.round(task(2), state={"a": torch.ones(1)}), name="edge-2")
+    second = str(tmp_path / "edge-2.transcript.jsonl")
+    assert command.main([first, second, "--certificate", str(tmp_path / "certs" / "ca.pem")]) == 1
+    said = capsys.readouterr().out
+    assert "different: from record 1 (the training of round 2) on" in said
+    assert "states" in said
+
+
+def test_two_federations_and_files_that_prove_nothing(server, joins, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    one, other = run_of(server, joins)
+    ca = str(server.folder / "certs" / "ca.pem")
+    lines = (tmp_path / "edge-2.transcript.jsonl").read_text().splitlines(keepends=True)
+    changed = tmp_path / "changed.jsonl"
+
+    def says(content, words, code=2, certificate=ca):
+        changed.write_text(content)
+        given = ["--certificate", certificate] if certificate else []
+        assert command.main([one, str(changed), *given]) == code
+        told = capsys.readouterr()
+        assert words in told.out + told.err
+
+    says("", "does not begin with the record of a round")
+    says("no json\n", "holds no statement of a server in line 1")
+    says("".join(lines[2:]), "leaves a gap")
+    says("".join(lines[:2] + lines[4:]), "leaves a gap")
+    says("".join(lines).replace('\\"cohort\\": 2', '\\"cohort\\": 3'), "forged")
+    stripped = [json.dumps({**json.loads(line), "signature": ""}) + "\n" for line in lines]
+    says("".join(stripped), "without its signature")
+    says("".join(stripped), "signatures: none", code=0, certificate=None)
+    says("".join([*lines, lines[-1].replace("edge-2", "edge-3")]), "another client", certificate=None)
+    unsigned = Server(tmp_path, "elsewhere", tls=False)
+    unsigned.said = Announcements(tmp_path / "elsewhere.jsonl", "f" * 16, SETTINGS, 2, None)
+    unsigned.round(task(1))
+    assert command.main([one, str(tmp_path / "elsewhere.jsonl")]) == 1
+    assert "two federations" in capsys.readouterr().out
+    assert command.main([one, str(tmp_path / "missing.jsonl")]) == 2
+    assert command.main([one, other, "--certificate", str(tmp_path / "missing.pem")]) == 2

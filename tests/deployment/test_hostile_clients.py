@@ -1,0 +1,248 @@
+"""The server's side of the wire under attack: every case is a real connection over loopback with mutual TLS."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import grpc
+import pytest
+
+from fedpeft.communication.messages import Instruction
+from fedpeft.deployment.admission import MESSAGE_LIMIT, Admission
+from fedpeft.deployment.authentication import Bucket, Doorkeeper
+from fedpeft.deployment.channel import CHUNK
+from fedpeft.deployment.connection import LostError
+from fedpeft.deployment.gateway import REPEATS
+from fedpeft.deployment.members import Roster
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.deployment.wire.parcel import parts
+from fedpeft.errors import RunError
+from tests.deployment.door import LIMIT, asked, client, good
+
+
+def dropped(door, connection, send, why):
+    """`send` is refused with `why`, the round hears of it, and the client may not come back."""
+    with pytest.raises((RunError, grpc.RpcError), match=f"dropped.*{why}"):
+        send()
+    answer = door.gateway.answers.get(timeout=5)
+    assert why in answer.report.error
+    with pytest.raises(RunError, match="dropped"):
+        connection.describe()
+    assert why in door.reasons("dropped")[0]
+    assert Roster(door.folder / "roster.json", 3).find("edge-1").dropped
+
+
+def raw(connection, messages):
+    return connection._stub.Submit(iter(messages), metadata=connection._metadata, timeout=20)
+
+
+def test_answering_for_another_client(door):
+    door.roster.enter("edge-2", 0)
+    with client(door) as connection:
+        task = asked(door, connection)
+        other = replace(good(door), client=1 - good(door).client)
+        dropped(door, connection, lambda: connection.submit(task, other), "answered for another client")
+
+
+def test_a_dropped_client_is_taken_back_when_its_server_says_so(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        dropped(door, connection, lambda: connection.submit(task, replace(good(door), client=7)), "another client")
+        roster = Roster(door.folder / "roster.json", 3)
+        for name in ("edge-2", ""):
+            with pytest.raises(RunError, match="dropped: edge-1"):
+                roster.readmit(name)
+        roster.readmit("edge-1")
+        door.gateway.close(None)
+        door.roster = Roster(door.folder / "roster.json", 3)
+        door.gateway = door.open(door.gateway.port)
+        assert connection.describe().run == roster.run
+    with pytest.raises(RunError, match="dropped: none"):
+        roster.readmit("edge-1")
+
+
+def test_answering_for_an_old_round(door):
+    with client(door) as connection:
+        task = asked(door, connection, round=5)
+        dropped(door, connection, lambda: connection.submit(task, good(door, round=4)), "task of round 5 for round 4")
+
+
+def test_more_rows_than_it_has_registered_with(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        dropped(door, connection, lambda: connection.submit(task, replace(good(door), rows=2**62)), "joined with 10")
+
+
+def test_an_invented_task(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        invented = task.split(".")[0] + ".999"
+        dropped(door, connection, lambda: connection.submit(invented, good(door)), "never given")
+
+
+def test_replayed_reports_are_ignored_and_then_end_it(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        assert connection.submit(task, good(door)) == "taken"
+        for _ in range(REPEATS):
+            assert connection.submit(task, good(door)) == "known"
+        with pytest.raises(RunError, match="nobody waits for"):
+            connection.submit(task, good(door))
+        assert door.gateway.answers.get(timeout=5).report == good(door)
+        assert door.gateway.answers.empty()
+
+
+def test_an_oversized_report_is_refused_before_it_is_taken(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        huge = good(door, payload=bytes(LIMIT + 1))
+        dropped(door, connection, lambda: connection.submit(task, huge), "at most")
+        assert door.gateway.sessions()[0].received_bytes < CHUNK
+
+
+def test_more_bytes_than_announced(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        messages = [*parts(task, good(door)), v1.Part(chunk=b"more")]
+        dropped(door, connection, lambda: raw(connection, messages), "more arrived")
+
+
+def test_a_report_without_a_header(door):
+    with client(door) as connection:
+        asked(door, connection)
+        dropped(door, connection, lambda: raw(connection, [v1.Part(chunk=b"x" * 100)]), "begins with its header")
+
+
+def test_bytes_that_are_no_message(door):
+    """gRPC itself refuses them; the client stays, the round is not disturbed, and the server lives on."""
+    with client(door) as connection:
+        task = asked(door, connection)
+        call = connection._channel.stream_unary("/fedpeft.v1.Federation/Submit")
+        with pytest.raises(grpc.RpcError):
+            call(iter([b"\xff" * 1000]), metadata=connection._metadata, timeout=20)
+        assert connection.submit(task, good(door)) == "taken"
+
+
+def test_a_field_that_is_not_known(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        messages = list(parts(task, good(door)))
+        messages[0].header.fields["code"].text = "import os"
+        dropped(door, connection, lambda: raw(connection, messages), "does not know")
+
+
+def test_a_flood_of_calls(door, monkeypatch):
+    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
+    with client(door) as connection:
+        asked(door, connection)
+        with pytest.raises(RunError, match="calls too often"):
+            assert not [connection.describe() for _ in range(200)]
+    assert door.reasons("dropped") == ["it calls too often"]
+
+
+def test_answers_are_no_flood_however_fast_the_server_asks(door, monkeypatch):
+    """A secure sum takes five of them a round."""
+    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
+    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_PER_SECOND", 0.0)
+    with client(door) as connection:
+        asked(door, connection)
+        [session] = door.gateway.sessions()
+        id = door.roster.find("edge-1").id
+        for round in range(2, 20):
+            task = door.gateway.submit("edge-1", Instruction("train", round, id, b"state"))
+            door.until(lambda task=task: session.task == task)
+            assert connection.submit(task, good(door, round=round)) == "taken"
+        assert not door.reasons("dropped")
+
+
+def test_a_flood_of_calls_before_it_registers(door, monkeypatch):
+    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
+    with door.link("edge-1").open() as connection, pytest.raises(RunError, match="calls too often"):
+        assert not [connection.describe() for _ in range(200)]
+    assert door.roster.find("edge-1") is None
+
+
+def test_refusals_and_what_clients_say_of_themselves_fill_no_disk(door, monkeypatch):
+    door.gateway.admission._lines = Bucket(0.0, 3.0)
+    with door.link("edge-1").open() as connection:
+        for _ in range(9):
+            with pytest.raises(RunError, match="another federation"):
+                next(connection.tasks(v1.Registration(run="other", rows=1)))
+    assert len(door.reasons("refused")) == 3
+    assert door.gateway.admission.refused == 9
+    with door.link("edge-1").open() as connection:
+        stream = connection._stub.Tasks(door.registration(hardware="x" * 60_000), metadata=connection._metadata)
+        door.until(lambda: any(event == "connected" for event, _ in door.entries))
+        stream.cancel()
+    assert (door.folder / "serve.jsonl").stat().st_size < 10_000
+
+
+def test_a_message_before_registration_is_short(door):
+    with door.link("edge-1").open() as connection:
+        for size, code in ((MESSAGE_LIMIT, grpc.StatusCode.INVALID_ARGUMENT),
+                           (4 * CHUNK, grpc.StatusCode.RESOURCE_EXHAUSTED)):  # fmt: skip
+            with pytest.raises(grpc.RpcError) as refusal:
+                next(connection._stub.Tasks(door.registration(hardware="x" * size), metadata=connection._metadata))
+            assert refusal.value.code() == code
+            with pytest.raises(grpc.RpcError) as refusal:
+                connection._stub.Describe(v1.Introduction(software="x" * size), metadata=connection._metadata)
+            assert refusal.value.code() == code
+    assert door.roster.find("edge-1") is None
+
+
+def silent_call(connection, method="Tasks"):
+    """A call that says nothing, until its `end` is set."""
+    end = threading.Event()
+
+    def nothing():
+        end.wait(30)
+        return
+        yield b""
+
+    call = connection._channel.stream_stream(f"/fedpeft.v1.Federation/{method}")
+    return call(nothing(), metadata=connection._metadata), end
+
+
+@pytest.mark.parametrize("method", ["Describe", "Tasks"])
+def test_a_call_that_says_nothing_ends_soon(door, monkeypatch, method):
+    monkeypatch.setattr("fedpeft.deployment.admission.MESSAGE_SECONDS", 0.1)
+    with door.link("edge-1").open() as connection:
+        call, end = silent_call(connection, method)
+        with pytest.raises(grpc.RpcError) as refusal:
+            next(call)
+        assert refusal.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        end.set()
+        call, end = silent_call(connection, method)
+        end.set()
+        with pytest.raises(grpc.RpcError, match="ended without a message"):
+            next(call)
+        call = connection._channel.unary_unary(f"/fedpeft.v1.Federation/{method}")
+        with pytest.raises(grpc.RpcError, match="can't be read"):
+            call(b"\xff" * 100, metadata=connection._metadata)
+        assert connection.describe().run == door.roster.run
+    assert not door.gateway.admission._waiting, "they are counted no longer"
+
+
+@pytest.mark.parametrize(("limit", "stranger"), [("WAITING_OF_ONE", "edge-1"), ("WAITING", "edge-2")])
+def test_calls_that_say_nothing_take_few_places(door, monkeypatch, limit, stranger):
+    """One client takes its own places only, all strangers together theirs; members that are connected are served."""
+    monkeypatch.setattr(f"fedpeft.deployment.admission.{limit}", 2)
+    with client(door, "edge-0") as member, door.link("edge-1").open() as crowd, door.link(stranger).open() as other:
+        task = asked(door, member, "edge-0")
+        calls = [silent_call(crowd) for _ in range(2)]
+        door.until(lambda: door.gateway.admission._waiting.total() == 2)
+        with pytest.raises(LostError, match="too many calls have not said what they want"):
+            other.describe()
+        assert member.submit(task, good(door, "edge-0")) == "taken"
+        for call, end in calls:
+            end.set()
+            call.cancel()
+        door.until(lambda: not door.gateway.admission._waiting)
+        assert other.describe().run == door.roster.run
+
+
+def test_what_waits_is_all_strangers_together_where_names_cost_nothing(door):
+    admission = Admission(Doorkeeper(None), door.roster, door.events, lambda name: RuntimeError(name))
+    door.roster.enter("edge-1", 0)
+    assert [admission._counted_as(name) for name in ("edge-1", "made-up-1", "made-up-2")] == ["edge-1", "", ""]

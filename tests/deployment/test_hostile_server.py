@@ -1,0 +1,81 @@
+"""What no server of good faith sends is refused by a client in one sentence, before it costs anything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fedpeft.clients.pool import Worker
+
+from fedpeft.communication.messages import Instruction
+from fedpeft.deployment.wire.parcel import Incoming, parts
+from fedpeft.errors import PayloadError
+from fedpeft.run.setup import adapted_entries
+from tests.conftest import SilentObserver
+from tests.here import Federation
+
+
+def test_a_rank_beyond_the_client_s_own_is_refused_before_anything_is_allocated(federation):
+    where = federation()
+    where.run()
+    [asked, *_] = [i for i in where.server.direct.asked if i.kind == "train"]
+    report = where.server.edges[asked.client].handle(replace(asked, rank=20_000))
+    assert "asks for an adapter of rank 20000, this client's has at most 2" in report.error
+
+
+def test_a_task_of_an_unknown_kind_is_not_worked_on(federation):
+    made = federation(rounds=1)
+    made.run()
+    asked, edge = made.server.direct.asked[0], made.server.edges[0]
+    for kind in ("trian", "", "Train"):
+        report = edge.handle(replace(asked, kind=kind))
+        assert f"asks for {kind!r}; this version knows prepare, train or evaluate" in report.error
+        assert not report.payload
+    with pytest.raises(PayloadError, match="one at a time"):
+        edge.workers.pool.submit(Worker.handle, [asked, replace(asked, kind="evaluate")]).result()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"trained": (999,)}, "tensors (999,) as trained; legal are positions 0 to"),
+        ({"trained": (-1,)}, "as trained"),
+        ({"private": (0, 0)}, "each once"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
+        ({"bits": float("nan")}, "bits=nan"),
+        ({"rank": -1}, "rank=-1"),
+        ({"rank": 2, "alpha": 0.0}, "alpha=0.0"),
+        ({"round": -1}, "round=-1"),
+        ({"client": -1}, "client=-1"),
+        ({"acknowledged": 2**40}, f"acknowledged={2**40}"),
+        ({"base": -3}, "base=-3"),
+        ({"steps": 2**62}, "legal are 0 to 1000000"),
+        ({"base_precision": "int4"}, "base_precision='int4'; legal are"),
+        ({"adapter_precision": "fp8"}, "adapter_precision='fp8'; legal are 'fp32', 'bf16'"),
+    ],
+)  # fmt: skip
+def test_values_that_no_server_of_good_faith_sends_are_one_sentence(asked_edge, changed, says):
+    asked, edge = asked_edge
+    report = edge.handle(replace(asked, **changed))
+    assert says in report.error
+    assert not report.payload
+    with pytest.raises(PayloadError):
+        edge.workers.pool.submit(Worker.handle, [replace(asked, **changed)]).result()
+
+
+@pytest.fixture(scope="module")
+def asked_edge(tmp_path_factory):
+    """A task, and the client that it is for."""
+    made = Federation(tmp_path_factory.mktemp("asked"), SilentObserver(), clients=1, rounds=1)
+    made.run()
+    return made.server.direct.asked[0], made.server.edges[0]
+
+
+def test_a_task_is_no_larger_than_the_adapter_needs(asked_edge):
+    asked, edge = asked_edge
+    limit, weights = edge.instruction_limit, adapted_entries(edge.setup.model(), edge.setup.layout)
+    assert limit == 16 * edge.setup.layout.numel + 8 * weights + (1 << 20)
+    whole = replace(asked, payload=bytes(limit + 1))
+    with pytest.raises(PayloadError, match="at most"):
+        Incoming(Instruction, limit, next(iter(parts("t", whole))).header)

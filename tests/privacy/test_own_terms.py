@@ -1,0 +1,95 @@
+"""Federations that a client does not join, and terms that a server does not take."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedpeft.deployment.members import Roster
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.registration import declared
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import ConfigError, PrivacyError, RunError
+from fedpeft.privacy.engine import LEDGER
+from fedpeft.privacy.remote_engine import Terms
+
+
+@pytest.mark.parametrize(
+    ("privacy", "options", "says"),
+    [
+        ("", {"max_epsilon": 3.0}, "has no --privacy"),
+        ("user_dp(noise_multiplier=1)", {"max_epsilon": 3.0}, "is applied by the server"),
+        ("dp_sgd(noise_multiplier=1, test_noise=True)", {"max_epsilon": 3.0}, "protects nobody"),
+        ("dp_sgd(noise_multiplier=1, dp_delta=0.005)", {}, "accepts 0.001 at most"),
+        ("local_dp(noise_multiplier=1, dp_delta=0.2)", {"max_delta": 0.5}, None),
+        ("dp_sgd(noise_multiplier=1, dp_delta=0.1)", {"max_delta": 0.5}, "must be below"),
+    ],
+)
+def test_federations_that_a_client_does_not_join(federation, privacy, options, says):
+    given = {"privacy": privacy, "options": [options, options]}
+    if says is None:
+        assert federation(**given).server.edges[0].protection.delta == 0.2
+        return
+    with pytest.raises(PrivacyError, match=says):
+        federation(**given)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "serve", "says"),
+    [
+        ("none", ServeOptions(), "protects nobody"),
+        ("dp_sgd(epsilon=8, audit=True)", ServeOptions(), "audit=True attacks"),
+        ("dp_sgd(epsilon=8)", ServeOptions(held_out=0.2), "--held-out lets clients report losses"),
+        ("dp_sgd", ServeOptions(), "needs epsilon or noise_multiplier"),
+        ("user_dp(epsilon=8, dp_delta=0.6)", ServeOptions(), "must be below"),
+    ],
+)
+def test_what_a_server_refuses(federation, privacy, serve, says):
+    with pytest.raises((ConfigError, PrivacyError), match=says):
+        federation(privacy=privacy, serve=serve)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"noise": -1.0}, {"noise": float("nan")}, {"rate": 0.0}, {"rate": 1.5}, {"releases": 0}, {"dp_delta": 1.0},
+     {"epsilon": float("inf")}, {"epsilon": -1.0}, {"noise": 1e300}, {"noise": 1e-300}, {"rate": 5e-324},
+     {"dp_delta": 5e-324}, {"releases": 2**32 - 1}],
+)  # fmt: skip
+def test_terms_that_make_no_sense_are_refused(wrong):
+    good = {"noise": 1.0, "rate": 0.1, "releases": 3, "dp_delta": 1e-3, "epsilon": 0.0}
+    assert declared(v1.Registration(terms=v1.PrivacyTerms(**good))) == Terms(1.0, 0.1, 3, 1e-3, None)
+    with pytest.raises(RunError, match="of which no epsilon follows; legal: "):
+        declared(v1.Registration(terms=v1.PrivacyTerms(**{**good, **wrong})))
+    with pytest.raises(RunError, match="does not say how"):
+        declared(v1.Registration())
+
+
+@pytest.mark.parametrize("wrong", [{"noise": 1e300}, {"noise": 1e-300}, {"delta": 5e-324}], ids=str)
+def test_terms_of_which_no_epsilon_follows_end_no_federation(federation, wrong, observer, monkeypatch):
+    """An earlier server has admitted them: they lie in the list of clients, and what they cost in its ledger."""
+    made = federation(privacy="local_dp(noise_multiplier=1, epsilon=100)", rounds=2)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(observer, "round_done", lambda result: True)
+        assert made.run().round == 1
+    folder = made.folder / "server"
+    stored = json.loads((folder / "roster.json").read_text())
+    stored["members"][0]["terms"].update(wrong)
+    (folder / "roster.json").write_text(json.dumps(stored))
+    charge = {"round": 1, "attempt": 1, "fingerprint": "other", "charges": [[0, wrong.get("noise", 1.0), 1.0, 1]]}
+    with open(folder / LEDGER, "a") as ledger:
+        ledger.write(json.dumps(charge) + "\n")
+    assert Roster(folder / "roster.json", 2).find("edge-0").terms is None
+    again = federation(privacy="local_dp(noise_multiplier=1, epsilon=100)", rounds=2)
+    assert again.run().round == 2
+    sits_out = "noise" in wrong
+    assert again.server.protection.sat_out == ({0} if sits_out else set())
+    assert (again.server.protection.summary()["epsilon"] == float("inf")) is sits_out
+
+
+def test_who_was_charged_and_has_no_terms_any_more_counts_as_unprotected(federation):
+    made = federation(privacy="local_dp(noise_multiplier=1)", rounds=1)
+    made.run()
+    assert made.server.protection.epsilons()[0] < 100
+    made.server.roster.find("edge-0").terms = None
+    assert made.server.protection.epsilons()[0] == float("inf")
