@@ -19,8 +19,8 @@ from fedpeft.data.partition import PARTITIONS, Partition
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, without_validation
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.machine.files import writing
-from fedpeft.parts import part_text
 from fedpeft.run.command import exit_code
+from fedpeft.spec import Spec
 
 MEASURED = 10_000
 """Rows whose length is taken at most: the first ones of an order by chance."""
@@ -65,7 +65,7 @@ def text_of(data: str) -> str:
         DataError: it looks like a path, and nothing is there.
     """
     if Path(data).expanduser().exists() and data not in DATASETS.names:
-        return part_text(DATASETS.part("file")(path=data))  # type: ignore[call-arg]
+        return str(Spec("file", {"path": data}))
     if ":" not in data and "(" not in data and ("/" in data or Path(data).suffix):
         raise DataError(f"there is no file or folder {data}; give one, or a data set as a run's --dataset takes it")
     return data
@@ -127,7 +127,8 @@ def check(command: Command, console: Console) -> list[str]:
         say("note", note)
     train, held = without_validation(dataset)
     _show_classes(dataset, train, held, console)
-    wrong, lengths, unit = wrong_with_rows(dataset), None, "tokens"
+    lengths: np.ndarray | None = None
+    wrong, unit = wrong_with_rows(dataset), "tokens"
     if dataset.kind == "text":
         lengths, unit, why = lengths_of(command, dataset)
         low, median, high = np.percentile(lengths, (5, 50, 95))
@@ -155,7 +156,7 @@ def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -
     names, shown = dataset.label_names or (), 8
     splits = {"training": train, "validation": held, "test": dataset.test}
     counts = {n: np.bincount(r.labels, minlength=len(names)) for n, r in splits.items() if r.labels is not None}
-    order = np.argsort(-counts["training"], kind="stable") if names else []
+    order: list[int] = np.argsort(-counts["training"], kind="stable").tolist() if names else []
     table = Table("split", "rows", *(names[i] for i in order[:shown]), *(["others"] if len(names) > shown else []))
     for name, rows in splits.items():
         cells = [f"{counts[name][i]:,}" for i in order[:shown]] if name in counts else []

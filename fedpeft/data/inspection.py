@@ -28,7 +28,7 @@ def digests(inputs: Inputs) -> list[bytes]:
 def wrong_with_rows(dataset: Dataset) -> list[str]:
     """Rows that occur twice, within a split and across, classes with few rows or nearly all."""
     train = digests(dataset.train.inputs)
-    distinct, found = set(train), []
+    distinct, found = set(train), list[str]()
     if len(distinct) < len(train):
         found.append(f"{len(train) - len(distinct):,} of {len(train):,} training rows say what another one says")
     for name, rows in (("validation", dataset.validation), ("test", dataset.test)):
@@ -43,7 +43,8 @@ def wrong_with_rows(dataset: Dataset) -> list[str]:
 
 
 def _wrong_with_classes(dataset: Dataset, labels: np.ndarray, train: Sequence[bytes]) -> list[str]:
-    found, first = [], {}
+    found: list[str] = []
+    first: dict[bytes, int] = {}
     contradicting = sum(first.setdefault(digest, label) != label for digest, label in zip(train, labels, strict=True))
     if contradicting:
         found.append(f"{contradicting:,} training rows have another class than an equal row has")
@@ -77,7 +78,7 @@ def wrong_with_lengths(lengths: np.ndarray, tokens: int) -> list[str]:
 
 def wrong_with_partition(partition: Partition, rows: Rows) -> list[str]:
     """Clients that hold next to nothing, or one class only."""
-    found, sizes = [], partition.sizes
+    found, sizes = list[str](), partition.sizes
     if tiny := int((sizes < FEW).sum()):
         found.append(f"{tiny:,} of {len(sizes):,} clients have fewer than {FEW} rows, the smallest {sizes.min()}")
     if rows.labels is not None:
