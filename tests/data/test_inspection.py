@@ -16,7 +16,9 @@ def data(train, test, validation=None):
     def rows(pairs):
         return None if pairs is None else Rows([t for t, _ in pairs], np.array([c for _, c in pairs]))
 
-    return Dataset("x", "text", "classification", rows(train), rows(test), ("no", "yes"), "tiny", rows(validation))
+    return Dataset(
+        "x", "text", "classification", rows(train), rows(test), ("no", "yes"), "tiny", validation=rows(validation)
+    )
 
 
 GOOD = [(f"text {i}", i % 2) for i in range(40)]

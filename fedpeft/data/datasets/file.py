@@ -8,8 +8,8 @@ or with a metadata.csv of file_name and label. Parquet, Arrow and saved data set
 `text="premise + hypothesis"` makes one text of two columns, each after its name, as T5 writes pairs (Raffel et al.,
 2020, appendix D). Instruction data are told by their columns, where there is none called as `text` says: messages,
 conversations (ShareGPT), instruction and output (alpaca), prompt and completion. The model's chat template is applied,
-or a `template`, and the loss is that of the answers. A prompt with a chosen and a rejected answer is a preference, learned
-by DPO. Without test rows, a seeded share of each class is held out.
+or a `template`, and the loss is that of the answers. A prompt with a chosen and a rejected answer is a preference,
+learned by DPO. Without test rows, a seeded share of each class is held out.
 The data is yours, and so is its licence.
 """
 
