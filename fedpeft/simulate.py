@@ -307,7 +307,8 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         observer.say(f"[bold]sample[/]  {of}, some of the data set's: a first answer, no result")
     observer.say(model_line(setup))
     advice = advice_on_drift(setup, simulation.statistics.label_distance)
-    for note in filter(None, (*setup.notes, *setup.cut_rows(simulation.workers.work.data_key), advice)):
+    cut = setup.cut_rows(simulation.workers.work.data_key)
+    for note in filter(None, (*simulation.rows.dataset.notes, *setup.notes, *cut, advice)):
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedpeft.config import RunConfig, read_toml
-from fedpeft.data.user_rows import Names, read, records
+from fedpeft.data.record_files import records
+from fedpeft.data.user_rows import Names, read
 from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.run.folder import alone_in, checked_settings, default_settings, refuse_file
 from fedpeft.simulate import main, parse

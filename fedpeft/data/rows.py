@@ -78,6 +78,8 @@ class Dataset:
         label_names: one name per class; None for causal language modelling.
         default_model: the name of the model part that suits this data set.
         sampled: whether these are only some of its rows, so that figures of them are none of the data set's.
+        validation: rows for tuning and the curve per round; None: some of `train` are held out.
+        notes: what was taken by itself, in one line each.
     """
 
     name: str
@@ -88,9 +90,13 @@ class Dataset:
     label_names: tuple[str, ...] | None
     default_model: str
     sampled: bool = False
+    validation: Rows | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for part, rows in (("training", self.train), ("test", self.test)):
+        for part, rows in (("training", self.train), ("validation", self.validation), ("test", self.test)):
+            if rows is None:
+                continue
             if len(rows) == 0:
                 raise DataError(f"{self.name} has no {part} rows")
             if self.task == "classification" and rows.labels is None:
@@ -148,7 +154,10 @@ def encode_labels(
 
 
 def without_validation(dataset: Dataset) -> tuple[Rows, Rows]:
-    """The training rows that clients get, and those that nobody gets: `VALIDATION_ROWS`, or a tenth of fewer."""
+    """The training rows that clients get, and those that nobody gets: the data set's own validation rows, or of those
+    for training `VALIDATION_ROWS`, or a tenth of fewer."""
+    if dataset.validation is not None:
+        return dataset.train, dataset.validation
     return split_validation(dataset.train, min(VALIDATION_ROWS, max(1, len(dataset.train) // 10)))
 
 

@@ -1,18 +1,17 @@
-"""A user's own rows: files of records (CSV, TSV, JSONL), named columns of them, and a checked data set."""
+"""A user's own rows: named columns of records, and a checked data set of them."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fedpeft.data.record_files import records
 from fedpeft.data.rows import Dataset, Rows, encode_labels, split_test
-from fedpeft.errors import ConfigError, DataError
+from fedpeft.errors import DataError
 from fedpeft.parts import nearest
 
 
@@ -43,7 +42,7 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
     table = Table([], None if names.label is None else [], None if names.owner is None else [])
     for place, record in records:
         where = f"{place} of {source}"
-        text = _value(record, names.text, "text", where)
+        text = _text(record, names.text, where)
         if not isinstance(text, str):
             raise DataError(f"{where}: the column {names.text!r} must hold text, got {_shown(text)}")
         if any("\ud800" <= c <= "\udfff" for c in text):
@@ -56,11 +55,34 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
                 continue
             value = _value(record, column, role, where)
             if not isinstance(value, (str, int)) or not str(value).strip():
-                raise DataError(f"{where}: the column {column!r} must hold a word or an integer, got {_shown(value)}")
+                kind = _UNSUPPORTED.get(type(value), "") if role == "label" else ""
+                raise DataError(
+                    f"{where}: the column {column!r} must hold a word or an integer, got {_shown(value)}{kind}"
+                )
             values.append(str(value).strip())
     if not table.texts:
         raise DataError(f"{source} has no rows")
     return table
+
+
+_UNSUPPORTED = {
+    float: "; numbers can't be predicted (regression), classes can",
+    list: "; a row has one class (no multi-label classification, no classes of tokens)",
+}
+"""What a label's type tells of the task that the user has in mind."""
+
+AND = " + "
+
+
+def _text(record: Mapping[str, Any], column: str, where: str) -> Any:
+    """The text of a column; of several, `a + b`, one text with each value after its column's name."""
+    if AND not in column or column in record:
+        return _value(record, column, "text", where)
+    values = {name: _value(record, name, "text", where) for name in column.split(AND)}
+    for name, value in values.items():
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f"{where}: the column {name!r} must hold text, got {_shown(value)}")
+    return " ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def _value(record: Mapping[str, Any], column: str, role: str, where: str) -> Any:
@@ -75,85 +97,68 @@ def _shown(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def dataset(name: str, train: Table, test: Table | None, test_fraction: float, seed: int) -> Dataset:
+def dataset(
+    name: str, train: Table, test: Table | None, test_fraction: float, seed: int, validation: Table | None = None
+) -> Dataset:
     """The data set of these tables; without `test`, the fraction of `train` is held out, stratified, by `seed`."""
-    label_names, train_labels, test_labels = None, None, None
+    label_names = None
+    tables = [train, *(table for table in (validation, test) if table is not None)]
+    labels: list[NDArray[np.int64] | None] = [None] * len(tables)
     if train.labels is not None:
-        unseen: list[str] = [] if test is None or test.labels is None else test.labels
-        label_names, train_labels, test_labels = encode_labels(train.labels, unseen, name)
-    rows = Rows(train.texts, train_labels, None if train.owners is None else np.array(train.owners))
+        _refuse_numbers(train.labels, name)
+        for i, table in enumerate(tables):
+            label_names, labels[0], labels[i] = encode_labels(train.labels, table.labels or [], name)
+    parts = [
+        Rows(table.texts, column, None if table.owners is None else np.array(table.owners))
+        for table, column in zip(tables, labels, strict=True)
+    ]
+    rows = parts[0]
     if test is None:
         rows, test_rows = split_test(rows, test_fraction, seed)
     else:
-        test_rows = Rows(test.texts, test_labels, None if test.owners is None else np.array(test.owners))
+        test_rows = parts[-1]
     return Dataset(
         name=name,
         kind="text",
-        task="causal_lm" if train_labels is None else "classification",
+        task="causal_lm" if train.labels is None else "classification",
         train=rows,
         test=test_rows,
         label_names=label_names,
-        default_model="smollm2" if train_labels is None else "minilm",
+        default_model="smollm2" if train.labels is None else "minilm",
+        validation=None if validation is None else parts[1],
     )
 
 
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
-
-
-JSON_LINES = (".jsonl", ".ndjson")
-
-
-def records(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a CSV, TSV or JSONL file, each with its place ("line 3"); ConfigError or DataError."""
-    path = Path(name).expanduser()
-    suffix = path.suffix.lower()
-    if suffix not in DELIMITERS and suffix not in JSON_LINES:
-        raise ConfigError(f"{name} must end in {', '.join((*DELIMITERS, *JSON_LINES))}, which says how to read it")
-    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
-        raise DataError(f"{name} is no file of rows, but a pipe or a device; give a file")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            yield from _json_lines(name, stream) if suffix in JSON_LINES else _table(name, stream, DELIMITERS[suffix])
-    except FileNotFoundError:
-        raise DataError(f"there is no file {name}") from None
-    except IsADirectoryError:
-        raise DataError(f"{name} is a directory; name a file in it") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); save it with that encoding") from None
-    except OSError as error:
-        raise DataError(f"can't read {name}: {error.strerror}") from None
-
-
-def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses texts beyond 128 kB
-    reader = csv.reader(stream, delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            raise DataError(f"{name} is empty")
-        if len(set(header)) < len(header):
-            raise DataError(f"{name} names a column twice in its first line: {', '.join(header)}")
-        for fields in reader:
-            if not fields:
-                continue  # a blank line
-            if len(fields) != len(header):
-                raise DataError(f"line {reader.line_num} of {name} has {len(fields)} fields, the first {len(header)}")
-            yield f"line {reader.line_num}", dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise DataError(f"line {reader.line_num} of {name} is not valid CSV: {error}") from None
-
-
-def _json_lines(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
+def _refuse_numbers(labels: Sequence[str], name: str) -> None:
+    """Refuse labels that are measured numbers: half of them are distinct and have a fraction."""
+    distinct = set(labels)
+    if len(distinct) > max(20, len(labels) // 2):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"line {number} of {name} is not valid JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise DataError(f'line {number} of {name} is not a JSON object such as {{"text": ..., "label": ...}}')
-        yield f"line {number}", record
+            whole = all(float(label).is_integer() for label in distinct)
+        except (ValueError, OverflowError):
+            return
+        if not whole:
+            raise DataError(
+                f"{name}: the labels are {len(distinct)} different numbers in {len(labels)} rows; numbers can't be "
+                "predicted (regression), classes can: give ranges of them names"
+            )
+
+
+def of_pictures(made: Dataset, pixels: Callable[[list[str]], NDArray[np.uint8]]) -> Dataset:
+    """A data set of pictures, made of one whose texts are their paths; `pixels` reads them.
+
+    Raises:
+        DataError: there are no labels.
+    """
+    if made.label_names is None:
+        raise DataError(f"{made.name}: pictures need classes; leave label=None out")
+
+    def read_in(rows: Rows) -> Rows:
+        return replace(rows, inputs=pixels(list(map(str, rows.inputs))))
+
+    validation = None if made.validation is None else read_in(made.validation)
+    train, test = read_in(made.train), read_in(made.test)
+    return replace(made, kind="image", train=train, test=test, validation=validation, default_model="dinov2_small")
 
 
 class Described(Dataset):

@@ -26,7 +26,8 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition, held_out
-from fedpeft.data.user_rows import labelled_rows, records
+from fedpeft.data.record_files import records
+from fedpeft.data.user_rows import labelled_rows
 from fedpeft.deployment.capacity import device_called, fitted
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeft.data.user_rows import records
+from fedpeft.data.record_files import records
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.evaluation.generation import answers, generated
 from fedpeft.models.task import FederatedModel

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedpeft.data.conversations import ids_and_answers, packed
 from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, PromptTemplate, fingerprint
-from fedpeft.data.user_rows import JSON_LINES, records
+from fedpeft.data.record_files import JSON_LINES, records
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import nearest
 

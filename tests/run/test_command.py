@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
+import fedpeft
+from fedpeft import __main__
 from fedpeft.errors import ConfigError
 from fedpeft.run.command import exit_code
 
+PACKAGE = Path(fedpeft.__file__).parent
 COMMANDS = {  # one mistake that each finds without a run
     "simulate": ["--clients", "0.5"],
+    "check": ["no.csv"],
+    "init": ["."],
     "serve": ["--listen", "nowhere"],
     "join": ["--server", "nowhere", "--data", "no.csv"],
     "study": ["no.toml"],
@@ -59,6 +68,7 @@ def test_what_is_nobody_s_mistake_is_not_hidden():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_mistake_of_any_command_is_an_error_and_exit_code_2(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
     assert importlib.import_module(f"fedpeft.{name}").main(COMMANDS[name]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -71,3 +81,38 @@ def test_ctrl_c_ends_any_command_with_130(name, monkeypatch, tmp_path):
     command = importlib.import_module(f"fedpeft.{name}")
     monkeypatch.setattr(command.tyro, "cli", lambda *_, **__: raises(KeyboardInterrupt())())
     assert command.main([]) == 130
+
+
+def ran(*words, **more):
+    return subprocess.run(
+        [sys.executable, "-m", "fedpeft", *words], capture_output=True, text=True, check=False, **more
+    )
+
+
+def test_one_name_lists_every_command():
+    found = {path.stem for path in PACKAGE.glob("*.py") if "def main(" in path.read_text(encoding="utf-8")}
+    found |= {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
+    assert set(__main__.COMMANDS) == found - {"__main__"}
+    shown = ran().stdout
+    assert all(f"  {name} " in shown for name in __main__.COMMANDS)
+
+
+def test_the_version_is_told_without_loading_anything_heavy():
+    assert ran("--version").stdout == f"fedpeft {fedpeft.__version__}\n"
+    probe = "import sys, fedpeft.__main__; print([m for m in ('torch', 'numpy', 'rich', 'tyro') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout == "[]\n"
+    told = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert told["project"]["version"] == fedpeft.__version__
+    assert told["project"]["scripts"] == {"fedpeft": "fedpeft.__main__:main"}
+    assert f"version: {fedpeft.__version__}" in (PACKAGE.parent / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## {fedpeft.__version__}" in (PACKAGE.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_a_command_by_its_name_is_the_module(tmp_path):
+    (tmp_path / "something").touch()
+    done = ran("init", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "is not empty" in done.stderr
+    done = ran("simulat")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no command 'simulat'; did you mean 'simulate'?")

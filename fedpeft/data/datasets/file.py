@@ -1,39 +1,45 @@
-"""Your own texts in a CSV, TSV or JSONL file (UTF-8): `file:PATH`, or `file(path="PATH", text="body", label="topic")`.
+"""Your own rows: `file:PATH`, or `file(path="PATH", text="body", label="topic")`.
 
-The first line of a CSV or TSV file names the columns; a JSONL file has one JSON object per line. Lines with
-conversations, {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, are
-instruction data: the model's chat template is applied, or that of a file, and the loss is that of the answers. So are
-rows of columns with a `template`: file(path="PATH", template="alpaca") reads the columns instruction, input and output.
-Rows of a prompt with a chosen and a rejected answer are preferences, which are learned by DPO.
-Without a file of test rows, a seeded share of each class is held out. The data is yours, and so is its licence.
+PATH is a file of named columns, CSV, TSV, JSON lines, JSON, Parquet or Arrow, plain or .gz (UTF-8; the first line of a
+CSV or TSV file names the columns), or a folder: a data set that `save_to_disk` of the `datasets` library has written,
+single or with splits; files train, validation and test; a file for each client; or pictures, in a folder for each class
+or with a metadata.csv of file_name and label. Parquet, Arrow and saved data sets need the extra `hub`.
+
+`text="premise + hypothesis"` makes one text of two columns, each after its name, as T5 writes pairs (Raffel et al.,
+2020, appendix D). Instruction data are told by their columns, where there is none called as `text` says: messages,
+conversations (ShareGPT), instruction and output (alpaca), prompt and completion. The model's chat template is applied,
+or a `template`, and the loss is that of the answers. A prompt with a chosen and a rejected answer is a preference,
+learned by DPO. Without test rows, a seeded share of each class is held out.
+The data is yours, and so is its licence.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from fedpeft.data import user_rows
-from fedpeft.data.conversations import with_messages, with_prompts
-from fedpeft.data.preferences import PROMPT, SIDES, with_preferences
+from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
+from fedpeft.data.instruction_columns import Reading, reading
+from fedpeft.data.record_folders import OWNER, Splits, records_below, splits_of
 from fedpeft.data.rows import Dataset
-from fedpeft.data.user_rows import records
+from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
-
-MESSAGES = "messages"
 
 
 @dataclass(frozen=True)
 class File:
-    """Rows from a file of named columns."""
+    """Rows from a file or folder of your own."""
 
     argument: ClassVar[str] = "path"
 
-    path: str = setting(dataclasses.MISSING, "the file: .csv, .tsv or .jsonl", path=True)
-    text: str = setting("text", "name of the column with the texts")
+    path: str = setting(
+        dataclasses.MISSING, "the file (.csv, .tsv, .jsonl, .json, .parquet, .arrow, or .gz) or folder", path=True
+    )
+    text: str = setting("text", "name of the column with the texts; of two: 'premise + hypothesis'")
     label: str | None = setting("label", "name of the column with the classes; None: no classes, language modelling")
     owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
     messages: str | None = setting(
@@ -48,54 +54,87 @@ class File:
     beta: float = setting(
         0.1, "preferences: how much it costs to leave the base's answers (DPO)", above=0.0, high=100.0
     )
-    test: str | None = setting(
-        None, "a file of test rows with the same columns; None: hold some of `path` out", path=True
+    validation: str | None = setting(
+        None, "a file of validation rows with the same columns; None: that of the folder, or held out", path=True
     )
-    test_fraction: float = setting(0.2, "share of the rows held out for test when `test` is None", above=0.0, high=0.9)
+    test: str | None = setting(
+        None,
+        "a file of test rows with the same columns; None: that of the folder, or hold some of `path` out",
+        path=True,
+    )
+    test_fraction: float = setting(0.2, "share of the rows held out for test when there are none", above=0.0, high=0.9)
+    side: int = setting(64, "pixels per side that pictures are brought to", low=8, high=512)
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
 
     def load(self) -> Dataset:
         """The rows, checked.
 
         Raises:
-            ConfigError: the file's ending says neither CSV, TSV nor JSONL.
+            ConfigError: the file's ending does not say how to read it, or a library is missing that reads it.
             DataError: it can't be read, or its rows can't be used; the message names the line.
         """
-        _, first = next(records(self.path), ("", {}))
-        task = self._task(first)
-        names = user_rows.Names(self.text, self.label if task is None else None, self.owner)
+        splits = self._splits()
+        pictures = holds_pictures(splits.train)
+        _, first = next(_records(splits.train, pictures), ("", {}))
+        instructions = (
+            None if pictures else reading(first, self.text, self.messages, self.template, self.answer, self.beta)
+        )
+        names = user_rows.Names(
+            FILE_NAME if pictures else self.text,
+            None if instructions else self.label,
+            self.owner or (OWNER if OWNER in first and splits.train.is_dir() else None),
+        )
+        train, validation, test = (
+            None if path is None else _table(path, pictures, instructions, names)
+            for path in (splits.train, splits.validation, splits.test)
+        )
+        assert train is not None
+        name = Path(self.path).expanduser().name
+        made = user_rows.dataset(name, train, test, self.test_fraction, self.seed, validation)
+        made = dataclasses.replace(made, notes=self._notes(splits, instructions, names))
+        if instructions:
+            return dataclasses.replace(made, task=instructions.task)
+        return user_rows.of_pictures(made, lambda files: pixels_of(files, self.side)) if pictures else made
 
-        def table(path: str) -> user_rows.Table:
-            return user_rows.read(path, self._packed(path, first), names)
+    def _splits(self) -> Splits:
+        """Where the rows are, the settings before what is found."""
+        found = splits_of(Path(self.path).expanduser())
+        given = {
+            name: Path(path).expanduser()
+            for name in ("validation", "test")
+            if (path := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(found, **given)
 
-        test = None if self.test is None else table(self.test)
-        made = user_rows.dataset(Path(self.path).name, table(self.path), test, self.test_fraction, self.seed)
-        return made if task is None else dataclasses.replace(made, task=task)
+    def _notes(self, splits: Splits, instructions: Reading | None, names: user_rows.Names) -> tuple[str, ...]:
+        """What was taken by itself, in one line each."""
+        notes = []
+        if instructions and not (self.messages or self.template):
+            notes.append(f"taken as {instructions.said}")
+        if splits.train != Path(self.path).expanduser():
+            parts = [path.name for path in (splits.train, splits.validation, splits.test) if path is not None]
+            notes.append(f"rows of {', '.join(parts)} in {self.path}")
+        if names.owner == OWNER and not self.owner:
+            notes.append("each file is a client's: --partition natural --clients 0 gives each client its own")
+        return tuple(notes)
 
-    def _packed(self, path: str, first: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The records of a file, with what is not text packed into the text column."""
-        found, messages = records(path), self._messages(first)
-        if self._preferences(first):
-            found = with_preferences(found, self.text, path, self.template)
-        elif messages:
-            found = with_messages(found, messages, self.text, path, self.template)
-        elif self.template:
-            found = with_prompts(found, self.template, self.answer, self.text, path)
-        return found
 
-    def _task(self, first: Mapping[str, Any]) -> str | None:
-        """What is learned of questions and answers; None: the rows are texts."""
-        if self._preferences(first):
-            return f"dpo(beta={self.beta})"
-        return "instruction" if self._messages(first) or self.template else None
+def _records(path: Path, pictures: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    return picture_records(path) if pictures else records_below(path)
 
-    def _messages(self, first: Mapping[str, Any]) -> str | None:
-        """The column of conversations: as it is named, or the usual one, if the first record has it and no text."""
-        return self.messages or (MESSAGES if MESSAGES in first and self.text not in first else None)
 
-    def _preferences(self, first: Mapping[str, Any]) -> bool:
-        """Whether the first record has a prompt with two answers, and no text."""
-        return {PROMPT, *SIDES} <= set(first) and self.text not in first
+def _table(path: Path, pictures: bool, instructions: Reading | None, names: user_rows.Names) -> user_rows.Table:
+    """One split's rows."""
+    if pictures and not holds_pictures(path):
+        raise ConfigError(
+            f"{path} holds no pictures, and the training rows are pictures; give a folder of the same kind"
+        )
+    if names.owner == OWNER and not path.is_dir():  # one file of test rows belongs to nobody
+        names = dataclasses.replace(names, owner=None)
+    found: Any = _records(path, pictures)
+    if instructions:
+        found = instructions.packed(found, str(path))
+    return user_rows.read(str(path), found, names)
 
 
 part = File

@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.data.prompt_templates import PromptTemplate
+from fedpeft.data.record_files import DELIMITERS, JSON_LINES, records
 from fedpeft.data.rows import Dataset, Rows, split_validation
-from fedpeft.data.user_rows import DELIMITERS, JSON_LINES, Table, records
+from fedpeft.data.user_rows import Table
 from fedpeft.errors import AssetError, DataError
 from fedpeft.parts import setting
 

@@ -1,0 +1,182 @@
+"""python -m fedpeft.check DATA: what a data set holds, how it would lie on clients, and what is wrong with it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fedpeft import plugins
+from fedpeft.config import RunConfig
+from fedpeft.data.inspection import wrong_with_lengths, wrong_with_partition, wrong_with_rows
+from fedpeft.data.partition import PARTITIONS, Partition
+from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, without_validation
+from fedpeft.errors import AssetError, ConfigError, DataError
+from fedpeft.machine.files import writing
+from fedpeft.run.command import exit_code
+from fedpeft.spec import Spec
+
+MEASURED = 10_000
+"""Rows whose length is taken at most: the first ones of an order by chance."""
+
+DEFAULT = RunConfig()
+
+
+@dataclass(frozen=True)
+class Command:
+    """Look at a data set before a run: rows, classes, lengths, duplicates, and how a partition would look.
+
+    python -m fedpeft.check rows.csv --clients 20
+    """
+
+    data: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="DATA", help="a file or folder of yours, or what --dataset of a run takes"),
+    ]
+    partition: Annotated[
+        str, tyro.conf.arg(help="as of a run (default: natural where rows have owners, else as a run's, or iid)")
+    ] = ""
+    clients: Annotated[int, tyro.conf.arg(help="how many (default, 0: all owners, or 100)")] = 0
+    model: Annotated[str, tyro.conf.arg(help="whose tokens are counted; auto: the data set's own")] = "auto"
+    tokens: Annotated[int, tyro.conf.arg(help="where a run would cut texts")] = DEFAULT.tokens
+    seed: Annotated[int, tyro.conf.arg(help="of the partition")] = DEFAULT.seed
+    picture: Annotated[Path, tyro.conf.arg(help="where the picture goes: .svg, .png or .pdf")] = Path("check.svg")
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
+    ] = ()
+
+
+PICTURES = (".svg", ".png", ".pdf")
+
+
+def text_of(data: str) -> str:
+    """What a run's --dataset calls `data`.
+
+    Raises:
+        DataError: it looks like a path, and nothing is there.
+    """
+    if Path(data).expanduser().exists() and data not in DATASETS.names:
+        return str(Spec("file", {"path": data}))
+    if ":" not in data and "(" not in data and ("/" in data or Path(data).suffix):
+        raise DataError(f"there is no file or folder {data}; give one, or a data set as a run's --dataset takes it")
+    return data
+
+
+def partitioned(command: Command, dataset: Dataset, rows: Rows) -> tuple[str, Partition]:
+    """The partition's text, and how `rows` would lie.
+
+    Raises:
+        FedpeftError: rows can't be split so.
+    """
+    natural = dataset.train.owners is not None
+    text = command.partition or ("natural" if natural else "iid" if rows.labels is None else DEFAULT.partition)
+    clients = command.clients or (0 if text.startswith("natural") else min(int(DEFAULT.clients), len(rows)))
+    return text, PARTITIONS.build(text).split(rows, clients, command.seed)
+
+
+def lengths_of(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str]:
+    """The lengths of training rows, their unit, and why it is words where it is.
+
+    Raises:
+        FedpeftError: the model that was named has no tokenizer, or the rows don't go with it.
+    """
+    from fedpeft.models.base_model import resolve_model
+    from fedpeft.models.task import TASKS
+
+    rows, why = dataset.train, ""
+    if len(rows) > MEASURED:
+        rows = rows.take(np.sort(np.random.default_rng(0).permutation(len(rows))[:MEASURED]))
+    try:
+        folder = resolve_model(dataset.default_model if command.model == "auto" else command.model)
+    except (AssetError, ConfigError) as error:
+        if command.model != "auto":
+            raise
+        why = f"lengths are in words: {error}"
+        return np.array([len(str(text).split()) for text in rows.inputs]), "words", why
+    return TASKS.build(dataset.task).tokenise(rows, folder, 1 << 30).lengths, "tokens", why
+
+
+def check(command: Command, console: Console) -> list[str]:
+    """Look at the data and say what is there; returns what is wrong.
+
+    Raises:
+        FedpeftError: the data can't be used at all, or not with this model.
+    """
+
+    def say(name: str, text: str) -> None:
+        console.print(f"[bold]{name:<10}[/] ", end="", highlight=False)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if command.picture.suffix not in PICTURES:
+        raise ConfigError(f"--picture {command.picture} must end in {', '.join(PICTURES)}")
+    if command.clients < 0 or command.tokens < 1:
+        raise ConfigError("--clients must be at least 0 and --tokens at least 1")
+    text = text_of(command.data)
+    dataset = load_dataset(text)
+    say("data", f"{dataset.name}: {dataset.kind}, {dataset.task.replace('_', ' ')}")
+    for note in dataset.notes:
+        say("note", note)
+    train, held = without_validation(dataset)
+    _show_classes(dataset, train, held, console)
+    lengths: np.ndarray | None = None
+    wrong, unit = wrong_with_rows(dataset), "tokens"
+    if dataset.kind == "text":
+        lengths, unit, why = lengths_of(command, dataset)
+        low, median, high = np.percentile(lengths, (5, 50, 95))
+        say("lengths", f"{low:.0f} / {median:.0f} / {high:.0f} {unit} (5 % / median / 95 %), longest {lengths.max()}")
+        wrong += [why] if why else wrong_with_lengths(lengths, command.tokens)
+    called, partition = partitioned(command, dataset, train)
+    say("partition", f"{called}: {partition.statistics(train.labels, len(train))}")
+    wrong += wrong_with_partition(partition, train)
+    from fedpeft.run.partition_picture import draw
+
+    with writing(command.picture):
+        draw(command.picture, partition, train, dataset.label_names, lengths, command.tokens, unit)
+    say("picture", str(command.picture))
+    for sentence in wrong:
+        say("wrong", sentence)
+    if not wrong:
+        say("wrong", "nothing was found")
+    clients = 0 if called.startswith("natural") and not command.clients else len(partition)
+    say("a run", f'python -m fedpeft.simulate --dataset "{text}" --partition "{called}" --clients {clients}')
+    return wrong
+
+
+def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -> None:
+    """Rows of each split, and of the most frequent classes."""
+    names, shown = dataset.label_names or (), 8
+    splits = {"training": train, "validation": held, "test": dataset.test}
+    counts = {n: np.bincount(r.labels, minlength=len(names)) for n, r in splits.items() if r.labels is not None}
+    order: list[int] = np.argsort(-counts["training"], kind="stable").tolist() if names else []
+    table = Table("split", "rows", *(names[i] for i in order[:shown]), *(["others"] if len(names) > shown else []))
+    for name, rows in splits.items():
+        cells = [f"{counts[name][i]:,}" for i in order[:shown]] if name in counts else []
+        rest = [f"{sum(int(counts[name][i]) for i in order[shown:]):,}"] if len(names) > shown else []
+        table.add_row(name, f"{len(rows):,}", *cells, *rest)
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit code: 0, 1 where something is wrong with the data, 2 where they can't be used."""
+    return exit_code(lambda: _checked(tyro.cli(Command, args=arguments, prog="python -m fedpeft.check")))
+
+
+def _checked(command: Command) -> int:
+    from fedpeft.run.console import quiet_libraries
+
+    quiet_libraries()
+    plugins.use(command.plugin)
+    return 1 if check(command, Console()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

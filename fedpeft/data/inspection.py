@@ -1,0 +1,89 @@
+"""What is wrong with a data set that can be used: one sentence each, before anything is trained on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedpeft.data.partition import Partition
+from fedpeft.data.rows import Dataset, Inputs, Rows
+
+FEW = 10
+"""Rows of a class below which it can't be learned, nor its accuracy be told."""
+
+FREQUENT = 0.9
+"""The share of one class from which on naming it always looks like learning."""
+
+
+def digests(inputs: Inputs) -> list[bytes]:
+    """A hash of each text, without regard to case and space, or of each image."""
+    if isinstance(inputs, np.ndarray):
+        return [hashlib.blake2b(np.ascontiguousarray(x).tobytes(), digest_size=12).digest() for x in inputs]
+    plain = (" ".join(text.lower().split()) for text in inputs)
+    return [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest() for text in plain]
+
+
+def wrong_with_rows(dataset: Dataset) -> list[str]:
+    """Rows that occur twice, within a split and across, classes with few rows or nearly all."""
+    train = digests(dataset.train.inputs)
+    distinct, found = set(train), list[str]()
+    if len(distinct) < len(train):
+        found.append(f"{len(train) - len(distinct):,} of {len(train):,} training rows say what another one says")
+    for name, rows in (("validation", dataset.validation), ("test", dataset.test)):
+        if rows is not None and (shared := sum(digest in distinct for digest in digests(rows.inputs))):
+            found.append(
+                f"{shared:,} of {len(rows):,} {name} rows occur in the training rows, too, so that their score "
+                "tells of memory; leave them out of one"
+            )
+    if dataset.train.labels is not None:
+        found += _wrong_with_classes(dataset, dataset.train.labels, train)
+    return found
+
+
+def _wrong_with_classes(dataset: Dataset, labels: np.ndarray, train: Sequence[bytes]) -> list[str]:
+    found: list[str] = []
+    first: dict[bytes, int] = {}
+    contradicting = sum(first.setdefault(digest, label) != label for digest, label in zip(train, labels, strict=True))
+    if contradicting:
+        found.append(f"{contradicting:,} training rows have another class than an equal row has")
+    names, counts = dataset.label_names or (), np.bincount(labels, minlength=dataset.classes)
+    few = np.flatnonzero(counts < FEW)
+    if len(few):
+        shown = ", ".join(f"{names[i]} ({counts[i]})" for i in few[:5])
+        found.append(f"{len(few)} of {len(names)} classes have fewer than {FEW} training rows: {shown}")
+    if counts.max() > FREQUENT * len(labels):
+        share = counts.max() / len(labels)
+        found.append(
+            f"{share:.0%} of the training rows are of the class {names[counts.argmax()]}; accuracy says little"
+        )
+    tested = np.bincount(np.asarray(dataset.test.labels), minlength=dataset.classes)
+    if len(untested := np.flatnonzero(tested == 0)):
+        found.append(f"{len(untested)} of {len(names)} classes have no test rows, e.g. {names[untested[0]]}")
+    return found
+
+
+def wrong_with_lengths(lengths: np.ndarray, tokens: int) -> list[str]:
+    """Rows that are cut to `tokens`; `lengths` (rows,) are whole."""
+    cut = int((lengths > tokens).sum())
+    if not cut:
+        return []
+    need = int(np.ceil(np.percentile(lengths, 95)))
+    return [
+        f"{cut:,} of {len(lengths):,} rows are longer than {tokens} tokens and would be cut there; --tokens {need} "
+        "holds 95 % whole"
+    ]
+
+
+def wrong_with_partition(partition: Partition, rows: Rows) -> list[str]:
+    """Clients that hold next to nothing, or one class only."""
+    found, sizes = list[str](), partition.sizes
+    if tiny := int((sizes < FEW).sum()):
+        found.append(f"{tiny:,} of {len(sizes):,} clients have fewer than {FEW} rows, the smallest {sizes.min()}")
+    if rows.labels is not None:
+        labels = rows.labels
+        single = sum(len(np.unique(labels[partition.shard(k)])) == 1 for k in range(len(partition)))
+        if single:
+            found.append(f"{single:,} of {len(sizes):,} clients have rows of one class only")
+    return found

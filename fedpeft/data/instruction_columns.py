@@ -1,0 +1,127 @@
+"""Instruction data told by their columns: conversations as messages or as ShareGPT has them, alpaca's columns, and a
+prompt with its completion.
+
+    messages                       a list of {"role": ..., "content": ...}, as chat templates take it
+    conversations                  a list of {"from": "human" or "gpt", "value": ...}: ShareGPT, or as messages
+    instruction, (input,) output   Stanford Alpaca (Taori et al., 2023), in its own prompt template
+    prompt, completion             two texts, or two lists of messages, as the trl library takes them
+    prompt, chosen, rejected       preferences, as the trl library takes them
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedpeft.data.conversations import packed, with_messages, with_prompts
+from fedpeft.data.preferences import PROMPT, SIDES, with_preferences
+from fedpeft.data.prompt_templates import CHAT
+from fedpeft.errors import DataError
+
+Records = Iterable[tuple[str, Mapping[str, Any]]]
+
+MESSAGES, CONVERSATIONS = "messages", "conversations"
+SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+"""Who speaks in ShareGPT's files, and the role."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How instruction data are read.
+
+    Attributes:
+        said: what was taken, in one line.
+        packed: of records and the name of their source, those with the packed row in the text's column.
+        task: what is learned, see `Dataset`.
+    """
+
+    said: str
+    packed: Callable[[Records, str], Any]
+    task: str = "instruction"
+
+
+def reading(
+    first: Mapping[str, Any], text: str, messages: str | None, template: str | None, answer: str, beta: float = 0.1
+) -> Reading | None:
+    """How the data whose first record is `first` are read; None: they are no instruction data.
+
+    Args:
+        first: a record.
+        text: the column where packed rows go; data that have it are plain texts, unless settings say otherwise.
+        messages, template, answer, beta: the user's settings, see the data set `file`.
+    """
+    if messages is None and template is None and text in first:
+        return None
+    if {PROMPT, *SIDES} <= first.keys() and text not in first:
+        return Reading(
+            f"preferences of the columns {PROMPT!r}, 'chosen' and 'rejected' in {_template(template)}",
+            lambda records, source: with_preferences(records, text, source, template),
+            f"dpo(beta={beta})",
+        )
+    column = messages or next((c for c in (MESSAGES, CONVERSATIONS) if c in first and text not in first), None)
+    if column is not None:
+        return Reading(
+            f"conversations of the column {column!r} in {_template(template)}",
+            lambda records, source: with_messages(
+                _as_messages(records, column, source), column, text, source, template
+            ),
+        )
+    if template in (None, CHAT) and {"prompt", "completion"} <= first.keys():
+        return Reading(
+            "instruction data of the columns 'prompt' and 'completion', "
+            + ("as they stand" if template is None and isinstance(first["prompt"], str) else f"in {_template(None)}"),
+            lambda records, source: _with_completions(records, text, source, template),
+        )
+    if template is not None or {"instruction", answer} <= first.keys():
+        taken = template or "alpaca"
+        return Reading(
+            f"instruction data of columns, the answers those of {answer!r}, in the prompt template {taken}"
+            + ("" if template else f" (template='{CHAT}' takes the model's own)"),
+            lambda records, source: with_prompts(records, taken, answer, text, source),
+        )
+    return None
+
+
+def _template(template: str | None) -> str:
+    return "the model's chat template" if template in (None, CHAT) else f"the chat template {template}"
+
+
+def _as_messages(records: Records, column: str, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The records with ShareGPT's turns as messages."""
+    for place, record in records:
+        turns = record.get(column)
+        if isinstance(turns, list) and any(isinstance(turn, dict) and "from" in turn for turn in turns):
+            record = {**record, column: [_message(turn, f"{place} of {source}") for turn in turns]}
+        yield place, record
+
+
+def _message(turn: Any, where: str) -> dict[str, Any]:
+    if not isinstance(turn, dict) or turn.get("from") not in SPEAKERS:
+        raise DataError(f'{where}: a turn is {{"from": ..., "value": ...}} of {", ".join(SPEAKERS)}, got {turn!r:.60}')
+    return {"role": SPEAKERS[turn["from"]], "content": turn.get("value")}
+
+
+def _with_completions(
+    records: Records, text: str, source: str, template: str | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for place, record in records:
+        where = f"{place} of {source}"
+        prompt, completion = record.get("prompt"), record.get("completion")
+        if isinstance(prompt, list) and isinstance(completion, list):
+            row = packed([*prompt, *completion], where)
+        elif not (isinstance(prompt, str) and prompt.strip() and isinstance(completion, str) and completion.strip()):
+            raise DataError(f"{where}: prompt and completion must be two texts, or two lists of messages")
+        elif template == CHAT:
+            row = packed([{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], where)
+        else:
+            row = json.dumps({"prompt": prompt, "answer": completion})
+        yield place, {**record, text: row}

@@ -1,0 +1,234 @@
+"""Files of records, each with named columns: CSV, TSV, JSON lines, JSON, Parquet, Arrow, plain or .gz; and a data set
+that the `datasets` library has saved.
+
+Records are read one after another, or batch by batch: no file is held in memory as a whole but a JSON list.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib.util
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from fedpeft.errors import ConfigError, DataError
+
+Record = tuple[str, dict[str, Any]]
+"""Its place in the file, such as "line 3", and its values by column."""
+
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+JSON_LINES = (".jsonl", ".ndjson")
+JSON = ".json"
+PARQUET = (".parquet", ".pq")
+ARROW = (".arrow", ".feather")
+GZ = ".gz"
+SUFFIXES = (*DELIMITERS, *JSON_LINES, JSON, *PARQUET, *ARROW)
+"""Of the files that can be read; each may be followed by .gz."""
+
+SAVED = "state.json"
+"""What a data set that `save_to_disk` has written has in its folder."""
+
+
+def suffix_of(path: Path) -> str:
+    """What says how a file is read, in small letters, without .gz; empty: nothing that is known here."""
+    name = path.name.lower().removesuffix(GZ)
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix), "")
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `path` is the folder of one data set that the `datasets` library has saved."""
+    return (path / SAVED).is_file()
+
+
+def records(name: str) -> Iterator[Record]:
+    """The records of a file, or of a saved data set, each with its place.
+
+    Raises:
+        ConfigError: its ending does not say how to read it, or the library that reads it is not installed.
+        DataError: it can't be read; the message names the line or row.
+    """
+    path = Path(name).expanduser()
+    if is_saved(path):
+        yield from _saved(name, path)
+        return
+    suffix = suffix_of(path)
+    if not suffix:
+        raise ConfigError(
+            f"{name} must end in {', '.join(SUFFIXES)} (or one of them and .gz), which says how to read it"
+        )
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+        raise DataError(f"{name} is no file of rows, but a pipe or a device; give a file")
+    try:
+        with _opened(path) as stream:
+            if suffix in PARQUET or suffix in ARROW:
+                yield from _columns(name, stream, suffix)
+            else:
+                yield from _texts(name, stream, suffix)
+    except FileNotFoundError:
+        raise DataError(f"there is no file {name}") from None
+    except IsADirectoryError:
+        raise DataError(f"{name} is a directory; name a file in it") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); save it with that encoding") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{name} is no whole .gz file: {error}") from None
+    except OSError as error:
+        raise DataError(f"can't read {name}: {error.strerror or ' '.join(str(error).split())[:200]}") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with path.open("rb") as stream:
+        if path.name.lower().endswith(GZ):
+            with gzip.GzipFile(fileobj=stream) as unpacked:
+                yield unpacked  # type: ignore[misc]
+        else:
+            yield stream
+
+
+def _texts(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    if suffix in DELIMITERS:
+        yield from _table(name, text, DELIMITERS[suffix])
+    elif suffix == JSON:
+        yield from _json(name, text)
+    else:
+        yield from _json_lines(name, text)
+
+
+def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses texts beyond 128 kB
+    reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            raise DataError(f"{name} is empty")
+        if len(set(header)) < len(header):
+            raise DataError(f"{name} names a column twice in its first line: {', '.join(header)}")
+        for fields in reader:
+            if not fields:
+                continue  # a blank line
+            if len(fields) != len(header):
+                raise DataError(f"line {reader.line_num} of {name} has {len(fields)} fields, the first {len(header)}")
+            yield f"line {reader.line_num}", dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise DataError(f"line {reader.line_num} of {name} is not valid CSV: {error}") from None
+
+
+def _json_lines(name: str, stream: TextIO) -> Iterator[Record]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"line {number} of {name} is not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise DataError(f'line {number} of {name} is not a JSON object such as {{"text": ..., "label": ...}}')
+        yield f"line {number}", record
+
+
+def _json(name: str, stream: TextIO) -> Iterator[Record]:
+    """A list of objects, or an object a line, as many call .json."""
+    first = ""
+    while not first.strip():
+        first = stream.read(1)
+        if not first:
+            raise DataError(f"{name} is empty")
+    if first != "[":
+        stream.seek(0)
+        yield from _json_lines(name, stream)
+        return
+    try:
+        rows = json.loads(first + stream.read())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} is not valid JSON: {error}") from None
+    for number, record in enumerate(rows, 1):
+        if not isinstance(record, dict):
+            raise DataError(f'row {number} of {name} is not a JSON object such as {{"text": ..., "label": ...}}')
+        yield f"row {number}", record
+
+
+def needs(package: str, what: str) -> None:
+    """ConfigError unless `package`, an extra's, is installed."""
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{what} needs the package {package}; install it with: pip install 'fedpeft[hub]'")
+
+
+def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
+    """The rows of a Parquet or Arrow file; classes that its `datasets` schema names are given by name."""
+    needs("pyarrow", f"{name}: reading {'Parquet' if suffix in PARQUET else 'Arrow'}")
+    import pyarrow as pa
+
+    try:
+        if suffix in PARQUET:
+            from pyarrow import parquet
+
+            table = parquet.ParquetFile(stream)
+            schema, batches = table.schema_arrow, table.iter_batches(batch_size=1024)
+        else:
+            schema, batches = _arrow(stream)
+        classes = _class_names(schema)
+        number = 0
+        for batch in batches:
+            for record in batch.to_pylist():
+                number += 1
+                yield f"row {number}", named(record, classes, f"row {number} of {name}")
+    except pa.ArrowException as error:
+        raise DataError(f"{name} can't be read as {suffix}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _arrow(stream: BinaryIO) -> tuple[Any, Iterator[Any]]:
+    """Schema and batches of an Arrow file, in the file format or in that of streams, which `datasets` writes."""
+    import pyarrow as pa
+
+    try:
+        table = pa.ipc.open_file(stream)
+    except pa.ArrowInvalid:
+        stream.seek(0)
+        reader = pa.ipc.open_stream(stream)
+        return reader.schema, iter(reader)
+    return table.schema, (table.get_batch(i) for i in range(table.num_record_batches))
+
+
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """The names of classes, by column, that the `datasets` library has left in a schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {str(c): list(f["names"]) for c, f in features.items() if f.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, ValueError, AttributeError):  # written by something else
+        return {}
+
+
+def named(record: dict[str, Any], classes: Mapping[str, list[str]], where: str) -> dict[str, Any]:
+    """A record with the names of its classes in place of their numbers.
+
+    Raises:
+        DataError: a number that no class has: -1 is how the hub marks hidden labels.
+    """
+    for column, names in classes.items():
+        value = record.get(column)
+        if isinstance(value, int):
+            if not 0 <= value < len(names):
+                raise DataError(f"{where}: the label {value} is none of the {len(names)} classes (-1: it is hidden)")
+            record = record | {column: names[value]}
+    return record
+
+
+def _saved(name: str, path: Path) -> Iterator[Record]:
+    needs("datasets", f"{name}: a data set written by save_to_disk")
+    import datasets
+
+    try:
+        rows = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever the library meets in files that it has not written
+        raise DataError(f"{name} can't be read as a saved data set: {' '.join(str(error).split())[:200]}") from None
+    classes = {c: list(f.names) for c, f in rows.features.items() if getattr(f, "names", None)}
+    for number, record in enumerate(rows, 1):
+        yield f"row {number}", named(record, classes, f"row {number} of {name}")

@@ -1,0 +1,91 @@
+"""Folders of records: the splits of a data set, or a file for each client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpeft.data.record_files import SUFFIXES, is_saved, records, suffix_of
+from fedpeft.errors import DataError
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+"""What the files and folders of a split are called."""
+
+OWNER = "file"
+"""The column that says whose row it is where each client has a file of its own."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Where a data set's rows are; None: there is no such part."""
+
+    train: Path
+    validation: Path | None = None
+    test: Path | None = None
+
+
+def stem(path: Path) -> str:
+    """A file's name without what says how it is read."""
+    suffix = suffix_of(path)
+    return path.name[: path.name.lower().rindex(suffix)] if suffix else path.name
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, by name, without hidden files; DataError where it can't be read."""
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"can't read the folder {folder}: {error.strerror}") from None
+
+
+def splits_of(path: Path) -> Splits:
+    """The splits in a folder that has a file or folder called train; else all of `path` is for training.
+
+    Raises:
+        DataError: two files claim to be the same split.
+    """
+    if not path.is_dir() or is_saved(path):
+        return Splits(path)
+    found: dict[str, Path] = {}
+    entries = [p for p in visible(path) if p.is_dir() or suffix_of(p)]
+    for split, names in SPLITS.items():
+        called = [p for p in entries if stem(p).lower() in names]
+        if len(called) > 1:
+            raise DataError(f"{path} has more than one {split} split: {', '.join(p.name for p in called)}; keep one")
+        if called:
+            found[split] = called[0]
+    return Splits(**found) if "train" in found else Splits(path)
+
+
+def files_of_clients(folder: Path) -> list[Path]:
+    """The files of records in a folder, one a client.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = [p for p in visible(folder) if suffix_of(p) and p.is_file()]
+    if not found:
+        raise DataError(
+            f"{folder} has no files of rows ({', '.join(SUFFIXES)}, or with .gz), no pictures in folders by class, and "
+            "is no data set written by save_to_disk; legal are these"
+        )
+    names = [stem(p) for p in found]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise DataError(f"{folder} has two files of the client {twice[0]!r}; keep one of them")
+    return found
+
+
+def records_below(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a file or saved data set; of a folder, those of its files, with the column `OWNER`: whose."""
+    if not path.is_dir() or is_saved(path) or suffix_of(path):
+        yield from records(str(path))
+        return
+    for file in files_of_clients(path):
+        for place, record in records(str(file)):
+            yield f"{place} of {file.name}", record | {OWNER: stem(file)}

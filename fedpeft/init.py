@@ -1,0 +1,65 @@
+"""python -m fedpeft.init FOLDER: a project to begin with."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from fedpeft.errors import RunError
+from fedpeft.machine.files import writing
+from fedpeft.run.command import exit_code
+
+STARTER = Path(__file__).parent / "starter"
+"""The project, as it stands in a new folder."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Make a project: example data, a run, a strategy of your own, and a test that runs.
+
+    python -m fedpeft.init my-project
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="new, or empty")]
+
+
+def make(folder: Path) -> list[Path]:
+    """Make the project; the files that were made, relative to `folder`.
+
+    Raises:
+        RunError: there is something in its place, or it can't be written.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise RunError(f"{folder} exists and is not empty; name a folder that is not there yet")
+    files = sorted(p.relative_to(STARTER) for p in STARTER.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    with writing(folder):
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(STARTER / file, folder / file)
+    return files
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit code: 0, or 2 for a user's mistake."""
+    return exit_code(lambda: _made(tyro.cli(Command, args=arguments, prog="python -m fedpeft.init")))
+
+
+def _made(command: Command) -> None:
+    files = make(command.folder)
+    console = Console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"made  {command.folder}: {', '.join(map(str, files))}")
+    say(f"next  cd {command.folder} && python -m fedpeft.simulate run.toml")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

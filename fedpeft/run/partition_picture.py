@@ -1,0 +1,75 @@
+"""The picture of a data set before a run: how long its rows are, and how its classes would lie on clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedpeft.data.partition import Partition
+from fedpeft.data.rows import Rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+"""Okabe and Ito's, which colour-blind eyes tell apart; of the most frequent classes."""
+
+OTHERS = "#999999"
+SHOWN = 60
+"""Clients in the picture at most: evenly drawn from all, sorted by rows."""
+
+
+def draw(
+    path: Path,
+    partition: Partition,
+    rows: Rows,
+    names: tuple[str, ...] | None,
+    lengths: np.ndarray | None,
+    tokens: int,
+    unit: str = "tokens",
+) -> None:
+    """Draw lengths (rows,) in `unit`, where they are known, and the partition of `rows` to `path` (SVG, PNG or PDF)."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "fedpeft"}):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        *left, right = figure.subplots(1, 1 if lengths is None else 2, squeeze=False)[0]
+        if lengths is not None:
+            _lengths(left[0], lengths, tokens, unit)
+        _clients(right, partition, rows, names)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _lengths(axis: Axes, lengths: np.ndarray, tokens: int, unit: str) -> None:
+    axis.hist(lengths, bins=40, color=COLOURS[0])
+    if unit == "tokens":
+        axis.axvline(tokens, color=COLOURS[5], linestyle="--", linewidth=1.2, label=f"--tokens {tokens}")
+        axis.legend(frameon=False, fontsize=8)
+    axis.set_xlabel(f"length of a row ({unit})")
+    axis.set_ylabel("rows")
+
+
+def _clients(axis: Axes, partition: Partition, rows: Rows, names: tuple[str, ...] | None) -> None:
+    order = np.argsort(-partition.sizes, kind="stable")
+    if len(order) > SHOWN:
+        order = order[np.linspace(0, len(order) - 1, SHOWN).astype(int)]
+    place, bottom = np.arange(len(order)), np.zeros(len(order))
+    if rows.labels is None or names is None:
+        axis.bar(place, partition.sizes[order], color=COLOURS[0], width=0.9)
+    else:
+        labels = rows.labels
+        counts = np.stack([np.bincount(labels[partition.shard(k)], minlength=len(names)) for k in order.tolist()])
+        frequent = np.argsort(-np.bincount(labels, minlength=len(names)), kind="stable")
+        for number, colour in zip(frequent[: len(COLOURS)], COLOURS, strict=False):
+            axis.bar(place, counts[:, number], bottom=bottom, color=colour, width=0.9, label=names[number][:24])
+            bottom += counts[:, number]
+        if len(names) > len(COLOURS):
+            rest = counts[:, frequent[len(COLOURS) :]].sum(1)
+            axis.bar(place, rest, bottom=bottom, color=OTHERS, width=0.9, label=f"{len(names) - len(COLOURS)} others")
+        axis.legend(frameon=False, fontsize=8, ncols=2)
+    shown = f"{len(order)} of {len(partition)}" if len(order) < len(partition) else f"{len(order)}"
+    axis.set_xlabel(f"clients, by their rows ({shown})")
+    axis.set_ylabel("rows")

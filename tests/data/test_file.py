@@ -1,0 +1,283 @@
+"""Users' own files and folders, in every format: what is read, what is told, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+
+import numpy as np
+import pytest
+
+from fedpeft.data.instruction_columns import reading
+from fedpeft.data.record_files import SUFFIXES, records
+from fedpeft.data.rows import load_dataset, without_validation
+from fedpeft.errors import ConfigError, DataError, FedpeftError
+
+ROWS = [{"text": f"text {i} ü", "label": ("neg", "pos")[i % 2], "who": f"p{i % 3}"} for i in range(20)]
+TEXT_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json")
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def content(suffix, rows=ROWS):
+    """The bytes of a file with these rows."""
+    if suffix in (".csv", ".tsv", ".tab"):
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, rows[0], delimiter="," if suffix == ".csv" else "\t")
+        writer.writeheader()
+        writer.writerows(rows)
+        return stream.getvalue().encode()
+    if suffix == ".json":
+        return json.dumps(rows, indent=1).encode()
+    if suffix in (".jsonl", ".ndjson"):
+        return lines(rows).encode()
+    pa = pytest.importorskip("pyarrow")
+    table, stream = pa.Table.from_pylist(rows), io.BytesIO()
+    if suffix in (".parquet", ".pq"):
+        from pyarrow import parquet
+
+        parquet.write_table(table, stream)
+    else:
+        new = pa.ipc.new_file if suffix == ".feather" else pa.ipc.new_stream
+        with new(stream, table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
+    return stream.getvalue()
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_holds_the_same_rows(suffix, gz, tmp_path):
+    data = content(suffix)
+    path = write(tmp_path / f"my{suffix}{'.gz' if gz else ''}", gzip.compress(data) if gz else data)
+    found = list(records(str(path)))
+    assert [record for _, record in found] == ROWS
+    assert found[0][0].split()[0] in ("line", "row")
+    loaded = load_dataset(f"file(path={str(path)!r}, owner=who)")
+    assert loaded.label_names == ("neg", "pos")
+    assert sorted([*loaded.train.inputs, *loaded.test.inputs]) == sorted(row["text"] for row in ROWS)
+
+
+def test_a_json_file_may_have_an_object_a_line(tmp_path):
+    assert [r for _, r in records(str(write(tmp_path / "my.json", lines(ROWS))))] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.json", "[1]", "row 1 of .* not a JSON object"),
+        ("a.json", '[{"text": ', "is not valid JSON"),
+        ("a.json", "  \n", "is empty"),
+        ("a.csv.gz", b"text,label\n", "no whole .gz file"),
+        ("a.csv.gz", gzip.compress(b"text,label\na,b\n")[:-9], "no whole .gz file"),
+        ("a.jsonl", '{"text": "a", "label": ["x", "y"]}\n', "multi-label"),
+        ("a.jsonl", '{"text": "a", "label": 0.5}\n', "regression"),
+        (
+            "a.csv",
+            "text,label\n" + "".join(f"t{i},{i + 0.5}\n" for i in range(40)),
+            "40 different numbers .*regression",
+        ),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(name, data, words, tmp_path):
+    with pytest.raises(DataError, match=words) as caught:
+        load_dataset(f"file:{write(tmp_path / name, data)}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_damaged_columns_are_one_sentence(suffix, tmp_path):
+    pytest.importorskip("pyarrow")
+    for data in (b"", b"not a table at all", content(suffix)[:-40]):
+        with pytest.raises(DataError, match=r"can't (be )?read|has no rows") as caught:
+            load_dataset(f"file:{write(tmp_path / f'a{suffix}', data)}")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    path = write(tmp_path / "a.parquet", b"PAR1")
+    with pytest.raises(ConfigError, match=r"Parquet needs the package pyarrow; .*fedpeft\[hub\]"):
+        load_dataset(f"file:{path}")
+    write(tmp_path / "saved" / "state.json", "{}")
+    with pytest.raises(ConfigError, match=r"save_to_disk needs the package datasets; .*fedpeft\[hub\]"):
+        load_dataset(f"file:{tmp_path / 'saved'}")
+
+
+def test_saved_data_sets_single_and_split(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    classes = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = [{"text": f"text {i}", "label": i % 2} for i in range(20)]
+
+    def made(count):
+        table = datasets.table.InMemoryTable.from_pylist(rows[:count], schema=classes.arrow_schema)
+        return datasets.Dataset(table, datasets.DatasetInfo(features=classes), fingerprint=f"made{count}")
+
+    single = made(20)
+    single.save_to_disk(str(tmp_path / "single"))
+    assert load_dataset(f"file:{tmp_path / 'single'}").label_names == ("no", "yes")
+    splits = datasets.DatasetDict(train=single, validation=made(6), test=made(4))
+    splits.save_to_disk(str(tmp_path / "split"))
+    found = load_dataset(f"file:{tmp_path / 'split'}")
+    assert (len(found.train), len(found.validation), len(found.test)) == (20, 6, 4)
+    assert found.notes == (f"rows of train, validation, test in {tmp_path / 'split'}",)
+    single.to_parquet(str(tmp_path / "a.parquet"))
+    assert load_dataset(f"file:{tmp_path / 'a.parquet'}").label_names == ("no", "yes")  # of the schema
+
+
+def test_own_validation_rows_are_those_of_the_run(tmp_path):
+    for name, count in (("train", 20), ("dev", 6), ("test", 4)):
+        write(tmp_path / f"{name}.csv", content(".csv", ROWS[:count]))
+    found = load_dataset(f"file:{tmp_path}")
+    train, held = without_validation(found)
+    assert (len(train), len(held), len(found.test)) == (20, 6, 4)
+    assert list(held.inputs) == [row["text"] for row in ROWS[:6]]
+    train, held = without_validation(load_dataset(f"file(path={str(tmp_path / 'train.csv')!r})"))
+    assert len(train) + len(held) == 16  # a fifth is for test
+    named = f"file(path={str(tmp_path / 'train.csv')!r}, validation={str(tmp_path / 'test.csv')!r})"
+    assert len(without_validation(load_dataset(named))[1]) == 4
+    write(tmp_path / "val.csv", content(".csv"))
+    with pytest.raises(DataError, match=r"more than one validation split: dev\.csv, val\.csv"):
+        load_dataset(f"file:{tmp_path}")
+
+
+def test_labels_of_validation_rows_must_be_known(tmp_path):
+    write(tmp_path / "train.csv", content(".csv"))
+    write(tmp_path / "dev.csv", "text,label\na,other\n")
+    with pytest.raises(DataError, match="do not occur in the training rows: 'other'"):
+        load_dataset(f"file:{tmp_path}")
+
+
+def test_a_file_for_each_client(tmp_path):
+    for client in ("ann", "bob", "cy"):
+        write(tmp_path / f"{client}.jsonl", content(".jsonl"))
+    found = load_dataset(f"file:{tmp_path}")
+    assert set(found.train.owners) == {"ann", "bob", "cy"}
+    assert "--partition natural" in found.notes[0]
+    assert set(load_dataset(f"file(path={str(tmp_path)!r}, owner=who)").train.owners) == {"p0", "p1", "p2"}
+    write(tmp_path / "bob.jsonl", '{"text": "a"}\n')
+    with pytest.raises(DataError, match=r"line 1 of bob.jsonl of .* no column 'label'"):
+        load_dataset(f"file:{tmp_path}")
+    write(tmp_path / "ann.csv", content(".csv"))
+    with pytest.raises(DataError, match="two files of the client 'ann'"):
+        load_dataset(f"file:{tmp_path}")
+
+
+def test_an_empty_folder_is_one_sentence(tmp_path):
+    with pytest.raises(DataError, match=r"no files of rows .*save_to_disk"):
+        load_dataset(f"file:{tmp_path}")
+
+
+def picture(path, colour, size=(20, 30)):
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def test_pictures_by_class_and_by_table(tmp_path):
+    for i in range(6):
+        picture(tmp_path / "by_class" / "red" / f"{i}.png", (200, 0, 0), (10 + i, 30))
+        picture(tmp_path / "by_class" / "blue" / f"{i}.png", (0, 0, 200))
+        picture(tmp_path / "table" / f"{i}.png", (0, 100 * (i % 2), 0))
+    found = load_dataset(f"file(path={str(tmp_path / 'by_class')!r}, side=16)")
+    assert (found.kind, found.task, found.label_names) == ("image", "classification", ("blue", "red"))
+    assert found.train.inputs.shape == (10, 16, 16, 3)
+    assert found.train.inputs.dtype == np.uint8
+    reds = found.train.inputs[found.train.labels == 1]
+    assert (reds == np.array([200, 0, 0])).all()
+    table = "file_name,kind,who\n" + "".join(
+        f"{i}.png,{'dark' if i % 2 == 0 else 'light'},p{i % 3}\n" for i in range(6)
+    )
+    write(tmp_path / "table" / "metadata.csv", table)
+    found = load_dataset(f"file(path={str(tmp_path / 'table')!r}, label=kind, owner=who)")
+    assert found.label_names == ("dark", "light")
+    assert found.train.owners is not None
+
+
+def test_pictures_that_cannot_be_used_are_one_sentence(tmp_path):
+    picture(tmp_path / "loose" / "a.png", (0, 0, 0))
+    with pytest.raises(DataError, match=r"in no class, e.g. a.png"):
+        load_dataset(f"file:{tmp_path / 'loose'}")
+    write(tmp_path / "loose" / "metadata.csv", "file_name,label\n../../a.png,x\n")
+    with pytest.raises(DataError, match="is outside of"):
+        load_dataset(f"file:{tmp_path / 'loose'}")
+    for name in "ab":
+        write(tmp_path / "bad" / "one" / f"{name}.png", b"no picture")
+        write(tmp_path / "bad" / "two" / f"{name}.png", b"no picture")
+    with pytest.raises(DataError, match=r"png can't be read as a picture"):
+        load_dataset(f"file(path={str(tmp_path / 'bad')!r}, test_fraction=0.5)")
+
+
+def test_two_columns_make_one_text(tmp_path):
+    rows = [{"premise": f"a {i}", "hypothesis": "b", "label": i % 2} for i in range(10)]
+    path = write(tmp_path / "nli.jsonl", lines(rows))
+    found = load_dataset(f"file(path={str(path)!r}, text='premise + hypothesis')")
+    assert "premise: a 0 hypothesis: b" in [*found.train.inputs, *found.test.inputs]
+    with pytest.raises(DataError, match="no column 'answer' for the text"):
+        load_dataset(f"file(path={str(path)!r}, text='premise + answer')")
+
+
+TURNS = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+SHAREGPT = [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "packed", "said"),
+    [
+        ({"messages": TURNS}, TURNS, "'messages' in the model's chat template"),
+        ({"conversations": SHAREGPT}, TURNS, "'conversations' in the model's chat template"),
+        ({"conversations": TURNS}, TURNS, "'conversations'"),
+        ({"prompt": "1+1?", "completion": "2"}, {"prompt": "1+1?", "answer": "2"}, "'prompt' and 'completion', as"),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, TURNS, "the model's chat template"),
+    ],
+)
+def test_instruction_data_are_told_by_their_columns(row, packed, said, tmp_path):
+    found = load_dataset(f"file:{write(tmp_path / 'my.jsonl', lines([row] * 10))}")
+    assert found.task == "instruction"
+    assert json.loads(found.train.inputs[0]) == packed
+    assert said in found.notes[0]
+
+
+def test_alpaca_is_told_by_its_columns(tmp_path):
+    row = {"instruction": "Add.", "input": "1, 1", "output": "2"}
+    found = load_dataset(f"file:{write(tmp_path / 'my.json', json.dumps([row] * 10))}")
+    made = json.loads(found.train.inputs[0])
+    assert made["answer"] == "2"
+    assert made["prompt"].endswith("### Input:\n1, 1\n\n### Response:")
+    assert "prompt template alpaca" in found.notes[0]
+
+
+def test_completions_in_the_models_own_template(tmp_path):
+    path = write(tmp_path / "my.jsonl", lines([{"prompt": "1+1?", "completion": "2"}] * 10))
+    assert json.loads(load_dataset(f"file(path={str(path)!r}, template=chat)").train.inputs[0]) == TURNS
+
+
+def test_texts_come_before_instructions():
+    assert reading({"text": "a", "messages": TURNS}, "text", None, None, "output") is None
+    assert reading({"body": "a"}, "text", None, None, "output") is None
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "neither can be preferred"),
+        ({"prompt": "a", "completion": " "}, "two texts, or two lists of messages"),
+        ({"conversations": [{"from": "tool", "value": "b"}]}, "a turn is .* of human"),
+        ({"conversations": [{"from": "gpt", "value": "b"}]}, "the assistant speaks first"),
+        ({"conversations": [{"from": "human", "value": "b"}]}, "nobody answers"),
+    ],
+)
+def test_instruction_data_that_cannot_be_used_are_one_sentence(row, words, tmp_path):
+    with pytest.raises(FedpeftError, match=words) as caught:
+        load_dataset(f"file:{write(tmp_path / 'my.jsonl', lines([row] * 10))}")
+    assert "\n" not in str(caught.value)

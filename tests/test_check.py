@@ -1,0 +1,65 @@
+"""python -m fedpeft.check: what is said of data, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedpeft.check import main
+from fedpeft.data.made_words import WORDS
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(path, extra=()):
+    made = [{"text": " ".join(WORDS[i : i + 9]), "label": "ab"[i % 2], "who": f"p{i % 3}"} for i in range(90)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in (*made, *extra)))
+    return path
+
+
+def test_good_rows_are_shown_with_a_picture(here, capsys):
+    rows(here / "my.jsonl")
+    assert main(["my.jsonl", "--model", "tiny", "--clients", "4", "--partition", "iid"]) == 0
+    out = capsys.readouterr().out
+    assert "iid: 4 clients" in out
+    assert "nothing was found" in out
+    assert 'python -m fedpeft.simulate --dataset "file(path=\'my.jsonl\')" --partition "iid" --clients 4' in out
+    picture = (here / "check.svg").read_text()
+    assert picture.count("<svg") == 1
+    main(["my.jsonl", "--model", "tiny", "--clients", "4", "--partition", "iid", "--picture", "again.svg"])
+    assert (here / "again.svg").read_text() == picture
+
+
+def test_what_is_wrong_is_exit_code_1(here, capsys):
+    path = rows(here / "my.jsonl", [{"text": " ".join(WORDS[:9]), "label": "b", "who": "p0"}] * 9)
+    text = f"file(path={str(path)!r}, owner=who)"
+    assert main([text, "--model", "tiny", "--tokens", "8"]) == 1
+    out = capsys.readouterr().out
+    assert "natural: 3 clients" in out
+    for words in ("say what another one says", "another class than an equal row", "longer than 8 tokens"):
+        assert words in out
+    assert "--clients 0" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no/such.csv"], "there is no file or folder no/such.csv"),
+        (["nowhere"], "unknown data set 'nowhere'"),
+        (["my.jsonl", "--picture", "a.txt"], "--picture a.txt must end in .svg"),
+        (["my.jsonl", "--clients", "-1"], "--clients must be at least 0"),
+        (["my.jsonl", "--model", "tiny", "--clients", "900"], "900 clients can't share"),
+        (["my.jsonl", "--partition", "natural", "--model", "tiny"], "these rows name none"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, words, here, capsys):
+    rows(here / "my.jsonl")
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
