@@ -48,6 +48,7 @@ MORE = [
     "prefix(length=5) + bottleneck(dim=6)",
     "bottleneck(dim=6) + bitfit(layers=1) + lora(rank=4, layers=1) + ia3",
     "lora_fa(rank=4) + prefix(length=7) + bitfit",
+    "prefix_tuning_plus(layers=1) + prefix(length=3) + lora(rank=4)",
     "lora(rank=4) + ia3 + bitfit",
     "ia3 + lora_fa(rank=4)",
 ]
