@@ -72,6 +72,9 @@ class PeftMethod(ABC):
     whole_model: ClassVar[bool] = False
     """Whether the result is saved as a model of its own."""
 
+    draws: ClassVar[bool] = False
+    """Whether a pass in training draws at random, its dropout aside, so that it can't be computed twice."""
+
     few_bits: ClassVar[bool] = True
     """Whether clients may hold the base's linear layers in nf4 or int8, beside what this method trains."""
 

@@ -92,6 +92,11 @@ def _check_recomputing(setup: Setup) -> None:
     parts = getattr(setup.method, "parts", (setup.method,))
     if optimizer.checkpointing and any(getattr(part, "dropout", 0) for part in parts):
         raise ConfigError("checkpointing computes blocks twice, and dropout would be drawn twice: give dropout=0")
+    if optimizer.checkpointing and any(part.draws for part in parts):
+        raise ConfigError(
+            f"checkpointing computes blocks twice, and {setup.method.name} would draw other experts the second time: "
+            "leave checkpointing out, or take bottleneck"
+        )
 
 
 def _check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:

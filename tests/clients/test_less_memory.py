@@ -73,6 +73,7 @@ def test_they_are_settings_of_the_local_optimizer(tmp_path):
     ("more", "words"),
     [
         (["--peft=lora(dropout=0.1)", "--optimizer=adamw(checkpointing=True)"], "dropout would be drawn twice"),
+        (["--peft=adamix", "--optimizer=adamw(checkpointing=True)"], "draw other experts"),
         (["--peft=lora(dropout=0.1) + bottleneck", "--optimizer=adamw(checkpointing=True)"], "drawn twice"),
         (["--privacy=dp_sgd(epsilon=8)", "--optimizer=sgd(rows_per_pass=1)"], "gradients per example"),
         (["--privacy=dp_sgd(epsilon=8)", "--optimizer=sgd(checkpointing=True)"], "gradients per example"),
