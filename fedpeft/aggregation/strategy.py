@@ -69,6 +69,11 @@ class Strategy:
         """How many updates the server waits for, while other clients go on training; 0: for the whole cohort."""
         return 0
 
+    @property
+    def personal_pull(self) -> float | None:
+        """How strongly a model of each client's own, trained beside the global one, is held near it; None: no such."""
+        return None
+
     def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
         """Refuse what the rule does not support, with the reason.
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod, WeightChanges
 from fedpeft.peft.stacked_layers import StackedLayer
 
-SIDES: tuple[Literal["u", "v"], ...] = ("u", "v")
+SIDES = ("u", "v")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ class QuantumLayer(StackedLayer):
         clients: int = 0,
     ) -> None:
         super().__init__(max(clients, 1))
-        device = innermost(layer).weight.device
+        inner: Any = innermost(layer)
+        device = inner.weight.device
         self.base_layer = layer
         self.trained = trained
         self.columns = {side: columns for side, (columns, _) in sides.items()}
@@ -222,7 +223,7 @@ class QuantumPeft(PeftMethod):
         return self._layer(path, layer, torch.float64 if weight.dtype == torch.float64 else torch.float32, clients)
 
     def _layer(self, path: str, layer: Any, dtype: torch.dtype, clients: int = 0) -> QuantumLayer:
-        sides = {}
+        sides: dict[str, tuple[Columns, Tensor]] = {}
         for side, size in zip(SIDES, (layer.out_features, layer.in_features), strict=True):
             if self.rank > size:
                 raise ModelError(f"rank={self.rank} of {self.name} exceeds the {size} numbers on a side of {path}")
