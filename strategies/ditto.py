@@ -5,8 +5,8 @@
 w is trained by the plain mean, as if there were no v_k, and nothing of v_k travels: the same bytes as fedit, and twice
 the local work. w is what the client has been sent in the round. v_k starts at the w of the client's first round, trains
 on the same batches as its copy of w, with the run's local optimizer, and stays with the client between its rounds;
-lambda = 0 is each client alone from there on. Clients are evaluated with their own v_k, or with w if they
-never took part; w is what the run leaves as its adapter.
+lambda = 0 is each client alone from there on. Clients are evaluated with their own v_k, or with w if they never took
+part; w is what the run leaves as its adapter.
 
 Mechanisms that protect updates protect those of w: v_k stays with its client. dp_sgd is refused, since it accounts for
 one training on the rows; so are secure sums, beside which clients' own scores would be seen.
@@ -23,7 +23,7 @@ from fedpeft.parts import setting
 class Ditto(LinearStrategy):
     """The weighted mean, and beside it a model of each client's own."""
 
-    strength: float = setting(0.1, "lambda of the pull lambda/2 |v - w|^2 to the global model (paper: 0.1 to 2)", low=0)
+    strength: float = setting(0.1, "lambda of the pull lambda/2 |v - w|^2 to the global model", low=0)
 
     needs_lora: ClassVar[bool] = False
 

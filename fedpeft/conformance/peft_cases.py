@@ -40,12 +40,12 @@ SMALL = {
     "bottleneck": "bottleneck(dim=6)",
     "prefix_tuning": "prefix_tuning(length=5)",
     "prompt_tuning": "prompt_tuning(length=5)",
-    "quantum_peft": "quantum_peft(rank=3, targets=('query', 'value'))",
+    "quantum_peft": "quantum_peft(rank=3, layers=1)",
     "p_tuning": "p_tuning(length=5, hidden=12)",
 }
 MORE = [
-    "quantum_peft(rank=3, parameterization='taylor', targets=('query', 'dense'))",
-    "quantum_peft(rank=3, train='lambda')",
+    "quantum_peft(rank=3, parameterization=taylor)",
+    "quantum_peft(rank=3, train=diagonal)",
     "bottleneck(dim=6, place=houlsby, layers=0)",
     "bottleneck(dim=6, place=parallel, activation=gelu)",
     "lora(rank=4) + bitfit",

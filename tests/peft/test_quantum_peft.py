@@ -27,7 +27,7 @@ def test_minilm_has_54_numbers_a_matrix():
     mini, targets = (384, 6, 12), "layers=0, targets=('query', 'value')"
     assert of_size(f"quantum_peft({targets})", *mini) == 12 * 54 == 648
     assert of_size(f"quantum_peft({targets}, parameterization='taylor')", *mini) == 12 * 3056
-    assert of_size(f"quantum_peft({targets}, train='lambda')", *mini) == 12 * 4
+    assert of_size(f"quantum_peft({targets}, train=diagonal)", *mini) == 12 * 4
 
 
 def gate(matrix, qubit, qubits):
@@ -81,7 +81,7 @@ def test_the_series_is_the_exponential_of_a_skew_matrix():
 
 
 def test_the_mean_of_lambda_is_exact_and_that_of_angles_is_measured(tiny):
-    case = Case("quantum_peft(rank=3, train='lambda')", tiny)
+    case = Case("quantum_peft(rank=3, train=diagonal)", tiny)
     assert case.method.weight_changes(case.model) is None
     states = [
         {n: t + i * 0.1 * (1 + torch.arange(t.numel()).view(t.shape)) for n, t in case.start.items()} for i in range(3)

@@ -13,7 +13,7 @@
 Both sides and lambda have 2 ((2 depth + 1) q - 2 depth) + K numbers where W0 is square, or 2 N K - K^2: 54 and 3,056 in
 a layer of MiniLM (N = 384, K = 4), where lora has 6,144 at rank 8. lambda starts at 0; U and V start from `angle_seed`.
 
-The change is linear in lambda: with train=lambda, U and V stay as drawn and the mean of the clients' lambda is exact.
+The change is linear in lambda: with train=diagonal, U and V stay as drawn and the mean of the clients' lambda is exact.
 With train=all the angles travel, too: their plain mean is approximate, right near a common start only, and its error is
 reported every round. The result is saved as a standard LoRA adapter with the factors U diag(lambda) and V^T.
 """
@@ -191,8 +191,8 @@ class QuantumPeft(PeftMethod):
     order: int = setting(8, "of the series, for taylor", low=1, high=64)
     train: str = setting(
         "all",
-        "all: angles, too, whose mean is approximate; lambda: the singular values alone, whose mean is exact",
-        choices=("all", "lambda"),
+        "all: angles, too, whose mean is approximate; diagonal: lambda alone, whose mean is exact",
+        choices=("all", "diagonal"),
     )
     angle_seed: int = setting(0, "of the first angles; part of the model, not the run's seed", low=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
@@ -205,7 +205,7 @@ class QuantumPeft(PeftMethod):
     @property
     def tensors(self) -> tuple[str, ...]:  # type: ignore[override]
         """lambda, and the angles if they are trained."""
-        return ("quantum_lambda",) if self.train == "lambda" else ("quantum_u", "quantum_v", "quantum_lambda")
+        return ("quantum_lambda",) if self.train == "diagonal" else ("quantum_u", "quantum_v", "quantum_lambda")
 
     def config(self, base: nn.Module) -> Any:
         """None: the `peft` library has no such method; the result is saved as LoRA."""
@@ -245,7 +245,7 @@ class QuantumPeft(PeftMethod):
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges | None:
         """U diag(lambda) V^T of each layer; None where lambda alone is trained: nothing is approximate."""
-        if self.train == "lambda":
+        if self.train == "diagonal":
             return None
         modules = [t.module for t in self.layout(model).tensors if t.name.endswith(".quantum_lambda")]
         products = self._products(model, modules)
