@@ -108,7 +108,9 @@ class BatchedExecutor(Executor):
             rows = [plan[step] for plan in plans if len(plan) > step]
             active = self._activate(len(rows))
             batch, real, self.dropout.places = self.step_batch(rows)
-            self.dropout.clients = [(m, len(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)]
+            self.dropout.clients = [
+                (m, self.sequences(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)
+            ]
             shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
             row_losses = self.task.row_losses(self.model, batch, shifts)
             sums = (row_losses.sums * real).view(active, -1).sum(1)

@@ -31,7 +31,7 @@ from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import check_released
 from fedpeft.communication.uplink import Uplink, parse_uplink
-from fedpeft.data.partition import Partition, held_out
+from fedpeft.data.partition import Shards, held_out
 from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.peft.adapter import Layout, State, difference, held_in
 from fedpeft.privacy.engine import ClientPrivacy, Guard
@@ -62,7 +62,7 @@ class ClientPlan:
         masks: how it is masked, so that only sums are seen; None: not at all.
     """
 
-    partition: Partition
+    partition: Shards
     codec: str
     downlink: str
     start: State
@@ -123,6 +123,10 @@ class ClientSide:
         kinds = {instruction.kind for instruction in instructions}
         if kinds == {"sum"} and self.masking is not None:
             return [self.masking.answer(instruction) for instruction in instructions]
+        if self.masking is not None and len(instructions) == 1:
+            before = self.masking.repeated(instructions[0])
+            if before is not None:
+                return [before]
         if kinds == {"prepare"}:
             return [self._prepare(instruction) for instruction in instructions]
         if kinds == {"evaluate"}:
@@ -146,8 +150,7 @@ class ClientSide:
     def _prepare(self, instruction: Instruction) -> Report:
         started = time.perf_counter()
         rows, _ = self._rows(instruction.client)
-        labels = self.bench.examples.batch(rows)["labels"]
-        told = len(rows)
+        labels, told = self.bench.labels(rows), len(rows)
 
         def statistics_of() -> State:
             features = self.bench.at(instruction.base_precision).features(rows)
@@ -156,7 +159,9 @@ class ClientSide:
         if self.masking is not None:
 
             def contribution(announced: Announcement) -> Contribution:
-                sums = self.head.additive(statistics_of()) if announced.numbers > BESIDE else {}
+                asked = announced.numbers > BESIDE or announced.size
+                sums = self.head.additive(statistics_of()) if asked else {}
+                sums = sums if self.privacy is None else self.privacy.start_summand(sums)
                 return Contribution(self._weight(told), told, statistics=sums)
 
             return self.masking.add(instruction, contribution)
@@ -186,12 +191,8 @@ class ClientSide:
         if (pull := self.strategy.personal_pull) is not None:
             own = self._trained([replace(t, job=personal_job(t.job, section(t.state, PERSONAL), pull)) for t in tasks])
             tasks = [replace(t, state=t.state | labelled(PERSONAL, r.state)) for t, r in zip(tasks, own, strict=True)]
-        steps = sum(r.steps for r in results)
-        seconds = time.perf_counter() - started
-        return [
-            self._report(task, result, seconds * result.steps / steps)
-            for task, result in zip(tasks, results, strict=True)
-        ]
+        each = (time.perf_counter() - started) / sum(r.steps for r in results)
+        return [self._report(t, result, each * result.steps) for t, result in zip(tasks, results, strict=True)]
 
     def _trained(self, tasks: Sequence[_Task]) -> list[Trained]:
         """The results of the tasks, in order; clients whose bases have one precision are trained together."""
@@ -201,8 +202,9 @@ class ClientSide:
             bench.rebase(tasks[0].instruction.base)
             group = [task for task in tasks if task.instruction.base_precision == precision]
             for task, result in zip(group, bench.executor.train([task.job for task in group]), strict=True):
-                held = held_in(result.state, task.instruction.adapter_precision)
-                results[task.job.client] = replace(result, state=held)
+                if not task.job.sums_gradients:
+                    result = replace(result, state=held_in(result.state, task.instruction.adapter_precision))
+                results[task.job.client] = result
         return [results[task.job.client] for task in tasks]
 
     def _task(self, instruction: Instruction) -> _Task:
@@ -255,7 +257,7 @@ class ClientSide:
         if not self.bench.plan.classes:
             raise PayloadError("the server sends class shares, and there are no classes")
         shares = decode(instruction.shares, {SHARES: (self.bench.plan.classes,)})[SHARES]
-        labels = self.bench.examples.batch(self._rows(instruction.client)[0])["labels"]
+        labels = self.bench.labels(self._rows(instruction.client)[0])
         return offsets(labels, shares)
 
     def _protected(self, job: Job, instruction: Instruction) -> Job:
@@ -266,8 +268,9 @@ class ClientSide:
         if self.bench.plan.executor != "private":
             raise PrivacyError(f"{plan.mechanism} needs the executor with gradients per example")
         rate = mechanism.row_rate(job.training.batch_size, len(job.rows))
-        rows = RowPrivacy(mechanism.clip, plan.noise, rate, read_key(plan.key), instruction.attempt)
-        return replace(job, privacy=rows)
+        rate = rate if self.masking is None else self.masking.rate(rate)
+        key, attempt = read_key(plan.key), instruction.attempt
+        return replace(job, privacy=RowPrivacy(mechanism.clip, plan.noise, rate, key, attempt, mechanism.summed))
 
     def _arrival(self, instruction: Instruction, layout: Layout, held: State) -> Arrival:
         """What the client starts from, given what it `held` since its last recorded round."""
@@ -284,8 +287,10 @@ class ClientSide:
         if job.walked is not None:
             state = state | {WALKED: torch.tensor(job.walked + result.steps)}
         state = state | labelled("private", {n: t for n, t in result.state.items() if n in task.private})
-        update = difference({n: t for n, t in result.state.items() if n not in task.private}, job.received)
-        update = self.strategy.submitted(update, task.layout, job.round)
+        update = result.state
+        if not job.sums_gradients:
+            update = difference({n: t for n, t in update.items() if n not in task.private}, job.received)
+            update = self.strategy.submitted(update, task.layout, job.round)
         if self.privacy is not None and self.privacy.silent:
             result = replace(result, loss=0.0, rows=1)  # what was measured on the rows does not leave the client
         used = 0 if self.privacy is not None else job.used(self.bench.examples.lengths)

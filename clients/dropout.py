@@ -8,6 +8,7 @@ reach are kept as they are: padding, for which it is all the same, and positions
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.data.packing import Place
+from fedpeft.models.checkpointing import computed_again
 
 
 @dataclass
@@ -42,6 +44,15 @@ class ClientDropout(nn.Module):
         super().__init__()
         self.p = p
         self.plan = plan
+        self._before: list[np.random.Generator] = []  # as they were before the last pass drew from them
+
+    def _generators(self) -> list[np.random.Generator]:
+        """The clients' generators; in a block that is computed again, as they were the first time."""
+        if computed_again():
+            return copy.deepcopy(self._before)
+        own = [generator for generator, *_ in self.plan.clients]
+        self._before = copy.deepcopy(own)
+        return own
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
@@ -49,7 +60,7 @@ class ClientDropout(nn.Module):
             return x
         _, tokens, width = x.shape
         factors = torch.ones(len(self.plan.clients), x.shape[0] // len(self.plan.clients), tokens, width, dtype=x.dtype)
-        for k, (generator, rows, longest) in enumerate(self.plan.clients):
+        for k, (generator, (_, rows, longest)) in enumerate(zip(self._generators(), self.plan.clients, strict=True)):
             drawn = generator.random((rows, longest, width), dtype=np.float32)
             kept = torch.from_numpy((drawn >= self.p) / (1 - self.p))
             if not self.plan.places:

@@ -68,6 +68,7 @@ class RowPrivacy:
         rate: q, the probability with which a row joins a step.
         key: what coins and noise come from.
         attempt: of the round.
+        summed: whether there is one step, whose result is the sum of the clipped gradients; others add noise to it.
     """
 
     clip: float
@@ -75,6 +76,7 @@ class RowPrivacy:
     rate: float
     key: RunKey
     attempt: int
+    summed: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ class Job:
     offsets: Tensor | None = None
     privacy: RowPrivacy | None = None
     walked: int | None = None
+
+    @property
+    def sums_gradients(self) -> bool:
+        """Whether what comes out of it is a sum of gradients, and no state."""
+        return self.privacy is not None and self.privacy.summed
 
     def pulls(self, parameters: Mapping[str, Tensor]) -> list[Pull]:
         """What its corrections add to the gradients of `parameters`, which hold what was received; in order."""
@@ -226,6 +233,10 @@ class Executor(ABC):
     def packs(self) -> bool:
         """Whether short rows of a step may share a sequence."""
         return isinstance(self.examples, TokenRows) and self.examples.labels is None and self.task.packs(self.model)
+
+    def sequences(self, rows: np.ndarray) -> int:
+        """How many sequences these rows are in a pass."""
+        return len(rows) * int(getattr(self.examples, "sequences", 1))
 
     def step_batch(self, rows: Sequence[np.ndarray]) -> tuple[Batch, Tensor, list[list[Place]]]:
         """The batch of a step in which each client trains on its `rows`: equally many sequences each.

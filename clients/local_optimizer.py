@@ -30,7 +30,12 @@ class LocalOptimizer(ABC):
     rows_per_pass: int = setting(0, "of a step, with their gradients added up: less memory; 0: all in one pass", low=0)
     checkpointing: bool = setting(False, "blocks are computed again on the way back: less memory, a third more time")
     head_rate: float = setting(0.1, "learning rate of the head, relative to the adapter's; 0 keeps it", low=0)
-    schedule: str = setting("linear", "learning rate over rounds", choices=("constant", "linear", "cosine"))
+    schedule: str = setting(
+        "linear",
+        "learning rate over rounds; annealing: a cosine that has reached its floor in the last round",
+        choices=("constant", "linear", "cosine", "annealing"),
+    )
+    floor: float = setting(0.0, "share of the learning rate that a schedule ends at", low=0, high=1)
 
     plain: ClassVar[bool] = False
     """Whether a step is the gradient times the learning rate, so that the gradient can be read off it."""

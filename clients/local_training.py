@@ -51,17 +51,28 @@ class LocalTraining:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The clients' learning rate over the rounds: constant, or falling to 0 linearly or as a cosine."""
+    """The clients' learning rate over the rounds: constant, or falling linearly or as a cosine to a floor.
+
+    Attributes:
+        learning_rate: the highest, above 0.
+        rounds: of the run, at least 1.
+        shape: `constant`, `linear`, `cosine` or `annealing`. Annealing is SGDR's equation 5 without restarts
+            (Loshchilov and Hutter, arXiv 1608.03983) at t = round, as FlowerTune has it; the others begin at t = 0,
+            and reach the floor behind the last round.
+        floor: the lowest rate, as a share of the highest, 0 to 1.
+    """
 
     learning_rate: float
     rounds: int
     shape: str
+    floor: float = 0.0
 
     def at(self, round: int) -> float:
         """The learning rate of `round`, from 1."""
-        progress = (round - 1) / self.rounds
-        if self.shape == "linear":
-            return self.learning_rate * (1 - progress)
-        if self.shape == "cosine":
-            return self.learning_rate * (1 + float(torch.cos(torch.tensor(progress * torch.pi)))) / 2
-        return self.learning_rate
+        if self.shape == "constant":
+            return self.learning_rate
+        progress = (round if self.shape == "annealing" else round - 1) / self.rounds
+        share = 1 - progress
+        if self.shape != "linear":
+            share = (1 + float(torch.cos(torch.tensor(progress * torch.pi)))) / 2
+        return self.learning_rate * (self.floor + (1 - self.floor) * share)

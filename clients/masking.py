@@ -1,23 +1,35 @@
 """A client's half of secure sums: the five steps of a round (`fedpeft.privacy.secure_sum.member`), one at a time.
 
 Between steps a member lies in the client's folder, where nobody else may read: a simulation's workers are processes,
-and any of them may take a client's next step. The last step, and a step that fails, removes it.
+and any of them may take a client's next step. The last step, and a step that fails, removes its secrets.
+
+A real client keeps its last answer, too. Asked the same again, by a server that was restarted, it answers the same; and
+once its vector may have left it, it takes part in no other sum of that round: two, with one client more or less, would
+tell that client's update.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.release import instruction_digest
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.machine import files
+from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
+from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity
 from fedpeft.privacy.secure_sum.contribution import Contribution
 from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster
 from fedpeft.privacy.secure_sum.member import Member
-from fedpeft.privacy.secure_sum.sum import SUMS
+from fedpeft.privacy.secure_sum.notes import Notes
+from fedpeft.privacy.secure_sum.roster import Membership
+from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
+from fedpeft.privacy.secure_sum.sum import SUMS, SecureSum
 
 FILE = "secure_sum.member"
 
@@ -30,11 +42,15 @@ class MaskPlan:
         secure: as the user describes it.
         by_rows: whether a client weighs as many as it has rows.
         clients: how many there are.
+        identity: of a real client; None: of simulated ones, whose keys everybody knows.
+        noise: what clients add, and the file with the key that theirs is drawn from; None: nothing.
     """
 
     secure: str
     by_rows: bool
     clients: int
+    identity: Identity | None = None
+    noise: tuple[SharedNoise, Path] | None = None
 
 
 class Masking:
@@ -42,11 +58,21 @@ class Masking:
 
     def __init__(self, plan: MaskPlan, folder: Path, seed: int) -> None:
         self.by_rows, self.folder, self.seed = plan.by_rows, folder, seed
-        self.secure = SUMS.build(plan.secure)
-        self.roster = simulated_roster(seed, plan.clients)
+        self.noise, self.identity = plan.noise, plan.identity
+        self.secure: SecureSum = SUMS.build(plan.secure) if plan.noise is None else plan.noise[0]
+        self.roster: Membership
+        if self.identity is None:
+            self.roster = simulated_roster(seed, plan.clients)
+        else:
+            self.roster = CertifiedRoster(self.identity, plan.clients)
 
     def answer(self, instruction: Instruction) -> Report:
         """A step other than the third: what the member says, or why it has dropped out."""
+        if (before := self.repeated(instruction)) is not None:
+            return before
+        plain = Instruction("sum", instruction.round, instruction.client, b"", attempt=instruction.attempt)
+        if instruction != replace(plain, step=instruction.step, said=instruction.said):
+            raise PayloadError("the server asks for more in a step of a secure sum than the step")
         steps: dict[int, Callable[[Member], bytes]] = {
             2: lambda member: member.shares_for(instruction.said),
             4: lambda member: member.witness(instruction.said),
@@ -65,57 +91,135 @@ class Masking:
         """
 
         def masked() -> bytes:
-            announcement, _ = self._load(instruction)
+            told = self._notes(instruction).told
             client, round = instruction.client, instruction.round
-            numbers = made(announcement).integers(announcement, self.secure, self.seed, round, client)
+            given, secret = made(told), self._secret(instruction)
+            numbers = given.integers(told, self.secure, self.seed, round, client, secret)
             return self._go_on(instruction, lambda member: member.vector(instruction.said, numbers))
 
         return self._reported(instruction, masked)
+
+    def repeated(self, instruction: Instruction) -> Report | None:
+        """The answer of a real client that was asked the very same the last time; None: it was not."""
+        if self.identity is None:
+            return None
+        notes = self._kept(instruction)
+        if notes is None or not notes.answer or notes.asked != _digest(instruction):
+            return None
+        return Report(instruction.client, instruction.round, notes.answer)
 
     def _reported(self, instruction: Instruction, work: Callable[[], bytes]) -> Report:
         try:
             return Report(instruction.client, instruction.round, work())
         except PayloadError as error:
-            self._file(instruction).unlink(missing_ok=True)
+            self._end(instruction)
             return Report(instruction.client, instruction.round, b"", error=str(error))
 
+    def rate(self, own: float) -> float:
+        """With which each of a client's rows joins a round: as the sums say of all clients' rows, or its own."""
+        return own if self.noise is None else self.noise[0].rate
+
+    def _secret(self, instruction: Instruction) -> np.random.Generator | None:
+        """What a client's share of noise is drawn from: anew in each attempt, each of which is one sum."""
+        if self.noise is None:
+            return None
+        _, key = self.noise
+        return read_key(key).stream("share of noise", instruction.round, instruction.attempt, instruction.client)
+
     def _begin(self, instruction: Instruction) -> bytes:
-        announcement = Announcement.of_bytes(instruction.said)
-        member = self._member(instruction, announcement)
+        told = Announcement.of_bytes(instruction.said)
+        if self.identity is not None:
+            self._check_first(instruction, told, self.identity)
+        member = self._member(instruction, told)
         keys = member.keys()
-        self._keep(instruction, announcement, member)
+        self._keep(instruction, Notes(instruction.round, told, member.to_bytes()), keys)
         return keys
 
+    def _check_first(self, instruction: Instruction, told: Announcement, identity: Identity) -> None:
+        """Refuse a real client's second sum of a round, and sums of too few."""
+        before, round = self._kept(instruction), instruction.round
+        if before is not None and (round < before.round or (round == before.round and before.sent)):
+            raise PayloadError(
+                f"a second sum of round {round} is asked for after one of round {before.round} that has this client's "
+                "part: the two could tell its update from the others'; a client takes part in one a round"
+            )
+        if told.clients < identity.fewest:
+            raise PayloadError(
+                f"a secure sum of {told.clients} clients is announced; this client takes part in those of "
+                f"{identity.fewest} or more (--fewest)"
+            )
+
     def _go_on(self, instruction: Instruction, step: Callable[[Member], bytes]) -> bytes:
-        announcement, notes = self._load(instruction)
-        new = self._member(instruction, announcement)
-        member = Member.of_bytes(notes, new.client, new.terms, new.key, new.roster)
+        notes = self._notes(instruction)
+        member = self._member(instruction, notes.told).restore(notes.member)
         said = step(member)
-        if instruction.step == 5:
+        over = instruction.step == 5
+        if over and self.identity is None:
             self._file(instruction).unlink(missing_ok=True)
-        else:
-            self._keep(instruction, announcement, member)
+            return said
+        after = replace(notes, member=b"" if over else member.to_bytes(), sent=notes.sent or instruction.step == 3)
+        self._keep(instruction, after, said)
         return said
 
-    def _member(self, instruction: Instruction, announcement: Announcement) -> Member:
-        terms = announcement.terms(self.secure, self.seed, instruction.round)
-        return Member(instruction.client, terms, simulated_key(self.seed, instruction.client), self.roster)
+    def _member(self, instruction: Instruction, told: Announcement) -> Member:
+        identity, client = self.identity, instruction.client
+        terms = told.terms(self.secure, self.seed, instruction.round, identity.run if identity else "")
+        if identity is None:
+            return Member(client, terms, simulated_key(self.seed, client), self.roster)
+        return Member(client, terms, identity.private_key, self.roster, identity.shown)
 
     def _file(self, instruction: Instruction) -> Path:
+        """A real client has one, whatever id the server calls it by."""
+        if self.identity is not None:
+            return self.folder / FILE
         return self.folder / f"{instruction.client:06d}" / FILE
 
-    def _keep(self, instruction: Instruction, announcement: Announcement, member: Member) -> None:
+    def _keep(self, instruction: Instruction, notes: Notes, answer: bytes) -> None:
+        if self.identity is not None:
+            notes = replace(notes, asked=_digest(instruction), answer=answer)
+        self._write(instruction, notes)
+
+    def _write(self, instruction: Instruction, notes: Notes) -> None:
         file = self._file(instruction)
         try:
             files.make_private_folder(self.folder)
             files.make_private_folder(file.parent)
-            files.replace(file, announcement.to_bytes() + member.to_bytes(), private=True)
+            files.replace(file, notes.to_bytes(), private=True)
         except OSError as error:
             raise RunError(f"the state of client {instruction.client} can't be written to {file}: {error}") from error
 
-    def _load(self, instruction: Instruction) -> tuple[Announcement, bytes]:
+    def _end(self, instruction: Instruction) -> None:
+        """The client's part in the sum is over; a real one remembers that it had one."""
+        if self.identity is None:
+            self._file(instruction).unlink(missing_ok=True)
+            return
+        notes = self._kept(instruction)
+        if notes is not None and notes.member and notes.round == instruction.round:
+            self._write(instruction, replace(notes, member=b""))
+
+    def _kept(self, instruction: Instruction) -> Notes | None:
+        """What was written last; None: nothing.
+
+        Raises:
+            RunError: it can't be read.
+        """
+        file = self._file(instruction)
         try:
-            content = files.read(self._file(instruction))
-        except OSError:
-            raise PayloadError(f"client {instruction.client} takes part in no secure sum") from None
-        return Announcement.of_bytes(content[: Announcement.SIZE]), content[Announcement.SIZE :]
+            return Notes.of_bytes(files.read(file))
+        except FileNotFoundError:
+            return None
+        except (OSError, PayloadError) as error:
+            raise RunError(
+                f"what client {instruction.client} keeps of secure sums in {file} can't be read ({error}); bring it "
+                "back from a copy, or join another federation"
+            ) from None
+
+    def _notes(self, instruction: Instruction) -> Notes:
+        notes = self._kept(instruction)
+        if notes is None or not notes.member:
+            raise PayloadError(f"client {instruction.client} takes part in no secure sum")
+        return notes
+
+
+def _digest(instruction: Instruction) -> bytes:
+    return bytes.fromhex(instruction_digest(instruction))

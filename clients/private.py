@@ -3,7 +3,8 @@
 The loop is the sequential executor's. What differs is where a step's gradient comes from: each row joins with
 probability q, the clipped gradients are summed, noise is added, and the sum is divided by the expected number of rows.
 A step that no row has joined is a step of noise alone. All randomness that privacy rests on comes from the client's
-secret key, never from the run's seed.
+secret key, never from the run's seed. Where noise is added to a sum over clients, there is one step, and what comes out
+of it is the sum of the clipped gradients itself.
 
 A row's dropout mask belongs to (step, row): were masks drawn one after another, a row that joins would move the masks
 of all rows after it, and neighbouring sums would differ by far more than C.
@@ -11,13 +12,14 @@ of all rows after it, and neighbouring sums would differ by far more than C.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 import numpy as np
 import torch
 from fedpeft.clients.dropout import ClientDropout
 from fedpeft.clients.example_gradients import Chosen, PerExample, bounded, check, empty
-from fedpeft.clients.executor import Job, RowPrivacy, Trained, placed
+from fedpeft.clients.executor import Job, RowPrivacy, Trained, leading, placed
 from fedpeft.clients.sequential import SequentialExecutor
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
@@ -29,6 +31,9 @@ from fedpeft.models.task import FederatedModel, Task
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.method import PrivacyRoute
 from fedpeft.privacy.noise import gaussian
+
+ROWS_PER_PASS: Final = 32
+"""Whose gradients are held at once where they are summed."""
 
 
 class SecretNoise(DPOptimizer):  # type: ignore[misc]
@@ -81,6 +86,8 @@ class PrivateExecutor(SequentialExecutor):
         self.per_example = PerExample(model, task, route)
 
     def _train(self, job: Job) -> Trained:
+        if job.privacy is not None and job.sums_gradients:
+            return self._summed(job, job.privacy)
         result = super()._train(job)
         if job.privacy is not None and job.privacy.noise and job.learning_rate:
             resting = set.intersection(*(set(job.still(result.state, step)) for step in range(result.steps)))
@@ -100,7 +107,7 @@ class PrivateExecutor(SequentialExecutor):
         if privacy is None:
             yield from super()._steps(job, chosen, optimizer)
             return
-        ids, lengths = (job.round, privacy.attempt, job.client), self.examples.lengths
+        ids = (job.round, privacy.attempt, job.client)
         noise, expected = privacy.key.stream("gradient noise", *ids), privacy.rate * len(job.rows)
         held = {parameter: job.received[name] for name, parameter in chosen.items()}
         private = SecretNoise(optimizer, privacy, expected, noise, held)
@@ -108,9 +115,7 @@ class PrivateExecutor(SequentialExecutor):
             for step in range(job.training.steps_for(len(job.rows))):
                 coins = privacy.key.stream("rows", *ids, step).random(len(job.rows))
                 rows = job.rows[coins < privacy.rate]
-                self.dropout.clients = [
-                    (privacy.key.stream("dropout", *ids, step, row), 1, int(lengths[row])) for row in rows
-                ]
+                self._own_masks(rows, privacy, (*ids, step))
                 private.zero_grad(set_to_none=True)
                 losses = self._fill(rows, chosen)
                 check(chosen, len(rows))
@@ -120,9 +125,47 @@ class PrivateExecutor(SequentialExecutor):
                 private.pre_step()
                 yield losses.sum() / max(1, len(rows))
 
+    def _summed(self, job: Job, privacy: RowPrivacy) -> Trained:
+        """The sum over the drawn rows of their gradients, each clipped to C; fp64, and zero where no row is drawn."""
+        self.load(job.received, job.form)
+        chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name in chosen)
+        ids = (job.round, privacy.attempt, job.client, 0)
+        rows = job.rows[privacy.key.stream("rows", *ids).random(len(job.rows)) < privacy.rate]
+        rows = rows[np.argsort(self.examples.lengths[rows], kind="stable")]
+        sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in chosen.items()}
+        with self.per_example.attached(chosen):
+            for start in range(0, len(rows), ROWS_PER_PASS):
+                part = rows[start : start + ROWS_PER_PASS]
+                self._own_masks(part, privacy, ids)
+                self._fill(part, chosen)
+                check(chosen, len(part))
+                bounded(chosen)
+                gradients = {name: p.grad_sample.double() for name, p in chosen.items()}  # type: ignore[operator]
+                factors = clipping_factors(gradients.values(), privacy.clip)
+                for name, gradient in gradients.items():
+                    sums[name] += torch.einsum("b,b...->...", factors, gradient)
+        self.dropout.clients, self.dropout.places = [], []
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        own = {name: leading(tensor, job.received[name]) for name, tensor in sums.items()}
+        return Trained(job.client, own, 0.0, 1, len(job.rows))
+
+    def _own_masks(self, rows: np.ndarray, privacy: RowPrivacy, ids: tuple[int, ...]) -> None:
+        """A dropout mask for each row; `ids`: round, attempt, client, step."""
+        lengths = self.examples.lengths
+        self.dropout.clients = [(privacy.key.stream("dropout", *ids, row), 1, int(lengths[row])) for row in rows]
+
     def _fill(self, rows: np.ndarray, chosen: Chosen) -> Tensor:
         """The gradients per example of these rows; returns their losses."""
         if not len(rows):
             empty(chosen)
             return torch.zeros(1, device=self.device)
         return self.per_example.fill(self.batch(rows), chosen)
+
+
+def clipping_factors(gradients: Iterable[Tensor], clip: float) -> Tensor:
+    """What takes the gradients of each row, all of its tensors (rows, ...) together, to a norm of at most `clip`."""
+    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0)
+    return (clip / squares.sqrt().clamp(min=clip)).clamp(max=1.0)

@@ -111,7 +111,7 @@ class SequentialExecutor(Executor):
             parts = job.training.pieces(rows)
             sums = counts = torch.zeros((), device=self.device)
             for part in parts:
-                self.dropout.clients = [(masks, len(part), int(lengths[part].max()))]
+                self.dropout.clients = [(masks, self.sequences(part), int(lengths[part].max()))]
                 batch, _, self.dropout.places = self.step_batch([part])
                 losses = self.task.row_losses(self.model, batch, job.offsets)
                 counts = counts + losses.counts.sum()

@@ -141,6 +141,7 @@ class Workbench:
         self.task: Task = TASKS.build(plan.task)
         self.method: PeftMethod = PEFT_METHODS.build(plan.method)
         self._stores: dict[tuple[str, int], FrozenStore] = {}
+        self._filled = False  # the frozen model's output on the training rows
         self._version = 0
         self._others: dict[str, Workbench] = {}
 
@@ -212,10 +213,17 @@ class Workbench:
             return PrivateExecutor(model.to(plan.device), self.task, rows, plan.layout, self.method.privacy)
         return SequentialExecutor(model.to(plan.device), self.task, rows, plan.layout)
 
+    def labels(self, rows: np.ndarray) -> torch.Tensor:
+        """The classes of training rows, (rows,); of a batch's labels where there are none (language modelling)."""
+        labels = getattr(self.examples, "labels", None)
+        return self.examples.batch(rows)["labels"] if labels is None else torch.from_numpy(labels[rows])
+
     def features(self, rows: np.ndarray) -> torch.Tensor:
         """The frozen model's pooled features of training rows, (rows, width)."""
         store = self.store(self.plan.data_key, self.plan.depth)
-        self.fill(self.plan.data_key, self.plan.depth, store.missing())
+        if not self._filled:
+            self.fill(self.plan.data_key, self.plan.depth, store.missing())
+            self._filled = True
         return store.features(rows)
 
     def rebase(self, version: int) -> None:

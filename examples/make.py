@@ -3,7 +3,8 @@
 Nobody wrote these rows; all come from lists of words.
 
 reviews.csv has sentences about things with the class good or bad. conversations.jsonl has sums and differences, asked
-and answered. They show what files look like and let commands be tried; that a model learns them says nothing.
+and answered; instructions.jsonl has the same in the columns of instruction data. They show what files look like and let
+commands be tried; that a model learns them says nothing.
 """
 
 from __future__ import annotations
@@ -44,13 +45,21 @@ def conversations(draw: random.Random, count: int = 200) -> list[list[dict[str, 
     return found
 
 
+def instructions(messages: list[list[dict[str, str]]]) -> list[dict[str, str]]:
+    """Conversations of one question each as instruction, input and output."""
+    return [{"instruction": asked["content"], "input": "", "output": said["content"]} for asked, said in messages]
+
+
 def main(folder: Path = FOLDER) -> None:
-    """Write both files."""
+    """Write all files."""
     draw = random.Random(0)
     with (folder / "reviews.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("text", "label"), *reviews(draw)])
-    lines = [json.dumps({"messages": messages}) + "\n" for messages in conversations(draw)]
+    made = conversations(draw)
+    lines = [json.dumps({"messages": messages}) + "\n" for messages in made]
     (folder / "conversations.jsonl").write_text("".join(lines), encoding="utf-8")
+    lines = [json.dumps(row) + "\n" for row in instructions(made)]
+    (folder / "instructions.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

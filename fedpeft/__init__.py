@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from fedpeft.api import Run, open_run, run_simulation, run_study
     from fedpeft.config import RunConfig
     from fedpeft.errors import FedpeftError
+    from fedpeft.hugging_face import patch
 
 __version__ = "0.2.0"
 
-__all__ = ["FedpeftError", "Run", "RunConfig", "open_run", "run_simulation", "run_study"]
+__all__ = ["FedpeftError", "Run", "RunConfig", "open_run", "patch", "run_simulation", "run_study"]
 """What is promised to stay; imported on first use, so that `import fedpeft` is light."""
 
-_PLACES = {"FedpeftError": "fedpeft.errors", "RunConfig": "fedpeft.config"}
+_PLACES = {"FedpeftError": "fedpeft.errors", "RunConfig": "fedpeft.config", "patch": "fedpeft.hugging_face"}
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses a package for GPUs
 

@@ -11,8 +11,9 @@ import tyro
 from rich.console import Console
 
 from fedpeft.deployment.certificates import Authority, check_host, check_name
+from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.errors import ConfigError
-from fedpeft.machine.files import writing
+from fedpeft.machine.files import replace, writing
 from fedpeft.run.command import exit_code
 
 
@@ -37,6 +38,9 @@ class Command:
         bool, tyro.conf.arg(help="new certificates for the server and the clients named, whose old ones count no more")
     ] = False
     revoke: Annotated[str, tyro.conf.arg(help="names of clients whose present certificates count no more: a,b")] = ""
+    roster: Annotated[
+        bool, tyro.conf.arg(help="write FOLDER/roster.txt, which clients pin (join --roster), and say its hash")
+    ] = False
 
 
 HERE = ("localhost", "127.0.0.1")
@@ -83,6 +87,19 @@ def make(command: Command, console: Console) -> None:
             authority.revoke(name)
         if command.renew or not exists:
             console.print(f"client     {authority.client(name)}", highlight=False)
+    if command.roster:
+        _write_roster(command.folder, console)
+
+
+def _write_roster(folder: Path, console: Console) -> None:
+    roster = PinnedRoster.of_authority(folder)
+    replace(folder / "roster.txt", roster.to_text().encode())
+    console.print(
+        f"roster     {folder}/roster.txt of {len(roster.members)} clients, hash {roster.hash}: clients compare it with "
+        "each other by another way than the server's",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

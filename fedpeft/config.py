@@ -33,7 +33,7 @@ class RunConfig:
     rounds: int = setting(20, "rounds of federated training", low=1)
     cohort: int | float | str = setting(0.1, "clients per round: a fraction (0.1), a number (20) or all", above=0)
     dataset: str = setting("20newsgroups", "data set: a name, file:PATH (CSV, TSV, JSONL) or hf:NAME")
-    partition: str = setting("dirichlet(alpha=0.5)", "how rows lie on clients: iid, dirichlet, natural, quantity")
+    partition: str = setting("dirichlet(alpha=0.5)", "whose rows are which: iid, dirichlet, natural, quantity, ...")
     model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the data set's own")
     tokens: int = setting(128, "cut texts to this many tokens, or to what the model reads", low=4, high=131072)
     peft: str = setting("lora", "PEFT method: lora(rank=8, alpha=32, targets=all, layers=2), ia3, full, ...")
@@ -50,7 +50,7 @@ class RunConfig:
     optimizer: str = setting(
         "adamw(warmup=8)", "local: adamw or sgd(warmup=0, max_norm=0, head_rate=0.1, schedule=constant|linear|cosine)"
     )
-    privacy: str = setting("", "dp_sgd(epsilon=8, at_budget=end|sit_out), user_dp(...), local_dp(...) or secure_sum")
+    privacy: str = setting("", "dp_sgd(epsilon=8, at_budget=sit_out), user_dp, local_dp, distributed_dp, secure_sum")
     codec: str = setting("fp32", "how updates are encoded: fp32, bf16, small (32x), tiny (100x), steps, ...")
     downlink: str = setting("auto", "how the model is sent to clients; auto: as suits a codec's preset, else exactly")
     safeguard: str = setting("auto", "which steps count: undo(rise=0.25, rate=0.25) or none; auto: undo, where it can")

@@ -3,6 +3,7 @@
     python -m fedpeft.export RUN --output DIR              adapter/ and a model card
     python -m fedpeft.export RUN --merge --output DIR      a folder that transformers loads as it is: no adapter is left
     python -m fedpeft.export RUN --client 3 --output DIR   one client's own adapter, from a run with private tensors
+    python -m fedpeft.export RUN --gguf --output DIR       adapter.gguf, what llama.cpp's --lora takes
 
 Merging is offered where it is exact; the merged model's outputs are compared with the adapter's before it is kept.
 """
@@ -13,6 +14,8 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,11 +50,17 @@ class Command:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the run's folder")]
     output: Annotated[Path | None, tyro.conf.arg(help="folder to write to (default: RUN/export)")] = None
     merge: Annotated[bool, tyro.conf.arg(help="merge the adapter into the base's weights, where that is exact")] = False
+    gguf: Annotated[bool, tyro.conf.arg(help="as GGUF, for llama.cpp: the LoRA adapter, or with --merge the model")] = (
+        False
+    )
+    gguf_base: Annotated[bool, tyro.conf.arg(help="with --gguf: the base beside it, in fp32")] = False
     client: Annotated[int | None, tyro.conf.arg(help="id of a client whose own adapter is wanted, from 0")] = None
 
 
-def export(run: Path, output: Path, merge: bool, console: Console) -> None:
+def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = False, gguf_base: bool = False) -> None:
     """Write `output`/adapter or, with `merge` and after full fine-tuning, the whole model to `output`; and the card.
+
+    `gguf`: as adapter.gguf or model.gguf; `gguf_base`: base.gguf, too.
 
     Raises:
         FedpeftError: there is no finished run, or its method can't be merged exactly.
@@ -71,7 +80,10 @@ def export(run: Path, output: Path, merge: bool, console: Console) -> None:
     empty(output)
     if not finished_run.files.is_dir():
         raise RunError(f"{run} holds no finished run: there is no {finished_run.files.name}/ in it")
-    if method.whole_model:
+    if gguf:
+        with partly(output):
+            _write_gguf(finished_run, output, merge, gguf_base, console)
+    elif method.whole_model:
         write(finished_run, finished_run.model(finished_run.base()), output)
     elif merge:
         write(finished_run, _merged(finished_run, console), output)
@@ -81,6 +93,31 @@ def export(run: Path, output: Path, merge: bool, console: Console) -> None:
     with writing(output):
         (output / "README.md").write_text(text, encoding="utf-8")
     console.print(f"written to {output}", highlight=False)
+
+
+@contextmanager
+def partly(output: Path) -> Iterator[None]:
+    """Where an error comes, the folder is empty again."""
+    try:
+        yield
+    except BaseException:
+        for file in output.iterdir():
+            file.unlink()
+        raise
+
+
+def _write_gguf(run: FinishedRun, output: Path, merge: bool, base: bool, console: Console) -> None:
+    """The adapter, or the merged model; and the base."""
+    from fedpeft.run.gguf_files import write_adapter, write_model
+
+    if run.method.whole_model:
+        write_model(run, run.model(run.base()).base, output / "model.gguf")
+    elif merge:
+        write_model(run, _merged(run, console).base, output / "model.gguf")
+    else:
+        write_adapter(run, output / "adapter.gguf")
+    if base:
+        write_model(run, run.base(), output / "base.gguf")
 
 
 def empty(output: Path) -> None:
@@ -152,8 +189,12 @@ def _exported(command: Command) -> None:
 
     quiet_libraries()
     output = command.output or command.run / "export"
+    if command.gguf_base and not command.gguf:
+        raise ConfigError("--gguf-base writes the base beside an adapter in GGUF; give --gguf, too")
+    if command.client is not None and command.gguf:
+        raise ConfigError("a client's own adapter is exported as it is; leave --gguf or --client out")
     if command.client is None:
-        export(command.run, output, command.merge, Console())
+        export(command.run, output, command.merge, Console(), command.gguf, command.gguf_base)
     elif command.merge:
         raise ConfigError("a client's own adapter is exported as it is; leave --merge or --client out")
     else:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedpeft import plugins
-from fedpeft.communication.messages import Report
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.certificates import Credentials, check_name, name_of
 from fedpeft.deployment.client_state import alone_in, folder_for, ledgers_in
 from fedpeft.deployment.connection import Link, LostError, waits
@@ -26,8 +26,10 @@ from fedpeft.deployment.monitoring import host_and_port
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.shared_settings import settings_digest
 from fedpeft.deployment.signing import Verifier
+from fedpeft.deployment.trainer_edge import TrainerEdge
 from fedpeft.deployment.transcript import FILE as TRANSCRIPT
 from fedpeft.deployment.transcript import Transcript, most_records
+from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import check_settings
 from fedpeft.privacy.client_engine import OWN
@@ -126,18 +128,11 @@ def join(command: Command, console: Console) -> None:
     quiet_libraries()
     with ConsoleObserver(console) as observer:
         patience = Patience(command.give_up, observer)
-        while True:
-            try:
-                with link.open() as connection:
-                    description = connection.describe()
-                break
-            except LostError as error:
-                patience.lost(link, error)
-        patience.connected()
+        description = described(link, patience)
         state = command.state.expanduser()
         folder = folder_for(state, description.run, link.name)
         with alone_in(folder):
-            edge = Edge(description, command.data, folder, ledgers_in(state), observer, options)
+            edge = Edge(description, command.data, folder, ledgers_in(state), observer, options, link.credentials)
             precision = options.precision or edge.config.dtype
             observer.say(
                 f"[bold]{link.name}[/]  {len(edge.rows)} rows, {edge.setup.model_directory.name} in {precision} "
@@ -149,12 +144,29 @@ def join(command: Command, console: Console) -> None:
                 observer.say("[bold]rounds[/]  are chained by hashes and, without TLS, not signed by the server")
             edge.warm_up()
             try:
-                _work(edge, link, transcript, patience, observer)
+                take_part(edge, link, transcript, patience, observer)
             finally:
                 edge.close()
 
 
-def transcript_of(edge: Edge, link: Link) -> Transcript:
+def described(link: Link, patience: Patience) -> v1.Description:
+    """What the server says of the federation, as soon as it is there.
+
+    Raises:
+        RunError: it refuses this client, or is out of reach for too long.
+    """
+    while True:
+        try:
+            with link.open() as connection:
+                description = connection.describe()
+        except LostError as error:
+            patience.lost(link, error)
+        else:
+            patience.connected()
+            return description
+
+
+def transcript_of(edge: Edge | TrainerEdge, link: Link) -> Transcript:
     """What the server has told this client of the rounds, in its folder.
 
     Raises:
@@ -172,8 +184,21 @@ def transcript_of(edge: Edge, link: Link) -> Transcript:
 
 def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
     """What protects this machine's rows, and from whom."""
-    mechanism = edge.setup.mechanism
-    if mechanism is None:
+    mechanism, secure = edge.setup.mechanism, edge.setup.secure_sum
+    if secure is not None:
+        observer.say(
+            f"[bold]privacy[/] {secure.name}: updates leave this machine under masks; the server learns sums of "
+            f"{edge.options.fewest} clients or more, and this client takes part in one a round"
+        )
+        if edge.roster is not None:
+            members = len(edge.roster.members)
+            observer.say(f"[bold]roster[/]  {members} clients, hash {edge.roster.hash}: the others must see the same")
+        else:
+            observer.say(
+                "[bold yellow]warning[/] no --roster is given: the server is trusted to be honest, if curious, since "
+                "whoever has the authority's key could invent clients and read the updates among them"
+            )
+    elif mechanism is None:
         observer.say("[bold]privacy[/] updates are not protected: they can tell something of your rows")
     elif edge.protection is None:
         observer.say(f"[bold]privacy[/] {mechanism.name}: the server is trusted to clip updates and to add the noise")
@@ -183,7 +208,26 @@ def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
             observer.say(f"[bold yellow]warning[/] {warning}")
 
 
-def _work(edge: Edge, link: Link, transcript: Transcript, patience: Patience, observer: ConsoleObserver) -> None:
+def _said(instruction: Instruction, report: Report) -> str:
+    """A task and what was answered, in a line."""
+    called = f"{instruction.kind} round {instruction.round}"
+    if instruction.step:
+        called += f", step {instruction.step} of the secure sum"
+    if report.error:
+        return f"{called}: {escape(report.error)}"
+    if instruction.step:
+        return f"{called}: {size(report.bytes)}"
+    return f"{called}: {report.rows} rows, loss {report.loss:.3f}, {size(report.bytes)}, {duration(report.seconds)}"
+
+
+def take_part(
+    edge: Edge | TrainerEdge, link: Link, transcript: Transcript, patience: Patience, observer: ConsoleObserver
+) -> None:
+    """Do what the server asks, until it needs this client no more.
+
+    Raises:
+        RunError: it refuses this client, contradicts itself, or is out of reach for too long.
+    """
     done: tuple[str, Report] = "", Report(0, 0, b"")
     while True:
         try:
@@ -194,14 +238,12 @@ def _work(edge: Edge, link: Link, transcript: Transcript, patience: Patience, ob
                         done = task, edge.handle(instruction)
                     report = done[1]
                     verdict = connection.submit(task, report)
-                    what = escape(report.error) or f"{report.rows} rows, loss {report.loss:.3f}, "
-                    cost = "" if report.error else f"{size(report.bytes)}, {duration(report.seconds)}"
-                    observer.say(f"{instruction.kind} round {instruction.round}: {what}{cost} ({verdict})")
+                    observer.say(f"{_said(instruction, report)} ({verdict})")
             observer.say("the federation is finished")
             own = edge.protection
             if own is not None:
                 observer.say(
-                    f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.unit}, from "
+                    f"privacy: epsilon {own.spent():.3g} at dp_delta {own.delta:.2g} per {own.mechanism.hides}, from "
                     f"{own.ledger.releases(OWN)} releases; the ledger is {own.ledger.path}; with all other runs on "
                     f"these rows epsilon {own.lifetime.spent(own.delta):.3g}"
                 )

@@ -81,12 +81,14 @@ def setting(
     below: float | None = None,
     choices: tuple[Any, ...] | None = None,
     path: bool = False,
+    nested: bool = False,
 ) -> Any:
     """A dataclass field that is a user's setting: its default, meaning (with unit) and legal range.
 
-    Pass `dataclasses.MISSING` as `default` for a setting that must be given; `path`: it may name a file or folder.
+    Pass `dataclasses.MISSING` as `default` for a setting that must be given; `path`: it may name a file or folder;
+    `nested`: it is the text of another part of the family.
     """
-    metadata = {"help": help, "bounds": Bounds(low, high, above, below, choices), "path": path}
+    metadata = {"help": help, "bounds": Bounds(low, high, above, below, choices), "path": path, "nested": nested}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -287,7 +289,14 @@ class Family(Generic[T]):
         spec = parse_spec(text)
         cls: Any = self.part(spec.name)
         paths = {field.name for field in dataclasses.fields(cls) if field.metadata.get("path")}
-        settings = {k: change(v) if k in paths and isinstance(v, str) else v for k, v in spec.settings.items()}
+        nested = {field.name for field in dataclasses.fields(cls) if field.metadata.get("nested")}
+
+        def changed_setting(name: str, value: Any) -> Any:
+            if isinstance(value, str) and name in nested:
+                return self.with_paths(value, change)
+            return change(value) if isinstance(value, str) and name in paths else value
+
+        settings = {name: changed_setting(name, value) for name, value in spec.settings.items()}
         argument = spec.argument
         if argument is not None and getattr(cls, "argument", None) in paths:
             argument = change(argument)

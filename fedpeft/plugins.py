@@ -161,7 +161,7 @@ def named_only() -> None:
 def given(parts: Mapping[str, Mapping[str, type]]) -> Iterator[None]:
     """Within the context, these classes are parts; afterwards everything is as before it."""
     active()  # the environment has been read before what is there is noted
-    before, before_names = list(_state.named), dict(_names)
+    before, before_names, installed = list(_state.named), dict(_names), _state.all_installed
     for group, named in parts.items():
         for name, cls in named.items():
             _check(cls, f"{group}.{name}", IN_PYTHON)
@@ -170,7 +170,7 @@ def given(parts: Mapping[str, Mapping[str, type]]) -> Iterator[None]:
             _state.named.append(Plugin(IN_PYTHON, "", _noted(parts)))
         yield
     finally:
-        _state.named[:] = before
+        _state.named[:], _state.all_installed = before, installed
         _names.clear()
         _names.update(before_names)
 

@@ -20,6 +20,7 @@ from fedpeft.data.conversations import question
 from fedpeft.data.rows import DATASETS
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
+from fedpeft.evaluation.generation import answers
 from fedpeft.models.base_model import readable_tokens
 from fedpeft.run.command import exit_code
 from fedpeft.run.finished import FinishedRun
@@ -57,28 +58,18 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int) -> str
             chances = model(batch)[0].softmax(-1)
         best = int(chances.argmax())
         return f"{run.labels[best]} ({float(chances[best]):.3f})"
-    asked = run.summary["task"] == "instruction"
+    asked = run.task.asks
     complete = False
     if asked:
         text, complete = question(tokenizer, text, getattr(DATASETS.build(run.config.dataset), "template", None))
     readable = readable_tokens(run.model_directory, run.method.extra_tokens, UNBOUNDED)
-    encoded = tokenizer(text, return_tensors="pt", add_special_tokens=not complete)
-    asking = encoded["input_ids"].shape[1]
-    if asking + new_tokens > readable:
+    asking = list(tokenizer(text, add_special_tokens=not complete)["input_ids"])
+    if len(asking) + new_tokens > readable:
         raise ConfigError(
-            f"the text has {asking} tokens, and the model reads {readable}, the {new_tokens} new ones included; give a "
-            "shorter text, or fewer --new-tokens"
+            f"the text has {len(asking)} tokens, and the model reads {readable}, the {new_tokens} new ones included; "
+            "give a shorter text, or fewer --new-tokens"
         )
-    generate: Any = model.base.generate
-    with torch.inference_mode():
-        made = generate(
-            input_ids=encoded["input_ids"],
-            attention_mask=encoded["attention_mask"],
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
-        )[0]
-    return str(tokenizer.decode(made[encoded["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+    return answers(model, tokenizer, [asking], new_tokens)[0]
 
 
 def predict(folders: list[Path], text: str, new_tokens: int, console: Console) -> None:

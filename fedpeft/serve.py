@@ -34,6 +34,7 @@ from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
+from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
 from fedpeft.run import catalogue, help
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
@@ -168,6 +169,11 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     quiet_libraries()
     config, options = located(config), options_located(options)
     credentials, doorkeeper, signer = security(options)
+    if signer is None and isinstance(parse_privacy(config.privacy) if config.privacy else None, SecureSum):
+        raise ConfigError(
+            f"--privacy {config.privacy} needs certificates: without TLS whoever passes a message on could pose as any "
+            "client and take the masks off; leave --insecure out"
+        )
     started = time.perf_counter()
     make_folder(folder)
     going = threading.Event()
@@ -211,6 +217,10 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         f"{config.peft}, {config.strategy} -> {federation.folder}"
     )
     say_privacy(federation.protection, observer)
+    if setup.secure_sum is not None:
+        observer.say(
+            f"[bold]privacy[/] {setup.secure_sum.name}: this server learns sums of the clients' updates, and no update"
+        )
     observer.say(f"[bold]listen[/]  port {gateway.port}, run {federation.roster.run}")
     if not federation.announcements.signed:
         observer.say(

@@ -18,9 +18,10 @@ from rich.markup import escape
 
 from fedpeft import plugins
 from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
-from fedpeft.run import catalogue, help
+from fedpeft.run import help
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
     ConsoleObserver,
@@ -39,6 +40,7 @@ from fedpeft.run.folder import (
     refuse_servers_run,
 )
 from fedpeft.run.observer import RoundResult
+from fedpeft.run.quick import quick
 from fedpeft.run.records import Records
 from fedpeft.run.summary import TEST_ROWS, Costs, Quality, Summary, calibration_of, distinct_rows, show
 from fedpeft.run.trackers import TrackedRecords, check_trackers
@@ -58,10 +60,15 @@ python -m fedpeft.simulate --clients 100"""
 OPTIONS = {
     "CONFIG.toml": "settings; flags override them",
     "--output FOLDER": "the run's folder (default: runs/DATE-DATASET-STRATEGY)",
+    "--quick": "a first answer in under a minute: at most 4 rounds, 64 tokens and 1,500 rows",
     "--resume FOLDER": "continue the interrupted run in this folder",
     "--track NAMES": "also send the records to tensorboard or mlflow (both: a,b)",
     "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
 }
+
+
+SILENCE = 8.0
+"""Seconds after which a line says what the run is doing, where nothing else does."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Command:
     output: Path | None = None
     resume: Path | None = None
     track: str = ""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
@@ -94,6 +102,10 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
     default = default_settings(command.config, command.resume)
     command = _command(arguments, default)
     config, folder = checked_settings(command.run, default, command.output, command.resume)
+    if command.quick:
+        if command.resume is not None:
+            raise ConfigError("a resumed run keeps its settings, but --quick was given; leave it out")
+        config = quick(config)
     return config, folder, command.resume is not None, command.track
 
 
@@ -109,24 +121,32 @@ def simulate(
     track: str = "",
     grid: Callable[[int], Grid] | None = None,
     on_round: Callable[[RoundResult], bool | None] | None = None,
+    begins: Callable[[Simulation], None] | None = None,
 ) -> Summary:
     """Run (or continue) a simulation; returns its summary.
 
     `grid` makes another Flower grid than the configured one, for a number of clients: inside a Flower app, Flower's.
-    `on_round` is told of each finished round; where it returns True, the run ends with it.
+    `on_round` is told of each finished round; where it returns True, the run ends with it. `begins` is told of the
+    simulation before it begins.
 
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
     """
-    quiet_libraries()
-    from fedpeft.simulation.simulation import Simulation
-
-    catalogue.use(())
-    if not resume:
-        config = located(config)
-    trackers = check_trackers(track)
     started = time.perf_counter()
-    with ExitStack() as held, PeakMemory() as memory, ConsoleObserver(console, on_round=on_round) as observer:
+    with (
+        ExitStack() as held,
+        PeakMemory() as memory,
+        ConsoleObserver(console, on_round=on_round, silence=SILENCE) as observer,
+    ):
+        observer.phase("loading libraries", 1)
+        quiet_libraries()
+        from fedpeft.run import catalogue
+        from fedpeft.simulation.simulation import Simulation
+
+        catalogue.use(())
+        if not resume:
+            config = located(config)
+        trackers = check_trackers(track)
         if resume:
             refuse_servers_run(folder)
             held.enter_context(alone_in(folder))
@@ -140,11 +160,15 @@ def simulate(
             held.enter_context(alone_in(folder))
             records.write("config.toml", catalogue.to_toml(simulation.config))
         try:
+            if begins is not None:
+                begins(simulation)
             summary = _run(simulation, records, observer)
         finally:
             simulation.close()
         seconds, peak = time.perf_counter() - started, memory.bytes or None
-        summary = replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak)
+        summary = replace(
+            summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak, phases=observer.phases.seconds
+        )
     records.write_json("summary.json", summary.as_dict())
     from fedpeft.run.plots import plot_rounds
 
@@ -160,7 +184,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
 
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
     _introduce(simulation, observer)
-    probe = base_probe(setup, rows, workers)
+    probe = base_probe(setup, rows, workers, setup.tokens if rows.dataset.sampled else None)
     server = simulation.server(records)
     progress = simulation.train(server)
     kept, residual = progress.result
@@ -183,7 +207,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         shared_accuracy=score.accuracy if own else None,
         accuracy_by_base=by_precision or None,
         loss=loss,
-        perplexity=None if setup.facts.task == "classification" else math.exp(loss),
+        perplexity=math.exp(loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
         last_accuracy=None if own else last.accuracy,
         last_loss=None if own else last.loss,
@@ -199,8 +223,9 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     return Summary(
         quality=quality,
         costs=Costs.of(setup, progress, simulation.sampler.size, simulation.protection, simulation.fixed),
-        distinct_rows=None if simulation.protection else distinct_rows(records.read("clients.jsonl")),
+        distinct_rows=_distinct_rows(simulation, records),
         partition=simulation.statistics.as_dict(),
+        sampled=rows.dataset.sampled,
     )
 
 
@@ -275,6 +300,9 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     """What is about to be done, on what."""
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
     observer.say(f"[bold]data[/]    {simulation.rows.dataset.name}: {simulation.statistics}")
+    if simulation.rows.dataset.sampled:
+        of = f"{len(simulation.rows.all):,} training and {len(simulation.rows.dataset.test):,} test rows"
+        observer.say(f"[bold]sample[/]  {of}, some of the data set's: a first answer, no result")
     observer.say(model_line(setup))
     for note in (*setup.notes, *setup.cut_rows(simulation.workers.work.data_key)):
         observer.say(f"[bold]note[/]    {escape(note)}")
@@ -291,6 +319,17 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         observer.say(f"[bold]note[/]    {setup.method.name} has no batched form: clients train one by one")
 
 
+def _distinct_rows(simulation: Simulation, records: Records) -> int | None:
+    """What summary.json says of them; None also where clients share rows, which would be counted more than once."""
+    if simulation.protection is not None or simulation.rows.partition.resampled:
+        return None
+    return distinct_rows(records.read("clients.jsonl"))
+
+
+LISTED = 10_000
+"""Clients, the first ones, whose classes clients.npz holds."""
+
+
 def _save_predictions(simulation: Simulation, scores: Scores, records: Records) -> None:
     """Scores per test row; and, as confidential as clients.jsonl, what classes each client holds."""
     import numpy as np
@@ -300,7 +339,7 @@ def _save_predictions(simulation: Simulation, scores: Scores, records: Records) 
     train_labels, test_labels = rows.train.labels, rows.dataset.test.labels
     if train_labels is not None and test_labels is not None:
         partition, classes = rows.partition, rows.dataset.classes
-        shards = (train_labels[partition.shard(client)] for client in range(len(partition)))
+        shards = (train_labels[partition.shard(client)] for client in range(min(len(partition), LISTED)))
         labels = np.stack([np.bincount(shard, minlength=classes) for shard in shards])
         records.write_arrays("clients.npz", labels=labels, test_labels=test_labels)
 

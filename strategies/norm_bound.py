@@ -9,6 +9,7 @@ Deviation: without a bound C, the median of the cohort's norms is used, so no si
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from fedpeft.parts import setting
 @dataclass(frozen=True)
 class NormBound(ReweighingStrategy):
     """The weighted mean of changes that are shortened to a common bound."""
+
+    surveys: ClassVar[Literal["nothing", "lengths", "products"]] = "lengths"
 
     bound: float | None = setting(None, "C, the largest norm of a whole update; none: the cohort's median", above=0)
 

@@ -36,20 +36,20 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
 class Fleet:
     """A folder with certificates, shards and a configuration; starts servers and clients in it."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, names: tuple[str, ...] = NAMES, **settings: object) -> None:
         self.folder = folder
-        self.settings = {**SETTINGS, **settings}
+        self.settings = {**SETTINGS, "clients": len(names), **settings}
         self.ulimit = ""  # what the shell's ulimit is told before a server or a client starts
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.processes: list[subprocess.Popen[str]] = []
         (folder / "run.toml").write_text(RunConfig(**self.settings).to_toml())
-        assert make_certificates(["--folder", str(folder / "certs"), "--clients", ",".join(NAMES)]) == 0
+        assert make_certificates(["--folder", str(folder / "certs"), "--clients", ",".join(names)]) == 0
         data = load_dataset("tiny")
         train, _ = split_validation(data.train, len(data.train) // 10)
         config = RunConfig(**self.settings)
-        partition = PARTITIONS.build(config.partition).split(train, 3, config.seed)
-        for k, name in enumerate(NAMES):
+        partition = PARTITIONS.build(config.partition).split(train, len(names), config.seed)
+        for k, name in enumerate(names):
             rows = [{"text": train.inputs[i], "label": data.label_names[train.labels[i]]} for i in partition.shard(k)]
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

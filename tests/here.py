@@ -12,6 +12,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment import federation
 from fedpeft.deployment.authentication import Doorkeeper
+from fedpeft.deployment.certificates import Authority, Credentials
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
@@ -21,7 +22,7 @@ TINY = {"dataset": "tiny", "tokens": 32, "clients": 2, "cohort": "all", "rounds"
         "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
         "learning_rate": 3e-3, "optimizer": "adamw(warmup=8, head_rate=1.0)",
         "measure": "validation(every=100)"}  # fmt: skip
-ROWS = (40, 90)
+ROWS, MORE_ROWS = (40, 90), (60, 50, 70, 45, 55)
 
 
 class Direct(OwnGrid):
@@ -69,17 +70,30 @@ class Federation:
         self.config = RunConfig(**{**TINY, **given})
         self.options = options or [{}] * self.config.clients
         (folder / "server").mkdir(exist_ok=True)
+        self.summed = self.config.privacy.startswith("secure_sum")  # for which clients have certificates
+        if self.summed and not (folder / "certs").exists():
+            authority = Authority(folder / "certs", 1)
+            authority.ensure()
+            for k in range(self.config.clients):
+                authority.client(f"edge-{k}")
         data = load_dataset(self.config.dataset)
         names = data.label_names
         first = 0
-        for k, count in enumerate(ROWS[: self.config.clients]):
+        for k, count in enumerate((*ROWS, *MORE_ROWS)[: self.config.clients]):
             rows = [{"text": data.train.inputs[i]} | ({"label": names[data.train.labels[i]]} if names else {})
                     for i in range(first, first + count)]  # fmt: skip
             first += count
             (folder / f"{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        events = Events(folder / "server" / "serve.jsonl", lambda *_: None)
-        self.server = Here(self.config, folder / "server", observer, serve or ServeOptions(), Doorkeeper(None), events)
+        self.serve = serve or ServeOptions()
+        self.start()
         self.server.edges = [self.edge(k) for k in range(self.config.clients)]
+
+    def start(self, edges=()):
+        """The server, started (again), with these clients."""
+        events = Events(self.folder / "server" / "serve.jsonl", lambda *_: None)
+        folder = self.folder / "server"
+        self.server = Here(self.config, folder, self.observer, self.serve, Doorkeeper(None), events)
+        self.server.edges = list(edges)
 
     def edge(self, k):
         """Client k, started (again)."""
@@ -87,7 +101,8 @@ class Federation:
         home.mkdir(exist_ok=True)
         options = EdgeOptions(**{"device": "cpu", "threads": 1, **self.options[k]})
         data, ledgers = self.folder / f"{k}.jsonl", self.folder / "ledgers"
-        edge = Edge(self.server.gateway.description, data, home, ledgers, self.observer, options)
+        own = Credentials.of_client(self.folder / "certs" / "clients" / f"edge-{k}") if self.summed else None
+        edge = Edge(self.server.gateway.description, data, home, ledgers, self.observer, options, own)
         edge.warm_up()
         registration = edge.registration()
         terms = self.server._accept(registration)

@@ -37,9 +37,11 @@ OVERRIDES = [
     (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),
     (r"(conversations.*) --tokens 32", r"\1 --tokens 64", "README: their answers begin behind the 32nd token"),
+    (r"--dataset office(.*) --tokens 32", r"--dataset 'office(rows=2, test_rows=1)'\1 --tokens 96",
+     "README: its rows and the default language model take minutes, and answers begin behind the 32nd token"),
     (r"rows=6000, test_rows=2000", "rows=1000, test_rows=100", "README: the default image model takes minutes"),
     (rf"^(python -m fedpeft\.simulate (?!--clients 100 {re.escape(SHORT)}$)"
-     r"(?!.*(?:--model|fashion_mnist|conversations)).*)$", r"\1 --model tiny",
+     r"(?!.*(?:--model|fashion_mnist|conversations|office)).*)$", r"\1 --model tiny",
      "README: the default text model takes minutes; the first command and those that name it have it"),
     (r"^python -m pytest -n 2$", "python -m pytest -n 2 tests/test_parts.py",
      "CONTRIBUTING: the suite takes up to 20 minutes"),

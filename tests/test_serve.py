@@ -185,16 +185,18 @@ def test_a_minute_of_silence_on_the_network_loses_nothing(fleet):
 
 
 @pytest.mark.long
-def test_chaos(fleet):
+@pytest.mark.parametrize("settings", [{"codec": "ef21 | topk(fraction=0.1)"}, {"privacy": "secure_sum"}], ids=str)
+def test_chaos(fleet, settings):
     """The run ends with the adapter of the simulation; no client's update of a round is applied twice.
 
-    Clients remember what their codec has dropped, and the server keeps copies of these memories.
+    Clients remember what their codec has dropped, and the server keeps copies of these memories; or updates are added
+    up under masks, in five steps a round, and nobody may be missing.
     """
     made = fleet(
         rounds=4000,
         measure="validation(every=4000)",
         optimizer="adamw(warmup=8, schedule=constant)",
-        codec="ef21 | topk(fraction=0.1)",
+        **settings,
     )
     finished = havoc(made)
     # What was trained so far must be what a simulation of as many rounds trains.

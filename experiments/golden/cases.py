@@ -97,6 +97,7 @@ OF_MECHANISM: Mapping[str, str] = {
     "dp_sgd": with_settings("dp_sgd", **NOISY),
     "user_dp": with_settings("user_dp", **NOISY),
     "local_dp": with_settings("local_dp", clip=0.1, **NOISY),
+    "distributed_dp": with_settings("distributed_dp", unit="clients", threshold=0.5, **NOISY),
 }
 
 ADAPTIVE = {"quantile": 0.5, "count_noise": 2.0}

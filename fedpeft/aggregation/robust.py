@@ -13,21 +13,20 @@ that vote count clients, not rows. Updates with numbers that are not finite are 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.factors import best_factors, change, effective, lora_form
+from fedpeft.aggregation.changes import Changes
+from fedpeft.aggregation.factors import best_factors, effective, lora_form
 from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.aggregation.update import Cohort, Gathered, weighted_sum
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State, TensorSpec
-from fedpeft.peft.low_rank import METHODS, LowRank, left_singular_vectors, stack
-
-T = TypeVar("T")
+from fedpeft.peft.low_rank import METHODS, LowRank, stack
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class RobustStrategy(GatherStrategy):
     new_factors: ClassVar[bool] = True
 
     @abstractmethod
-    def combine(self, changes: Sequence[LowRank], shares: Sequence[float]) -> list[tuple[LowRank, float]]:
-        """Terms D_i (out, in) and weights w_i: sum_i w_i D_i is the combined change of one layer; of >= 1 client's."""
+    def combine(self, pair: LoraPair, cohort: Cohort) -> LowRank | None:
+        """The combined change of one layer, (out, in); None: nobody's counts."""
 
     @abstractmethod
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
@@ -52,38 +51,29 @@ class RobustStrategy(GatherStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of s B A plus the combined change."""
-        terms = [(effective(pair, state, lora_form(layout)), 1.0)]
-        changes, shares = _heard((change(pair, u) for u in cohort.updates), cohort.shares, _factors)
-        if changes:
-            terms += self.combine(changes, shares)
-        after = stack([term for term, _ in terms], [weight for _, weight in terms])
-        del changes, terms  # each is a cohort's worth of factors, and `after` is a copy
+        after, combined = effective(pair, state, lora_form(layout)), self.combine(pair, cohort)
+        if combined is not None:
+            after = stack([after, combined])
+            del combined  # a cohort's worth of factors, and `after` is a copy
         return best_factors(pair, after, state, layout, self.svd, self.remainder == "keep")
 
     def gather_plain(self, spec: TensorSpec, state: State, cohort: Cohort) -> Tensor:
         """The global value plus the combined delta."""
-        deltas, shares = _heard((u.delta[spec.name] for u in cohort.updates), cohort.shares, lambda delta: (delta,))
+        heard = [(d, p) for u, p in zip(cohort.updates, cohort.shares, strict=True) if _finite(d := u.delta[spec.name])]
+        deltas, shares = [d for d, _ in heard], [p for _, p in heard]
         combined = self.combine_plain(deltas, shares) if deltas else torch.zeros_like(state[spec.name])
         return state[spec.name] + combined
 
 
-def _factors(matrix: LowRank) -> tuple[Tensor, Tensor]:
-    return matrix.left, matrix.right
-
-
-def _heard(
-    parts: Iterable[T], shares: Sequence[float], tensors: Callable[[T], tuple[Tensor, ...]]
-) -> tuple[list[T], list[float]]:
-    """The clients' parts that are finite, with their shares."""
-    kept = [(part, p) for part, p in zip(parts, shares, strict=True) if all(t.isfinite().all() for t in tensors(part))]
-    return [part for part, _ in kept], [p for _, p in kept]
+def _finite(*tensors: Tensor) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 @dataclass(frozen=True)
 class ReweighingStrategy(RobustStrategy):
     """sum_k c_k D_k, with coefficients c_k that depend on the inner products of the whole updates."""
 
-    surveys: ClassVar[bool] = True
+    surveys: ClassVar[Literal["nothing", "lengths", "products"]] = "products"
 
     def reweigh(self, shares: tuple[float, ...], geometry: Tensor) -> tuple[float, ...]:
         """The coefficients; 0 for updates that are not finite."""
@@ -98,9 +88,12 @@ class ReweighingStrategy(RobustStrategy):
     def coefficients(self, shares: Tensor, geometry: Tensor) -> Tensor:
         """c (K,) from p (K,), which sums to 1, and the inner products (K, K)."""
 
-    def combine(self, changes: Sequence[LowRank], shares: Sequence[float]) -> list[tuple[LowRank, float]]:
+    def combine(self, pair: LoraPair, cohort: Cohort) -> LowRank | None:
         """sum_k c_k D_k over the clients that count."""
-        return [(D, c) for D, c in zip(changes, shares, strict=True) if c != 0]
+        counting = [(u, c) for u, c in zip(cohort.updates, cohort.shares, strict=True) if c != 0]
+        if not counting:
+            return None
+        return Changes.of(pair, [u for u, _ in counting]).weighted([c for _, c in counting])
 
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """sum_k c_k delta_k."""
@@ -119,36 +112,18 @@ class CoordinateStrategy(RobustStrategy):
     def vote(self, values: Tensor) -> Tensor:
         """(K, ...) to (...): the combined value of each coordinate."""
 
-    def combine(self, changes: Sequence[LowRank], shares: Sequence[float]) -> list[tuple[LowRank, float]]:
-        """U vote(U^T D_k V) V^T."""
-        U = shared_basis(changes, self.basis)
-        V = shared_basis([LowRank(D.right.T, D.left.T) for D in changes], self.basis)
-        coordinates = torch.stack([(U.T @ D.left) @ (D.right @ V) for D in changes])
-        return [(LowRank(U @ self.vote(coordinates), V.T), 1.0)]
+    def combine(self, pair: LoraPair, cohort: Cohort) -> LowRank | None:
+        """U vote(U^T D_k V) V^T, with the leading directions of all changes that are finite in U and V."""
+        heard = [u for u in cohort.updates if _finite(*u.delta.values())]
+        if not heard:
+            return None
+        changes = Changes.of(pair, heard)
+        U, V = (basis.to(changes.moved_left.dtype) for basis in changes.bases(self.basis))
+        return LowRank(U @ self.vote(changes.coordinates(U, V)), V.T)
 
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """The vote on each entry."""
         return self.vote(torch.stack(list(deltas)))
-
-
-def shared_basis(changes: Sequence[LowRank], dimensions: int) -> Tensor:
-    """The leading eigenvectors of sum_k D_k D_k^T / norm(D_k)^2: (out, dimensions), zero columns where there are none.
-
-    They depend on the D_k alone, not on their factors; each client has the same say, however large its update.
-    """
-    widths = [min(D.width, D.shape[1]) for D in changes]
-    halves = changes[0].left.new_empty(changes[0].shape[0], sum(widths))
-    for D, columns in zip(changes, torch.split(halves, widths, dim=1), strict=True):
-        columns.copy_(_unit_half(D))
-    return left_singular_vectors(halves, dimensions).to(halves.dtype)
-
-
-def _unit_half(D: LowRank) -> Tensor:
-    """H (out, min(q, in)) with H H^T = D D^T / norm(D)^2."""
-    _, T = torch.linalg.qr(D.right.T)  # D D^T = (L T^T) (L T^T)^T
-    half = D.left @ T.T
-    unit: Tensor = half / half.norm().clamp_min(torch.finfo(half.dtype).tiny)
-    return unit
 
 
 def middle_mean(values: Tensor, trim: int) -> Tensor:

@@ -16,18 +16,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.factors import change, leading_ranks
+from fedpeft.aggregation.changes import Changes, squared_length
+from fedpeft.aggregation.factors import leading_ranks
 from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, normalised, weighted_sum
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family, setting
+from fedpeft.parts import Family, name_of, setting
 from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import LowRank as LowRank
-from fedpeft.peft.low_rank import inner_products
 
 WEIGHTINGS = ("auto", "rows", "uniform")
 
@@ -187,8 +187,9 @@ class RoundStrategy(Strategy, ABC):
 class GatherStrategy(RoundStrategy):
     """A rule that sees all clients' factors of one layer."""
 
-    surveys: ClassVar[bool] = False
-    """Whether `reweigh` is wanted: a first pass over all layers, before the first `gather`."""
+    surveys: ClassVar[Literal["nothing", "lengths", "products"]] = "nothing"
+    """What `reweigh` wants to know of the updates from a first pass over all layers, before the first `gather`: their
+    lengths, or all inner products, which take some hundred times as long."""
 
     def reweigh(self, shares: tuple[float, ...], geometry: Tensor) -> tuple[float, ...]:
         """New shares from the geometry of the whole updates.
@@ -196,7 +197,7 @@ class GatherStrategy(RoundStrategy):
         Args:
             shares: p_k.
             geometry: (K, K), inner products of the clients' updates, summed over all layers: the effective weights'
-                changes for LoRA layers, the deltas elsewhere.
+                changes for LoRA layers, the deltas elsewhere. Where only lengths are wanted, 0 off the diagonal.
         """
         return shares
 
@@ -215,13 +216,9 @@ class GatherStrategy(RoundStrategy):
         trained = self.trained(layout, round) - self.private(layout)
         pairs = [p for p in layout.pairs if trained & {p.A, p.B}]
         plain = _by_module(t for t in layout.tensors if t.name in trained and t.role not in ("lora_A", "lora_B"))
-        if self.surveys:
-            geometry = torch.zeros(len(shares), len(shares), dtype=torch.float64)
-            for pair in pairs:
-                geometry += inner_products([change(pair, u) for u in read((pair.A, pair.B))])
-            for specs in plain:
-                geometry += _inner_products_plain(read(tuple(t.name for t in specs)))
-            shares = self.reweigh(shares, geometry)
+        if self.surveys != "nothing":
+            survey = _lengths if self.surveys == "lengths" else _inner_products
+            shares = self.reweigh(shares, survey(pairs, plain, read, len(shares)))
 
         after, residuals = {name: tensor.clone() for name, tensor in state.items()}, {}
         for pair in pairs:
@@ -262,9 +259,9 @@ def shared_sum(strategy: Strategy, layout: Layout) -> bool:
 
 
 def shared_sums(layout: Layout) -> list[str]:
-    """The names of all such rules."""
-    found = (name for name in strategies.names if strategies.part(name).plain_sum())
-    return [name for name in found if shared_sum(strategies.build(name), layout)]
+    """The names of all such rules, those with models of the clients' own aside: their scores would be seen one by one."""
+    found = [strategies.build(name) for name in strategies.names if strategies.part(name).plain_sum()]
+    return [name_of(type(s)) for s in found if s.personal_pull is None and shared_sum(s, layout)]
 
 
 # ------------------------------------------------------------------------------------------------ weights and modules
@@ -277,9 +274,27 @@ def _by_module(specs: Iterable[TensorSpec]) -> list[list[TensorSpec]]:
     return list(modules.values())
 
 
-def _inner_products_plain(updates: Sequence[Update]) -> Tensor:
-    flat = torch.stack([torch.cat([t.double().flatten() for t in u.delta.values()]) for u in updates])
-    return flat @ flat.T
+def _inner_products(pairs: Sequence[LoraPair], plain: Sequence[list[TensorSpec]], read: Read, clients: int) -> Tensor:
+    """All inner products of the updates, (K, K), fp64."""
+    geometry = torch.zeros(clients, clients, dtype=torch.float64)
+    for pair in pairs:
+        geometry += Changes.of(pair, read((pair.A, pair.B))).inner_products()
+    for specs in plain:
+        updates = read(tuple(t.name for t in specs))
+        flat = torch.stack([torch.cat([t.double().flatten() for t in u.delta.values()]) for u in updates])
+        geometry += flat @ flat.T
+    return geometry
+
+
+def _lengths(pairs: Sequence[LoraPair], plain: Sequence[list[TensorSpec]], read: Read, clients: int) -> Tensor:
+    """The squared lengths of the updates on the diagonal of (K, K), fp64; the rest is 0."""
+    squares = torch.zeros(clients, dtype=torch.float64)
+    for pair in pairs:
+        squares += torch.stack([squared_length(pair, update) for update in read((pair.A, pair.B))])
+    for specs in plain:
+        for k, update in enumerate(read(tuple(t.name for t in specs))):
+            squares[k] += sum(t.double().square().sum() for t in update.delta.values())
+    return squares.diag()
 
 
 # ------------------------------------------------------------------------------------- what the rules are written with

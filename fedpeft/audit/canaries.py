@@ -105,6 +105,8 @@ def run(audit: CanaryAudit, folder: Path) -> Verdict:
     mechanism = MECHANISMS.build(audit.privacy)
     if not mechanism.protects:
         raise PrivacyError(f"{mechanism.name} claims nothing that could be audited; give user_dp, dp_sgd or local_dp")
+    if mechanism.summed:
+        raise PrivacyError(f"the audit looks at single updates, and {mechanism.name} has none; its bounds are tested")
     included = seeds.generator(audit.seed, "canaries").random(audit.canaries) < 0.5
     if mechanism.per_example:
         return _Rows(audit, mechanism, folder, included).verdict()

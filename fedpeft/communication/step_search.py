@@ -45,15 +45,32 @@ def relative_steps(signal: Signal, cut: Slices, largest: float = 0.0) -> Array:
     return relative
 
 
-class StepSearch:
-    """The step size that meets a budget."""
+SAMPLE: Final = 1 << 16
+"""Entries on which the step of a much larger state is sought, before it is made exact on all of them."""
 
-    def __init__(self, y: Array, sizes: Array, dither: bool, dead: float) -> None:
-        self.y, self.sizes = y, sizes
+LARGE: Final = 1 << 18
+"""Entries from which on a state is much larger; smaller ones are searched whole."""
+
+
+class StepSearch:
+    """The step size that meets a budget.
+
+    Args:
+        y: entries in units of their slice's step (n,), slice after slice.
+        sizes: entries of each slice.
+        dither: whether levels are rounded with noise.
+        dead: how much wider the zero level is on each side, in steps.
+        every: these entries stand for so many times as many.
+    """
+
+    def __init__(self, y: Array, sizes: Array, dither: bool, dead: float, every: int = 1) -> None:
+        self.y, self.sizes, self.every = y, sizes, every
         self.offset = y.dtype.type(0.5 - dead)
         # a step that depended on the noise that is sent would bias the code: the search has an even noise of its own
         self.probe = (np.arange(len(y)) * GOLDEN_RATIO % 1 - 0.5).astype(y.dtype) if dither else None
-        self.largest = float(np.abs(y).max(initial=0.0))
+        self.magnitudes, self.signs = np.abs(y), np.sign(y).astype(np.int8)
+        self.slice_largest = segment_reduce(np.maximum, self.magnitudes, sizes)
+        self.largest = float(self.slice_largest.max(initial=0.0))
         self.rms = np.sqrt(segment_reduce(np.add, np.square(y, dtype=np.float64), sizes) / np.maximum(sizes, 1))
 
     def levels(self, step: float, noise: Array | None) -> tuple[Array, Array]:
@@ -71,10 +88,11 @@ class StepSearch:
 
     def cost(self, step: float) -> float:
         """About how many bytes the levels and classes take, tables included."""
-        q, classes = self.levels(step, self.probe)
-        reach = int(np.abs(q).max(initial=0))
+        q, classes = self._counted(step)
+        reach = int(max(q.max(initial=0), -q.min(initial=0)))
         width = 2 * reach + 1
-        joint = np.repeat(classes.astype(np.int32) * width, self.sizes) + (q + reach).astype(np.int32)
+        joint = np.repeat(classes.astype(np.int32) * width + reach, self.sizes)
+        joint += q
         counts = np.bincount(joint, minlength=CLASSES * width).reshape(CLASSES, width)[1:]
         totals = counts.sum(axis=1)
         logs = np.log2(counts, out=np.zeros(counts.shape), where=counts > 0)
@@ -83,8 +101,21 @@ class StepSearch:
         table = 2 * reaches + 1 + (counts * min(1.0, PRECISION / max(1, len(self.y))) >= 128).sum(axis=1)
         raw = totals * np.log2(2 * reaches + 1) / 8
         used = totals > 0
-        coded = np.minimum(bits / 8 + table, raw)[used].sum() + 4 * np.count_nonzero(used)
+        coded = np.minimum(self.every * bits / 8 + table, self.every * raw)[used].sum() + 4 * np.count_nonzero(used)
         return 1.003 * float(coded) + coded_size([Symbols(classes, CLASSES)])
+
+    def _counted(self, step: float) -> tuple[Array, Array]:
+        """What `levels` gives, as int32, in as few passes over the entries as it takes."""
+        if step <= 0 or self.probe is not None:
+            q, classes = self.levels(step, self.probe)
+            return q.astype(np.int32), classes
+        of = self.y.dtype.type(step)
+        q = np.divide(self.magnitudes, of)
+        q += self.offset
+        levels = q.astype(np.int32)  # none is negative: towards zero is down
+        np.minimum(levels, REACH, out=levels)
+        levels *= self.signs
+        return levels, classes_of(self.rms / step, np.floor(self.slice_largest / of + self.offset) > 0)
 
     def meet(self, budget: float) -> float:
         """A step, representable in fp32, whose cost is at most the budget and close to it; 0 for all zeros.
@@ -108,8 +139,38 @@ class StepSearch:
         q, _ = self.levels(step, None)
         return float(squares.sum(where=q != 0) / squares.sum())
 
+    def _sample(self) -> StepSearch:
+        """The search on about `SAMPLE` entries that lie evenly in the slices."""
+        every = len(self.y) // SAMPLE
+        ends = -(-np.cumsum(self.sizes) // every)  # of the entries 0, every, 2 every, ... those below a slice's end
+        sizes = np.diff(ends, prepend=0)
+        return StepSearch(self.y[::every], sizes, self.probe is not None, 0.5 - float(self.offset), every)
+
     def _within(self, budget: float, low: float, high: float) -> float:
         """The step between two whose cost is at most the budget and close to it, or `low` or `high`."""
+        if len(self.y) < LARGE:
+            return self._searched(budget, low, high)
+        if self.cost(low) <= budget:
+            return float(np.float32(low))
+        sample = self._sample()
+        step = sample._searched(budget, low, high)
+        an_octave, best, before = max(sample.cost(step) - sample.cost(2 * step), 1.0), 0.0, (0.0, 0.0)
+        for _ in range(5):  # bytes fall about linearly with the logarithm of the step
+            cost = self.cost(step)
+            if cost <= budget and (not best or step < best):
+                best = step
+            if 0.995 * budget <= cost <= budget:
+                return step
+            if before[0] and before[0] != step:
+                an_octave = max((before[1] - cost) / np.log2(step / before[0]), 1.0)
+            before = step, cost
+            step = float(np.float32(min(high, max(low, step * 2 ** ((cost - 0.998 * budget) / an_octave)))))
+        if best:
+            return best
+        return self._searched(budget, low, high)
+
+    def _searched(self, budget: float, low: float, high: float) -> float:
+        """`_within`, by looking at all entries."""
         dear, cheap = self.cost(low), self.cost(high)
         if dear <= budget:
             return float(np.float32(low))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedpeft.data.examples import Examples, ImageRows, TokenRows
+from fedpeft.data.examples import Examples, ImageRows, PairRows, TokenRows
 from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
 
@@ -38,6 +38,8 @@ def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
     """The arrays of model-ready rows, for `arrays`."""
     if isinstance(examples, ImageRows):
         return {"pixels": examples.pixels, "labels": examples.labels, "tokens": np.array(examples.tokens)}
+    if isinstance(examples, PairRows):
+        return examples_to_arrays(examples.answers) | {"pairs": np.array(examples.cut)}
     assert isinstance(examples, TokenRows)
     found = {"ids": examples.ids, "offsets": examples.offsets, "padding": np.array(examples.padding_id)}
     found |= {"cut": np.array(examples.cut)} if examples.cut else {}
@@ -49,7 +51,7 @@ def examples_from_arrays(found: Mapping[str, np.ndarray]) -> Examples:
     """The inverse of `examples_to_arrays`."""
     if "pixels" in found:
         return ImageRows(found["pixels"], found["labels"], int(found["tokens"]))
-    return TokenRows(
+    rows = TokenRows(
         found["ids"],
         np.asarray(found["offsets"]),
         found.get("labels"),
@@ -57,6 +59,7 @@ def examples_from_arrays(found: Mapping[str, np.ndarray]) -> Examples:
         found.get("targets"),
         int(found.get("cut", 0)),
     )
+    return PairRows(rows, int(found["pairs"])) if "pairs" in found else rows
 
 
 def cached_examples(data_key: str) -> Examples:

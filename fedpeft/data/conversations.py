@@ -1,7 +1,8 @@
 """Instruction data: one JSON text a row, of which the answers are learned.
 
 Conversations are lists of {"role": ..., "content": ...}, written by the model's own chat template or by that of a
-file: {"template": ..., "sha256": ..., "messages": ...}. Rows of columns are {"prompt": ..., "answer": ...}.
+file: {"template": ..., "sha256": ..., "messages": ...}. Rows of columns are {"prompt": ..., "answer": ...}; with
+{"whole": true} both are cut into tokens as one text.
 """
 
 from __future__ import annotations
@@ -108,6 +109,8 @@ def ids_and_answers(tokenizer: Any, row: str) -> tuple[list[int], list[bool]]:
                 "the data set a template of your own: template='FILE.jinja'"
             )
         return _of_conversation(tokenizer, packed_row, None, "the model's chat template")
+    if packed_row.get("whole"):
+        return _of_text(tokenizer, packed_row["prompt"], packed_row["answer"], bool(packed_row.get("end")))
     if "prompt" in packed_row:
         return _of_prompt(tokenizer, packed_row["prompt"], packed_row["answer"])
     file = packed_row["template"]
@@ -124,6 +127,26 @@ def _of_prompt(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], lis
         asked.pop()
     said = [*tokenizer(answer, add_special_tokens=False)["input_ids"], *end]
     return asked + said, [False] * len(asked) + [True] * len(said)
+
+
+def _of_text(tokenizer: Any, prompt: str, answer: str, ends: bool) -> tuple[list[int], list[bool]]:
+    """Prompt and answer, cut into tokens as one text; a token is the answer's if it begins behind the prompt.
+
+    `ends`: the end of a text stands behind, and is learned.
+
+    Raises:
+        ModelError: the tokenizer does not say where its tokens lie.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            "the model's tokenizer does not say where in a text its tokens lie (it has no tokenizer.json), and answers "
+            "can't be told from prompts; take another model, or template='alpaca'"
+        )
+    encoded = tokenizer(prompt + answer, return_offsets_mapping=True)
+    ids, learned = list(encoded["input_ids"]), [b > a >= len(prompt) for a, b in encoded["offset_mapping"]]
+    if ends and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids, learned = [*ids, int(tokenizer.eos_token_id)], [*learned, True]
+    return ids, learned
 
 
 def _of_conversation(

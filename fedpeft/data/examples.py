@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -122,6 +122,37 @@ class TokenRows:
                 start = end
             position_ids[b, start:] = torch.arange(tokens - start)
         return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Two answers to each question, the preferred one first.
+
+    Attributes:
+        answers: 2 n rows; row i is answers 2 i and 2 i + 1.
+        cut: rows of which an answer's end was cut off.
+    """
+
+    answers: TokenRows
+    cut: int = 0
+
+    sequences: ClassVar[int] = 2
+    """Sequences that a row has in a pass."""
+
+    def __len__(self) -> int:
+        return len(self.answers) // 2
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row's longer answer, its question included, (rows,)."""
+        longest: np.ndarray = self.answers.lengths.reshape(-1, 2).max(1)
+        return longest
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """As of `TokenRows`, all of (B, 2, T)."""
+        index = np.asarray(rows)
+        both = self.answers.batch(np.stack([2 * index, 2 * index + 1], 1).ravel())
+        return {name: tensor.view(-1, 2, tensor.shape[1]) for name, tensor in both.items()}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
-"""How the training rows lie on the clients: disjoint shards, none empty, covering unless a part says not."""
+"""How the training rows lie on the clients: disjoint shards, none empty, covering, unless a part says otherwise."""
 
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ class PartitionStatistics:
             distributions, 0 for one class per client; None without labels.
         label_distance: mean over clients of the total-variation distance (0 to 1) between their label distribution and
             that of all clients' rows; None without labels.
+        resampled: whether a row may be several clients' (`fedpeft.data.partitions.resample`).
     """
 
     clients: int
@@ -40,6 +42,7 @@ class PartitionStatistics:
     unused_rows: int
     label_entropy: float | None
     label_distance: float | None
+    resampled: bool = False
 
     def without_labels(self) -> PartitionStatistics:
         """The same, without what depends on labels."""
@@ -53,13 +56,39 @@ class PartitionStatistics:
         text = f"{self.clients} clients, rows {self.rows_min} / {self.rows_median:g} / {self.rows_max} (min/median/max)"
         if self.label_distance is not None:
             text += f", label skew {self.label_distance:.2f} (total variation; 0 = equal, 1 = disjoint)"
+        if self.resampled:
+            text += "; drawn with replacement, so that clients share rows"
         if self.unused_rows:
             text += f", {self.unused_rows} rows unused"
         return text
 
 
+class Shards(ABC):
+    """Which rows each client has."""
+
+    resampled: ClassVar[bool] = False
+    """Whether a row may be several clients'."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many clients there are."""
+
+    @abstractmethod
+    def shard(self, client: int) -> NDArray[np.int64]:
+        """The row numbers of `client` (0 <= client < clients), ascending, int64 (rows of it,)."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> NDArray[np.int64]:
+        """Rows per client, int64 (clients,)."""
+
+    @abstractmethod
+    def statistics(self, labels: NDArray[np.int64] | None, rows: int | None = None) -> PartitionStatistics:
+        """Sizes and label skew, for `labels` int64 (rows,) of all rows, or None and the number of rows."""
+
+
 @dataclass(frozen=True, eq=False)
-class Partition:
+class Partition(Shards):
     """Row numbers, shard after shard.
 
     Attributes:
@@ -144,7 +173,7 @@ class Partition:
 class Partitioner(Protocol):
     """A partition part: a way to split rows over clients."""
 
-    def split(self, rows: Rows, clients: int, seed: int) -> Partition:
+    def split(self, rows: Rows, clients: int, seed: int) -> Shards:
         """One shard of `rows` for each of `clients`; equal seeds give equal partitions."""
         ...
 

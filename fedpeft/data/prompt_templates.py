@@ -2,6 +2,7 @@
 
     alpaca      of the columns instruction and input, as Stanford Alpaca has it (Taori et al., 2023)
     chat        the same columns as a user's message, in the model's own chat template
+    flowertune  of the column instruction alone, as Flower's FlowerTune templates have it
     FILE.jinja  a template of your own: of the row's columns; of conversations, it gets `messages`,
                 `add_generation_prompt`, `bos_token` and `eos_token`, as transformers' chat templates do
 
@@ -34,6 +35,10 @@ OF_COLUMNS = {
         "### Instruction:\n{{ instruction }}\n\n### Input:\n{{ input }}\n\n### Response:"
         "{% else %}Below is an instruction that describes a task. Write a response that appropriately completes the "
         "request.\n\n### Instruction:\n{{ instruction }}\n\n### Response:{% endif %}"
+    ),
+    "flowertune": (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n"
+        "### Instruction:\n{{ instruction }}\n### Response:"
     ),
     CHAT: "{{ instruction }}{% if input is defined and input %}\n\n{{ input }}{% endif %}",
 }

@@ -13,7 +13,6 @@ from fedpeft.errors import DataError
 from fedpeft.parts import Family
 
 Kind = Literal["text", "image"]
-Task = Literal["classification", "causal_lm", "instruction"]
 Inputs = Sequence[str] | NDArray[np.generic]
 
 VALIDATION_ROWS = 1000
@@ -73,20 +72,22 @@ class Dataset:
     Attributes:
         name: what the user asked for.
         kind: what `inputs` are.
-        task: what is learned.
+        task: what is learned: classification, causal_lm, instruction, or dpo, perhaps with settings: dpo(beta=0.2).
         train: rows that are split over the clients.
         test: rows that no client trains on; scored once, at the end.
         label_names: one name per class; None for causal language modelling.
         default_model: the name of the model part that suits this data set.
+        sampled: whether these are only some of its rows, so that figures of them are none of the data set's.
     """
 
     name: str
     kind: Kind
-    task: Task
+    task: str
     train: Rows
     test: Rows
     label_names: tuple[str, ...] | None
     default_model: str
+    sampled: bool = False
 
     def __post_init__(self) -> None:
         for part, rows in (("training", self.train), ("test", self.test)):

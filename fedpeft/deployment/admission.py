@@ -23,7 +23,7 @@ from fedpeft.deployment.session import Caller
 from fedpeft.deployment.wire import v1_pb2 as v1
 
 CALLS_PER_SECOND, CALLS_AT_ONCE = 5.0, 40.0
-"""What a client needs: a task stream, and a report for each task. More is a flood."""
+"""What a client needs, beside a report for each task: a task stream. More is a flood."""
 
 LINES_PER_SECOND, LINES_AT_ONCE = 1.0, 100.0
 """Refusals that are logged; all are counted. Connections come too often now and then, and a disk must not be filled."""
@@ -71,6 +71,10 @@ class Admission:
         self.refused += 1
         if self._lines.take():
             self._events.emit("refused", **fields)
+
+    def answered(self, name: str) -> None:
+        """A call has answered what the client was asked: however fast the server asks, that is no flood."""
+        self._buckets[self._counted_as(name)].give_back()
 
     def _counted_as(self, name: str) -> str:
         """Without TLS names cost nothing, so that strangers count as one; its name is empty."""

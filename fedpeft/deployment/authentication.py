@@ -49,6 +49,10 @@ class Bucket:
         self.level -= 1
         return True
 
+    def give_back(self) -> None:
+        """What happened last does not count."""
+        self.level = min(self.burst, self.level + 1)
+
 
 @dataclass(frozen=True)
 class Doorkeeper:

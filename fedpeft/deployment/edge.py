@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from fedpeft import __version__
+from fedpeft.clients.masking import MaskPlan
 from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.base_residual import HeldBase, ResidualFiles
@@ -27,12 +28,14 @@ from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.user_rows import labelled_rows, records
 from fedpeft.deployment.capacity import device_called, fitted
+from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.options import EdgeOptions
+from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.deployment.registration import to_wire
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.errors import DataError, FedpeftError, ModelError, PrivacyError, RunError
+from fedpeft.errors import ConfigError, DataError, FedpeftError, ModelError, PrivacyError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import gpu_name
@@ -41,6 +44,8 @@ from fedpeft.privacy.client_engine import FAILED, OwnLedger, own_mechanism, plan
 from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.secure_sum.certified import Identity
+from fedpeft.privacy.secure_sum.words import most_said
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import DataFacts, Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
@@ -54,13 +59,14 @@ MOST_HELD_OUT = 0.5
 
 
 def check_machine(data: Path, options: EdgeOptions) -> None:
-    """What can be found wrong with the rows and the device before a server is asked anything.
+    """What can be found wrong with the rows, the roster and the device before a server is asked anything.
 
     Raises:
-        DataError, ConfigError: the file is missing, empty or of another kind, or lacks a column that the options name.
+        DataError, ConfigError: a file is missing, empty or of another kind, or lacks a column that the options name.
         RunError: there is no such device.
     """
     device_called(options.device)
+    _roster_in(options)
     _, first = next(records(str(data)), ("", None))
     if first is None:
         raise DataError(f"{data} has no rows")
@@ -124,6 +130,10 @@ class Edge:
             (`fedpeft.privacy.lifetime_ledger`).
         observer: is told how things go on.
         options: the client's own choices.
+        credentials: its certificate and key; None: no TLS.
+
+    Attributes:
+        roster: of those whose updates its own may be added up with; None: of whoever the authority has made a client.
 
     Raises:
         FedpeftError: data or model do not fit the federation.
@@ -137,6 +147,7 @@ class Edge:
         ledgers: Path,
         observer: RunObserver,
         options: EdgeOptions,
+        credentials: Credentials | None = None,
     ) -> None:
         check_description(description)
         self.description = description
@@ -162,6 +173,9 @@ class Edge:
         self.protection = self._protection(work, machine.pinned({}, work, folder))
         alone = Alone(np.arange(len(self.rows)), np.array([0, len(self.rows)]))
         clients = client_plan(self.setup, alone, folder, self._held_out, self._client_privacy())
+        self.roster = _pinned(self.options, self.setup, credentials)
+        if self.setup.secure_sum is not None:
+            clients = dataclasses.replace(clients, masks=self._masks(credentials))
         self.workers = Workers(work, clients, machine, observer)
         self.bases = HeldBase(work.residuals, self.setup.layout.pairs)
 
@@ -192,7 +206,7 @@ class Edge:
     @property
     def silent(self) -> bool:
         """Whether nothing that is measured on the rows leaves this machine unprotected."""
-        return self.setup.mechanism is not None and self.setup.mechanism.silent
+        return self.setup.secure_sum is not None or (self.setup.mechanism is not None and self.setup.mechanism.silent)
 
     def _protection(self, work: WorkPlan, fixed: dict[str, Any]) -> OwnLedger | None:
         """The client's own ledger, where the mechanism acts here; `fixed` is what else an answer depends on."""
@@ -234,7 +248,7 @@ class Edge:
             f"{self.description.config} {work.data_key} {work.model_key} {work.dtype} {work.precision} {work.device} "
             f"{work.threads} {config.batch_size} {__version__} {fixed}"
         )
-        lifetime = LifetimeLedger(self.ledgers, self.file, mechanism.unit, options.max_epsilon)
+        lifetime = LifetimeLedger(self.ledgers, self.file, mechanism.hides, options.max_epsilon)
         return OwnLedger(mechanism, exposure, self.folder, identity, given, lifetime, config.seed)
 
     def _client_privacy(self) -> ClientPrivacy | None:
@@ -245,6 +259,21 @@ class Edge:
         noise = 0.0 if self.protection is None else self.protection.noise
         start = None if self.protection is None else self.protection.start
         return ClientPrivacy(self.config.privacy, noise, self.folder / KEY, start)
+
+    def _masks(self, credentials: Credentials | None) -> MaskPlan:
+        """With whom the client adds up its updates under masks, and what it signs with.
+
+        Raises:
+            PrivacyError: without TLS nobody knows who the others are.
+        """
+        if credentials is None:
+            raise PrivacyError(
+                f"{self.config.privacy} needs certificates: without TLS whoever passes a message on could pose as any "
+                "client and take the masks off; leave --insecure out"
+            )
+        own, pinned = credentials, frozenset(self.roster.members.values()) if self.roster else None
+        identity = Identity(self.description.run, own.key, own.certificate, own.authority, pinned, self.options.fewest)
+        return MaskPlan(self.config.privacy, self.setup.by_rows, int(self.config.clients), identity)
 
     def _own_state(self, instruction: Instruction) -> bytes:
         """A digest of what an answer depends on beside the instruction."""
@@ -258,7 +287,9 @@ class Edge:
     def instruction_limit(self) -> int:
         """The most bytes that a task's payloads may have: adapter, control variate, and what goes into the base."""
         base = sum(pair.out_features * pair.in_features for pair in self.setup.layout.pairs)
-        return BYTES_PER_PARAMETER * self.setup.layout.numel + BYTES_PER_NUMBER * base + (1 << 20)
+        secure = self.setup.secure_sum
+        others = most_said(int(self.config.clients), secure.neighbours) if secure else 0
+        return BYTES_PER_PARAMETER * self.setup.layout.numel + BYTES_PER_NUMBER * base + others + (1 << 20)
 
     @property
     def hardware(self) -> str:
@@ -315,3 +346,31 @@ class Edge:
     def close(self) -> None:
         """End the worker."""
         self.workers.close()
+
+
+def _roster_in(options: EdgeOptions) -> PinnedRoster | None:
+    if options.roster:
+        return PinnedRoster.read(Path(options.roster).expanduser(), options.roster_hash)
+    if options.roster_hash:
+        raise ConfigError("--roster-hash is that of a roster; give its file too, with --roster")
+    return None
+
+
+def _pinned(options: EdgeOptions, setup: Setup, credentials: Credentials | None) -> PinnedRoster | None:
+    """The client's roster, with itself in it; None: it pins none.
+
+    Raises:
+        ConfigError: it can't be used.
+        PrivacyError: there is nothing that it could protect.
+    """
+    roster = _roster_in(options)
+    if roster is None:
+        return None
+    if credentials is not None:
+        roster.check_own(credentials)
+    if setup.secure_sum is None:
+        raise PrivacyError(
+            "this federation adds up nothing under masks, so --roster can't keep anybody out; leave it out if you "
+            "trust the server with your updates, or ask for --privacy secure_sum"
+        )
+    return roster

@@ -35,21 +35,21 @@ from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.registration import declared
+from fedpeft.deployment.served_settings import check
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
 from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.errors import ConfigError, PrivacyError, RunError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.remote_engine import SecondBook, Terms
-from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
+from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.run.final_score import Scorer
-from fedpeft.run.measured import parse_measure
 from fedpeft.run.observer import Metrics, RunObserver
-from fedpeft.run.profiles import Profile, groups_of, keep_profiles, number_of
+from fedpeft.run.profiles import Profile, chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
@@ -57,6 +57,7 @@ from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import FixedSize, Reachable, cohort_size
+from fedpeft.server.sum_journal import SumJournal
 
 ROSTER = "roster.json"
 
@@ -87,7 +88,7 @@ class ServersRows:
                 rows, test = without_validation(source)[1], source.test
         elif options.eval_data:
             rows, names = labelled_rows(options.eval_data, options.text_column, options.label_column, names)
-        if source is not None and (source.kind != "text" or source.task == "instruction"):
+        if source is not None and (source.kind != "text" or source.task not in ("classification", "causal_lm")):
             what = "conversations" if source.kind == "text" else "images"
             raise ConfigError(f"{source.name} holds {what}; clients of a server join with texts")
         if names is None and not options.eval_data:
@@ -130,7 +131,7 @@ class Federation:
         events: Events,
         signer: Signer | None = None,
     ) -> None:
-        _check(config, options)
+        check(config, options)
         self.folder = folder
         self.observer = observer
         self.options = options
@@ -154,8 +155,9 @@ class Federation:
         self.config = setup.config
         if options.wait_for > setup.clients:
             raise ConfigError(f"wait_for={options.wait_for} is more than the {setup.clients} clients there may be")
-        chances = tuple(profile.participation for profile in self.given)
-        self.sampler = FixedSize(setup.clients, cohort_size(config.cohort, setup.clients), chances)
+        self.sampler = FixedSize(setup.clients, cohort_size(config.cohort, setup.clients), chances(self.given))
+        if setup.secure_sum is not None:
+            setup.secure_sum.check(self.sampler.size)
         begun = Checkpoints(folder / "checkpoint").load()
         fixed = begun.fixed if begun else {}
         machine = Machine.of(setup, fixed)
@@ -245,6 +247,8 @@ class Federation:
                 f"this client has {registration.rows} rows, and the server takes at most {self.options.most_rows} of "
                 "one client; give it fewer rows, or the server a larger --most-rows"
             )
+        if registration.rank and self.setup.secure_sum is not None:
+            raise RunError("vectors of one length are added up under masks; leave out --rank")
         if registration.rank and self.setup.layout.form is None:
             raise RunError(f"{self.config.peft} has no ranks to choose; leave out --rank")
         forms = [p.form for p in self.own] + [self._form(Profile(self.setup.layout.form), registration.rank)]
@@ -274,6 +278,8 @@ class Federation:
         if self.roster.started:
             places = sum(not m.dropped for m in self.roster.members)
             wanted = max(1, round(options.quorum * min(self.sampler.size, wanted)))
+            if self.setup.secure_sum is not None:
+                wanted = max(FEWEST, wanted)
         waiting_since = time.monotonic()
         announced = False
         while True:
@@ -308,7 +314,9 @@ class Federation:
         """Real clients."""
         # Nobody waits for one client alone; and with secret cohorts whether one counts must not depend on the others.
         quorum = 0.0 if self.setup.strategy.asynchronous or self.secret_cohort else self.options.quorum
-        return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping)
+        return GrpcGrid(
+            self.gateway, quorum, self.options.deadline, self.stopping, goes_on=self.setup.secure_sum is not None
+        )
 
     def server(self, records: Records) -> Server:
         """The server of this run, with clients that come and go."""
@@ -327,6 +335,7 @@ class Federation:
             validation_loss=self.workers.validation_loss if len(self.rows.validation) else None,
             announce=self.announcements.announce,
             most_rows=self._most_rows,
+            journal=SumJournal(self.folder / "secure_sum", self.roster.run) if self.setup.secure_sum else None,
         )
 
     def _most_rows(self) -> float:
@@ -360,33 +369,6 @@ class Federation:
             with suppress(RunError):  # a full disk costs the count, not the end
                 self.roster.count(*self.gateway.wire_bytes())
         self.workers.close()
-
-
-def _check(config: RunConfig, options: ServeOptions) -> None:
-    """Refuse what makes no sense with real clients."""
-    if config.attack:
-        raise ConfigError("attack belongs to simulations: real clients keep their rows; leave it out")
-    for name in parse_measure(config.measure).simulated:
-        raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out of --measure")
-    if config.grid != "cohort":
-        raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
-    if not config.privacy:
-        return
-    mechanism = parse_privacy(config.privacy)
-    if isinstance(mechanism, SecureSum):
-        raise ConfigError(f"--privacy {mechanism.name} works in simulations so far, and these clients are real")
-    if not mechanism.protects:
-        raise ConfigError(
-            f"--privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave it "
-            "out, or take dp_sgd, local_dp or user_dp"
-        )
-    if mechanism.audit:
-        raise ConfigError("audit=True attacks the rows of a simulation, and real clients keep theirs; leave it out")
-    if options.held_out and mechanism.silent:
-        raise PrivacyError(
-            "--held-out lets clients report losses on their own rows, which epsilon does not cover; leave it out, "
-            f"or allow it with {mechanism.name}(raw_metrics=True, ...)"
-        )
 
 
 def _nobody_knows(*_: object) -> Metrics | None:

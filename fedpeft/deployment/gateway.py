@@ -333,6 +333,7 @@ class Gateway:
         if (verdict := self._verdict(session, task)) is not None:  # the round may have gone on meanwhile
             return verdict
         session.close_task(taken=True)
+        self.admission.answered(session.member.name)
         self.answers.put(Answer(task, report))
         return v1.Receipt.TAKEN
 

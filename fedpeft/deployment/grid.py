@@ -54,14 +54,18 @@ class GrpcGrid(OwnGrid):
         quorum: share of the clients asked that must answer before the deadline counts, 0 to 1.
         deadline: seconds; 0: none.
         stopping: set when the server was asked to stop: the round ends as soon as a quorum has answered.
+        goes_on: whether a round goes on where it stood after a restart: then it is left at once.
     """
 
-    def __init__(self, gateway: Gateway, quorum: float, deadline: float, stopping: threading.Event) -> None:
+    def __init__(
+        self, gateway: Gateway, quorum: float, deadline: float, stopping: threading.Event, goes_on: bool = False
+    ) -> None:
         super().__init__()
         self.gateway = gateway
         self.quorum = quorum
         self.deadline = deadline or math.inf
         self.stopping = stopping
+        self.goes_on = goes_on
         self._stop_at = math.inf
         self._open: dict[str, _Open] = {}
         self._ready: list[Message] = []
@@ -112,6 +116,8 @@ class GrpcGrid(OwnGrid):
             pass
         now = time.monotonic()
         stopping = self.stopping.is_set()
+        if stopping and self.goes_on:
+            raise StoppedError
         if stopping:
             self._stop_at = min(self._stop_at, now + STOP_SECONDS)
         for entry in [e for e in self._open.values() if e.wave.needed <= 0 and (stopping or now >= e.wave.due)]:

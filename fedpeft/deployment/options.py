@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedpeft.parts import setting
+from fedpeft.privacy.secure_sum.sum import FEWEST
 
 OWN_TEST = "dataset"
 """As `eval_data`: the validation and test rows of the configured data set."""
@@ -61,3 +62,8 @@ class EdgeOptions:
         above=0,
     )
     max_delta: float = setting(1e-3, "the largest privacy delta that you accept", above=0, below=1)
+    roster: str = setting(
+        "", "file of the certificates whose owners yours may be added up with (python -m fedpeft.certs --roster)"
+    )
+    roster_hash: str = setting("", "what its hash must be, as you were told by another way")
+    fewest: int = setting(FEWEST, "clients in a sum under masks that yours takes part in, itself included", low=FEWEST)

@@ -70,6 +70,7 @@ def shared_settings(text: str) -> RunConfig:
 
     Raises:
         RunError: the text is no configuration of this version, or asks for what a client does not do.
+        PrivacyError: it asks for sums under masks that a lying server could look under.
     """
     try:
         told = from_mapping(tomllib.loads(text), "the server's settings")
@@ -94,10 +95,12 @@ def shared_settings(text: str) -> RunConfig:
             )
         if field.name in AT_MOST and value > AT_MOST[field.name]:
             raise RunError(f"{said}, and a client takes {AT_MOST[field.name]} at most")
-    if isinstance(mechanism, SecureSum) or (mechanism is not None and (mechanism.audit or not mechanism.protects)):
+    if isinstance(mechanism, SecureSum):
+        mechanism.check_lies()
+    elif mechanism is not None and (mechanism.audit or mechanism.summed or not mechanism.protects):
         raise RunError(
             f"the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask whoever runs "
-            "the server for dp_sgd, local_dp or user_dp"
+            "the server for dp_sgd, local_dp, user_dp or secure_sum"
         )
     return RunConfig(**{name: getattr(told, name) for name in TAKEN})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fedpeft.communication.messages import Instruction
+from fedpeft.communication.messages import SUM_STEPS, Instruction
 from fedpeft.communication.release import common_digest, form_name, instruction_digest
 from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord, parsed
 from fedpeft.deployment.signed_log import Line, SignedLog
@@ -43,7 +43,7 @@ class Transcript:
         self._log = SignedLog(file)
         self._client, self._verifier, self._most = client, verifier, most
         self._chain = Chain(run, settings)
-        self._last: TaskRecord | None = None
+        self._tasks: list[TaskRecord] = []  # of the record that was asked about last
         self._unwritten: list[Line] = []
         self._log.mend()
         for kind, statement in self._log.read():
@@ -51,7 +51,7 @@ class Transcript:
                 if kind == RECORD:
                     self._chain.append(statement.content)
                 else:
-                    self._last = parsed(TaskRecord, statement.content)
+                    self._note(parsed(TaskRecord, statement.content))
             except RunError as error:
                 raise RunError(f"what the server told this client before, in {file}, does not fit: {error}") from None
 
@@ -90,42 +90,48 @@ class Transcript:
             )
         if told.digest != instruction_digest(instruction):
             raise RunError("the server sent another task than the one that it has made a statement about")
-        record = self._record_of(told)
-        if (record.kind, record.round) != (instruction.kind, instruction.round):
+        record = self._record_of(told, SUM_STEPS if instruction.step else 1)
+        summed = instruction.kind == "sum" and record.kind in ("prepare", "train")
+        if (record.kind, record.round) != (record.kind if summed else instruction.kind, instruction.round):
             raise RunError(
                 f"the server sent a task to {instruction.kind} in round {instruction.round}, and has recorded "
                 f"{record.called}"
             )
-        if record.common != common_digest(instruction):
+        if not summed and record.common != common_digest(instruction):
             raise RunError(f"the server sent other settings in {record.called} than it has recorded for all clients")
-        if self._last is None or (self._last.record, self._last.digest) != (told.record, told.digest):
+        if (told.record, told.digest) not in {(task.record, task.digest) for task in self._tasks}:
             self._unwritten.append((TASK, statement))
-            self._last = told
+            self._note(told)
         self._write()
-        if instruction.kind == "prepare":
+        if instruction.kind in ("prepare", "sum"):
             return replace(instruction, released="")
         name = form_name(instruction.form)
         if name not in record.states:
             raise RunError(f"the server sent a model of {name} in {record.called}, and has recorded none of that form")
         return replace(instruction, released=record.states[name])
 
+    def _note(self, told: TaskRecord) -> None:
+        self._tasks = [task for task in self._tasks if task.record == told.record] + [told]
+
     def _write(self) -> None:
         self._log.append(self._unwritten)
         self._unwritten = []
 
-    def _record_of(self, told: TaskRecord) -> RoundRecord:
-        """The round of a task; a client's tasks never go back, and it has one in each."""
+    def _record_of(self, told: TaskRecord, most: int) -> RoundRecord:
+        """The round of a task; a client's tasks never go back, and it has one in each, or `most`."""
         position = self._chain.by_hash.get(told.record)
         if position is None:
             raise RunError("the server sent a task of a round that it has not recorded")
         record = self._chain.records[position]
-        if self._last is None:
+        if not self._tasks:
             return record
-        before = self._chain.by_hash.get(self._last.record, -1)
+        before = self._chain.by_hash.get(self._tasks[-1].record, -1)
         if position < before:
             raise RunError(f"the server went back to {record.called}, after {self._chain.records[before].called}")
-        if position == before and told.digest != self._last.digest:
-            raise RunError(f"the server sent two different tasks in {record.called}")
+        digests = {told.digest} | {task.digest for task in self._tasks}
+        if position == before and len(digests) > most:
+            how_many = "two" if most == 1 else f"more than {most}"
+            raise RunError(f"the server sent {how_many} different tasks in {record.called}")
         return record
 
     def _check_signature(self, kind: str, statement: Signed, time: int) -> None:

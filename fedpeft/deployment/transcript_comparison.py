@@ -97,7 +97,7 @@ def first_difference(one: Told, other: Told) -> Difference | None:
 
 
 def side_by_side(one: Told, other: Told) -> Iterator[tuple[str, str, str]]:
-    """Each record that either was given a task in, and digests of what they were sent; empty: nothing."""
+    """Each record that either was given a task in, and digests of what they were sent last in it; empty: nothing."""
     sent = [{position: task.digest for position, task in told.tasks} for told in (one, other)]
     longer = max(one.chain.records, other.chain.records, key=len)
     for position in sorted(sent[0].keys() | sent[1].keys()):

@@ -5,10 +5,15 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+import time
 
 import psutil
 
-INTERVAL_SECONDS = 1.0
+INTERVAL_SECONDS = 5.0
+"""Between two samples, each of which takes tens of milliseconds from who computes."""
+
+FIRST_SECONDS = 10.0
+"""So long it is a tenth: short runs have a peak, too."""
 
 
 class PeakMemory:
@@ -28,9 +33,11 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
+        began = time.monotonic()
         while True:
             self.bytes = max(self.bytes, proportional_set_size())
-            if self._stop.wait(INTERVAL_SECONDS):
+            young = time.monotonic() - began < FIRST_SECONDS
+            if self._stop.wait(INTERVAL_SECONDS / 10 if young else INTERVAL_SECONDS):
                 return
 
 

@@ -5,7 +5,9 @@ Memory of activations falls to about a block's, for a third more time (Chen et a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,16 +20,40 @@ from fedpeft.models.layers import blocks
 def checkpoint_blocks(base: nn.Module) -> None:
     """Let each transformer block of `base` keep its input only, in place; adapters may come into it later.
 
-    Blocks must give the same again: nothing in them may be drawn at random.
+    Blocks must give the same again: what is drawn at random in them asks `computed_again`, and repeats itself.
     """
     for block in blocks(base)[1]:
         block.forward = _twice(block.forward)
+
+
+_now = threading.local()
+
+
+def computed_again() -> bool:
+    """Whether a block is being computed for the second time, on this thread."""
+    return bool(getattr(_now, "again", False))
+
+
+@contextmanager
+def _again() -> Iterator[None]:
+    _now.again = True
+    try:
+        yield
+    finally:
+        _now.again = False
 
 
 def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*given: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*given, **named)
-        return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False, **named)
+        return checkpoint(
+            forward,
+            *given,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), _again()),
+            **named,
+        )
 
     return run

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,18 @@ class Task(ABC):
     """What the headline number is called: "accuracy" or "perplexity"."""
 
     higher_is_better: bool
+
+    asks: ClassVar[bool] = False
+    """Whether rows are questions with answers, so that the finished model is asked as they are."""
+
+    per_example: ClassVar[bool] = True
+    """Whether a row is one sequence of one pass, of which gradients per example can be told."""
+
+    reference: ClassVar[bool] = False
+    """Whether the loss compares with the base without adapter, so that nothing may be put into the base."""
+
+    def check(self, model: FederatedModel) -> None:  # noqa: B027
+        """Refuse a model with its adapter that the loss is not right for, or ConfigError; by default none."""
 
     @abstractmethod
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:

@@ -82,7 +82,7 @@ def _owner_of_column(products: Sequence[LowRank], values: Tensor) -> Tensor:
 
 def inner_products(products: Sequence[LowRank]) -> Tensor:
     """The (K, K) matrix of <X_i, X_j> = tr(X_i^T X_j), in fp64, through the Gram matrices of the stacked factors."""
-    columns = _gram_matrix(*(p.left.T for p in products)).mul_(_gram_matrix(*(p.right for p in products)))
+    columns = gram_matrix(*(p.left.T for p in products)).mul_(gram_matrix(*(p.right for p in products)))
     owner = _owner_of_column(products, torch.arange(len(products)))
     rows = torch.zeros(len(products), len(owner), dtype=torch.float64).index_add_(0, owner, columns)
     return torch.zeros(len(products), len(products), dtype=torch.float64).index_add_(1, owner, rows)
@@ -198,23 +198,23 @@ def _gram(product: LowRank, rank: int) -> Triplets:
     if product.width > min(product.shape):
         return _one_sided(product.left.double() @ product.right.double(), rank)
     L, R = product.left, product.right
-    L_gram, R_gram = _gram_matrix(L.T), _gram_matrix(R)
+    L_gram, R_gram = gram_matrix(L.T), gram_matrix(R)
     # Each column of L made as long as its row of R, so that neither Gram matrix hides a direction: (L t) (R / t).
     t = (R_gram.diagonal() / L_gram.diagonal()) ** 0.25
     t = torch.where(t.isfinite() & (t > 0), t, torch.ones_like(t))
     L_gram.mul_(t).mul_(t[:, None])
-    C, inverse = _root(R_gram.div_(t).div_(t[:, None]))  # R / t = C Q with orthonormal rows Q = C^-1 (R / t)
+    C, inverse = root(R_gram.div_(t).div_(t[:, None]))  # R / t = C Q with orthonormal rows Q = C^-1 (R / t)
     del R_gram
     values, V = leading_eigenvectors(C.T @ (L_gram @ C), rank)
     S = values.clamp_min(0.0).sqrt()
-    U = _times(L, t[:, None] * (C @ V)) / S.clamp_min(torch.finfo(S.dtype).tiny)
-    return U, S, _times(R.T, inverse(V) / t[:, None]).T
+    U = times(L, t[:, None] * (C @ V)) / S.clamp_min(torch.finfo(S.dtype).tiny)
+    return U, S, times(R.T, inverse(V) / t[:, None]).T
 
 
 _PANELS, _SMALLEST_PANEL, _CHUNK = 8, 64, 1024
 
 
-def _gram_matrix(*parts: Tensor) -> Tensor:
+def gram_matrix(*parts: Tensor) -> Tensor:
     """X X^T in fp64, of X = [X_1; ..; X_K]. Only the blocks on and above the diagonal are multiplied: nearly half.
 
     A chunk of columns is joined and converted at a time: at the server's sizes copies of the factors are what memory
@@ -232,7 +232,7 @@ def _gram_matrix(*parts: Tensor) -> Tensor:
     return result
 
 
-def _times(X: Tensor, W: Tensor) -> Tensor:
+def times(X: Tensor, W: Tensor) -> Tensor:
     """X W in fp64, a chunk of rows at a time; W is thin."""
     return torch.cat([X[begin : begin + _CHUNK].double() @ W for begin in range(0, len(X), _CHUNK)])
 
@@ -245,26 +245,17 @@ def leading_eigenvectors(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]
     return torch.from_numpy(values).flip(0), torch.from_numpy(vectors).flip(1)
 
 
-def left_singular_vectors(X: Tensor, count: int) -> Tensor:
-    """The leading left singular vectors of a matrix (out, q): (out, count), fp64.
-
-    They come from the smaller Gram matrix; directions below 1e-7 of the largest singular value are zero columns.
-    """
-    U, S, _ = _one_sided(X, count)
-    return torch.nn.functional.pad(U * (S[:1] * _ZERO["gram"] < S), (0, count - U.shape[1]))
-
-
 def _one_sided(X: Tensor, rank: int) -> Triplets:
     """The leading triplets of a matrix from the eigenvectors of its smaller Gram matrix."""
     if X.shape[0] > X.shape[1]:
         V, S, Ut = _one_sided(X.T, rank)
         return Ut.T, S, V.T
-    values, U = leading_eigenvectors(_gram_matrix(X), rank)
+    values, U = leading_eigenvectors(gram_matrix(X), rank)
     S = values.clamp_min(0.0).sqrt()
-    return U, S, (_times(X.T, U) / S.clamp_min(torch.finfo(S.dtype).tiny)).T
+    return U, S, (times(X.T, U) / S.clamp_min(torch.finfo(S.dtype).tiny)).T
 
 
-def _root(gram: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def root(gram: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """C with C C^T = `gram`, and the map V -> C^-T V: Cholesky, or eigenvectors where that is near its limits."""
     C, failed = torch.linalg.cholesky_ex(gram)
     pivots = C.diagonal()

@@ -72,14 +72,13 @@ class PeftMethod(ABC):
     whole_model: ClassVar[bool] = False
     """Whether the result is saved as a model of its own."""
 
-    draws: ClassVar[bool] = False
-    """Whether a pass in training draws at random, its dropout aside, so that it can't be computed twice."""
-
     few_bits: ClassVar[bool] = True
     """Whether clients may hold the base's linear layers in nf4 or int8, beside what this method trains."""
 
-    base_precision: ClassVar[Precision] = ""
-    """In how many bits the base's linear layers are held."""
+    @property
+    def base_precision(self) -> Precision:
+        """In how few bits the base's linear layers are held; empty: as the run's dtype says."""
+        return ""
 
     @property
     def name(self) -> str:

@@ -191,7 +191,7 @@ class OwnLedger(PrivacyEngine):
         budget = f"epsilon at most {m.epsilon:g}" if m.epsilon is not None else "no budget"
         start = "" if self.start is None else f", of the start {self.start:.4g}"
         return (
-            f"{m.name} on this machine, per {m.unit}: {budget} at dp_delta {self.delta:.2g}, noise multiplier "
+            f"{m.name} on this machine, per {m.hides}: {budget} at dp_delta {self.delta:.2g}, noise multiplier "
             f"{self.noise:.4g}{start}; {self.ledger.releases(OWN)} releases so far, in {self.ledger.path}"
         )
 
@@ -250,7 +250,7 @@ class OwnLedger(PrivacyEngine):
         if report.correction:
             raise PrivacyError("the states of a drift correction would leave the client without protection")
         # The number of steps tells how many rows there are, which is private where the whole client is.
-        steps = 0 if self.mechanism.unit == "client" else report.steps
+        steps = 0 if self.mechanism.hides == "client" else report.steps
         report = replace(report, steps=steps, charged=self.ledger.releases(OWN))
         if not report.error:
             self.answers.keep(asked, report)

@@ -185,7 +185,7 @@ class PrivacyEngine:
         mechanism = self.mechanism
         return {
             "mechanism": mechanism.name,
-            "unit": mechanism.unit,
+            "unit": mechanism.hides,
             "neighbours": mechanism.neighbours,
             "sampling": mechanism.sampling,
             "clip": mechanism.clip,
@@ -349,7 +349,7 @@ class PrivacyEngine:
         m = self.mechanism
         budget = f"epsilon {m.epsilon:g} at" if m.epsilon is not None else "epsilon reported at"
         return (
-            f"{m.name}: {budget} dp_delta {self.delta:.2g} per {m.unit}, noise multiplier {self.noise:.4g}; clients "
+            f"{m.name}: {budget} dp_delta {self.delta:.2g} per {m.hides}, noise multiplier {self.noise:.4g}; clients "
             "have uniform weights"
         )
 
@@ -382,7 +382,7 @@ class PrivacyEngine:
             "noise_multiplier": self.noise,
             "privacy": {
                 "mechanism": mechanism.name,
-                "unit": mechanism.unit,
+                "unit": mechanism.hides,
                 "neighbours": mechanism.neighbours,
                 "sampling": mechanism.sampling,
                 "composition": "PRV, upper bound, over all rounds and resumes",

@@ -9,6 +9,8 @@ attempt with new noise and a new charge. The fingerprint of a round's inputs tel
 
     {"version": 1, "unit": "client", "dp_delta": 0.001, ...}                            first line
     {"round": 3, "attempt": 0, "fingerprint": "...", "charges": [[7, 1.2, 0.05, 10]]}   unit, z, q, releases
+
+A charge of Skellam noise has a fifth number, c (`fedpeft.privacy.accountant.Event`).
 """
 
 from __future__ import annotations
@@ -89,10 +91,10 @@ class Ledger:
         accounts = frozenset(int(charge[0]) for charge in line["charges"])
         self.newest = str(line["fingerprint"])
         self._attempts.setdefault(int(line["round"]), []).append((self.newest, accounts))
-        for account, noise, rate, count in line["charges"]:
+        for account, *charge in line["charges"]:
             events = self.spent.setdefault(int(account), {})
-            event = Event(float(noise), float(rate))
-            events[event] = events.get(event, 0) + int(count)
+            event, count = _release(*charge)
+            events[event] = events.get(event, 0) + count
         self._lines.append(line)
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -108,8 +110,7 @@ class Ledger:
     def charged(self) -> Iterator[tuple[int, str, list[tuple[Event, int]]]]:
         """All charges, oldest first: round, fingerprint, and the kinds of release with their numbers."""
         for line in self._lines:
-            releases = [(Event(float(noise), float(rate)), int(count)) for _, noise, rate, count in line["charges"]]
-            yield int(line["round"]), str(line["fingerprint"]), releases
+            yield int(line["round"]), str(line["fingerprint"]), [_release(*charge) for _, *charge in line["charges"]]
 
     def releases(self, account: int) -> int:
         """How many releases an account has been charged with, of whatever kind."""
@@ -139,11 +140,19 @@ class Ledger:
         if known is not None:
             return known
         attempt = len(self._attempts.get(round, []))
-        entries = [[account, event.noise, event.rate, count] for account, (event, count) in charges.items()]
+        entries = [
+            [account, event.noise, event.rate, count, *([event.rounding] if event.rounding else [])]
+            for account, (event, count) in charges.items()
+        ]
         line = {"round": round, "attempt": attempt, "fingerprint": fingerprint, "charges": entries}
         self._write(line)
         self._book(line)
         return attempt
+
+
+def _release(noise: float, rate: float, count: int, rounding: float = 0.0) -> tuple[Event, int]:
+    """A kind of release, and how many, as they stand in a charge."""
+    return Event(float(noise), float(rate), float(rounding)), int(count)
 
 
 def terms_in(path: Path) -> Mapping[str, Any] | None:

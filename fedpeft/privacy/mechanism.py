@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.accountant import LARGEST, Event, epsilon, noise_for, rdp_epsilon, together, within
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.noise import RunKey, gaussian
+
+if TYPE_CHECKING:
+    from fedpeft.privacy.secure_sum.sum import SecureSum
 
 HALF = 0.5
 """Of the budget that start and training share, where both are worth something."""
@@ -69,6 +72,8 @@ class Exposure:
         cohort: expected number of clients in a round.
         even: whether all clients have the same chance of being drawn.
         start: whether the head starts from a noisy release of every client's rows, before round 1.
+        start_entries: numbers that this release has, without those that tell of its noise.
+        trained: entries that are trained in a round, the fewest and the most.
     """
 
     strategy: Strategy
@@ -82,6 +87,8 @@ class Exposure:
     cohort: int
     even: bool
     start: bool = False
+    start_entries: int = 0
+    trained: tuple[int, int] = (1, 1)
 
     @property
     def clients(self) -> int:
@@ -122,7 +129,7 @@ class Mechanism(ABC):
     audit: bool = setting(False, "attack the finished run: canaries and membership inference, see fedpeft.audit")
     test_noise: bool = setting(False, "for tests: noise from the run's seed, protecting nobody; stamped on the results")
 
-    unit: ClassVar[str]
+    hides: ClassVar[str]
     """Whose presence is hidden: "training row" or "client"."""
 
     neighbours: ClassVar[str]
@@ -140,6 +147,10 @@ class Mechanism(ABC):
     secret_cohort: ClassVar[bool] = False
     """Whether clients are Poisson-sampled by the run's secret, and the cohort may be empty."""
 
+    summed: ClassVar[bool] = False
+    """Whether clients' shares of its noise are in a sum under masks (`fedpeft.privacy.secure_sum`), which alone is
+    seen."""
+
     noises_updates: ClassVar[bool] = True
     """Whether what leaves a client is private already, so that whatever the server does is post-processing."""
 
@@ -155,8 +166,8 @@ class Mechanism(ABC):
         limit = 1 / self.units(federation)
         if self.dp_delta is not None and self.dp_delta >= limit:
             raise PrivacyError(
-                f"dp_delta={self.dp_delta:g} allows publishing one {self.unit} outright; it must be below 1 / (largest "
-                f"number of {self.unit}s) = {limit:.3g}, leave it out for a tenth of that"
+                f"dp_delta={self.dp_delta:g} allows publishing one {self.hides} outright; it must be below 1 / "
+                f"(largest number of {self.hides}s) = {limit:.3g}, leave it out for a tenth of that"
             )
 
     @property
@@ -260,13 +271,13 @@ class Mechanism(ABC):
         if self.epsilon < least:
             raise PrivacyError(
                 f"epsilon {self.epsilon:g} is too small for a private start: its noise would hide the sum of all "
-                f"{signal:g} {self.unit}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more rows or "
+                f"{signal:g} {self.hides}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more rows or "
                 "clients, or take --head zero"
             )
 
     def start_signal(self, federation: Exposure) -> float:
         """The largest norm that the sum of all clients' statistics can have: one for each row, or client."""
-        return float(federation.rows.sum() if self.unit == "training row" else federation.clients)
+        return float(federation.rows.sum() if self.hides == "training row" else federation.clients)
 
     def start_deviation(self, federation: Exposure, noise: float) -> float:
         """Standard deviation of the noise in each entry of the sum over all clients."""
@@ -293,6 +304,14 @@ class Mechanism(ABC):
     def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
         """What a client sends of its `statistics` for the start; `ids` are attempt and client."""
         return noisy(statistics, noise, key.stream("start noise", *ids))
+
+    def sums(self) -> SecureSum | None:
+        """The sums under masks that its noise is in; None: there are none."""
+        return None
+
+    def start_summand(self, statistics: State) -> State:
+        """What a client adds of its `statistics` to a sum under masks that holds noise; by default all of it."""
+        return statistics
 
     def start_taken(self, statistics: State) -> State:
         """What the server adds to the sum of what a client sends; by default all of it."""

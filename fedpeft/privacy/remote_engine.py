@@ -196,7 +196,7 @@ class SecondBook(PrivacyEngine):
         m = self.mechanism
         budget = f"epsilon at most {m.epsilon:g}" if m.epsilon is not None else "no common budget"
         return (
-            f"{m.name} by the clients themselves, per {m.unit}: {budget}; each keeps its own key and ledger, this "
+            f"{m.name} by the clients themselves, per {m.hides}: {budget}; each keeps its own key and ledger, this "
             "server a second one; clients have uniform weights"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
-from fedpeft.run.profiles import Profile
+from fedpeft.run.profiles import Profile, kinds
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -38,7 +39,7 @@ def check(setup: Setup) -> None:
     Raises:
         ConfigError, PrivacyError: says which, and why.
     """
-    config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in setup.profiles]
+    config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in kinds(setup.profiles)]
     _check_memory(strategy, setup.uplink)
     _check_downlink(strategy, setup.downlink)
     check_method(setup.method, strategy, config.strategy.partition("(")[0].strip(), forms)
@@ -51,6 +52,7 @@ def check(setup: Setup) -> None:
     _check_bases(setup.profiles, config.dtype, setup.method)
     _ = setup.steering  # says what validation rows can't decide
     _check_recomputing(setup)
+    _check_reference(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     if setup.secure_sum is not None:
@@ -83,19 +85,27 @@ def check_method(
 
 
 def _check_recomputing(setup: Setup) -> None:
-    """What is computed twice must come out the same twice, and gradients per example are told from one pass."""
+    """Gradients per example are told from one pass."""
     optimizer, private = setup.training.optimizer, setup.mechanism is not None and setup.mechanism.per_example
     if private and (optimizer.checkpointing or optimizer.rows_per_pass):
         raise ConfigError(
             "dp_sgd makes gradients per example: leave checkpointing and rows_per_pass of the optimizer out"
         )
-    parts = getattr(setup.method, "parts", (setup.method,))
-    if optimizer.checkpointing and any(getattr(part, "dropout", 0) for part in parts):
-        raise ConfigError("checkpointing computes blocks twice, and dropout would be drawn twice: give dropout=0")
-    if optimizer.checkpointing and any(part.draws for part in parts):
+
+
+def _check_reference(setup: Setup) -> None:
+    """A loss that compares with the base needs the base as it was; and gradients per example are of one sequence."""
+    name, private = setup.facts.task.partition("(")[0], setup.mechanism is not None and setup.mechanism.per_example
+    if private and not setup.task.per_example:
+        raise PrivacyError(
+            f"{name} reads two sequences for each row, of which dp_sgd can't tell a row's gradient; take user_dp or "
+            "local_dp, which protect a client's whole update"
+        )
+    strategy = setup.strategy
+    if setup.task.reference and isinstance(strategy, GatherStrategy) and strategy.fills_base:
         raise ConfigError(
-            f"checkpointing computes blocks twice, and {setup.method.name} would draw other experts the second time: "
-            "leave checkpointing out, or take bottleneck"
+            f"{name} compares with the base without adapter, and {setup.config.strategy} changes that base; take "
+            "flexlora"
         )
 
 
@@ -123,10 +133,28 @@ def _check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
     config = setup.config
     if setup.strategy.asynchronous:
         raise ConfigError(f"{config.strategy} has no rounds with a cohort that privacy could be accounted for")
+    if mechanism.summed and mechanism.per_example:
+        _check_sums_of_gradients(mechanism, setup)
     if setup.factor_view and not mechanism.noises_updates:
         raise ConfigError(
             f"{config.peft} is aggregated by weight changes, not by a sum that {mechanism.name} could "
             "bound; take the PEFT method lora, or dp_sgd"
+        )
+
+
+def _check_sums_of_gradients(mechanism: Mechanism, setup: Setup) -> None:
+    """Refuse what would act in local steps, or ConfigError says what, where clients send sums of gradients."""
+    config, work = setup.config, setup.training.work
+    default = next(f.default for f in dataclasses.fields(config) if f.name == "local_work")
+    if config.local_work != default and work.steps_for(10**6, config.batch_size) != 1:
+        raise ConfigError(
+            f"{mechanism.name}(unit=rows) takes one step a round, with a sum over all clients; leave --local-work out, "
+            "and give more --rounds or a larger --batch-size"
+        )
+    if setup.drift.corrections:
+        raise ConfigError(
+            f"{setup.drift.corrections[0].name} acts in local steps, of which {mechanism.name}(unit=rows) has none; "
+            "leave it out of --drift"
         )
 
 
@@ -154,7 +182,7 @@ def _check_secure_sum(secure: SecureSum, setup: Setup) -> None:
             f"{name} has a code of its own, integers of {secure.bits} bits on a grid that all clients have in common; "
             f"leave --codec out, and give {name} other bits"
         )
-    if len({profile.form for profile in setup.profiles}) > 1:
+    if len({profile.form for profile in kinds(setup.profiles)}) > 1:
         raise PrivacyError(f"{name} adds up vectors of one length; give all clients the same rank and alpha")
     for correction in setup.drift.corrections:
         if correction.travels:
@@ -164,7 +192,7 @@ def _check_secure_sum(secure: SecureSum, setup: Setup) -> None:
 
 
 def _check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) -> None:
-    bases = {profile.base for profile in profiles}
+    bases = {profile.base for profile in kinds(profiles)}
     for precision in PRECISIONS:
         if precision in bases:
             check_available(precision)

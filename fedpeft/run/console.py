@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fedpeft.run.observer import RoundResult
+from fedpeft.run.phases import Heartbeat, Phases
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
@@ -43,15 +44,23 @@ def duration(seconds: float) -> str:
 
 
 class ConsoleObserver:
-    """Progress on the terminal; where the output is no terminal, a line per round and phase."""
+    """Progress on the terminal; where the output is no terminal, a line per round and phase.
+
+    Args:
+        silence: seconds after which a line says where it stands, where the output is no terminal; None: never.
+    """
 
     def __init__(
         self,
         console: Console,
         metric: str = "accuracy",
         on_round: Callable[[RoundResult], bool | None] | None = None,
+        silence: float | None = None,
     ) -> None:
         self.console = console
+        self.phases = Phases()
+        shown = not console.quiet and not console.is_terminal
+        self._heartbeat = Heartbeat(self._still_there, silence) if silence is not None and shown else None
         self._on_round = on_round
         self.metric = metric
         self._progress = Progress(
@@ -72,25 +81,36 @@ class ConsoleObserver:
 
     def __enter__(self) -> Self:
         self._progress.start()
+        if self._heartbeat is not None:
+            self._heartbeat.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.__exit__()
         self._progress.stop()
+
+    def _still_there(self) -> None:
+        self._progress.console.print(f"...     {self.phases}", highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line above the progress bars."""
+        if self._heartbeat is not None:
+            self._heartbeat.heard()
         self._progress.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def phase(self, name: str, total: int) -> None:
         """A phase of `total` steps begins."""
         if self._phase is not None:
             self._progress.remove_task(self._phase)
+        self.phases.enter(name, total)
         self._phase = self._progress.add_task(name, total=total)
         if not self.console.is_terminal:
             self.say(name)
 
     def advance(self, steps: int = 1) -> None:
         """Steps of the phase are done."""
+        self.phases.advance(steps)
         if self._phase is not None:
             self._progress.advance(self._phase, steps)
 
@@ -99,6 +119,7 @@ class ConsoleObserver:
         if self._phase is not None:
             self._progress.remove_task(self._phase)
             self._phase = None
+        self.phases.enter("rounds")
         self._total_rounds = rounds
         self._rounds = self._progress.add_task("rounds", total=rounds, completed=done)
         self._cohort = self._progress.add_task("clients of this round", total=None)
@@ -112,6 +133,7 @@ class ConsoleObserver:
                 self.phase("head statistics of the clients", total)
             self.advance()
         elif self._cohort is not None:
+            self.phases.reach(done, total)
             self._progress.update(self._cohort, completed=done, total=total)
 
     def round_done(self, result: RoundResult) -> bool:
@@ -204,7 +226,7 @@ def summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:
 
 def quiet_libraries() -> None:
     """No download bars, parallelism notes or deprecation warnings of the libraries underneath."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # workers are forked from who never tokenises
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")

@@ -22,10 +22,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import cast
+from typing import cast, overload
 
 from fedpeft.communication.messages import ADAPTERS, BASES, AdapterPrecision, BasePrecision
 from fedpeft.errors import ConfigError
@@ -56,6 +58,50 @@ class Profile:
     link: float = 1.0
     base: BasePrecision = ""
     adapter: AdapterPrecision = "fp32"
+
+
+class Profiles(Sequence[Profile]):
+    """The clients' profiles in the order of ids, kept group by group: a million clients take no more than one.
+
+    Args:
+        groups: a profile and how many clients have it, at least 1.
+    """
+
+    def __init__(self, groups: Iterable[tuple[Profile, int]]) -> None:
+        self.groups = tuple(groups)
+        self._ends = list(accumulate(count for _, count in self.groups))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, client: int) -> Profile: ...
+
+    @overload
+    def __getitem__(self, client: slice) -> Sequence[Profile]: ...
+
+    def __getitem__(self, client: int | slice) -> Profile | Sequence[Profile]:
+        if isinstance(client, slice):
+            return [self[i] for i in range(*client.indices(len(self)))]
+        if not -len(self) <= client < len(self):
+            raise IndexError(f"there is no client {client} of {len(self)}")
+        return self.groups[bisect_right(self._ends, client % len(self))][0]
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+def kinds(profiles: Sequence[Profile]) -> list[Profile]:
+    """The different profiles, in the order of their first clients."""
+    each = (profile for profile, _ in profiles.groups) if isinstance(profiles, Profiles) else profiles
+    return list(dict.fromkeys(each))
+
+
+def chances(profiles: Sequence[Profile]) -> tuple[float, ...]:
+    """Each client's chance of being drawn, relative to the others'; empty: all are alike."""
+    if len({profile.participation for profile in kinds(profiles)}) == 1:
+        return ()
+    return tuple(profile.participation for profile in profiles)
 
 
 @dataclass(frozen=True)
@@ -149,20 +195,20 @@ def keep_profiles(clients: int | str, folder: Path) -> None:
             shutil.copyfile(clients, folder / PROFILES)
 
 
-def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm | None) -> tuple[Profile, ...]:
+def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm | None) -> Profiles:
     """A profile for each client, in the order of ids; `form` is the PEFT method's own.
 
     Raises:
         ConfigError: the counts don't add up to `clients`, or ranks are given to a method that has none.
     """
     if not tables:
-        return (Profile(form),) * clients
+        return Profiles([(Profile(form), clients)])
     total = sum(t.count for t in tables)
     if total != clients:
         raise ConfigError(
             f"the groups of clients add up to {total}, but there are {clients} clients; change a group or --clients"
         )
-    profiles: list[Profile] = []
+    groups: list[tuple[Profile, int]] = []
     for table in tables:
         own = form
         if table.rank or table.alpha:
@@ -178,5 +224,5 @@ def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm |
             cast(BasePrecision, table.base),
             cast(AdapterPrecision, table.adapter),
         )
-        profiles += [profile] * table.count
-    return tuple(profiles)
+        groups.append((profile, table.count))
+    return Profiles(groups)

@@ -42,7 +42,7 @@ from fedpeft.run import checks
 from fedpeft.run.catalogue import built
 from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
-from fedpeft.run.profiles import Profile, ProfileTable, profiles_of
+from fedpeft.run.profiles import Profile, ProfileTable, kinds, profiles_of
 from fedpeft.run.steering import Steering, steering
 
 
@@ -117,7 +117,7 @@ def chosen_parts(config: RunConfig) -> ChosenParts:
         lossless=lossless,
         head=head if uplink.codec.lossless else head.compact(),
         mechanism=private if isinstance(private, Mechanism) else None,
-        secure_sum=private if isinstance(private, SecureSum) else None,
+        secure_sum=private.sums() if isinstance(private, Mechanism) else private,
     )
 
 
@@ -185,12 +185,13 @@ class Setup(ChosenParts):
         config = settled(config)
         given: PeftMethod = built(config, "peft")
         profiles = profiles_of(groups, facts.clients, given.form)
-        peft = of_size(config.peft, given, [profile.form for profile in profiles])
+        peft = of_size(config.peft, given, [profile.form for profile in kinds(profiles)])
         method = PEFT_METHODS.build(peft)
         task: Task = TASKS.build(facts.task)
         model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
         notes: list[str] = []
         reference = adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
+        task.check(reference)
         layout: Layout = method.layout(reference)
         plain_base = _plain(reference.base)
         setup = cls(
@@ -223,7 +224,8 @@ class Setup(ChosenParts):
     @property
     def schedule(self) -> Schedule:
         """Of the clients' learning rate."""
-        return Schedule(self.config.learning_rate, self.config.rounds, self.training.optimizer.schedule)
+        own = self.training.optimizer
+        return Schedule(self.config.learning_rate, self.config.rounds, own.schedule, own.floor)
 
     @property
     def private_start(self) -> bool:
@@ -235,6 +237,14 @@ class Setup(ChosenParts):
     def by_rows(self) -> bool:
         """Whether a client's weight is its number of rows; under privacy all are alike."""
         return self.mechanism is None and self.strategy.weighting != "uniform"
+
+    @cached_property
+    def trained_entries(self) -> tuple[int, int]:
+        """Entries that clients train and hand in, in the rounds with the fewest and with the most of them."""
+        own = self.strategy.private(self.layout)
+        names = [self.strategy.trained(self.layout, round) - own for round in range(1, 5)]
+        sizes = [sum(t.numel for t in self.layout.tensors if t.name in some) for some in names]
+        return min(sizes), max(sizes)
 
     @property
     def predictions(self) -> int:
@@ -274,7 +284,7 @@ class Setup(ChosenParts):
     @property
     def base_precisions(self) -> tuple[str, ...]:
         """Precisions of clients' bases, other than the run's own."""
-        given = dict.fromkeys(profile.base for profile in self.profiles)
+        given = dict.fromkeys(profile.base for profile in kinds(self.profiles))
         return tuple(base for base in given if base not in ("", self.config.dtype))
 
     @property

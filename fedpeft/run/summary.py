@@ -152,7 +152,8 @@ class Summary:
 
     Attributes:
         quality, costs: in two groups.
-        distinct_rows: rows that were trained on, all clients together; None: under privacy, or nobody says.
+        distinct_rows: rows that were trained on, all clients together; None: under privacy, where clients share rows,
+            or nobody says.
         partition: how rows lay on the clients; None: only they know.
         wire_received_bytes, wire_sent_bytes: of a server, with its messages' frames; None: nothing went over a wire,
             or the cohort is secret.
@@ -160,6 +161,8 @@ class Summary:
         resumed: whether `seconds` began at a resume.
         seconds: of the whole command.
         peak_memory_bytes: of all processes on this machine together; None: unknown.
+        sampled: whether the rows are only some of the data set's (`fedpeft.data.datasets.sample`).
+        phases: seconds of each phase of the command, in the order of their beginnings; None: nobody looked.
     """
 
     quality: Quality
@@ -172,6 +175,8 @@ class Summary:
     resumed: bool = False
     seconds: float | None = None
     peak_memory_bytes: int | None = None
+    sampled: bool = False
+    phases: Mapping[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Names and values, in one level."""
@@ -207,7 +212,8 @@ def show(summary: Summary, folder: Path, console: Console) -> None:
     rows = [*_claimed(summary.costs), *_reached(summary), *_compared(summary), *_spent(summary), *_attacked(summary)]
     if summary.peak_memory_bytes:
         rows.append(("peak memory, all processes", size(summary.peak_memory_bytes)))
-    console.print(summary_table("summary", [*rows, ("files", str(folder))]))
+    title = "summary of a first answer, on a sample of the rows: no result" if summary.sampled else "summary"
+    console.print(summary_table(title, [*rows, ("files", str(folder))]))
 
 
 Line = tuple[str, str]
@@ -223,7 +229,15 @@ def _claimed(costs: Costs) -> list[Line]:
     if costs.privacy is None or costs.epsilon is None or costs.epsilon_median is None or costs.dp_delta is None:
         return []
     spent = f"{costs.epsilon:.2f} (median {costs.epsilon_median:.2f}), delta {costs.dp_delta:.2g}"
-    return [(f"[bold]epsilon[/] per {costs.privacy['unit']}", f"[bold]{spent}[/]")]
+    unit, to_all = costs.privacy["unit"], costs.privacy.get("epsilon_models")
+    if to_all is None:
+        return [(f"[bold]epsilon[/] per {unit}", f"[bold]{spent}[/]")]
+    rdp, prv = costs.privacy["epsilon_gaussian_rdp"], costs.privacy["epsilon_gaussian_prv"]
+    return [
+        (f"[bold]epsilon[/] per {unit}, against the server", f"[bold]{spent}[/]"),
+        ("against those who see released models", f"{to_all:.2f}"),
+        ("against the server, were noise Gaussian", f"{rdp:.2f} by RDP, {prv:.2f} by PRV"),
+    ]
 
 
 def _reached(summary: Summary) -> list[Line]:

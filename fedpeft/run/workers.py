@@ -21,7 +21,7 @@ from fedpeft.clients.ray_pool import RayPool, default_workers, worker_device
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.cached_rows import cached_examples
-from fedpeft.data.partition import Partition
+from fedpeft.data.partition import Shards
 from fedpeft.errors import RunError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
@@ -29,7 +29,8 @@ from fedpeft.models import kernels
 from fedpeft.models.task import DTYPES
 from fedpeft.parts import part_text
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.engine import ClientPrivacy
+from fedpeft.privacy.engine import KEY, ClientPrivacy
+from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.setup import Setup
@@ -129,8 +130,9 @@ def work_plan(
     """
     config = setup.config
     per_example = setup.mechanism is not None and setup.mechanism.per_example
-    reusing = setup.grid.executor == "batched" and not per_example  # methods without a batched form, too
-    batched = reusing and setup.method.batched and not setup.training.optimizer.rows_per_pass
+    by_hooks = setup.secure_sum is not None and setup.method.privacy == "hooks"
+    reusing = setup.grid.executor == "batched" and (by_hooks or not per_example)  # methods without a batched form, too
+    batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
     lengths = cached_examples(data_key).lengths
     tokens = float(lengths.mean()) if len(lengths) else setup.tokens
     together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS
@@ -159,7 +161,7 @@ def work_plan(
 
 
 def client_plan(
-    setup: Setup, partition: Partition, folder: Path, held_out: float, privacy: ClientPrivacy | None
+    setup: Setup, partition: Shards, folder: Path, held_out: float, privacy: ClientPrivacy | None
 ) -> ClientPlan:
     """What turns workers into clients, in a run whose files are in `folder`.
 
@@ -178,8 +180,17 @@ def client_plan(
         store=folder / "clients",
         held_out=held_out,
         privacy=privacy,
-        masks=MaskPlan(setup.config.privacy, setup.by_rows, setup.clients) if setup.secure_sum else None,
+        masks=_mask_plan(setup, folder),
     )
+
+
+def _mask_plan(setup: Setup, folder: Path) -> MaskPlan | None:
+    """What clients need to know of sums under masks."""
+    secure = setup.secure_sum
+    if secure is None:
+        return None
+    noise = (secure, folder / KEY) if isinstance(secure, SharedNoise) else None
+    return MaskPlan(setup.config.privacy, setup.by_rows, setup.clients, noise=noise)
 
 
 class Workers:

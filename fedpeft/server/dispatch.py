@@ -123,12 +123,14 @@ class Dispatch:
 
     def _situation(self, cohort: Sequence[int]) -> Situation:
         """What precision rules go by; clients whose rows are not known yet count as average ones."""
-        rows = self.progress.rows
-        known = list(rows.values()) or [1]
-        average = sum(known) / len(known)
+        rows, weights = self.progress.rows, dict.fromkeys(cohort, 1.0)
+        if self.setup.by_rows:
+            known = all(client in rows for client in cohort) or not rows
+            average = 1.0 if known else sum(rows.values()) / len(rows)
+            weights = {client: float(rows.get(client, average)) for client in cohort}
         return Situation(
             losses=self.progress.losses,
-            weights={k: float(rows.get(k, average)) if self.setup.by_rows else 1.0 for k in cohort},
+            weights=weights,
             speeds={k: self.setup.profiles[k].link for k in cohort},
         )
 

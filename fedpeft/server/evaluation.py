@@ -19,6 +19,7 @@ from fedpeft.server.best_state import BestState
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Progress
+from fedpeft.server.sampling import measured
 
 HELD_OUT = 0.2
 """Share of each client's rows that it is evaluated on and does not train on, where clients have models of their own."""
@@ -100,13 +101,17 @@ class Evaluation:
         return replace(progress, best=best)
 
     def own_rows(self, progress: Progress) -> OwnRows:
-        """Each client's model on its own held-out rows. What this sends serves measurement and is not counted."""
-        sent, clients = Dispatch(self.setup, progress, self.clients.remote), self.setup.clients
+        """Each client's model on its own held-out rows; of very many clients, some (`sampling.measured`).
+
+        What this sends serves measurement and is not counted.
+        """
+        sent = Dispatch(self.setup, progress, self.clients.remote)
+        asked = measured(self.setup.clients, self.setup.config.seed)
         if self.clients.announce is not None:
             self.clients.announce(sent.release("evaluate", progress.round))
-        instructions = (sent.instruction("evaluate", client, progress.round) for client in range(clients))
+        instructions = (sent.instruction("evaluate", client, progress.round) for client in asked)
         heard = []
-        for report in self.clients.in_order(instructions, clients, "evaluate"):
+        for report in self.clients.in_order(instructions, len(asked), "evaluate"):
             try:
                 if report.count:
                     check_evaluation(report, self.setup.predictions)

@@ -12,6 +12,7 @@ from fedpeft import seeds
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, node_of
 from fedpeft.communication.messages import Instruction, Report, answer_to, to_record
 from fedpeft.communication.release import Release
+from fedpeft.server.sum_journal import SumJournal
 
 WAVE = 128
 """Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
@@ -26,6 +27,7 @@ class Exchange:
         answered: is told (phase, clients that have answered, clients expected).
         remote: whether clients are on other machines.
         announce: is told what clients are told alike, before any of them is; None: nobody wants to know.
+        journal: of secure sums of real clients; None: a server that is killed asks for another sum.
         asked: clients of an asynchronous run that have been asked and not taken into a step yet.
         arrived: what they have answered meanwhile.
         pending: the instructions that have not been answered yet, by message.
@@ -35,6 +37,7 @@ class Exchange:
     answered: Callable[[str, int, int], None]
     remote: bool = False
     announce: Callable[[Release], None] | None = None
+    journal: SumJournal | None = None
     asked: set[int] = field(default_factory=set)
     arrived: deque[Report] = field(default_factory=deque)
     pending: dict[str, Instruction] = field(default_factory=dict)
@@ -82,6 +85,16 @@ class Exchange:
             good += not report.error
             self.answered(phase, good, enough)
         yield from sorted(taken, key=lambda report: report.client)
+
+    def under_way(self, round: int) -> list[int]:
+        """Whom a server that was restarted has asked for the secure sum of a round; empty: for none."""
+        opened = self.journal.opened(round) if self.journal is not None else None
+        return list(opened.cohort) if opened is not None else []
+
+    def joined(self, clients: int) -> list[int]:
+        """Ids of those of so many clients that are known by now."""
+        nodes = set(self.grid.get_node_ids())
+        return [client for client in range(clients) if node_of(client) in nodes]
 
     def idle(self, cohort: Sequence[int], seed: int, round: int) -> list[int]:
         """Of a cohort drawn for an asynchronous step, as many as bring those asked to that number again."""

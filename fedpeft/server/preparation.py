@@ -1,4 +1,7 @@
-"""The exchange before round 1: clients' statistics of their frozen features, from whose sum the head starts."""
+"""The exchange before round 1: clients' statistics of their frozen features, from whose sum the head starts.
+
+Of a very large population some are asked (`fedpeft.server.sampling.measured`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.update import Fold
 from fedpeft.clients.label_shift import SHARES, shares_of
 from fedpeft.communication.decoding import decode
@@ -30,6 +34,7 @@ from fedpeft.server.evaluation import Evaluation
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.masked_sum import MaskedSum
 from fedpeft.server.progress import Counters, Progress
+from fedpeft.server.sampling import measured
 
 
 def prepare(
@@ -58,21 +63,26 @@ def prepare(
     drift = setup.drift.start(state)
     progress = Progress(round=0, adapter=state, started=_copy(state), drift=drift, fixed=dict(fixed))
     asks = setup.head.exchanges and "head.weight" in state
-    if not asks and setup.secure_sum is None:
+    if not asks and (setup.secure_sum is None or setup.secure_sum.noisy):
+        if setup.secure_sum is not None:  # whose clients know C by themselves
+            progress = replace(progress, clip=1.0)
         return evaluation.remembered(progress, evaluation.of(progress)) if setup.steering.keep_best else progress
     started = time.perf_counter()
-    entry = Entry(0, list(range(setup.clients)))
+    asked = setup.clients
+    entry = Entry(0, measured(asked, setup.config.seed))
     if privacy is not None:
         entry = privacy.enter_start(progress.digest())
+    elif setup.secure_sum is None:
+        asked = len(entry.cohort)
     rows: dict[int, int] = {}
     down, clip = 0, None
     if setup.secure_sum is None:
         rows, spent, total = _statistics(setup, clients, entry, privacy, most_rows)
-        missing = setup.clients - len(rows)
+        missing = asked - len(rows)
     else:
-        masked, total, clip = _masked_statistics(setup, setup.secure_sum, clients, asks)
+        masked, total, clip = _masked_statistics(setup, setup.secure_sum, clients, entry, asks)
         spent, down = sum(masked.received.values()), sum(masked.sent.values())
-        missing = setup.clients - len(masked.arrived)
+        missing = asked - len(masked.arrived)
     shares = {}
     if asks:
         state |= _head(setup, total, say)
@@ -88,7 +98,7 @@ def prepare(
     )
     prepared_at = time.perf_counter()
     metrics = evaluation.of(progress)
-    result = _result(progress, setup.clients, 0 if _secret(privacy) else missing, metrics)
+    result = _result(progress, asked, 0 if _secret(privacy) else missing, metrics)
     result = replace(result, training_seconds=prepared_at - started, seconds=time.perf_counter() - started)
     return replace(evaluation.remembered(progress, metrics), lines={"rounds.jsonl": [plain(asdict(result))]})
 
@@ -135,6 +145,12 @@ def _some(names: Sequence[str], of: Sequence[int]) -> str:
     return ", ".join(names[i] for i in of[:5]) + (", ..." if len(of) > 5 else "")
 
 
+def _announce(clients: Exchange) -> None:
+    """Tell all clients alike what some are about to be asked."""
+    if clients.announce is not None:
+        clients.announce(Release("prepare", 0, common=common_digest(Instruction("prepare", 0, 0, b""))))
+
+
 def _statistics(
     setup: Setup, clients: Exchange, entry: Entry, privacy: PrivacyEngine | None, most_rows: float
 ) -> tuple[dict[int, int], int, State]:
@@ -144,8 +160,7 @@ def _statistics(
         Instruction("prepare", 0, k, b"", base_precision=setup.profiles[k].base, attempt=entry.attempt)
         for k in entry.cohort
     )
-    if clients.announce is not None:
-        clients.announce(Release("prepare", 0, common=common_digest(Instruction("prepare", 0, 0, b""))))
+    _announce(clients)
     rows: dict[int, int] = {}
     spent, total = 0, Fold()
     for report in clients.in_order(instructions, count, "prepare"):
@@ -171,28 +186,46 @@ def _statistics(
 
 
 def _masked_statistics(
-    setup: Setup, secure: SecureSum, clients: Exchange, asks: bool
+    setup: Setup, secure: SecureSum, clients: Exchange, entry: Entry, asks: bool
 ) -> tuple[MaskedSum, State, float]:
     """The secure sum over all clients, what it says of the statistics, and the largest norm in round 1.
 
     There is one whatever the head: from it, it is known what clients weigh. Without any sum the run does not begin.
     """
-    shapes: dict[str, Shape] = {}
-    if asks:
-        sent = setup.head.shapes(setup.start["head.weight"].shape[1], setup.facts.classes, 1)
-        sums = setup.head.additive({name: torch.zeros(shape) for name, shape in sent.items()})
-        shapes = {name: tuple(tensor.shape) for name, tensor in sums.items()}
+    shapes = statistics_shapes(setup) if asks else {}
+    if secure.noisy:
+        shapes = noised_statistics(setup)
     asked = [
-        Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base)
-        for client in range(setup.clients)
+        Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base, attempt=entry.attempt)
+        for client in (entry.cohort if secure.noisy else clients.under_way(0) or clients.joined(setup.clients))
     ]
-    masked = MaskedSum(clients, secure, setup.config.seed, 0, 0, entries(shapes) + BESIDE, 1.0)
+    _announce(clients)
+    size, numbers = (entries(shapes), BESIDE) if secure.noisy else (0, entries(shapes) + BESIDE)
+    masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0)
     try:
         total = masked.of(asked, "prepare")
     except VoidError as error:
+        if clients.journal is not None:
+            clients.journal.forget()
         raise RunError(f"there is no sum over the clients before round 1: {error}") from error
+    sums = total.summed_statistics(shapes)
+    if secure.noisy:
+        variance = secure.variance(len(asked), 0) * total.clients / len(asked)
+        return masked, sums | {VARIANCE: torch.tensor([variance], dtype=torch.float64)}, masked.clip
     norm = secure.norm or _longest(setup, round(total.rows / total.clients))
-    return masked, total.summed_statistics(shapes), secure.headroom * norm * total.weight / total.clients
+    return masked, sums, secure.headroom * norm * total.weight / total.clients
+
+
+def statistics_shapes(setup: Setup) -> dict[str, Shape]:
+    """Of what the head's start adds up over clients."""
+    sent = setup.head.shapes(setup.start["head.weight"].shape[1], setup.facts.classes, 1)
+    sums = setup.head.additive({name: torch.zeros(shape) for name, shape in sent.items()})
+    return {name: tuple(tensor.shape) for name, tensor in sums.items()}
+
+
+def noised_statistics(setup: Setup) -> dict[str, Shape]:
+    """Of what noise is added to before round 1."""
+    return {name: shape for name, shape in statistics_shapes(setup).items() if name != VARIANCE}
 
 
 def _longest(setup: Setup, rows: int) -> float:

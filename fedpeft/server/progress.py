@@ -34,10 +34,14 @@ from fedpeft.run.records import Records
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.best_state import BestState
 
-VERSION = 3
+VERSION = 4
 
-BEFORE_DRIFT = 2
-"""This version is read, too, except that clients of a run with control variates called their states otherwise."""
+READ = (2, 3, VERSION)
+"""Before 4 what is said of each client was JSON; before 3, clients of a run with control variates called their states
+otherwise, and such a run can't be continued."""
+
+OF_CLIENTS = ("acknowledged", "held", "rows", "rejections")
+"""The attributes of a `Progress` that are a number per client: in a checkpoint, arrays of ids and numbers."""
 
 
 @dataclass(frozen=True)
@@ -192,11 +196,12 @@ class Progress:
                 ("versions", self.versions.state()),
                 ("shares", self.shares),
                 ("best", self.best.state() if self.best else {}),
+                *((f"clients/{name}", _arrays(getattr(self, name))) for name in OF_CLIENTS),
                 *((f"memory/{label}", state) for label, state in self.memory.items()),
             )
             for name, tensor in state.items()
         }
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSORS}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*TENSORS, *OF_CLIENTS)}
         plain |= {"version": VERSION, "counters": asdict(self.counters), "standing": asdict(self.standing)}
         plain["forms"] = {client: (form.rank, form.alpha) for client, form in self.forms.items()}
         header = json.dumps(plain)
@@ -218,7 +223,7 @@ class Progress:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"the checkpoint {path} can't be read: {error}") from error
         version = plain.pop("version", None) if isinstance(plain, dict) else None
-        if version not in (VERSION, BEFORE_DRIFT) or section(tensors, "variate"):
+        if version not in READ or section(tensors, "variate"):
             raise RunError(f"the checkpoint {path} was written by another version of fedpeft; go on with that one")
         if metadata.get("sha256") != _checksum(header, tensors):
             raise RunError(f"the checkpoint {path} can't be read: it is not what was written, the disk has changed it")
@@ -230,8 +235,12 @@ class Progress:
     @classmethod
     def _of(cls, plain: dict[str, Any], tensors: State) -> Progress:
         """From what `to_bytes` has written."""
-        for name in ("acknowledged", "held", "rows", "rejections"):
-            plain[name] = {int(client): value for client, value in plain[name].items()}
+        of_clients = section(tensors, "clients")
+        for name in OF_CLIENTS:
+            if name in plain:  # of before
+                plain[name] = {int(client): value for client, value in plain[name].items()}
+            else:
+                plain[name] = _mapping(section(of_clients, name))
         plain["forms"] = {int(client): ClientForm(rank, alpha) for client, (rank, alpha) in plain["forms"].items()}
         plain["counters"] = Counters(**plain["counters"])
         plain["standing"] = Standing(**plain.get("standing", {}))
@@ -253,6 +262,19 @@ class Progress:
 
 TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions", "shares", "best")
 """The attributes of a `Progress` that a checkpoint holds as tensors."""
+
+
+def _arrays(numbers: Mapping[int, int]) -> State:
+    """A number per client as tensors, in the order of the mapping."""
+    return {
+        "ids": torch.tensor(list(numbers), dtype=torch.int64),
+        "values": torch.tensor(list(numbers.values()), dtype=torch.int64),
+    }
+
+
+def _mapping(arrays: State) -> dict[int, int]:
+    """The inverse of `_arrays`."""
+    return dict(zip(arrays["ids"].tolist(), arrays["values"].tolist(), strict=True))
 
 
 def _checksum(header: str, tensors: State) -> str:

@@ -12,7 +12,6 @@ with identical results.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -35,13 +34,15 @@ from fedpeft.run.observer import Metrics, Observer, RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import Acceptance
+from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.evaluation import Evaluate, Evaluation, OwnRows
 from fedpeft.server.exchange import Exchange
-from fedpeft.server.masked_sum import MaskedSum
+from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import Progress, RunStore, Traffic
 from fedpeft.server.sampling import Sampler
+from fedpeft.server.sum_journal import SumJournal
 
 
 def never() -> bool:
@@ -69,7 +70,7 @@ class Server:
         privacy: the mechanism at work; None: there is none.
         remote: whether clients are on other machines.
         stopping: asked before each round whether the run should end here; it can go on later.
-        announce: see `Exchange`.
+        announce, journal: see `Exchange`.
         most_rows: asked before each round how many rows a client can weigh as much as.
     """
 
@@ -88,11 +89,12 @@ class Server:
         most_rows: Callable[[], float] = unlimited,
         validation_loss: Callable[[State, int], float] | None = None,
         announce: Callable[[Release], None] | None = None,
+        journal: SumJournal | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
         self.validation_loss, self.most_rows = validation_loss, most_rows
-        self.clients = Exchange(grid, self._answered, remote, announce)
+        self.clients = Exchange(grid, self._answered, remote, announce, journal)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
 
@@ -139,7 +141,7 @@ class Server:
     def open(self, progress: Progress) -> Entry | None:
         """Who is asked in the next round; under privacy it is charged first, and None: no budget allows another."""
         round, seed = progress.round + 1, self.setup.config.seed
-        drawn = self.sampler.draw(seed, round)
+        drawn = self.clients.under_way(round) or self.sampler.draw(seed, round)
         if self.privacy is None:
             if self.setup.strategy.asynchronous:
                 drawn = self.clients.idle(drawn, seed, round)
@@ -152,7 +154,7 @@ class Server:
 
     def round(self, entry: Entry, progress: Progress) -> tuple[Progress, RoundResult]:
         """One round: the server after it, and what is told of it."""
-        clock = _Clock()
+        clock = Clock()
         setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote)
         if self.clients.announce is not None:
             self.clients.announce(dispatch.release("train", entry.round))
@@ -198,7 +200,7 @@ class Server:
         return replace(after, lines=lines, counters=counters), result
 
     def _summed(
-        self, secure: SecureSum, taken: Acceptance, sent: list[Sent], progress: Progress, clock: _Clock
+        self, secure: SecureSum, taken: Acceptance, sent: list[Sent], progress: Progress, clock: Clock
     ) -> Outcome:
         """What the sum of the updates has led to; where it is void, the model stays as it is."""
         setup, round, clip = self.setup, taken.round, progress.clip
@@ -212,7 +214,7 @@ class Server:
         growth = schedule.at(round + 1) / schedule.at(round) if round < setup.rounds and schedule.at(round) else 1.0
         try:
             total = masked.of([s.instruction for s in sent], "train")
-            mean = total.update(shapes, progress.adapter[names[0]].dtype)
+            mean = step_of(total, setup, round, shapes, progress.adapter[names[0]].dtype)
             update = Update(masked.arrived[0], total.weight, setup.layout.form, progress.adapter, mean)
             taken.add_mean(update, total.loss, total.rows, masked.arrived)
             outcome = replace(
@@ -222,7 +224,7 @@ class Server:
             void = str(error)
             self.observer.say(f"round {round}: {void}; the model stays as it is")
             outcome = Outcome(progress.adapter, progress.memory, clip=clip)
-        taken.results.extend(masked.results(sent, void))
+        taken.results.extend(masked.results(sent, void, confidential=secure.noisy))
         taken.rejected.extend(masked.failed)
         taken.passed_on = sum(masked.sent.values())
         return outcome
@@ -307,7 +309,8 @@ class Server:
     def _traffic(self, taken: Acceptance, sent: list[Sent], dispatch: Dispatch) -> Traffic:
         """What the round's messages come to; of a secret cohort what is expected."""
         if self.privacy is not None and self._secret_cohort:
-            return dispatch.expected(self.privacy.federation.cohort)
+            expected = dispatch.expected(self.privacy.federation.cohort)
+            return expected if self.setup.secure_sum is None else masked_traffic(expected, self.setup, dispatch)
         return Traffic(
             sum(result.uplink_bytes for result in taken.results),
             sum(s.bytes for s in sent) + taken.passed_on,
@@ -322,7 +325,7 @@ class Server:
         taken: Acceptance,
         traffic: Traffic,
         metrics: Metrics | None,
-        clock: _Clock,
+        clock: Clock,
     ) -> RoundResult:
         result = RoundResult(
             round=taken.round,
@@ -360,34 +363,3 @@ class Server:
     def _answered(self, phase: str, done: int, total: int) -> None:
         if not (self._secret_cohort and phase == "train"):
             self.observer.client_done(phase, done, total)
-
-
-class _Stopwatch:
-    """Seconds spent inside of it."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __enter__(self) -> None:
-        self._entered = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._entered
-
-
-class _Clock:
-    """The times of a round, which begins now."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self.training_seconds = 0.0
-        self.aggregating = _Stopwatch()
-
-    def trained(self) -> None:
-        """The next state is there; what follows is evaluation."""
-        self.training_seconds = self.seconds
-
-    @property
-    def seconds(self) -> float:
-        """Since the round began."""
-        return time.perf_counter() - self._started

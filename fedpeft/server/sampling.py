@@ -30,6 +30,20 @@ def cohort_size(setting: int | float | str, clients: int) -> int:
     )
 
 
+FEW = 10_000
+"""Up to so many clients all are asked for what concerns all: the head's start, and evaluations on their own rows."""
+
+MEASURED = 4_000
+"""So many of more: they say what all do, and asking takes no longer than it does for `FEW`."""
+
+
+def measured(clients: int, seed: int) -> list[int]:
+    """Who is asked for what concerns all `clients`, ascending: all of them, or of very many `MEASURED`, drawn once."""
+    if clients <= FEW:
+        return list(range(clients))
+    return FixedSize(clients, MEASURED).draw(seed, 0)
+
+
 class Sampler(Protocol):
     """Draws the cohorts."""
 

@@ -28,6 +28,8 @@ def attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int
         return None
     if rows.all.labels is None:
         raise ConfigError(f"{text} changes labels, and {rows.dataset.name} has none; take sign_flip")
+    if rows.partition.resampled:
+        raise ConfigError(f"{text} changes labels, which clients share under resample; take sign_flip")
     labels: NDArray[np.int64] = rows.all.labels.copy()
     for client in attack.attackers(len(rows.partition), seed):
         shard = rows.partition.shard(client)

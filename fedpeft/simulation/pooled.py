@@ -15,7 +15,7 @@ import numpy as np
 from fedpeft import seeds
 from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker, result
-from fedpeft.data.partition import Partition
+from fedpeft.data.partition import Shards
 from fedpeft.errors import RunError
 from fedpeft.peft.adapter import State
 from fedpeft.run.setup import Setup
@@ -108,8 +108,8 @@ def train_on_pooled_rows(
     return best, rate * config.learning_rate
 
 
-def _rows_a_round(setup: Setup, partition: Partition, client: int) -> float:
+def _rows_a_round(setup: Setup, partition: Shards, client: int) -> float:
     """How many rows a client's local steps of one round see, repeated ones counted again."""
-    rows, batch = len(partition.shard(client)), setup.training.batch_size
+    rows, batch = int(partition.sizes[client]), setup.training.batch_size
     steps: int = setup.profiles[client].steps or setup.training.steps_for(rows)
     return float(steps * rows / -(-rows // batch))

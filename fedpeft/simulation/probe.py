@@ -63,21 +63,25 @@ def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int 
     else:
         train, depth = setup.tokenised(rows.all, tokens), 0
     test = setup.tokenised(rows.dataset.test, tokens)
+    shared = tokens == setup.tokens and _scored_alike(setup, workers)
+    base, test_depth = ("fp32", setup.frozen_blocks) if shared else ("", 0)
     workers.freeze(train, depth, "frozen features of the training rows (kept for later runs)")
-    workers.freeze(test, 0, "frozen features of the test rows (kept for later runs)")
+    workers.freeze(test, test_depth, "frozen features of the test rows (kept for later runs)", base)
     labels, test_labels = rows.all.labels, rows.dataset.test.labels
     assert labels is not None
     assert test_labels is not None
     rule = "one standard error, cross-validated"
     precision = setup.method.base_precision
     more: dict[str, str] = {"precision": precision} if precision else {}
+    if base:
+        more["test_dtype"] = base
     if workers.machine.gpus:
         more["device"] = work.device.partition(":")[0]
     name = cache.key(train=train, test=test, model=work.model_key, dtype=work.dtype, probe=rule, **more)
 
     def fit() -> dict[str, np.ndarray]:
         features = work.store(train, depth).features(np.arange(len(labels))).numpy()
-        held_out = work.store(test, 0).features(np.arange(len(test_labels))).numpy()
+        held_out = work.at(base).store(test, test_depth).features(np.arange(len(test_labels))).numpy()
         shared, held = np.arange(len(rows.train)), rows.validation
         workers.observer.phase("linear probe", 1)
         made = linear_probe((features[shared], labels[shared]), (features[held], labels[held]), (held_out, test_labels))
@@ -89,6 +93,12 @@ def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int 
 
     found = cache.arrays("probe", name, fit)
     return ProbeResult(float(found["accuracy"]), float(found["strength"]), np.asarray(found["predicted"]))
+
+
+def _scored_alike(setup: Setup, workers: Workers) -> bool:
+    """Whether the final score reads what fp32 frozen layers make of the test rows: one pass serves it and the probe."""
+    on_cpu = not workers.machine.gpus and workers.machine.cluster is None
+    return on_cpu and setup.frozen_blocks > 0 and not setup.method.base_precision and setup.config.dtype != "fp64"
 
 
 def linear_probe(

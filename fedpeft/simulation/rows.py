@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.config import RunConfig
-from fedpeft.data.partition import PARTITIONS, Partition, PartitionStatistics
+from fedpeft.data.partition import PARTITIONS, PartitionStatistics, Shards
 from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, without_validation
 from fedpeft.run.setup import DataFacts
 
@@ -28,7 +28,7 @@ class SimulatedRows:
     dataset: Dataset
     train: Rows
     held: Rows
-    partition: Partition
+    partition: Shards
 
     @classmethod
     def of(cls, config: RunConfig, clients: int) -> SimulatedRows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,21 @@ from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics, held_out
-from fedpeft.errors import ConfigError, RunError
+from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
 from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.secure_sum.contribution import entries
+from fedpeft.privacy.summed_engine import SummedEngine
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.profiles import groups_of, keep_profiles, number_of
+from fedpeft.run.profiles import chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.server.preparation import noised_statistics
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import FixedSize, cohort_size
@@ -53,24 +57,33 @@ class Simulation:
     ) -> None:
         self.folder = folder
         self.observer = observer
+        observer.phase("reading the rows", 1)
         groups = groups_of(config.ranks, config.clients, folder)
         self.rows = SimulatedRows.of(config, number_of(config.clients, groups))
+        observer.phase("loading the model", 1)
+        if config.privacy and self.rows.partition.resampled:
+            raise PrivacyError(
+                f"privacy={config.privacy} takes a row to be one client's, and under {config.partition} it is "
+                "many clients'; take another partition"
+            )
         self.setup = Setup.of(config, self.rows.facts, groups)
         second = self.setup.measured.second
         self.second = second_task(second, self.rows.dataset) if second else None
         self.config = self.setup.config
         self.clients = self.setup.clients
-        chances = tuple(profile.participation for profile in self.setup.profiles)
-        self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances)
+        self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles))
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")
         begun = self.checkpoints.load()
         fixed = begun.fixed if begun else {}
+        observer.phase("tokenising the rows", 1)
         machine = Machine.of(self.setup, fixed)
         work = self._work_plan(machine)
         self.fixed = machine.pinned(fixed, work, folder)
         self.protection = self._protection(work)
+        if isinstance(self.protection, SummedEngine):
+            self.setup = replace(self.setup, secure_sum=self.protection.sums)
         self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
 
@@ -117,13 +130,16 @@ class Simulation:
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
             start=setup.private_start,
+            start_entries=entries(noised_statistics(setup)) if setup.private_start else 0,
+            trained=setup.trained_entries,
         )
         identity = (
             f"{config.to_toml()} {work.data_key} {work.model_key} {torch.__version__} {self.fixed} "
             f"{profiles} {rows.tolist()} {steps}"
         )
         mechanism.check_start(federation)
-        return PrivacyEngine(mechanism, federation, self.folder, identity, config.seed)
+        engine = SummedEngine if mechanism.summed else PrivacyEngine
+        return engine(mechanism, federation, self.folder, identity, config.seed)
 
     @property
     def statistics(self) -> PartitionStatistics:

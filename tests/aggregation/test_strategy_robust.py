@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpeft.aggregation.factors import change, effective
-from fedpeft.aggregation.robust import shared_basis
+from fedpeft.aggregation.factors import effective
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.peft.adapter import ClientForm
@@ -135,24 +134,3 @@ def test_norm_bound_leaves_short_updates_alone():
     geometry = torch.diag(torch.tensor([1.0, 4.0, 100.0, float("nan")], dtype=torch.float64))
     shares = strategies.build("norm_bound(bound=2.0)").reweigh((0.25, 0.25, 0.25, 0.25), geometry)
     assert shares == pytest.approx((1 / 3, 1 / 3, 0.2 / 3, 0))
-
-
-def test_the_shared_basis_holds_all_updates_exactly_when_it_is_large_enough():
-    state = random_state(layout, 1, torch.float64)
-    pair = layout.pairs[0]
-    updates = random_updates(strategies.build("median"), state, layout, [Client(ClientForm(1, 2.0))] * 3, 1)
-    changes = [change(pair, u) for u in updates]
-    U = shared_basis(changes, 12)
-    for D in changes:
-        assert torch.allclose(U @ (U.T @ D.dense()), D.dense())
-    assert torch.allclose((U.T @ U)[:4, :4], torch.eye(4).double())
-
-
-def test_a_huge_update_does_not_turn_the_basis():
-    state = random_state(layout, 1, torch.float64)
-    pair = layout.pairs[0]
-    updates = random_updates(strategies.build("median"), state, layout, [Client(FORM)] * 4, 1)
-    changes = [change(pair, u) for u in updates]
-    U = shared_basis(changes, 3)
-    V = shared_basis([changes[0].scaled(1e6), *changes[1:]], 3)
-    assert torch.allclose(U @ U.T, V @ V.T)

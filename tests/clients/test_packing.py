@@ -36,8 +36,8 @@ def made_rows(vocabulary, targets=False) -> TokenRows:
     return rows_of(rows, 0, None, counted)
 
 
-def executors(spec, dtype="fp64", rows=None, clients=3):
-    folder = resolve_model("tiny_lm")
+def executors(spec, dtype="fp64", rows=None, clients=3, folder=None):
+    folder = folder or resolve_model("tiny_lm")
     method = PEFT_METHODS.build(spec)
     reference = TASK.model(TASK.base(folder, DTYPES[dtype]), None)
     rows = made_rows(reference.base.config.vocab_size) if rows is None else rows

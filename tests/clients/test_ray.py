@@ -23,7 +23,8 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_ray_actors_give_the_run_of_the_pool_even_if_one_is_killed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [[], ["--privacy", "secure_sum"]], ids=["plain", "secure sums"])
+def test_ray_actors_give_the_run_of_the_pool_even_if_one_is_killed(tmp_path, monkeypatch, more):
     import ray
     from fedpeft.clients import ray_pool
 
@@ -40,9 +41,9 @@ def test_ray_actors_give_the_run_of_the_pool_even_if_one_is_killed(tmp_path, mon
         return original(self, name, arguments)
 
     monkeypatch.setattr(ray_pool.RayPool, "_call", kill_once)
-    assert main([*TINY, "--output", str(tmp_path / "pool")]) == 0
+    assert main([*TINY, *more, "--output", str(tmp_path / "pool")]) == 0
     try:
-        assert main([*TINY, "--grid", "ray", "--output", str(tmp_path / "ray")]) == 0
+        assert main([*TINY, *more, "--grid", "ray", "--output", str(tmp_path / "ray")]) == 0
     finally:
         ray.shutdown()
     assert killed.is_set()

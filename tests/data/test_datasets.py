@@ -26,6 +26,7 @@ FETCHED = {
 }
 MADE = {
     "digits": ("classification", "image", 1_348, 449, 10),
+    "office": ("instruction", "text", 480, 96, 0),
     "tiny": ("classification", "text", 600, 200, 4),
     "tiny_lm": ("causal_lm", "text", 271, 40, 0),
 }

@@ -29,7 +29,7 @@ SPECS = ("iid", "dirichlet", "dirichlet(alpha=0.01)", "dirichlet(alpha=1000.0)",
 
 
 def test_every_part_is_tried_here() -> None:
-    assert {spec.split("(")[0] for spec in SPECS} | {"natural"} == set(PARTITIONS.names)
+    assert {spec.split("(")[0] for spec in SPECS} | {"natural", "resample"} == set(PARTITIONS.names)
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.deployment.door import Door
+from tests.deployment.signing_server import joins, server  # noqa: F401
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
+from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.admission import MESSAGE_LIMIT, Admission
 from fedpeft.deployment.authentication import Bucket, Doorkeeper
 from fedpeft.deployment.channel import CHUNK
@@ -138,6 +139,21 @@ def test_a_flood_of_calls(door, monkeypatch):
         with pytest.raises(RunError, match="calls too often"):
             assert not [connection.describe() for _ in range(200)]
     assert door.reasons("dropped") == ["it calls too often"]
+
+
+def test_answers_are_no_flood_however_fast_the_server_asks(door, monkeypatch):
+    """A secure sum takes five of them a round."""
+    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
+    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_PER_SECOND", 0.0)
+    with client(door) as connection:
+        asked(door, connection)
+        [session] = door.gateway.sessions()
+        id = door.roster.find("edge-1").id
+        for round in range(2, 20):
+            task = door.gateway.submit("edge-1", Instruction("train", round, id, b"state"))
+            door.until(lambda task=task: session.task == task)
+            assert connection.submit(task, good(door, round=round)) == "taken"
+        assert not door.reasons("dropped")
 
 
 def test_a_flood_of_calls_before_it_registers(door, monkeypatch):

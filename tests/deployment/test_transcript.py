@@ -11,6 +11,7 @@ import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import check_released, common_digest, digest_of, form_name
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.round_record import RoundRecord, TaskRecord, parsed
@@ -151,6 +152,40 @@ def test_signatures_of_anybody_else_are_refused(server, joins, tmp_path):
     with pytest.raises(RunError, match="certificate was not valid"):
         client.receive(server.signer.sign(RECORD, replace(old, time=1_000_000_000).to_bytes()))
     client.receive(record)
+
+
+def step(number, round=1, said=b"said"):
+    return Instruction("sum", round, 0, b"", step=number, said=said)
+
+
+def test_the_steps_of_a_secure_sum_belong_to_the_round_that_was_recorded(server, joins):
+    """A client that is started again goes on with them; a resumed server records the round again, and asks on."""
+    client = joins()
+    server.round(task(1))
+    for asked in (step(1), step(2), replace(task(1), step=3), step(4)):
+        assert replace(server.sends(client, asked), released="") == asked
+        assert server.sends(client, asked), "sent again after a lost connection"
+    client = joins()
+    server.sends(client, step(4))
+    server.open()
+    server.round(task(1))
+    server.sends(client, step(5))
+    with pytest.raises(RunError, match="a task to sum in round 2, and has recorded the training of round 1"):
+        server.sends(client, step(1, round=2))
+
+
+def test_a_round_has_no_more_tasks_than_a_secure_sum_has_steps(server, joins):
+    client = joins()
+    server.round(task(1))
+    for number in range(5):
+        server.sends(client, step(1, said=bytes([number])))
+    with pytest.raises(RunError, match="more than 5 different tasks in the training of round 1"):
+        server.sends(client, step(1, said=b"another"))
+    with pytest.raises(RunError, match="two different tasks in the training of round 1"):
+        server.sends(client, task(1))
+    server.round(task(1, "evaluate"))
+    with pytest.raises(RunError, match="a task to sum in round 1, and has recorded the evaluation of round 1"):
+        server.sends(client, step(1))
 
 
 def test_without_tls_rounds_are_chained_and_not_signed(tmp_path):

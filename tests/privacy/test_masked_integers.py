@@ -132,11 +132,11 @@ def test_a_member_goes_on_from_its_notes_and_from_no_others():
     member = Member(1, terms, simulated_key(0, 1), simulated_roster(0, 3))
     member.keys()
     notes = member.to_bytes()
-    again = Member.of_bytes(notes, 1, terms, member.key, member.roster)
+    again = Member(1, terms, member.key, member.roster).restore(notes)
     assert (again.steps, again._seed, again._mask, again._share) == (1, member._seed, member._mask, member._share)
     for content, client, other in ((notes, 2, terms), (notes, 1, Terms(2, 0.5, 16, 5, b"two"))):
         with pytest.raises(PayloadError, match="not begun"):
-            Member.of_bytes(content, client, other, member.key, member.roster)
+            Member(client, other, member.key, member.roster).restore(content)
     for damaged in (notes[:-1], notes + b"x"):
         with pytest.raises(PayloadError):
-            Member.of_bytes(damaged, 1, terms, member.key, member.roster)
+            Member(1, terms, member.key, member.roster).restore(damaged)

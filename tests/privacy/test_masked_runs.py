@@ -14,8 +14,7 @@ from rich.console import Console
 
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
-from fedpeft.deployment.shared_settings import shared_settings
-from fedpeft.errors import ConfigError, FedpeftError, PrivacyError, RunError
+from fedpeft.errors import FedpeftError, PrivacyError, RunError
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
@@ -256,13 +255,6 @@ def test_a_step_out_of_turn_is_a_dropout(tmp_path):
         in workers.answer(Instruction("sum", 1, 0, b"", step=4)).error
     )
     assert not (tmp_path / "clients" / "000000" / FILE).exists()
-
-
-def test_real_clients_have_no_secure_sums_yet(federation):
-    with pytest.raises(ConfigError, match="works in simulations so far"):
-        federation(privacy="secure_sum", clients=3)
-    with pytest.raises(RunError, match="belongs to simulations"):
-        shared_settings('privacy = "secure_sum"\nclients = 3')
 
 
 def test_other_mechanisms_are_what_they_were():

@@ -24,7 +24,7 @@ CLIP = 0.05
 
 
 def test_there_are_mechanisms():
-    assert {"dp_sgd", "user_dp", "local_dp", "none"} <= set(MECHANISMS.names)
+    assert {"dp_sgd", "user_dp", "local_dp", "distributed_dp", "none"} <= set(MECHANISMS.names)
 
 
 def in_first_factors(state: State, started: State, layout: Layout) -> State:

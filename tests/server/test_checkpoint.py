@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,3 +149,23 @@ def test_client_state_counts_only_once_it_is_acknowledged(tmp_path):
     with pytest.raises(RunError, match="missing"):
         store.load(3, 4)
     assert store.load(5, 0) is None
+
+
+def test_what_is_said_of_clients_comes_back_in_order_and_from_checkpoints_of_before(tmp_path):
+    """It is arrays now, and was JSON up to version 3."""
+    of_clients = {"rows": {3: 40, 1: 7}, "acknowledged": {3: 2}, "held": {3: 0}, "rejections": {1: 2}}
+    file = tmp_path / "000003.safetensors"
+    file.write_bytes(replace(example(2), **of_clients).to_bytes())
+    found = [Progress.read(file)]
+    with safe_open(file, framework="pt") as saved:
+        plain = json.loads(saved.metadata()["progress"])
+        tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 - not a mapping
+    assert not of_clients.keys() & plain.keys()
+    plain |= of_clients | {"version": 3}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("clients/")}
+    header = json.dumps(plain)
+    file.write_bytes(save(tensors, {"progress": header, "sha256": _checksum(header, tensors)}))
+    found.append(Progress.read(file))
+    for progress in found:
+        assert {name: getattr(progress, name) for name in of_clients} == of_clients
+        assert list(progress.rows) == [3, 1]

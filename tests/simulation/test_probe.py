@@ -1,9 +1,14 @@
 """The linear probe: which regularisation it takes, and that it finds what is there to find."""
 
 import numpy as np
+import pytest
+from rich.console import Console
 
+from fedpeft.config import RunConfig
+from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulation import probe
 from fedpeft.simulation.probe import linear_probe, strongest
+from fedpeft.simulation.simulation import Simulation
 
 
 def test_the_strongest_regularisation_within_one_standard_error_is_taken():
@@ -43,3 +48,21 @@ def test_few_validation_rows_do_not_weaken_the_probe(monkeypatch):
 def test_the_probe_is_the_same_each_time():
     parts = [noisy_classes(rows, seed) for seed, rows in enumerate((300, 20, 50))]
     assert linear_probe(*parts).strength == linear_probe(*parts).strength
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_one_frozen_pass_over_the_test_rows_serves_probe_and_score(tmp_path, monkeypatch, dtype):
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
+    settings = {"tokens": 128, "clients": 4, "peft": "lora(rank=2, layers=1)", "workers": 1, "head": "zero"}
+    simulation = Simulation(
+        RunConfig(dataset="tiny", dtype=dtype, **settings), tmp_path, ConsoleObserver(Console(quiet=True))
+    )
+    setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
+    found = probe.base_probe(setup, rows, workers)
+    assert found is not None
+    assert found.accuracy > 0.3  # of four classes, by an encoder that has learned nothing
+    scored = workers.work.at("fp32").store(setup.tokenised(rows.dataset.test, setup.tokens), setup.frozen_blocks)
+    assert setup.frozen_blocks > 0
+    assert scored.missing() == []
+    names = [folder.name for folder in (tmp_path / "cache").glob("frozen-*") if folder.is_dir()]
+    assert len(names) == 2  # the training rows, and the test rows once

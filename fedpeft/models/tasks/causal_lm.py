@@ -96,6 +96,22 @@ def check_causal(model_directory: Path) -> None:
         raise _not_causal(model_directory, kind)
 
 
+def _check_window(config: Any, dtype: torch.dtype) -> None:
+    """Refuse windows in fp64 where transformers writes attention out, as for Gemma 2, whose caps no kernel has: it
+    computes it in fp32, in which a mask of fp64 is infinite, and padding that sees nothing but padding not a number.
+
+    Raises:
+        ModelError: the model is of that kind.
+    """
+    window = getattr(config, "sliding_window", None)
+    written_out = getattr(config, "_attn_implementation", None) == "eager"
+    if dtype == torch.float64 and written_out and window and window < config.max_position_embeddings:
+        raise ModelError(
+            f"{config.model_type} looks through windows of {window} tokens with an attention that is computed in fp32, "
+            "and in fp64 padded rows come out as not a number; take --dtype fp32 or bf16"
+        )
+
+
 def _not_causal(model_directory: Path, kind: str) -> ModelError:
     return ModelError(
         f"the model in {model_directory} ({kind}) reads ahead: what it predicts of a token depends on later ones, so "
@@ -131,6 +147,7 @@ class CausalLM(Task):
         base = load_base(AutoModelForCausalLM.from_pretrained, model_directory, dtype, next_tokens, say, **options)
         if reads_ahead(base, next_tokens):
             raise _not_causal(model_directory, type(base).__name__)
+        _check_window(base.config, dtype)
         return base
 
     def model(self, base: nn.Module, classes: int | None) -> LanguageModel:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
+from fedpeft.models.checkpointing import computed_again
 from fedpeft.models.layers import named_like, replace
 from fedpeft.models.task import FederatedModel, adapter_dtype
 from fedpeft.parts import setting
@@ -54,6 +55,7 @@ class Mixture(StackedLayer):
         self.up: nn.Module = StackedLinear(up, clients) if clients else up
         self.act = getattr(F, act)
         self._draw: Draw | None = None
+        self._chosen: Sequence[int] = ()
 
     def draw_from(self, draw: Draw) -> None:
         """Have experts drawn by `draw` in each pass."""
@@ -71,8 +73,9 @@ class Mixture(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, d); computed in the adapter's precision."""
         y: Tensor = self.base_layer(x)
-        chosen = self._draw(self.experts) if self._draw else ()
-        weight, bias = self.routed(self.down.weight, 2, chosen), self.routed(self.down.bias, 1, chosen)
+        if not computed_again():  # where blocks are, their experts are those of the first time
+            self._chosen = self._draw(self.experts) if self._draw else ()
+        weight, bias = (self.routed(p, n, self._chosen) for p, n in ((self.down.weight, 2), (self.down.bias, 1)))
         seen = self.per_client(y.to(weight.dtype))
         hidden = self.act(torch.baddbmm(bias.unsqueeze(1), seen, weight.mT))
         added: Tensor = self.up(hidden)
@@ -91,7 +94,6 @@ class AdaMix(PeftMethod):
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
     privacy: ClassVar[PrivacyRoute] = "refused"
-    draws: ClassVar[bool] = True
     tensors: ClassVar[tuple[str, ...]] = ("down.weight", "down.bias", "up.weight", "up.bias")
 
     def config(self, base: nn.Module) -> Any:

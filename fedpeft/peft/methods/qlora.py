@@ -1,10 +1,10 @@
-"""QLoRA: LoRA beside a base of 4 bits a weight (Dettmers et al., arXiv 2305.14314).
+"""QLoRA: LoRA beside a base of 4 bits a weight (Dettmers et al., arXiv 2305.14314), or of 8.
 
     y = dequantize(nf4(W0)) x + (alpha / r) B A x
 
 The factors federate as LoRA's. A residual of exact rules stays beside the codes, dense and in fp32: rounded to the
 4-bit grid it would be lost. So would an adapter, and merging is refused. Sequential: the batched executor's frozen
-layers hold whole weights.
+layers hold whole weights. 8 bits are one scale a row (`fedpeft.models.quantized`), not bitsandbytes' LLM.int8.
 """
 
 from __future__ import annotations
@@ -13,19 +13,26 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.models.quantized import Precision
+from fedpeft.parts import setting
 from fedpeft.peft.method import PrivacyRoute
 from fedpeft.peft.methods.lora import Lora
 
 
 @dataclass(frozen=True)
 class QLora(Lora):
-    """Low-rank factors beside nf4 layers."""
+    """Low-rank factors beside nf4 or int8 layers."""
+
+    bits: int = setting(4, "of a weight of the base: 4 (nf4) or 8 (int8)", choices=(4, 8))
 
     batched: ClassVar[bool] = False
     privacy: ClassVar[PrivacyRoute] = "hooks"
     merges: ClassVar[bool] = False
     composes: ClassVar[bool] = False
-    base_precision: ClassVar[Precision] = "nf4"
+
+    @property
+    def base_precision(self) -> Precision:
+        """nf4 or int8."""
+        return "nf4" if self.bits == 4 else "int8"
 
 
 part = QLora

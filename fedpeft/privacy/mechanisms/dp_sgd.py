@@ -29,7 +29,7 @@ from fedpeft.privacy.mechanism import Exposure, Mechanism
 class DPSGD(Mechanism):
     """Clipped and noised gradients in local training."""
 
-    unit: ClassVar[str] = "training row"
+    hides: ClassVar[str] = "training row"
     neighbours: ClassVar[str] = "one row more or less in one client's shard"
     sampling: ClassVar[str] = "rows join each local step by independent secret coins (Poisson); cohorts may be known"
     per_example: ClassVar[bool] = True

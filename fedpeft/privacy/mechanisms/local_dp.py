@@ -25,7 +25,7 @@ from fedpeft.privacy.noise import RunKey, gaussian
 class LocalDP(Mechanism):
     """Clipped and noised updates."""
 
-    unit: ClassVar[str] = "client"
+    hides: ClassVar[str] = "client"
     neighbours: ClassVar[str] = "any other data at one client (replace)"
     sampling: ClassVar[str] = "none: the server sees whose update it is, and nothing is amplified"
 

@@ -20,7 +20,7 @@ from fedpeft.privacy.mechanism import Exposure, Mechanism
 class NoProtection(Mechanism):
     """Neither clipping nor noise."""
 
-    unit: ClassVar[str] = "nobody"
+    hides: ClassVar[str] = "nobody"
     neighbours: ClassVar[str] = "none"
     sampling: ClassVar[str] = "none"
     protects: ClassVar[bool] = False

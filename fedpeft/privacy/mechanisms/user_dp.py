@@ -108,7 +108,7 @@ class UserDP(Mechanism):
         None, "adaptive clipping: s_b, noise on the number of clipped clients; none: q N / 20 (paper)", above=0
     )
 
-    unit: ClassVar[str] = "client"
+    hides: ClassVar[str] = "client"
     neighbours: ClassVar[str] = "one client, with all its data, more or less"
     sampling: ClassVar[str] = "clients join each round by independent secret coins (Poisson)"
     secret_cohort: ClassVar[bool] = True

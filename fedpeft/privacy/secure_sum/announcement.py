@@ -11,7 +11,7 @@ import numpy as np
 
 from fedpeft import seeds
 from fedpeft.errors import PayloadError
-from fedpeft.privacy.secure_sum.integers import FEWEST_LEVELS, Integers
+from fedpeft.privacy.secure_sum.integers import Integers
 from fedpeft.privacy.secure_sum.neighbours import Terms, degree
 from fedpeft.privacy.secure_sum.sum import FEWEST, SecureSum
 
@@ -71,18 +71,19 @@ class Announcement:
             PayloadError: they don't fit.
         """
         bits = bits_of(secure, round)
-        if (2 ** (bits - 1) - 1) // self.clients < FEWEST_LEVELS:
+        if not secure.fits(self.clients, bits):
             raise PayloadError(f"a secure sum of {self.clients} clients is announced, which {bits} bits don't hold")
-        return Integers(self.clients, bits, self.size, self.numbers, self.clip)
+        return secure.integers(self.clients, bits, self.size, self.numbers, self.clip, round)
 
-    def terms(self, secure: SecureSum, seed: int, round: int) -> Terms:
-        """What all members have to agree on; `seed` is the run's."""
+    def terms(self, secure: SecureSum, seed: int, round: int, run: str = "") -> Terms:
+        """What all members have to agree on; `seed` is the run's, and `run` its name, which simulations lack."""
         return Terms(
             neighbours=degree(self.clients, secure.neighbours),
             threshold=secure.threshold,
             bits=bits_of(secure, round),
             length=self.integers(secure, round).length,
-            context=struct.pack(">QI", seed, round) + self.to_bytes(),
+            context=struct.pack(">QI", seed, round) + self.to_bytes() + run.encode(),
+            least=secure.least(self.clients),
         )
 
 

@@ -37,14 +37,26 @@ class Contribution:
     update: State = field(default_factory=dict)
     statistics: State = field(default_factory=dict)
 
-    def integers(self, told: Announcement, secure: SecureSum, seed: int, round: int, client: int) -> np.ndarray:
+    def integers(
+        self,
+        told: Announcement,
+        secure: SecureSum,
+        seed: int,
+        round: int,
+        client: int,
+        secret: np.random.Generator | None = None,
+    ) -> np.ndarray:
         """As they are masked, (length,).
+
+        `secret`: what rounding and the client's share of noise are drawn from; None: there is no noise.
 
         Raises:
             PayloadError: something is not finite, or the server has announced something else.
         """
         vector = _flat(self.update.values()) * self.weight
         statistics = _flat(self.statistics[name] for name in sorted(self.statistics))
+        if secure.noisy:  # which is in vectors, not in numbers
+            vector, statistics = (vector if round else statistics), statistics[:0]
         if (len(vector), len(statistics) + BESIDE) != (told.size, told.numbers):
             raise PayloadError(
                 f"a secure sum of {told.size} entries and {told.numbers} numbers is announced, and the client has "
@@ -52,9 +64,11 @@ class Contribution:
             )
         norm = float(np.linalg.norm(vector)) / told.clip
         beside = np.array([self.weight, self.rows, self.rows * self.loss, norm])
-        rounding = seeds.generator(seed, "rounding of a secure sum", round, client)
+        if secure.noisy:
+            beside = np.array([1.0, 1.0, 0.0, 0.0])
+        random = secret or seeds.generator(seed, "rounding of a secure sum", round, client)
         numbers, turns = np.concatenate([beside, statistics]), signs(seed, round, told.size)
-        return told.integers(secure, round).encode(vector, numbers, turns, rounding)
+        return told.integers(secure, round).encode(vector, numbers, turns, random)
 
 
 @dataclass(frozen=True)
@@ -91,11 +105,12 @@ class Total:
         weight, rows, losses, norm = numbers[:BESIDE].tolist()
         if not (weight > 0 and rows > 0):
             raise PayloadError(f"the sum is of weight {weight:g} and {rows:g} rows, which no training leads to")
-        return cls(clients, weight, rows, losses / rows, norm, vector, numbers[BESIDE:])
+        statistics = numbers[BESIDE:] if round or not secure.noisy else vector
+        return cls(clients, weight, rows, losses / rows, norm, vector, statistics)
 
-    def update(self, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
-        """The weighted mean of the updates."""
-        return _shaped(self.vector / self.weight, shapes, dtype)
+    def update(self, shapes: Mapping[str, Shape], dtype: torch.dtype, divisor: float = 0.0) -> State:
+        """The sum of the updates, divided by their weights or by another `divisor`."""
+        return _shaped(self.vector / (divisor or self.weight), shapes, dtype)
 
     def summed_statistics(self, shapes: Mapping[str, Shape]) -> State:
         """The sums of the statistics, fp64."""
@@ -103,6 +118,8 @@ class Total:
 
     def next_clip(self, told: Announcement, secure: SecureSum, growth: float) -> float:
         """C of the next sum, where steps are `growth` times as long."""
+        if secure.noisy:
+            return told.clip
         mean = self.norm / self.clients * growth
         return secure.headroom * told.clip * mean if mean > 0 else told.clip
 

@@ -7,14 +7,14 @@ has enough neighbours left, the sum is that of the vectors that arrived, exactly
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir
-from fedpeft.privacy.secure_sum.masks import dtype, public, reduced, stream, unpacked
+from fedpeft.privacy.secure_sum.masks import dtype, packed, public, reduced, stream, unpacked
 from fedpeft.privacy.secure_sum.member import pairwise
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.words import (
@@ -79,6 +79,15 @@ class Coordinator:
             self._sum = np.zeros(self.terms.length, dtype(self.terms.bits))
         self._sum += vector
         self.survivors.append(client)
+
+    def summed(self) -> bytes:
+        """The sum of the masked vectors that have arrived, for a file; empty: none has."""
+        return b"" if self._sum is None else packed(reduced(self._sum, self.terms.bits), self.terms.bits)
+
+    def restore(self, survivors: Sequence[int], content: bytes) -> None:
+        """Go on after step 3, with what `summed` has written of these clients' vectors."""
+        self.survivors = list(survivors)
+        self._sum = unpacked(content, self.terms.length, self.terms.bits).copy() if content else None
 
     def arrived(self) -> bytes:
         """For step 4."""

@@ -42,15 +42,16 @@ def check_fits(clients: int, bits: int) -> None:
     Raises:
         PrivacyError: says how many bits do.
     """
-    if _levels(clients, bits) < FEWEST_LEVELS:
+    if levels(clients, bits) < FEWEST_LEVELS:
         needed = 1 + math.ceil(math.log2(FEWEST_LEVELS * clients + 1))
         raise PrivacyError(
             f"integers of {bits} bits are too small for a sum of {clients} clients: each would have "
-            f"{_levels(clients, bits)} steps on either side of zero; give bits={needed} or more, or a smaller cohort"
+            f"{levels(clients, bits)} steps on either side of zero; give bits={needed} or more, or a smaller cohort"
         )
 
 
-def _levels(clients: int, bits: int) -> int:
+def levels(clients: int, bits: int) -> int:
+    """Steps on either side of zero that each of so many clients has."""
     return int(2 ** (bits - 1) - 1) // clients
 
 
@@ -75,7 +76,7 @@ class Integers:
     @property
     def levels(self) -> int:
         """L."""
-        return _levels(self.clients, self.bits)
+        return levels(self.clients, self.bits)
 
     @property
     def step(self) -> float:
@@ -110,17 +111,24 @@ class Integers:
         Raises:
             PayloadError: something is not finite.
         """
-        length = float(np.linalg.norm(vector))
-        if not (math.isfinite(length) and np.isfinite(numbers).all()):
+        if not np.isfinite(numbers).all():
             raise PayloadError("the client's update, or its loss, is not finite")
-        turned = rotated(vector * min(1.0, self.clip / length) if length else vector, signs)
-        steps = np.floor(turned / self.step + rounding.random(len(turned)))
-        whole = np.clip(steps, -self.levels, self.levels).astype(np.int64)
+        whole = self.whole(vector, signs, rounding)
         most = 2 ** (NUMBER_BITS - 1) - 1
         shifted = np.clip(np.round(numbers / UNIT), -most, most).astype(np.int64) + most + 1
         digits = [(shifted >> place) & ((1 << self._digit) - 1) for place in self._places]
         together = np.concatenate([whole, *digits]) % 2**self.bits
         return reduced(together.astype(dtype(self.bits)), self.bits)
+
+    def whole(self, vector: np.ndarray, signs: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """The vector as whole numbers of steps, (size,) int64; see `encode`."""
+        length = float(np.linalg.norm(vector))
+        if not math.isfinite(length):
+            raise PayloadError("the client's update, or its loss, is not finite")
+        turned = rotated(vector * min(1.0, self.clip / length) if length else vector, signs)
+        steps = np.floor(turned / self.step + random.random(len(turned)))
+        found: np.ndarray = np.clip(steps, -self.levels, self.levels).astype(np.int64)
+        return found
 
     def decode(self, total: np.ndarray, count: int, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The sum of the vectors, (size,), and those of the numbers, of `count` clients' integers added up."""

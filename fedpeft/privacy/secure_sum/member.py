@@ -26,7 +26,7 @@ from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir
 from fedpeft.privacy.secure_sum.masks import KEY, agreed, dtype, packed, public, reduced, stream
 from fedpeft.privacy.secure_sum.neighbours import Terms
-from fedpeft.privacy.secure_sum.roster import PrivateKey, Roster, signature
+from fedpeft.privacy.secure_sum.roster import Membership, PrivateKey, signature
 from fedpeft.privacy.secure_sum.words import (
     MASK,
     SEED,
@@ -55,6 +55,7 @@ class Member:
         terms: of the sum.
         key: what it signs with.
         roster: whom it takes keys from.
+        certificate: of that key, DER; empty: everybody knows it.
         fewest: neighbours with which it takes part in a sum.
         draw: so many random bytes.
     """
@@ -62,7 +63,8 @@ class Member:
     client: int
     terms: Terms
     key: PrivateKey
-    roster: Roster
+    roster: Membership
+    certificate: bytes = b""
     fewest: int = 2
     draw: Callable[[int], bytes] = os.urandom
     peers: dict[int, Keys] = field(default_factory=dict)
@@ -79,7 +81,7 @@ class Member:
         self._seed, self._mask, self._share = self.draw(KEY), self.draw(KEY), self.draw(KEY)
         keys = Keys(public(self._mask), public(self._share), hashlib.sha256(self._seed).digest())
         signed = signature(self.key, advertised(self.terms, self.client, keys))
-        return Keys(keys.mask, keys.share, keys.commitment, signed).to_bytes()
+        return Keys(keys.mask, keys.share, keys.commitment, signed, self.certificate).to_bytes()
 
     def shares_for(self, peers: bytes) -> bytes:
         """Step 2: shares of its secrets for the neighbours whose keys have come.
@@ -92,9 +94,12 @@ class Member:
         if self.client in self.peers:
             raise PayloadError(f"client {self.client} is named as its own neighbour")
         for peer, keys in self.peers.items():
-            self.roster.verify(peer, advertised(self.terms, peer, keys), keys.signature)
+            self.roster.verify(peer, advertised(self.terms, peer, keys), keys.signature, keys.certificate)
         if len({keys.mask for keys in self.peers.values()}) < len(self.peers):
             raise PayloadError("two neighbours have the same keys")
+        shown = [*filter(None, (self.certificate, *(keys.certificate for keys in self.peers.values())))]
+        if len(set(shown)) < len(shown):
+            raise PayloadError("two members show the same certificate: one of them was invented")
         needed = self.terms.needed
         if self.terms.neighbours < self.fewest or len(self.peers) > self.terms.neighbours:
             raise PayloadError(
@@ -139,13 +144,17 @@ class Member:
         self.survivors = read_ids(survivors)
         if self.client not in self.survivors:
             raise PayloadError("the server says that this client's vector has not arrived")
-        if strangers := sorted(self.survivors - self.roster.members.keys()):
+        if strangers := self.roster.strangers(self.survivors):
             raise PayloadError(f"clients {strangers!s:.80} are said to survive, and are not in the roster")
         if late := sorted((self.survivors & self.peers.keys()) - self.sealed.keys()):
             raise PayloadError(f"clients {late!s:.80} are said to survive, and have shared nothing")
         alive, needed = len(self.survivors & self.sealed.keys()), self.terms.needed
         if alive < needed:
             raise PayloadError(f"vectors of {alive} neighbours have arrived; {needed} are needed")
+        if len(self.survivors) < self.terms.least:
+            raise PayloadError(
+                f"{len(self.survivors)} vectors have arrived; fewer than {self.terms.least} hold too little noise"
+            )
         return signature(self.key, witnessed(self.terms, write_ids(self.survivors)))
 
     def unmask(self, witnesses: bytes) -> bytes:
@@ -161,7 +170,7 @@ class Member:
         for peer, signed in signatures.items():
             if peer not in self.survivors:
                 raise PayloadError(f"client {peer} has signed, and is said to have dropped out")
-            self.roster.verify(peer, content, signed)
+            self.roster.verify(peer, content, signed, self.peers[peer].certificate)
         needed = self.terms.needed
         if len(signatures) < needed:
             raise PayloadError(f"{len(signatures)} neighbours have signed who survives; {needed} are needed")
@@ -172,27 +181,26 @@ class Member:
         return write_shares(shares)
 
     def to_bytes(self) -> bytes:
-        """Where it stands, its secrets included: for a file that nobody else can read, in a simulation's folder."""
+        """Where it stands, its secrets included: for a file that nobody else can read."""
         parts = (write_peers(self.peers), write_sealed(self.sealed), write_ids(self.survivors))
         told = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
         return self._whose + bytes([self.steps]) + self._seed + self._mask + self._share + told
 
-    @classmethod
-    def of_bytes(cls, content: bytes, client: int, terms: Terms, key: PrivateKey, roster: Roster) -> Self:
-        """The member that `to_bytes` has written after a step.
+    def restore(self, content: bytes) -> Self:
+        """Go on where the member stood that `to_bytes` has written after a step.
 
         Raises:
-            PayloadError: they are another client's, of another sum, or damaged.
+            PayloadError: it was another client's, in another sum, or is damaged.
         """
-        found, reader = cls(client, terms, key, roster), Reader(content, "a member's own notes")
-        if reader.take(len(found._whose)) != found._whose:
-            raise PayloadError(f"client {client} is asked to go on with a secure sum that it has not begun")
-        found.steps = reader.take(1)[0]
-        found._seed, found._mask, found._share = reader.take(KEY), reader.take(KEY), reader.take(KEY)
+        reader = Reader(content, "a member's own notes")
+        if reader.take(len(self._whose)) != self._whose:
+            raise PayloadError(f"client {self.client} is asked to go on with a secure sum that it has not begun")
+        self.steps = reader.take(1)[0]
+        self._seed, self._mask, self._share = reader.take(KEY), reader.take(KEY), reader.take(KEY)
         peers, sealed, survivors = (reader.take(reader.number()) for _ in range(3))
         reader.end()
-        found.peers, found.sealed, found.survivors = read_peers(peers), read_sealed(sealed), read_ids(survivors)
-        return found
+        self.peers, self.sealed, self.survivors = read_peers(peers), read_sealed(sealed), read_ids(survivors)
+        return self
 
     @property
     def _whose(self) -> bytes:

@@ -29,6 +29,7 @@ class Terms:
         bits: of the modulus, 1 to 32.
         length: of the summed vectors.
         context: names the federation, round and attempt: what was agreed for one sum is of no use in another.
+        least: vectors without which nobody helps to take the masks off: they have shares of noise in them.
     """
 
     neighbours: int
@@ -36,11 +37,12 @@ class Terms:
     bits: int
     length: int
     context: bytes
+    least: int = 0
 
     @property
     def digest(self) -> bytes:
         """SHA-256 over all of them: who signs in one sum has signed in no other."""
-        numbers = struct.pack(">IdII", self.neighbours, self.threshold, self.bits, self.length)
+        numbers = struct.pack(">IdIII", self.neighbours, self.threshold, self.bits, self.length, self.least)
         return hashlib.sha256(numbers + self.context).digest()
 
     @property

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import Family, name_of, setting
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
-from fedpeft.privacy.secure_sum.integers import check_fits
+from fedpeft.privacy.secure_sum.integers import FEWEST_LEVELS, Integers, check_fits, levels
 from fedpeft.spec import parse_spec
 
 FEWEST: Final = 3
@@ -31,6 +31,9 @@ class SecureSum:
     )  # fmt: skip
     headroom: float = setting(4.0, "weighted updates are clipped to so many times their last round's mean norm", low=1)
 
+    noisy: ClassVar[bool] = False
+    """Whether clients add noise, and all that they tell is hidden by it."""
+
     def check(self, cohort: int) -> None:
         """Refuse sums of so few clients that one could be told from the others, or so many that they don't fit.
 
@@ -41,10 +44,38 @@ class SecureSum:
             raise PrivacyError(f"{self.name} adds up the updates of {FEWEST} clients or more; the cohort has {cohort}")
         check_fits(cohort, self.bits)
 
+    def check_lies(self) -> None:
+        """Refuse a threshold with which a server that tells clients different things could read one.
+
+        Raises:
+            PrivacyError: says which is legal.
+        """
+        if self.threshold < 2 / 3:
+            raise PrivacyError(
+                f"with threshold={self.threshold:g} a server that tells clients different things could take the masks "
+                f"off one of them; real clients take part in {self.name} with a threshold of 2/3 or more, such as 0.67"
+            )
+
     @property
     def name(self) -> str:
         """As on the command line."""
         return name_of(type(self))
+
+    def least(self, clients: int) -> int:
+        """Of so many clients' vectors, those without which there must be no sum; masks have a threshold by itself."""
+        return 0
+
+    def variance(self, clients: int, round: int) -> float:
+        """Of the noise in each entry of the sum of so many clients."""
+        return 0.0
+
+    def fits(self, clients: int, bits: int) -> bool:
+        """Whether a sum of so many clients has enough steps in so many bits."""
+        return levels(clients, bits) >= FEWEST_LEVELS
+
+    def integers(self, clients: int, bits: int, size: int, numbers: int, clip: float, round: int) -> Integers:
+        """How the contributions of a round's sum become integers; see `Integers`, round 0: before round 1."""
+        return Integers(clients, bits, size, numbers, clip)
 
 
 SUMS: Family[SecureSum] = Family("fedpeft.privacy.sums", "secure sum", kind=SecureSum)

@@ -1,6 +1,7 @@
 """What members and the coordinator of a secure sum say to each other, as bytes.
 
-    keys       public keys (mask, share), commitment to the own seed, signature          member -> coordinator
+    keys       public keys (mask, share), commitment to the own seed, signature,
+               certificate                                                               member -> coordinator
     peers      id and keys of each neighbour                                             coordinator -> member
     sealed     id and sealed shares, for each neighbour or of each                       both ways
     vector     the masked integers, packed                                               member -> coordinator
@@ -9,7 +10,8 @@
     witnesses  id and signature of each neighbour                                        coordinator -> member
     shares     id, which secret it is of, and the share, for each neighbour              member -> coordinator
 
-All are records of fixed size after a count, except that signatures have a length; whatever does not fit is refused.
+All are records of fixed size after a count, except that signatures and certificates have a length; whatever does not
+fit is refused.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ LONGEST_SIGNATURE: Final = 144
 SEED, MASK = 0, 1
 """Which secret a share is of: the seed of the own mask, or the private key of the pairwise masks."""
 
+LONGEST_CERTIFICATE: Final = 4096
+"""Bytes of a certificate; those of `python -m fedpeft.certs` have about 500."""
+
 MOST: Final = 100_000
 """Records in one message."""
 
@@ -44,12 +49,14 @@ class Keys:
         mask, share: public keys, of pairwise masks and of what seals shares; 32 bytes.
         commitment: SHA-256 of the seed of the own mask: a coordinator sees whether shares have led to it.
         signature: over all that, in the sum's context.
+        certificate: of the key that it is signed with, DER; empty where everybody knows the keys, in simulations.
     """
 
     mask: bytes
     share: bytes
     commitment: bytes
     signature: bytes = b""
+    certificate: bytes = b""
 
     @property
     def signed(self) -> bytes:
@@ -58,12 +65,12 @@ class Keys:
 
     def to_bytes(self) -> bytes:
         """As they travel."""
-        return self.signed + _lengthy(self.signature)
+        return self.signed + _lengthy(self.signature) + len(self.certificate).to_bytes(2, "big") + self.certificate
 
     @classmethod
     def of(cls, reader: Reader) -> Self:
         """From where the reader stands."""
-        return cls(reader.take(KEY), reader.take(KEY), reader.take(KEY), reader.signature())
+        return cls(reader.take(KEY), reader.take(KEY), reader.take(KEY), reader.signature(), reader.certificate())
 
 
 class Reader:
@@ -99,6 +106,13 @@ class Reader:
             raise PayloadError(f"{self._what} of a secure sum hold a signature of {length} bytes")
         return self.take(length)
 
+    def certificate(self) -> bytes:
+        """Bytes behind their length; perhaps none."""
+        length = int.from_bytes(self.take(2), "big")
+        if length > LONGEST_CERTIFICATE:
+            raise PayloadError(f"{self._what} of a secure sum hold a certificate of {length} bytes")
+        return self.take(length)
+
     def ids(self) -> Iterable[int]:
         """So many records follow; yields the id of each, which is where it begins; all are different."""
         count = self.number()
@@ -117,6 +131,12 @@ class Reader:
         """Nothing may follow."""
         if self._at != len(self._content):
             raise PayloadError(f"{self._what} of a secure sum have {len(self._content) - self._at} bytes too many")
+
+
+def most_said(clients: int, neighbours: int) -> int:
+    """Bytes of what the others in a sum of so many clients say to one, at most."""
+    keys = 3 * KEY + 1 + LONGEST_SIGNATURE + 2 + LONGEST_CERTIFICATE
+    return 4 + 4 * clients + min(neighbours + 1, clients) * (4 + max(keys, SEALED))
 
 
 def keys_of(content: bytes) -> Keys:

@@ -1,0 +1,227 @@
+"""A client whose local training is a Trainer's (of transformers or trl): its own optimizer, data and callbacks.
+
+Between receiving and sending, `trainer.train()` runs as the script has set it up. Everything else of a client
+(`fedpeft.clients.client`) is as ever: what is decoded, kept between rounds, encoded and sent. Under torchrun one
+process speaks to the server, and tells the others what to train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fedpeft.clients.executor import Job, Totals, Trained, leading, placed
+from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.local_work import LocalWork
+from fedpeft.clients.sequential import SequentialExecutor
+from torch import distributed
+
+from fedpeft import seeds
+from fedpeft.communication.base_residual import ResidualFiles
+from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.models.task import FederatedModel, trainable
+from fedpeft.peft.adapter import ClientForm, Layout, State
+
+LONGEST_WAIT = timedelta(days=30)
+"""How long processes wait for the one that waits for the server."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all processes of a script train.
+
+    Attributes:
+        state, form: what they start from.
+        trained: names of the tensors that change.
+        rate: share of the script's learning rate.
+        steps: 0: as the script says.
+        seed: of the round's random numbers.
+    """
+
+    state: State
+    form: ClientForm | None
+    trained: frozenset[str]
+    rate: float
+    steps: int
+    seed: int
+
+
+class Ranks:
+    """The processes of a script; one alone where torch.distributed is not in use."""
+
+    def __init__(self) -> None:
+        self.many = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+        self.first = not self.many or distributed.get_rank() == 0
+        self._group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT) if self.many else None
+
+    def tell(self, order: Order | None) -> Order | None:
+        """What the first process gives, in all of them; None: there is nothing more to do."""
+        if not self.many:
+            return order
+        said = [order]
+        distributed.broadcast_object_list(said, src=0, group=self._group)
+        return said[0]
+
+
+class TrainerExecutor(SequentialExecutor):
+    """Trains by `trainer.train()`, in every process of the script.
+
+    Args:
+        trainer: of transformers, its model one of the `peft` library.
+        model: around the trainer's.
+        train: the trainer's own method.
+        ranks: the processes.
+        layout: of what is exchanged; processes that don't speak to the server need none.
+        rate: the federation's learning rate, which the script's stands for.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        model: FederatedModel,
+        train: Callable[[], Any],
+        ranks: Ranks,
+        layout: Layout | None = None,
+        rate: float = 1.0,
+    ) -> None:
+        self.trainer = trainer
+        self.model = model
+        self.parameters = trainable(model)
+        self.ranks = ranks
+        self.rate = rate
+        self._layout = layout
+        self._train_once = train
+        self._makes_optimizer = trainer.optimizer is None
+
+    @property
+    def layout(self) -> Layout:  # type: ignore[override]
+        """Of what is exchanged."""
+        assert self._layout is not None, "of the process that speaks to the server"
+        return self._layout
+
+    def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
+        """One after another.
+
+        Raises:
+            ConfigError: a job needs the gradients of single steps.
+        """
+        for job in jobs:
+            if job.corrections or job.offsets is not None or job.privacy is not None:
+                raise ConfigError("a Trainer's steps are its own: corrections and gradients per example are not for it")
+            order = Order(
+                job.received,
+                job.form or self.layout.form,
+                job.trained,
+                job.learning_rate / self.rate,
+                job.training.steps_for(len(job.rows)),
+                seeds.integer(job.seed, "trainer", job.round, job.client) % 2**31,
+            )
+            self.ranks.tell(order)
+            loss, made = self.carry_out(order)
+            state = {
+                n: leading(self.parameters[n].detach(), job.received[n]) for n in self.parameters if n in job.trained
+            }
+            yield Trained(job.client, state, loss, made, len(job.rows))
+
+    def carry_out(self, order: Order) -> tuple[float, int]:
+        """A round's training, in this process; the mean loss and the number of steps."""
+        from transformers import set_seed
+
+        trainer, args = self.trainer, self.trainer.args
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.requires_grad_(name in order.trained)
+            for name, tensor in order.state.items():
+                self.parameters[name].copy_(placed(tensor, self.parameters[name]))
+        self._scale(order.form)
+        loader: Any = getattr(getattr(trainer, "accelerator", None), "dataloader_config", None)
+        before = args.learning_rate, args.max_steps, getattr(loader, "data_seed", None)
+        args.learning_rate = before[0] * order.rate
+        args.max_steps = order.steps or before[1]
+        if loader is not None:
+            loader.data_seed = order.seed
+        if self._makes_optimizer:  # its own starts anew each round, as its learning rate does; a given one goes on
+            trainer.optimizer = trainer.lr_scheduler = None
+        trainer.model_wrapped = trainer.model  # which tensors have gradients may be others now
+        set_seed(order.seed)
+        try:
+            output = self._train_once()
+        finally:
+            args.learning_rate, args.max_steps = before[:2]
+            if loader is not None:
+                loader.data_seed = before[2]
+            for parameter in self.parameters.values():
+                parameter.requires_grad_(True)
+        return float(output.training_loss), int(trainer.state.global_step)
+
+
+class AsTheScriptSays(LocalWork):
+    """The trainer's own number of steps, on rows in its own order."""
+
+    walks_by_steps = False
+
+    def steps_for(self, rows: int, batch_size: int) -> int:
+        """0: it is not ours to say."""
+        return 0
+
+
+class OwnRows:
+    """Rows that only the trainer reads."""
+
+    lengths = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class TrainerPlan:
+    """What a client is told of its work (see `fedpeft.clients.workbench.WorkPlan`, whose names these are).
+
+    Attributes:
+        layout: the trainable tensors.
+        training: settings of local training; those of the script take their place.
+        seed: of the federation.
+        dtype: of the base, as the federation says.
+        residuals: folder of what exact rules have put into the base.
+    """
+
+    layout: Layout
+    training: LocalTraining
+    seed: int
+    dtype: str
+    residuals: Path
+    classes: int = 0
+    executor: str = "trainer"
+
+
+class TrainerBench:
+    """A workbench (`fedpeft.clients.workbench.Workbench`) around a trainer."""
+
+    def __init__(self, plan: TrainerPlan, executor: TrainerExecutor) -> None:
+        self.plan = replace(plan, training=replace(plan.training, work=AsTheScriptSays()))
+        self.executor = executor
+        self.examples = OwnRows()
+        self._version = 0
+
+    def at(self, base: str) -> TrainerBench:
+        """Itself: the base is as the script has loaded it.
+
+        Raises:
+            PayloadError: the server asks for another precision.
+        """
+        if base not in ("", self.plan.dtype):
+            raise PayloadError(f"the server asks for a base in {base}; a trainer's base is as its script has loaded it")
+        return self
+
+    def rebase(self, version: int) -> None:
+        """Put the adapted layers on W0 plus the residual of `version`; 0: on W0."""
+        if version != self._version:
+            self.executor.set_residual(ResidualFiles(self.plan.residuals).get(version))
+            self._version = version
+
+    def evaluate(self, *_: Any) -> Totals:
+        """Nothing: no rows are held out here."""
+        return Totals()

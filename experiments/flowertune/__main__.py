@@ -1,0 +1,63 @@
+"""`python -m experiments.flowertune`: the template's way of working against ours, same base, rows, rounds and steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments import one_sentence
+from experiments.flowertune.settings import Found, Settings
+from experiments.flowertune.sides import one
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Compare both sides."""
+
+    settings: tyro.conf.OmitArgPrefixes[Settings] = dataclasses.field(default_factory=Settings)
+    only: str = ""
+    """template or ours; empty: both"""
+    output: Path | None = None
+    """a .jsonl file that a line per run is added to"""
+
+
+def table(found: list[Found]) -> Table:
+    """Means of both sides over the seeds."""
+    shown = Table("", *dict.fromkeys(f.side for f in found))
+    for field in dataclasses.fields(Found)[2:]:
+        sides: dict[str, list[float]] = {}
+        for each in found:
+            sides.setdefault(each.side, []).append(getattr(each, field.name))
+        shown.add_row(field.name.replace("_", " "), *(f"{sum(v) / len(v):,.3f}" for v in sides.values()))
+    return shown
+
+
+def main(command: Command) -> int:
+    """Run, print, and write what was found."""
+    console, found = Console(), []
+    for seed in range(command.settings.seeds):
+        for side in ("template", "ours"):
+            if command.only not in ("", side):
+                continue
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+                found.append(alone.submit(one, side, command.settings, seed).result())
+            line = json.dumps(dataclasses.asdict(found[-1]) | {"of": dataclasses.asdict(command.settings)})
+            console.print(line, highlight=False, soft_wrap=True)
+            if command.output is not None:
+                with open(command.output, "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+    console.print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        sys.exit(main(tyro.cli(Command, description=__doc__)))

@@ -1,0 +1,73 @@
+"""The same configuration by `python -m fedpeft.flowertune`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from experiments.flowertune.settings import Settings
+
+PROJECT = """
+[tool.flwr.app.config]
+model.name = "{model}"
+model.quantization = 0
+model.gradient-checkpointing = false
+model.lora.peft-lora-r = {rank}
+model.lora.peft-lora-alpha = {alpha}
+model.lora.target-modules = "q_proj,v_proj"
+train.save-every-round = {rounds}
+train.learning-rate-max = {learning_rate}
+train.learning-rate-min = {least}
+train.seq-length = {tokens}
+train.training-arguments.per-device-train-batch-size = {batch}
+train.training-arguments.max-steps = {steps}
+strategy.fraction-train = {fraction}
+num-server-rounds = {rounds}
+
+[tool.flwr.app.config.static]
+dataset.name = "flwrlabs/alpaca-gpt4"
+"""
+
+
+def run(settings: Settings, seed: int, rows: Path, test: Path, folder: Path) -> dict[str, Any]:
+    """The run; what it has sent, loaded and trained on. The adapter is in `folder`/peft."""
+    import transformers
+
+    from fedpeft.flowertune import MIB, main
+
+    project = folder / "project"
+    project.mkdir()
+    known = vars(settings) | {
+        "alpha": 2 * settings.rank,
+        "least": settings.learning_rate / 50,
+        "fraction": 2 / settings.clients,
+    }
+    (project / "pyproject.toml").write_text(PROJECT.format(**known), encoding="utf-8")
+    loads = 0
+    kind: Any = transformers.AutoModelForCausalLM
+    real = kind.from_pretrained
+
+    def counted(*given: Any, **named: Any) -> Any:
+        nonlocal loads
+        loads += 1
+        return real(*given, **named)
+
+    kind.from_pretrained = counted
+    words = [str(project), "--data", str(rows), "--test", str(test), "--clients", str(settings.clients)]
+    words += ["--codec", settings.codec, "--workers", str(settings.workers), "--seed", str(seed), "--dtype", "bf16"]
+    try:
+        if main([*words, "--output", str(folder / "run")]) != 0:
+            raise RuntimeError("the run has failed")
+    finally:
+        kind.from_pretrained = real
+    shutil.copytree(folder / "run" / f"peft_{settings.rounds}", folder / "peft")
+    traffic = json.loads((folder / "run" / "communication.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert MIB == 1024**2
+    return {
+        "base_loads": loads + settings.workers,  # a worker loads it once, when it first trains
+        "traffic": traffic["bytes"],
+        "distinct_rows": summary["distinct_rows"],
+    }

@@ -1,0 +1,38 @@
+"""One side of the comparison, in a process of its own."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.flowertune.rows import write
+from experiments.flowertune.settings import Found, Settings
+
+TEST_SEED = 1_000_003
+
+
+def one(side: str, settings: Settings, seed: int) -> Found:
+    """A side; the memory of this process and of its children is watched."""
+    from fedpeft.machine.memory import PeakMemory
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        rows, test = write(folder / "rows.jsonl", settings.rows, seed), folder / "test.jsonl"
+        write(test, settings.test_rows, TEST_SEED)
+        started = time.perf_counter()
+        with PeakMemory() as memory:
+            if side == "template":
+                from experiments.flowertune import template
+
+                found: dict[str, Any] = template.run(settings, seed, rows, folder)
+            else:
+                from experiments.flowertune import ours
+
+                found = ours.run(settings, seed, rows, test, folder)
+        seconds = time.perf_counter() - started
+        from experiments.flowertune.judge import judged
+
+        loss, exact = judged(settings, test, folder / "peft")
+    return Found(side, seed, peak_memory_mb=memory.bytes / 1e6, seconds=seconds, loss=loss, exact_match=exact, **found)

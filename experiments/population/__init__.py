@@ -1,0 +1,1 @@
+"""What a simulation costs as its clients grow in number."""

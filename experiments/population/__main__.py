@@ -1,0 +1,155 @@
+"""What do very many clients cost? `python -m experiments.population`: 1,000 to 1,000,000 of them, a cohort of 100.
+
+Runs `python -m fedpeft.simulate` under the partition `resample`, once for each number of clients, and reads set-up time
+(all phases before the first round), seconds a round, peak memory (PSS of all processes) and the bytes of the last
+checkpoint from the run's own records. Rounds should cost the same whatever the number of clients.
+
+    python -m experiments.population --clients 1000 1000000 --dataset tiny
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import tyro
+
+from experiments import one_sentence
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.models.kernels import cpu_name
+
+ROUNDS = "rounds"
+"""The phase that set-up ends with."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run."""
+
+    clients: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+    """numbers of clients, one run each"""
+    cohort: int = 100
+    """clients of a round"""
+    rows: int = 20
+    """of each client"""
+    rounds: int = 5
+    """of each run"""
+    dataset: str = "20newsgroups"
+    """whose rows are drawn"""
+    tokens: int = 32
+    """texts are cut to so many: less work in training, and the same beside it"""
+    workers: int = 2
+    """worker processes"""
+    output: Path | None = None
+    """a .jsonl file that a line per run is added to"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run has cost; the first round, which loads models into workers, is left out of `round_seconds`."""
+
+    clients: int
+    setup_seconds: float
+    prepare_seconds: float
+    round_seconds: float
+    peak_memory_bytes: int
+    checkpoint_bytes: int
+    rounds: list[float]
+
+    @classmethod
+    def read(cls, folder: Path) -> Cost:
+        """That of a finished run."""
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+        phases = list(summary["phases"].items())
+        before = [name for name, _ in phases].index(ROUNDS)
+        seconds = [line["seconds"] for line in lines if line["round"] > 0]
+        prepared = next((line["seconds"] for line in lines if line["round"] == 0), 0.0)
+        return cls(
+            clients=summary["clients"],
+            setup_seconds=sum(spent for _, spent in phases[:before]),
+            prepare_seconds=prepared or 0.0,
+            round_seconds=median(seconds[1:] or seconds),
+            peak_memory_bytes=summary["peak_memory_bytes"] or 0,
+            checkpoint_bytes=sum(file.stat().st_size for file in (folder / "checkpoint").iterdir()),
+            rounds=seconds,
+        )
+
+
+def measured(settings: Settings, clients: int) -> Cost:
+    """The cost of one run, in processes of its own.
+
+    Raises:
+        RunError: it has failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {
+            "clients": clients,
+            "cohort": settings.cohort,
+            "partition": f"resample(rows={settings.rows})",
+            "rounds": settings.rounds,
+            "dataset": settings.dataset,
+            "tokens": settings.tokens,
+            "workers": settings.workers,
+            "measure": f"validation(every={settings.rounds})",
+            "output": Path(folder) / "run",
+        }
+        command = [sys.executable, "-m", "fedpeft.simulate", *(f"--{name}={value}" for name, value in flags.items())]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+            raise RunError(f"the run of {clients:,} clients has failed: {said[-1]}")
+        return Cost.read(Path(folder) / "run")
+
+
+HEAD = ("clients", "set-up (s)", "of it, asking clients (s)", "a round (s)", "memory (GB)", "checkpoint (kB)")
+
+
+def row(cells: tuple[str, ...]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def cells(cost: Cost) -> tuple[str, ...]:
+    """A run as a row."""
+    return (
+        f"{cost.clients:,}",
+        f"{cost.setup_seconds:.1f}",
+        f"{cost.prepare_seconds:.1f}",
+        f"{cost.round_seconds:.2f}",
+        f"{cost.peak_memory_bytes / 1e9:.2f}",
+        f"{cost.checkpoint_bytes / 1e3:.0f}",
+    )
+
+
+def main(settings: Settings) -> None:
+    """Run and print.
+
+    Raises:
+        ConfigError, RunError: settings that can't be used; a run that has failed.
+    """
+    if not settings.clients or min(settings.clients) < settings.cohort or settings.cohort < 1:
+        raise ConfigError(
+            f"clients={settings.clients}: each number must be at least that of the cohort, which must be 1"
+        )
+    print(row(HEAD), row(("---:",) * len(HEAD)), sep="\n")
+    for clients in settings.clients:
+        cost = measured(settings, clients)
+        print(row(cells(cost)), flush=True)
+        if settings.output is not None:
+            load = round(os.getloadavg()[0], 1)
+            with open(settings.output, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**asdict(cost), "dataset": settings.dataset, "load": load}) + "\n")
+    print(f"\n{cpu_name()}, {settings.workers} workers, load average {os.getloadavg()[0]:.1f} at the end")
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main(tyro.cli(Settings, description=__doc__))

@@ -1,0 +1,177 @@
+"""python -m experiments.privacy.shared_noise: a head that is trained in noisy sums, whose noise clients share.
+
+What `distributed_dp(unit=rows)` releases, by its own accounting, grids and integers, where the head alone is trained:
+on features of the frozen base, with all rows in each round. The start is the private one, of the directions of classes;
+then come rounds of gradient descent with momentum. Test accuracy, against the start with the whole budget; and
+the server's epsilon if a fifth of the clients tell it their noise (and a tenth may have dropped out, and have not).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fedpeft.aggregation.head_start import HEADS, VARIANCE
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.config import RunConfig
+from fedpeft.peft.adapter import Layout, State, TensorSpec
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.accountant import epsilon
+from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
+from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS, signs
+from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.simulation.simulation import Simulation
+
+COLLUDING = 0.2
+
+
+class Clients:
+    """Rows of all clients, and the noisy sums that they form."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        config = RunConfig(
+            dataset=given.dataset, clients=given.clients, tokens=given.tokens, dtype=given.dtype, head="zero", workers=1
+        )
+        with TemporaryDirectory() as folder:
+            simulation = Simulation(config, Path(folder), ConsoleObserver(Console(quiet=True)))
+            setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
+            self.classes, parts = setup.facts.classes, []
+            for data in (rows.all, rows.dataset.test):
+                key = setup.tokenised(data, setup.tokens)
+                workers.freeze(key, 0, "frozen features")
+                assert data.labels is not None
+                features = workers.work.store(key, 0).features(np.arange(len(data.labels))).double()
+                parts.append((features, torch.from_numpy(np.asarray(data.labels)).long()))
+            simulation.close()
+        (features, labels), (self.test, self.truth) = parts
+        shards = [rows.partition.shard(client) for client in range(given.clients)]
+        self.rows = [(features[shard], labels[shard]) for shard in shards]
+        width = features.shape[1]
+        tensors = (
+            TensorSpec("head.weight", (self.classes, width), "head", "head"),
+            TensorSpec("head.bias", (self.classes,), "head", "head"),
+        )
+        self.federation = Exposure(
+            strategy=strategies.build("fedit"),
+            method=PEFT_METHODS.build("lora"),
+            layout=Layout(tensors),
+            rows=np.array([len(shard) for shard in shards]),
+            steps=np.ones(given.clients),
+            participations=np.full(given.clients, given.rounds),
+            batch_size=max(map(len, shards)),
+            rounds=given.rounds,
+            cohort=given.clients,
+            even=True,
+            start=True,
+            start_entries=self.classes * width + 2,
+            trained=(self.classes * (width + 1),) * 2,
+        )
+
+    def summed(self, sums: SharedNoise, round: int, vectors: list[Tensor], random: np.random.Generator) -> Tensor:
+        """The sum of the clients' vectors, as the server decodes it."""
+        count, size = len(vectors), len(vectors[0])
+        bits = sums.bits if round else STATISTICS_BITS
+        integers, turns = sums.integers(count, bits, size, 1, sums.clip, round), signs(0, round, size)
+        total = np.zeros(integers.length, np.int64)
+        for vector in vectors:
+            total += integers.encode(vector.numpy(), np.ones(1), turns, random)
+        found, _ = integers.decode(total % 2**bits, count, turns)
+        return torch.from_numpy(found)
+
+    def started(self, sums: SharedNoise, random: np.random.Generator) -> State:
+        """The head of the private start."""
+        head = HEADS.build("private_centroids")
+        own = [head.statistics(x, y, self.classes) for x, y in self.rows]
+        flat = [torch.cat([s["lengths"], s["sums"].flatten()]) for s in own]
+        total = self.summed(sums, 0, flat, random)
+        variance = torch.tensor([sums.variance(len(own), 0)])
+        told = {"lengths": total[:2], "sums": total[2:].reshape(self.classes, -1), VARIANCE: variance}
+        return head.solve(told, self.test.shape[1], self.classes)
+
+    def gradients(self, x: Tensor, y: Tensor, state: State, clip: float) -> Tensor:
+        """The sum of one client's clipped gradients, weight and bias in one vector."""
+        errors = torch.softmax(x @ state["head.weight"].T + state["head.bias"], 1)
+        errors[torch.arange(len(y)), y] -= 1
+        lengths = errors.norm(dim=1) * (x.square().sum(1) + 1).sqrt()
+        errors = errors * (clip / lengths.clamp(min=clip))[:, None]
+        return torch.cat([(errors.T @ x).flatten(), errors.sum(0)])
+
+    def trained(self, sums: SharedNoise, state: State, rate: float, random: np.random.Generator) -> State:
+        """The head after all rounds: momentum 0.9, a rate that falls to zero."""
+        momentum, rounds = torch.zeros(self.classes * (self.test.shape[1] + 1), dtype=torch.float64), 0
+        rounds = self.federation.rounds
+        for round in range(1, rounds + 1):
+            vectors = [self.gradients(x, y, state, sums.clip) for x, y in self.rows]
+            momentum = 0.9 * momentum + self.summed(sums, round, vectors, random) / sums.expected
+            step = -rate * (1 - (round - 1) / rounds) * momentum
+            weight, bias = step[: -self.classes].reshape(self.classes, -1), step[-self.classes :]
+            state = {"head.weight": state["head.weight"] + weight, "head.bias": state["head.bias"] + bias}
+        return state
+
+    def accuracy(self, state: State) -> tuple[float, float]:
+        """On the test rows, and the mean over classes."""
+        right = ((self.test @ state["head.weight"].T + state["head.bias"]).argmax(1) == self.truth).double()
+        by_class = [float(right[self.truth == label].mean()) for label in torch.unique(self.truth)]
+        return float(right.mean()), float(np.mean(by_class))
+
+
+def row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
+    """A line of the table."""
+    federation = clients.federation
+    found: dict[str, list[Any]] = {"start": [], "trained": []}
+    alone, mechanism = (DistributedDP(epsilon=budget, clip=given.clip, start=share) for share in (1.0, given.start))
+    whole = alone.sums_of(federation, 0.0, alone.start_noise(federation))
+    start, noise = mechanism.start_noise(federation), mechanism.noise(federation)
+    assert start is not None
+    sums = mechanism.sums_of(federation, noise, start)
+    for seed in range(given.seeds):
+        random = np.random.default_rng(seed)
+        found["start"].append(clients.accuracy(clients.started(whole, random)))
+        state = clients.trained(sums, clients.started(sums, random), given.rate, random)
+        found["trained"].append(clients.accuracy(state))
+    models = epsilon(mechanism.to_all(federation, noise, start, 1, federation.rounds), mechanism.delta(federation))
+    colluding = DistributedDP(epsilon=budget, clip=given.clip, start=given.start, collude=COLLUDING)
+    events = {
+        colluding.begun(federation, start)[0][0]: 1,
+        colluding.charges(federation, [0], noise)[0][0]: given.rounds,
+    }
+    server = epsilon(events, mechanism.delta(federation))
+    cells = [f"{np.mean(v, 0)[0]:.3f} / {np.mean(v, 0)[1]:.3f} (± {np.std(v, 0)[0]:.3f})" for v in found.values()]
+    growth = sums.later.growth if sums.later else 1.0
+    return f"| {models:.2f} | {server:.2f} | {cells[0]} | {cells[1]} | {noise:.2f} | {growth:.3f} |"
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="reuters_r8")
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=26.0)
+    parser.add_argument("--clip", type=float, default=0.3)
+    parser.add_argument("--start", type=float, default=0.2)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epsilons", nargs="+", type=float, default=[8, 4, 2, 1])
+    given = parser.parse_args()
+    clients = Clients(given)
+    print(
+        "| epsilon against all, the server too | the server's, if a fifth collude | start alone, accuracy "
+        "/ balanced | trained | noise multiplier | growth by rounding |\n|---:|---:|---:|---:|---:|---:|"
+    )
+    for budget in given.epsilons:
+        print(row(clients, budget, given), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""All clients' changes of one layer's effective weight, over columns and rows that they have in common.
+
+    D_k = s_k (B_k A_k - B A) = s_k (dB_k (A + dA_k) + B dA_k)
+
+B and A, what a client started from, are the same for all clients of one form. So the D_k of K clients of rank r lie in
+the span of K r + r columns [dB_1 .. dB_K, B] and as many rows, half as many as those of the stacked D_k; every inner
+product of changes follows from the Gram matrices of these columns and rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedpeft.aggregation.update import Update
+from fedpeft.peft.adapter import LoraPair
+from fedpeft.peft.low_rank import LowRank, gram_matrix, leading_eigenvectors, root, times
+
+FAINT = 1e-7
+"""A direction whose singular value is below this fraction of the largest is rounding."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The changes D_k of K clients in one layer, as T = sum_k r_k terms of rank one.
+
+    Term t is s_t (dB[:, t] (A[origin_t] + dA[t]) + B[:, origin_t] dA[t]).
+
+    Attributes:
+        moved_left, moved_right: dB (out, T) and dA (T, in), one column and row for each term.
+        start_left, start_right: B (out, P) and A (P, in), of the states that clients started from, each once.
+        owner: int64 (T,), whose term it is, 0 to K - 1, ascending.
+        origin: int64 (T,), which column of B and row of A goes with it.
+        scales: s_k (K,), fp64.
+    """
+
+    moved_left: Tensor
+    moved_right: Tensor
+    start_left: Tensor
+    start_right: Tensor
+    owner: Tensor
+    origin: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, pair: LoraPair, updates: Sequence[Update]) -> Changes:
+        """Those of a layer, from at least one client's update."""
+        starts: list[tuple[Tensor, Tensor]] = []
+        firsts: list[int] = []
+        dB, dA, owner, start, scales = [], [], [], [], []
+        for k, u in enumerate(updates):
+            B, A = u.received[pair.B], u.received[pair.A]
+            same = (i for i, known in enumerate(starts) if _equal(known, (B, A)))
+            group = next(same, len(starts))
+            if group == len(starts):
+                firsts.append(sum(len(known) for _, known in starts))
+                starts.append((B, A))
+            dB.append(u.delta.get(pair.B, torch.zeros_like(B)))
+            dA.append(u.delta.get(pair.A, torch.zeros_like(A)))
+            owner.append(torch.full((len(A),), k))
+            start.append(firsts[group] + torch.arange(len(A)))
+            scales.append(u.scale)
+        return cls(
+            torch.cat(dB, 1),
+            torch.cat(dA),
+            torch.cat([B for B, _ in starts], 1),
+            torch.cat([A for _, A in starts]),
+            torch.cat(owner),
+            torch.cat(start),
+            torch.tensor(scales, dtype=torch.float64),
+        )
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        """Gram matrix (T + P, T + P) of the columns [dB, B], fp64."""
+        return gram_matrix(self.moved_left.T, self.start_left.T)
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        """Gram matrix (T + P, T + P) of the rows [dA; A], fp64."""
+        return gram_matrix(self.moved_right, self.start_right)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Where each term's dB (or dA), and its B (or A), stand in these matrices: (T,) each."""
+        return torch.arange(len(self.owner)), len(self.owner) + self.origin
+
+    def inner_products(self) -> Tensor:
+        """<D_i, D_j>, (K, K), fp64; not a number where an update is none."""
+        left, right, (d, b), terms = self._columns, self._rows, self._places, len(self.owner)
+        moved = right[d] + right[b]  # the rows A + dA with all
+        products = left[:terms, :terms] * (moved[:, :terms] + moved[:, b])
+        mixed = left[:terms][:, b] * moved[:, :terms]  # dB of one with B of the other: <A_i + dA_i, dA_j>
+        products += mixed + mixed.T
+        products += left[b][:, b] * right[:terms, :terms]
+        weight = self.scales[self.owner]
+        products *= weight * weight[:, None]
+        by_row = products.new_zeros(len(self.scales), terms).index_add_(0, self.owner, products)
+        return by_row.new_zeros(len(self.scales), len(self.scales)).index_add_(1, self.owner, by_row)
+
+    def _of(self, client: int) -> slice:
+        """The terms of a client."""
+        bounds = torch.searchsorted(self.owner, torch.tensor([client, client + 1])).tolist()
+        return slice(*bounds)
+
+    def weighted(self, coefficients: Sequence[float]) -> LowRank:
+        """sum_k c_k D_k, of width T + P; clients with c_k = 0 are not read."""
+        weight = torch.tensor(coefficients, dtype=torch.float64)[self.owner] * self.scales[self.owner]
+        counts = weight != 0
+        weight, dA, start = weight[counts].to(self.moved_right.dtype), self.moved_right[counts], self.origin[counts]
+        together = self.start_right.new_zeros(self.start_right.shape).index_add_(0, start, dA * weight[:, None])
+        used = torch.unique(start)
+        left = torch.cat([self.moved_left[:, counts] * weight, self.start_left[:, used]], 1)
+        return LowRank(left, torch.cat([self.start_right[start] + dA, together[used]]))
+
+    def bases(self, dimensions: int) -> tuple[Tensor, Tensor]:
+        """The leading eigenvectors of sum_k D_k D_k^T / norm(D_k)^2 and of the same sum of D_k^T D_k.
+
+        They depend on the D_k alone, not on their factors; each client has the same say, however large its update.
+
+        Returns:
+            U (out, dimensions) and V (in, dimensions), fp64, with zero columns where there are no directions.
+        """
+        left, right, (d, b), terms = self._columns, self._rows, self._places, len(self.owner)
+        squares = self.inner_products().diagonal()
+        say = torch.where(squares > 0, self.scales.square() / squares, 0.0)[self.owner]
+        weight = (self.owner == self.owner[:, None]) * say
+        moved = right[d] + right[b]  # the rows A + dA with all
+        # D D^T = [dB, B] M [dB, B]^T, where M holds the inner products of the rows that the columns go with
+        of_columns = torch.zeros_like(left)
+        _place(
+            of_columns,
+            d,
+            b,
+            (moved[:, :terms] + moved[:, b]) * weight,
+            moved[:, :terms] * weight,
+            right[d][:, d] * weight,
+        )
+        # D^T D in the same way; the row A + dA goes with dB, dA goes with B
+        dd, db, bb = left[d][:, d] * weight, left[d][:, b] * weight, left[b][:, b] * weight
+        of_rows = torch.zeros_like(right)
+        _place(of_rows, d, b, dd + db + db.T + bb, dd + db.T, dd)
+        return (
+            _eigenvectors(torch.cat([self.moved_left, self.start_left], 1), left, of_columns, dimensions),
+            _eigenvectors(torch.cat([self.moved_right, self.start_right]).T, right, of_rows, dimensions),
+        )
+
+    def coordinates(self, U: Tensor, V: Tensor) -> Tensor:
+        """U^T D_k V of each client, (K, u, v), in the factors' precision."""
+        dB, B = U.T.to(self.moved_left.dtype) @ self.moved_left, U.T.to(self.start_left.dtype) @ self.start_left
+        dA, A = self.moved_right @ V.to(self.moved_right.dtype), self.start_right @ V.to(self.start_right.dtype)
+        found = []
+        for k, scale in enumerate(self.scales.tolist()):
+            own = self._of(k)
+            moved = A[self.origin[own]] + dA[own]
+            found.append(scale * (dB[:, own] @ moved + B[:, self.origin[own]] @ dA[own]))
+        return torch.stack(found)
+
+
+def squared_length(pair: LoraPair, update: Update) -> Tensor:
+    """norm(D_k)^2 of one client in a layer, fp64."""
+    B, A = update.received[pair.B].double(), update.received[pair.A].double()
+    dB = update.delta[pair.B].double() if pair.B in update.delta else torch.zeros_like(B)
+    dA = update.delta[pair.A].double() if pair.A in update.delta else torch.zeros_like(A)
+    left, right = torch.cat([dB, B], 1), torch.cat([A + dA, dA])
+    return update.scale**2 * ((left.T @ left) * (right @ right.T)).sum()
+
+
+def _equal(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    return all(a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in zip(one, other, strict=True))
+
+
+def _place(matrix: Tensor, d: Tensor, b: Tensor, dd: Tensor, db: Tensor, bb: Tensor) -> None:
+    """Add the blocks dd, db (and its transpose bd), and bb, each (T, T), to the rows and columns of a Gram matrix."""
+    for rows, to_d, to_b in ((d, dd, db), (b, db.T, bb)):
+        wide = matrix.new_zeros(len(d), len(matrix)).index_add_(1, d, to_d).index_add_(1, b, to_b)
+        matrix.index_add_(0, rows, wide)
+
+
+def _eigenvectors(X: Tensor, gram: Tensor, middle: Tensor, count: int) -> Tensor:
+    """The leading eigenvectors (n, count) of X M X^T, from the Gram matrix of X's columns; fp64."""
+    lengths = gram.diagonal().sqrt()
+    unit = torch.where(lengths > 0, lengths, 1.0)  # columns made equally long, so that M hides no direction
+    C, _ = root(middle * lengths * lengths[:, None])
+    values, vectors = leading_eigenvectors(C.T @ ((gram / unit / unit[:, None]) @ C), min(count, C.shape[1]))
+    sizes = values.clamp_min(0.0).sqrt()
+    found = times(X, (C @ vectors) / unit[:, None]) / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
+    return torch.nn.functional.pad(found * (sizes > FAINT * sizes[:1]), (0, count - found.shape[1]))

@@ -1,0 +1,180 @@
+"""Rows of Flower's FlowerTune tracks, on the clients that have them there: `flowertune(NAME, track=finance)`.
+
+    general_nlp   the prompt is the column instruction; the column input is left out, as the template does
+    finance, code the prompt is instruction, a space, input
+    medical       the prompt is the column input
+
+The answer is the column output, a space before it; prompt and answer are cut into tokens as one text, and only the
+answer's are learned. Templates add no token that ends an answer: `end=True` does. Row i of the data lies on the client
+that has it in `dataset.shuffle(seed=42)` cut into contiguous shards (Flower's IidPartitioner): its owner, for the
+natural partition. Rows that are held out for validation and test are missing there; all others lie as they did.
+
+Source: github.com/adap/flower, examples/flowertune-llm-* (Apache-2.0). The data sets have licences of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.data.prompt_templates import PromptTemplate
+from fedpeft.data.rows import Dataset, Rows, split_validation
+from fedpeft.data.user_rows import DELIMITERS, JSON_LINES, Table, records
+from fedpeft.errors import AssetError, DataError
+from fedpeft.parts import setting
+
+TRACKS = {
+    "general_nlp": ("flwrlabs/alpaca-gpt4", 20),
+    "finance": ("flwrlabs/fingpt-sentiment-train", 50),
+    "medical": ("flwrlabs/medical-meadow-medical-flashcards", 20),
+    "code": ("flwrlabs/code-alpaca-20k", 10),
+}
+"""Data set and number of clients (SuperNodes) of each track."""
+
+ENDINGS = (*JSON_LINES, *DELIMITERS, ".json")
+
+
+@dataclass(frozen=True)
+class FlowerTune:
+    """Instructions of a track."""
+
+    argument: ClassVar[str] = "name"
+    template: ClassVar[str] = "flowertune"
+
+    name: str = setting(
+        dataclasses.MISSING,
+        "data set on the hub, a folder with a copy, or a file (.jsonl, .json, .csv, .tsv)",
+        path=True,
+    )
+    track: str = setting("general_nlp", "which columns make the prompt", choices=tuple(TRACKS))
+    clients: int = setting(20, "into how many shards the rows are cut", low=1, high=100_000)
+    shuffle: int = setting(42, "seed of the shuffling; not the run's seed", low=0)
+    end: bool = setting(False, "the model's end-of-text token behind each answer is learned, too")
+    test: str | None = setting(None, "file of test rows with the same columns; None: hold some rows out", path=True)
+    held_out: int = setting(200, "rows held out for test where `test` is None; at most a tenth of all", low=1)
+
+    def load(self) -> Dataset:
+        """The rows, checked.
+
+        Raises:
+            AssetError: the data set can't be fetched, or the extra 'hub' is missing.
+            DataError: its rows can't be used, or there are fewer than clients.
+        """
+        texts = self._texts(self.name)
+        rows = Rows(texts, None, shards(len(texts), self.clients, self.shuffle))
+        if self.test is None:
+            rows, test = split_validation(rows, min(self.held_out, max(1, len(rows) // 10)))
+        else:
+            test = Rows(self._texts(self.test))
+        return Dataset(
+            name=f"flowertune {self.track}",
+            kind="text",
+            task="instruction(beyond=unlearned)",
+            train=rows,
+            test=test,
+            label_names=None,
+            default_model="smollm2",
+        )
+
+    def _texts(self, source: str) -> list[str]:
+        table = Table([], None, None)
+        for place, record in _records(source):
+            table.texts.append(self.row(record, f"{place} of {source}"))
+        if not table.texts:
+            raise DataError(f"{source} has no rows")
+        return table.texts
+
+    def row(self, record: Mapping[str, Any], where: str) -> str:
+        """A record as one text (`fedpeft.data.conversations`).
+
+        Raises:
+            DataError: a column is missing or holds no text; `where` is named.
+        """
+        instruction = _column(record, "input" if self.track == "medical" else "instruction", where)
+        if self.track in ("finance", "code"):
+            instruction += " " + _column(record, "input", where, empty=True)
+        answer = _column(record, "output", where)
+        prompt = PromptTemplate(self.template).prompt({"instruction": instruction}, where)
+        return json.dumps({"prompt": prompt, "answer": f" {answer}", "whole": True, "end": self.end})
+
+
+def shards(rows: int, clients: int, seed: int) -> NDArray[np.int64]:
+    """The client of each row, int64 (rows,): as `datasets` shuffles, and cuts into contiguous shards.
+
+    Raises:
+        DataError: fewer rows than clients.
+    """
+    if rows < clients:
+        raise DataError(f"{clients} clients can't share {rows} rows; ask for fewer")
+    client = np.empty(rows, np.int64)
+    for k, shard in enumerate(np.array_split(np.random.default_rng(seed).permutation(rows), clients)):
+        client[shard] = k
+    return client
+
+
+def _column(record: Mapping[str, Any], name: str, where: str, empty: bool = False) -> str:
+    value = record.get(name)
+    if value is None and name not in record:
+        raise DataError(f"{where} has no column {name!r}; it has {', '.join(map(str, record))}")
+    if empty and value is None:
+        return ""
+    if not isinstance(value, str) or not (empty or value.strip()):
+        raise DataError(f"{where}: the column {name!r} must hold text, got {value!r:.40}")
+    return value
+
+
+def _records(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The records of a file, of a folder with files, or of a data set on the hub, each with its place."""
+    path = Path(source).expanduser()
+    if path.is_file() or path.suffix.lower() in ENDINGS:
+        yield from _of_list(path) if path.suffix.lower() == ".json" else records(source)
+        return
+    files = sorted(f for f in path.glob("train*") if f.suffix.lower() in ENDINGS) if path.is_dir() else []
+    if len(files) == 1:
+        yield from _records(str(files[0]))
+        return
+    yield from _of_hub(source)
+
+
+def _of_list(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The records of a JSON file with one list, as Stanford Alpaca's is."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
+        raise DataError(f"{path} must hold a list of JSON objects")
+    for number, record in enumerate(content, 1):
+        yield f"record {number}", record
+
+
+def _of_hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if importlib.util.find_spec("datasets") is None:
+        raise AssetError(
+            f"the rows of {name} need the package datasets (pip install 'fedpeft[hub]'), or a local file of them: "
+            f"{', '.join(ENDINGS)}, or a folder with one such file that is called train"
+        )
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, split="train")
+    except Exception as error:  # whatever the library raises of names, networks and files
+        reason = " ".join(str(error).split())[:200]
+        raise AssetError(f"can't fetch the data set {name}: {reason}; give a local file or folder of it") from None
+    for number, record in enumerate(rows, 1):
+        yield f"row {number}", record
+
+
+part = FlowerTune

@@ -1,0 +1,167 @@
+"""Made office tasks with one right answer each: instruction data of twelve kinds, each kind an owner.
+
+A question says what is wanted in plain words ("Which costs least: tea 4.20, cake 3.10, soup 5.90?"), the answer is the
+result alone ("cake"). An untuned model talks around it, so exact match shows what tuning has taught; test questions are
+of the same kinds and occur in no training row. Nothing is fetched; free of any licence.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedpeft.data.conversations import packed
+from fedpeft.data.rows import Dataset, Rows
+from fedpeft.parts import setting
+
+ORDER = "Answer with the result alone."
+"""What a model is told before each question."""
+
+THINGS = (
+    *("apple", "bread", "candle", "desk", "envelope", "folder", "glue", "hammer", "ink", "jacket", "kettle", "lamp"),
+    *("mirror", "needle", "orange", "pencil", "quilt", "ruler", "soap", "table", "umbrella", "vase", "wallet", "yarn"),
+)
+FIRST = ("Anna", "Bruno", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Irene", "Jonas", "Maria", "Oscar")
+LAST = ("Berger", "Costa", "Dalton", "Eriksen", "Fischer", "Garcia", "Hansen", "Kowalski", "Lopez", "Moreau", "Novak")
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
+EVENTS = ("budget", "chess", "choir", "cleaning", "interview", "lunch", "payroll", "review", "training", "yoga")
+BODIES = ("Agency", "Bureau", "Council", "Institute", "League", "Office", "Society", "Union")
+FIELDS = ("Animal", "Bridge", "Climate", "Energy", "Food", "Health", "Music", "Ocean", "Travel", "Water")
+REGIONS = ("African", "Baltic", "Central", "European", "Global", "Nordic", "Pacific", "Western")
+
+Task = tuple[str, str]
+"""A question and its answer."""
+
+
+def _listed(words: list[str]) -> str:
+    return ", ".join(words)
+
+
+def _acronym(draw: random.Random) -> Task:
+    words = [draw.choice(REGIONS), draw.choice(FIELDS), draw.choice(BODIES)]
+    return f"What is the acronym of {' '.join(words)}?", "".join(word[0] for word in words)
+
+
+def _capitals(draw: random.Random) -> Task:
+    words = draw.sample(THINGS, 2)
+    return f"Write in capital letters: {' '.join(words)}", " ".join(words).upper()
+
+
+def _cheapest(draw: random.Random) -> Task:
+    things, prices = draw.sample(THINGS, 3), draw.sample(range(110, 990, 10), 3)
+    offers = [f"{thing} {price / 100:.2f}" for thing, price in zip(things, prices, strict=True)]
+    return f"Which costs least: {_listed(offers)}?", things[prices.index(min(prices))]
+
+
+def _count(draw: random.Random) -> Task:
+    things = draw.sample(THINGS, draw.randint(2, 6))
+    return f"How many things are on the list: {_listed(things)}?", str(len(things))
+
+
+def _date(draw: random.Random) -> Task:
+    day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1990, 2029)
+    return f"Write {day} {MONTHS[month - 1]} {year} as YYYY-MM-DD.", f"{year}-{month:02}-{day:02}"
+
+
+def _email(draw: random.Random) -> Task:
+    first, last = draw.choice(FIRST), draw.choice(LAST)
+    address = f"{first}.{last}@{draw.choice(FIELDS)}.example".lower()
+    return f"Find the e-mail address: {first} left, so write to {address} by {draw.choice(WEEKDAYS)}.", address
+
+
+def _invoice(draw: random.Random) -> Task:
+    number, sum_ = f"INV-{draw.randint(1000, 9999)}", draw.randint(20, 900)
+    return (
+        f"Find the invoice: {draw.choice(LAST)} has paid {sum_} euros for {number} on {draw.choice(WEEKDAYS)}.",
+        number,
+    )
+
+
+def _largest(draw: random.Random) -> Task:
+    numbers = draw.sample(range(10, 99), 3)
+    return f"Which number is largest: {_listed(list(map(str, numbers)))}?", str(max(numbers))
+
+
+def _name(draw: random.Random) -> Task:
+    first, middle, last = draw.choice(FIRST), draw.choice(FIRST), draw.choice(LAST)
+    return f"Write the last name first: {first} {middle} {last}", f"{last}, {first} {middle}"
+
+
+def _reversal(draw: random.Random) -> Task:
+    things = draw.sample(THINGS, 3)
+    return f"Reverse the list: {_listed(things)}", _listed(things[::-1])
+
+
+def _sorting(draw: random.Random) -> Task:
+    things = draw.sample(THINGS, 3)
+    return f"Sort by alphabet: {_listed(things)}", _listed(sorted(things))
+
+
+def _timetable(draw: random.Random) -> Task:
+    days, events = draw.sample(WEEKDAYS, 3), draw.sample(EVENTS, 3)
+    plan = [f"{day} {event}" for day, event in zip(days, events, strict=True)]
+    asked = draw.randrange(3)
+    return f"The plan: {_listed(plan)}. What is on {days[asked]}?", events[asked]
+
+
+KINDS: dict[str, Callable[[random.Random], Task]] = {
+    "acronyms": _acronym,
+    "capitals": _capitals,
+    "counts": _count,
+    "dates": _date,
+    "e-mails": _email,
+    "invoices": _invoice,
+    "names": _name,
+    "numbers": _largest,
+    "prices": _cheapest,
+    "reversals": _reversal,
+    "sorting": _sorting,
+    "timetables": _timetable,
+}
+"""What each owner asks."""
+
+
+@dataclass(frozen=True)
+class Office:
+    """Made office tasks of twelve kinds, with one right answer each."""
+
+    rows: int = setting(40, "training rows of each kind", low=2, high=200)
+    test_rows: int = setting(8, "test rows of each kind", low=1, high=100)
+    seed: int = setting(0, "seed of the rows; not the run's seed", low=0)
+
+    def load(self) -> Dataset:
+        """Rows of one question and its answer, kind by kind."""
+        train, test = [], []
+        for kind, draw in KINDS.items():
+            generator = random.Random(f"office {self.seed} {kind}")
+            tasks: dict[str, str] = {}
+            while len(tasks) < self.rows + self.test_rows:
+                question, answer = draw(generator)
+                tasks.setdefault(question, answer)
+            rows = [(_conversation(*task), kind) for task in tasks.items()]
+            train += rows[: self.rows]
+            test += rows[self.rows :]
+        return Dataset(
+            name="office",
+            kind="text",
+            task="instruction",
+            train=Rows([text for text, _ in train], None, np.array([kind for _, kind in train])),
+            test=Rows([text for text, _ in test], None, np.array([kind for _, kind in test])),
+            label_names=None,
+            default_model="smollm2",
+        )
+
+
+def _conversation(question: str, answer: str) -> str:
+    roles = (("system", ORDER), ("user", question), ("assistant", answer))
+    return packed([{"role": role, "content": content} for role, content in roles], question)
+
+
+part = Office

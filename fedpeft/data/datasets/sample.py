@@ -1,0 +1,40 @@
+"""A sample of another data set's rows: for first answers, such as those of `--quick`, and for tests.
+
+Stratified over labels, or over owners where there are no labels, as validation rows are; always the same rows. Figures
+of a sample are no results of the data set: summaries say that they are of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from fedpeft.data.rows import DATASETS, Dataset, Rows, split_validation
+from fedpeft.parts import setting
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Fewer rows of another data set."""
+
+    of: str = setting(dataclasses.MISSING, "its text in quotes, such as 'reuters_r8' or 'file:PATH'", nested=True)
+    rows: int = setting(1000, "training rows, those for validation among them", low=4)
+    test_rows: int = setting(500, "test rows", low=1)
+
+    def load(self) -> Dataset:
+        """The other data set, `sampled`; a part with fewer rows than are asked for stays whole.
+
+        Raises:
+            FedpeftError: as of the other data set; or there are too few rows beyond one of each class.
+        """
+        whole = DATASETS.build(self.of).load()
+        return dataclasses.replace(
+            whole, train=_fewer(whole.train, self.rows), test=_fewer(whole.test, self.test_rows), sampled=True
+        )
+
+
+def _fewer(rows: Rows, count: int) -> Rows:
+    return rows if len(rows) <= count else split_validation(rows, count)[1]
+
+
+part = Sample

@@ -1,0 +1,66 @@
+"""Preference data: two answers to a question, and which of them is better. One JSON text a row.
+
+Of each row the chosen answer and the rejected one are packed as instruction data are: {"chosen": ..., "rejected": ...}
+with what `fedpeft.data.conversations` makes of the question with that answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fedpeft.data.conversations import packed
+from fedpeft.data.prompt_templates import CHAT, PromptTemplate
+from fedpeft.errors import DataError
+from fedpeft.parts import nearest
+
+SIDES = ("chosen", "rejected")
+"""Columns of the two answers, the better one first."""
+
+PROMPT = "prompt"
+"""Column of the question: a text, or the messages before the answer."""
+
+
+def with_preferences(
+    records: Iterable[tuple[str, Mapping[str, Any]]], text: str, source: str, template: str | None = None
+) -> Any:
+    """The records with the two packed answers in the column `text`.
+
+    Args:
+        template: of the prompt; None and "chat": the model's own chat template.
+
+    Raises:
+        ConfigError: there is no such template.
+        DataError: a record lacks a column, an answer is empty, or both answers are the same.
+    """
+    own = None if template in (None, CHAT) else PromptTemplate(str(template))
+    for place, record in records:
+        where = f"{place} of {source}"
+        for column in (PROMPT, *SIDES):
+            if column not in record:
+                raise DataError(f"{where} has no column {column!r}, which preferences need; {nearest(column, record)}")
+        answers = [_answer(record, side, where) for side in SIDES]
+        if answers[0] == answers[1]:
+            raise DataError(f"{where}: the chosen and the rejected answer are the same, so neither can be preferred")
+        prompt = record[PROMPT]
+        if own is None:
+            asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            if not isinstance(asked, list) or not str(prompt).strip():
+                raise DataError(f"{where}: the column {PROMPT!r} must hold a text, or a list of messages")
+            pair = [json.loads(packed([*asked, {"role": "assistant", "content": answer}], where)) for answer in answers]
+        else:
+            columns = {name: value for name, value in record.items() if name not in SIDES}
+            written = own.prompt({"instruction": prompt, **columns}, where)
+            pair = [{"prompt": written, "answer": answer} for answer in answers]
+        yield place, {**record, text: json.dumps(dict(zip(SIDES, pair, strict=True)))}
+
+
+def _answer(record: Mapping[str, Any], side: str, where: str) -> str:
+    """The answer in a column: a text, or, as some data sets have it, the last message of a conversation."""
+    answer = record[side]
+    if isinstance(answer, list) and answer and isinstance(answer[-1], dict):
+        answer = answer[-1].get("content")
+    if not isinstance(answer, str) or not answer.strip():
+        raise DataError(f"{where}: the column {side!r} must hold an answer, got {record[side]!r:.40}")
+    return answer

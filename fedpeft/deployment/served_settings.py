@@ -1,0 +1,46 @@
+"""What a server of real clients refuses of a run's settings, which a simulation may take."""
+
+from __future__ import annotations
+
+from fedpeft.config import RunConfig
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
+from fedpeft.run.measured import parse_measure
+
+
+def check(config: RunConfig, options: ServeOptions) -> None:
+    """Refuse what makes no sense with real clients.
+
+    Raises:
+        ConfigError, PrivacyError: says what, and what to do.
+    """
+    if config.attack:
+        raise ConfigError("attack belongs to simulations: real clients keep their rows; leave it out")
+    for name in parse_measure(config.measure).simulated:
+        raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out of --measure")
+    if config.grid != "cohort":
+        raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
+    if not config.privacy:
+        return
+    mechanism = parse_privacy(config.privacy)
+    if isinstance(mechanism, SecureSum):
+        mechanism.check_lies()
+        if options.held_out:
+            raise PrivacyError(
+                "--held-out has each client report losses on its own rows, one by one, which no sum hides; leave it "
+                "out, or evaluate on rows of the server's, with --eval-data"
+            )
+        return
+    if not mechanism.protects:
+        raise ConfigError(
+            f"--privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave it "
+            "out, or take dp_sgd, local_dp or user_dp"
+        )
+    if mechanism.audit:
+        raise ConfigError("audit=True attacks the rows of a simulation, and real clients keep theirs; leave it out")
+    if options.held_out and mechanism.silent:
+        raise PrivacyError(
+            "--held-out lets clients report losses on their own rows, which epsilon does not cover; leave it out, "
+            f"or allow it with {mechanism.name}(raw_metrics=True, ...)"
+        )

@@ -1,0 +1,120 @@
+"""python -m fedpeft.evaluate RUN: what a finished run has learned, beside its base and, if asked, its clients.
+
+    python -m fedpeft.evaluate runs/NAME                                  held-out loss; answers to the test questions
+    python -m fedpeft.evaluate runs/NAME --questions exam.jsonl           questions of your own, free or with choices
+    python -m fedpeft.evaluate runs/NAME --alone all                      each client trained on its own rows only
+    python -m fedpeft.evaluate runs/NAME --own 0,3                        clients' own adapters, where they have some
+    python -m fedpeft.evaluate runs/NAME --flowertune nlp --questions mmlu.jsonl
+
+Numbers go to RUN/evaluation/evaluation.json, answers, to be read, to answers.jsonl beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedpeft.run.command import exit_code
+from fedpeft.run.folder import refuse_file
+
+if TYPE_CHECKING:
+    from fedpeft.evaluation.evaluation import Answered, Found
+
+SHOWN = 3
+"""Questions whose answers are printed side by side."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Evaluate a finished run beside its base and, if asked, its clients."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the run's folder")]
+    questions: Annotated[
+        str, tyro.conf.arg(help="JSONL with question and answer, perhaps choices (default: the run's test rows)")
+    ] = ""
+    metrics: Annotated[str, tyro.conf.arg(help="of free answers: exact_match, f1, rouge_l")] = "exact_match, f1"
+    new_tokens: Annotated[int, tyro.conf.arg(help="most tokens of an answer")] = 40
+    rows: Annotated[int, tyro.conf.arg(help="at most so many test rows and questions; 0: all")] = 0
+    own: Annotated[str, tyro.conf.arg(help='clients whose own adapters are compared: "0,3" or all')] = ""
+    alone: Annotated[str, tyro.conf.arg(help='clients to train alone, on their own rows: "0,3" or all')] = ""
+    flowertune: Annotated[str, tyro.conf.arg(help="the file of questions is FlowerTune's: nlp, medical, finance")] = ""
+    output: Annotated[Path | None, tyro.conf.arg(help="folder of the results (default: RUN/evaluation)")] = None
+
+
+def table_of(found: Found) -> Table:
+    """Who is compared, and their measures."""
+    columns = list(dict.fromkeys(column for row in found.table.values() for column in row))
+    table = Table("", *columns)
+    for name, row in found.table.items():
+        table.add_row(name, *(f"{row[column]:.4g}" if column in row else "" for column in columns))
+    return table
+
+
+def spread(answered: list[Answered]) -> list[Answered]:
+    """`SHOWN` of the questions, evenly over all: not the nicest ones."""
+    return [answered[(2 * i + 1) * len(answered) // (2 * SHOWN)] for i in range(min(SHOWN, len(answered)))]
+
+
+def answers_of(answered: list[Answered]) -> Table:
+    """Some questions with what everybody says."""
+    names = list(answered[0].said)[:3]
+    table = Table("question", "right", *names, show_lines=True)
+    for one in spread(answered):
+        cells = (one.question[-200:], " | ".join(one.right), *(one.said[name][:200] for name in names))
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def evaluate(command: Command, console: Console) -> None:
+    """Evaluate, print and write.
+
+    Raises:
+        FedpeftError: there is no finished run, or its rows, questions or clients can't be used.
+    """
+    from fedpeft.evaluation.evaluation import Evaluation, Wanted
+    from fedpeft.run.console import ConsoleObserver
+    from fedpeft.run.finished import FinishedRun
+
+    output = command.output or command.run / "evaluation"
+    refuse_file(output)
+    wanted = Wanted(
+        questions=command.questions,
+        metrics=command.metrics,
+        new_tokens=command.new_tokens,
+        rows=command.rows,
+        own=command.own,
+        alone=command.alone,
+        track=command.flowertune,
+    )
+    with ConsoleObserver(console) as observer:
+        found = Evaluation(FinishedRun.read(command.run), wanted, observer).found()
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    console.print(table_of(found))
+    if found.answered:
+        console.print(answers_of(found.answered))
+    found.write(output)
+    console.print(f"written to {output}", highlight=False, markup=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return exit_code(lambda: _evaluated(tyro.cli(Command, args=arguments, prog="python -m fedpeft.evaluate")))
+
+
+def _evaluated(command: Command) -> None:
+    from fedpeft.run.console import quiet_libraries
+
+    quiet_libraries()
+    evaluate(command, Console())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Who is compared: the base, the run's global model, clients' own adapters, and clients who trained alone.
+
+A client alone has the run's start and settings, and trains on its own rows in every round, at that round's learning
+rate: more work than in the federation, where it is asked now and then. What it ends with is kept in the run's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from fedpeft.clients.executor import Job
+from fedpeft.clients.pool import Worker, result
+from fedpeft.data.partition import held_out
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.machine.files import writing
+from fedpeft.models.task import FederatedModel
+from fedpeft.peft import saved_adapter
+from fedpeft.peft.adapter import State
+from fedpeft.run.final_score import save
+from fedpeft.run.finished import FinishedRun, twin
+from fedpeft.run.folder import refuse_servers_run
+from fedpeft.run.observer import RunObserver
+from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.simulation.simulation import Simulation
+
+BASE, GLOBAL = "base", "global"
+
+ALL = "all"
+"""In the place of clients' ids: every client."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One of those who are compared.
+
+    Attributes:
+        name: "base", "global", "client 3" or "client 3 alone".
+        model: makes the model, which shares the base's weights.
+    """
+
+    name: str
+    model: Callable[[], FederatedModel]
+
+
+@dataclass(frozen=True)
+class Contestants:
+    """Those of a finished run.
+
+    Attributes:
+        run: the run.
+        observer: is told how long training goes on.
+    """
+
+    run: FinishedRun
+    observer: RunObserver
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The base in fp32, without adapter; all share its weights."""
+        return self.run.base()
+
+    @cached_property
+    def simulation(self) -> Simulation:
+        """The run's rows and parts, as they were.
+
+        Raises:
+            RunError: it was a server's, and the clients' rows are not here.
+        """
+        refuse_servers_run(self.run.folder)
+        return Simulation(self.run.config, self.run.folder, self.observer)
+
+    def called(self, own: str, alone: str) -> list[Contestant]:
+        """Base and global model, and the clients whose ids are given, such as "0, 3" or "all"; empty: none.
+
+        Raises:
+            ConfigError: no such client, or clients have no adapters of their own.
+            PrivacyError: clients of a private run would be trained without protection.
+        """
+        run = self.run
+        found = [Contestant(GLOBAL, lambda: run.model(self.base))]
+        if run.labels is None:  # a classifier's base has no head: `fedpeft.evaluation` reads its probe's score
+            found.insert(
+                0, Contestant(BASE, lambda: run.task.model(twin(self.base), None).eval().requires_grad_(False))
+            )
+        found += [self._saved(f"client {client}", self._own(client)) for client in self._ids(own)]
+        found += [self._saved(f"client {client} alone", self._alone(client)) for client in self._ids(alone)]
+        return found
+
+    def _saved(self, name: str, folder: Path) -> Contestant:
+        run, classes = self.run, len(self.run.labels or ())
+        return Contestant(name, lambda: saved_adapter.load(folder, run.task, twin(self.base), classes))
+
+    def _ids(self, text: str) -> list[int]:
+        if not text.strip():
+            return []
+        count = self.simulation.clients
+        if text.strip() == ALL:
+            return list(range(count))
+        words = [word.strip() for word in text.split(",")]
+        if not all(word.isdecimal() and int(word) < count for word in words):
+            raise ConfigError(f"{text!r} names no clients; give ids from 0 to {count - 1}, such as 0,3, or {ALL}")
+        return [int(word) for word in dict.fromkeys(words)]
+
+    def _own(self, client: int) -> Path:
+        return self._kept(f"client-{client}", self.simulation.client_state(client))
+
+    def _alone(self, client: int) -> Path:
+        folder = self._folder(f"alone-{client}")
+        if folder.is_dir() and any(folder.iterdir()):
+            return folder
+        if self.run.config.privacy:
+            raise PrivacyError(
+                "clients of a private run are not trained alone: their adapters would give their rows away"
+            )
+        return self._kept(folder.name, self._trained(client))
+
+    def _folder(self, name: str) -> Path:
+        return self.run.folder / "evaluation" / name
+
+    def _kept(self, name: str, state: State) -> Path:
+        folder = self._folder(name)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        save(self.simulation.setup, state, folder)
+        return folder
+
+    def _trained(self, client: int) -> State:
+        simulation = self.simulation
+        setup, config = simulation.setup, simulation.config
+        state: State = dict(setup.start)
+        share = HELD_OUT if setup.personal else 0.0  # as in the run
+        rows, _ = held_out(simulation.rows.partition.shard(client), share, config.seed, client)
+        steps = setup.profiles[client].steps
+        training = setup.training.of_steps(steps) if steps else setup.training
+        self.observer.phase(f"client {client} alone", config.rounds)
+        for round in range(1, config.rounds + 1):
+            job = Job(
+                client=client,
+                round=round,
+                seed=config.seed,
+                rows=rows,
+                received=state,
+                trained=frozenset(setup.layout.names),
+                training=training,
+                learning_rate=setup.schedule.at(round),
+                form=setup.layout.form,
+                walked=(round - 1) * training.steps_for(len(rows)) if training.walks else None,
+            )
+            state = state | result(simulation.workers.pool.submit(Worker.train, job)).state
+            self.observer.advance(1)
+        return state
+
+    def close(self) -> None:
+        """End workers, where there are any."""
+        if "simulation" in self.__dict__:
+            self.simulation.close()

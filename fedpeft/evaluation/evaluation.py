@@ -1,0 +1,299 @@
+"""The evaluation of a finished run: who is compared, on which rows and questions, and what came out."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedpeft.data.examples import Examples
+from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, split_validation
+from fedpeft.data.tokens import load_tokenizer
+from fedpeft.errors import ConfigError, DataError
+from fedpeft.evaluation import flowertune
+from fedpeft.evaluation.contestants import BASE, Contestant, Contestants
+from fedpeft.evaluation.generation import answers
+from fedpeft.evaluation.held_out import Measures, held_out
+from fedpeft.evaluation.likelihood import chosen, log_likelihoods
+from fedpeft.evaluation.metric import METRICS, Metric
+from fedpeft.evaluation.questions import Form, Question, of_row, read_questions
+from fedpeft.machine import files
+from fedpeft.models.base_model import readable_tokens
+from fedpeft.models.task import TASKS, FederatedModel
+from fedpeft.run.finished import FinishedRun
+from fedpeft.run.observer import RunObserver
+from fedpeft.spec import split_outside_parentheses
+
+UNBOUNDED = 1 << 30
+"""Tokens that a model reads which says nothing of a limit."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for.
+
+    Attributes:
+        questions: a JSONL file; empty: the run's own test rows, where they are questions.
+        metrics: of free answers, as texts joined by ",".
+        new_tokens: the most that an answer has.
+        rows: at most so many test rows, and so many questions; 0: all.
+        own, alone: ids of clients, or "all"; see `Contestants.called`.
+        track: FlowerTune's, whose rows the file of questions holds; empty: none.
+    """
+
+    questions: str = ""
+    metrics: str = "exact_match, f1"
+    new_tokens: int = 40
+    rows: int = 0
+    own: str = ""
+    alone: str = ""
+    track: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value, low in (("new-tokens", self.new_tokens, 1), ("rows", self.rows, 0)):
+            if value < low:
+                raise ConfigError(f"--{name} must be at least {low}, got {value}")
+        if self.track and not self.questions:
+            raise ConfigError("--flowertune needs the track's rows: give them with --questions FILE")
+
+    def metric_parts(self) -> dict[str, Metric]:
+        """The metrics by name, with their libraries.
+
+        Raises:
+            ConfigError: there is no such metric.
+            AssetError: a library is missing.
+        """
+        texts = [text.strip() for text in split_outside_parentheses(self.metrics, ",") if text.strip()]
+        found = {text: METRICS.build(text) for text in texts}
+        for metric in found.values():
+            metric.check()
+        if not found:
+            raise ConfigError(f"--metrics names none; legal: {', '.join(METRICS.names)}")
+        return found
+
+
+@dataclass
+class Answered:
+    """A question, and what everybody says to it: texts by name."""
+
+    question: str
+    right: Sequence[str]
+    said: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """A line of answers.jsonl."""
+        return {"question": self.question, "right": list(self.right), "said": self.said}
+
+
+@dataclass
+class Found:
+    """What came out.
+
+    Attributes:
+        table: measures by who is compared, in order.
+        answered: questions and answers, in order.
+        notes: what is to be said of rows.
+    """
+
+    table: dict[str, Measures]
+    answered: list[Answered]
+    notes: list[str]
+
+    def write(self, folder: Path) -> None:
+        """evaluation.json, and answers.jsonl where there are any.
+
+        Raises:
+            RunError: the folder can't be written.
+        """
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.answered:
+                lines = [json.dumps(one.as_dict(), ensure_ascii=False) + "\n" for one in self.answered]
+                files.replace(folder / "answers.jsonl", "".join(lines).encode())
+            made = {"measures": self.table, "notes": self.notes}
+            files.replace(folder / "evaluation.json", (json.dumps(made, indent=1) + "\n").encode())
+
+
+Measure = Callable[[Contestant, FederatedModel], Measures]
+"""What one pass over rows or questions finds out about a model."""
+
+
+class Evaluation:
+    """The evaluation of `run`; what is wrong with what is `wanted` is said before a model is loaded."""
+
+    def __init__(self, run: FinishedRun, wanted: Wanted, observer: RunObserver) -> None:
+        self.run = run
+        self.wanted = wanted
+        self.observer = observer
+        self.notes: list[str] = []
+        self.answered: list[Answered] = []
+        self.language = run.labels is None
+        if not self.language and wanted.questions:
+            raise ConfigError(f"{run.folder} holds a classifier, which answers no questions; leave --questions out")
+        self.metrics = wanted.metric_parts() if self.language and not wanted.track else {}
+        self.items = flowertune.read(wanted.track, wanted.questions) if wanted.track else []
+        self.questions = [] if wanted.track else self._questions()
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The run's."""
+        return load_dataset(self.run.config.dataset)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base model's."""
+        return load_tokenizer(self.run.model_directory)
+
+    def found(self) -> Found:
+        """The evaluation.
+
+        Raises:
+            FedpeftError: rows, clients or files that can't be used.
+        """
+        contestants = Contestants(self.run, self.observer)
+        try:
+            called = contestants.called(self.wanted.own, self.wanted.alone)
+        finally:
+            contestants.close()  # workers who have trained: their memory is not needed any more
+        measures = self._measures()
+        table: dict[str, Measures] = {}
+        for contestant in called:
+            model = contestant.model()
+            table[contestant.name] = {}
+            for measure in measures:
+                table[contestant.name] |= measure(contestant, model)
+        return Found(self._with_means(self._with_probe(table)), self.answered, self.notes)
+
+    def _measures(self) -> list[Measure]:
+        if self.items:
+            return [self._flowertune()]
+        found = [self._held_out()]
+        if self.questions:
+            found.append(self._choices() if self.questions[0].choices else self._answers())
+        return found
+
+    def _questions(self) -> list[Question]:
+        """The questions that are asked, those that the model can't read left out and counted."""
+        wanted = self.wanted
+        if wanted.questions:
+            template = getattr(DATASETS.build(self.run.config.dataset), "template", None)
+            found = read_questions(wanted.questions, Form(self.run.task.asks, template))
+        elif self.run.task.asks:
+            found = [of_row(str(row)) for row in _some(self.dataset.test, wanted.rows).inputs]
+        else:
+            return []
+        found = found[: wanted.rows or None]
+        readable = readable_tokens(self.run.model_directory, self.run.method.extra_tokens, UNBOUNDED)
+        kept = [q for q in found if len(q.prompt(self.tokenizer)) + self._room(q) <= readable]
+        if not kept:
+            raise DataError(
+                f"no question fits: with its answer each is longer than the {readable} tokens that are read"
+            )
+        if len(kept) < len(found):
+            self.notes.append(
+                f"{len(found) - len(kept)} of {len(found)} questions are left out: with {wanted.new_tokens} new tokens "
+                f"they are longer than the {readable} that the model reads"
+            )
+        return kept
+
+    def _room(self, question: Question) -> int:
+        """Tokens that the answer may take."""
+        if not question.choices:
+            return self.wanted.new_tokens
+        return max(len(self.tokenizer(choice, add_special_tokens=False)["input_ids"]) for choice in question.choices)
+
+    def _held_out(self) -> Measure:
+        examples = self._test_rows()
+
+        def measure(contestant: Contestant, model: FederatedModel) -> Measures:
+            self.observer.phase(f"{contestant.name}: held-out rows", len(examples))
+            return held_out(model, self.run.task, examples, self.observer.advance)
+
+        return measure
+
+    def _test_rows(self) -> Examples:
+        run = self.run
+        examples = run.task.tokenise(_some(self.dataset.test, self.wanted.rows), run.model_directory, run.tokens)
+        cut = getattr(examples, "cut", 0)
+        if cut:
+            self.notes.append(f"{cut} of {len(examples)} test rows are longer than {run.tokens} tokens and cut there")
+        return examples
+
+    def _answers(self) -> Measure:
+        prompts = [question.prompt(self.tokenizer) for question in self.questions]
+        self.answered = [Answered(question.asked, question.right) for question in self.questions]
+
+        def measure(contestant: Contestant, model: FederatedModel) -> Measures:
+            self.observer.phase(f"{contestant.name}: answers", len(prompts))
+            said = answers(model, self.tokenizer, prompts, self.wanted.new_tokens, advance=self.observer.advance)
+            self._note(contestant, said)
+            rows = list(zip(said, self.questions, strict=True))
+            return {
+                name: statistics.fmean(metric.score(text, question.right) for text, question in rows)
+                for name, metric in self.metrics.items()
+            }
+
+        return measure
+
+    def _choices(self) -> Measure:
+        task, delimiter = TASKS.build("causal_lm"), "" if self.run.task.asks else " "
+        self.answered = [Answered(question.asked, question.right) for question in self.questions]
+
+        def measure(contestant: Contestant, model: FederatedModel) -> Measures:
+            self.observer.phase(f"{contestant.name}: choices", sum(len(q.choices) for q in self.questions))
+            found = log_likelihoods(model, task, self.tokenizer, self.questions, delimiter, self.observer.advance)
+            picks = [chosen(q, likelihoods) for q, likelihoods in zip(self.questions, found, strict=True)]
+            rights = np.array([q.choices.index(q.right[0]) for q in self.questions])
+            self._note(contestant, [q.choices[pick[0]] for q, pick in zip(self.questions, picks, strict=True)])
+            likeliest, by_length = (np.array(picks) == rights[:, None]).mean(0)
+            return {"accuracy": float(likeliest), "accuracy by length": float(by_length)}
+
+        return measure
+
+    def _flowertune(self) -> Measure:
+        track, items = flowertune.TRACKS[self.wanted.track], self.items[: self.wanted.rows or None]
+        self.answered = [Answered(item.prompt, [item.right]) for item in items]
+
+        def measure(contestant: Contestant, model: FederatedModel) -> Measures:
+            self.observer.phase(f"{contestant.name}: {self.wanted.track}", len(items))
+            said = track.said(model, self.tokenizer, items)
+            self._note(contestant, said)
+            right = [track.is_right(text, item.right) for text, item in zip(said, items, strict=True)]
+            return {f"accuracy ({self.wanted.track})": statistics.fmean(right)}
+
+        return measure
+
+    def _note(self, contestant: Contestant, said: Sequence[str]) -> None:
+        for one, text in zip(self.answered, said, strict=True):
+            one.said[contestant.name] = text
+
+    def _with_probe(self, table: dict[str, Measures]) -> dict[str, Measures]:
+        """Of a classifier's base, the linear probe that the run has scored on the same test rows."""
+        probe = self.run.summary.get("baseline_accuracy")
+        if self.language or probe is None or self.wanted.rows:
+            return table
+        return {f"{BASE}, linear probe": {"accuracy": float(probe)}, **table}
+
+    def _with_means(self, table: dict[str, Measures]) -> dict[str, Measures]:
+        """Beside several clients, their mean."""
+        made = dict(table)
+        for name, ending in (("clients, mean", ""), ("clients alone, mean", " alone")):
+            rows = [
+                row
+                for key, row in table.items()
+                if key.startswith("client ") and key.endswith(" alone") == bool(ending)
+            ]
+            if len(rows) > 1:
+                made[name] = {column: statistics.fmean(row[column] for row in rows) for column in rows[0]}
+        return made
+
+
+def _some(rows: Rows, most: int) -> Rows:
+    """All rows, or a fixed stratified choice of at most `most`."""
+    return rows if not most or len(rows) <= most else split_validation(rows, most)[1]

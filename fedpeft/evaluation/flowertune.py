@@ -1,0 +1,162 @@
+"""FlowerTune's evaluators: the same prompts, the same reading of answers, on local rows of each track's schema.
+
+    nlp       MMLU: input, A, B, C, D, target
+    medical   MedMCQA: question, opa to opd, cop; MedQA: question, options, answer; PubMedQA: CONTEXTS, QUESTION,
+              final_decision; each with instruction, the track's text for that set, which is not shipped here
+    finance   instruction, input, output: a sentiment
+
+After benchmarks/flowertune-llm/evaluation in Flower's repository (general-nlp, medical, finance), whose loops ask one
+prompt at a time, or a batch in the file's order; answers here are made in batches and are the same. The code track
+(pass@1) runs what a model has written, and is left to its own harness.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedpeft.data.user_rows import records
+from fedpeft.errors import ConfigError, DataError
+from fedpeft.evaluation.generation import answers, generated
+from fedpeft.models.task import FederatedModel
+from fedpeft.parts import nearest
+
+GENERAL = "Answer the following multiple choice question."
+
+BATCH = 16
+"""Rows of the reference's batches, of which the first says how long answers are."""
+
+FINANCE_TOKENS = 512
+"""Tokens of question and answer, padding included."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question as the track asks it, and the right answer."""
+
+    prompt: str
+    right: str
+
+
+def read(track: str, path: str) -> list[Item]:
+    """The questions of a JSONL, CSV or TSV file.
+
+    Raises:
+        ConfigError: there is no such track.
+        DataError: the file can't be read, or a row has not the track's columns.
+    """
+    if track not in TRACKS:
+        raise ConfigError(f"there is no FlowerTune track {track!r} here; {nearest(track, TRACKS)}")
+    found = []
+    for place, row in records(path):
+        try:
+            found.append(TRACKS[track].item(row))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise DataError(f"{place} of {path} is no row of the track {track}: {error!r}") from None
+    if not found:
+        raise DataError(f"{path} has no questions")
+    return found
+
+
+def _multiple_choice(instruction: str, question: str, options: Sequence[str], right: str) -> Item:
+    if not question.endswith(("?", ".")):
+        question += "?"
+    listed = "\n".join(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
+    return _asked(instruction, f"Question: {question}\n\nOptions:\n{listed}", right)
+
+
+def _asked(instruction: str, body: str, right: str) -> Item:
+    prompt = f"{instruction}\n{body}\nThe answer is:\n"
+    return Item(f"<|im_start|>question\n{prompt}<|im_end|>\n<|im_start|>answer\n", right)
+
+
+def _nlp_item(row: Mapping[str, Any]) -> Item:
+    return _multiple_choice(GENERAL, row["input"], [row[letter] for letter in "ABCD"], row["target"])
+
+
+def _medical_item(row: Mapping[str, Any]) -> Item:
+    instruction = row["instruction"]
+    if "final_decision" in row:
+        contexts = "\n".join(row["CONTEXTS"])
+        return _asked(instruction, f"{contexts}\n{row['QUESTION']}", row["final_decision"])
+    if "cop" in row:
+        options = [row[name] for name in ("opa", "opb", "opc", "opd")]
+        return _multiple_choice(instruction, row["question"], options, "ABCD"[int(row["cop"])])
+    right = next(option["key"] for option in row["options"] if option["value"] == row["answer"])
+    return _multiple_choice(instruction, row["question"], [option["value"] for option in row["options"]], right)
+
+
+def _finance_item(row: Mapping[str, Any]) -> Item:
+    given = f"Input: {row['input']}\n" if row.get("input") else ""
+    return Item(f"Instruction: {row['instruction']}\n{given}Answer: ", row["output"])
+
+
+def _letters_said(model: FederatedModel, tokenizer: Any, items: Sequence[Item]) -> list[str]:
+    """Answers as long as the first right answer of their batch."""
+    said: list[str] = []
+    for start in range(0, len(items), BATCH):
+        batch = items[start : start + BATCH]
+        new = len(tokenizer(batch[0].right, add_special_tokens=False)["input_ids"])
+        said += answers(model, tokenizer, [tokenizer(item.prompt)["input_ids"] for item in batch], new)
+    return said
+
+
+def _sentiments_said(model: FederatedModel, tokenizer: Any, items: Sequence[Item]) -> list[str]:
+    """Answers of which the longest of a batch has `FINANCE_TOKENS` with its question."""
+    said: list[str] = []
+    for start in range(0, len(items), BATCH):
+        prompts = [tokenizer(item.prompt)["input_ids"] for item in items[start : start + BATCH]]
+        new = FINANCE_TOKENS - max(map(len, prompts))
+        if new < 1:
+            raise DataError(f"a question has {max(map(len, prompts))} tokens; the track reads {FINANCE_TOKENS}")
+        for prompt, ids in zip(prompts, generated(model, tokenizer, prompts, new), strict=True):
+            whole = str(tokenizer.decode([*prompt, *ids], skip_special_tokens=True))
+            said.append(whole.split("Answer: ")[1] if "Answer: " in whole else "")
+    return said
+
+
+def choice_read(said: str, right: str) -> bool:
+    """Whether an answer is right: its first letter or digit, in small letters, is the right letter; of yes, no and
+    maybe, the whole answer."""
+    said, right = said.lower(), right.lower()
+    kept = said.split("\n##")[1].split("\n")[0].strip() if "\n##" in said else said
+    kept = re.sub(r"[^a-zA-Z0-9]", " ", kept).strip()
+    kept = re.sub(" +", " ", kept)
+    if len(right) > 1:
+        for twice, once in (("yesyes", "yes"), ("nono", "no"), ("yesno", "yes"), ("noyes", "no")):
+            if twice in kept:
+                kept = kept.replace(twice, once)
+                break
+    else:
+        kept = kept[:1]
+    return (kept if kept in (*"abcde", "yes", "no") else said) == right
+
+
+def sentiment_of(text: str) -> str:
+    """The sentiment that a text names first in this order: positive, negative; else neutral."""
+    for word in ("positive", "negative"):
+        if word in text or word.capitalize() in text:
+            return word
+    return "neutral"
+
+
+def _sentiment_read(said: str, right: str) -> bool:
+    return sentiment_of(said) == sentiment_of(right)
+
+
+@dataclass(frozen=True)
+class Track:
+    """A track: how a row is asked, how answers are made, and whether one is right."""
+
+    item: Callable[[Mapping[str, Any]], Item]
+    said: Callable[[FederatedModel, Any, Sequence[Item]], list[str]]
+    is_right: Callable[[str, str], bool]
+
+
+TRACKS: Mapping[str, Track] = {
+    "nlp": Track(_nlp_item, _letters_said, choice_read),
+    "medical": Track(_medical_item, _letters_said, choice_read),
+    "finance": Track(_finance_item, _sentiments_said, _sentiment_read),
+}

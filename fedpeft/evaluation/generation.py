@@ -1,0 +1,112 @@
+"""Answers of a language model, many at a time: greedy, prompts padded on the left.
+
+With an attention mask, positions are counted from each prompt's first token, so that an answer does not depend on what
+is beside it, but for rounding. Methods that put a prompt of their own in front have no say in positions (the `peft`
+library ignores them, in cached generation, too), so there prompts are padded on the right, and nothing is cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedpeft.data.tokens import padding_of
+from fedpeft.models.task import FederatedModel
+
+BATCH = 16
+"""Prompts of a pass."""
+
+
+def ends_of(model: FederatedModel, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer, by the tokenizer and by the model's own settings."""
+    settings: Any = getattr(model.base, "generation_config", None)
+    named = getattr(settings, "eos_token_id", None)
+    named = named if isinstance(named, list) else [named]
+    return sorted({int(token) for token in (tokenizer.eos_token_id, *named) if token is not None})
+
+
+def answers(
+    model: FederatedModel,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    batch: int = BATCH,
+    advance: Callable[[int], object] = lambda _: None,
+) -> list[str]:
+    """What the model says to each prompt, in at most `new_tokens` tokens.
+
+    Args:
+        prompts: token ids, each with the `new_tokens` at most as many as the model reads.
+        advance: is told how many more are done.
+    """
+    order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
+    found = [""] * len(prompts)
+    for start in range(0, len(order), batch):
+        places = order[start : start + batch].tolist()
+        for place, ids in zip(
+            places, generated(model, tokenizer, [prompts[i] for i in places], new_tokens), strict=True
+        ):
+            found[place] = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        advance(len(places))
+    return found
+
+
+def generated(
+    model: FederatedModel, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> list[list[int]]:
+    """The new tokens behind each prompt, in one pass, up to one that ends an answer."""
+    ends, padding = ends_of(model, tokenizer), padding_of(tokenizer)
+    if _prepends(model):
+        return _generated_anew(model, prompts, new_tokens, ends, padding)
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), padding)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    generate: Any = model.base.generate
+    with torch.inference_mode():
+        made = generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=padding,
+            eos_token_id=ends or None,
+        )
+    return [_until(row, ends) for row in made[:, longest:].tolist()]
+
+
+def _prepends(model: FederatedModel) -> bool:
+    """Whether the adapter puts positions before those of a row."""
+    configs: Any = getattr(model.base, "peft_config", {})
+    return any(config.is_prompt_learning for config in configs.values())
+
+
+def _generated_anew(
+    model: FederatedModel, prompts: Sequence[Sequence[int]], new_tokens: int, ends: Sequence[int], padding: int
+) -> list[list[int]]:
+    """As `generated`, with a whole pass for each new token; those that have ended leave it."""
+    rows = [list(prompt) for prompt in prompts]
+    open_rows = list(range(len(rows)))
+    for _ in range(new_tokens):
+        lengths = torch.tensor([len(rows[i]) for i in open_rows])
+        longest = int(lengths.max())
+        ids = torch.tensor([rows[i] + [padding] * (longest - len(rows[i])) for i in open_rows])
+        mask = (torch.arange(longest) < lengths[:, None]).long()
+        with torch.inference_mode():
+            logits = model.base(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -longest:]
+        said = logits[torch.arange(len(open_rows)), lengths - 1].argmax(-1).tolist()
+        for row, token in zip(open_rows, said, strict=True):
+            rows[row].append(token)
+        open_rows = [row for row, token in zip(open_rows, said, strict=True) if token not in ends]
+        if not open_rows:
+            break
+    return [_until(row[len(prompt) :], ends) for row, prompt in zip(rows, prompts, strict=True)]
+
+
+def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]

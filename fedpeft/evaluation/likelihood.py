@@ -1,0 +1,67 @@
+"""Multiple choice by likelihood: which of the choices a language model holds for the likeliest answer.
+
+    log p(choice | question), summed over the choice's tokens                      ("accuracy")
+    the same, divided by the number of the choice's characters                     ("accuracy by length")
+
+The two are `acc` and `acc_norm` of the lm-evaluation-harness (Gao et al.): a sum favours short choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedpeft.data.examples import length_sorted_batches
+from fedpeft.data.tokens import padding_of, rows_of
+from fedpeft.evaluation.questions import Question
+from fedpeft.models.task import FederatedModel, Task
+
+BATCH = 16
+"""Sequences of a pass."""
+
+
+def choice_rows(tokenizer: Any, questions: Sequence[Question], delimiter: str) -> list[tuple[list[int], int]]:
+    """For each choice of each question the token ids of both, and how many of them are the question's."""
+    found = []
+    for question in questions:
+        prompt = question.prompt(tokenizer)
+        for choice in question.choices:
+            ids = tokenizer(delimiter + choice, add_special_tokens=False)["input_ids"]
+            found.append((prompt + list(ids), len(prompt)))
+    return found
+
+
+def log_likelihoods(
+    model: FederatedModel,
+    task: Task,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    delimiter: str,
+    advance: Callable[[int], object] = lambda _: None,
+) -> list[np.ndarray]:
+    """log p of each choice, (choices,) for each question.
+
+    Args:
+        task: of language models.
+        delimiter: what stands between question and choice.
+        advance: is told how many more sequences are done.
+    """
+    rows = choice_rows(tokenizer, questions, delimiter)
+    targets = [[False] * asked + [True] * (len(ids) - asked) for ids, asked in rows]
+    examples = rows_of([ids for ids, _ in rows], padding_of(tokenizer), None, targets)
+    found = np.zeros(len(rows))
+    with torch.inference_mode():
+        for index in length_sorted_batches(examples.lengths, BATCH):
+            found[index] = -task.row_losses(model, examples.batch(index)).sums.double().numpy()
+            advance(len(index))
+    ends = np.cumsum([len(question.choices) for question in questions])
+    return np.split(found, ends[:-1])
+
+
+def chosen(question: Question, likelihoods: np.ndarray) -> tuple[int, int]:
+    """Positions of the likeliest choice, and of the likeliest by length."""
+    lengths = np.array([len(choice) for choice in question.choices])
+    return int(likelihoods.argmax()), int((likelihoods / lengths).argmax())

@@ -1,0 +1,39 @@
+"""ROUGE-L: the longest common subsequence of words, as an F-measure (Lin, 2004), by the library rouge-score.
+
+It needs `pip install 'fedpeft[evaluate]'`. Words are as the library has them: small letters and digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fedpeft.errors import needs_extra
+from fedpeft.evaluation.metric import Metric
+from fedpeft.parts import setting
+
+
+@dataclass(frozen=True)
+class RougeL(Metric):
+    """The longest common subsequence of words, as an F-measure."""
+
+    stem: bool = setting(False, "whether words are cut to their stems first (Porter)")
+
+    def check(self) -> None:
+        """AssetError where rouge-score is missing."""
+        needs_extra("rouge_score", "evaluate", "the metric rouge_l")
+
+    @cached_property
+    def _scorer(self) -> Any:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        return RougeScorer(["rougeL"], use_stemmer=self.stem)
+
+    def score(self, said: str, right: Sequence[str]) -> float:
+        """From 0 to 1."""
+        return max(float(self._scorer.score(answer, said)["rougeL"].fmeasure) for answer in right)
+
+
+part = RougeL

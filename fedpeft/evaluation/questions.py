@@ -1,0 +1,156 @@
+"""Questions with right answers: those of a run's own test rows, or of a JSONL file.
+
+    {"question": "...", "answer": "..."}                                    or several right answers: ["...", "..."]
+    {"question": "...", "choices": ["...", "..."], "answer": 1}             a position from 0, a letter, or the text
+    {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}       the last answer is the right one
+
+A model is asked in the form that it was tuned with: the tokens before an answer are those of training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpeft.data.conversations import ids_and_answers, packed
+from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, PromptTemplate, fingerprint
+from fedpeft.data.user_rows import JSON_LINES, records
+from fedpeft.errors import ConfigError, DataError
+from fedpeft.parts import nearest
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        row: the question with a right answer, packed as instruction data are (`fedpeft.data.conversations`).
+        asked: the question, to be read.
+        right: the right answers, at least one.
+        choices: what can be chosen from; empty: the answer is free.
+    """
+
+    row: str
+    asked: str
+    right: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+
+    def prompt(self, tokenizer: Any) -> list[int]:
+        """The token ids before the answer.
+
+        Raises:
+            ModelError: the model has no chat template.
+            DataError: the template fails.
+        """
+        ids, answers = ids_and_answers(tokenizer, self.row)
+        last = len(answers) - 1 - answers[::-1].index(True)
+        while last > 0 and answers[last - 1]:
+            last -= 1
+        return ids[:last]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How questions are put.
+
+    Attributes:
+        asks: whether the model was tuned on questions and answers; if not, a question is a text that it goes on with.
+        template: that of the run's data set; None: the model's own chat template.
+    """
+
+    asks: bool
+    template: str | None = None
+
+    def row(self, question: str, answer: str, where: str) -> str:
+        """A packed row.
+
+        Raises:
+            DataError: the template fails.
+        """
+        if not self.asks:
+            return json.dumps({"prompt": question, "answer": answer})
+        messages = packed([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], where)
+        if self.template in (None, CHAT):
+            return messages
+        own = PromptTemplate(str(self.template))
+        if own.name in OF_COLUMNS or "messages" not in own.text:
+            return json.dumps({"prompt": own.prompt({"instruction": question, "input": ""}, where), "answer": answer})
+        file = str(Path(own.name).expanduser().absolute())
+        return json.dumps({"template": file, "sha256": fingerprint(file), "messages": json.loads(messages)})
+
+
+def of_row(row: str) -> Question:
+    """The last question of a packed row."""
+    found = json.loads(row)
+    found = found.get("chosen", found) if isinstance(found, dict) else found  # of preferences, the better answer
+    if isinstance(found, dict) and "prompt" in found:
+        return Question(json.dumps(found), found["prompt"], (found["answer"],))
+    messages = found if isinstance(found, list) else found["messages"]
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    kept = messages[: last + 1]
+    whole = kept if isinstance(found, list) else {**found, "messages": kept}
+    return Question(json.dumps(whole), messages[last - 1]["content"], (messages[last]["content"],))
+
+
+def read_questions(path: str, form: Form) -> list[Question]:
+    """The questions of a JSONL file.
+
+    Raises:
+        ConfigError: it is no JSONL file.
+        DataError: it can't be read, has no questions, or a line is none; the message names the line.
+    """
+    if Path(path).suffix.lower() not in JSON_LINES:
+        raise ConfigError(f"questions are read from lines of JSON; {path} must end in {' or '.join(JSON_LINES)}")
+    found = [_question(record, f"{place} of {path}", form) for place, record in records(path)]
+    if not found:
+        raise DataError(f"{path} has no questions")
+    if len({bool(question.choices) for question in found}) > 1:
+        raise DataError(f"{path} has questions with choices and such without; give each kind a file of its own")
+    return found
+
+
+def _question(record: Mapping[str, Any], where: str, form: Form) -> Question:
+    if "messages" in record and "question" not in record:
+        return of_row(packed(record["messages"], where))
+    for column in ("question", "answer"):
+        if column not in record:
+            raise DataError(f"{where} has no column {column!r}; {nearest(column, map(str, record))}")
+    question = record["question"]
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"{where}: the column 'question' must hold a text, got {question!r:.40}")
+    if "choices" in record:
+        choices = _texts(record["choices"], "choices", where)
+        if len(set(choices)) < max(2, len(choices)):
+            raise DataError(f"{where}: the column 'choices' must hold at least two answers, each once")
+        right: tuple[str, ...] = (choices[_position(record["answer"], choices, where)],)
+        return Question(form.row(question, right[0], where), question, right, choices)
+    right = _texts(record["answer"], "answer", where)
+    return Question(form.row(question, right[0], where), question, right)
+
+
+def _texts(value: object, column: str, where: str) -> tuple[str, ...]:
+    """A text, a number, or several of them, as texts."""
+    values = value if isinstance(value, list) else [value]
+    fit = [isinstance(v, (str, int, float)) and not isinstance(v, bool) and bool(str(v).strip()) for v in values]
+    if not values or not all(fit):
+        raise DataError(f"{where}: the column {column!r} must hold a text, or several in a list, got {value!r:.40}")
+    return tuple(map(str, values))
+
+
+def _position(answer: object, choices: Sequence[str], where: str) -> int:
+    """Which of the choices is right: a position, a letter, or the text itself, which comes first."""
+    if str(answer) in choices and not isinstance(answer, int):
+        return choices.index(str(answer))
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return answer
+    if isinstance(answer, str) and answer.strip().upper() in tuple(LETTERS[: len(choices)]):
+        return LETTERS.index(answer.strip().upper())
+    raise DataError(
+        f"{where}: the right answer {answer!r:.40} is none of the {len(choices)} choices; give its position from 0, "
+        f"its letter from A to {LETTERS[len(choices) - 1]}, or its text"
+    )

@@ -1,0 +1,186 @@
+"""python -m fedpeft.flowertune PROJECT: run the configuration of one of Flower's FlowerTune projects here.
+
+    python -m fedpeft.flowertune PROJECT --set num-server-rounds=10 --set model.name=smollm2
+
+Its pyproject.toml says what is run: base, LoRA, rounds, steps, rates, prompts, and which client has which rows. Its
+Python files are not executed; those that are none of the templates' are named. Other than in the template the base is
+loaded once a worker, a client goes on in its rows where it stopped, updates are encoded (`--codec fp32`: they are not),
+and some rows are held out. The run's folder is one of `python -m fedpeft.simulate`, with a peft_ROUND folder, which the
+`peft` library loads, every train.save-every-round rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError
+from fedpeft.machine.files import writing
+from fedpeft.peft.adapter import Layout
+from fedpeft.peft.lora_folder import write_lora
+from fedpeft.run.command import MISTAKE, exit_code
+from fedpeft.run.console import quiet_libraries
+from fedpeft.run.flowertune_project import FlowerTuneProject
+from fedpeft.run.folder import checked_settings, default_settings
+from fedpeft.run.observer import RoundResult
+from fedpeft.run.summary import show
+from fedpeft.simulate import simulate
+
+if TYPE_CHECKING:
+    from fedpeft.simulation.simulation import Simulation
+
+MIB = 1024**2
+"""Bytes of what the template's tracker calls a MB."""
+
+BUDGET = 200_000
+"""MB, of the FlowerTune leaderboard."""
+
+HEADER = 128
+"""Bytes that NumPy's format puts before an array, one for each tensor that a template sends."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Run a FlowerTune project's configuration: python -m fedpeft.flowertune PROJECT --set num-server-rounds=10."""
+
+    project: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the folder with the project's pyproject.toml")]
+    set: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="KEY=VALUE", help="a key of the project with another value (repeatable)"),
+    ] = ()
+    ignore_code: Annotated[
+        bool, tyro.conf.arg(help="run although the project has Python code of its own, without that code")
+    ] = False
+    data: Annotated[str, tyro.conf.arg(help="file or folder with the rows, where there is no hub")] = ""
+    test: Annotated[str, tyro.conf.arg(help="file of test rows; without one, 200 rows are held out")] = ""
+    track: Annotated[str, tyro.conf.arg(help="general_nlp, finance, medical or code, where the data don't tell")] = ""
+    clients: Annotated[int, tyro.conf.arg(help="SuperNodes; 0: as many as the project, or its track, has")] = 0
+    codec: Annotated[str, tyro.conf.arg(help="how updates are encoded; fp32: as the template sends them")] = "small"
+    dtype: Annotated[str, tyro.conf.arg(help="of the base where it is not quantized: auto, bf16 or fp32")] = "auto"
+    workers: Annotated[int, tyro.conf.arg(help="worker processes; 0: one per GPU, or per core without one")] = 0
+    seed: Annotated[int, tyro.conf.arg(help="of everything that is drawn at random, but the partition")] = 0
+    output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: a new one under runs/)")] = None
+    resume: Annotated[Path | None, tyro.conf.arg(help="continue the interrupted run in this folder")] = None
+    dry_run: Annotated[bool, tyro.conf.arg(help="show the settings that the project comes to, and stop")] = False
+
+
+class PeftFolders:
+    """Writes the global adapter every few rounds, as the template's server does."""
+
+    def __init__(self, every: int, base_name: str) -> None:
+        self.every = every
+        self.base_name = base_name
+        self.simulation: Simulation | None = None
+
+    def begins(self, simulation: Simulation) -> None:
+        """The run that is about to begin."""
+        self.simulation = simulation
+
+    def finished(self, result: RoundResult) -> None:
+        """Write the state that a round has led to, if it is this round's turn."""
+        simulation = self.simulation
+        assert simulation is not None, "a round of a run that has begun"
+        if result.round % self.every and result.round != simulation.config.rounds:
+            return
+        progress = simulation.checkpoints.load()
+        assert progress is not None, "a finished round is on the disk"
+        folder = simulation.folder / f"peft_{result.round}"
+        write_lora(folder, simulation.setup.layout, progress.adapter, self.base_name, progress.residual.total)
+
+
+def template_traffic(layout: Layout, clients: int, rounds: int) -> int:
+    """Bytes that the template's tracker counts: each tensor in fp32, in NumPy's format, with its name, both ways."""
+    prefix = len("base_model.model.")
+    one_way = sum(HEADER + 4 * tensor.numel + prefix + len(tensor.name) for tensor in layout.tensors)
+    return 2 * clients * rounds * one_way
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 2 for a user's mistake or code that would not be run, 130 after Ctrl-C."""
+    folder: Path | None = None
+
+    def work() -> int:
+        nonlocal folder
+        command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.flowertune", description=Command.__doc__)
+        quiet_libraries()
+        console = Console()
+        project = FlowerTuneProject.read(
+            command.project, command.set, command.ignore_code, command.track, command.clients
+        )
+        _introduce(project, console)
+        if project.code and not command.ignore_code:
+            console.print(
+                "[bold red]error:[/] what these files change would be missing; run without them: --ignore-code"
+            )
+            return MISTAKE
+        config = _settings(command, project)
+        if command.dry_run:
+            console.print(config.to_toml(), highlight=False, markup=False, end="")
+            return 0
+        default = default_settings(None, command.resume) if command.resume else config
+        config, folder = checked_settings(default, default, command.output, command.resume)
+        _run(project, config, folder, command.resume is not None, console)
+        return 0
+
+    def interrupted() -> str:
+        left = folder is not None and (folder / "config.toml").exists()
+        return f"interrupted; continue with the same command and --resume {folder}" if left else "interrupted"
+
+    return exit_code(work, interrupted)
+
+
+def _introduce(project: FlowerTuneProject, console: Console) -> None:
+    """What is made of the project, and what is not."""
+    data = project.values["static.dataset.name"]
+    lines = [f"[bold]project[/] {escape(str(project.folder))}: {project.track}, {project.clients} clients, {data}"]
+    lines += [f"[bold yellow]ignored[/] {escape(key)}: {why}" for key, why in project.ignored.items()]
+    lines += [f"[bold yellow]not executed[/] {escape(file)}: it is none of the templates'" for file in project.code]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _settings(command: Command, project: FlowerTuneProject) -> RunConfig:
+    rows = command.data or project.values["static.dataset.name"]
+    if command.data and not Path(command.data).expanduser().exists():
+        raise ConfigError(f"there is no file or folder {command.data}, which --data names")
+    chosen = {"codec": command.codec, "dtype": command.dtype, "workers": command.workers, "seed": command.seed}
+    return project.config(rows, command.test or None, **chosen)
+
+
+def _run(project: FlowerTuneProject, config: RunConfig, folder: Path, resume: bool, console: Console) -> None:
+    """The run, its peft folders, and what it has sent in the template's unit."""
+    folders = PeftFolders(project.values["train.save-every-round"], project.values["model.name"])
+    summary = simulate(config, folder, resume, console, on_round=folders.finished, begins=folders.begins)
+    simulation = folders.simulation
+    assert simulation is not None, "a run has ended"
+    show(summary, folder, console)
+    own = summary.costs.uplink_bytes + summary.costs.downlink_bytes
+    theirs = template_traffic(simulation.setup.layout, simulation.sampler.size, config.rounds)
+    traffic = {
+        "used_mb": round(own / MIB, 3),
+        "template_mb": round(theirs / MIB, 3),
+        "budget_mb": BUDGET,
+        "bytes": own,
+        "times_fewer": round(theirs / own, 2) if own else None,
+    }
+    with writing(folder):
+        (folder / "communication.json").write_text(json.dumps(traffic, indent=1) + "\n", encoding="utf-8")
+    console.print(
+        f"communication: {own:,} bytes, {own / MIB:,.2f} MB as FlowerTune counts (of {BUDGET:,}); the template's own "
+        f"tensors come to {theirs / MIB:,.2f} MB, {theirs / max(own, 1):.1f} times as many",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""A script with a Trainer of transformers, or trl's SFTTrainer, as a client: `fedpeft.patch(trainer, server=...)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedpeft import plugins
+from fedpeft.clients.trainer import Ranks, TrainerExecutor
+from fedpeft.deployment.client_state import alone_in, folder_for
+from fedpeft.deployment.connection import Link
+from fedpeft.deployment.trainer_edge import TrainerEdge
+from fedpeft.errors import ConfigError
+from fedpeft.join import Command, Patience, described, link_of, take_part, transcript_of
+from fedpeft.models.tasks.causal_lm import LanguageModel
+from fedpeft.run import catalogue
+from fedpeft.run.console import ConsoleObserver
+
+STATE = Path("~/.local/state/fedpeft")
+
+
+def patch(
+    trainer: Any,
+    *,
+    server: str,
+    certs: str | Path = "certs",
+    insecure: bool = False,
+    name: str = "",
+    state: str | Path = STATE,
+    give_up: float = 0.0,
+    plugin: tuple[str, ...] = (),
+    progress: bool = True,
+) -> Any:
+    """Make `trainer.train()` take part in a federation: in each round it trains as the script says, between receiving
+    the adapter and sending what it has become.
+
+    The trainer's model is one of the `peft` library with the adapter that the federation exchanges. Optimizer,
+    scheduler, data, callbacks and number of steps are the script's; its learning rate is scaled as the federation's
+    falls over the rounds, and an optimizer that the Trainer makes itself starts anew in each. After the last round
+    `train` returns what it returned for this client's last, or None. A killed script that is started again goes on.
+    Under torchrun every process calls `train`, and the first one speaks to the server.
+
+    Args:
+        trainer: of transformers or trl, with `model`, `args`, `train_dataset` and `train`.
+        server: HOST:PORT.
+        certs: the folder that this client was handed (`python -m fedpeft.certs`).
+        insecure: no TLS, for a server on this machine that runs without it; then `name` says who this is.
+        name: of the client, with `insecure`; else it stands in the certificate.
+        state: folder of what is kept between rounds and restarts.
+        give_up: seconds without a connection after which to end; 0: never.
+        plugin: files, folders or installed packages with parts that the federation uses.
+        progress: whether to show how it goes on.
+
+    Returns:
+        The trainer.
+
+    Raises:
+        FedpeftError: this is no such trainer; and by `train`: what the user can mend.
+    """
+    _check(trainer)
+    link = link_of(Command(server, Path("rows"), Path(certs), insecure, name, Path(state), give_up, plugin))
+    trainer.train = Federated(trainer, trainer.train, link, Path(state).expanduser(), give_up, plugin, progress)
+    return trainer
+
+
+@dataclass
+class Federated:
+    """What `train` of a patched trainer is.
+
+    Attributes:
+        trainer: that is patched.
+        own: its own `train`.
+        link, state, give_up, plugin, progress: see `patch`.
+        last: what the last round's training has returned.
+    """
+
+    trainer: Any
+    own: Callable[[], Any]
+    link: Link
+    state: Path
+    give_up: float
+    plugin: tuple[str, ...]
+    progress: bool
+    last: Any = None
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """Take part until the federation is finished.
+
+        Raises:
+            FedpeftError: what the user can mend.
+        """
+        if given or any(named.values()):
+            raise ConfigError("a patched trainer continues by itself; call train() without arguments")
+        self.last, ranks = None, Ranks()
+        if not ranks.first:
+            executor = TrainerExecutor(self.trainer, LanguageModel(self.trainer.model), self.once, ranks)
+            while (order := ranks.tell(None)) is not None:
+                executor.carry_out(order)
+            return self.last
+        try:
+            with plugins.given({}), ConsoleObserver(Console(quiet=not self.progress)) as observer:
+                plugins.named_only()
+                catalogue.use(self.plugin)
+                self._join(ranks, observer)
+        finally:
+            ranks.tell(None)
+        return self.last
+
+    def once(self) -> Any:
+        """A round's training."""
+        self.last = self.own()
+        return self.last
+
+    def _join(self, ranks: Ranks, observer: ConsoleObserver) -> None:
+        """Be a client until the federation is finished."""
+        patience = Patience(self.give_up, observer)
+        description = described(self.link, patience)
+        folder = folder_for(self.state, description.run, self.link.name)
+        with alone_in(folder):
+            edge = TrainerEdge(description, self.trainer, self.once, ranks, folder, observer)
+            observer.say(
+                f"[bold]{self.link.name}[/]  {edge.rows} rows, {type(self.trainer).__name__}, {edge.config.peft}"
+            )
+            take_part(edge, self.link, transcript_of(edge, self.link), patience, observer)
+
+
+def _check(trainer: Any) -> None:
+    """Refuse what can't be patched.
+
+    Raises:
+        ConfigError: it is none of transformers, or one whose adapter does not lie in one piece in each process.
+    """
+    if not all(hasattr(trainer, name) for name in ("model", "args", "train", "train_dataset", "optimizer")):
+        raise ConfigError(f"patch takes a Trainer of transformers or trl, got {type(trainer).__name__}")
+    if not hasattr(trainer.model, "peft_config"):
+        raise ConfigError(
+            "the trainer's model has no adapter; wrap it first: peft.get_peft_model(model, LoraConfig(...))"
+        )
+    if getattr(trainer, "is_deepspeed_enabled", False) or getattr(trainer, "is_fsdp_enabled", False):
+        raise ConfigError(
+            "with DeepSpeed or FSDP no process holds the whole adapter; train with DDP, or in one process"
+        )
+    if trainer.train_dataset is None or not hasattr(trainer.train_dataset, "__len__"):
+        raise ConfigError("the trainer's train_dataset must have a length: a client's rows are its weight in the mean")

@@ -1,0 +1,49 @@
+"""Renyi divergences of a release that a unit joins with a secret probability, from those of one that it always joins.
+
+P and Q: the release with the unit and without. Given all that is drawn but the noise they are one symmetric
+distribution, shifted, so a reflection exchanges them; then the divergence of the mixture q P + (1 - q) Q from Q is the
+larger one of both directions (Mironov, Talwar, Zhang, arXiv 1908.10530, theorem 5), and for whole orders a
+
+    exp((a - 1) D_a) = sum_k binomial(a, k) (1 - q)^(a - k) q^k exp((k - 1) D_k(P, Q))
+
+which rises with each D_k, so upper bounds may stand there. Mixtures over what else is drawn follow by joint convexity.
+
+Where the unit is a row and its client takes part with probability p, by a secret coin: who knows the client's other
+rows may see in the release whether it does. Then by joint convexity, and not better in general,
+
+    exp((a - 1) D_a') = 1 + p (exp((a - 1) D_a) - 1)
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from scipy.special import gammaln, logsumexp
+
+WHOLE_ORDERS: Final = (*range(2, 65), *range(68, 129, 4), *range(144, 257, 16), *range(320, 1025, 64))
+"""Orders a at which releases are known at whole ones only."""
+
+
+def unsampled(orders: np.ndarray, noise: float, rounding: float) -> np.ndarray:
+    """D_a of a release that the unit always joins, (orders,); see `fedpeft.privacy.accountant.Event`."""
+    found: np.ndarray = orders / (2 * noise**2) + rounding * orders**2 * (orders - 1)
+    return found
+
+
+def rdp_of_sampled(noise: float, rate: float, rounding: float, share: float) -> np.ndarray:
+    """D_a at `WHOLE_ORDERS`; see `fedpeft.privacy.accountant.Event`."""
+    orders = np.array(WHOLE_ORDERS, dtype=np.float64)
+    always = unsampled(orders, noise, rounding)
+    found = always if rate == 1 else np.minimum(always, [_sampled(int(a), noise, rate, rounding) for a in orders])
+    if share < 1:
+        found = np.logaddexp(np.log1p(-share), np.log(share) + (orders - 1) * found) / (orders - 1)
+    return np.asarray(found)
+
+
+def _sampled(order: int, noise: float, rate: float, rounding: float) -> float:
+    k = np.arange(order + 1, dtype=np.float64)
+    chosen = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+    grown = np.where(k > 1, (k - 1) * unsampled(k, noise, rounding), 0.0)
+    terms = chosen + (order - k) * np.log1p(-rate) + k * np.log(rate) + grown
+    return float(logsumexp(terms)) / (order - 1)

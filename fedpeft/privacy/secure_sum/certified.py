@@ -1,0 +1,119 @@
+"""Members that show certificates: real clients.
+
+Their authority has signed these certificates. Whoever has its key could sign more, for members that it has invented,
+and read a client among them. So a client may pin a roster: it takes keys of certificates whose fingerprints stand in
+it, and of no others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from fedpeft.errors import PayloadError, PrivacyError
+from fedpeft.privacy.secure_sum.roster import PrivateKey, PublicKey, check_signature
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a real client is in secure sums, and with whom it takes part in them; plain data.
+
+    Attributes:
+        run: name of the federation.
+        key, certificate, authority: PEM; what it signs with, and who has signed its certificate.
+        pinned: fingerprints of the certificates in its roster; None: all that the authority has signed are taken.
+        fewest: clients of a sum that it takes part in, itself included.
+    """
+
+    run: str
+    key: bytes = field(repr=False)
+    certificate: bytes
+    authority: bytes
+    pinned: frozenset[str] | None = None
+    fewest: int = 3
+
+    @property
+    def private_key(self) -> PrivateKey:
+        """What it signs with.
+
+        Raises:
+            PrivacyError: a key of a kind that secure sums don't use.
+        """
+        key = serialization.load_pem_private_key(self.key, None)
+        if isinstance(key, Ed25519PrivateKey | EllipticCurvePrivateKey):
+            return key
+        raise PrivacyError("the client's key is of a kind that secure sums don't use; take ECDSA or Ed25519")
+
+    @property
+    def shown(self) -> bytes:
+        """The certificate as members show it, DER."""
+        return x509.load_pem_x509_certificate(self.certificate).public_bytes(serialization.Encoding.DER)
+
+
+def fingerprint(certificate: bytes) -> str:
+    """Of a certificate (DER): SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(certificate).hexdigest()
+
+
+class CertifiedRoster:
+    """Takes keys of clients that show a certificate of the authority, and stand in the roster if one is pinned.
+
+    Args:
+        identity: whose roster it is.
+        places: of the federation.
+    """
+
+    def __init__(self, identity: Identity, places: int) -> None:
+        self._authority = x509.load_pem_x509_certificate(identity.authority)
+        self._pinned, self._places = identity.pinned, places
+        self._keys: dict[bytes, PublicKey] = {}
+
+    def verify(self, client: int, content: bytes, signature: bytes, certificate: bytes) -> None:
+        """Refuse what the client has not signed, and clients that may not take part.
+
+        Raises:
+            PayloadError: says which.
+        """
+        if certificate not in self._keys:
+            self._keys[certificate] = self._checked(client, certificate)
+        check_signature(self._keys[certificate], client, content, signature)
+
+    def strangers(self, clients: Iterable[int]) -> list[int]:
+        """Those beyond the places; of others in a sum than its neighbours a client knows no more."""
+        return sorted(client for client in clients if client >= self._places)
+
+    def _checked(self, client: int, content: bytes) -> PublicKey:
+        try:
+            certificate = x509.load_der_x509_certificate(content)
+            certificate.verify_directly_issued_by(self._authority)
+            usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+            key = certificate.public_key()
+        except Exception as error:  # a peer's bytes: cryptography has many errors for them
+            raise PayloadError(
+                f"client {client} shows a certificate that the authority in ca.pem has not made "
+                f"({type(error).__name__})"
+            ) from None
+        called = f"client {client} shows the certificate {fingerprint(content)[:16]} ({_name(certificate)})"
+        if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
+            raise PayloadError(f"{called}, which is no client's")
+        if not isinstance(key, Ed25519PublicKey | EllipticCurvePublicKey):
+            raise PayloadError(f"{called}, whose key is of a kind that secure sums don't use: ECDSA or Ed25519")
+        if not certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc:
+            raise PayloadError(f"{called}, which is not valid now")
+        if self._pinned is not None and fingerprint(content) not in self._pinned:
+            raise PayloadError(f"{called}, which is not in the roster that this client was handed")
+        return key
+
+
+def _name(certificate: x509.Certificate) -> str:
+    names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    text = str(names[0].value)[:63] if names else "no name"
+    return text if text.isprintable() else ascii(text)

@@ -1,0 +1,158 @@
+"""What the server of real clients has heard in the secure sum that is under way, step by step, on its disk.
+
+A client takes part in one sum a round. So a server that is killed in the middle of one goes on with it where it stood:
+steps that were finished are read here, and those asked in the others answer the same again.
+
+    FOLDER/announced   round, cohort and announcement
+    FOLDER/1 ... 5     what came of each step that was finished
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedpeft.errors import PayloadError, RunError
+from fedpeft.machine import files
+from fedpeft.privacy.secure_sum.announcement import Announcement
+
+ANNOUNCED = "announced"
+STEPS = ("5", "4", "3", "2", "1")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A sum that was begun.
+
+    Attributes:
+        round: of it; 0: before round 1.
+        cohort: who is asked.
+        told: what they are told alike.
+    """
+
+    round: int
+    cohort: Sequence[int]
+    told: Announcement
+
+
+@dataclass
+class Step:
+    """What came of one step.
+
+    Attributes:
+        answers: by client; of the third step none, as their sum is kept.
+        total: that sum (`Coordinator.summed`).
+        taken: whose answers were good.
+        failed: why others have not.
+        sent, received: bytes, by client.
+    """
+
+    answers: dict[int, bytes] = field(default_factory=dict)
+    total: bytes = b""
+    taken: list[int] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    sent: Counter[int] = field(default_factory=Counter)
+    received: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class SumJournal:
+    """The sum that is under way.
+
+    Attributes:
+        folder: where it is kept; made with the first sum.
+        run: name of the federation.
+    """
+
+    folder: Path
+    run: str
+
+    def opened(self, round: int) -> Opened | None:
+        """The sum of a round, if it was begun.
+
+        Raises:
+            RunError: the file can't be read.
+        """
+        try:
+            stored = files.read_json(self.folder / ANNOUNCED)
+            found = Opened(stored["round"], stored["cohort"], Announcement.of_bytes(bytes.fromhex(stored["told"])))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, PayloadError) as error:
+            raise self._damaged(ANNOUNCED, error) from None
+        return found if found.round == round else None
+
+    def begin(self, opened: Opened) -> None:
+        """Another sum begins; the one before is forgotten.
+
+        Raises:
+            RunError: the disk is full, or can't be written.
+        """
+        stored = {"round": opened.round, "cohort": list(opened.cohort), "told": opened.told.to_bytes().hex()}
+        with files.writing(self.folder):
+            files.make_private_folder(self.folder)
+            self.forget()
+            files.replace(self.folder / ANNOUNCED, json.dumps(stored).encode(), private=True)
+
+    def forget(self) -> None:
+        """The sum has come to nothing, and is not gone on with.
+
+        Raises:
+            RunError: the files can't be removed.
+        """
+        with files.writing(self.folder):
+            for name in (*STEPS, ANNOUNCED):  # from the last one on: what is left is the beginning of a sum, or none
+                (self.folder / name).unlink(missing_ok=True)
+            files.sync(self.folder)
+
+    def step(self, number: int) -> Step | None:
+        """What came of a step of the sum; None: it was not finished.
+
+        Raises:
+            RunError: the file can't be read.
+        """
+        try:
+            head, _, rest = files.read(self.folder / str(number)).partition(b"\n")
+            stored, answers, at = json.loads(head), {}, 0
+            for client, length in stored["lengths"]:
+                answers[client] = rest[at : at + length]
+                at += length
+            total = rest[at:]
+            if len(total) != stored["total"]:
+                raise ValueError(f"{len(rest)} bytes of answers instead of {at + stored['total']}")
+            failed, sent, received = ({int(k): v for k, v in stored[n].items()} for n in ("failed", "sent", "received"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(str(number), error) from None
+        return Step(answers, total, stored["taken"], failed, Counter(sent), Counter(received))
+
+    def finish(self, number: int, step: Step) -> None:
+        """A step is over.
+
+        Raises:
+            RunError: the disk is full, or can't be written.
+        """
+        stored = {
+            "lengths": [(client, len(content)) for client, content in step.answers.items()],
+            "total": len(step.total),
+            "taken": step.taken,
+            "failed": step.failed,
+            "sent": step.sent,
+            "received": step.received,
+        }
+        with files.writing(self.folder):
+            files.replace(
+                self.folder / str(number),
+                b"".join((json.dumps(stored).encode(), b"\n", *step.answers.values(), step.total)),
+                private=True,
+            )
+
+    def _damaged(self, name: str, error: Exception) -> RunError:
+        return RunError(
+            f"what was heard of a secure sum in {self.folder / name} can't be read ({error}); bring it back from a "
+            "copy, or remove the folder: the round is then void for clients that have sent their part of it"
+        )

@@ -1,0 +1,55 @@
+"""The step that meets a budget, on states small and large."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedpeft.communication import step_search
+from fedpeft.communication.step_search import REACH, StepSearch
+
+
+def entries(slices: int, size: int, dtype=np.float32):
+    random = np.random.default_rng(0)
+    scales = np.exp(random.normal(size=slices))
+    return (random.normal(size=(slices, size)) * scales[:, None]).astype(dtype).reshape(-1), np.full(slices, size)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("step", [0.001, 0.1, 0.9, 3.0, 50.0])
+def test_what_is_counted_is_what_is_sent(dtype, step):
+    """The search counts levels in fewer passes than making them takes; they are the same levels."""
+    y, sizes = entries(6, 100, dtype)
+    y[:3], y[150] = 0, REACH * 5
+    search = StepSearch(y, sizes, dither=False, dead=0.08)
+    (q, classes), (counted, of) = search.levels(step, None), search._counted(step)
+    assert (counted == q).all()
+    assert (of == classes).all()
+
+
+@pytest.mark.parametrize("dither", [False, True])
+@pytest.mark.parametrize("bits", [2.0, 1.0, 0.4])
+def test_a_large_state_meets_its_budget_as_a_small_one_does(monkeypatch, dither, bits):
+    y, sizes = entries(40, 1000)
+    budget = bits * len(y) / 8
+    whole = StepSearch(y, sizes, dither, 0.08)
+    small = whole.meet(budget)
+    monkeypatch.setattr(step_search, "LARGE", 10_000)
+    monkeypatch.setattr(step_search, "SAMPLE", 4_000)
+    calls, cost = [], StepSearch.cost
+    monkeypatch.setattr(StepSearch, "cost", lambda self, step: calls.append(len(self.y)) or cost(self, step))
+    large = StepSearch(y, sizes, dither, 0.08).meet(budget)
+    assert 0.97 * budget <= whole.cost(large) <= budget
+    assert large == pytest.approx(small, rel=0.05)
+    assert calls.count(len(y)) - 1 <= 7
+
+
+def test_a_sample_has_its_share_of_every_slice(monkeypatch):
+    monkeypatch.setattr(step_search, "SAMPLE", 100)
+    y, sizes = np.arange(1000, dtype=np.float32), np.array([5, 0, 495, 333, 167])
+    sample = StepSearch(y, sizes, False, 0.08)._sample()
+    assert sample.every == 10
+    assert sample.sizes.sum() == len(sample.y) == 100
+    ends = np.cumsum(sizes)
+    owners = np.searchsorted(ends, sample.y, side="right")
+    assert np.bincount(owners, minlength=5).tolist() == sample.sizes.tolist()

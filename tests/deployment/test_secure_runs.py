@@ -1,0 +1,290 @@
+"""Federations of real clients with secure sums: exact whoever drops out, and whenever a server is killed."""
+
+from __future__ import annotations
+
+import json
+import queue
+import struct
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from fedpeft.communication.messages import Report
+from fedpeft.config import RunConfig
+from fedpeft.deployment import federation as served
+from fedpeft.deployment.grid import GrpcGrid, StoppedError
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.served_settings import check
+from fedpeft.deployment.session import Session
+from fedpeft.deployment.shared_settings import shared_settings
+from fedpeft.errors import FedpeftError, PrivacyError, RunError
+from fedpeft.join import main as join
+from fedpeft.privacy.secure_sum.coordinator import Coordinator
+from fedpeft.privacy.secure_sum.masks import unpacked
+from fedpeft.privacy.secure_sum.member import Member
+from fedpeft.serve import main as serve
+from fedpeft.server.exchange import Exchange
+from fedpeft.server.sum_journal import SumJournal
+from tests.conftest import SilentObserver
+from tests.here import Federation
+
+SUMMED = {"privacy": "secure_sum", "clients": 5, "head": "ridge"}
+
+
+def lines(folder, name):
+    return [json.loads(line) for line in (folder / "server" / name).read_text().splitlines()]
+
+
+class Killed(BaseException):
+    """The server is."""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A run in which client k drops out at step k + 1 of round k + 1, and three do in round 6."""
+    folder, said = tmp_path_factory.mktemp("dropouts"), []
+    leaving = {(k + 1, k + 1, k) for k in range(5)} | {(6, 4, k) for k in (0, 2, 4)}
+    plain: dict[int, dict[int, np.ndarray]] = {}
+    sums: list[tuple[int, int, list[int], np.ndarray]] = []
+    in_order, vector, total = Exchange.in_order, Member.vector, Coordinator.sum
+
+    def dropping(exchange, instructions, count, phase):
+        asked = list(instructions)
+        steps = {i.client: (i.round, i.step) for i in asked}
+        for report in in_order(exchange, asked, count, phase):
+            gone = (*steps[report.client], report.client) in leaving
+            yield Report(report.client, report.round, b"", error="gone") if gone else report
+
+    def round_of(terms):
+        return struct.unpack_from(">QI", terms.context)[1]
+
+    def kept(self, sealed, numbers):
+        plain.setdefault(round_of(self.terms), {})[self.client] = numbers
+        return vector(self, sealed, numbers)
+
+    def summed(self):
+        found = total(self)
+        sums.append((round_of(self.terms), self.terms.bits, list(self.survivors), found))
+        return found
+
+    class Says(SilentObserver):
+        def say(self, text):
+            said.append(text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Exchange, "in_order", dropping)
+        patch.setattr(Member, "vector", kept)
+        patch.setattr(Coordinator, "sum", summed)
+        made = Federation(folder, Says(), **SUMMED, rounds=7)
+        made.run()
+    return SimpleNamespace(folder=folder, plain=plain, sums=sums, said=said, server=made.server)
+
+
+def test_each_sum_is_that_of_the_integers_of_those_whose_vectors_have_arrived(recorded):
+    assert [round for round, *_ in recorded.sums] == [0, 1, 2, 3, 4, 5, 7]
+    for round, bits, survivors, found in recorded.sums:
+        gone = {round - 1} if 1 <= round <= 3 else set()  # later ones had sent their vectors
+        assert sorted(survivors) == sorted(set(range(5)) - gone)
+        expected = sum(recorded.plain[round][k].astype(np.uint64) for k in survivors) % 2**bits
+        np.testing.assert_array_equal(found, expected)
+    assert set(recorded.plain[3]) == {0, 1, 2, 3, 4}, "the client that was lost in step 3 had sent its vector"
+
+
+def test_a_void_round_leaves_the_model_and_the_run_goes_on(recorded):
+    rounds = lines(recorded.folder, "rounds.jsonl")
+    assert [r["rejected"] for r in rounds] == [0, 1, 1, 1, 0, 0, 5, 0]
+    assert rounds[6]["update_norm"] == 0 < rounds[7]["update_norm"]
+    assert any("round 6: the sum is void" in text and "the model stays as it is" in text for text in recorded.said)
+
+
+def test_the_server_receives_uniform_vectors_and_no_number_of_a_single_client(recorded):
+    """All reports of the run; the same detector finds the integers before they were masked."""
+    asked, reports = recorded.server.direct.asked, recorded.server.direct.reports
+    statistics = {True: [], False: []}
+    for instruction, report in zip(asked, reports, strict=True):
+        assert (report.rows, report.steps, report.loss, report.seconds, report.used, report.count) == (0,) * 6
+        assert not report.correction
+        if instruction.step != 3:
+            continue
+        bits = 16 if instruction.kind == "train" else 32
+        masked = unpacked(report.payload, 8 * len(report.payload) // bits, bits)
+        for arrived, numbers in ((True, masked), (False, recorded.plain[instruction.round][instruction.client])):
+            assert len(numbers) == len(masked)
+            for shift in (0, bits - 4):
+                counts = np.bincount((numbers >> shift) & 15, minlength=16)
+                statistics[arrived].append(float(((counts - counts.mean()) ** 2 / counts.mean()).sum()))
+    assert len(statistics[True]) == 2 * (5 * 8 - 2)
+    assert max(statistics[True]) < 65  # 15 degrees of freedom: p = 3e-8 for each of 76
+    assert min(statistics[False][1::2]) > 1000
+    rows = [member.rows for member in recorded.server.roster.members]
+    assert rows == [1] * 5
+
+
+DEATHS = [(0, 1, 2), (0, 2, 0), (0, 3, 3), (0, 4, 1), (0, 5, 4), (1, 1, 0), (1, 2, 4), (1, 3, 1), (1, 4, 3), (1, 5, 2)]
+"""Round, step, and how many answers have been taken by then."""
+
+
+def test_a_server_and_clients_killed_at_every_step_end_with_the_same_adapter(tmp_path, observer, monkeypatch):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole = Federation(tmp_path / "whole", observer, **SUMMED).run()
+    made = Federation(tmp_path / "killed", observer, **SUMMED)
+    left, real = list(DEATHS), Exchange.in_order
+
+    def mortal(exchange, instructions, count, phase):
+        asked = list(instructions)
+        for answers, report in enumerate(real(exchange, asked, count, phase)):
+            if left and (asked[0].round, asked[0].step, answers) == left[0]:
+                left.pop(0)
+                raise Killed
+            yield report
+
+    monkeypatch.setattr(Exchange, "in_order", mortal)
+    for death in DEATHS:
+        with pytest.raises(Killed):
+            made.run()
+        edges = made.server.edges
+        if death[0]:
+            edges[death[1] - 1] = made.edge(death[1] - 1)
+        made.start(edges)
+    after = made.run()
+    assert not left
+    assert all(torch.equal(tensor, after.adapter[name]) for name, tensor in whole.adapter.items())
+    assert whole.losses == after.losses
+    assert not [line for line in lines(made.folder, "clients.jsonl") if "rejected" in line]
+    counts = [[(r["uplink_bytes"] > 0, r["rejected"]) for r in lines(f, "rounds.jsonl")] for f in
+              (tmp_path / "whole", tmp_path / "killed")]  # fmt: skip
+    assert counts[0] == counts[1]
+
+
+def test_a_server_without_its_journal_loses_the_round_and_not_the_run(tmp_path, observer, monkeypatch):
+    """Clients take part in one sum a round: the second one is void, and the next round is as any."""
+    made = Federation(tmp_path, observer, **SUMMED | {"clients": 3})
+    real = Exchange.in_order
+
+    def mortal(exchange, instructions, count, phase):
+        asked = list(instructions)
+        if (asked[0].round, asked[0].step) == (1, 4):
+            raise Killed
+        yield from real(exchange, asked, count, phase)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Exchange, "in_order", mortal)
+        with pytest.raises(Killed):
+            made.run()
+    SumJournal(tmp_path / "server" / "secure_sum", "").forget()
+    made.start(made.server.edges)
+    made.run()
+    assert [r["rejected"] for r in lines(tmp_path, "rounds.jsonl")] == [0, 3, 0]
+    assert all("void" in line["rejected"] or "a second sum of round 1" in line["rejected"]
+               for line in lines(tmp_path, "clients.jsonl")[:3])  # fmt: skip
+
+
+def test_a_damaged_journal_is_one_sentence(tmp_path, observer, monkeypatch):
+    made = Federation(tmp_path, observer, **SUMMED | {"clients": 3})
+    made.run()
+    journal = SumJournal(tmp_path / "server" / "secure_sum", made.server.roster.run)
+    assert journal.opened(2).cohort == [0, 1, 2]
+    assert journal.opened(1) is None
+    for name in ("announced", "3"):
+        file = journal.folder / name
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"what was heard of a secure sum in .*announced can't be read"):
+        journal.opened(2)
+    with pytest.raises(RunError, match=r"what was heard of a secure sum in .*3 can't be read"):
+        journal.step(3)
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("given", "serving", "says"),
+    [
+        ({"privacy": "secure_sum(threshold=0.5)"}, {}, "a threshold of 2/3 or more"),
+        ({}, {"held_out": 0.2}, "one by one, which no sum hides"),
+        ({"clients": 2}, {}, "3 clients or more; the cohort has 2"),
+        ({"strategy": "krum"}, {}, "krum needs more of them than that"),
+        ({"privacy": "secure_sum(bits=6)", "clients": 6}, {}, "give bits=7 or more"),
+        ({"codec": "small"}, {}, "has a code of its own"),
+    ],
+    ids=str,
+)
+def test_what_a_server_refuses(federation, given, serving, says):
+    with pytest.raises(FedpeftError, match=says):
+        federation(**{"clients": 3, "privacy": "secure_sum"} | given, serve=ServeOptions(**serving))
+
+
+def test_a_threshold_that_lies_get_around_is_refused_by_clients_too():
+    shared_settings('privacy = "secure_sum"\nclients = 3')
+    with pytest.raises(PrivacyError, match="a threshold of 2/3 or more"):
+        shared_settings('privacy = "secure_sum(threshold=0.6)"\nclients = 3')
+    check(RunConfig(privacy="secure_sum(threshold=0.67)"), ServeOptions())
+
+
+def test_without_tls_there_are_no_secure_sums(tmp_path, capsys):
+    words = ["--privacy", "secure_sum", "--dataset", "tiny", "--clients", "3", "--insecure", "--output", str(tmp_path)]
+    assert serve([*words, "--listen", "127.0.0.1:0"]) == 2
+    assert "needs certificates: without TLS" in capsys.readouterr().err
+
+
+def test_what_clients_refuse_of_their_own_options(federation):
+    made = federation(clients=3, privacy="secure_sum")
+    for options, says in (
+        ({"roster_hash": "0" * 16}, "give its file too, with --roster"),
+        ({"roster": "nowhere.txt"}, "the roster nowhere.txt can't be read"),
+        ({"rank": 1}, "leave out --rank"),
+    ):
+        made.options[0] = options
+        with pytest.raises(FedpeftError, match=says):
+            made.edge(0)
+    made.summed = False
+    made.options[0] = {}
+    with pytest.raises(PrivacyError, match="needs certificates: without TLS"):
+        made.edge(0)
+
+
+def test_a_roster_that_could_keep_nobody_out_is_refused(federation, tmp_path):
+    (tmp_path / "roster.txt").write_text(f"{'0' * 64} edge-0\n")
+    with pytest.raises(PrivacyError, match="this federation adds up nothing under masks"):
+        federation(clients=1, options=[{"roster": str(tmp_path / "roster.txt")}])
+
+
+def test_wrong_options_of_a_client_are_found_before_the_server_is_asked(tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("text,label\na,x\n")
+    assert join(["--server", "127.0.0.1:1", "--data", str(tmp_path / "rows.csv"), "--fewest", "2"]) == 2
+    assert "fewest must be at least 3, got 2" in capsys.readouterr().err
+    (tmp_path / "roster.txt").write_text(f"{'0' * 64} edge-0\n")
+    words = ["--server", "127.0.0.1:1", "--data", str(tmp_path / "rows.csv"), "--insecure", "--name", "edge-0"]
+    assert join([*words, "--roster", str(tmp_path / "roster.txt"), "--roster-hash", "1" * 16]) == 2
+    assert "it is not the one that you were told of" in capsys.readouterr().err, "before the server is asked"
+
+
+def test_rounds_wait_for_three_clients_at_least(federation, monkeypatch):
+    made = federation(clients=3, privacy="secure_sum", serve=ServeOptions(quorum=0.1, patience=0.0))
+    server = made.server
+    server.roster.start()
+    server.stopping.set()
+
+    def here(count):
+        sessions = [Session(m, connected=1, seen=0.0) for m in server.roster.members[:count]]
+        monkeypatch.setattr(server.gateway, "sessions", lambda: sessions)
+        return served.Federation.present(server)
+
+    with pytest.raises(StoppedError):
+        here(2)
+    assert here(3) == [0, 1, 2]
+
+
+def test_a_server_that_is_asked_to_stop_leaves_a_sum_at_once():
+    """It goes on with it: whoever would be left out now might be one too many."""
+    stopping = threading.Event()
+    gateway = SimpleNamespace(answers=queue.SimpleQueue(), roster=SimpleNamespace(members=[]))
+    grid = GrpcGrid(gateway, 0.5, 0.0, stopping, goes_on=True)
+    assert grid.pull_messages([]) == []
+    stopping.set()
+    with pytest.raises(StoppedError):
+        grid.pull_messages([])

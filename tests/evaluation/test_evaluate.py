@@ -1,0 +1,354 @@
+"""Evaluation of finished runs: answers in batches, choices by likelihood, metrics, clients side by side, mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from fedpeft.data.conversations import ids_and_answers
+from fedpeft.data.made_words import WORDS
+from fedpeft.errors import AssetError, DataError
+from fedpeft.evaluate import main, spread
+from fedpeft.evaluation.evaluation import Answered
+from fedpeft.evaluation.generation import answers, generated
+from fedpeft.evaluation.likelihood import chosen, log_likelihoods
+from fedpeft.evaluation.metric import METRICS
+from fedpeft.evaluation.questions import Form, of_row, read_questions
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.task import TASKS
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.predict import main as predict
+from fedpeft.run.finished import FinishedRun
+from fedpeft.simulate import main as simulate
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '" + WORDS[0] + " ' if m.role == 'user' else '" + WORDS[1] + " ' }}{{ m.content }} "
+    "{% endfor %}{% if add_generation_prompt %}{{ '" + WORDS[1] + " ' }}{% endif %}"
+)
+
+
+def conversation(i: int) -> list[dict[str, str]]:
+    """The answer is the last word of the question."""
+    asked = WORDS[10 + i % 20 : 12 + i % 20 + i % 4]
+    return [{"role": "user", "content": " ".join(asked)}, {"role": "assistant", "content": asked[-1]}]
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "chat"
+    shutil.copytree(resolve_model("tiny_lm"), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def trained(folder, dataset, model, *more):
+    words = ["--dataset", dataset, "--model", str(model), "--clients=3", "--cohort=3", "--rounds=2", "--workers=1"]
+    words += ["--partition=iid", "--dtype=fp32", "--local-work=steps(3)", "--peft=lora", "--learning-rate=0.02"]
+    assert simulate([*words, "--output", str(folder), *more]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(chat_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat")
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"messages": conversation(i)}) + "\n" for i in range(60)), encoding="utf-8"
+    )
+    return trained(folder / "run", f"file:{folder / 'rows.jsonl'}", chat_model, "--strategy=fedsa_lora")
+
+
+def measures(folder):
+    return json.loads((folder / "evaluation.json").read_text())["measures"]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("spec", "noise"),
+    [
+        ("lora", 0.1),
+        ("prompt_tuning(length=3)", 0.1),
+        ("prefix_tuning(length=3)", 0.1),
+        ("bottleneck", 0.01),
+        ("ia3", 0.1),
+    ],
+)
+def test_batched_answers_are_those_of_one_prompt_at_a_time(chat_model, spec, noise):
+    task = TASKS.build("instruction")
+    model = task.model(task.base(chat_model, torch.float32), 0)
+    PEFT_METHODS.build(spec).attach(model, "fp32")
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
+    model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    prompts = [[2, *range(4 + i, 6 + 2 * i)] for i in (5, 1, 9, 3, 1, 7, 2)]
+    plain = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        for _ in range(12):  # no cache, no padding, no library's loop
+            with torch.no_grad():
+                logits = model.base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+            if ids[0, -1] == 3:
+                break
+        plain.append(tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True).strip())
+    assert len(set(plain)) > 1
+    for batch in (1, 3, 16):
+        assert answers(model, tokenizer, prompts, 12, batch) == plain
+
+
+def test_an_answer_ends_where_the_model_ends_it(chat_model):
+    task = TASKS.build("causal_lm")
+    model = task.model(task.base(chat_model, torch.float32), 0).eval()
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    free = generated(model, tokenizer, [[2, 9], [2, 30, 31]], 8)
+    model.base.generation_config.eos_token_id = free[0][3]
+    stopped = generated(model, tokenizer, [[2, 9], [2, 30, 31]], 8)
+    assert stopped[0] == free[0][: free[0].index(free[0][3])]
+
+
+def test_likelihoods_are_sums_of_log_probabilities(run, tmp_path):
+    path = tmp_path / "exam.jsonl"
+    choices = [WORDS[3], f"{WORDS[4]} {WORDS[5]}", f"{WORDS[6]} {WORDS[7]} {WORDS[8]}"]
+    path.write_text(json.dumps({"question": WORDS[20], "choices": choices, "answer": "B"}) + "\n")
+    finished = FinishedRun.read(run)
+    [question] = read_questions(str(path), Form(True))
+    model, tokenizer = finished.model(finished.base()), AutoTokenizer.from_pretrained(finished.model_directory)
+    [found] = log_likelihoods(model, TASKS.build("causal_lm"), tokenizer, [question], "")
+    for choice, likelihood in zip(choices, found, strict=True):
+        messages = [{"role": "user", "content": WORDS[20]}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        said = tokenizer(choice, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*prompt, *said]])
+        logs = model.base(input_ids=ids).logits[0].log_softmax(-1)
+        total = sum(float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(said))
+        assert likelihood == pytest.approx(total, abs=1e-4)
+    assert question.right == (choices[1],)
+
+
+def test_short_choices_are_not_favoured_by_length(tmp_path):
+    path = tmp_path / "exam.jsonl"
+    path.write_text(json.dumps({"question": "x", "choices": ["ab", "abcdefgh"], "answer": 0}) + "\n")
+    [question] = read_questions(str(path), Form(True))
+    assert chosen(question, np.array([-2.0, -4.0])) == (0, 1)
+
+
+@pytest.mark.parametrize("name", METRICS.names)
+def test_every_metric_is_between_nothing_and_the_same(name):
+    if name == "rouge_l":
+        pytest.importorskip("rouge_score")
+    metric = METRICS.build(name)
+    metric.check()
+    assert metric.score("the green door", ["a red house", "the green door"]) == 1.0
+    assert metric.score("seven", ["a red house"]) == 0.0
+    assert metric.score("", ["a red house"]) == 0.0
+    assert METRICS.part(name).__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "right", "expected"),
+    [
+        ("exact_match", " Oslo\n", ["Oslo"], 1.0),
+        ("exact_match", "oslo", ["Oslo"], 0.0),
+        ("f1", "The answer is Oslo.", ["Oslo"], 0.5),  # 1 of 3 words (without the article), all of 1
+        ("f1", "red green blue", ["blue green"], 0.8),
+        ("rouge_l", "police kill the gunman", ["police killed the gunman"], 0.75),  # Lin (2004), section 3
+        ("rouge_l", "the gunman kill police", ["police killed the gunman"], 0.5),
+    ],
+)
+def test_metrics_by_hand(name, said, right, expected):
+    if name == "rouge_l":
+        pytest.importorskip("rouge_score")
+    assert METRICS.build(name).score(said, right) == pytest.approx(expected)
+
+
+def test_a_metric_without_its_library_is_one_sentence(monkeypatch, run, tmp_path, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    with pytest.raises(AssetError, match=r"rouge_l needs the package rouge_score; install it with: .*evaluate"):
+        METRICS.build("rouge_l").check()
+    assert main([str(run), "--metrics", "exact_match, rouge_l", "--output", str(tmp_path / "out")]) == 2
+    assert "install it with: pip install 'fedpeft[evaluate]'" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_base_global_own_and_alone_stand_side_by_side(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = [str(run), "--own", "0, 2", "--alone", "all", "--new-tokens=3", "--output", str(out)]
+    assert main(words) == 0
+    table = measures(out)
+    alone = [f"client {k} alone" for k in range(3)]
+    names = ["base", "global", "client 0", "client 2", *alone, "clients, mean", "clients alone, mean"]
+    assert list(table) == names
+    assert set(table["global"]) == {"loss", "perplexity", "exact_match", "f1"}
+    assert all(table[name]["loss"] < table["base"]["loss"] for name in names[2:])
+    assert len({table[name]["loss"] for name in names[2:]}) == len(names) - 2
+    mean = sum(table[name]["loss"] for name in alone) / 3
+    assert table["clients alone, mean"]["loss"] == pytest.approx(mean)
+    said = lines(out)
+    assert len(said) == 12
+    assert all(set(line["said"]) == set(names[:7]) for line in said)
+    right = sum(line["said"]["global"] == line["right"][0] for line in said) / 12
+    assert table["global"]["exact_match"] == pytest.approx(right)
+    shown = capsys.readouterr().out
+    assert "client 2 alone" in shown
+    assert said[2]["right"][0] in shown
+
+
+def test_a_client_alone_is_trained_once_and_on_its_own_rows(run, tmp_path):
+    kept = run / "evaluation" / "alone-1" / "adapter" / "adapter_model.safetensors"
+    assert main([str(run), "--alone=1", "--rows=3", "--output", str(tmp_path / "one")]) == 0
+    before, bits = kept.stat().st_mtime_ns, kept.read_bytes()
+    assert main([str(run), "--alone=1", "--rows=3", "--output", str(tmp_path / "two")]) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert measures(tmp_path / "one") == measures(tmp_path / "two")
+    shutil.rmtree(run / "evaluation" / "alone-1")
+    assert main([str(run), "--alone=1", "--rows=3", "--output", str(tmp_path / "three")]) == 0
+    assert kept.read_bytes() == bits
+
+
+def test_questions_of_a_file(run, tmp_path):
+    free, exam = tmp_path / "free.jsonl", tmp_path / "exam.jsonl"
+    rows = [{"question": WORDS[i], "answer": [WORDS[i], WORDS[i + 1]]} for i in range(20, 25)]
+    free.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"question": WORDS[i], "choices": [WORDS[i], WORDS[i + 50]], "answer": WORDS[i]} for i in range(10, 26)]
+    exam.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(run), "--questions", str(free), "--metrics=exact_match", "--output", str(tmp_path / "a")]) == 0
+    assert [line["right"] for line in lines(tmp_path / "a")] == [[WORDS[i], WORDS[i + 1]] for i in range(20, 25)]
+    assert main([str(run), "--questions", str(exam), "--output", str(tmp_path / "b")]) == 0
+    table, said = measures(tmp_path / "b"), lines(tmp_path / "b")
+    right = sum(line["said"]["global"] == line["right"][0] for line in said) / len(said)
+    assert table["global"]["accuracy"] == pytest.approx(right)
+    assert table["global"]["accuracy by length"] == table["global"]["accuracy"]  # all words are equally long
+
+
+def test_a_classifier_has_loss_accuracy_and_its_probe(tmp_path):
+    folder = trained(tmp_path / "run", "tiny", "tiny", "--clients=4", "--peft=lora(layers=1)")
+    assert main([str(folder), "--alone=0"]) == 0
+    table, summary = measures(folder / "evaluation"), json.loads((folder / "summary.json").read_text())
+    assert list(table) == ["base, linear probe", "global", "client 0 alone"]
+    assert table["global"]["accuracy"] == pytest.approx(summary["accuracy"])
+    assert table["base, linear probe"]["accuracy"] == summary["baseline_accuracy"]
+    assert not (folder / "evaluation" / "answers.jsonl").exists()
+
+
+def test_a_plain_language_model_has_loss_and_perplexity(tmp_path):
+    folder = trained(tmp_path / "run", "tiny_lm(owners=3, rows=12)", "tiny_lm")
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"question": WORDS[0], "choices": [WORDS[1], WORDS[2]], "answer": 1}) + "\n")
+    assert main([str(folder)]) == 0
+    table, summary = measures(folder / "evaluation"), json.loads((folder / "summary.json").read_text())
+    assert set(table["base"]) == {"loss", "perplexity"}
+    assert table["global"]["loss"] == pytest.approx(summary["loss"], rel=1e-6)
+    assert table["global"]["loss"] <= table["base"]["loss"]  # the start itself, where that is the best state
+    assert table["base"]["perplexity"] == pytest.approx(np.exp(table["base"]["loss"]))
+    assert main([str(folder), "--questions", str(exam)]) == 0
+    assert set(measures(folder / "evaluation")["base"]) == {"loss", "perplexity", "accuracy", "accuracy by length"}
+
+
+def test_what_is_too_long_is_counted_and_said(run, tmp_path, capsys):
+    path = tmp_path / "free.jsonl"
+    rows = [{"question": " ".join(WORDS[:n]), "answer": "x"} for n in (3, 58, 4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [str(run), "--questions", str(path), "--new-tokens=8", "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "1 of 3 questions are left out: with 8 new tokens they are longer than the 64" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert len(lines(tmp_path / "out")) == 2
+    path.write_text(json.dumps(rows[1]) + "\n")
+    assert main(words) == 2
+    assert "no question fits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "x", "anser": "y"}, "no column 'answer'; did you mean 'anser'"),
+        ({"answer": "y"}, "no column 'question'"),
+        ({"question": " ", "answer": "y"}, "'question' must hold a text"),
+        ({"question": "x", "answer": []}, "'answer' must hold a text, or several in a list"),
+        ({"question": "x", "choices": ["a"], "answer": 0}, "'choices' must hold at least two answers, each once"),
+        ({"question": "x", "choices": ["a", "a"], "answer": 0}, "'choices' must hold at least two answers, each once"),
+        ({"question": "x", "choices": ["a", "b"], "answer": "C"}, "'C' is none of the 2 choices; give its position"),
+        ({"question": "x", "choices": ["a", "b"], "answer": 2}, "2 is none of the 2 choices"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "nobody answers"),
+    ],
+)
+def test_a_broken_question_is_one_sentence(tmp_path, row, said):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"question": "fine", "answer": "yes"}) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=f"line 2 of .*q.jsonl.*{said}"):
+        read_questions(str(path), Form(True))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--questions", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["--questions", "rows.csv"], "must end in .jsonl"),
+        (["--metrics", "bleu"], "unknown metric 'bleu'"),
+        (["--own", "7"], "'7' names no clients; give ids from 0 to 2"),
+        (["--new-tokens", "0"], "--new-tokens must be at least 1, got 0"),
+        (["--flowertune", "nlp"], "needs the track's rows"),
+        (["--output", __file__], "is a file"),
+    ],
+)
+def test_a_mistake_is_one_sentence(run, capsys, more, said):
+    assert main([str(run), "--rows=2", *more]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_clients_without_adapters_of_their_own_are_told(chat_model, tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": conversation(i)}) + "\n" for i in range(30)), encoding="utf-8")
+    folder = trained(tmp_path / "run", f"file:{path}", chat_model, "--rounds=1")
+    assert main([str(folder), "--own=0"]) == 2
+    assert "all clients have the same adapter" in " ".join(capsys.readouterr().err.split())
+    assert not (folder / "evaluation").exists()
+
+
+def test_a_prompt_is_what_stood_before_the_answer_in_training(chat_model):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    messages = [*conversation(1), *conversation(2)]
+    question = of_row(json.dumps([*messages, {"role": "user", "content": "never answered"}]))
+    ids, counted = ids_and_answers(tokenizer, json.dumps(messages))
+    prompt = question.prompt(tokenizer)
+    assert ids[: len(prompt)] == prompt
+    assert all(counted[len(prompt) :])
+    assert question.right == (messages[3]["content"],)
+
+
+def test_shown_questions_are_spread_evenly():
+    assert [one.question for one in spread([Answered(str(i), ["x"]) for i in range(9)])] == ["1", "4", "7"]
+    assert [one.question for one in spread([Answered("0", ["x"])])] == ["0"]
+
+
+def test_predict_says_what_the_model_says_with_a_prompt_in_front(tmp_path, capsys):
+    more = ["--peft=prompt_tuning(length=3)", "--learning-rate=0.3"]
+    folder = trained(tmp_path / "run", "tiny_lm(owners=3, rows=12)", "tiny_lm", *more)
+    finished = FinishedRun.read(folder)
+    model, tokenizer = finished.model(finished.base()), AutoTokenizer.from_pretrained(finished.model_directory)
+    text = " ".join(WORDS[5:8])
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    start = ids.shape[1]
+    for _ in range(10):
+        with torch.no_grad():
+            logits = model.base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+        if ids[0, -1] == 3:
+            break
+    capsys.readouterr()
+    assert predict([str(folder), text, "--new-tokens=10"]) == 0
+    assert capsys.readouterr().out.strip() == tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()

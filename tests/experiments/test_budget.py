@@ -1,0 +1,70 @@
+"""Where the time of a run goes, from its own records."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.budget.__main__ import Budget, of_rounds
+from fedpeft.errors import RunError
+from fedpeft.simulate import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def line(round, training, aggregation, seconds):
+    return {"round": round, "training_seconds": training, "aggregation_seconds": aggregation, "seconds": seconds}
+
+
+def test_the_rounds_are_told_in_parts_that_add_up_to_them():
+    parts = of_rounds([line(0, 50, 0, 60), line(1, 4, 1, 5), line(2, 6, 1, 9)], 15)
+    assert parts == {
+        "rounds: training": 8,
+        "rounds: aggregation": 2,
+        "rounds: validation": 4,
+        "rounds: records and checkpoints": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [[], [line(1, None, None, None)], [line(1, 40, 1, 50)]],
+    ids=["none", "of a secret cohort", "of before a resume"],
+)
+def test_rounds_that_do_not_tell_their_times_are_one_part(lines):
+    assert of_rounds(lines, 15) == {"rounds": 15}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("budget") / "run"
+    words = ["--dataset", "tiny", "--clients", "4", "--cohort", "2", "--rounds", "2", "--workers", "1"]
+    assert main([*words, "--output", str(folder)]) == 0
+    return folder
+
+
+def test_the_parts_of_a_run_add_up_to_its_time(run):
+    budget = Budget.read(run)
+    assert sum(budget.parts.values()) == pytest.approx(budget.seconds)
+    assert {"loading the model", "rounds: training", "all else"} <= set(budget.parts)
+
+
+def test_the_command_prints_a_table_and_draws_bars(run, tmp_path):
+    words = [sys.executable, "-m", "experiments.budget", str(run), str(run), "--chart", str(tmp_path / "bars.svg")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "rounds: training" in done.stdout
+    assert "in all" in done.stdout
+    assert "<svg" in (tmp_path / "bars.svg").read_text()
+
+
+def test_a_run_without_phases_is_one_sentence(run, tmp_path):
+    for name in ("config.toml", "summary.json"):
+        (tmp_path / name).write_text((run / name).read_text())
+    summary = json.loads((run / "summary.json").read_text()) | {"phases": None}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(RunError, match="has recorded no phases"):
+        Budget.read(tmp_path)

@@ -1,0 +1,51 @@
+"""The comparison with FlowerTune's template: its rows, and both sides on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments.flowertune.rows import made
+from experiments.flowertune.settings import Found, Settings
+
+SMALL = {
+    "model": "tiny_lm", "rows": 80, "test_rows": 12, "asked": 2, "clients": 4, "rounds": 2, "steps": 2, "batch": 4,
+    "tokens": 48, "rank": 4, "workers": 1, "ray": False,
+}  # fmt: skip
+
+
+def right(row):
+    words = row["instruction"].replace(".", "").replace(",", "").replace("?", "").replace(":", "").split()
+    if words[0] == "Add":
+        return str(int(words[1]) + int(words[3]))
+    if words[0] == "Which":
+        return str(max(int(words[-3]), int(words[-1])))
+    if words[0] == "Say":
+        return words[-1]
+    return f"{words[3]} {words[3]}" if words[-1] == "twice" else words[1].upper()
+
+
+def test_answers_are_right_and_equal_seeds_give_equal_rows():
+    rows = made(200, 3)
+    assert rows == made(200, 3) != made(200, 4)
+    assert all(row["output"] == right(row) and row["input"] == "" for row in rows)
+    assert len({row["instruction"].split()[0] for row in rows}) == 4
+
+
+@pytest.mark.slow
+def test_both_sides_run_and_ours_loads_the_base_less_often(tmp_path):
+    from experiments.flowertune.__main__ import Command, main
+
+    file = tmp_path / "found.jsonl"
+    assert main(Command(Settings(**SMALL), output=file)) == 0
+    theirs, ours = (
+        Found(**{k: v for k, v in json.loads(x).items() if k != "of"}) for x in file.read_text().splitlines()
+    )
+    assert (theirs.side, ours.side) == ("template", "ours")
+    assert theirs.base_loads == 1 + 2 * 2 + 1
+    assert ours.base_loads < theirs.base_loads
+    assert ours.traffic < theirs.traffic
+    assert theirs.distinct_rows <= 4 * 8
+    assert 0 <= ours.exact_match <= 1
+    assert ours.loss > 0

@@ -1,0 +1,94 @@
+"""Where a run's time goes, and that it is never silent for long."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import threading
+
+from rich.console import Console
+
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.phases import Heartbeat, Phases
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_each_phase_has_its_seconds_and_one_that_comes_again_goes_on():
+    clock = Clock()
+    phases = Phases(clock)
+    for name, seconds in (("rows", 2), ("rounds", 30), ("rows", 3), ("score", 5)):
+        phases.enter(name)
+        clock.now += seconds
+    assert phases.seconds == {"rows": 5, "rounds": 30, "score": 5}
+    clock.now += 1
+    assert list(phases.seconds.items()) == [("rows", 5), ("rounds", 30), ("score", 6)]
+
+
+def test_nothing_has_begun_and_nothing_has_taken_time():
+    assert Phases().seconds == {}
+
+
+def test_a_phase_says_how_far_it_is():
+    clock = Clock()
+    phases = Phases(clock)
+    phases.enter("frozen layers", 40)
+    phases.advance(4)
+    phases.advance(8)
+    clock.now += 12.4
+    assert str(phases) == "frozen layers: 12 of 40, 12 s"
+    phases.enter("rounds")
+    assert str(phases) == "rounds: 0 s"
+    phases.reach(3, 10)
+    assert str(phases) == "rounds: 3 of 10, 0 s"
+
+
+def test_a_heart_beats_only_in_silence():
+    beaten = threading.Event()
+    with Heartbeat(beaten.set, silence=0.02):
+        assert beaten.wait(60)
+    kept = threading.Event()
+    with Heartbeat(kept.set, silence=3600) as heart:
+        heart.heard()
+    assert not kept.is_set()
+
+
+def observed(console):
+    """What a run without a word leaves on a console after the first line that says that it still goes on."""
+    beaten = threading.Event()
+
+    class Watched(ConsoleObserver):
+        def _still_there(self):
+            super()._still_there()
+            beaten.set()
+
+    with Watched(console, silence=0.02) as observer:
+        observer.phase("loading libraries", 1)
+        return beaten.wait(60 if not (console.quiet or console.is_terminal) else 0.2), observer
+
+
+def test_where_the_output_is_a_file_a_silent_run_says_what_it_does():
+    told = io.StringIO()
+    beaten, observer = observed(Console(file=told, width=40))
+    assert beaten
+    assert told.getvalue().splitlines()[:2] == ["loading libraries", "...     loading libraries: 0 s"]
+    assert list(observer.phases.seconds) == ["loading libraries"]
+
+
+def test_on_a_terminal_the_bars_say_it_and_a_quiet_run_says_nothing():
+    for console in (Console(file=io.StringIO(), force_terminal=True), Console(quiet=True)):
+        assert not observed(console)[0]
+
+
+def test_the_command_can_speak_before_the_libraries_are_loaded():
+    """They take seconds; the first line must not wait for them."""
+    look = "import sys, fedpeft.simulate; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,106 @@
+"""Very many clients: what is drawn, asked and stored does not grow with them."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from rich.console import Console
+
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.peft.adapter import ClientForm
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.profiles import Profile, Profiles, ProfileTable, chances, kinds, profiles_of
+from fedpeft.server import sampling
+from fedpeft.server.progress import Checkpoints
+from fedpeft.server.sampling import FixedSize, measured
+from fedpeft.simulate import main
+from fedpeft.simulation.simulation import Simulation
+
+TINY = {"dataset": "tiny", "tokens": 16, "partition": "resample(rows=4)", "cohort": 3, "rounds": 2, "workers": 1,
+        "dtype": "fp32", "peft": "lora(rank=2, layers=1)", "local_work": "steps(1)"}  # fmt: skip
+
+
+def flags(**settings):
+    return [f"--{name.replace('_', '-')}={value}" for name, value in (TINY | settings).items()]
+
+
+@pytest.fixture(scope="module")
+def million(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("population") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "MEASURED", 20)
+        assert main([*flags(clients=1_000_000), "--output", str(folder)]) == 0
+    return folder
+
+
+def test_a_million_clients_are_a_run(million):
+    summary = json.loads((million / "summary.json").read_text())
+    assert summary["clients"] == 1_000_000
+    assert summary["partition"]["resampled"] is True
+    assert summary["cohort"] == 3
+    assert summary["distinct_rows"] is None
+
+
+def test_the_start_asks_some_of_them_and_says_how_many(million):
+    first, *rounds = [json.loads(line) for line in (million / "rounds.jsonl").read_text().splitlines()]
+    assert (first["clients"], first["rejected"]) == (20, 0)
+    assert [line["clients"] for line in rounds] == [3, 3]
+
+
+def test_a_checkpoint_holds_those_that_were_heard_of_as_arrays(million):
+    progress = Checkpoints(million / "checkpoint").load()
+    assert 20 <= len(progress.rows) <= 26
+    assert set(progress.rows.values()) == {4}
+    assert len(progress.acknowledged) == 6
+    [file] = (million / "checkpoint").glob("*.safetensors")
+    assert b"acknowledged" not in file.read_bytes().split(b'"progress"')[1][:2000]
+
+
+def test_under_privacy_and_where_labels_are_attacked_it_is_refused(tmp_path):
+    quiet = ConsoleObserver(Console(quiet=True))
+    for privacy in ("dp_sgd(epsilon=8)", "secure_sum"):
+        with pytest.raises(PrivacyError, match="take another partition"):
+            Simulation(RunConfig(**TINY | {"clients": 9, "privacy": privacy, "head": "zero"}), tmp_path, quiet)
+    with pytest.raises(ConfigError, match="share under resample"):
+        Simulation(RunConfig(**TINY | {"clients": 9, "attack": "label_flip"}), tmp_path, quiet)
+
+
+def test_all_are_measured_until_they_are_very_many(monkeypatch):
+    monkeypatch.setattr(sampling, "MEASURED", 10)
+    monkeypatch.setattr(sampling, "FEW", 12)
+    assert measured(12, 0) == list(range(12))
+    some = measured(1000, 0)
+    assert len(some) == len(set(some)) == 10
+    assert some == sorted(some) == measured(1000, 0) != measured(1000, 1)
+
+
+def test_profiles_are_kept_by_group_and_read_by_client():
+    few, many = Profile(ClientForm(2, 4)), Profile(ClientForm(8, 16), participation=0.5)
+    made = Profiles([(few, 2), (many, 3)])
+    assert list(made) == [few, few, many, many, many]
+    assert len(made) == 5
+    assert made[-1] == made[4] == many
+    assert made[1:3] == [few, many]
+    assert repr(made) == repr((few, few, many, many, many))
+    assert kinds(made) == kinds(list(made)) == [few, many]
+    assert chances(made) == (1.0, 1.0, 0.5, 0.5, 0.5)
+    assert chances(Profiles([(few, 1_000_000)])) == ()
+    with pytest.raises(IndexError):
+        made[5]
+
+
+def test_a_million_equal_clients_are_one_group():
+    form = ClientForm(8, 16)
+    assert profiles_of([], 1_000_000, form).groups == ((Profile(form), 1_000_000),)
+    tables = [ProfileTable(count=2, rank=4), ProfileTable(count=999_998)]
+    assert [count for _, count in profiles_of(tables, 1_000_000, form).groups] == [2, 999_998]
+
+
+def test_drawing_a_cohort_takes_as_long_from_a_million():
+    began = time.process_time()
+    for round in range(20):
+        assert len(set(FixedSize(1_000_000, 100).draw(0, round))) == 100
+    assert time.process_time() - began < 2.0  # measured: 0.002 s of processor time

@@ -1,0 +1,261 @@
+"""`fedpeft.patch`: a script with a Trainer as a client of a real server, alone and in two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fedpeft.clients.trainer import Ranks
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import fedpeft
+from fedpeft.config import RunConfig
+from fedpeft.data.rows import load_dataset
+from fedpeft.deployment.shared_settings import TAKEN
+from fedpeft.deployment.trainer_edge import TrainerEdge
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import ConfigError, ModelError, PrivacyError, RunError
+from fedpeft.machine import cache
+from fedpeft.models.base_model import resolve_model
+
+SCRIPT = Path(__file__).parent.parent / "docs" / "trainer.py"
+PEFT = "lora(rank=8, targets=('q_proj', 'v_proj'), layers=0)"
+SERVER = [
+    "--dataset=tiny_lm", "--model=tiny_lm", f"--peft={PEFT}", "--cohort=all", "--rounds=3", "--dtype=fp32",
+    "--safeguard=none", "--measure=validation(keep=last)", "--insecure",
+]  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture
+def base():
+    return resolve_model("tiny_lm")
+
+
+SAYS = """
+def held(model):
+    return int(sum(p.sum() * 1e6 for name, p in model.named_parameters() if "lora_B" in name))
+
+"""
+
+
+class Scripts:
+    """A server and scripts, as users start them, in one folder."""
+
+    def __init__(self, folder, *words):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.folder, self.processes = folder, []
+        texts = load_dataset("tiny_lm(rows=20)").train.inputs
+        for k, name in enumerate("ab"):
+            rows = [json.dumps({"text": text}) + "\n" for text in texts[k * 40 : k * 40 + 40]]
+            (folder / f"{name}.jsonl").write_text("".join(rows))
+        self.server = self.start(
+            "server", "-m", "fedpeft.serve", *SERVER, *words, "--listen", self.address, "--output", "run"
+        )
+
+    def start(self, log, *words, **more):
+        with open(self.folder / f"{log}.log", "a") as output:
+            process = subprocess.Popen(
+                [sys.executable, *words], cwd=self.folder, stdout=output, stderr=subprocess.STDOUT,
+                env=ENVIRONMENT | {"HOME": str(self.folder)} | more,
+            )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def client(self, name, base, *launcher, script=SCRIPT, **more):
+        return self.start(name, *launcher, str(script), self.address, name, str(base), f"{name}.jsonl", **more)
+
+    def end(self, *processes):
+        logs = "\n".join(f"--- {p.name}\n{p.read_text()}" for p in self.folder.glob("*.log"))
+        assert [p.wait(500) for p in processes] == [0] * len(processes), logs
+        return load_file(self.folder / "run" / "adapter" / "adapter_model.safetensors")
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def scripts(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "FEDPEFT_CACHE", str(cache.cache_directory()))  # scripts have homes of their own
+    made = []
+
+    def start(name, *words):
+        (tmp_path / name).mkdir()
+        made.append(Scripts(tmp_path / name, *words))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+@pytest.mark.slow
+def test_two_scripts_take_part_in_all_rounds_and_learn(base, scripts):
+    made = scripts("one", "--clients=2", "--codec=ef14 | topk(fraction=0.5)", "--strategy=fedsa_lora")
+    adapter = made.end(made.client("a", base), made.client("b", base), made.server)
+    lines = [json.loads(line) for line in (made.folder / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert [line["clients"] for line in lines if line["round"]] == [2, 2, 2]
+    assert [line["rejected"] for line in lines] == [0] * len(lines)
+    losses = [line["train_loss"] for line in lines if line["round"]]
+    assert losses[2] < losses[0]
+    assert any(tensor.any() for name, tensor in adapter.items() if "lora_B" in name) is False  # they stay with clients
+    assert list((made.folder / ".local" / "state" / "fedpeft").glob("*/a/clients/*/*.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_killed_script_goes_on_and_ends_with_the_same_adapter(base, scripts):
+    straight, broken = scripts("straight", "--clients=1"), scripts("broken", "--clients=1")
+    expected = straight.end(straight.client("a", base), straight.server)
+    script = broken.folder / "once.py"
+    script.write_text(
+        SCRIPT.read_text().replace(
+            "trainer.train()  #",
+            "from transformers import TrainerCallback\n"
+            "class Dies(TrainerCallback):\n"
+            "    ends = 0\n"
+            "    def on_step_end(self, *a, **k):\n"
+            "        Dies.ends += 1\n"
+            "        if Dies.ends == 8: __import__('os')._exit(9)\n"
+            "trainer.add_callback(Dies())\n"
+            "trainer.train()  #",
+        )
+    )
+    assert broken.client("a", base, script=script).wait(500) == 9
+    found = broken.end(broken.client("a", base), broken.server)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_of_two_processes_under_torchrun_one_speaks_to_the_server(base, scripts):
+    """Half the rows each, gradients averaged: batches twice as large as those of one process."""
+    made = scripts("two", "--clients=1")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = made.folder / "ddp.py"
+    script.write_text(
+        SCRIPT.read_text()
+        .replace("save_strategy=", 'use_cpu=True, ddp_backend="gloo", save_strategy=')
+        .replace("trainer.train()  #", f"{SAYS}trainer.train()\nprint(held(trainer.model), 'is what it has')  #")
+    )
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}")
+    adapter = made.end(made.client("a", base, *launcher, script=script), made.server)
+    assert any(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
+    log = (made.folder / "a.log").read_text()
+    assert log.count("the federation is finished") == 1
+    said = [line.split()[0] for line in log.splitlines() if "is what it has" in line]
+    assert len(said) == 2
+    assert said[0] == said[1]
+    assert (made.folder / "server.log").read_text().count("connected a") == 1
+
+
+def description(base, **settings):
+    values = {"peft": PEFT, "model": "tiny_lm", "dtype": "fp32"} | settings
+    config = RunConfig(**{name: value for name, value in values.items() if name in TAKEN})
+    weights = cache.file_hash(base, ("*.safetensors", "config.json"))
+    return v1.Description(run="0" * 16, config=config.to_toml(), task="causal_lm", weights_hash=weights, tokens=64)
+
+
+def trainer_like(base, **adapter):
+    settings = {"r": 8, "target_modules": ["q_proj", "v_proj"]} | adapter
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **settings))
+    return SimpleNamespace(model=model, args=None, train=None, train_dataset=[1, 2], optimizer=None)
+
+
+class Told:
+    """An observer that keeps what it is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def edge(told, trainer, folder):
+    return TrainerEdge(told, trainer, None, Ranks(), folder, Told())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"drift": "scaffold"}, RunError, "a Trainer's steps are its own"),
+        ({"privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "protects rows on the client"),
+        ({"peft": "lora(rank=4, targets=('q_proj', 'v_proj'), layers=0)"}, ModelError, "in another shape"),
+        ({"peft": "lora(rank=8, targets=('q_proj', 'v_proj'), layers=1)"}, ModelError, "it also trains"),
+        ({"peft": "lora(rank=8, targets=('q_proj', 'k_proj'), layers=0)"}, ModelError, "it lacks"),
+    ],
+)
+def test_federations_that_a_trainer_does_not_fit_are_one_sentence(settings, error, words, base, tmp_path):
+    with pytest.raises(error, match=words):
+        edge(description(base, **settings), trainer_like(base), tmp_path)
+
+
+def test_other_weights_are_refused_and_unknown_ones_told(base, tmp_path):
+    told = description(base)
+    assert edge(told, trainer_like(base), tmp_path).observer.lines == []
+    with pytest.raises(ModelError, match="are not the server's"):
+        edge(v1.Description(**_fields(told) | {"weights_hash": "other"}), trainer_like(base), tmp_path)
+    trainer = trainer_like(base)
+    trainer.model.get_base_model().config._name_or_path = ""
+    assert "not checked" in edge(told, trainer, tmp_path).observer.lines[0]
+    classification = v1.Description(**_fields(told) | {"task": "classification", "labels": ["a", "b"]})
+    with pytest.raises(RunError, match="one of classification"):
+        edge(classification, trainer_like(base), tmp_path)
+
+
+def _fields(told):
+    return {field.name: getattr(told, field.name) for field in told.DESCRIPTOR.fields if field.name != "labels"}
+
+
+def test_a_lossy_downlink_counts_from_the_seeded_start(base, tmp_path):
+    made = edge(description(base, codec="small", downlink="auto"), trainer_like(base), tmp_path)
+    start = made.side.plan.start
+    assert start.keys() == set(made.layout.names)
+    assert not any(tensor.is_meta for tensor in start.values())
+
+
+@pytest.mark.parametrize(
+    ("trainer", "words"),
+    [
+        (object(), "takes a Trainer of transformers or trl, got object"),
+        (SimpleNamespace(model=nn.Linear(1, 1), args=0, train=0, train_dataset=[1], optimizer=0), "has no adapter"),
+        (SimpleNamespace(model=SimpleNamespace(peft_config=1), args=0, train=0, train_dataset=iter([]), optimizer=0),
+         "must have a length"),
+        (SimpleNamespace(model=SimpleNamespace(peft_config=1), args=0, train=0, train_dataset=[1], optimizer=0,
+                         is_fsdp_enabled=True), "train with DDP"),
+    ],
+)  # fmt: skip
+def test_what_is_no_such_trainer_is_one_sentence(trainer, words):
+    with pytest.raises(ConfigError, match=words):
+        fedpeft.patch(trainer, server="127.0.0.1:1", insecure=True, name="a")
+
+
+def test_wrong_words_of_patch_and_train_are_one_sentence(base):
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        fedpeft.patch(trainer_like(base), server="nowhere", insecure=True, name="a")
+    with pytest.raises(ConfigError, match="must say its name"):
+        fedpeft.patch(trainer_like(base), server="127.0.0.1:1", insecure=True)
+    patched = fedpeft.patch(trainer_like(base), server="127.0.0.1:1", insecure=True, name="a")
+    with pytest.raises(ConfigError, match="without arguments"):
+        patched.train(resume_from_checkpoint=True)
+
+
+def test_a_server_that_is_not_there_is_one_sentence(base, tmp_path):
+    patched = fedpeft.patch(
+        trainer_like(base), server="127.0.0.1:1", insecure=True, name="a", state=tmp_path, give_up=0.1, progress=False
+    )
+    with pytest.raises(RunError, match=r"could not be reached for 0\.1 s"):
+        patched.train()
