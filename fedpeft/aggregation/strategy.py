@@ -259,7 +259,7 @@ def shared_sum(strategy: Strategy, layout: Layout) -> bool:
 
 
 def shared_sums(layout: Layout) -> list[str]:
-    """The names of all such rules, those with models of the clients' own aside: their scores would be seen one by one."""
+    """The names of all such rules, those aside whose clients have models of their own, and are scored one by one."""
     found = [strategies.build(name) for name in strategies.names if strategies.part(name).plain_sum()]
     return [name_of(type(s)) for s in found if s.personal_pull is None and shared_sum(s, layout)]
 

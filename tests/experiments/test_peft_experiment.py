@@ -14,7 +14,6 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.studies.results import Result
 from fedpeft.studies.study_file import read_study
 
-
 OF_STRATEGIES = {"lora_sb", "lora_gram"}
 NOT_RUN_YET = {"prefix_tuning_plus", "quantum_peft", "adamix"}
 """Methods without a rate: their rows go into the study with its next tuning, and from here."""
