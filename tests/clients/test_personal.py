@@ -9,9 +9,11 @@ import pytest
 import torch
 from fedpeft.clients.personal import personal_job
 from fedpeft.clients.store import section
+from safetensors.torch import load_file
 
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.errors import PrivacyError
+from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import main
 from tests.simulation.test_run_strategies import flags, settings, trained
 
@@ -36,27 +38,55 @@ def test_a_step_is_the_algorithm_s(strength, tiny):
         assert all(torch.allclose(one.state[n], other.state[n], rtol=1e-9, atol=1e-12) for n in one.state)
 
 
-def distances(simulation, progress):
+def own_models(folder):
+    """By client, its own model after its last round."""
+    return {
+        client.name: section(load_file(max(client.glob("*.safetensors"))), "personal")
+        for client in sorted((folder / "clients").iterdir())
+    }
+
+
+def distances(folder, progress):
     """By client, how far its own model is from the global one."""
     found = {}
-    for folder in sorted((simulation.folder / "clients").iterdir()):
-        from safetensors.torch import load_file
-
-        own = section(load_file(max(folder.glob("*.safetensors"))), "personal")
+    for client, own in own_models(folder).items():
         assert own.keys() == progress.adapter.keys()
-        found[folder.name] = sum(float((t - progress.adapter[n]).square().sum()) for n, t in own.items())
+        found[client] = sum(float((t - progress.adapter[n]).square().sum()) for n, t in own.items())
     return found
 
 
 def test_the_global_model_is_as_without_and_a_stronger_pull_keeps_clients_nearer(tmp_path):
     given = {"dtype": "fp64", "rounds": 3, "cohort": "all", "optimizer": "sgd", "learning_rate": 0.1}
     runs = [trained(tmp_path / s, **settings(f"ditto(strength={s})", **given)) for s in ("0", "5")]
-    (one, _, weak), (other, _, strong) = runs
+    (*_, weak), (*_, strong) = runs
     assert all(torch.equal(weak.adapter[n], strong.adapter[n]) for n in weak.adapter)
-    far, near = distances(one, weak), distances(other, strong)
+    far, near = distances(tmp_path / "0", weak), distances(tmp_path / "5", strong)
     assert far.keys() == near.keys()
     assert len(far) == 6
     assert sum(near.values()) < 0.9 * sum(far.values())
+
+
+class StopError(Exception):
+    pass
+
+
+def test_a_resumed_run_ends_with_the_same_models(tmp_path, monkeypatch):
+    given = settings("ditto", dtype="fp64", rounds=3)
+    *_, whole = trained(tmp_path / "whole", **given)
+
+    def stop(_self, result):
+        if result.round == 2:
+            raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleObserver, "round_done", stop)
+        with pytest.raises(StopError):
+            trained(tmp_path / "cut", **given)
+    *_, cut = trained(tmp_path / "cut", **given)
+    assert all(torch.equal(whole.adapter[n], cut.adapter[n]) for n in whole.adapter)
+    one, other = own_models(tmp_path / "whole"), own_models(tmp_path / "cut")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[client][n], other[client][n]) for client in one for n in one[client])
 
 
 def test_clients_are_scored_one_by_one(tmp_path):
