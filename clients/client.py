@@ -181,8 +181,8 @@ class ClientSide:
         bench = self.bench.at(instruction.base_precision)
         own = task.job.received | section(task.state, PERSONAL)
         totals = bench.evaluate(own, rows, instruction.base, instruction.form)
-        sums = {"loss": totals.mean_loss, "correct": totals.correct, "count": totals.count}
-        return Report(instruction.client, instruction.round, b"", rows=len(rows), **sums)
+        client, round = instruction.client, instruction.round
+        return Report(client, round, b"", len(rows), loss=totals.mean_loss, correct=totals.correct, count=totals.count)
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:
         started = time.perf_counter()
