@@ -298,13 +298,16 @@ def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalSc
 
 def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     """What is about to be done, on what."""
+    from fedpeft.run.checks import advice_on_drift
+
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
     observer.say(f"[bold]data[/]    {simulation.rows.dataset.name}: {simulation.statistics}")
     if simulation.rows.dataset.sampled:
         of = f"{len(simulation.rows.all):,} training and {len(simulation.rows.dataset.test):,} test rows"
         observer.say(f"[bold]sample[/]  {of}, some of the data set's: a first answer, no result")
     observer.say(model_line(setup))
-    for note in (*setup.notes, *setup.cut_rows(simulation.workers.work.data_key)):
+    advice = advice_on_drift(setup, simulation.statistics.label_distance)
+    for note in filter(None, (*setup.notes, *setup.cut_rows(simulation.workers.work.data_key), advice)):
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(

@@ -24,6 +24,11 @@ FAINT = 1e-7
 """A direction whose singular value is below this fraction of the largest is rounding."""
 
 
+RESOLVED = 1e-12
+"""A squared length below this fraction of its factors' is rounding: who hides a change of nothing behind large factors
+must not have the say of a whole one."""
+
+
 @dataclass(frozen=True)
 class Changes:
     """The changes D_k of K clients in one layer, as T = sum_k r_k terms of rank one.
@@ -102,6 +107,10 @@ class Changes:
         by_row = products.new_zeros(len(self.scales), terms).index_add_(0, self.owner, products)
         return by_row.new_zeros(len(self.scales), len(self.scales)).index_add_(1, self.owner, by_row)
 
+    def _summed(self, of_terms: Tensor) -> Tensor:
+        """A number of each term (T,), summed over each client's, (K,)."""
+        return of_terms.new_zeros(len(self.scales)).index_add_(0, self.owner, of_terms)
+
     def _of(self, client: int) -> slice:
         """The terms of a client."""
         bounds = torch.searchsorted(self.owner, torch.tensor([client, client + 1])).tolist()
@@ -126,10 +135,12 @@ class Changes:
             U (out, dimensions) and V (in, dimensions), fp64, with zero columns where there are no directions.
         """
         left, right, (d, b), terms = self._columns, self._rows, self._places, len(self.owner)
-        squares = self.inner_products().diagonal()
-        say = torch.where(squares > 0, self.scales.square() / squares, 0.0)[self.owner]
-        weight = (self.owner == self.owner[:, None]) * say
         moved = right[d] + right[b]  # the rows A + dA with all
+        dB, B, dA, A = (self._summed(x).sqrt() for x in (left[d, d], left[b, b], right[d, d], right[b, b]))
+        least = RESOLVED * (dB * (A + dA) + B * dA).square()
+        squares = torch.maximum(self.inner_products().diagonal() / self.scales.square(), least)
+        say = torch.where(squares > 0, 1 / squares, 0.0)[self.owner]
+        weight = (self.owner == self.owner[:, None]) * say
         # D D^T = [dB, B] M [dB, B]^T, where M holds the inner products of the rows that the columns go with
         of_columns = torch.zeros_like(left)
         _place(

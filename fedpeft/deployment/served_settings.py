@@ -32,6 +32,8 @@ def check(config: RunConfig, options: ServeOptions) -> None:
                 "out, or evaluate on rows of the server's, with --eval-data"
             )
         return
+    if mechanism.summed:
+        raise ConfigError(f"--privacy {mechanism.name} works in simulations so far, and these clients are real")
     if not mechanism.protects:
         raise ConfigError(
             f"--privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave it "

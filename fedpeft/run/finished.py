@@ -83,7 +83,9 @@ class FinishedRun:
         file = self.files / "labels.json"
         try:
             names = files.read_json(file)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if self.summary["task"] == "classification":
+                raise RunError(f"{file} is missing: the names of the classes are in it; put it back") from error
             return None
         except (OSError, ValueError) as error:
             raise RunError(f"{file} can't be read: {error}") from error

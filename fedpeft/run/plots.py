@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fedpeft.machine import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,8 +25,14 @@ REFERENCES = (
 
 
 def plot_rounds(path: Path, rounds: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    """Draw `figure_of` the rounds to `path` (SVG or PNG)."""
-    figure_of(rounds, summary).savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    """Draw `figure_of` the rounds to `path` (SVG or PNG), whatever was there.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    picture, kind = BytesIO(), path.suffix[1:]
+    figure_of(rounds, summary).savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    files.replace(path, picture.getvalue())
 
 
 def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:

@@ -100,6 +100,10 @@ def run(tmp_path_factory):
 QUICK = [
     ("rounds.jsonl", "folder", "simulate --resume"),
     ("rounds.jsonl", "list", "report"),
+    ("rounds.jsonl", "object", "report"),
+    ("rounds.svg", "pipe", "simulate --resume"),
+    ("adapter/labels.json", "gone", "predict"),
+    ("adapter/labels.json", "gone", "export --merge"),
     ("summary.json", "pipe", "report"),
     ("summary.json", "deep", "predict"),
     ("config.toml", "deep", "report"),

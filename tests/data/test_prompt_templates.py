@@ -143,7 +143,7 @@ def test_another_text_of_a_template_makes_other_rows(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "records", "error", "words"),
     [
-        ("template=alpacca", None, ConfigError, "no prompt template 'alpacca'; legal are alpaca, chat"),
+        ("template=alpacca", None, ConfigError, "no prompt template 'alpacca'; legal are alpaca, flowertune, chat"),
         ("template='missing.jinja'", None, DataError, "no file missing.jinja"),
         ("template=alpaca, answer=response", None, DataError, "line 1 of .* no column 'response' for the answer"),
         ("template=alpaca", [record(0), record(1, output=" ")], DataError, "line 2 of .*nobody answers"),

@@ -228,16 +228,14 @@ def test_an_expired_certificate(clients, tmp_path):
     assert "(late), which is not valid now" in asked.ask(0, 2, said=words.write_peers(peers)).error
 
 
-def test_a_name_that_is_not_printable_is_written_otherwise(clients):
+def test_a_name_that_is_not_printable_is_written_otherwise(clients, tmp_path):
     """It is an authority's word, in a sentence that both ends show their users."""
     mine = Authority(clients.made.folder / "certs", -0.5)
-    folder = mine.folder / "clients" / "late"
-    folder.mkdir(exist_ok=True)
-    mine._sign(folder, "client", "la\x1bte\n", [x509.DNSName("late")], ExtendedKeyUsageOID.CLIENT_AUTH)
-    (folder / "ca.pem").write_bytes((mine.folder / "ca.pem").read_bytes())
+    mine._sign(tmp_path, "client", "la\x1bte\n", [x509.DNSName("late")], ExtendedKeyUsageOID.CLIENT_AUTH)
+    (tmp_path / "ca.pem").write_bytes((mine.folder / "ca.pem").read_bytes())
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
-    credentials = Credentials(*((folder / name).read_bytes() for name in ("ca.pem", "client.pem", "client.key")))
+    credentials = Credentials(*((tmp_path / name).read_bytes() for name in ("ca.pem", "client.pem", "client.key")))
     peers[2] = words.keys_of(stranger(clients, asked.terms, 2, credentials).keys())
     assert r"('la\x1bte\n'), which is not valid now" in asked.ask(0, 2, said=words.write_peers(peers)).error
 
