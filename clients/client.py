@@ -17,6 +17,7 @@ from fedpeft.clients.drift import flattened, parse_drift, unflattened
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.label_shift import SHARES, offsets
 from fedpeft.clients.masking import Masking, MaskPlan
+from fedpeft.clients.personal import PERSONAL, personal_job
 from fedpeft.clients.store import ClientStore, labelled, section
 from fedpeft.clients.workbench import Workbench
 from torch import Tensor
@@ -178,21 +179,18 @@ class ClientSide:
         if not len(rows):
             return Report(instruction.client, instruction.round, b"")
         bench = self.bench.at(instruction.base_precision)
-        totals = bench.evaluate(task.job.received, rows, instruction.base, instruction.form)
-        return Report(
-            instruction.client,
-            instruction.round,
-            b"",
-            rows=len(rows),
-            loss=totals.mean_loss,
-            correct=totals.correct,
-            count=totals.count,
-        )
+        own = task.job.received | section(task.state, PERSONAL)
+        totals = bench.evaluate(own, rows, instruction.base, instruction.form)
+        client, round = instruction.client, instruction.round
+        return Report(client, round, b"", len(rows), loss=totals.mean_loss, correct=totals.correct, count=totals.count)
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:
         started = time.perf_counter()
         tasks = [self._task(i) for i in instructions]
         results = self._trained(tasks)
+        if (pull := self.strategy.personal_pull) is not None:
+            own = self._trained([replace(t, job=personal_job(t.job, section(t.state, PERSONAL), pull)) for t in tasks])
+            tasks = [replace(t, state=t.state | labelled(PERSONAL, r.state)) for t, r in zip(tasks, own, strict=True)]
         each = (time.perf_counter() - started) / sum(r.steps for r in results)
         return [self._report(t, result, each * result.steps) for t, result in zip(tasks, results, strict=True)]
 
@@ -224,7 +222,8 @@ class ClientSide:
         state: State | None = None
         training = plan.training.of_steps(instruction.steps) if instruction.steps else plan.training
         walks = training.walks and not (self.privacy is not None and self.privacy.per_example)  # which draws its rows
-        keeps = bool(private or self.drift.keeps or self.uplink.remembers or not self.downlink.lossless or walks)
+        beside = self.drift.keeps or self.uplink.remembers or self.strategy.personal_pull is not None
+        keeps = bool(private or beside or not self.downlink.lossless or walks)
         if keeps:
             # Only a training round proves that the server has stored what it acknowledges.
             state = self.store.load(instruction.client, instruction.acknowledged, tidy=instruction.kind == "train")

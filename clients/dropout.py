@@ -1,4 +1,5 @@
-"""Dropout whose masks belong to a client: drawn from that client's generator, whatever it is batched with.
+"""Dropout whose masks belong to a client: drawn from that client's generator, whatever it is batched with. So are other
+random choices of an adapter's layers.
 
 torch's own dropout draws from one global stream, so a client's mask would depend on who was trained before it and
 on how far its batch was padded. Here a mask is drawn for the client's own rows and tokens. Entries that it does not
@@ -30,6 +31,10 @@ class DropoutPlan:
 
     clients: list[tuple[np.random.Generator, int, int]] = field(default_factory=list)
     places: list[list[Place]] = field(default_factory=list)
+
+    def choices(self, count: int) -> list[int]:
+        """For each client in the pass one of `count`, from 0; none outside training."""
+        return [int(generator.integers(count)) for generator, _, _ in self.clients]
 
 
 class ClientDropout(nn.Module):
@@ -67,8 +72,11 @@ class ClientDropout(nn.Module):
 
 
 def own_dropout(model: nn.Module, plan: DropoutPlan) -> None:
-    """Replace every active dropout of an adapter (the base model's are off) by one that follows `plan`."""
+    """Replace every active dropout of an adapter (the base model's are off) by one that follows `plan`; layers that
+    `draw_from` something draw from it."""
     for parent in list(model.modules()):
+        if callable(draw_from := getattr(parent, "draw_from", None)):
+            draw_from(plan.choices)
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Dropout) and child.training and child.p > 0:
                 parent.register_module(name, ClientDropout(child.p, plan))

@@ -15,7 +15,7 @@ from rich.table import Table
 from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.data.inspection import wrong_with_lengths, wrong_with_partition, wrong_with_rows
-from fedpeft.data.partition import PARTITIONS, Partition
+from fedpeft.data.partition import PARTITIONS, Shards
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, without_validation
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.machine.files import writing
@@ -71,7 +71,7 @@ def text_of(data: str) -> str:
     return data
 
 
-def partitioned(command: Command, dataset: Dataset, rows: Rows) -> tuple[str, Partition]:
+def partitioned(command: Command, dataset: Dataset, rows: Rows) -> tuple[str, Shards]:
     """The partition's text, and how `rows` would lie.
 
     Raises:

@@ -25,7 +25,7 @@ from fedpeft.aggregation.changes import Changes, squared_length
 from fedpeft.aggregation.factors import leading_ranks
 from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, normalised, weighted_sum
 from fedpeft.errors import ConfigError
-from fedpeft.parts import Family, setting
+from fedpeft.parts import Family, name_of, setting
 from fedpeft.peft.adapter import ClientForm, Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import LowRank as LowRank
 
@@ -68,6 +68,11 @@ class Strategy:
     def asynchronous(self) -> int:
         """How many updates the server waits for, while other clients go on training; 0: for the whole cohort."""
         return 0
+
+    @property
+    def personal_pull(self) -> float | None:
+        """How strongly a model of each client's own, trained beside the global one, is held near it; None: no such."""
+        return None
 
     def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
         """Refuse what the rule does not support, with the reason.
@@ -254,9 +259,9 @@ def shared_sum(strategy: Strategy, layout: Layout) -> bool:
 
 
 def shared_sums(layout: Layout) -> list[str]:
-    """The names of all such rules."""
-    found = (name for name in strategies.names if strategies.part(name).plain_sum())
-    return [name for name in found if shared_sum(strategies.build(name), layout)]
+    """The names of all such rules, those aside whose clients have models of their own, and are scored one by one."""
+    found = [strategies.build(name) for name in strategies.names if strategies.part(name).plain_sum()]
+    return [name_of(type(s)) for s in found if s.personal_pull is None and shared_sum(s, layout)]
 
 
 # ------------------------------------------------------------------------------------------------ weights and modules

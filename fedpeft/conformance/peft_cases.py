@@ -27,6 +27,7 @@ Tiny = tuple[Any, Any, Path, int]
 """Task, tokenised rows, model folder and number of classes."""
 
 SMALL = {
+    "adamix": "adamix(dim=6, experts=3)",
     "adalora": "adalora(rank=4, target_rank=2, shrink_rounds=2)",
     "lora": "lora(rank=4)",
     "rslora": "rslora(rank=4)",
@@ -39,15 +40,19 @@ SMALL = {
     "bottleneck": "bottleneck(dim=6)",
     "prefix_tuning": "prefix_tuning(length=5)",
     "prompt_tuning": "prompt_tuning(length=5)",
+    "quantum_peft": "quantum_peft(rank=3, layers=1)",
     "p_tuning": "p_tuning(length=5, hidden=12)",
 }
 MORE = [
+    "quantum_peft(rank=3, parameterization=taylor)",
+    "quantum_peft(rank=3, train=diagonal)",
     "bottleneck(dim=6, place=houlsby, layers=0)",
     "bottleneck(dim=6, place=parallel, activation=gelu)",
     "lora(rank=4) + bitfit",
     "prefix(length=5) + bottleneck(dim=6)",
     "bottleneck(dim=6) + bitfit(layers=1) + lora(rank=4, layers=1) + ia3",
     "lora_fa(rank=4) + prefix(length=7) + bitfit",
+    "prefix_tuning_plus(layers=1) + prefix(length=3) + lora(rank=4)",
     "lora(rank=4) + ia3 + bitfit",
     "ia3 + lora_fa(rank=4)",
 ]

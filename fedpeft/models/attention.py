@@ -1,7 +1,8 @@
 """The attention function of this project: transformers' own, in fp32 for a bf16 base on a CPU, with learned prefixes.
 
 torch's bf16 kernel takes over twice as long in the backward pass. Prefixes (see `peft/methods/prefix_tuning.py`) are
-a child module called `prefix` of the attention module; without one, nothing is different.
+a child module called `prefix` of the attention module, what is added to the heads' outputs
+(`peft/methods/prefix_tuning_plus.py`) one called `prefix_plus`; without them, nothing is different.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpeft.errors import ModelError
+from fedpeft.models.layers import KEY_PROJECTIONS, blocks
 from fedpeft.models.packing import Packing
 
 NAME = "sdpa_fp32"
@@ -18,6 +21,16 @@ NAME = "sdpa_fp32"
 
 
 def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest: Any, **named: Any
+) -> Any:
+    """Attention on (B, heads, T, d), (B, T, heads, d), and what a module adds to it from the queries alone."""
+    output, weights = _attended(module, query, key, value, mask, *rest, **named)
+    if isinstance(plus := getattr(module, "prefix_plus", None), nn.Module):
+        output = output + plus(query).to(output.dtype)
+    return output, weights
+
+
+def _attended(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -69,3 +82,24 @@ def register() -> str:
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
+
+
+def attention_modules(base: nn.Module, top: int, method: str) -> dict[str, nn.Module]:
+    """The attention modules of the `top` uppermost blocks (0: all), by path, made to compute with this function.
+
+    Raises:
+        ModelError: `top` exceeds the number of blocks, or none is known; `method` is whom that concerns.
+    """
+    config: Any = base.config
+    config._attn_implementation = register()
+    path, stack = blocks(base)
+    if top > len(stack):
+        raise ModelError(f"layers={top} of {method} exceeds the model's {len(stack)} blocks")
+    found = {}
+    for i in range(len(stack) - top if top else 0, len(stack)):
+        for name, module in stack[i].named_modules():
+            if any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
+                found[f"{path}.{i}.{name}"] = module
+    if not found:
+        raise ModelError(f"{method} does not know the attention of {type(base).__name__}; take lora")
+    return found

@@ -11,6 +11,9 @@ from fedpeft.errors import ModelError
 KEY_PROJECTIONS = ("key", "k_proj")
 """What the projection to keys is called in the attention modules of models."""
 
+QUERY_PROJECTIONS = ("query", "q_proj")
+"""And that to queries."""
+
 
 def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     """Path and list of the transformer blocks: the longest ModuleList of the model.

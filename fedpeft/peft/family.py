@@ -34,9 +34,11 @@ class MethodFamily(Family[PeftMethod]):
         return next((own for own in self.own_names if own.startswith(name)), "")
 
     def whole_name(self, name: str) -> str:
-        """The name that begins with `name`, if exactly one does: `prefix` for prefix_tuning."""
+        """The one name that begins with `name`, others that go on from it aside: `prefix` for prefix_tuning."""
         found = [n for n in self.names if n.startswith(name)]
-        return found[0] if name not in self.names and len(found) == 1 else name
+        shortest = min(found, key=len, default=name)
+        clear = all(n == shortest or n.startswith(shortest + "_") for n in found)
+        return shortest if name not in self.names and clear else name
 
 
 PEFT_METHODS = MethodFamily("fedpeft.peft.methods", "PEFT method", group="peft_methods", kind=PeftMethod)

@@ -320,6 +320,11 @@ def _check_private_run(mechanism: Mechanism, setup: Setup) -> None:
                 f"{part_text(rule)} goes by the clients' losses, which they keep for themselves under "
                 f"{mechanism.name}; leave it out, or allow raw_metrics=True"
             )
+    if setup.strategy.personal_pull is not None and mechanism.per_example:
+        raise PrivacyError(
+            f"{name_of(type(setup.strategy))} trains a second model on the same rows, which {mechanism.name} does not "
+            "account for; take user_dp, or another strategy"
+        )
     if setup.personal and mechanism.silent:
         raise PrivacyError(
             f"{config.strategy} is evaluated by clients on their own rows, and these metrics are not protected; take "

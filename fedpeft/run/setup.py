@@ -278,8 +278,8 @@ class Setup(ChosenParts):
 
     @cached_property
     def personal(self) -> bool:
-        """Whether tensors stay with the clients, whose models then differ."""
-        return bool(self.strategy.private(self.layout))
+        """Whether tensors, or models, stay with the clients, whose models then differ."""
+        return bool(self.strategy.private(self.layout)) or self.strategy.personal_pull is not None
 
     @property
     def base_precisions(self) -> tuple[str, ...]:

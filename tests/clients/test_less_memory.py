@@ -30,6 +30,7 @@ def test_gradients_of_several_passes_add_up_to_that_of_one(size):
         "lora(rank=2, layers=0)",
         "lora(rank=2, layers=0, dropout=0.3)",
         "lora(rank=2, dropout=0.3) + bottleneck(dim=4)",
+        "adamix(dim=4, layers=0)",
         "ia3(layers=1)",
         "prefix_tuning(length=3)",
         "full",

@@ -29,6 +29,7 @@ PADDED = [
     "bottleneck(dim=4)",
     "bottleneck(dim=4, place='parallel')",
     "prefix_tuning(length=3)",
+    "prefix_tuning_plus",
     "prompt_tuning(length=3)",
     "lora(rank=4) + bitfit",
     "lora(rank=4) + ia3",

@@ -27,9 +27,8 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.data.examples import MADE_UP_TOKENS, made_up
-from fedpeft.errors import ModelError
 from fedpeft.models import attention
-from fedpeft.models.layers import KEY_PROJECTIONS, blocks, innermost
+from fedpeft.models.layers import KEY_PROJECTIONS, innermost
 from fedpeft.models.task import FederatedModel, adapter_dtype, canonical
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
@@ -117,20 +116,11 @@ class PrefixTuning(PeftMethod):
 
     def _modules(self, base: nn.Module) -> dict[str, int]:
         """Path of each attention module, and the width of its keys; makes them read prefixes."""
-        config: Any = base.config
-        config._attn_implementation = attention.register()
-        path, stack = blocks(base)
-        if self.layers > len(stack):
-            raise ModelError(f"layers={self.layers} of prefix_tuning exceeds the model's {len(stack)} blocks")
         found = {}
-        for i in range(len(stack) - self.layers if self.layers else 0, len(stack)):
-            for name, module in stack[i].named_modules():
-                key: Any = next((getattr(module, k) for k in KEY_PROJECTIONS if hasattr(module, k)), None)
-                if isinstance(key, nn.Module):
-                    inner: Any = innermost(key)
-                    found[f"{path}.{i}.{name}"] = int(inner.out_features)
-        if not found:
-            raise ModelError(f"prefix_tuning does not know the attention of {type(base).__name__}; take lora")
+        for path, module in attention.attention_modules(base, self.layers, "prefix_tuning").items():
+            key: Any = next(getattr(module, k) for k in KEY_PROJECTIONS if hasattr(module, k))
+            inner: Any = innermost(key)
+            found[path] = int(inner.out_features)
         return found
 
     def start(self, model: FederatedModel, seed: int) -> State:

@@ -1,0 +1,89 @@
+"""Prefix-Tuning+: what a prefix would add to the output of an attention head, taken out of its softmax (Wang et al.,
+arXiv 2506.13674).
+
+    o_i = attention(q_i, k, v) + elu(q_i)^T M,   M (d, d) for each head of each adapted block, M = 0 at first
+
+A prefix inside attention gives (1 - l) attention(q_i, k, v) + l attention(q_i, P_k, P_v): its share l falls with the
+length of the row, and what it has is taken from the row. Outside, both keep their weight, and the sum over the prefix
+is a matrix between features of the query and the output. q_i is the query as attention reads it: positions of rotary
+embeddings are in it.
+
+heads * d^2 numbers a block: 12,288 in MiniLM, as many as lora at rank 8 on queries and values. The output is linear in
+M, so the plain mean of the clients' M is the mean of what they add: exact like that of lora_fa, and a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpeft.errors import ModelError
+from fedpeft.models.attention import attention_modules
+from fedpeft.models.layers import QUERY_PROJECTIONS, innermost
+from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import TensorSpec
+from fedpeft.peft.method import PeftMethod
+from fedpeft.peft.stacked_layers import StackedLayer
+
+
+class QueryMap(StackedLayer):
+    """M of K clients in one block, (K, heads * d, d), or (heads * d, d) for one client alone: head after head."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, clients: int = 0) -> None:
+        super().__init__(max(clients, 1))
+        self.M = nn.Parameter(torch.zeros((clients, *shape) if clients else shape, dtype=dtype))
+
+    def forward(self, query: Tensor) -> Tensor:
+        """(B, heads, T, d) to what is added to the output, (B, T, heads, d)."""
+        rows, heads, tokens, width = query.shape
+        M = self.M.view(-1, heads, width, width)[: self.active]
+        seen = F.elu(query.to(M.dtype)).view(self.active, rows // self.active, heads, tokens, width)
+        return torch.einsum("kbhtd,khde->kbthe", seen, M).reshape(rows, tokens, heads, width)
+
+
+@dataclass(frozen=True)
+class PrefixTuningPlus(PeftMethod):
+    """A matrix from the features of each head's query to its output."""
+
+    layers: int = setting(2, "adapt this many uppermost blocks; 0: all blocks", low=0)
+
+    batched: ClassVar[bool] = True
+    in_peft: ClassVar[bool] = False
+    composes: ClassVar[bool] = True
+    tensors: ClassVar[tuple[str, ...]] = ("prefix_plus.M",)
+
+    def config(self, base: nn.Module) -> Any:
+        """None: the `peft` library has no such method."""
+        return None
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """Give every attention module of the adapted blocks its matrices."""
+        for module in attention_modules(model.base, self.layers, self.name).values():
+            module.add_module("prefix_plus", QueryMap(_shape(model.base, module), adapter_dtype(dtype)))
+
+    def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
+        """K clients' matrices in each attention module."""
+        modules = attention_modules(model.base, self.layers, self.name)
+        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        for spec in tensors:
+            modules[spec.module].add_module("prefix_plus", QueryMap(spec.shape, dtype, clients))
+
+
+def _shape(base: nn.Module, module: nn.Module) -> tuple[int, int]:
+    """(heads * d, d) of an attention module; heads are those of queries, where several share a key."""
+    query: Any = next((getattr(module, name) for name in QUERY_PROJECTIONS if hasattr(module, name)), None)
+    config: Any = base.config
+    width = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
+    if query is None or not (width or getattr(config, "num_attention_heads", None)):
+        raise ModelError(f"prefix_tuning_plus does not know the heads of {type(base).__name__}; take lora")
+    inner: Any = innermost(query)
+    return int(inner.out_features), int(width or config.hidden_size // config.num_attention_heads)
+
+
+part = PrefixTuningPlus

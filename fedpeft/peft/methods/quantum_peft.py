@@ -1,0 +1,278 @@
+"""Quantum-PEFT: a change of weights whose singular vectors are columns of an orthogonal matrix with few parameters
+(Koike-Akino et al., arXiv 2503.05431).
+
+    y = W0 x + U diag(lambda) V^T x,   U (out, K), V (in, K): the first K columns of orthogonal matrices, lambda (K,)
+
+    pauli    U = a circuit of RY gates on q = ceil(log2 N) qubits: one RY(t) = [[cos t/2, -sin t/2], [sin t/2, cos t/2]]
+             on each, then `depth` times CZ on the even pairs of neighbours, RY on the qubits that these have touched,
+             and both on the odd pairs. (2 depth + 1) q - 2 depth angles. Where N is no power of two its first N rows
+             are taken, whose columns are then only nearly orthonormal.
+    taylor   U = sum_{p <= order} X^p / p! of a skew-symmetric X with K free columns, N K - K (K + 1) / 2 numbers (the
+             paper's Lie parameterisation); orthogonal as far as the series has converged.
+
+Both sides and lambda have 2 ((2 depth + 1) q - 2 depth) + K numbers where W0 is square, or 2 N K - K^2: 54 and 3,056 in
+a layer of MiniLM (N = 384, K = 4), where lora has 6,144 at rank 8. lambda starts at 0; U and V start from `angle_seed`.
+
+The change is linear in lambda: with train=diagonal, U and V stay as drawn and the mean of the clients' lambda is exact.
+With train=all the angles travel, too: their plain mean is approximate, right near a common start only, and its error is
+reported every round. The result is saved as a standard LoRA adapter with the factors U diag(lambda) and V^T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpeft import seeds
+from fedpeft.errors import ModelError
+from fedpeft.models.layers import innermost, replace, target_layers
+from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, State
+from fedpeft.peft.low_rank import LowRank
+from fedpeft.peft.method import PeftMethod, WeightChanges
+from fedpeft.peft.stacked_layers import StackedLayer
+
+SIDES = ("u", "v")
+
+
+@dataclass(frozen=True)
+class Pauli:
+    """The first `columns` columns of a circuit, `size` rows of them."""
+
+    size: int
+    columns: int
+    depth: int
+
+    @property
+    def qubits(self) -> int:
+        """The least whose states are at least `size`, and at least one."""
+        return max(1, (self.size - 1).bit_length())
+
+    @cached_property
+    def steps(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """In order, the pairs of neighbours that CZ acts on before their qubits are turned."""
+        pairs = [tuple((i, i + 1) for i in range(first, self.qubits - 1, 2)) for first in (0, 1)]
+        return tuple(step for step in pairs * self.depth if step)
+
+    @property
+    def numbers(self) -> int:
+        """Angles: (2 depth + 1) q - 2 depth."""
+        return self.qubits + sum(2 * len(step) for step in self.steps)
+
+    @property
+    def bound(self) -> float:
+        """Angles start uniform in +-pi."""
+        return torch.pi
+
+    def __call__(self, angles: Tensor) -> Tensor:
+        """(..., numbers) to (..., size, columns)."""
+        states, before = 2**self.qubits, angles.shape[:-1]
+        found = torch.eye(states, self.columns, dtype=angles.dtype, device=angles.device).expand(*before, -1, -1)
+        found = self._turned(found, angles, range(self.qubits), 0)
+        used = self.qubits
+        state, last = torch.arange(states, device=angles.device), self.qubits - 1
+        for step in self.steps:
+            for i, j in step:  # CZ: minus one where both qubits are 1
+                both = (state >> (last - i)) & (state >> (last - j)) & 1
+                found = found * (1 - 2 * both).to(angles.dtype)[:, None]
+            qubits = [qubit for pair in step for qubit in pair]
+            found = self._turned(found, angles, qubits, used)
+            used += len(qubits)
+        return found[..., : self.size, :]
+
+    def _turned(self, found: Tensor, angles: Tensor, qubits: Sequence[int], first: int) -> Tensor:
+        """RY on `qubits`, with the angles from `first` on."""
+        shape = found.shape
+        for number, qubit in enumerate(qubits):
+            half = angles[..., first + number, None, None, None] / 2
+            cosine, sine = half.cos(), half.sin()
+            one, other = found.reshape(*shape[:-2], 2**qubit, 2, -1, self.columns).unbind(-3)
+            found = torch.stack([cosine * one - sine * other, sine * one + cosine * other], dim=-3)
+        return found.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """The first `columns` columns of the exponential's series."""
+
+    size: int
+    columns: int
+    order: int
+
+    @property
+    def numbers(self) -> int:
+        """Entries of X below its diagonal, in its first columns: N K - K (K + 1) / 2."""
+        return self.size * self.columns - self.columns * (self.columns + 1) // 2
+
+    @property
+    def bound(self) -> float:
+        """Entries start uniform in +-1 / sqrt(N): X has a spectral norm below 1, where the series converges fast."""
+        return float(self.size**-0.5)
+
+    def __call__(self, entries: Tensor) -> Tensor:
+        """(..., numbers) to (..., size, columns)."""
+        rows, columns = torch.tril_indices(self.size, self.columns, -1, device=entries.device)
+        where = torch.full((self.size, self.columns), self.numbers, device=entries.device)
+        where[rows, columns] = torch.arange(self.numbers, device=entries.device)
+        below = F.pad(entries, (0, 1))[..., where]
+        term = torch.eye(self.size, self.columns, dtype=entries.dtype, device=entries.device)
+        found = term
+        for power in range(1, self.order + 1):
+            top = F.pad(below.mT @ term, (0, 0, 0, self.size - self.columns))
+            term = (below @ term[..., : self.columns, :] - top) / power
+            found = found + term
+        return found
+
+
+Columns = Pauli | Taylor
+
+
+class QuantumLayer(StackedLayer):
+    """A frozen layer, and U, V and lambda of K clients, (K, ...), or of one client alone.
+
+    Angles that are trained are parameters, from which U and V are made in each pass; else U and V are fixed.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        sides: Mapping[str, tuple[Columns, Tensor]],
+        dtype: torch.dtype,
+        trained: bool,
+        clients: int = 0,
+    ) -> None:
+        super().__init__(max(clients, 1))
+        inner: Any = innermost(layer)
+        device = inner.weight.device
+        self.base_layer = layer
+        self.trained = trained
+        self.columns = {side: columns for side, (columns, _) in sides.items()}
+        for side, (columns, start) in sides.items():
+            if trained:
+                each = start.expand(clients, -1).clone() if clients else start
+                self.register_parameter(f"quantum_{side}", nn.Parameter(each.to(device, dtype)))
+            else:
+                self.register_buffer(side, columns(start.double()).to(device, dtype), persistent=False)
+        rank = self.columns["u"].columns
+        shape = (clients, rank) if clients else (rank,)
+        self.quantum_lambda = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
+
+    def side(self, name: str) -> Tensor:
+        """U or V, (size, K), or (clients, size, K) where each client has its own."""
+        if not self.trained:
+            return self.get_buffer(name)
+        angles: Tensor = getattr(self, f"quantum_{name}")
+        return self.columns[name](angles[: self.active] if angles.dim() > 1 else angles)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        y: Tensor = self.base_layer(x)
+        U, V = self.side("u").to(x.dtype), self.side("v").to(x.dtype)
+        if self.quantum_lambda.dim() == 1:
+            return y + ((x @ V) * self.quantum_lambda.to(x.dtype)) @ U.mT
+        seen = (self.per_client(x) @ V) * self.of_active(self.quantum_lambda, x)[:, None]
+        return y + (seen @ U.mT).view_as(y)
+
+
+@dataclass(frozen=True)
+class QuantumPeft(PeftMethod):
+    """Singular values between columns of orthogonal matrices that have few parameters."""
+
+    rank: int = setting(4, "K, columns of either side", low=1, high=256)
+    parameterization: str = setting("pauli", "of the orthogonal matrices", choices=("pauli", "taylor"))
+    depth: int = setting(1, "of the circuit, for pauli", low=0, high=64)
+    order: int = setting(8, "of the series, for taylor", low=1, high=64)
+    train: str = setting(
+        "all",
+        "all: angles, too, whose mean is approximate; diagonal: lambda alone, whose mean is exact",
+        choices=("all", "diagonal"),
+    )
+    angle_seed: int = setting(0, "of the first angles; part of the model, not the run's seed", low=0)
+    targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
+    layers: int = setting(2, "adapt the linear layers of this many uppermost blocks; 0: of all blocks", low=0)
+
+    batched: ClassVar[bool] = True
+    in_peft: ClassVar[bool] = False
+    merges: ClassVar[bool] = True
+
+    @property
+    def tensors(self) -> tuple[str, ...]:  # type: ignore[override]
+        """lambda, and the angles if they are trained."""
+        return ("quantum_lambda",) if self.train == "diagonal" else ("quantum_u", "quantum_v", "quantum_lambda")
+
+    def config(self, base: nn.Module) -> Any:
+        """None: the `peft` library has no such method; the result is saved as LoRA."""
+        return None
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """Wrap the target layers."""
+        for path in target_layers(model.base, self.targets, self.layers):
+            layer = model.base.get_submodule(path)
+            replace(model.base, path, self._layer(path, layer, adapter_dtype(dtype)))
+
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+        """The frozen layer with K clients' numbers."""
+        weight: Any = innermost(layer).weight
+        return self._layer(path, layer, torch.float64 if weight.dtype == torch.float64 else torch.float32, clients)
+
+    def _layer(self, path: str, layer: Any, dtype: torch.dtype, clients: int = 0) -> QuantumLayer:
+        sides: dict[str, tuple[Columns, Tensor]] = {}
+        for side, size in zip(SIDES, (layer.out_features, layer.in_features), strict=True):
+            if self.rank > size:
+                raise ModelError(f"rank={self.rank} of {self.name} exceeds the {size} numbers on a side of {path}")
+            columns = self._columns(size)
+            generator = seeds.torch_generator(self.angle_seed, f"quantum {path} {side}")
+            drawn = torch.rand(columns.numbers, generator=generator, dtype=torch.float64)
+            sides[side] = columns, (2 * drawn - 1).float() * columns.bound
+        return QuantumLayer(layer, sides, dtype, self.train == "all", clients)
+
+    def _columns(self, size: int) -> Columns:
+        if self.parameterization == "pauli":
+            return Pauli(size, self.rank, self.depth)
+        return Taylor(size, self.rank, self.order)
+
+    def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank]:
+        """U diag(lambda) and V^T of each layer."""
+        modules = [self.role(name)[1] for name in state if name.endswith(".quantum_lambda")]
+        return {module: product(state) for module, product in self._products(model, modules).items()}
+
+    def weight_changes(self, model: FederatedModel) -> WeightChanges | None:
+        """U diag(lambda) V^T of each layer; None where lambda alone is trained: nothing is approximate."""
+        if self.train == "diagonal":
+            return None
+        modules = [t.module for t in self.layout(model).tensors if t.name.endswith(".quantum_lambda")]
+        products = self._products(model, modules)
+
+        def changes(state: State, form: ClientForm | None) -> dict[str, Tensor]:
+            return {module: product(state).dense() for module, product in products.items()}
+
+        return changes
+
+    def _products(self, model: FederatedModel, modules: Sequence[str]) -> dict[str, Callable[[State], LowRank]]:
+        """By module, from a state to the change of its weights."""
+
+        def of(module: str) -> Callable[[State], LowRank]:
+            layer = model.base.get_submodule(module)
+            assert isinstance(layer, QuantumLayer)
+
+            def product(state: State) -> LowRank:
+                sides = []
+                for side in SIDES:
+                    angles = state.get(f"{module}.quantum_{side}")
+                    fixed = layer.side(side).detach() if angles is None else layer.columns[side](angles.double())
+                    sides.append(fixed.double())
+                return LowRank(sides[0] * state[f"{module}.quantum_lambda"].double(), sides[1].mT)
+
+            return product
+
+        return {module: of(module) for module in modules}
+
+
+part = QuantumPeft
