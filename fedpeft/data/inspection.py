@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedpeft.data.partition import Partition
+from fedpeft.data.partition import Shards
 from fedpeft.data.rows import Dataset, Inputs, Rows
 
 FEW = 10
@@ -76,7 +76,7 @@ def wrong_with_lengths(lengths: np.ndarray, tokens: int) -> list[str]:
     ]
 
 
-def wrong_with_partition(partition: Partition, rows: Rows) -> list[str]:
+def wrong_with_partition(partition: Shards, rows: Rows) -> list[str]:
     """Clients that hold next to nothing, or one class only."""
     found, sizes = list[str](), partition.sizes
     if tiny := int((sizes < FEW).sum()):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedpeft.data.partition import Partition
+from fedpeft.data.partition import Shards
 from fedpeft.data.rows import Rows
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SHOWN = 60
 
 def draw(
     path: Path,
-    partition: Partition,
+    partition: Shards,
     rows: Rows,
     names: tuple[str, ...] | None,
     lengths: np.ndarray | None,
@@ -52,7 +52,7 @@ def _lengths(axis: Axes, lengths: np.ndarray, tokens: int, unit: str) -> None:
     axis.set_ylabel("rows")
 
 
-def _clients(axis: Axes, partition: Partition, rows: Rows, names: tuple[str, ...] | None) -> None:
+def _clients(axis: Axes, partition: Shards, rows: Rows, names: tuple[str, ...] | None) -> None:
     order = np.argsort(-partition.sizes, kind="stable")
     if len(order) > SHOWN:
         order = order[np.linspace(0, len(order) - 1, SHOWN).astype(int)]

@@ -34,7 +34,7 @@ KNOWN = FETCHED | MADE
 
 
 def test_every_part_is_tried_here() -> None:
-    assert set(DATASETS.names) == {*KNOWN, "file", "hf"}
+    assert set(DATASETS.names) == {*KNOWN, "file", "flowertune", "hf", "sample"}  # the latter in files of their own
 
 
 @pytest.mark.parametrize("name", [*MADE, *(pytest.param(n, marks=pytest.mark.slow) for n in FETCHED)])

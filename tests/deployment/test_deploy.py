@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 BLOCKS = [block.splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
 [TRIED] = [block for block in BLOCKS if block[0].endswith("> rows.csv")]
-COMMANDS = [line for block in BLOCKS for line in block if block is not TRIED or line != block[0]]
+COMMANDS = [line for block in BLOCKS for line in block if line.startswith("python ")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
