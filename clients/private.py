@@ -142,7 +142,7 @@ class PrivateExecutor(SequentialExecutor):
                 self._fill(part, chosen)
                 check(chosen, len(part))
                 bounded(chosen)
-                gradients = {name: p.grad_sample.double() for name, p in chosen.items()}  # type: ignore[operator]
+                gradients = {name: vars(p)["grad_sample"].double() for name, p in chosen.items()}
                 factors = clipping_factors(gradients.values(), privacy.clip)
                 for name, gradient in gradients.items():
                     sums[name] += torch.einsum("b,b...->...", factors, gradient)
