@@ -37,6 +37,9 @@ QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, BadZipFile, zlib.error)
 """What reading a file raises that is not what was written."""
 
+EACH_ROUND = {"round", "loss", "accuracy", "uplink_bytes", "downlink_bytes", "seconds"}
+"""What a line of rounds.jsonl is read for."""
+
 FINISHED, FAILED = "finished", "failed"
 
 BEFORE = {"safeguard": "none", "keep": "last"}
@@ -163,6 +166,9 @@ def read_run(folder: Path) -> Result:
         summary = files.read_json(folder / "summary.json")
         records = Records(folder)
         rounds, clients = records.read("rounds.jsonl"), records.read("clients.jsonl")
+        for number, line in enumerate(rounds, start=1):
+            if not line.keys() >= EACH_ROUND:
+                raise RunError(f"line {number} of {folder / 'rounds.jsonl'} is damaged: it lacks what each line has")
         scores = _arrays(folder / "predictions.npz")
         correct, count = scores.get("correct"), scores.get("count")
         calibration = None

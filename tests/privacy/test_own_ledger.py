@@ -41,7 +41,7 @@ def test_both_books_say_what_was_planned(federation, mechanism):
     keys = set()
     for k, rows in enumerate(ROWS):
         event, releases = (Event(1.5, 4 / rows), 2) if mechanism == "dp_sgd" else (Event(1.5, 1.0), 1)
-        assert [c["charges"] for c in book(made, k)] == [[[OWN, *event, releases]]] * 2
+        assert [c["charges"] for c in book(made, k)] == [[[OWN, event.noise, event.rate, releases]]] * 2
         assert made.server.protection.ledger.spent[k] == {event: 2 * releases}
         home = made.folder / f"edge-{k}"
         assert {(home / name).stat().st_mode & 0o077 for name in (KEY, LEDGER, "answer")} == {0}
