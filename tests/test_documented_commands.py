@@ -259,11 +259,13 @@ def test_all_commands_of_a_document_work_in_their_order(reader):
     document = ROOT / reader.document
     for name, text in files_made_by_python(document).items():
         (reader.folder / name).write_text(text)
+    checkout = reader.folder
     for lines in blocks(document):
         if lines[0].endswith("> rows.csv"):  # "On one machine, to try it": a place of its own
-            reader.folder = reader.folder.parent / "tried"
+            reader.folder = checkout.parent / "tried"
             reader.folder.mkdir()
         reader.block(lines)
+        reader.folder = checkout
 
 
 def test_what_is_not_run_as_written_is_written_somewhere():

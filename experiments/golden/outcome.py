@@ -24,6 +24,9 @@ Value = str | int | float | bool | None
 STATES = ("checkpoint", "adapter", "model", "centralised")
 """Folders of a run that hold states."""
 
+BOOKKEEPING = "clients/"
+"""What a checkpoint's arrays on clients are called: who has been sent what. Checkpoints before version 4 have none."""
+
 UNREPEATED = (
     *("seconds", "memory", "versions", "resumed", "wire_", "cpu", "gpus", "system", "not_covered"),
     "audit_epsilon",  # its noise is never a test's
@@ -63,7 +66,8 @@ def outcome(folder: Path) -> Outcome:
     tensors: dict[str, Tensor] = {}
     for state in STATES:
         for file in sorted((folder / state).rglob("*.safetensors")):
-            tensors |= {f"{file.relative_to(folder).with_suffix('')} {n}": t for n, t in load_file(file).items()}
+            found = {n: t for n, t in load_file(file).items() if not n.startswith(BOOKKEEPING)}
+            tensors |= {f"{file.relative_to(folder).with_suffix('')} {n}": t for n, t in found.items()}
     scores = folder / "predictions.npz"  # a server has none
     if scores.exists():
         with np.load(scores) as columns:
