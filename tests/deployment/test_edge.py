@@ -314,7 +314,7 @@ def test_a_device_that_is_not_there(federation, device, words):
     ("content", "words", "says"),
     [
         (None, ["--data", "rows.csv"], "there is no file rows.csv"),
-        ("x", ["--data", "rows.parquet"], "must end in .csv"),
+        ("x", ["--data", "rows.xlsx"], "must end in .csv"),
         ("", ["--data", "rows.csv"], "rows.csv is empty"),
         ("text,label\n", ["--data", "rows.csv"], "rows.csv has no rows"),
         (
