@@ -51,3 +51,11 @@ def federation(tmp_path, observer):
     from tests.here import Federation
 
     return lambda **given: Federation(tmp_path, observer, **given)
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory):
+    """The folder of a tiny language model with a chat template, `tests.chat.TEMPLATE`."""
+    from tests.chat import with_template
+
+    return with_template(tmp_path_factory.mktemp("models") / "chat")

@@ -9,18 +9,15 @@ the server's epsilon if a fifth of the clients tell it their noise (and a tenth 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
+from experiments.privacy.frozen_rows import FrozenRows
 from fedpeft.aggregation.head_start import HEADS, VARIANCE
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import Layout, State, TensorSpec
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import epsilon
@@ -28,8 +25,6 @@ from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS, signs
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.simulation.simulation import Simulation
 
 COLLUDING = 0.2
 
@@ -38,24 +33,8 @@ class Clients:
     """Rows of all clients, and the noisy sums that they form."""
 
     def __init__(self, given: argparse.Namespace) -> None:
-        config = RunConfig(
-            dataset=given.dataset, clients=given.clients, tokens=given.tokens, dtype=given.dtype, head="zero", workers=1
-        )
-        with TemporaryDirectory() as folder:
-            simulation = Simulation(config, Path(folder), ConsoleObserver(Console(quiet=True)))
-            setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
-            self.classes, parts = setup.facts.classes, []
-            for data in (rows.all, rows.dataset.test):
-                key = setup.tokenised(data, setup.tokens)
-                workers.freeze(key, 0, "frozen features")
-                assert data.labels is not None
-                features = workers.work.store(key, 0).features(np.arange(len(data.labels))).double()
-                parts.append((features, torch.from_numpy(np.asarray(data.labels)).long()))
-            simulation.close()
-        (features, labels), (self.test, self.truth) = parts
-        shards = [rows.partition.shard(client) for client in range(given.clients)]
-        self.rows = [(features[shard], labels[shard]) for shard in shards]
-        width = features.shape[1]
+        self.rows = FrozenRows.of(given)
+        self.classes, width = self.rows.classes, self.rows.test.shape[1]
         tensors = (
             TensorSpec("head.weight", (self.classes, width), "head", "head"),
             TensorSpec("head.bias", (self.classes,), "head", "head"),
@@ -64,10 +43,10 @@ class Clients:
             strategy=strategies.build("fedit"),
             method=PEFT_METHODS.build("lora"),
             layout=Layout(tensors),
-            rows=np.array([len(shard) for shard in shards]),
+            rows=np.array([len(y) for _, y in self.rows.clients]),
             steps=np.ones(given.clients),
             participations=np.full(given.clients, given.rounds),
-            batch_size=max(map(len, shards)),
+            batch_size=max(len(y) for _, y in self.rows.clients),
             rounds=given.rounds,
             cohort=given.clients,
             even=True,
@@ -90,12 +69,12 @@ class Clients:
     def started(self, sums: SharedNoise, random: np.random.Generator) -> State:
         """The head of the private start."""
         head = HEADS.build("private_centroids")
-        own = [head.statistics(x, y, self.classes) for x, y in self.rows]
+        own = [head.statistics(x, y, self.classes) for x, y in self.rows.clients]
         flat = [torch.cat([s["lengths"], s["sums"].flatten()]) for s in own]
         total = self.summed(sums, 0, flat, random)
         variance = torch.tensor([sums.variance(len(own), 0)])
         told = {"lengths": total[:2], "sums": total[2:].reshape(self.classes, -1), VARIANCE: variance}
-        return head.solve(told, self.test.shape[1], self.classes)
+        return head.solve(told, self.rows.test.shape[1], self.classes)
 
     def gradients(self, x: Tensor, y: Tensor, state: State, clip: float) -> Tensor:
         """The sum of one client's clipped gradients, weight and bias in one vector."""
@@ -107,21 +86,15 @@ class Clients:
 
     def trained(self, sums: SharedNoise, state: State, rate: float, random: np.random.Generator) -> State:
         """The head after all rounds: momentum 0.9, a rate that falls to zero."""
-        momentum, rounds = torch.zeros(self.classes * (self.test.shape[1] + 1), dtype=torch.float64), 0
+        momentum = torch.zeros(self.classes * (self.rows.test.shape[1] + 1), dtype=torch.float64)
         rounds = self.federation.rounds
         for round in range(1, rounds + 1):
-            vectors = [self.gradients(x, y, state, sums.clip) for x, y in self.rows]
+            vectors = [self.gradients(x, y, state, sums.clip) for x, y in self.rows.clients]
             momentum = 0.9 * momentum + self.summed(sums, round, vectors, random) / sums.expected
             step = -rate * (1 - (round - 1) / rounds) * momentum
             weight, bias = step[: -self.classes].reshape(self.classes, -1), step[-self.classes :]
             state = {"head.weight": state["head.weight"] + weight, "head.bias": state["head.bias"] + bias}
         return state
-
-    def accuracy(self, state: State) -> tuple[float, float]:
-        """On the test rows, and the mean over classes."""
-        right = ((self.test @ state["head.weight"].T + state["head.bias"]).argmax(1) == self.truth).double()
-        by_class = [float(right[self.truth == label].mean()) for label in torch.unique(self.truth)]
-        return float(right.mean()), float(np.mean(by_class))
 
 
 def row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
@@ -133,11 +106,15 @@ def row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
     start, noise = mechanism.start_noise(federation), mechanism.noise(federation)
     assert start is not None
     sums = mechanism.sums_of(federation, noise, start)
+
+    def accuracies(state: State) -> tuple[float, float]:
+        return clients.rows.accuracies(state["head.weight"], state["head.bias"])
+
     for seed in range(given.seeds):
         random = np.random.default_rng(seed)
-        found["start"].append(clients.accuracy(clients.started(whole, random)))
+        found["start"].append(accuracies(clients.started(whole, random)))
         state = clients.trained(sums, clients.started(sums, random), given.rate, random)
-        found["trained"].append(clients.accuracy(state))
+        found["trained"].append(accuracies(state))
     models = epsilon(mechanism.to_all(federation, noise, start, 1, federation.rounds), mechanism.delta(federation))
     colluding = DistributedDP(epsilon=budget, clip=given.clip, start=given.start, collude=COLLUDING)
     events = {

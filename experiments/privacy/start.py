@@ -9,17 +9,14 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from rich.console import Console
 
+from experiments.privacy.frozen_rows import FrozenRows
 from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, LENGTH_SHARE
 from fedpeft.aggregation.head_start import HEADS, VARIANCE
 from fedpeft.aggregation.update import Fold
-from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import noise_for, rdp_epsilon
 from fedpeft.privacy.mechanism import MECHANISMS
@@ -28,8 +25,6 @@ from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS, signs
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid, widest_grid
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.simulation.simulation import Simulation
 
 
 def main() -> None:
@@ -45,36 +40,19 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=["private_centroids", "private_ridge"])
     parser.add_argument("--epsilons", nargs="+", type=float, default=[8, 4, 2, 1])
     given = parser.parse_args()
-    config = RunConfig(
-        dataset=given.dataset, clients=given.clients, tokens=given.tokens, dtype=given.dtype, head="zero", workers=1
-    )
-    with TemporaryDirectory() as folder:
-        simulation = Simulation(config, Path(folder), ConsoleObserver(Console(quiet=True)))
-        setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
-        classes, parts = setup.facts.classes, []
-        for data in (rows.all, rows.dataset.test):
-            key = setup.tokenised(data, setup.tokens)
-            workers.freeze(key, 0, "frozen features")
-            assert data.labels is not None
-            features = workers.work.store(key, 0).features(np.arange(len(data.labels))).double()
-            parts.append((features, torch.from_numpy(np.asarray(data.labels)).long()))
-        simulation.close()
-    (train, labels), (test, truth) = parts
-    shards = [rows.partition.shard(client) for client in range(given.clients)]
+    rows = FrozenRows.of(given)
     print("| head | epsilon | accuracy | balanced accuracy | deviation over draws |\n|---|---:|---:|---:|---:|")
     for name in given.heads:
         head = HEADS.build(name)
-        sums = [head.statistics(train[shard], labels[shard], classes) for shard in shards]
+        sums = [head.statistics(x, y, rows.classes) for x, y in rows.clients]
         for budget in [None, *given.epsilons]:
             found = []
             released = _shared if given.shared and budget else _own
             release = released(sums, budget, given.delta)
             for draw in range(given.draws if budget else 1):
                 total = release(draw)
-                state = head.solve(total, test.shape[1], classes)
-                right = ((test @ state["head.weight"].T + state["head.bias"]).argmax(1) == truth).double()
-                by_class = [float(right[truth == label].mean()) for label in torch.unique(truth)]
-                found.append((float(right.mean()), float(np.mean(by_class))))
+                state = head.solve(total, rows.test.shape[1], rows.classes)
+                found.append(rows.accuracies(state["head.weight"], state["head.bias"]))
             mean, deviation = np.mean(found, axis=0), np.std(found, axis=0)
             print(f"| {name} | {budget or 'none'} | {mean[0]:.3f} | {mean[1]:.3f} | {deviation[0]:.3f} |", flush=True)
 

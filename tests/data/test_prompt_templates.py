@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -19,27 +18,14 @@ from fedpeft.errors import ConfigError, DataError, FedpeftError, ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.simulate import main
+from tests.chat import TEMPLATE
 
 TASK = TASKS.build("instruction")
-CHAT = (
-    "{% for m in messages %}{{ '" + WORDS[0] + " ' if m.role == 'user' else '" + WORDS[1] + " ' }}{{ m.content }} "
-    "{% endfor %}{% if add_generation_prompt %}{{ '" + WORDS[1] + " ' }}{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
 def plain_model():
     return resolve_model("tiny_lm")
-
-
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "chat"
-    shutil.copytree(resolve_model("tiny_lm"), folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def record(i, **more):
@@ -118,7 +104,7 @@ def test_columns_in_the_models_own_chat_template(columns, chat_model):
 
 def test_conversations_in_a_template_of_a_file(tmp_path, plain_model):
     """The model has none of its own; every answer is learned, of several turns, and nothing that the user says."""
-    own = template(tmp_path, CHAT)
+    own = template(tmp_path, TEMPLATE)
     turns = [{"role": r, "content": WORDS[10 + i]} for i, r in enumerate(["user", "assistant"] * 3)]
     file = written(tmp_path / "chats.jsonl", [{"messages": turns}] * 12)
     data = load_dataset(f"file(path={str(file)!r}, template={str(own)!r})")
@@ -132,9 +118,9 @@ def test_another_text_of_a_template_makes_other_rows(tmp_path):
     """So that rows in the cache are never those of a template that has changed since."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     file = written(tmp_path / "chats.jsonl", [{"messages": turns}] * 12)
-    own = template(tmp_path, CHAT)
+    own = template(tmp_path, TEMPLATE)
     before = load_dataset(f"file(path={str(file)!r}, template={str(own)!r})").train.inputs[0]
-    own.write_text(CHAT + "x")
+    own.write_text(TEMPLATE + "x")
     assert load_dataset(f"file(path={str(file)!r}, template={str(own)!r})").train.inputs[0] != before
     with pytest.raises(DataError, match="has changed"):
         ids_and_answers(AutoTokenizer.from_pretrained(resolve_model("tiny_lm")), before)
@@ -225,6 +211,6 @@ def test_questions_are_put_as_in_training(tmp_path, chat_model):
     chat = f"{WORDS[0]} hello {WORDS[1]}"
     assert [t.split() if isinstance(t, str) else t for t in question(tokenizer, "hello", None)] == [chat.split(), True]
     assert question(tokenizer, "hello", "alpaca")[0].endswith("### Instruction:\nhello\n\n### Response:")
-    assert question(tokenizer, "hello", str(template(tmp_path, CHAT)))[0].split() == chat.split()
+    assert question(tokenizer, "hello", str(template(tmp_path, TEMPLATE)))[0].split() == chat.split()
     with pytest.raises(FedpeftError, match="'topic' is undefined"):
         question(tokenizer, "hello", str(template(tmp_path, "{{ topic }}: {{ instruction }}")))

@@ -19,33 +19,17 @@ from fedpeft.evaluation.generation import answers, generated
 from fedpeft.evaluation.likelihood import chosen, log_likelihoods
 from fedpeft.evaluation.metric import METRICS
 from fedpeft.evaluation.questions import Form, of_row, read_questions
-from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.predict import main as predict
 from fedpeft.run.finished import FinishedRun
 from fedpeft.simulate import main as simulate
 
-TEMPLATE = (
-    "{% for m in messages %}{{ '" + WORDS[0] + " ' if m.role == 'user' else '" + WORDS[1] + " ' }}{{ m.content }} "
-    "{% endfor %}{% if add_generation_prompt %}{{ '" + WORDS[1] + " ' }}{% endif %}"
-)
-
 
 def conversation(i: int) -> list[dict[str, str]]:
     """The answer is the last word of the question."""
     asked = WORDS[10 + i % 20 : 12 + i % 20 + i % 4]
     return [{"role": "user", "content": " ".join(asked)}, {"role": "assistant", "content": asked[-1]}]
-
-
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "chat"
-    shutil.copytree(resolve_model("tiny_lm"), folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def trained(folder, dataset, model, *more):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
-from transformers import AutoTokenizer
 
 from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
 from fedpeft.data.examples import IGNORED, PairRows
@@ -32,10 +30,6 @@ from fedpeft.simulate import main
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "dpo_trl.json").read_text())
 
-TEMPLATE = (
-    "{% for m in messages %}{{ '" + WORDS[0] + " ' if m.role == 'user' else '" + WORDS[1] + " ' }}{{ m.content }} "
-    "{% endfor %}{% if add_generation_prompt %}{{ '" + WORDS[1] + " ' }}{% endif %}"
-)
 LAYERED = [
     "lora(rank=3)",
     "lora(rank=3, dropout=0.2)",
@@ -48,16 +42,6 @@ LAYERED = [
     "bottleneck(place='parallel')",
     "lora(rank=3) + ia3",
 ]
-
-
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "chat"
-    shutil.copytree(resolve_model("tiny_lm"), folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def pair(i: int) -> dict[str, str]:

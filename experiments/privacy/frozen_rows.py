@@ -1,0 +1,61 @@
+"""Rows as the frozen base sees them, on the clients that a partition gives them to."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fedpeft.config import RunConfig
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.simulation.simulation import Simulation
+
+
+@dataclass(frozen=True)
+class FrozenRows:
+    """Features (rows, width), fp64, and labels (rows,).
+
+    Attributes:
+        classes: how many.
+        clients: features and labels of each client's training rows.
+        test, truth: features and labels of the test rows.
+    """
+
+    classes: int
+    clients: Sequence[tuple[Tensor, Tensor]]
+    test: Tensor
+    truth: Tensor
+
+    @classmethod
+    def of(cls, given: argparse.Namespace) -> FrozenRows:
+        """Those of a command's `--dataset`, `--clients`, `--tokens` and `--dtype`, split by default."""
+        config = RunConfig(
+            dataset=given.dataset, clients=given.clients, tokens=given.tokens, dtype=given.dtype, head="zero", workers=1
+        )
+        with TemporaryDirectory() as folder:
+            simulation = Simulation(config, Path(folder), ConsoleObserver(Console(quiet=True)))
+            setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
+            parts = []
+            for data in (rows.all, rows.dataset.test):
+                key = setup.tokenised(data, setup.tokens)
+                workers.freeze(key, 0, "frozen features")
+                assert data.labels is not None
+                features = workers.work.store(key, 0).features(np.arange(len(data.labels))).double()
+                parts.append((features, torch.from_numpy(np.asarray(data.labels)).long()))
+            simulation.close()
+        (features, labels), (test, truth) = parts
+        shards = [rows.partition.shard(client) for client in range(given.clients)]
+        return cls(setup.facts.classes, [(features[shard], labels[shard]) for shard in shards], test, truth)
+
+    def accuracies(self, weight: Tensor, bias: Tensor) -> tuple[float, float]:
+        """Accuracy, and the mean of the classes' accuracies, of a head on the test rows."""
+        right = ((self.test @ weight.T + bias).argmax(1) == self.truth).double()
+        by_class = [float(right[self.truth == label].mean()) for label in range(self.classes) if label in self.truth]
+        return float(right.mean()), float(np.mean(by_class))
