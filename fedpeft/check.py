@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,8 +148,24 @@ def check(command: Command, console: Console) -> list[str]:
     if not wrong:
         say("wrong", "nothing was found")
     clients = 0 if called.startswith("natural") and not command.clients else len(partition)
-    say("a run", f'python -m fedpeft.simulate --dataset "{text}" --partition "{called}" --clients {clients}')
+    say("a run", run_of(command, text, called, clients))
     return wrong
+
+
+def run_of(command: Command, dataset: str, partition: str, clients: int) -> str:
+    """The command line of a run on just what was looked at, as a shell reads it."""
+    flags = {"dataset": _quoted(dataset), "partition": _quoted(partition), "clients": str(clients)}
+    for name in ("model", "tokens", "seed"):
+        if (given := getattr(command, name)) != getattr(DEFAULT, name):
+            flags[name] = shlex.quote(str(given))
+    words = [f"--{name} {value}" for name, value in flags.items()]
+    words += [f"--plugin {shlex.quote(file)}" for file in command.plugin]
+    return " ".join(["python -m fedpeft.simulate", *words])
+
+
+def _quoted(text: str) -> str:
+    """A part's text for a shell: in double quotes, which let its own stand, or as only `shlex` can."""
+    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
 
 
 def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -> None:

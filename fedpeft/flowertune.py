@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
             return MISTAKE
         config = _settings(command, project)
         if command.dry_run:
-            console.print(config.to_toml(), highlight=False, markup=False, end="")
+            print(config.to_toml(), end="")  # whole lines, for a file
             return 0
         default = default_settings(None, command.resume) if command.resume else config
         config, folder = checked_settings(default, default, command.output, command.resume)

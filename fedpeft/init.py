@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def _made(command: Command) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     say(f"made  {command.folder}: {', '.join(map(str, files))}")
-    say(f"next  cd {command.folder} && python -m fedpeft.simulate run.toml")
+    say(f"next  cd {shlex.quote(str(command.folder))} && python -m fedpeft.simulate run.toml")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from fedpeft.check import main
 from fedpeft.data.made_words import WORDS
+from fedpeft.run.partition_picture import edges
 
 
 @pytest.fixture
@@ -63,3 +67,28 @@ def test_a_mistake_is_one_sentence(arguments, words, here, capsys):
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["it's $HOME.jsonl", 'a "b".jsonl', "my.jsonl"])
+def test_the_run_that_is_named_is_of_what_was_looked_at(name, here, capsys):
+    rows(here / name)
+    main([name, "--model", "tiny", "--tokens", "64", "--clients", "4", "--seed", "3"])
+    line = capsys.readouterr().out.split("a run ")[1]
+    words = shlex.split(line)[3:]
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {
+        "--dataset": f"file(path={name!r})",
+        "--partition": "dirichlet(alpha=0.5)",
+        "--clients": "4",
+        "--model": "tiny",
+        "--tokens": "64",
+        "--seed": "3",
+    }
+
+
+@pytest.mark.parametrize(("low", "high", "reach"), [(8, 12, 128), (1, 61, 32), (5, 5, 0), (3, 4000, 128)])
+def test_bars_of_lengths_hold_equally_many_numbers(low, high, reach):
+    found = edges(np.array([low, high]), reach)
+    assert len(found) <= 42
+    assert found[0] < low <= high < found[-1]
+    assert len({sum(a < n < b for n in range(low, 2 * high + 9)) for a, b in pairwise(found)}) == 1
+    assert found[1] - found[0] >= (max(high, reach) - low) / 40

@@ -243,3 +243,15 @@ def test_what_is_no_project_is_one_sentence(content, words, tmp_path, capsys):
 def test_data_that_are_not_there_are_one_sentence(project, capsys):
     assert main([str(project), *flags(TINY), "--data", "nowhere.jsonl"]) == 2
     assert "there is no file or folder nowhere.jsonl" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_settings_of_a_dry_run_are_a_file(capsys):
+    """Long values stay on one line."""
+    import tomllib
+
+    from fedpeft.flowertune import main as flowertune
+
+    words = ["examples/flowertune/general_nlp", "--data", "examples/instructions.jsonl", "--dry-run"]
+    assert flowertune([*words, "--set", "model.name=tiny_lm", "--set", "model.quantization=0"]) == 0
+    settings = capsys.readouterr().out.split("\n", 1)[1]
+    assert tomllib.loads(settings[settings.index("clients =") :])["model"] == "tiny_lm"

@@ -33,6 +33,11 @@ def test_the_run_of_a_new_project_is_legal(project, monkeypatch):
     assert len(set(found.train.owners)) == 6
 
 
+def test_what_to_do_next_is_one_word_a_path(tmp_path, capsys):
+    assert main([str(tmp_path / "my project")]) == 0
+    assert f"next  cd '{tmp_path}/my project' && python" in capsys.readouterr().out
+
+
 def test_nothing_is_written_over(tmp_path, capsys):
     (tmp_path / "mine").write_text("mine")
     assert main([str(tmp_path)]) == 2

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import one_sentence
-from fedpeft.errors import RunError
+from fedpeft.check import PICTURES
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import writing
 from fedpeft.run.console import duration
 from fedpeft.run.finished import FinishedRun
@@ -145,8 +146,11 @@ def main(settings: Settings) -> None:
     """Read (or run), print and draw.
 
     Raises:
+        ConfigError: the bars can't be drawn there.
         RunError: a run that can't be read, or has failed.
     """
+    if settings.chart.suffix not in PICTURES or not settings.chart.parent.is_dir():
+        raise ConfigError(f"--chart {settings.chart} must end in {', '.join(PICTURES)}, in a folder that is there")
     with tempfile.TemporaryDirectory() as temporary:
         folders = settings.runs or (made(Path(temporary) / ("quick" if settings.quick else "default"), settings.quick),)
         budgets = [Budget.read(folder) for folder in folders]

@@ -43,8 +43,15 @@ def draw(
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
+def edges(lengths: np.ndarray, reach: int) -> np.ndarray:
+    """Edges (at most 42) of bins that hold equally many whole numbers, as wide as can be seen up to `reach`."""
+    low, high = int(lengths.min()), int(lengths.max())
+    width = -(-(max(high, reach) - low + 1) // 40)
+    return np.arange(low, high + width + 1, width) - 0.5
+
+
 def _lengths(axis: Axes, lengths: np.ndarray, tokens: int, unit: str) -> None:
-    axis.hist(lengths, bins=40, color=COLOURS[0])
+    axis.hist(lengths, bins=edges(lengths, tokens if unit == "tokens" else 0), color=COLOURS[0])
     if unit == "tokens":
         axis.axvline(tokens, color=COLOURS[5], linestyle="--", linewidth=1.2, label=f"--tokens {tokens}")
         axis.legend(frameon=False, fontsize=8)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.budget.__main__ import Budget, of_rounds
-from fedpeft.errors import RunError
+from experiments.budget.__main__ import Budget, Settings, of_rounds
+from experiments.budget.__main__ import main as budget
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.simulate import main
 
 ROOT = Path(__file__).parents[2]
@@ -68,3 +69,10 @@ def test_a_run_without_phases_is_one_sentence(run, tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(RunError, match="has recorded no phases"):
         Budget.read(tmp_path)
+
+
+@pytest.mark.parametrize("chart", ["bars.txt", "nowhere/bars.svg"])
+def test_bars_that_cannot_be_drawn_are_refused_before_anything_is_run(chart, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.budget.__main__.made", lambda *_: pytest.fail("a run was made"))
+    with pytest.raises(ConfigError, match=r"--chart .* must end in"):
+        budget(Settings(chart=tmp_path / chart))
