@@ -60,7 +60,7 @@ python -m fedpeft.simulate --clients 100"""
 OPTIONS = {
     "CONFIG.toml": "settings; flags override them",
     "--output FOLDER": "the run's folder (default: runs/DATE-DATASET-STRATEGY)",
-    "--quick": "a first answer in under a minute: at most 4 rounds, 64 tokens and 1,500 rows",
+    "--quick": "a first answer, no result: at most 4 rounds, 64 tokens and 1,500 rows",
     "--resume FOLDER": "continue the interrupted run in this folder",
     "--track NAMES": "also send the records to tensorboard or mlflow (both: a,b)",
     "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",

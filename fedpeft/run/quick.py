@@ -1,4 +1,4 @@
-"""`--quick`: settings for a first answer in under a minute. They say what they are; none of its figures is a result."""
+"""`--quick`: settings for a first answer. They say what they are; none of its figures is a result."""
 
 from __future__ import annotations
 
