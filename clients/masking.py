@@ -26,6 +26,7 @@ from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity
 from fedpeft.privacy.secure_sum.contribution import Contribution
 from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster
 from fedpeft.privacy.secure_sum.member import Member
+from fedpeft.privacy.secure_sum.neighbours import degree
 from fedpeft.privacy.secure_sum.notes import Notes
 from fedpeft.privacy.secure_sum.roster import Membership
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
@@ -147,6 +148,13 @@ class Masking:
             raise PayloadError(
                 f"a secure sum of {told.clients} clients is announced; this client takes part in those of "
                 f"{identity.fewest} or more (--fewest)"
+            )
+        neighbours = degree(told.clients, self.secure.neighbours)
+        if neighbours + 1 < identity.fewest:  # of others a client knows what the server says, and nothing else
+            raise PayloadError(
+                f"each client has {neighbours} neighbours in a secure sum of {told.clients}, and sees no others; this "
+                f"client takes part in sums of {identity.fewest} or more (--fewest): the server has to be run with "
+                f"neighbours={identity.fewest - 1} or more"
             )
 
     def _go_on(self, instruction: Instruction, step: Callable[[Member], bytes]) -> bytes:

@@ -44,7 +44,7 @@ class Event(NamedTuple):
         rate: with which a unit is in it, above 0, at most 1.
         rounding: c; 0: the noise is Gaussian. Above: Skellam's on a grid, whose Renyi divergence of each whole order
             a > 1 is at most a / (2 z^2) + c a^2 (a - 1).
-        share: with which, by a secret coin, the client whose row is the unit takes part at all.
+        share: with which, by a secret coin that the release may tell, the unit's client takes part at all.
     """
 
     noise: float

@@ -9,7 +9,8 @@ larger one of both directions (Mironov, Talwar, Zhang, arXiv 1908.10530, theorem
 which rises with each D_k, so upper bounds may stand there. Mixtures over what else is drawn follow by joint convexity.
 
 Where the unit is a row and its client takes part with probability p, by a secret coin: who knows the client's other
-rows may see in the release whether it does. Then by joint convexity, and not better in general,
+rows may see in the release whether it does. So may, where the unit is a client, who knows the others' coins and sees in
+the noise how many take part. Then by joint convexity, and not better in general,
 
     exp((a - 1) D_a') = 1 + p (exp((a - 1) D_a) - 1)
 """

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from fedpeft.clients.masking import FILE
+from fedpeft.clients.masking import FILE, Masking, MaskPlan
 
 from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.certificates import Authority, Credentials
@@ -19,7 +19,7 @@ from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity
-from fedpeft.privacy.secure_sum.contribution import BESIDE, Total
+from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution, Total
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import graph
@@ -272,6 +272,31 @@ def test_sums_of_too_few(clients):
         clients
     ).ask(0, 1).error  # fmt: skip
     assert "legal are at least 3 clients" in Asked(clients, announced=2).ask(1, 1).error
+
+
+def test_a_server_that_announces_more_clients_than_it_asks(tmp_path):
+    """With 2 neighbours each, 3 in a ring see no others; that 2 more survive is the server's word."""
+    secure = "secure_sum(neighbours=2)"
+    authority = Authority(tmp_path / "certs", 1)
+    authority.ensure()
+    sides = []
+    for k in range(3):
+        own = Credentials.of_client(authority.client(f"edge-{k}"))
+        identity = Identity("run", own.key, own.certificate, own.authority, fewest=CLIENTS)
+        sides.append(Masking(MaskPlan(secure, False, CLIENTS, identity), tmp_path / str(k), TINY["seed"]))
+    asked = Asked(SimpleNamespace(run="run", edges=sides))
+    terms = asked.told.terms(SUMS.build(secure), TINY["seed"], 0, "run")
+    asked.at, asked.ids = Coordinator(terms, {0: [1, 2], 1: [0, 2], 2: [0, 1]}), [0, 1, 2]
+    asked.at.arrived = lambda: words.write_ids(range(CLIENTS))
+    for side in sides:
+        side.handle = lambda i, own=side: own.add(i, lambda _: Contribution(1.0, 3)) if i.step == 3 else own.answer(i)
+    error = asked.ask(0, 1).error
+    if not error:  # what it would lead to
+        asked.until(5)
+        total = Total.of(asked.at.sum(), 3, asked.told, SUMS.build(secure), TINY["seed"], 0)
+        pytest.fail(f"{total.rows:g} rows of 3 clients are summed, where each has asked for sums of {CLIENTS}")
+    assert "each client has 2 neighbours in a secure sum of 5" in error
+    assert "neighbours=4" in error
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from opacus.accountants.utils import get_noise_multiplier
 from rich.console import Console
+from scipy.stats import binom
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.audit.canaries import CanaryAudit, run
@@ -24,6 +25,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, epsilon, noise_for, rdp_epsilon
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.mechanism import MECHANISMS, Exposure
+from fedpeft.privacy.sampled_rdp import rdp_of_sampled
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
 from fedpeft.privacy.secure_sum.neighbours import Terms
@@ -162,6 +164,40 @@ def exposure(rows: int, clients: int, batch: int, rounds: int, entries: int) -> 
         rows=np.full(clients, rows // clients), steps=np.ones(clients), participations=np.full(clients, rounds),
         batch_size=batch, rounds=rounds, cohort=clients, even=True, trained=(entries, entries),
     )  # fmt: skip
+
+
+def told_with_the_size(clients: int, cohort: int, dropouts: float, noise: float) -> float:
+    """D_2 of a round from which the size n of its cohort is known, and then from one entry how many others are in it.
+
+    The others add (C, 0) each, the unit (0, C) or nothing. Of n the unit is one with probability p = n / clients, which
+    (x, y) tells in both entries: Q = (1 - p) N(0, 0) + p N(-1, 0), and P has N(-1, 1) in its place.
+    """
+    whole = 0.0
+    for n in range(3, clients + 1):
+        p, z = n / clients, noise * math.sqrt(n / (n - math.floor(dropouts * n)))
+        x, y = np.meshgrid(np.linspace(-8, 7, 301), np.linspace(-7, 8, 301), indexing="ij", sparse=True)
+
+        def density(a, b, z=z, x=x, y=y):
+            return np.exp(-((x - a) ** 2 + (y - b) ** 2) / (2 * z**2)) / (2 * math.pi * z**2)
+
+        without = (1 - p) * density(0, 0) + p * density(-1, 0)
+        change = p * (density(-1, 1) - density(-1, 0))
+        whole += binom.pmf(n, clients, cohort / clients) * float((change**2 / without).sum() * 0.05**2)
+    return math.log1p(whole)
+
+
+def test_the_size_of_a_cohort_that_its_noise_tells_is_counted_against_models():
+    clients, cohort, noise = 60, 6, 0.7
+    plan = replace(exposure(600, clients, 10, 1, 2), cohort=cohort)
+    mechanism = MECHANISMS.build(f"distributed_dp(unit=clients, noise_multiplier={noise}, dropouts=0.3, bits=32)")
+    [(event, count)] = mechanism.to_all(plan, noise, None, 0, 1).items()
+    assert count == 1
+    told = told_with_the_size(clients, cohort, 0.3, noise)
+    assert told <= rdp_of_sampled(*event)[0]
+    hidden = replace(mechanism, dropouts=0.0)  # all noise together is as long whatever the cohort
+    [(event, _)] = hidden.to_all(plan, noise, None, 0, 1).items()
+    assert (event.rate, event.share) == (cohort / clients, 1.0)
+    assert rdp_of_sampled(*event)[0] < told
 
 
 # --------------------------------------------------------------------------------------------------- dropouts and kills

@@ -13,7 +13,8 @@ of. There are no local steps. A private start of the head is such a sum, too, of
 Two epsilons are told. One is against the server, who knows which clients were asked, and the noise of those who
 collude with it: each sum that a client is in counts; coins of rows amplify, since only the client sees them. The budget
 is for this one. The other is against those who see the released models alone: then all noise counts, and cohorts are
-drawn by secret coins (Poisson), which amplify for clients; for rows only as `fedpeft.privacy.sampled_rdp` says.
+drawn by secret coins (Poisson), which amplify for clients with dropouts=0; else, since a cohort's noise then depends on
+its size, and for rows only as `fedpeft.privacy.sampled_rdp` says.
 
 Noise is enough if `dropouts` of a cohort drop out; with more the sum is void. It is charged before it is begun, and a
 sum that is tried again is charged again, with new noise.
@@ -168,7 +169,9 @@ class DistributedDP(Mechanism):
         if not rounds:
             return told
         grid = self.grid(federation, noise)
-        event = grid.event(share) if self.unit == "clients" else grid.event(rate, share)
+        # With dropouts the noise of a cohort tells its size, and who knows the others whether the client is in it.
+        amplified = self.unit == "clients" and not self.dropouts
+        event = grid.event(share) if amplified else grid.event(rate, share)
         return together(told, {event: rounds})
 
     # -------------------------------------------------------------------------------------------------- how much noise
