@@ -51,7 +51,7 @@ def edges(lengths: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _lengths(axis: Axes, lengths: np.ndarray, tokens: int, unit: str) -> None:
-    axis.hist(lengths, bins=edges(lengths, tokens if unit == "tokens" else 0), color=COLOURS[0])
+    axis.hist(lengths, bins=edges(lengths, tokens if unit == "tokens" else 0).tolist(), color=COLOURS[0])
     if unit == "tokens":
         axis.axvline(tokens, color=COLOURS[5], linestyle="--", linewidth=1.2, label=f"--tokens {tokens}")
         axis.legend(frameon=False, fontsize=8)
