@@ -155,17 +155,19 @@ class StepSearch:
         sample = self._sample()
         step = sample._searched(budget, low, high)
         an_octave, best, before = max(sample.cost(step) - sample.cost(2 * step), 1.0), 0.0, (0.0, 0.0)
+        octaves, used = np.log2(high / low), 0.0
         for _ in range(5):  # bytes fall about linearly with the logarithm of the step
             cost = self.cost(step)
             if cost <= budget and (not best or step < best):
-                best = step
+                best, used = step, cost
             if 0.995 * budget <= cost <= budget:
                 return step
             if before[0] and before[0] != step:
                 an_octave = max((before[1] - cost) / np.log2(step / before[0]), 1.0)
             before = step, cost
-            step = float(np.float32(min(high, max(low, step * 2 ** ((cost - 0.998 * budget) / an_octave)))))
-        if best:
+            coarser = min(octaves, max(-octaves, (cost - 0.998 * budget) / an_octave))
+            step = float(np.float32(min(high, max(low, step * 2**coarser))))
+        if used > 0.9 * budget:  # or the sample was none of the whole, as of a state that is zero nearly everywhere
             return best
         return self._searched(budget, low, high)
 

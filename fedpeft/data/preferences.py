@@ -40,12 +40,12 @@ def with_preferences(
         for column in (PROMPT, *SIDES):
             if column not in record:
                 raise DataError(f"{where} has no column {column!r}, which preferences need; {nearest(column, record)}")
-        answers = [_answer(record, side, where) for side in SIDES]
+        prompt = record[PROMPT]
+        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        answers = [_answer(record, side, asked, where) for side in SIDES]
         if answers[0] == answers[1]:
             raise DataError(f"{where}: the chosen and the rejected answer are the same, so neither can be preferred")
-        prompt = record[PROMPT]
         if own is None:
-            asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             if not isinstance(asked, list) or not str(prompt).strip():
                 raise DataError(f"{where}: the column {PROMPT!r} must hold a text, or a list of messages")
             pair = [json.loads(packed([*asked, {"role": "assistant", "content": answer}], where)) for answer in answers]
@@ -56,11 +56,17 @@ def with_preferences(
         yield place, {**record, text: json.dumps(dict(zip(SIDES, pair, strict=True)))}
 
 
-def _answer(record: Mapping[str, Any], side: str, where: str) -> str:
-    """The answer in a column: a text, or, as some data sets have it, the last message of a conversation."""
+def _answer(record: Mapping[str, Any], side: str, asked: Any, where: str) -> str:
+    """The answer in a column: a text, or, as some data sets have it, the last message of a conversation, before which
+    nothing is but what is `asked`."""
     answer = record[side]
     if isinstance(answer, list) and answer and isinstance(answer[-1], dict):
-        answer = answer[-1].get("content")
+        *before, last = answer
+        if last.get("role") != "assistant":
+            raise DataError(f"{where}: the last message in the column {side!r} is not the assistant's")
+        if before and before != asked:
+            raise DataError(f"{where}: what precedes the answer in the column {side!r} is not the prompt")
+        answer = last.get("content")
     if not isinstance(answer, str) or not answer.strip():
         raise DataError(f"{where}: the column {side!r} must hold an answer, got {record[side]!r:.40}")
     return answer

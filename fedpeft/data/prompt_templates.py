@@ -12,6 +12,7 @@ A template of columns writes the prompt, up to where the answer begins. The answ
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,9 @@ CHAT = "chat"
 """The name of the model's own chat template."""
 
 SUFFIX = ".jinja"
+
+ASKED = ("instruction", "input")
+"""The columns that templates by name read."""
 
 OF_COLUMNS = {
     "alpaca": (
@@ -83,6 +87,8 @@ class PromptTemplate:
             raise DataError(f"{where}: the prompt template {self.name} fails: {reason(error)}") from error
         if not made.strip():
             raise DataError(f"{where}: the prompt template {self.name} writes nothing")
+        if self.name in OF_COLUMNS and not any(str(columns.get(name) or "").strip() for name in ASKED):
+            raise DataError(f"{where} asks nothing: {' and '.join(ASKED)} are empty")
         return made
 
 
@@ -114,9 +120,20 @@ def fingerprint(path: str) -> str:
     return hashlib.sha256(template_file(path).encode()).hexdigest()
 
 
+def _written(value: Any) -> Any:
+    """What a template writes of a value; a missing one, or a list, would be written as Python has it."""
+    if value is None or isinstance(value, list | dict) or (isinstance(value, float) and math.isnan(value)):
+        raise TypeError(f"it would write {value!r:.40}, which is no text; ask for it in the template, or leave it out")
+    return value
+
+
 @lru_cache(maxsize=16)
 def _compiled(text: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=False
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=False,
+        finalize=_written,
     )
     return environment.from_string(text)

@@ -121,12 +121,25 @@ def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[Record]:
         raise DataError(f"line {reader.line_num} of {name} is not valid CSV: {error}") from None
 
 
+def _parsed(text: str) -> Any:
+    """JSON, in which no object names a column twice."""
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is named twice in an object")
+    return found
+
+
 def _json_lines(name: str, stream: TextIO) -> Iterator[Record]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = _parsed(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"line {number} of {name} is not valid JSON: {error}") from None
         if not isinstance(record, dict):
@@ -146,7 +159,7 @@ def _json(name: str, stream: TextIO) -> Iterator[Record]:
         yield from _json_lines(name, stream)
         return
     try:
-        rows = json.loads(first + stream.read())
+        rows = _parsed(first + stream.read())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is not valid JSON: {error}") from None
     for number, record in enumerate(rows, 1):
@@ -174,6 +187,8 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
             schema, batches = table.schema_arrow, table.iter_batches(batch_size=1024)
         else:
             schema, batches = _arrow(stream)
+        if len(set(schema.names)) < len(schema.names):
+            raise DataError(f"{name} names a column twice: {', '.join(schema.names)}")
         classes = _class_names(schema)
         number = 0
         for batch in batches:

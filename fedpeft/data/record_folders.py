@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,23 +45,34 @@ def visible(folder: Path) -> list[Path]:
         raise DataError(f"can't read the folder {folder}: {error.strerror}") from None
 
 
+def _split_name(path: Path) -> str:
+    """What says which split an entry is: its name, without the hub's number of a part, as in train-00000-of-00001."""
+    return re.sub(r"-\d{5}-of-\d{5}$", "", stem(path).lower())
+
+
 def splits_of(path: Path) -> Splits:
     """The splits in a folder that has a file or folder called train; else all of `path` is for training.
 
     Raises:
-        DataError: two files claim to be the same split.
+        DataError: two files claim to be the same split, or there are test or validation rows, and nothing called train.
     """
     if not path.is_dir() or is_saved(path):
         return Splits(path)
     found: dict[str, Path] = {}
     entries = [p for p in visible(path) if p.is_dir() or suffix_of(p)]
     for split, names in SPLITS.items():
-        called = [p for p in entries if stem(p).lower() in names]
+        called = [p for p in entries if _split_name(p) in names]
         if len(called) > 1:
             raise DataError(f"{path} has more than one {split} split: {', '.join(p.name for p in called)}; keep one")
         if called:
             found[split] = called[0]
-    return Splits(**found) if "train" in found else Splits(path)
+    if found and "train" not in found:
+        one = next(iter(found.values()))
+        raise DataError(
+            f"{path} has {one.name} and nothing called train, and would be trained on the rows of both; call the "
+            "training rows train, or name their file"
+        )
+    return Splits(**found) if found else Splits(path)
 
 
 def files_of_clients(folder: Path) -> list[Path]:

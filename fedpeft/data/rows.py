@@ -143,7 +143,8 @@ def encode_labels(
         DataError: a test label does not occur in training.
     """
     distinct = set(train)
-    names = tuple(sorted(distinct, key=int if all(label.isdecimal() for label in distinct) else None))
+    numbers = all(label.isdecimal() for label in distinct)
+    names = tuple(sorted(distinct, key=lambda label: (int(label) if numbers else 0, label)))  # "1" and "01" are two
     position = {label: i for i, label in enumerate(names)}
     unseen = sorted(set(test) - distinct)
     if unseen:

@@ -104,7 +104,7 @@ class Contestants:
         words = [word.strip() for word in text.split(",")]
         if not all(word.isdecimal() and int(word) < count for word in words):
             raise ConfigError(f"{text!r} names no clients; give ids from 0 to {count - 1}, such as 0,3, or {ALL}")
-        return [int(word) for word in dict.fromkeys(words)]
+        return list(dict.fromkeys(map(int, words)))
 
     def _own(self, client: int) -> Path:
         return self._kept(f"client-{client}", self.simulation.client_state(client))

@@ -146,11 +146,16 @@ def _position(answer: object, choices: Sequence[str], where: str) -> int:
     """Which of the choices is right: a position, a letter, or the text itself, which comes first."""
     if str(answer) in choices and not isinstance(answer, int):
         return choices.index(str(answer))
+    if str(answer) in choices and choices.index(str(answer)) != answer:
+        raise DataError(
+            f"{where}: the right answer {answer} is the text of one choice and may be the position of another; give "
+            f'the text as "{answer}"'
+        )
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
     if isinstance(answer, str) and answer.strip().upper() in tuple(LETTERS[: len(choices)]):
         return LETTERS.index(answer.strip().upper())
     raise DataError(
         f"{where}: the right answer {answer!r:.40} is none of the {len(choices)} choices; give its position from 0, "
-        f"its letter from A to {LETTERS[len(choices) - 1]}, or its text"
+        f"its letter from A to {LETTERS[: len(choices)][-1]}, or its text"
     )

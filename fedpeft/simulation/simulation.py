@@ -68,6 +68,11 @@ class Simulation:
             )
         self.setup = Setup.of(config, self.rows.facts, groups)
         second = self.setup.measured.second
+        if self.setup.personal and self.rows.partition.resampled:
+            raise ConfigError(
+                f"under {config.partition} a client's held-out rows are trained on by it and by others, and "
+                f"{config.strategy} is scored on them; take another partition or strategy"
+            )
         self.second = second_task(second, self.rows.dataset) if second else None
         self.config = self.setup.config
         self.clients = self.setup.clients

@@ -53,3 +53,14 @@ def test_a_sample_has_its_share_of_every_slice(monkeypatch):
     ends = np.cumsum(sizes)
     owners = np.searchsorted(ends, sample.y, side="right")
     assert np.bincount(owners, minlength=5).tolist() == sample.sizes.tolist()
+
+
+@pytest.mark.parametrize("dither", [False, True])
+def test_a_state_of_which_the_sample_sees_nothing(monkeypatch, dither):
+    """All that is not zero lies between the entries of the sample."""
+    monkeypatch.setattr(step_search, "LARGE", 10_000)
+    monkeypatch.setattr(step_search, "SAMPLE", 4_000)
+    y = np.random.default_rng(0).normal(size=40_000).astype(np.float32)
+    y[::10] = 0
+    search = StepSearch(y, np.array([20_000, 20_000]), dither, 0.08)
+    assert 0.9 * 5_000 <= search.cost(search.meet(5_000)) <= 5_000

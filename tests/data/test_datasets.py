@@ -189,6 +189,8 @@ def test_containers_refuse_what_does_not_fit() -> None:
 
 def test_label_names_are_sorted_numbers_by_value() -> None:
     assert encode_labels(["10", "2", "1"], [], "x")[0] == ("1", "2", "10")
+    for labels in (["01", "1", "001", "0001"], ["0001", "1", "001", "01"]):  # not by the order of a set
+        assert encode_labels(labels, [], "x")[0] == ("0001", "001", "01", "1")
     names, train, test = encode_labels(["b", "a", "b"], ["b"], "x")
     assert names == ("a", "b")
     assert train.tolist() == [1, 0, 1]

@@ -281,3 +281,53 @@ def test_instruction_data_that_cannot_be_used_are_one_sentence(row, words, tmp_p
     with pytest.raises(FedpeftError, match=words) as caught:
         load_dataset(f"file:{write(tmp_path / 'my.jsonl', lines([row] * 10))}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["", "-00000-of-00001"])
+def test_the_hubs_names_of_splits(ending, tmp_path):
+    """Rows for test are not trained on."""
+    for split in ("train", "validation", "test"):
+        rows = [{"text": f"{split} {i}", "label": i % 2} for i in range(10)]
+        write(tmp_path / "hub" / f"{split}{ending}.jsonl", lines(rows))
+    found = load_dataset(f"file:{tmp_path / 'hub'}")
+    assert {text.split()[0] for text in found.train.inputs} == {"train"}
+    assert {text.split()[0] for text in found.test.inputs} == {"test"}
+
+
+def test_test_rows_without_any_for_training_are_refused(tmp_path):
+    for name in ("my_rows", "test"):
+        write(tmp_path / "mine" / f"{name}.jsonl", lines([{"text": f"{name} {i}", "label": i % 2} for i in range(10)]))
+    with pytest.raises(DataError, match=r"has test.jsonl and nothing called train"):
+        load_dataset(f"file:{tmp_path / 'mine'}")
+
+
+@pytest.mark.parametrize("name", ["my.jsonl", "my.json"])
+def test_a_column_that_json_names_twice_is_refused(name, tmp_path):
+    row = '{"text": "a", "label": "x", "label": "y"}'
+    path = write(tmp_path / name, row if name.endswith("l") else f"[{row}]")
+    with pytest.raises(DataError, match="'label' is named twice"):
+        load_dataset(f"file:{path}")
+
+
+def test_a_column_that_parquet_names_twice_is_refused(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pa.table([pa.array(["a", "b"]), pa.array(["x", "y"]), pa.array(["y", "x"])], ["text", "label", "label"])
+    parquet.write_table(table, tmp_path / "my.parquet")
+    with pytest.raises(DataError, match="names a column twice: text, label, label"):
+        load_dataset(f"file:{tmp_path / 'my.parquet'}")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"instruction": None, "output": "a"}, "would write None, which is no text"),
+        ({"instruction": "a", "input": float("nan"), "output": "a"}, "would write nan, which is no text"),
+        ({"instruction": TURNS, "output": "a"}, "which is no text"),
+        ({"instruction": " ", "input": "", "output": "a"}, "asks nothing: instruction and input are empty"),
+    ],
+)
+def test_a_template_writes_no_missing_value(row, words, tmp_path):
+    with pytest.raises(DataError, match=words):
+        load_dataset(f"file:{write(tmp_path / 'my.jsonl', lines([row] * 10))}")

@@ -267,6 +267,8 @@ def test_what_is_too_long_is_counted_and_said(run, tmp_path, capsys):
         ({"question": "x", "choices": ["a", "a"], "answer": 0}, "'choices' must hold at least two answers, each once"),
         ({"question": "x", "choices": ["a", "b"], "answer": "C"}, "'C' is none of the 2 choices; give its position"),
         ({"question": "x", "choices": ["a", "b"], "answer": 2}, "2 is none of the 2 choices"),
+        ({"question": "x", "choices": [2, 3, 4], "answer": 2}, "2 is the text of one choice and may be the position"),
+        ({"question": "x", "choices": list(range(27)), "answer": "none"}, "its letter from A to Z"),
         ({"messages": [{"role": "user", "content": "x"}]}, "nobody answers"),
     ],
 )

@@ -218,6 +218,11 @@ def test_what_has_no_reference_is_refused(chat_model, file, tmp_path, capsys, mo
         ({"rejected": None}, "must hold an answer, got None"),
         ({"chosen": " "}, "the column 'chosen' must hold an answer"),
         ({"chosen": "same", "rejected": "same"}, "the chosen and the rejected answer are the same"),
+        ({"chosen": [{"role": "user", "content": "x"}]}, "last message in the column 'chosen' is not the assistant's"),
+        (
+            {"chosen": [{"role": "user", "content": "another"}, {"role": "assistant", "content": "x"}]},
+            "what precedes the answer in the column 'chosen' is not the prompt",
+        ),
         ({"prompt": 3}, "the column 'prompt' must hold a text, or a list of messages"),
     ],
 )

@@ -104,3 +104,8 @@ def test_drawing_a_cohort_takes_as_long_from_a_million():
     for round in range(20):
         assert len(set(FixedSize(1_000_000, 100).draw(0, round))) == 100
     assert time.process_time() - began < 2.0  # measured: 0.002 s of processor time
+
+
+def test_models_of_clients_own_are_not_scored_on_rows_that_all_share(tmp_path, capsys):
+    assert main([*flags(clients=4, strategy="ditto"), "--output", str(tmp_path / "run")]) != 0
+    assert "held-out rows are trained on" in " ".join(capsys.readouterr().err.split())
