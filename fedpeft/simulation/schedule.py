@@ -54,7 +54,7 @@ def _tapering(costs: Sequence[float], most: int, workers: int) -> Iterator[int]:
 
 
 def group_costs(costs: Sequence[float], sizes: Sequence[int], most: int) -> list[float]:
-    """What each group is expected to cost: its clients' own costs, and passes for as long as its longest one goes on."""
+    """What each group is expected to cost: its clients' own costs, and its passes, as many as of the longest one."""
     found, start = [], 0
     for size in sizes:
         group = costs[start : start + size]
