@@ -28,6 +28,7 @@ from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.memory import keep_freed
 from fedpeft.models.checkpointing import checkpoint_blocks
+from fedpeft.models.determinism import compute_deterministically
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
@@ -112,19 +113,6 @@ class WorkPlan:
         name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
         examples = cached_examples(data_key)
         return FrozenStore(cache_directory() / f"frozen-{name}", examples, depth, self.width, DTYPES[self.dtype])
-
-
-def compute_deterministically() -> None:
-    """Make GPUs give the same bits again, so that a resumed run ends as one that was never interrupted.
-
-    Attention takes the plain kernel: the gradients of the others depend on the order in which blocks finish. What has
-    no deterministic form warns.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cuda.enable_flash_sdp(False)
-    torch.backends.cuda.enable_mem_efficient_sdp(False)
-    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class Workbench:

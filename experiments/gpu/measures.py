@@ -39,7 +39,7 @@ def trained(load: Load, name: str, device: str) -> list[Trained]:
 def parity(kit: Kit, shape: Shape, precision: str) -> Row:
     """One client's gradients here and on the CPU: two steps of plain SGD, from the same weights."""
     load = load_of(kit, shape, precision, 1, 2, 4, 64)
-    load = replace(load, optimizer="sgd", portable=True)
+    load = replace(load, optimizer="sgd", rate=0.1, portable=True)
     torch.set_num_threads(usable_cores())
     found = {device: trained(load, SEQUENTIAL, device)[0] for device in ("cpu", kit.device)}
     here, there = found["cpu"], found[kit.device]

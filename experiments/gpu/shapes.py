@@ -75,7 +75,7 @@ class Shape:
         _buffers(base, self, device)
         tie: Any = base
         tie.tie_weights()
-        if dtype == torch.bfloat16 and device == "cpu":
+        if dtype == torch.bfloat16 or device != "cpu":
             tie.config._attn_implementation = register()
         return base
 

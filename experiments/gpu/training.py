@@ -17,13 +17,13 @@ from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
-from fedpeft.clients.workbench import compute_deterministically
 from torch import nn
 
 from experiments.gpu.shapes import Shape
 from fedpeft import seeds
 from fedpeft.data.examples import Examples
 from fedpeft.data.tokens import rows_of
+from fedpeft.models.determinism import compute_deterministically
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import DTYPES, TASKS, trainable
 from fedpeft.peft.adapter import State, norm
@@ -44,7 +44,7 @@ class Load:
         batch: rows of a step.
         tokens: of a row.
         weights: folder of real weights; None: random ones.
-        optimizer: of the clients.
+        optimizer, rate: of the clients.
         portable: whether random weights are drawn on the CPU, so that all devices have the same.
     """
 
@@ -56,6 +56,7 @@ class Load:
     tokens: int
     weights: Path | None = None
     optimizer: str = "adamw"
+    rate: float = 1e-3
     portable: bool = False
 
     @property
@@ -88,7 +89,7 @@ class Load:
         """One of each client."""
         start, layout = self.start(), self.shape.layout()
         work, optimizer = LOCAL_WORK.build(f"steps({self.steps})"), LOCAL_OPTIMIZERS.build(self.optimizer)
-        training = LocalTraining(self.batch, work, 1e-3, optimizer)
+        training = LocalTraining(self.batch, work, self.rate, optimizer)
         rows = np.arange(len(examples)).reshape(self.clients, -1)
         return [
             Job(k, 1, 0, rows[k], start, frozenset(start), training, training.learning_rate, layout.form)
@@ -138,7 +139,7 @@ class PlainLoop:
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
         """Every job."""
-        with fastest_kernels(self.device):
+        with fastest_kernels():
             return [self._train(job) for job in jobs]
 
     def _train(self, job: Job) -> Trained:
@@ -165,23 +166,16 @@ class PlainLoop:
 
 
 @contextmanager
-def fastest_kernels(device: str) -> Iterator[None]:
+def fastest_kernels() -> Iterator[None]:
     """While it is open, torch chooses kernels as it does by itself."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
     torch.use_deterministic_algorithms(False)
-    _allow_fused_attention(device, True)
+    torch.backends.cuda.enable_cudnn_sdp(True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=True)
-        _allow_fused_attention(device, not before)
-
-
-def _allow_fused_attention(device: str, allowed: bool) -> None:
-    if device.startswith("cuda"):
-        torch.backends.cuda.enable_flash_sdp(allowed)
-        torch.backends.cuda.enable_mem_efficient_sdp(allowed)
-        torch.backends.cuda.enable_cudnn_sdp(allowed)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 def way(name: str, load: Load, examples: Examples, device: str) -> Any:

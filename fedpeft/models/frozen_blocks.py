@@ -200,7 +200,8 @@ class FrozenStore:
         device = next(base.parameters()).device
         inputs = {name: t.to(device) for name, t in batch.items() if name != "labels"}
         hidden, last = _forward(base, inputs, self.depth)
-        features = pool(last, inputs.get("attention_mask")).to(self._feature_dtype)
+        features = pool(last, inputs.get("attention_mask")).to(self._feature_dtype).cpu()
+        hidden = None if hidden is None else hidden.cpu()  # all rows in one copy
         for i, row in enumerate(rows):
             self._write("features", features[i], int(row) * self._bytes(self._feature_dtype))
             if hidden is not None:
@@ -213,7 +214,7 @@ class FrozenStore:
             done.write(b"\x01")
 
     def _write(self, name: str, values: Tensor, position: int) -> None:
-        os.pwrite(self._files[name], values.cpu().contiguous().view(torch.uint8).numpy().data, position)
+        os.pwrite(self._files[name], values.contiguous().view(torch.uint8).numpy().data, position)
 
     def features(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Pooled features of `rows`, (rows, width)."""

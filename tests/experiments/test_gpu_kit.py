@@ -34,7 +34,7 @@ def kit(folder):
 
 @pytest.mark.parametrize("shape", [MINILM, LLAMA_1B])
 def test_all_ways_train_the_same(shape, tmp_path):
-    load = replace(load_of(kit(tmp_path), shape, "fp32", 2, 2, 2, 16), optimizer="sgd")
+    load = replace(load_of(kit(tmp_path), shape, "fp32", 2, 2, 2, 16), optimizer="sgd", rate=0.1)
     start, found = load.start(), {name: trained(load, name, "cpu") for name in (BATCHED, SEQUENTIAL, PLAIN)}
     for name in (BATCHED, PLAIN):
         for ours, one in zip(found[name], found[SEQUENTIAL], strict=True):
