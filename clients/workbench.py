@@ -167,12 +167,29 @@ class Workbench:
         return self._stores[key]
 
     def fill(self, data_key: str, depth: int, tiles: list[int]) -> int:
-        """Compute tiles of a store, before any adapter is attached; return how many."""
+        """Compute tiles of a store, but those that others have computed meanwhile, before any adapter is attached;
+        return how many were asked for."""
         store = self.store(data_key, depth)
-        with PackedTokens(self.base) if self._packs else nullcontext():
-            for tile in tiles:
-                store.fill(tile, self.base)
+        if tiles:
+            with PackedTokens(self.base) if self._packs else nullcontext():
+                for tile in tiles:
+                    if not store.has(tile):
+                        store.fill(tile, self.base)
         return len(tiles)
+
+    def completed(self) -> FrozenStore:
+        """What the frozen model computes of the training rows: all of it, also where this machine's cache lacks some.
+
+        The workers of a machine begin at different tiles, and so share them.
+        """
+        plan = self.plan
+        store = self.store(plan.data_key, plan.depth)
+        if not self._filled:
+            missing = store.missing()
+            turn = os.getpid() % max(1, len(missing))
+            self.fill(plan.data_key, plan.depth, missing[turn:] + missing[:turn])
+            self._filled = True
+        return store
 
     @cached_property
     def _packs(self) -> bool:
@@ -183,12 +200,11 @@ class Workbench:
     def executor(self) -> Executor:
         """The executor of the plan."""
         plan = self.plan
+        rows = self._relabelled(HiddenRows(self.completed())) if plan.depth else self.examples
         base = self.base
         del self.base  # the executor changes its layers; what it does not need of it is freed
-        rows = self.examples
         if plan.depth:
             base = above(base, plan.depth)
-            rows = self._relabelled(HiddenRows(self.store(plan.data_key, plan.depth)))
         if plan.training.optimizer.checkpointing:
             checkpoint_blocks(base)
         model: FederatedModel = self.task.model(base, plan.classes)
@@ -208,11 +224,7 @@ class Workbench:
 
     def features(self, rows: np.ndarray) -> torch.Tensor:
         """The frozen model's pooled features of training rows, (rows, width)."""
-        store = self.store(self.plan.data_key, self.plan.depth)
-        if not self._filled:
-            self.fill(self.plan.data_key, self.plan.depth, store.missing())
-            self._filled = True
-        return store.features(rows)
+        return self.completed().features(rows)
 
     def rebase(self, version: int) -> None:
         """Put the adapted layers on W0 plus the residual of `version`; 0: on W0."""

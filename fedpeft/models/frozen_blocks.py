@@ -174,6 +174,12 @@ class FrozenStore:
             ) from error
         return [i for i, flag in enumerate(done.read_bytes()) if not flag]
 
+    def has(self, tile: int) -> bool:
+        """Whether a tile is computed, perhaps by another process since `missing` was asked."""
+        with open(self.folder / "tiles.done", "rb") as done:
+            done.seek(tile)
+            return done.read(1) == b"\x01"
+
     def _make_files(self, sizes: Mapping[str, int]) -> None:
         files.make_private_folder(self.folder)  # what comes of rows says what they are
         try:
