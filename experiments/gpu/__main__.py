@@ -147,6 +147,8 @@ def main(settings: Settings) -> None:
     command = "python -m experiments.gpu " + shlex.join(sys.argv[1:])
     try:
         run_steps(record, steps, worker, 60 * settings.minutes, left_out, console.print)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
     finally:
         worker.close()
         target = settings.output.with_suffix(".html")
