@@ -59,10 +59,10 @@ def _missing(record: Record, steps: Sequence[Step]) -> list[str]:
     lines = []
     for step in steps:
         outcome = record.outcomes.get(step.name)
-        if outcome is None:
-            lines.append((step.name, "not begun: give the kit more --minutes; it continues where it was"))
-        elif outcome.status != "done":
+        if outcome is not None and outcome.status != "done":
             lines.append((step.name, f"{outcome.status}: {outcome.reason}"))
+    if later := [step.name for step in steps if step.name not in record.outcomes]:
+        lines.append(("not begun", f"{', '.join(later)}; the same command goes on with them"))
     if not lines:
         return []
     items = [f"<li><b>{html.escape(name)}</b>: {html.escape(why)}</li>" for name, why in lines]

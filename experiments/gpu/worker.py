@@ -25,6 +25,10 @@ Catalogue = Callable[[], Sequence[Step]]
 """Makes the steps; a function at the top of a module, which the process imports."""
 
 
+PATIENCE = 5.0
+"""Seconds that the process has to end by itself."""
+
+
 class Worker:
     """The process, started with the first step."""
 
@@ -48,13 +52,13 @@ class Worker:
             limit = min(step.limit, max(0.0, end - began))
             connection.send(step.name)
             if not connection.poll(limit):
-                self.close()
+                self.kill()
                 if limit < step.limit:
                     return None
                 return Outcome(step.section, "too slow", limit, reason=f"not done after {limit:.0f} s")
             row, reason = connection.recv()
         except (EOFError, OSError):
-            self.close()
+            self.kill()
             row, reason = None, f"its process ended; see {self.log}"
         spent = time.monotonic() - began
         return Outcome(step.section, "failed" if row is None else "done", spent, row or {}, reason)
@@ -70,12 +74,20 @@ class Worker:
             self._process.start()
         far.close()
         if not self._connection.poll(left):
-            self.close()
+            self.kill()
             return None
         self._connection.recv()
         return self._connection
 
     def close(self) -> None:
+        """End it; it has been asked for nothing."""
+        if self._process is not None and self._connection is not None:
+            with suppress(OSError):
+                self._connection.send(None)
+            self._process.join(PATIENCE)
+        self.kill()
+
+    def kill(self) -> None:
         """End it, and the processes that it has started."""
         if self._process is None:
             return
