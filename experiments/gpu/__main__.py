@@ -82,6 +82,7 @@ def machine_of(settings: Settings, device: str) -> dict[str, Any]:
     return {
         "device": cpu_name() if device == "cpu" else gpu_name(device),
         "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
         "python": platform.python_version(),
         "tiny": settings.tiny,
     }

@@ -116,7 +116,12 @@ def accuracy(kit: Kit) -> Row:
 
 def ray(kit: Kit) -> Row:
     """Seconds of a round with one worker here and with one Ray actor."""
-    here, there = (_seconds(rounds(config(kit, grid=grid), fresh(kit, grid))[1]) for grid in ("cohort", "ray"))
+    from ray import shutdown
+
+    try:
+        here, there = (_seconds(rounds(config(kit, grid=grid), fresh(kit, grid))[1]) for grid in ("cohort", "ray"))
+    finally:
+        shutdown()
     return {"workers of this machine (s a round)": here, "Ray actors (s a round)": there, "Ray / here": there / here}
 
 

@@ -107,7 +107,7 @@ def _serve(connection: Connection, kit: Kit, catalogue: Catalogue, log: str) -> 
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ.update({"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"})
+    os.environ.update({"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
     steps = {step.name: step for step in catalogue()}
     connection.send("ready")
     with suppress(EOFError, KeyboardInterrupt):
