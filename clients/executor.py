@@ -311,7 +311,7 @@ class Executor(ABC):
                 batch = {name: moved(t, device) for name, t in self.examples.batch(rows[index]).items()}
                 losses = self.task.row_losses(self.model, batch)
                 totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
-        return Totals(*totals.tolist())
+        return Totals(*totals.cpu().tolist())
 
     @abstractmethod
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
