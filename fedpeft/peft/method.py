@@ -75,6 +75,9 @@ class PeftMethod(ABC):
     few_bits: ClassVar[bool] = True
     """Whether clients may hold the base's linear layers in nf4 or int8, beside what this method trains."""
 
+    batched_in_few_bits: ClassVar[bool] = False
+    """Whether its layers of many clients work beside such layers, too."""
+
     @property
     def base_precision(self) -> Precision:
         """In how few bits the base's linear layers are held; empty: as the run's dtype says."""

@@ -14,18 +14,16 @@ from fedpeft.models.quantized import QuantizedLinear, quantize
 from fedpeft.peft.family import PEFT_METHODS
 from tests.clients.test_executors import SHARDS, jobs, worst
 
-SPEC = "qlora(rank=2, layers=0, bits=8)"
 
-
-@pytest.fixture
-def both(tiny):
+@pytest.fixture(params=["qlora(rank=2, layers=0, bits=8)", "lora_fa(rank=2, layers=2)"])
+def both(request, tiny):
     """One client after another, and four at once, on equal bases; and the jobs."""
     task, rows, folder, classes = tiny
-    method = PEFT_METHODS.build(SPEC)
+    method = PEFT_METHODS.build(request.param)
     models = []
     for _ in range(2):
         base = task.base(folder, torch.float64)
-        quantize(base, method.base_precision)
+        quantize(base, "int8")
         models.append(task.model(base, classes))
     one, many = models
     method.attach(one, "fp64")
@@ -53,6 +51,8 @@ def test_a_layer_is_decoded_for_all_clients_at_once(both, monkeypatch):
 
 def test_what_exact_rules_put_into_the_base_lies_beside_the_codes(both):
     sequential, batched, work = both
+    if not batched.layout.pairs:
+        pytest.skip("a method without pairs of factors")
     residual = {pair.module: 0.05 * torch.randn(pair.out_features, pair.in_features) for pair in batched.layout.pairs}
     before = list(batched.train(work))
     for executor in (sequential, batched):
@@ -64,7 +64,8 @@ def test_what_exact_rules_put_into_the_base_lies_beside_the_codes(both):
 
 def test_where_bases_are_in_few_bits_gpus_train_many_at_once_and_cpus_one():
     names = dict.fromkeys(WorkPlan.__dataclass_fields__)
-    plan = WorkPlan(**names | {"dtype": "bf16", "executor": "batched", "precision": "", "depth": 2})
+    plan = WorkPlan(**names | {"dtype": "bf16", "executor": "batched", "precision": "", "depth": 2, "method": "lora"})
     assert replace(plan, device="cpu").at("nf4").executor == "sequential"
     assert replace(plan, device="cuda:0").at("nf4").executor == "batched"
     assert replace(plan, device="cuda:0").at("int8").depth == 0
+    assert replace(plan, device="cuda:0", method="ia3").at("nf4").executor == "sequential", "nobody has tried it"
