@@ -33,6 +33,7 @@ from fedpeft.communication.release import check_released
 from fedpeft.communication.uplink import Uplink, parse_uplink
 from fedpeft.data.partition import Shards, held_out
 from fedpeft.errors import PayloadError, PrivacyError
+from fedpeft.machine.hardware import in_threads, usable_cores
 from fedpeft.peft.adapter import Layout, State, difference, held_in
 from fedpeft.privacy.engine import ClientPrivacy, Guard
 from fedpeft.privacy.noise import read_key
@@ -192,7 +193,8 @@ class ClientSide:
             own = self._trained([replace(t, job=personal_job(t.job, section(t.state, PERSONAL), pull)) for t in tasks])
             tasks = [replace(t, state=t.state | labelled(PERSONAL, r.state)) for t, r in zip(tasks, own, strict=True)]
         each = (time.perf_counter() - started) / sum(r.steps for r in results)
-        return [self._report(t, result, each * result.steps) for t, result in zip(tasks, results, strict=True)]
+        threads = 1 if self.bench.plan.device == "cpu" or self.masking is not None else usable_cores()
+        return in_threads(threads, lambda t, r: self._report(t, r, each * r.steps), tasks, results)
 
     def _trained(self, tasks: Sequence[_Task]) -> list[Trained]:
         """The results of the tasks, in order; clients whose bases have one precision are trained together."""
@@ -245,8 +247,7 @@ class ClientSide:
             offsets=self._offsets(instruction),
             walked=int(state[WALKED]) if WALKED in state else 0 if walks else None,
         )
-        job = self._protected(job, instruction)
-        return _Task(instruction, layout, job, private, state, keeps)
+        return _Task(instruction, layout, self._protected(job, instruction), private, state, keeps)
 
     def _offsets(self, instruction: Instruction) -> Tensor | None:
         """What is added to the client's logits in training."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from fedpeft.clients.drift import Acting, Pull
 from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.transfer import moved, taken
 from torch import Tensor, nn
 
 from fedpeft import seeds
@@ -199,6 +200,11 @@ def leading(tensor: Tensor, like: Tensor) -> Tensor:
     return held(tensor, like).cpu().clone()
 
 
+def leading_parts(tensors: Mapping[str, Tensor], like: State) -> State:
+    """`leading` of all `tensors`, which lie on one device."""
+    return dict(zip(tensors, taken([held(t, like[name]) for name, t in tensors.items()]), strict=True))
+
+
 def placed(tensor: Tensor, parameter: Tensor) -> Tensor:
     """`tensor` as `parameter` holds it: the reverse of `leading`, with zeros for what the client lacks."""
     return padded(tensor, parameter) if tensor.ndim == parameter.ndim else tensor.reshape(parameter.shape)
@@ -262,7 +268,7 @@ class Executor(ABC):
             batch = cast(TokenRows, self.examples).packed(sequences, tokens)
             real = torch.ones(len(sequences), dtype=torch.bool)
             lie = [places(client, lengths) for client, lengths in zip(bins, own, strict=True)]
-        return {name: t.to(device) for name, t in batch.items()}, real.to(device), lie
+        return {name: moved(t, device) for name, t in batch.items()}, moved(real, device), lie
 
     @abstractmethod
     def load(self, state: State, form: ClientForm | None = None) -> None:
@@ -299,13 +305,13 @@ class Executor(ABC):
         """
         self.load(state, form)
         device = next(self.model.parameters()).device
-        totals = Totals()
+        totals = torch.zeros(3, dtype=torch.float64, device=device)  # read once, so that a GPU is never waited for
         with torch.no_grad():
             for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
-                batch = {name: t.to(device) for name, t in self.examples.batch(rows[index]).items()}
+                batch = {name: moved(t, device) for name, t in self.examples.batch(rows[index]).items()}
                 losses = self.task.row_losses(self.model, batch)
-                totals += Totals(*(float(x.double().sum()) for x in (losses.sums, losses.correct, losses.counts)))
-        return totals
+                totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
+        return Totals(*totals.cpu().tolist())
 
     @abstractmethod
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:

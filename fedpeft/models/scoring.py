@@ -33,8 +33,15 @@ def score_batches(examples: Examples) -> list[np.ndarray]:
     return length_sorted_batches(examples.lengths, SCORE_BATCH)
 
 
+def placed(batch: Batch, model: FederatedModel) -> Batch:
+    """The batch where the model is."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def score(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> Scores:
     """Scores of one batch, rows in its order."""
+    batch = placed(batch, model)
     with torch.inference_mode():
         if batch["labels"].ndim == 1:
             logits = model(batch)

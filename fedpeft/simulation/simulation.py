@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.store import ClientStore, section
@@ -106,6 +108,15 @@ class Simulation:
         plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy)
         return HostilePlan.of(plan, self.config.attack) if self.config.attack else plan
 
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """Rows of each client, (clients,)."""
+        return self.rows.partition.sizes
+
+    def _steps(self, client: int) -> int:
+        """Of a client in a round."""
+        return self.setup.profiles[client].steps or self.setup.training.steps_for(int(self._sizes[client]))
+
     @property
     def _held_out(self) -> float:
         """Share of its rows that a client is evaluated on and does not train on."""
@@ -158,7 +169,7 @@ class Simulation:
         if self._grid is not None:
             grid = self._grid(self.clients)
         else:
-            grid = CohortGrid(workers.pool, self.rows.partition.sizes, workers.work.clients_per_pass)
+            grid = CohortGrid(workers.pool, self._sizes, workers.work.clients_per_pass, self._steps)
         return Server(
             setup=self.setup,
             grid=grid,
