@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fedpeft.clients.drift import Pull
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
-from fedpeft.clients.executor import Executor, Job, Trained, held, leading
+from fedpeft.clients.executor import Executor, Job, Trained, held, leading, penalties
 from torch import Tensor, nn
 
 from fedpeft.aggregation.update import padded
@@ -54,6 +54,7 @@ class BatchedExecutor(Executor):
         self.packed: PackedTokens | None = None
         self._stack(method, kernel)
         self.parameters = trainable(model)
+        self.penalties = penalties(model)
         self.dropout = DropoutPlan()
         own_dropout(model, self.dropout)
         self.stacks = [m for m in model.modules() if isinstance(m, StackedLayer)]
@@ -118,6 +119,9 @@ class BatchedExecutor(Executor):
             client_losses = sums / counts.clamp(min=1)  # rows of one token predict nothing
             optimizer.zero_grad(set_to_none=True)
             client_losses.sum().backward()  # type: ignore[no-untyped-call]
+            for name in self.penalties.keys() & chosen.keys():
+                pulled = self.penalties[name](chosen[name].detach()[:active])
+                chosen[name].grad[:active].add_(pulled)  # type: ignore[index]
             for k in range(active):
                 _correct(chosen, k, jobs[k], pulls[k])
             for name in job.still(chosen, step):

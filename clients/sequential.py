@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
-from fedpeft.clients.executor import Executor, Job, Trained, held, leading, placed
+from fedpeft.clients.executor import Executor, Job, Trained, held, leading, penalties, placed
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -44,6 +44,7 @@ class SequentialExecutor(Executor):
         self.layout = layout
         self.parameters = trainable(model)
         self.device = next(model.parameters()).device
+        self.penalties = penalties(model)
         self.dropout = DropoutPlan()
         own_dropout(model, self.dropout)
 
@@ -88,6 +89,8 @@ class SequentialExecutor(Executor):
                     more = pull(name, held(parameter.detach(), job.received[name]))
                     if more is not None:
                         add_gradient(parameter, placed(more, parameter))
+            for name in self.penalties.keys() & chosen.keys():
+                add_gradient(chosen[name], self.penalties[name](chosen[name].detach()))
             _direct(chosen, job, step)
             if job.training.optimizer.max_norm:
                 torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.optimizer.max_norm)

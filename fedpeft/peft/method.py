@@ -36,6 +36,11 @@ WeightChanges = Callable[[State, ClientForm | None], dict[str, Tensor]]
 module."""
 
 
+Pulls = dict[str, Callable[[Tensor], Tensor]]
+"""What a layer calls `pulls`: by the name of one of its tensors, the gradient of a penalty at the tensor's value, in
+its shape or with clients first. Executors add it to the loss' gradient once a step."""
+
+
 class PeftMethod(ABC):
     """One method. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
@@ -74,6 +79,12 @@ class PeftMethod(ABC):
 
     few_bits: ClassVar[bool] = True
     """Whether clients may hold the base's linear layers in nf4 or int8, beside what this method trains."""
+
+    regularised: ClassVar[bool] = False
+    """Whether its layers pull tensors somewhere in each local step, whatever the rows are (`pulls`)."""
+
+    own_machine: ClassVar[str] = ""
+    """What it needs that only the machine of a simulation has; empty: nothing, and real clients may use it."""
 
     @property
     def base_precision(self) -> Precision:
@@ -134,6 +145,14 @@ class PeftMethod(ABC):
             role, module = self.role(name)
             specs.append(TensorSpec(name, tuple(parameter.shape), role, module))
         return Layout(tuple(specs), self.form)
+
+    def frozen(self, model: FederatedModel) -> State:
+        """What of a model's adapter is never trained, and is saved with the result; by default nothing."""
+        return {}
+
+    def attach_saved(self, model: FederatedModel, tensors: State) -> None:
+        """As `attach`, in fp32, for a finished result, whose saved `tensors` hold what is `frozen`."""
+        self.attach(model, "fp32")
 
     def role(self, name: str) -> tuple[Role, str]:
         """Role and module of the tensor called `name`."""

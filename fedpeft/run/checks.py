@@ -151,6 +151,11 @@ def _check_sums_of_gradients(mechanism: Mechanism, setup: Setup) -> None:
             f"{mechanism.name}(unit=rows) takes one step a round, with a sum over all clients; leave --local-work out, "
             "and give more --rounds or a larger --batch-size"
         )
+    if setup.method.regularised:
+        raise ConfigError(
+            f"{setup.method.name} adds a penalty in local steps, of which {mechanism.name}(unit=rows) has none; take "
+            "--peft lora or bottleneck"
+        )
     if setup.drift.corrections:
         raise ConfigError(
             f"{setup.drift.corrections[0].name} acts in local steps, of which {mechanism.name}(unit=rows) has none; "
