@@ -113,7 +113,7 @@ class BatchedExecutor(Executor):
                 (m, self.sequences(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)
             ]
             shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
-            row_losses = self.task.row_losses(self.model, batch, shifts)
+            row_losses = self.task.step_losses(self.model, batch, shifts)
             sums = (row_losses.sums * real).view(active, -1).sum(1)
             counts = (row_losses.counts * real).view(active, -1).sum(1)
             client_losses = sums / counts.clamp(min=1)  # rows of one token predict nothing

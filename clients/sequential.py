@@ -116,7 +116,7 @@ class SequentialExecutor(Executor):
             for part in parts:
                 self.dropout.clients = [(masks, self.sequences(part), int(lengths[part].max()))]
                 batch, _, self.dropout.places = self.step_batch([part])
-                losses = self.task.row_losses(self.model, batch, job.offsets)
+                losses = self.task.step_losses(self.model, batch, job.offsets)
                 counts = counts + losses.counts.sum()
                 own = losses.sums.sum()
                 sums = sums + own.detach()

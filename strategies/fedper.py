@@ -4,8 +4,8 @@ al., arXiv 1912.00818).
     shared: x <- x + sum_k p_k delta_k;   private: x_k, trained in the same steps, never leaves client k
 
 The paper keeps the last layers, here the head, private. `private_layers` names any others by the ends of their
-modules' names: with the PEFT method adapter_fusion, ('query', 'key', 'value') gives each client a fusion of its own. Clients are
-evaluated with what is theirs; the global state keeps the start in its place.
+modules' names: with the PEFT method adapter_fusion, ('query', 'key', 'value') gives each client a fusion of its own.
+Clients are evaluated with what is theirs; the global state keeps the start in its place.
 """
 
 from collections.abc import Iterable

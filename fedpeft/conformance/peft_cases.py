@@ -44,6 +44,7 @@ SMALL = {
     "lora_gram": "lora_gram(rank=4, width=12)",
     "vera": "vera(rank=16)",
     "bottleneck": "bottleneck(dim=6)",
+    "prompt_ensemble": "prompt_ensemble(prompts=3, length=4)",
     "prefix_tuning": "prefix_tuning(length=5)",
     "prompt_tuning": "prompt_tuning(length=5)",
     "quantum_peft": "quantum_peft(rank=3, layers=1)",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft import seeds
+from fedpeft.data.examples import Examples
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import replace
 from fedpeft.models.quantized import Precision
@@ -148,6 +149,11 @@ class PeftMethod(ABC):
 
     def frozen(self, model: FederatedModel) -> State:
         """What of a model's adapter is never trained, and is saved with the result; by default nothing."""
+        return {}
+
+    def fitted(self, model: FederatedModel, held: Examples) -> State:
+        """What of a finished `model` is fitted on `held` rows when a run ends, and is `frozen` in it from then on; by
+        default nothing."""
         return {}
 
     def attach_saved(self, model: FederatedModel, tensors: State) -> None:

@@ -42,7 +42,7 @@ from fedpeft.run import checks
 from fedpeft.run.catalogue import built
 from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
-from fedpeft.run.profiles import Profile, ProfileTable, kinds, profiles_of
+from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of
 from fedpeft.run.steering import Steering, steering
 
 
@@ -184,6 +184,7 @@ class Setup(ChosenParts):
         """
         config = settled(config)
         given: PeftMethod = built(config, "peft")
+        groups = chosen_ranks(groups, given.form) if config.ranks == AUTO else groups
         profiles = profiles_of(groups, facts.clients, given.form)
         peft = of_size(config.peft, given, [profile.form for profile in kinds(profiles)])
         method = PEFT_METHODS.build(peft)

@@ -38,7 +38,7 @@ from fedpeft.parts import setting
 from fedpeft.peft.adapter import State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, Pulls
 from fedpeft.peft.methods.bottleneck import PLACES, BottleneckAdapters, Tap, tap_before
-from fedpeft.peft.saved_adapter import OWN_METHOD, OWN_TENSORS, marks
+from fedpeft.peft.saved_adapter import OWN_METHOD, OWN_TENSORS, marked, marks
 from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
 
 Adapters = dict[str, list[State]]
@@ -204,8 +204,7 @@ class AdapterFusion(PeftMethod):
                     f"the adapters in {folder} have {name}={theirs}; give adapter_fusion({name}={theirs!r})"
                 )
         by_module = grouped(tensors, "down.weight", "down.bias", "up.weight", "up.bias")
-        theirs, ours = told.get("base", {}), marks(base, by_module)
-        if any(theirs.get(module, mark) != mark for module, mark in ours.items()):
+        if not marked(told.get("base", {}), marks(base, by_module)):
             raise ConfigError(f"the adapters in {folder} were trained on another base model than this run's")
         return by_module
 
