@@ -109,6 +109,7 @@ class BatchedExecutor(Executor):
             rows = [plan[step] for plan in plans if len(plan) > step]
             active = self._activate(len(rows))
             batch, real, self.dropout.places = self.step_batch(rows)
+            self.dropout.routes = [j.route_generator(step) for j in jobs[:active]] if self.dropout.draws else []
             self.dropout.clients = [
                 (m, self.sequences(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)
             ]
@@ -134,7 +135,7 @@ class BatchedExecutor(Executor):
                 losses[k].append(loss)
                 if len(plans[k]) == step + 1:
                     trained[k] = {n: leading(p.detach()[k], jobs[k].received[n]) for n, p in chosen.items()}
-        self.dropout.clients, self.dropout.places = [], []
+        self.dropout.rest()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         return [

@@ -25,7 +25,7 @@ from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized import QuantizedLinear, folded
 from fedpeft.models.task import FederatedModel, Task, canonical
 from fedpeft.peft.adapter import ClientForm, Layout, State
-from fedpeft.peft.method import Pulls
+from fedpeft.peft.method import ROUTES, Pulls
 from fedpeft.privacy.noise import RunKey
 
 WINDOW = 8
@@ -141,6 +141,10 @@ class Job:
     def dropout_generator(self) -> np.random.Generator:
         """What the client's dropout masks are drawn from, where its rows are not protected."""
         return seeds.generator(self.seed, "dropout", self.round, self.client)
+
+    def route_generator(self, step: int) -> np.random.Generator:
+        """What an adapter's random choices are drawn from in a `step`, from 0: pass after pass, layer after layer."""
+        return seeds.generator(self.seed, ROUTES, self.round, self.client, step)
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Row indices of each step; `lengths` are tokens per row of the examples.

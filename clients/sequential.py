@@ -97,7 +97,7 @@ class SequentialExecutor(Executor):
             optimizer.step()
             warmup.step()
             losses.append(loss)
-        self.dropout.clients, self.dropout.places = [], []
+        self.dropout.rest()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         trained = {name: leading(p.detach(), job.received[name]) for name, p in chosen.items()}
@@ -109,11 +109,12 @@ class SequentialExecutor(Executor):
         """Fill the gradients of one step after another; yields each step's loss."""
         masks = job.dropout_generator()
         lengths = self.examples.lengths
-        for rows in job.batches(lengths):
+        for step, rows in enumerate(job.batches(lengths)):
             optimizer.zero_grad(set_to_none=True)
             parts = job.training.pieces(rows)
             sums = counts = torch.zeros((), device=self.device)
             for part in parts:
+                self.dropout.routes = [job.route_generator(step)] if self.dropout.draws else []
                 self.dropout.clients = [(masks, self.sequences(part), int(lengths[part].max()))]
                 batch, _, self.dropout.places = self.step_batch([part])
                 losses = self.task.step_losses(self.model, batch, job.offsets)

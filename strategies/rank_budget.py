@@ -10,10 +10,10 @@ abs(S_li u_li^T D_l v_li), D_l the round's change of the layer's weight: how muc
 direction, AdaLoRA's weight times gradient (Zhang et al., arXiv 2303.10512) of a triplet as the server sees it, without
 its moving averages.
 
-What is cut is zero in both factors, has no gradient, and stays zero on clients: an entropy coder (--codec
-"delta | zstd", pack, rans) sends it for next to nothing, in both directions. Ranks move all the same: the exact mean of
-a cohort has more of them than any client, up to R a layer, and the cut is made anew each round, so that one layer's
-last rank gives way to another's next. The first `warmup` rounds keep all.
+What is cut is zero in both factors, has no gradient, and stays zero on clients: an entropy coder sends it for next to
+nothing (--codec "cast | pack | zstd" loses nothing; rans). Ranks move all the same: the exact mean of a cohort has more
+of them than any client, up to R a layer, and the cut is made anew each round, so that one layer's last rank gives way
+to another's next. The first `warmup` rounds keep all.
 """
 
 from dataclasses import dataclass

@@ -37,6 +37,9 @@ WeightChanges = Callable[[State, ClientForm | None], dict[str, Tensor]]
 module."""
 
 
+ROUTES = "routes"
+"""What the generator of a layer's random choices is called: of a seed, a round, a client and a step."""
+
 Pulls = dict[str, Callable[[Tensor], Tensor]]
 """What a layer calls `pulls`: by the name of one of its tensors, the gradient of a penalty at the tensor's value, in
 its shape or with clients first. Executors add it to the loss' gradient once a step."""
@@ -149,6 +152,11 @@ class PeftMethod(ABC):
 
     def frozen(self, model: FederatedModel) -> State:
         """What of a model's adapter is never trained, and is saved with the result; by default nothing."""
+        return {}
+
+    def owned(self, layout: Layout, seed: int, round: int, client: int, steps: int) -> State:
+        """By name, the share of a client's local `steps` in which each entry was trained, in a shape that broadcasts;
+        names that are left out: all of them. By default no name is in it."""
         return {}
 
     def fitted(self, model: FederatedModel, held: Examples) -> State:

@@ -7,7 +7,7 @@ for everyone; so they are dropped before any rule sees them. What is merely host
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -30,6 +30,11 @@ ABSURD = 1000.0
 
 WORST_LOSS = 1e6
 """A mean loss above this one is a training that has diverged, or a lie that would hide the others' losses."""
+
+
+def all_of_it(round: int, client: int, steps: int) -> State:
+    """A client has trained all that it holds, in every step."""
+    return {}
 
 
 def check_report(report: Report) -> None:
@@ -154,6 +159,7 @@ class Acceptance:
         spent: how many refused because their privacy budgets are spent.
         forms: that clients have from now on, where they change.
         rows: of each client whose update was taken.
+        owned: of a round, a client and its steps, what of its update it has trained (`PeftMethod.owned`).
         uplink_parameters: of all updates.
         passed_on: bytes of what members of a secure sum say to each other, on their way down.
     """
@@ -176,6 +182,7 @@ class Acceptance:
     spent: int = 0
     forms: dict[int, ClientForm] = field(default_factory=dict)
     rows: dict[int, int] = field(default_factory=dict)
+    owned: Callable[[int, int, int], State] = all_of_it
     uplink_parameters: int = 0
     passed_on: int = 0
     _losses: list[tuple[float, float]] = field(default_factory=list)
@@ -248,7 +255,8 @@ class Acceptance:
         check_update(delta, received, self.shared)
         weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
         form, staleness = sent.instruction.form, self.round - report.round
-        return Update(report.client, weight, form, received, delta, staleness, sent.package.ranks), memory
+        owned = self.owned(report.round, report.client, report.steps)
+        return Update(report.client, weight, form, received, delta, staleness, sent.package.ranks, owned), memory
 
     def _drift_changes(self, report: Report, layout: Layout) -> States:
         """The changes of the states of a client's drift corrections, checked as an update is."""

@@ -43,7 +43,7 @@ def test_the_attention_is_that_of_each_token_by_itself(tiny):
     case = Case(BOTH, tiny)
     layer = next(m for m in case.model.modules() if isinstance(m, Fusion))
     x = torch.randn(2, 3, layer.base_layer.in_features, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    case.sequential.load({n: 10 * t for n, t in case.start.items()})
+    case.sequential.load({n: 1.5 * t for n, t in case.start.items()})
     Q, K, V = (getattr(layer, name).weight for name in ("query", "key", "value"))
     with torch.no_grad():
         found = layer(x)
@@ -79,7 +79,11 @@ def test_values_are_pulled_to_the_identity_in_each_local_step(tiny):
     executor.penalties = {}
     [plain] = executor.train([job])
     for name, tensor in pulled.state.items():
-        moved = -0.5 * toward_identity(job.received[name]) if name.endswith("value.weight") else torch.zeros(())
+        moved = (
+            -0.5 * toward_identity(job.received[name])
+            if name.endswith("value.weight")
+            else torch.zeros((), dtype=torch.float64)
+        )
         assert torch.allclose(tensor - plain.state[name], moved, atol=1e-12), name
 
 
@@ -90,6 +94,7 @@ def test_a_saved_result_needs_the_runs_no_more(tiny, tmp_path):
     spec = f"adapter_fusion(runs=('{runs}/0', '{runs}/1'), width=5)"
     case = Case(spec, tiny, "fp32")
     case.sequential.load(case.start)
+    (tmp_path / "out").mkdir()
     saved_adapter.save(tmp_path / "out", case.model, case.start, ["a"] * classes, None, spec)
     shutil.rmtree(runs)
     again = saved_adapter.load(tmp_path / "out", task, task.base(folder, torch.float32), classes)
@@ -109,8 +114,8 @@ def test_what_does_not_go_together_is_said(tiny, tmp_path):
     for settings, words in {
         "": "name the folders of runs of bottleneck",
         "runs='nowhere'": "nowhere holds no finished run of bottleneck",
-        "runs='{finished}/0', place='houlsby'": "say adapter_fusion\\(place='pfeiffer'\\)",
-        "runs='{finished}/0', activation='gelu'": "say adapter_fusion\\(activation='relu'\\)",
+        "runs='{finished}/0', place='houlsby'": "give adapter_fusion\\(place='pfeiffer'\\)",
+        "runs='{finished}/0', activation='gelu'": "give adapter_fusion\\(activation='relu'\\)",
         f"runs='{tmp_path}/other'": "trained on another base model",
     }.items():
         with pytest.raises(ConfigError, match=words):
