@@ -117,6 +117,11 @@ def _check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
             f"{name} computes the next factors itself, so there is no mean update that a server optimizer could step "
             "along; leave --server-optimizer at sgd with learning rate 1, or take a linear strategy such as fedit"
         )
+    if strategy.counts_clients and not plain:
+        raise ConfigError(
+            f"{name} keeps the mean over all clients, and a server optimizer would lead away from it; leave "
+            "--server-optimizer at sgd with learning rate 1"
+        )
     if _turns(strategy) and not plain and type(optimizer).__name__ != "SGD":
         raise ConfigError(
             f"{name} turns the factors after each round, and the moments of a server optimizer would belong to the "

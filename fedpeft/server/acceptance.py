@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fedpeft.aggregation.aggregator import Aggregator
+from fedpeft.aggregation.factors import ranks_placed
 from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
@@ -251,12 +252,14 @@ class Acceptance:
         if self.estimates is not None and self.uplink.server_remembers:
             memory = self.estimates.load(report.client, sent.instruction.acknowledged) or {}
         delta, memory = self.uplink.receive(report.payload, layout.shapes, memory)
-        received = sent.state
+        received, ranks, form = sent.state, sent.package.ranks, sent.instruction.form
+        if (held := self.strategy.held_form(self.layout, form)) != form:
+            delta, form = ranks_placed(delta, self.layout, ranks), held
         check_update(delta, received, self.shared)
         weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
-        form, staleness = sent.instruction.form, self.round - report.round
+        staleness = self.round - report.round
         owned = self.owned(report.round, report.client, report.steps)
-        return Update(report.client, weight, form, received, delta, staleness, sent.package.ranks, owned), memory
+        return Update(report.client, weight, form, received, delta, staleness, ranks, owned), memory
 
     def _drift_changes(self, report: Report, layout: Layout) -> States:
         """The changes of the states of a client's drift corrections, checked as an update is."""
