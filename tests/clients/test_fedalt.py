@@ -97,6 +97,9 @@ def test_a_run_keeps_the_mean_of_all_its_clients(tmp_path):
             mean = sum(kept[client][own] if client in kept else start[own] for client in range(6)) / 6
             assert torch.allclose(tensor, mean, atol=1e-12), name
             moved += float((tensor - start[own]).norm())
+            for client in (0, max(kept)):
+                alone = kept[client][own] if client in kept else start[own]
+                assert torch.allclose(simulation.client_state(client)[name], (6 * mean - alone) / 5, atol=1e-12)
         else:
             assert torch.equal(tensor, start[name])
     assert moved > 0.01

@@ -46,7 +46,12 @@ class Classifier(FederatedModel):
         self.head = head
 
     def features(self, batch: Batch) -> Tensor:
-        """Pooled features, (copies * B, d)."""
+        """Pooled features, (B, d); of several copies, their mean."""
+        pooled = self.pooled(batch)
+        return pooled if self.copies == 1 else self.by_copy(pooled).mean(1)
+
+    def pooled(self, batch: Batch) -> Tensor:
+        """The same of each copy, (copies * B, d)."""
         hidden = hidden_states(self.base, {name: tensor for name, tensor in batch.items() if name != "labels"})
         mask = batch.get("attention_mask")
         if mask is not None:
@@ -56,12 +61,12 @@ class Classifier(FederatedModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits, (B, classes); of several copies, log probabilities: of the mean of what each says."""
-        logits: Tensor = self.head(self.features(batch))
+        logits: Tensor = self.head(self.pooled(batch))
         return logits if self.copies == 1 else self.mixture(self.by_copy(logits))
 
-    def by_copy(self, logits: Tensor) -> Tensor:
-        """(copies * B, classes) as (B, copies, classes)."""
-        return logits.unflatten(0, (-1, self.copies))
+    def by_copy(self, rows: Tensor) -> Tensor:
+        """(copies * B, n) as (B, copies, n)."""
+        return rows.unflatten(0, (-1, self.copies))
 
     def mixture(self, logits: Tensor) -> Tensor:
         """log sum_j shares_j softmax(logits_j), (B, copies, classes) to (B, classes)."""

@@ -81,7 +81,7 @@ class PromptedCopies(StackedLayer):
 def each_alone(task: Task, model: FederatedModel, batch: Batch, offsets: Tensor | None) -> RowLosses:
     """The mean over prompts of each one's loss; correct is what all say together."""
     assert isinstance(model, Classifier)
-    logits = model.by_copy(model.head(model.features(batch)))
+    logits = model.by_copy(model.head(model.pooled(batch)))
     logits = logits if offsets is None else logits + offsets.to(logits)[:, None]
     each = F.cross_entropy(logits.transpose(1, 2), batch["labels"][:, None].expand(-1, model.copies), reduction="none")
     together = task.losses(model.mixture(logits), batch)
@@ -151,7 +151,7 @@ class PromptEnsemble(PeftMethod):
         with torch.inference_mode():
             for index in length_sorted_batches(held.lengths, ROWS):
                 batch = held.batch(index)
-                logits = model.by_copy(model.head(model.features(batch))).double()
+                logits = model.by_copy(model.head(model.pooled(batch))).double()
                 labels = batch["labels"][:, None].expand(-1, self.prompts)
                 sums += F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(0)
         model.shares = (-sums / len(held) / self.temperature).softmax(0)
