@@ -28,7 +28,7 @@ def case(tiny):
 
 def test_the_layer_mixes_both_at_each_token(case):
     layer = next(m for m in case.model.modules() if isinstance(m, TwoLoras))
-    case.sequential.load({n: 5 * t for n, t in case.start.items()})
+    case.sequential.load({n: 2 * t for n, t in case.start.items()})
     x = torch.randn(2, 3, layer.base_layer.in_features, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     p = {name: layer.get_submodule(name).weight for name in ("own_A", "own_B", "rest_A", "rest_B", "gate")}
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_the_layer_mixes_both_at_each_token(case):
                 own, rest = (p[f"{n}_B"] @ (p[f"{n}_A"] @ one) for n in ("own", "rest"))
                 expected = layer.base_layer(one) + 2 * (a[0] * own + a[1] * rest)
                 assert torch.allclose(found[row, token], expected, atol=1e-12)
-                assert 0.05 < float(a[0]) < 0.95
+                assert 0.01 < float(a[0]) < 0.99
 
 
 def test_the_others_mean_stands_still_and_executors_agree(case):
@@ -60,12 +60,12 @@ def test_the_server_holds_the_mean_of_all_and_clients_see_the_others(case):
     private, generator = FEDALT.private(layout), torch.Generator().manual_seed(2)
     owns = [{n: state[n] for n in private} for _ in range(4)]
     for cohort in ([0, 2], [2], [1, 2, 3], [0, 1, 2, 3], [3]):
-        total = Fold()
+        total, before = Fold(), list(owns)
         for client in cohort:
             received = FEDALT.prepared({**state, **owns[client]}, layout)
             for rest in layout.names:
                 if ".rest_" in rest:
-                    others = [o[rest.replace(".rest_", ".own_")] for k, o in enumerate(owns) if k != client]
+                    others = [o[rest.replace(".rest_", ".own_")] for k, o in enumerate(before) if k != client]
                     assert torch.allclose(received[rest], sum(others) / 3, atol=1e-12)
             after = {n: t + torch.randn(t.shape, generator=generator, dtype=t.dtype) * (n in private)
                      for n, t in received.items()}  # fmt: skip

@@ -242,7 +242,7 @@ def test_clients_may_hold_all_ranks_and_send_their_own(tmp_path):
     assert len({line["downlink_bytes"] for line in lines}) == 1
     assert lines[0]["uplink_bytes"] < 0.6 * lines[3]["uplink_bytes"] < 0.6 * 0.6 * lines[5]["uplink_bytes"]
     errors = [line["aggregation_error"] for line in Records(tmp_path / "batched").read("rounds.jsonl")]
-    assert all(0 < error < 0.5 for error in errors)
+    assert all(error > 0.1 for error in errors[1:]), "a rank is its owners' alone, where dW* has it diluted"
 
 
 def test_a_clients_own_adapter_is_exported(tmp_path):

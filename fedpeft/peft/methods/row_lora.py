@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.models.layers import replace, target_layers
+from fedpeft.models.layers import innermost, replace, target_layers
 from fedpeft.models.task import FederatedModel, adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
@@ -38,7 +38,8 @@ class TwoLoras(StackedLayer):
         self.shapes = {GATE: (2, into)}
         for A, B in (OWN, REST):
             self.shapes |= {A: (rank, into), B: (out, rank)}
-        device = next(layer.parameters()).device
+        inner: Any = innermost(layer)
+        device = inner.weight.device
         for name in (*OWN, *REST, GATE):
             shape = (clients, *self.shapes[name]) if clients else self.shapes[name]
             held = nn.Module()
@@ -94,7 +95,8 @@ class RowLora(PeftMethod):
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """The frozen layer with K clients' LoRAs."""
-        dtype = torch.float64 if next(layer.parameters()).dtype == torch.float64 else torch.float32
+        weight: Any = innermost(layer).weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         return TwoLoras(layer, self.rank, self.alpha / self.rank, dtype, clients)
 
 
