@@ -52,6 +52,10 @@ class FedALT(LinearStrategy):
         if self.clients == 1:
             raise ConfigError("fedalt needs at least 2 clients: one alone has no others")
 
+    def start(self, state: State, layout: Layout, seed: int) -> State:
+        """The mean of what all have at first, which is one own adapter."""
+        return state | {rest: state[own].clone() for rest, own in _means(layout).items()}
+
     def private(self, layout: Layout) -> frozenset[str]:
         """All but the mean."""
         return frozenset(layout.names) - _means(layout).keys()

@@ -53,10 +53,8 @@ def test_the_others_mean_stands_still_and_executors_agree(case):
 
 def test_the_server_holds_the_mean_of_all_and_clients_see_the_others(case):
     """Five rounds in which some of four clients take part, against a list of what each of them has."""
-    layout, state = case.layout, dict(case.start)
-    for name in layout.names:  # all begin alike
-        if ".rest_" in name:
-            state[name] = state[name.replace(".rest_", ".own_")].clone()
+    layout = case.layout
+    state = FEDALT.start(case.start, layout, 0)  # all begin alike
     private, generator = FEDALT.private(layout), torch.Generator().manual_seed(2)
     owns = [{n: state[n] for n in private} for _ in range(4)]
     for cohort in ([0, 2], [2], [1, 2, 3], [0, 1, 2, 3], [3]):

@@ -3,7 +3,7 @@ of FedALT: arXiv 2503.11880).
 
     y = W0 x + s (a_1(x) B_own A_own x + a_2(x) B_rest A_rest x),   a(x) = softmax(G x),   G (2, in), s = alpha / rank
 
-Both start as LoRA does, from one A, with B = 0; G = 0, so that both count half. For --strategy fedalt, which keeps own
+Both start as LoRA does, from an A of their own, with B = 0; G = 0, so that both count half. For --strategy fedalt, which keeps own
 and G with each client and makes rest the mean of the other clients' own. With other strategies all five tensors are
 averaged, as if they were one adapter.
 """
@@ -85,12 +85,11 @@ class RowLora(PeftMethod):
             replace(model.base, path, TwoLoras(layer, self.rank, self.alpha / self.rank, adapter_dtype(dtype)))
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """A uniform in +-1/sqrt(in), the same for both; everything else zero."""
+        """A uniform in +-1/sqrt(in); everything else zero."""
         state = super().start(model, seed)
         for name in state:
-            if name.endswith("own_A.weight"):
+            if name.endswith(tuple(f"{A}.weight" for A, _ in (OWN, REST))):
                 drawn(state, name, seed, state[name].shape[1] ** -0.5)
-                state[name.replace(*(f"{ab[0]}.weight" for ab in (OWN, REST)))] = state[name].clone()
         return state
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
