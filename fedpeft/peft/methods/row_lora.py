@@ -3,9 +3,9 @@ of FedALT: arXiv 2503.11880).
 
     y = W0 x + s (a_1(x) B_own A_own x + a_2(x) B_rest A_rest x),   a(x) = softmax(G x),   G (2, in), s = alpha / rank
 
-Both start as LoRA does, from an A of their own, with B = 0; G = 0, so that both count half. For --strategy fedalt, which keeps own
-and G with each client and makes rest the mean of the other clients' own. With other strategies all five tensors are
-averaged, as if they were one adapter.
+Both start as LoRA does, from an A of their own, with B = 0; G = 0, so that both count half. For --strategy fedalt,
+which keeps own and G with each client and makes rest the mean of the other clients' own. With other strategies all five
+tensors are averaged, as if they were one adapter.
 """
 
 from __future__ import annotations
