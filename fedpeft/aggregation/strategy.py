@@ -132,6 +132,10 @@ class Strategy:
         """Names of the tensors that travel both ways and that local steps leave alone; by default none."""
         return frozenset()
 
+    def steers(self, layout: Layout) -> bool:
+        """Whether local steps must leave alone a part of what a client holds."""
+        return bool(self.still(layout)) or type(self).held_form is not Strategy.held_form
+
     def contributed(self, delta: State, received: State, trained: State, layout: Layout) -> State:
         """What a client has to hand in, given how what it shares has moved, and all that it started from and has come
         to; by default the former."""
