@@ -43,6 +43,8 @@ def test_a_rank_that_nobody_trains_stays_and_equal_ranks_are_fedit():
     plain, _, _ = a_round("fedit", EQUAL, state=state)
     assert all(torch.allclose(whole.state[n], plain.state[n], atol=1e-12) for n in state)
     assert strategy.held_form(layout, ClientForm(1, 2.0)) == FORM
+    assert strategy.steers(layout), "which a Trainer refuses"
+    assert not strategies.build("fedit").steers(layout)
     with pytest.raises(ConfigError, match="LoRA factors only"):
         strategy.check(Layout((layout.by_name["head.weight"],)), [])
 
