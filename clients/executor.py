@@ -24,8 +24,9 @@ from fedpeft.data.examples import Batch, Examples, TokenRows, length_sorted_batc
 from fedpeft.data.packing import Place, places, together
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized import QuantizedLinear, folded
-from fedpeft.models.task import FederatedModel, Task
+from fedpeft.models.task import FederatedModel, Task, canonical
 from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.method import ROUTES, Pulls
 from fedpeft.privacy.noise import RunKey
 
 WINDOW = 8
@@ -142,6 +143,10 @@ class Job:
         """What the client's dropout masks are drawn from, where its rows are not protected."""
         return seeds.generator(self.seed, "dropout", self.round, self.client)
 
+    def route_generator(self, step: int) -> np.random.Generator:
+        """What an adapter's random choices are drawn from in a `step`, from 0: pass after pass, layer after layer."""
+        return seeds.generator(self.seed, ROUTES, self.round, self.client, step)
+
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Row indices of each step; `lengths` are tokens per row of the examples.
 
@@ -184,6 +189,15 @@ class Job:
         steps = self.walked + self.training.steps_for(len(self.rows))
         walked = self._walk(lengths, 0, min(steps, -(-len(self.rows) // self.training.batch_size)))
         return sum(map(len, walked))
+
+
+def penalties(model: nn.Module) -> Pulls:
+    """The pulls of a model's layers, by the canonical names of the tensors."""
+    return {
+        canonical(f"{path}.{name}"): pull
+        for path, module in model.named_modules()
+        for name, pull in getattr(module, "pulls", {}).items()
+    }
 
 
 def held(parameter: Tensor, like: Tensor) -> Tensor:

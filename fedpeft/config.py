@@ -41,7 +41,10 @@ class RunConfig:
     head: str = setting("auto", "start of the head: ridge, centroids, ...; auto: ridge, or private_centroids")
     strategy: str = setting("fedit", "aggregation: fedit, flexlora, krum, ...; of each: weighting=auto|rows|uniform")
     server_optimizer: str = setting("sgd", "what the server does with the mean update: sgd, momentum, adam, ...")
-    ranks: str = setting("", "LoRA ranks of clients in the order of ids: RANK*CLIENTS,... such as 4*50,8*30,32*20")
+    ranks: str = setting(
+        "",
+        "LoRA ranks of clients by id: RANK*CLIENTS,... such as 4*50,8*30,32*20; auto: by the tables of --clients FILE",
+    )
     drift: str = setting("", "against clients' drift: fedprox(mu=0.01), scaffold, label_shift, la_lora, by +")
     attack: str = setting("", "simulate hostile clients: sign_flip(fraction=0.1), label_flip, scaled_update, ...")
     batch_size: int = setting(4, "rows per local step", low=1)

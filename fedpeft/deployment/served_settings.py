@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
 from fedpeft.run.measured import parse_measure
 
@@ -21,6 +22,8 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out of --measure")
     if config.grid != "cohort":
         raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
+    if needs := PEFT_METHODS.build(config.peft).own_machine:
+        raise ConfigError(f"--peft {config.peft} {needs}, and real clients are on others; take bottleneck")
     if not config.privacy:
         return
     mechanism = parse_privacy(config.privacy)

@@ -22,6 +22,7 @@ from fedpeft.config import RunConfig, from_mapping
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import Family
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.setup import Setup
@@ -80,6 +81,8 @@ def shared_settings(text: str) -> RunConfig:
             for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
                 family.loaded(parse_spec(part).name)
                 family.build(part)
+        if needs := PEFT_METHODS.build(told.peft).own_machine:
+            raise RunError(f"peft={told.peft!r:.80} {needs}")
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
         raise RunError(f"the server's settings can't be used: {error}") from None
     if isinstance(told.clients, str):

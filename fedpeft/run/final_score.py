@@ -89,6 +89,8 @@ class Scorer:
         base, test, held = self._reused(base, work, name)
         model = saved_adapter.load(folder, setup.task, base, setup.facts.classes).to(work.device)
         del base
+        if fitted := setup.method.fitted(model, held):
+            saved_adapter.add(folder, fitted)
         divisor = self._temperature(model, held)
         batches = scoring.score_batches(test)
         self.observer.phase(name, len(batches))

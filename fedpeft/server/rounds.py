@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -172,6 +173,7 @@ class Server:
             estimates=self.store.estimates,
             drift=setup.drift,
             states=progress.drift,
+            owned=partial(setup.method.owned, setup.layout, setup.config.seed),
         )
         if setup.secure_sum is not None:
             outcome = self._summed(setup.secure_sum, taken, sent, progress, clock)

@@ -212,8 +212,8 @@ class Simulation:
             raise ConfigError(f"with {self.config.strategy} all clients have the same adapter: {self.folder}/adapter")
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
-        own_state: State = progress.adapter | section(own, "private")
-        return own_state
+        held: State = progress.adapter | section(own, "private")
+        return self.setup.strategy.prepared(held, self.setup.layout)
 
     def close(self) -> None:
         """End the workers."""
