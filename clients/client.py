@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fedpeft.clients.drift import flattened, parse_drift, unflattened
+from fedpeft.clients.evaluating import evaluated
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.label_shift import SHARES, offsets
 from fedpeft.clients.masking import Masking, MaskPlan
@@ -178,11 +179,7 @@ class ClientSide:
         task = self._task(instruction)
         if not len(rows):
             return Report(instruction.client, instruction.round, b"")
-        bench = self.bench.at(instruction.base_precision)
-        own = task.job.received | section(task.state, PERSONAL)
-        totals = bench.evaluate(own, rows, instruction.base, instruction.form)
-        client, round = instruction.client, instruction.round
-        return Report(client, round, b"", len(rows), loss=totals.mean_loss, correct=totals.correct, count=totals.count)
+        return evaluated(self.bench, instruction, task.job.received | section(task.state, PERSONAL), rows)
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:
         started = time.perf_counter()

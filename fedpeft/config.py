@@ -58,7 +58,8 @@ class RunConfig:
     workers: int = setting(0, "worker processes; 0: one per GPU, or per core where there is none", low=0, high=1024)
     measure: str = setting(
         "validation(every=4)",
-        "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, forgetting(dataset=NAME), by +",
+        "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, forgetting(dataset=NAME), "
+        "calibration(rows=auto|server|clients), by +",
     )
     seed: int = setting(0, "of everything that is drawn at random", low=0)
 

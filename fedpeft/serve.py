@@ -56,6 +56,7 @@ from fedpeft.run.folder import (
 )
 from fedpeft.run.records import Records
 from fedpeft.run.summary import Costs, Quality, Summary, show
+from fedpeft.server.calibration import of_clients
 
 FAREWELL = "the federation is finished"
 
@@ -235,6 +236,8 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     kept, residual = progress.result
     save(setup, kept, federation.folder, residual)
     own = server.own_rows(progress) if federation.held_out else None
+    asked = setup.measured.calibration if setup.asks_clients else None
+    told = of_clients(server.questions(progress), asked.bins) if asked is not None else None
     gateway.close(FAREWELL)
     received, sent = gateway.wire_bytes()
     scorer = federation.scorer
@@ -255,6 +258,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         loss=loss,
         perplexity=None if setup.facts.task == "classification" else math.exp(loss),
         kept_round=progress.kept_round,
+        temperature=told.pop("temperature") if told else None,
     )
     return Summary(
         quality=quality,
@@ -262,6 +266,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         wire_received_bytes=None if federation.secret_cohort else received,
         wire_sent_bytes=None if federation.secret_cohort else sent,
         refused=gateway.admission.refused,
+        trust={"calibration": {"temperature": quality.temperature, "clients": told}} if told else None,
     )
 
 

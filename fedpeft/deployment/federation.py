@@ -163,7 +163,7 @@ class Federation:
         machine = Machine.of(setup, fixed)
         work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
         self.fixed = machine.pinned(fixed, work, folder)
-        self.held_out = options.held_out or (HELD_OUT if setup.personal else 0.0)
+        self.held_out = options.held_out or (HELD_OUT if setup.personal or setup.asks_clients else 0.0)
         self.protection = self._protection(f"{work.data_key} {work.model_key} {self.fixed}")
         nobody = Partition(np.zeros(0, np.int64), np.zeros(setup.clients + 1, np.int64))
         plan = client_plan(setup, nobody, folder, self.held_out, None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fedpeft.data.examples import Batch, Examples, length_sorted_batches
 from fedpeft.models.task import FederatedModel, Task
@@ -31,6 +32,12 @@ class Scores:
 def score_batches(examples: Examples) -> list[np.ndarray]:
     """The fixed batches of the final score."""
     return length_sorted_batches(examples.lengths, SCORE_BATCH)
+
+
+def logits(model: FederatedModel, batch: Batch) -> Tensor:
+    """Of a classifier, (rows, classes) in fp64, rows in the batch's order."""
+    with torch.inference_mode():
+        return model(batch).double().cpu()
 
 
 def score(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> Scores:

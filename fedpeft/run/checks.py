@@ -55,6 +55,7 @@ def check(setup: Setup) -> None:
     _check_reference(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
+    _check_questions(setup)
     if setup.secure_sum is not None:
         _check_secure_sum(setup.secure_sum, setup)
     if setup.mechanism is not None:
@@ -106,6 +107,27 @@ def _check_reference(setup: Setup) -> None:
         raise ConfigError(
             f"{name} compares with the base without adapter, and {setup.config.strategy} changes that base; take "
             "flexlora"
+        )
+
+
+def _check_questions(setup: Setup) -> None:
+    """Refuse questions that have no answer here, or whose answers would not be protected."""
+    if setup.measured.calibration is not None and setup.facts.task != "classification":
+        raise ConfigError(
+            f"calibration is that of classes, and {setup.facts.task.partition('(')[0]} has none; leave it out of "
+            "--measure"
+        )
+    if not setup.asks_clients:
+        return
+    if setup.secure_sum is not None:
+        raise PrivacyError(
+            f"calibration of clients' rows has each client tell its own sums, which {setup.secure_sum.name} does not "
+            "mask; take calibration(rows=server), or leave it out of --measure"
+        )
+    if setup.mechanism is not None and setup.mechanism.silent:
+        raise PrivacyError(
+            "calibration of clients' rows adds up what they measure on them, which epsilon does not cover; take "
+            f"calibration(rows=server), or allow it with {setup.mechanism.name}(raw_metrics=True, ...)"
         )
 
 

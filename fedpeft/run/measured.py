@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
 from fedpeft.run.measurement import MEASUREMENTS, Measurement
+from fedpeft.run.measurements.calibration import Calibration
 from fedpeft.run.measurements.forgetting import Forgetting
 from fedpeft.run.measurements.pooled import Pooled
 from fedpeft.run.measurements.validation import Validation
@@ -41,6 +42,11 @@ class Measured:
     def second(self) -> str:
         """Text of the data set that base and result are scored on as well; empty: none."""
         return next((part.dataset for part in self.parts if isinstance(part, Forgetting)), "")
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of the finished classifier; None: as a run always tells it, by its error before and after scaling."""
+        return next((part for part in self.parts if isinstance(part, Calibration)), None)
 
     def with_second(self, text: str) -> Measured:
         """The same, with another text of the second data set."""

@@ -271,6 +271,12 @@ class Setup(ChosenParts):
         private = self.mechanism is not None and self.mechanism.protects
         return steering(self.config, self.measured.validation, private, self.personal, self.facts.judged)
 
+    @cached_property
+    def asks_clients(self) -> bool:
+        """Whether clients are asked about held-out rows of theirs at the end, in sums."""
+        asked = self.measured.calibration
+        return asked is not None and (asked.rows == "clients" or (asked.rows == "auto" and not self.facts.judged))
+
     @property
     def model_name(self) -> str:
         """The base as the user, or the data set, calls it."""

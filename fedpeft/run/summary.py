@@ -163,6 +163,7 @@ class Summary:
         peak_memory_bytes: of all processes on this machine together; None: unknown.
         sampled: whether the rows are only some of the data set's (`fedpeft.data.datasets.sample`).
         phases: seconds of each phase of the command, in the order of their beginnings; None: nobody looked.
+        trust: what was asked of the result by `--measure`, by name (`docs/trust.md`); None: nothing.
     """
 
     quality: Quality
@@ -177,6 +178,7 @@ class Summary:
     peak_memory_bytes: int | None = None
     sampled: bool = False
     phases: Mapping[str, float] | None = None
+    trust: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Names and values, in one level."""

@@ -41,6 +41,7 @@ from fedpeft.server.exchange import Exchange
 from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import Progress, RunStore, Traffic
+from fedpeft.server.questions import Questions, of_kept
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.sum_journal import SumJournal
 
@@ -264,6 +265,12 @@ class Server:
     def own_rows(self, progress: Progress) -> OwnRows:
         """Each client's model on its own held-out rows."""
         return self.evaluation.own_rows(progress)
+
+    def questions(self, progress: Progress) -> Questions:
+        """To clients, about the state that the run keeps, on their own held-out rows."""
+        kept = of_kept(progress)
+        self.store.bases.put(kept.residual.version, kept.residual.total)
+        return Questions(self.setup, self.clients, kept, self.most_rows(), self.observer.say)
 
     def _aggregator(self, entry: Entry, progress: Progress) -> Aggregator:
         """What takes the round's updates: the mechanism's, where it acts at the server, or the strategy's."""

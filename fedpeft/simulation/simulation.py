@@ -68,10 +68,11 @@ class Simulation:
             )
         self.setup = Setup.of(config, self.rows.facts, groups)
         second = self.setup.measured.second
-        if self.setup.personal and self.rows.partition.resampled:
+        if self._held_out and self.rows.partition.resampled:
+            scored = config.strategy if self.setup.personal else "calibration(rows=clients)"
             raise ConfigError(
                 f"under {config.partition} a client's held-out rows are trained on by it and by others, and "
-                f"{config.strategy} is scored on them; take another partition or strategy"
+                f"{scored} is scored on them; take another partition, or leave it out"
             )
         self.second = second_task(second, self.rows.dataset) if second else None
         self.config = self.setup.config
@@ -109,7 +110,7 @@ class Simulation:
     @property
     def _held_out(self) -> float:
         """Share of its rows that a client is evaluated on and does not train on."""
-        return HELD_OUT if self.setup.personal else 0.0
+        return HELD_OUT if self.setup.personal or self.setup.asks_clients else 0.0
 
     def _protection(self, work: WorkPlan) -> PrivacyEngine | None:
         """The mechanism with this run's costs; refuses what would not protect."""

@@ -1,0 +1,51 @@
+"""What a simulation's page of trust holds: asked of clients while they are there, and of the test rows afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedpeft.run.final_score import FinalScore
+from fedpeft.run.setup import Setup
+from fedpeft.server.calibration import of_clients
+from fedpeft.server.progress import Progress
+from fedpeft.server.rounds import Server
+from fedpeft.trust.calibration import before_and_after, compared
+from fedpeft.trust.question import Question
+
+
+class Trust:
+    """Of one run.
+
+    Attributes:
+        found: by name, for summary.json.
+        temperature: that clients' rows say; None: they were not asked.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.found: dict[str, Any] = {}
+        self.temperature: float | None = None
+
+    def ask_clients(self, server: Server, progress: Progress) -> None:
+        """What only clients know, while they are there."""
+        asked = self.setup.measured.calibration
+        if asked is None or not self.setup.asks_clients:
+            return
+        found = of_clients(server.questions(progress), asked.bins)
+        self.temperature = found.pop("temperature")
+        self.found["calibration"] = {"temperature": self.temperature, "clients": found}
+
+    def asks(self, temperature: float) -> Sequence[Question]:
+        """What is asked of the test rows."""
+        asked = self.setup.measured.calibration
+        return () if asked is None else before_and_after(temperature, asked.bins)
+
+    def scored(self, score: FinalScore) -> dict[str, Any] | None:
+        """With what the test rows have answered; None: nothing was asked."""
+        asked = self.setup.measured.calibration
+        if asked is not None:
+            test = compared(score.answers, before_and_after(score.temperature, asked.bins))
+            told = self.found.get("calibration", {"temperature": score.temperature})
+            self.found["calibration"] = {**told, "test": test}
+        return self.found or None
