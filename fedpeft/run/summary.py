@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fedpeft.run.console import duration, size, summary_table
+from fedpeft.run.trust_lines import trust_lines
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
@@ -277,6 +278,7 @@ def _compared(summary: Summary) -> list[Line]:
         ),
         *_number("test loss" if quality.accuracy_of == TEST_ROWS else "loss", quality.loss),
         *_lost(quality.forgetting),
+        *trust_lines({"trust": summary.trust}).items(),
     ]
 
 
