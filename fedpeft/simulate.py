@@ -194,6 +194,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     own = server.own_rows(progress) if setup.personal else None
     trust = Trust(setup)
     trust.ask_clients(server, progress)
+    trust.look_into(simulation, progress)
     private = private_probe(setup, rows, workers, simulation.protection)
     simulation.close()
     name = "scoring the saved adapter on the test rows (fp32)"

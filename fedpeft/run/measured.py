@@ -13,6 +13,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
 from fedpeft.run.measurement import MEASUREMENTS, Measurement
 from fedpeft.run.measurements.calibration import Calibration
+from fedpeft.run.measurements.disagreement import Disagreement
 from fedpeft.run.measurements.forgetting import Forgetting
 from fedpeft.run.measurements.pooled import Pooled
 from fedpeft.run.measurements.validation import Validation
@@ -47,6 +48,11 @@ class Measured:
     def calibration(self) -> Calibration | None:
         """Of the finished classifier; None: as a run always tells it, by its error before and after scaling."""
         return next((part for part in self.parts if isinstance(part, Calibration)), None)
+
+    @property
+    def disagreement(self) -> Disagreement | None:
+        """Of clients, and what the adapter has learned; None: nobody looks."""
+        return next((part for part in self.parts if isinstance(part, Disagreement)), None)
 
     def with_second(self, text: str) -> Measured:
         """The same, with another text of the second data set."""

@@ -278,6 +278,12 @@ class Setup(ChosenParts):
         return asked is not None and (asked.rows == "clients" or (asked.rows == "auto" and not self.facts.judged))
 
     @property
+    def compares_clients(self) -> bool:
+        """Whether each round's updates are compared with each other; under privacy only what is released is looked at."""
+        protected = self.secure_sum is not None or self.mechanism is not None
+        return self.measured.disagreement is not None and not protected
+
+    @property
     def model_name(self) -> str:
         """The base as the user, or the data set, calls it."""
         return self.facts.default_model if self.config.model == "auto" else self.config.model

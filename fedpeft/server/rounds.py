@@ -44,6 +44,7 @@ from fedpeft.server.progress import Progress, RunStore, Traffic
 from fedpeft.server.questions import Questions, of_kept
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.sum_journal import SumJournal
+from fedpeft.trust.disagreement import Watched
 
 
 def never() -> bool:
@@ -197,6 +198,8 @@ class Server:
             undone=undone,
         )
         lines = {"clients.jsonl": [plain(r.line()) for r in taken.results], "rounds.jsonl": [plain(asdict(result))]}
+        if outcome.disagreement is not None:
+            lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(entry.round))]
         counters = progress.counters.after(traffic, result.rejected, clock.seconds)
         return replace(after, lines=lines, counters=counters), result
 
@@ -293,7 +296,8 @@ class Server:
         )
         if setup.secure_sum is not None:  # of which no single update can be measured
             return inner
-        return measured(inner, setup.strategy, setup.layout, setup.weight_changes)
+        inner = measured(inner, setup.strategy, setup.layout, setup.weight_changes)
+        return Watched(inner, setup.layout) if setup.compares_clients else inner
 
     def _finished(self, taken: Acceptance, progress: Progress) -> Outcome:
         """What the updates have led to; without any the model stays as it is.
@@ -350,6 +354,8 @@ class Server:
             worst_accuracy=metrics.worst_accuracy if metrics else None,
             aggregation_seconds=clock.aggregating.seconds,
             aggregation_error=outcome.error,
+            cancelled_share=outcome.disagreement.cancelled if outcome.disagreement else None,
+            sign_conflict=outcome.disagreement.conflict if outcome.disagreement else None,
         )
         if self.privacy is None or not self._secret_cohort:
             return result

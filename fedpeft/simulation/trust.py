@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedpeft.run.final_score import FinalScore
+from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
 from fedpeft.server.calibration import of_clients
+from fedpeft.server.learned import causal, of_run
 from fedpeft.server.progress import Progress
 from fedpeft.server.rounds import Server
+from fedpeft.simulation.simulation import Simulation
 from fedpeft.trust.calibration import before_and_after, compared
 from fedpeft.trust.question import Question
 
@@ -35,6 +38,17 @@ class Trust:
         found = of_clients(server.questions(progress), asked.bins)
         self.temperature = found.pop("temperature")
         self.found["calibration"] = {"temperature": self.temperature, "clients": found}
+
+    def look_into(self, simulation: Simulation, progress: Progress) -> None:
+        """What the kept adapter has learned, where clients disagreed, and what a direction is worth."""
+        asked, setup = self.setup.measured.disagreement, self.setup
+        if asked is None:
+            return
+        found = of_run(setup, progress, Records(simulation.folder).read("disagreement.jsonl"))
+        state, residual = progress.result
+        if asked.causal and setup.layout.pairs and not residual and len(simulation.rows.validation):
+            found["causal"] = causal(setup, state, lambda edited: simulation.workers.evaluate(edited, 0))
+        self.found["disagreement"] = found
 
     def asks(self, temperature: float) -> Sequence[Question]:
         """What is asked of the test rows."""

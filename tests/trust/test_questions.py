@@ -32,9 +32,9 @@ def finished(tmp_path_factory):
 def pooled(made, progress, question):
     """The answer of whoever had all held-out rows."""
     logits, labels = [], []
-    for edge in made.server.edges:
+    for k, edge in enumerate(made.server.edges):
         side = edge.workers.pool._local.clients
-        _, rows = side._rows(0)
+        _, rows = side._rows(k)
         logits.append(side.bench.executor.logits(progress.adapter, rows))
         labels.append(side.bench.labels(rows))
     return question.answer(torch.cat(logits), torch.cat(labels))
@@ -81,7 +81,7 @@ def test_only_evaluations_ask():
 def test_what_can_not_be_asked_is_refused(tmp_path):
     made = Federation(tmp_path, ConsoleObserver(Console(quiet=True)), measure=MEASURE)
     for given, error, said in (
-        ({"privacy": "local_dp(noise=1.0)"}, PrivacyError, "epsilon does not cover"),
+        ({"privacy": "local_dp(epsilon=8)"}, PrivacyError, "epsilon does not cover"),
         ({"privacy": "secure_sum"}, PrivacyError, "does not mask"),
         ({"dataset": "tiny_lm"}, ConfigError, "has none"),
     ):
@@ -89,6 +89,7 @@ def test_what_can_not_be_asked_is_refused(tmp_path):
             Federation(tmp_path, made.observer, measure=MEASURE, **given)
 
 
+@pytest.mark.slow
 def test_a_simulation_asks_its_clients_and_predict_answers_by_their_temperature(tmp_path, capsys):
     folder = tmp_path / "run"
     assert main([
