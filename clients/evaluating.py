@@ -25,9 +25,7 @@ def evaluated(bench: Workbench, instruction: Instruction, state: State, rows: np
     bench = bench.at(instruction.base_precision)
     if not instruction.asks:
         totals = bench.evaluate(state, rows, instruction.base, instruction.form)
-        return Report(
-            client, round, b"", len(rows), loss=totals.mean_loss, correct=totals.correct, count=totals.count
-        )
+        return Report(client, round, b"", len(rows), loss=totals.mean_loss, correct=totals.correct, count=totals.count)
     question = asked(instruction.asks)
     if not bench.plan.classes:
         raise PayloadError(f"the server asks {question.text} of a language model, which has no classes")

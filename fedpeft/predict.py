@@ -3,7 +3,7 @@
 A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found, a language
 model goes on with the text (after instruction tuning: answers it). Runs on the same base share one loaded copy of its
 weights; each has its own adapter. `--ensemble` makes one answer of them: the mean of their calibrated probabilities
-(Lakshminarayanan et al., NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class is less likely than that.
+(Lakshminarayanan et al., NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class is less likely.
 """
 
 from __future__ import annotations

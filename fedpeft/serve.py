@@ -36,6 +36,7 @@ from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
 from fedpeft.run import catalogue, help
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
     ServeObserver,
@@ -236,7 +237,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     kept, residual = progress.result
     save(setup, kept, federation.folder, residual)
     own = server.own_rows(progress) if federation.held_out else None
-    asked = setup.measured.calibration if setup.asks_clients else None
+    asked = setup.measured.calibration if asks_clients(setup) else None
     told = of_clients(server.questions(progress), asked.bins) if asked is not None else None
     gateway.close(FAREWELL)
     received, sent = gateway.wire_bytes()

@@ -231,7 +231,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         distinct_rows=_distinct_rows(simulation, records),
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
-        trust=trust.scored(score),
+        trust=trust.scored(score, records, simulation.protection is not None),
     )
 
 

@@ -157,6 +157,7 @@ class Report:
         spent: whether there is no update because that client's privacy budget allows none.
         used: distinct rows that the client has trained on up to now, where it continues each round where the last one
             stopped; 0: it does not say.
+        joules: that the client's machine has measured while it trained; 0: it does not say.
     """
 
     client: int
@@ -173,6 +174,7 @@ class Report:
     charged: int = 0
     spent: bool = False
     used: int = 0
+    joules: float = 0.0
 
     @property
     def bytes(self) -> int:

@@ -7,6 +7,7 @@ from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
 from fedpeft.run.measured import parse_measure
+from fedpeft.run.sampling import aware
 
 
 def check(config: RunConfig, options: ServeOptions) -> None:
@@ -19,6 +20,11 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         raise ConfigError("attack belongs to simulations: real clients keep their rows; leave it out")
     for name in parse_measure(config.measure).simulated:
         raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out of --measure")
+    if aware(config.cohort) is not None:
+        raise ConfigError(
+            f"--cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients don't "
+            "tell; give a number or a fraction"
+        )
     if config.grid != "cohort":
         raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
     if not config.privacy:

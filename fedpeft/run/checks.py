@@ -27,7 +27,9 @@ from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.profiles import Profile, kinds
+from fedpeft.run.sampling import aware
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -56,6 +58,7 @@ def check(setup: Setup) -> None:
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     _check_questions(setup)
+    _check_energy(setup)
     if setup.secure_sum is not None:
         _check_secure_sum(setup.secure_sum, setup)
     if setup.mechanism is not None:
@@ -117,7 +120,7 @@ def _check_questions(setup: Setup) -> None:
             f"calibration is that of classes, and {setup.facts.task.partition('(')[0]} has none; leave it out of "
             "--measure"
         )
-    if not setup.asks_clients:
+    if not asks_clients(setup):
         return
     if setup.secure_sum is not None:
         raise PrivacyError(
@@ -128,6 +131,28 @@ def _check_questions(setup: Setup) -> None:
         raise PrivacyError(
             "calibration of clients' rows adds up what they measure on them, which epsilon does not cover; take "
             f"calibration(rows=server), or allow it with {setup.mechanism.name}(raw_metrics=True, ...)"
+        )
+
+
+def _check_energy(setup: Setup) -> None:
+    """Refuse samplers that would choose by what nobody knows, or that privacy can't be accounted for."""
+    rule, energy, profiles = aware(setup.config.cohort), setup.measured.energy, kinds(setup.profiles)
+    name = name_of(type(rule)) if rule is not None else ""
+    if energy is not None and not energy.watts and not all(profile.watts_train for profile in profiles):
+        raise ConfigError(
+            "energy does not know what clients use: say energy(watts=...), or watts_train in every table of --clients"
+        )
+    if energy is None and (rule is not None or any(profile.battery_wh for profile in profiles)):
+        what = f"the sampler {name}" if rule is not None else "a client's battery"
+        raise ConfigError(f"{what} goes by the energy of clients: add energy(watts=...) to --measure")
+    if rule is not None and (setup.mechanism is not None or setup.secure_sum is not None):
+        raise PrivacyError(
+            f"{name} chooses clients by what is known of them, and privacy counts on clients that are drawn alike; "
+            "give --cohort a number or a fraction"
+        )
+    if setup.secure_sum is not None and setup.secure_sum.noisy and any(p.battery_wh for p in profiles):
+        raise PrivacyError(
+            "who drops out for its battery would take its share of the noise along; leave battery_wh out of --clients"
         )
 
 

@@ -14,6 +14,7 @@ from fedpeft.parts import part_text
 from fedpeft.run.measurement import MEASUREMENTS, Measurement
 from fedpeft.run.measurements.calibration import Calibration
 from fedpeft.run.measurements.disagreement import Disagreement
+from fedpeft.run.measurements.energy import Energy
 from fedpeft.run.measurements.forgetting import Forgetting
 from fedpeft.run.measurements.pooled import Pooled
 from fedpeft.run.measurements.validation import Validation
@@ -53,6 +54,11 @@ class Measured:
     def disagreement(self) -> Disagreement | None:
         """Of clients, and what the adapter has learned; None: nobody looks."""
         return next((part for part in self.parts if isinstance(part, Disagreement)), None)
+
+    @property
+    def energy(self) -> Energy | None:
+        """Of clients; None: nobody counts."""
+        return next((part for part in self.parts if isinstance(part, Energy)), None)
 
     def with_second(self, text: str) -> Measured:
         """The same, with another text of the second data set."""

@@ -27,7 +27,8 @@ class RoundResult:
     not. `aggregation_seconds` is the server's own time, from decoding to the next global state; `aggregation_error` is
     defined in `fedpeft.aggregation.exactness` (None: not for this adapter). `learning_rate` is the clients' of the
     round; a step that the safeguard has `undone` counts for nothing but what it has cost. `cancelled_share` and
-    `sign_conflict` are defined in `fedpeft.trust.disagreement` (None: nobody looked).
+    `sign_conflict` are defined in `fedpeft.trust.disagreement` (None: nobody looked). `joules` and `grams` are the
+    clients', `measured_joules` what the server's machine has used meanwhile (None: nobody counts).
 
     Where a cohort is secret its size is, too: then `clients` is the expected number, bytes are those that as many would
     have sent and been sent, nothing counts as rejected, and times are not told.
@@ -52,6 +53,9 @@ class RoundResult:
     undone: bool = False
     cancelled_share: float | None = None
     sign_conflict: float | None = None
+    joules: float | None = None
+    grams: float | None = None
+    measured_joules: float | None = None
 
 
 class Observer(Protocol):

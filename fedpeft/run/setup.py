@@ -271,18 +271,6 @@ class Setup(ChosenParts):
         private = self.mechanism is not None and self.mechanism.protects
         return steering(self.config, self.measured.validation, private, self.personal, self.facts.judged)
 
-    @cached_property
-    def asks_clients(self) -> bool:
-        """Whether clients are asked about held-out rows of theirs at the end, in sums."""
-        asked = self.measured.calibration
-        return asked is not None and (asked.rows == "clients" or (asked.rows == "auto" and not self.facts.judged))
-
-    @property
-    def compares_clients(self) -> bool:
-        """Whether each round's updates are compared with each other; under privacy only what is released is looked at."""
-        protected = self.secure_sum is not None or self.mechanism is not None
-        return self.measured.disagreement is not None and not protected
-
     @property
     def model_name(self) -> str:
         """The base as the user, or the data set, calls it."""

@@ -19,9 +19,7 @@ def trust_lines(summary: Mapping[str, Any]) -> dict[str, str]:
 def _calibration(before: Mapping[str, Any], after: Mapping[str, Any], rows: str) -> dict[str, str]:
     """Before and after the temperature."""
     pairs = {"class-wise calibration error": "classwise", "Brier score": "brier"}
-    lines = {
-        f"{name}, {rows}": f"{before[key]:.4f}; {after[key]:.4f} calibrated" for name, key in pairs.items()
-    }
+    lines = {f"{name}, {rows}": f"{before[key]:.4f}; {after[key]:.4f} calibrated" for name, key in pairs.items()}
     half = next((r for c, r in zip(after["coverage"], after["risk"], strict=True) if c >= 0.5), None)
     if half is not None:
         lines[f"wrong answers, surest half of the {rows}"] = f"{half:.4f}"

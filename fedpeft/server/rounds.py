@@ -30,12 +30,14 @@ from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.run.asked import compares_clients
 from fedpeft.run.observer import Metrics, Observer, RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
+from fedpeft.server.energy import EnergyBook, told
 from fedpeft.server.evaluation import Evaluate, Evaluation, OwnRows
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
@@ -74,6 +76,7 @@ class Server:
         stopping: asked before each round whether the run should end here; it can go on later.
         announce, journal: see `Exchange`.
         most_rows: asked before each round how many rows a client can weigh as much as.
+        book: of what clients use; None: nobody counts.
     """
 
     def __init__(
@@ -92,10 +95,11 @@ class Server:
         validation_loss: Callable[[State, int], float] | None = None,
         announce: Callable[[Release], None] | None = None,
         journal: SumJournal | None = None,
+        book: EnergyBook | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
-        self.validation_loss, self.most_rows = validation_loss, most_rows
+        self.validation_loss, self.most_rows, self.book = validation_loss, most_rows, book
         self.clients = Exchange(grid, self._answered, remote, announce, journal)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
@@ -121,6 +125,8 @@ class Server:
         if self.privacy is not None and not self.privacy.trains:
             self.observer.say("the start has the whole privacy budget: the run ends before round 1")
             return progress
+        if self.book is not None:
+            self.book.replay(self.store.records.read("clients.jsonl"), progress.rows, progress.round)
         self.observer.started(self.setup.rounds, progress.round)
         while progress.round < self.setup.rounds and not self.stopping():
             if self._nothing_gained(progress):
@@ -143,6 +149,8 @@ class Server:
     def open(self, progress: Progress) -> Entry | None:
         """Who is asked in the next round; under privacy it is charged first, and None: no budget allows another."""
         round, seed = progress.round + 1, self.setup.config.seed
+        if self.book is not None:
+            self.book.begin(round)
         drawn = self.clients.under_way(round) or self.sampler.draw(seed, round)
         if self.privacy is None:
             if self.setup.strategy.asynchronous:
@@ -157,6 +165,7 @@ class Server:
     def round(self, entry: Entry, progress: Progress) -> tuple[Progress, RoundResult]:
         """One round: the server after it, and what is told of it."""
         clock = Clock()
+        entry = entry if self.book is None else self.book.open(entry, progress.rows)
         setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote)
         if self.clients.announce is not None:
             self.clients.announce(dispatch.release("train", entry.round))
@@ -187,6 +196,7 @@ class Server:
         after = progress.after(outcome, taken, dispatch.downlink.made, setup.clients)
         self.store.bases.put(after.residual.version, after.residual.total)
         clock.trained()
+        spent = self.book.account(taken.results, entry.round) if self.book is not None else None
         after, undone = self._judged(progress, after)
         due = entry.round == setup.rounds or entry.round % setup.measured.validation.every == 0
         metrics = self.evaluation.of(after) if due else None
@@ -194,6 +204,7 @@ class Server:
         traffic = self._traffic(taken, sent, dispatch)
         result = replace(
             self._result(progress, outcome, taken, traffic, metrics, clock),
+            **(told(spent) if spent is not None and not self._secret_cohort else {}),
             learning_rate=dispatch.learning_rate(entry.round),
             undone=undone,
         )
@@ -297,7 +308,7 @@ class Server:
         if setup.secure_sum is not None:  # of which no single update can be measured
             return inner
         inner = measured(inner, setup.strategy, setup.layout, setup.weight_changes)
-        return Watched(inner, setup.layout) if setup.compares_clients else inner
+        return Watched(inner, setup.layout) if compares_clients(setup) else inner
 
     def _finished(self, taken: Acceptance, progress: Progress) -> Outcome:
         """What the updates have led to; without any the model stays as it is.

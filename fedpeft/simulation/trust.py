@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.final_score import FinalScore
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
 from fedpeft.server.calibration import of_clients
+from fedpeft.server.energy import summarised
 from fedpeft.server.learned import causal, of_run
 from fedpeft.server.progress import Progress
 from fedpeft.server.rounds import Server
@@ -33,7 +35,7 @@ class Trust:
     def ask_clients(self, server: Server, progress: Progress) -> None:
         """What only clients know, while they are there."""
         asked = self.setup.measured.calibration
-        if asked is None or not self.setup.asks_clients:
+        if asked is None or not asks_clients(self.setup):
             return
         found = of_clients(server.questions(progress), asked.bins)
         self.temperature = found.pop("temperature")
@@ -55,8 +57,15 @@ class Trust:
         asked = self.setup.measured.calibration
         return () if asked is None else before_and_after(temperature, asked.bins)
 
-    def scored(self, score: FinalScore) -> dict[str, Any] | None:
-        """With what the test rows have answered; None: nothing was asked."""
+    def scored(self, score: FinalScore, records: Records, secret: bool) -> dict[str, Any] | None:
+        """With what the test rows have answered, and what the records say; None: nothing was asked.
+
+        `secret`: who took part is nobody's business, and so is what they used.
+        """
+        energy = self.setup.measured.energy
+        if energy is not None and not secret:
+            lines = records.read("clients.jsonl"), records.read("rounds.jsonl")
+            self.found["energy"] = summarised(*lines, energy.pue)
         asked = self.setup.measured.calibration
         if asked is not None:
             test = compared(score.answers, before_and_after(score.temperature, asked.bins))

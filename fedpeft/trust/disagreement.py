@@ -1,7 +1,7 @@
 """Where a round's clients disagree, from the factors of their updates alone.
 
-With D_k the change that client k makes of a layer's weights, a product of factors (`fedpeft.aggregation.factors.change`),
-and p_k its share of the mean, everything below comes from the inner products <D_j, D_k>, which need no dense matrix:
+With D_k the change that client k makes of a layer's weights, a product of factors (`aggregation.factors.change`), and
+p_k its share of the mean, everything below comes from the inner products <D_j, D_k>, which need no dense matrix:
 
     cancelled share   1 - norm(sum_k p_k D_k) / sum_k p_k norm(D_k)      0: all pull alike; 1: nothing is left
     cosine            <D_j, D_k> / (norm(D_j) norm(D_k))

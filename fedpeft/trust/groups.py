@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 CLEAR = 0.25
-"""Silhouette from which on groups are spoken of: in 50 made cohorts (seeds 0 to 49) iid ones stayed below 0.22, grouped ones above 0.28."""
+"""Silhouette from which on groups are spoken of: of 50 made cohorts of each kind (seeds 0 to 49) iid ones stayed below
+0.22, those of groups above 0.28."""
 
 FEWEST = 6
 """Clients below which nothing is said: of five, two groups are two and three."""
@@ -50,8 +51,8 @@ class Groups:
         if len(self.groups) > 1:
             sizes = ", ".join(str(len(group)) for group in self.groups)
             said.append(
-                f"clients fall into {len(self.groups)} groups (of {sizes}) that pull in different directions: one model "
-                "may serve none of them well; try a model for each client (--strategy ditto, fedsa_lora)"
+                f"clients fall into {len(self.groups)} groups (of {sizes}) that pull in different directions: one "
+                "model may serve none of them well; try a model for each client (--strategy ditto, fedsa_lora)"
             )
         return said
 

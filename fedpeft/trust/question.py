@@ -115,5 +115,3 @@ def asked(text: str) -> Question:
         return QUESTIONS.build(spec)
     except ConfigError as error:
         raise PayloadError(f"the server's question can't be answered: {error}") from None
-
-

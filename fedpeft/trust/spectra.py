@@ -57,10 +57,8 @@ def decomposed(state: State, layout: Layout) -> dict[str, TruncatedSVD]:
     """By module, the singular triplets of what the adapter adds, in fp64."""
     form = lora_form(layout)
     wide = {name: tensor.double() for name, tensor in state.items()}
-    return {
-        pair.module: truncated_svd(effective(pair, wide, form), min(form.rank, pair.out_features, pair.in_features), "qr")
-        for pair in layout.pairs
-    }
+    ranks = {pair.module: min(form.rank, pair.out_features, pair.in_features) for pair in layout.pairs}
+    return {p.module: truncated_svd(effective(p, wide, form), ranks[p.module], "qr") for p in layout.pairs}
 
 
 def spectra(found: dict[str, TruncatedSVD], weights: dict[str, Tensor]) -> dict[str, Spectrum]:

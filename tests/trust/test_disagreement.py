@@ -9,25 +9,19 @@ import torch
 from fedpeft.aggregation.aggregator import Outcome
 from fedpeft.aggregation.update import Update
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
+from fedpeft.peft.low_rank import LowRank
 from fedpeft.trust.disagreement import Watched, cosines_of
 from fedpeft.trust.spectra import decomposed, intruder_share, shrunk_alike, spectra, without_leading
-from fedpeft.peft.low_rank import LowRank
 
 OUT, IN, RANK = 12, 9, 4
 FORM = ClientForm(RANK, 8.0)
 MODULES = ("one", "two")
-LAYOUT = Layout(
-    tuple(
-        spec
-        for m in MODULES
-        for spec in (
-            TensorSpec(f"{m}.A", (RANK, IN), "lora_A", m),
-            TensorSpec(f"{m}.B", (OUT, RANK), "lora_B", m),
-        )
-    )
-    + (TensorSpec("head.weight", (3, OUT), "head", "head"),),
-    FORM,
-)
+FACTORS = [
+    TensorSpec(f"{m}.{factor}", shape, role, m)
+    for m in MODULES
+    for factor, shape, role in (("A", (RANK, IN), "lora_A"), ("B", (OUT, RANK), "lora_B"))
+]
+LAYOUT = Layout((*FACTORS, TensorSpec("head.weight", (3, OUT), "head", "head")), FORM)
 
 
 def drawn(seed, scale=1.0):

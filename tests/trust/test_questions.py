@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 
 from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.options import ServeOptions
@@ -15,7 +16,6 @@ from fedpeft.server.calibration import of_clients
 from fedpeft.simulate import main
 from fedpeft.trust.questions.likelihoods import Likelihoods
 from fedpeft.trust.questions.reliability import Reliability
-from rich.console import Console
 from tests.here import Federation
 
 MEASURE = "validation(every=100) + calibration(rows=clients)"

@@ -12,7 +12,7 @@ from fedpeft.run.measurement import Measurement
 class Disagreement(Measurement):
     """Each round's clients against each other, and the finished adapter's spectra (`fedpeft.trust.disagreement`).
 
-    Where nobody may see a client's update, or privacy covers the released model alone, the spectra are all that is told.
+    Where nobody may see a client's update, or privacy covers the released model alone, only the spectra are told.
     """
 
     causal: bool = setting(
