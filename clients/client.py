@@ -177,9 +177,8 @@ class ClientSide:
     def _evaluate(self, instruction: Instruction) -> Report:
         _, rows = self._rows(instruction.client)
         task = self._task(instruction)
-        if not len(rows):
-            return Report(instruction.client, instruction.round, b"")
-        return evaluated(self.bench, instruction, task.job.received | section(task.state, PERSONAL), rows)
+        state = task.job.received | section(task.state, PERSONAL)
+        return evaluated(self.bench, instruction, state, rows, task.job.rows)
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:
         started = time.perf_counter()

@@ -194,12 +194,14 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     own = server.own_rows(progress) if setup.personal else None
     trust = Trust(setup)
     trust.ask_clients(server, progress)
+    trust.doubt(server, simulation, progress)
     trust.look_into(simulation, progress)
     private = private_probe(setup, rows, workers, simulation.protection)
     simulation.close()
     name = "scoring the saved adapter on the test rows (fp32)"
     score = simulation.scorer.score(simulation.folder, name, temperature=trust.temperature, asks=trust.asks)
     save_predictions(simulation, score.scores, records)
+    trust.spoil(simulation)
     by_precision = _by_precision(simulation)
     last = _last(simulation, simulation.scorer, progress) or score
     pooled = _score_pooled(simulation) if rate is not None else None

@@ -120,6 +120,10 @@ def _check_questions(setup: Setup) -> None:
             f"calibration is that of classes, and {setup.facts.task.partition('(')[0]} has none; leave it out of "
             "--measure"
         )
+    if setup.measured.robustness is not None and setup.facts.task != "classification":
+        raise ConfigError("robustness is that of classes; leave it out of --measure")
+    if setup.measured.laplace is not None:
+        _check_laplace(setup)
     if not asks_clients(setup):
         return
     if setup.secure_sum is not None:
@@ -131,6 +135,21 @@ def _check_questions(setup: Setup) -> None:
         raise PrivacyError(
             "calibration of clients' rows adds up what they measure on them, which epsilon does not cover; take "
             f"calibration(rows=server), or allow it with {setup.mechanism.name}(raw_metrics=True, ...)"
+        )
+
+
+def _check_laplace(setup: Setup) -> None:
+    """Refuse what has no Kronecker factors of LoRA matrices, or would tell them unprotected."""
+    if setup.facts.task != "classification" or setup.facts.kind != "text" or setup.method.name != "lora":
+        raise ConfigError("laplace is of LoRA matrices in a classifier of texts: take --peft lora, or leave it out")
+    if len({profile.form for profile in kinds(setup.profiles)}) > 1:
+        raise ConfigError("laplace adds up factors of one size; give all clients the same rank and alpha")
+    if isinstance(setup.strategy, GatherStrategy) and setup.strategy.fills_base:
+        raise ConfigError(f"{setup.config.strategy} puts part of what was learned into the base; take flexlora")
+    if setup.mechanism is not None or setup.secure_sum is not None:
+        raise PrivacyError(
+            "laplace adds up products of what clients' rows make of the model, which --privacy does not cover; leave "
+            "one of them out"
         )
 
 

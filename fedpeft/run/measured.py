@@ -16,7 +16,9 @@ from fedpeft.run.measurements.calibration import Calibration
 from fedpeft.run.measurements.disagreement import Disagreement
 from fedpeft.run.measurements.energy import Energy
 from fedpeft.run.measurements.forgetting import Forgetting
+from fedpeft.run.measurements.laplace import Laplace
 from fedpeft.run.measurements.pooled import Pooled
+from fedpeft.run.measurements.robustness import Robustness
 from fedpeft.run.measurements.validation import Validation
 from fedpeft.spec import split_outside_parentheses
 
@@ -59,6 +61,16 @@ class Measured:
     def energy(self) -> Energy | None:
         """Of clients; None: nobody counts."""
         return next((part for part in self.parts if isinstance(part, Energy)), None)
+
+    @property
+    def laplace(self) -> Laplace | None:
+        """Of the adapter; None: it is taken to be certain."""
+        return next((part for part in self.parts if isinstance(part, Laplace)), None)
+
+    @property
+    def robustness(self) -> Robustness | None:
+        """Of the result; None: it is asked as the rows are."""
+        return next((part for part in self.parts if isinstance(part, Robustness)), None)
 
     def with_second(self, text: str) -> Measured:
         """The same, with another text of the second data set."""

@@ -62,7 +62,8 @@ class Questions:
             ConfigError: the answers would be too long.
             RunError: nobody has answered.
         """
-        shapes = question.all_shapes(self.setup.facts.classes)
+        matrices = {t.name: t.shape for t in self.setup.layout.tensors if t.role in ("lora_A", "lora_B")}
+        shapes = question.all_shapes(self.setup.facts.classes, matrices)
         sent = Dispatch(self.setup, self.progress, self.clients.remote)
         cohort = measured(self.setup.clients, self.setup.config.seed)
         round = self.progress.round

@@ -14,6 +14,8 @@ from fedpeft.server.energy import summarised
 from fedpeft.server.learned import causal, of_run
 from fedpeft.server.progress import Progress
 from fedpeft.server.rounds import Server
+from fedpeft.simulation.laplace import laplace
+from fedpeft.simulation.robustness import robustness
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.trust.calibration import before_and_after, compared
 from fedpeft.trust.question import Question
@@ -41,6 +43,14 @@ class Trust:
         self.temperature = found.pop("temperature")
         self.found["calibration"] = {"temperature": self.temperature, "clients": found}
 
+    def doubt(self, server: Server, simulation: Simulation, progress: Progress) -> None:
+        """How uncertain the kept adapter is, while clients are there."""
+        if self.setup.measured.laplace is None:
+            return
+        simulation.observer.phase("Laplace: Kronecker factors of all clients, and test rows", 1)
+        state, _ = progress.result
+        self.found["laplace"] = laplace(self.setup.measured.laplace, server.questions(progress), state, simulation.rows)
+
     def look_into(self, simulation: Simulation, progress: Progress) -> None:
         """What the kept adapter has learned, where clients disagreed, and what a direction is worth."""
         asked, setup = self.setup.measured.disagreement, self.setup
@@ -51,6 +61,13 @@ class Trust:
         if asked.causal and setup.layout.pairs and not residual and len(simulation.rows.validation):
             found["causal"] = causal(setup, state, lambda edited: simulation.workers.evaluate(edited, 0))
         self.found["disagreement"] = found
+
+    def spoil(self, simulation: Simulation) -> None:
+        """What changes of the test rows leave of the saved model."""
+        asked = self.setup.measured.robustness
+        if asked is not None:
+            simulation.observer.phase("robustness: test rows that were changed", 1)
+            self.found["robustness"] = robustness(asked, self.setup, simulation.rows, simulation.folder)
 
     def asks(self, temperature: float) -> Sequence[Question]:
         """What is asked of the test rows."""

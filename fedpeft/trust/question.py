@@ -6,6 +6,8 @@ So the answers of clients add up to that on all their rows together, whatever ro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -16,6 +18,11 @@ from fedpeft.parts import Family, part_text
 from fedpeft.spec import parse_spec
 
 State = dict[str, Tensor]
+
+Matrices = Mapping[str, tuple[int, ...]]
+"""The shapes of a model's LoRA matrices by name, which some answers are as long as."""
+
+NO_MATRICES: Matrices = MappingProxyType({})
 
 ROWS = "rows"
 """The sum that every answer has: how many rows it is over, shape (1,)."""
@@ -30,6 +37,9 @@ MOST_WORDS = 300
 class Question(ABC):
     """One question. Subclasses are frozen dataclasses; their fields are what a server may choose."""
 
+    of_model: ClassVar[bool] = False
+    """Whether the sums come from the model itself, on the rows that it was trained on, and not from its logits."""
+
     largest: ClassVar[int] = 1_000_000
     """The most numbers that an answer may have."""
 
@@ -39,7 +49,7 @@ class Question(ABC):
         return part_text(self)
 
     @abstractmethod
-    def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
         """Of the sums, but for `ROWS`."""
 
     @abstractmethod
@@ -52,13 +62,13 @@ class Question(ABC):
 
     # ------------------------------------------------------------------------------------------------------- answers
 
-    def all_shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
+    def all_shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
         """Of an answer.
 
         Raises:
             ConfigError: it would be longer than `largest`.
         """
-        shapes = {**self.shapes(classes), ROWS: (1,)}
+        shapes = {**self.shapes(classes, matrices), ROWS: (1,)}
         numbers = sum(int(torch.Size(shape).numel()) for shape in shapes.values())
         if numbers > self.largest:
             raise ConfigError(

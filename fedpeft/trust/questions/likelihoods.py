@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.parts import setting
-from fedpeft.trust.question import WORST_LOSS, Question, State
+from fedpeft.trust.question import NO_MATRICES, WORST_LOSS, Matrices, Question, State
 
 POINTS = 41
 
@@ -31,7 +31,7 @@ class Likelihoods(Question):
         ends = torch.tensor([self.low, self.high], dtype=torch.float64).log()
         return torch.linspace(float(ends[0]), float(ends[1]), self.points, dtype=torch.float64).exp()
 
-    def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
         """One sum for each temperature."""
         return {"loss": (self.points,)}
 

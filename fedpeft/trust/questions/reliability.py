@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.parts import setting
-from fedpeft.trust.question import WORST_LOSS, Question, State
+from fedpeft.trust.question import NO_MATRICES, WORST_LOSS, Matrices, Question, State
 
 CELLS = 1000
 """Of the fine histogram, equally wide, over 0 to 1."""
@@ -29,7 +29,7 @@ class Reliability(Question):
     temperature: float = setting(1.0, "what logits are divided by", low=1e-3, high=1e3)
     bins: int = setting(15, "equally wide, over 0 to 1", low=1, high=CELLS)
 
-    def shapes(self, classes: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
         """`top` (bins, 3), `classes` (classes, bins, 3), `cells` (1000, 3), `brier` (1,), `loss` (1,)."""
         return {
             "top": (self.bins, 3),
