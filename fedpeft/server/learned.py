@@ -9,6 +9,7 @@ from fedpeft.models.layers import innermost
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import Metrics
 from fedpeft.run.setup import Setup
+from fedpeft.run.trust_lines import CAUSAL
 from fedpeft.server.progress import Progress
 from fedpeft.trust.disagreement import cosines_of, round_to
 from fedpeft.trust.groups import groups_of, placed
@@ -56,9 +57,6 @@ def base_weights(setup: Setup) -> dict[str, Any]:
 
 def causal(setup: Setup, state: State, evaluate: Callable[[State], Metrics]) -> dict[str, dict[str, float]]:
     """Loss and accuracy on the validation rows: as it is, without each layer's leading direction, and shrunk alike."""
-    edited = {
-        "as it is": state,
-        "without the leading direction": without_leading(state, setup.layout),
-        "shrunk to the same norm": shrunk_alike(state, setup.layout),
-    }
-    return {name: {"loss": m.loss, "accuracy": m.accuracy} for name, s in edited.items() if (m := evaluate(s))}
+    states = (state, without_leading(state, setup.layout), shrunk_alike(state, setup.layout))
+    found = {name: evaluate(edited) for name, edited in zip(CAUSAL, states, strict=True)}
+    return {name: {"loss": metrics.loss, "accuracy": metrics.accuracy} for name, metrics in found.items()}
