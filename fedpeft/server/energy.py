@@ -156,13 +156,15 @@ class EnergyBook:
 
     def account(self, results: list[ClientResult], round: int) -> RoundEnergy:
         """What the round has taken; `results` then say so of each client, and who has dropped out."""
-        seconds = {r.client: self.model.seconds(self.setup.profiles[r.client], r.steps or 0) for r in results}
+        predicted = self._steps
+        steps = {r.client: int(predicted[r.client]) if r.steps is None else r.steps for r in results}
+        seconds = {k: self.model.seconds(self.setup.profiles[k], n) for k, n in steps.items()}
         slowest = max(seconds.values(), default=0.0)
         spent: dict[int, Spent] = {}
         for place, result in enumerate(results):
             profile, own = self.setup.profiles[result.client], result.measured or 0.0
             bytes = result.uplink_bytes, result.downlink_bytes
-            spent[result.client] = self.model.spent(profile, result.steps or 0, slowest, *bytes, own)
+            spent[result.client] = self.model.spent(profile, steps[result.client], slowest, *bytes, own)
             results[place] = replace(result, joules=spent[result.client].as_dict())
             used = spent[result.client].joules / self.model.given.pue
             self._took(result.client, used, result.loss, result.rejected)

@@ -217,13 +217,13 @@ def energy(section: Section, run: Result) -> str | None:
 # ---------------------------------------------------------------------------------------------------------- all of them
 
 COVERAGE_NOTE = (
-    "A model that abstains below a threshold of its calibrated confidence: the fewer rows it answers, the fewer answers "
-    "should be wrong."
+    "A model that abstains below a threshold of its calibrated confidence: the fewer rows it answers, the fewer "
+    "answers should be wrong."
 )
 
 ROBUSTNESS_NOTE = (
-    "Test rows that were changed (fedpeft.trust.corruption), and embeddings moved along the gradient. Dotted: rows count "
-    "as right where they are right in all draws."
+    "Test rows that were changed (fedpeft.trust.corruption), and embeddings moved along the gradient. Dotted: rows "
+    "count as right where they are right in all draws."
 )
 
 
