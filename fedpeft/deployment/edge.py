@@ -28,10 +28,10 @@ from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.record_files import records
 from fedpeft.data.user_rows import labelled_rows
+from fedpeft.deployment.answered import check_question, metered
 from fedpeft.deployment.capacity import device_called, fitted
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
-from fedpeft.deployment.metered import metered
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.deployment.registration import to_wire
@@ -321,6 +321,7 @@ class Edge:
         own = self.protection
         try:
             instruction.check(len(self.setup.layout.tensors))
+            check_question(instruction)
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
             if own is None:
                 return metered(instruction, self.workers.answer)

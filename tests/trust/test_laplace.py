@@ -86,6 +86,7 @@ def model():
     task, method = TASKS.build("classification"), PEFT_METHODS.build("lora(rank=2, layers=1)")
     made = adapted_model(task, Path(resolve_model("tiny")), method, "fp64", CLASSES).eval()
     with torch.no_grad():
+        made.head.weight.normal_(0, 1)
         for linear in lora_matrices(made).values():
             linear.weight.normal_(0, 0.2)
     return made
@@ -114,7 +115,7 @@ def test_of_one_row_and_token_it_is_the_exact_gauss_newton(model):
 
 
 def test_of_more_tokens_the_error_is_what_it_is(model):
-    """KFAC is an approximation there: within a factor of two of the exact trace, and not equal."""
+    """KFAC is an approximation there: within a factor of ten of the exact trace, and not equal."""
     rows = batch(6, 5)
     sums = kronecker_sums(model, [rows])
     exact = 0.0

@@ -62,7 +62,8 @@ def test_a_liar_and_an_unknown_question_do_not_count(finished):
     made, server, progress = finished
     edge = made.server.edges[0]
     asked = next(i for i in made.server.direct.asked if i.kind == "evaluate")
-    assert "answers likelihoods, reliability" in edge.handle(dataclasses.replace(asked, asks="rows")).error
+    assert "answers kronecker, likelihoods, reliability" in edge.handle(dataclasses.replace(asked, asks="rows")).error
+    assert "belongs to simulations" in edge.handle(dataclasses.replace(asked, asks="kronecker")).error
     before, said = edge.handle, []
     edge.handle = lambda instruction: dataclasses.replace(before(instruction), rows=3)
     try:
