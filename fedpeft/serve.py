@@ -36,7 +36,6 @@ from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
 from fedpeft.run import catalogue, help
-from fedpeft.run.asked import asks_clients
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
     ServeObserver,
@@ -57,7 +56,7 @@ from fedpeft.run.folder import (
 )
 from fedpeft.run.records import Records
 from fedpeft.run.summary import Costs, Quality, Summary, show
-from fedpeft.server.calibration import of_clients
+from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
 
 FAREWELL = "the federation is finished"
 
@@ -237,8 +236,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     kept, residual = progress.result
     save(setup, kept, federation.folder, residual)
     own = server.own_rows(progress) if federation.held_out else None
-    asked = setup.measured.calibration if asks_clients(setup) else None
-    told = of_clients(server.questions(progress), asked.bins) if asked is not None else None
+    calibration = of_clients_rows(server, progress)
     gateway.close(FAREWELL)
     received, sent = gateway.wire_bytes()
     scorer = federation.scorer
@@ -259,7 +257,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         loss=loss,
         perplexity=None if setup.facts.task == "classification" else math.exp(loss),
         kept_round=progress.kept_round,
-        temperature=told.pop("temperature") if told else None,
+        temperature=calibration["temperature"] if calibration else None,
     )
     return Summary(
         quality=quality,
@@ -267,7 +265,11 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         wire_received_bytes=None if federation.secret_cohort else received,
         wire_sent_bytes=None if federation.secret_cohort else sent,
         refused=gateway.admission.refused,
-        trust={"calibration": {"temperature": quality.temperature, "clients": told}} if told else None,
+        trust=named(
+            calibration=calibration,
+            disagreement=of_updates(setup, progress, records, None),
+            energy=of_energy(setup, records, federation.protection is not None),
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedpeft.models.layers import innermost
 from fedpeft.peft.adapter import State
+from fedpeft.peft.method import PeftMethod
 from fedpeft.run.observer import Metrics
 from fedpeft.run.setup import Setup
 from fedpeft.run.trust_lines import CAUSAL
@@ -16,10 +17,16 @@ from fedpeft.trust.groups import groups_of, placed
 from fedpeft.trust.spectra import LARGEST, decomposed, shrunk_alike, spectra, without_leading
 
 
+def products(setup: Setup) -> bool:
+    """Whether what an adapter adds to a layer is the product of its two factors, and nothing else."""
+    plain = type(setup.method).weight_changes is PeftMethod.weight_changes
+    return bool(setup.layout.pairs) and setup.layout.form is not None and plain
+
+
 def of_run(setup: Setup, progress: Progress, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Spectra of the kept state, by module, and what the last line of disagreement.jsonl says of the clients."""
     found: dict[str, Any] = {}
-    if setup.layout.pairs:
+    if products(setup):
         made = spectra(decomposed(progress.result[0], setup.layout), base_weights(setup))
         found["modules"] = {module: spectrum.as_dict() for module, spectrum in made.items()}
     return found | (of_clients(lines[-1]) if lines else {})

@@ -40,6 +40,7 @@ from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.energy import EnergyBook, told
 from fedpeft.server.evaluation import Evaluate, Evaluation, OwnRows
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.learned import products
 from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import Progress, RunStore, Traffic
@@ -308,7 +309,7 @@ class Server:
         if setup.secure_sum is not None:  # of which no single update can be measured
             return inner
         inner = measured(inner, setup.strategy, setup.layout, setup.weight_changes)
-        return Watched(inner, setup.layout) if compares_clients(setup) else inner
+        return Watched(inner, setup.layout, products(setup)) if compares_clients(setup) else inner
 
     def _finished(self, taken: Acceptance, progress: Progress) -> Outcome:
         """What the updates have led to; without any the model stays as it is.

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedpeft.run.asked import asks_clients
 from fedpeft.run.final_score import FinalScore
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
-from fedpeft.server.calibration import of_clients
-from fedpeft.server.energy import summarised
-from fedpeft.server.learned import causal, of_run
 from fedpeft.server.progress import Progress
 from fedpeft.server.rounds import Server
+from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
 from fedpeft.simulation.laplace import laplace
 from fedpeft.simulation.robustness import robustness
 from fedpeft.simulation.simulation import Simulation
@@ -36,12 +33,9 @@ class Trust:
 
     def ask_clients(self, server: Server, progress: Progress) -> None:
         """What only clients know, while they are there."""
-        asked = self.setup.measured.calibration
-        if asked is None or not asks_clients(self.setup):
-            return
-        found = of_clients(server.questions(progress), asked.bins)
-        self.temperature = found.pop("temperature")
-        self.found["calibration"] = {"temperature": self.temperature, "clients": found}
+        found = of_clients_rows(server, progress)
+        if found is not None:
+            self.found["calibration"], self.temperature = found, found["temperature"]
 
     def doubt(self, server: Server, simulation: Simulation, progress: Progress) -> None:
         """How uncertain the kept adapter is, while clients are there."""
@@ -53,14 +47,14 @@ class Trust:
 
     def look_into(self, simulation: Simulation, progress: Progress) -> None:
         """What the kept adapter has learned, where clients disagreed, and what a direction is worth."""
-        asked, setup = self.setup.measured.disagreement, self.setup
-        if asked is None:
-            return
-        found = of_run(setup, progress, Records(simulation.folder).read("disagreement.jsonl"))
-        state, residual = progress.result
-        if asked.causal and setup.layout.pairs and not residual and len(simulation.rows.validation):
-            found["causal"] = causal(setup, state, lambda edited: simulation.workers.evaluate(edited, 0))
-        self.found["disagreement"] = found
+        evaluate = simulation.workers.evaluate if len(simulation.rows.validation) else None
+        found = of_updates(
+            self.setup,
+            progress,
+            Records(simulation.folder),
+            None if evaluate is None else lambda edited: evaluate(edited, 0),
+        )
+        self.found |= named(disagreement=found) or {}
 
     def spoil(self, simulation: Simulation) -> None:
         """What changes of the test rows leave of the saved model."""
@@ -79,10 +73,7 @@ class Trust:
 
         `secret`: who took part is nobody's business, and so is what they used.
         """
-        energy = self.setup.measured.energy
-        if energy is not None and not secret:
-            lines = records.read("clients.jsonl"), records.read("rounds.jsonl")
-            self.found["energy"] = summarised(*lines, energy.pue)
+        self.found |= named(energy=of_energy(self.setup, records, secret)) or {}
         asked = self.setup.measured.calibration
         if asked is not None:
             test = compared(score.answers, before_and_after(score.temperature, asked.bins))

@@ -104,10 +104,15 @@ def with_mean(gram: Tensor, shares: Tensor) -> Tensor:
 
 @dataclass
 class Watched:
-    """Hands updates on to `inner`, and looks at what they change in the layers of `layout`."""
+    """Hands updates on to `inner`, and looks at what they change in the layers of `layout`.
+
+    `products`: whether what an adapter adds to a layer is the product of its factors; else each tensor is looked at by
+    itself.
+    """
 
     inner: Aggregator
     layout: Layout
+    products: bool = True
     _clients: list[int] = field(default_factory=list)
     _weights: list[float] = field(default_factory=list)
     _changes: dict[str, list[LowRank]] = field(default_factory=dict)
@@ -122,7 +127,7 @@ class Watched:
         self._clients.append(update.client)
         self._weights.append(update.weight)
         factors = set()
-        for pair in self.layout.pairs:
+        for pair in self.layout.pairs if self.products else ():
             if pair.A in update.received and pair.B in update.received:
                 factors |= {pair.A, pair.B}
                 self._changes.setdefault(pair.module, []).append(change(pair, update))

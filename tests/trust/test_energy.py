@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from rich.console import Console
 
 from fedpeft.config import RunConfig, read_config
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.machine.energy import Meter, rapl
+from fedpeft.machine.energy import Meter, nvml, rapl
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.energy import EnergyModel
 from fedpeft.run.measured import parse_measure
@@ -232,3 +234,19 @@ def test_the_text_of_energy_round_trips():
     assert str(parse_measure(text)) == text
     with pytest.raises(ConfigError, match="at least 1"):
         parse_measure("energy(watts=5, pue=0.5)")
+
+
+def test_cards_are_counted_through_nvml(monkeypatch):
+    """Millijoules of two cards, by a module in the place of nvidia-ml-py."""
+    told = {0: 5_000, 1: 70_000}
+    cards = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetTotalEnergyConsumption=lambda i: told[i],
+        NVMLError=RuntimeError,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", cards)
+    meter = Meter(nvml())
+    told |= {0: 6_500, 1: 70_500}
+    assert meter.joules() == pytest.approx(2.0)
