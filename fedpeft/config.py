@@ -61,7 +61,8 @@ class RunConfig:
     measure: str = setting(
         "validation(every=4)",
         "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, forgetting(dataset=NAME), "
-        "calibration(rows=auto|server|clients), disagreement, energy(watts=6), laplace, robustness, by +",
+        "calibration(rows=auto|server|clients), disagreement, energy(watts=6), laplace, ensemble, robustness, "
+        "by +",
     )
     seed: int = setting(0, "of everything that is drawn at random", low=0)
 

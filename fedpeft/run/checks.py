@@ -120,8 +120,14 @@ def _check_questions(setup: Setup) -> None:
             f"calibration is that of classes, and {setup.facts.task.partition('(')[0]} has none; leave it out of "
             "--measure"
         )
-    if setup.measured.robustness is not None and setup.facts.task != "classification":
-        raise ConfigError("robustness is that of classes; leave it out of --measure")
+    for name in ("robustness", "ensemble"):
+        if getattr(setup.measured, name) is not None and setup.facts.task != "classification":
+            raise ConfigError(f"{name} is that of classes; leave it out of --measure")
+    if setup.measured.ensemble is not None and isinstance(setup.strategy, GatherStrategy) and setup.strategy.fills_base:
+        raise ConfigError(
+            f"{setup.config.strategy} puts part of what was learned into the base, which an ensemble's states share; "
+            "take flexlora"
+        )
     if setup.measured.laplace is not None:
         _check_laplace(setup)
     if not asks_clients(setup):

@@ -15,6 +15,7 @@ from fedpeft.run.measurement import MEASUREMENTS, Measurement
 from fedpeft.run.measurements.calibration import Calibration
 from fedpeft.run.measurements.disagreement import Disagreement
 from fedpeft.run.measurements.energy import Energy
+from fedpeft.run.measurements.ensemble import Ensemble
 from fedpeft.run.measurements.forgetting import Forgetting
 from fedpeft.run.measurements.laplace import Laplace
 from fedpeft.run.measurements.pooled import Pooled
@@ -71,6 +72,11 @@ class Measured:
     def robustness(self) -> Robustness | None:
         """Of the result; None: it is asked as the rows are."""
         return next((part for part in self.parts if isinstance(part, Robustness)), None)
+
+    @property
+    def ensemble(self) -> Ensemble | None:
+        """Of the last states; None: the result is one of them."""
+        return next((part for part in self.parts if isinstance(part, Ensemble)), None)
 
     def with_second(self, text: str) -> Measured:
         """The same, with another text of the second data set."""

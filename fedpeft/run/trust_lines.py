@@ -20,6 +20,7 @@ def trust_lines(summary: Mapping[str, Any]) -> dict[str, str]:
         if found := (trust.get("calibration") or {}).get(whose):
             lines |= _calibration(found["before"], found["after"], name)
     lines |= _laplace(trust.get("laplace") or {})
+    lines |= _ensemble(trust.get("ensemble") or {})
     lines |= _robustness(trust.get("robustness") or {})
     lines |= _disagreement(trust.get("disagreement") or {})
     return lines | _energy(trust.get("energy") or {})
@@ -41,6 +42,17 @@ def _laplace(found: Mapping[str, Any]) -> dict[str, str]:
     return {
         f"Laplace-LoRA, {before['rows']} test rows: error": f"{before['error']:.4f} -> {after['error']:.4f}",
         "Laplace-LoRA: loss (nats)": f"{before['loss']:.4f} -> {after['loss']:.4f}",
+    }
+
+
+def _ensemble(found: Mapping[str, Any]) -> dict[str, str]:
+    if not found:
+        return {}
+    last, together = found["last"], found["together"]
+    names = {"error": "calibration error", "loss": "loss (nats)", "accuracy": "accuracy"}
+    return {
+        f"the last {len(found['rounds'])} states together: {name}": f"{last[key]:.4f} -> {together[key]:.4f}"
+        for key, name in names.items()
     }
 
 

@@ -145,6 +145,8 @@ class Server:
     def commit(self, progress: Progress) -> None:
         """A round counts once its checkpoint is on the disk."""
         self.store.commit(progress)
+        if (ensemble := self.setup.measured.ensemble) is not None:
+            self.store.keep(progress, ensemble.last)
         trim()
 
     def open(self, progress: Progress) -> Entry | None:

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from fedpeft.aggregation.update import Fold
 from fedpeft.clients.curvature import logit_gradients
 from fedpeft.data.cached_rows import cached_examples
-from fedpeft.models.task import trainable
 from fedpeft.peft.adapter import State
 from fedpeft.run.measurements.laplace import Laplace
-from fedpeft.run.setup import Setup, adapted_model
+from fedpeft.run.setup import Setup
 from fedpeft.server.questions import Questions
+from fedpeft.simulation.ensemble import model_of, put
 from fedpeft.simulation.forgetting import chosen
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.trust.calibration import Calibrated
@@ -56,10 +55,8 @@ def posterior(questions: Questions, state: State, rank: int) -> Posterior:
 
 def predicted(setup: Setup, state: State, rows: SimulatedRows, found: Posterior, most: int) -> dict[str, Any]:
     """The test rows without and with the adapter's uncertainty, for summary.json."""
-    model = adapted_model(setup.task, setup.model_directory, setup.method, "fp32", setup.facts.classes).eval()
-    with torch.no_grad():
-        for name, parameter in trainable(model).items():
-            parameter.copy_(state[name].reshape(parameter.shape))
+    model = model_of(setup)
+    put(model, state)
     examples = cached_examples(setup.tokenised(chosen(rows.dataset.test, most), setup.tokens))
     totals = {"map": Fold(), "laplace": Fold()}
     for row in range(len(examples)):

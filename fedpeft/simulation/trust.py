@@ -8,9 +8,10 @@ from typing import Any
 from fedpeft.run.final_score import FinalScore
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import STATES, Progress
 from fedpeft.server.rounds import Server
 from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
+from fedpeft.simulation.ensemble import ensemble
 from fedpeft.simulation.laplace import laplace
 from fedpeft.simulation.robustness import robustness
 from fedpeft.simulation.simulation import Simulation
@@ -57,7 +58,10 @@ class Trust:
         self.found |= named(disagreement=found) or {}
 
     def spoil(self, simulation: Simulation) -> None:
-        """What changes of the test rows leave of the saved model."""
+        """What the last states say together, and what changes of the test rows leave of the saved model."""
+        if self.setup.measured.ensemble is not None:
+            simulation.observer.phase("ensemble of the last states: test rows", 1)
+            self.found["ensemble"] = ensemble(self.setup, simulation.rows, simulation.folder / STATES)
         asked = self.setup.measured.robustness
         if asked is not None:
             simulation.observer.phase("robustness: test rows that were changed", 1)
