@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from fedpeft.machine.energy import Meter
 from fedpeft.privacy.engine import Entry
 from fedpeft.run.energy import JOULES_PER_WH, EnergyModel, Spent, total
-from fedpeft.run.measurements.energy import Energy
-from fedpeft.run.profiles import Profile, Profiles, kinds
+from fedpeft.run.profiles import Profile, Profiles
 from fedpeft.run.sampling import AwareSampler
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import ClientResult
@@ -249,8 +248,3 @@ class Choosing:
     def draw(self, seed: int, round: int) -> list[int]:
         """The cohort of a round (from 1), ascending; empty where nobody's battery lasts."""
         return self.rule.choose(self.book, self.size, seed, round)
-
-
-def declares(given: Energy, profiles: Sequence[Profile]) -> bool:
-    """Whether every client's watts are known."""
-    return bool(given.watts) or all(profile.watts_train for profile in kinds(profiles))
