@@ -1,4 +1,4 @@
-"""Which measurements a run can have, and which samplers: what has no answer, or would be told unprotected, is refused."""
+"""Which measurements a run can have, and which samplers: what has no answer, or would be unprotected, is refused."""
 
 from __future__ import annotations
 
@@ -86,6 +86,10 @@ def _check_energy(setup: Setup) -> None:
         raise PrivacyError(
             f"{name} chooses clients by what is known of them, and privacy counts on clients that are drawn alike; "
             "give --cohort a number or a fraction"
+        )
+    if energy is not None and energy.lean and setup.mechanism is not None:
+        raise PrivacyError(
+            "energy(lean=True) changes how many local steps clients take, which epsilon counts; leave lean out"
         )
     if setup.secure_sum is not None and setup.secure_sum.noisy and any(p.battery_wh for p in profiles):
         raise PrivacyError(

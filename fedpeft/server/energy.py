@@ -102,7 +102,20 @@ class EnergyBook:
         fixed = self.setup.training.steps_for(batch)
         own = np.maximum(1, np.ceil(rows / batch) * one_pass) if self._by_rows else np.full(len(rows), float(fixed))
         declared = self._each(lambda p: p.steps)
-        return np.where(declared > 0, declared, own)
+        whole: Floats = np.where(declared > 0, declared, own)
+        if not self.model.given.lean:
+            return whole
+        plugged = np.isinf(self.capacities)
+        charge = np.where(plugged, 1.0, self.levels / np.where(plugged, 1.0, self.capacities))
+        return np.maximum(1.0, np.ceil(whole * charge))
+
+    def lean(self, round: Sequence[int]) -> dict[int, int]:
+        """The local steps of these clients where they follow the battery (after LeanFed, arXiv 2412.02289, whose
+        clients leave rows out); empty: they do not, or none runs on one."""
+        if not self.model.given.lean or not np.isfinite(self.capacities).any():
+            return {}
+        steps = self._steps
+        return {client: int(steps[client]) for client in round if np.isfinite(self.capacities[client])}
 
     @property
     def _by_rows(self) -> bool:

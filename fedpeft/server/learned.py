@@ -43,6 +43,7 @@ def of_clients(line: Mapping[str, Any]) -> dict[str, Any]:
         "conflict": line["conflict"],
         "cancelled_by_module": line["cancelled_by_module"],
         "agreement": line["agreement"],
+        "overlap": line["overlap"],
         "places": [[round_to(x) for x in place] for place in placed(cosines).tolist()],
         "groups": [[clients[k] for k in group] for group in groups.groups],
         "opposed": [clients[k] for k in groups.opposed],

@@ -169,7 +169,8 @@ class Server:
         """One round: the server after it, and what is told of it."""
         clock = Clock()
         entry = entry if self.book is None else self.book.open(entry, progress.rows)
-        setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote)
+        steps = {} if self.book is None else self.book.lean(entry.cohort)
+        setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote, steps)
         if self.clients.announce is not None:
             self.clients.announce(dispatch.release("train", entry.round))
         sent = dispatch.cohort(entry)

@@ -5,6 +5,8 @@ p_k its share of the mean, everything below comes from the inner products <D_j, 
 
     cancelled share   1 - norm(sum_k p_k D_k) / sum_k p_k norm(D_k)      0: all pull alike; 1: nothing is left
     cosine            <D_j, D_k> / (norm(D_j) norm(D_k))
+    overlap           norm(U_j^T U_k)_F^2 / min(r_j, r_k), U_k spans the columns of what client k has trained (Hu et
+                      al., ICLR 2022, arXiv 2106.09685); mean over pairs, 1: one subspace
     sign conflict     mean over entries of min(k, N - k) / N, k of N clients that move it up   0 to 0.5
 
 The sign conflict is that of the trained tensors themselves, as they are averaged.
@@ -29,6 +31,9 @@ from fedpeft.peft.low_rank import LowRank, inner_products
 MOST_CLIENTS = 100
 """Of a round, in the order of ids, that are compared with each other."""
 
+TINY = 1e-6
+"""Of the largest singular value, up to which a direction is rounding."""
+
 
 @dataclass(frozen=True)
 class Disagreement:
@@ -40,6 +45,7 @@ class Disagreement:
         conflict: of signs.
         cosines: (clients, clients).
         agreement: by module, the cosine of each client's change with the mean of all, (clients,).
+        overlap: by module, of the clients' subspaces; only where adapters are products of factors.
     """
 
     clients: tuple[int, ...]
@@ -48,6 +54,7 @@ class Disagreement:
     cosines: Tensor
     by_module: Mapping[str, float]
     agreement: Mapping[str, Tensor]
+    overlap: Mapping[str, float] = field(default_factory=dict)
 
     def line(self, round: int) -> dict[str, Any]:
         """Of disagreement.jsonl; cosines are the upper triangle, row by row."""
@@ -60,6 +67,7 @@ class Disagreement:
             "cosines": _rounded(self.cosines[above[0], above[1]]),
             "cancelled_by_module": {name: round_to(value) for name, value in self.by_module.items()},
             "agreement": {name: _rounded(values) for name, values in self.agreement.items()},
+            "overlap": {name: round_to(value) for name, value in self.overlap.items()},
         }
 
 
@@ -102,6 +110,23 @@ def with_mean(gram: Tensor, shares: Tensor) -> Tensor:
     return ((gram @ shares) / (norms * together).clamp_min(torch.finfo(gram.dtype).tiny)).clamp(-1, 1)
 
 
+def basis(columns: Tensor) -> Tensor:
+    """Orthonormal columns (out, rank) that span those of a matrix (out, r), but for directions that are rounding."""
+    U, S, _ = torch.linalg.svd(columns.double(), full_matrices=False)
+    return U[:, TINY * S[:1] < S]
+
+
+def mean_overlap(bases: Sequence[Tensor]) -> float:
+    """Over all pairs of subspaces, given by orthonormal columns; those of dimension 0 are in none; 0 without a pair."""
+    kept = [U for U in bases if U.shape[1]]
+    shared = [
+        float((kept[j].T @ kept[k]).square().sum()) / min(kept[j].shape[1], kept[k].shape[1])
+        for j in range(len(kept))
+        for k in range(j)
+    ]
+    return sum(shared) / len(shared) if shared else 0.0
+
+
 @dataclass
 class Watched:
     """Hands updates on to `inner`, and looks at what they change in the layers of `layout`.
@@ -116,6 +141,7 @@ class Watched:
     _clients: list[int] = field(default_factory=list)
     _weights: list[float] = field(default_factory=list)
     _changes: dict[str, list[LowRank]] = field(default_factory=dict)
+    _bases: dict[str, list[Tensor]] = field(default_factory=dict)
     _ups: State = field(default_factory=dict)
     _downs: State = field(default_factory=dict)
 
@@ -131,6 +157,7 @@ class Watched:
             if pair.A in update.received and pair.B in update.received:
                 factors |= {pair.A, pair.B}
                 self._changes.setdefault(pair.module, []).append(change(pair, update))
+                self._bases.setdefault(pair.module, []).append(basis(update.trained(pair.B)))
         for name, delta in update.delta.items():
             if name not in factors:  # a vector, or a whole matrix: as one row it has the same inner products
                 row = LowRank(torch.ones(1, 1, dtype=delta.dtype), delta.reshape(1, -1))
@@ -159,6 +186,7 @@ class Watched:
             cosines=cosines(whole),
             by_module={name: cancelled_share(gram, shares) for name, gram in grams.items()},
             agreement={name: with_mean(gram, shares) for name, gram in grams.items()},
+            overlap={name: mean_overlap(bases) for name, bases in self._bases.items()},
         )
 
 

@@ -10,7 +10,7 @@ from fedpeft.aggregation.aggregator import Outcome
 from fedpeft.aggregation.update import Update
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.trust.disagreement import Watched, cosines_of
+from fedpeft.trust.disagreement import Watched, basis, cosines_of, mean_overlap
 from fedpeft.trust.spectra import decomposed, intruder_share, shrunk_alike, spectra, without_leading
 
 OUT, IN, RANK = 12, 9, 4
@@ -76,6 +76,19 @@ def test_shares_and_cosines_are_those_of_dense_changes():
         np.testing.assert_allclose(found.agreement[m].numpy(), expected, atol=1e-9)
     unit = whole / np.linalg.norm(whole, axis=1, keepdims=True)
     np.testing.assert_allclose(found.cosines.numpy(), unit @ unit.T, atol=1e-9)
+
+
+def test_overlap_is_that_of_projections():
+    given = updates()
+    found = watched(given)
+    for m in MODULES:
+        bases = [torch.linalg.qr(u.trained(f"{m}.B"))[0] for u in given]
+        projections = [U @ U.T for U in bases]
+        pairs = [(j, k) for j in range(4) for k in range(j)]
+        expected = np.mean([float((projections[j] * projections[k]).sum()) / RANK for j, k in pairs])
+        assert found.overlap[m] == pytest.approx(expected, abs=1e-9)
+    assert mean_overlap([basis(torch.eye(5)[:, :2]), basis(torch.eye(5)[:, 1:4])]) == pytest.approx(0.5)
+    assert mean_overlap([basis(torch.zeros(5, 2)), basis(torch.eye(5)[:, :2])]) == 0.0
 
 
 def test_other_factors_of_the_same_change_disagree_alike():

@@ -215,11 +215,25 @@ def test_a_run_that_is_continued_knows_its_batteries(tmp_path):
     simulation.close()
 
 
+def test_local_work_follows_the_battery(tmp_path):
+    (tmp_path / "clients.toml").write_text(TABLES)
+    given = {"dataset": "tiny", "workers": 1, "tokens": 16, "head": "zero", "local_work": "steps(6)"}
+    config = RunConfig(**given, clients=str(tmp_path / "clients.toml"), measure="energy(watts=5, lean=True)")
+    simulation = Simulation(config, tmp_path, ConsoleObserver(Console(quiet=True)))
+    book = simulation.book
+    book.levels[:3] = book.capacities[:3] * np.array([1.0, 0.5, 0.01])
+    assert book.lean([0, 1, 2, 7]) == {0: 6, 1: 3, 2: 1}
+    assert book.seconds[:3].tolist() == [6, 3, 1]
+    plain = EnergyBook(dataclasses.replace(simulation.setup, measured=parse_measure("energy(watts=5)")))
+    assert plain.lean([0, 1]) == {}
+
+
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
         ({"measure": "energy"}, ConfigError, "say energy\\(watts"),
         ({"cohort": "eafl(0.5)"}, ConfigError, "add energy\\(watts"),
+        ({"measure": "energy(watts=5, lean=True)", "privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "leave lean out"),
         ({"cohort": "eafl(0.5)", "measure": "energy(watts=5)", "privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "alike"),
     ],
 )

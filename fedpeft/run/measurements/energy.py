@@ -18,6 +18,7 @@ class Energy(Measurement):
     joule_per_byte: float = setting(0.0, "of traffic, both ways", low=0)
     pue: float = setting(1.0, "power usage effectiveness: what the site takes for each joule of the machines", low=1)
     intensity: float = setting(0.0, "grams of CO2 per kWh; 0: grams are not told", low=0)
+    lean: bool = setting(False, "local steps follow the battery: of a client at half of its charge, half of them")
     round_hours: float = setting(1.0, "hours from one round to the next, for batteries and the time of day", above=0)
 
 
