@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fedpeft.clients.drift import flattened, parse_drift, unflattened
+from fedpeft.clients.evaluating import evaluated
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.label_shift import SHARES, offsets
 from fedpeft.clients.masking import Masking, MaskPlan
@@ -179,13 +180,9 @@ class ClientSide:
     def _evaluate(self, instruction: Instruction) -> Report:
         _, rows = self._rows(instruction.client)
         task = self._task(instruction)
-        if not len(rows):
-            return Report(instruction.client, instruction.round, b"")
-        bench = self.bench.at(instruction.base_precision)
-        own = task.job.received | section(task.state, PERSONAL)
-        totals = bench.evaluate(own, rows, instruction.base, task.job.form)
-        client, round = instruction.client, instruction.round
-        return Report(client, round, b"", len(rows), loss=totals.mean_loss, correct=totals.correct, count=totals.count)
+        state = task.job.received | section(task.state, PERSONAL)
+        held = replace(instruction, form=task.job.form)
+        return evaluated(self.bench, held, state, rows, task.job.rows)
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:
         started = time.perf_counter()

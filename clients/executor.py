@@ -327,6 +327,18 @@ class Executor(ABC):
                 totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
         return Totals(*totals.cpu().tolist())
 
+    def logits(self, state: State, rows: np.ndarray, form: ClientForm | None = None) -> Tensor:
+        """Logits of the model with `state` on `rows`, (rows, classes) in fp64, in their order; `form` as in `load`."""
+        self.load(state, form)
+        device = next(self.model.parameters()).device
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        with torch.no_grad():
+            for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
+                batch = {name: t.to(device) for name, t in self.examples.batch(rows[index]).items()}
+                for place, row in zip(index.tolist(), self.model(batch).double().cpu(), strict=True):
+                    found[place] = row
+        return torch.stack(found)
+
     @abstractmethod
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
         """Train every job from its received state."""

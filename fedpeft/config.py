@@ -31,7 +31,9 @@ class RunConfig:
         low=0,
     )
     rounds: int = setting(20, "rounds of federated training", low=1)
-    cohort: int | float | str = setting(0.1, "clients per round: a fraction (0.1), a number (20) or all", above=0)
+    cohort: int | float | str = setting(
+        0.1, "clients per round: a fraction (0.1), a number (20), all, or a sampler such as eafl(0.1)", above=0
+    )
     dataset: str = setting("20newsgroups", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
     partition: str = setting("dirichlet(alpha=0.5)", "whose rows are which: iid, dirichlet, natural, quantity, ...")
     model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the data set's own")
@@ -61,7 +63,9 @@ class RunConfig:
     workers: int = setting(0, "worker processes; 0: one per GPU, or per core where there is none", low=0, high=1024)
     measure: str = setting(
         "validation(every=4)",
-        "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, forgetting(dataset=NAME), by +",
+        "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, forgetting(dataset=NAME), "
+        "calibration(rows=auto|server|clients), disagreement, energy(watts=6), laplace, ensemble, robustness, "
+        "by +",
     )
     seed: int = setting(0, "of everything that is drawn at random", low=0)
 

@@ -28,6 +28,7 @@ from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.record_files import records
 from fedpeft.data.user_rows import labelled_rows
+from fedpeft.deployment.answered import check_question, metered
 from fedpeft.deployment.capacity import device_called, fitted
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
@@ -48,9 +49,9 @@ from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.secure_sum.certified import Identity
 from fedpeft.privacy.secure_sum.words import most_said
 from fedpeft.run.observer import RunObserver
+from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import DataFacts, Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
-from fedpeft.server.sampling import cohort_size
 
 BYTES_PER_NUMBER = 8
 """In what is sent of the base, at most: fp64."""
@@ -320,9 +321,10 @@ class Edge:
         own = self.protection
         try:
             instruction.check(len(self.setup.layout.tensors))
+            check_question(instruction)
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
             if own is None:
-                return self.workers.answer(instruction)
+                return metered(instruction, self.workers.answer)
             return own.answer(instruction, self._own_state(instruction), self.workers.answer)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

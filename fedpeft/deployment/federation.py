@@ -47,16 +47,19 @@ from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.sum import FEWEST
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.profiles import Profile, chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
+from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
+from fedpeft.server.energy import EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import FixedSize, Reachable, cohort_size
+from fedpeft.server.sampling import FixedSize, Reachable
 from fedpeft.server.sum_journal import SumJournal
 
 ROSTER = "roster.json"
@@ -163,7 +166,7 @@ class Federation:
         machine = Machine.of(setup, fixed)
         work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
         self.fixed = machine.pinned(fixed, work, folder)
-        self.held_out = options.held_out or (HELD_OUT if setup.personal else 0.0)
+        self.held_out = options.held_out or (HELD_OUT if setup.personal or asks_clients(setup) else 0.0)
         self.protection = self._protection(f"{work.data_key} {work.model_key} {self.fixed}")
         nobody = Partition(np.zeros(0, np.int64), np.zeros(setup.clients + 1, np.int64))
         plan = client_plan(setup, nobody, folder, self.held_out, None)
@@ -335,6 +338,7 @@ class Federation:
             validation_loss=self.workers.validation_loss if len(self.rows.validation) else None,
             announce=self.announcements.announce,
             most_rows=self._most_rows,
+            book=EnergyBook(self.setup) if self.setup.measured.energy is not None else None,
             journal=SumJournal(self.folder / "secure_sum", self.roster.run) if self.setup.secure_sum else None,
         )
 

@@ -8,6 +8,7 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
 from fedpeft.run.measured import parse_measure
+from fedpeft.run.sampling import aware
 
 
 def check(config: RunConfig, options: ServeOptions) -> None:
@@ -20,6 +21,11 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         raise ConfigError("attack belongs to simulations: real clients keep their rows; leave it out")
     for name in parse_measure(config.measure).simulated:
         raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out of --measure")
+    if aware(config.cohort) is not None:
+        raise ConfigError(
+            f"--cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients don't "
+            "tell; give a number or a fraction"
+        )
     if config.grid != "cohort":
         raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
     if needs := PEFT_METHODS.build(config.peft).own_machine:

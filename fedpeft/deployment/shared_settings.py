@@ -85,6 +85,8 @@ def shared_settings(text: str) -> RunConfig:
             raise RunError(f"peft={told.peft!r:.80} {needs}")
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
         raise RunError(f"the server's settings can't be used: {error}") from None
+    if isinstance(told.cohort, str) and told.cohort != "all":
+        raise RunError("the server's settings name a sampler as its cohort, which belongs to simulations")
     if isinstance(told.clients, str):
         raise RunError("the server's settings name a file of clients, and a client is told their number")
     for field in dataclasses.fields(RunConfig):

@@ -35,6 +35,7 @@ from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy
 from fedpeft.run.grid import GRIDS
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.measurement import MEASUREMENTS
+from fedpeft.run.sampling import SAMPLERS, aware
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class Flag:
     """
 
     families: tuple[Family[Any], ...]
-    parse: Callable[[str], Any] | None = None
+    parse: Callable[[Any], Any] | None = None
     joined: str = ""
     optional: bool = False
 
-    def built(self, text: str) -> Any:
+    def built(self, text: Any) -> Any:
         """What a text means; None where it is empty and may be.
 
         Raises:
@@ -65,6 +66,7 @@ class Flag:
 
 
 FLAGS: Mapping[str, Flag] = {
+    "cohort": Flag((SAMPLERS,), aware),
     "dataset": Flag((DATASETS,)),
     "partition": Flag((PARTITIONS,)),
     "model": Flag((MODELS,)),
@@ -138,7 +140,7 @@ def used(config: RunConfig) -> list[plugins.Plugin]:
     in_it = {
         origin: None
         for flag, families in FAMILIES.items()
-        for word in re.findall(r"\w+", getattr(config, flag.replace("-", "_")))
+        for word in re.findall(r"\w+", str(getattr(config, flag.replace("-", "_"))))
         for family in families
         if (origin := family.outside().get(word))
     }

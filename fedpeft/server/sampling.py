@@ -9,26 +9,6 @@ from typing import Protocol
 import numpy as np
 
 from fedpeft import seeds
-from fedpeft.errors import ConfigError
-
-
-def cohort_size(setting: int | float | str, clients: int) -> int:
-    """The cohort's size: a whole number is a count, a float a fraction of the clients, "all" is everyone.
-
-    Raises:
-        ConfigError: it asks for no client, or for more than there are.
-    """
-    if setting == "all":
-        return clients
-    if isinstance(setting, float) and 0 < setting <= 1:
-        return max(1, round(setting * clients))
-    if isinstance(setting, int) and 1 <= setting <= clients:
-        return setting
-    raise ConfigError(
-        f"cohort={setting} is neither a fraction of the clients (above 0.0, at most 1.0), nor a whole number from 1 to "
-        f"the number of clients ({clients}), nor all"
-    )
-
 
 FEW = 10_000
 """Up to so many clients all are asked for what concerns all: the head's start, and evaluations on their own rows."""

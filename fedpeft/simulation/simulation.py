@@ -24,17 +24,20 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
 from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_engine import SummedEngine
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.profiles import chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
+from fedpeft.run.sampling import aware, cohort_size
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
+from fedpeft.server.energy import Choosing, EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.preparation import noised_statistics
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import FixedSize, cohort_size
+from fedpeft.server.sampling import FixedSize, Sampler
 from fedpeft.simulation.forgetting import second_task
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.hostile import HostilePlan, attacked_labels
@@ -70,14 +73,16 @@ class Simulation:
             )
         self.setup = Setup.of(config, self.rows.facts, groups)
         second = self.setup.measured.second
-        if self.setup.personal and self.rows.partition.resampled:
+        if self._held_out and self.rows.partition.resampled:
+            scored = config.strategy if self.setup.personal else "calibration(rows=clients)"
             raise ConfigError(
                 f"under {config.partition} a client's held-out rows are trained on by it and by others, and "
-                f"{config.strategy} is scored on them; take another partition or strategy"
+                f"{scored} is scored on them; take another partition, or leave it out"
             )
         self.second = second_task(second, self.rows.dataset) if second else None
         self.config = self.setup.config
         self.clients = self.setup.clients
+        self.book = EnergyBook(self.setup) if self.setup.measured.energy is not None else None
         self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles))
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
@@ -120,7 +125,7 @@ class Simulation:
     @property
     def _held_out(self) -> float:
         """Share of its rows that a client is evaluated on and does not train on."""
-        return HELD_OUT if self.setup.personal else 0.0
+        return HELD_OUT if self.setup.personal or asks_clients(self.setup) else 0.0
 
     def _protection(self, work: WorkPlan) -> PrivacyEngine | None:
         """The mechanism with this run's costs; refuses what would not protect."""
@@ -173,14 +178,21 @@ class Simulation:
         return Server(
             setup=self.setup,
             grid=grid,
-            sampler=self.sampler,
+            sampler=self._chooser,
             store=RunStore.of(records),
             observer=self.observer,
             evaluate=workers.evaluate,
             fixed=self.fixed,
             privacy=self.protection,
             validation_loss=workers.validation_loss,
+            book=self.book,
         )
+
+    @property
+    def _chooser(self) -> Sampler:
+        """Who draws the cohorts: all alike, or by what is known of clients."""
+        rule = aware(self.config.cohort)
+        return self.sampler if rule is None or self.book is None else Choosing(rule, self.book, self.sampler.size)
 
     def train(self, server: Server) -> Progress:
         """All rounds."""
