@@ -43,7 +43,8 @@ class SummedEngine(PrivacyEngine):
         With `at_budget=sit_out` whoever's budget is spent is left out; None where that is everyone.
         """
         coins = self.key.stream("cohort", round, self._sums_begun).random(self.federation.clients)
-        cohort = [int(k) for k in np.flatnonzero(coins < self.mechanism.share(self.federation))]
+        heads = {int(k) for k in np.flatnonzero(coins < self.mechanism.share(self.federation))}
+        cohort = [client for client in self._candidates(drawn) if client in heads]
         costs = dict(self.cost(cohort))
         spent = {client for client, (event, n) in costs.items() if not self._affordable(client, event, n)}
         if spent and (not self.sits_out or self._all_spent()):
@@ -52,6 +53,10 @@ class SummedEngine(PrivacyEngine):
         left = {client: cost for client, cost in costs.items() if client not in spent}
         attempt = self.ledger.charge(round, self._fingerprint(round, state), left)
         return Entry(round, list(left), attempt, tuple(sorted(spent)))
+
+    def _candidates(self, drawn: Sequence[int]) -> Sequence[int]:
+        """Who may be asked, ascending; a simulation's clients are all there, whoever is `drawn` in public."""
+        return range(self.federation.clients)
 
     @property
     def _sums_begun(self) -> int:
