@@ -46,6 +46,9 @@ from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid, widest_grid
 
+LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
+"""Noise multipliers of which a grid can be computed; none that protects is near them."""
+
 UNPLANNED = 0.05
 """Chance that some client is drawn more often than is planned for; then the run ends early."""
 
@@ -56,7 +59,10 @@ class DistributedDP(Mechanism):
 
     unit: str = setting("rows", "what is hidden: a row, or a client with all its data", choices=("rows", "clients"))
     rows: int | None = setting(
-        None, "unit=rows: training rows of all clients together, which everybody may know; none: as counted", low=1
+        None,
+        "unit=rows: training rows of all clients together, which everybody may know; none: as counted",
+        low=1,
+        high=10**10,
     )
     dropouts: float = setting(0.1, "share of a cohort that may drop out; beyond, its sum is void", low=0, below=0.5)
     collude: float = setting(0.0, "share of a cohort that may tell the server its noise", low=0, high=0.9)
@@ -111,6 +117,11 @@ class DistributedDP(Mechanism):
         """
         super().check(federation)
         name = name_of(type(federation.strategy))
+        if self.noise_multiplier and not LEAST_NOISE <= self.noise_multiplier <= MOST_NOISE:
+            raise PrivacyError(
+                f"noise_multiplier={self.noise_multiplier:g} is beyond what a grid can hold; give {self.name} one from "
+                f"{LEAST_NOISE:g} to {MOST_NOISE:g}"
+            )
         if not federation.even:
             raise PrivacyError(f"{self.name} needs the same chance for all clients; leave out participation")
         if self.audit or self.raw_metrics:
