@@ -20,6 +20,7 @@ from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
+from fedpeft.privacy.secure_sum.sum import FEWEST
 
 
 class SummedEngine(PrivacyEngine):
@@ -51,6 +52,8 @@ class SummedEngine(PrivacyEngine):
             return None
         self.sat_out |= spent
         left = {client: cost for client, cost in costs.items() if client not in spent}
+        if len(left) < FEWEST:  # of so few there is no sum, and nobody is asked
+            left = {}
         attempt = self.ledger.charge(round, self._fingerprint(round, state), left)
         return Entry(round, list(left), attempt, tuple(sorted(spent)))
 

@@ -300,6 +300,7 @@ def test_cohorts_are_drawn_by_the_key(tmp_path):
     [
         ({"privacy": "distributed_dp"}, "needs epsilon or noise_multiplier"),
         ({"privacy": "distributed_dp(noise_multiplier=0)"}, "without noise protects nothing"),
+        ({"privacy": "distributed_dp(noise_multiplier=1e-7)"}, "beyond what a grid can hold"),
         ({"privacy": "distributed_dp(epsilon=1e-3)", "rounds": 50}, "epsilon 0.001 is too small .* give bits="),
         ({"privacy": "distributed_dp(epsilon=1, bits=8)"}, "8 bits are too small .* give bits="),
         ({"privacy": "distributed_dp(epsilon=1)", "strategy": "krum"}, "krum needs more of them than that; take"),

@@ -57,6 +57,13 @@ def test_who_is_there_is_drawn_by_secret_coins_and_charged(tmp_path):
     assert len(drawn) > 10
 
 
+def test_who_are_too_few_for_a_sum_are_not_asked_and_not_charged(tmp_path):
+    book = opened(tmp_path)
+    assert book.enter(1, "state", [3, 7]).cohort == []
+    assert charged(tmp_path) == [(1, [])]
+    assert book.told_to_all() > 0, "against models each round counts"
+
+
 def test_a_sum_that_is_under_way_is_gone_on_with_at_no_other_charge(tmp_path):
     going: dict[int, list[int]] = {}
     book = opened(tmp_path, cohort=6, under_way=lambda round: going.get(round, []))
