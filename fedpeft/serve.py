@@ -34,7 +34,7 @@ from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
-from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
+from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run import catalogue, help
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
@@ -172,7 +172,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     quiet_libraries()
     config, options = located(config), options_located(options)
     credentials, doorkeeper, signer = security(options)
-    if signer is None and isinstance(parse_privacy(config.privacy) if config.privacy else None, SecureSum):
+    if signer is None and sums_in(config.privacy) is not None:
         raise ConfigError(
             f"--privacy {config.privacy} needs certificates: without TLS whoever passes a message on could pose as any "
             "client and take the masks off; leave --insecure out"

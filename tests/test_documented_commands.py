@@ -36,6 +36,8 @@ OVERRIDES = [
      "README, docs/deploy.md: each takes minutes, and these flags make any of them short"),
     (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),
+    (r'(distributed_dp(?!.*unit=clients).*) --local-work "steps\(2\)"', r"\1",
+     "docs/privacy.md, docs/deploy.md: a round is one step there"),
     (r"(conversations.*) --tokens 32", r"\1 --tokens 64", "README: their answers begin behind the 32nd token"),
     (r"--dataset office(.*) --tokens 32", r"--dataset 'office(rows=2, test_rows=1)'\1 --tokens 96",
      "README: its rows and the default language model take minutes, and answers begin behind the 32nd token"),

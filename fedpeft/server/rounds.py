@@ -228,9 +228,8 @@ class Server:
         assert clip is not None  # from the sum before round 1
         names = [name for name in setup.layout.names if name in taken.shared]
         shapes = {name: setup.layout.shapes[name] for name in names}
-        masked = MaskedSum(
-            self.clients, secure, setup.config.seed, round, entries(shapes), BESIDE, clip, clock.aggregating
-        )
+        size, working, heard = entries(shapes), clock.aggregating, self.privacy.heard if self.privacy else None
+        masked = MaskedSum(self.clients, secure, setup.config.seed, round, size, BESIDE, clip, working, heard)
         schedule, void = setup.schedule, ""
         growth = schedule.at(round + 1) / schedule.at(round) if round < setup.rounds and schedule.at(round) else 1.0
         try:
