@@ -56,7 +56,7 @@ from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import FixedSize, Reachable, cohort_size
+from fedpeft.server.sampling import Reachable, population
 from fedpeft.server.sum_journal import SumJournal
 
 ROSTER = "roster.json"
@@ -155,7 +155,7 @@ class Federation:
         self.config = setup.config
         if options.wait_for > setup.clients:
             raise ConfigError(f"wait_for={options.wait_for} is more than the {setup.clients} clients there may be")
-        self.sampler = FixedSize(setup.clients, cohort_size(config.cohort, setup.clients), chances(self.given))
+        self.sampler = population(setup.clients, config.cohort, chances(self.given), setup.mechanism)
         if setup.secure_sum is not None:
             setup.secure_sum.check(self.sampler.size)
         begun = Checkpoints(folder / "checkpoint").load()

@@ -136,7 +136,7 @@ class PrivacyEngine:
         """Noise multiplier, delta and the noise multiplier of the start, once the mechanism has been checked."""
         mechanism, federation = self.mechanism, self.federation
         mechanism.check(federation)
-        return mechanism.noise(federation), mechanism.delta(federation), mechanism.start_noise(federation)
+        return mechanism.multiplier(federation), mechanism.delta(federation), mechanism.start_noise(federation)
 
     @property
     def trains(self) -> bool:

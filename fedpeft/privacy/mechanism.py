@@ -147,6 +147,9 @@ class Mechanism(ABC):
     secret_cohort: ClassVar[bool] = False
     """Whether clients are Poisson-sampled by the run's secret, and the cohort may be empty."""
 
+    turns: ClassVar[bool] = False
+    """Whether clients take turns: the same cohorts come round again in the same order."""
+
     summed: ClassVar[bool] = False
     """Whether clients' shares of its noise are in a sum under masks (`fedpeft.privacy.secure_sum`), which alone is
     seen."""
@@ -196,7 +199,7 @@ class Mechanism(ABC):
     def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """What a round with this cohort costs."""
 
-    def noise(self, federation: Exposure) -> float:
+    def multiplier(self, federation: Exposure) -> float:
         """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
         if self.noise_multiplier is not None:
             return self.noise_multiplier

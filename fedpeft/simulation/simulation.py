@@ -32,7 +32,7 @@ from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.preparation import noised_statistics
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import FixedSize, cohort_size
+from fedpeft.server.sampling import population
 from fedpeft.simulation.forgetting import second_task
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.hostile import HostilePlan, attacked_labels
@@ -76,7 +76,7 @@ class Simulation:
         self.second = second_task(second, self.rows.dataset) if second else None
         self.config = self.setup.config
         self.clients = self.setup.clients
-        self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles))
+        self.sampler = population(self.clients, config.cohort, chances(self.setup.profiles), self.setup.mechanism)
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")
