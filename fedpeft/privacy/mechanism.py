@@ -328,9 +328,17 @@ class Mechanism(ABC):
         """The probability with which each of a client's `rows` rows joins a local step of about `batch_size`."""
         return min(1.0, batch_size / rows)
 
+    def divisor(self, batch_size: int, rows: int) -> float:
+        """What the sum of a local step is divided by: the expected rows of it."""
+        return self.row_rate(batch_size, rows) * rows
+
     def released(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
         """What a client hands in instead of its update; by default the update."""
         return update
+
+    def noise_factor(self, federation: Exposure) -> np.ndarray | None:
+        """What relates the noise of rounds (`fedpeft.privacy.server_noise`), (rounds, rounds); None: nothing does."""
+        return None
 
     def aggregator(self, at: ServerRound, federation: Exposure) -> Aggregator | None:
         """What takes a round's updates at the server, where the mechanism acts there; None: the strategy's own."""

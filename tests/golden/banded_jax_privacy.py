@@ -2,7 +2,7 @@
 
 jax-privacy brings JAX along, so it runs in an environment of its own:
 
-    python -m venv jax && jax/bin/pip install jax-privacy==VERSION
+    python -m venv jax && jax/bin/pip install jax-privacy==2.0.0
     jax/bin/python tests/golden/banded_jax_privacy.py
 
 Each line of `errors`: rounds, bands, mean square of noise in prefix sums. Each of `sensitivities`: matrix, least rounds
@@ -36,6 +36,9 @@ def sensitivities() -> list[list[object]]:
 
 
 if __name__ == "__main__":
-    errors = [[n, b, float(banded.mean_error(banded.optimize(n, bands=b, max_optimizer_steps=500)))] for n, b in ERRORS]
+    errors = [
+        [n, b, float(banded.per_query_error(banded.optimize(n, bands=b, max_optimizer_steps=500)).mean())]
+        for n, b in ERRORS
+    ]
     content = {"jax-privacy": version("jax-privacy"), "errors": errors, "sensitivities": sensitivities()}
     Path(__file__).with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")

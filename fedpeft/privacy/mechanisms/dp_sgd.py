@@ -8,6 +8,14 @@ post-processing, so every strategy may follow. Each client has an account of its
 epsilon is its client's. A step is charged (z, q_k), and each participation has as many as the client's shard needs.
 The noise multiplier is the same for all: it is the smallest shard's, so the others spend less.
 
+With `rate` every row of every client joins with the same probability q, and all clients divide by batch_size, which is
+then the expected rows of a step of a client of mean size:
+
+    g = (sum_i clip(grad_i, C) + z C gauss) / batch_size
+
+So all spend alike, and the clients' mean is a sum over all rows with each client's noise once; above it is weighted
+towards the noise of small shards.
+
 How gradients per example are found is the PEFT method's matter (`PeftMethod.privacy`); the training loop is
 `fedpeft.clients.private`.
 """
@@ -19,7 +27,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.errors import PrivacyError
-from fedpeft.parts import name_of
+from fedpeft.parts import name_of, setting
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Exposure, Mechanism
@@ -28,6 +36,14 @@ from fedpeft.privacy.mechanism import Exposure, Mechanism
 @dataclass(frozen=True)
 class DPSGD(Mechanism):
     """Clipped and noised gradients in local training."""
+
+    rate: float | None = setting(
+        None,
+        "probability with which every row joins a step, at all clients alike, whose sums are divided by batch_size; "
+        "none: batch_size / rows",
+        above=0,
+        high=1,
+    )
 
     hides: ClassVar[str] = "training row"
     neighbours: ClassVar[str] = "one row more or less in one client's shard"
@@ -48,6 +64,14 @@ class DPSGD(Mechanism):
     def units(self, federation: Exposure) -> int:
         """The largest shard's rows."""
         return int(federation.rows.max())
+
+    def row_rate(self, batch_size: int, rows: int) -> float:
+        """As given, or by the client's rows."""
+        return super().row_rate(batch_size, rows) if self.rate is None else self.rate
+
+    def divisor(self, batch_size: int, rows: int) -> float:
+        """Of all clients alike, where their rows join alike."""
+        return super().divisor(batch_size, rows) if self.rate is None else float(batch_size)
 
     def planned(self, federation: Exposure) -> list[tuple[float, int]]:
         """Of every client its steps in all its rounds; those with equal shards and rounds count once."""

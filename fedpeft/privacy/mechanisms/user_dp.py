@@ -94,7 +94,8 @@ class NoisySum:
         clip = at.clip
         if self.adapt is not None:
             clip = self.adapt.next(clip, self.centred, float(stream.standard_normal()), self.expected)
-        after, memory = at.optimizer.step(at.state, direction, memory)
+        optimizer = at.optimizer.noised((deviation / self.expected) ** 2)
+        after, memory = optimizer.step(at.state, direction, memory)
         memory = memory if self.factor is None else remembered(memory, chain)
         return Outcome(self.strategy.finish(after, at.layout, at.round), memory, clip=clip)
 
@@ -195,14 +196,12 @@ class UserDP(Mechanism):
             raise PrivacyError("user_dp needs the same chance of being drawn for all clients; leave out participation")
         self.relation.check(self._separation(federation))
         if self.turns and self.quantile:
-            raise PrivacyError(
-                "user_dp's quantile takes the sampling of independent noise; leave out quantile, or noise"
-            )
+            raise PrivacyError("user_dp's quantile needs the sampling of independent noise; leave one of them out")
         trained = {frozenset(strategy.trained(federation.layout, round)) for round in range(1, 5)}
         if self.turns and (len(trained) > 1 or strategy.new_factors):
             raise PrivacyError(
-                f"noise={self.noise} takes back noise of earlier rounds, and with {name} tensors mean, or are, others from "
-                f"round to round; {take}, or leave noise out"
+                f"noise={self.noise} takes back noise of earlier rounds, and with {name} tensors mean, or are, others "
+                f"from round to round; {take}, or leave noise out"
             )
 
     def units(self, federation: Exposure) -> int:
@@ -228,11 +227,14 @@ class UserDP(Mechanism):
             return dict.fromkeys(cohort, (Event(noise, 1.0), 1))
         return {POPULATION: (Event(noise, self.rate(federation)), 1)}
 
+    def noise_factor(self, federation: Exposure) -> np.ndarray | None:
+        """As the noise says."""
+        return self.relation.factor(federation.rounds, self._separation(federation))
+
     def aggregator(self, at: ServerRound, federation: Exposure) -> Aggregator:
         """The noisy sum."""
         if not self.quantile:
-            factor = self.relation.factor(federation.rounds, self._separation(federation))
-            return NoisySum(at, federation.cohort, at.noise, factor=factor)
+            return NoisySum(at, federation.cohort, at.noise, factor=self.noise_factor(federation))
         adapt = Adaptation(self.quantile, self.clip_rate, self.count_noise or federation.cohort / 20)
         return NoisySum(at, federation.cohort, adapt.sum_noise(at.noise), adapt)
 

@@ -3,10 +3,10 @@
 
     F lower triangular with `bands` diagonals and columns of norm 1;   error = |A F^-1|_F,  A = lower triangle of ones
 
-The model after t rounds is a sum of t releases, so A F^-1 w is what noise does to it, and the mean square over rounds is
-the square of `error` over the number of rounds; F makes it smallest, found by L-BFGS. Clients take turns in known
+The model after t rounds is a sum of t releases, so A F^-1 w is what noise does to it, and its mean square over rounds
+is the square of `error` over the number of rounds; F makes it smallest, found by L-BFGS. Clients take turns in known
 cohorts, `separation` rounds apart (b-min-separation). Columns that far apart share no row if `bands` is at most that,
-so they are orthogonal (theorem 2 there). No secret sampling is needed, and none amplifies.
+so they are orthogonal. No secret sampling is needed, and none amplifies.
 
 Deviation: with more than `WIDEST` rounds F is a banded Toeplitz matrix with its columns normalised, whose few numbers
 are quick to find.
@@ -55,8 +55,8 @@ class Banded(ServerNoise):
             )
         if self.bands > separation:
             raise PrivacyError(
-                f"bands={self.bands} asks for clients that come back after {self.bands} rounds at the earliest, and here "
-                f"they do after {separation}; take bands={separation} at most, or a smaller --cohort"
+                f"bands={self.bands} asks for clients that come back after {self.bands} rounds at the earliest, and "
+                f"here they do after {separation}; take bands={separation} at most, or a smaller --cohort"
             )
 
     def factor(self, rounds: int, separation: int) -> np.ndarray:
