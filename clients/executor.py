@@ -137,7 +137,7 @@ class Job:
         return [name for name in names if not all(correction.moves(name, step) for correction in acting)]
 
     def noise_variance(self, name: str) -> float:
-        """Of the noise in each entry of a tensor's gradient as its steps take it, inside its edges; 0: there is none."""
+        """Of the noise in each entry of a tensor's gradient as its steps take it, inside its edges; 0: none."""
         if self.privacy is None or self.sums_gradients:
             return 0.0
         deviation = self.privacy.noise * self.privacy.clip / self.privacy.divisor(len(self.rows))

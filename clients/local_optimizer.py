@@ -49,7 +49,7 @@ class LocalOptimizer(ABC):
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """A new optimizer of torch over groups of parameters, each with its `lr`."""
 
-    def told(self, optimizer: torch.optim.Optimizer, variances: Mapping[nn.Parameter, float]) -> None:
+    def told(self, optimizer: torch.optim.Optimizer, variances: Mapping[nn.Parameter, float]) -> None:  # noqa: B027
         """Tell a new optimizer the variance of the noise in each entry of its gradients; by default it is not used."""
 
     def started(
