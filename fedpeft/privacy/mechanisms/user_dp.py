@@ -42,6 +42,7 @@ from fedpeft.privacy.ledger import POPULATION, Charges
 from fedpeft.privacy.mechanism import Exposure, Mechanism, ServerRound, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey, gaussian
 from fedpeft.privacy.server_noise import SERVER_NOISES, ServerNoise, correlated, longer, remembered, turns_of
+from fedpeft.spec import parse_spec
 
 
 class NoisySum:
@@ -138,11 +139,12 @@ class UserDP(Mechanism):
     noises_updates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse another text than one of a server noise.
+        """Refuse another text than one of a server noise, and, as a server may have sent it, parts not in use here.
 
         Raises:
             ConfigError: says which there are.
         """
+        SERVER_NOISES.loaded(parse_spec(self.noise).name)
         SERVER_NOISES.build(self.noise)
 
     @cached_property
