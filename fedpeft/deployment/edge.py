@@ -243,6 +243,7 @@ class Edge:
             cohort=1,
             even=True,
             start=self.setup.private_start,
+            trained=self.setup.trained_entries,
         )
         mechanism = own_mechanism(given, given.units(exposure), options.max_epsilon, options.max_delta)
         identity = (

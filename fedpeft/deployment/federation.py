@@ -200,6 +200,7 @@ class Federation:
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
             start=setup.private_start,
+            trained=setup.trained_entries,
         )
         identity = f"{self.roster.run} {config.to_toml()} {identity}"
         if mechanism.noises_updates:

@@ -365,9 +365,10 @@ class PrivacyEngine:
             return line
         head = math.prod(federation.layout.shapes["head.weight"])
         start, training = m.signal_to_noise(federation, share, head), m.training_signal(federation)
+        fewer = "" if self.trains else f"; at most {m.audible_entries(federation):,} trained numbers are heard"
         return (
             f"{line}; signal to noise, if all rows agreed: {start:.3g} of the start, {training:.3g} of training with "
-            f"half of the budget, where {AUDIBLE:g} is enough"
+            f"half of the budget, where {AUDIBLE:g} is enough{fewer}"
         )
 
     def summary(self) -> Mapping[str, Any]:

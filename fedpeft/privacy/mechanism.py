@@ -97,6 +97,23 @@ class Exposure:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How clients train where a mechanism plans it.
+
+    Attributes:
+        mechanism: with what it has chosen of its own settings.
+        batch_size: expected rows of a local step, at least 1.
+        steps: local steps in a round, at least 1.
+        learning_rate: of plain SGD.
+    """
+
+    mechanism: Mechanism
+    batch_size: int
+    steps: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class ServerRound:
     """A round at the server, for a mechanism that aggregates: the parts, and what its randomness comes from."""
 
@@ -125,6 +142,10 @@ class Mechanism(ABC):
     raw_metrics: bool = setting(False, "let clients report losses and numbers of rows, which epsilon does not cover")
     at_budget: str = setting(
         "end", "when a client's epsilon is spent: end the run, or sit_out: go on without it", choices=("end", "sit_out")
+    )
+    plan: bool = setting(
+        True,
+        "where batch_size, local_work, learning_rate and optimizer are all left out: plan them, and clip, by formula",
     )
     audit: bool = setting(False, "attack the finished run: canaries and membership inference, see fedpeft.audit")
     test_noise: bool = setting(False, "for tests: noise from the run's seed, protecting nobody; stamped on the results")
@@ -298,7 +319,15 @@ class Mechanism(ABC):
 
     def training_signal(self, federation: Exposure) -> float:
         """Signal to noise of all that rounds could release with half of the budget."""
-        return self.signal_to_noise(federation, 1 - HALF, federation.layout.numel)
+        return self.signal_to_noise(federation, 1 - HALF, federation.trained[1])
+
+    def audible_entries(self, federation: Exposure) -> int:
+        """How many trained entries would be `AUDIBLE`; 0: not even one."""
+        return math.floor(federation.trained[1] * (self.training_signal(federation) / AUDIBLE) ** 2)
+
+    def planned_training(self, federation: Exposure) -> Training | None:
+        """How clients should train, by formula; None, the default: it is the user's to say."""
+        return None
 
     def start_charges(self, clients: Sequence[int], noise: float) -> Charges:
         """What the start costs: one release of each client."""

@@ -22,15 +22,22 @@ How gradients per example are found is the PEFT method's matter (`PeftMethod.pri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Exposure, Mechanism
+from fedpeft.privacy.mechanism import Exposure, Mechanism, Training
+
+STEPS = 16
+"""Planned for a client over the whole run, at least."""
+
+DISTANCE = 16.0
+"""How far all planned steps lead, if all rows agree: steps x learning rate x clip, as in the privacy study."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,19 @@ class DPSGD(Mechanism):
     neighbours: ClassVar[str] = "one row more or less in one client's shard"
     sampling: ClassVar[str] = "rows join each local step by independent secret coins (Poisson); cohorts may be known"
     per_example: ClassVar[bool] = True
+
+    def planned_training(self, federation: Exposure) -> Training | None:
+        """Of all rows equally many in each of a round's steps, one pass over them all; and as far as `DISTANCE`.
+
+        The budget buys the same signal to noise in few steps on many rows as in many steps on few, but for its floor of
+        noise, which few steps feel less: so there are as few as `STEPS` over the run allow, and each is a large batch.
+        """
+        taking_part = federation.participations[federation.participations > 0]
+        often = max(1, round(float(taking_part.mean()))) if len(taking_part) else 1
+        steps = max(1, math.ceil(STEPS / often))
+        rate = 1 / steps if self.rate is None else self.rate
+        batch = max(1, round(rate * float(federation.rows.mean())))
+        return Training(replace(self, rate=rate), batch, steps, float(f"{DISTANCE / (self.clip * steps * often):.3g}"))
 
     def check(self, federation: Exposure) -> None:
         """Also refuse PEFT methods whose gradients per example can't be had.

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -39,10 +39,13 @@ from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import State, norm
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import POPULATION, Charges
-from fedpeft.privacy.mechanism import Exposure, Mechanism, ServerRound, bounded_block, noisy
+from fedpeft.privacy.mechanism import Exposure, Mechanism, ServerRound, Training, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey, gaussian
 from fedpeft.privacy.server_noise import SERVER_NOISES, ServerNoise, correlated, longer, remembered, turns_of
 from fedpeft.spec import parse_spec
+
+DISTANCE = 4.0
+"""How far all planned rounds lead, if all clients agree: rounds x clip, as in the privacy study."""
 
 
 class NoisySum:
@@ -216,6 +219,14 @@ class UserDP(Mechanism):
 
     def _separation(self, federation: Exposure) -> int:
         return turns_of(federation.clients, federation.cohort)
+
+    def planned_training(self, federation: Exposure) -> Training | None:
+        """One step of a client on all of its rows; all rounds lead as far as `DISTANCE`, if all clients agree.
+
+        The learning rate makes a client's step twice as long as the clipping norm where its gradient has norm 1.
+        """
+        clip = float(f"{DISTANCE / federation.rounds:.3g}") if self.clip == 1.0 else self.clip
+        return Training(replace(self, clip=clip), max(1, int(federation.rows.max())), 1, 2 * clip)
 
     def planned(self, federation: Exposure) -> list[tuple[float, int]]:
         """One release a round; or one in each turn of a client."""
