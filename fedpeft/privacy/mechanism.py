@@ -104,13 +104,18 @@ class Training:
         mechanism: with what it has chosen of its own settings.
         batch_size: expected rows of a local step, at least 1.
         steps: local steps in a round, at least 1.
-        learning_rate: of plain SGD.
+        learning_rate: of the adapter.
+        optimizer: of the clients; plain steps, as noise is in all entries alike, and what divides by their size follows
+            the noise.
+        momentum: of the server, on noisy means; 0: none.
     """
 
     mechanism: Mechanism
     batch_size: int
     steps: int
     learning_rate: float
+    optimizer: str
+    momentum: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ the cohort. Nothing is tuned on what the rows say, so nothing of it costs privac
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
+from fedpeft.aggregation.strategy import strategies
 from fedpeft.config import RunConfig
 from fedpeft.parts import part_text
 from fedpeft.privacy.mechanism import Exposure
@@ -21,6 +20,9 @@ from fedpeft.run.setup import Setup, chosen_parts
 
 LEFT = ("batch_size", "local_work", "learning_rate", "optimizer")
 """What is planned where all of it is left at its default."""
+
+HEAD_ALONE = "head_only"
+"""The strategy that is planned where an adapter would not be heard, and a head is."""
 
 
 def planned(setup: Setup, federation: Exposure) -> Setup:
@@ -31,32 +33,35 @@ def planned(setup: Setup, federation: Exposure) -> Setup:
     Raises:
         FedpeftError: what is planned does not go with the other settings.
     """
-    mechanism, defaults = setup.mechanism, _defaults()
-    if mechanism is None or not mechanism.protects or mechanism.noise_multiplier is not None or not mechanism.plan:
+    mechanism = setup.mechanism
+    if mechanism is None or not mechanism.protects or mechanism.epsilon is None or not mechanism.plan:
         return setup
-    if any(getattr(setup.config, name) != defaults[name] for name in LEFT) or not mechanism.trains(federation):
+    if mechanism.noise_multiplier is not None or not all(_left(setup.config, name) for name in LEFT):
         return setup
-    plan = mechanism.planned_training(federation)
-    if plan is None:
+    config = setup.config
+    if not mechanism.trains(federation) and _left(config, "strategy"):
+        alone = strategies.build(HEAD_ALONE)
+        entries = sum(t.numel for t in setup.layout.tensors if t.name in alone.trained(setup.layout, 1))
+        federation = dataclasses.replace(federation, strategy=alone, trained=(entries, entries))
+        config = dataclasses.replace(config, strategy=HEAD_ALONE)
+    training = mechanism.planned_training(federation) if mechanism.trains(federation) else None
+    if training is None:
         return setup
-    chosen = dataclasses.replace(plan.mechanism, plan=False)
     config = dataclasses.replace(
-        setup.config,
-        batch_size=plan.batch_size,
-        local_work=f"steps(count={plan.steps}, walk=False)",
-        learning_rate=plan.learning_rate,
-        optimizer=OPTIMIZER,
-        privacy=part_text(chosen),
+        config,
+        batch_size=training.batch_size,
+        local_work=f"steps(count={training.steps}, walk=False)",
+        learning_rate=training.learning_rate,
+        optimizer=training.optimizer,
+        privacy=part_text(dataclasses.replace(training.mechanism, plan=False)),
     )
+    if training.momentum and _left(config, "server_optimizer"):
+        config = dataclasses.replace(config, server_optimizer=f"momentum(beta={training.momentum})")
     made = dataclasses.replace(setup, **{**vars(chosen_parts(config)), "config": config})
     checks.check(made)
     return made
 
 
-OPTIMIZER = "sgd(warmup=0, head_rate=1.0, schedule=constant)"
-"""Noise is in every entry alike: what divides by its size, as AdamW does, follows the noise. The head's gradients are
-clipped and noised with the adapter's as one vector, so it has their rate."""
-
-
-def _defaults() -> Mapping[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(RunConfig)}
+def _left(config: RunConfig, name: str) -> bool:
+    """Whether a setting has its default."""
+    return bool(getattr(config, name) == RunConfig.__dataclass_fields__[name].default)

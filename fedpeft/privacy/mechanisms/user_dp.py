@@ -226,7 +226,8 @@ class UserDP(Mechanism):
         The learning rate makes a client's step twice as long as the clipping norm where its gradient has norm 1.
         """
         clip = float(f"{DISTANCE / federation.rounds:.3g}") if self.clip == 1.0 else self.clip
-        return Training(replace(self, clip=clip), max(1, int(federation.rows.max())), 1, 2 * clip)
+        rows = max(1, int(federation.rows.max()))
+        return Training(replace(self, clip=clip), rows, 1, 2 * clip, "sgd(warmup=0, head_rate=1.0, schedule=constant)")
 
     def planned(self, federation: Exposure) -> list[tuple[float, int]]:
         """One release a round; or one in each turn of a client."""
