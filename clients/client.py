@@ -280,7 +280,8 @@ class ClientSide:
         rate = mechanism.row_rate(job.training.batch_size, len(job.rows))
         rate = rate if self.masking is None else self.masking.rate(rate)
         key, attempt = read_key(plan.key), instruction.attempt
-        return replace(job, privacy=RowPrivacy(mechanism.clip, plan.noise, rate, key, attempt, mechanism.summed))
+        told = mechanism.clip, plan.noise, rate, key, attempt, mechanism.summed
+        return replace(job, privacy=RowPrivacy(*told, mechanism.divisor(job.training.batch_size, len(job.rows))))
 
     def _arrival(self, instruction: Instruction, layout: Layout, held: State) -> Arrival:
         """What the client starts from, given what it `held` since its last recorded round."""

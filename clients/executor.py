@@ -5,6 +5,7 @@ A client's update depends only on (seed, round, client, its rows): every draw be
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,6 +71,7 @@ class RowPrivacy:
         rate: q, the probability with which a row joins a step.
         key: what coins and noise come from.
         attempt: of the round.
+        expected: rows that a step's sum is divided by; None: rate x the client's rows.
         summed: whether there is one step, whose result is the sum of the clipped gradients; others add noise to it.
     """
 
@@ -79,6 +81,11 @@ class RowPrivacy:
     key: RunKey
     attempt: int
     summed: bool = False
+    expected: float | None = None
+
+    def divisor(self, rows: int) -> float:
+        """What a step's sum over a client of `rows` rows is divided by."""
+        return self.rate * rows if self.expected is None else self.expected
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,14 @@ class Job:
         """Those of the tensors that stand still in a step, from 0."""
         acting = [a.correction for a in self.corrections if a.correction.alternates]
         return [name for name in names if not all(correction.moves(name, step) for correction in acting)]
+
+    def noise_variance(self, name: str) -> float:
+        """Of the noise in each entry of a tensor's gradient as its steps take it, inside its edges; 0: none."""
+        if self.privacy is None or self.sums_gradients:
+            return 0.0
+        deviation = self.privacy.noise * self.privacy.clip / self.privacy.divisor(len(self.rows))
+        left = math.prod(acting.correction.noise_left(name) for acting in self.corrections)
+        return float(deviation**2 * left)
 
     def directed(self, name: str, gradient: Tensor) -> Tensor | None:
         """What its corrections make of a tensor's gradient, in its shape; None: they leave it as it is."""

@@ -81,7 +81,7 @@ class SequentialExecutor(Executor):
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)
-        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate)
+        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate, job.noise_variance)
         pulls = job.pulls(chosen)
         losses = []
         for step, loss in enumerate(self._steps(job, chosen, optimizer)):

@@ -215,7 +215,8 @@ def _strategies() -> Iterator[Case]:
         yield _case(f"strategy/flower {rule}", strategy=f"flower(rule={rule})")
     yield _case("strategy/flower Krum, one hostile", strategy="flower(rule=Krum, num_malicious_nodes=1)")
     for name in SERVER_OPTIMIZERS.names:
-        yield _case(f"server optimizer/{name}", server_optimizer=f"{name}(learning_rate=0.1)", rounds=4)
+        text = "averaged(of=momentum)" if name == "averaged" else f"{name}(learning_rate=0.1)"
+        yield _case(f"server optimizer/{name}", server_optimizer=text, rounds=4)
     for name in HEADS.names:
         yield _case(f"head/{name}", head=name)
 

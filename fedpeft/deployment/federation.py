@@ -60,7 +60,7 @@ from fedpeft.server.energy import EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import FixedSize, Reachable
+from fedpeft.server.sampling import Reachable, population
 from fedpeft.server.sum_journal import SumJournal
 
 ROSTER = "roster.json"
@@ -159,7 +159,9 @@ class Federation:
         self.config = setup.config
         if options.wait_for > setup.clients:
             raise ConfigError(f"wait_for={options.wait_for} is more than the {setup.clients} clients there may be")
-        self.sampler = FixedSize(setup.clients, cohort_size(config.cohort, setup.clients), chances(self.given))
+        self.sampler = population(
+            setup.clients, cohort_size(config.cohort, setup.clients), chances(self.given), setup.mechanism
+        )
         if setup.secure_sum is not None:
             setup.secure_sum.check(self.sampler.size)
         begun = Checkpoints(folder / "checkpoint").load()

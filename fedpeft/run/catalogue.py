@@ -32,6 +32,7 @@ from fedpeft.parts import Family, part_text
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy
+from fedpeft.privacy.server_noise import SERVER_NOISES
 from fedpeft.run.grid import GRIDS
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.measurement import MEASUREMENTS
@@ -79,7 +80,7 @@ FLAGS: Mapping[str, Flag] = {
     "local-work": Flag((LOCAL_WORK,)),
     "optimizer": Flag((LOCAL_OPTIMIZERS,)),
     "codec": Flag((codecs, PRECISION_RULES), parse_uplink, joined=" | "),
-    "privacy": Flag((MECHANISMS, SUMS), parse_privacy, optional=True),
+    "privacy": Flag((MECHANISMS, SUMS, SERVER_NOISES), parse_privacy, optional=True),
     "attack": Flag((ATTACKS,), optional=True),
     "grid": Flag((GRIDS,)),
     "measure": Flag((MEASUREMENTS,), parse_measure, joined=" + "),

@@ -375,14 +375,7 @@ class Server:
         )
         if self.privacy is None or not self._secret_cohort:
             return result
-        return replace(
-            result,
-            clients=self.privacy.federation.cohort,
-            rejected=0,
-            training_seconds=None,
-            seconds=None,
-            aggregation_seconds=None,
-        )
+        return result.of_secret_cohort(self.privacy.federation.cohort)
 
     @property
     def _secret_cohort(self) -> bool:

@@ -27,6 +27,7 @@ from fedpeft.privacy.summed_engine import SummedEngine
 from fedpeft.run.asked import asks_clients
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
+from fedpeft.run.private_plan import planned
 from fedpeft.run.profiles import chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.sampling import aware, cohort_size
@@ -37,7 +38,7 @@ from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.preparation import noised_statistics
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import FixedSize, Sampler
+from fedpeft.server.sampling import Sampler, population
 from fedpeft.simulation.forgetting import second_task
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.hostile import HostilePlan, attacked_labels
@@ -80,10 +81,13 @@ class Simulation:
                 f"{scored} is scored on them; take another partition, or leave it out"
             )
         self.second = second_task(second, self.rows.dataset) if second else None
-        self.config = self.setup.config
         self.clients = self.setup.clients
         self.book = EnergyBook(self.setup) if self.setup.measured.energy is not None else None
-        self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles))
+        self.sampler = population(
+            self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles), self.setup.mechanism
+        )
+        self.setup = planned(self.setup, self._exposure()) if self.setup.mechanism is not None else self.setup
+        self.config = self.setup.config
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")
@@ -109,7 +113,7 @@ class Simulation:
         privacy = None
         if self.protection is not None:
             own = self.protection
-            privacy = ClientPrivacy(self.config.privacy, own.noise, self.folder / KEY, own.start)
+            privacy = ClientPrivacy(self.setup.config.privacy, own.noise, self.folder / KEY, own.start)
         plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy)
         return HostilePlan.of(plan, self.config.attack) if self.config.attack else plan
 
@@ -130,16 +134,29 @@ class Simulation:
     def _protection(self, work: WorkPlan) -> PrivacyEngine | None:
         """The mechanism with this run's costs; refuses what would not protect."""
         config, setup = self.config, self.setup
-        mechanism, profiles = setup.mechanism, setup.profiles
+        mechanism = setup.mechanism
         if mechanism is None or not mechanism.protects:
             return None
+        federation = self._exposure()
+        identity = (
+            f"{config.to_toml()} {work.data_key} {work.model_key} {torch.__version__} {self.fixed} "
+            f"{setup.profiles} {federation.rows.tolist()} {federation.steps.tolist()}"
+        )
+        mechanism.check_start(federation)
+        engine = SummedEngine if mechanism.summed else PrivacyEngine
+        return engine(mechanism, federation, self.folder, identity, config.seed)
+
+    def _exposure(self) -> Exposure:
+        """What the cost of this run depends on."""
+        setup, config = self.setup, self.setup.config
+        profiles = setup.profiles
         shards = map(self.rows.partition.shard, range(self.clients))
         rows = np.array([len(held_out(s, self._held_out, config.seed, k)[0]) for k, s in enumerate(shards)])
         steps = [profiles[k].steps or setup.training.steps_for(int(rows[k])) for k in range(self.clients)]
         taken = np.zeros(self.clients, dtype=np.int64)
         for round in range(1, config.rounds + 1):
             taken[self.sampler.draw(config.seed, round)] += 1
-        federation = Exposure(
+        return Exposure(
             strategy=setup.strategy,
             method=setup.method,
             layout=setup.layout,
@@ -154,13 +171,6 @@ class Simulation:
             start_entries=entries(noised_statistics(setup)) if setup.private_start else 0,
             trained=setup.trained_entries,
         )
-        identity = (
-            f"{config.to_toml()} {work.data_key} {work.model_key} {torch.__version__} {self.fixed} "
-            f"{profiles} {rows.tolist()} {steps}"
-        )
-        mechanism.check_start(federation)
-        engine = SummedEngine if mechanism.summed else PrivacyEngine
-        return engine(mechanism, federation, self.folder, identity, config.seed)
 
     @property
     def statistics(self) -> PartitionStatistics:
