@@ -67,11 +67,17 @@ TASKS = {
     "reviews": Task(
         dataset="reviews",
         federated={
-            "2 blocks, 1e-3": natural(12, 20, peft=TWO_BLOCKS, learning_rate=1e-3, batch_size=8),
+            "2 blocks, 2e-3": natural(20, 10, peft=TWO_BLOCKS, learning_rate=2e-3),
+            "2 blocks, 4e-3": natural(20, 10, peft=TWO_BLOCKS, learning_rate=4e-3),
+            "2 blocks, 1e-3": natural(20, 10, peft=TWO_BLOCKS, learning_rate=1e-3),
+            "3 blocks, 2e-3": natural(20, 10, peft="lora(layers=3)", learning_rate=2e-3),
+            "all blocks, 1e-3": natural(20, 10, peft=ALL_BLOCKS, learning_rate=1e-3),
+            "all blocks, 2e-3": natural(20, 10, peft=ALL_BLOCKS, learning_rate=2e-3),
         },
         pooled={
             "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
             "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
+            "all blocks, 1e-3": passes(2, 4, peft=ALL_BLOCKS, learning_rate=1e-3),
         },
         alone=ALONE,
         full=FULL,
