@@ -7,19 +7,18 @@ which people disagree or which say nothing, are left out. The files lie in the p
 texts' own rights are their sources'.
 
 Held out for test: a fifth of each domain's documents, chosen by hash; a document is a product review or an editorial,
-and each film snippet and tweet is one by itself. A text that occurs twice counts once. Owners are `domain/number`:
-documents that follow each other in their file, which is by product and by date; film snippets by hash, since their file
-is sorted by polarity, and owners with one class would be of the file's making. Each domain has as many of the owners as
-it has of the rows, and its owners have about as many rows each; no document is two owners'.
+and each film snippet and tweet is one by itself. A text that occurs twice counts once. Owners are documents,
+`domain/number`: numbered as in their files, which are by product and by date, but film snippets by hash, since their
+file is sorted by polarity. So the partition `grouped`, which suits these rows, makes clients of documents that belong
+together.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -47,14 +46,10 @@ DOMAINS = {
 }
 """Domain -> how the names of its files begin."""
 
-SORTED = ("films",)
-"""Domains whose files are sorted by polarity."""
+BY_HASH = ("films",)
+"""Domains whose files are sorted by polarity: clients with one class each would be of the file's making."""
 
 LABELS = ("negative", "positive")
-
-
-Document = list[tuple[str, int]]
-"""Texts and labels."""
 
 
 class Rated(NamedTuple):
@@ -70,7 +65,6 @@ class Reviews:
     """Negative or positive, in four domains."""
 
     margin: float = setting(0.5, "mean rating, -4 to 4, from which on a text has a polarity", above=0.0, high=3.0)
-    owners: int = setting(100, "that the training rows' documents are dealt to, each of one domain", low=4, high=1000)
     test_fraction: float = setting(0.2, "share of each domain's documents held out for test", above=0.0, high=0.5)
 
     def load(self) -> Dataset:
@@ -78,11 +72,10 @@ class Reviews:
 
         Raises:
             AssetError: the package can't be fetched.
-            DataError: its files are not what they should be, no text is as far from 0 as `margin`, or there are more
-                owners than documents to deal.
+            DataError: its files are not what they should be, or no text is as far from 0 as `margin`.
         """
-        train: dict[str, list[Document]] = {}
-        test: list[tuple[str, int, str]] = []  # text, label, owner
+        train: list[tuple[str, int, str]] = []  # text, label, owner
+        test: list[tuple[str, int, str]] = []
         seen: set[str] = set()
         with tarfile.open(ASSET.fetch() / ARCHIVE) as archive:
             for domain, start in DOMAINS.items():
@@ -90,25 +83,19 @@ class Reviews:
                 content = archive.extractfile(name)
                 if content is None:
                     raise DataError(f"{name} in {ARCHIVE} is no file; delete its folder to fetch it again")
-                polar = (
-                    row
-                    for row in rated(content.read().decode("utf-8-sig"), name)
-                    if abs(row.rating) > self.margin and new(row.text, seen)
-                )
-                found: dict[float, Document] = {}
-                for number, rows in groupby(polar, key=lambda row: row.document):
-                    document = [(row.text, int(row.rating > 0)) for row in rows]
-                    where = place(f"{domain}/{number}")
-                    if where < self.test_fraction:
-                        test += [(*row, domain) for row in document]
-                    else:
-                        found.setdefault(where, []).extend(document)
-                train[domain] = [found[where] for where in (sorted(found) if domain in SORTED else found)]
-        if not any(train.values()) or not test:
+                documents: dict[float, list[tuple[str, int]]] = {}
+                for row in rated(content.read().decode("utf-8-sig"), name):
+                    if abs(row.rating) > self.margin and new(row.text, seen):
+                        where = place(f"{domain}/{row.document}")
+                        documents.setdefault(where, []).append((row.text, int(row.rating > 0)))
+                order = sorted(documents) if domain in BY_HASH else list(documents)
+                for number, where in enumerate(order):
+                    held = where < self.test_fraction
+                    owner = domain if held else f"{domain}/{number:05d}"
+                    (test if held else train).extend((*row, owner) for row in documents[where])
+        if not train or not test:
             raise DataError(f"no text has a mean rating beyond {self.margin:g}; take a smaller margin")
-        return Dataset(
-            "reviews", "text", "classification", rows_of(dealt(train, self.owners)), rows_of(test), LABELS, "minilm"
-        )
+        return Dataset("reviews", "text", "classification", rows_of(train), rows_of(test), LABELS, "minilm")
 
 
 def rated(content: str, name: str) -> Iterator[Rated]:
@@ -133,31 +120,6 @@ def new(text: str, seen: set[str]) -> bool:
         return False
     seen.add(letters)
     return True
-
-
-def dealt(domains: Mapping[str, Sequence[Document]], owners: int) -> list[tuple[str, int, str]]:
-    """Text, label and owner of all rows; each next one of the `owners` goes to the domain whose owners have most rows.
-
-    A document is its owner's that its first row falls to where a domain's rows are cut into equal pieces.
-
-    Raises:
-        DataError: an owner has no document, since there are too few.
-    """
-    sizes = {domain: sum(map(len, documents)) for domain, documents in domains.items() if documents}
-    counts = dict.fromkeys(sizes, 1)
-    for _ in range(owners - len(sizes)):
-        counts[max(sizes, key=lambda domain: sizes[domain] / counts[domain])] += 1
-    rows = []
-    for domain, count in counts.items():
-        before = 0
-        for document in domains[domain]:
-            owner = before * count // sizes[domain]
-            rows += [(*row, f"{domain}/{owner:03d}") for row in document]
-            before += len(document)
-    found = len({owner for *_, owner in rows})
-    if found != owners:
-        raise DataError(f"the reviews have {owners} owners only if some have no document; take fewer, such as {found}")
-    return rows
 
 
 def place(name: str) -> float:
