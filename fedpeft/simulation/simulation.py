@@ -26,7 +26,7 @@ from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.profiles import chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
-from fedpeft.run.setup import Setup
+from fedpeft.run.setup import Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.preparation import noised_statistics
@@ -57,6 +57,7 @@ class Simulation:
     ) -> None:
         self.folder = folder
         self.observer = observer
+        config = settled(config)
         observer.phase("reading the rows", 1)
         groups = groups_of(config.ranks, config.clients, folder)
         self.rows = SimulatedRows.of(config, number_of(config.clients, groups))

@@ -19,7 +19,7 @@ import hashlib
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -63,6 +63,8 @@ class Rated(NamedTuple):
 @dataclass(frozen=True)
 class Reviews:
     """Negative or positive, in four domains."""
+
+    suited_partition: ClassVar[str] = "grouped"
 
     margin: float = setting(0.5, "mean rating, -4 to 4, from which on a text has a polarity", above=0.0, high=3.0)
     test_fraction: float = setting(0.2, "share of each domain's documents held out for test", above=0.0, high=0.5)
