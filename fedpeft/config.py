@@ -35,7 +35,9 @@ class RunConfig:
         0.1, "clients per round: a fraction (0.1), a number (20), all, or a sampler such as eafl(0.1)", above=0
     )
     dataset: str = setting("20newsgroups", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
-    partition: str = setting("dirichlet(alpha=0.5)", "whose rows are which: iid, dirichlet, natural, quantity, ...")
+    partition: str = setting(
+        "auto", "whose rows are which: iid, dirichlet, natural, grouped, ...; auto: the data set's own, or dirichlet"
+    )
     model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the data set's own")
     tokens: int = setting(128, "cut texts to this many tokens, or to what the model reads", low=4, high=131072)
     peft: str = setting("lora", "PEFT method: lora(rank=8, alpha=32, targets=all, layers=2), ia3, full, ...")

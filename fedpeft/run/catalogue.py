@@ -69,7 +69,7 @@ class Flag:
 FLAGS: Mapping[str, Flag] = {
     "cohort": Flag((SAMPLERS,), aware),
     "dataset": Flag((DATASETS,)),
-    "partition": Flag((PARTITIONS,)),
+    "partition": Flag((PARTITIONS,), lambda text: None if text == "auto" else PARTITIONS.build(text)),
     "model": Flag((MODELS,)),
     "peft": Flag((PEFT_METHODS,), joined=" + "),
     "head": Flag((HEADS,), lambda text: None if text == "auto" else HEADS.build(text)),

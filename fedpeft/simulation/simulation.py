@@ -31,7 +31,7 @@ from fedpeft.run.private_plan import planned
 from fedpeft.run.profiles import chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.sampling import aware, cohort_size
-from fedpeft.run.setup import Setup
+from fedpeft.run.setup import Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import Choosing, EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
@@ -63,6 +63,7 @@ class Simulation:
     ) -> None:
         self.folder = folder
         self.observer = observer
+        config = settled(config)
         observer.phase("reading the rows", 1)
         groups = groups_of(config.ranks, config.clients, folder)
         self.rows = SimulatedRows.of(config, number_of(config.clients, groups))
