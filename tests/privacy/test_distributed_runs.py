@@ -137,7 +137,7 @@ def test_rows_that_are_told_take_the_place_of_those_that_are_counted():
     counted, told = exposure(5500, 20, 62, 40, 5000), exposure(20, 20, 62, 40, 5000)
     one = MECHANISMS.build("distributed_dp(epsilon=4)")
     other = MECHANISMS.build(f"distributed_dp(epsilon=4, rows={int(counted.rows.sum())})")
-    assert one.noise(counted) == other.noise(told)
+    assert one.multiplier(counted) == other.multiplier(told)
     assert one.delta(counted) == other.delta(told)
     assert one.sums_of(counted, 2.0, None) == other.sums_of(told, 2.0, None)
     assert one.start_signal(counted) == other.start_signal(told)
