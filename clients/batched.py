@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fedpeft.clients.drift import Pull
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
-from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts
+from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts, penalties
 from fedpeft.clients.transfer import put
 from torch import Tensor, nn
 
@@ -55,6 +55,7 @@ class BatchedExecutor(Executor):
         self.packed: PackedTokens | None = None
         self._stack(method, kernel)
         self.parameters = trainable(model)
+        self.penalties = penalties(model)
         self.dropout = DropoutPlan()
         own_dropout(model, self.dropout)
         self.stacks = [m for m in model.modules() if isinstance(m, StackedLayer)]
@@ -122,16 +123,20 @@ class BatchedExecutor(Executor):
             rows = [plan[step] for plan in plans if len(plan) > step]
             active = self._activate(len(rows))
             batch, real, self.dropout.places = self.step_batch(rows)
+            self.dropout.routes = [j.route_generator(step) for j in jobs[:active]] if self.dropout.draws else []
             self.dropout.clients = [
                 (m, self.sequences(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)
             ]
             shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
-            row_losses = self.task.row_losses(self.model, batch, shifts)
+            row_losses = self.task.step_losses(self.model, batch, shifts)
             sums = (row_losses.sums * real).view(active, -1).sum(1)
             counts = (row_losses.counts * real).view(active, -1).sum(1)
             client_losses = sums / counts.clamp(min=1)  # rows of one token predict nothing
             optimizer.zero_grad(set_to_none=True)
             client_losses.sum().backward()  # type: ignore[no-untyped-call]
+            for name in self.penalties.keys() & chosen.keys():
+                pulled = self.penalties[name](chosen[name].detach()[:active])
+                chosen[name].grad[:active].add_(pulled)  # type: ignore[index]
             for k in range(active):
                 _correct(chosen, k, jobs[k], pulls[k])
             for name in job.still(chosen, step):
@@ -144,7 +149,7 @@ class BatchedExecutor(Executor):
                 losses[k].append(loss)
                 if len(plans[k]) == step + 1:
                     trained[k] = leading_parts({n: p.detach()[k] for n, p in chosen.items()}, jobs[k].received)
-        self.dropout.clients, self.dropout.places = [], []
+        self.dropout.rest()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         return [

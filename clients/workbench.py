@@ -144,6 +144,14 @@ class Workbench:
             self._others[base] = Workbench(plan)
         return self._others[base]
 
+    def plain(self) -> Workbench:
+        """The workbench that trains one client after another: its model has the peft library's own layers."""
+        if self.plan.executor == "sequential":
+            return self
+        if "plain" not in self._others:
+            self._others["plain"] = Workbench(replace(self.plan, executor="sequential", kernel="native"))
+        return self._others["plain"]
+
     @cached_property
     def examples(self) -> Examples:
         """The training rows."""

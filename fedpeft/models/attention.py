@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.determinism import fused_deterministically
-from fedpeft.models.layers import KEY_PROJECTIONS, blocks
+from fedpeft.models.layers import KEY_PROJECTIONS, blocks, uppermost
 from fedpeft.models.packing import Packing
 
 NAME = "sdpa_fp32"
@@ -93,15 +93,19 @@ def attention_modules(base: nn.Module, top: int, method: str) -> dict[str, nn.Mo
     """The attention modules of the `top` uppermost blocks (0: all), by path, made to compute with this function.
 
     Raises:
-        ModelError: `top` exceeds the number of blocks, or none is known; `method` is whom that concerns.
+        ModelError: `top` exceeds the number of blocks, none is known, or the model's attention is another;
+            `method` is whom that concerns.
     """
     config: Any = base.config
+    if not getattr(base, "_supports_sdpa", True):
+        raise ModelError(
+            f"{type(base).__name__} has an attention of its own (caps or distances that torch's has not), which "
+            f"{method} can't be put into; take lora"
+        )
     config._attn_implementation = register()
     path, stack = blocks(base)
-    if top > len(stack):
-        raise ModelError(f"layers={top} of {method} exceeds the model's {len(stack)} blocks")
     found = {}
-    for i in range(len(stack) - top if top else 0, len(stack)):
+    for i in uppermost(base, top, method):
         for name, module in stack[i].named_modules():
             if any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
                 found[f"{path}.{i}.{name}"] = module
