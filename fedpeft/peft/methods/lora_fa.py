@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.models.layers import innermost
+from fedpeft.models.quantized import dtype_of
 from fedpeft.models.task import FederatedModel, trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State
@@ -100,7 +101,7 @@ class LoraFA(Lora):
         module: Any = innermost(layer)
         shape = shapes["lora_B.weight"]
         A = fixed_factor(self.factor_seed, path, shape[1], module.in_features)
-        dtype = torch.float64 if module.weight.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if dtype_of(module) == torch.float64 else torch.float32
         return StackedLoraFA(layer, A.to(module.weight.device, dtype), shape, clients, self.dropout)
 
 
