@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from fedpeft import seeds
 from fedpeft.models.layers import innermost
-from fedpeft.models.quantized import dtype_of
 from fedpeft.models.task import FederatedModel, trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State
@@ -67,6 +66,7 @@ class LoraFA(Lora):
 
     mixed_sizes: ClassVar[bool] = False
     residual: ClassVar[bool] = False
+    batched_in_few_bits: ClassVar[bool] = False  # not tried yet
     tensors: ClassVar[tuple[str, ...]] = ("lora_B.weight",)
 
     def settle(self, base: nn.Module) -> None:
@@ -101,7 +101,7 @@ class LoraFA(Lora):
         module: Any = innermost(layer)
         shape = shapes["lora_B.weight"]
         A = fixed_factor(self.factor_seed, path, shape[1], module.in_features)
-        dtype = torch.float64 if dtype_of(module) == torch.float64 else torch.float32
+        dtype = torch.float64 if module.weight.dtype == torch.float64 else torch.float32
         return StackedLoraFA(layer, A.to(module.weight.device, dtype), shape, clients, self.dropout)
 
 
