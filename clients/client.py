@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fedpeft.clients.drift import flattened, parse_drift, unflattened
+from fedpeft.clients.evaluating import evaluated
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.label_shift import SHARES, offsets
 from fedpeft.clients.masking import Masking, MaskPlan
@@ -35,6 +36,7 @@ from fedpeft.communication.release import check_released
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.data.partition import Shards, held_out
 from fedpeft.errors import PayloadError, PrivacyError
+from fedpeft.machine.hardware import in_threads, usable_cores
 from fedpeft.peft.adapter import Layout, State, difference, held_in
 from fedpeft.privacy.engine import ClientPrivacy
 from fedpeft.privacy.noise import read_key
@@ -178,13 +180,9 @@ class ClientSide:
     def _evaluate(self, instruction: Instruction) -> Report:
         _, rows = self._rows(instruction.client)
         task = self._task(instruction)
-        if not len(rows):
-            return Report(instruction.client, instruction.round, b"")
-        bench = self.bench.at(instruction.base_precision)
-        own = task.job.received | section(task.state, PERSONAL)
-        totals = bench.evaluate(own, rows, instruction.base, task.job.form)
-        client, round = instruction.client, instruction.round
-        return Report(client, round, b"", len(rows), loss=totals.mean_loss, correct=totals.correct, count=totals.count)
+        state = task.job.received | section(task.state, PERSONAL)
+        held = replace(instruction, form=task.job.form)
+        return evaluated(self.bench, held, state, rows, task.job.rows)
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:
         started = time.perf_counter()
@@ -194,7 +192,8 @@ class ClientSide:
             own = self._trained([replace(t, job=personal_job(t.job, section(t.state, PERSONAL), pull)) for t in tasks])
             tasks = [replace(t, state=t.state | labelled(PERSONAL, r.state)) for t, r in zip(tasks, own, strict=True)]
         each = (time.perf_counter() - started) / sum(r.steps for r in results)
-        return [self._report(t, result, each * result.steps) for t, result in zip(tasks, results, strict=True)]
+        threads = 1 if self.bench.plan.device == "cpu" or self.masking is not None else usable_cores()
+        return in_threads(threads, lambda t, r: self._report(t, r, each * r.steps), tasks, results)
 
     def _trained(self, tasks: Sequence[_Task]) -> list[Trained]:
         """The results of the tasks, in order; clients whose bases have one precision are trained together."""
@@ -281,7 +280,8 @@ class ClientSide:
         rate = mechanism.row_rate(job.training.batch_size, len(job.rows))
         rate = rate if self.masking is None else self.masking.rate(rate)
         key, attempt = read_key(plan.key), instruction.attempt
-        return replace(job, privacy=RowPrivacy(mechanism.clip, plan.noise, rate, key, attempt, mechanism.summed))
+        told = mechanism.clip, plan.noise, rate, key, attempt, mechanism.summed
+        return replace(job, privacy=RowPrivacy(*told, mechanism.divisor(job.training.batch_size, len(job.rows))))
 
     def _arrival(self, instruction: Instruction, layout: Layout, held: State) -> Arrival:
         """What the client starts from, given what it `held` since its last recorded round."""

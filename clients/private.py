@@ -108,7 +108,7 @@ class PrivateExecutor(SequentialExecutor):
             yield from super()._steps(job, chosen, optimizer)
             return
         ids = (job.round, privacy.attempt, job.client)
-        noise, expected = privacy.key.stream("gradient noise", *ids), privacy.rate * len(job.rows)
+        noise, expected = privacy.key.stream("gradient noise", *ids), privacy.divisor(len(job.rows))
         held = {parameter: job.received[name] for name, parameter in chosen.items()}
         private = SecretNoise(optimizer, privacy, expected, noise, held)
         with self.per_example.attached(chosen):

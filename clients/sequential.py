@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
-from fedpeft.clients.executor import Executor, Job, Trained, held, leading, penalties, placed
+from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts, penalties, placed
+from fedpeft.clients.transfer import moved, put
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -56,9 +57,9 @@ class SequentialExecutor(Executor):
 
     def load(self, state: State, form: ClientForm | None = None) -> None:
         """Set the trainable parameters to `state`, padded with zeros."""
+        targets = [self.parameters[name] for name in state]
         with torch.no_grad():
-            for name, tensor in state.items():
-                self.parameters[name].copy_(placed(tensor, self.parameters[name]))
+            put(targets, [placed(tensor, target) for tensor, target in zip(state.values(), targets, strict=True)])
         self._scale(form or self.layout.form)
 
     def frozen(self, module: str) -> nn.Module:
@@ -80,7 +81,7 @@ class SequentialExecutor(Executor):
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)
-        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate)
+        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate, job.noise_variance)
         pulls = job.pulls(chosen)
         losses = []
         for step, loss in enumerate(self._steps(job, chosen, optimizer)):
@@ -100,7 +101,7 @@ class SequentialExecutor(Executor):
         self.dropout.rest()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        trained = {name: leading(p.detach(), job.received[name]) for name, p in chosen.items()}
+        trained = leading_parts({name: p.detach() for name, p in chosen.items()}, job.received)
         return Trained(job.client, trained, float(torch.stack(losses).double().mean()), len(losses), len(job.rows))
 
     def _steps(
@@ -131,4 +132,4 @@ class SequentialExecutor(Executor):
 
     def batch(self, rows: object) -> Batch:
         """A padded batch on the model's device."""
-        return {name: t.to(self.device) for name, t in self.examples.batch(rows).items()}  # type: ignore[arg-type]
+        return {name: moved(t, self.device) for name, t in self.examples.batch(rows).items()}  # type: ignore[arg-type]

@@ -215,7 +215,8 @@ def _strategies() -> Iterator[Case]:
         yield _case(f"strategy/flower {rule}", strategy=f"flower(rule={rule})")
     yield _case("strategy/flower Krum, one hostile", strategy="flower(rule=Krum, num_malicious_nodes=1)")
     for name in SERVER_OPTIMIZERS.names:
-        yield _case(f"server optimizer/{name}", server_optimizer=f"{name}(learning_rate=0.1)", rounds=4)
+        text = "averaged(of=momentum)" if name == "averaged" else f"{name}(learning_rate=0.1)"
+        yield _case(f"server optimizer/{name}", server_optimizer=text, rounds=4)
     for name in HEADS.names:
         yield _case(f"head/{name}", head=name)
 
@@ -256,7 +257,7 @@ def _privacy() -> Iterator[Case]:
 
 def _clients() -> Iterator[Case]:
     yield _case("clients/proximal", proximal=0.5)
-    scaffold = {"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1, "rounds": 4}
+    scaffold = {"scaffold": True, "optimizer": "sgd", "learning_rate": 1e-4, "rounds": 4}
     yield _case("clients/scaffold", **scaffold)
     yield _case("clients/scaffold, proximal, one by one", proximal=0.5, executor="sequential", **scaffold)
     yield _case("clients/profiles", files={"p.toml": PROFILES}, strategy="flexlora", profiles="p.toml")

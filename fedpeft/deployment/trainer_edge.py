@@ -149,7 +149,12 @@ def _check_parts(description: v1.Description, parts: ChosenParts, config: RunCon
             f"the federation corrects clients' gradients (--drift {config.drift}), and a Trainer's steps are its own; "
             "ask for a run without --drift"
         )
-    mechanism = parts.mechanism
+    mechanism, secure = parts.mechanism, parts.secure_sum
+    if secure is not None:
+        raise PrivacyError(
+            f"the federation's {secure.name} adds up updates under masks, which a Trainer does not do; join with "
+            "python -m fedpeft.join, or ask for user_dp"
+        )
     if mechanism is not None and mechanism.protects and mechanism.noises_updates:
         raise PrivacyError(
             f"the federation's {mechanism.name} protects rows on the client, which a Trainer does not do; join with "

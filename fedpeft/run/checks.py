@@ -27,6 +27,7 @@ from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.run.measured_checks import check_measured
 from fedpeft.run.profiles import Profile, kinds
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def check(setup: Setup) -> None:
     _check_reference(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
+    check_measured(setup)
     if setup.secure_sum is not None:
         _check_secure_sum(setup.secure_sum, setup)
     if setup.mechanism is not None:

@@ -13,6 +13,8 @@ in which precision they hold the base and the adapter, and how much memory and h
         link = 0.1
         base = "nf4"
         adapter = "bf16"
+        watts_train = 6
+        battery_wh = 15
 
     --ranks auto                    with such a file: ranks by what the groups' tables say of memory, link and rows
 
@@ -50,6 +52,13 @@ PROFILES = "profiles.toml"
 """A run's copy of the file that --clients names."""
 
 
+OF_ENERGY = (
+    "watts_train", "watts_idle", "joule_per_byte", "step_seconds", "battery_wh", "charge_watts",
+    "intensity", "intensity_swing", "peak_hour",
+)  # fmt: skip
+"""Fields of a profile that a table gives as they are."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """One client.
@@ -61,6 +70,9 @@ class Profile:
         link: speed of the uplink, relative to other clients.
         base: precision of the frozen base; empty: the run's own.
         adapter: precision in which the client holds its adapter.
+        watts_train, watts_idle, joule_per_byte, step_seconds: for `fedpeft.run.energy`; 0: as the run says.
+        battery_wh, charge_watts: of a client that runs on a battery, full at the start; 0 Wh: it is plugged in.
+        intensity, intensity_swing, peak_hour: grams of CO2 per kWh where the client is, and how they move over the day.
     """
 
     form: ClientForm | None
@@ -69,6 +81,15 @@ class Profile:
     link: float = 1.0
     base: BasePrecision = ""
     adapter: AdapterPrecision = "fp32"
+    watts_train: float = 0.0
+    watts_idle: float = 0.0
+    joule_per_byte: float = 0.0
+    step_seconds: float = 0.0
+    battery_wh: float = 0.0
+    charge_watts: float = 0.0
+    intensity: float = 0.0
+    intensity_swing: float = 0.0
+    peak_hour: float = 19.0
 
 
 class Profiles(Sequence[Profile]):
@@ -133,6 +154,15 @@ class ProfileTable:
     rows: int = setting(0, "rows of each client, for ranks=auto; 0: not said", low=0)
     base: str = setting("", "precision of the frozen base: fp32, bf16, int8, nf4; empty: the run's", choices=BASES)
     adapter: str = setting("fp32", "precision in which the adapter is held: fp32, bf16", choices=ADAPTERS)
+    watts_train: float = setting(0.0, "while it trains; 0: as energy(watts=...) says", low=0)
+    watts_idle: float = setting(0.0, "while it waits; 0: as energy(idle_watts=...) says", low=0)
+    joule_per_byte: float = setting(0.0, "of its traffic; 0: as energy(joule_per_byte=...) says", low=0)
+    step_seconds: float = setting(0.0, "of a local step; 0: as energy(step_seconds=...) says", low=0)
+    battery_wh: float = setting(0.0, "capacity of its battery, full at the start; 0: plugged in", low=0)
+    charge_watts: float = setting(0.0, "with which its battery is charged between rounds", low=0)
+    intensity: float = setting(0.0, "grams of CO2 per kWh, over the day; 0: as energy(intensity=...) says", low=0)
+    intensity_swing: float = setting(0.0, "share by which the intensity rises and falls over the day", low=0, high=1)
+    peak_hour: float = setting(19.0, "hour of the day with the largest intensity", low=0, below=24)
 
 
 AUTO = "auto"
@@ -272,6 +302,7 @@ def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm |
             table.link,
             cast(BasePrecision, table.base),
             cast(AdapterPrecision, table.adapter),
+            **{name: getattr(table, name) for name in OF_ENERGY},
         )
         groups.append((profile, table.count))
     return Profiles(groups)

@@ -29,6 +29,9 @@ from fedpeft.privacy.engine import PrivacyEngine
 ABSURD = 1000.0
 """An update may be this many times as long as 1 + the norm of what the client was sent; honest ones stay below 1."""
 
+MOST_JOULES = 1e9
+"""That a client may say a round has taken: 278 kWh."""
+
 WORST_LOSS = 1e6
 """A mean loss above this one is a training that has diverged, or a lie that would hide the others' losses."""
 
@@ -51,6 +54,8 @@ def check_report(report: Report) -> None:
         raise PayloadError(f"{report.used} distinct rows trained on, of {report.rows}")
     if not 0 <= report.steps <= MOST_STEPS or not 0 <= report.seconds < math.inf:
         raise PayloadError(f"{report.steps} steps in {report.seconds:g} s")
+    if not 0 <= report.joules <= MOST_JOULES:
+        raise PayloadError(f"{report.joules:g} joules of energy; nothing above {MOST_JOULES:g} is taken")
     if not abs(report.loss) <= WORST_LOSS:
         raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
 
@@ -113,6 +118,8 @@ class ClientResult:
         staleness: steps that the server has taken since it asked; None: in synchronous rounds.
         rejected: why the update was left out; None: it was taken.
         used: distinct rows that the client has trained on up to now; None where it does not say.
+        joules: of training, waiting, and traffic up and down (`fedpeft.run.energy`); None: nobody counts.
+        measured: joules of training that the client has measured itself; None: it has not.
     """
 
     round: int
@@ -130,10 +137,12 @@ class ClientResult:
     staleness: int | None = None
     rejected: str | None = None
     used: int | None = None
+    joules: Mapping[str, float] | None = None
+    measured: float | None = None
 
     def line(self) -> dict[str, Any]:
-        """As a line of JSON; the last four only where they say something."""
-        optional = ("confidential", "staleness", "rejected", "used")
+        """As a line of JSON; the last six only where they say something."""
+        optional = ("confidential", "staleness", "rejected", "used", "joules", "measured")
         return {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
 
 
@@ -243,6 +252,7 @@ class Acceptance:
             confidential=True if self.privacy is not None else None,
             staleness=self.round - report.round if self.strategy.asynchronous else None,
             used=None if self._silent else report.used or None,
+            measured=None if self._silent else report.joules or None,
         )
 
     def _update(self, report: Report, sent: Sent, layout: Layout) -> tuple[Update, State]:

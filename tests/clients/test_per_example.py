@@ -226,6 +226,20 @@ def test_without_clipping_and_noise_a_private_job_is_the_plain_one():
         assert not torch.equal(one.state[name], received[name])
 
 
+def test_sums_are_divided_by_what_is_expected_of_all_clients_where_that_is_given():
+    """With twice the divisor a step of SGD is half as long, whatever the client's own number of rows."""
+    _, private, layout, received = executors()
+    given = {"work": "steps(1)", "optimizer": "sgd(head_rate=1.0)"}
+    moved = {}
+    for expected in (None, 6.0, 12.0):
+        privacy = RowPrivacy(0.05, 0.0, 1.0, KEY, 0, expected=expected)
+        state = next(private.train([job(layout, received, np.arange(6), privacy, **given)])).state
+        moved[expected] = {n: state[n] - received[n] for n in state}
+    for name in received:
+        assert torch.allclose(moved[None][name], moved[6.0][name], atol=1e-15)
+        assert torch.allclose(moved[6.0][name], 2 * moved[12.0][name], atol=1e-15)
+
+
 def test_fedprox_acts_after_the_noise():
     plain, private, layout, received = executors()
     rows = np.arange(6)

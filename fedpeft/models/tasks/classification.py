@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples, ImageRows
-from fedpeft.data.images import image_rows
+from fedpeft.data.images import check_reads_texts, image_rows
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import token_rows
+from fedpeft.models import encoders
 from fedpeft.models.frozen_blocks import pool
 from fedpeft.models.loading import Say, load_base, unheard
 from fedpeft.models.task import FederatedModel, RowLosses, Task
@@ -82,18 +83,21 @@ class Classification(Task):
     higher_is_better = True
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
-        """Token ids with the model's special tokens, or normalised images."""
+        """Token ids with the model's special tokens, or normalised images.
+
+        Raises:
+            ModelError: the model reads no such rows.
+        """
         labels = np.asarray(rows.labels, dtype=np.int64)
         if isinstance(rows.inputs, np.ndarray):
             pixels, tokens = image_rows(rows.inputs, model_directory)
             return ImageRows(pixels, labels, tokens)
+        check_reads_texts(model_directory)
         return token_rows(rows.inputs, labels, model_directory, max_tokens)
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
-        """The encoder."""
-        from transformers import AutoModel
-
-        return load_base(AutoModel.from_pretrained, model_directory, dtype, hidden_states, say, **options)
+        """The encoder (see `fedpeft.models.encoders`)."""
+        return load_base(encoders.from_pretrained, model_directory, dtype, hidden_states, say, **options)
 
     def model(self, base: nn.Module, classes: int | None) -> Classifier:
         """The encoder with a zero head."""
