@@ -113,7 +113,7 @@ class SequentialExecutor(Executor):
             for part in parts:
                 self.dropout.clients = [(masks, self.sequences(part), int(lengths[part].max()))]
                 batch, _, self.dropout.places = self.step_batch([part])
-                losses = self.task.row_losses(self.model, batch, job.offsets)
+                losses = job.losses(self.model, lambda b: self.task.row_losses(self.model, b, job.offsets), batch)
                 counts = counts + losses.counts.sum()
                 own = losses.sums.sum()
                 sums = sums + own.detach()
