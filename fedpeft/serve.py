@@ -34,7 +34,7 @@ from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
-from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
+from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run import catalogue, help
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
@@ -43,6 +43,8 @@ from fedpeft.run.console import (
     quiet_libraries,
     say_privacy,
 )
+from fedpeft.run.dashboard.live import Live
+from fedpeft.run.dashboard.server import shown
 from fedpeft.run.final_score import FinalScore, save
 from fedpeft.run.folder import (
     SERVERS_OPTIONS,
@@ -171,7 +173,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     quiet_libraries()
     config, options = located(config), options_located(options)
     credentials, doorkeeper, signer = security(options)
-    if signer is None and isinstance(parse_privacy(config.privacy) if config.privacy else None, SecureSum):
+    if signer is None and sums_in(config.privacy) is not None:
         raise ConfigError(
             f"--privacy {config.privacy} needs certificates: without TLS whoever passes a message on could pose as any "
             "client and take the masks off; leave --insecure out"
@@ -179,10 +181,18 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     started = time.perf_counter()
     make_folder(folder)
     going = threading.Event()
-    with begun(folder, going.is_set), alone_in(folder), PeakMemory() as memory, ServeObserver(console) as observer:
+    with (
+        begun(folder, going.is_set),
+        alone_in(folder),
+        PeakMemory() as memory,
+        shown(options.dashboard, folder, console) as live,
+        ServeObserver(console, live) as observer,
+    ):
         events = Events(folder / "serve.jsonl", observer.event)
         federation = Federation(config, folder, observer, options, doorkeeper, events, signer)
         observer.watch(federation)
+        if live is not None:
+            _watch(live, federation)
         records = Records(folder, private=federation.protection is not None)
         farewell = None
 
@@ -206,6 +216,19 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         summary = dataclasses.replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak)
     records.write_json("summary.json", summary.as_dict())
     return summary
+
+
+def _watch(live: Live, federation: Federation) -> None:
+    """Let the page see who is connected, in numbers, and what is spent."""
+    protection = federation.protection
+
+    def connected() -> dict[str, int]:
+        sessions = federation.gateway.sessions()
+        here = {"connected": sum(bool(s.connected) for s in sessions)}
+        return here if federation.secret_cohort else here | {"at work": sum(bool(s.task) for s in sessions)}
+
+    spent = None if protection is None else lambda: protection.epsilons()[0]
+    live.watch(federation.setup.clients, private=protection is not None, epsilon=spent, connected=connected)
 
 
 def _run(federation: Federation, records: Records, observer: ServeObserver) -> Summary:

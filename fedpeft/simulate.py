@@ -29,6 +29,7 @@ from fedpeft.run.console import (
     quiet_libraries,
     say_privacy,
 )
+from fedpeft.run.dashboard.server import shown
 from fedpeft.run.folder import (
     alone_in,
     begun,
@@ -62,6 +63,7 @@ OPTIONS = {
     "--quick": "a first answer, no result: at most 4 rounds, 64 tokens and 1,500 rows",
     "--resume FOLDER": "continue the interrupted run in this folder",
     "--track NAMES": "also send the records to tensorboard or mlflow (both: a,b)",
+    "--dashboard PORT": "a page that shows the run while it goes on, to this machine only; 0: any free port",
     "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
 }
 
@@ -78,6 +80,7 @@ class Command:
     output: Path | None = None
     resume: Path | None = None
     track: str = ""
+    dashboard: str = ""
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     plugin: Annotated[
         tuple[str, ...],
@@ -86,8 +89,8 @@ class Command:
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
 
-def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
-    """Configuration, run folder, whether an earlier run is continued, and trackers.
+def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
+    """Configuration, run folder, whether an earlier run is continued, and who else is told: `track` and `dashboard`.
 
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
@@ -105,7 +108,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
         if command.resume is not None:
             raise ConfigError("a resumed run keeps its settings, but --quick was given; leave it out")
         config = quick(config)
-    return config, folder, command.resume is not None, command.track
+    return config, folder, command.resume is not None, {"track": command.track, "dashboard": command.dashboard}
 
 
 def _command(arguments: list[str], default: RunConfig) -> Command:
@@ -118,15 +121,16 @@ def simulate(
     resume: bool,
     console: Console,
     track: str = "",
+    dashboard: str = "",
     grid: Callable[[int], Grid] | None = None,
     on_round: Callable[[RoundResult], bool | None] | None = None,
     begins: Callable[[Simulation], None] | None = None,
 ) -> Summary:
     """Run (or continue) a simulation; returns its summary.
 
-    `grid` makes another Flower grid than the configured one, for a number of clients: inside a Flower app, Flower's.
-    `on_round` is told of each finished round; where it returns True, the run ends with it. `begins` is told of the
-    simulation before it begins.
+    `dashboard` is the port of a page that shows it; empty: none. `grid` makes another Flower grid than the configured
+    one, for a number of clients: inside a Flower app, Flower's. `on_round` is told of each finished round; where it
+    returns True, the run ends with it. `begins` is told of the simulation before it begins.
 
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
@@ -135,7 +139,8 @@ def simulate(
     with (
         ExitStack() as held,
         PeakMemory() as memory,
-        ConsoleObserver(console, on_round=on_round, silence=SILENCE) as observer,
+        shown(dashboard, folder, console) as live,
+        ConsoleObserver(console, on_round=on_round, silence=SILENCE, live=live) as observer,
     ):
         observer.phase("loading libraries", 1)
         quiet_libraries()
@@ -151,6 +156,10 @@ def simulate(
             held.enter_context(alone_in(folder))
         simulation = Simulation(config, folder, observer, grid)
         observer.metric = simulation.setup.task.metric
+        if live is not None:
+            protection = simulation.protection
+            spent = None if protection is None else lambda: protection.epsilons()[0]
+            live.watch(simulation.setup.clients, private=protection is not None, epsilon=spent)
         if not resume:
             held.enter_context(begun(folder, lambda: simulation.checkpoints.taken))
         make_folder(folder)
@@ -345,8 +354,8 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         nonlocal folder
         console = Console()
-        config, folder, resume, track = parse(sys.argv[1:] if arguments is None else arguments)
-        show(simulate(config, folder, resume, console, track), folder, console)
+        config, folder, resume, told = parse(sys.argv[1:] if arguments is None else arguments)
+        show(simulate(config, folder, resume, console, **told), folder, console)
 
     def interrupted() -> str:
         left = folder is not None and (folder / "config.toml").exists()

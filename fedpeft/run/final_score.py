@@ -19,6 +19,7 @@ from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Rows
 from fedpeft.errors import AssetError
+from fedpeft.machine.hardware import accelerators, free_memory
 from fedpeft.models import scoring
 from fedpeft.models.base_model import origin_of
 from fedpeft.models.calibration import temperature
@@ -30,6 +31,9 @@ from fedpeft.peft.adapter import State
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import Setup
 from fedpeft.trust.question import Question
+
+ROOM = 6
+"""Bytes for each of a model's parameters that scoring takes: fp32, and what a pass needs."""
 
 
 def save(setup: Setup, state: State, folder: Path, residual: State | None = None) -> None:
@@ -68,7 +72,7 @@ class FinalScore:
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """Scores saved files, in this process with all its cores.
+    """Scores saved files, in this process: on the run's GPU, if it has room for the base in fp32, or with all cores.
 
     The workers should have ended: their memory is not needed any more.
 
@@ -104,13 +108,15 @@ class Scorer:
             asks: what is asked of the test rows, too.
         """
         setup = self.setup
-        work = dataclasses.replace(self.work.at(base_precision), device="cpu")
+        work = dataclasses.replace(self.work.at(base_precision), device=self._device)
         torch.set_num_threads(self.threads)
-        base = setup.task.base(setup.model_directory, DTYPES.get(base_precision, torch.float32))
+        base = setup.task.base(setup.model_directory, DTYPES.get(base_precision, torch.float32)).to(work.device)
         quantize(base, work.precision or setup.method.base_precision)
         base, test, held = self._reused(base, work, name)
-        model = saved_adapter.load(folder, setup.task, base, setup.facts.classes)
+        model = saved_adapter.load(folder, setup.task, base, setup.facts.classes).to(work.device)
         del base
+        if fitted := setup.method.fitted(model, held):
+            saved_adapter.add(folder, fitted)
         divisor = self._temperature(model, held) if temperature is None else temperature
         questions = asks(divisor)
         answers = [Fold() for _ in questions]
@@ -129,6 +135,14 @@ class Scorer:
         count = scores.count.sum()
         accuracy, loss = float(scores.correct.sum() / count), float(scores.loss.sum() / count)
         return FinalScore(accuracy, loss, scores, divisor, tuple(total.sums for total in answers))
+
+    @property
+    def _device(self) -> str:
+        """That of the run's workers, if it is one of this machine and has room; else the CPU."""
+        device = self.work.device
+        if device.startswith("cuda") and not accelerators():
+            return "cpu"
+        return device if free_memory(device) >= ROOM * self.setup.parameters else "cpu"
 
     def _reused(self, base: nn.Module, work: WorkPlan, name: str) -> tuple[nn.Module, Examples, Examples]:
         """What the score runs on: a base, test rows and validation rows.
@@ -163,5 +177,5 @@ class Scorer:
         logits = np.zeros((len(held), self.setup.facts.classes))
         with torch.inference_mode():
             for index in scoring.score_batches(held):
-                logits[index] = model(held.batch(index)).double().numpy()
+                logits[index] = model(scoring.placed(held.batch(index), model)).double().cpu().numpy()
         return temperature(logits, labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 
@@ -56,6 +56,15 @@ class RoundResult:
     joules: float | None = None
     grams: float | None = None
     measured_joules: float | None = None
+
+    def of_secret_cohort(self, expected: int) -> RoundResult:
+        """What may be told where the cohort is a secret, and `expected` clients are in one on average.
+
+        Bytes are the caller's: what so many would have sent.
+        """
+        return replace(
+            self, clients=expected, rejected=0, training_seconds=None, seconds=None, aggregation_seconds=None
+        )
 
 
 class Observer(Protocol):

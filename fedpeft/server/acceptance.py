@@ -7,11 +7,12 @@ for everyone; so they are dropped before any rule sees them. What is merely host
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fedpeft.aggregation.aggregator import Aggregator
+from fedpeft.aggregation.factors import ranks_placed
 from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
@@ -33,6 +34,11 @@ MOST_JOULES = 1e9
 
 WORST_LOSS = 1e6
 """A mean loss above this one is a training that has diverged, or a lie that would hide the others' losses."""
+
+
+def all_of_it(round: int, client: int, steps: int) -> State:
+    """A client has trained all that it holds, in every step."""
+    return {}
 
 
 def check_report(report: Report) -> None:
@@ -163,6 +169,7 @@ class Acceptance:
         spent: how many refused because their privacy budgets are spent.
         forms: that clients have from now on, where they change.
         rows: of each client whose update was taken.
+        owned: of a round, a client and its steps, what of its update it has trained (`PeftMethod.owned`).
         uplink_parameters: of all updates.
         passed_on: bytes of what members of a secure sum say to each other, on their way down.
     """
@@ -185,6 +192,7 @@ class Acceptance:
     spent: int = 0
     forms: dict[int, ClientForm] = field(default_factory=dict)
     rows: dict[int, int] = field(default_factory=dict)
+    owned: Callable[[int, int, int], State] = all_of_it
     uplink_parameters: int = 0
     passed_on: int = 0
     _losses: list[tuple[float, float]] = field(default_factory=list)
@@ -254,11 +262,14 @@ class Acceptance:
         if self.estimates is not None and self.uplink.server_remembers:
             memory = self.estimates.load(report.client, sent.instruction.acknowledged) or {}
         delta, memory = self.uplink.receive(report.payload, layout.shapes, memory)
-        received = sent.state
+        received, ranks, form = sent.state, sent.package.ranks, sent.instruction.form
+        if (held := self.strategy.held_form(self.layout, form)) != form:
+            delta, form = ranks_placed(delta, self.layout, ranks), held
         check_update(delta, received, self.shared)
         weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
-        form, staleness = sent.instruction.form, self.round - report.round
-        return Update(report.client, weight, form, received, delta, staleness, sent.package.ranks), memory
+        staleness = self.round - report.round
+        owned = self.owned(report.round, report.client, report.steps)
+        return Update(report.client, weight, form, received, delta, staleness, ranks, owned), memory
 
     def _drift_changes(self, report: Report, layout: Layout) -> States:
         """The changes of the states of a client's drift corrections, checked as an update is."""

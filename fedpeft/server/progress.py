@@ -23,6 +23,7 @@ from safetensors.torch import save
 
 from fedpeft.aggregation.aggregator import Outcome
 from fedpeft.aggregation.safeguard import Standing
+from fedpeft.aggregation.server_optimizer import AVERAGE
 from fedpeft.clients.drift import States, flattened, unflattened
 from fedpeft.clients.store import ClientStore, labelled, section
 from fedpeft.communication.base_residual import Residual, ResidualFiles
@@ -170,9 +171,14 @@ class Progress:
         return replace(self, round=after.round, standing=standing, rows=after.rows, rejections=after.rejections)
 
     @property
+    def reached(self) -> State:
+        """What would be the result now: the global state, or the average of all where the server takes one."""
+        return self.memory.get(AVERAGE, self.adapter)
+
+    @property
     def result(self) -> tuple[State, State]:
         """What the run has led to: the state and, by module, what is in the base; the best of both, or the last."""
-        return (self.best.adapter, self.best.residual) if self.best else (self.adapter, self.residual.total)
+        return (self.best.adapter, self.best.residual) if self.best else (self.reached, self.residual.total)
 
     @property
     def kept_round(self) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -187,6 +188,7 @@ class Server:
             estimates=self.store.estimates,
             drift=setup.drift,
             states=progress.drift,
+            owned=partial(setup.method.owned, setup.layout, setup.config.seed),
         )
         if setup.secure_sum is not None:
             outcome = self._summed(setup.secure_sum, taken, sent, progress, clock)
@@ -226,9 +228,8 @@ class Server:
         assert clip is not None  # from the sum before round 1
         names = [name for name in setup.layout.names if name in taken.shared]
         shapes = {name: setup.layout.shapes[name] for name in names}
-        masked = MaskedSum(
-            self.clients, secure, setup.config.seed, round, entries(shapes), BESIDE, clip, clock.aggregating
-        )
+        size, working, heard = entries(shapes), clock.aggregating, self.privacy.heard if self.privacy else None
+        masked = MaskedSum(self.clients, secure, setup.config.seed, round, size, BESIDE, clip, working, heard)
         schedule, void = setup.schedule, ""
         growth = schedule.at(round + 1) / schedule.at(round) if round < setup.rounds and schedule.at(round) else 1.0
         try:
@@ -374,14 +375,7 @@ class Server:
         )
         if self.privacy is None or not self._secret_cohort:
             return result
-        return replace(
-            result,
-            clients=self.privacy.federation.cohort,
-            rejected=0,
-            training_seconds=None,
-            seconds=None,
-            aggregation_seconds=None,
-        )
+        return result.of_secret_cohort(self.privacy.federation.cohort)
 
     @property
     def _secret_cohort(self) -> bool:
