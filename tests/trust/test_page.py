@@ -57,11 +57,12 @@ def result(clients=20, seed=0, skill=0.7):
 
 def test_a_run_shows_its_trust():
     run = Section("run", "", [result(100)], {})
-    drawn = {name: svg for name, _, _, svg in of_section(run)}
+    made = of_section(run)
+    drawn = {name: svg for name, _, _, svg in made}
     assert set(drawn) == {"trust_reliability", "coverage", "robustness", "disagreement", "places", "energy"}
     assert all(drawn.values())
     assert len(re.findall(r"<!-- \d+ -->", drawn["disagreement"])) <= 30 + 6  # ids do not run into each other
-    assert "clients fall into 2 groups" in next(note for name, _, note, _ in of_section(run) if name == "places")
+    assert "clients fall into 2 groups" in next(note for name, _, note, _ in made if name == "places")
     table = trust_table(run.results[0])
     said = dict(table.shown)
     assert said["energy of the clients"] == "9 kJ, 1.5 g of CO2"
