@@ -194,6 +194,11 @@ def test_a_server_without_its_journal_loses_the_round_and_not_the_run(tmp_path, 
                for line in lines(tmp_path, "clients.jsonl")[:3])  # fmt: skip
 
 
+def test_a_sum_that_was_never_begun_is_forgotten(tmp_path):
+    """The server says why there is no sum before round 1, and not that there is no folder of it."""
+    SumJournal(tmp_path / "secure_sum", "").forget()
+
+
 def test_a_damaged_journal_is_one_sentence(tmp_path, observer, monkeypatch):
     made = Federation(tmp_path, observer, **SUMMED | {"clients": 3})
     made.run()
