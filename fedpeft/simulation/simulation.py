@@ -77,7 +77,8 @@ class Simulation:
         self.second = second_task(second, self.rows.dataset) if second else None
         self.clients = self.setup.clients
         self.sampler = population(self.clients, config.cohort, chances(self.setup.profiles), self.setup.mechanism)
-        self.setup = planned(self.setup, self._exposure()) if self.setup.mechanism is not None else self.setup
+        if self.setup.mechanism is not None and self.setup.mechanism.protects:
+            self.setup = planned(self.setup, self._exposure())
         self.config = self.setup.config
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
