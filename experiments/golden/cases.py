@@ -256,7 +256,7 @@ def _privacy() -> Iterator[Case]:
 
 def _clients() -> Iterator[Case]:
     yield _case("clients/proximal", proximal=0.5)
-    scaffold = {"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1, "rounds": 4}
+    scaffold = {"scaffold": True, "optimizer": "sgd", "learning_rate": 1e-4, "rounds": 4}
     yield _case("clients/scaffold", **scaffold)
     yield _case("clients/scaffold, proximal, one by one", proximal=0.5, executor="sequential", **scaffold)
     yield _case("clients/profiles", files={"p.toml": PROFILES}, strategy="flexlora", profiles="p.toml")
