@@ -333,7 +333,8 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         f"{config.strategy}, {config.codec}, {config.dtype}, {executor} on "
         f"{simulation.fixed['workers']} worker(s){graphics} -> {simulation.folder}"
     )
-    if executor == "batched" and {"nf4", "int8"} & set(setup.base_precisions):
+    in_few_bits = {"nf4", "int8"} & {setup.method.base_precision, *setup.base_precisions}
+    if in_few_bits and setup.grid.executor == "batched" and not simulation.fixed["gpus"]:
         observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
     say_privacy(simulation.protection, observer)
     if setup.grid.executor == "batched" and not setup.method.batched:
