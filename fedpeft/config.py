@@ -32,7 +32,7 @@ class RunConfig:
     )
     rounds: int = setting(20, "rounds of federated training", low=1)
     cohort: int | float | str = setting(0.1, "clients per round: a fraction (0.1), a number (20) or all", above=0)
-    dataset: str = setting("20newsgroups", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
+    dataset: str = setting("reviews", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
     partition: str = setting(
         "auto", "whose rows are which: iid, dirichlet, natural, grouped, ...; auto: the data set's own, or dirichlet"
     )
