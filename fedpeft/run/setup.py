@@ -40,10 +40,10 @@ from fedpeft.peft.method import PeftMethod, WeightChanges
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run import checks
-from fedpeft.run.catalogue import built
+from fedpeft.run.catalogue import built, counted
 from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
-from fedpeft.run.profiles import Profile, ProfileTable, kinds, profiles_of
+from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of
 from fedpeft.run.steering import Steering, steering
 
 
@@ -183,8 +183,9 @@ class Setup(ChosenParts):
         Raises:
             FedpeftError: settings that do not fit each other, the data or the model.
         """
-        config = settled(config)
+        config = counted(settled(config), facts.clients)
         given: PeftMethod = built(config, "peft")
+        groups = chosen_ranks(groups, given.form) if config.ranks == AUTO else groups
         profiles = profiles_of(groups, facts.clients, given.form)
         peft = of_size(config.peft, given, [profile.form for profile in kinds(profiles)])
         method = PEFT_METHODS.build(peft)
