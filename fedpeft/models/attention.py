@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import KEY_PROJECTIONS, blocks, uppermost
+from fedpeft.models.layers import KEY_PROJECTIONS, blocks, unused, uppermost
 from fedpeft.models.packing import Packing
 
 NAME = "sdpa_fp32"
@@ -102,7 +102,7 @@ def attention_modules(base: nn.Module, top: int, method: str) -> dict[str, nn.Mo
     found = {}
     for i in uppermost(base, top, method):
         for name, module in stack[i].named_modules():
-            if any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
+            if not unused(name) and any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
                 found[f"{path}.{i}.{name}"] = module
     if not found:
         raise ModelError(f"{method} does not know the attention of {type(base).__name__}; take lora")

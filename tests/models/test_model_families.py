@@ -119,6 +119,15 @@ def test_where_torch_has_no_such_attention_the_model_s_own_is_used(family, saved
             PEFT_METHODS.build(method).attach(model, "bf16")
 
 
+def test_a_decoder_alone_has_nothing_to_attend_to_elsewhere(tmp_path):
+    FAMILIES["BART"].save(tmp_path, language=True)
+    task = TASKS.build("causal_lm")
+    model = task.model(task.base(tmp_path, torch.float32), None)
+    PEFT_METHODS.build("prefix_tuning(length=2)").attach(model, "fp32")
+    assert {name.split(".")[-2] for name in trainable(model)} == {"prefix"}
+    assert not [name for name in [*trainable(model), *linear_layers(model.base)] if "encoder_attn" in name]
+
+
 def test_albert_s_layers_share_a_block(saved):
     base = loaded(saved("ALBERT"))
     assert [uppermost(base, top) for top in (0, 1, 2)] == [[0], [0], [0]]
