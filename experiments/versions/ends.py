@@ -25,7 +25,7 @@ EXTRAS = ("test", "serve")
 """Beside the core, what the tests need."""
 
 TESTS = (
-    *("tests/test_parts.py", "tests/test_config.py", "tests/test_simulate.py", "tests/test_api.py"),
+    *("tests/test_parts.py", "tests/test_simulate.py", "tests/test_api.py"),
     *("tests/peft", "tests/communication", "tests/models", "tests/deployment/test_wire.py"),
 )
 """Those that meet the libraries: models, adapters, codecs, runs, the wire. The whole suite takes hours for each end."""
