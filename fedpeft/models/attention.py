@@ -58,6 +58,10 @@ def _attended(
         named["is_causal"] = False
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, mask, *rest, **named)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.float()
+    if isinstance(bias := named.get("position_bias"), Tensor):  # T5's
+        named["position_bias"] = bias.float()
     output, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, *rest, **named)
     return output.to(query.dtype), weights
 
