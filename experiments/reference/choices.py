@@ -26,7 +26,7 @@ def choosing() -> str:
         "Mechanisms": (
             ("mechanism", "what it is", "hides", "noise is that of"),
             [
-                (f"`{name}`", _first(MECHANISMS.part(name)), MECHANISMS.part(name).hides, _whose(name))
+                (f"`{name}`", _first(MECHANISMS.part(name)), _hidden(name), _whose(name))
                 for name in MECHANISMS.names
             ],
         ),
@@ -51,6 +51,11 @@ def _method(name: str, part: type[PeftMethod]) -> tuple[str, ...]:
 def _whose(name: str) -> str:
     part = MECHANISMS.part(name)
     return "the sum" if part.summed else "each row's gradient" if part.per_example else "updates"
+
+
+def _hidden(name: str) -> str:
+    said = MECHANISMS.part(name).hides
+    return said if isinstance(said, str) else "as its settings say"
 
 
 def _first(part: type) -> str:
