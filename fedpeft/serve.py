@@ -34,7 +34,7 @@ from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
-from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
+from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run import catalogue, help
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
@@ -58,6 +58,7 @@ from fedpeft.run.folder import (
 )
 from fedpeft.run.records import Records
 from fedpeft.run.summary import Costs, Quality, Summary, show
+from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
 
 FAREWELL = "the federation is finished"
 
@@ -171,7 +172,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     quiet_libraries()
     config, options = located(config), options_located(options)
     credentials, doorkeeper, signer = security(options)
-    if signer is None and isinstance(parse_privacy(config.privacy) if config.privacy else None, SecureSum):
+    if signer is None and sums_in(config.privacy) is not None:
         raise ConfigError(
             f"--privacy {config.privacy} needs certificates: without TLS whoever passes a message on could pose as any "
             "client and take the masks off; leave --insecure out"
@@ -258,6 +259,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     kept, residual = progress.result
     save(setup, kept, federation.folder, residual)
     own = server.own_rows(progress) if federation.held_out else None
+    calibration = of_clients_rows(server, progress)
     gateway.close(FAREWELL)
     received, sent = gateway.wire_bytes()
     scorer = federation.scorer
@@ -278,6 +280,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         loss=loss,
         perplexity=None if setup.facts.task == "classification" else math.exp(loss),
         kept_round=progress.kept_round,
+        temperature=calibration["temperature"] if calibration else None,
     )
     return Summary(
         quality=quality,
@@ -285,6 +288,11 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         wire_received_bytes=None if federation.secret_cohort else received,
         wire_sent_bytes=None if federation.secret_cohort else sent,
         refused=gateway.admission.refused,
+        trust=named(
+            calibration=calibration,
+            disagreement=of_updates(setup, progress, records, None),
+            energy=of_energy(setup, records, federation.protection is not None),
+        ),
     )
 
 

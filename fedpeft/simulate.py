@@ -49,7 +49,6 @@ from fedpeft.run.trackers import TrackedRecords, check_trackers
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-    from fedpeft.models.scoring import Scores
     from fedpeft.run.final_score import FinalScore, Scorer
     from fedpeft.server.progress import Progress
     from fedpeft.simulation.simulation import Simulation
@@ -188,8 +187,10 @@ def simulate(
 
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) -> Summary:
     from fedpeft.run.final_score import save
+    from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
+    from fedpeft.simulation.trust import Trust
 
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
     _introduce(simulation, observer)
@@ -200,10 +201,16 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     save(setup, kept, simulation.folder, residual)
     rate = _train_pooled(simulation, progress)
     own = server.own_rows(progress) if setup.personal else None
+    trust = Trust(setup)
+    trust.ask_clients(server, progress)
+    trust.doubt(server, simulation, progress)
+    trust.look_into(simulation, progress)
     private = private_probe(setup, rows, workers, simulation.protection)
     simulation.close()
-    score = simulation.scorer.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
-    _save_predictions(simulation, score.scores, records)
+    name = "scoring the saved adapter on the test rows (fp32)"
+    score = simulation.scorer.score(simulation.folder, name, temperature=trust.temperature, asks=trust.asks)
+    save_predictions(simulation, score.scores, records)
+    trust.spoil(simulation)
     by_precision = _by_precision(simulation)
     last = _last(simulation, simulation.scorer, progress) or score
     pooled = _score_pooled(simulation) if rate is not None else None
@@ -235,6 +242,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         distinct_rows=_distinct_rows(simulation, records),
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
+        trust=trust.scored(score, records, simulation.protection is not None),
     )
 
 
@@ -337,24 +345,6 @@ def _distinct_rows(simulation: Simulation, records: Records) -> int | None:
     if simulation.protection is not None or simulation.rows.partition.resampled:
         return None
     return distinct_rows(records.read("clients.jsonl"))
-
-
-LISTED = 10_000
-"""Clients, the first ones, whose classes clients.npz holds."""
-
-
-def _save_predictions(simulation: Simulation, scores: Scores, records: Records) -> None:
-    """Scores per test row; and, as confidential as clients.jsonl, what classes each client holds."""
-    import numpy as np
-
-    records.write_arrays("predictions.npz", **vars(scores))
-    rows = simulation.rows
-    train_labels, test_labels = rows.train.labels, rows.dataset.test.labels
-    if train_labels is not None and test_labels is not None:
-        partition, classes = rows.partition, rows.dataset.classes
-        shards = (train_labels[partition.shard(client)] for client in range(min(len(partition), LISTED)))
-        labels = np.stack([np.bincount(shard, minlength=classes) for shard in shards])
-        records.write_arrays("clients.npz", labels=labels, test_labels=test_labels)
 
 
 def main(arguments: list[str] | None = None) -> int:

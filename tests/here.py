@@ -16,6 +16,7 @@ from fedpeft.deployment.certificates import Authority, Credentials
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run.records import Records
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 2, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
@@ -70,7 +71,7 @@ class Federation:
         self.config = RunConfig(**{**TINY, **given})
         self.options = options or [{}] * self.config.clients
         (folder / "server").mkdir(exist_ok=True)
-        self.summed = self.config.privacy.startswith("secure_sum")  # for which clients have certificates
+        self.summed = sums_in(self.config.privacy) is not None  # for which clients have certificates
         if self.summed and not (folder / "certs").exists():
             authority = Authority(folder / "certs", 1)
             authority.ensure()

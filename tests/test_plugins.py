@@ -227,6 +227,7 @@ def test_a_configuration_and_a_study_name_plugins_beside_them(rule, tmp_path):
         from_mapping({"plugin": []}, "a run")
 
 
+@pytest.mark.slow
 def test_results_of_a_changed_plugin_are_not_mixed_with_new_ones(rule, tmp_path, monkeypatch):
     (tmp_path / "study.toml").write_text('plugin = ["my_rules.py"]\nseeds = [0]\n[axes]\nstrategy = ["half_mean"]\n')
     place = Workplace(read_study(tmp_path / "study.toml"), tmp_path)

@@ -63,6 +63,13 @@ class EdgeOptions:
         above=0,
     )
     max_delta: float = setting(1e-3, "the largest privacy delta that you accept", above=0, below=1)
+    collude: float = setting(
+        0.0,
+        "distributed_dp: share of a sum's clients that you take to tell the server their noise, if the federation's is "
+        "smaller",
+        low=0,
+        high=0.9,
+    )
     roster: str = setting(
         "", "file of the certificates whose owners yours may be added up with (python -m fedpeft.certs --roster)"
     )

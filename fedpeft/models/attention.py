@@ -1,8 +1,9 @@
-"""The attention function of this project: transformers' own, in fp32 for a bf16 base on a CPU, with learned prefixes.
+"""The attention function of this project: transformers' own, in fp32 for a bf16 base on a CPU, deterministic on a GPU,
+with learned prefixes.
 
-torch's bf16 kernel takes over twice as long in the backward pass. Prefixes (see `peft/methods/prefix_tuning.py`) are
-a child module called `prefix` of the attention module, what is added to the heads' outputs
-(`peft/methods/prefix_tuning_plus.py`) one called `prefix_plus`; without them, nothing is different.
+On a CPU torch's bf16 kernel takes over twice as long in the backward pass. Prefixes (see
+`peft/methods/prefix_tuning.py`) are a child module called `prefix` of the attention module, what is added to the heads'
+outputs (`peft/methods/prefix_tuning_plus.py`) one called `prefix_plus`; without them, nothing is different.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
+from fedpeft.models.determinism import fused_deterministically
 from fedpeft.models.layers import KEY_PROJECTIONS, blocks, unused, uppermost
 from fedpeft.models.packing import Packing
 
@@ -57,7 +59,10 @@ def _attended(
         mask = _with_prefix(mask, counted, query, key.shape[2] - counted.shape[1], bool(causal))
         named["is_causal"] = False
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, mask, *rest, **named)
+        attended = sdpa_attention_forward(module, query, key, value, mask, *rest, **named)
+        if query.device.type == "cuda":
+            fused_deterministically(attended[0])
+        return attended
     if mask is not None and mask.is_floating_point():
         mask = mask.float()
     if isinstance(bias := named.get("position_bias"), Tensor):  # T5's

@@ -55,7 +55,7 @@ def load_base(
         ModelError: the directory holds no model that this class can load, weights that `read` uses are missing or of
             another shape, or `read` fails.
     """
-    if dtype == torch.bfloat16 and not torch.cuda.is_available():
+    if dtype == torch.bfloat16 or torch.cuda.is_available():
         options.setdefault("attn_implementation", attention.register())
     try:
         base, report = _loaded(load, directory, dtype, options)

@@ -127,6 +127,7 @@ DEATHS = [(0, 1, 2), (0, 2, 0), (0, 3, 3), (0, 4, 1), (0, 5, 4), (1, 1, 0), (1, 
 """Round, step, and how many answers have been taken by then."""
 
 
+@pytest.mark.slow
 def test_a_server_and_clients_killed_at_every_step_end_with_the_same_adapter(tmp_path, observer, monkeypatch):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()

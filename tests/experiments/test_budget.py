@@ -54,6 +54,7 @@ def test_the_parts_of_a_run_add_up_to_its_time(run):
     assert {"loading the model", "rounds: training", "all else"} <= set(budget.parts)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_draws_bars(run, tmp_path):
     words = [sys.executable, "-m", "experiments.budget", str(run), str(run), "--chart", str(tmp_path / "bars.svg")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -53,7 +53,9 @@ def test_edges():
     assert rdp_epsilon({Event(1.0, 0.1): 100}, 1e-3) > epsilon({Event(1.0, 0.1): 100}, 1e-3)
 
 
-@pytest.mark.parametrize(("budget", "rate", "steps"), [(2.0, 0.5, 4), (1.0, 1.0, 5)])
+@pytest.mark.parametrize(
+    ("budget", "rate", "steps"), [pytest.param(2.0, 0.5, 4, marks=pytest.mark.slow), (1.0, 1.0, 5)]
+)
 def test_the_noise_for_a_budget_just_meets_it(budget, rate, steps):
     noise = noise_for(budget, 1e-4, rate, steps)
     assert within({Event(noise, rate): steps}, 1e-4, budget)

@@ -102,7 +102,7 @@ class Dropping:
         monkeypatch.setattr(Exchange, "in_order", in_order)
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 4, 5))])
 def test_a_run_with_dropouts_is_that_of_those_who_have_sent(tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:
         Dropping(patch, {step: (2,)})

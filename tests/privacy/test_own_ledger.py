@@ -55,6 +55,7 @@ def test_both_books_say_what_was_planned(federation, mechanism):
     assert (made.folder / "server" / KEY).read_bytes() not in keys
 
 
+@pytest.mark.slow
 def test_each_client_chooses_the_noise_that_its_own_rows_and_limit_need(federation):
     made = federation(privacy="dp_sgd(epsilon=8)", options=[{"max_epsilon": 2.0}, {}])
     made.run()

@@ -126,7 +126,7 @@ def test_executors_and_plain_runs_agree_without_clipping_and_noise(tmp_path):
 FEW_BITS = '[[profile]]\ncount = 3\nbase = "nf4"\n[[profile]]\ncount = 1\nbase = "int8"\n[[profile]]\ncount = 2\n'
 
 
-@pytest.mark.parametrize("base", ["qlora", "profiles"])
+@pytest.mark.parametrize("base", ["qlora", pytest.param("profiles", marks=pytest.mark.slow)])
 def test_rows_are_protected_on_a_base_of_few_bits(tmp_path, base):
     """Without clipping and noise, at q = 1, it is the plain run on that base; with them it trains and is charged."""
     (tmp_path / "few.toml").write_text(FEW_BITS)

@@ -83,8 +83,8 @@ def independent(events, delta):
     return found
 
 
-@pytest.mark.parametrize("budget", [0.5, 2.0, 8.0])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("budget", [2.0, *(pytest.param(budget, marks=pytest.mark.slow) for budget in (0.5, 8.0))])
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.1, 0.9))])
 @pytest.mark.parametrize(("rate", "steps"), [(0.1, 40), (1.0, 3)])
 def test_start_and_rounds_together_spend_the_budget_and_no_more(budget, share, rate, steps):
     delta = 1e-4
@@ -285,7 +285,7 @@ def own_book(made, k):
     return [json.loads(line) for line in (made.folder / f"edge-{k}" / LEDGER).read_text().splitlines()[1:]]
 
 
-@pytest.mark.parametrize("mechanism", ["dp_sgd", "local_dp"])
+@pytest.mark.parametrize("mechanism", [pytest.param("dp_sgd", marks=pytest.mark.slow), "local_dp"])
 def test_real_clients_release_once_under_their_own_books(federation, mechanism):
     made = federation(head="auto", privacy=f"{mechanism}(epsilon=8, start=0.5)")
     made.server.present()

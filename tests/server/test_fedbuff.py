@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +41,7 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors") | load_file(folder / "adapter/head.safetensors")
 
 
+@pytest.mark.slow
 def test_a_buffer_of_the_whole_cohort_is_a_synchronous_round(tmp_path):
     run(tmp_path / "fedit")
     run(tmp_path / "fedbuff", "--strategy", "fedbuff(buffer=6)")

@@ -130,7 +130,7 @@ def weight_of_base(plain: Mapping[str, nn.Linear], module: str, base: str, resid
     return (weight.float() + residual[module]).to(weight.dtype) if residual else weight
 
 
-@pytest.mark.parametrize("strategy", ["fedex_lora", "flora"])
+@pytest.mark.parametrize("strategy", ["fedex_lora", pytest.param("flora", marks=pytest.mark.slow)])
 def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tmp_path, monkeypatch):
     """Each client trains on its own base + R, whether the run goes on or is resumed; each base is scored with R."""
     given = {"strategy": strategy, "clients": profiles(tmp_path), "rounds": 3, "head": "zero"}

@@ -281,6 +281,7 @@ def test_readme_gets_tables_between_its_markers() -> None:
     assert with_tables("no markers", made) == "no markers"
 
 
+@pytest.mark.slow
 def test_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", made_study(1, ("iid",)))
     command = [sys.executable, "-m", "fedpeft.report", str(study)]

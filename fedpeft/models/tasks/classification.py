@@ -31,7 +31,15 @@ def hidden_states(base: nn.Module, inputs: Batch) -> Tensor:
 
 
 class Classifier(FederatedModel):
-    """Base, mean pooling, head; the head works on (..., d), so a stacked head for many clients fits in its place."""
+    """Base, mean pooling, head; the head works on (..., d), so a stacked head for many clients fits in its place.
+
+    Attributes:
+        copies: how many hidden states the base gives of each row, (copies * B, T, d), one beside the other.
+        shares: of the copies in what is said of a row, (copies,), adding up to 1; None: equal ones.
+    """
+
+    copies = 1
+    shares: Tensor | None = None
 
     def __init__(self, base: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -39,17 +47,32 @@ class Classifier(FederatedModel):
         self.head = head
 
     def features(self, batch: Batch) -> Tensor:
-        """Pooled features, (B, d)."""
+        """Pooled features, (B, d); of several copies, their mean."""
+        pooled = self.pooled(batch)
+        return pooled if self.copies == 1 else self.by_copy(pooled).mean(1)
+
+    def pooled(self, batch: Batch) -> Tensor:
+        """The same of each copy, (copies * B, d)."""
         hidden = hidden_states(self.base, {name: tensor for name, tensor in batch.items() if name != "labels"})
         mask = batch.get("attention_mask")
         if mask is not None:
             hidden = hidden[:, -mask.shape[1] :]  # the positions of a prompt stand before the row's own, unpooled
+            mask = mask.repeat_interleave(self.copies, dim=0) if self.copies > 1 else mask
         return pool(hidden, mask)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits, (B, classes)."""
-        logits: Tensor = self.head(self.features(batch))
-        return logits
+        """Logits, (B, classes); of several copies, log probabilities: of the mean of what each says."""
+        logits: Tensor = self.head(self.pooled(batch))
+        return logits if self.copies == 1 else self.mixture(self.by_copy(logits))
+
+    def by_copy(self, rows: Tensor) -> Tensor:
+        """(copies * B, n) as (B, copies, n)."""
+        return rows.unflatten(0, (-1, self.copies))
+
+    def mixture(self, logits: Tensor) -> Tensor:
+        """log sum_j shares_j softmax(logits_j), (B, copies, classes) to (B, classes)."""
+        shares = torch.ones(self.copies) / self.copies if self.shares is None else self.shares
+        return (logits.log_softmax(-1) + shares.to(logits)[:, None].log()).logsumexp(1)
 
 
 @dataclass(frozen=True)
