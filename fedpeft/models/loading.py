@@ -65,8 +65,8 @@ def load_base(
     plain_feedforward(base)
     if dtype == torch.bfloat16 and not torch.cuda.is_available() and not fast_bf16("cpu"):
         widen(base)
-    if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
-        base.register_forward_pre_hook(_interpolated, with_kwargs=True)
+    if "pixel_values" in inspect.signature(base.forward).parameters:
+        base.register_forward_pre_hook(_readable, with_kwargs=True)
     base.eval().requires_grad_(False)
     _check_shapes(base, directory, report["mismatched_keys"])
     missing = sorted(report["missing_keys"])
@@ -111,9 +111,14 @@ def named(weights: Sequence[str]) -> str:
     return shown if len(weights) <= SHOWN else f"{shown} and {len(weights) - SHOWN} other weights"
 
 
-def _interpolated(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Images are smaller than what a vision transformer was trained on (`fedpeft.data.images`), and so is its grid."""
-    return given, {**named, "interpolate_pos_encoding": True}
+def _readable(base: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Images in the model's precision; they are smaller than what it was trained on (`fedpeft.data.images`), and so is
+    its grid of positions."""
+    if isinstance(pixels := named.get("pixel_values"), Tensor):
+        named = named | {"pixel_values": pixels.to(base.dtype)}  # type: ignore[call-overload]
+    if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
+        named = named | {"interpolate_pos_encoding": True}
+    return given, named
 
 
 def _check_shapes(base: nn.Module, directory: Path, mismatched: Collection[tuple[str, Any, Any]]) -> None:
