@@ -104,6 +104,10 @@ class Correction:
         """What a step takes for a tensor's gradient, where rows are protected a noised one; None, the default: that."""
         return None
 
+    def noise_left(self, name: str) -> float:
+        """Share of the variance of independent noise in a tensor's gradient that `direction` leaves; by default 1."""
+        return 1.0
+
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
         """The client's next state; by default there is none."""
         return {}

@@ -5,6 +5,7 @@ A client's update depends only on (seed, round, client, its rows): every draw be
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from fedpeft.clients.drift import Acting, Pull
 from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.transfer import moved, taken
 from torch import Tensor, nn
 
 from fedpeft import seeds
@@ -23,8 +25,9 @@ from fedpeft.data.examples import Batch, Examples, TokenRows, length_sorted_batc
 from fedpeft.data.packing import Place, places, together
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized import QuantizedLinear, folded
-from fedpeft.models.task import FederatedModel, Task
+from fedpeft.models.task import FederatedModel, Task, canonical
 from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.method import ROUTES, Pulls
 from fedpeft.privacy.noise import RunKey
 
 WINDOW = 8
@@ -68,6 +71,7 @@ class RowPrivacy:
         rate: q, the probability with which a row joins a step.
         key: what coins and noise come from.
         attempt: of the round.
+        expected: rows that a step's sum is divided by; None: rate x the client's rows.
         summed: whether there is one step, whose result is the sum of the clipped gradients; others add noise to it.
     """
 
@@ -77,6 +81,11 @@ class RowPrivacy:
     key: RunKey
     attempt: int
     summed: bool = False
+    expected: float | None = None
+
+    def divisor(self, rows: int) -> float:
+        """What a step's sum over a client of `rows` rows is divided by."""
+        return self.rate * rows if self.expected is None else self.expected
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,14 @@ class Job:
         acting = [a.correction for a in self.corrections if a.correction.alternates]
         return [name for name in names if not all(correction.moves(name, step) for correction in acting)]
 
+    def noise_variance(self, name: str) -> float:
+        """Of the noise in each entry of a tensor's gradient as its steps take it, inside its edges; 0: none."""
+        if self.privacy is None or self.sums_gradients:
+            return 0.0
+        deviation = self.privacy.noise * self.privacy.clip / self.privacy.divisor(len(self.rows))
+        left = math.prod(acting.correction.noise_left(name) for acting in self.corrections)
+        return float(deviation**2 * left)
+
     def directed(self, name: str, gradient: Tensor) -> Tensor | None:
         """What its corrections make of a tensor's gradient, in its shape; None: they leave it as it is."""
         made = None
@@ -140,6 +157,10 @@ class Job:
     def dropout_generator(self) -> np.random.Generator:
         """What the client's dropout masks are drawn from, where its rows are not protected."""
         return seeds.generator(self.seed, "dropout", self.round, self.client)
+
+    def route_generator(self, step: int) -> np.random.Generator:
+        """What an adapter's random choices are drawn from in a `step`, from 0: pass after pass, layer after layer."""
+        return seeds.generator(self.seed, ROUTES, self.round, self.client, step)
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Row indices of each step; `lengths` are tokens per row of the examples.
@@ -185,6 +206,15 @@ class Job:
         return sum(map(len, walked))
 
 
+def penalties(model: nn.Module) -> Pulls:
+    """The pulls of a model's layers, by the canonical names of the tensors."""
+    return {
+        canonical(f"{path}.{name}"): pull
+        for path, module in model.named_modules()
+        for name, pull in getattr(module, "pulls", {}).items()
+    }
+
+
 def held(parameter: Tensor, like: Tensor) -> Tensor:
     """The part of `parameter` that a client of smaller size holds, in the shape of `like`; it shares its memory."""
     parameter = parameter if parameter.ndim == like.ndim else parameter.reshape(like.shape)
@@ -197,6 +227,11 @@ def leading(tensor: Tensor, like: Tensor) -> Tensor:
     A parameter may hold the numbers in another shape than they are exchanged in (a vector as a matrix of one row).
     """
     return held(tensor, like).cpu().clone()
+
+
+def leading_parts(tensors: Mapping[str, Tensor], like: State) -> State:
+    """`leading` of all `tensors`, which lie on one device."""
+    return dict(zip(tensors, taken([held(t, like[name]) for name, t in tensors.items()]), strict=True))
 
 
 def placed(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -262,7 +297,7 @@ class Executor(ABC):
             batch = cast(TokenRows, self.examples).packed(sequences, tokens)
             real = torch.ones(len(sequences), dtype=torch.bool)
             lie = [places(client, lengths) for client, lengths in zip(bins, own, strict=True)]
-        return {name: t.to(device) for name, t in batch.items()}, real.to(device), lie
+        return {name: moved(t, device) for name, t in batch.items()}, moved(real, device), lie
 
     @abstractmethod
     def load(self, state: State, form: ClientForm | None = None) -> None:
@@ -299,13 +334,25 @@ class Executor(ABC):
         """
         self.load(state, form)
         device = next(self.model.parameters()).device
-        totals = Totals()
+        totals = torch.zeros(3, dtype=torch.float64, device=device)  # read once, so that a GPU is never waited for
+        with torch.no_grad():
+            for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
+                batch = {name: moved(t, device) for name, t in self.examples.batch(rows[index]).items()}
+                losses = self.task.row_losses(self.model, batch)
+                totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
+        return Totals(*totals.cpu().tolist())
+
+    def logits(self, state: State, rows: np.ndarray, form: ClientForm | None = None) -> Tensor:
+        """Logits of the model with `state` on `rows`, (rows, classes) in fp64, in their order; `form` as in `load`."""
+        self.load(state, form)
+        device = next(self.model.parameters()).device
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
         with torch.no_grad():
             for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
                 batch = {name: t.to(device) for name, t in self.examples.batch(rows[index]).items()}
-                losses = self.task.row_losses(self.model, batch)
-                totals += Totals(*(float(x.double().sum()) for x in (losses.sums, losses.correct, losses.counts)))
-        return totals
+                for place, row in zip(index.tolist(), self.model(batch).double().cpu(), strict=True):
+                    found[place] = row
+        return torch.stack(found)
 
     @abstractmethod
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:

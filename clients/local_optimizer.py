@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft.parts import Family, setting
+
+
+def unnoised(name: str) -> float:
+    """Of a tensor's gradient without noise: its variance."""
+    return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +49,16 @@ class LocalOptimizer(ABC):
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """A new optimizer of torch over groups of parameters, each with its `lr`."""
 
-    def started(self, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> tuple[Any, LambdaLR]:
-        """A new optimizer over parameters by canonical name, and its warm-up; their state ends with the round."""
+    def told(self, optimizer: torch.optim.Optimizer, variances: Mapping[nn.Parameter, float]) -> None:  # noqa: B027
+        """Tell a new optimizer the variance of the noise in each entry of its gradients; by default it is not used."""
+
+    def started(
+        self, parameters: Mapping[str, nn.Parameter], learning_rate: float, variance: Callable[[str], float] = unnoised
+    ) -> tuple[Any, LambdaLR]:
+        """A new optimizer over parameters by canonical name, and its warm-up; their state ends with the round.
+
+        `variance`: of the noise in each entry of a parameter's gradient.
+        """
         head = [p for name, p in parameters.items() if name.startswith("head.")]
         adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
         groups = [
@@ -54,6 +67,7 @@ class LocalOptimizer(ABC):
             if group
         ]
         optimizer = self.over(groups)
+        self.told(optimizer, {p: variance(name) for name, p in parameters.items()})
         return optimizer, LambdaLR(optimizer, self.share)
 
     def rate(self, name: str, learning_rate: float) -> float:

@@ -108,7 +108,7 @@ class PrivateExecutor(SequentialExecutor):
             yield from super()._steps(job, chosen, optimizer)
             return
         ids = (job.round, privacy.attempt, job.client)
-        noise, expected = privacy.key.stream("gradient noise", *ids), privacy.rate * len(job.rows)
+        noise, expected = privacy.key.stream("gradient noise", *ids), privacy.divisor(len(job.rows))
         held = {parameter: job.received[name] for name, parameter in chosen.items()}
         private = SecretNoise(optimizer, privacy, expected, noise, held)
         with self.per_example.attached(chosen):
@@ -146,7 +146,7 @@ class PrivateExecutor(SequentialExecutor):
                 factors = clipping_factors(gradients.values(), privacy.clip)
                 for name, gradient in gradients.items():
                     sums[name] += torch.einsum("b,b...->...", factors, gradient)
-        self.dropout.clients, self.dropout.places = [], []
+        self.dropout.rest()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         own = {name: leading(tensor, job.received[name]) for name, tensor in sums.items()}

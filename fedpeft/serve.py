@@ -43,6 +43,8 @@ from fedpeft.run.console import (
     quiet_libraries,
     say_privacy,
 )
+from fedpeft.run.dashboard.live import Live
+from fedpeft.run.dashboard.server import shown
 from fedpeft.run.final_score import save
 from fedpeft.run.folder import (
     SERVERS_OPTIONS,
@@ -56,6 +58,7 @@ from fedpeft.run.folder import (
 )
 from fedpeft.run.records import Records
 from fedpeft.run.summary import Costs, Quality, Summary, show
+from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
 
 FAREWELL = "the federation is finished"
 
@@ -177,10 +180,18 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     started = time.perf_counter()
     make_folder(folder)
     going = threading.Event()
-    with begun(folder, going.is_set), alone_in(folder), PeakMemory() as memory, ServeObserver(console) as observer:
+    with (
+        begun(folder, going.is_set),
+        alone_in(folder),
+        PeakMemory() as memory,
+        shown(options.dashboard, folder, console) as live,
+        ServeObserver(console, live) as observer,
+    ):
         events = Events(folder / "serve.jsonl", observer.event)
         federation = Federation(config, folder, observer, options, doorkeeper, events, signer)
         observer.watch(federation)
+        if live is not None:
+            _watch(live, federation)
         records = Records(folder, private=federation.protection is not None)
         farewell = None
 
@@ -204,6 +215,19 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         summary = dataclasses.replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak)
     records.write_json("summary.json", summary.as_dict())
     return summary
+
+
+def _watch(live: Live, federation: Federation) -> None:
+    """Let the page see who is connected, in numbers, and what is spent."""
+    protection = federation.protection
+
+    def connected() -> dict[str, int]:
+        sessions = federation.gateway.sessions()
+        here = {"connected": sum(bool(s.connected) for s in sessions)}
+        return here if federation.secret_cohort else here | {"at work": sum(bool(s.task) for s in sessions)}
+
+    spent = None if protection is None else lambda: protection.epsilons()[0]
+    live.watch(federation.setup.clients, private=protection is not None, epsilon=spent, connected=connected)
 
 
 def _run(federation: Federation, records: Records, observer: ServeObserver) -> Summary:
@@ -235,6 +259,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     kept, residual = progress.result
     save(setup, kept, federation.folder, residual)
     own = server.own_rows(progress) if federation.held_out else None
+    calibration = of_clients_rows(server, progress)
     gateway.close(FAREWELL)
     received, sent = gateway.wire_bytes()
     scorer = federation.scorer
@@ -255,6 +280,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         loss=loss,
         perplexity=None if setup.facts.task == "classification" else math.exp(loss),
         kept_round=progress.kept_round,
+        temperature=calibration["temperature"] if calibration else None,
     )
     return Summary(
         quality=quality,
@@ -262,6 +288,11 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         wire_received_bytes=None if federation.secret_cohort else received,
         wire_sent_bytes=None if federation.secret_cohort else sent,
         refused=gateway.admission.refused,
+        trust=named(
+            calibration=calibration,
+            disagreement=of_updates(setup, progress, records, None),
+            energy=of_energy(setup, records, federation.protection is not None),
+        ),
     )
 
 

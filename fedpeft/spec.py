@@ -32,10 +32,10 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Parse `name`, `name(key=value, ...)` or `name:argument`; values are Python literals or bare words.
+    """Parse `name`, `name(key=value, ...)` or `name:argument`; values are Python literals, bare words, or the text of
+    another part: `user_dp(noise=banded(bands=4))`.
 
-    A part that declares which setting is its `argument` takes it without a key, too: `steps(10)`. Only there the text
-    of another part may stand: `tasks(tiny(seed=1), "20newsgroups")`.
+    A part that declares which setting is its `argument` takes it without a key, too: `steps(10)`.
 
     Raises:
         ConfigError: the text has another form.
@@ -56,12 +56,12 @@ def parse_spec(text: str) -> Spec:
     for keyword in tree.keywords:
         if keyword.arg is None or keyword.arg in settings:
             raise ConfigError(f"{text!r} names a setting twice or unpacks one; write each as key=value, once")
-        settings[keyword.arg] = _literal(keyword.value, text)
+        settings[keyword.arg] = _value(keyword.value, text)
     return Spec(restored(tree.func.id), settings, values=tuple(_value(node, text) for node in tree.args))
 
 
 def _value(node: ast.expr, text: str) -> Any:
-    """A value without a key: as `_literal`, or the text of a part."""
+    """A value: as `_literal`, or the text of a part."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return ast.unparse(node)
     return _literal(node, text)

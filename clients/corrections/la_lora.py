@@ -53,6 +53,11 @@ class LALoRA(Correction):
             return None
         return smoothed(gradient) if name.endswith(A) else smoothed(gradient.T).T
 
+    def noise_left(self, name: str) -> float:
+        """Of a factor what the weights' squares add up to."""
+        smooths = self.smooth and name.endswith((A, B))
+        return sum(weight**2 for weight in KERNEL) / sum(KERNEL) ** 2 if smooths else 1.0
+
 
 def smoothed(rows: Tensor) -> Tensor:
     """Each row of (r, n), convolved."""

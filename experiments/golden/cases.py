@@ -66,6 +66,7 @@ OF_STRATEGY: Mapping[str, Settings] = {
     "fed_sb": {"peft": "lora_sb(rank=4, layers=2)"},
     "florg": {"peft": "lora_gram(rank=4, width=12, layers=2)"},
     "owned_mean": {"peft": "prefix_tuning(length=4)"},
+    "fedalt": {"peft": "row_lora(rank=4, layers=2)"},
     "fedbuff": {"strategy": "fedbuff(buffer=2)"},
     "krum": {"strategy": "krum(selected=2)", "cohort": "all"},
 }
@@ -214,13 +215,14 @@ def _strategies() -> Iterator[Case]:
         yield _case(f"strategy/flower {rule}", strategy=f"flower(rule={rule})")
     yield _case("strategy/flower Krum, one hostile", strategy="flower(rule=Krum, num_malicious_nodes=1)")
     for name in SERVER_OPTIMIZERS.names:
-        yield _case(f"server optimizer/{name}", server_optimizer=f"{name}(learning_rate=0.1)", rounds=4)
+        text = "averaged(of=momentum)" if name == "averaged" else f"{name}(learning_rate=0.1)"
+        yield _case(f"server optimizer/{name}", server_optimizer=text, rounds=4)
     for name in HEADS.names:
         yield _case(f"head/{name}", head=name)
 
 
 def _peft_methods() -> Iterator[Case]:
-    for name in PEFT_METHODS.names:
+    for name in sorted({*PEFT_METHODS.names} - {"adapter_fusion"}):  # which combines finished runs
         yield _case(f"peft/{name}", peft=name, **OF_PEFT.get(name, {}))
     yield _case("peft/lora and bitfit", peft="lora(rank=4, layers=2) + bitfit(layers=1)")
     yield _case("peft/prefixes and bottlenecks", peft="prefix_tuning(length=4) + bottleneck(dim=4)")

@@ -103,7 +103,7 @@ def row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
     found: dict[str, list[Any]] = {"start": [], "trained": []}
     alone, mechanism = (DistributedDP(epsilon=budget, clip=given.clip, start=share) for share in (1.0, given.start))
     whole = alone.sums_of(federation, 0.0, alone.start_noise(federation))
-    start, noise = mechanism.start_noise(federation), mechanism.noise(federation)
+    start, noise = mechanism.start_noise(federation), mechanism.multiplier(federation)
     assert start is not None
     sums = mechanism.sums_of(federation, noise, start)
 

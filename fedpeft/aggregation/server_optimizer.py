@@ -17,6 +17,9 @@ from fedpeft.peft.adapter import State
 Memory = dict[str, State]
 """What an optimizer keeps between rounds: states by name ("m", "v")."""
 
+AVERAGE = "average"
+"""The name of a state that is the result instead of the last one."""
+
 
 class ServerOptimizer(ABC):
     """One rule. Subclasses are frozen dataclasses; their fields are the user's settings."""
@@ -24,6 +27,10 @@ class ServerOptimizer(ABC):
     @abstractmethod
     def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
         """The next state and memory; `direction` may hold some of the tensors only, the others stay."""
+
+    def noised(self, variance: float) -> ServerOptimizer:
+        """What steps along directions with noise of this variance in each entry; by default what steps along others."""
+        return self
 
 
 def moment(memory: Memory, label: str, direction: State, initial: float = 0.0) -> State:

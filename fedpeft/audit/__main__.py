@@ -69,6 +69,7 @@ def show(verdict: Verdict, console: Console) -> None:
             if verdict.distance is not None
             else []
         ),
+        *([("sizes of cohorts that are told, and not charged", f"{verdict.sizes:.2f}")] if verdict.sizes else []),
         ("verdict", _word(verdict)),
     ]
     console.print(summary_table("canary audit", rows))

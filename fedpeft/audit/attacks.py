@@ -6,7 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.audit.canaries import of_run, run
+from fedpeft.aggregation.strategy import shared_sum
+from fedpeft.audit.canaries import FORM, CanaryAudit, layout_of, run
+from fedpeft.privacy.accountant import Event, rdp_epsilon
 
 if TYPE_CHECKING:
     from fedpeft.simulation.simulation import Simulation
@@ -28,3 +30,31 @@ def attacks(simulation: Simulation) -> dict[str, Any]:
             "audit_passed": verdict.passed,
         }
     return summary
+
+
+def of_run(simulation: Simulation) -> CanaryAudit:
+    """The audit of a run's own mechanism: its noise, clipping and codec, and the rate and releases of whoever spends
+    most. Strategies that the audit's small layer does not suit are replaced by fedit: they come after the noise."""
+    protection = simulation.protection
+    assert protection is not None
+    federation, mechanism = protection.federation, protection.mechanism
+    spends = max(
+        mechanism.planned(federation),
+        key=lambda plan: rdp_epsilon({Event(protection.noise, plan[0]): plan[1]}, protection.delta),
+    )
+    steps = int(federation.steps.max()) if mechanism.per_example else 1
+    rounds, rate, more = max(1, round(spends[1] / steps)), spends[0], ""
+    if mechanism.turns:
+        rounds, rate = federation.rounds, federation.cohort / federation.clients
+        more = f", noise={vars(mechanism)['noise']!r}"
+    strategy = simulation.config.strategy if shared_sum(simulation.setup.strategy, layout_of(FORM.rank)) else "fedit"
+    return CanaryAudit(
+        privacy=f"{mechanism.name}(noise_multiplier={protection.noise!r}, clip={mechanism.clip!r}{more})",
+        rounds=rounds,
+        rate=rate,
+        steps=steps,
+        strategy=strategy,
+        codec=str(simulation.setup.uplink.codec),
+        canaries=400,
+        seed=simulation.config.seed,
+    )

@@ -7,6 +7,11 @@ data by the toss of a coin. Its contribution changes sign each round, and its sc
 coordinate over the released rounds: noise that is used twice cancels there, while fresh noise is as strong as in a
 plain sum. Epsilon as claimed by the ledger must not lie below what the scores refute (`fedpeft.audit.bounds`).
 
+Where clients take turns (`fedpeft.privacy.server_noise`) the noise of rounds is related, and whoever knows how makes
+it white first: a canary's score is then the part of its entry that has the shape of its turns.
+
+Where cohorts are secret, what is told of a round must be the same for all sizes (`fedpeft.audit.cohorts`).
+
 A canary that is a row of DP-SGD has some entries instead of one, and its gradient goes through dropout. What it does to
 the contributions of other rows is no noise that a score could be told from, so that is measured by itself: under one
 key, the sums over all rows and over all but one must not differ by more than one clipping norm.
@@ -14,10 +19,10 @@ key, the sums over all rows and over all but one must not differ by more than on
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,9 +30,10 @@ import torch
 from fedpeft import seeds
 from fedpeft.aggregation.aggregator import aggregator
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import Strategy, shared_sum, strategies
+from fedpeft.aggregation.strategy import Strategy, strategies
 from fedpeft.audit.bounds import Bounds, bounds
 from fedpeft.audit.canary import CanaryExecutor
+from fedpeft.audit.cohorts import size_epsilon, tells_size
 from fedpeft.clients import client
 from fedpeft.clients.executor import Job, RowPrivacy
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
@@ -39,15 +45,11 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.accountant import Event, rdp_epsilon
 from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.privacy.mechanism import MECHANISMS, Exposure, Mechanism
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.progress import Progress
-
-if TYPE_CHECKING:
-    from fedpeft.simulation.simulation import Simulation
-
+from fedpeft.server.sampling import InTurns
 
 VISIBLE = 10.0
 """A canary's contribution, in clipping norms: clipping must cut it."""
@@ -82,18 +84,21 @@ class CanaryAudit:
 class Verdict:
     """What the ledger claims, what the scores say at least, and how far neighbouring sums lie apart at most.
 
-    The distance is in clipping norms; None: not of rows.
+    The distance is in clipping norms; None: not of rows. `sizes` is the epsilon of what rounds tell of the sizes of
+    their secret cohorts, which no ledger charges.
     """
 
     claimed: float
     delta: float
     bounds: Bounds
     distance: float | None = None
+    sizes: float = 0.0
 
     @property
     def passed(self) -> bool:
         """Whether nothing refutes the claim."""
-        return self.bounds.largest <= self.claimed and (self.distance is None or self.distance <= 1 + 1e-4)
+        apart = self.distance is not None and self.distance > 1 + 1e-4
+        return self.bounds.largest <= self.claimed and not apart and not self.sizes
 
 
 def run(audit: CanaryAudit, folder: Path) -> Verdict:
@@ -113,31 +118,7 @@ def run(audit: CanaryAudit, folder: Path) -> Verdict:
     return _Clients(audit, mechanism, folder, included).verdict()
 
 
-def of_run(simulation: Simulation) -> CanaryAudit:
-    """The audit of a run's own mechanism: its noise, clipping and codec, and the rate and releases of whoever spends
-    most. Strategies that the audit's small layer does not suit are replaced by fedit: they come after the noise."""
-    protection = simulation.protection
-    assert protection is not None
-    federation, mechanism = protection.federation, protection.mechanism
-    spends = max(
-        mechanism.planned(federation),
-        key=lambda plan: rdp_epsilon({Event(protection.noise, plan[0]): plan[1]}, protection.delta),
-    )
-    steps = int(federation.steps.max()) if mechanism.per_example else 1
-    strategy = simulation.config.strategy if shared_sum(simulation.setup.strategy, _layout(FORM.rank)) else "fedit"
-    return CanaryAudit(
-        privacy=f"{mechanism.name}(noise_multiplier={protection.noise!r}, clip={mechanism.clip!r})",
-        rounds=max(1, round(spends[1] / steps)),
-        rate=spends[0],
-        steps=steps,
-        strategy=strategy,
-        codec=str(simulation.setup.uplink.codec),
-        canaries=400,
-        seed=simulation.config.seed,
-    )
-
-
-def _layout(canaries: int) -> Layout:
+def layout_of(canaries: int) -> Layout:
     """A small layer, and a head with an entry for each canary."""
     return Layout(
         (
@@ -157,7 +138,7 @@ class _Pipeline:
         self.strategy: Strategy = strategies.build(audit.strategy)
         self.optimizer = SERVER_OPTIMIZERS.build("sgd")
         self.uplink = parse_uplink(audit.codec)
-        self.layout = _layout(audit.canaries)
+        self.layout = layout_of(audit.canaries)
         self.strategy.check(self.layout, [FORM])
         self.start: State = {name: torch.zeros(shape) for name, shape in self.layout.shapes.items()}
         self.start["layer.lora_A.weight"] = torch.eye(FORM.rank, 5)
@@ -183,10 +164,12 @@ class _Pipeline:
             even=True,
         )
 
-    @property
-    def everyone(self) -> list[int]:
-        """Who takes part, where the cohort is no secret."""
-        return list(range(self.protection.federation.clients))
+    def drawn(self, round: int) -> list[int]:
+        """Who takes part in a round, where the cohort is no secret."""
+        federation = self.protection.federation
+        if self.mechanism.turns:
+            return InTurns(federation.clients, federation.cohort).draw(self.audit.seed, round)
+        return list(range(federation.clients))
 
     def canary(self, index: int, sign: float) -> State:
         """The contribution of a canary: along its own entry of the head."""
@@ -244,8 +227,11 @@ class _Pipeline:
     def judged(self, scores: np.ndarray, distance: float | None = None) -> Verdict:
         """The ledger's claim, and the bounds."""
         claimed, _ = self.protection.epsilons()
-        delta = self.protection.delta
-        return Verdict(claimed, delta, bounds(scores, self.included, delta), distance)
+        delta, federation, sizes = self.protection.delta, self.protection.federation, 0.0
+        if self.mechanism.secret_cohort and tells_size(federation.cohort):
+            rate = federation.cohort / federation.clients
+            sizes = size_epsilon(federation.clients, rate, self.audit.rounds, delta)
+        return Verdict(claimed, delta, bounds(scores, self.included, delta), distance, sizes)
 
 
 class _Clients(_Pipeline):
@@ -253,14 +239,14 @@ class _Clients(_Pipeline):
 
     def _federation(self) -> Exposure:
         m = self.audit.canaries
-        return self._federation_of(m, 1, max(1, round(self.audit.rate * m)))
+        return self._federation_of(m, 1, max(1, math.floor(self.audit.rate * m)))
 
     def verdict(self) -> Verdict:
         """Release all rounds; a canary's score is what its entry of the head moved by, signs alternating."""
         progress = Progress(round=0, adapter=self.start)
-        scores = np.zeros(self.audit.canaries)
+        moves, turns = np.zeros((2, self.audit.rounds, self.audit.canaries))
         for round in range(1, self.audit.rounds + 1):
-            entry = self.protection.enter(round, progress.digest(), self.everyone)
+            entry = self.protection.enter(round, progress.digest(), self.drawn(round))
             assert entry is not None
             acceptance = self.acceptance(self.strategy, self.layout, progress, entry)
             for member in entry.cohort:
@@ -268,13 +254,25 @@ class _Clients(_Pipeline):
                 if payload is not None:
                     delta = self.taken(acceptance, payload, member, progress.adapter)
                     if self.mechanism.noises_updates:  # everyone sees the update itself
-                        scores[member] += self.sign(round) * float(delta["head.weight"][0, member])
+                        moves[round - 1, member] = float(delta["head.weight"][0, member])
+            turns[round - 1, entry.cohort if self.mechanism.turns else slice(None)] = self.sign(round)
             outcome = acceptance.aggregator.finish(progress.memory)
             if not self.mechanism.noises_updates:
                 moved = outcome.state["head.weight"] - progress.adapter["head.weight"]
-                scores += self.sign(round) * moved[0].double().numpy()
+                moves[round - 1] = moved[0].double().numpy()
             progress = replace(progress, round=round, adapter=outcome.state, memory=outcome.memory, clip=outcome.clip)
-        return self.judged(scores)
+        return self.judged(self._scores(moves, turns))
+
+    def _scores(self, moves: np.ndarray, turns: np.ndarray) -> np.ndarray:
+        """Of canaries, from what their entries moved by in each round and the signs of their turns, (rounds, canaries).
+
+        Both are seen through the factor that makes the noise white, where there is one.
+        """
+        factor = self.mechanism.noise_factor(self.protection.federation)
+        if factor is not None:
+            moves, turns = factor @ moves, factor @ turns
+        scores: np.ndarray = (moves * turns).sum(0) / np.maximum(1e-9, np.linalg.norm(turns, axis=0))
+        return scores
 
     def payload(self, client: int, entry: Entry, received: State) -> bytes | None:
         """What a client sends; None: it is not in the data."""
@@ -311,7 +309,7 @@ class _Rows(_Pipeline):
         plain = LOCAL_OPTIMIZERS.build("sgd(head_rate=1.0)")
         local = LocalTraining(self.protection.federation.batch_size, optimizer=plain).of_steps(self.audit.steps)
         for round in range(1, self.audit.rounds + 1):
-            entry = self.protection.enter(round, progress.digest(), self.everyone)
+            entry = self.protection.enter(round, progress.digest(), self.drawn(round))
             assert entry is not None
             executor.sign = self.sign(round)
             privacy = RowPrivacy(

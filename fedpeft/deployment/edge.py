@@ -28,6 +28,7 @@ from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.record_files import records
 from fedpeft.data.user_rows import labelled_rows
+from fedpeft.deployment.answered import check_question, metered
 from fedpeft.deployment.capacity import device_called, fitted
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
@@ -291,9 +292,10 @@ class Edge:
         own = self.protection
         try:
             instruction.check(len(self.setup.layout.tensors))
+            check_question(instruction)
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
             if own is None:
-                return self.workers.answer(instruction)
+                return metered(instruction, self.workers.answer)
             return own.answer(instruction, self._own_state(instruction), self.workers.answer)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

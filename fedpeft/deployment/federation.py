@@ -48,16 +48,19 @@ from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.summed_book import SummedBook
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.profiles import Profile, chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
+from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
+from fedpeft.server.energy import EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import FixedSize, Reachable, cohort_size
+from fedpeft.server.sampling import FixedSize, Reachable, population
 from fedpeft.server.sum_journal import SumJournal
 
 ROSTER = "roster.json"
@@ -156,7 +159,9 @@ class Federation:
         self.config = setup.config
         if options.wait_for > setup.clients:
             raise ConfigError(f"wait_for={options.wait_for} is more than the {setup.clients} clients there may be")
-        self.sampler = FixedSize(setup.clients, cohort_size(config.cohort, setup.clients), chances(self.given))
+        self.sampler = population(
+            setup.clients, cohort_size(config.cohort, setup.clients), chances(self.given), setup.mechanism
+        )
         if setup.secure_sum is not None:
             setup.secure_sum.check(self.sampler.size)
         begun = Checkpoints(folder / "checkpoint").load()
@@ -164,7 +169,7 @@ class Federation:
         machine = Machine.of(setup, fixed)
         work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
         self.fixed = machine.pinned(fixed, work, folder)
-        self.held_out = options.held_out or (HELD_OUT if setup.personal else 0.0)
+        self.held_out = options.held_out or (HELD_OUT if setup.personal or asks_clients(setup) else 0.0)
         self.protection = self._protection(f"{work.data_key} {work.model_key} {self.fixed}")
         if isinstance(self.protection, SummedBook):
             self.setup = setup = dataclasses.replace(self.setup, secure_sum=self.protection.sums)
@@ -327,6 +332,7 @@ class Federation:
             validation_loss=self.workers.validation_loss if len(self.rows.validation) else None,
             announce=self.announcements.announce,
             most_rows=self._most_rows,
+            book=EnergyBook(self.setup) if self.setup.measured.energy is not None else None,
             journal=self.journal if self.setup.secure_sum else None,
         )
 

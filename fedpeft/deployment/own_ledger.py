@@ -17,9 +17,9 @@ from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_ledger import SummedLedger
+from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import Setup
 from fedpeft.server.preparation import noised_statistics
-from fedpeft.server.sampling import cohort_size
 
 
 def own_ledger(

@@ -17,12 +17,12 @@ from fedpeft.privacy.secure_sum.neighbours import degree
 from fedpeft.privacy.summed_book import SummedBook
 from fedpeft.run.setup import Setup
 from fedpeft.server.preparation import noised_statistics
-from fedpeft.server.sampling import FixedSize
+from fedpeft.server.sampling import Population
 
 
 def servers_book(
     setup: Setup,
-    sampler: FixedSize,
+    sampler: Population,
     folder: Path,
     identity: str,
     declared: Callable[[], Mapping[int, Terms]],

@@ -22,6 +22,7 @@ from fedpeft.config import RunConfig, from_mapping
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import Family
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.sum import parse_privacy, sums_in
@@ -82,8 +83,12 @@ def shared_settings(text: str) -> RunConfig:
             for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
                 family.loaded(parse_spec(part).name)
                 family.build(part)
+        if needs := PEFT_METHODS.build(told.peft).own_machine:
+            raise RunError(f"peft={told.peft!r:.80} {needs}")
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
         raise RunError(f"the server's settings can't be used: {error}") from None
+    if isinstance(told.cohort, str) and told.cohort != "all":
+        raise RunError("the server's settings name a sampler as its cohort, which belongs to simulations")
     if isinstance(told.clients, str):
         raise RunError("the server's settings name a file of clients, and a client is told their number")
     for field in dataclasses.fields(RunConfig):

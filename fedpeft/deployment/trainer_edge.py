@@ -66,6 +66,11 @@ class TrainerEdge:
         reference = _reference(trainer.model, method)
         self.layout = method.layout(reference)
         _check_adapter(self.layout, model, self.config.peft)
+        if self.parts.strategy.steers(self.layout):
+            raise RunError(
+                f"with {self.config.strategy} clients leave a part of what they hold alone, and a Trainer's steps are "
+                "its own; ask for another strategy, such as fedit"
+            )
         self._check_weights(trainer.model)
         plan = TrainerPlan(self.layout, self.parts.training, self.config.seed, self.config.dtype, folder / "base")
         executor = TrainerExecutor(trainer, model, train, ranks, self.layout, self.config.learning_rate)

@@ -104,6 +104,9 @@ instructions."""
 _onednn: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
 _packed: Callable[..., Tensor] = torch.ops.mkldnn._reorder_linear_weight
 
+_new_view: Callable[..., Tensor] = torch.ops.aten._unsafe_view
+"""Of a tensor that nobody else holds; to autograd no view, so that a model may write into it (DeBERTa does)."""
+
 USUAL_TOKENS = 1024
 """Of a pass: oneDNN arranges packed weights for a product of about this size."""
 
@@ -145,7 +148,8 @@ class FrozenLinear(nn.Module):
             return _onednn(x, self._held, self.bias, "none", [], "")
         if self.kernel == "widened":
             return widened_linear(x, self._held, self.bias)
-        return F.linear(x, self._held, self.bias)
+        flat = F.linear(x.reshape(-1, x.shape[-1]), self._held, self.bias)
+        return _new_view(flat, [*x.shape[:-1], self.out_features])
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
         """Of the output (..., out), contiguous, to that of the input (..., in), a new tensor."""

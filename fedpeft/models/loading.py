@@ -19,7 +19,9 @@ from fedpeft.data.examples import Batch, made_up
 from fedpeft.errors import ModelError
 from fedpeft.machine.hardware import fast_bf16
 from fedpeft.models import attention
+from fedpeft.models.conv1d import linear_for_conv1d
 from fedpeft.models.kernels import widen
+from fedpeft.models.t5_feedforward import plain_feedforward
 
 Read = Callable[[nn.Module, Batch], Tensor]
 """What a task takes from a base, (B, T, width): of hidden states or logits."""
@@ -53,20 +55,14 @@ def load_base(
         ModelError: the directory holds no model that this class can load, weights that `read` uses are missing or of
             another shape, or `read` fails.
     """
-    if dtype == torch.bfloat16 and not torch.cuda.is_available():
+    if dtype == torch.bfloat16 or torch.cuda.is_available():
         options.setdefault("attn_implementation", attention.register())
     try:
-        base, report = load(
-            str(directory),
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report, and refused below by name
-            **options,
-        )
+        base, report = _loaded(load, directory, dtype, options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"no model could be loaded from {directory}: {reason(error)}") from error
+    linear_for_conv1d(base)
+    plain_feedforward(base)
     if dtype == torch.bfloat16 and not torch.cuda.is_available() and not fast_bf16("cpu"):
         widen(base)
     if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
@@ -84,6 +80,23 @@ def load_base(
     if left := sorted(report["unexpected_keys"]):
         say(f"{type(base).__name__} has no place for {named(left)} of the checkpoint: left out")
     return base  # type: ignore[no-any-return]
+
+
+def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    """Model and report; with the attention that is asked for, or where a model has one of its own, with that."""
+    given = {
+        "dtype": dtype,
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are in the report, and refused by name
+    }
+    try:
+        return load(str(directory), **given, **options)
+    except ValueError as error:
+        if "attn_implementation" not in options or "attn_implementation" not in str(error):
+            raise
+    return load(str(directory), **given, **options | {"attn_implementation": "eager"})
 
 
 def reason(error: Exception) -> str:

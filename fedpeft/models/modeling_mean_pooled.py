@@ -15,6 +15,21 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
+class EncoderAlone:
+    """Before the class of an encoder-decoder model: its encoder is all that is computed."""
+
+    def forward(self: Any, **named: Any) -> Any:
+        """What the encoder gives, of input_ids or inputs_embeds, and attention_mask."""
+        return self.get_encoder()(**named)
+
+
+def without_decoder(model: Any) -> Any:
+    """An encoder-decoder model, such as T5 or BART, without its decoder, in place; the names of weights stay."""
+    del model.decoder
+    model.__class__ = type(type(model).__name__, (EncoderAlone, type(model)), {"__module__": type(model).__module__})
+    return model
+
+
 class MeanPooledConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Which encoder, and the names of the classes.
 
@@ -41,6 +56,8 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         settings = dict(config.base)
         encoder = AutoConfig.for_model(settings.pop("model_type"), **settings)
         self.base = AutoModel.from_config(encoder)  # type: ignore[no-untyped-call]
+        if encoder.is_encoder_decoder:
+            without_decoder(self.base)
         self.head = nn.Linear(encoder.hidden_size, len(config.id2label or {}))
         self.post_init()  # type: ignore[no-untyped-call]
 

@@ -136,7 +136,7 @@ class PrivacyEngine:
         """Noise multiplier, delta and the noise multiplier of the start, once the mechanism has been checked."""
         mechanism, federation = self.mechanism, self.federation
         mechanism.check(federation)
-        return mechanism.noise(federation), mechanism.delta(federation), mechanism.start_noise(federation)
+        return mechanism.multiplier(federation), mechanism.delta(federation), mechanism.start_noise(federation)
 
     @property
     def trains(self) -> bool:
@@ -365,9 +365,10 @@ class PrivacyEngine:
             return line
         head = math.prod(federation.layout.shapes["head.weight"])
         start, training = m.signal_to_noise(federation, share, head), m.training_signal(federation)
+        fewer = "" if self.trains else f"; at most {m.audible_entries(federation):,} trained numbers are heard"
         return (
             f"{line}; signal to noise, if all rows agreed: {start:.3g} of the start, {training:.3g} of training with "
-            f"half of the budget, where {AUDIBLE:g} is enough"
+            f"half of the budget, where {AUDIBLE:g} is enough{fewer}"
         )
 
     def summary(self) -> Mapping[str, Any]:

@@ -97,6 +97,28 @@ class Exposure:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How clients train where a mechanism plans it.
+
+    Attributes:
+        mechanism: with what it has chosen of its own settings.
+        batch_size: expected rows of a local step, at least 1.
+        steps: local steps in a round, at least 1.
+        learning_rate: of the adapter.
+        optimizer: of the clients; plain steps, as noise is in all entries alike, and what divides by their size follows
+            the noise.
+        momentum: of the server, on noisy means; 0: none.
+    """
+
+    mechanism: Mechanism
+    batch_size: int
+    steps: int
+    learning_rate: float
+    optimizer: str
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True)
 class ServerRound:
     """A round at the server, for a mechanism that aggregates: the parts, and what its randomness comes from."""
 
@@ -126,6 +148,10 @@ class Mechanism(ABC):
     at_budget: str = setting(
         "end", "when a client's epsilon is spent: end the run, or sit_out: go on without it", choices=("end", "sit_out")
     )
+    plan: bool = setting(
+        True,
+        "where batch_size, local_work, learning_rate and optimizer are all left out: plan them, and clip, by formula",
+    )
     audit: bool = setting(False, "attack the finished run: canaries and membership inference, see fedpeft.audit")
     test_noise: bool = setting(False, "for tests: noise from the run's seed, protecting nobody; stamped on the results")
 
@@ -146,6 +172,9 @@ class Mechanism(ABC):
 
     secret_cohort: ClassVar[bool] = False
     """Whether clients are Poisson-sampled by the run's secret, and the cohort may be empty."""
+
+    turns: ClassVar[bool] = False
+    """Whether clients take turns: the same cohorts come round again in the same order."""
 
     summed: ClassVar[bool] = False
     """Whether clients' shares of its noise are in a sum under masks (`fedpeft.privacy.secure_sum`), which alone is
@@ -196,7 +225,7 @@ class Mechanism(ABC):
     def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
         """What a round with this cohort costs."""
 
-    def noise(self, federation: Exposure) -> float:
+    def multiplier(self, federation: Exposure) -> float:
         """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
         if self.noise_multiplier is not None:
             return self.noise_multiplier
@@ -295,7 +324,15 @@ class Mechanism(ABC):
 
     def training_signal(self, federation: Exposure) -> float:
         """Signal to noise of all that rounds could release with half of the budget."""
-        return self.signal_to_noise(federation, 1 - HALF, federation.layout.numel)
+        return self.signal_to_noise(federation, 1 - HALF, federation.trained[1])
+
+    def audible_entries(self, federation: Exposure) -> int:
+        """How many trained entries would be `AUDIBLE`; 0: not even one."""
+        return math.floor(federation.trained[1] * (self.training_signal(federation) / AUDIBLE) ** 2)
+
+    def planned_training(self, federation: Exposure) -> Training | None:
+        """How clients should train, by formula; None, the default: it is the user's to say."""
+        return None
 
     def start_charges(self, clients: Sequence[int], noise: float) -> Charges:
         """What the start costs: one release of each client."""
@@ -325,9 +362,17 @@ class Mechanism(ABC):
         """The probability with which each of a client's `rows` rows joins a local step of about `batch_size`."""
         return min(1.0, batch_size / rows)
 
+    def divisor(self, batch_size: int, rows: int) -> float:
+        """What the sum of a local step is divided by: the expected rows of it."""
+        return self.row_rate(batch_size, rows) * rows
+
     def released(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
         """What a client hands in instead of its update; by default the update."""
         return update
+
+    def noise_factor(self, federation: Exposure) -> np.ndarray | None:
+        """What relates the noise of rounds (`fedpeft.privacy.server_noise`), (rounds, rounds); None: nothing does."""
+        return None
 
     def aggregator(self, at: ServerRound, federation: Exposure) -> Aggregator | None:
         """What takes a round's updates at the server, where the mechanism acts there; None: the strategy's own."""

@@ -71,7 +71,7 @@ class SummedLedger(OwnLedger):
             delta = self.mechanism.delta(federation) if begun is None else float(begun["dp_delta"])
         except (KeyError, TypeError, ValueError) as error:
             raise PrivacyError(f"the privacy ledger {self.folder / LEDGER} lacks its terms: {error!r}") from error
-        return common.noise(federation), delta, common.start_noise(federation)
+        return common.multiplier(federation), delta, common.start_noise(federation)
 
     def _header(self) -> dict[str, Any]:
         return super()._header() | {"collude": self.mechanism.collude}

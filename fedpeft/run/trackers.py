@@ -126,7 +126,7 @@ class TrackedRecords(Records):
         """Write a file; the summary ends the run."""
         super().write_json(name, content)
         if name == "summary.json":
-            self._send("end", _numbers({k: content.get(k) for k in MAIN_MEASURES}))
+            self._send("end", _numbers({k: content.get(k) for k in MAIN_MEASURES} | _trust(content)))
 
     def _send(self, method: str, *values: Any) -> None:
         if not self._begun:
@@ -143,6 +143,19 @@ class TrackedRecords(Records):
                 self._trackers.remove(tracker)
                 name = type(tracker).__name__
                 warnings.warn(f"{name} failed and is left out from here on: {error}", RuntimeWarning, stacklevel=2)
+
+
+def _trust(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked of trust, one name for each number: trust/calibration/test/after/error."""
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        for name, inner in value.items() if isinstance(value, Mapping) else ():
+            walk(inner, f"{path}/{name.replace(' ', '_')}")
+            found[f"{path}/{name.replace(' ', '_')}"] = inner
+
+    walk(summary.get("trust"), "trust")
+    return found
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -229,6 +229,9 @@ class Workers:
         """Compute what is missing of the frozen model's output on some rows, with all workers.
 
         `base`: precision of the base that computes it; empty: the run's own.
+
+        Raises:
+            RunError: a worker has died, or writes into another cache.
         """
         missing = self.work.at(base).store(data_key, depth).missing()
         if not missing:
@@ -240,6 +243,11 @@ class Workers:
         ]
         for call in as_completed(calls):
             self.observer.advance(result(call))
+        if self.work.at(base).store(data_key, depth).missing():
+            raise RunError(
+                "what the workers have computed of the rows is not in this machine's cache: on a cluster, "
+                "FEDPEFT_CACHE must lie on a file system that all machines share"
+            )
 
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:
         """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""

@@ -84,7 +84,7 @@ class Evaluation:
     def of(self, progress: Progress) -> Metrics | None:
         """The global model on held-out rows; where clients keep tensors of their own, each client on its own rows."""
         if self.evaluate and not self.setup.personal:
-            return self.evaluate(progress.adapter, progress.residual.version)
+            return self.evaluate(progress.reached, progress.residual.version)
         own = self.own_rows(progress)
         if not own.clients:
             return None
@@ -96,7 +96,7 @@ class Evaluation:
         """With this state, evaluated, as the best if it is, and where the best is kept."""
         if metrics is None or not self.setup.steering.keep_best:
             return progress
-        found = BestState(progress.round, metrics, progress.adapter, progress.residual.total)
+        found = BestState(progress.round, metrics, progress.reached, progress.residual.total)
         best = progress.best.after(found, self.setup.task.metric == "accuracy") if progress.best else found
         return replace(progress, best=best)
 

@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from fedpeft import seeds
-from fedpeft.errors import ConfigError
-
-
-def cohort_size(setting: int | float | str, clients: int) -> int:
-    """The cohort's size: a whole number is a count, a float a fraction of the clients, "all" is everyone.
-
-    Raises:
-        ConfigError: it asks for no client, or for more than there are.
-    """
-    if setting == "all":
-        return clients
-    if isinstance(setting, float) and 0 < setting <= 1:
-        return max(1, round(setting * clients))
-    if isinstance(setting, int) and 1 <= setting <= clients:
-        return setting
-    raise ConfigError(
-        f"cohort={setting} is neither a fraction of the clients (above 0.0, at most 1.0), nor a whole number from 1 to "
-        f"the number of clients ({clients}), nor all"
-    )
-
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy.mechanism import Mechanism
 
 FEW = 10_000
 """Up to so many clients all are asked for what concerns all: the head's start, and evaluations on their own rows."""
@@ -70,22 +52,67 @@ class FixedSize:
         chosen = seeds.generator(seed, "cohort", round).choice(self.clients, self.size, replace=False, p=chances)
         return sorted(int(c) for c in np.asarray(chosen))
 
+    def draw_among(self, present: Sequence[int], seed: int, round: int) -> list[int]:
+        """The cohort where some clients are away: of those present as many as there are to be, or all."""
+        weights = tuple(self.weights[i] for i in present) if self.weights else ()
+        drawn = FixedSize(len(present), min(self.size, len(present)), weights).draw(seed, round)
+        return [present[i] for i in drawn]
+
+
+@dataclass(frozen=True)
+class InTurns:
+    """Cohorts of `size` out of groups of clients that take turns, always in the same order.
+
+    A client comes back after clients // size rounds at the earliest; where its group is larger than a cohort, later.
+    """
+
+    clients: int
+    size: int
+
+    weights: ClassVar[tuple[float, ...]] = ()
+
+    def draw(self, seed: int, round: int) -> list[int]:
+        """The cohort of a round (from 1), ascending: a function of seed and round alone."""
+        return self.draw_among(range(self.clients), seed, round)
+
+    def draw_among(self, present: Sequence[int], seed: int, round: int) -> list[int]:
+        """The cohort where some clients are away: of those present whose turn it is."""
+        order = seeds.generator(seed, "turns").permutation(self.clients)
+        groups = np.array_split(order, self.clients // self.size)
+        group = [int(c) for c in np.intersect1d(groups[(round - 1) % len(groups)], np.asarray(present))]
+        chosen = seeds.generator(seed, "cohort", round).choice(len(group), min(self.size, len(group)), replace=False)
+        return sorted(group[i] for i in np.asarray(chosen)) if group else []
+
+
+Population = FixedSize | InTurns
+"""What cohorts are drawn from."""
+
+
+def population(clients: int, size: int, weights: tuple[float, ...], mechanism: Mechanism | None) -> Population:
+    """What a run's cohorts of `size` are drawn from; see `InTurns` for privacy in which clients take turns.
+
+    Raises:
+        PrivacyError: clients are to take turns, and have chances of their own.
+    """
+    if mechanism is None or not mechanism.turns:
+        return FixedSize(clients, size, weights)
+    if weights:
+        raise PrivacyError(f"under {mechanism.name} clients take turns, all alike; leave out participation")
+    return InTurns(clients, size)
+
 
 @dataclass(frozen=True)
 class Reachable:
     """Draws among the clients that are there: real ones come late, sleep, and go.
 
     Attributes:
-        population: what is drawn while all clients are there, so that a complete fleet is drawn as a simulation is.
+        population: what is drawn where all clients are there, so that a complete fleet is drawn as a simulation is.
         present: ids of the clients that are there, ascending; waits until enough are.
     """
 
-    population: FixedSize
+    population: Population
     present: Callable[[], Sequence[int]]
 
     def draw(self, seed: int, round: int) -> list[int]:
         """The cohort: of those present as many as there are to be, or all."""
-        present = self.present()
-        weights = tuple(self.population.weights[i] for i in present) if self.population.weights else ()
-        drawn = FixedSize(len(present), min(self.population.size, len(present)), weights).draw(seed, round)
-        return [present[i] for i in drawn]
+        return self.population.draw_among(self.present(), seed, round)

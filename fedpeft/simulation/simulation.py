@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.store import ClientStore, section
@@ -22,17 +24,21 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
 from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_engine import SummedEngine
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
+from fedpeft.run.private_plan import planned
 from fedpeft.run.profiles import chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
-from fedpeft.run.setup import Setup
+from fedpeft.run.sampling import aware, cohort_size
+from fedpeft.run.setup import Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
+from fedpeft.server.energy import Choosing, EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.preparation import noised_statistics
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import FixedSize, cohort_size
+from fedpeft.server.sampling import Sampler, population
 from fedpeft.simulation.forgetting import second_task
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.hostile import HostilePlan, attacked_labels
@@ -57,6 +63,7 @@ class Simulation:
     ) -> None:
         self.folder = folder
         self.observer = observer
+        config = settled(config)
         observer.phase("reading the rows", 1)
         groups = groups_of(config.ranks, config.clients, folder)
         self.rows = SimulatedRows.of(config, number_of(config.clients, groups))
@@ -68,15 +75,20 @@ class Simulation:
             )
         self.setup = Setup.of(config, self.rows.facts, groups)
         second = self.setup.measured.second
-        if self.setup.personal and self.rows.partition.resampled:
+        if self._held_out and self.rows.partition.resampled:
+            scored = config.strategy if self.setup.personal else "calibration(rows=clients)"
             raise ConfigError(
                 f"under {config.partition} a client's held-out rows are trained on by it and by others, and "
-                f"{config.strategy} is scored on them; take another partition or strategy"
+                f"{scored} is scored on them; take another partition, or leave it out"
             )
         self.second = second_task(second, self.rows.dataset) if second else None
-        self.config = self.setup.config
         self.clients = self.setup.clients
-        self.sampler = FixedSize(self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles))
+        self.book = EnergyBook(self.setup) if self.setup.measured.energy is not None else None
+        self.sampler = population(
+            self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles), self.setup.mechanism
+        )
+        self.setup = planned(self.setup, self._exposure()) if self.setup.mechanism is not None else self.setup
+        self.config = self.setup.config
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")
@@ -102,28 +114,50 @@ class Simulation:
         privacy = None
         if self.protection is not None:
             own = self.protection
-            privacy = ClientPrivacy(self.config.privacy, own.noise, self.folder / KEY, own.start)
+            privacy = ClientPrivacy(self.setup.config.privacy, own.noise, self.folder / KEY, own.start)
         plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy)
         return HostilePlan.of(plan, self.config.attack) if self.config.attack else plan
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """Rows of each client, (clients,)."""
+        return self.rows.partition.sizes
+
+    def _steps(self, client: int) -> int:
+        """Of a client in a round."""
+        return self.setup.profiles[client].steps or self.setup.training.steps_for(int(self._sizes[client]))
 
     @property
     def _held_out(self) -> float:
         """Share of its rows that a client is evaluated on and does not train on."""
-        return HELD_OUT if self.setup.personal else 0.0
+        return HELD_OUT if self.setup.personal or asks_clients(self.setup) else 0.0
 
     def _protection(self, work: WorkPlan) -> PrivacyEngine | None:
         """The mechanism with this run's costs; refuses what would not protect."""
         config, setup = self.config, self.setup
-        mechanism, profiles = setup.mechanism, setup.profiles
+        mechanism = setup.mechanism
         if mechanism is None or not mechanism.protects:
             return None
+        federation = self._exposure()
+        identity = (
+            f"{config.to_toml()} {work.data_key} {work.model_key} {torch.__version__} {self.fixed} "
+            f"{setup.profiles} {federation.rows.tolist()} {federation.steps.tolist()}"
+        )
+        mechanism.check_start(federation)
+        engine = SummedEngine if mechanism.summed else PrivacyEngine
+        return engine(mechanism, federation, self.folder, identity, config.seed)
+
+    def _exposure(self) -> Exposure:
+        """What the cost of this run depends on."""
+        setup, config = self.setup, self.setup.config
+        profiles = setup.profiles
         shards = map(self.rows.partition.shard, range(self.clients))
         rows = np.array([len(held_out(s, self._held_out, config.seed, k)[0]) for k, s in enumerate(shards)])
         steps = [profiles[k].steps or setup.training.steps_for(int(rows[k])) for k in range(self.clients)]
         taken = np.zeros(self.clients, dtype=np.int64)
         for round in range(1, config.rounds + 1):
             taken[self.sampler.draw(config.seed, round)] += 1
-        federation = Exposure(
+        return Exposure(
             strategy=setup.strategy,
             method=setup.method,
             layout=setup.layout,
@@ -138,13 +172,6 @@ class Simulation:
             start_entries=entries(noised_statistics(setup)) if setup.private_start else 0,
             trained=setup.trained_entries,
         )
-        identity = (
-            f"{config.to_toml()} {work.data_key} {work.model_key} {torch.__version__} {self.fixed} "
-            f"{profiles} {rows.tolist()} {steps}"
-        )
-        mechanism.check_start(federation)
-        engine = SummedEngine if mechanism.summed else PrivacyEngine
-        return engine(mechanism, federation, self.folder, identity, config.seed)
 
     @property
     def statistics(self) -> PartitionStatistics:
@@ -158,18 +185,25 @@ class Simulation:
         if self._grid is not None:
             grid = self._grid(self.clients)
         else:
-            grid = CohortGrid(workers.pool, self.rows.partition.sizes, workers.work.clients_per_pass)
+            grid = CohortGrid(workers.pool, self._sizes, workers.work.clients_per_pass, self._steps)
         return Server(
             setup=self.setup,
             grid=grid,
-            sampler=self.sampler,
+            sampler=self._chooser,
             store=RunStore.of(records),
             observer=self.observer,
             evaluate=workers.evaluate,
             fixed=self.fixed,
             privacy=self.protection,
             validation_loss=workers.validation_loss,
+            book=self.book,
         )
+
+    @property
+    def _chooser(self) -> Sampler:
+        """Who draws the cohorts: all alike, or by what is known of clients."""
+        rule = aware(self.config.cohort)
+        return self.sampler if rule is None or self.book is None else Choosing(rule, self.book, self.sampler.size)
 
     def train(self, server: Server) -> Progress:
         """All rounds."""
@@ -201,8 +235,8 @@ class Simulation:
             raise ConfigError(f"with {self.config.strategy} all clients have the same adapter: {self.folder}/adapter")
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
-        own_state: State = progress.adapter | section(own, "private")
-        return own_state
+        held: State = progress.adapter | section(own, "private")
+        return self.setup.strategy.prepared(held, self.setup.layout)
 
     def close(self) -> None:
         """End the workers."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedpeft.models.calibration import BINS
 from fedpeft.run.plots import plot_rounds
+from fedpeft.studies import trust_figures
 from fedpeft.studies.dot_plots import accuracy_against, time_and_memory
 from fedpeft.studies.drawing import (
     COLORS,
@@ -265,6 +266,7 @@ def figures(section: Section) -> list[Figure]:
             reliability(section),
         ),
     )
+    made = (*made, *trust_figures.of_section(section))
     return [Figure(name, title, note.strip(), svg) for name, title, note, svg in made if svg]
 
 
@@ -280,4 +282,5 @@ def _figures_of_a_run(section: Section, run: Result) -> list[Figure]:
         ("clients", "Accuracy over clients", CLIENTS, spread_of_clients(section)),
         ("reliability", "Calibration", RELIABILITY, reliability(section)),
     )
+    made = (*made, *trust_figures.of_section(section))
     return [Figure(name, title, note, svg) for name, title, note, svg in made if svg]

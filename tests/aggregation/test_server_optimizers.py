@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS
+from fedpeft.errors import ConfigError
+from fedpeft.server.progress import Checkpoints, Progress
 
 X = {"x": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
 D1 = {"x": torch.tensor([0.1, -0.2, 0.0], dtype=torch.float64)}
@@ -58,3 +60,58 @@ def test_tensors_without_a_direction_stay_and_inputs_are_untouched(name):
     assert torch.equal(after["y"], state["y"])
     assert torch.equal(state["x"], torch.ones(2))
     assert not torch.equal(after["x"], state["x"])
+
+
+def test_the_average_of_states_beside_another_optimizer():
+    """decay 0.5: after two rounds weights 1/3 and 2/3, after three 1/7, 2/7 and 4/7."""
+    optimizer = SERVER_OPTIMIZERS.build("averaged(of=momentum(learning_rate=0.5), decay=0.5)")
+    plain = SERVER_OPTIMIZERS.build("momentum(learning_rate=0.5)")
+    state, memory, own, kept, states = X, {}, X, {}, []
+    for direction in (D1, D2, D1):
+        state, memory = optimizer.step(state, direction, memory)
+        own, kept = plain.step(own, direction, kept)
+        states.append(own["x"])
+        assert torch.equal(state["x"], own["x"])
+    expected = (states[0] + 2 * states[1] + 4 * states[2]) / 7
+    assert memory[AVERAGE]["x"].tolist() == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+def test_an_average_is_what_a_run_has_reached_and_survives_its_checkpoint(tmp_path):
+    optimizer = SERVER_OPTIMIZERS.build("averaged(decay=0.5)")
+    state, memory = optimizer.step(X, D1, {})
+    state, memory = optimizer.step(state, D2, memory)
+    progress = Progress(round=2, adapter=state, memory=memory)
+    Checkpoints(tmp_path).save(progress)
+    loaded = Checkpoints(tmp_path).load()
+    assert torch.equal(loaded.result[0]["x"], memory[AVERAGE]["x"])
+    assert not torch.equal(loaded.result[0]["x"], loaded.adapter["x"])
+    assert optimizer.step(state, D1, loaded.memory)[1][AVERAGE]["x"].tolist() == pytest.approx(
+        optimizer.step(state, D1, memory)[1][AVERAGE]["x"].tolist()
+    )
+
+
+def test_an_average_of_no_server_optimizer_is_one_sentence():
+    with pytest.raises(ConfigError, match="momentum"):
+        SERVER_OPTIMIZERS.build("averaged(of=momentun)")
+
+
+def test_known_noise_is_taken_out_of_v():
+    """Two rounds by hand; w holds what the noise has put into v."""
+    spec = "adam(learning_rate=0.1, tau=0.01, beta2=0.9, corrected=True, floor=0.5)"
+    optimizer = SERVER_OPTIMIZERS.build(spec).noised(0.02)
+    state, memory = optimizer.step(X, D1, {})
+    state, memory = optimizer.step(state, D2, memory)
+    for i in range(3):
+        m, v, w, x = 0.0, 1e-4, 0.0, float(X["x"][i])
+        for d in (float(D1["x"][i]), float(D2["x"][i])):
+            m, v, w = 0.9 * m + 0.1 * d, 0.9 * v + 0.1 * d * d, 0.9 * w + 0.1 * 0.02
+            x += 0.1 * m / (max(v - w, 0.5 * w) ** 0.5 + 0.01)
+        assert float(state["x"][i]) == pytest.approx(x, abs=1e-12)
+
+
+def test_noise_is_heard_of_by_those_that_use_it_alone():
+    for spec in ("sgd", "momentum", "adam", "averaged(of=adam)"):
+        optimizer = SERVER_OPTIMIZERS.build(spec)
+        assert optimizer.noised(1.0).step(X, D1, {})[0]["x"].tolist() == optimizer.step(X, D1, {})[0]["x"].tolist()
+    corrected = SERVER_OPTIMIZERS.build("averaged(of=adam(corrected=True))")
+    assert corrected.noised(1.0).step(X, D1, {})[0]["x"].tolist() != corrected.step(X, D1, {})[0]["x"].tolist()

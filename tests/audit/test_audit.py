@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fedpeft.clients import client, private
+from scipy.stats import binom
 
 from fedpeft.audit.__main__ import _word, main
 from fedpeft.audit.bounds import Bounds, bounds, gaussian_epsilon, one_run_bound
 from fedpeft.audit.canaries import CanaryAudit, Verdict, run
 from fedpeft.audit.canary import CanaryExecutor
+from fedpeft.audit.cohorts import size_epsilon
 from fedpeft.audit.membership import area
 from fedpeft.errors import PrivacyError
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.peft import saved_adapter
+from fedpeft.privacy import server_noise
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.mechanisms import local_dp, user_dp
 from fedpeft.privacy.noise import RunKey
+from fedpeft.run.observer import RoundResult
 from fedpeft.server import acceptance
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.simulate import main as simulate
@@ -243,3 +249,75 @@ def test_a_run_on_a_base_in_four_bits_is_attacked_on_that_base(tmp_path, monkeyp
 def test_a_mechanism_that_claims_nothing_is_not_called_consistent(claimed, word):
     verdict = Verdict(claimed, 1e-3, Bounds(2.0, 2.0), None)
     assert word in _word(verdict)
+
+
+# ------------------------------------------------------------------------------------------------ cohorts, and turns
+
+
+@pytest.mark.parametrize(
+    ("clients", "rate", "rounds", "delta"), [(3, 0.5, 2, 0.05), (4, 0.3, 3, 0.01), (2, 0.7, 1, 0.2)]
+)
+def test_the_cost_of_sizes_is_that_of_all_their_sequences(clients, rate, rounds, delta):
+    """Hockey-stick divergence by enumeration of every sequence of sizes, in both directions."""
+    sizes = np.arange(clients + 1)
+    inside, outside = binom.pmf(sizes, clients, rate), binom.pmf(sizes, clients - 1, rate)
+
+    def reached(p, q, epsilon):
+        return sum(
+            max(0.0, float(np.prod(p[list(told)])) - np.exp(epsilon) * float(np.prod(q[list(told)])))
+            for told in itertools.product(sizes, repeat=rounds)
+        )
+
+    def smallest(p, q):
+        grid = np.arange(0, 20, 2e-3)
+        enough = [epsilon for epsilon in grid if reached(p, q, epsilon) <= delta]
+        return min(enough) if enough else np.inf
+
+    expected = max(smallest(inside, outside), smallest(outside, inside))
+    found = size_epsilon(clients, rate, rounds, delta)
+    assert found == pytest.approx(expected, abs=0.01) or found == expected == np.inf
+
+
+def test_the_size_of_whole_cohorts_tells_all():
+    assert size_epsilon(50, 1.0, 1, 1e-3) == np.inf
+    assert size_epsilon(100, 0.1, 100, 1e-3) == pytest.approx(0.84, abs=0.02)
+    assert size_epsilon(20, 0.5, 100, 0.005) > 8
+
+
+@pytest.mark.parametrize("told", ["clients", "rejected", "seconds"])
+def test_a_server_that_tells_the_size_of_a_secret_cohort_is_caught(told, tmp_path, monkeypatch):
+    plain = RoundResult.of_secret_cohort
+    monkeypatch.setattr(
+        RoundResult, "of_secret_cohort", lambda self, size: replace(plain(self, size), **{told: getattr(self, told)})
+    )
+    verdict = audited("user_dp", tmp_path, rate=0.5, canaries=100)
+    assert verdict.sizes > 1
+    assert verdict.bounds.largest <= verdict.claimed
+    assert not verdict.passed
+
+
+def banded(folder, noise=2.0, **given):
+    text = f"user_dp(noise_multiplier={noise}, clip=0.5, dp_delta={DELTA}, noise=banded)"
+    return run(CanaryAudit(**{**QUIET_Q1, "privacy": text, "rate": 0.25, "rounds": 12, **given}), folder)
+
+
+def test_related_noise_is_audited_with_clients_that_take_turns(tmp_path):
+    """Three turns at z = 2 cost what one release at z = 2 / sqrt 3 does; the bound comes close."""
+    verdict = banded(tmp_path)
+    assert verdict.claimed == pytest.approx(epsilon({Event(2.0, 1.0): 3}, DELTA), abs=0.03)
+    assert verdict.passed
+    assert verdict.bounds.fit > 0.6 * verdict.claimed
+
+
+@pytest.mark.parametrize("fault", ["half", "unclipped", "wider"])
+def test_faults_of_related_noise_are_caught(fault, tmp_path, monkeypatch):
+    if fault == "half":
+        whole = server_noise.gaussian
+        monkeypatch.setattr(server_noise, "gaussian", lambda stream, like: 0.5 * whole(stream, like))
+    if fault == "unclipped":
+        monkeypatch.setattr(user_dp, "norm", lambda _state: 0.0)
+    if fault == "wider":  # columns longer than 1 are noise too small
+        factor = user_dp.UserDP.noise_factor
+        monkeypatch.setattr(user_dp.UserDP, "noise_factor", lambda self, at: 2 * factor(self, at))
+    verdict = banded(tmp_path)
+    assert not verdict.passed

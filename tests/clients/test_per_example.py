@@ -13,6 +13,7 @@ from fedpeft.clients.executor import Job, RowPrivacy
 from fedpeft.clients.private import PrivateExecutor, SecretNoise
 from fedpeft.clients.sequential import SequentialExecutor
 
+from fedpeft.conformance.peft_cases import finished
 from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError, PrivacyError
@@ -32,7 +33,10 @@ def build(dataset: str, name: str, dtype: str = "fp64"):
     data = load_dataset(dataset)
     task, folder = TASKS.build(data.task), resolve_model(data.default_model)
     rows = task.tokenise(data.train.take(np.arange(40)), folder, 32)
-    method = PEFT_METHODS.build(SPECS.get(name, name))
+    spec = SPECS.get(name, name)
+    if name == "adapter_fusion":
+        spec = f"adapter_fusion(runs=('{finished(folder, task, data.classes)}/0'), width=3)"
+    method = PEFT_METHODS.build(spec)
     model = task.model(task.base(folder, DTYPES[dtype]), data.classes)
     method.attach(model, dtype)
     generator = torch.Generator().manual_seed(0)
@@ -220,6 +224,20 @@ def test_without_clipping_and_noise_a_private_job_is_the_plain_one():
     for name in one.state:
         assert torch.allclose(one.state[name], other.state[name], rtol=1e-7, atol=1e-9), name
         assert not torch.equal(one.state[name], received[name])
+
+
+def test_sums_are_divided_by_what_is_expected_of_all_clients_where_that_is_given():
+    """With twice the divisor a step of SGD is half as long, whatever the client's own number of rows."""
+    _, private, layout, received = executors()
+    given = {"work": "steps(1)", "optimizer": "sgd(head_rate=1.0)"}
+    moved = {}
+    for expected in (None, 6.0, 12.0):
+        privacy = RowPrivacy(0.05, 0.0, 1.0, KEY, 0, expected=expected)
+        state = next(private.train([job(layout, received, np.arange(6), privacy, **given)])).state
+        moved[expected] = {n: state[n] - received[n] for n in state}
+    for name in received:
+        assert torch.allclose(moved[None][name], moved[6.0][name], atol=1e-15)
+        assert torch.allclose(moved[6.0][name], 2 * moved[12.0][name], atol=1e-15)
 
 
 def test_fedprox_acts_after_the_noise():

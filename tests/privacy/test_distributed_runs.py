@@ -137,7 +137,7 @@ def test_rows_that_are_told_take_the_place_of_those_that_are_counted():
     counted, told = exposure(5500, 20, 62, 40, 5000), exposure(20, 20, 62, 40, 5000)
     one = MECHANISMS.build("distributed_dp(epsilon=4)")
     other = MECHANISMS.build(f"distributed_dp(epsilon=4, rows={int(counted.rows.sum())})")
-    assert one.noise(counted) == other.noise(told)
+    assert one.multiplier(counted) == other.multiplier(told)
     assert one.delta(counted) == other.delta(told)
     assert one.sums_of(counted, 2.0, None) == other.sums_of(told, 2.0, None)
     assert one.start_signal(counted) == other.start_signal(told)
@@ -158,7 +158,7 @@ def test_its_noise_is_hardly_longer_than_a_gaussian_s_under_the_same_conversion(
     """20 clients, 80,000 parameters, 5,485 rows, 16 bits, no dropouts: at most 1.2 times as long."""
     rows, delta = 5500, 1.8e-5
     mechanism = MECHANISMS.build(f"distributed_dp(epsilon={budget}, dropouts=0, dp_delta={delta})")
-    noise = mechanism.noise(exposure(rows, 20, round(rate * rows / 20), steps, 80_000))
+    noise = mechanism.multiplier(exposure(rows, 20, round(rate * rows / 20), steps, 80_000))
     gaussian = get_noise_multiplier(
         target_epsilon=budget, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp",
         epsilon_tolerance=1e-3,

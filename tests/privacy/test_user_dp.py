@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -152,3 +154,29 @@ def test_local_release_is_clipped_and_noised_at_twice_the_radius():
     assert float(noise.std()) == pytest.approx(0.5 * 2 * 0.3, rel=0.02)
     short = {"x": torch.full((2, 2), 0.01, dtype=torch.float64)}
     assert torch.equal(mechanism.released(short, 0.0, KEY, (1, 0, 0))["x"], short["x"])
+
+
+def test_momentum_on_noisy_sums_is_a_sum_of_releases_and_costs_nothing():
+    """Two rounds: what momentum adds up are the directions that sgd would have stepped along."""
+    memory, moved = {}, []
+    for round in (1, 2):
+        released = NoisySum(at(noise=1.0, round=round), 4.0, 1.0).finish({}).state
+        total = NoisySum(at(noise=1.0, round=round, optimizer="momentum(beta=0.5)"), 4.0, 1.0)
+        outcome = total.finish(memory)
+        memory = outcome.memory
+        moved.append((released, outcome.state))
+    (one, first), (two, second) = moved
+    for name in STATE:
+        assert torch.allclose(first[name], one[name])
+        assert torch.allclose(second[name] - STATE[name], 0.5 * one[name] + two[name] - 1.5 * STATE[name], atol=1e-6)
+
+
+def test_the_server_optimizer_is_told_the_variance_of_the_noise_in_a_mean():
+    heard = []
+    optimizer = SERVER_OPTIMIZERS.build("adam(corrected=True)")
+    here = replace(at(noise=1.5, clip=2.0), optimizer=optimizer)
+    plain = type(optimizer).noised
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(optimizer), "noised", lambda self, variance: heard.append(variance) or plain(self, variance))
+        NoisySum(here, 4.0, 1.5).finish({})
+    assert heard == [pytest.approx((1.5 * 2.0 / 4.0) ** 2)]

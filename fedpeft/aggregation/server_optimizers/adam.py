@@ -1,14 +1,21 @@
 """Adam on the server (Reddi et al., arXiv 2003.00295, algorithm 2).
 
 m <- beta1 m + (1 - beta1) d,   v <- beta2 v + (1 - beta2) d^2,   x <- x + eta m / (sqrt(v) + tau),   v starts at tau^2
+
+corrected=True, where the server adds noise (user_dp): of v what the noise has put there is taken out, as DP-AdamBC does
+(Tang, Shpilevskiy, Lecuyer, arXiv 2312.14334), but for a share `floor` of it:
+
+    w <- beta2 w + (1 - beta2) Phi,   x <- x + eta m / (sqrt(max(v - w, floor w)) + tau),   Phi the noise's variance
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from fedpeft.aggregation.server_optimizer import AdaptiveServerOptimizer
+from fedpeft.aggregation.server_optimizer import AdaptiveServerOptimizer, Memory, ServerOptimizer
 from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
 
 
 @dataclass(frozen=True)
@@ -16,10 +23,36 @@ class Adam(AdaptiveServerOptimizer):
     """Coordinate-wise steps from running moments."""
 
     beta2: float = setting(0.99, "share of the last v that is kept", low=0, below=1)
+    corrected: bool = setting(False, "take the noise that the server adds (user_dp) out of v")
+    floor: float = setting(0.1, "corrected: least of v, relative to the noise in it", above=0, high=100)
 
     def second_moment(self, v: Tensor, d: Tensor) -> Tensor:
         """The next v."""
         return self.beta2 * v + (1 - self.beta2) * d.square()
+
+    def noised(self, variance: float) -> ServerOptimizer:
+        """What takes noise of this variance out of v."""
+        return _Corrected(self, variance) if self.corrected else self
+
+
+@dataclass(frozen=True)
+class _Corrected(ServerOptimizer):
+    """Adam on directions with noise of a known variance in each entry."""
+
+    adam: Adam
+    variance: float
+
+    def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
+        """As Adam's, but for what v is divided by; the memory has w, a number for each tensor."""
+        adam, kept = self.adam, memory.get("w", {})
+        _, after = replace(adam, corrected=False).step(state, direction, memory)
+        none = torch.zeros((), dtype=torch.float64)
+        w = {n: adam.beta2 * kept.get(n, none) + (1 - adam.beta2) * self.variance for n in direction}
+        moved = {}
+        for name, noise in w.items():
+            square = (after["v"][name] - noise).clamp(min=adam.floor * float(noise))
+            moved[name] = state[name] + adam.learning_rate * after["m"][name] / (square.sqrt() + adam.tau)
+        return state | moved, after | {"w": kept | w}
 
 
 part = Adam

@@ -240,7 +240,7 @@ class DistributedDP(Mechanism):
             return float(federation.cohort)
         return self.rate(federation) * self.total(federation) * self.share(federation)
 
-    def noise(self, federation: Exposure) -> float:
+    def multiplier(self, federation: Exposure) -> float:
         """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
         if self.noise_multiplier is not None:
             return self.noise_multiplier

@@ -7,6 +7,10 @@ d_k is what the strategy makes of a client's decoded update (`LinearStrategy.con
 server is trusted; what it releases is private: the next global adapter. Weights are equal, and the denominator is the
 expected number of clients, because the real one is private. Linear rules only: rules that gather read raw factors.
 
+With noise=banded clients take turns in known cohorts of q N instead, and the noise of rounds is related, so that little
+of it is left in their sum (DP-FTRL; `fedpeft.privacy.server_noise`). Nothing is amplified then: each client pays for
+each of its rounds.
+
 Adaptive clipping (Andrew et al., arXiv 1905.03871), with `quantile` gamma: C follows the quantile of the norms.
 
     b = 1/2 + (sum_k (1[|d_k| <= C] - 1/2) + s_b gauss) / (q N);   C <- C exp(-eta (b - gamma))
@@ -19,9 +23,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from fedpeft.aggregation.aggregator import Aggregator, Outcome
@@ -33,8 +39,13 @@ from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import State, norm
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import POPULATION, Charges
-from fedpeft.privacy.mechanism import Exposure, Mechanism, ServerRound, bounded_block, noisy
+from fedpeft.privacy.mechanism import Exposure, Mechanism, ServerRound, Training, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey, gaussian
+from fedpeft.privacy.server_noise import SERVER_NOISES, ServerNoise, correlated, longer, remembered, turns_of
+from fedpeft.spec import parse_spec
+
+DISTANCE = 4.0
+"""How far all planned rounds lead, if all clients agree: rounds x clip, as in the privacy study."""
 
 
 class NoisySum:
@@ -45,12 +56,20 @@ class NoisySum:
         expected: q N, what the sum is divided by.
         noise: z of the sum.
         adapt: what moves the clipping norm; None: it stays.
+        factor: what relates the noise of rounds; None: nothing does.
     """
 
-    def __init__(self, at: ServerRound, expected: float, noise: float, adapt: Adaptation | None) -> None:
+    def __init__(
+        self,
+        at: ServerRound,
+        expected: float,
+        noise: float,
+        adapt: Adaptation | None = None,
+        factor: np.ndarray | None = None,
+    ) -> None:
         assert isinstance(at.strategy, LinearStrategy)
         self.at, self.strategy = at, at.strategy
-        self.expected, self.noise, self.adapt = expected, noise, adapt
+        self.expected, self.noise, self.adapt, self.factor = expected, noise, adapt, factor
         released = self.strategy.trained(at.layout, at.round) - self.strategy.private(at.layout)
         names = [name for name in at.layout.names if name in released]
         self.total = Fold({name: torch.zeros(at.layout.shapes[name], dtype=torch.float64) for name in names})
@@ -66,15 +85,22 @@ class NoisySum:
     def finish(self, memory: Memory) -> Outcome:
         """The noisy mean, the server optimizer's step, the strategy's post-processing, the next clipping norm."""
         at, deviation = self.at, self.noise * self.at.clip
-        stream = at.key.stream("server noise", at.round, at.attempt)
+        chain = [(at.round, at.attempt)] if self.factor is None else longer(memory, at.round, at.attempt)
+        if self.factor is None:
+            stream = at.key.stream("server noise", at.round, at.attempt)
+            drawn = {name: gaussian(stream, total) for name, total in self.total.sums.items()}
+        else:
+            drawn = correlated(self.factor, chain, at.key, self.total.sums)
         direction = {
-            name: ((total + deviation * gaussian(stream, total)) / self.expected).to(at.state[name].dtype)
+            name: ((total + deviation * drawn[name]) / self.expected).to(at.state[name].dtype)
             for name, total in self.total.sums.items()
         }
         clip = at.clip
         if self.adapt is not None:
             clip = self.adapt.next(clip, self.centred, float(stream.standard_normal()), self.expected)
-        after, memory = at.optimizer.step(at.state, direction, memory)
+        optimizer = at.optimizer.noised((deviation / self.expected) ** 2)
+        after, memory = optimizer.step(at.state, direction, memory)
+        memory = memory if self.factor is None else remembered(memory, chain)
         return Outcome(self.strategy.finish(after, at.layout, at.round), memory, clip=clip)
 
 
@@ -108,14 +134,51 @@ class UserDP(Mechanism):
         None, "adaptive clipping: s_b, noise on the number of clipped clients; none: q N / 20 (paper)", above=0
     )
 
+    noise: str = setting(
+        "independent", "of rounds: independent, or banded(bands=8): related, and clients take turns in known cohorts"
+    )
+
     hides: ClassVar[str] = "client"
-    neighbours: ClassVar[str] = "one client, with all its data, more or less"
-    sampling: ClassVar[str] = "clients join each round by independent secret coins (Poisson)"
-    secret_cohort: ClassVar[bool] = True
     noises_updates: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Refuse another text than one of a server noise, and, as a server may have sent it, parts not in use here.
+
+        Raises:
+            ConfigError: says which there are.
+        """
+        SERVER_NOISES.loaded(parse_spec(self.noise).name)
+        SERVER_NOISES.build(self.noise)
+
+    @cached_property
+    def relation(self) -> ServerNoise:
+        """Of the noise of rounds."""
+        return SERVER_NOISES.build(self.noise)
+
+    @property
+    def turns(self) -> bool:  # type: ignore[override]
+        """By the noise."""
+        return self.relation.turns
+
+    @property
+    def secret_cohort(self) -> bool:  # type: ignore[override]
+        """Unless clients take turns."""
+        return not self.turns
+
+    @property
+    def neighbours(self) -> str:  # type: ignore[override]
+        """Whose turn it is everyone knows, but not what is added then."""
+        return f"one client, with all its data, {'or none in its place' if self.turns else 'more or less'}"
+
+    @property
+    def sampling(self) -> str:  # type: ignore[override]
+        """Secret, or none."""
+        if self.turns:
+            return "none: clients take turns in known cohorts, and nothing is amplified"
+        return "clients join each round by independent secret coins (Poisson)"
+
     def check(self, federation: Exposure) -> None:
-        """Also refuse rules that are not a plain sum, uneven chances, and too little noise on the count.
+        """Also refuse rules that are not a plain sum, uneven chances, and noise that does not go with the cohorts.
 
         Raises:
             PrivacyError: says which.
@@ -136,6 +199,15 @@ class UserDP(Mechanism):
             )
         if not federation.even:
             raise PrivacyError("user_dp needs the same chance of being drawn for all clients; leave out participation")
+        self.relation.check(self._separation(federation))
+        if self.turns and self.quantile:
+            raise PrivacyError("user_dp's quantile needs the sampling of independent noise; leave one of them out")
+        trained = {frozenset(strategy.trained(federation.layout, round)) for round in range(1, 5)}
+        if self.turns and (len(trained) > 1 or strategy.new_factors):
+            raise PrivacyError(
+                f"noise={self.noise} takes back noise of earlier rounds, and with {name} tensors mean, or are, others "
+                f"from round to round; {take}, or leave noise out"
+            )
 
     def units(self, federation: Exposure) -> int:
         """The clients."""
@@ -145,18 +217,38 @@ class UserDP(Mechanism):
         """q."""
         return federation.cohort / federation.clients
 
+    def _separation(self, federation: Exposure) -> int:
+        return turns_of(federation.clients, federation.cohort)
+
+    def planned_training(self, federation: Exposure) -> Training | None:
+        """One step of a client on all of its rows; all rounds lead as far as `DISTANCE`, if all clients agree.
+
+        The learning rate makes a client's step twice as long as the clipping norm where its gradient has norm 1.
+        """
+        clip = float(f"{DISTANCE / federation.rounds:.3g}") if self.clip == 1.0 else self.clip
+        rows = max(1, int(federation.rows.max()))
+        return Training(replace(self, clip=clip), rows, 1, 2 * clip, "sgd(warmup=0, head_rate=1.0, schedule=constant)")
+
     def planned(self, federation: Exposure) -> list[tuple[float, int]]:
-        """One release a round."""
+        """One release a round; or one in each turn of a client."""
+        if self.turns:
+            return [(1.0, math.ceil(federation.rounds / self._separation(federation)))]
         return [(self.rate(federation), federation.rounds)]
 
     def charges(self, federation: Exposure, cohort: Sequence[int], noise: float) -> Charges:
-        """One release, whoever joined."""
+        """One release, whoever joined; or one of each client whose turn it is."""
+        if self.turns:
+            return dict.fromkeys(cohort, (Event(noise, 1.0), 1))
         return {POPULATION: (Event(noise, self.rate(federation)), 1)}
+
+    def noise_factor(self, federation: Exposure) -> np.ndarray | None:
+        """As the noise says."""
+        return self.relation.factor(federation.rounds, self._separation(federation))
 
     def aggregator(self, at: ServerRound, federation: Exposure) -> Aggregator:
         """The noisy sum."""
         if not self.quantile:
-            return NoisySum(at, federation.cohort, at.noise, None)
+            return NoisySum(at, federation.cohort, at.noise, factor=self.noise_factor(federation))
         adapt = Adaptation(self.quantile, self.clip_rate, self.count_noise or federation.cohort / 20)
         return NoisySum(at, federation.cohort, adapt.sum_noise(at.noise), adapt)
 
@@ -166,7 +258,7 @@ class UserDP(Mechanism):
 
     def start_charges(self, clients: Sequence[int], noise: float) -> Charges:
         """One release, of all clients."""
-        return {POPULATION: (Event(noise, 1.0), 1)}
+        return dict.fromkeys(clients if self.turns else [POPULATION], (Event(noise, 1.0), 1))
 
     def start_released(self, statistics: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
         """As they are: the server is trusted."""
@@ -180,13 +272,13 @@ class UserDP(Mechanism):
         """Sum + z gauss."""
         return noisy(total, noise, key.stream("start noise", attempt))
 
-    def noise(self, federation: Exposure) -> float:
+    def multiplier(self, federation: Exposure) -> float:
         """As every mechanism's; adaptive clipping needs s_b > z / 2.
 
         Raises:
             PrivacyError: s_b is too small.
         """
-        noise = super().noise(federation)
+        noise = super().multiplier(federation)
         least = self.count_noise or federation.cohort / 20
         if self.quantile and least <= noise / 2:
             raise PrivacyError(

@@ -1,0 +1,49 @@
+"""python -m experiments.privacy.related_noise: what noise is left in the models of user_dp, independent or banded.
+
+The root of the mean square, over rounds, of the noise in one entry of the model, in clipping norms: of Poisson-sampled
+clients with independent noise, and of clients that take turns with as many bands as their turns allow. Plain steps of
+rate 1; nothing is trained, the numbers are the mechanisms' own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import numpy as np
+import torch
+
+from fedpeft.privacy.accountant import noise_for
+from fedpeft.privacy.server_noise import turns_of
+from fedpeft.privacy.server_noises.banded import error, optimised
+
+
+def main() -> None:
+    """Compute, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=5000)
+    parser.add_argument("--cohorts", nargs="+", type=int, default=[50, 250, 500, 1250, 2500])
+    parser.add_argument("--rounds", nargs="+", type=int, default=[8, 100])
+    parser.add_argument("--epsilons", nargs="+", type=float, default=[8, 4, 1])
+    given = parser.parse_args()
+    print("| rounds | cohort | turns of a client | epsilon | Poisson | banded | banded / Poisson |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    for rounds in given.rounds:
+        for cohort in given.cohorts:
+            apart = turns_of(given.clients, cohort)
+            turns = math.ceil(rounds / apart)
+            related = float(error(torch.tensor(optimised(rounds, min(apart, rounds))))) / math.sqrt(rounds)
+            alone = float(np.sqrt(np.arange(1, rounds + 1).mean()))
+            for epsilon in given.epsilons:
+                delta = 0.1 / given.clients
+                poisson = alone * noise_for(epsilon, delta, cohort / given.clients, rounds) / cohort
+                banded = related * noise_for(epsilon, delta, 1.0, turns) / cohort
+                print(
+                    f"| {rounds} | {cohort} | {turns} | {epsilon:g} | {poisson:.5f} | {banded:.5f} "
+                    f"| {banded / poisson:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

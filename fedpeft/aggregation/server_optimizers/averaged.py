@@ -1,0 +1,61 @@
+"""An exponential average of the states that another server optimizer goes through (Polyak averaging).
+
+    a_t = a_t-1 + (1 - d) / (1 - d^t) (x_t - a_t-1),   the result is a_t; clients go on from x_t
+
+Of noisy rounds the average has less noise than the last state, and it costs no privacy: the states are released
+already (De et al., arXiv 2204.13650, section 3.4, average those of DP-SGD so). The weights of x_1, ..., x_t add up to 1
+from the first round on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS, Memory, ServerOptimizer
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
+
+COUNT = "averaged"
+"""In the memory: how many states there have been."""
+
+
+@dataclass(frozen=True)
+class Averaged(ServerOptimizer):
+    """Another server optimizer, and the average of its states beside it."""
+
+    of: str = setting("sgd", "the server optimizer that makes the steps, such as momentum(beta=0.9)", nested=True)
+    decay: float = setting(0.9, "share of the average that a round keeps", low=0, below=1)
+
+    def __post_init__(self) -> None:
+        """Refuse another text than one of a server optimizer.
+
+        Raises:
+            ConfigError: says which there are.
+        """
+        SERVER_OPTIMIZERS.build(self.of)
+
+    @cached_property
+    def inner(self) -> ServerOptimizer:
+        """What makes the steps."""
+        return SERVER_OPTIMIZERS.build(self.of)
+
+    def noised(self, variance: float) -> ServerOptimizer:
+        """The same, with steps that know of the noise."""
+        other = Averaged(self.of, self.decay)
+        vars(other)["inner"] = self.inner.noised(variance)
+        return other
+
+    def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
+        """The next state, and the memory with the next average."""
+        after, kept = self.inner.step(state, direction, memory)
+        count = int(memory[COUNT]["rounds"]) + 1 if COUNT in memory else 1
+        share = (1 - self.decay) / (1 - self.decay**count)
+        before = memory.get(AVERAGE, after)
+        average = {name: before[name] + share * (tensor - before[name]) for name, tensor in after.items()}
+        return after, kept | {AVERAGE: average, COUNT: {"rounds": torch.tensor(count)}}
+
+
+part = Averaged

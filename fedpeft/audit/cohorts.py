@@ -1,0 +1,63 @@
+"""What the sizes of secret cohorts would cost, were they told.
+
+Clients join a round by coins, so the number of them is Binomial(N, q) where a client is in the data, and
+Binomial(N - 1, q) where it is not: each number told is a release, and all of them together have the epsilon that their
+privacy losses add up to. No ledger charges it, so nothing that is told of a round may depend on the size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.signal import fftconvolve
+from scipy.stats import binom
+
+from fedpeft.audit.bounds import LARGEST, largest_refuted
+from fedpeft.run.observer import RoundResult
+
+STEP = 1e-3
+"""Of the grid that losses are rounded up to."""
+
+
+def size_epsilon(clients: int, rate: float, rounds: int, delta: float) -> float:
+    """Epsilon at `delta` of telling the sizes of `rounds` cohorts, exact but for the grid; infinite where none holds.
+
+    Args:
+        clients: N, with the client in question, at least 1.
+        rate: q, above 0, at most 1.
+    """
+    sizes = np.arange(clients + 1)
+    inside, outside = binom.pmf(sizes, clients, rate), binom.pmf(sizes, clients - 1, rate)
+    return max(_epsilon(inside, outside, rounds, delta), _epsilon(outside, inside, rounds, delta))
+
+
+def _epsilon(p: np.ndarray, q: np.ndarray, rounds: int, delta: float) -> float:
+    """Of P^rounds against Q^rounds, one direction; by their distribution of losses, at steps of a grid."""
+    outright = 1 - (1 - float(p[q == 0].sum())) ** rounds  # what Q never does tells all
+    both = (p > 0) & (q > 0)
+    steps = np.ceil(np.log(p[both] / q[both]) / STEP).astype(int)
+    lowest = int(steps.min(initial=0))
+    one = np.bincount(steps - lowest, weights=p[both])
+    total = one
+    for _ in range(rounds - 1):
+        total = np.maximum(fftconvolve(total, one), 0.0)
+    losses = STEP * (rounds * lowest + np.arange(len(total)))
+
+    def reached(epsilon: float) -> float:
+        above = losses > epsilon
+        return outright - float((total[above] * np.expm1(epsilon - losses[above])).sum())
+
+    if reached(LARGEST) > delta:
+        return float("inf")
+    return largest_refuted(lambda epsilon: reached(epsilon) > delta)
+
+
+def tells_size(expected: int) -> bool:
+    """Whether what the server tells of a round with a secret cohort depends on how many clients are in it."""
+    return len({_told(size, expected) for size in (0, 1, expected, expected + 1)}) > 1
+
+
+def _told(size: int, expected: int) -> RoundResult:
+    """Of a round with `size` clients, some of them failing, each taking a second; all else alike."""
+    seconds = float(size)
+    result = RoundResult(1, size, size // 2, None, None, None, 1, 1, 1.0, seconds, seconds, aggregation_seconds=seconds)
+    return result.of_secret_cohort(expected)

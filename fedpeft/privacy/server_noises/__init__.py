@@ -1,0 +1,1 @@
+"""Relations of the noise of rounds, one per file."""

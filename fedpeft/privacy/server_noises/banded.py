@@ -1,0 +1,111 @@
+"""Banded matrix factorisation (Choquette-Choo et al., "(Amplified) Banded Matrix Factorization", NeurIPS 2023, arXiv
+2306.08153): the noise of a round takes back a part of that of the rounds before, so that sums of rounds have less.
+
+    F lower triangular with `bands` diagonals and columns of norm 1;   error = |A F^-1|_F,  A = lower triangle of ones
+
+The model after t rounds is a sum of t releases, so A F^-1 w is what noise does to it, and its mean square over rounds
+is the square of `error` over the number of rounds; F makes it smallest, found by L-BFGS. Clients take turns in known
+cohorts, `separation` rounds apart (b-min-separation). Columns that far apart share no row if `bands` is at most that,
+so they are orthogonal. No secret sampling is needed, and none amplifies.
+
+Deviation: with more than `WIDEST` rounds F is a banded Toeplitz matrix with its columns normalised, whose few numbers
+are quick to find.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from fedpeft.errors import PrivacyError
+from fedpeft.parts import setting
+from fedpeft.privacy.server_noise import ServerNoise
+
+WIDEST = 128
+"""Rounds up to which each column of F is its own."""
+
+STEPS = 60
+"""Of L-BFGS, at most; more change the error by less than 0.1 %."""
+
+
+@dataclass(frozen=True)
+class Banded(ServerNoise):
+    """Noise that takes itself back."""
+
+    bands: int = setting(0, "diagonals of the factor, at most the rounds between a client's turns; 0: as many", low=0)
+
+    turns: ClassVar[bool] = True
+
+    def check(self, separation: int) -> None:
+        """Refuse more bands than there are rounds between two turns of a client.
+
+        Raises:
+            PrivacyError: says how many there may be.
+        """
+        if separation < 2:
+            raise PrivacyError(
+                "noise=banded needs clients that stay away between their turns, and a cohort of more than half of them "
+                "comes back in the next round; take a smaller --cohort, or leave noise out"
+            )
+        if self.bands > separation:
+            raise PrivacyError(
+                f"bands={self.bands} asks for clients that come back after {self.bands} rounds at the earliest, and "
+                f"here they do after {separation}; take bands={separation} at most, or a smaller --cohort"
+            )
+
+    def factor(self, rounds: int, separation: int) -> np.ndarray:
+        """F (rounds, rounds)."""
+        return optimised(rounds, min(self.bands or separation, rounds))
+
+
+@lru_cache(maxsize=16)
+def optimised(rounds: int, bands: int) -> np.ndarray:
+    """The F with `bands` diagonals, from 1 to `rounds`, columns of norm 1, and the smallest error found.
+
+    The search starts at the first coefficients of the square root of A, which is best of all Toeplitz matrices without
+    bands (Fichtenberger et al., arXiv 2202.11205).
+    """
+    root = torch.cumprod(torch.tensor([1.0] + [1 - 0.5 / i for i in range(1, bands)], dtype=torch.float64), 0)
+    own = rounds <= WIDEST
+    shape = (rounds, bands - 1) if own else (bands - 1,)
+    free = root[1:].expand(shape).numpy().ravel()
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        given = torch.tensor(values, requires_grad=True)
+        value = error(_factor(given.view(shape), rounds)).square() / rounds
+        [gradient] = torch.autograd.grad(value, [given])
+        return float(value.detach()), gradient.numpy()
+
+    if bands > 1:
+        free = minimize(loss, free, jac=True, method="L-BFGS-B", options={"maxiter": STEPS}).x
+    found = _factor(torch.from_numpy(free).view(shape), rounds).numpy()
+    found.setflags(write=False)
+    return np.asarray(found)
+
+
+def error(factor: Tensor) -> Tensor:
+    """|A F^-1|_F."""
+    ones = torch.ones_like(factor).tril()
+    return torch.linalg.solve_triangular(factor, ones, upper=False, left=False).norm()
+
+
+def _factor(free: Tensor, rounds: int) -> Tensor:
+    """F with 1 on its diagonal and `free` below it, (rounds, bands - 1) or the same for all columns, (bands - 1,); then
+    its columns normalised."""
+    below = free.expand(rounds, free.shape[-1])
+    columns = torch.cat([below.new_ones(rounds, 1), below], 1)
+    lines = torch.arange(rounds)[:, None] + torch.arange(columns.shape[1])
+    inside = lines < rounds
+    columns = columns * inside
+    columns = columns / columns.norm(dim=1, keepdim=True)
+    places = torch.arange(rounds)[:, None].expand_as(lines)
+    return columns.new_zeros(rounds, rounds).index_put((lines[inside], places[inside]), columns[inside])
+
+
+part = Banded

@@ -1,0 +1,67 @@
+"""How a private run trains where its user names a budget, and says nothing of training.
+
+    --privacy "dp_sgd(epsilon=8)"
+
+Whether there is training at all the mechanism decides by its signal to noise (`Mechanism.trains`). If there is, the
+batch, the local steps, the learning rates, the optimizer and the clipping norm follow from rows, clients, rounds and
+the cohort. Nothing is tuned on what the rows say, so nothing of it costs privacy. Who sets one of `LEFT` sets all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.config import RunConfig
+from fedpeft.parts import part_text
+from fedpeft.privacy.mechanism import Exposure
+from fedpeft.run import checks
+from fedpeft.run.setup import Setup, chosen_parts
+
+LEFT = ("batch_size", "local_work", "learning_rate", "optimizer")
+"""What is planned where all of it is left at its default."""
+
+HEAD_ALONE = "head_only"
+"""The strategy that is planned where an adapter would not be heard, and a head is."""
+
+
+def planned(setup: Setup, federation: Exposure) -> Setup:
+    """The setup with what its mechanism plans; the same one where it plans nothing.
+
+    The planned settings say plan=False, so that a run that is continued stays what it was.
+
+    Raises:
+        FedpeftError: what is planned does not go with the other settings.
+    """
+    mechanism = setup.mechanism
+    if mechanism is None or not mechanism.protects or mechanism.epsilon is None or not mechanism.plan:
+        return setup
+    if mechanism.noise_multiplier is not None or not all(_left(setup.config, name) for name in LEFT):
+        return setup
+    config = setup.config
+    if not mechanism.trains(federation) and _left(config, "strategy"):
+        alone = strategies.build(HEAD_ALONE)
+        entries = sum(t.numel for t in setup.layout.tensors if t.name in alone.trained(setup.layout, 1))
+        federation = dataclasses.replace(federation, strategy=alone, trained=(entries, entries))
+        config = dataclasses.replace(config, strategy=HEAD_ALONE)
+    training = mechanism.planned_training(federation) if mechanism.trains(federation) else None
+    if training is None:
+        return setup
+    config = dataclasses.replace(
+        config,
+        batch_size=training.batch_size,
+        local_work=f"steps(count={training.steps}, walk=False)",
+        learning_rate=training.learning_rate,
+        optimizer=training.optimizer,
+        privacy=part_text(dataclasses.replace(training.mechanism, plan=False)),
+    )
+    if training.momentum and _left(config, "server_optimizer"):
+        config = dataclasses.replace(config, server_optimizer=f"momentum(beta={training.momentum})")
+    made = dataclasses.replace(setup, **{**vars(chosen_parts(config)), "config": config})
+    checks.check(made)
+    return made
+
+
+def _left(config: RunConfig, name: str) -> bool:
+    """Whether a setting has its default."""
+    return bool(getattr(config, name) == RunConfig.__dataclass_fields__[name].default)

@@ -1,0 +1,166 @@
+"""What a private run does where its user names a budget alone: formulas, by another way of counting, and whole runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.config import RunConfig
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy import mechanism as mechanisms
+from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS, Exposure
+from fedpeft.privacy.mechanisms import dp_sgd, user_dp
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.records import Records
+from fedpeft.simulation.simulation import Simulation
+from tests.privacy.small_runs import QUIET
+from tests.privacy.test_user_dp import LAYOUT
+
+TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "dtype": "fp32",
+        "peft": "lora(rank=2, layers=1)"}  # fmt: skip
+
+
+def exposure(rows=400, clients=20, often=2, entries=1000, cohort=20, rounds=8) -> Exposure:
+    full = np.full(clients, rows)
+    return Exposure(
+        strategy=strategies.build("fedit"), method=PEFT_METHODS.build("lora"), layout=LAYOUT, rows=full,
+        steps=np.ones(clients, np.int64), participations=np.full(clients, often), batch_size=4, rounds=rounds,
+        cohort=cohort, even=True, start=True, start_entries=12, trained=(entries, entries),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 19, 20, 100])
+def test_rows_all_take_part_once_a_round_and_the_way_is_as_long_whatever_the_rounds(rounds):
+    plan = MECHANISMS.build("dp_sgd(epsilon=8, clip=0.5)").planned_training(exposure(rounds=rounds))
+    assert plan.steps * rounds >= dp_sgd.STEPS
+    assert plan.steps == 1 or (plan.steps - 1) * rounds < dp_sgd.STEPS
+    assert plan.mechanism.rate * plan.steps == pytest.approx(1)
+    assert plan.batch_size == pytest.approx(400 / plan.steps, abs=0.5)
+    assert plan.mechanism.clip == 0.5
+    falling = plan.learning_rate * plan.steps * rounds / 2
+    assert falling * 0.5 / (1 - plan.momentum) == pytest.approx(dp_sgd.DISTANCE, rel=0.01)
+
+
+def test_the_plan_for_twenty_rounds_is_the_documented_run():
+    plan = MECHANISMS.build("dp_sgd(epsilon=8)").planned_training(exposure(rounds=20))
+    assert (plan.learning_rate, plan.mechanism.clip, plan.momentum) == (2.6, 0.3, 0.9)
+
+
+@pytest.mark.parametrize(("budget", "rounds", "slack"), [(1.0, 20, 0.03), (4.0, 20, 0.03), (1.0, 2, 0.12)])
+def test_signal_to_noise_is_the_way_over_what_noise_moves_the_mean_by(budget, rounds, slack):
+    """Counted step by step at a constant rate: noise z C / batch in each entry of a client's step; the cohort's mean.
+
+    With all rows in a step that is exact. Where they are drawn the noise is amplified by about as much as the sums are
+    smaller.
+    """
+    federation = replace(exposure(rounds=rounds, cohort=10), participations=np.full(20, rounds // 2))
+    mechanism = MECHANISMS.build(f"dp_sgd(epsilon={budget}, start=0.5)")
+    plan = mechanism.planned_training(federation)
+    trained = replace(federation, steps=np.full(20, plan.steps), batch_size=plan.batch_size)
+    noise = plan.mechanism.multiplier(trained)
+    each = noise * plan.mechanism.clip / plan.mechanism.divisor(plan.batch_size, 400)
+    moved = each * math.sqrt(plan.steps * rounds) * math.sqrt(1000 / 10)
+    way = plan.mechanism.clip * plan.steps * rounds
+    assert way / moved == pytest.approx(mechanism.training_signal(federation), rel=slack)
+
+
+def test_the_clients_mean_of_sums_over_a_common_divisor_is_the_sum_over_all_rows():
+    """Shards of 10 and 390 rows at one rate: noise enters once for each client, and no shard costs more."""
+    mechanism = MECHANISMS.build("dp_sgd(epsilon=8, rate=0.25)")
+    federation = replace(exposure(), rows=np.array([10, 390]), participations=np.array([1, 1]), steps=np.array([2, 2]))
+    assert mechanism.planned(federation) == [(0.25, 2), (0.25, 2)]
+    assert mechanism.charges(federation, [0, 1], 1.0)[0] == mechanism.charges(federation, [0, 1], 1.0)[1]
+    assert mechanism.divisor(50, 10) == mechanism.divisor(50, 390) == 50
+    plain = MECHANISMS.build("dp_sgd(epsilon=8)")
+    assert (plain.row_rate(50, 10), plain.row_rate(50, 100)) == (1.0, 0.5)
+    assert (plain.divisor(50, 10), plain.divisor(50, 100)) == (10, 50)
+
+
+def test_of_clients_the_way_is_rounds_times_clip_and_a_given_clip_stays():
+    plan = MECHANISMS.build("user_dp(epsilon=8)").planned_training(exposure(rounds=8))
+    assert plan.mechanism.clip * 8 == pytest.approx(user_dp.DISTANCE)
+    assert (plan.steps, plan.batch_size) == (1, 400)
+    own = MECHANISMS.build("user_dp(epsilon=8, clip=0.2)").planned_training(exposure(rounds=8))
+    assert own.mechanism.clip == 0.2
+
+
+@pytest.mark.parametrize("budget", [0.5, 2.0, 8.0])
+def test_as_many_entries_are_heard_as_reach_the_least_signal_to_noise(budget):
+    mechanism = MECHANISMS.build(f"dp_sgd(epsilon={budget})")
+    most = mechanism.audible_entries(exposure())
+    assert mechanism.training_signal(exposure(entries=most)) >= AUDIBLE
+    assert mechanism.training_signal(exposure(entries=most + 1)) < AUDIBLE * (1 + 1e-9)
+    assert mechanism.trains(exposure(entries=most))
+    assert not mechanism.trains(exposure(entries=most + 1))
+
+
+def test_rules_that_train_one_factor_are_heard_as_such():
+    """What is trained counts, not what is held: ffa_lora and its kin have less noise."""
+    half = exposure(entries=500)
+    mechanism = MECHANISMS.build("dp_sgd(epsilon=8)")
+    assert mechanism.training_signal(half) == pytest.approx(math.sqrt(2) * mechanism.training_signal(exposure()))
+
+
+def test_no_training_is_said_with_what_would_be_heard(tmp_path):
+    mechanism = MECHANISMS.build("dp_sgd(epsilon=0.5)")
+    federation = exposure(entries=10**6)
+    engine = PrivacyEngine(mechanism, federation, tmp_path, "", 0)
+    assert "no round of training is planned" in engine.plan()
+    assert f"at most {mechanism.audible_entries(federation):,} trained numbers are heard" in engine.plan()
+
+
+def made(folder, **given):
+    return Simulation(RunConfig(**{**TINY, **given}), folder, ConsoleObserver(QUIET)).config
+
+
+def test_a_run_is_planned_where_nothing_is_said_of_training_and_stays_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    config = made(tmp_path / "a", privacy="dp_sgd(epsilon=8)")
+    assert config.local_work == "steps(count=10, walk=False)"  # in each of two rounds
+    assert "plan=False" in config.privacy
+    assert "rate=0.1" in config.privacy
+    assert (config.optimizer, config.strategy) == ("sgd(warmup=0, head_rate=10.0, schedule=linear)", "fedit")
+    again = Simulation(config, tmp_path / "b", ConsoleObserver(QUIET))
+    assert again.config == config
+    assert again.protection.mechanism.rate == 0.1
+
+
+def test_a_head_is_trained_alone_where_it_is_heard_and_an_adapter_is_not(tmp_path, monkeypatch):
+    heard = made(tmp_path / "all", privacy="dp_sgd(epsilon=8, plan=False)", learning_rate=0.01)
+    simulation = Simulation(heard, tmp_path / "some", ConsoleObserver(QUIET))
+    federation, mechanism = simulation.protection.federation, simulation.setup.mechanism
+    head = sum(t.numel for t in simulation.setup.layout.tensors if t.role == "head")
+    alone = replace(federation, trained=(head, head))
+    between = (mechanism.training_signal(federation) * mechanism.training_signal(alone)) ** 0.5
+    monkeypatch.setattr(mechanisms, "AUDIBLE", between)
+    given = {**TINY, "rounds": 20, "measure": "validation(every=100)"}
+    folder = tmp_path / "head"
+    planned = Simulation(RunConfig(**given, privacy="dp_sgd(epsilon=8)"), folder, ConsoleObserver(QUIET))
+    assert planned.config.strategy == "head_only"
+    assert planned.config.server_optimizer == "momentum(beta=0.9)"
+    assert planned.protection.trains
+    assert planned.protection.federation.trained == (head, head)
+    folder.mkdir()
+    progress = planned.train(planned.server(Records(folder)))
+    assert progress.round == 20
+    moved = {n for n, t in progress.adapter.items() if not torch.equal(t, progress.started[n])}
+    assert moved == {"head.weight", "head.bias"}
+    assert 7.9 < planned.protection.epsilons()[0] <= 8
+
+
+@pytest.mark.parametrize("given", [{"learning_rate": 0.01}, {"privacy": "dp_sgd(epsilon=8, plan=False)"}, {}])
+def test_who_says_something_of_training_says_all_and_where_none_is_planned_nothing_changes(
+    given, tmp_path, monkeypatch
+):
+    if given:
+        monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    given = {"privacy": "dp_sgd(epsilon=0.9)", **given}
+    config = made(tmp_path, **given)
+    assert config.local_work == RunConfig().local_work
+    assert config.privacy == given["privacy"]
