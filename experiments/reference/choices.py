@@ -21,7 +21,7 @@ from fedpeft.run.checks import check_method
 
 def choosing() -> str:
     """The three tables."""
-    parts = {
+    parts: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
         "Strategies": (
             ("strategy", "what it is", "PEFT methods", "ranks may differ", "`user_dp`", "`secure_sum`", "personal"),
             [_strategy(name, strategies.part(name)) for name in strategies.names],

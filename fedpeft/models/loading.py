@@ -111,11 +111,11 @@ def named(weights: Sequence[str]) -> str:
     return shown if len(weights) <= SHOWN else f"{shown} and {len(weights) - SHOWN} other weights"
 
 
-def _readable(base: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _readable(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Images in the model's precision; they are smaller than what it was trained on (`fedpeft.data.images`), and so is
     its grid of positions."""
     if isinstance(pixels := named.get("pixel_values"), Tensor):
-        named = named | {"pixel_values": pixels.to(base.dtype)}  # type: ignore[call-overload]
+        named = named | {"pixel_values": pixels.to(base.dtype)}
     if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
         named = named | {"interpolate_pos_encoding": True}
     return given, named
