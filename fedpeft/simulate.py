@@ -356,7 +356,8 @@ def main(arguments: list[str] | None = None) -> int:
         nonlocal folder
         console = Console()
         config, folder, resume, told = parse(sys.argv[1:] if arguments is None else arguments)
-        show(simulate(config, folder, resume, console, **told), folder, console)
+        summary = simulate(config, folder, resume, console, told["track"], told["dashboard"])
+        show(summary, folder, console)
 
     def interrupted() -> str:
         left = folder is not None and (folder / "config.toml").exists()

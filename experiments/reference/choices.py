@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
+
+import torch
 
 from experiments.reference.tables import rows
 from fedpeft.aggregation.strategy import LinearStrategy, Strategy, strategies
+from fedpeft.errors import FedpeftError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.task import TASKS
+from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.run.checks import check_method
 
 
 def choosing() -> str:
     """The three tables."""
-    parts = {
+    parts: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
         "Strategies": (
             ("strategy", "what it is", "PEFT methods", "ranks may differ", "`user_dp`", "`secure_sum`", "personal"),
             [_strategy(name, strategies.part(name)) for name in strategies.names],
@@ -35,12 +43,53 @@ def choosing() -> str:
 
 
 def _strategy(name: str, part: type[Strategy]) -> tuple[str, ...]:
-    named = [method for method in PEFT_METHODS.names if name in PEFT_METHODS.part(method).strategies]
-    takes = ", ".join(named) if named and part.needs_lora else "LoRA" if part.needs_lora else "any"
     own = part.private is not Strategy.private or part.personal_pull is not Strategy.personal_pull
     summed = part.sum_of_clients() and not own
     linear = issubclass(part, LinearStrategy)
-    return (f"`{name}`", _first(part), takes, *map(_word, (part.mixed_ranks, linear, summed, own)))
+    return (f"`{name}`", _first(part), _named(takes(name)), *map(_word, (part.mixed_ranks, linear, summed, own)))
+
+
+GIVEN = {"flower": "flower(rule=FedMedian)"}
+"""Strategies that need a setting, and one that they can have."""
+
+
+def takes(name: str) -> list[str]:
+    """The methods that a strategy is right for, by what a run would check of their layouts on a tiny classifier."""
+    strategy = strategies.build(GIVEN.get(name, name))
+    found = []
+    for peft, (method, layout) in layouts().items():
+        try:
+            check_method(method, strategy, name, [method.form])
+            if not method.factoring(layout):
+                strategy.check(layout, [method.form])
+        except FedpeftError:
+            continue
+        found.append(peft)
+    return found
+
+
+@cache
+def layouts() -> dict[str, tuple[PeftMethod, Layout]]:
+    """Each method with its layout; those that need finished runs, or an extra, are not here."""
+    task, folder = TASKS.build("classification"), resolve_model("tiny")
+    found = {}
+    for peft in PEFT_METHODS.names:
+        try:
+            method = PEFT_METHODS.build(peft)
+            model = task.model(task.base(folder, torch.float32), 4)
+            method.attach(model, "fp32")
+        except FedpeftError:
+            continue
+        found[peft] = method, method.layout(model)
+    return found
+
+
+def _named(taken: list[str]) -> str:
+    """Few are named; of many those that are not."""
+    missing = [peft for peft in layouts() if peft not in taken]
+    if not missing:
+        return "all"
+    return ", ".join(taken) if len(taken) <= len(missing) else "all but " + ", ".join(missing)
 
 
 def _method(name: str, part: type[PeftMethod]) -> tuple[str, ...]:

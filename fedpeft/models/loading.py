@@ -93,10 +93,10 @@ def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, optio
     }
     try:
         return load(str(directory), **given, **options)
-    except ValueError as error:
-        if "attn_implementation" not in options or "attn_implementation" not in str(error):
+    except (ValueError, KeyError) as error:  # Falcon looks the name up in a table of its own
+        if "attn_implementation" not in options or not any(w in str(error) for w in ("attn_impl", attention.NAME)):
             raise
-    return load(str(directory), **given, **options | {"attn_implementation": "eager"})
+    return load(str(directory), **given, **{name: v for name, v in options.items() if name != "attn_implementation"})
 
 
 def reason(error: Exception) -> str:
@@ -111,11 +111,11 @@ def named(weights: Sequence[str]) -> str:
     return shown if len(weights) <= SHOWN else f"{shown} and {len(weights) - SHOWN} other weights"
 
 
-def _readable(base: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _readable(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Images in the model's precision; they are smaller than what it was trained on (`fedpeft.data.images`), and so is
     its grid of positions."""
     if isinstance(pixels := named.get("pixel_values"), Tensor):
-        named = named | {"pixel_values": pixels.to(base.dtype)}  # type: ignore[call-overload]
+        named = named | {"pixel_values": pixels.to(base.dtype)}
     if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
         named = named | {"interpolate_pos_encoding": True}
     return given, named
@@ -140,10 +140,11 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
     try:
         output = read(base, tried_row(base))
     except Exception as error:  # whatever a model that was made for something else says
+        other = "--dtype fp32, " if base.dtype == torch.bfloat16 else ""
         raise ModelError(
             f"{type(base).__name__}, the model in {directory}, can't read rows as this task gives them, in "
-            f"{str(base.dtype).removeprefix('torch.')} ({reason(error)}); take a text encoder such as minilm, a causal "
-            "language model such as smollm2, or a vision transformer such as dinov2_small"
+            f"{str(base.dtype).removeprefix('torch.')} ({reason(error)}); take {other}a text encoder such as minilm, a "
+            "causal language model such as smollm2, or a vision transformer such as dinov2_small"
         ) from error
     if output.ndim != 3:
         raise ModelError(

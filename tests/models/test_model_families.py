@@ -114,6 +114,11 @@ def test_an_exported_classifier_is_loaded_by_transformers_alone(family, saved, t
         assert torch.allclose(other(**BATCH).logits, model.eval()(BATCH), atol=1e-6)
 
 
+def test_a_model_with_a_table_of_its_own_attentions_is_loaded_in_bf16(saved):
+    base = loaded(saved("Falcon"), torch.bfloat16)
+    assert base.config._attn_implementation == "sdpa"
+
+
 @pytest.mark.parametrize("family", ["Gemma 2", "DeBERTa-v2, v3"])
 def test_where_torch_has_no_such_attention_the_model_s_own_is_used(family, saved):
     base = loaded(saved(family), torch.bfloat16)
