@@ -130,6 +130,7 @@ def test_a_run_is_planned_where_nothing_is_said_of_training_and_stays_planned(tm
     assert again.protection.mechanism.rate == 0.1
 
 
+@pytest.mark.slow
 def test_a_head_is_trained_alone_where_it_is_heard_and_an_adapter_is_not(tmp_path, monkeypatch):
     heard = made(tmp_path / "all", privacy="dp_sgd(epsilon=8, plan=False)", learning_rate=0.01)
     simulation = Simulation(heard, tmp_path / "some", ConsoleObserver(QUIET))
