@@ -4,7 +4,8 @@
 
 One step of the attack of Miyato et al. (ICLR 2017, arXiv 1605.07725), on each token; e is a share of the mean norm of
 the row's vectors. Where the frozen layers below the adapters are not computed again, x is what they made of the tokens.
-A step takes twice the time. It is no correction of drift: it stands here because it acts in local steps, with any rule.
+So executors do the same where adapters begin at the first block; else the batched one moves what frozen blocks have
+made. A step takes twice the time. It is no correction of drift: it stands here because it acts in local steps.
 """
 
 from __future__ import annotations

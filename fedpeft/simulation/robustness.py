@@ -113,12 +113,13 @@ def _point(
     held: NDArray[np.int64],
 ) -> dict[str, float]:
     right = np.stack([draw == labels for draw in draws])
+    always: NDArray[np.bool_] = np.logical_and.reduce(right, axis=0)
     return {
         "strength": strength,
         "accuracy": float(right.mean()),
-        "worst": float(right.all(0).mean()),
+        "worst": float(always.mean()),
         "unchanged": float(np.mean([draw == clean for draw in draws])),
-        "worst_clients": of_clients(right.all(0), labels, held),
+        "worst_clients": of_clients(always, labels, held),
     }
 
 

@@ -87,8 +87,9 @@ def test_executors_do_the_same(tmp_path):
         folder = tmp_path / executor
         assert main([
             "--dataset", "tiny", "--clients", "4", "--cohort", "2", "--rounds", "1", "--tokens", "16", "--workers", "1",
-            "--dtype", "fp32", "--peft", "lora(rank=2, layers=1)", "--drift", "adversarial(strength=0.1)",
-            "--safeguard", "none", "--measure", "validation(keep=last)", "--grid", f"cohort(executor={executor})",
+            "--dtype", "fp32", "--peft", "lora(rank=2, layers=0)", "--drift", "adversarial(strength=0.1)",
+            "--safeguard", "none", "--optimizer", "sgd",
+            "--learning-rate", "0.05", "--measure", "validation(keep=last)", "--grid", f"cohort(executor={executor})",
             "--output", str(folder),
         ]) == 0  # fmt: skip
         made[executor] = load_file(folder / "adapter" / "adapter_model.safetensors")
