@@ -10,6 +10,7 @@ the padding's gradients are zero, so it stays zero and changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ from fedpeft.clients.transfer import put
 from torch import Tensor, nn
 
 from fedpeft.aggregation.update import padded
-from fedpeft.data.examples import Examples
+from fedpeft.data.examples import Batch, Examples
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
-from fedpeft.models.task import FederatedModel, Task, trainable
+from fedpeft.models.task import FederatedModel, RowLosses, Task, trainable
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
@@ -128,7 +129,7 @@ class BatchedExecutor(Executor):
                 (m, self.sequences(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)
             ]
             shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
-            row_losses = self.task.step_losses(self.model, batch, shifts)
+            row_losses = job.losses(self.model, partial(self._step_losses, shifts), batch)
             sums = (row_losses.sums * real).view(active, -1).sum(1)
             counts = (row_losses.counts * real).view(active, -1).sum(1)
             client_losses = sums / counts.clamp(min=1)  # rows of one token predict nothing
@@ -156,6 +157,9 @@ class BatchedExecutor(Executor):
             Trained(j.client, state, float(torch.stack(loss).double().mean()), len(plan), len(j.rows))
             for j, state, loss, plan in zip(jobs, trained, losses, plans, strict=True)
         ]
+
+    def _step_losses(self, shifts: Tensor | None, batch: Batch) -> RowLosses:
+        return self.task.step_losses(self.model, batch, shifts)
 
     def load(self, state: State, form: ClientForm | None = None) -> None:
         """Make the first place in the stack the only one, with `state` in it, padded with zeros."""

@@ -51,9 +51,11 @@ def evaluated(
 
 def _of_model(bench: Workbench, instruction: Instruction, state: State, rows: np.ndarray) -> State:
     """The Kronecker factors of one model with the peft library's adapter, whatever the executor trains."""
+    if not bench.plan.classes:
+        raise PayloadError("the server asks for Kronecker factors of a language model, which has no classes")
     bench = bench.plain()
     executor = bench.executor
-    if not isinstance(executor, SequentialExecutor) or not bench.plan.classes:
+    if not isinstance(executor, SequentialExecutor):
         raise PayloadError("the server asks for Kronecker factors, which this client's model has none of")
     bench.rebase(instruction.base)
     executor.load(state, instruction.form)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +25,7 @@ from fedpeft.data.examples import Batch, Examples, TokenRows, length_sorted_batc
 from fedpeft.data.packing import Place, places, together
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized import QuantizedLinear, folded
-from fedpeft.models.task import FederatedModel, Task, canonical
+from fedpeft.models.task import FederatedModel, RowLosses, Task, canonical
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.peft.method import ROUTES, Pulls
 from fedpeft.privacy.noise import RunKey
@@ -153,6 +153,13 @@ class Job:
             turned = acting.correction.direction(name, gradient if made is None else made)
             made = made if turned is None else turned
         return made
+
+    def losses(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
+        """Of a step, as its corrections would have them."""
+        for acting in self.corrections:
+            if acting.correction.changes_loss:
+                losses = partial(acting.correction.around, model, losses)
+        return losses(batch)
 
     def dropout_generator(self) -> np.random.Generator:
         """What the client's dropout masks are drawn from, where its rows are not protected."""

@@ -118,7 +118,7 @@ class SequentialExecutor(Executor):
                 self.dropout.routes = [job.route_generator(step)] if self.dropout.draws else []
                 self.dropout.clients = [(masks, self.sequences(part), int(lengths[part].max()))]
                 batch, _, self.dropout.places = self.step_batch([part])
-                losses = self.task.step_losses(self.model, batch, job.offsets)
+                losses = job.losses(self.model, lambda b: self.task.step_losses(self.model, b, job.offsets), batch)
                 counts = counts + losses.counts.sum()
                 own = losses.sums.sum()
                 sums = sums + own.detach()

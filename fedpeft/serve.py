@@ -45,7 +45,7 @@ from fedpeft.run.console import (
 )
 from fedpeft.run.dashboard.live import Live
 from fedpeft.run.dashboard.server import shown
-from fedpeft.run.final_score import save
+from fedpeft.run.final_score import FinalScore, save
 from fedpeft.run.folder import (
     SERVERS_OPTIONS,
     alone_in,
@@ -58,6 +58,7 @@ from fedpeft.run.folder import (
 )
 from fedpeft.run.records import Records
 from fedpeft.run.summary import Costs, Quality, Summary, show
+from fedpeft.server.evaluation import OwnRows
 from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
 
 FAREWELL = "the federation is finished"
@@ -264,13 +265,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     received, sent = gateway.wire_bytes()
     scorer = federation.scorer
     score = scorer.score(federation.folder, "scoring the saved adapter (fp32)") if scorer else None
-    if own is not None and own.clients:
-        accuracy, loss, of = own.pooled_accuracy, own.pooled_loss, "clients' own held-out rows, by rows"
-        if setup.personal:
-            accuracy, loss, of = own.accuracy, own.loss, "mean over clients, own held-out rows"
-    else:
-        accuracy = score.accuracy if score else math.nan
-        loss, of = score.loss if score else math.nan, "global model, the server's rows"
+    accuracy, loss, of = _judged(own, score, setup.personal)
     quality = Quality(
         metric=setup.task.metric,
         accuracy=accuracy,
@@ -294,6 +289,16 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
             energy=of_energy(setup, records, federation.protection is not None),
         ),
     )
+
+
+def _judged(own: OwnRows | None, score: FinalScore | None, personal: bool) -> tuple[float, float, str]:
+    """Accuracy and loss of the result, and whose rows they are of; not a number where nobody has any."""
+    if own is not None and own.clients:
+        if personal:
+            return own.accuracy, own.loss, "mean over clients, own held-out rows"
+        return own.pooled_accuracy, own.pooled_loss, "clients' own held-out rows, by rows"
+    of = "global model, the server's rows"
+    return (score.accuracy, score.loss, of) if score else (math.nan, math.nan, of)
 
 
 @contextmanager

@@ -43,7 +43,8 @@ def placed(batch: Batch, model: FederatedModel) -> Batch:
 def logits(model: FederatedModel, batch: Batch) -> Tensor:
     """Of a classifier, (rows, classes) in fp64, rows in the batch's order."""
     with torch.inference_mode():
-        return model(placed(batch, model)).double().cpu()
+        found: Tensor = model(placed(batch, model)).double().cpu()
+    return found
 
 
 def score(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> Scores:

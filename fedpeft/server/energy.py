@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fedpeft.machine.energy import Meter
 from fedpeft.privacy.engine import Entry
 from fedpeft.run.energy import JOULES_PER_WH, EnergyModel, Spent, total
+from fedpeft.run.observer import RoundResult
 from fedpeft.run.profiles import Profile, Profiles
 from fedpeft.run.sampling import AwareSampler
 from fedpeft.run.setup import Setup
@@ -44,9 +45,9 @@ class RoundEnergy:
     measured: float | None
 
 
-def told(energy: RoundEnergy) -> dict[str, float | None]:
-    """What rounds.jsonl says of it."""
-    return {"joules": energy.spent.joules, "grams": energy.grams or None, "measured_joules": energy.measured}
+def told(result: RoundResult, energy: RoundEnergy) -> RoundResult:
+    """A round with what it has taken."""
+    return replace(result, joules=energy.spent.joules, grams=energy.grams or None, measured_joules=energy.measured)
 
 
 @dataclass

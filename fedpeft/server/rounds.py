@@ -210,10 +210,11 @@ class Server:
         traffic = self._traffic(taken, sent, dispatch)
         result = replace(
             self._result(progress, outcome, taken, traffic, metrics, clock),
-            **(told(spent) if spent is not None and not self._secret_cohort else {}),
             learning_rate=dispatch.learning_rate(entry.round),
             undone=undone,
         )
+        if spent is not None and not self._secret_cohort:
+            result = told(result, spent)
         lines = {"clients.jsonl": [plain(r.line()) for r in taken.results], "rounds.jsonl": [plain(asdict(result))]}
         if outcome.disagreement is not None:
             lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(entry.round))]

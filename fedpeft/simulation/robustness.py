@@ -97,7 +97,7 @@ def measured(
         for strength in corruption.strengths:
             draws = []
             for draw in range(asked.draws):
-                random = seeds.generator(seed, "corruption", corruption.name, strength, draw)
+                random = seeds.generator(seed, f"{corruption.name} {strength:g}", draw)
                 changed = corrupted(rows.inputs, corruption, strength, random, near)
                 draws.append(predict(Rows(changed, rows.labels)))
             points.append(_point(strength, draws, clean, labels, held))
@@ -113,12 +113,13 @@ def _point(
     held: NDArray[np.int64],
 ) -> dict[str, float]:
     right = np.stack([draw == labels for draw in draws])
+    always: NDArray[np.bool_] = np.logical_and.reduce(right, axis=0)
     return {
         "strength": strength,
         "accuracy": float(right.mean()),
-        "worst": float(right.all(0).mean()),
+        "worst": float(always.mean()),
         "unchanged": float(np.mean([draw == clean for draw in draws])),
-        "worst_clients": of_clients(right.all(0), labels, held),
+        "worst_clients": of_clients(always, labels, held),
     }
 
 
@@ -148,7 +149,7 @@ def robustness(asked: Robustness, setup: Setup, rows: SimulatedRows, folder: Pat
 def _attacked(
     model: FederatedModel, examples: Examples, strength: float, setup: Setup, held: NDArray[np.int64]
 ) -> dict[str, float]:
-    random = seeds.torch_generator(setup.config.seed, "attack", strength)
+    random = seeds.torch_generator(setup.config.seed, f"attack {strength:g}")
     right, labels = np.zeros(len(examples), bool), np.zeros(len(examples), np.int64)
     for index in score_batches(examples):
         batch = examples.batch(index)

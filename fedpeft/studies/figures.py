@@ -266,8 +266,8 @@ def figures(section: Section) -> list[Figure]:
             reliability(section),
         ),
     )
-    made = (*made, *trust_figures.of_section(section))
-    return [Figure(name, title, note.strip(), svg) for name, title, note, svg in made if svg]
+    drawn = (*made, *trust_figures.of_section(section))
+    return [Figure(name, title, note.strip(), svg) for name, title, note, svg in drawn if svg]
 
 
 def _figures_of_a_run(section: Section, run: Result) -> list[Figure]:
@@ -282,5 +282,5 @@ def _figures_of_a_run(section: Section, run: Result) -> list[Figure]:
         ("clients", "Accuracy over clients", CLIENTS, spread_of_clients(section)),
         ("reliability", "Calibration", RELIABILITY, reliability(section)),
     )
-    made = (*made, *trust_figures.of_section(section))
-    return [Figure(name, title, note, svg) for name, title, note, svg in made if svg]
+    drawn = (*made, *trust_figures.of_section(section))
+    return [Figure(name, title, note, svg) for name, title, note, svg in drawn if svg]

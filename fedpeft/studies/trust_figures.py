@@ -93,7 +93,8 @@ def risk_coverage(section: Section) -> str | None:
 
 
 def _risks(found: Mapping[str, Any]) -> np.ndarray:
-    return np.interp(COVERAGES, found["coverage"], found["risk"])
+    risks: np.ndarray = np.interp(COVERAGES, found["coverage"], found["risk"])
+    return risks
 
 
 # ----------------------------------------------------------------------------------------------------------- robustness

@@ -42,8 +42,9 @@ def moved(layer: nn.Module, delta: Tensor) -> Iterator[None]:
 
 def projected(delta: Tensor, most: float) -> Tensor:
     """With no token's vector longer than `most`."""
-    norms = delta.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
-    return delta * (most / norms).clamp(max=1.0)
+    norms: Tensor = delta.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
+    shrunk: Tensor = delta * (most / norms).clamp(max=1.0)
+    return shrunk
 
 
 def worst(model: FederatedModel, batch: Batch, strength: float, random: torch.Generator) -> tuple[Tensor, Tensor]:

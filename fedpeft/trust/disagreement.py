@@ -113,7 +113,8 @@ def with_mean(gram: Tensor, shares: Tensor) -> Tensor:
 def basis(columns: Tensor) -> Tensor:
     """Orthonormal columns (out, rank) that span those of a matrix (out, r), but for directions that are rounding."""
     U, S, _ = torch.linalg.svd(columns.double(), full_matrices=False)
-    return U[:, TINY * S[:1] < S]
+    kept: Tensor = U[:, TINY * S[:1] < S]
+    return kept
 
 
 def mean_overlap(bases: Sequence[Tensor]) -> float:

@@ -11,6 +11,8 @@ from fedpeft.run.trackers import _trust
 from fedpeft.run.trust_lines import trust_lines
 from fedpeft.studies.page import Made, page
 from fedpeft.studies.sections import Section
+from fedpeft.studies.tables import trust_table
+from fedpeft.studies.trust_figures import of_section
 from fedpeft.trust.calibration import before_and_after, compared
 from fedpeft.trust.groups import groups_of, placed
 from tests.studies.made import made_result
@@ -53,27 +55,28 @@ def result(clients=20, seed=0, skill=0.7):
     return dataclasses.replace(made, summary={**made.summary, "trust": trust(clients)})
 
 
-@pytest.mark.parametrize("clients", [8, 100])
-def test_a_run_shows_its_trust(clients):
-    made = Made.of(Section("run", "", [result(clients)], {}))
-    names = {figure.name for figure in made.figures}
-    assert {"trust_reliability", "coverage", "robustness", "disagreement", "places", "energy"} <= names
-    text = page("run", [made], [], "csv")
-    assert "Trust: disagreement by layer and client" in text
-    assert "clients fall into 2 groups" in text
-    heat = next(figure for figure in made.figures if figure.name == "disagreement")
-    assert len(re.findall(r"<!-- \d+ -->", heat.svg)) <= 30 + 6  # ids of clients do not run into each other
-    table = next(t for t in made.tables if t.name == "trust")
+def test_a_run_shows_its_trust():
+    run = Section("run", "", [result(100)], {})
+    made = of_section(run)
+    drawn = {name: svg for name, _, _, svg in made}
+    assert set(drawn) == {"trust_reliability", "coverage", "robustness", "disagreement", "places", "energy"}
+    assert all(drawn.values())
+    assert len(re.findall(r"<!-- \d+ -->", drawn["disagreement"])) <= 30 + 6  # ids do not run into each other
+    assert "clients fall into 2 groups" in next(note for name, _, note, _ in made if name == "places")
+    table = trust_table(run.results[0])
     said = dict(table.shown)
     assert said["energy of the clients"] == "9 kJ, 1.5 g of CO2"
     assert said["typos at 0.1, worst draws"] == "0.6500 -> 0.5000"
 
 
-def test_equal_results_give_equal_figures():
-    one, other = (Made.of(Section("run", "", [result()], {})).figures for _ in range(2))
-    assert [figure.svg for figure in one] == [figure.svg for figure in other]
+@pytest.mark.slow
+def test_the_page_has_it_and_equal_results_give_equal_figures():
+    one, other = (Made.of(Section("run", "", [result()], {})) for _ in range(2))
+    assert [figure.svg for figure in one.figures] == [figure.svg for figure in other.figures]
+    assert "Trust: disagreement by layer and client" in page("run", [one], [], "csv")
 
 
+@pytest.mark.slow
 def test_methods_are_compared():
     results = [dataclasses.replace(result(seed=s), point={"strategy": name}) for name in ("a", "b") for s in (0, 1)]
     made = Made.of(Section("study", "", results, {"strategy": "a"}))
@@ -87,9 +90,9 @@ def test_methods_are_compared():
 
 
 def test_who_asked_nothing_sees_nothing():
-    made = Made.of(Section("run", "", [made_result({"strategy": "fedit"}, 0, 0.7, 1.0)], {}))
-    assert not any("Trust" in figure.title for figure in made.figures)
-    assert not any(table.name == "trust" for table in made.tables)
+    plain = made_result({"strategy": "fedit"}, 0, 0.7, 1.0)
+    assert not any(svg for _, _, _, svg in of_section(Section("run", "", [plain], {})))
+    assert trust_table(plain) is None
     assert trust_lines({"trust": None}) == {}
 
 
