@@ -118,7 +118,9 @@ class Case:
 
     def batched(self) -> BatchedExecutor:
         """Two clients at a time."""
-        plain = self.task.model(self.task.base(self.folder, DTYPES[self.dtype]), self.classes)
+        base = self.task.base(self.folder, DTYPES[self.dtype])
+        quantize(base, self.method.base_precision)
+        plain = self.task.model(base, self.classes)
         return BatchedExecutor(plain, self.task, self.method, self.rows, self.layout, 2, "native")
 
     def jobs(
