@@ -10,19 +10,21 @@ the padding's gradients are zero, so it stays zero and changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from fedpeft.clients.drift import Pull
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
-from fedpeft.clients.executor import Executor, Job, Trained, held, leading
+from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts, penalties
+from fedpeft.clients.transfer import put
 from torch import Tensor, nn
 
 from fedpeft.aggregation.update import padded
-from fedpeft.data.examples import Examples
+from fedpeft.data.examples import Batch, Examples
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
-from fedpeft.models.task import FederatedModel, Task, trainable
+from fedpeft.models.task import FederatedModel, RowLosses, Task, trainable
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
@@ -54,6 +56,7 @@ class BatchedExecutor(Executor):
         self.packed: PackedTokens | None = None
         self._stack(method, kernel)
         self.parameters = trainable(model)
+        self.penalties = penalties(model)
         self.dropout = DropoutPlan()
         own_dropout(model, self.dropout)
         self.stacks = [m for m in model.modules() if isinstance(m, StackedLayer)]
@@ -85,11 +88,24 @@ class BatchedExecutor(Executor):
         plans = [job.batches(self.examples.lengths) for job in jobs]
         order = sorted(range(len(jobs)), key=lambda j: -len(plans[j]))
         results: dict[int, Trained] = {}
-        for start in range(0, len(order), self.clients):
-            group = order[start : start + self.clients]
-            for j, trained in zip(group, self._train([jobs[j] for j in group], [plans[j] for j in group]), strict=True):
-                results[j] = trained
+        while len(results) < len(jobs):
+            group = order[len(results) : len(results) + self.clients]
+            trained = self._that_fit([jobs[j] for j in group], [plans[j] for j in group])
+            results |= zip(group, trained, strict=False)
         yield from (results[j] for j in range(len(jobs)))
+
+    def _that_fit(self, jobs: list[Job], plans: list[list[np.ndarray]]) -> list[Trained]:
+        """The first of these jobs, as many as a GPU's memory holds at once; from then on no pass has more clients."""
+        while True:
+            try:
+                return self._train(jobs, plans)
+            except torch.OutOfMemoryError:
+                if len(jobs) == 1:
+                    raise
+            self.clients = -(-len(jobs) // 2)  # no sooner: the exception holds what did not fit
+            jobs, plans = jobs[: self.clients], plans[: self.clients]
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def _train(self, jobs: list[Job], plans: list[list[np.ndarray]]) -> list[Trained]:
         job = jobs[0]
@@ -108,16 +124,20 @@ class BatchedExecutor(Executor):
             rows = [plan[step] for plan in plans if len(plan) > step]
             active = self._activate(len(rows))
             batch, real, self.dropout.places = self.step_batch(rows)
+            self.dropout.routes = [j.route_generator(step) for j in jobs[:active]] if self.dropout.draws else []
             self.dropout.clients = [
                 (m, self.sequences(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)
             ]
             shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
-            row_losses = self.task.row_losses(self.model, batch, shifts)
+            row_losses = job.losses(self.model, partial(self._step_losses, shifts), batch)
             sums = (row_losses.sums * real).view(active, -1).sum(1)
             counts = (row_losses.counts * real).view(active, -1).sum(1)
             client_losses = sums / counts.clamp(min=1)  # rows of one token predict nothing
             optimizer.zero_grad(set_to_none=True)
             client_losses.sum().backward()  # type: ignore[no-untyped-call]
+            for name in self.penalties.keys() & chosen.keys():
+                pulled = self.penalties[name](chosen[name].detach()[:active])
+                chosen[name].grad[:active].add_(pulled)  # type: ignore[index]
             for k in range(active):
                 _correct(chosen, k, jobs[k], pulls[k])
             for name in job.still(chosen, step):
@@ -129,14 +149,17 @@ class BatchedExecutor(Executor):
             for k, loss in enumerate(client_losses.detach()):
                 losses[k].append(loss)
                 if len(plans[k]) == step + 1:
-                    trained[k] = {n: leading(p.detach()[k], jobs[k].received[n]) for n, p in chosen.items()}
-        self.dropout.clients, self.dropout.places = [], []
+                    trained[k] = leading_parts({n: p.detach()[k] for n, p in chosen.items()}, jobs[k].received)
+        self.dropout.rest()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         return [
             Trained(j.client, state, float(torch.stack(loss).double().mean()), len(plan), len(j.rows))
             for j, state, loss, plan in zip(jobs, trained, losses, plans, strict=True)
         ]
+
+    def _step_losses(self, shifts: Tensor | None, batch: Batch) -> RowLosses:
+        return self.task.step_losses(self.model, batch, shifts)
 
     def load(self, state: State, form: ClientForm | None = None) -> None:
         """Make the first place in the stack the only one, with `state` in it, padded with zeros."""
@@ -160,12 +183,15 @@ class BatchedExecutor(Executor):
         return clients
 
     def _load(self, jobs: Sequence[Job]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name in jobs[0].trained)
+            parameter.grad = None
+        received = [
+            torch.stack([padded(job.received[name], parameter[k]) for k, job in enumerate(jobs)])
+            for name, parameter in self.parameters.items()
+        ]
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.requires_grad_(name in jobs[0].trained)
-                parameter.grad = None
-                for k, job in enumerate(jobs):
-                    parameter[k].copy_(padded(job.received[name], parameter[k]))
+            put([parameter[: len(jobs)] for parameter in self.parameters.values()], received)
         self._scale([job.form or self.layout.form for job in jobs])
 
     def _scale(self, forms: Sequence[ClientForm | None]) -> None:

@@ -7,17 +7,20 @@ handled at once, because the batched executor trains many clients in one pass; a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from fedpeft.clients.drift import flattened, parse_drift, unflattened
+from fedpeft.clients.evaluating import evaluated
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.label_shift import SHARES, offsets
 from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.personal import PERSONAL, personal_job
+from fedpeft.clients.releasing import release
+from fedpeft.clients.rule_half import begun, handed_in
 from fedpeft.clients.store import ClientStore, labelled, section
 from fedpeft.clients.workbench import Workbench
 from torch import Tensor
@@ -30,11 +33,12 @@ from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Arrival, arrival, start_for
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import check_released
-from fedpeft.communication.uplink import Uplink, parse_uplink
+from fedpeft.communication.uplink import parse_uplink
 from fedpeft.data.partition import Shards, held_out
 from fedpeft.errors import PayloadError, PrivacyError
+from fedpeft.machine.hardware import in_threads, usable_cores
 from fedpeft.peft.adapter import Layout, State, difference, held_in
-from fedpeft.privacy.engine import ClientPrivacy, Guard
+from fedpeft.privacy.engine import ClientPrivacy
 from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
@@ -176,13 +180,10 @@ class ClientSide:
     def _evaluate(self, instruction: Instruction) -> Report:
         _, rows = self._rows(instruction.client)
         task = self._task(instruction)
-        if not len(rows):
-            return Report(instruction.client, instruction.round, b"")
-        bench = self.bench.at(instruction.base_precision)
-        own = task.job.received | section(task.state, PERSONAL)
-        totals = bench.evaluate(own, rows, instruction.base, instruction.form)
-        client, round = instruction.client, instruction.round
-        return Report(client, round, b"", len(rows), loss=totals.mean_loss, correct=totals.correct, count=totals.count)
+        state = task.job.received | section(task.state, PERSONAL)
+        if (form := task.job.form) is not None:  # in which it holds what it was sent
+            instruction = replace(instruction, rank=form.rank, alpha=form.alpha)
+        return evaluated(self.bench, instruction, state, rows, task.job.rows)
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:
         started = time.perf_counter()
@@ -192,7 +193,8 @@ class ClientSide:
             own = self._trained([replace(t, job=personal_job(t.job, section(t.state, PERSONAL), pull)) for t in tasks])
             tasks = [replace(t, state=t.state | labelled(PERSONAL, r.state)) for t, r in zip(tasks, own, strict=True)]
         each = (time.perf_counter() - started) / sum(r.steps for r in results)
-        return [self._report(t, result, each * result.steps) for t, result in zip(tasks, results, strict=True)]
+        threads = 1 if self.bench.plan.device == "cpu" or self.masking is not None else usable_cores()
+        return in_threads(threads, lambda t, r: self._report(t, r, each * r.steps), tasks, results)
 
     def _trained(self, tasks: Sequence[_Task]) -> list[Trained]:
         """The results of the tasks, in order; clients whose bases have one precision are trained together."""
@@ -209,10 +211,11 @@ class ClientSide:
 
     def _task(self, instruction: Instruction) -> _Task:
         plan = self.bench.plan
-        form, largest = instruction.form, plan.layout.form
-        if form is not None and (largest is None or form.rank > largest.rank):
+        asked, largest = instruction.form, plan.layout.form
+        if asked is not None and (largest is None or asked.rank > largest.rank):
             most = largest.rank if largest else 0
-            raise PayloadError(f"the server asks for an adapter of rank {form.rank}, this client's has at most {most}")
+            raise PayloadError(f"the server asks for an adapter of rank {asked.rank}, this client's has at most {most}")
+        form = self.strategy.held_form(plan.layout, asked)
         layout = plan.layout.with_form(form)
         names = layout.names
         trained = frozenset(names[i] for i in instruction.trained) if instruction.trained else frozenset(names)
@@ -240,13 +243,21 @@ class ClientSide:
             trained=trained,
             training=training,
             learning_rate=instruction.learning_rate,
-            form=instruction.form,
+            form=form,
             corrections=self.drift.acting(server_states, unflattened(section(state, "drift"))),
             offsets=self._offsets(instruction),
             walked=int(state[WALKED]) if WALKED in state else 0 if walks else None,
         )
+        job = begun(job, self.strategy, layout, self._ranks(instruction))
         job = self._protected(job, instruction)
         return _Task(instruction, layout, job, private, state, keeps)
+
+    def _ranks(self, instruction: Instruction) -> tuple[int, ...]:
+        """Of those that the client holds, the ranks that it trains, where that is not all of them."""
+        layout, form = self.bench.plan.layout, instruction.form
+        if self.strategy.held_form(layout, form) == form:
+            return ()
+        return self.strategy.ranks(layout, form, self.bench.plan.seed, instruction.round, instruction.client)
 
     def _offsets(self, instruction: Instruction) -> Tensor | None:
         """What is added to the client's logits in training."""
@@ -281,7 +292,8 @@ class ClientSide:
         return arrival(instruction.payload, self.downlink, layout.shapes, start, {instruction.acknowledged: held})
 
     def _report(self, task: _Task, result: Trained, seconds: float) -> Report:
-        job = task.job
+        job, result = handed_in(task.job, result, task.layout, self._ranks(task.instruction))
+        task = replace(task, job=job, layout=self.bench.plan.layout.with_form(task.instruction.form))
         own, changes = self.drift.after(job, result)
         correction = self.drift.encode(changes, self.lossless)
         state = task.state | labelled("drift", flattened(own))
@@ -291,6 +303,7 @@ class ClientSide:
         update = result.state
         if not job.sums_gradients:
             update = difference({n: t for n, t in update.items() if n not in task.private}, job.received)
+            update = self.strategy.contributed(update, job.received, result.state, task.layout)
             update = self.strategy.submitted(update, task.layout, job.round)
         if self.privacy is not None and self.privacy.silent:
             result = replace(result, loss=0.0, rows=1)  # what was measured on the rows does not leave the client
@@ -349,52 +362,3 @@ class ClientSide:
     def told(self, job: Job, result: Trained) -> Trained:
         """What a client says of its training: an honest one, what it was."""
         return result
-
-
-def release(
-    update: State,
-    received: State,
-    trained: State,
-    layout: Layout,
-    uplink: Uplink,
-    guard: Guard | None,
-    ids: tuple[int, int, int],
-    *,
-    memory: State,
-    bits: float,
-    seed: int,
-    handed_in: Callable[[State], State],
-) -> tuple[bytes, State]:
-    """What leaves a client of its update: clipped, noised, encoded, in this order. Audits release by it, too.
-
-    Args:
-        update: the change of what the client exchanges.
-        received: what it started from.
-        trained: what it has come to.
-        layout: the client's own, at its rank.
-        uplink: encodes.
-        guard: clips and adds noise, where the mechanism does that to whole updates; None: nothing is protected.
-        ids: round, attempt and client, whose noise it is.
-        memory, bits, seed: see `Uplink.encode`.
-        handed_in: what is encoded instead of an update, which is protected by then.
-
-    Returns:
-        The payload, and the client's next memory.
-
-    Raises:
-        PayloadError: the update is not finite.
-    """
-    if guard is not None:
-        update = guard.released(update, ids)
-        # The codec looks at what was trained: it may only see what may be seen.
-        trained = {name: received[name] + tensor for name, tensor in update.items()}
-    round, _, client = ids
-    return uplink.encode(
-        handed_in(update),
-        memory,
-        bits=bits,
-        seed=seed,
-        trained=received | trained,
-        layout=layout,
-        turn=round + client,
-    )

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from fedpeft.clients.executor import Job, Trained
     from fedpeft.clients.local_training import LocalTraining
 
+    from fedpeft.data.examples import Batch
+    from fedpeft.models.task import FederatedModel, RowLosses
+
 Pull = Callable[[str, Tensor], Tensor | None]
 """Of a parameter's name and value: what is added to its gradient, in its shape; None: nothing."""
 
@@ -54,6 +57,9 @@ class Correction:
 
     needs_shares: ClassVar[bool] = False
     """Whether it acts on the loss instead of the gradients: clients are told the classes' shares among all rows."""
+
+    changes_loss: ClassVar[bool] = False
+    """Whether local steps have another loss (`around`), which gradients per example are not made of."""
 
     @property
     def name(self) -> str:
@@ -95,6 +101,10 @@ class Correction:
             own: the client's state, of each tensor after the last recorded round that had it; empty at first.
         """
         raise NotImplementedError
+
+    def around(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
+        """The losses of a step, given how those of a batch are computed; by default these."""
+        return losses(batch)
 
     def moves(self, name: str, step: int) -> bool:
         """Whether a tensor takes a round's `step`, from 0; by default all take all."""

@@ -26,15 +26,24 @@ class DropoutPlan:
     Where rows are protected, each of them stands for itself: a client of one row.
 
     Attributes:
+        routes: per client what this step's other choices are drawn from, whatever rows are in a pass; empty outside
+            training: there are none.
+        draws: whether a layer has such choices.
         places: where each row lies, per client; empty: row i is sequence i. Masks are the same ones either way.
     """
 
     clients: list[tuple[np.random.Generator, int, int]] = field(default_factory=list)
     places: list[list[Place]] = field(default_factory=list)
+    routes: list[np.random.Generator] = field(default_factory=list)
+    draws: bool = False
 
     def choices(self, count: int) -> list[int]:
         """For each client in the pass one of `count`, from 0; none outside training."""
-        return [int(generator.integers(count)) for generator, _, _ in self.clients]
+        return [int(generator.integers(count)) for generator in self.routes]
+
+    def rest(self) -> None:
+        """Training is over: nothing is dropped, and nothing chosen."""
+        self.clients, self.places, self.routes = [], [], []
 
 
 class ClientDropout(nn.Module):
@@ -77,6 +86,7 @@ def own_dropout(model: nn.Module, plan: DropoutPlan) -> None:
     for parent in list(model.modules()):
         if callable(draw_from := getattr(parent, "draw_from", None)):
             draw_from(plan.choices)
+            plan.draws = True
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Dropout) and child.training and child.p > 0:
                 parent.register_module(name, ClientDropout(child.p, plan))

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from fedpeft.clients.drift import Acting, Pull
 from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.transfer import moved, taken
 from torch import Tensor, nn
 
 from fedpeft import seeds
@@ -24,8 +25,9 @@ from fedpeft.data.examples import Batch, Examples, TokenRows, length_sorted_batc
 from fedpeft.data.packing import Place, places, together
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized import QuantizedLinear, folded
-from fedpeft.models.task import FederatedModel, Task
+from fedpeft.models.task import FederatedModel, RowLosses, Task, canonical
 from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.method import ROUTES, Pulls
 from fedpeft.privacy.noise import RunKey
 
 WINDOW = 8
@@ -152,9 +154,20 @@ class Job:
             made = made if turned is None else turned
         return made
 
+    def losses(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
+        """Of a step, as its corrections would have them."""
+        for acting in self.corrections:
+            if acting.correction.changes_loss:
+                losses = partial(acting.correction.around, model, losses)
+        return losses(batch)
+
     def dropout_generator(self) -> np.random.Generator:
         """What the client's dropout masks are drawn from, where its rows are not protected."""
         return seeds.generator(self.seed, "dropout", self.round, self.client)
+
+    def route_generator(self, step: int) -> np.random.Generator:
+        """What an adapter's random choices are drawn from in a `step`, from 0: pass after pass, layer after layer."""
+        return seeds.generator(self.seed, ROUTES, self.round, self.client, step)
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Row indices of each step; `lengths` are tokens per row of the examples.
@@ -200,6 +213,15 @@ class Job:
         return sum(map(len, walked))
 
 
+def penalties(model: nn.Module) -> Pulls:
+    """The pulls of a model's layers, by the canonical names of the tensors."""
+    return {
+        canonical(f"{path}.{name}"): pull
+        for path, module in model.named_modules()
+        for name, pull in getattr(module, "pulls", {}).items()
+    }
+
+
 def held(parameter: Tensor, like: Tensor) -> Tensor:
     """The part of `parameter` that a client of smaller size holds, in the shape of `like`; it shares its memory."""
     parameter = parameter if parameter.ndim == like.ndim else parameter.reshape(like.shape)
@@ -212,6 +234,11 @@ def leading(tensor: Tensor, like: Tensor) -> Tensor:
     A parameter may hold the numbers in another shape than they are exchanged in (a vector as a matrix of one row).
     """
     return held(tensor, like).cpu().clone()
+
+
+def leading_parts(tensors: Mapping[str, Tensor], like: State) -> State:
+    """`leading` of all `tensors`, which lie on one device."""
+    return dict(zip(tensors, taken([held(t, like[name]) for name, t in tensors.items()]), strict=True))
 
 
 def placed(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -277,7 +304,7 @@ class Executor(ABC):
             batch = cast(TokenRows, self.examples).packed(sequences, tokens)
             real = torch.ones(len(sequences), dtype=torch.bool)
             lie = [places(client, lengths) for client, lengths in zip(bins, own, strict=True)]
-        return {name: t.to(device) for name, t in batch.items()}, real.to(device), lie
+        return {name: moved(t, device) for name, t in batch.items()}, moved(real, device), lie
 
     @abstractmethod
     def load(self, state: State, form: ClientForm | None = None) -> None:
@@ -314,13 +341,25 @@ class Executor(ABC):
         """
         self.load(state, form)
         device = next(self.model.parameters()).device
-        totals = Totals()
+        totals = torch.zeros(3, dtype=torch.float64, device=device)  # read once, so that a GPU is never waited for
+        with torch.no_grad():
+            for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
+                batch = {name: moved(t, device) for name, t in self.examples.batch(rows[index]).items()}
+                losses = self.task.row_losses(self.model, batch)
+                totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
+        return Totals(*totals.cpu().tolist())
+
+    def logits(self, state: State, rows: np.ndarray, form: ClientForm | None = None) -> Tensor:
+        """Logits of the model with `state` on `rows`, (rows, classes) in fp64, in their order; `form` as in `load`."""
+        self.load(state, form)
+        device = next(self.model.parameters()).device
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
         with torch.no_grad():
             for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
                 batch = {name: t.to(device) for name, t in self.examples.batch(rows[index]).items()}
-                losses = self.task.row_losses(self.model, batch)
-                totals += Totals(*(float(x.double().sum()) for x in (losses.sums, losses.correct, losses.counts)))
-        return totals
+                for place, row in zip(index.tolist(), self.model(batch).double().cpu(), strict=True):
+                    found[place] = row
+        return torch.stack(found)
 
     @abstractmethod
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:

@@ -150,6 +150,11 @@ class Masking:
                 f"{identity.fewest} or more (--fewest)"
             )
         neighbours = degree(told.clients, self.secure.neighbours)
+        if self.noise is not None and neighbours < told.clients - 1:
+            raise PayloadError(
+                f"each client sees {neighbours} others of {told.clients} in a sum, and counts on the noise of all; the "
+                f"server has to be run with mask_neighbours={told.clients - 1} or more, or a smaller cohort"
+            )
         if neighbours + 1 < identity.fewest:  # of others a client knows what the server says, and nothing else
             raise PayloadError(
                 f"each client has {neighbours} neighbours in a secure sum of {told.clients}, and sees no others; this "
@@ -174,7 +179,8 @@ class Masking:
         terms = told.terms(self.secure, self.seed, instruction.round, identity.run if identity else "")
         if identity is None:
             return Member(client, terms, simulated_key(self.seed, client), self.roster)
-        return Member(client, terms, identity.private_key, self.roster, identity.shown)
+        wary = self.noise is not None
+        return Member(client, terms, identity.private_key, self.roster, identity.shown, wary=wary)
 
     def _file(self, instruction: Instruction) -> Path:
         """A real client has one, whatever id the server calls it by."""

@@ -146,7 +146,7 @@ class PrivateExecutor(SequentialExecutor):
                 factors = clipping_factors(gradients.values(), privacy.clip)
                 for name, gradient in gradients.items():
                     sums[name] += torch.einsum("b,b...->...", factors, gradient)
-        self.dropout.clients, self.dropout.places = [], []
+        self.dropout.rest()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         own = {name: leading(tensor, job.received[name]) for name, tensor in sums.items()}

@@ -1,8 +1,9 @@
 """Workers as Ray actors, on this machine or a cluster: the same workers, and the same groups, as those of a pool.
 
-Each actor holds one workbench: the base model is loaded once. A group whose actor dies is run again by a new one;
-clients derive all that is random from the round and their ids, so the result is the same. On a cluster the run's folder
-and the cache (FEDPEFT_CACHE) must be on a file system that all machines share.
+Each actor holds one workbench: the base model is loaded once. A group whose actor dies is run again by a new one, or,
+where a lost machine leaves no room for it, by one of the others; clients derive all that is random from the round and
+their ids, so the result is the same. On a cluster the run's folder and the cache (FEDPEFT_CACHE) must be on a file
+system that all machines share.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import queue
 import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -24,6 +26,9 @@ T = TypeVar("T")
 
 ATTEMPTS = 3
 """How often a group is run before a run is given up: what kills three actors will kill a fourth."""
+
+PATIENCE = 300.0
+"""Seconds that a new actor may take to be there; where a cluster is short of machines, it waits."""
 
 
 def connect(address: str) -> dict[str, float]:
@@ -85,7 +90,8 @@ class RayPool(Pool):
             raise RunError(f"the Ray cluster has {resources['CPU']:g} CPUs, but {workers} workers are asked for")
         self._plans = work, clients
         self._needs = {"num_cpus": 0 if gpus else 1, "num_gpus": 1 if gpus else 0}
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()  # None: no actor is left
+        self._left, self._counting = workers, threading.Lock()
         for _ in range(workers):
             self._idle.put(self._actor())
         self._callers = ThreadPoolExecutor(workers)
@@ -103,7 +109,7 @@ class RayPool(Pool):
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
-        actor = self._idle.get()
+        actor = self._free()
         try:
             for _ in range(ATTEMPTS):
                 try:
@@ -111,10 +117,34 @@ class RayPool(Pool):
                 except RayTaskError as error:
                     raise error.cause from None  # what the worker itself raised
                 except RayActorError:
-                    actor = self._actor()
+                    actor = None
+                    actor = self._another()
             raise lost()
         finally:
-            self._idle.put(actor)
+            if actor is not None:
+                self._idle.put(actor)
+
+    def _free(self) -> Any:
+        """An actor that does nothing, as soon as there is one."""
+        actor = self._idle.get()
+        if actor is None:
+            self._idle.put(None)  # whoever else waits
+            raise lost()
+        return actor
+
+    def _another(self) -> Any:
+        """A new actor instead of one that has died; where there is no room for it, one of the others."""
+        import ray
+
+        made = self._actor()
+        if ray.wait([made.__ray_ready__.remote()], timeout=PATIENCE)[0]:
+            return made
+        ray.kill(made)
+        with self._counting:
+            self._left -= 1
+            if not self._left:
+                self._idle.put(None)
+        return self._free()
 
     def close(self) -> None:
         """End the actors; a cluster that was there before goes on."""
@@ -122,4 +152,5 @@ class RayPool(Pool):
 
         self._callers.shutdown(wait=True, cancel_futures=True)
         while not self._idle.empty():
-            ray.kill(self._idle.get())
+            if (actor := self._idle.get()) is not None:
+                ray.kill(actor)

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from fedpeft.clients.dropout import DropoutPlan, own_dropout
-from fedpeft.clients.executor import Executor, Job, Trained, held, leading, placed
+from fedpeft.clients.executor import Executor, Job, Trained, held, leading_parts, penalties, placed
+from fedpeft.clients.transfer import moved, put
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -44,6 +45,7 @@ class SequentialExecutor(Executor):
         self.layout = layout
         self.parameters = trainable(model)
         self.device = next(model.parameters()).device
+        self.penalties = penalties(model)
         self.dropout = DropoutPlan()
         own_dropout(model, self.dropout)
 
@@ -55,9 +57,9 @@ class SequentialExecutor(Executor):
 
     def load(self, state: State, form: ClientForm | None = None) -> None:
         """Set the trainable parameters to `state`, padded with zeros."""
+        targets = [self.parameters[name] for name in state]
         with torch.no_grad():
-            for name, tensor in state.items():
-                self.parameters[name].copy_(placed(tensor, self.parameters[name]))
+            put(targets, [placed(tensor, target) for tensor, target in zip(state.values(), targets, strict=True)])
         self._scale(form or self.layout.form)
 
     def frozen(self, module: str) -> nn.Module:
@@ -88,16 +90,18 @@ class SequentialExecutor(Executor):
                     more = pull(name, held(parameter.detach(), job.received[name]))
                     if more is not None:
                         add_gradient(parameter, placed(more, parameter))
+            for name in self.penalties.keys() & chosen.keys():
+                add_gradient(chosen[name], self.penalties[name](chosen[name].detach()))
             _direct(chosen, job, step)
             if job.training.optimizer.max_norm:
                 torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.optimizer.max_norm)
             optimizer.step()
             warmup.step()
             losses.append(loss)
-        self.dropout.clients, self.dropout.places = [], []
+        self.dropout.rest()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        trained = {name: leading(p.detach(), job.received[name]) for name, p in chosen.items()}
+        trained = leading_parts({name: p.detach() for name, p in chosen.items()}, job.received)
         return Trained(job.client, trained, float(torch.stack(losses).double().mean()), len(losses), len(job.rows))
 
     def _steps(
@@ -106,14 +110,15 @@ class SequentialExecutor(Executor):
         """Fill the gradients of one step after another; yields each step's loss."""
         masks = job.dropout_generator()
         lengths = self.examples.lengths
-        for rows in job.batches(lengths):
+        for step, rows in enumerate(job.batches(lengths)):
             optimizer.zero_grad(set_to_none=True)
             parts = job.training.pieces(rows)
             sums = counts = torch.zeros((), device=self.device)
             for part in parts:
+                self.dropout.routes = [job.route_generator(step)] if self.dropout.draws else []
                 self.dropout.clients = [(masks, self.sequences(part), int(lengths[part].max()))]
                 batch, _, self.dropout.places = self.step_batch([part])
-                losses = self.task.row_losses(self.model, batch, job.offsets)
+                losses = job.losses(self.model, lambda b: self.task.step_losses(self.model, b, job.offsets), batch)
                 counts = counts + losses.counts.sum()
                 own = losses.sums.sum()
                 sums = sums + own.detach()
@@ -127,4 +132,4 @@ class SequentialExecutor(Executor):
 
     def batch(self, rows: object) -> Batch:
         """A padded batch on the model's device."""
-        return {name: t.to(self.device) for name, t in self.examples.batch(rows).items()}  # type: ignore[arg-type]
+        return {name: moved(t, self.device) for name, t in self.examples.batch(rows).items()}  # type: ignore[arg-type]

@@ -4,16 +4,20 @@ State is staged under the round in which it was made. It becomes valid when the 
 to this client, that it has recorded that round; a version that the server never acknowledged is never read. So a
 kill, a rejected payload or a lost reply applies nothing twice, and a resumed run finds what it had.
 
-Which clients have files says who took part, and what is in them is theirs: nobody else may read them.
+All clients are in one SQLite file, so that a million of them are no million folders. Which of them have a state says
+who took part, and what is in it is theirs: nobody else may read it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from fedpeft.errors import RunError
 from fedpeft.machine import files
@@ -31,15 +35,33 @@ def labelled(label: str, part: State) -> State:
     return {f"{label}/{name}": tensor for name, tensor in part.items()}
 
 
+FILE = "states.sqlite"
+
+PATIENCE = 300.0
+"""Seconds that a process waits for others which are writing."""
+
+TABLE = """
+CREATE TABLE IF NOT EXISTS states (
+    client INTEGER, round INTEGER, state BLOB NOT NULL, PRIMARY KEY (client, round)
+) WITHOUT ROWID
+"""
+
+
 @dataclass(frozen=True)
 class ClientStore:
-    """States in files `folder/<client>/<round>.safetensors`."""
+    """States in `folder/states.sqlite`; processes may share it.
+
+    Each call opens the file anew: connections survive neither a fork nor a change of threads.
+    """
 
     folder: Path
+    _recorded: dict[int, int] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """By client, the round that the server has stored safely: other versions go when the next one comes."""
 
-    def file(self, client: int, round: int) -> Path:
-        """Where a version is, or would be."""
-        return self.folder / f"{client:06d}" / f"{round:06d}.safetensors"
+    @property
+    def file(self) -> Path:
+        """Where all states are."""
+        return self.folder / FILE
 
     def stage(self, client: int, round: int, state: State) -> None:
         """Store `state` as that of `round`, whole or not at all; an earlier attempt of the same round is replaced.
@@ -47,31 +69,72 @@ class ClientStore:
         Raises:
             RunError: the disk is full or can't be written.
         """
-        file = self.file(client, round)
         try:
-            files.make_private_folder(self.folder)
-            files.make_private_folder(file.parent)
-            files.replace(file, save(state), private=True)
-        except OSError as error:
-            raise RunError(f"the state of client {client} can't be written to {self.folder}: {error}") from error
+            if not self.file.exists():
+                files.make_private_folder(self.folder)
+                files.opened(self.file, "ab", private=True).close()
+            with self._opened() as database:
+                database.execute(TABLE)
+                if client in self._recorded:
+                    database.execute(
+                        "DELETE FROM states WHERE client = ? AND round NOT IN (?, ?)",
+                        (client, round, self._recorded.pop(client)),
+                    )
+                database.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", (client, round, save(state)))
+        except (OSError, sqlite3.Error) as error:
+            raise RunError(f"the state of client {client} can't be written to {self.file}: {error}") from error
 
     def load(self, client: int, acknowledged: int, tidy: bool = True) -> State | None:
         """The state of round `acknowledged`, None where the client has no acknowledged one.
 
-        Other versions are removed if `tidy`, which is right only for a round that the server has stored safely.
+        Other versions are removed with the next `stage` if `tidy`, which is right only for a round that the server
+        has stored safely.
 
         Raises:
             RunError: the server acknowledged a round whose state is gone or damaged.
         """
-        file = self.file(client, acknowledged)
-        for other in file.parent.glob("*.safetensors") if tidy else ():
-            if other != file:
-                other.unlink(missing_ok=True)
+        if tidy:
+            self._recorded[client] = acknowledged
         if not acknowledged:
             return None
-        if not file.exists():
+        content = self.content(client, acknowledged)
+        if content is None:
             raise RunError(f"the state of client {client} after round {acknowledged} is missing from {self.folder}")
         try:
-            return load_file(files.regular(file))
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"the state of client {client} in {file} can't be read: {error}") from error
+            return load(content)
+        except SafetensorError as error:
+            raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
+
+    def content(self, client: int, round: int) -> bytes | None:
+        """The state of a round as it is stored; None where there is none.
+
+        Raises:
+            RunError: it can't be read.
+        """
+        try:
+            return self._content(client, round)
+        except (OSError, sqlite3.Error) as error:
+            raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
+
+    def _content(self, client: int, round: int) -> bytes | None:
+        found = None
+        if self.file.exists():
+            files.regular(self.file)
+            with self._opened() as database:
+                found = database.execute(
+                    "SELECT state FROM states WHERE client = ? AND round = ?", (client, round)
+                ).fetchone()
+        if found is not None:
+            content: bytes = found[0]
+            return content
+        before = self.folder / f"{client:06d}" / f"{round:06d}.safetensors"  # of runs of before
+        return files.read(before) if before.exists() else None
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """A connection whose changes are on the disk, all of them, once it is closed; none, if there was an error."""
+        with closing(sqlite3.connect(self.file, PATIENCE)) as database:
+            database.execute("PRAGMA journal_mode = TRUNCATE")  # unlike WAL it works on shared file systems, too
+            database.execute("PRAGMA synchronous = FULL")
+            with database:
+                yield database

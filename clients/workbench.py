@@ -28,6 +28,7 @@ from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.memory import keep_freed
 from fedpeft.models.checkpointing import checkpoint_blocks
+from fedpeft.models.determinism import compute_deterministically
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
@@ -93,14 +94,16 @@ class WorkPlan:
     def at(self, base: str) -> WorkPlan:
         """The plan for a base of another precision: fp32, bf16, int8 or nf4; empty: the run's own.
 
-        A base in few bits is trained on one client after another: the batched executor's layers hold whole weights.
+        On a CPU a base in few bits is trained on one client after another, and so it is with methods whose layers of
+        many clients are not made for it.
         """
         if base in ("", self.dtype):
             return self
         if base in DTYPES:
             return replace(self, dtype=base, kernel="native")
         quantized: Precision = "nf4" if base == "nf4" else "int8"
-        executor = "sequential" if self.executor == "batched" else self.executor
+        together = self.device != "cpu" and PEFT_METHODS.build(self.method).batched_in_few_bits
+        executor = "sequential" if self.executor == "batched" and not together else self.executor
         return replace(self, precision=quantized, executor=executor, depth=0, kernel="native")
 
     def store(self, data_key: str, depth: int) -> FrozenStore:
@@ -112,19 +115,6 @@ class WorkPlan:
         name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
         examples = cached_examples(data_key)
         return FrozenStore(cache_directory() / f"frozen-{name}", examples, depth, self.width, DTYPES[self.dtype])
-
-
-def compute_deterministically() -> None:
-    """Make GPUs give the same bits again, so that a resumed run ends as one that was never interrupted.
-
-    Attention takes the plain kernel: the gradients of the others depend on the order in which blocks finish. What has
-    no deterministic form warns.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cuda.enable_flash_sdp(False)
-    torch.backends.cuda.enable_mem_efficient_sdp(False)
-    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class Workbench:
@@ -154,6 +144,14 @@ class Workbench:
             self._others[base] = Workbench(plan)
         return self._others[base]
 
+    def plain(self) -> Workbench:
+        """The workbench that trains one client after another: its model has the peft library's own layers."""
+        if self.plan.executor == "sequential":
+            return self
+        if "plain" not in self._others:
+            self._others["plain"] = Workbench(replace(self.plan, executor="sequential", kernel="native"))
+        return self._others["plain"]
+
     @cached_property
     def examples(self) -> Examples:
         """The training rows."""
@@ -179,12 +177,29 @@ class Workbench:
         return self._stores[key]
 
     def fill(self, data_key: str, depth: int, tiles: list[int]) -> int:
-        """Compute tiles of a store, before any adapter is attached; return how many."""
+        """Compute tiles of a store, but those that others have computed meanwhile, before any adapter is attached;
+        return how many were asked for."""
         store = self.store(data_key, depth)
-        with PackedTokens(self.base) if self._packs else nullcontext():
-            for tile in tiles:
-                store.fill(tile, self.base)
+        if tiles:
+            with PackedTokens(self.base) if self._packs else nullcontext():
+                for tile in tiles:
+                    if not store.has(tile):
+                        store.fill(tile, self.base)
         return len(tiles)
+
+    def completed(self) -> FrozenStore:
+        """What the frozen model computes of the training rows: all of it, also where this machine's cache lacks some.
+
+        The workers of a machine begin at different tiles, and so share them.
+        """
+        plan = self.plan
+        store = self.store(plan.data_key, plan.depth)
+        if not self._filled:
+            missing = store.missing()
+            turn = os.getpid() % max(1, len(missing))
+            self.fill(plan.data_key, plan.depth, missing[turn:] + missing[:turn])
+            self._filled = True
+        return store
 
     @cached_property
     def _packs(self) -> bool:
@@ -195,12 +210,11 @@ class Workbench:
     def executor(self) -> Executor:
         """The executor of the plan."""
         plan = self.plan
+        rows = self._relabelled(HiddenRows(self.completed())) if plan.depth else self.examples
         base = self.base
         del self.base  # the executor changes its layers; what it does not need of it is freed
-        rows = self.examples
         if plan.depth:
             base = above(base, plan.depth)
-            rows = self._relabelled(HiddenRows(self.store(plan.data_key, plan.depth)))
         if plan.training.optimizer.checkpointing:
             checkpoint_blocks(base)
         model: FederatedModel = self.task.model(base, plan.classes)
@@ -220,11 +234,7 @@ class Workbench:
 
     def features(self, rows: np.ndarray) -> torch.Tensor:
         """The frozen model's pooled features of training rows, (rows, width)."""
-        store = self.store(self.plan.data_key, self.plan.depth)
-        if not self._filled:
-            self.fill(self.plan.data_key, self.plan.depth, store.missing())
-            self._filled = True
-        return store.features(rows)
+        return self.completed().features(rows)
 
     def rebase(self, version: int) -> None:
         """Put the adapted layers on W0 plus the residual of `version`; 0: on W0."""

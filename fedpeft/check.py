@@ -16,8 +16,8 @@ from rich.table import Table
 from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.data.inspection import wrong_with_lengths, wrong_with_partition, wrong_with_rows
-from fedpeft.data.partition import PARTITIONS, Shards
-from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, without_validation
+from fedpeft.data.partition import PARTITIONS, USUAL, Shards
+from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, suited_partition, without_validation
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.machine.files import writing
 from fedpeft.run.command import exit_code
@@ -42,8 +42,8 @@ class Command:
         tyro.conf.arg(metavar="DATA", help="a file or folder of yours, or what --dataset of a run takes"),
     ]
     partition: Annotated[
-        str, tyro.conf.arg(help="as of a run (default: natural where rows have owners, else as a run's, or iid)")
-    ] = ""
+        str, tyro.conf.arg(help="as of a run; auto: the data set's own, or natural where rows have owners, or a run's")
+    ] = "auto"
     clients: Annotated[int, tyro.conf.arg(help="how many (default, 0: all owners, or 100)")] = 0
     model: Annotated[str, tyro.conf.arg(help="whose tokens are counted; auto: the data set's own")] = "auto"
     tokens: Annotated[int, tyro.conf.arg(help="where a run would cut texts")] = DEFAULT.tokens
@@ -72,14 +72,16 @@ def text_of(data: str) -> str:
     return data
 
 
-def partitioned(command: Command, dataset: Dataset, rows: Rows) -> tuple[str, Shards]:
+def partitioned(command: Command, rows: Rows) -> tuple[str, Shards]:
     """The partition's text, and how `rows` would lie.
 
     Raises:
         FedpeftError: rows can't be split so.
     """
-    natural = dataset.train.owners is not None
-    text = command.partition or ("natural" if natural else "iid" if rows.labels is None else DEFAULT.partition)
+    text = command.partition
+    if text == "auto":
+        usual = "natural" if rows.owners is not None else "iid" if rows.labels is None else USUAL
+        text = suited_partition(text_of(command.data)) or usual
     clients = command.clients or (0 if text.startswith("natural") else min(int(DEFAULT.clients), len(rows)))
     return text, PARTITIONS.build(text).split(rows, clients, command.seed)
 
@@ -135,7 +137,7 @@ def check(command: Command, console: Console) -> list[str]:
         low, median, high = np.percentile(lengths, (5, 50, 95))
         say("lengths", f"{low:.0f} / {median:.0f} / {high:.0f} {unit} (5 % / median / 95 %), longest {lengths.max()}")
         wrong += [why] if why else wrong_with_lengths(lengths, command.tokens)
-    called, partition = partitioned(command, dataset, train)
+    called, partition = partitioned(command, train)
     say("partition", f"{called}: {partition.statistics(train.labels, len(train))}")
     wrong += wrong_with_partition(partition, train)
     from fedpeft.run.partition_picture import draw

@@ -31,9 +31,13 @@ class RunConfig:
         low=0,
     )
     rounds: int = setting(20, "rounds of federated training", low=1)
-    cohort: int | float | str = setting(0.1, "clients per round: a fraction (0.1), a number (20) or all", above=0)
-    dataset: str = setting("20newsgroups", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
-    partition: str = setting("dirichlet(alpha=0.5)", "whose rows are which: iid, dirichlet, natural, quantity, ...")
+    cohort: int | float | str = setting(
+        0.1, "clients per round: a fraction (0.1), a number (20), all, or a sampler such as eafl(0.1)", above=0
+    )
+    dataset: str = setting("reviews", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
+    partition: str = setting(
+        "auto", "whose rows are which: iid, dirichlet, natural, grouped, ...; auto: the data set's own, or dirichlet"
+    )
     model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the data set's own")
     tokens: int = setting(128, "cut texts to this many tokens, or to what the model reads", low=4, high=131072)
     peft: str = setting("lora", "PEFT method: lora(rank=8, alpha=32, targets=all, layers=2), ia3, full, ...")
@@ -41,12 +45,15 @@ class RunConfig:
     head: str = setting("auto", "start of the head: ridge, centroids, ...; auto: ridge, or private_centroids")
     strategy: str = setting("fedit", "aggregation: fedit, flexlora, krum, ...; of each: weighting=auto|rows|uniform")
     server_optimizer: str = setting("sgd", "what the server does with the mean update: sgd, momentum, adam, ...")
-    ranks: str = setting("", "LoRA ranks of clients in the order of ids: RANK*CLIENTS,... such as 4*50,8*30,32*20")
+    ranks: str = setting(
+        "",
+        "LoRA ranks of clients by id: RANK*CLIENTS,... such as 4*50,8*30,32*20; auto: by the tables of --clients FILE",
+    )
     drift: str = setting("", "against clients' drift: fedprox(mu=0.01), scaffold, label_shift, la_lora, by +")
     attack: str = setting("", "simulate hostile clients: sign_flip(fraction=0.1), label_flip, scaled_update, ...")
     batch_size: int = setting(4, "rows per local step", low=1)
     local_work: str = setting("epochs(1.0)", "per round: passes over a client's rows, epochs(1.0), or steps(10)")
-    learning_rate: float = setting(4e-3, "of the local optimizer", above=0)
+    learning_rate: float = setting(2e-3, "of the local optimizer", above=0)
     optimizer: str = setting(
         "adamw(warmup=8)", "local: adamw or sgd(warmup=0, max_norm=0, head_rate=0.1, schedule=constant|linear|cosine)"
     )
@@ -58,7 +65,9 @@ class RunConfig:
     workers: int = setting(0, "worker processes; 0: one per GPU, or per core where there is none", low=0, high=1024)
     measure: str = setting(
         "validation(every=4)",
-        "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, forgetting(dataset=NAME), by +",
+        "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, forgetting(dataset=NAME), "
+        "calibration(rows=auto|server|clients), disagreement, energy(watts=6), laplace, ensemble, robustness, "
+        "by +",
     )
     seed: int = setting(0, "of everything that is drawn at random", low=0)
 

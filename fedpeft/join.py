@@ -202,7 +202,7 @@ def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
         observer.say("[bold]privacy[/] updates are not protected: they can tell something of your rows")
     elif edge.protection is None:
         observer.say(f"[bold]privacy[/] {mechanism.name}: the server is trusted to clip updates and to add the noise")
-    else:
+    if edge.protection is not None:
         observer.say(f"[bold]privacy[/] {edge.protection.terms()}")
         for warning in edge.protection.warnings():
             observer.say(f"[bold yellow]warning[/] {warning}")

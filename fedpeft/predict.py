@@ -1,7 +1,9 @@
 """python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer.
 
-A classifier answers with its likeliest class and how sure it is, a language model goes on with the text (after
-instruction tuning: answers it). Runs on the same base share one loaded copy of its weights; each has its own adapter.
+A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found, a language
+model goes on with the text (after instruction tuning: answers it). Runs on the same base share one loaded copy of its
+weights; each has its own adapter. `--ensemble` makes one answer of them: the mean of their calibrated probabilities
+(Lakshminarayanan et al., NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class is less likely.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from typing import Annotated, Any
 import torch
 import tyro
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from fedpeft.data.conversations import question
 from fedpeft.data.rows import DATASETS
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.evaluation.generation import answers
+from fedpeft.models import scoring
 from fedpeft.models.base_model import readable_tokens
 from fedpeft.run.command import exit_code
 from fedpeft.run.finished import FinishedRun
@@ -39,10 +42,14 @@ class Command:
         tyro.conf.arg(metavar="RUN [RUN ...] TEXT", help="run folders, then a text"),
     ]
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens that a language model adds")] = 40
+    abstain: Annotated[float, tyro.conf.arg(help="probability below which a classifier gives no answer, 0 to 1")] = 0.0
+    ensemble: Annotated[
+        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one answer of several classifiers, by their mean")
+    ] = False
 
 
-def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int) -> str:
-    """What the run's model, on `base`, says to `text`.
+def chances(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
+    """The calibrated probabilities of a classifier's classes, (classes,) in fp64.
 
     Raises:
         FedpeftError: the run reads images, or its files are missing.
@@ -51,13 +58,32 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int) -> str
     if run.reads_images:
         raise ConfigError(f"{run.folder} classifies images, and predict takes a text")
     tokenizer = load_tokenizer(run.model_directory)
+    encoded = tokenizer(text, truncation=True, max_length=run.tokens, return_tensors="pt")
+    logits = scoring.logits(model, {name: encoded[name] for name in ("input_ids", "attention_mask")})
+    return (logits[0] / run.temperature).softmax(-1)
+
+
+def verdict(labels: list[str], found: Tensor, abstain: float) -> str:
+    """The likeliest class and its probability; no class where that is below `abstain`."""
+    best = int(found.argmax())
+    likeliest = f"{labels[best]} ({float(found[best]):.3f})"
+    return f"no answer: {likeliest} is less likely than {abstain:g}" if float(found[best]) < abstain else likeliest
+
+
+def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstain: float = 0.0) -> str:
+    """What the run's model, on `base`, says to `text`.
+
+    Raises:
+        FedpeftError: the run reads images, or its files are missing; or a language model shall abstain.
+    """
     if run.labels is not None:
-        encoded = tokenizer(text, truncation=True, max_length=run.tokens, return_tensors="pt")
-        batch = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-        with torch.inference_mode():
-            chances = model(batch)[0].softmax(-1)
-        best = int(chances.argmax())
-        return f"{run.labels[best]} ({float(chances[best]):.3f})"
+        return verdict(run.labels, chances(run, base, text), abstain)
+    if abstain:
+        raise ConfigError(f"{run.folder} is a language model, which has no classes; leave --abstain out")
+    model = run.model(base)
+    if run.reads_images:
+        raise ConfigError(f"{run.folder} reads images, and predict takes a text")
+    tokenizer = load_tokenizer(run.model_directory)
     asked = run.task.asks
     complete = False
     if asked:
@@ -72,21 +98,39 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int) -> str
     return answers(model, tokenizer, [asking], new_tokens)[0]
 
 
-def predict(folders: list[Path], text: str, new_tokens: int, console: Console) -> None:
-    """Print each run's answer.
+def predict(
+    folders: list[Path], text: str, new_tokens: int, console: Console, abstain: float = 0.0, ensemble: bool = False
+) -> None:
+    """Print each run's answer, or that of their `ensemble`.
 
     Raises:
-        FedpeftError: a folder holds no finished run.
+        FedpeftError: a folder holds no finished run, or the runs have no mean.
     """
     runs = [FinishedRun.read(folder) for folder in folders]
     bases: dict[Any, nn.Module] = {}
     for run in runs:
         if run.base_key not in bases:
             bases[run.base_key] = run.base()
-        said = answer(run, bases[run.base_key], text, new_tokens)
+    if ensemble:
+        said = _together(runs, bases, text, abstain)
+        console.print(f"{len(runs)} runs together: {said}", highlight=False, markup=False, soft_wrap=True)
+        return
+    for run in runs:
+        said = answer(run, bases[run.base_key], text, new_tokens, abstain)
         console.print(
             said if len(runs) == 1 else f"{run.folder}: {said}", highlight=False, markup=False, soft_wrap=True
         )
+
+
+def _together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, abstain: float) -> str:
+    """The answer of the runs' mean."""
+    names = runs[0].labels
+    if len(runs) < 2 or names is None:
+        raise ConfigError("--ensemble takes two or more classifiers: RUN RUN ... TEXT")
+    for run in runs:
+        if run.labels != names:
+            raise ConfigError(f"{run.folder} has other classes than {runs[0].folder}; --ensemble needs the same ones")
+    return verdict(names, torch.stack([chances(run, bases[run.base_key], text) for run in runs]).mean(0), abstain)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,8 +146,11 @@ def _predicted(command: Command) -> None:
         raise ConfigError('predict needs a run\'s folder and a text: python -m fedpeft.predict runs/NAME "text"')
     if command.new_tokens < 1:
         raise ConfigError(f"--new-tokens must be at least 1, got {command.new_tokens}")
+    if not 0 <= command.abstain <= 1:
+        raise ConfigError(f"--abstain must be a probability, 0 to 1, got {command.abstain:g}")
     *folders, text = command.words
-    predict([Path(folder) for folder in folders], text, command.new_tokens, Console())
+    paths = [Path(folder) for folder in folders]
+    predict(paths, text, command.new_tokens, Console(), command.abstain, command.ensemble)
 
 
 if __name__ == "__main__":

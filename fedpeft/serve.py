@@ -34,7 +34,7 @@ from fedpeft.deployment.tls_failures import Handshakes
 from fedpeft.errors import ConfigError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
-from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
+from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run import catalogue, help
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
@@ -43,7 +43,9 @@ from fedpeft.run.console import (
     quiet_libraries,
     say_privacy,
 )
-from fedpeft.run.final_score import save
+from fedpeft.run.dashboard.live import Live
+from fedpeft.run.dashboard.server import shown
+from fedpeft.run.final_score import FinalScore, save
 from fedpeft.run.folder import (
     SERVERS_OPTIONS,
     alone_in,
@@ -56,6 +58,8 @@ from fedpeft.run.folder import (
 )
 from fedpeft.run.records import Records
 from fedpeft.run.summary import Costs, Quality, Summary, show
+from fedpeft.server.evaluation import OwnRows
+from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
 
 FAREWELL = "the federation is finished"
 
@@ -169,7 +173,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     quiet_libraries()
     config, options = located(config), options_located(options)
     credentials, doorkeeper, signer = security(options)
-    if signer is None and isinstance(parse_privacy(config.privacy) if config.privacy else None, SecureSum):
+    if signer is None and sums_in(config.privacy) is not None:
         raise ConfigError(
             f"--privacy {config.privacy} needs certificates: without TLS whoever passes a message on could pose as any "
             "client and take the masks off; leave --insecure out"
@@ -177,10 +181,18 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     started = time.perf_counter()
     make_folder(folder)
     going = threading.Event()
-    with begun(folder, going.is_set), alone_in(folder), PeakMemory() as memory, ServeObserver(console) as observer:
+    with (
+        begun(folder, going.is_set),
+        alone_in(folder),
+        PeakMemory() as memory,
+        shown(options.dashboard, folder, console) as live,
+        ServeObserver(console, live) as observer,
+    ):
         events = Events(folder / "serve.jsonl", observer.event)
         federation = Federation(config, folder, observer, options, doorkeeper, events, signer)
         observer.watch(federation)
+        if live is not None:
+            _watch(live, federation)
         records = Records(folder, private=federation.protection is not None)
         farewell = None
 
@@ -204,6 +216,19 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         summary = dataclasses.replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak)
     records.write_json("summary.json", summary.as_dict())
     return summary
+
+
+def _watch(live: Live, federation: Federation) -> None:
+    """Let the page see who is connected, in numbers, and what is spent."""
+    protection = federation.protection
+
+    def connected() -> dict[str, int]:
+        sessions = federation.gateway.sessions()
+        here = {"connected": sum(bool(s.connected) for s in sessions)}
+        return here if federation.secret_cohort else here | {"at work": sum(bool(s.task) for s in sessions)}
+
+    spent = None if protection is None else lambda: protection.epsilons()[0]
+    live.watch(federation.setup.clients, private=protection is not None, epsilon=spent, connected=connected)
 
 
 def _run(federation: Federation, records: Records, observer: ServeObserver) -> Summary:
@@ -235,17 +260,12 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     kept, residual = progress.result
     save(setup, kept, federation.folder, residual)
     own = server.own_rows(progress) if federation.held_out else None
+    calibration = of_clients_rows(server, progress)
     gateway.close(FAREWELL)
     received, sent = gateway.wire_bytes()
     scorer = federation.scorer
     score = scorer.score(federation.folder, "scoring the saved adapter (fp32)") if scorer else None
-    if own is not None and own.clients:
-        accuracy, loss, of = own.pooled_accuracy, own.pooled_loss, "clients' own held-out rows, by rows"
-        if setup.personal:
-            accuracy, loss, of = own.accuracy, own.loss, "mean over clients, own held-out rows"
-    else:
-        accuracy = score.accuracy if score else math.nan
-        loss, of = score.loss if score else math.nan, "global model, the server's rows"
+    accuracy, loss, of = _judged(own, score, setup.personal)
     quality = Quality(
         metric=setup.task.metric,
         accuracy=accuracy,
@@ -255,6 +275,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         loss=loss,
         perplexity=None if setup.facts.task == "classification" else math.exp(loss),
         kept_round=progress.kept_round,
+        temperature=calibration["temperature"] if calibration else None,
     )
     return Summary(
         quality=quality,
@@ -262,7 +283,22 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         wire_received_bytes=None if federation.secret_cohort else received,
         wire_sent_bytes=None if federation.secret_cohort else sent,
         refused=gateway.admission.refused,
+        trust=named(
+            calibration=calibration,
+            disagreement=of_updates(setup, progress, records, None),
+            energy=of_energy(setup, records, federation.protection is not None),
+        ),
     )
+
+
+def _judged(own: OwnRows | None, score: FinalScore | None, personal: bool) -> tuple[float, float, str]:
+    """Accuracy and loss of the result, and whose rows they are of; not a number where nobody has any."""
+    if own is not None and own.clients:
+        if personal:
+            return own.accuracy, own.loss, "mean over clients, own held-out rows"
+        return own.pooled_accuracy, own.pooled_loss, "clients' own held-out rows, by rows"
+    of = "global model, the server's rows"
+    return (score.accuracy, score.loss, of) if score else (math.nan, math.nan, of)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from fedpeft.run.console import (
     quiet_libraries,
     say_privacy,
 )
+from fedpeft.run.dashboard.server import shown
 from fedpeft.run.folder import (
     alone_in,
     begun,
@@ -48,7 +49,6 @@ from fedpeft.run.trackers import TrackedRecords, check_trackers
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-    from fedpeft.models.scoring import Scores
     from fedpeft.run.final_score import FinalScore, Scorer
     from fedpeft.server.progress import Progress
     from fedpeft.simulation.simulation import Simulation
@@ -62,7 +62,8 @@ OPTIONS = {
     "--output FOLDER": "the run's folder (default: runs/DATE-DATASET-STRATEGY)",
     "--quick": "a first answer, no result: at most 4 rounds, 64 tokens and 1,500 rows",
     "--resume FOLDER": "continue the interrupted run in this folder",
-    "--track NAMES": "also send the records to tensorboard or mlflow (both: a,b)",
+    "--track NAMES": "also send the records to tensorboard, mlflow or wandb (several: a,b)",
+    "--dashboard PORT": "a page that shows the run while it goes on, to this machine only; 0: any free port",
     "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
 }
 
@@ -79,6 +80,7 @@ class Command:
     output: Path | None = None
     resume: Path | None = None
     track: str = ""
+    dashboard: str = ""
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     plugin: Annotated[
         tuple[str, ...],
@@ -87,8 +89,8 @@ class Command:
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
 
-def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
-    """Configuration, run folder, whether an earlier run is continued, and trackers.
+def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
+    """Configuration, run folder, whether an earlier run is continued, and who else is told: `track` and `dashboard`.
 
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
@@ -106,7 +108,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, str]:
         if command.resume is not None:
             raise ConfigError("a resumed run keeps its settings, but --quick was given; leave it out")
         config = quick(config)
-    return config, folder, command.resume is not None, command.track
+    return config, folder, command.resume is not None, {"track": command.track, "dashboard": command.dashboard}
 
 
 def _command(arguments: list[str], default: RunConfig) -> Command:
@@ -119,15 +121,16 @@ def simulate(
     resume: bool,
     console: Console,
     track: str = "",
+    dashboard: str = "",
     grid: Callable[[int], Grid] | None = None,
     on_round: Callable[[RoundResult], bool | None] | None = None,
     begins: Callable[[Simulation], None] | None = None,
 ) -> Summary:
     """Run (or continue) a simulation; returns its summary.
 
-    `grid` makes another Flower grid than the configured one, for a number of clients: inside a Flower app, Flower's.
-    `on_round` is told of each finished round; where it returns True, the run ends with it. `begins` is told of the
-    simulation before it begins.
+    `dashboard` is the port of a page that shows it; empty: none. `grid` makes another Flower grid than the configured
+    one, for a number of clients: inside a Flower app, Flower's. `on_round` is told of each finished round; where it
+    returns True, the run ends with it. `begins` is told of the simulation before it begins.
 
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
@@ -136,7 +139,8 @@ def simulate(
     with (
         ExitStack() as held,
         PeakMemory() as memory,
-        ConsoleObserver(console, on_round=on_round, silence=SILENCE) as observer,
+        shown(dashboard, folder, console) as live,
+        ConsoleObserver(console, on_round=on_round, silence=SILENCE, live=live) as observer,
     ):
         observer.phase("loading libraries", 1)
         quiet_libraries()
@@ -152,6 +156,10 @@ def simulate(
             held.enter_context(alone_in(folder))
         simulation = Simulation(config, folder, observer, grid)
         observer.metric = simulation.setup.task.metric
+        if live is not None:
+            protection = simulation.protection
+            spent = None if protection is None else lambda: protection.epsilons()[0]
+            live.watch(simulation.setup.clients, private=protection is not None, epsilon=spent)
         if not resume:
             held.enter_context(begun(folder, lambda: simulation.checkpoints.taken))
         make_folder(folder)
@@ -179,8 +187,10 @@ def simulate(
 
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) -> Summary:
     from fedpeft.run.final_score import save
+    from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
+    from fedpeft.simulation.trust import Trust
 
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
     _introduce(simulation, observer)
@@ -191,10 +201,16 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     save(setup, kept, simulation.folder, residual)
     rate = _train_pooled(simulation, progress)
     own = server.own_rows(progress) if setup.personal else None
+    trust = Trust(setup)
+    trust.ask_clients(server, progress)
+    trust.doubt(server, simulation, progress)
+    trust.look_into(simulation, progress)
     private = private_probe(setup, rows, workers, simulation.protection)
     simulation.close()
-    score = simulation.scorer.score(simulation.folder, "scoring the saved adapter on the test rows (fp32)")
-    _save_predictions(simulation, score.scores, records)
+    name = "scoring the saved adapter on the test rows (fp32)"
+    score = simulation.scorer.score(simulation.folder, name, temperature=trust.temperature, asks=trust.asks)
+    save_predictions(simulation, score.scores, records)
+    trust.spoil(simulation)
     by_precision = _by_precision(simulation)
     last = _last(simulation, simulation.scorer, progress) or score
     pooled = _score_pooled(simulation) if rate is not None else None
@@ -226,6 +242,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         distinct_rows=_distinct_rows(simulation, records),
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
+        trust=trust.scored(score, records, simulation.protection is not None),
     )
 
 
@@ -316,7 +333,8 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         f"{config.strategy}, {config.codec}, {config.dtype}, {executor} on "
         f"{simulation.fixed['workers']} worker(s){graphics} -> {simulation.folder}"
     )
-    if executor == "batched" and {"nf4", "int8"} & set(setup.base_precisions):
+    in_few_bits = {"nf4", "int8"} & {setup.method.base_precision, *setup.base_precisions}
+    if in_few_bits and setup.grid.executor == "batched" and not simulation.fixed["gpus"]:
         observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
     say_privacy(simulation.protection, observer)
     if setup.grid.executor == "batched" and not setup.method.batched:
@@ -330,24 +348,6 @@ def _distinct_rows(simulation: Simulation, records: Records) -> int | None:
     return distinct_rows(records.read("clients.jsonl"))
 
 
-LISTED = 10_000
-"""Clients, the first ones, whose classes clients.npz holds."""
-
-
-def _save_predictions(simulation: Simulation, scores: Scores, records: Records) -> None:
-    """Scores per test row; and, as confidential as clients.jsonl, what classes each client holds."""
-    import numpy as np
-
-    records.write_arrays("predictions.npz", **vars(scores))
-    rows = simulation.rows
-    train_labels, test_labels = rows.train.labels, rows.dataset.test.labels
-    if train_labels is not None and test_labels is not None:
-        partition, classes = rows.partition, rows.dataset.classes
-        shards = (train_labels[partition.shard(client)] for client in range(min(len(partition), LISTED)))
-        labels = np.stack([np.bincount(shard, minlength=classes) for shard in shards])
-        records.write_arrays("clients.npz", labels=labels, test_labels=test_labels)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
     folder: Path | None = None
@@ -355,8 +355,9 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         nonlocal folder
         console = Console()
-        config, folder, resume, track = parse(sys.argv[1:] if arguments is None else arguments)
-        show(simulate(config, folder, resume, console, track), folder, console)
+        config, folder, resume, told = parse(sys.argv[1:] if arguments is None else arguments)
+        summary = simulate(config, folder, resume, console, told["track"], told["dashboard"])
+        show(summary, folder, console)
 
     def interrupted() -> str:
         left = folder is not None and (folder / "config.toml").exists()

@@ -1,10 +1,12 @@
-"""The mean over owners: each position of a prompt is averaged over the clients that hold it.
+"""The mean over owners: each entry is averaged over the clients that hold it, by how much they have trained it.
 
-    x_j <- x_j + sum_{k: n_k >= j} p_k delta_kj / sum_{k: n_k >= j} p_k
+    x_j <- x_j + sum_k p_k o_kj delta_kj / sum_k p_k o_kj
 
-For prompts and prefixes of different lengths: a client of length n_k holds the first n_k positions. With equal lengths
-it is the plain mean (FedAvg). Own rule; the idea is that of raflora's rank slices, and a position that nobody in the
-cohort holds stays as it is.
+For prompts and prefixes of different lengths: a client of length n_k holds the first n_k positions, of which o_kj = 1,
+and of the others 0. For adamix o_kj is the share of the client's passes that have drawn the expert, so that an expert
+is averaged by how often it was trained; that is drawn from the run's seed, and the server knows it without being told.
+Where all hold all, it is the plain mean (FedAvg). Own rule; the idea is that of raflora's rank slices, and an entry
+that nobody in the cohort has trained stays as it is.
 """
 
 from collections.abc import Iterable
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Fold, Update, padded
@@ -40,12 +43,15 @@ class OwnedMean(LinearStrategy):
         super().check(layout, forms)
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """The delta, with zeros where the client holds nothing."""
-        return {name: padded(delta, state[name]) for name, delta in update.delta.items()}
+        """The delta by how much it is the client's, with zeros where it holds nothing."""
+        return {name: padded(delta * _share(update, name, delta), state[name]) for name, delta in update.delta.items()}
 
     def fold(self, total: Fold, update: Update, state: State, layout: Layout) -> None:
         """The contribution, and who made it."""
-        owned = {OWNED + name: padded(torch.ones_like(d), state[name]) for name, d in update.delta.items()}
+        owned = {
+            OWNED + name: padded(torch.ones_like(d) * _share(update, name, d), state[name])
+            for name, d in update.delta.items()
+        }
         total.add(self.contribution(update, state, layout) | owned, update.weight)
 
     def pseudo_gradient(self, total: Fold, layout: Layout) -> State:
@@ -55,6 +61,10 @@ class OwnedMean(LinearStrategy):
             for name in layout.names
             if name in total.sums
         }
+
+
+def _share(update: Update, name: str, like: Tensor) -> Tensor:
+    return update.owned[name].to(like) if name in update.owned else like.new_ones(())
 
 
 part = OwnedMean

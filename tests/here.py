@@ -16,6 +16,7 @@ from fedpeft.deployment.certificates import Authority, Credentials
 from fedpeft.deployment.edge import Edge
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run.records import Records
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 2, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
@@ -70,7 +71,7 @@ class Federation:
         self.config = RunConfig(**{**TINY, **given})
         self.options = options or [{}] * self.config.clients
         (folder / "server").mkdir(exist_ok=True)
-        self.summed = self.config.privacy.startswith("secure_sum")  # for which clients have certificates
+        self.summed = sums_in(self.config.privacy) is not None  # for which clients have certificates
         if self.summed and not (folder / "certs").exists():
             authority = Authority(folder / "certs", 1)
             authority.ensure()
@@ -110,5 +111,6 @@ class Federation:
         return edge
 
     def run(self):
+        self.server.present()  # by which clients get their ids
         records = Records(self.folder / "server", private=self.server.protection is not None)
         return self.server.train(self.server.server(records))

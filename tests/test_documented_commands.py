@@ -36,6 +36,8 @@ OVERRIDES = [
      "README, docs/deploy.md: each takes minutes, and these flags make any of them short"),
     (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),
+    (r'(distributed_dp(?!.*unit=clients).*) --local-work "steps\(2\)"', r"\1",
+     "docs/privacy.md, docs/deploy.md: a round is one step there"),
     (r"(conversations.*) --tokens 32", r"\1 --tokens 64", "README: their answers begin behind the 32nd token"),
     (r"--dataset office(.*) --tokens 32", r"--dataset 'office(rows=2, test_rows=1)'\1 --tokens 96",
      "README: its rows and the default language model take minutes, and answers begin behind the 32nd token"),
@@ -45,7 +47,7 @@ OVERRIDES = [
      "README: the default text model takes minutes; the first command and those that name it have it"),
     (r"(distributed_dp.*) --local-work \"steps\(2\)\"", r"\1", "README, docs/privacy.md: it takes one step a round"),
     (r"^python -m pytest -n 2$", "python -m pytest -n 2 tests/test_parts.py",
-     "CONTRIBUTING: the suite takes up to 20 minutes"),
+     "docs/install.md: the suite takes up to 20 minutes"),
     (r"^(FEDPEFT_ATTACK_SHARE=\S+ )?(python -m pytest tests/attacks -m long).*$", r"\2 --collect-only -q",
      "docs/reliability.md: all of it, for hours"),
     (r"fl\.example\.org", "localhost", "no such machine: README and docs/deploy.md have it stand for the server"),
@@ -302,6 +304,6 @@ def test_the_example_files_are_what_their_script_makes(tmp_path):
 
 
 def test_the_table_of_extras_names_each():
-    table = (ROOT / "README.md").read_text().partition("| extra | for |")[2].partition("\n\n")[0]
+    table = (ROOT / "docs" / "install.md").read_text().partition("| extra | for |")[2].partition("\n\n")[0]
     first = [line.split("|")[1] for line in table.splitlines()[2:]]
     assert {name for cell in first for name in re.findall(r"`(\w+)`", cell)} == set(EXTRAS)

@@ -1,4 +1,4 @@
-"""Every command and every line of Python in the README does what it says."""
+"""Every command and every line of Python in the README, and in the pages it leads to, does what it says."""
 
 from __future__ import annotations
 
@@ -16,54 +16,73 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.simulate import main, parse
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, *pages: Path) -> list[str]:
+    texts = [page.read_text(encoding="utf-8") for page in pages]
+    return [block for text in texts for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")]
+def python_of(page: str) -> str:
+    """The only block of Python on a page."""
+    [code] = blocks("python", ROOT / "docs" / page)
+    return code
+
+
+def lines(*pages: Path) -> list[str]:
+    found = [line for block in blocks("bash", *pages) for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in found if line and not line.startswith("#")))
+
+
+COMMANDS = lines(*PAGES)
 SIMULATIONS = [c for c in COMMANDS if c.startswith("python -m fedpeft.simulate") and "--help" not in c]
 OTHERS = [c for c in COMMANDS if c.startswith("python -m") and c not in SIMULATIONS and "pytest" not in c]
 
 
 def test_the_first_command_is_the_main_job():
-    assert COMMANDS[:2] == ["pip install -e .", "python -m fedpeft.simulate --clients 100"]
+    assert lines(PAGES[0])[:2] == ["pip install -e .", "python -m fedpeft.simulate --clients 100"]
 
 
 @pytest.mark.parametrize("command", SIMULATIONS)
-def test_a_simulation_of_the_readme_has_legal_settings(command, tmp_path, monkeypatch):
+def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypatch):
     """Flags and parts are checked here; what they do is tested on small data elsewhere."""
     from fedpeft.aggregation.strategy import strategies
     from fedpeft.communication.uplink import parse_uplink
-    from fedpeft.data.partition import PARTITIONS
     from fedpeft.data.rows import DATASETS
     from fedpeft.peft.family import PEFT_METHODS
+    from fedpeft.run.catalogue import built
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plugins, "_state", plugins._State())
-    (tmp_path / "my_rules.py").write_text(blocks("python")[2])
+    (tmp_path / "my_rules.py").write_text(python_of("own-parts.md"))
     config = parse(shlex.split(command)[3:])[0]
-    PARTITIONS.build(config.partition)
+    built(config, "partition")
     PEFT_METHODS.build(config.peft)
     strategies.build(config.strategy)
     parse_uplink(config.codec)
     DATASETS.build(config.dataset)
 
 
-def test_the_other_commands_of_the_readme_exist():
-    written: dict[str, set[str]] = {}
+def module_of(command: str) -> str:
+    return next(word for word in shlex.split(command)[1:] if word != "-m")
+
+
+@pytest.mark.parametrize("module", sorted(set(map(module_of, OTHERS))))
+def test_another_documented_command_has_the_flags(module):
+    shown = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert not shown.stderr
     for command in OTHERS:
-        words = [word for word in shlex.split(command) if not word.startswith("-") or word == "-m"]
-        written.setdefault(words[2], set()).update(re.findall(r"--[a-z-]+", command))
-    for module, flags in written.items():
-        shown = subprocess.run(
-            [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert shown.returncode == 0, shown.stderr
-        assert not shown.stderr
-        assert flags - {"--help"} <= set(re.findall(r"--[a-z-]+", shown.stdout)), module
+        if module_of(command) == module:
+            for flag in re.findall(r"(?<!\S)--[a-z-]+", command):
+                assert flag in shown.stdout, command
 
 
 def test_the_python_of_the_readme_answers(tmp_path, capsys, monkeypatch):
@@ -71,7 +90,7 @@ def test_the_python_of_the_readme_answers(tmp_path, capsys, monkeypatch):
     assert main(["--dataset", "tiny", "--clients", "4", "--cohort", "2", "--rounds", "1", "--dtype", "fp32",
                  "--workers", "1", "--output", "RUN"]) == 0  # fmt: skip
     shutil.copytree(resolve_model("tiny"), "BASE")
-    code = blocks("python")[0]
+    code = python_of("files.md")
     capsys.readouterr()
     exec(code, {})
     from fedpeft.data.rows import load_dataset
@@ -82,19 +101,37 @@ def test_the_python_of_the_readme_answers(tmp_path, capsys, monkeypatch):
 def test_a_run_from_python_is_what_the_readme_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(blocks("python")[1], names)
+    exec(python_of("python.md"), names)
     assert names["run"].adapter.is_dir()
     assert list(names["run"].rounds["round"]) == [0, 1, 2]
 
 
 @pytest.mark.slow
 def test_the_readme_s_own_rule_passes_the_conformance_suite(tmp_path):
-    (tmp_path / "my_rules.py").write_text(blocks("python")[2])
+    (tmp_path / "my_rules.py").write_text(python_of("own-parts.md"))
     command = [sys.executable, "-m", "fedpeft.conformance", "my_rules.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_files_that_the_readme_names_exist():
-    for path in re.findall(r"`((?:fedpeft|strategies|clients|experiments|docs)/[\w/.]+)`", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_and_links_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:fedpeft|strategies|clients|experiments|docs)/[\w/.]+)`", text):
         assert (ROOT / path).exists(), path
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_page_has_its_place_in_the_site():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert sorted(re.findall(r"[\w-]+\.md", nav)) == [page.name for page in PAGES[1:]]
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocstrings_handlers.python", reason="needs the extra docs, as .ci/run has it")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "api" / "index.html").is_file()

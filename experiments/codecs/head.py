@@ -53,9 +53,11 @@ class Federation:
 
 
 def federation(seed: int) -> Federation:
-    """That of the default run."""
+    """That of 20 Newsgroups, with the default settings."""
     with tempfile.TemporaryDirectory() as folder:
-        simulation = Simulation(RunConfig(seed=seed), Path(folder), ConsoleObserver(Console(quiet=True)))
+        simulation = Simulation(
+            RunConfig(dataset="20newsgroups", seed=seed), Path(folder), ConsoleObserver(Console(quiet=True))
+        )
         work = simulation.workers.work
         simulation.workers.freeze(work.data_key, work.depth, "frozen features")
         labels = simulation.rows.all.labels

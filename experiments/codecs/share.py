@@ -83,7 +83,12 @@ def measure(codec: str, rounds: int) -> dict[str, float]:
     """Mean seconds of a round, of its parts, and its clients."""
     spent: Counter[str] = Counter()
     config = RunConfig(
-        codec=codec, rounds=rounds, workers=1, safeguard="none", measure=f"validation(every={rounds}, keep=last)"
+        dataset="20newsgroups",
+        codec=codec,
+        rounds=rounds,
+        workers=1,
+        safeguard="none",
+        measure=f"validation(every={rounds}, keep=last)",
     )
     with tempfile.TemporaryDirectory() as folder, timed(spent):
         simulation = Simulation(config, Path(folder), ConsoleObserver(Console(quiet=True)))

@@ -66,6 +66,7 @@ OF_STRATEGY: Mapping[str, Settings] = {
     "fed_sb": {"peft": "lora_sb(rank=4, layers=2)"},
     "florg": {"peft": "lora_gram(rank=4, width=12, layers=2)"},
     "owned_mean": {"peft": "prefix_tuning(length=4)"},
+    "fedalt": {"peft": "row_lora(rank=4, layers=2)"},
     "fedbuff": {"strategy": "fedbuff(buffer=2)"},
     "krum": {"strategy": "krum(selected=2)", "cohort": "all"},
 }
@@ -221,7 +222,7 @@ def _strategies() -> Iterator[Case]:
 
 
 def _peft_methods() -> Iterator[Case]:
-    for name in PEFT_METHODS.names:
+    for name in sorted({*PEFT_METHODS.names} - {"adapter_fusion"}):  # which combines finished runs
         yield _case(f"peft/{name}", peft=name, **OF_PEFT.get(name, {}))
     yield _case("peft/lora and bitfit", peft="lora(rank=4, layers=2) + bitfit(layers=1)")
     yield _case("peft/prefixes and bottlenecks", peft="prefix_tuning(length=4) + bottleneck(dim=4)")

@@ -18,8 +18,8 @@ import numpy as np
 
 import fedpeft
 from experiments.ladder.settings import ONE_CLIENT, SHARED, Fields, Task
-from fedpeft.data.partition import PARTITIONS
-from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, without_validation
+from fedpeft.data.partition import PARTITIONS, USUAL
+from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, suited_partition, without_validation
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.simulation.simulation import Simulation
@@ -27,8 +27,11 @@ from fedpeft.simulation.simulation import Simulation
 FOLDS = 3
 """Of the cross-validation of words, pixels and probe."""
 
-STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Candidates for scikit-learn's C."""
+OF_WORDS = (0.1, 0.3, 1.0, 3.0)
+"""Candidates for scikit-learn's C where a classifier has words."""
+
+OF_FEATURES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+"""The same, of pixels and frozen features."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def surface(data: Dataset) -> dict[str, Any]:
 
     inputs: list[Any] = [data.train.inputs, data.test.inputs]
     if data.kind == "text":
-        strengths: tuple[float, ...] = STRENGTHS[3:]
+        strengths: tuple[float, ...] = OF_WORDS
         forms: dict[str, Any] = {
             "words": TfidfVectorizer(sublinear_tf=True, min_df=2),
             "words and signs, and pairs": TfidfVectorizer(
@@ -93,7 +96,7 @@ def surface(data: Dataset) -> dict[str, Any]:
             ),
         }
     else:
-        strengths = STRENGTHS[:4]
+        strengths = OF_FEATURES
         forms = {"pixels": StandardScaler()}
         inputs = [np.reshape(images, (len(images), -1)) / 255 for images in inputs]
     tried = {}
@@ -129,7 +132,7 @@ def probe(dataset: str, machine: Fields) -> dict[str, Any]:
         finally:
             simulation.close()
     model = Pipeline([("scale", StandardScaler()), ("classifier", LogisticRegression(max_iter=2000))])
-    search = GridSearchCV(model, {"classifier__C": STRENGTHS[:4]}, cv=folds(everything))
+    search = GridSearchCV(model, {"classifier__C": OF_FEATURES}, cv=folds(everything))
     search.fit(features[0], labels[0])
     return {
         "accuracy": float(search.score(features[1], labels[1])),
@@ -167,7 +170,7 @@ def sample(data: Dataset, federation: Fields, clients: int) -> Iterator[tuple[in
     """The rows of so many of the federation's clients, which lie evenly between the smallest and the largest."""
     defaults = fedpeft.RunConfig()
     train, _ = without_validation(data)
-    partitioner = PARTITIONS.build(federation.get("partition", defaults.partition))
+    partitioner = PARTITIONS.build(federation.get("partition") or suited_partition(data.name) or USUAL)
     partition = partitioner.split(train, federation.get("clients", defaults.clients), 0)
     by_size = np.argsort(partition.sizes, kind="stable")
     for place in np.linspace(0, len(by_size) - 1, min(clients, len(by_size))).round().astype(int):

@@ -47,6 +47,11 @@ def natural(rounds: int, cohort: int, **fields: Any) -> Fields:
     return {"partition": "natural", "clients": 0, "rounds": rounds, "cohort": cohort} | fields
 
 
+def grouped(rounds: int, cohort: int, **fields: Any) -> Fields:
+    """A federation of 100 groups of the rows' owners."""
+    return {"partition": "grouped", "clients": 100, "rounds": rounds, "cohort": cohort} | fields
+
+
 FULL = passes(2, 4, peft="full", learning_rate=5e-5)
 ALONE = passes(4, 4, peft=TWO_BLOCKS, learning_rate=1e-3, batch_size=8)
 
@@ -67,18 +72,24 @@ TASKS = {
     "reviews": Task(
         dataset="reviews",
         federated={
-            "2 blocks, 1e-3": natural(12, 20, peft=TWO_BLOCKS, learning_rate=1e-3, batch_size=8),
+            "2 blocks, 2e-3": grouped(20, 10, peft=TWO_BLOCKS, learning_rate=2e-3),
+            "2 blocks, 4e-3": grouped(20, 10, peft=TWO_BLOCKS, learning_rate=4e-3),
+            "2 blocks, 1e-3": grouped(20, 10, peft=TWO_BLOCKS, learning_rate=1e-3),
+            "3 blocks, 2e-3": grouped(20, 10, peft="lora(layers=3)", learning_rate=2e-3),
+            "all blocks, 1e-3": grouped(20, 10, peft=ALL_BLOCKS, learning_rate=1e-3),
+            "all blocks, 2e-3": grouped(20, 10, peft=ALL_BLOCKS, learning_rate=2e-3),
         },
         pooled={
             "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
             "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),
+            "all blocks, 1e-3": passes(2, 4, peft=ALL_BLOCKS, learning_rate=1e-3),
         },
         alone=ALONE,
         full=FULL,
     ),
     "20newsgroups": Task(
         dataset="20newsgroups",
-        federated={"defaults": {}},
+        federated={"defaults, 4e-3": {"learning_rate": 4e-3}},
         pooled={
             "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
             "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),

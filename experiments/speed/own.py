@@ -69,7 +69,10 @@ class Rounds:
             self.workers.freeze_rows()
             self.once = max(self.once, time.perf_counter() - started)
         timer = Timer()
-        grid = CohortGrid(self.workers.pool, self.partition.sizes, work.clients_per_pass)
+        sizes, training = self.partition.sizes, self.setup.training
+        grid = CohortGrid(
+            self.workers.pool, sizes, work.clients_per_pass, lambda client: training.steps_for(int(sizes[client]))
+        )
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             place = Path(folder)
             sampler, records = FixedSize(everyone, everyone), Records(place)

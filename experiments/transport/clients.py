@@ -53,6 +53,8 @@ class Settings:
     """rounds of each run"""
     precisions: tuple[str, ...] = ("fp32", "bf16", "int8", "nf4")
     """of the clients' bases"""
+    device: str = "cpu"
+    """that the clients compute on"""
     privacy: str = "dp_sgd(epsilon=8)"
     """of one more run, on a base in bf16; empty: none"""
     write_docs: bool = False
@@ -124,8 +126,8 @@ class Federation:
         clients = [
             self._start(
                 f"{run}-{k}.log", "fedpeft.join", "--server", address, "--data", f"{k}.jsonl", "--certs",
-                f"certs/clients/edge-{k}", "--state", "state", "--device", "cpu", "--threads", 1, "--precision",
-                precision, "--give-up", PATIENCE_SECONDS,
+                f"certs/clients/edge-{k}", "--state", "state", "--device", settings.device, "--threads", 1,
+                "--precision", precision, "--give-up", PATIENCE_SECONDS,
             )
             for k in range(settings.clients)
         ]  # fmt: skip

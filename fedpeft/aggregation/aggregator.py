@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,12 +19,16 @@ from fedpeft.peft.adapter import Layout, State, difference
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.low_rank import LowRank
 
+if TYPE_CHECKING:
+    from fedpeft.trust.disagreement import Disagreement
+
 
 @dataclass(frozen=True)
 class Outcome:
     """The next global state and optimizer memory, what goes into the base, by module, and the next clipping norm.
 
-    `error`: of the aggregate, where it is measured (see `fedpeft.aggregation.exactness`).
+    `error`: of the aggregate, where it is measured (see `fedpeft.aggregation.exactness`); `disagreement`: of the
+    clients, where somebody looks (`fedpeft.trust.disagreement`).
     """
 
     state: State
@@ -32,6 +36,7 @@ class Outcome:
     residuals: dict[str, LowRank] = field(default_factory=dict)
     clip: float | None = None
     error: float | None = None
+    disagreement: Disagreement | None = None
 
 
 class Aggregator(Protocol):

@@ -53,6 +53,30 @@ def ranks_in_front(state: State, layout: Layout, ranks: tuple[int, ...]) -> Stat
     return moved
 
 
+RANK_AXIS: dict[Role, int] = {"lora_A": 0, "lora_B": 1}
+"""Which axis of a factor is that of ranks."""
+
+
+def ranks_of(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:
+    """Of all factors these ranks, in their order; other tensors as they are."""
+    index = torch.tensor(ranks)
+    axes = {t.name: RANK_AXIS[t.role] for t in layout.tensors if t.role in RANK_AXIS}
+    return {n: t.index_select(axes[n], index) if n in axes else t for n, t in state.items()}
+
+
+def ranks_placed(part: State, layout: Layout, ranks: tuple[int, ...]) -> State:
+    """Factors of these ranks (empty: the leading ones) among all ranks of `layout`, 0 in the others; other tensors, and
+    factors that have all ranks already, as they are."""
+    placed = {}
+    for name, tensor in part.items():
+        axis = RANK_AXIS.get(layout.by_name[name].role)
+        if axis is not None and tensor.shape[axis] < layout.by_name[name].shape[axis]:
+            index = torch.tensor(ranks or range(tensor.shape[axis]))
+            tensor = tensor.new_zeros(layout.by_name[name].shape).index_copy_(axis, index, tensor)
+        placed[name] = tensor
+    return placed
+
+
 def product(pair: LoraPair, update: Update) -> LowRank:
     """What one client trained: s_k B_k A_k."""
     return LowRank(update.trained(pair.B) * update.scale, update.trained(pair.A))

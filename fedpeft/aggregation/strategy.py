@@ -48,6 +48,10 @@ class Strategy:
     """Whether a client of lower rank holds other ranks from round to round, so that what it, or a downlink, remembers
     of its factors has no meaning in the next one."""
 
+    counts_clients: ClassVar[bool] = False
+    """Whether the rule's setting `clients` is the number of a run's clients, and its state a mean over all of them,
+    which a server optimizer would spoil."""
+
     arrives_whole: ClassVar[bool] = True
     """Whether the update of a cohort of one becomes the global state; False: it is thinned out, shrunk or kept back."""
 
@@ -106,12 +110,36 @@ class Strategy:
         default: the leading ones."""
         return ()
 
+    def held_form(self, layout: Layout, form: ClientForm | None) -> ClientForm | None:
+        """In which form a client of `form` is sent the global factors, and holds them; by default in its own.
+
+        One that holds more trains its `ranks` alone, and hands in these.
+        """
+        return form
+
     def dispatch(self, state: State, layout: Layout, form: ClientForm | None, round: int) -> State:
         """A copy of what a client that holds `form` is sent; by default the leading ranks of the global state.
 
         Where a client is given other `ranks`, they lead in the `state` that this is called with.
         """
         return leading_ranks(state, layout, form)
+
+    def prepared(self, received: State, layout: Layout) -> State:
+        """What a client starts from, given what it was sent and what it keeps; by default that."""
+        return received
+
+    def still(self, layout: Layout) -> frozenset[str]:
+        """Names of the tensors that travel both ways and that local steps leave alone; by default none."""
+        return frozenset()
+
+    def steers(self, layout: Layout) -> bool:
+        """Whether local steps must leave alone a part of what a client holds."""
+        return bool(self.still(layout)) or type(self).held_form is not Strategy.held_form
+
+    def contributed(self, delta: State, received: State, trained: State, layout: Layout) -> State:
+        """What a client has to hand in, given how what it shares has moved, and all that it started from and has come
+        to; by default the former."""
+        return delta
 
     def submitted(self, delta: State, layout: Layout, round: int) -> State:
         """What of its delta a client hands in (its half of the rule, before the codec); by default all of it."""

@@ -229,10 +229,11 @@ class Downlink:
         """The adapter for a `client` that has a `form` and holds a version (0: none of use)."""
         if not (self._chains and self._versions.get(form, held)):
             held = 0
-        key = form, held, newcomer and bool(self.private), self._ranks(form, client)
+        ranks, whole = self._ranks(form, client), self._strategy.held_form(self._layout, form)
+        key = whole, held, newcomer and bool(self.private), () if whole != form else ranks
         if key not in self._packages:
             self._packages[key] = self._package(*key)
-        return self._packages[key]
+        return replace(self._packages[key], ranks=ranks)
 
     def _ranks(self, form: ClientForm | None, client: int) -> tuple[int, ...]:
         return self._strategy.ranks(self._layout, form, self._seed, self._round, client)

@@ -78,6 +78,8 @@ class Instruction:
         step: of a secure sum (`fedpeft.privacy.secure_sum.member`), from 1; the third is to prepare, or to train; 0:
             the answer is not summed under masks.
         said: what the others in the sum say to this client, as the server passes it on.
+        asks: in an evaluation, the text of a question (`fedpeft.trust.question`) that is answered with sums over the
+            client's own held-out rows; empty: loss and accuracy.
     """
 
     kind: Kind
@@ -102,6 +104,7 @@ class Instruction:
     released: str = ""
     step: int = 0
     said: bytes = b""
+    asks: str = ""
 
     @property
     def form(self) -> ClientForm | None:
@@ -135,6 +138,8 @@ class Instruction:
                     f"the server names tensors {positions!s:.80} as {name}; legal are positions 0 to {tensors - 1}, "
                     "each once"
                 )
+        if self.asks and self.kind != "evaluate":
+            raise PayloadError(f"the server asks a question with {self.kind}; legal is evaluate")
         for name, legal in (("base_precision", BASES), ("adapter_precision", ADAPTERS)):
             if (word := getattr(self, name)) not in legal:
                 raise PayloadError(f"the server asks for {name}={word!r:.50}; legal are {', '.join(map(repr, legal))}")
@@ -152,6 +157,7 @@ class Report:
         spent: whether there is no update because that client's privacy budget allows none.
         used: distinct rows that the client has trained on up to now, where it continues each round where the last one
             stopped; 0: it does not say.
+        joules: that the client's machine has measured while it trained; 0: it does not say.
     """
 
     client: int
@@ -168,6 +174,7 @@ class Report:
     charged: int = 0
     spent: bool = False
     used: int = 0
+    joules: float = 0.0
 
     @property
     def bytes(self) -> int:

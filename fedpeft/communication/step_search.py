@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import sqrt
 from typing import Final
 
@@ -50,6 +51,9 @@ SAMPLE: Final = 1 << 16
 
 LARGE: Final = 1 << 18
 """Entries from which on a state is much larger; smaller ones are searched whole."""
+
+SURELY: Final = 1.5
+"""A sample's word counts for the whole where it is so many times what is asked."""
 
 
 class StepSearch:
@@ -127,18 +131,27 @@ class StepSearch:
         finest = 1.001 * self.largest / REACH
         while True:
             step = self._within(budget, finest, 4 * self.largest)
-            if step <= np.float32(finest) or self._arrives(step) >= LEAST:
+            if step <= np.float32(finest) or self._enough_arrives(step):
                 return step
             budget *= 2
 
+    def _enough_arrives(self, step: float) -> bool:
+        """Whether `LEAST` of the state does."""
+        if len(self.y) >= LARGE and self._sample._arrives(step) >= SURELY * LEAST:
+            return True
+        return self._arrives(step) >= LEAST
+
     def _arrives(self, step: float) -> float:
-        """<y, y'> / norm(y)^2, about: the energy of what is not sent as zero; 1 with dither, which keeps it."""
+        """<y, y'> / norm(y)^2, about: the energy of what is not sent as zero; 1 with dither, which keeps it; 0 where
+        there is none."""
         if self.probe is not None:
             return 1.0
         squares = np.square(self.y, dtype=np.float64)
+        energy = float(squares.sum())
         q, _ = self.levels(step, None)
-        return float(squares.sum(where=q != 0) / squares.sum())
+        return float(squares.sum(where=q != 0)) / energy if energy else 0.0
 
+    @cached_property
     def _sample(self) -> StepSearch:
         """The search on about `SAMPLE` entries that lie evenly in the slices."""
         every = len(self.y) // SAMPLE
@@ -150,9 +163,9 @@ class StepSearch:
         """The step between two whose cost is at most the budget and close to it, or `low` or `high`."""
         if len(self.y) < LARGE:
             return self._searched(budget, low, high)
-        if self.cost(low) <= budget:
+        sample = self._sample
+        if sample.cost(low) < SURELY * budget and self.cost(low) <= budget:
             return float(np.float32(low))
-        sample = self._sample()
         step = sample._searched(budget, low, high)
         an_octave, best, before = max(sample.cost(step) - sample.cost(2 * step), 1.0), 0.0, (0.0, 0.0)
         octaves, used = np.log2(high / low), 0.0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,8 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.conformance import under_test
 from fedpeft.models.quantized import quantize
-from fedpeft.models.task import DTYPES, adapter_dtype
+from fedpeft.models.task import DTYPES, adapter_dtype, trainable
+from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
@@ -27,6 +32,7 @@ Tiny = tuple[Any, Any, Path, int]
 """Task, tokenised rows, model folder and number of classes."""
 
 SMALL = {
+    "adapter_fusion": "adapter_fusion(runs=('{finished}/0', '{finished}/1'), width=5)",
     "adamix": "adamix(dim=6, experts=3)",
     "adalora": "adalora(rank=4, target_rank=2, shrink_rounds=2)",
     "lora": "lora(rank=4)",
@@ -36,8 +42,10 @@ SMALL = {
     "lora_fa": "lora_fa(rank=4)",
     "lora_sb": "lora_sb(rank=4)",
     "lora_gram": "lora_gram(rank=4, width=12)",
+    "row_lora": "row_lora(rank=4)",
     "vera": "vera(rank=16)",
     "bottleneck": "bottleneck(dim=6)",
+    "prompt_ensemble": "prompt_ensemble(prompts=3, length=4)",
     "prefix_tuning": "prefix_tuning(length=5)",
     "prompt_tuning": "prompt_tuning(length=5)",
     "quantum_peft": "quantum_peft(rank=3, layers=1)",
@@ -75,11 +83,29 @@ def model_with(method: PeftMethod, tiny: Tiny, dtype: str) -> Any:
     return model
 
 
+@functools.cache
+def finished(folder: Path, task: Any, classes: int) -> Path:
+    """A folder with two finished runs of bottleneck on the base in `folder`, for methods that combine such."""
+    made = Path(tempfile.mkdtemp(prefix="finished-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    for number in range(2):
+        spec = f"bottleneck(dim={4 + number})"
+        method, model = PEFT_METHODS.build(spec), task.model(task.base(folder, torch.float32), classes)
+        method.attach(model, "fp32")
+        noise = torch.Generator().manual_seed(number)
+        state = {n: 0.3 * torch.randn(p.shape, generator=noise) for n, p in trainable(model).items()}
+        (made / str(number)).mkdir()
+        saved_adapter.save(made / str(number), model, state, None, None, spec)
+    return made
+
+
 class Case:
     """A method on the tiny model, with a start that is away from zero."""
 
     def __init__(self, spec: str, tiny: Tiny, dtype: str = "fp64") -> None:
         self.task, self.rows, self.folder, self.classes = tiny
+        if "{finished}" in spec:
+            spec = spec.replace("{finished}", str(finished(self.folder, self.task, self.classes)))
         self.spec = spec
         self.method = PEFT_METHODS.build(spec)
         self.dtype = dtype

@@ -20,8 +20,9 @@ from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 FORM = ClientForm(4, 8.0)
 MIXED = [Client(ClientForm(2, 8.0), 3.0), Client(ClientForm(4, 8.0), 1.0), Client(ClientForm(3, 6.0), 2.5)]
 CORES = [
-    TensorSpec("layer.0.lora_R.weight", (4, 4), "plain", "layer.0"),
-    TensorSpec("layer.0.lora_G.weight", (4, 9), "plain", "layer.0"),
+    (TensorSpec("layer.0.lora_R.weight", (4, 4), "plain", "layer.0"),),
+    (TensorSpec("layer.0.lora_G.weight", (4, 9), "plain", "layer.0"),),
+    tuple(TensorSpec(f"layer.0.{name}.weight", (4, 4), "plain", "layer.0") for name in ("own_A", "rest_A")),
 ]
 """Of rules that refuse LoRA's factors, the tensors that they are for."""
 EQUAL = [Client(FORM, 3.0), Client(FORM, 1.0), Client(FORM, 2.5), Client(FORM, 7.0)]
@@ -33,7 +34,7 @@ def layout_for(strategy: Strategy) -> Layout:
         strategy.check(layout, [])
     except ConfigError:
         for core in CORES:
-            layout = Layout((core, *(t for t in layout.tensors if t.role == "head")), FORM)
+            layout = Layout((*core, *(t for t in layout.tensors if t.role == "head")), FORM)
             with contextlib.suppress(ConfigError):
                 strategy.check(layout, [])
                 return layout

@@ -186,7 +186,7 @@ MADE_UP_TOKENS = 16
 
 def made_up(config: Any, rows: int, generator: torch.Generator) -> Batch:
     """Rows that a model of `config` can read: texts of random tokens, or images of noise."""
-    if not hasattr(config, "vocab_size"):
+    if hasattr(config, "patch_size"):  # BEiT has a vocabulary, too: of what it was trained to see
         side = math.isqrt(MADE_UP_TOKENS) * config.patch_size
         return {"pixel_values": torch.randn(rows, 3, side, side, generator=generator)}
     ids = torch.randint(config.vocab_size, (rows, MADE_UP_TOKENS), generator=generator)

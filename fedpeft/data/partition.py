@@ -178,6 +178,9 @@ class Partitioner(Protocol):
         ...
 
 
+USUAL = "dirichlet(alpha=0.5)"
+"""How rows of data sets that don't say otherwise are split, as papers do."""
+
 PARTITIONS: Family[Partitioner] = Family("fedpeft.data.partitions", "partition", kind=Partitioner)
 
 

@@ -113,7 +113,7 @@ class Dataset:
 
 
 class Source(Protocol):
-    """A data set part: where rows come from."""
+    """A data set part: where rows come from. With `suited_partition` it says how its rows lie where a run does not."""
 
     def load(self) -> Dataset:
         """Fetch, read and check the rows."""
@@ -132,6 +132,15 @@ def load_dataset(text: str) -> Dataset:
         DataError: its rows can't be used.
     """
     return DATASETS.build(text).load()
+
+
+def suited_partition(text: str) -> str | None:
+    """How the rows of the data set that `text` describes are split by default; None: it has no way of its own.
+
+    Raises:
+        ConfigError: unknown name or setting.
+    """
+    return getattr(DATASETS.build(text), "suited_partition", None)
 
 
 def encode_labels(

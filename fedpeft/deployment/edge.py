@@ -28,10 +28,12 @@ from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.record_files import records
 from fedpeft.data.user_rows import labelled_rows
+from fedpeft.deployment.answered import check_question, metered
 from fedpeft.deployment.capacity import device_called, fitted
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.options import EdgeOptions
+from fedpeft.deployment.own_ledger import own_ledger
 from fedpeft.deployment.pinned_roster import PinnedRoster
 from fedpeft.deployment.registration import to_wire
 from fedpeft.deployment.shared_settings import shared_settings
@@ -41,16 +43,15 @@ from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import gpu_name
 from fedpeft.models import kernels
-from fedpeft.privacy.client_engine import FAILED, OwnLedger, own_mechanism, planned_participations, state_digest
+from fedpeft.privacy.client_engine import FAILED, OwnLedger, state_digest
 from fedpeft.privacy.engine import KEY, ClientPrivacy
-from fedpeft.privacy.lifetime_ledger import LifetimeLedger
-from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.secure_sum.certified import Identity
+from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.secure_sum.words import most_said
+from fedpeft.privacy.summed_ledger import SummedLedger
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import DataFacts, Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
-from fedpeft.server.sampling import cohort_size
 
 BYTES_PER_NUMBER = 8
 """In what is sent of the base, at most: fp64."""
@@ -172,6 +173,8 @@ class Edge:
         work = dataclasses.replace(work, threads=self.options.threads or os.cpu_count() or 1, clients_per_pass=1)
         self._check_model(work)
         self.protection = self._protection(work, machine.pinned({}, work, folder))
+        if isinstance(self.protection, SummedLedger):
+            self.setup = dataclasses.replace(self.setup, secure_sum=self.protection.sums)
         alone = Alone(np.arange(len(self.rows)), np.array([0, len(self.rows)]))
         clients = client_plan(self.setup, alone, folder, self._held_out, self._client_privacy())
         self.roster = _pinned(self.options, self.setup, credentials)
@@ -210,48 +213,14 @@ class Edge:
         return self.setup.secure_sum is not None or (self.setup.mechanism is not None and self.setup.mechanism.silent)
 
     def _protection(self, work: WorkPlan, fixed: dict[str, Any]) -> OwnLedger | None:
-        """The client's own ledger, where the mechanism acts here; `fixed` is what else an answer depends on."""
-        given, options, config = self.setup.mechanism, self.options, self.config
-        if given is None or not (given.protects and given.noises_updates):
-            if options.max_epsilon is not None:
-                how = f"{config.privacy} is applied by the server" if given is not None else "it has no --privacy"
-                raise PrivacyError(
-                    f"this federation does not protect your updates on this machine ({how}), so --max-epsilon can't be "
-                    "kept; leave it out if you trust the server, or ask for dp_sgd or local_dp"
-                )
-            return None
-        if given.test_noise and options.max_epsilon is not None:
-            raise PrivacyError(
-                "this federation asks for test_noise, which protects nobody: --max-epsilon can't be kept"
-            )
-        rows = len(held_out(np.arange(len(self.rows)), self._held_out, config.seed, 0)[0])
-        cohort, clients = shared_settings(self.description.config).cohort, int(config.clients)
-        share = cohort_size(cohort, clients) / clients
-
-        def alike(value: int) -> NDArray[np.int64]:
-            return np.full(clients, value, np.int64)
-
-        exposure = Exposure(
-            strategy=self.setup.strategy,
-            method=self.setup.method,
-            layout=self.setup.layout,
-            rows=alike(rows),
-            steps=alike(self.setup.training.steps_for(rows)),
-            participations=alike(planned_participations(config.rounds, share)),
-            batch_size=config.batch_size,
-            rounds=config.rounds,
-            cohort=1,
-            even=True,
-            start=self.setup.private_start,
-            trained=self.setup.trained_entries,
-        )
-        mechanism = own_mechanism(given, given.units(exposure), options.max_epsilon, options.max_delta)
+        """The client's own ledger, where noise is drawn here; `fixed` is what else an answer depends on."""
+        rows = len(held_out(np.arange(len(self.rows)), self._held_out, self.config.seed, 0)[0])
         identity = (
             f"{self.description.config} {work.data_key} {work.model_key} {work.dtype} {work.precision} {work.device} "
-            f"{work.threads} {config.batch_size} {__version__} {fixed}"
+            f"{work.threads} {self.config.batch_size} {__version__} {fixed}"
         )
-        lifetime = LifetimeLedger(self.ledgers, self.file, mechanism.hides, options.max_epsilon)
-        return OwnLedger(mechanism, exposure, self.folder, identity, given, lifetime, config.seed)
+        told = shared_settings(self.description.config)
+        return own_ledger(self.setup, told, self.options, rows, identity, (self.folder, self.ledgers, self.file))
 
     def _client_privacy(self) -> ClientPrivacy | None:
         """What the worker needs to know of the mechanism."""
@@ -275,12 +244,14 @@ class Edge:
             )
         own, pinned = credentials, frozenset(self.roster.members.values()) if self.roster else None
         identity = Identity(self.description.run, own.key, own.certificate, own.authority, pinned, self.options.fewest)
-        return MaskPlan(self.config.privacy, self.setup.by_rows, int(self.config.clients), identity)
+        secure = self.setup.secure_sum
+        noise = (secure, self.folder / KEY) if isinstance(secure, SharedNoise) else None
+        return MaskPlan(self.config.privacy, self.setup.by_rows, int(self.config.clients), identity, noise)
 
     def _own_state(self, instruction: Instruction) -> bytes:
         """A digest of what an answer depends on beside the instruction."""
         store = ClientStore(self.folder / "clients")
-        own = store.file(instruction.client, instruction.acknowledged)
+        own = store.content(instruction.client, instruction.acknowledged)
         return state_digest(own, ResidualFiles(self.workers.work.residuals).file(instruction.base))
 
     # ------------------------------------------------------------------------------------------------------- the work
@@ -321,9 +292,10 @@ class Edge:
         own = self.protection
         try:
             instruction.check(len(self.setup.layout.tensors))
+            check_question(instruction)
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
             if own is None:
-                return self.workers.answer(instruction)
+                return metered(instruction, self.workers.answer)
             return own.answer(instruction, self._own_state(instruction), self.workers.answer)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -373,6 +345,6 @@ def _pinned(options: EdgeOptions, setup: Setup, credentials: Credentials | None)
     if setup.secure_sum is None:
         raise PrivacyError(
             "this federation adds up nothing under masks, so --roster can't keep anybody out; leave it out if you "
-            "trust the server with your updates, or ask for --privacy secure_sum"
+            "trust the server with your updates, or ask for --privacy secure_sum or distributed_dp"
         )
     return roster

@@ -36,6 +36,7 @@ from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.registration import declared
 from fedpeft.deployment.served_settings import check
+from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
 from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.wire import v1_pb2 as v1
@@ -44,19 +45,22 @@ from fedpeft.machine import cache
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.sum import FEWEST
+from fedpeft.privacy.summed_book import SummedBook
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.profiles import Profile, chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
+from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
+from fedpeft.server.energy import EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import Reachable, population
+from fedpeft.server.sampling import FixedSize, Reachable, population
 from fedpeft.server.sum_journal import SumJournal
 
 ROSTER = "roster.json"
@@ -155,7 +159,9 @@ class Federation:
         self.config = setup.config
         if options.wait_for > setup.clients:
             raise ConfigError(f"wait_for={options.wait_for} is more than the {setup.clients} clients there may be")
-        self.sampler = population(setup.clients, config.cohort, chances(self.given), setup.mechanism)
+        self.sampler = population(
+            setup.clients, cohort_size(config.cohort, setup.clients), chances(self.given), setup.mechanism
+        )
         if setup.secure_sum is not None:
             setup.secure_sum.check(self.sampler.size)
         begun = Checkpoints(folder / "checkpoint").load()
@@ -163,8 +169,10 @@ class Federation:
         machine = Machine.of(setup, fixed)
         work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
         self.fixed = machine.pinned(fixed, work, folder)
-        self.held_out = options.held_out or (HELD_OUT if setup.personal else 0.0)
+        self.held_out = options.held_out or (HELD_OUT if setup.personal or asks_clients(setup) else 0.0)
         self.protection = self._protection(f"{work.data_key} {work.model_key} {self.fixed}")
+        if isinstance(self.protection, SummedBook):
+            self.setup = setup = dataclasses.replace(self.setup, secure_sum=self.protection.sums)
         nobody = Partition(np.zeros(0, np.int64), np.zeros(setup.clients + 1, np.int64))
         plan = client_plan(setup, nobody, folder, self.held_out, None)
         validation = np.arange(len(self.rows.validation))
@@ -180,40 +188,21 @@ class Federation:
     # ------------------------------------------------------------------------------------------------------- privacy
 
     def _protection(self, identity: str) -> PrivacyEngine | None:
-        """The server's ledger: of its own noise (user_dp), or the second book of clients that add noise themselves.
-
-        `identity`: what else a round's outcome depends on than the members and the settings.
-        """
-        config, setup, mechanism = self.config, self.setup, self.setup.mechanism
-        if mechanism is None:
-            return None
-        ones = np.ones(setup.clients, np.int64)
-        exposure = Exposure(
-            strategy=setup.strategy,
-            method=setup.method,
-            layout=setup.layout,
-            rows=ones,  # each client knows its own number only
-            steps=ones,
-            participations=config.rounds * ones,
-            batch_size=config.batch_size,
-            rounds=config.rounds,
-            cohort=self.sampler.size,
-            even=len(set(self.sampler.weights)) <= 1,
-            start=setup.private_start,
-            trained=setup.trained_entries,
+        """The server's ledger; `identity`: what else a round's outcome depends on than the members and the settings."""
+        return servers_book(
+            self.setup,
+            self.sampler,
+            self.folder,
+            f"{self.roster.run} {self.config.to_toml()} {identity}",
+            lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
+            lambda client: self.own[client].steps,
+            lambda round: self.journal.cohort(round),
         )
-        identity = f"{self.roster.run} {config.to_toml()} {identity}"
-        if mechanism.noises_updates:
-            return SecondBook(
-                mechanism,
-                exposure,
-                self.folder,
-                identity,
-                config.seed,
-                lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
-                lambda client: self.own[client].steps,
-            )
-        return PrivacyEngine(mechanism, exposure, self.folder, identity, config.seed)
+
+    @property
+    def journal(self) -> SumJournal:
+        """Of the secure sum that is under way."""
+        return SumJournal(self.folder / "secure_sum", self.roster.run)
 
     @property
     def secret_cohort(self) -> bool:
@@ -257,7 +246,13 @@ class Federation:
             self.setup.strategy.check(self.setup.layout, forms)
         except ConfigError as error:
             raise RunError(f"rank {registration.rank} does not fit: {error}") from None
-        return declared(registration) if isinstance(self.protection, SecondBook) else None
+        book = self.protection
+        if not isinstance(book, SecondBook | SummedBook):
+            return None
+        terms = declared(registration)
+        if isinstance(book, SummedBook):
+            book.check_terms(terms)
+        return terms
 
     def _form(self, profile: Profile, rank: int) -> ClientForm | None:
         """The form of a client that can hold `rank` (0: any), at the scale of its profile."""
@@ -313,19 +308,20 @@ class Federation:
 
     def grid(self) -> Grid:
         """Real clients."""
-        # Nobody waits for one client alone; and with secret cohorts whether one counts must not depend on the others.
-        quorum = 0.0 if self.setup.strategy.asynchronous or self.secret_cohort else self.options.quorum
-        return GrpcGrid(
-            self.gateway, quorum, self.options.deadline, self.stopping, goes_on=self.setup.secure_sum is not None
-        )
+        # Nobody waits for one client alone; and with secret cohorts whether one counts must not depend on the others,
+        # but for sums, which have too little noise without them.
+        summed, asynchronous = self.setup.secure_sum is not None, self.setup.strategy.asynchronous
+        quorum = 0.0 if asynchronous or (self.secret_cohort and not summed) else self.options.quorum
+        return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping, goes_on=summed)
 
     def server(self, records: Records) -> Server:
         """The server of this run, with clients that come and go."""
+        everybody = FixedSize(self.setup.clients, self.setup.clients)  # of whom the book's secret coins draw some
         evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _nobody_knows
         return Server(
             setup=self.setup,
             grid=self.grid(),
-            sampler=Reachable(self.sampler, self.present),
+            sampler=Reachable(everybody if isinstance(self.protection, SummedBook) else self.sampler, self.present),
             store=RunStore.of(records),
             observer=self.observer,
             evaluate=evaluate,
@@ -336,7 +332,8 @@ class Federation:
             validation_loss=self.workers.validation_loss if len(self.rows.validation) else None,
             announce=self.announcements.announce,
             most_rows=self._most_rows,
-            journal=SumJournal(self.folder / "secure_sum", self.roster.run) if self.setup.secure_sum else None,
+            book=EnergyBook(self.setup) if self.setup.measured.energy is not None else None,
+            journal=self.journal if self.setup.secure_sum else None,
         )
 
     def _most_rows(self) -> float:

@@ -27,6 +27,7 @@ class ServeOptions:
     insecure: bool = setting(False, "no TLS: clients are who they say they are; on this machine only")
     insecure_anywhere: bool = setting(False, "no TLS, whoever can reach the address")
     metrics: str = setting("", "HOST:PORT of Prometheus metrics, e.g. 127.0.0.1:9470; empty: none")
+    dashboard: str = setting("", "port of a page that shows the run, to this machine only; 0: any free; empty: none")
     health: str = setting("", "HOST:PORT of gRPC health checks without TLS, e.g. 127.0.0.1:8471; empty: none")
     wait_for: int = setting(0, "clients to wait for before round 1; 0: all", low=0)
     quorum: float = setting(0.5, "share of a cohort that must answer before the deadline counts", above=0, high=1)
@@ -62,6 +63,13 @@ class EdgeOptions:
         above=0,
     )
     max_delta: float = setting(1e-3, "the largest privacy delta that you accept", above=0, below=1)
+    collude: float = setting(
+        0.0,
+        "distributed_dp: share of a sum's clients that you take to tell the server their noise, if the federation's is "
+        "smaller",
+        low=0,
+        high=0.9,
+    )
     roster: str = setting(
         "", "file of the certificates whose owners yours may be added up with (python -m fedpeft.certs --roster)"
     )

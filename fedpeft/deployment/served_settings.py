@@ -5,8 +5,11 @@ from __future__ import annotations
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
+from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy, sums_in
 from fedpeft.run.measured import parse_measure
+from fedpeft.run.sampling import aware
 
 
 def check(config: RunConfig, options: ServeOptions) -> None:
@@ -19,21 +22,29 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         raise ConfigError("attack belongs to simulations: real clients keep their rows; leave it out")
     for name in parse_measure(config.measure).simulated:
         raise ConfigError(f"{name} belongs to simulations: real clients keep their rows; leave it out of --measure")
+    if aware(config.cohort) is not None:
+        raise ConfigError(
+            f"--cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients don't "
+            "tell; give a number or a fraction"
+        )
     if config.grid != "cohort":
         raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
+    if needs := PEFT_METHODS.build(config.peft).own_machine:
+        raise ConfigError(f"--peft {config.peft} {needs}, and real clients are on others; take bottleneck")
     if not config.privacy:
         return
-    mechanism = parse_privacy(config.privacy)
-    if isinstance(mechanism, SecureSum):
-        mechanism.check_lies()
+    mechanism, secure = parse_privacy(config.privacy), sums_in(config.privacy)
+    if secure is not None:
+        secure.check_lies()
         if options.held_out:
             raise PrivacyError(
                 "--held-out has each client report losses on its own rows, one by one, which no sum hides; leave it "
                 "out, or evaluate on rows of the server's, with --eval-data"
             )
+    if isinstance(mechanism, SecureSum):
         return
-    if mechanism.summed:
-        raise ConfigError(f"--privacy {mechanism.name} works in simulations so far, and these clients are real")
+    if isinstance(mechanism, DistributedDP):
+        mechanism.check_remote()
     if not mechanism.protects:
         raise ConfigError(
             f"--privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave it "

@@ -22,7 +22,10 @@ from fedpeft.config import RunConfig, from_mapping
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import Family
-from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
+from fedpeft.privacy.secure_sum.sum import parse_privacy, sums_in
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.setup import Setup
 from fedpeft.spec import parse_spec, split_outside_parentheses
@@ -70,18 +73,22 @@ def shared_settings(text: str) -> RunConfig:
 
     Raises:
         RunError: the text is no configuration of this version, or asks for what a client does not do.
-        PrivacyError: it asks for sums under masks that a lying server could look under.
+        PrivacyError: it asks for sums under masks that a lying server could look under, or that lack a number of rows.
     """
     try:
         told = from_mapping(tomllib.loads(text), "the server's settings")
-        mechanism = parse_privacy(told.privacy) if told.privacy else None
+        mechanism, secure = (parse_privacy(told.privacy) if told.privacy else None), sums_in(told.privacy)
         measured = parse_measure(told.measure)
         for name, family in KNOWN.items():
             for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
                 family.loaded(parse_spec(part).name)
                 family.build(part)
+        if needs := PEFT_METHODS.build(told.peft).own_machine:
+            raise RunError(f"peft={told.peft!r:.80} {needs}")
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
         raise RunError(f"the server's settings can't be used: {error}") from None
+    if isinstance(told.cohort, str) and told.cohort != "all":
+        raise RunError("the server's settings name a sampler as its cohort, which belongs to simulations")
     if isinstance(told.clients, str):
         raise RunError("the server's settings name a file of clients, and a client is told their number")
     for field in dataclasses.fields(RunConfig):
@@ -95,13 +102,16 @@ def shared_settings(text: str) -> RunConfig:
             )
         if field.name in AT_MOST and value > AT_MOST[field.name]:
             raise RunError(f"{said}, and a client takes {AT_MOST[field.name]} at most")
-    if isinstance(mechanism, SecureSum):
-        mechanism.check_lies()
-    elif mechanism is not None and (mechanism.audit or mechanism.summed or not mechanism.protects):
-        raise RunError(
-            f"the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask whoever runs "
-            "the server for dp_sgd, local_dp, user_dp or secure_sum"
-        )
+    if secure is not None:
+        secure.check_lies()
+    if isinstance(mechanism, Mechanism):
+        if mechanism.audit or not mechanism.protects:
+            raise RunError(
+                f"the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask whoever "
+                "runs the server for dp_sgd, local_dp, user_dp, distributed_dp or secure_sum"
+            )
+        if isinstance(mechanism, DistributedDP):
+            mechanism.check_remote()
     return RunConfig(**{name: getattr(told, name) for name in TAKEN})
 
 

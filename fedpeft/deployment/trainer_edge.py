@@ -66,6 +66,11 @@ class TrainerEdge:
         reference = _reference(trainer.model, method)
         self.layout = method.layout(reference)
         _check_adapter(self.layout, model, self.config.peft)
+        if self.parts.strategy.steers(self.layout):
+            raise RunError(
+                f"with {self.config.strategy} clients leave a part of what they hold alone, and a Trainer's steps are "
+                "its own; ask for another strategy, such as fedit"
+            )
         self._check_weights(trainer.model)
         plan = TrainerPlan(self.layout, self.parts.training, self.config.seed, self.config.dtype, folder / "base")
         executor = TrainerExecutor(trainer, model, train, ranks, self.layout, self.config.learning_rate)
@@ -144,7 +149,12 @@ def _check_parts(description: v1.Description, parts: ChosenParts, config: RunCon
             f"the federation corrects clients' gradients (--drift {config.drift}), and a Trainer's steps are its own; "
             "ask for a run without --drift"
         )
-    mechanism = parts.mechanism
+    mechanism, secure = parts.mechanism, parts.secure_sum
+    if secure is not None:
+        raise PrivacyError(
+            f"the federation's {secure.name} adds up updates under masks, which a Trainer does not do; join with "
+            "python -m fedpeft.join, or ask for user_dp"
+        )
     if mechanism is not None and mechanism.protects and mechanism.noises_updates:
         raise PrivacyError(
             f"the federation's {mechanism.name} protects rows on the client, which a Trainer does not do; join with "

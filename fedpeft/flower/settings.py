@@ -9,6 +9,7 @@ from typing import Any
 from fedpeft.aggregation.strategy import RoundStrategy, strategies
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.errors import ConfigError
+from fedpeft.peft.family import PEFT_METHODS
 
 OWN_KEYS = ("output", "nodes")
 """Keys of the run config that are not settings of a run: its folder, and how many nodes to wait for."""
@@ -32,6 +33,8 @@ def config_of(run_config: Mapping[str, Any]) -> RunConfig:
             f"{config.strategy} puts a residual into the clients' base, which Flower's short-lived client processes do "
             "not keep; take fedit or flexlora, or python -m fedpeft.serve"
         )
+    if needs := PEFT_METHODS.build(config.peft).own_machine:
+        raise ConfigError(f"{config.peft} {needs}, and Flower's nodes are on others; take python -m fedpeft.simulate")
     if config.privacy:
         raise ConfigError(
             "privacy needs a ledger and a key that stay with each client, and Flower's nodes start a new process for a "

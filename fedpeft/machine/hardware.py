@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import torch
+
+T = TypeVar("T")
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -55,6 +60,17 @@ def container_cores(folder: Path) -> int:
         return -(-int(quota) // int(period))
     except (OSError, ValueError, ZeroDivisionError):  # "max": no limit
         return 1 << 30
+
+
+def in_threads(threads: int, work: Callable[..., T], *each: Sequence[Any]) -> list[T]:
+    """`work` on the first of `each`, on the second, and so on, as `map` does; by so many threads, one: by this one.
+
+    A GPU's worker has cores to itself, and encodes its clients' updates on them.
+    """
+    if threads == 1 or len(each[0]) < 2:
+        return list(map(work, *each))
+    with ThreadPoolExecutor(min(threads, len(each[0]))) as pool:
+        return list(pool.map(work, *each))
 
 
 def free_memory(device: str) -> int:

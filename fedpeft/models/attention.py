@@ -1,8 +1,9 @@
-"""The attention function of this project: transformers' own, in fp32 for a bf16 base on a CPU, with learned prefixes.
+"""The attention function of this project: transformers' own, in fp32 for a bf16 base on a CPU, deterministic on a GPU,
+with learned prefixes.
 
-torch's bf16 kernel takes over twice as long in the backward pass. Prefixes (see `peft/methods/prefix_tuning.py`) are
-a child module called `prefix` of the attention module, what is added to the heads' outputs
-(`peft/methods/prefix_tuning_plus.py`) one called `prefix_plus`; without them, nothing is different.
+On a CPU torch's bf16 kernel takes over twice as long in the backward pass. Prefixes (see
+`peft/methods/prefix_tuning.py`) are a child module called `prefix` of the attention module, what is added to the heads'
+outputs (`peft/methods/prefix_tuning_plus.py`) one called `prefix_plus`; without them, nothing is different.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import KEY_PROJECTIONS, blocks
+from fedpeft.models.determinism import fused_deterministically
+from fedpeft.models.layers import KEY_PROJECTIONS, blocks, unused, uppermost
 from fedpeft.models.packing import Packing
 
 NAME = "sdpa_fp32"
@@ -57,7 +59,14 @@ def _attended(
         mask = _with_prefix(mask, counted, query, key.shape[2] - counted.shape[1], bool(causal))
         named["is_causal"] = False
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, mask, *rest, **named)
+        attended = sdpa_attention_forward(module, query, key, value, mask, *rest, **named)
+        if query.device.type == "cuda":
+            fused_deterministically(attended[0])
+        return attended
+    if mask is not None and mask.is_floating_point():
+        mask = mask.float()
+    if isinstance(bias := named.get("position_bias"), Tensor):  # T5's
+        named["position_bias"] = bias.float()
     output, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, *rest, **named)
     return output.to(query.dtype), weights
 
@@ -88,17 +97,21 @@ def attention_modules(base: nn.Module, top: int, method: str) -> dict[str, nn.Mo
     """The attention modules of the `top` uppermost blocks (0: all), by path, made to compute with this function.
 
     Raises:
-        ModelError: `top` exceeds the number of blocks, or none is known; `method` is whom that concerns.
+        ModelError: `top` exceeds the number of blocks, none is known, or the model's attention is another;
+            `method` is whom that concerns.
     """
     config: Any = base.config
+    if not getattr(base, "_supports_sdpa", True):
+        raise ModelError(
+            f"{type(base).__name__} has an attention of its own (caps or distances that torch's has not), which "
+            f"{method} can't be put into; take lora"
+        )
     config._attn_implementation = register()
     path, stack = blocks(base)
-    if top > len(stack):
-        raise ModelError(f"layers={top} of {method} exceeds the model's {len(stack)} blocks")
     found = {}
-    for i in range(len(stack) - top if top else 0, len(stack)):
+    for i in uppermost(base, top, method):
         for name, module in stack[i].named_modules():
-            if any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
+            if not unused(name) and any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
                 found[f"{path}.{i}.{name}"] = module
     if not found:
         raise ModelError(f"{method} does not know the attention of {type(base).__name__}; take lora")

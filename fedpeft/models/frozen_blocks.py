@@ -174,6 +174,12 @@ class FrozenStore:
             ) from error
         return [i for i, flag in enumerate(done.read_bytes()) if not flag]
 
+    def has(self, tile: int) -> bool:
+        """Whether a tile is computed, perhaps by another process since `missing` was asked."""
+        with open(self.folder / "tiles.done", "rb") as done:
+            done.seek(tile)
+            return done.read(1) == b"\x01"
+
     def _make_files(self, sizes: Mapping[str, int]) -> None:
         files.make_private_folder(self.folder)  # what comes of rows says what they are
         try:
@@ -200,7 +206,8 @@ class FrozenStore:
         device = next(base.parameters()).device
         inputs = {name: t.to(device) for name, t in batch.items() if name != "labels"}
         hidden, last = _forward(base, inputs, self.depth)
-        features = pool(last, inputs.get("attention_mask")).to(self._feature_dtype)
+        features = pool(last, inputs.get("attention_mask")).to(self._feature_dtype).cpu()
+        hidden = None if hidden is None else hidden.cpu()  # all rows in one copy
         for i, row in enumerate(rows):
             self._write("features", features[i], int(row) * self._bytes(self._feature_dtype))
             if hidden is not None:
@@ -213,7 +220,7 @@ class FrozenStore:
             done.write(b"\x01")
 
     def _write(self, name: str, values: Tensor, position: int) -> None:
-        os.pwrite(self._files[name], values.cpu().contiguous().view(torch.uint8).numpy().data, position)
+        os.pwrite(self._files[name], values.contiguous().view(torch.uint8).numpy().data, position)
 
     def features(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Pooled features of `rows`, (rows, width)."""

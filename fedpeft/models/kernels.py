@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import fast_bf16
 from fedpeft.models.layers import linear_layers, replace
+from fedpeft.models.quantized import QuantizedLinear
 
 TOKENS, OUT, IN = 512, 1536, 384
 """The product that is timed: as in a small encoder's feed-forward layer."""
@@ -104,6 +105,9 @@ instructions."""
 _onednn: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
 _packed: Callable[..., Tensor] = torch.ops.mkldnn._reorder_linear_weight
 
+_new_view: Callable[..., Tensor] = torch.ops.aten._unsafe_view
+"""Of a tensor that nobody else holds; to autograd no view, so that a model may write into it (DeBERTa does)."""
+
 USUAL_TOKENS = 1024
 """Of a pass: oneDNN arranges packed weights for a product of about this size."""
 
@@ -145,7 +149,8 @@ class FrozenLinear(nn.Module):
             return _onednn(x, self._held, self.bias, "none", [], "")
         if self.kernel == "widened":
             return widened_linear(x, self._held, self.bias)
-        return F.linear(x, self._held, self.bias)
+        flat = F.linear(x.reshape(-1, x.shape[-1]), self._held, self.bias)
+        return _new_view(flat, [*x.shape[:-1], self.out_features])
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
         """Of the output (..., out), contiguous, to that of the input (..., in), a new tensor."""
@@ -171,9 +176,11 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def fast_linears(base: nn.Module, kernel: Kernel) -> None:
-    """Replace every frozen linear layer inside the transformer blocks of `base` by a fast one, in place."""
+    """Replace every frozen linear layer inside the transformer blocks of `base` by a fast one, in place; those in few
+    bits stay, and are decoded for each pass."""
     for path, layer in linear_layers(base).items():
-        replace(base, path, FrozenLinear(layer, kernel))
+        if not isinstance(layer, QuantizedLinear):
+            replace(base, path, FrozenLinear(layer, kernel))
 
 
 def widened_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,6 +15,15 @@ QUERY_PROJECTIONS = ("query", "q_proj")
 """And that to queries."""
 
 
+CROSS_ATTENTION = ("encoder_attn", "crossattention", "EncDecAttention")
+"""What attention to another model's states is called: a decoder alone, as of BART, has none to attend to."""
+
+
+def unused(name: str) -> bool:
+    """Whether a module inside a block, by its path there, is of no use in a model that runs alone."""
+    return any(word in CROSS_ATTENTION for word in name.split("."))
+
+
 def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     """Path and list of the transformer blocks: the longest ModuleList of the model.
 
@@ -27,6 +36,23 @@ def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda item: len(item[1]))
 
 
+def uppermost(base: nn.Module, top: int, method: str = "the PEFT method") -> list[int]:
+    """Indices of the blocks that the `top` uppermost layers of the model pass (0: all), lowest first.
+
+    ALBERT's layers share blocks: the uppermost one passes the last block, which lower layers pass, too.
+
+    Raises:
+        ModelError: `top` exceeds the number of layers; `method` is whom that concerns.
+    """
+    stack, config = blocks(base)[1], getattr(base, "config", None)
+    shared = getattr(config, "num_hidden_groups", None) == len(stack)
+    layers = int(getattr(config, "num_hidden_layers", 0)) if shared else len(stack)
+    if top > layers:
+        raise ModelError(f"layers={top} of {method} exceeds the {layers} transformer blocks of the model")
+    first = layers - top if top else 0
+    return sorted({i * len(stack) // layers for i in range(first, layers)})
+
+
 def linear_layers(base: nn.Module, top: int = 0) -> dict[str, nn.Linear]:
     """The frozen linear layers inside the `top` uppermost blocks (0: all blocks), by module path.
 
@@ -37,13 +63,11 @@ def linear_layers(base: nn.Module, top: int = 0) -> dict[str, nn.Linear]:
         ModelError: `top` exceeds the number of blocks.
     """
     path, stack = blocks(base)
-    if top > len(stack):
-        raise ModelError(f"layers={top} of the PEFT method exceeds the {len(stack)} transformer blocks of the model")
     found: dict[str, nn.Linear] = {}
-    for i in range(len(stack) - top if top else 0, len(stack)):
+    for i in uppermost(base, top):
         wrapper = None
         for name, module in stack[i].named_modules():
-            if wrapper and name.startswith(wrapper):
+            if (wrapper and name.startswith(wrapper)) or unused(name):
                 continue
             if hasattr(module, "get_base_layer"):
                 wrapper = name + "."
@@ -69,8 +93,8 @@ def target_layers(base: nn.Module, targets: str | Sequence[str], top: int = 0) -
     layers = linear_layers(base, top)
     if not layers:
         raise ModelError(
-            f"the blocks of {type(base).__name__} hold no linear layers of torch that could be adapted (GPT-2's, for "
-            "one, are of another kind); take --peft bitfit, prompt_tuning or full, or another model"
+            f"the blocks of {type(base).__name__} hold no linear layers of torch that could be adapted; take --peft "
+            "bitfit, prompt_tuning or full, or another model"
         )
     if targets == "all":
         return list(layers)

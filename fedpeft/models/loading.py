@@ -19,7 +19,9 @@ from fedpeft.data.examples import Batch, made_up
 from fedpeft.errors import ModelError
 from fedpeft.machine.hardware import fast_bf16
 from fedpeft.models import attention
+from fedpeft.models.conv1d import linear_for_conv1d
 from fedpeft.models.kernels import widen
+from fedpeft.models.t5_feedforward import plain_feedforward
 
 Read = Callable[[nn.Module, Batch], Tensor]
 """What a task takes from a base, (B, T, width): of hidden states or logits."""
@@ -53,24 +55,18 @@ def load_base(
         ModelError: the directory holds no model that this class can load, weights that `read` uses are missing or of
             another shape, or `read` fails.
     """
-    if dtype == torch.bfloat16 and not torch.cuda.is_available():
+    if dtype == torch.bfloat16 or torch.cuda.is_available():
         options.setdefault("attn_implementation", attention.register())
     try:
-        base, report = load(
-            str(directory),
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report, and refused below by name
-            **options,
-        )
+        base, report = _loaded(load, directory, dtype, options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"no model could be loaded from {directory}: {reason(error)}") from error
+    linear_for_conv1d(base)
+    plain_feedforward(base)
     if dtype == torch.bfloat16 and not torch.cuda.is_available() and not fast_bf16("cpu"):
         widen(base)
-    if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
-        base.register_forward_pre_hook(_interpolated, with_kwargs=True)
+    if "pixel_values" in inspect.signature(base.forward).parameters:
+        base.register_forward_pre_hook(_readable, with_kwargs=True)
     base.eval().requires_grad_(False)
     _check_shapes(base, directory, report["mismatched_keys"])
     missing = sorted(report["missing_keys"])
@@ -86,6 +82,23 @@ def load_base(
     return base  # type: ignore[no-any-return]
 
 
+def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    """Model and report; with the attention that is asked for, or where a model has one of its own, with that."""
+    given = {
+        "dtype": dtype,
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are in the report, and refused by name
+    }
+    try:
+        return load(str(directory), **given, **options)
+    except (ValueError, KeyError) as error:  # Falcon looks the name up in a table of its own
+        if "attn_implementation" not in options or not any(w in str(error) for w in ("attn_impl", attention.NAME)):
+            raise
+    return load(str(directory), **given, **{name: v for name, v in options.items() if name != "attn_implementation"})
+
+
 def reason(error: Exception) -> str:
     """The first line of what an exception of a library says."""
     text = str(error).strip()
@@ -98,9 +111,14 @@ def named(weights: Sequence[str]) -> str:
     return shown if len(weights) <= SHOWN else f"{shown} and {len(weights) - SHOWN} other weights"
 
 
-def _interpolated(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Images are smaller than what a vision transformer was trained on (`fedpeft.data.images`), and so is its grid."""
-    return given, {**named, "interpolate_pos_encoding": True}
+def _readable(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Images in the model's precision; they are smaller than what it was trained on (`fedpeft.data.images`), and so is
+    its grid of positions."""
+    if isinstance(pixels := named.get("pixel_values"), Tensor):
+        named = named | {"pixel_values": pixels.to(base.dtype)}
+    if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
+        named = named | {"interpolate_pos_encoding": True}
+    return given, named
 
 
 def _check_shapes(base: nn.Module, directory: Path, mismatched: Collection[tuple[str, Any, Any]]) -> None:
@@ -122,10 +140,11 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
     try:
         output = read(base, tried_row(base))
     except Exception as error:  # whatever a model that was made for something else says
+        other = "--dtype fp32, " if base.dtype == torch.bfloat16 else ""
         raise ModelError(
             f"{type(base).__name__}, the model in {directory}, can't read rows as this task gives them, in "
-            f"{str(base.dtype).removeprefix('torch.')} ({reason(error)}); take a text encoder such as minilm, a causal "
-            "language model such as smollm2, or a vision transformer such as dinov2_small"
+            f"{str(base.dtype).removeprefix('torch.')} ({reason(error)}); take {other}a text encoder such as minilm, a "
+            "causal language model such as smollm2, or a vision transformer such as dinov2_small"
         ) from error
     if output.ndim != 3:
         raise ModelError(

@@ -15,6 +15,28 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
+class EncoderAlone:
+    """Before the class of an encoder-decoder model: its encoder is all that is computed."""
+
+    def forward(self: Any, **named: Any) -> Any:
+        """What the encoder gives, of input_ids or inputs_embeds, and attention_mask."""
+        return self.get_encoder()(**named)
+
+
+def without_decoder(model: Any) -> Any:
+    """An encoder-decoder model, such as T5 or BART, without its decoder, in place; the names of weights stay."""
+
+    def rest(tied: Any) -> Any:
+        return {name: other for name, other in (tied or {}).items() if not name.startswith("decoder.")}
+
+    del model.decoder
+    kind = type(model)
+    parts = {"__module__": kind.__module__, "_tied_weights_keys": rest(kind._tied_weights_keys)}
+    model.__class__ = type(kind.__name__, (EncoderAlone, kind), parts)
+    model.all_tied_weights_keys = rest(model.all_tied_weights_keys)
+    return model
+
+
 class MeanPooledConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Which encoder, and the names of the classes.
 
@@ -41,6 +63,8 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         settings = dict(config.base)
         encoder = AutoConfig.for_model(settings.pop("model_type"), **settings)
         self.base = AutoModel.from_config(encoder)  # type: ignore[no-untyped-call]
+        if encoder.is_encoder_decoder:
+            without_decoder(self.base)
         self.head = nn.Linear(encoder.hidden_size, len(config.id2label or {}))
         self.post_init()  # type: ignore[no-untyped-call]
 

@@ -81,7 +81,20 @@ def takes_packed_tokens(base: nn.Module) -> bool:
     width = int(getattr(config, "hidden_size", 0))
     hidden = torch.randn(2, 4, width, generator=torch.Generator().manual_seed(0), dtype=parameter.dtype)
     ways = ({"input_ids": torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]])}, {"inputs_embeds": hidden})
-    return any(_same(base, {**inputs, "attention_mask": mask}) for inputs in ways)
+    return any(_same(base, {**inputs, "attention_mask": mask}) for inputs in ways) and _takes_more_than_it_reads(base)
+
+
+FEW = 128
+"""Positions: a model of no more is tried with more tokens than it has; one of many takes them, or is not used so."""
+
+
+def _takes_more_than_it_reads(base: nn.Module) -> bool:
+    """Whether packed rows may hold more tokens than the model has positions: CLIP's texts may not."""
+    most = int(getattr(getattr(base, "config", None), "max_position_embeddings", FEW + 1))
+    if most > FEW:
+        return True
+    ids = torch.ones(2, most // 2 + 1, dtype=torch.long)
+    return _same(base, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def _looks_through_windows(config: Any) -> bool:

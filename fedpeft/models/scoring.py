@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fedpeft.data.examples import Batch, Examples, length_sorted_batches
 from fedpeft.models.task import FederatedModel, Task
@@ -33,8 +34,22 @@ def score_batches(examples: Examples) -> list[np.ndarray]:
     return length_sorted_batches(examples.lengths, SCORE_BATCH)
 
 
+def placed(batch: Batch, model: FederatedModel) -> Batch:
+    """The batch where the model is."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def logits(model: FederatedModel, batch: Batch) -> Tensor:
+    """Of a classifier, (rows, classes) in fp64, rows in the batch's order."""
+    with torch.inference_mode():
+        found: Tensor = model(placed(batch, model)).double().cpu()
+    return found
+
+
 def score(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> Scores:
     """Scores of one batch, rows in its order."""
+    batch = placed(batch, model)
     with torch.inference_mode():
         if batch["labels"].ndim == 1:
             logits = model(batch)

@@ -8,6 +8,7 @@ sum(sums) / sum(counts), and per-example privacy needs the rows apart.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,6 +38,10 @@ class RowLosses:
     counts: Tensor
     correct: Tensor
     """Correct predictions per row, (B,), out of `counts`."""
+
+
+Objective = Callable[["Task", "FederatedModel", Batch, Tensor | None], RowLosses]
+"""From a task, a model, a batch and what is added to logits to the losses that a step minimises."""
 
 
 class Task(ABC):
@@ -84,6 +89,12 @@ class Task(ABC):
         logits = model(batch)
         return self.losses(logits if offsets is None else logits + offsets.to(logits), batch)
 
+    def step_losses(self, model: FederatedModel, batch: Batch, offsets: Tensor | None = None) -> RowLosses:
+        """What a local step minimises: `row_losses`, or what the model's adapter wants instead."""
+        if model.objective is None:
+            return self.row_losses(model, batch, offsets)
+        return model.objective(self, model, batch, offsets)
+
     def packs(self, model: FederatedModel) -> bool:
         """Whether rows may lie one behind the other in a sequence: `model`, tried on two, does not mix them."""
         return False
@@ -93,6 +104,9 @@ class FederatedModel(nn.Module):
     """A base model (perhaps with an adapter in it) and, for classification, a head; maps a batch to logits."""
 
     base: nn.Module
+
+    objective: Objective | None = None
+    """What local steps minimise instead of the loss of what the model says; None: that loss."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits: (B, classes) or (B, T, vocabulary)."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft import seeds
+from fedpeft.data.examples import Examples
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import replace
 from fedpeft.models.quantized import Precision
@@ -34,6 +35,14 @@ trace), or not at all."""
 WeightChanges = Callable[[State, ClientForm | None], dict[str, Tensor]]
 """From a state in a client's form (None: the method's own) to what it changes in the weights of the base, (out, in) by
 module."""
+
+
+ROUTES = "routes"
+"""What the generator of a layer's random choices is called: of a seed, a round, a client and a step."""
+
+Pulls = dict[str, Callable[[Tensor], Tensor]]
+"""What a layer calls `pulls`: by the name of one of its tensors, the gradient of a penalty at the tensor's value, in
+its shape or with clients first. Executors add it to the loss' gradient once a step."""
 
 
 class PeftMethod(ABC):
@@ -74,6 +83,15 @@ class PeftMethod(ABC):
 
     few_bits: ClassVar[bool] = True
     """Whether clients may hold the base's linear layers in nf4 or int8, beside what this method trains."""
+
+    batched_in_few_bits: ClassVar[bool] = False
+    """Whether its layers of many clients work beside such layers, too."""
+
+    regularised: ClassVar[bool] = False
+    """Whether its layers pull tensors somewhere in each local step, whatever the rows are (`pulls`)."""
+
+    own_machine: ClassVar[str] = ""
+    """What it needs that only the machine of a simulation has; empty: nothing, and real clients may use it."""
 
     @property
     def base_precision(self) -> Precision:
@@ -134,6 +152,24 @@ class PeftMethod(ABC):
             role, module = self.role(name)
             specs.append(TensorSpec(name, tuple(parameter.shape), role, module))
         return Layout(tuple(specs), self.form)
+
+    def frozen(self, model: FederatedModel) -> State:
+        """What of a model's adapter is never trained, and is saved with the result; by default nothing."""
+        return {}
+
+    def owned(self, layout: Layout, seed: int, round: int, client: int, steps: int) -> State:
+        """By name, the share of a client's local `steps` in which each entry was trained, in a shape that broadcasts;
+        names that are left out: all of them. By default no name is in it."""
+        return {}
+
+    def fitted(self, model: FederatedModel, held: Examples) -> State:
+        """What of a finished `model` is fitted on `held` rows when a run ends, and is `frozen` in it from then on; by
+        default nothing."""
+        return {}
+
+    def attach_saved(self, model: FederatedModel, tensors: State) -> None:
+        """As `attach`, in fp32, for a finished result, whose saved `tensors` hold what is `frozen`."""
+        self.attach(model, "fp32")
 
     def role(self, name: str) -> tuple[Role, str]:
         """Role and module of the tensor called `name`."""

@@ -26,6 +26,12 @@ def check_takes_prompts(base: nn.Module, method: str) -> None:
         )
 
 
+def embedding_width(base: nn.Module) -> int:
+    """Of the embeddings that prompts are put before: ALBERT and ELECTRA widen them afterwards."""
+    table: Any = base.get_input_embeddings()  # type: ignore[operator]
+    return int(table.embedding_dim)
+
+
 def first_position(base: nn.Module) -> int:
     """The number of a row's first position: 0, but RoBERTa and its kin count from behind the padding's."""
     for module in base.modules():

@@ -1,8 +1,8 @@
 """The result of a run as others load it: a standard PEFT adapter, the head, the labels.
 
     adapter/    what `peft.PeftModel.from_pretrained` loads on the base model; of methods that the library does not
-                have, adapter.safetensors and method.json, which names the method; and, for classification,
-                head.safetensors (head.weight, head.bias) and labels.json
+                have, adapter.safetensors and method.json, which names the method and marks the base's adapted layers;
+                and, for classification, head.safetensors (head.weight, head.bias) and labels.json
     model/      the whole model instead, after full fine-tuning
 
 The reported test score is computed by `load` and `score`: the saved files, the untouched base, fp32, fixed batches.
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine.files import read_json, regular, writing
+from fedpeft.models.layers import innermost
 from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, trainable
 from fedpeft.peft.adapter import State
 from fedpeft.peft.low_rank import LowRank, recompress
@@ -55,9 +57,7 @@ def save(
             save_lora(target, changes)
         elif own is not None:
             target.mkdir(exist_ok=True)
-            tensors = {n: t.float().contiguous() for n, t in state.items() if not n.startswith("head.")}
-            save_file(tensors, target / OWN_TENSORS)
-            (target / OWN_METHOD).write_text(json.dumps({"method": own}) + "\n", encoding="utf-8")
+            _save_own(target, own, model, state)
         else:
             put(model, state)
             model.base.save_pretrained(str(target))  # type: ignore[operator]
@@ -78,6 +78,56 @@ ADAPTER_CONFIG = "adapter_config.json"
 OWN_METHOD = "method.json"
 OWN_TENSORS = "adapter.safetensors"
 """Files of a method that the `peft` library does not have."""
+
+
+def _save_own(target: Path, own: str, model: FederatedModel, state: State) -> None:
+    from fedpeft.peft.family import PEFT_METHODS
+
+    method = PEFT_METHODS.build(own)
+    tensors = {name: tensor for name, tensor in state.items() if not name.startswith("head.")} | method.frozen(model)
+    save_file({n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}, target / OWN_TENSORS)
+    told = {"method": own, "base": marks(model.base, {t.module for t in method.layout(model).tensors})}
+    (target / OWN_METHOD).write_text(json.dumps(told) + "\n", encoding="utf-8")
+
+
+def add(folder: Path, tensors: State) -> None:
+    """Put more into the saved result of a method of our own.
+
+    Raises:
+        RunError: the file can't be read or written.
+    """
+    file = folder / "adapter" / OWN_TENSORS
+    with writing(file):
+        held = {name: tensor.clone() for name, tensor in load_file(regular(file)).items()}
+        save_file(held | {n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}, file)
+
+
+def marks(base: nn.Module, modules: Iterable[str]) -> dict[str, list[float]]:
+    """By module, some entries of the frozen linear layer there, by which `marked` knows it again in any precision."""
+    found = {}
+    for path in sorted(modules):
+        try:
+            layer = innermost(base.get_submodule(path))
+        except AttributeError:
+            continue
+        if type(layer) is nn.Linear and layer.weight.is_floating_point():
+            found[path] = [float(f"{entry:.4g}") for entry in layer.weight.detach()[0, :MARK].tolist()]
+    return found
+
+
+MARK = 64
+"""Entries of a layer's first row that are kept as its mark."""
+
+
+def marked(theirs: Any, ours: Mapping[str, list[float]]) -> bool:
+    """Whether all layers that are in both have the same weights, up to their rounding to few bits."""
+    if not isinstance(theirs, dict):
+        return False
+    for module, entries in ours.items():
+        one, other = (torch.tensor(row, dtype=torch.float64) for row in (theirs.get(module, entries), entries))
+        if one.shape != other.shape or torch.cosine_similarity(one, other, dim=0) < 0.9:
+            return False
+    return True
 
 
 def _describe(file: Path, base_name: str, language: bool) -> None:
@@ -170,9 +220,11 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
         from fedpeft.peft.family import PEFT_METHODS
 
         model = task.model(base, classes)
-        text = read_json(files / OWN_METHOD)["method"]
-        PEFT_METHODS.build(text).attach(model, "fp32")
-        put(model, load_file(regular(files / OWN_TENSORS)))
+        method = PEFT_METHODS.build(read_json(files / OWN_METHOD)["method"])
+        tensors = load_file(regular(files / OWN_TENSORS))
+        method.attach_saved(model, tensors)
+        frozen = method.frozen(model)
+        put(model, {name: tensor for name, tensor in tensors.items() if name not in frozen})
     elif files.is_dir():
         model = task.model(base, classes)
         regular(files / "adapter_model.safetensors")

@@ -127,6 +127,10 @@ class Ledger:
         tried = [fingerprint for fingerprint, _ in self._attempts.get(round, [])]
         return tried.index(fingerprint) if fingerprint in tried else None
 
+    def attempts(self, round: int) -> int:
+        """How often a round was charged."""
+        return len(self._attempts.get(round, []))
+
     def accounts(self, round: int, attempt: int) -> frozenset[int]:
         """The accounts that an attempt of a round was charged to."""
         return self._attempts[round][attempt][1]
@@ -139,7 +143,7 @@ class Ledger:
         known = self.attempt(round, fingerprint)
         if known is not None:
             return known
-        attempt = len(self._attempts.get(round, []))
+        attempt = self.attempts(round)
         entries = [
             [account, event.noise, event.rate, count, *([event.rounding] if event.rounding else [])]
             for account, (event, count) in charges.items()

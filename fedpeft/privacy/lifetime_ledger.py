@@ -87,6 +87,11 @@ class LifetimeLedger:
         for event, count in releases:  # one: a client charges a round with one kind of release
             book.charge(round, fingerprint, dict.fromkeys(self._accounts, (event, count)))
 
+    def allows(self, event: Event, count: int, delta: float) -> bool:
+        """Whether the budget allows a charge, as the book stands."""
+        with self._book() as book:
+            return self._affords(book, event, count, delta)
+
     def check(self, event: Event, count: int, delta: float) -> None:
         """Refuse to begin a run that could not ask even once.
 

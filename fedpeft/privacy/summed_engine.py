@@ -20,6 +20,7 @@ from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
+from fedpeft.privacy.secure_sum.sum import FEWEST
 
 
 class SummedEngine(PrivacyEngine):
@@ -43,15 +44,22 @@ class SummedEngine(PrivacyEngine):
         With `at_budget=sit_out` whoever's budget is spent is left out; None where that is everyone.
         """
         coins = self.key.stream("cohort", round, self._sums_begun).random(self.federation.clients)
-        cohort = [int(k) for k in np.flatnonzero(coins < self.mechanism.share(self.federation))]
+        heads = {int(k) for k in np.flatnonzero(coins < self.mechanism.share(self.federation))}
+        cohort = [client for client in self._candidates(drawn) if client in heads]
         costs = dict(self.cost(cohort))
         spent = {client for client, (event, n) in costs.items() if not self._affordable(client, event, n)}
         if spent and (not self.sits_out or self._all_spent()):
             return None
         self.sat_out |= spent
         left = {client: cost for client, cost in costs.items() if client not in spent}
+        if len(left) < FEWEST:  # of so few there is no sum, and nobody is asked
+            left = {}
         attempt = self.ledger.charge(round, self._fingerprint(round, state), left)
         return Entry(round, list(left), attempt, tuple(sorted(spent)))
+
+    def _candidates(self, drawn: Sequence[int]) -> Sequence[int]:
+        """Who may be asked, ascending; a simulation's clients are all there, whoever is `drawn` in public."""
+        return range(self.federation.clients)
 
     @property
     def _sums_begun(self) -> int:

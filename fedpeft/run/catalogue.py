@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from fedpeft.data.rows import DATASETS
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import MODELS
 from fedpeft.models.task import TASKS
-from fedpeft.parts import Family
+from fedpeft.parts import Family, part_text
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy
@@ -36,6 +36,7 @@ from fedpeft.privacy.server_noise import SERVER_NOISES
 from fedpeft.run.grid import GRIDS
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.measurement import MEASUREMENTS
+from fedpeft.run.sampling import SAMPLERS, aware
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class Flag:
     """
 
     families: tuple[Family[Any], ...]
-    parse: Callable[[str], Any] | None = None
+    parse: Callable[[Any], Any] | None = None
     joined: str = ""
     optional: bool = False
 
-    def built(self, text: str) -> Any:
+    def built(self, text: Any) -> Any:
         """What a text means; None where it is empty and may be.
 
         Raises:
@@ -66,8 +67,9 @@ class Flag:
 
 
 FLAGS: Mapping[str, Flag] = {
+    "cohort": Flag((SAMPLERS,), aware),
     "dataset": Flag((DATASETS,)),
-    "partition": Flag((PARTITIONS,)),
+    "partition": Flag((PARTITIONS,), lambda text: None if text == "auto" else PARTITIONS.build(text)),
     "model": Flag((MODELS,)),
     "peft": Flag((PEFT_METHODS,), joined=" + "),
     "head": Flag((HEADS,), lambda text: None if text == "auto" else HEADS.build(text)),
@@ -92,6 +94,22 @@ FAMILIES: Mapping[str, tuple[Family[Any], ...]] = {name: flag.families for name,
 def built(config: RunConfig, name: str) -> Any:
     """What the setting `name` of a configuration means (`Flag.built`)."""
     return FLAGS[name.replace("_", "-")].built(getattr(config, name))
+
+
+def counted(config: RunConfig, clients: int) -> RunConfig:
+    """The configuration with the number of clients in its strategy, where that counts on it.
+
+    Raises:
+        ConfigError: the strategy names another number.
+    """
+    strategy: Any = built(config, "strategy")
+    if not strategy.counts_clients:
+        return config
+    if strategy.clients not in (0, clients):
+        raise ConfigError(
+            f"{config.strategy} names {strategy.clients} clients, and the run has {clients}; leave it out"
+        )
+    return replace(config, strategy=part_text(replace(strategy, clients=clients)))
 
 
 ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS)
@@ -123,7 +141,7 @@ def used(config: RunConfig) -> list[plugins.Plugin]:
     in_it = {
         origin: None
         for flag, families in FAMILIES.items()
-        for word in re.findall(r"\w+", getattr(config, flag.replace("-", "_")))
+        for word in re.findall(r"\w+", str(getattr(config, flag.replace("-", "_"))))
         for family in families
         if (origin := family.outside().get(word))
     }

@@ -27,6 +27,7 @@ from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.run.measured_checks import check_measured
 from fedpeft.run.profiles import Profile, kinds
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def check(setup: Setup) -> None:
     _check_reference(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
+    check_measured(setup)
     if setup.secure_sum is not None:
         _check_secure_sum(setup.secure_sum, setup)
     if setup.mechanism is not None:
@@ -117,6 +119,11 @@ def _check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
             f"{name} computes the next factors itself, so there is no mean update that a server optimizer could step "
             "along; leave --server-optimizer at sgd with learning rate 1, or take a linear strategy such as fedit"
         )
+    if strategy.counts_clients and not plain:
+        raise ConfigError(
+            f"{name} keeps the mean over all clients, and a server optimizer would lead away from it; leave "
+            "--server-optimizer at sgd with learning rate 1"
+        )
     if _turns(strategy) and not plain and type(optimizer).__name__ != "SGD":
         raise ConfigError(
             f"{name} turns the factors after each round, and the moments of a server optimizer would belong to the "
@@ -150,6 +157,11 @@ def _check_sums_of_gradients(mechanism: Mechanism, setup: Setup) -> None:
         raise ConfigError(
             f"{mechanism.name}(unit=rows) takes one step a round, with a sum over all clients; leave --local-work out, "
             "and give more --rounds or a larger --batch-size"
+        )
+    if setup.method.regularised:
+        raise ConfigError(
+            f"{setup.method.name} adds a penalty in local steps, of which {mechanism.name}(unit=rows) has none; take "
+            "--peft lora or bottleneck"
         )
     if setup.drift.corrections:
         raise ConfigError(

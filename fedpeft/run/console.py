@@ -26,6 +26,7 @@ from fedpeft.run.phases import Heartbeat, Phases
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
+    from fedpeft.run.dashboard.live import Live
     from fedpeft.run.setup import Setup
 
 
@@ -48,6 +49,7 @@ class ConsoleObserver:
 
     Args:
         silence: seconds after which a line says where it stands, where the output is no terminal; None: never.
+        live: the page that shows the same; None: there is none.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class ConsoleObserver:
         metric: str = "accuracy",
         on_round: Callable[[RoundResult], bool | None] | None = None,
         silence: float | None = None,
+        live: Live | None = None,
     ) -> None:
         self.console = console
+        self.live = live
         self.phases = Phases()
         shown = not console.quiet and not console.is_terminal
         self._heartbeat = Heartbeat(self._still_there, silence) if silence is not None and shown else None
@@ -97,6 +101,8 @@ class ConsoleObserver:
         """A line above the progress bars."""
         if self._heartbeat is not None:
             self._heartbeat.heard()
+        if self.live is not None:
+            self.live.say(text)
         self._progress.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def phase(self, name: str, total: int) -> None:
@@ -104,6 +110,8 @@ class ConsoleObserver:
         if self._phase is not None:
             self._progress.remove_task(self._phase)
         self.phases.enter(name, total)
+        if self.live is not None:
+            self.live.phase(name, total)
         self._phase = self._progress.add_task(name, total=total)
         if not self.console.is_terminal:
             self.say(name)
@@ -111,6 +119,8 @@ class ConsoleObserver:
     def advance(self, steps: int = 1) -> None:
         """Steps of the phase are done."""
         self.phases.advance(steps)
+        if self.live is not None:
+            self.live.advance(steps)
         if self._phase is not None:
             self._progress.advance(self._phase, steps)
 
@@ -121,6 +131,8 @@ class ConsoleObserver:
             self._phase = None
         self.phases.enter("rounds")
         self._total_rounds = rounds
+        if self.live is not None:
+            self.live.started(rounds)
         self._rounds = self._progress.add_task("rounds", total=rounds, completed=done)
         self._cohort = self._progress.add_task("clients of this round", total=None)
         if done:
@@ -134,6 +146,8 @@ class ConsoleObserver:
             self.advance()
         elif self._cohort is not None:
             self.phases.reach(done, total)
+            if self.live is not None:
+                self.live.reached(done, total)
             self._progress.update(self._cohort, completed=done, total=total)
 
     def round_done(self, result: RoundResult) -> bool:
@@ -153,6 +167,8 @@ class ConsoleObserver:
             parts.append(duration(result.seconds))
         if result.rejected:
             parts.append(f"[bold red]{result.rejected} updates rejected[/]")
+        if self.live is not None:
+            self.live.round_done(result)
         self.say("  ".join(parts))
         return bool(self._on_round and self._on_round(result))
 
@@ -162,8 +178,8 @@ class ServeObserver(ConsoleObserver):
 
     NAMES_SHOWN = 8
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, live: Live | None = None) -> None:
+        super().__init__(console, live=live)
         self.last: RoundResult | None = None
         self.epsilon: float | None = None  # of the worst client, where metrics are served
         self._federation: Any = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from torch import nn
 
 from fedpeft.aggregation.factors import effective as effective_weight
 from fedpeft.aggregation.factors import lora_form
+from fedpeft.aggregation.update import Fold
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Rows
 from fedpeft.errors import AssetError
+from fedpeft.machine.hardware import accelerators, free_memory
 from fedpeft.models import scoring
 from fedpeft.models.base_model import origin_of
 from fedpeft.models.calibration import temperature
@@ -27,6 +30,10 @@ from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import Setup
+from fedpeft.trust.question import Question
+
+ROOM = 6
+"""Bytes for each of a model's parameters that scoring takes: fp32, and what a pass needs."""
 
 
 def save(setup: Setup, state: State, folder: Path, residual: State | None = None) -> None:
@@ -41,19 +48,31 @@ def save(setup: Setup, state: State, folder: Path, residual: State | None = None
     saved_adapter.save(folder, reference, state, setup.facts.label_names, changes, own, name)
 
 
+Asks = Callable[[float], Sequence[Question]]
+"""What is asked of a model whose temperature is known."""
+
+
 @dataclass(frozen=True)
 class FinalScore:
-    """The finished model on the test rows; `temperature` is what its logits are divided by to be calibrated."""
+    """The finished model on the test rows.
+
+    Attributes:
+        accuracy, loss: of all rows; nats per prediction.
+        scores: per row.
+        temperature: what its logits are divided by to be calibrated.
+        answers: to what was asked, sums over the test rows, in the order of the questions.
+    """
 
     accuracy: float
     loss: float
     scores: scoring.Scores
     temperature: float = 1.0
+    answers: tuple[State, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """Scores saved files, in this process with all its cores.
+    """Scores saved files, in this process: on the run's GPU, if it has room for the base in fp32, or with all cores.
 
     The workers should have ended: their memory is not needed any more.
 
@@ -72,31 +91,58 @@ class Scorer:
     threads: int
     observer: RunObserver
 
-    def score(self, folder: Path, name: str, base_precision: str = "fp32") -> FinalScore:
+    def score(
+        self,
+        folder: Path,
+        name: str,
+        base_precision: str = "fp32",
+        *,
+        temperature: float | None = None,
+        asks: Asks = lambda _: (),
+    ) -> FinalScore:
         """The test rows, scored once with the files in `folder`, in fixed batches; the phase is called `name`.
 
-        `base_precision`: of the base that the files are loaded on; they and all else are fp32 (bf16 on a bf16 base).
+        Args:
+            base_precision: of the base that the files are loaded on; they and all else are fp32 (bf16 on a bf16 base).
+            temperature: that is known already; None: it is fitted on the validation rows.
+            asks: what is asked of the test rows, too.
         """
         setup = self.setup
-        work = dataclasses.replace(self.work.at(base_precision), device="cpu")
+        work = dataclasses.replace(self.work.at(base_precision), device=self._device)
         torch.set_num_threads(self.threads)
-        base = setup.task.base(setup.model_directory, DTYPES.get(base_precision, torch.float32))
+        base = setup.task.base(setup.model_directory, DTYPES.get(base_precision, torch.float32)).to(work.device)
         quantize(base, work.precision or setup.method.base_precision)
         base, test, held = self._reused(base, work, name)
-        model = saved_adapter.load(folder, setup.task, base, setup.facts.classes)
+        model = saved_adapter.load(folder, setup.task, base, setup.facts.classes).to(work.device)
         del base
-        divisor = self._temperature(model, held)
+        if fitted := setup.method.fitted(model, held):
+            saved_adapter.add(folder, fitted)
+        divisor = self._temperature(model, held) if temperature is None else temperature
+        questions = asks(divisor)
+        answers = [Fold() for _ in questions]
         batches = scoring.score_batches(test)
         self.observer.phase(name, len(batches))
         columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(scoring.Scores)}
         for rows in batches:
-            scores = scoring.score(model, setup.task, test.batch(rows), divisor)
+            batch = test.batch(rows)
+            scores = scoring.score(model, setup.task, batch, divisor)
+            for question, total in zip(questions, answers, strict=True):
+                total.add(question.answer(scoring.logits(model, batch), batch["labels"]), 1.0)
             for column, values in columns.items():
                 values[rows] = getattr(scores, column)
             self.observer.advance()
         scores = scoring.Scores(**columns)
         count = scores.count.sum()
-        return FinalScore(float(scores.correct.sum() / count), float(scores.loss.sum() / count), scores, divisor)
+        accuracy, loss = float(scores.correct.sum() / count), float(scores.loss.sum() / count)
+        return FinalScore(accuracy, loss, scores, divisor, tuple(total.sums for total in answers))
+
+    @property
+    def _device(self) -> str:
+        """That of the run's workers, if it is one of this machine and has room; else the CPU."""
+        device = self.work.device
+        if device.startswith("cuda") and not accelerators():
+            return "cpu"
+        return device if free_memory(device) >= ROOM * self.setup.parameters else "cpu"
 
     def _reused(self, base: nn.Module, work: WorkPlan, name: str) -> tuple[nn.Module, Examples, Examples]:
         """What the score runs on: a base, test rows and validation rows.
@@ -131,5 +177,5 @@ class Scorer:
         logits = np.zeros((len(held), self.setup.facts.classes))
         with torch.inference_mode():
             for index in scoring.score_batches(held):
-                logits[index] = model(held.batch(index)).double().numpy()
+                logits[index] = model(scoring.placed(held.batch(index), model)).double().cpu().numpy()
         return temperature(logits, labels)

@@ -73,6 +73,12 @@ class FinishedRun:
         return TASKS.build(self.summary["task"])
 
     @property
+    def temperature(self) -> float:
+        """What the model's logits are divided by to be calibrated; 1 where the run has not found out."""
+        found = self.summary.get("temperature")
+        return float(found) if isinstance(found, int | float) and found > 0 else 1.0
+
+    @property
     def files(self) -> Path:
         """Where the adapter is, or the whole model."""
         return self.folder / ("model" if self.method.whole_model else "adapter")

@@ -12,8 +12,14 @@ from dataclasses import dataclass, replace
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
 from fedpeft.run.measurement import MEASUREMENTS, Measurement
+from fedpeft.run.measurements.calibration import Calibration
+from fedpeft.run.measurements.disagreement import Disagreement
+from fedpeft.run.measurements.energy import Energy
+from fedpeft.run.measurements.ensemble import Ensemble
 from fedpeft.run.measurements.forgetting import Forgetting
+from fedpeft.run.measurements.laplace import Laplace
 from fedpeft.run.measurements.pooled import Pooled
+from fedpeft.run.measurements.robustness import Robustness
 from fedpeft.run.measurements.validation import Validation
 from fedpeft.spec import split_outside_parentheses
 
@@ -41,6 +47,36 @@ class Measured:
     def second(self) -> str:
         """Text of the data set that base and result are scored on as well; empty: none."""
         return next((part.dataset for part in self.parts if isinstance(part, Forgetting)), "")
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of the finished classifier; None: as a run always tells it, by its error before and after scaling."""
+        return next((part for part in self.parts if isinstance(part, Calibration)), None)
+
+    @property
+    def disagreement(self) -> Disagreement | None:
+        """Of clients, and what the adapter has learned; None: nobody looks."""
+        return next((part for part in self.parts if isinstance(part, Disagreement)), None)
+
+    @property
+    def energy(self) -> Energy | None:
+        """Of clients; None: nobody counts."""
+        return next((part for part in self.parts if isinstance(part, Energy)), None)
+
+    @property
+    def laplace(self) -> Laplace | None:
+        """Of the adapter; None: it is taken to be certain."""
+        return next((part for part in self.parts if isinstance(part, Laplace)), None)
+
+    @property
+    def robustness(self) -> Robustness | None:
+        """Of the result; None: it is asked as the rows are."""
+        return next((part for part in self.parts if isinstance(part, Robustness)), None)
+
+    @property
+    def ensemble(self) -> Ensemble | None:
+        """Of the last states; None: the result is one of them."""
+        return next((part for part in self.parts if isinstance(part, Ensemble)), None)
 
     def with_second(self, text: str) -> Measured:
         """The same, with another text of the second data set."""

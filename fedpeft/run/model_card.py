@@ -8,6 +8,7 @@ from typing import Any
 from fedpeft.data.rows import DATASETS
 from fedpeft.run.console import size
 from fedpeft.run.finished import FinishedRun
+from fedpeft.run.trust_lines import trust_lines
 
 
 def loading(run: FinishedRun, whole: bool) -> str:
@@ -73,6 +74,7 @@ def card(run: FinishedRun, merged: bool) -> str:
         else f"{quality:.{digits}f} ({summary.get('accuracy_of') or 'test rows'})",
         "frozen base, linear probe": None if probe is None else f"{probe:.4f}",
         "calibration error": _calibration(summary),
+        **trust_lines(summary),
         "versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
         "to load it": loading(run, whole),
     }

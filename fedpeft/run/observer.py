@@ -26,7 +26,9 @@ class RoundResult:
     adapter's step, `base_norm` that of what went into the base; `seconds` includes evaluation, `training_seconds` does
     not. `aggregation_seconds` is the server's own time, from decoding to the next global state; `aggregation_error` is
     defined in `fedpeft.aggregation.exactness` (None: not for this adapter). `learning_rate` is the clients' of the
-    round; a step that the safeguard has `undone` counts for nothing but what it has cost.
+    round; a step that the safeguard has `undone` counts for nothing but what it has cost. `cancelled_share` and
+    `sign_conflict` are defined in `fedpeft.trust.disagreement` (None: nobody looked). `joules` and `grams` are the
+    clients', `measured_joules` what the server's machine has used meanwhile (None: nobody counts).
 
     Where a cohort is secret its size is, too: then `clients` is the expected number, bytes are those that as many would
     have sent and been sent, nothing counts as rejected, and times are not told.
@@ -49,6 +51,11 @@ class RoundResult:
     aggregation_error: float | None = None
     learning_rate: float | None = None
     undone: bool = False
+    cancelled_share: float | None = None
+    sign_conflict: float | None = None
+    joules: float | None = None
+    grams: float | None = None
+    measured_joules: float | None = None
 
     def of_secret_cohort(self, expected: int) -> RoundResult:
         """What may be told where the cohort is a secret, and `expected` clients are in one on average.

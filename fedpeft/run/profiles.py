@@ -1,5 +1,5 @@
 """What distinguishes clients: LoRA rank and alpha, local steps, how often they take part, how fast they send,
-and in which precision they hold the base and the adapter.
+in which precision they hold the base and the adapter, and how much memory and how many rows they have.
 
     --ranks "4*50,8*30,32*20"       the first 50 clients hold rank 4, the next 30 rank 8, the last 20 rank 32
     --clients FILE.toml             the same and more, one table for each group of clients, in the order of client ids:
@@ -13,6 +13,18 @@ and in which precision they hold the base and the adapter.
         link = 0.1
         base = "nf4"
         adapter = "bf16"
+        watts_train = 6
+        battery_wh = 15
+
+    --ranks auto                    with such a file: ranks by what the groups' tables say of memory, link and rows
+
+`auto` gives the rank r of the PEFT method to whoever has most of all three, and another client the share of it that its
+scarcest resource is of the most that a client has (own rule):
+
+    r_k = max(1, floor(r min(memory_k / max memory, link_k / max link, rows_k / max rows)))
+
+What a rank takes of memory (factors, gradients, moments) and of an upload grows in proportion to it, so that in a round
+all take about as long to send; and who has few rows trains few numbers with them. Ranks that a table states stay.
 
 The global adapter has the largest rank. Where no alpha is given, all clients have the scale alpha / rank of the PEFT
 method, so that ranks differ and scales don't.
@@ -20,11 +32,12 @@ method, so that ranks differ and scales don't.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import cast, overload
@@ -39,6 +52,13 @@ PROFILES = "profiles.toml"
 """A run's copy of the file that --clients names."""
 
 
+OF_ENERGY = (
+    "watts_train", "watts_idle", "joule_per_byte", "step_seconds", "battery_wh", "charge_watts",
+    "intensity", "intensity_swing", "peak_hour",
+)  # fmt: skip
+"""Fields of a profile that a table gives as they are."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """One client.
@@ -50,6 +70,9 @@ class Profile:
         link: speed of the uplink, relative to other clients.
         base: precision of the frozen base; empty: the run's own.
         adapter: precision in which the client holds its adapter.
+        watts_train, watts_idle, joule_per_byte, step_seconds: for `fedpeft.run.energy`; 0: as the run says.
+        battery_wh, charge_watts: of a client that runs on a battery, full at the start; 0 Wh: it is plugged in.
+        intensity, intensity_swing, peak_hour: grams of CO2 per kWh where the client is, and how they move over the day.
     """
 
     form: ClientForm | None
@@ -58,6 +81,15 @@ class Profile:
     link: float = 1.0
     base: BasePrecision = ""
     adapter: AdapterPrecision = "fp32"
+    watts_train: float = 0.0
+    watts_idle: float = 0.0
+    joule_per_byte: float = 0.0
+    step_seconds: float = 0.0
+    battery_wh: float = 0.0
+    charge_watts: float = 0.0
+    intensity: float = 0.0
+    intensity_swing: float = 0.0
+    peak_hour: float = 19.0
 
 
 class Profiles(Sequence[Profile]):
@@ -115,9 +147,51 @@ class ProfileTable:
     participation: float = setting(
         1.0, "chance of being drawn into a cohort, relative to other clients", above=0, high=1
     )
-    link: float = setting(1.0, "speed of the uplink, relative to other clients (for the codec's by_link)", above=0)
+    link: float = setting(
+        1.0, "speed of the uplink, relative to other clients (for the codec's by_link, ranks=auto)", above=0
+    )
+    memory: float = setting(0.0, "memory for training, in any unit that all tables share; 0: not said", low=0)
+    rows: int = setting(0, "rows of each client, for ranks=auto; 0: not said", low=0)
     base: str = setting("", "precision of the frozen base: fp32, bf16, int8, nf4; empty: the run's", choices=BASES)
     adapter: str = setting("fp32", "precision in which the adapter is held: fp32, bf16", choices=ADAPTERS)
+    watts_train: float = setting(0.0, "while it trains; 0: as energy(watts=...) says", low=0)
+    watts_idle: float = setting(0.0, "while it waits; 0: as energy(idle_watts=...) says", low=0)
+    joule_per_byte: float = setting(0.0, "of its traffic; 0: as energy(joule_per_byte=...) says", low=0)
+    step_seconds: float = setting(0.0, "of a local step; 0: as energy(step_seconds=...) says", low=0)
+    battery_wh: float = setting(0.0, "capacity of its battery, full at the start; 0: plugged in", low=0)
+    charge_watts: float = setting(0.0, "with which its battery is charged between rounds", low=0)
+    intensity: float = setting(0.0, "grams of CO2 per kWh, over the day; 0: as energy(intensity=...) says", low=0)
+    intensity_swing: float = setting(0.0, "share by which the intensity rises and falls over the day", low=0, high=1)
+    peak_hour: float = setting(19.0, "hour of the day with the largest intensity", low=0, below=24)
+
+
+AUTO = "auto"
+"""The `ranks` that are chosen by what clients have."""
+
+
+def chosen_ranks(tables: Sequence[ProfileTable], form: ClientForm | None) -> list[ProfileTable]:
+    """The tables with a rank each, at most the PEFT method's `form` has, by memory, link and rows (`auto`).
+
+    Raises:
+        ConfigError: the method has no ranks, the tables don't tell clients apart, or one states what others don't.
+    """
+    if form is None:
+        raise ConfigError("ranks are those of LoRA factors, or lengths of prompts; use the peft method lora")
+    if len({(t.memory, t.link, t.rows) for t in tables}) == 1:
+        raise ConfigError(
+            "ranks=auto goes by memory, link and rows, and all tables say the same; state them, or leave ranks out"
+        )
+    shares = [1.0] * len(tables)
+    for name in ("memory", "link", "rows"):
+        given = [getattr(t, name) for t in tables]
+        if not all(given) and any(given):
+            raise ConfigError(
+                f"ranks=auto: some tables state {name} and some don't; state it in all of them, or in none"
+            )
+        if any(given):
+            shares = [min(share, own / max(given)) for share, own in zip(shares, given, strict=True)]
+    chosen = (max(1, math.floor(form.rank * share * (1 + 1e-12))) for share in shares)
+    return [replace(t, rank=t.rank or rank) for t, rank in zip(tables, chosen, strict=True)]
 
 
 def ranks_of(text: str) -> list[ProfileTable]:
@@ -166,9 +240,14 @@ def groups_of(ranks: str, clients: int | str, folder: Path) -> list[ProfileTable
     Raises:
         ConfigError: both are given, or one can't be used.
     """
-    if ranks and isinstance(clients, str):
+    if ranks == AUTO and not isinstance(clients, str):
+        raise ConfigError(
+            "ranks=auto chooses ranks by clients' memory, link and rows, which a TOML file of [[profile]] tables says; "
+            "give one, such as --clients clients.toml"
+        )
+    if ranks and ranks != AUTO and isinstance(clients, str):
         raise ConfigError(f"ranks and the tables in {clients} both say what clients hold; give one of them")
-    if ranks:
+    if ranks and ranks != AUTO:
         return ranks_of(ranks)
     if not isinstance(clients, str):
         return []
@@ -223,6 +302,7 @@ def profiles_of(tables: Sequence[ProfileTable], clients: int, form: ClientForm |
             table.link,
             cast(BasePrecision, table.base),
             cast(AdapterPrecision, table.adapter),
+            **{name: getattr(table, name) for name in OF_ENERGY},
         )
         groups.append((profile, table.count))
     return Profiles(groups)

@@ -15,8 +15,8 @@ from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.machine.files import writing
 
-LINES = ("rounds.jsonl", "clients.jsonl")
-CONFIDENTIAL = ("clients.jsonl", "clients.npz")
+LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl")
+CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl")
 """In runs with privacy these have mode 0600: they say who took part, which epsilon does not cover."""
 
 

@@ -23,7 +23,8 @@ from fedpeft.communication.downlink import parse_downlink
 from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
-from fedpeft.data.rows import Dataset, Rows
+from fedpeft.data.partition import USUAL
+from fedpeft.data.rows import Dataset, Rows, suited_partition
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.models.base_model import readable_tokens, resolve_model
@@ -39,10 +40,10 @@ from fedpeft.peft.method import PeftMethod, WeightChanges
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run import checks
-from fedpeft.run.catalogue import built
+from fedpeft.run.catalogue import built, counted
 from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
-from fedpeft.run.profiles import Profile, ProfileTable, kinds, profiles_of
+from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of
 from fedpeft.run.steering import Steering, steering
 
 
@@ -182,8 +183,9 @@ class Setup(ChosenParts):
         Raises:
             FedpeftError: settings that do not fit each other, the data or the model.
         """
-        config = settled(config)
+        config = counted(settled(config), facts.clients)
         given: PeftMethod = built(config, "peft")
+        groups = chosen_ranks(groups, given.form) if config.ranks == AUTO else groups
         profiles = profiles_of(groups, facts.clients, given.form)
         peft = of_size(config.peft, given, [profile.form for profile in kinds(profiles)])
         method = PEFT_METHODS.build(peft)
@@ -320,12 +322,14 @@ class Setup(ChosenParts):
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The configuration with the precision that `auto` is on this machine, and the head that it is under its privacy.
+    """The configuration with what `auto` is: precision on this machine, head under its privacy, partition of its data.
 
     A run's folder keeps this one: on another machine, continued or compared, the run stays what it was.
     """
     if config.head == "auto":
         config = replace(config, head=_head_under(built(config, "privacy")))
+    if config.partition == "auto":
+        config = replace(config, partition=suited_partition(config.dataset) or USUAL)
     if config.dtype != "auto":
         return config
     device = next(iter(accelerators()), "cpu")

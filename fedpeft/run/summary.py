@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fedpeft.run.console import duration, size, summary_table
+from fedpeft.run.trust_lines import trust_lines
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
@@ -163,6 +164,7 @@ class Summary:
         peak_memory_bytes: of all processes on this machine together; None: unknown.
         sampled: whether the rows are only some of the data set's (`fedpeft.data.datasets.sample`).
         phases: seconds of each phase of the command, in the order of their beginnings; None: nobody looked.
+        trust: what was asked of the result by `--measure`, by name (`docs/trust.md`); None: nothing.
     """
 
     quality: Quality
@@ -177,6 +179,7 @@ class Summary:
     peak_memory_bytes: int | None = None
     sampled: bool = False
     phases: Mapping[str, float] | None = None
+    trust: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Names and values, in one level."""
@@ -275,6 +278,7 @@ def _compared(summary: Summary) -> list[Line]:
         ),
         *_number("test loss" if quality.accuracy_of == TEST_ROWS else "loss", quality.loss),
         *_lost(quality.forgetting),
+        *trust_lines({"trust": summary.trust}).items(),
     ]
 
 

@@ -1,8 +1,9 @@
-"""Optional trackers: what a run records is also sent to TensorBoard or MLflow while it goes on.
+"""Optional trackers: what a run records is also sent to TensorBoard, MLflow or Weights & Biases while it goes on.
 
-The JSON lines stay the truth: a tracker that fails is reported once and left out, and never stops a run. Both need the
+The JSON lines stay the truth: a tracker that fails is reported once and left out, and never stops a run. All need the
 extra `fedpeft[track]`. TensorBoard writes to `tensorboard/` in the run's folder; MLflow to its own default or
-MLFLOW_TRACKING_URI.
+MLFLOW_TRACKING_URI; Weights & Biases to the account that is logged in, or with WANDB_MODE=offline to `wandb/` in the
+run's folder.
 """
 
 from __future__ import annotations
@@ -86,7 +87,37 @@ class MLflow:
         self._client.end_run()
 
 
-TRACKERS: dict[str, type[TensorBoard] | type[MLflow]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+class WandB:
+    """A run of the project `fedpeft`; one that is continued keeps its identity, stored in `wandb_run`."""
+
+    needs = "wandb"
+
+    def begin(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Start or continue the run."""
+        client: Any = importlib.import_module("wandb")
+        identity = folder / "wandb_run"
+        known = identity.read_text(encoding="utf-8").strip() if identity.exists() else None
+        self._run: Any = client.init(
+            project="fedpeft", name=folder.name, id=known, resume="allow", dir=str(folder), config=dict(settings)
+        )
+        if known is None:
+            identity.write_text(self._run.id + "\n", encoding="utf-8")
+
+    def measure(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of the step."""
+        self._run.log({f"round/{name}": value for name, value in values.items()}, step=step)
+
+    def end(self, values: Mapping[str, float]) -> None:
+        """Final metrics, as the run's summary; end."""
+        self._run.summary.update({f"final/{name}": value for name, value in values.items()})
+        self._run.finish()
+
+
+TRACKERS: dict[str, type[TensorBoard] | type[MLflow] | type[WandB]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WandB,
+}
 
 
 def check_trackers(names: str) -> list[Tracker]:
@@ -126,7 +157,7 @@ class TrackedRecords(Records):
         """Write a file; the summary ends the run."""
         super().write_json(name, content)
         if name == "summary.json":
-            self._send("end", _numbers({k: content.get(k) for k in MAIN_MEASURES}))
+            self._send("end", _numbers({k: content.get(k) for k in MAIN_MEASURES} | _trust(content)))
 
     def _send(self, method: str, *values: Any) -> None:
         if not self._begun:
@@ -143,6 +174,19 @@ class TrackedRecords(Records):
                 self._trackers.remove(tracker)
                 name = type(tracker).__name__
                 warnings.warn(f"{name} failed and is left out from here on: {error}", RuntimeWarning, stacklevel=2)
+
+
+def _trust(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked of trust, one name for each number: trust/calibration/test/after/error."""
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        for name, inner in value.items() if isinstance(value, Mapping) else ():
+            walk(inner, f"{path}/{name.replace(' ', '_')}")
+            found[f"{path}/{name.replace(' ', '_')}"] = inner
+
+    walk(summary.get("trust"), "trust")
+    return found
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -133,6 +133,8 @@ def work_plan(
     by_hooks = setup.secure_sum is not None and setup.method.privacy == "hooks"
     reusing = setup.grid.executor == "batched" and (by_hooks or not per_example)  # methods without a batched form, too
     batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
+    if setup.method.base_precision and not machine.gpus:  # whose gain on a CPU is not measured yet
+        batched = False
     lengths = cached_examples(data_key).lengths
     tokens = float(lengths.mean()) if len(lengths) else setup.tokens
     together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS
@@ -229,6 +231,9 @@ class Workers:
         """Compute what is missing of the frozen model's output on some rows, with all workers.
 
         `base`: precision of the base that computes it; empty: the run's own.
+
+        Raises:
+            RunError: a worker has died, or writes into another cache.
         """
         missing = self.work.at(base).store(data_key, depth).missing()
         if not missing:
@@ -240,6 +245,11 @@ class Workers:
         ]
         for call in as_completed(calls):
             self.observer.advance(result(call))
+        if self.work.at(base).store(data_key, depth).missing():
+            raise RunError(
+                "what the workers have computed of the rows is not in this machine's cache: on a cluster, "
+                "FEDPEFT_CACHE must lie on a file system that all machines share"
+            )
 
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:
         """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""

@@ -7,11 +7,12 @@ for everyone; so they are dropped before any rule sees them. What is merely host
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fedpeft.aggregation.aggregator import Aggregator
+from fedpeft.aggregation.factors import ranks_placed
 from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
@@ -28,8 +29,16 @@ from fedpeft.privacy.engine import PrivacyEngine
 ABSURD = 1000.0
 """An update may be this many times as long as 1 + the norm of what the client was sent; honest ones stay below 1."""
 
+MOST_JOULES = 1e9
+"""That a client may say a round has taken: 278 kWh."""
+
 WORST_LOSS = 1e6
 """A mean loss above this one is a training that has diverged, or a lie that would hide the others' losses."""
+
+
+def all_of_it(round: int, client: int, steps: int) -> State:
+    """A client has trained all that it holds, in every step."""
+    return {}
 
 
 def check_report(report: Report) -> None:
@@ -45,6 +54,8 @@ def check_report(report: Report) -> None:
         raise PayloadError(f"{report.used} distinct rows trained on, of {report.rows}")
     if not 0 <= report.steps <= MOST_STEPS or not 0 <= report.seconds < math.inf:
         raise PayloadError(f"{report.steps} steps in {report.seconds:g} s")
+    if not 0 <= report.joules <= MOST_JOULES:
+        raise PayloadError(f"{report.joules:g} joules of energy; nothing above {MOST_JOULES:g} is taken")
     if not abs(report.loss) <= WORST_LOSS:
         raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
 
@@ -107,6 +118,8 @@ class ClientResult:
         staleness: steps that the server has taken since it asked; None: in synchronous rounds.
         rejected: why the update was left out; None: it was taken.
         used: distinct rows that the client has trained on up to now; None where it does not say.
+        joules: of training, waiting, and traffic up and down (`fedpeft.run.energy`); None: nobody counts.
+        measured: joules of training that the client has measured itself; None: it has not.
     """
 
     round: int
@@ -124,10 +137,12 @@ class ClientResult:
     staleness: int | None = None
     rejected: str | None = None
     used: int | None = None
+    joules: Mapping[str, float] | None = None
+    measured: float | None = None
 
     def line(self) -> dict[str, Any]:
-        """As a line of JSON; the last four only where they say something."""
-        optional = ("confidential", "staleness", "rejected", "used")
+        """As a line of JSON; the last six only where they say something."""
+        optional = ("confidential", "staleness", "rejected", "used", "joules", "measured")
         return {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
 
 
@@ -154,6 +169,7 @@ class Acceptance:
         spent: how many refused because their privacy budgets are spent.
         forms: that clients have from now on, where they change.
         rows: of each client whose update was taken.
+        owned: of a round, a client and its steps, what of its update it has trained (`PeftMethod.owned`).
         uplink_parameters: of all updates.
         passed_on: bytes of what members of a secure sum say to each other, on their way down.
     """
@@ -176,6 +192,7 @@ class Acceptance:
     spent: int = 0
     forms: dict[int, ClientForm] = field(default_factory=dict)
     rows: dict[int, int] = field(default_factory=dict)
+    owned: Callable[[int, int, int], State] = all_of_it
     uplink_parameters: int = 0
     passed_on: int = 0
     _losses: list[tuple[float, float]] = field(default_factory=list)
@@ -235,6 +252,7 @@ class Acceptance:
             confidential=True if self.privacy is not None else None,
             staleness=self.round - report.round if self.strategy.asynchronous else None,
             used=None if self._silent else report.used or None,
+            measured=None if self._silent else report.joules or None,
         )
 
     def _update(self, report: Report, sent: Sent, layout: Layout) -> tuple[Update, State]:
@@ -244,11 +262,14 @@ class Acceptance:
         if self.estimates is not None and self.uplink.server_remembers:
             memory = self.estimates.load(report.client, sent.instruction.acknowledged) or {}
         delta, memory = self.uplink.receive(report.payload, layout.shapes, memory)
-        received = sent.state
+        received, ranks, form = sent.state, sent.package.ranks, sent.instruction.form
+        if (held := self.strategy.held_form(self.layout, form)) != form:
+            delta, form = ranks_placed(delta, self.layout, ranks), held
         check_update(delta, received, self.shared)
         weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
-        form, staleness = sent.instruction.form, self.round - report.round
-        return Update(report.client, weight, form, received, delta, staleness, sent.package.ranks), memory
+        staleness = self.round - report.round
+        owned = self.owned(report.round, report.client, report.steps)
+        return Update(report.client, weight, form, received, delta, staleness, ranks, owned), memory
 
     def _drift_changes(self, report: Report, layout: Layout) -> States:
         """The changes of the states of a client's drift corrections, checked as an update is."""

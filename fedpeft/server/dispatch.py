@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from fedpeft.privacy.engine import Entry
 from fedpeft.run.setup import Setup
 from fedpeft.server.progress import Progress, Traffic
 
+NO_STEPS: Mapping[int, int] = MappingProxyType({})
+
 
 class Dispatch:
     """What the server sends in a round.
@@ -27,10 +30,11 @@ class Dispatch:
         setup: the run's.
         progress: before the round.
         remote: whether clients are on other machines, and what goes into the base is sent to them.
+        steps: local steps of some clients, instead of what their profiles say.
     """
 
-    def __init__(self, setup: Setup, progress: Progress, remote: bool) -> None:
-        self.setup, self.progress, self.remote = setup, progress, remote
+    def __init__(self, setup: Setup, progress: Progress, remote: bool, steps: Mapping[int, int] = NO_STEPS) -> None:
+        self.setup, self.progress, self.remote, self.steps = setup, progress, remote, steps
         lossless = parse_codec(setup.lossless)
         self.downlink = Downlink(
             setup.strategy,
@@ -72,7 +76,7 @@ class Dispatch:
             rank=form.rank if form else 0,
             alpha=form.alpha if form else 0.0,
             acknowledged=last,
-            steps=profile.steps,
+            steps=self.steps.get(client, profile.steps),
             base_precision=profile.base,
             adapter_precision=profile.adapter,
             bits=bits,

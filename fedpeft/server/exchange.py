@@ -88,8 +88,7 @@ class Exchange:
 
     def under_way(self, round: int) -> list[int]:
         """Whom a server that was restarted has asked for the secure sum of a round; empty: for none."""
-        opened = self.journal.opened(round) if self.journal is not None else None
-        return list(opened.cohort) if opened is not None else []
+        return self.journal.cohort(round) if self.journal is not None else []
 
     def joined(self, clients: int) -> list[int]:
         """Ids of those of so many clients that are known by now."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from fedpeft.communication.downlink import Sent
-from fedpeft.communication.messages import Instruction
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
@@ -44,6 +44,7 @@ class MaskedSum:
         seed, round: the run's, and 0 before round 1.
         size, numbers, clip: see `Announcement`.
         working: entered while the server computes, and left while it waits.
+        heard: is told each report, also those that say why there is no answer; None: nobody wants to know.
 
     Attributes:
         sent, received: bytes, by client, without what else step 3 brings.
@@ -61,10 +62,11 @@ class MaskedSum:
         numbers: int,
         clip: float,
         working: AbstractContextManager[object] | None = None,
+        heard: Callable[[Report], None] | None = None,
     ) -> None:
         self.clients, self.secure, self.seed, self.round = clients, secure, seed, round
         self.size, self.numbers, self.clip = size, numbers, clip
-        self.working, self.journal = working or nullcontext(), clients.journal
+        self.working, self.journal, self.heard = working or nullcontext(), clients.journal, heard
         self.sent: Counter[int] = Counter()
         self.received: Counter[int] = Counter()
         self.failed: dict[int, str] = {}
@@ -152,6 +154,8 @@ class MaskedSum:
         step = Step(sent=Counter({i.client: len(i.said) for i in instructions}))
         for report in self.clients.in_order(instructions, len(instructions), phase):
             step.received[report.client] += report.bytes
+            if self.heard is not None:
+                self.heard(report)
             try:
                 report.raise_error()
                 with self.working:

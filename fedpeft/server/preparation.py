@@ -17,7 +17,7 @@ from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.update import Fold
 from fedpeft.clients.label_shift import SHARES, shares_of
 from fedpeft.communication.decoding import decode
-from fedpeft.communication.messages import Instruction
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape, size
 from fedpeft.communication.release import Release, common_digest
 from fedpeft.errors import PayloadError, RunError
@@ -80,7 +80,8 @@ def prepare(
         rows, spent, total = _statistics(setup, clients, entry, privacy, most_rows)
         missing = asked - len(rows)
     else:
-        masked, total, clip = _masked_statistics(setup, setup.secure_sum, clients, entry, asks)
+        heard = None if privacy is None else privacy.heard
+        masked, total, clip = _masked_statistics(setup, setup.secure_sum, clients, entry, asks, heard)
         spent, down = sum(masked.received.values()), sum(masked.sent.values())
         missing = asked - len(masked.arrived)
     shares = {}
@@ -186,7 +187,12 @@ def _statistics(
 
 
 def _masked_statistics(
-    setup: Setup, secure: SecureSum, clients: Exchange, entry: Entry, asks: bool
+    setup: Setup,
+    secure: SecureSum,
+    clients: Exchange,
+    entry: Entry,
+    asks: bool,
+    heard: Callable[[Report], None] | None,
 ) -> tuple[MaskedSum, State, float]:
     """The secure sum over all clients, what it says of the statistics, and the largest norm in round 1.
 
@@ -201,7 +207,7 @@ def _masked_statistics(
     ]
     _announce(clients)
     size, numbers = (entries(shapes), BESIDE) if secure.noisy else (0, entries(shapes) + BESIDE)
-    masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0)
+    masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=heard)
     try:
         total = masked.of(asked, "prepare")
     except VoidError as error:

@@ -30,10 +30,14 @@ from fedpeft.communication.base_residual import Residual, ResidualFiles
 from fedpeft.communication.downlink import Versions
 from fedpeft.errors import RunError
 from fedpeft.machine import files
+from fedpeft.machine.files import writing
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.run.records import Records
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.best_state import BestState
+
+STATES = "states"
+"""Folder of a run's last states, where an ensemble is made of them."""
 
 VERSION = 4
 
@@ -371,6 +375,21 @@ class RunStore:
         self.records.sync()
         self.checkpoints.save(replace(progress, offsets=self.records.offsets()))
         self._tell(progress)
+
+    def keep(self, progress: Progress, last: int) -> None:
+        """Keep the global state after each of the `last` rounds, by round, for an ensemble of them.
+
+        Raises:
+            RunError: the disk is full or can't be written.
+        """
+        folder = self.records.folder / STATES
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            tensors = {name: tensor.contiguous() for name, tensor in progress.adapter.items()}
+            files.replace(folder / f"{progress.round:06d}.safetensors", save(tensors))
+            for file in folder.glob("*.safetensors"):
+                if not progress.round - last < int(file.stem) <= progress.round:
+                    file.unlink()
 
     def _tell(self, progress: Progress) -> None:
         for name, lines in progress.lines.items():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -30,19 +31,24 @@ from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.run.asked import compares_clients
 from fedpeft.run.observer import Metrics, Observer, RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
+from fedpeft.server.energy import EnergyBook, told
 from fedpeft.server.evaluation import Evaluate, Evaluation, OwnRows
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.learned import products
 from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import Progress, RunStore, Traffic
+from fedpeft.server.questions import Questions, of_kept
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.sum_journal import SumJournal
+from fedpeft.trust.disagreement import Watched
 
 
 def never() -> bool:
@@ -72,6 +78,7 @@ class Server:
         stopping: asked before each round whether the run should end here; it can go on later.
         announce, journal: see `Exchange`.
         most_rows: asked before each round how many rows a client can weigh as much as.
+        book: of what clients use; None: nobody counts.
     """
 
     def __init__(
@@ -90,10 +97,11 @@ class Server:
         validation_loss: Callable[[State, int], float] | None = None,
         announce: Callable[[Release], None] | None = None,
         journal: SumJournal | None = None,
+        book: EnergyBook | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
-        self.validation_loss, self.most_rows = validation_loss, most_rows
+        self.validation_loss, self.most_rows, self.book = validation_loss, most_rows, book
         self.clients = Exchange(grid, self._answered, remote, announce, journal)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
@@ -119,6 +127,8 @@ class Server:
         if self.privacy is not None and not self.privacy.trains:
             self.observer.say("the start has the whole privacy budget: the run ends before round 1")
             return progress
+        if self.book is not None:
+            self.book.replay(self.store.records.read("clients.jsonl"), progress.rows, progress.round)
         self.observer.started(self.setup.rounds, progress.round)
         while progress.round < self.setup.rounds and not self.stopping():
             if self._nothing_gained(progress):
@@ -136,11 +146,15 @@ class Server:
     def commit(self, progress: Progress) -> None:
         """A round counts once its checkpoint is on the disk."""
         self.store.commit(progress)
+        if (ensemble := self.setup.measured.ensemble) is not None:
+            self.store.keep(progress, ensemble.last)
         trim()
 
     def open(self, progress: Progress) -> Entry | None:
         """Who is asked in the next round; under privacy it is charged first, and None: no budget allows another."""
         round, seed = progress.round + 1, self.setup.config.seed
+        if self.book is not None:
+            self.book.begin(round)
         drawn = self.clients.under_way(round) or self.sampler.draw(seed, round)
         if self.privacy is None:
             if self.setup.strategy.asynchronous:
@@ -155,7 +169,9 @@ class Server:
     def round(self, entry: Entry, progress: Progress) -> tuple[Progress, RoundResult]:
         """One round: the server after it, and what is told of it."""
         clock = Clock()
-        setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote)
+        entry = entry if self.book is None else self.book.open(entry, progress.rows)
+        steps = {} if self.book is None else self.book.lean(entry.cohort)
+        setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote, steps)
         if self.clients.announce is not None:
             self.clients.announce(dispatch.release("train", entry.round))
         sent = dispatch.cohort(entry)
@@ -172,6 +188,7 @@ class Server:
             estimates=self.store.estimates,
             drift=setup.drift,
             states=progress.drift,
+            owned=partial(setup.method.owned, setup.layout, setup.config.seed),
         )
         if setup.secure_sum is not None:
             outcome = self._summed(setup.secure_sum, taken, sent, progress, clock)
@@ -185,6 +202,7 @@ class Server:
         after = progress.after(outcome, taken, dispatch.downlink.made, setup.clients)
         self.store.bases.put(after.residual.version, after.residual.total)
         clock.trained()
+        spent = self.book.account(taken.results, entry.round) if self.book is not None else None
         after, undone = self._judged(progress, after)
         due = entry.round == setup.rounds or entry.round % setup.measured.validation.every == 0
         metrics = self.evaluation.of(after) if due else None
@@ -195,7 +213,11 @@ class Server:
             learning_rate=dispatch.learning_rate(entry.round),
             undone=undone,
         )
+        if spent is not None and not self._secret_cohort:
+            result = told(result, spent)
         lines = {"clients.jsonl": [plain(r.line()) for r in taken.results], "rounds.jsonl": [plain(asdict(result))]}
+        if outcome.disagreement is not None:
+            lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(entry.round))]
         counters = progress.counters.after(traffic, result.rejected, clock.seconds)
         return replace(after, lines=lines, counters=counters), result
 
@@ -207,9 +229,8 @@ class Server:
         assert clip is not None  # from the sum before round 1
         names = [name for name in setup.layout.names if name in taken.shared]
         shapes = {name: setup.layout.shapes[name] for name in names}
-        masked = MaskedSum(
-            self.clients, secure, setup.config.seed, round, entries(shapes), BESIDE, clip, clock.aggregating
-        )
+        size, working, heard = entries(shapes), clock.aggregating, self.privacy.heard if self.privacy else None
+        masked = MaskedSum(self.clients, secure, setup.config.seed, round, size, BESIDE, clip, working, heard)
         schedule, void = setup.schedule, ""
         growth = schedule.at(round + 1) / schedule.at(round) if round < setup.rounds and schedule.at(round) else 1.0
         try:
@@ -265,6 +286,12 @@ class Server:
         """Each client's model on its own held-out rows."""
         return self.evaluation.own_rows(progress)
 
+    def questions(self, progress: Progress) -> Questions:
+        """To clients, about the state that the run keeps, on their own held-out rows."""
+        kept = of_kept(progress)
+        self.store.bases.put(kept.residual.version, kept.residual.total)
+        return Questions(self.setup, self.clients, kept, self.most_rows(), self.observer.say)
+
     def _aggregator(self, entry: Entry, progress: Progress) -> Aggregator:
         """What takes the round's updates: the mechanism's, where it acts at the server, or the strategy's."""
         setup, state = self.setup, progress.adapter
@@ -286,7 +313,8 @@ class Server:
         )
         if setup.secure_sum is not None:  # of which no single update can be measured
             return inner
-        return measured(inner, setup.strategy, setup.layout, setup.weight_changes)
+        inner = measured(inner, setup.strategy, setup.layout, setup.weight_changes)
+        return Watched(inner, setup.layout, products(setup)) if compares_clients(setup) else inner
 
     def _finished(self, taken: Acceptance, progress: Progress) -> Outcome:
         """What the updates have led to; without any the model stays as it is.
@@ -343,6 +371,8 @@ class Server:
             worst_accuracy=metrics.worst_accuracy if metrics else None,
             aggregation_seconds=clock.aggregating.seconds,
             aggregation_error=outcome.error,
+            cancelled_share=outcome.disagreement.cancelled if outcome.disagreement else None,
+            sign_conflict=outcome.disagreement.conflict if outcome.disagreement else None,
         )
         if self.privacy is None or not self._secret_cohort:
             return result

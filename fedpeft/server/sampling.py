@@ -9,27 +9,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from fedpeft import seeds
-from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.errors import PrivacyError
 from fedpeft.privacy.mechanism import Mechanism
-
-
-def cohort_size(setting: int | float | str, clients: int) -> int:
-    """The cohort's size: a whole number is a count, a float a fraction of the clients, "all" is everyone.
-
-    Raises:
-        ConfigError: it asks for no client, or for more than there are.
-    """
-    if setting == "all":
-        return clients
-    if isinstance(setting, float) and 0 < setting <= 1:
-        return max(1, round(setting * clients))
-    if isinstance(setting, int) and 1 <= setting <= clients:
-        return setting
-    raise ConfigError(
-        f"cohort={setting} is neither a fraction of the clients (above 0.0, at most 1.0), nor a whole number from 1 to "
-        f"the number of clients ({clients}), nor all"
-    )
-
 
 FEW = 10_000
 """Up to so many clients all are asked for what concerns all: the head's start, and evaluations on their own rows."""
@@ -107,15 +88,12 @@ Population = FixedSize | InTurns
 """What cohorts are drawn from."""
 
 
-def population(
-    clients: int, cohort: int | float | str, weights: tuple[float, ...], mechanism: Mechanism | None
-) -> Population:
-    """What a run's cohorts are drawn from; see `cohort_size`, and `InTurns` for privacy in which clients take turns.
+def population(clients: int, size: int, weights: tuple[float, ...], mechanism: Mechanism | None) -> Population:
+    """What a run's cohorts of `size` are drawn from; see `InTurns` for privacy in which clients take turns.
 
     Raises:
         PrivacyError: clients are to take turns, and have chances of their own.
     """
-    size = cohort_size(cohort, clients)
     if mechanism is None or not mechanism.turns:
         return FixedSize(clients, size, weights)
     if weights:

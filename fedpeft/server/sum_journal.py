@@ -85,6 +85,15 @@ class SumJournal:
             raise self._damaged(ANNOUNCED, error) from None
         return found if found.round == round else None
 
+    def cohort(self, round: int) -> list[int]:
+        """Whom a server that was restarted has asked for the sum of a round; empty: it has not begun.
+
+        Raises:
+            RunError: the file can't be read.
+        """
+        opened = self.opened(round)
+        return [] if opened is None else list(opened.cohort)
+
     def begin(self, opened: Opened) -> None:
         """Another sum begins; the one before is forgotten.
 
@@ -103,6 +112,8 @@ class SumJournal:
         Raises:
             RunError: the files can't be removed.
         """
+        if not self.folder.exists():
+            return
         with files.writing(self.folder):
             for name in (*STEPS, ANNOUNCED):  # from the last one on: what is left is the beginning of a sum, or none
                 (self.folder / name).unlink(missing_ok=True)

@@ -1,21 +1,22 @@
 """The in-process grid: it sees the whole cohort at once, so that many clients can be trained in one pass.
 
-Clients are grouped by a pure function of the cohort: sorted by their number of rows (most first, then by id) and cut
-into groups. Groups go to whichever worker is free, the largest first; the composition of a group, and with it every
-bit of the result, does not depend on timing.
+Clients are grouped by a pure function of the cohort: sorted by their expected work (most first, then by rows and id)
+and cut into groups (`fedpeft.simulation.schedule`). Groups go to whichever worker is free, the largest first; the
+composition of a group, and with it every bit of the result, does not depend on timing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import numpy as np
 from flwr.app import Message
 
 from fedpeft.clients.pool import Pool, Worker, result
-from fedpeft.communication.flower_grid import FIRST_CLIENT, OwnGrid, node_of
+from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, node_of
 from fedpeft.communication.messages import Report, instruction_of, to_record
+from fedpeft.simulation.schedule import cut
 
 
 class CohortGrid(OwnGrid):
@@ -25,10 +26,12 @@ class CohortGrid(OwnGrid):
         pool: the workers.
         rows: rows of each client, (clients,).
         group_size: the most clients in one group.
+        steps: of a client in a round of training.
     """
 
-    def __init__(self, pool: Pool, rows: np.ndarray, group_size: int) -> None:
+    def __init__(self, pool: Pool, rows: np.ndarray, group_size: int, steps: Callable[[int], int]) -> None:
         super().__init__()
+        self.steps = steps
         self.pool = pool
         self.rows = rows
         self.group_size = group_size
@@ -48,12 +51,21 @@ class CohortGrid(OwnGrid):
         return identifiers
 
     def _groups(self, messages: Sequence[Message]) -> list[list[Message]]:
-        """Groups of similar size of work; no more clients in one than lets every worker have a part."""
-        ordered = sorted(
-            messages, key=lambda m: (-self.rows[m.metadata.dst_node_id - FIRST_CLIENT], m.metadata.dst_node_id)
-        )
-        size = max(1, min(self.group_size, -(-len(ordered) // self.pool.workers)))
-        return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+        """Groups of similar work; no more clients in one than lets every worker have a part."""
+        costs = {m.metadata.message_id: self._cost(m) for m in messages}
+        ordered = sorted(messages, key=lambda m: (*(-c for c in costs[m.metadata.message_id]), m.metadata.dst_node_id))
+        each = [float(costs[m.metadata.message_id][0]) for m in ordered]
+        groups, start = [], 0
+        for size in cut(each, self.group_size, self.pool.workers):
+            groups.append(ordered[start : start + size])
+            start += size
+        return groups
+
+    def _cost(self, message: Message) -> tuple[int, int]:
+        """What is expected of a client: its steps, or its rows where it does not train; and its rows."""
+        client = message.metadata.dst_node_id - FIRST_CLIENT
+        rows = int(self.rows[client])
+        return self.steps(client) if message.metadata.message_type == MESSAGE_TYPES["train"] else rows, rows
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Replies of the groups that have finished; waits for the next one if none has."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.store import ClientStore, section
@@ -22,18 +24,21 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
 from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_engine import SummedEngine
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.private_plan import planned
 from fedpeft.run.profiles import chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
-from fedpeft.run.setup import Setup
+from fedpeft.run.sampling import aware, cohort_size
+from fedpeft.run.setup import Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
+from fedpeft.server.energy import Choosing, EnergyBook
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.server.preparation import noised_statistics
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import population
+from fedpeft.server.sampling import Sampler, population
 from fedpeft.simulation.forgetting import second_task
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.hostile import HostilePlan, attacked_labels
@@ -58,6 +63,7 @@ class Simulation:
     ) -> None:
         self.folder = folder
         self.observer = observer
+        config = settled(config)
         observer.phase("reading the rows", 1)
         groups = groups_of(config.ranks, config.clients, folder)
         self.rows = SimulatedRows.of(config, number_of(config.clients, groups))
@@ -69,14 +75,18 @@ class Simulation:
             )
         self.setup = Setup.of(config, self.rows.facts, groups)
         second = self.setup.measured.second
-        if self.setup.personal and self.rows.partition.resampled:
+        if self._held_out and self.rows.partition.resampled:
+            scored = config.strategy if self.setup.personal else "calibration(rows=clients)"
             raise ConfigError(
                 f"under {config.partition} a client's held-out rows are trained on by it and by others, and "
-                f"{config.strategy} is scored on them; take another partition or strategy"
+                f"{scored} is scored on them; take another partition, or leave it out"
             )
         self.second = second_task(second, self.rows.dataset) if second else None
         self.clients = self.setup.clients
-        self.sampler = population(self.clients, config.cohort, chances(self.setup.profiles), self.setup.mechanism)
+        self.book = EnergyBook(self.setup) if self.setup.measured.energy is not None else None
+        self.sampler = population(
+            self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles), self.setup.mechanism
+        )
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
             self.setup = planned(self.setup, self._exposure())
         self.config = self.setup.config
@@ -109,10 +119,19 @@ class Simulation:
         plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy)
         return HostilePlan.of(plan, self.config.attack) if self.config.attack else plan
 
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """Rows of each client, (clients,)."""
+        return self.rows.partition.sizes
+
+    def _steps(self, client: int) -> int:
+        """Of a client in a round."""
+        return self.setup.profiles[client].steps or self.setup.training.steps_for(int(self._sizes[client]))
+
     @property
     def _held_out(self) -> float:
         """Share of its rows that a client is evaluated on and does not train on."""
-        return HELD_OUT if self.setup.personal else 0.0
+        return HELD_OUT if self.setup.personal or asks_clients(self.setup) else 0.0
 
     def _protection(self, work: WorkPlan) -> PrivacyEngine | None:
         """The mechanism with this run's costs; refuses what would not protect."""
@@ -167,18 +186,25 @@ class Simulation:
         if self._grid is not None:
             grid = self._grid(self.clients)
         else:
-            grid = CohortGrid(workers.pool, self.rows.partition.sizes, workers.work.clients_per_pass)
+            grid = CohortGrid(workers.pool, self._sizes, workers.work.clients_per_pass, self._steps)
         return Server(
             setup=self.setup,
             grid=grid,
-            sampler=self.sampler,
+            sampler=self._chooser,
             store=RunStore.of(records),
             observer=self.observer,
             evaluate=workers.evaluate,
             fixed=self.fixed,
             privacy=self.protection,
             validation_loss=workers.validation_loss,
+            book=self.book,
         )
+
+    @property
+    def _chooser(self) -> Sampler:
+        """Who draws the cohorts: all alike, or by what is known of clients."""
+        rule = aware(self.config.cohort)
+        return self.sampler if rule is None or self.book is None else Choosing(rule, self.book, self.sampler.size)
 
     def train(self, server: Server) -> Progress:
         """All rounds."""
@@ -210,8 +236,8 @@ class Simulation:
             raise ConfigError(f"with {self.config.strategy} all clients have the same adapter: {self.folder}/adapter")
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
-        own_state: State = progress.adapter | section(own, "private")
-        return own_state
+        held: State = progress.adapter | section(own, "private")
+        return self.setup.strategy.prepared(held, self.setup.layout)
 
     def close(self) -> None:
         """End the workers."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fedpeft.studies.results import Result
 from fedpeft.studies.statistics import POINTS
@@ -61,6 +62,32 @@ def forgotten(measure: str) -> Callable[[Result], float | None]:
     return found
 
 
+CALIBRATED = ("calibration", "test", "after")
+"""Where summary.json has the calibrated model on the test rows, in what the run was asked of trust."""
+
+
+def from_trust(*path: str) -> Callable[[Result], float | None]:
+    """A number of what the run was asked of trust."""
+
+    def found(result: Result) -> float | None:
+        value: Any = (result.summary or {}).get("trust") or {}
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return None if value is None else float(value)
+
+    return found
+
+
+def per_point(kind: str) -> Callable[[Result], float | None]:
+    """Joules or grams for each percentage point of the result's accuracy."""
+
+    def found(result: Result) -> float | None:
+        spent, accuracy = from_trust("energy", kind)(result), (result.summary or {}).get("accuracy")
+        return spent / (POINTS * accuracy) if spent is not None and accuracy else None
+
+    return found
+
+
 def aggregation_error(result: Result) -> float | None:
     """Mean over the rounds of norm(dW* - dW) / norm(dW*)."""
     errors = [r["aggregation_error"] for r in result.rounds if r.get("aggregation_error") is not None]
@@ -83,11 +110,20 @@ MEASURES = (
     Measure("worst_tenth", "worst tenth of clients (%)", worst_tenth, POINTS, 2),
     Measure("calibration_error", "calibration error (%)", calibration_error, POINTS, 2),
     Measure("calibration_error_scaled", "after scaling (%)", from_summary("calibration_error_scaled"), POINTS, 2),
+    Measure("classwise", "class-wise calibration error (%)", from_trust(*CALIBRATED, "classwise"), POINTS, 2),
+    Measure("brier", "Brier score, calibrated", from_trust(*CALIBRATED, "brier"), 1.0, 4),
+    Measure("risk_area", "risk-coverage area (%)", from_trust(*CALIBRATED, "area"), POINTS, 2),
     Measure("forgotten", "forgotten, probe (%)", forgotten("probe accuracy"), POINTS, 2),
     Measure("forgotten_nats", "forgotten (nats a token)", forgotten("nats per token"), 1.0, 3),
     Measure("epsilon", "epsilon", from_summary("epsilon"), 1.0, 2),
     Measure("audit_epsilon", "audit: epsilon at least", from_summary("audit_epsilon"), 1.0, 2),
     Measure("membership_auc", "membership attack (AUC)", from_summary("membership_auc"), 1.0, 3),
+    Measure("cancelled", "cancelled share, last round (%)", from_trust("disagreement", "cancelled"), POINTS, 1),
+    Measure("joules", "energy of clients (kJ)", from_trust("energy", "joules"), 1e-3, 2),
+    Measure("grams", "CO2 of clients (g)", from_trust("energy", "grams"), 1.0, 2),
+    Measure("joules_per_point", "energy per point of accuracy (J)", per_point("joules"), 1.0, 1),
+    Measure("grams_per_point", "CO2 per point of accuracy (g)", per_point("grams"), 1.0, 3),
+    Measure("dropped", "turns lost to empty batteries", from_trust("energy", "dropped"), 1.0, 1),
     Measure("uplink_bytes", "uplink (MB)", from_summary("uplink_bytes"), 1 / MEGABYTE, 2),
     Measure("downlink_bytes", "downlink (MB)", from_summary("downlink_bytes"), 1 / MEGABYTE, 2),
     Measure("total_bytes", "up + down (MB)", total_bytes, 1 / MEGABYTE, 2),
@@ -101,6 +137,10 @@ MEASURES = (
 BY_KEY = {measure.key: measure for measure in MEASURES}
 
 QUALITY = (
+    "classwise",
+    "brier",
+    "risk_area",
+    "cancelled",
     "accuracy",
     "perplexity",
     "loss",

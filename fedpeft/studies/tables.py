@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fedpeft.run.trust_lines import trust_lines
 from fedpeft.studies.measures import MEASURES, QUALITY, CurvePoint, Measure, curve
 from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section, describe
@@ -129,6 +130,15 @@ def result_table(run: Result) -> Table:
             shown.append((measure.heading, with_deviation([measure.scale * value], measure.digits)))
     note = "Test accuracy is of the saved adapter, in fp32; bytes are the lengths of the real payloads."
     return Table("result", "Result", note, ("measure", "value"), tuple(shown), ({"seed": run.seed, **dict(shown)},))
+
+
+def trust_table(run: Result) -> Table | None:
+    """What the run was asked of trust, in words; None: nothing."""
+    lines = trust_lines(run.summary or {})
+    if not lines:
+        return None
+    note = "Asked for by --measure; docs/trust.md says what each line means."
+    return Table("trust", "Trust", note, ("what", "found"), tuple(lines.items()), ({"seed": run.seed, **lines},))
 
 
 def same_work(method: Method, baseline: Method) -> str:
@@ -368,6 +378,7 @@ def tables(section: Section) -> list[Table]:
     if section.lone is not None:
         found = (
             result_table(section.lone),
+            trust_table(section.lone),
             cost and cost.of_one_run("Until the validation accuracy of the global model first reaches the target."),
             clients and clients.of_one_run("Accuracy (%) of the final global model on each client's mix of classes."),
         )

@@ -1,4 +1,4 @@
-"""A hundred kills at random moments, over eight set-ups: nothing is lost, applied twice or released twice.
+"""A hundred kills at random moments, over ten set-ups: nothing is lost, applied twice or released twice.
 
 A simulation or a study that was killed ends with the files of one that was not, bit for bit; a ledger holds at least
 what was released; a federation of real clients ends with the state of a simulation.
@@ -17,10 +17,10 @@ from fedpeft.privacy.engine import LEDGER
 from fedpeft.simulate import main as simulate
 from tests.attacks.killing import Killer, timed
 from tests.attacks.scale import SEED, SETUPS, SMALL, configuration, scaled
-from tests.fleet import apart, havoc
+from tests.fleet import NAMES, apart, havoc
 
 KILLS = 100
-EACH = -(-KILLS // 8)
+EACH = -(-KILLS // 10)
 TIMES = ("seconds", "training_seconds", "aggregation_seconds")
 
 
@@ -90,17 +90,40 @@ def test_a_killed_study_is_that_of_one_that_was_not(tmp_path):
     print(f"study: {killer.kills} kills, {runs} studies")
 
 
+FEDERATIONS = {
+    "plain": {"optimizer": "adamw(head_rate=1.0, schedule=constant)", "codec": "ef21 | topk(fraction=0.1)"},
+    "secure sums": {"optimizer": "sgd(schedule=constant)", "privacy": "secure_sum"},
+    "shared noise": {
+        "optimizer": "sgd(schedule=constant)",
+        "head": "zero",
+        "local_work": "epochs(1.0)",
+        "batch_size": 64,
+        "privacy": "distributed_dp(noise_multiplier=2, rows=900, test_noise=True)",
+    },
+}
+
+
 @pytest.mark.long
-def test_killed_clients_and_servers_end_with_the_state_of_a_simulation(fleet):
-    made = fleet(
-        rounds=4000,
-        measure="validation(every=4000)",
-        optimizer="adamw(head_rate=1.0, schedule=constant)",
-        codec="ef21 | topk(fraction=0.1)",
-    )
+@pytest.mark.parametrize("kind", FEDERATIONS)
+def test_killed_clients_and_servers_end_with_the_state_of_a_simulation(fleet, kind):
+    made = fleet(rounds=4000, measure="validation(every=4000)", **FEDERATIONS[kind])
     finished = havoc(made, seconds=0, least=scaled(EACH))
     words = ["--output", str(made.folder / "simulated"), "--rounds", str(finished)]
     assert simulate([str(made.folder / "run.toml"), *words]) == 0
     assert apart(made) < 1e-6
     told = lines(made.folder / "run" / "clients.jsonl")
     assert len({(line["round"], line["client"]) for line in told}) == len(told) == 3 * finished
+    assert not [line for line in told if line.get("rejected")]
+    if kind == "shared noise":
+        check_books(made, finished)
+
+
+def check_books(made, finished):
+    """A sum that a killed server goes on with is charged once in its book, and in each client's own."""
+    for k, name in enumerate(NAMES):
+        [home] = (made.folder / "state").glob(f"*/{name}")
+        own = sum(charge[3] for line in ledger(home) for charge in line["charges"])
+        book = sum(charge[3] for line in ledger(made.folder / "run") for charge in line["charges"] if charge[0] == k)
+        print(f"{name}: {finished} sums applied, {own} in its ledger, {book} in the server's")
+        assert finished <= own <= finished + 1
+        assert own <= book

@@ -53,11 +53,16 @@ def fields_of(instruction):
     return {f.name: values(hints[f.name], getattr(instruction, f.name)) for f in dataclasses.fields(Instruction)}
 
 
-@pytest.fixture(scope="module", params=["", "dp_sgd(noise_multiplier=1.5)", "local_dp(noise_multiplier=1.5)"],
-                ids=["plain", "dp_sgd", "local_dp"])  # fmt: skip
+SHARED = {"clients": 3, "local_work": "epochs(1.0)", "optimizer": "sgd"}
+
+
+@pytest.fixture(scope="module", params=["", "dp_sgd(noise_multiplier=1.5)", "local_dp(noise_multiplier=1.5)",
+                                        "distributed_dp(noise_multiplier=1.5, rows=200)"],
+                ids=["plain", "dp_sgd", "local_dp", "distributed_dp"])  # fmt: skip
 def asked(request, tmp_path_factory):
     """A task as an honest server asks it, and the client that it is for."""
-    made = Federation(tmp_path_factory.mktemp("asked"), SilentObserver(), clients=1, rounds=1, privacy=request.param)
+    given = SHARED if "distributed" in request.param else {"clients": 1}
+    made = Federation(tmp_path_factory.mktemp("asked"), SilentObserver(), **given, rounds=1, privacy=request.param)
     made.run()
     yield next(i for i in made.server.direct.asked if i.kind == "train"), made.server.edges[0]
     made.server.edges[0].close()
@@ -88,7 +93,8 @@ def test_every_field_of_an_instruction(asked):
         tried, refused = tried + 1, refused + bool(report.error)
     print(f"{tried} instructions, {refused} of them refused")
     assert refused > tried / 4, "next to nothing was refused: the attack is none"
-    answer = edge.handle(dataclasses.replace(honest, round=honest.round + 1))
+    summed = honest.step > 0  # then another round takes the steps before, and there is the answer of before
+    answer = edge.handle(honest if summed else dataclasses.replace(honest, round=honest.round + 1))
     assert answer.payload, answer.error
 
 
@@ -100,6 +106,12 @@ MECHANISMS = [
     for mechanism in ("dp_sgd", "local_dp", "user_dp")
     for setting in ("noise_multiplier", "epsilon", "noise_multiplier=1, dp_delta", "noise_multiplier=1, clip",
                     "epsilon=3, dp_delta")
+    for value in EXTREME
+] + [
+    f"distributed_dp({setting}={value})"
+    for setting in ("rows=200, noise_multiplier", "rows=200, epsilon", "rows=200, noise_multiplier=1, dp_delta",
+                    "rows=200, noise_multiplier=1, clip", "epsilon=3, rows", "epsilon=3, unit=clients, dropouts",
+                    "epsilon=3, rows=200, collude", "epsilon=3, rows=200, mask_neighbours", "epsilon=3, rows=200, bits")
     for value in EXTREME
 ]  # fmt: skip
 

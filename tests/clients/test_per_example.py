@@ -13,6 +13,7 @@ from fedpeft.clients.executor import Job, RowPrivacy
 from fedpeft.clients.private import PrivateExecutor, SecretNoise
 from fedpeft.clients.sequential import SequentialExecutor
 
+from fedpeft.conformance.peft_cases import finished
 from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError, PrivacyError
@@ -32,7 +33,10 @@ def build(dataset: str, name: str, dtype: str = "fp64"):
     data = load_dataset(dataset)
     task, folder = TASKS.build(data.task), resolve_model(data.default_model)
     rows = task.tokenise(data.train.take(np.arange(40)), folder, 32)
-    method = PEFT_METHODS.build(SPECS.get(name, name))
+    spec = SPECS.get(name, name)
+    if name == "adapter_fusion":
+        spec = f"adapter_fusion(runs=('{finished(folder, task, data.classes)}/0'), width=3)"
+    method = PEFT_METHODS.build(spec)
     model = task.model(task.base(folder, DTYPES[dtype]), data.classes)
     method.attach(model, dtype)
     generator = torch.Generator().manual_seed(0)

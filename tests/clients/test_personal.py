@@ -9,12 +9,12 @@ import pytest
 import torch
 from fedpeft.clients.personal import personal_job
 from fedpeft.clients.store import section
-from safetensors.torch import load_file
 
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.errors import PrivacyError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.simulate import main
+from tests.kept_states import kept
 from tests.simulation.test_run_strategies import flags, settings, trained
 
 
@@ -40,10 +40,7 @@ def test_a_step_is_the_algorithm_s(strength, tiny):
 
 def own_models(folder):
     """By client, its own model after its last round."""
-    return {
-        client.name: section(load_file(max(client.glob("*.safetensors"))), "personal")
-        for client in sorted((folder / "clients").iterdir())
-    }
+    return {client: section(states[max(states)], "personal") for client, states in kept(folder / "clients").items()}
 
 
 def distances(folder, progress):

@@ -44,10 +44,33 @@ def test_a_large_state_meets_its_budget_as_a_small_one_does(monkeypatch, dither,
     assert calls.count(len(y)) - 1 <= 7
 
 
+@pytest.mark.parametrize("bits", [4.0, 1.0, 0.4, 0.05])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_what_a_sample_spares_changes_no_step(monkeypatch, bits, sparse):
+    """Where it is far from the limits the whole is not asked, and would have said the same."""
+    monkeypatch.setattr(step_search, "LARGE", 10_000)
+    monkeypatch.setattr(step_search, "SAMPLE", 4_000)
+    y, sizes = entries(40, 1000)
+    if sparse:
+        y[np.random.default_rng(1).random(len(y)) < 0.98] = 0
+    looked, made = [], []
+    for surely in (step_search.SURELY, np.inf):
+        monkeypatch.setattr(step_search, "SURELY", surely)
+        search = StepSearch(y, sizes, False, 0.08)
+        calls, cost = [], StepSearch.cost
+        with monkeypatch.context() as counting:
+            counting.setattr(StepSearch, "cost", lambda self, step: calls.append(len(self.y)) or cost(self, step))  # noqa: B023
+            made.append(search.meet(bits * len(y) / 8))
+        looked.append(calls.count(len(y)))
+    assert made[0] == made[1]
+    assert looked[0] <= looked[1]
+    assert looked[0] < looked[1] or bits == 4.0 or sparse
+
+
 def test_a_sample_has_its_share_of_every_slice(monkeypatch):
     monkeypatch.setattr(step_search, "SAMPLE", 100)
     y, sizes = np.arange(1000, dtype=np.float32), np.array([5, 0, 495, 333, 167])
-    sample = StepSearch(y, sizes, False, 0.08)._sample()
+    sample = StepSearch(y, sizes, False, 0.08)._sample
     assert sample.every == 10
     assert sample.sizes.sum() == len(sample.y) == 100
     ends = np.cumsum(sizes)

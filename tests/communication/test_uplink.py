@@ -15,6 +15,7 @@ from fedpeft.communication.uplink import parse_uplink
 from fedpeft.errors import ConfigError
 from fedpeft.server.rounds import Server
 from fedpeft.simulate import main
+from tests.kept_states import kept
 
 TINY = ["--dataset", "tiny", "--tokens", "32", "--clients", "4", "--cohort", "2", "--rounds", "4", "--dtype", "fp32",
         "--workers", "1", "--local-work", "steps(count=2, walk=False)", "--head", "zero",
@@ -134,9 +135,10 @@ def test_what_a_run_drops_is_remembered_and_sent_later(tmp_path):
     run(tmp_path / "without", "--codec", SPARSE)
     assert not (tmp_path / "without" / "clients").exists()
     took_part = {line["client"] for line in lines(tmp_path / "with", "clients.jsonl")}
-    assert {int(folder.name) for folder in (tmp_path / "with" / "clients").iterdir()} == took_part
-    for folder in (tmp_path / "with" / "clients").iterdir():
-        newest = load_file(max(folder.iterdir()))
+    memories = kept(tmp_path / "with" / "clients")
+    assert memories.keys() == took_part
+    for states in memories.values():
+        newest = states[max(states)]
         assert any(bool(t.any()) for name, t in newest.items() if name.startswith("feedback/"))
     one, other = adapter(tmp_path / "with"), adapter(tmp_path / "without")
     assert not all(torch.equal(one[n], other[n]) for n in one)

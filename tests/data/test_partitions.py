@@ -29,7 +29,7 @@ SPECS = ("iid", "dirichlet", "dirichlet(alpha=0.01)", "dirichlet(alpha=1000.0)",
 
 
 def test_every_part_is_tried_here() -> None:
-    assert {spec.split("(")[0] for spec in SPECS} | {"natural", "resample"} == set(PARTITIONS.names)
+    assert {spec.split("(")[0] for spec in SPECS} | {"grouped", "natural", "resample"} == set(PARTITIONS.names)
 
 
 @settings(max_examples=60, deadline=None)
@@ -129,6 +129,25 @@ def test_natural_keeps_owners_whole(owners: int, more: int, data: st.DataObject)
     assert partition.statistics(rows.labels).unused_rows == len(rows) - len(partition.indices)
 
 
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=40), data=st.data())
+def test_grouped_clients_have_whole_owners_that_follow_each_other(sizes: list[int], data: st.DataObject) -> None:
+    names = np.repeat([f"owner {number:02d}" for number in range(len(sizes))], sizes)
+    rows = Rows([""] * len(names), None, data.draw(st.permutations(range(len(names))).map(lambda order: names[order])))
+    clients = data.draw(st.integers(1, len(sizes)))
+    partition = PARTITIONS.build("grouped").split(rows, clients, 3).check(len(rows))
+    assert len(partition) == clients
+    groups = [sorted(set(rows.owners[partition.shard(k)].tolist())) for k in range(clients)]
+    assert [owner for group in groups for owner in group] == sorted(set(names.tolist()))
+    if clients * max(sizes) <= len(rows):
+        assert partition.sizes.max() <= len(rows) / clients + max(sizes)
+
+
+def test_grouped_clients_have_about_as_many_rows_each() -> None:
+    rows = Rows([""] * 1000, None, np.array([f"{owner:03d}" for owner in np.arange(1000) // 5]))
+    assert set(PARTITIONS.build("grouped").split(rows, 30, 0).sizes.tolist()) == {30, 35}
+
+
 @pytest.mark.parametrize(
     ("spec", "clients", "rows", "words"),
     [
@@ -138,6 +157,9 @@ def test_natural_keeps_owners_whole(owners: int, more: int, data: st.DataObject)
         ("dirichlet", 2, Rows(["a", "b"]), "needs labels"),
         ("natural", 2, rows_of(10), "needs owners"),
         ("natural", 4, rows_of(10, owners=3), "names 3 owners, too few for 4 clients"),
+        ("grouped", 2, rows_of(10), "grouped partition needs owners"),
+        ("grouped", 4, rows_of(10, owners=3), "names 3 owners: ask for 1 to 3 clients, not 4"),
+        ("grouped", 0, rows_of(10, owners=3), "1 to 3 clients, not 0"),
         ("natural", -1, rows_of(10, owners=3), "at least 1, or 0 for all owners"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from fedpeft.data.cached_rows import rows_hash
 from fedpeft.data.datasets.reviews import DOMAINS, new, place, rated
+from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import DataError
 
@@ -39,13 +40,17 @@ def test_the_reviews_themselves() -> None:
     assert data.train.owners is not None
     assert data.test.owners is not None
     owners = Counter(data.train.owners.tolist())
-    assert len(owners) == 150
+    assert len(owners) == 11_274
     assert {owner.partition("/")[0] for owner in owners} == set(DOMAINS) == set(data.test.owners.tolist())
-    assert max(owners.values()) < 150
+    assert max(owners.values()) < 50
     texts = [*data.train.inputs, *data.test.inputs]
     assert len(set(texts)) == len(texts)
     assert data.train.labels is not None
+    clients = PARTITIONS.build("grouped").split(data.train, 100, 0)
+    assert 120 < clients.sizes.min() < clients.sizes.max() < 180
+    shares = [data.train.labels[clients.shard(client)].mean() for client in range(100)]
+    assert 0.2 < min(shares) < max(shares) < 0.9  # film snippets lie sorted by polarity in their file
     assert data.train.inputs[0].startswith("It's mainly a holiday celebration")
     assert data.train.labels[0] == 1
-    assert rows_hash(data.train).startswith("eca4a1d42313a5c7")
-    assert rows_hash(data.test).startswith("310772e00d6b55e8")
+    assert rows_hash(data.train).startswith("bb1d2d753486d092")
+    assert rows_hash(data.test).startswith("44d05619b9336ff7")

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fedpeft.clients.store import FILE
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
@@ -272,8 +273,7 @@ def test_damaged_state_of_a_client_is_one_sentence(federation):
     made = federation(codec="ef14 | topk(fraction=0.1)", rounds=2, clients=1)
     made.run()
     [asked] = [i for i in made.server.direct.asked if i.kind == "train" and i.round == 2]
-    [file, *_] = (made.folder / "edge-0" / "clients" / "000000").glob("000001*")
-    file.write_bytes(b"damaged")
+    (made.folder / "edge-0" / "clients" / FILE).write_bytes(b"damaged")
     report = made.server.edges[0].handle(asked)
     assert "the state of client 0" in report.error
     assert "can't be read" in report.error

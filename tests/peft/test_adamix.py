@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.aggregation.update import Fold, Update
 from fedpeft.conformance.peft_cases import Case
+from fedpeft.peft.adapter import difference
+from fedpeft.peft.methods.adamix import Mixture, symmetric_divergence
 from tests.peft.test_prefix_tuning_plus import of_size
 
 
@@ -32,7 +37,7 @@ def moved(case, job):
 
 
 def test_each_pass_draws_one_expert_of_each_adapter_from_the_run_s_seeds(tiny):
-    case = Case("adamix(dim=6, experts=8)", tiny)
+    case = Case("adamix(dim=6, experts=8, consistency=0)", tiny)
     job = case.jobs(steps=1)[0]
     first = moved(case, job)
     assert all(len(experts) == 1 for experts in first.values())
@@ -54,3 +59,80 @@ def test_outside_training_the_experts_are_their_mean(tiny):
         assert torch.allclose(many.model(batch), one.model(batch), atol=1e-12)
         many.sequential.load(merged | {n: t for n, t in many.first.items() if ".down." in n})
         assert not torch.allclose(many.model(batch), one.model(batch), atol=1e-6)
+
+
+def test_the_divergence_is_that_of_the_two_answers_each_taken_as_given():
+    logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    found = symmetric_divergence(*logits)
+    p, q = logits.softmax(-1)
+    for row in range(5):
+        both = [(b * (b / a).log()).sum() for a, b in ((p[row], q[row]), (q[row], p[row]))]
+        assert torch.allclose(found[row], sum(both) / 2)
+    [gradient] = torch.autograd.grad(found.sum(), logits)
+    assert torch.allclose(gradient[0], (p - q).detach() / 2), "of cross-entropy with the other as labels"
+    assert torch.allclose(gradient[1], (q - p).detach() / 2)
+
+
+def test_a_step_minimises_the_loss_of_one_pass_and_what_another_says_otherwise(tiny):
+    case = Case("adamix(dim=6, experts=4, consistency=2.5)", tiny)
+    case.sequential.load({n: 4 * t for n, t in case.start.items()})
+    layers = [m for m in case.model.modules() if isinstance(m, Mixture)]
+    batch, passes = case.rows.batch(np.arange(7)), [[1, 3], [0, 2]]
+
+    def said(experts):
+        for layer, expert in zip(layers, experts, strict=True):
+            layer.draw_from(lambda _, expert=expert: [expert])
+        return case.model(batch).detach()
+
+    one, other = (said(experts) for experts in passes)
+    left = [expert for experts in passes for expert in experts]
+    for layer in layers:
+        layer.draw_from(lambda _: [left.pop(0)])
+    found = case.task.step_losses(case.model, batch)
+    expected = case.task.losses(one, batch).sums + 2.5 * symmetric_divergence(one, other)
+    assert torch.allclose(found.sums, expected, atol=1e-12)
+    assert float((expected - case.task.losses(one, batch).sums).min()) > 1e-4
+    assert not left
+
+
+def test_the_server_counts_what_clients_have_drawn(tiny):
+    case = Case("adamix(dim=6, experts=4)", tiny)
+    layers = [m for m in case.model.modules() if isinstance(m, Mixture)]
+    job, drawn = case.jobs(steps=9)[1], []
+    for layer in layers:
+        draw = layer._draw
+        layer.draw_from(lambda count, draw=draw, layer=layer: drawn.append((layer, draw(count))) or drawn[-1][1])
+    [trained] = case.sequential.train([job])
+    owned = case.method.owned(case.layout, job.seed, job.round, job.client, trained.steps)
+    names = [t.name for t in case.layout.tensors if t.name.endswith("down.weight")]
+    for layer, name in zip(layers, names, strict=True):
+        own = [expert for seen, [expert] in drawn if seen is layer]
+        assert len(own) == 2 * 9
+        expected = torch.tensor([own.count(e) / 18 for e in range(4)]).repeat_interleave(6)
+        assert torch.allclose(owned[name][:, 0], expected)
+        assert torch.allclose(owned[name.replace("weight", "bias")], expected)
+
+
+def test_an_expert_is_averaged_by_how_often_it_was_trained(tiny):
+    case = Case("adamix(dim=6, experts=16)", tiny)
+    jobs, rule, total = case.jobs(steps=2), strategies.build("owned_mean"), Fold()
+    weights, updates = [20.0, 30.0, 7.0], []
+    for trained, weight, job in zip(case.sequential.train(jobs), weights, jobs, strict=True):
+        owned = case.method.owned(case.layout, job.seed, job.round, job.client, trained.steps)
+        delta = difference(trained.state, case.start)
+        updates.append(Update(job.client, weight, None, case.start, delta, owned=owned))
+        rule.fold(total, updates[-1], case.start, case.layout)
+    step = rule.pseudo_gradient(total, case.layout)
+    for name, found in step.items():
+        if name.endswith("down.bias"):
+            for entry in range(96):
+                shares = [u.weight * float(u.owned[name][entry]) for u in updates]
+                mean = sum(s * float(u.delta[name][entry]) for s, u in zip(shares, updates, strict=True))
+                assert abs(float(found[entry]) - (mean / sum(shares) if sum(shares) else 0.0)) < 1e-12
+        elif ".down." not in name:
+            mean = sum(w * u.delta[name] for w, u in zip(weights, updates, strict=True)) / sum(weights)
+            assert torch.allclose(found, mean, atol=1e-12)
+    biases = [name for name in step if name.endswith("down.bias")]
+    counts = torch.stack([torch.stack([u.owned[name].view(16, 6)[:, 0] for name in biases]) for u in updates])
+    assert torch.allclose(counts.sum(-1), torch.ones(()))
+    assert int((counts.sum(0) == 0).sum()) >= 4 * len(biases), "12 draws leave some of 16 experts out"

@@ -70,5 +70,5 @@ def test_prefix_alone_still_means_prefix_tuning():
 
 
 def test_more_blocks_than_there_are_is_said(tiny):
-    with pytest.raises(ModelError, match="layers=4 of prefix_tuning_plus exceeds the model's 3 blocks"):
+    with pytest.raises(ModelError, match="layers=4 of prefix_tuning_plus exceeds the 3 transformer blocks"):
         Case("prefix_tuning_plus(layers=4)", tiny)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from fedpeft.communication.codec import parse_codec
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.errors import ModelError
 from fedpeft.peft.family import PEFT_METHODS
@@ -28,6 +29,19 @@ def test_minilm_has_54_numbers_a_matrix():
     assert of_size(f"quantum_peft({targets})", *mini) == 12 * 54 == 648
     assert of_size(f"quantum_peft({targets}, parameterization='taylor')", *mini) == 12 * 3056
     assert of_size(f"quantum_peft({targets}, train=diagonal)", *mini) == 12 * 4
+
+
+def test_an_update_of_648_numbers_takes_less_than_3_kb():
+    """Queries and values of MiniLM's six blocks in fp32, the head left at its start, which does not travel then."""
+    sizes = {"u": Pauli(384, 4, 1).numbers, "v": Pauli(384, 4, 1).numbers, "lambda": 4}
+    update = {
+        f"encoder.layer.{block}.attention.self.{layer}.quantum_{name}": torch.randn(size)
+        for block in range(6)
+        for layer in ("query", "value")
+        for name, size in sizes.items()
+    }
+    assert sum(t.numel() for t in update.values()) == 648
+    assert 4 * 648 <= len(parse_codec("fp32").encode(update)) < 3000
 
 
 def gate(matrix, qubit, qubits):

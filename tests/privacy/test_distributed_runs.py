@@ -18,8 +18,7 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.audit.canaries import CanaryAudit, run
 from fedpeft.communication.messages import Report
 from fedpeft.config import RunConfig
-from fedpeft.deployment.shared_settings import shared_settings
-from fedpeft.errors import ConfigError, FedpeftError, PayloadError, PrivacyError, RunError
+from fedpeft.errors import FedpeftError, PayloadError, PrivacyError
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, epsilon, noise_for, rdp_epsilon
@@ -131,6 +130,17 @@ def test_the_budget_is_the_server_s_and_both_epsilons_are_told(tmp_path):
         assert events == {Grid(grid.size, grid.step, grid.radius, variance).event(rate): taken}
     assert worst == max(rdp_epsilon(events, engine.delta) for events in engine.ledger.spent.values())
     assert engine.delta == pytest.approx(0.1 / engine.federation.rows.sum())
+
+
+def test_rows_that_are_told_take_the_place_of_those_that_are_counted():
+    """A federation of real clients that knows a number has the noise of a simulation that counts it."""
+    counted, told = exposure(5500, 20, 62, 40, 5000), exposure(20, 20, 62, 40, 5000)
+    one = MECHANISMS.build("distributed_dp(epsilon=4)")
+    other = MECHANISMS.build(f"distributed_dp(epsilon=4, rows={int(counted.rows.sum())})")
+    assert one.multiplier(counted) == other.multiplier(told)
+    assert one.delta(counted) == other.delta(told)
+    assert one.sums_of(counted, 2.0, None) == other.sums_of(told, 2.0, None)
+    assert one.start_signal(counted) == other.start_signal(told)
 
 
 def test_a_run_whose_clients_are_drawn_too_often_ends_and_is_within_its_budget(tmp_path):
@@ -290,6 +300,7 @@ def test_cohorts_are_drawn_by_the_key(tmp_path):
     [
         ({"privacy": "distributed_dp"}, "needs epsilon or noise_multiplier"),
         ({"privacy": "distributed_dp(noise_multiplier=0)"}, "without noise protects nothing"),
+        ({"privacy": "distributed_dp(noise_multiplier=1e-7)"}, "beyond what a grid can hold"),
         ({"privacy": "distributed_dp(epsilon=1e-3)", "rounds": 50}, "epsilon 0.001 is too small .* give bits="),
         ({"privacy": "distributed_dp(epsilon=1, bits=8)"}, "8 bits are too small .* give bits="),
         ({"privacy": "distributed_dp(epsilon=1)", "strategy": "krum"}, "krum needs more of them than that; take"),
@@ -314,11 +325,7 @@ def test_what_would_not_protect_is_refused_in_a_sentence(tmp_path, given, says):
     assert "\n" not in str(error.value)
 
 
-def test_real_clients_and_audits_have_none_of_it(federation):
-    with pytest.raises(ConfigError, match="works in simulations so far"):
-        federation(privacy="distributed_dp(epsilon=8)", clients=3)
-    with pytest.raises(RunError, match="belongs to simulations"):
-        shared_settings('privacy = "distributed_dp(epsilon=8)"\nclients = 3')
+def test_audits_have_none_of_it():
     with pytest.raises(PrivacyError, match="looks at single updates"):
         run(CanaryAudit(privacy="distributed_dp(noise_multiplier=1)"), Path("nowhere"))
 

@@ -36,6 +36,13 @@ def in_first_factors(state: State, started: State, layout: Layout) -> State:
     return found
 
 
+PEFT = {
+    "fed_sb": "lora_sb(rank=2, layers=1)",
+    "florg": "lora_gram(rank=2, layers=1)",
+    "fedalt": "row_lora(rank=2, layers=1)",
+}
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", strategies.names)
 def test_all_combinations_pass_or_refuse(strategy, tmp_path):
@@ -45,9 +52,7 @@ def test_all_combinations_pass_or_refuse(strategy, tmp_path):
             if i and strategy not in ("fedit", "ffa_lora", "flexlora"):
                 continue  # what a codec may do does not depend on the strategy beyond linear, half, gathered
             noise = "" if mechanism == "none" else f"(noise_multiplier=1, clip={CLIP}, test_noise=True)"
-            peft = {"fed_sb": "lora_sb(rank=2, layers=1)", "florg": "lora_gram(rank=2, layers=1)"}.get(
-                strategy, "lora(rank=2, layers=1)"
-            )
+            peft = PEFT.get(strategy, "lora(rank=2, layers=1)")
             given = {**TINY, "privacy": mechanism + noise, "strategy": strategy, "codec": codec, "peft": peft}
             folder = tmp_path / f"{mechanism}-{i}"
             try:

@@ -28,12 +28,27 @@ def test_auto_is_settled_where_a_run_is_set_up(monkeypatch, fast, dtype):
     assert setup.config == settled(RunConfig(peft="lora(rank=2, layers=1)", head="zero"))
 
 
-def test_a_run_s_folder_names_the_precision(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("dataset", "given", "partition"),
+    [
+        ("reviews", "auto", "grouped"),
+        ("sample(of='reviews(margin=1.0)', rows=500)", "auto", "grouped"),
+        ("tiny", "auto", "dirichlet(alpha=0.5)"),
+        ("reviews", "iid", "iid"),
+    ],
+)
+def test_a_partition_that_is_not_given_is_the_data_set_s_own(dataset, given, partition):
+    assert settled(RunConfig(dataset=dataset, partition=given)).partition == partition
+
+
+def test_a_run_s_folder_names_precision_and_partition(monkeypatch, tmp_path):
     monkeypatch.setattr("fedpeft.run.setup.fast_bf16", lambda device: False)
     monkeypatch.setattr("fedpeft.run.setup.accelerators", list)
     words = ["--dataset=tiny", "--clients=4", "--cohort=2", "--rounds=1", "--workers=1", "--local-work=steps(1)"]
     assert main([*words, "--output", str(tmp_path / "run")]) == 0
-    assert 'dtype = "fp32"' in (tmp_path / "run" / "config.toml").read_text()
+    written = (tmp_path / "run" / "config.toml").read_text()
+    assert 'dtype = "fp32"' in written
+    assert 'partition = "dirichlet(alpha=0.5)"' in written
 
 
 def test_a_setup_knows_nothing_of_where_clients_are():

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fedpeft.clients.store import ClientStore
 from safetensors import safe_open
 from safetensors.torch import save
 
@@ -92,13 +91,7 @@ def test_a_rename_is_brought_to_the_disk_with_its_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", note)
     Checkpoints(tmp_path / "checkpoint").save(example(1))
-    ClientStore(tmp_path / "clients").stage(3, 1, {"e": torch.ones(2)})
-    assert [name.rpartition("/")[2].partition(".")[0] for name in synced] == [
-        "000002",
-        "checkpoint",
-        "000001",
-        "000003",
-    ]
+    assert [name.rpartition("/")[2].partition(".")[0] for name in synced] == ["000002", "checkpoint"]
 
 
 def test_lost_or_damaged_lines_are_one_sentence(tmp_path):
@@ -135,20 +128,6 @@ def test_what_json_lacks_is_null_and_a_torn_line_is_left_out(tmp_path):
         file.write('{"round": 2, "lo')
     assert records.read("rounds.jsonl") == [{"loss": None, "n": 3}]
     json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[0])
-
-
-def test_client_state_counts_only_once_it_is_acknowledged(tmp_path):
-    store = ClientStore(tmp_path)
-    store.stage(3, 1, {"e": torch.ones(2)})
-    assert store.load(3, 0) is None  # the server never recorded round 1: what was staged is discarded
-    store.stage(3, 2, {"e": torch.full((2,), 2.0)})
-    store.stage(3, 4, {"e": torch.full((2,), 4.0)})  # killed after this, before the server recorded it
-    found = store.load(3, 2)
-    assert found is not None
-    assert torch.equal(found["e"], torch.full((2,), 2.0))
-    with pytest.raises(RunError, match="missing"):
-        store.load(3, 4)
-    assert store.load(5, 0) is None
 
 
 def test_what_is_said_of_clients_comes_back_in_order_and_from_checkpoints_of_before(tmp_path):

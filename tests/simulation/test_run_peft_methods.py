@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
@@ -21,7 +22,11 @@ TINY = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 3,
         "head": "zero", "local_work": "steps(1)", "learning_rate": 3e-3, "dtype": "fp32",
         "measure": "validation(every=3)"}  # fmt: skip
 RULE = {"vera": "rolora", "adalora": "flexlora"}
-SPECS = [*PEFT_METHODS.names, "lora(rank=4) + bitfit", "prefix(length=10) + bottleneck(dim=32)"]
+SPECS = [
+    *sorted({*PEFT_METHODS.names} - {"adapter_fusion"}),
+    "lora(rank=4) + bitfit",
+    "prefix(length=10) + bottleneck(dim=32)",
+]
 
 
 class StopError(Exception):
@@ -62,6 +67,41 @@ def test_it_resumes_to_the_identical_state_and_is_scored(spec, tmp_path, monkeyp
     assert (errors[-1] is not None) == (
         simulation.setup.weight_changes is not None or bool(simulation.setup.layout.pairs)
     )
+
+
+@pytest.mark.slow
+def test_fusion_goes_on_from_two_finished_runs_and_may_stay_private(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        simulation, progress = trained(tmp_path / f"{seed}", **{**TINY, "peft": "bottleneck(dim=4)", "seed": seed})
+        save(simulation.setup, progress.adapter, tmp_path / f"{seed}")
+    spec = "adapter_fusion(runs=('1', '2'), width=6)"
+    states = []
+    for executor in ("batched", "sequential"):
+        given = {**TINY, "peft": spec, "dtype": "fp64", "grid": f"cohort(executor={executor})"}
+        simulation, progress = trained(tmp_path / executor, **given)
+        states.append(progress.adapter)
+    assert all(torch.allclose(states[0][n], states[1][n], rtol=1e-7, atol=1e-9) for n in states[0])
+    save(simulation.setup, progress.adapter, tmp_path / "sequential")
+    for seed in (1, 2):
+        (tmp_path / f"{seed}").rename(tmp_path / f"gone {seed}")
+    assert 0 < simulation.scorer.score(tmp_path / "sequential", "score").accuracy <= 1
+    for seed in (1, 2):
+        (tmp_path / f"gone {seed}").rename(tmp_path / f"{seed}")
+    own = "fedper(private_layers=('query', 'key', 'value'))"
+    simulation, progress = trained(tmp_path / "own", **{**TINY, "peft": spec, "strategy": own})
+    start = simulation.setup.start
+    assert all(torch.equal(progress.adapter[n], start[n]) != n.startswith("head.") for n in start)
+
+
+@pytest.mark.slow
+def test_prompts_are_weighed_on_validation_rows_when_they_are_scored(tmp_path):
+    simulation, progress = trained(tmp_path / "run", **{**TINY, "peft": "prompt_ensemble(prompts=2, length=3)"})
+    save(simulation.setup, progress.adapter, tmp_path / "run")
+    file = tmp_path / "run" / "adapter" / "adapter.safetensors"
+    assert "prompts.shares" not in load_file(file)
+    assert 0 < simulation.scorer.score(tmp_path / "run", "score").accuracy <= 1
+    assert float(load_file(file)["prompts.shares"].sum()) == pytest.approx(1)
 
 
 def test_prompts_of_different_lengths_go_through_the_main_job(tmp_path):

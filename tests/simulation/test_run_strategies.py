@@ -37,6 +37,7 @@ def settings(strategy: str, **more) -> dict:
         "fed_sb": {"peft": "lora_sb(rank=4, layers=1)"},
         "florg": {"peft": "lora_gram(rank=4, width=12, layers=1)"},
         "owned_mean": {"peft": "prefix_tuning(length=4)"},
+        "fedalt": {"peft": "row_lora(rank=4, layers=1)"},
     }
     return {**TINY, **needs.get(strategy.partition("(")[0], {}), "strategy": strategy, **more}
 
@@ -123,6 +124,10 @@ def test_the_runs_of_each_kind_resume_to_the_identical_state(tmp_path, monkeypat
         settings("flexlora(energy=0.8)", ranks="2*3,4*3"),
         settings("florg"),
         settings("fslora", ranks="1*2,2*2,4*2", server_optimizer="adam(learning_rate=0.01)"),
+        settings("fed_plora", ranks="1*2,2*2,4*2", server_optimizer="adam(learning_rate=0.01)"),
+        settings("fedalt"),
+        settings("rank_budget(share=0.4)", ranks="2*3,4*3"),
+        settings("owned_mean", peft="adamix(dim=4, layers=1)"),
         settings("fedit", drift="scaffold", optimizer="sgd"),
     ]
     for i, given in enumerate(kinds):
@@ -223,6 +228,21 @@ def test_clients_of_one_rank_are_given_ranks_of_their_own(tmp_path):
     lines = Records(tmp_path / "run").read("clients.jsonl")
     assert [line["rank"] for line in lines] == [2] * 5 + [4]
     assert len({line["downlink_bytes"] for line in lines[:5]}) == 1
+
+
+def test_clients_may_hold_all_ranks_and_send_their_own(tmp_path):
+    states = []
+    for executor in ("batched", "sequential"):
+        given = settings("fed_plora", dtype="fp64", ranks="1*3,2*2,4*1", cohort="all", rounds=2)
+        given |= {"grid": f"cohort(executor={executor})", "head": "ridge"}
+        states.append(trained(tmp_path / executor, **given)[2].adapter)
+    assert all(torch.allclose(states[0][n], states[1][n], rtol=1e-7, atol=1e-9) for n in states[0])
+    lines = Records(tmp_path / "batched").read("clients.jsonl")
+    assert [line["rank"] for line in lines] == [1, 1, 1, 2, 2, 4] * 2
+    assert len({line["downlink_bytes"] for line in lines}) == 1
+    assert lines[0]["uplink_bytes"] < 0.6 * lines[3]["uplink_bytes"] < 0.6 * 0.6 * lines[5]["uplink_bytes"]
+    errors = [line["aggregation_error"] for line in Records(tmp_path / "batched").read("rounds.jsonl")]
+    assert all(error > 0.1 for error in errors[1:]), "a rank is its owners' alone, where dW* has it diluted"
 
 
 def test_a_clients_own_adapter_is_exported(tmp_path):

@@ -7,8 +7,10 @@ which people disagree or which say nothing, are left out. The files lie in the p
 texts' own rights are their sources'.
 
 Held out for test: a fifth of each domain's documents, chosen by hash; a document is a product review or an editorial,
-and each film snippet and tweet is one by itself. A text that occurs twice counts once. Owners are `domain/number`:
-documents that follow each other in their file, which is by product and by date, until they have `owner_rows` rows.
+and each film snippet and tweet is one by itself. A text that occurs twice counts once. Owners are documents,
+`domain/number`: numbered as in their files, which are by product and by date, but film snippets by hash, since their
+file is sorted by polarity. So the partition `grouped`, which suits these rows, makes clients of documents that belong
+together.
 """
 
 from __future__ import annotations
@@ -17,8 +19,7 @@ import hashlib
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -45,6 +46,9 @@ DOMAINS = {
 }
 """Domain -> how the names of its files begin."""
 
+BY_HASH = ("films",)
+"""Domains whose files are sorted by polarity: clients with one class each would be of the file's making."""
+
 LABELS = ("negative", "positive")
 
 
@@ -60,8 +64,9 @@ class Rated(NamedTuple):
 class Reviews:
     """Negative or positive, in four domains."""
 
+    suited_partition: ClassVar[str] = "grouped"
+
     margin: float = setting(0.5, "mean rating, -4 to 4, from which on a text has a polarity", above=0.0, high=3.0)
-    owner_rows: int = setting(100, "training rows that make an owner of documents of one domain", low=10, high=5000)
     test_fraction: float = setting(0.2, "share of each domain's documents held out for test", above=0.0, high=0.5)
 
     def load(self) -> Dataset:
@@ -80,21 +85,16 @@ class Reviews:
                 content = archive.extractfile(name)
                 if content is None:
                     raise DataError(f"{name} in {ARCHIVE} is no file; delete its folder to fetch it again")
-                polar = (
-                    row
-                    for row in rated(content.read().decode("utf-8-sig"), name)
-                    if abs(row.rating) > self.margin and new(row.text, seen)
-                )
-                owner, size = 0, 0
-                for document, rows in groupby(polar, key=lambda row: row.document):
-                    labelled = [(row.text, int(row.rating > 0)) for row in rows]
-                    if place(f"{domain}/{document}") < self.test_fraction:
-                        test += [(*row, domain) for row in labelled]
-                        continue
-                    if size >= self.owner_rows:
-                        owner, size = owner + 1, 0
-                    train += [(*row, f"{domain}/{owner:03d}") for row in labelled]
-                    size += len(labelled)
+                documents: dict[float, list[tuple[str, int]]] = {}
+                for row in rated(content.read().decode("utf-8-sig"), name):
+                    if abs(row.rating) > self.margin and new(row.text, seen):
+                        where = place(f"{domain}/{row.document}")
+                        documents.setdefault(where, []).append((row.text, int(row.rating > 0)))
+                order = sorted(documents) if domain in BY_HASH else list(documents)
+                for number, where in enumerate(order):
+                    held = where < self.test_fraction
+                    owner = domain if held else f"{domain}/{number:05d}"
+                    (test if held else train).extend((*row, owner) for row in documents[where])
         if not train or not test:
             raise DataError(f"no text has a mean rating beyond {self.margin:g}; take a smaller margin")
         return Dataset("reviews", "text", "classification", rows_of(train), rows_of(test), LABELS, "minilm")

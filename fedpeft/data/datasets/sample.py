@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from fedpeft.data.rows import DATASETS, Dataset, Rows, split_validation
+from fedpeft.data.rows import DATASETS, Dataset, Rows, split_validation, suited_partition
 from fedpeft.parts import setting
 
 
@@ -20,6 +20,11 @@ class Sample:
     of: str = setting(dataclasses.MISSING, "its text in quotes, such as 'reuters_r8' or 'file:PATH'", nested=True)
     rows: int = setting(1000, "training rows, those for validation among them", low=4)
     test_rows: int = setting(500, "test rows", low=1)
+
+    @property
+    def suited_partition(self) -> str | None:
+        """The other data set's."""
+        return suited_partition(self.of)
 
     def load(self) -> Dataset:
         """The other data set, `sampled`; a part with fewer rows than are asked for stays whole.

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples, ImageRows
-from fedpeft.data.images import image_rows
+from fedpeft.data.images import check_reads_texts, image_rows
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import token_rows
+from fedpeft.models import encoders
 from fedpeft.models.frozen_blocks import pool
 from fedpeft.models.loading import Say, load_base, unheard
 from fedpeft.models.task import FederatedModel, RowLosses, Task
@@ -30,7 +31,15 @@ def hidden_states(base: nn.Module, inputs: Batch) -> Tensor:
 
 
 class Classifier(FederatedModel):
-    """Base, mean pooling, head; the head works on (..., d), so a stacked head for many clients fits in its place."""
+    """Base, mean pooling, head; the head works on (..., d), so a stacked head for many clients fits in its place.
+
+    Attributes:
+        copies: how many hidden states the base gives of each row, (copies * B, T, d), one beside the other.
+        shares: of the copies in what is said of a row, (copies,), adding up to 1; None: equal ones.
+    """
+
+    copies = 1
+    shares: Tensor | None = None
 
     def __init__(self, base: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -38,17 +47,32 @@ class Classifier(FederatedModel):
         self.head = head
 
     def features(self, batch: Batch) -> Tensor:
-        """Pooled features, (B, d)."""
+        """Pooled features, (B, d); of several copies, their mean."""
+        pooled = self.pooled(batch)
+        return pooled if self.copies == 1 else self.by_copy(pooled).mean(1)
+
+    def pooled(self, batch: Batch) -> Tensor:
+        """The same of each copy, (copies * B, d)."""
         hidden = hidden_states(self.base, {name: tensor for name, tensor in batch.items() if name != "labels"})
         mask = batch.get("attention_mask")
         if mask is not None:
             hidden = hidden[:, -mask.shape[1] :]  # the positions of a prompt stand before the row's own, unpooled
+            mask = mask.repeat_interleave(self.copies, dim=0) if self.copies > 1 else mask
         return pool(hidden, mask)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits, (B, classes)."""
-        logits: Tensor = self.head(self.features(batch))
-        return logits
+        """Logits, (B, classes); of several copies, log probabilities: of the mean of what each says."""
+        logits: Tensor = self.head(self.pooled(batch))
+        return logits if self.copies == 1 else self.mixture(self.by_copy(logits))
+
+    def by_copy(self, rows: Tensor) -> Tensor:
+        """(copies * B, n) as (B, copies, n)."""
+        return rows.reshape(-1, self.copies, rows.shape[-1])
+
+    def mixture(self, logits: Tensor) -> Tensor:
+        """log sum_j shares_j softmax(logits_j), (B, copies, classes) to (B, classes)."""
+        shares = torch.ones(self.copies) / self.copies if self.shares is None else self.shares
+        return (logits.log_softmax(-1) + shares.to(logits)[:, None].log()).logsumexp(1)
 
 
 @dataclass(frozen=True)
@@ -59,18 +83,21 @@ class Classification(Task):
     higher_is_better = True
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
-        """Token ids with the model's special tokens, or normalised images."""
+        """Token ids with the model's special tokens, or normalised images.
+
+        Raises:
+            ModelError: the model reads no such rows.
+        """
         labels = np.asarray(rows.labels, dtype=np.int64)
         if isinstance(rows.inputs, np.ndarray):
             pixels, tokens = image_rows(rows.inputs, model_directory)
             return ImageRows(pixels, labels, tokens)
+        check_reads_texts(model_directory)
         return token_rows(rows.inputs, labels, model_directory, max_tokens)
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
-        """The encoder."""
-        from transformers import AutoModel
-
-        return load_base(AutoModel.from_pretrained, model_directory, dtype, hidden_states, say, **options)
+        """The encoder (see `fedpeft.models.encoders`)."""
+        return load_base(encoders.from_pretrained, model_directory, dtype, hidden_states, say, **options)
 
     def model(self, base: nn.Module, classes: int | None) -> Classifier:
         """The encoder with a zero head."""

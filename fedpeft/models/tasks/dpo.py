@@ -22,6 +22,7 @@ from fedpeft.data.examples import Batch, Examples, PairRows
 from fedpeft.data.preferences import SIDES
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import load_tokenizer
+from fedpeft.errors import ConfigError
 from fedpeft.models.adapters_off import adapters_off, check_adapters_come_off
 from fedpeft.models.task import FederatedModel, RowLosses
 from fedpeft.models.tasks.instruction import Instruction, answered_rows
@@ -46,6 +47,11 @@ class DPO(Instruction):
             ConfigError: a prompt, or the whole model, is trained.
         """
         check_adapters_come_off(model, "dpo")
+        if model.objective is not None:
+            raise ConfigError(
+                "this adapter adds to the loss of what is said of each row, and preferences compare two rows; take "
+                "--peft lora, or adamix(consistency=0)"
+            )
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
         """Token ids of both answers to each question, and which of them count.

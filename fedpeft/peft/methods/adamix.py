@@ -5,15 +5,23 @@ arXiv 2205.12410).
     y = f(x) + up(act(mean_e down_e(f(x))))   otherwise: merged, at the cost of one adapter
 
 after the feed-forward sublayer of each adapted block; down_e (dim, d) are `experts` many, up (d, dim) = 0 at first is
-shared. The expert is drawn from the client's own stream, as dropout masks are, so that it depends on the run's seed,
-the round, the client and the pass alone, whatever the client is batched with. Merged, it has the paper's numbers:
-0.9 M in BERT-base (dim 48), 0.8 M in RoBERTa-large (dim 16); trained and sent are all experts and the one up.
+shared. A step makes two passes with draws of their own, and minimises, as the authors' code does,
 
-Deviations. The paper adds a consistency loss, the symmetric KL divergence of two passes with other experts; a step is
-one pass here, and the loss is the task's alone. An expert that a step has not drawn has a gradient of zero, and Adam's
-momentum moves it on. All clients start from the same weights, and the plain mean is the rule: each client draws each
-expert about equally often, and what it has not drawn it sends unchanged. As with other bottlenecks it is not exact.
-Gradients per example are refused: one expert serves all rows of a pass.
+    loss(f_1) + consistency * (KL(sg p_2 || p_1) + KL(sg p_1 || p_2)) / 2,   sg: no gradient
+
+for each prediction; consistency=0 is one pass and the task's loss alone. The weight is 1 in the authors' classifiers
+and 100 in their language models. Merged, AdaMix has the paper's numbers: 0.9 M in BERT-base (dim 48), 0.8 M in
+RoBERTa-large (dim 16); trained and sent are all experts and the one up.
+
+Experts are drawn from the run's seed, the round, the client and the step, pass after pass and adapter after adapter,
+so that executors agree whatever a client is batched with, and the server knows the draws without being told. With
+--strategy owned_mean it averages each expert by how often clients have trained it (in the first 1,000 steps of a
+round); with fedit plainly, which private sums need: each client draws each expert about equally often, and what it has
+not drawn it sends unchanged.
+
+Deviations. An expert that a step has not drawn has a gradient of zero, and Adam's momentum moves it on. As with other
+bottlenecks the mean is not exact. Gradients per example are refused: one expert serves all rows of a pass. So are
+preferences (dpo), whose loss is no sum over what is said of rows.
 """
 
 from __future__ import annotations
@@ -26,18 +34,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpeft import seeds
+from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
 from fedpeft.models.checkpointing import computed_again
 from fedpeft.models.layers import named_like, replace
-from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.models.task import FederatedModel, RowLosses, Task, adapter_dtype
+from fedpeft.models.token_losses import counted_labels
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import State, TensorSpec
-from fedpeft.peft.method import PeftMethod, PrivacyRoute, drawn
+from fedpeft.peft.adapter import Layout, State, TensorSpec
+from fedpeft.peft.method import ROUTES, PeftMethod, PrivacyRoute, drawn
 from fedpeft.peft.methods.bottleneck import ATTENTION_END, FEEDFORWARD_END
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
 
+PASSES = 2
+"""Of a step, where they are compared."""
+
+COUNTED = 1000
+"""Steps of a round in which draws are counted; more would tell next to nothing, and a client says how many it made."""
+
 Draw = Callable[[int], Sequence[int]]
 """From a number of experts to the one that each client in the pass has drawn; none outside training."""
+
+
+@dataclass(frozen=True)
+class Consistent:
+    """What a step minimises: the loss of one pass, and how far another one says otherwise."""
+
+    weight: float
+
+    def __call__(self, task: Task, model: FederatedModel, batch: Batch, offsets: Tensor | None) -> RowLosses:
+        """Losses by row, two passes."""
+        one, other = model(batch), model(batch)
+        shift = 0.0 if offsets is None else offsets.to(one)
+        losses = task.losses(one + shift, batch)
+        each = symmetric_divergence(one, other)  # (B,), or (B, T - 1) of next tokens
+        if each.dim() > 1:
+            each = (each * counted_labels(batch)[1]).sum(1)
+        return RowLosses(losses.sums + self.weight * each, losses.counts, losses.correct)
+
+
+def symmetric_divergence(one: Tensor, other: Tensor) -> Tensor:
+    """(KL(sg q || p) + KL(sg p || q)) / 2 of what two logits (..., C) say, (...,)."""
+    p, q = one.log_softmax(-1), other.log_softmax(-1)
+    toward = (F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1) for a, b in ((p, q), (q, p)))
+    return sum(toward, torch.zeros((), dtype=one.dtype, device=one.device)) / 2
 
 
 class Mixture(StackedLayer):
@@ -55,7 +96,7 @@ class Mixture(StackedLayer):
         self.up: nn.Module = StackedLinear(up, clients) if clients else up
         self.act = getattr(F, act)
         self._draw: Draw | None = None
-        self._chosen: Sequence[int] = ()
+        self._chosen: list[Sequence[int]] = []
 
     def draw_from(self, draw: Draw) -> None:
         """Have experts drawn by `draw` in each pass."""
@@ -73,9 +114,12 @@ class Mixture(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, d); computed in the adapter's precision."""
         y: Tensor = self.base_layer(x)
-        if not computed_again():  # where blocks are, their experts are those of the first time
-            self._chosen = self._draw(self.experts) if self._draw else ()
-        weight, bias = (self.routed(p, n, self._chosen) for p, n in ((self.down.weight, 2), (self.down.bias, 1)))
+        if computed_again():  # where blocks are, the last pass comes first, with the experts of the first time
+            chosen = self._chosen.pop()
+        else:
+            chosen = self._draw(self.experts) if self._draw else ()
+            self._chosen = [*self._chosen, chosen][-PASSES:] if chosen else []
+        weight, bias = (self.routed(p, n, chosen) for p, n in ((self.down.weight, 2), (self.down.bias, 1)))
         seen = self.per_client(y.to(weight.dtype))
         hidden = self.act(torch.baddbmm(bias.unsqueeze(1), seen, weight.mT))
         added: Tensor = self.up(hidden)
@@ -89,6 +133,7 @@ class AdaMix(PeftMethod):
     dim: int = setting(16, "width of the bottleneck", low=1, high=4096)
     experts: int = setting(4, "down-projections of each adapter", low=1, high=64)
     activation: str = setting("gelu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
+    consistency: float = setting(1.0, "weight of the divergence of two passes; 0: one pass", low=0)
     layers: int = setting(2, "adapt this many uppermost blocks; 0: all blocks", low=0)
 
     batched: ClassVar[bool] = True
@@ -111,6 +156,24 @@ class AdaMix(PeftMethod):
             sizes = (self.experts, self.dim, layer.out_features)
             made = Mixture(layer, sizes, self.activation, adapter_dtype(dtype))
             replace(model.base, path, made.to(layer.weight.device))
+        model.objective = self._objective
+
+    @property
+    def _objective(self) -> Consistent | None:
+        return Consistent(self.consistency) if self.consistency and self.experts > 1 else None
+
+    def owned(self, layout: Layout, seed: int, round: int, client: int, steps: int) -> State:
+        """How often each expert was drawn, (experts * dim, 1) for weights, (experts * dim,) for biases."""
+        modules = [t.module for t in layout.tensors if t.name.endswith(".down.weight")]
+        counts, passes = torch.zeros(len(modules), self.experts), PASSES if self._objective else 1
+        made = min(max(1, steps), COUNTED)
+        for step in range(made):
+            generator = seeds.generator(seed, ROUTES, round, client, step)
+            for draw in range(passes * len(modules)):
+                counts[draw % len(modules), int(generator.integers(self.experts))] += 1
+        shares = (counts / (passes * made)).repeat_interleave(self.dim, dim=1)
+        weights = {f"{module}.down.weight": share[:, None] for module, share in zip(modules, shares, strict=True)}
+        return weights | {f"{module}.down.bias": share for module, share in zip(modules, shares, strict=True)}
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """down uniform in +-1/sqrt(d), each expert its own; everything else zero."""
@@ -130,6 +193,7 @@ class AdaMix(PeftMethod):
                 layer = model.base.get_submodule(spec.module)
                 sizes = (self.experts, self.dim, spec.shape[1])
                 replace(model.base, spec.module, Mixture(layer, sizes, self.activation, dtype, clients))
+        model.objective = self._objective
 
 
 part = AdaMix

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import KEY_PROJECTIONS, blocks, innermost, replace
+from fedpeft.models.layers import KEY_PROJECTIONS, blocks, innermost, replace, uppermost
 from fedpeft.models.task import FederatedModel, adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
@@ -80,11 +80,9 @@ class BitFit(PeftMethod):
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Make the biases trainable."""
         path, stack = blocks(model.base)
-        if self.layers > len(stack):
-            raise ModelError(f"layers={self.layers} of bitfit exceeds the {len(stack)} transformer blocks of the model")
         found = [
             f"{path}.{i}.{name}"
-            for i in range(len(stack) - self.layers if self.layers else 0, len(stack))
+            for i in uppermost(model.base, self.layers, "bitfit")
             for name, layer in stack[i].named_modules()
             if isinstance(layer, nn.Linear | nn.LayerNorm)
             and layer.bias is not None

@@ -28,10 +28,28 @@ from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, drawn
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
 
-ATTENTION_END = (".attention.output.dense", ".o_proj", ".out_proj")
-FEEDFORWARD_START = (".intermediate.dense", ".gate_proj", ".fc1")
-FEEDFORWARD_END = (".output.dense", ".down_proj", ".fc2")
+ATTENTION_END = (
+    ".attention.output.dense",
+    ".o_proj",
+    ".out_proj",
+    ".attn.c_proj",
+    ".attention.out_lin",
+    ".SelfAttention.o",
+)
+FEEDFORWARD_START = (".intermediate.dense", ".gate_proj", ".fc1", ".c_fc", ".ffn.lin1", ".DenseReluDense.wi", ".ffn")
+FEEDFORWARD_END = (
+    ".output.dense",
+    ".down_proj",
+    ".fc2",
+    ".mlp.c_proj",
+    ".ffn.lin2",
+    ".DenseReluDense.wo",
+    ".ffn_output",
+)
 """The last projection of a sublayer, and the first of the feed-forward one, by their usual names."""
+
+
+PLACES = ("houlsby", "pfeiffer", "parallel")
 
 
 class Tap:
@@ -50,6 +68,17 @@ class Tap:
         taken, self.input = self.input, None
         assert taken is not None
         return taken
+
+
+def tap_before(base: nn.Module, end: str, place: str) -> Tap | None:
+    """The tap at the start of the feed-forward sublayer that ends at `end`; None where adapters read its end."""
+    if place != "parallel":
+        return None
+    block = ".".join(end.split(".")[: 1 + next(i for i, word in enumerate(end.split(".")) if word.isdigit())])
+    for name, layer in base.get_submodule(block).named_modules():
+        if f".{name}".replace(".base_layer", "").endswith(FEEDFORWARD_START):
+            return Tap(layer)
+    raise ModelError(f"bottleneck finds no start of the feed-forward sublayer in {block}")
 
 
 class Bottleneck(nn.Module):
@@ -100,7 +129,7 @@ class BottleneckAdapters(PeftMethod):
     """Small networks behind frozen sublayers."""
 
     dim: int = setting(16, "width of the bottleneck", low=1, high=4096)
-    place: str = setting("pfeiffer", "where adapters sit", choices=("houlsby", "pfeiffer", "parallel"))
+    place: str = setting("pfeiffer", "where adapters sit", choices=PLACES)
     activation: str = setting("relu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
     layers: int = setting(2, "adapt this many uppermost blocks; 0: all blocks", low=0)
 
@@ -123,19 +152,9 @@ class BottleneckAdapters(PeftMethod):
             raise ModelError(f"bottleneck does not know the sublayers of {type(model.base).__name__}; take lora or ia3")
         for path in [*(attention if self.place == "houlsby" else []), *ends]:
             layer: Any = model.base.get_submodule(path)
-            tap = self._tap(model.base, path)
+            tap = tap_before(model.base, path, self.place)
             kind = adapter_dtype(dtype)
             replace(model.base, path, Bottleneck(layer, layer.out_features, self.dim, tap, self.activation, kind))
-
-    def _tap(self, base: nn.Module, end: str) -> Tap | None:
-        """The tap at the start of the feed-forward sublayer that ends at `end`."""
-        if self.place != "parallel":
-            return None
-        block = ".".join(end.split(".")[: 1 + next(i for i, word in enumerate(end.split(".")) if word.isdigit())])
-        for name, layer in base.get_submodule(block).named_modules():
-            if f".{name}".replace(".base_layer", "").endswith(FEEDFORWARD_START):
-                return Tap(layer)
-        raise ModelError(f"bottleneck finds no start of the feed-forward sublayer in {block}")
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """down uniform in +-1/sqrt(d), everything else zero."""
@@ -157,7 +176,7 @@ class BottleneckAdapters(PeftMethod):
         for spec in tensors:
             if spec.name.endswith(".down.weight"):
                 layer = model.base.get_submodule(spec.module)
-                tap = self._tap(model.base, spec.module)
+                tap = tap_before(model.base, spec.module, self.place)
                 made = StackedBottleneck(layer, spec.shape, clients, tap, self.activation, dtype)
                 replace(model.base, spec.module, made)
 

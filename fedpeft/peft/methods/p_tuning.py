@@ -17,7 +17,7 @@ from fedpeft.models.task import FederatedModel, trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, drawn
-from fedpeft.peft.prompts import check_takes_prompts, task_type
+from fedpeft.peft.prompts import check_takes_prompts, embedding_width, task_type
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ class PTuning(PeftMethod):
 
         check_takes_prompts(base, self.name)
         return PromptEncoderConfig(
-            num_virtual_tokens=self.length, encoder_hidden_size=self.hidden, task_type=task_type(base)
+            num_virtual_tokens=self.length,
+            encoder_hidden_size=self.hidden,
+            task_type=task_type(base),
+            token_dim=embedding_width(base),
         )
 
     def start(self, model: FederatedModel, seed: int) -> State:

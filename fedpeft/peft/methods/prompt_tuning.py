@@ -20,7 +20,7 @@ from fedpeft.models.task import FederatedModel, trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod
-from fedpeft.peft.prompts import PromptLength, check_takes_prompts, first_position, task_type
+from fedpeft.peft.prompts import PromptLength, check_takes_prompts, embedding_width, first_position, task_type
 from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
 
 PROMPT = "prompt_encoder.embedding.weight"
@@ -97,7 +97,8 @@ class PromptTuning(PeftMethod):
         from peft import PromptTuningConfig
 
         check_takes_prompts(base, self.name)
-        return PromptTuningConfig(num_virtual_tokens=self.length, task_type=task_type(base))
+        width = embedding_width(base)
+        return PromptTuningConfig(num_virtual_tokens=self.length, task_type=task_type(base), token_dim=width)
 
     def settle(self, base: nn.Module) -> None:
         """Let the prompt's length follow the client's."""

@@ -18,6 +18,10 @@ its size, and for rows only as `fedpeft.privacy.sampled_rdp` says.
 
 Noise is enough if `dropouts` of a cohort drop out; with more the sum is void. It is charged before it is begun, and a
 sum that is tried again is charged again, with new noise.
+
+Real clients know neither each other's rows nor their number: `rows` says it, and with it how many join a round. Each
+keeps its own ledger (`fedpeft.privacy.summed_ledger`), draws its noise and coins from its own key, and counts on the
+noise of those alone whose certificates it has seen.
 """
 
 from __future__ import annotations
@@ -42,6 +46,9 @@ from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid, widest_grid
 
+LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
+"""Noise multipliers of which a grid can be computed; none that protects is near them."""
+
 UNPLANNED = 0.05
 """Chance that some client is drawn more often than is planned for; then the run ends early."""
 
@@ -51,6 +58,12 @@ class DistributedDP(Mechanism):
     """Skellam noise in sums under masks, a share of it from each client: the server is not trusted."""
 
     unit: str = setting("rows", "what is hidden: a row, or a client with all its data", choices=("rows", "clients"))
+    rows: int | None = setting(
+        None,
+        "unit=rows: training rows of all clients together, which everybody may know; none: as counted",
+        low=1,
+        high=10**10,
+    )
     dropouts: float = setting(0.1, "share of a cohort that may drop out; beyond, its sum is void", low=0, below=0.5)
     collude: float = setting(0.0, "share of a cohort that may tell the server its noise", low=0, high=0.9)
     bits: int = setting(16, "of the integers that are added up, modulo 2^bits", low=8, high=32)
@@ -104,6 +117,11 @@ class DistributedDP(Mechanism):
         """
         super().check(federation)
         name = name_of(type(federation.strategy))
+        if self.noise_multiplier and not LEAST_NOISE <= self.noise_multiplier <= MOST_NOISE:
+            raise PrivacyError(
+                f"noise_multiplier={self.noise_multiplier:g} is beyond what a grid can hold; give {self.name} one from "
+                f"{LEAST_NOISE:g} to {MOST_NOISE:g}"
+            )
         if not federation.even:
             raise PrivacyError(f"{self.name} needs the same chance for all clients; leave out participation")
         if self.audit or self.raw_metrics:
@@ -125,11 +143,27 @@ class DistributedDP(Mechanism):
         if self.unit == "rows" and type(federation.strategy).submitted is not Strategy.submitted:
             raise PrivacyError(f"{name} lets clients choose what they submit, and sums of gradients are sent whole")
 
+    def check_remote(self) -> None:
+        """Refuse sums of rows of which nobody knows how many there are.
+
+        Raises:
+            PrivacyError: says what is missing.
+        """
+        if self.unit == "rows" and self.rows is None:
+            raise PrivacyError(
+                f"{self.name}(unit=rows) draws the rows of all clients with one probability, and real clients know "
+                f"their own alone; say about how many there are together, as all may know: {self.name}(rows=5000, ...)"
+            )
+
     # ------------------------------------------------------------------------------------------------------- what costs
 
     def units(self, federation: Exposure) -> int:
         """Rows, or clients, of the whole sum."""
-        return int(federation.rows.sum()) if self.unit == "rows" else federation.clients
+        return self.total(federation) if self.unit == "rows" else federation.clients
+
+    def total(self, federation: Exposure) -> int:
+        """Training rows of all clients: as the setting says, or as they are; what depends on it is told to all."""
+        return int(federation.rows.sum()) if self.rows is None else self.rows
 
     def share(self, federation: Exposure) -> float:
         """With which a client is in a round."""
@@ -144,7 +178,7 @@ class DistributedDP(Mechanism):
         """With which a unit is in a round that its client is in: alike for the rows of all, so that none costs more."""
         if self.unit == "clients":
             return 1.0
-        return min(1.0, federation.batch_size * federation.clients / float(federation.rows.sum()))
+        return min(1.0, federation.batch_size * federation.clients / self.total(federation))
 
     def planned(self, federation: Exposure) -> list[tuple[float, int]]:
         """The account that spends most."""
@@ -182,7 +216,7 @@ class DistributedDP(Mechanism):
         Raises:
             PrivacyError: the integers are too small for it.
         """
-        clients = self._most(federation)
+        clients = self.most(federation)
         signal = self.clip * (self.summands(federation) if self.unit == "rows" else clients)
         return self._grid(noise, self.clip, self.bits, clients, federation.trained, signal)
 
@@ -196,7 +230,7 @@ class DistributedDP(Mechanism):
             raise PrivacyError(f"{self.name} without noise protects nothing; give it a noise_multiplier above 0")
         return widest_grid(noise, clip, bits, clients, math.floor(self.dropouts * clients), sizes, signal)
 
-    def _most(self, federation: Exposure) -> int:
+    def most(self, federation: Exposure) -> int:
         """Clients that a cohort hardly exceeds."""
         return int(binom.ppf(1 - 1e-6, federation.clients, self.share(federation)))
 
@@ -204,7 +238,7 @@ class DistributedDP(Mechanism):
         """Expected in a round's sum: rows, or clients."""
         if self.unit == "clients":
             return float(federation.cohort)
-        return self.rate(federation) * float(federation.rows.sum()) * self.share(federation)
+        return self.rate(federation) * self.total(federation) * self.share(federation)
 
     def multiplier(self, federation: Exposure) -> float:
         """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
@@ -262,6 +296,10 @@ class DistributedDP(Mechanism):
         )
 
     # -------------------------------------------------------------------------------------------------- before round 1
+
+    def start_signal(self, federation: Exposure) -> float:
+        """One for each row, or client."""
+        return float(self.units(federation))
 
     def start_deviation(self, federation: Exposure, noise: float) -> float:
         """One noise for the whole sum."""

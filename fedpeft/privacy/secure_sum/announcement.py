@@ -82,7 +82,7 @@ class Announcement:
             threshold=secure.threshold,
             bits=bits_of(secure, round),
             length=self.integers(secure, round).length,
-            context=struct.pack(">QI", seed, round) + self.to_bytes() + run.encode(),
+            context=struct.pack(">QI", seed, round) + self.to_bytes() + secure.grid_digest(round) + run.encode(),
             least=secure.least(self.clients),
         )
 

@@ -57,6 +57,7 @@ class Member:
         roster: whom it takes keys from.
         certificate: of that key, DER; empty: everybody knows it.
         fewest: neighbours with which it takes part in a sum.
+        wary: whether it counts on noise of those survivors alone whose keys it has taken; else on the server's word.
         draw: so many random bytes.
     """
 
@@ -66,6 +67,7 @@ class Member:
     roster: Membership
     certificate: bytes = b""
     fewest: int = 2
+    wary: bool = False
     draw: Callable[[int], bytes] = os.urandom
     peers: dict[int, Keys] = field(default_factory=dict)
     sealed: dict[int, bytes] = field(default_factory=dict)
@@ -151,10 +153,9 @@ class Member:
         alive, needed = len(self.survivors & self.sealed.keys()), self.terms.needed
         if alive < needed:
             raise PayloadError(f"vectors of {alive} neighbours have arrived; {needed} are needed")
-        if len(self.survivors) < self.terms.least:
-            raise PayloadError(
-                f"{len(self.survivors)} vectors have arrived; fewer than {self.terms.least} hold too little noise"
-            )
+        noisy = alive + 1 if self.wary else len(self.survivors)
+        if noisy < self.terms.least:
+            raise PayloadError(f"{noisy} vectors have arrived; fewer than {self.terms.least} hold too little noise")
         return signature(self.key, witnessed(self.terms, write_ids(self.survivors)))
 
     def unmask(self, witnesses: bytes) -> bytes:

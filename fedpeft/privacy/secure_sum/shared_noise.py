@@ -10,6 +10,7 @@ the vector are the same for every client, whatever its rows.
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -99,6 +100,11 @@ class SharedNoise(SecureSum):
     def least(self, clients: int) -> int:
         """Vectors without which there is too little noise."""
         return clients - self.permitted(clients)
+
+    def grid_digest(self, round: int) -> bytes:
+        """Of the round's grid: whoever rounds or noises otherwise is in another sum."""
+        grid = self.later if round else self.first
+        return b"" if grid is None else struct.pack(">Iddd", grid.size, grid.step, grid.radius, grid.variance)
 
     def fits(self, clients: int, bits: int) -> bool:
         """Whether a digit of each number fits; the vectors may wrap."""

@@ -69,6 +69,10 @@ class SecureSum:
         """Of the noise in each entry of the sum of so many clients."""
         return 0.0
 
+    def grid_digest(self, round: int) -> bytes:
+        """What clients of one sum must have in common beside the settings above; empty: nothing."""
+        return b""
+
     def fits(self, clients: int, bits: int) -> bool:
         """Whether a sum of so many clients has enough steps in so many bits."""
         return levels(clients, bits) >= FEWEST_LEVELS
@@ -89,3 +93,13 @@ def parse_privacy(text: str) -> Mechanism | SecureSum:
         ConfigError: unknown mechanism or setting.
     """
     return SUMS.build(text) if parse_spec(text).name in SUMS.names else MECHANISMS.build(text)
+
+
+def sums_in(privacy: str) -> SecureSum | None:
+    """How sums are formed under what `--privacy` says; None: there are none.
+
+    Raises:
+        ConfigError: unknown mechanism or setting.
+    """
+    found = parse_privacy(privacy) if privacy else None
+    return found.sums() if isinstance(found, Mechanism) else found

@@ -1,0 +1,70 @@
+"""Adversarial local training: each step also sees its rows with their tokens moved to where the loss is larger.
+
+    loss = (L(x) + L(x + d)) / 2,   d_t = e g_t / norm(g_t),   g the gradient of L at the tokens' vectors x
+
+One step of the attack of Miyato et al. (ICLR 2017, arXiv 1605.07725), on each token; e is a share of the mean norm of
+the row's vectors. Where the frozen layers below the adapters are not computed again, x is what they made of the tokens.
+So executors do the same where adapters begin at the first block; else the batched one moves what frozen blocks have
+made. A step takes twice the time. It is no correction of drift: it stands here because it acts in local steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from fedpeft.clients.drift import Correction, Pull
+from fedpeft.clients.executor import Job
+from torch import Tensor
+
+from fedpeft.data.examples import Batch
+from fedpeft.models.task import FederatedModel, RowLosses
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
+from fedpeft.trust.attacked import embedding_of, moved
+
+HIDDEN = "inputs_embeds"
+
+
+@dataclass(frozen=True)
+class Adversarial(Correction):
+    """Local steps on rows and on what is worse for the model beside them."""
+
+    strength: float = setting(0.05, "e: how far a token is moved, as a share of the mean norm", above=0, high=1)
+
+    changes_loss: ClassVar[bool] = True
+
+    def begin(self, job: Job, server: State, own: State) -> Pull:
+        """Nothing is added."""
+        return lambda name, value: None
+
+    def around(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
+        """The mean of the losses on the rows as they are, and moved."""
+        if HIDDEN in batch:
+            found = batch[HIDDEN].detach().requires_grad_(True)
+            plain = losses({**batch, HIDDEN: found})
+            worse = losses({**batch, HIDDEN: found.detach() + self._step(plain, found, found, batch)})
+        else:
+            layer = embedding_of(model)
+            with torch.no_grad():
+                vectors = layer(batch["input_ids"])
+            still = torch.zeros_like(vectors).requires_grad_(True)
+            with moved(layer, still):
+                plain = losses(batch)
+            with moved(layer, self._step(plain, still, vectors, batch)):
+                worse = losses(batch)
+        return RowLosses((plain.sums + worse.sums) / 2, plain.counts, plain.correct)
+
+    def _step(self, losses: RowLosses, at: Tensor, vectors: Tensor, batch: Batch) -> Tensor:
+        """d, for the vectors (rows, tokens, width) at which the losses were computed."""
+        (gradient,) = torch.autograd.grad(losses.sums.sum(), [at], retain_graph=True)
+        mask = batch["attention_mask"][..., None].to(vectors.dtype)
+        norms = vectors.detach().norm(dim=-1, keepdim=True) * mask
+        radius = self.strength * norms.sum(1, keepdim=True) / mask.sum(1, keepdim=True)  # no row knows of others
+        length = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+        return (radius * gradient / length * mask).to(vectors.dtype)
+
+
+part = Adversarial

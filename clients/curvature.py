@@ -1,0 +1,100 @@
+"""The Kronecker factors of a model's LoRA matrices on rows, as sums (`fedpeft.trust.kronecker`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from fedpeft.data.examples import Batch
+from fedpeft.models.task import FederatedModel, canonical
+from fedpeft.peft.adapter import State
+from fedpeft.trust.kronecker import names_of
+
+
+def lora_matrices(model: FederatedModel) -> dict[str, nn.Linear]:
+    """The linear layers that hold LoRA's A and B, by the canonical names of their weights."""
+    found: dict[str, nn.Linear] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            for factor in ("lora_A", "lora_B"):
+                for own, linear in getattr(layer, factor).items():
+                    found[canonical(f"{name}.{factor}.{own}.weight")] = linear
+    return found
+
+
+@contextmanager
+def watched(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """While this is open, a forward pass leaves what went into each layer, and what came out of it."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name] = inputs[0], output
+
+        return hook
+
+    hooks = [linear.register_forward_hook(note(name)) for name, linear in linears.items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def kronecker_sums(model: FederatedModel, batches: Iterable[Batch]) -> State:
+    """By `names_of`, sum a a^T and sum_c p(c) g g^T over the tokens of all rows; `tokens` (1,), `loss` (1,) in nats.
+
+    Positions that the mask leaves out are no tokens.
+    """
+    linears = lora_matrices(model)
+    names = names_of({name: linear.weight.shape for name, linear in linears.items()})
+    sums = {"tokens": torch.zeros(1, dtype=torch.float64), "loss": torch.zeros(1, dtype=torch.float64)}
+    for name, linear in linears.items():
+        out, in_ = linear.weight.shape
+        sums[names[name][0]] = torch.zeros(in_, in_, dtype=torch.float64)
+        sums[names[name][1]] = torch.zeros(out, out, dtype=torch.float64)
+    for batch in batches:
+        with watched(linears) as seen, torch.enable_grad():
+            logits = model(batch)
+            logs = logits.double().log_softmax(-1)
+        mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
+        sums["loss"] -= logs.detach().gather(1, batch["labels"][:, None]).sum()
+        for count, (name, (a, _)) in enumerate(seen.items()):
+            kept = _rows(a.detach(), mask)
+            sums[names[name][0]] += kept.T @ kept
+            sums["tokens"] += len(kept) if count == 0 else 0
+        outputs = [y for _, y in seen.values()]
+        chances = logs.detach().exp()
+        for c in range(logs.shape[1]):
+            # The gradient of row n's own log p(c), times sqrt(p(c)): squared, it has the weight p(c).
+            weighted = (logs[:, c] * chances[:, c].sqrt()).sum()
+            gradients = torch.autograd.grad(weighted, outputs, retain_graph=c < logs.shape[1] - 1)
+            for name, g in zip(seen, gradients, strict=True):
+                kept = _rows(g, mask)
+                sums[names[name][1]] += kept.T @ kept
+    return sums
+
+
+def _rows(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The tokens that count, (tokens, d) in fp64; positions before the mask's (of a prompt) count, too."""
+    if mask is None or values.ndim < 3:
+        return values.reshape(-1, values.shape[-1]).double().cpu()
+    extra = values.shape[1] - mask.shape[1]
+    mask = torch.nn.functional.pad(mask, (extra, 0), value=True) if extra else mask
+    return values[mask.to(values.device)].double().cpu()
+
+
+def logit_gradients(model: FederatedModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits (classes,) of a batch of one row, and their gradients by LoRA matrix, (classes, out, in); fp64."""
+    linears = lora_matrices(model)
+    weights = [linear.weight for linear in linears.values()]
+    with torch.enable_grad():
+        logits = model(batch)[0]
+    rows = [torch.autograd.grad(logit, weights, retain_graph=c < len(logits) - 1) for c, logit in enumerate(logits)]
+    gradients = {name: torch.stack([row[i] for row in rows]).double() for i, name in enumerate(linears)}
+    return logits.detach().double(), gradients

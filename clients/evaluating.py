@@ -1,0 +1,65 @@
+"""A client's answers about its own held-out rows: loss and accuracy, or the sums that a question asks for."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from fedpeft.clients.curvature import kronecker_sums
+from fedpeft.clients.executor import EVALUATION_BATCH
+from fedpeft.clients.sequential import SequentialExecutor
+from fedpeft.clients.workbench import Workbench
+
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.data.examples import length_sorted_batches
+from fedpeft.errors import PayloadError
+from fedpeft.peft.adapter import State
+from fedpeft.trust.question import ROWS, asked
+
+SUMS = "fp64"
+"""The codec of sums: what clients' parts are rounded to, their total would miss."""
+
+
+def evaluated(
+    bench: Workbench, instruction: Instruction, state: State, rows: np.ndarray, trained: np.ndarray
+) -> Report:
+    """The report on the model with `state` and the client's held-out `rows`; an empty one where there are none.
+
+    `trained`: the rows that it trains on, which only a question about the model itself is answered with.
+
+    Raises:
+        PayloadError: a question that this version does not know, or that is none for a language model.
+    """
+    client, round = instruction.client, instruction.round
+    bench = bench.at(instruction.base_precision)
+    question = asked(instruction.asks) if instruction.asks else None
+    if question is not None and question.of_model:
+        sums = _of_model(bench, instruction, state, trained)
+        return Report(client, round, parse_codec(SUMS).encode(sums), len(trained))
+    if not len(rows):
+        return Report(client, round, b"")
+    if question is None:
+        totals = bench.evaluate(state, rows, instruction.base, instruction.form)
+        return Report(client, round, b"", len(rows), loss=totals.mean_loss, correct=totals.correct, count=totals.count)
+    if not bench.plan.classes:
+        raise PayloadError(f"the server asks {question.text} of a language model, which has no classes")
+    bench.rebase(instruction.base)
+    logits = bench.executor.logits(state, rows, instruction.form)
+    sums = question.answer(logits, bench.labels(rows))
+    return Report(client, round, parse_codec(SUMS).encode(sums), len(rows))
+
+
+def _of_model(bench: Workbench, instruction: Instruction, state: State, rows: np.ndarray) -> State:
+    """The Kronecker factors of one model with the peft library's adapter, whatever the executor trains."""
+    if not bench.plan.classes:
+        raise PayloadError("the server asks for Kronecker factors of a language model, which has no classes")
+    bench = bench.plain()
+    executor = bench.executor
+    if not isinstance(executor, SequentialExecutor):
+        raise PayloadError("the server asks for Kronecker factors, which this client's model has none of")
+    bench.rebase(instruction.base)
+    executor.load(state, instruction.form)
+    lengths = executor.examples.lengths[rows]
+    batches = (executor.batch(rows[index]) for index in length_sorted_batches(lengths, EVALUATION_BATCH))
+    sums = kronecker_sums(executor.model, batches)
+    return {**sums, ROWS: torch.tensor([float(len(rows))], dtype=torch.float64)}

@@ -1,0 +1,44 @@
+"""Tensors between the CPU and another device: in few copies, which a GPU does not wait for.
+
+A copy from or to a GPU costs about ten microseconds beside its bytes, and one from ordinary memory makes the CPU wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device; what is computed with it there waits for the copy, the CPU does not."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def put(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy CPU tensors into tensors of the same shapes, all on one device; autograd must not be looking."""
+    if not targets or targets[0].device.type == "cpu":
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value)
+        return
+    for dtype in dict.fromkeys(value.dtype for value in values):
+        pairs = [(t, v) for t, v in zip(targets, values, strict=True) if v.dtype == dtype]
+        flat = moved(torch.cat([value.reshape(-1) for _, value in pairs]), targets[0].device)
+        for (target, value), part in zip(pairs, flat.split([v.numel() for _, v in pairs]), strict=True):
+            target.copy_(part.view(value.shape))
+
+
+def taken(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """CPU copies, each of its own memory; from another device in one copy for each dtype."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return [tensor.detach().clone() for tensor in tensors]
+    found: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        own = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        flat = torch.cat([tensors[i].detach().reshape(-1) for i in own]).cpu()
+        parts = flat.split([tensors[i].numel() for i in own])
+        found |= {i: part.view(tensors[i].shape).clone() for i, part in zip(own, parts, strict=True)}
+    return [found[i] for i in range(len(tensors))]

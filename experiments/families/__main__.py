@@ -1,0 +1,104 @@
+"""The table of model families in docs/families.md: each family as a tiny random checkpoint, tried.
+
+    python -m experiments.families               print the table
+    python -m experiments.families --write       put it into docs/families.md
+    python -m experiments.families --only T5     of the families whose names begin so
+
+A family runs where lora trains it in fp32 and in bf16, one client after another and all in one pass with the same
+result, and what is saved answers as what was trained. Other methods are tried in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from experiments.families.checkpoints import FAMILIES, Family
+from experiments.families.trial import APART, LEARNS, Subject
+
+METHODS = ("ia3", "bottleneck", "prefix_tuning", "prompt_tuning", "bitfit", "full")
+"""Those that are tried beside lora."""
+
+TASKS = ("classification", "causal_lm")
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "families.md"
+BEGIN, END = "<!-- families -->\n", "<!-- /families -->"
+RELOADED = 1e-4
+"""How far the saved model's logits may be from the trained one's: rounding of merged forms."""
+
+
+class WrongError(AssertionError):
+    """A family runs, and what it computes is not the same everywhere."""
+
+
+def row(name: str, family: Family, notes: list[str]) -> list[str]:
+    """The family's row; sentences that refuse it are added to `notes`.
+
+    Raises:
+        WrongError: what it computes is not the same everywhere.
+    """
+    cells, refused = [], set()
+    for task, kind in zip(TASKS, (family.encoder, family.language), strict=True):
+        if not kind:
+            cells.append("")
+            continue
+        with Subject.of(family, task) as subject:
+            answer = _answer(name, subject, notes)
+            cells.append(answer)
+            if not answer.startswith("no"):
+                refused |= {peft for peft in METHODS if not subject.tried(peft, thoroughly=False).learns}
+    return [name, "images" if family.images else "texts", *cells, ", ".join(p for p in METHODS if p in refused)]
+
+
+def _answer(name: str, subject: Subject, notes: list[str]) -> str:
+    """Whether lora trains it; fp32 alone, or not, with the number of the note that says why."""
+    for dtype, most in APART.items():
+        trial = subject.tried("lora", dtype)
+        if not trial.learns:
+            if trial.answer not in notes:
+                notes.append(trial.answer)
+            return f"{'no' if dtype == 'fp32' else 'fp32'} ({notes.index(trial.answer) + 1})"
+        for what, value, limit in (("executors", trial.apart, most), ("saved model", trial.reloaded, RELOADED)):
+            if value is None or not value <= limit:
+                raise WrongError(f"{name}, {dtype}: {what} differ by {value}")
+    return LEARNS
+
+
+def table(names: Iterable[str]) -> str:
+    """The table of these families, and the sentences of those that are refused."""
+    notes: list[str] = []
+    lines = ["| family | reads | classification | language modelling | refused |", "|---|---|---|---|---|"]
+    lines += ["| " + " | ".join(row(name, FAMILIES[name], notes)) + " |" for name in names]
+    said = [f"{i}. {note}" for i, note in enumerate(notes, 1)]
+    return "\n".join([*lines, "", *said] if said else lines) + "\n"
+
+
+def written(document: str) -> str:
+    """The table that stands in the document."""
+    found = re.search(f"{BEGIN}(.*?){END}", document, re.DOTALL)
+    assert found, "docs/families.md has no place for the table"
+    return found.group(1).strip() + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table, or write it."""
+    from transformers.utils import logging
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="families whose names begin so")
+    parser.add_argument("--write", action="store_true", help="into docs/families.md")
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    made = table(name for name in FAMILIES if name.startswith(options.only))
+    if options.write:
+        before = DOCUMENT.read_text(encoding="utf-8")
+        DOCUMENT.write_text(before.replace(written(before), made), encoding="utf-8")
+    print(made, end="")
+
+
+if __name__ == "__main__":
+    main()

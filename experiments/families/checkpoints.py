@@ -1,0 +1,128 @@
+"""Tiny checkpoints of model families with seeded random weights, as transformers saves them; nothing is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedpeft.models.base_model import resolve_model
+
+WIDTH, INNER, BLOCKS, HEADS = 32, 48, 2, 4
+TOKENS = 64
+
+TEXT = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": BLOCKS, "num_attention_heads": HEADS,
+        "max_position_embeddings": TOKENS, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}  # fmt: skip
+GROUPED = TEXT | {"num_key_value_heads": 2}
+GEMMA = GROUPED | {"head_dim": 16}
+PATCHES = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": BLOCKS, "num_attention_heads": HEADS,
+           "image_size": 16, "patch_size": 4}  # fmt: skip
+T5 = {"d_model": WIDTH, "d_kv": 8, "d_ff": INNER, "num_layers": BLOCKS, "num_heads": HEADS, "pad_token_id": 0,
+      "eos_token_id": 3, "decoder_start_token_id": 0}  # fmt: skip
+BART = {"d_model": WIDTH, "encoder_layers": BLOCKS, "decoder_layers": BLOCKS, "encoder_attention_heads": HEADS,
+        "decoder_attention_heads": HEADS, "encoder_ffn_dim": INNER, "decoder_ffn_dim": INNER, "pad_token_id": 0,
+        "max_position_embeddings": TOKENS, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3,
+        "forced_eos_token_id": 3}  # fmt: skip
+GPT2 = {"n_embd": WIDTH, "n_inner": INNER, "n_layer": BLOCKS, "n_head": HEADS, "n_positions": TOKENS,
+        "bos_token_id": 2, "eos_token_id": 3}  # fmt: skip
+TOWERS = {"text_config": TEXT, "vision_config": PATCHES, "projection_dim": 16}
+STAGES = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture: the name of its configuration and of its classes in transformers.
+
+    Attributes:
+        config: class of the configuration.
+        encoder: class for rows with labels; "" where the family has none of its own.
+        language: class of the causal language model; "" where it has none.
+        sizes: of the configuration; the vocabulary is the tokenizer's.
+        images: whether it reads images, not texts.
+    """
+
+    config: str
+    encoder: str = ""
+    language: str = ""
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    images: bool = False
+
+    def save(self, folder: Path, language: bool) -> None:
+        """Write the checkpoint of one of its classes, and for texts the tokenizer of the made words."""
+        import torch
+        import transformers
+
+        source = resolve_model("tiny_lm" if self.language and not self.images else "tiny")
+        sizes = dict(self.sizes)
+        if not self.images:
+            vocabulary = transformers.AutoTokenizer.from_pretrained(str(source))
+            inner = [sizes["text_config"]] if "text_config" in sizes else [sizes]
+            inner[0] = inner[0] | {"vocab_size": len(vocabulary)}
+            sizes = sizes | {"text_config": inner[0]} if "text_config" in sizes else inner[0]
+            vocabulary.save_pretrained(str(folder))
+        config = getattr(transformers, self.config)(**sizes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = getattr(transformers, self.language if language else self.encoder)(config)
+        model.save_pretrained(str(folder))
+
+
+def _text(name: str, **sizes: Any) -> Family:
+    """An encoder and a causal language model of the same sizes; by default the usual ones."""
+    return Family(f"{name}Config", f"{name}Model", f"{name}ForCausalLM", sizes or TEXT)
+
+
+def _encoder(name: str, **sizes: Any) -> Family:
+    """An encoder alone."""
+    return Family(f"{name}Config", f"{name}Model", "", sizes or TEXT)
+
+
+FAMILIES: dict[str, Family] = {
+    "BERT": _encoder("Bert"),
+    "RoBERTa": _encoder("Roberta"),
+    "XLM-R": _encoder("XLMRoberta"),
+    "DistilBERT": _encoder("DistilBert", dim=WIDTH, hidden_dim=INNER, n_layers=BLOCKS, n_heads=HEADS,
+                        max_position_embeddings=TOKENS, pad_token_id=0),
+    "ELECTRA": _encoder("Electra", **TEXT, embedding_size=16),
+    "MPNet": _encoder("MPNet"),
+    "ModernBERT": _encoder("ModernBert", **TEXT, cls_token_id=2, sep_token_id=3),
+    "DeBERTa": _encoder("Deberta", **TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"]),
+    "DeBERTa-v2, v3": _encoder("DebertaV2", **TEXT, relative_attention=True,
+                            pos_att_type=["c2p", "p2c"], position_buckets=16),
+    "ALBERT": _encoder("Albert", **TEXT, embedding_size=16),
+    "T5": Family("T5Config", "T5ForConditionalGeneration", "", T5),
+    "BART": Family("BartConfig", "BartModel", "BartForCausalLM", BART),
+    "GPT-2": Family("GPT2Config", "GPT2Model", "GPT2LMHeadModel", GPT2),
+    "GPT-NeoX (Pythia)": _text("GPTNeoX"),
+    "GPT-J": _text("GPTJ", **GPT2, rotary_dim=4),
+    "OPT": _text("OPT", **TEXT, ffn_dim=INNER, word_embed_proj_dim=WIDTH),
+    "BLOOM": _text("Bloom", hidden_size=WIDTH, n_layer=BLOCKS, n_head=HEADS, bos_token_id=2, eos_token_id=3,
+                   pad_token_id=0),
+    "Falcon": _text("Falcon", hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=HEADS, bos_token_id=2,
+                    eos_token_id=3),
+    "Llama": _text("Llama", **GROUPED),
+    "Mistral": _text("Mistral", **GROUPED, sliding_window=8),
+    "Mixtral": _text("Mixtral", **GROUPED, num_local_experts=4),
+    "Qwen2": _text("Qwen2", **GROUPED),
+    "Qwen3": _text("Qwen3", **GEMMA),
+    "Phi": _text("Phi", **TEXT, partial_rotary_factor=0.5),
+    "Phi-3": _text("Phi3", **GROUPED),
+    "Gemma": _text("Gemma", **GEMMA),
+    "Gemma 2": _text("Gemma2", **GEMMA, sliding_window=8, query_pre_attn_scalar=16),
+    "Gemma 3": Family("Gemma3TextConfig", "Gemma3TextModel", "Gemma3ForCausalLM", GEMMA | {"sliding_window": 8}),
+    "ViT": Family("ViTConfig", "ViTModel", "", PATCHES, images=True),
+    "DeiT": Family("DeiTConfig", "DeiTModel", "", PATCHES, images=True),
+    "BEiT": Family("BeitConfig", "BeitModel", "", PATCHES, images=True),
+    "DINOv2": Family("Dinov2Config", "Dinov2Model", "", PATCHES, images=True),
+    "CLIP, vision tower": Family("CLIPVisionConfig", "CLIPVisionModel", "", PATCHES, images=True),
+    "CLIP, text tower": Family("CLIPTextConfig", "CLIPTextModel", "", TEXT),
+    "CLIP, both towers": Family("CLIPConfig", "CLIPModel", "", TOWERS, images=True),
+    "SigLIP, both towers": Family("SiglipConfig", "SiglipModel", "", TOWERS, images=True),
+    "Swin": Family("SwinConfig", "SwinModel", "", STAGES, images=True),
+    "ConvNeXt": Family("ConvNextConfig", "ConvNextModel", "",
+                       {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}, images=True),
+    "ResNet": Family("ResNetConfig", "ResNetModel", "",
+                     {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}, images=True),
+}  # fmt: skip
+"""Each family by the name that people call it."""

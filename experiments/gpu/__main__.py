@@ -1,0 +1,167 @@
+"""What does fedpeft do on this CUDA machine? `python -m experiments.gpu --minutes 9`
+
+Needs no network: this repository and its packages (`pip install -e '.[quantized,ray]'`) are enough. Steps run one after
+another, each in its own time limit, and what is found goes into one JSON file and one page; the same command goes on
+where it was stopped. Models have random weights of the usual shapes; real ones, and rows, come from a folder that
+`--collect` fills beforehand, where there is a network.
+
+    python -m experiments.gpu --collect --assets gpu-assets
+    python -m experiments.gpu --minutes 9 --assets gpu-assets
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from experiments import one_sentence
+from experiments.gpu.kit import Kit, Step
+from experiments.gpu.page import page, progress
+from experiments.gpu.record import Outcome, Record
+from experiments.gpu.worker import Worker
+from fedpeft.errors import ConfigError
+from fedpeft.machine.files import writing
+
+LEAST_SECONDS = 5.0
+"""What is left of the time, below which no step is begun."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure, and for how long."""
+
+    minutes: float = 9.0
+    """after which the kit ends; what is not done then is done by the next call"""
+    assets: Path | None = None
+    """folder of real weights and rows"""
+    collect: bool = False
+    """fill --assets (60 MB at most) and do nothing else"""
+    output: Path = Path("gpu.json")
+    """what is found; the page and a log lie beside it, and a folder for the runs"""
+    device: str = "auto"
+    """cuda, cuda:N or cpu; auto: the first GPU, which must be there"""
+    only: str = ""
+    """only the steps whose name contains this text"""
+    tiny: bool = False
+    """tiny models and loads: shows that the kit works, and nothing of the device"""
+
+
+def device_of(text: str) -> str:
+    """The device that is asked for.
+
+    Raises:
+        ConfigError: it is not here.
+    """
+    from fedpeft.machine.hardware import accelerators
+
+    found = accelerators()
+    wanted = {"auto": "cuda:0", "cuda": "cuda:0"}.get(text, text)
+    if wanted != "cpu" and wanted not in found:
+        here = ", ".join([*found, "cpu"])
+        raise ConfigError(f"--device {text}: torch finds no such device here; there are: {here}")
+    return wanted
+
+
+def machine_of(settings: Settings, device: str) -> dict[str, Any]:
+    """What the figures belong to."""
+    import torch
+
+    from fedpeft.machine.hardware import gpu_name
+    from fedpeft.models.kernels import cpu_name
+
+    return {
+        "device": cpu_name() if device == "cpu" else gpu_name(device),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "python": platform.python_version(),
+        "tiny": settings.tiny,
+    }
+
+
+def run_steps(
+    record: Record,
+    steps: Sequence[Step],
+    worker: Worker,
+    seconds: float,
+    left_out: Callable[[Step, Kit], str],
+    say: Callable[[str], None],
+) -> None:
+    """All steps that are still to do, until the time is up; `left_out` says why one can't run, or nothing."""
+    end = time.monotonic() + seconds
+    for step in steps:
+        if record.settled(step.name):
+            continue
+        outcome: Outcome | None = None
+        if reason := left_out(step, worker.kit):
+            outcome = Outcome(step.section, "left out", reason=reason)
+        elif (left := end - time.monotonic()) >= LEAST_SECONDS:
+            outcome = worker.run(step, left)
+        if outcome is None:
+            say(f"the time is up before {step.name}; the same command goes on from there")
+            return
+        record.put(step.name, outcome)
+        say(progress(step.name, outcome))
+
+
+def main(settings: Settings) -> None:
+    """Collect, or measure.
+
+    Raises:
+        FedpeftError: settings that can't be used, a record of another machine, assets that are missing.
+    """
+    from experiments.gpu import assets
+    from experiments.gpu.steps import catalogue, left_out
+
+    if settings.collect:
+        if settings.assets is None:
+            raise ConfigError("--collect fills a folder: name it with --assets FOLDER")
+        small = ("tiny", "tiny") if settings.tiny else ()
+        size = assets.collect(settings.assets, *small)
+        print(f"{settings.assets}: {size / 1e6:.1f} MB; give the kit this folder as --assets")
+        return
+    if settings.output.suffix != ".json":
+        raise ConfigError(f"--output {settings.output} must end in .json; the page lies beside it as .html")
+    device = device_of(settings.device)
+    steps = [step for step in catalogue() if settings.only in step.name]
+    if not steps:
+        raise ConfigError(f"--only {settings.only}: no step is called so; there are: {_names(catalogue())}")
+    given = None if settings.assets is None else assets.checked(settings.assets)
+    record = Record.opened(settings.output, machine_of(settings, device))
+    record.save()
+    work = settings.output.with_suffix(".work").absolute()
+    work.mkdir(exist_ok=True)
+    kit = Kit(device, work, settings.tiny, given)
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of the processes that are started
+    worker = Worker(kit, catalogue, work / "steps.log")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    command = "python -m experiments.gpu " + shlex.join(sys.argv[1:])
+    try:
+        run_steps(record, steps, worker, 60 * settings.minutes, left_out, console.print)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+    finally:
+        worker.close()
+        target = settings.output.with_suffix(".html")
+        with writing(target):
+            target.write_text(page(record, catalogue(), command), encoding="utf-8")
+    console.print(f"{settings.output} and {target}")
+
+
+def _names(steps: Sequence[Step]) -> str:
+    return ", ".join(step.name for step in steps)
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main(tyro.cli(Settings, description=__doc__))

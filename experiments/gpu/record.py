@@ -1,0 +1,93 @@
+"""What the kit has found so far, in one JSON file that is whole after every step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fedpeft.errors import RunError
+from fedpeft.machine import files
+from fedpeft.machine.files import writing
+from fedpeft.run.records import plain
+
+Status = Literal["done", "left out", "too slow", "failed"]
+
+FINAL: tuple[Status, ...] = ("done", "too slow")
+"""What is not tried again: what was left out may be there next time, and what has failed may be mended."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a step: its row, or the reason why there is none."""
+
+    section: str
+    status: Status
+    seconds: float = 0.0
+    row: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass
+class Record:
+    """The file.
+
+    Attributes:
+        file: where it is.
+        machine: what it was measured on; one file is of one machine.
+        outcomes: by step.
+    """
+
+    file: Path
+    machine: dict[str, Any]
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    @classmethod
+    def opened(cls, file: Path, machine: dict[str, Any]) -> Record:
+        """The record in `file`, or a new one.
+
+        Raises:
+            RunError: the file can't be read, or is of another machine.
+        """
+        if not file.exists():
+            return cls(file, machine)
+        try:
+            found = files.read_json(file)
+            before, steps = found["machine"], found["steps"]
+            outcomes = {name: Outcome(**outcome) for name, outcome in steps.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{file} is no record of this kit ({error}); name another file with --output") from error
+        for name, value in machine.items():
+            if before.get(name) != value:
+                raise RunError(
+                    f"{file} was begun with {name} = {before.get(name)!r}, and here it is {value!r}; "
+                    "name another file with --output"
+                )
+        return cls(file, machine, outcomes)
+
+    def put(self, name: str, outcome: Outcome) -> None:
+        """Add an outcome, on the disk.
+
+        Raises:
+            RunError: the disk is full or can't be written.
+        """
+        self.outcomes[name] = outcome
+        self.save()
+
+    def save(self) -> None:
+        """Write all of it.
+
+        Raises:
+            RunError: the disk is full or can't be written.
+        """
+        steps = {step: asdict(outcome) for step, outcome in self.outcomes.items()}
+        content = plain({"machine": self.machine, "steps": steps})
+        with writing(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            files.replace(self.file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+    def settled(self, name: str) -> bool:
+        """Whether a step needs no further try."""
+        return name in self.outcomes and self.outcomes[name].status in FINAL

@@ -1,0 +1,201 @@
+"""The models of the kit: real weights where the assets folder has them, else random ones of the same shapes.
+
+Random weights are drawn on the device, layer by layer, and a base in few bits is encoded as its layers are drawn: the
+whole model is never held in more than its own precision.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedpeft.models.attention import register
+from fedpeft.models.layers import linear_layers, replace
+from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
+from fedpeft.peft.adapter import Layout
+from fedpeft.peft.family import PEFT_METHODS
+
+CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a model.
+
+    Attributes:
+        name: as shown.
+        task: "classification" or "causal_lm".
+        peft: the adapter that it gets.
+        config: makes transformers' configuration.
+        architecture: the model's class in transformers.
+    """
+
+    name: str
+    task: str
+    peft: str
+    config: Callable[[], Any]
+    architecture: str
+
+    @property
+    def classes(self) -> int:
+        """Of the head; 0: language modelling."""
+        return CLASSES if self.task == "classification" else 0
+
+    def empty(self, **changes: Any) -> nn.Module:
+        """The model without weights, on torch's device `meta`."""
+        import transformers
+
+        config = self.config()
+        config.update(changes)
+        with torch.device("meta"):
+            model: nn.Module = getattr(transformers, self.architecture)(config)
+        return model.eval().requires_grad_(False)
+
+    def base(self, device: str, precision: str, seed: int = 0) -> nn.Module:
+        """The frozen base with random weights: equal seeds give equal ones on equal devices.
+
+        Args:
+            precision: fp32 or bf16, or the layers in int8 or nf4 and the rest in bf16.
+        """
+        base = self.empty()
+        dtype = DTYPES.get(precision, torch.bfloat16)
+        generator = torch.Generator(device).manual_seed(seed)
+        if precision not in DTYPES:
+            for path, layer in linear_layers(base).items():
+                _fill(layer, device, dtype, generator)
+                replace(base, path, QuantizedLinear(layer, "nf4" if precision == "nf4" else "int8"))
+        _fill(base, device, dtype, generator)
+        _buffers(base, self, device)
+        tie: Any = base
+        tie.tie_weights()
+        if dtype == torch.bfloat16 or device != "cpu":
+            tie.config._attn_implementation = register()
+        return base
+
+    @functools.cache  # noqa: B019  the shapes are a module's constants
+    def layout(self) -> Layout:
+        """Of the adapter's tensors, and the head's; no weight is made for it."""
+        method = PEFT_METHODS.build(self.peft)
+        model = self.around(self.empty())
+        method.attach(model, "fp32")
+        layout: Layout = method.layout(model)
+        return layout
+
+    def around(self, base: nn.Module) -> FederatedModel:
+        """The trainable model around a base, without adapter."""
+        task: Task = TASKS.build(self.task)
+        return task.model(base, self.classes)
+
+    def folder(self, folder: Path) -> Path:
+        """`folder` with the model in random weights, and a tokenizer of made-up words, as transformers loads them."""
+        from fedpeft.data.made_words import WORDS, save_tokenizer, word_tokenizer
+        from fedpeft.models.model_folder import save
+
+        config = self.config()
+        if not (folder / "model.safetensors").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+            roles = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+            assert len(special) + len(WORDS) <= config.vocab_size
+            save_tokenizer(word_tokenizer(special), folder, config.max_position_embeddings, **roles)
+            weights = self.base("cpu", "fp32").state_dict()
+            save(config, self.architecture, {name: w.to(torch.bfloat16) for name, w in weights.items()}, folder)
+        return folder
+
+
+def _fill(module: nn.Module, device: str, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """Draw the weights of `module` that have none yet: norms are one, biases zero, all else is normal and
+    keeps the variance of what enters."""
+    for name, parameter in list(module.named_parameters()):
+        if parameter.device.type != "meta":
+            continue
+        made = torch.zeros(parameter.shape, dtype=dtype, device=device)
+        if parameter.ndim > 1:
+            made.normal_(0, made.shape[-1] ** -0.5, generator=generator)
+        elif name.endswith("weight"):
+            made.fill_(1)
+        *parents, last = name.split(".")
+        owner = module.get_submodule(".".join(parents))
+        setattr(owner, last, nn.Parameter(made, requires_grad=False))
+
+
+def _buffers(base: nn.Module, shape: Shape, device: str) -> None:
+    """Give `base` the buffers (positions, rotations) that a model of one layer and few words makes."""
+    import transformers
+
+    config = shape.config()
+    config.update({"num_hidden_layers": 1, "vocab_size": 8})
+    small = dict(getattr(transformers, shape.architecture)(config).named_buffers())
+    for name, buffer in list(base.named_buffers()):
+        if buffer.device.type == "meta":
+            *parents, last = name.split(".")
+            base.get_submodule(".".join(parents)).register_buffer(last, small[name].to(device), persistent=False)
+
+
+def bert(name: str, vocabulary: int, width: int, inner: int, layers: int, heads: int, peft: str = "lora") -> Shape:
+    """An encoder with a head of `CLASSES`."""
+
+    def config() -> Any:
+        from transformers import BertConfig
+
+        return BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=512,
+            pad_token_id=0,
+        )
+
+    return Shape(name, "classification", peft, config, "BertModel")
+
+
+ATTENTION = "lora(targets=('q_proj', 'v_proj'), layers=0)"
+"""The usual adapter of language models."""
+
+
+def llama(
+    name: str, vocabulary: int, width: int, inner: int, layers: int, heads: int, kv_heads: int, tied: bool = True
+) -> Shape:
+    """A causal language model."""
+
+    def config() -> Any:
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=tied,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+
+    return Shape(name, "causal_lm", ATTENTION, config, "LlamaForCausalLM")
+
+
+MINILM = bert("MiniLM", 30_522, 384, 1536, 6, 12)
+SMOLLM2 = llama("SmolLM2-135M", 49_152, 576, 1536, 30, 9, 3)
+LLAMA_1B = llama("Llama 1B", 128_256, 2048, 8192, 16, 32, 8)
+LLAMA_7B = llama("Llama 7B", 32_000, 4096, 11_008, 32, 32, 32, tied=False)
+
+SMALLER = {
+    MINILM.name: bert(MINILM.name, 400, 32, 64, 3, 4),
+    SMOLLM2.name: llama(SMOLLM2.name, 400, 32, 64, 2, 4, 2),
+    LLAMA_1B.name: llama(LLAMA_1B.name, 400, 32, 64, 2, 4, 2),
+    LLAMA_7B.name: llama(LLAMA_7B.name, 400, 32, 96, 2, 4, 4, tied=False),
+}
+"""What stands for them under --tiny."""

@@ -1,0 +1,192 @@
+"""A model of the kit and the three ways to train its clients: batched, one after another, and a plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fedpeft.clients.batched import BatchedExecutor
+from fedpeft.clients.executor import Executor, Job, Trained
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
+from fedpeft.clients.local_training import LocalTraining
+from fedpeft.clients.local_work import LOCAL_WORK
+from fedpeft.clients.sequential import SequentialExecutor
+from torch import nn
+
+from experiments.gpu.shapes import Shape
+from fedpeft import seeds
+from fedpeft.data.examples import Examples
+from fedpeft.data.tokens import rows_of
+from fedpeft.models.determinism import compute_deterministically
+from fedpeft.models.quantized import quantize
+from fedpeft.models.task import DTYPES, TASKS, trainable
+from fedpeft.peft.adapter import State, norm
+from fedpeft.peft.family import PEFT_METHODS
+
+BATCHED, SEQUENTIAL, PLAIN = "batched", "one by one", "plain loop"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is trained: clients of equally many made-up rows.
+
+    Attributes:
+        shape: of the model.
+        precision: of its base: fp32, bf16, int8 or nf4.
+        clients: how many train.
+        steps: of each.
+        batch: rows of a step.
+        tokens: of a row.
+        weights: folder of real weights; None: random ones.
+        optimizer, rate: of the clients.
+        portable: whether random weights are drawn on the CPU, so that all devices have the same.
+    """
+
+    shape: Shape
+    precision: str
+    clients: int
+    steps: int
+    batch: int
+    tokens: int
+    weights: Path | None = None
+    optimizer: str = "adamw"
+    rate: float = 1e-3
+    portable: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """Of the activations."""
+        return self.precision if self.precision in DTYPES else "bf16"
+
+    @property
+    def trained_tokens(self) -> int:
+        """By all clients."""
+        return self.clients * self.steps * self.batch * self.tokens
+
+    def examples(self) -> Examples:
+        """Rows of random tokens: client k has those from k * steps * batch on."""
+        count = self.clients * self.steps * self.batch
+        random = np.random.default_rng(0)
+        ids = random.integers(5, self.shape.config().vocab_size, size=(count, self.tokens))
+        labels = random.integers(self.shape.classes, size=count) if self.shape.classes else None
+        return rows_of(ids.tolist(), 0, labels)
+
+    def start(self) -> State:
+        """An adapter in the midst of its training: no tensor is zero, so that every gradient counts."""
+        tensors = self.shape.layout().tensors
+        return {
+            t.name: 0.02 * torch.randn(t.shape, generator=seeds.torch_generator(0, "gpu start", i))
+            for i, t in enumerate(tensors)
+        }
+
+    def jobs(self, examples: Examples) -> list[Job]:
+        """One of each client."""
+        start, layout = self.start(), self.shape.layout()
+        work, optimizer = LOCAL_WORK.build(f"steps({self.steps})"), LOCAL_OPTIMIZERS.build(self.optimizer)
+        training = LocalTraining(self.batch, work, self.rate, optimizer)
+        rows = np.arange(len(examples)).reshape(self.clients, -1)
+        return [
+            Job(k, 1, 0, rows[k], start, frozenset(start), training, training.learning_rate, layout.form)
+            for k in range(self.clients)
+        ]
+
+    def base(self, device: str) -> nn.Module:
+        """The frozen base on a device."""
+        if self.weights is None and not self.portable:
+            return self.shape.base(device, self.precision)
+        if self.weights is None:
+            base = self.shape.base("cpu", self.dtype)
+        else:
+            base = TASKS.build(self.shape.task).base(self.weights, DTYPES[self.dtype])
+        base = base.to(device)
+        if self.precision not in DTYPES:
+            quantize(base, "nf4" if self.precision == "nf4" else "int8")
+        return base
+
+
+def executor(load: Load, examples: Examples, device: str, together: int = 0) -> Executor:
+    """A workbench's executor: `together` clients in a pass, or one after another."""
+    if device.startswith("cuda"):
+        compute_deterministically()
+    task, method = TASKS.build(load.shape.task), PEFT_METHODS.build(load.shape.peft)
+    model, layout = load.shape.around(load.base(device)), load.shape.layout()
+    if together:
+        return BatchedExecutor(model, task, method, examples, layout, together, "native")
+    method.attach(model, load.dtype)
+    return SequentialExecutor(model.to(device), task, examples, layout)
+
+
+class PlainLoop:
+    """What everyone writes: a peft model, transformers' attention and loss, torch's AdamW, one client after another.
+
+    Torch takes its fastest kernels here, deterministic or not.
+    """
+
+    def __init__(self, load: Load, examples: Examples, device: str) -> None:
+        base: Any = load.base(device)
+        base.config._attn_implementation = "sdpa"
+        self.model = load.shape.around(base)
+        PEFT_METHODS.build(load.shape.peft).attach(self.model, load.dtype)
+        self.model.to(device)
+        self.examples, self.device, self.classes = examples, device, load.shape.classes
+        self.parameters = trainable(self.model)
+
+    def train(self, jobs: Sequence[Job]) -> list[Trained]:
+        """Every job."""
+        with fastest_kernels():
+            return [self._train(job) for job in jobs]
+
+    def _train(self, job: Job) -> Trained:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(job.received[name])
+        optimizer, warmup = job.training.optimizer.started(self.parameters, job.learning_rate)
+        losses = []
+        for rows in job.batches(self.examples.lengths):
+            batch = {name: t.to(self.device) for name, t in self.examples.batch(rows).items()}
+            optimizer.zero_grad()
+            loss = self._loss(batch)
+            loss.backward()
+            optimizer.step()
+            warmup.step()
+            losses.append(loss.detach())
+        state = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+        return Trained(job.client, state, float(torch.stack(losses).mean()), len(losses), len(job.rows))
+
+    def _loss(self, batch: dict[str, torch.Tensor]) -> Any:
+        if self.classes:
+            return F.cross_entropy(self.model(batch), batch["labels"])
+        return self.model.base(**batch).loss
+
+
+@contextmanager
+def fastest_kernels() -> Iterator[None]:
+    """While it is open, torch chooses kernels as it does by itself."""
+    before = torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=True)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+
+def way(name: str, load: Load, examples: Examples, device: str) -> Any:
+    """What trains the jobs of a load: `train(jobs)`."""
+    if name == PLAIN:
+        return PlainLoop(load, examples, device)
+    return executor(load, examples, device, load.clients if name == BATCHED else 0)
+
+
+def apart(a: State, b: State, start: State) -> float:
+    """How far two states after training are apart, relative to how far `b` has come from `start`."""
+    there = {name: b[name].double() - start[name].double() for name in b}
+    return norm({name: a[name].double() - b[name].double() for name in b}) / norm(there)

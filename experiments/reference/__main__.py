@@ -1,0 +1,53 @@
+"""Put what the documents say of the code's parts into them.
+
+python -m experiments.reference            say which documents are not as the code is
+python -m experiments.reference --write    write them
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from experiments.reference.choices import choosing
+from experiments.reference.tables import commands, records
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+
+MADE: Mapping[str, Callable[[], str]] = {"commands.md": commands, "files.md": records, "choosing.md": choosing}
+"""Documents with a part between two marks, and who makes it."""
+
+BEGIN, END = "<!-- made by: python -m experiments.reference --write -->\n", "<!-- end -->"
+
+
+def part(document: str) -> str:
+    """What stands between a document's marks."""
+    found = re.search(f"{re.escape(BEGIN)}(.*?){END}", document, re.DOTALL)
+    assert found, "the document has no place for it"
+    return found.group(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code: 1 where a document is not as the code is, and is not written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write them")
+    options = parser.parse_args(arguments)
+    differ = []
+    for name, make in MADE.items():
+        before = (DOCS / name).read_text(encoding="utf-8")
+        after = before.replace(f"{BEGIN}{part(before)}{END}", f"{BEGIN}\n{make()}\n{END}")
+        if after != before:
+            differ.append(name)
+            if options.write:
+                (DOCS / name).write_text(after, encoding="utf-8")
+    print(
+        "\n".join(f"{'written' if options.write else 'differs'}: docs/{name}" for name in differ) or "all as they are"
+    )
+    return int(bool(differ) and not options.write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Tables that are read off the code: flags of the commands, records of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from fedpeft.__main__ import COMMANDS
+from fedpeft.config import RunConfig
+from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.describe import legal
+from fedpeft.run.help import GROUPS
+from fedpeft.run.observer import RoundResult
+from fedpeft.run.summary import Costs, Quality
+from fedpeft.server.acceptance import ClientResult
+
+OPTIONS_OF = {"serve": ServeOptions, "join": EdgeOptions}
+"""Commands with a class of further options."""
+
+RECORDS: Mapping[str, tuple[type, ...]] = {
+    "rounds.jsonl": (RoundResult,),
+    "clients.jsonl": (ClientResult,),
+    "summary.json": (Quality, Costs),
+}
+"""What a run's files of records hold a line of."""
+
+
+def rows(headings: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    cells = [list(headings)]
+    cells += [["---"] * len(cells[0]), *map(list, lines)]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells) + "\n"
+
+
+def commands() -> str:
+    """Every command with its options, and the settings of a run once."""
+    parts = []
+    for name, about in COMMANDS.items():
+        lines = _options(name)
+        parts.append(f"## {name}\n\n{_sentence(about)}\n")
+        parts += [rows(("option", "default", "meaning"), lines)] if lines else []
+        if name in OPTIONS_OF:
+            parts.append(rows(("option", "default", "meaning"), map(_setting, dataclasses.fields(OPTIONS_OF[name]))))
+    parts.append(
+        "## Settings of a run\n\nOf `simulate` and `serve`, of a run's TOML (with `_` for `-`) and of a study.\n"
+    )
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    for group, members in GROUPS.items():
+        parts.append(f"### {group.capitalize()}\n")
+        parts.append(rows(("flag", "default", "meaning"), [_setting(fields[member]) for member in members]))
+    return "\n".join(parts)
+
+
+def records() -> str:
+    """The fields of each line, or file, of a run's records."""
+    parts = []
+    for file, kinds in RECORDS.items():
+        parts.append(f"### {file}\n")
+        said = {name: text for kind in kinds for name, text in _attributes(kind.__doc__ or "").items()}
+        if not said:
+            parts.append(_prose(kinds[0].__doc__ or "") + "\n")
+        fields = [field for kind in kinds for field in dataclasses.fields(kind)]
+        lines = [(f"`{f.name}`", f"`{f.type}`", said.get(f.name, "")) for f in fields]
+        parts.append(rows(("key", "type", "meaning"), lines))
+    return "\n".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _options(command: str) -> list[tuple[str, str, str]]:
+    """Flag, default and meaning of what a command takes itself."""
+    spec = find_spec(f"fedpeft.{command}")
+    inside = ".__main__" if spec and spec.submodule_search_locations is not None else ""
+    module = importlib.import_module(f"fedpeft.{command}{inside}")
+    if hasattr(module, "OPTIONS"):
+        return [(f"`{flag}`", "", meaning) for flag, meaning in module.OPTIONS.items()]
+    return [_option(f, typing.get_type_hints(module.Command, include_extras=True)[f.name])
+            for f in dataclasses.fields(module.Command) if f.default_factory is dataclasses.MISSING]  # fmt: skip
+
+
+def _option(field: dataclasses.Field[Any], hint: Any) -> tuple[str, str, str]:
+    said: dict[str, Any] = {"help": "", "metavar": None}
+    positional = False
+    for mark in getattr(hint, "__metadata__", ()):
+        said |= {key: value for key in said if (value := getattr(mark, key, None)) is not None}
+        positional |= getattr(mark, "name", "") == "POSITIONAL" or "Positional" in repr(mark)
+    flag = f"--{field.name.replace('_', '-')}"
+    shown = said["metavar"] or field.name.upper() if positional else f"{flag} {said['metavar'] or ''}".strip()
+    return f"`{shown}`", _default(field.default), said["help"]
+
+
+def _setting(field: dataclasses.Field[Any]) -> tuple[str, str, str]:
+    legally = legal(field.metadata["bounds"])
+    meaning = field.metadata["help"] + (f" ({legally})" if legally else "")
+    return f"`--{field.name.replace('_', '-')}`", _default(field.default), meaning
+
+
+def _default(value: Any) -> str:
+    return "" if value in (None, "", (), False, dataclasses.MISSING) else f"`{value}`"
+
+
+def _prose(text: str) -> str:
+    """The paragraphs of a docstring, without its sections."""
+    return re.sub(r"\n +", "\n", text.partition("\n    Attributes:")[0]).strip()
+
+
+def _attributes(text: str) -> dict[str, str]:
+    """Meanings out of the section *Attributes* of a docstring."""
+    found: dict[str, str] = {}
+    for entry in re.split(r"\n        (?=\S)", text.partition("    Attributes:\n")[2]):
+        names, colon, meaning = " ".join(entry.split()).partition(": ")
+        if colon:
+            found |= dict.fromkeys(re.findall(r"\w+", names), meaning)
+    return found

@@ -1,0 +1,93 @@
+"""The ledger that a real client keeps, with its own limits, where a mechanism's noise is drawn on its machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.config import RunConfig
+from fedpeft.deployment.options import EdgeOptions
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy.client_engine import OwnLedger, own_mechanism, planned_participations
+from fedpeft.privacy.lifetime_ledger import LifetimeLedger
+from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
+from fedpeft.privacy.secure_sum.contribution import entries
+from fedpeft.privacy.summed_ledger import SummedLedger
+from fedpeft.run.sampling import cohort_size
+from fedpeft.run.setup import Setup
+from fedpeft.server.preparation import noised_statistics
+
+
+def own_ledger(
+    setup: Setup, told: RunConfig, options: EdgeOptions, rows: int, identity: str, places: tuple[Path, Path, Path]
+) -> OwnLedger | None:
+    """The client's own ledger; None: no noise is drawn here.
+
+    Args:
+        setup: of what the client takes of the server's settings.
+        told: these settings, without the client's choices.
+        options: the client's choices.
+        rows: that it trains on.
+        identity: what an answer depends on beside them, in any form.
+        places: folder of its state in this federation, folder of the books of all runs, file of its rows.
+
+    Raises:
+        PrivacyError: a limit of the client's own that can't be kept, or settings that would not protect.
+    """
+    given = setup.mechanism
+    if options.collude and not isinstance(given, DistributedDP):
+        raise PrivacyError("--collude is about noise that clients share, and this federation has none; leave it out")
+    if given is None or not given.protects or not (given.noises_updates or given.summed):
+        if options.max_epsilon is not None:
+            how = f"{told.privacy} is applied by the server" if given is not None else "it has no --privacy"
+            raise PrivacyError(
+                f"this federation does not protect your updates on this machine ({how}), so --max-epsilon can't be "
+                "kept; leave it out if you trust the server, or ask for dp_sgd, local_dp or distributed_dp"
+            )
+        return None
+    if given.test_noise and options.max_epsilon is not None:
+        raise PrivacyError("this federation asks for test_noise, which protects nobody: --max-epsilon can't be kept")
+    exposure = _exposure(setup, told, rows)
+    units = given.units(exposure)
+    if given.hides == "training row" and units < rows:
+        raise PrivacyError(
+            f"the server says that all clients have {units} rows together (rows={units}), and this one alone has "
+            f"{rows}: its rows would be protected at a delta for fewer; ask whoever runs the server for another number"
+        )
+    own = own_mechanism(given, units, options.max_epsilon, options.max_delta)
+    folder, ledgers, file = places
+    lifetime = LifetimeLedger(ledgers, file, own.hides, options.max_epsilon)
+    if isinstance(given, DistributedDP) and isinstance(own, DistributedDP):
+        own = replace(own, collude=max(own.collude, options.collude))
+        return SummedLedger(own, exposure, folder, identity, given, lifetime, told.seed)
+    return OwnLedger(own, exposure, folder, identity, given, lifetime, told.seed)
+
+
+def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
+    """The federation as if all clients were like this one; where noise is shared, as all are told that it is."""
+    assert setup.mechanism is not None
+    clients, summed = int(told.clients), setup.mechanism.summed
+    cohort = cohort_size(told.cohort, clients)
+
+    def alike(value: int) -> NDArray[np.int64]:
+        return np.full(clients, value, np.int64)
+
+    return Exposure(
+        strategy=setup.strategy,
+        method=setup.method,
+        layout=setup.layout,
+        rows=alike(rows),
+        steps=alike(setup.training.steps_for(rows)),
+        participations=alike(planned_participations(told.rounds, cohort / clients)),
+        batch_size=told.batch_size if summed else setup.config.batch_size,
+        rounds=told.rounds,
+        cohort=cohort if summed else 1,
+        even=True,
+        start=setup.private_start,
+        start_entries=entries(noised_statistics(setup)) if setup.private_start and summed else 0,
+        trained=setup.trained_entries,
+    )

@@ -1,0 +1,82 @@
+"""The ledger that a server of real clients keeps: of its own noise, or a second book of noise that clients add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedpeft.errors import PrivacyError
+from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
+from fedpeft.privacy.remote_engine import SecondBook, Terms
+from fedpeft.privacy.secure_sum.contribution import entries
+from fedpeft.privacy.secure_sum.neighbours import degree
+from fedpeft.privacy.summed_book import SummedBook
+from fedpeft.run.setup import Setup
+from fedpeft.server.preparation import noised_statistics
+from fedpeft.server.sampling import Population
+
+
+def servers_book(
+    setup: Setup,
+    sampler: Population,
+    folder: Path,
+    identity: str,
+    declared: Callable[[], Mapping[int, Terms]],
+    steps: Callable[[int], int],
+    under_way: Callable[[int], Sequence[int]],
+) -> PrivacyEngine | None:
+    """The server's ledger; None: nothing is protected.
+
+    Args:
+        setup: the run's.
+        sampler: of cohorts.
+        folder: the run's.
+        identity: what a round's outcome depends on beside the key, in any form.
+        declared: what each client has said of its privacy, by id.
+        steps: local steps that the server asks of a client, by id; 0: the client's own number.
+        under_way: see `SummedBook`.
+
+    Raises:
+        PrivacyError: settings that would not protect.
+    """
+    config, mechanism = setup.config, setup.mechanism
+    if mechanism is None:
+        return None
+    ones = np.ones(setup.clients, np.int64)
+    exposure = Exposure(
+        strategy=setup.strategy,
+        method=setup.method,
+        layout=setup.layout,
+        rows=ones,  # each client knows its own number only
+        steps=ones,
+        participations=config.rounds * ones,
+        batch_size=config.batch_size,
+        rounds=config.rounds,
+        cohort=sampler.size,
+        even=len(set(sampler.weights)) <= 1,
+        start=setup.private_start,
+        start_entries=entries(noised_statistics(setup)) if setup.private_start and mechanism.summed else 0,
+        trained=setup.trained_entries,
+    )
+    if isinstance(mechanism, DistributedDP):
+        _check_neighbours(mechanism, exposure)
+        mechanism.check_start(exposure)
+        return SummedBook(mechanism, exposure, folder, identity, config.seed, declared, under_way)
+    if mechanism.noises_updates:
+        return SecondBook(mechanism, exposure, folder, identity, config.seed, declared, steps)
+    return PrivacyEngine(mechanism, exposure, folder, identity, config.seed)
+
+
+def _check_neighbours(mechanism: DistributedDP, exposure: Exposure) -> None:
+    """Refuse cohorts in which a client does not see all others: it counts on their noise."""
+    most = exposure.clients if exposure.start else mechanism.most(exposure)
+    if degree(most, mechanism.mask_neighbours) < most - 1:
+        raise PrivacyError(
+            f"of {most} clients that a sum can have each would see {mechanism.mask_neighbours}, and real clients count "
+            f"on the noise of those alone whom they see; give {mechanism.name} mask_neighbours={most - 1}, or take a "
+            "smaller cohort"
+        )

@@ -1,0 +1,34 @@
+"""The model that classification reads: an encoder, the encoder of an encoder-decoder, or one tower of two.
+
+T5, BART          the encoder; the decoder is left out
+CLIP, SigLIP      the vision tower; the text tower is left out
+Swin, ConvNeXt    refused: their blocks lie in stages of unequal width
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedpeft.data.images import check_one_width, vision_of
+from fedpeft.models.modeling_mean_pooled import without_decoder
+
+
+def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Model and loading report, as `AutoModel.from_pretrained(..., output_loading_info=True)`.
+
+    Raises:
+        ModelError: the model's blocks lie in stages.
+        OSError, ValueError: there is no model.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    if (vision := vision_of(config)) is not config:
+        options["config"] = vision
+    check_one_width(vision, Path(directory))
+    model, report = AutoModel.from_pretrained(directory, **options)
+    if model.config.is_encoder_decoder:
+        without_decoder(model)
+        report["missing_keys"] = {name for name in report["missing_keys"] if not name.startswith("decoder.")}
+    return model, report

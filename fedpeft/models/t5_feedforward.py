@@ -1,0 +1,43 @@
+"""T5's feed-forward sublayers, computed through their layers alone.
+
+transformers' own look at the dtype of the last layer's weights, which a layer with an adapter, or in few bits, has not
+as it expects: codes of nf4 are bytes, and hidden states would become bytes. It keeps that layer in fp32, since fp16
+overflows there; bf16 has the range of fp32, so here all layers are alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class DenseActDense:
+    """y = wo(act(wi(x))), as in T5 1.0."""
+
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        """(B, T, d) to (B, T, d)."""
+        output: Tensor = self.wo(self.dropout(self.act(self.wi(hidden_states))))
+        return output
+
+
+class DenseGatedActDense:
+    """y = wo(act(wi_0(x)) wi_1(x)), as in T5 1.1 and its multilingual kin."""
+
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        """(B, T, d) to (B, T, d)."""
+        output: Tensor = self.wo(self.dropout(self.act(self.wi_0(hidden_states)) * self.wi_1(hidden_states)))
+        return output
+
+
+OWN = {own.__name__: own for own in (DenseActDense, DenseGatedActDense)}
+
+
+def plain_feedforward(base: nn.Module) -> None:
+    """Let T5's sublayers (T5, mT5, UMT5, LongT5) compute so, in place; parameters and names stay."""
+    for module in base.modules():
+        kind = type(module)
+        for ending, own in OWN.items():
+            if kind.__name__.endswith(ending) and kind.__module__.startswith("transformers."):
+                module.__class__ = type(kind.__name__, (own, kind), {})
+                module.wo.to(next(module.parameters()).dtype)

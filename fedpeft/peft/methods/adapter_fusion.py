@@ -1,0 +1,283 @@
+"""AdapterFusion: finished bottleneck adapters, frozen, combined by attention at each token (Pfeiffer et al., arXiv
+2005.00247).
+
+    h = f(x),   z_n = up_n(act(down_n(h))),   s = softmax_n((h W_Q) . (z_n W_K)),   y = h + sum_n s_n z_n W_V
+
+Stage one is what `runs` names: finished runs of `bottleneck`, of other tasks or of other clients, on the same base.
+They are read once and never change. Stage two trains W_Q and W_K (width, d) and W_V (d, d). With one adapter and
+W_V = I the output is that adapter's. W_V starts as the identity, 1e-6 off its diagonal, and is pulled to it by
+0.01 norm(W_V - I)^2; W_Q and W_K start with deviation 0.02, as in the authors' adapter-transformers. width=0 is the
+paper's square W_Q and W_K, 3 d^2 numbers a layer.
+
+Deviations. W_Q and W_K have no biases, as in the paper's formula and other than in the authors' code. Rule: the plain
+mean from a shared start; it is not exact, since the three multiply each other. With --strategy
+"fedper(private_layers=('query', 'key', 'value'))" each client keeps a fusion of its own.
+
+The saved result holds the adapters, too, and needs the runs no more. Real clients have no such folders, and are
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fedpeft import seeds
+from fedpeft.errors import ConfigError, ModelError
+from fedpeft.machine.files import parse_json, regular
+from fedpeft.models.layers import replace
+from fedpeft.models.task import FederatedModel, adapter_dtype, canonical
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State, TensorSpec
+from fedpeft.peft.method import PeftMethod, PrivacyRoute, Pulls
+from fedpeft.peft.methods.bottleneck import PLACES, BottleneckAdapters, Tap, tap_before
+from fedpeft.peft.saved_adapter import OWN_METHOD, OWN_TENSORS, marked, marks
+from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
+
+Adapters = dict[str, list[State]]
+"""By the module that they sit behind, the tensors of each adapter: down.weight, down.bias, up.weight, up.bias."""
+
+PULL = 0.01
+"""Weight of norm(W_V - I)^2 in the loss."""
+
+
+def toward_identity(value: Tensor) -> Tensor:
+    """The gradient of 0.01 norm(W - I)^2 at `value`, (..., d, d)."""
+    return 2 * PULL * (value - torch.eye(value.shape[-1], dtype=value.dtype, device=value.device))
+
+
+class FrozenAdapter(nn.Module):
+    """One finished bottleneck, without the residual connection around it."""
+
+    def __init__(self, tensors: State, act: str, like: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.down, self.up = nn.Module(), nn.Module()
+        for name, tensor in tensors.items():
+            part, _, kind = name.partition(".")
+            held = nn.Parameter(tensor.to(like.device, dtype), requires_grad=False)
+            self.get_submodule(part).register_parameter(kind, held)
+        self.act = getattr(F, act)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., d) to (..., d)."""
+        down, up = self.down, self.up
+        hidden = self.act(F.linear(z, down.weight, down.bias))  # type: ignore[arg-type]
+        return F.linear(hidden, up.weight, up.bias)  # type: ignore[arg-type]
+
+
+class Fusion(nn.Module):
+    """The last frozen projection of a sublayer, finished adapters behind it, and what combines them."""
+
+    pulls: ClassVar[Pulls] = {"value.weight": toward_identity}
+
+    def __init__(
+        self, layer: Any, adapters: Sequence[State], width: int, act: str, tap: Tap | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        d = layer.out_features
+        self.base_layer, self.tap = layer, tap
+        self.adapters = nn.ModuleList(FrozenAdapter(each, act, layer.weight, dtype) for each in adapters)
+        made = {"device": layer.weight.device, "dtype": dtype, "bias": False}
+        self.query, self.key = (nn.Linear(d, width or d, **made) for _ in range(2))
+        self.value = nn.Linear(d, d, **made)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., d); computed in the adapters' precision."""
+        y: Tensor = self.base_layer(x)
+        h = y.to(self.query.weight.dtype)
+        seen = h if self.tap is None else self.tap.take().to(h.dtype)
+        z = torch.stack([adapter(seen) for adapter in self.adapters], dim=-2)  # (..., N, d)
+        shares = torch.einsum("...w,...nw->...n", self.query(h), self.key(z)).softmax(-1)
+        return y + torch.einsum("...n,...nd->...d", shares, self.value(z)).to(y.dtype)
+
+
+class StackedFusion(StackedLayer):
+    """The same with K clients' W_Q, W_K (K, width, d) and W_V (K, d, d); the adapters are shared."""
+
+    pulls: ClassVar[Pulls] = {"value.weight": toward_identity}
+
+    def __init__(
+        self,
+        layer: Any,
+        adapters: Sequence[State],
+        width: int,
+        act: str,
+        tap: Tap | None,
+        dtype: torch.dtype,
+        clients: int,
+    ) -> None:
+        super().__init__(clients)
+        d = adapters[0]["up.weight"].shape[0]
+        self.base_layer, self.tap = layer, tap
+        self.adapters = nn.ModuleList(FrozenAdapter(each, act, layer.weight, dtype) for each in adapters)
+        for name, rows in (("query", width or d), ("key", width or d), ("value", d)):
+            self.add_module(name, StackedWeight(clients, (rows, d), dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K * b, T, in) to (K * b, T, d)."""
+        y: Tensor = self.base_layer(x)
+        query, key, value = (self.get_submodule(n).weight[: self.active] for n in ("query", "key", "value"))  # type: ignore[index]
+        h = self.per_client(y.to(query.dtype))
+        seen = h if self.tap is None else self.per_client(self.tap.take().to(query.dtype))
+        z = torch.stack([adapter(seen) for adapter in self.adapters], dim=2)  # (K, rows, N, d)
+        scores = torch.einsum("kiw,kinw->kin", h @ query.mT, z @ key.unsqueeze(1).mT)
+        mixed = torch.einsum("kin,kind->kid", scores.softmax(-1), z) @ value.mT
+        return y + mixed.reshape(y.shape).to(y.dtype)
+
+
+@dataclass(frozen=True)
+class AdapterFusion(PeftMethod):
+    """Attention over finished bottleneck adapters."""
+
+    runs: str | tuple[str, ...] = setting("", "folders of finished runs of bottleneck: ('runs/a', 'runs/b')")
+    width: int = setting(64, "of W_Q and W_K; 0: the model's own, as in the paper", low=0, high=16384)
+    place: str = setting("pfeiffer", "where the finished adapters sit", choices=PLACES)
+    activation: str = setting("relu", "of the finished adapters", choices=("relu", "gelu", "silu", "tanh"))
+
+    batched: ClassVar[bool] = True
+    in_peft: ClassVar[bool] = False
+    privacy: ClassVar[PrivacyRoute] = "hooks"
+    tensors: ClassVar[tuple[str, ...]] = ("query.weight", "key.weight", "value.weight")
+    regularised: ClassVar[bool] = True
+    own_machine: ClassVar[str] = "reads finished runs in folders of this machine"
+
+    def config(self, base: nn.Module) -> Any:
+        """None: the `peft` library has no such method."""
+        return None
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Of the finished runs.
+
+        Raises:
+            ConfigError: none is named.
+        """
+        given = [self.runs] if isinstance(self.runs, str) else self.runs
+        folders = tuple(Path(text) for text in given if text)
+        if not folders:
+            raise ConfigError(
+                "adapter_fusion combines finished adapters: name the folders of runs of bottleneck, such as "
+                "adapter_fusion(runs=('runs/a', 'runs/b'))"
+            )
+        return folders
+
+    def finished(self, base: nn.Module) -> Adapters:
+        """The adapters of all runs.
+
+        Raises:
+            ConfigError: a folder holds none, or they don't go together.
+        """
+        found: Adapters = {}
+        for folder in self.folders:
+            own = self._of_run(folder, base)
+            if found and own.keys() != found.keys():
+                raise ConfigError(
+                    f"{folder} has adapters behind other layers than {self.folders[0]}; give equal layers="
+                )
+            for module, tensors in own.items():
+                found.setdefault(module, []).append(tensors)
+        return found
+
+    def _of_run(self, folder: Path, base: nn.Module) -> dict[str, State]:
+        """By module, the tensors of one run's adapters."""
+        from fedpeft.peft.family import PEFT_METHODS
+
+        files = folder / "adapter"
+        try:
+            told = parse_json((files / OWN_METHOD).read_bytes())
+            tensors = load_file(regular(files / OWN_TENSORS))
+            method = PEFT_METHODS.build(told["method"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{folder} holds no finished run of bottleneck, which adapter_fusion combines") from error
+        if not isinstance(method, BottleneckAdapters):
+            raise ConfigError(f"{folder} is a run of {method.name}; adapter_fusion combines runs of bottleneck")
+        for name in ("place", "activation"):
+            if (theirs := getattr(method, name)) != getattr(self, name):
+                raise ConfigError(
+                    f"the adapters in {folder} have {name}={theirs}; give adapter_fusion({name}={theirs!r})"
+                )
+        by_module = grouped(tensors, "down.weight", "down.bias", "up.weight", "up.bias")
+        if not marked(told.get("base", {}), marks(base, by_module)):
+            raise ConfigError(f"the adapters in {folder} were trained on another base model than this run's")
+        return by_module
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """Put the finished adapters in, and what combines them."""
+        self._put(model, self.finished(model.base), dtype)
+
+    def _put(self, model: FederatedModel, adapters: Adapters, dtype: str) -> None:
+        for path, each in adapters.items():
+            layer, tap = _behind(model.base, path, each), tap_before(model.base, path, self.place)
+            replace(model.base, path, Fusion(layer, each, self.width, self.activation, tap, adapter_dtype(dtype)))
+
+    def frozen(self, model: FederatedModel) -> State:
+        """The finished adapters."""
+        return {canonical(name): p for name, p in model.named_parameters() if ".adapters." in name}
+
+    def attach_saved(self, model: FederatedModel, tensors: State) -> None:
+        """With the adapters that were saved, whatever has become of the runs."""
+        adapters: Adapters = {}
+        for module, own in grouped({n: t for n, t in tensors.items() if ".adapters." in n}).items():
+            adapters.setdefault(module.partition(".adapters.")[0], []).append(own)
+        self._put(model, adapters, "fp32")
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """W_V the identity and 1e-6 beside it; W_Q and W_K normal with deviation 0.02."""
+        state = super().start(model, seed)
+        for name in state:
+            if name.endswith("value.weight"):
+                state[name] = torch.full_like(state[name], 1e-6).fill_diagonal_(1.0)
+            elif name.endswith(self.tensors):
+                generator = seeds.torch_generator(seed, f"start {name}", 0)
+                state[name] = 0.02 * torch.randn(state[name].shape, generator=generator)
+        return state
+
+    def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
+        """K clients' fusions behind each sublayer."""
+        dtype = torch.float64 if next(model.base.parameters()).dtype == torch.float64 else torch.float32
+        for path, each in self.finished(model.base).items():
+            layer, tap = model.base.get_submodule(path), tap_before(model.base, path, self.place)
+            replace(model.base, path, StackedFusion(layer, each, self.width, self.activation, tap, dtype, clients))
+
+
+def grouped(tensors: State, *endings: str) -> dict[str, State]:
+    """Tensors by the module that they belong to, `MODULE.down.weight` and so on; with `endings`, those alone.
+
+    Raises:
+        ConfigError: one has another ending.
+    """
+    modules: dict[str, State] = {}
+    for name, tensor in tensors.items():
+        module, part, kind = name.rsplit(".", 2)
+        if endings and f"{part}.{kind}" not in endings:
+            raise ConfigError(f"{name} is no tensor of a bottleneck adapter")
+        modules.setdefault(module, {})[f"{part}.{kind}"] = tensor
+    return modules
+
+
+def _behind(base: nn.Module, path: str, adapters: Sequence[State]) -> Any:
+    """The layer at `path`, of the width that the adapters behind it have.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        layer: Any = base.get_submodule(path)
+    except AttributeError:
+        raise ModelError(f"{type(base).__name__} has no layer {path}, which the finished adapters sit behind") from None
+    widths = {each["up.weight"].shape[0] for each in adapters}
+    if widths != {layer.out_features}:
+        raise ModelError(
+            f"the finished adapters behind {path} have the widths {sorted(widths)}, the layer {layer.out_features}"
+        )
+    return layer
+
+
+part = AdapterFusion

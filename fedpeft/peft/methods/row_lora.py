@@ -1,0 +1,102 @@
+"""Two LoRAs beside a frozen layer, a client's own one and that of the rest of the world, mixed at each token (the layer
+of FedALT: arXiv 2503.11880).
+
+    y = W0 x + s (a_1(x) B_own A_own x + a_2(x) B_rest A_rest x),   a(x) = softmax(G x),   G (2, in), s = alpha / rank
+
+Both start as LoRA does, from an A of their own, with B = 0; G = 0, so that both count half. For --strategy fedalt,
+which keeps own and G with each client and makes rest the mean of the other clients' own. With other strategies all five
+tensors are averaged, as if they were one adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.models.layers import innermost, replace, target_layers
+from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
+from fedpeft.peft.method import PeftMethod, drawn
+from fedpeft.peft.stacked_layers import StackedLayer
+
+OWN, REST = ("own_A", "own_B"), ("rest_A", "rest_B")
+GATE = "gate"
+
+
+class TwoLoras(StackedLayer):
+    """A frozen layer, and both LoRAs and the gate of K clients, (K, ...), or of one client alone."""
+
+    def __init__(self, layer: Any, rank: int, scale: float, dtype: torch.dtype, clients: int = 0) -> None:
+        super().__init__(max(clients, 1))
+        self.base_layer, self.scale = layer, scale
+        into, out = layer.in_features, layer.out_features
+        self.shapes = {GATE: (2, into)}
+        for A, B in (OWN, REST):
+            self.shapes |= {A: (rank, into), B: (out, rank)}
+        inner: Any = innermost(layer)
+        device = inner.weight.device
+        for name in (*OWN, *REST, GATE):
+            shape = (clients, *self.shapes[name]) if clients else self.shapes[name]
+            held = nn.Module()
+            held.weight = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
+            self.add_module(name, held)
+
+    def stacked(self, name: str, like: Tensor) -> Tensor:
+        """One of the parameters, (active clients, rows, columns)."""
+        weight: Tensor = self.get_submodule(name).weight  # type: ignore[assignment]
+        return self.of_active(weight.reshape(-1, *self.shapes[name]), like)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K * b, T, in) to (K * b, T, out)."""
+        y: Tensor = self.base_layer(x)
+        seen = self.per_client(x)
+        shares = (seen @ self.stacked(GATE, x).mT).softmax(-1)
+        both = [seen @ self.stacked(A, x).mT @ self.stacked(B, x).mT for A, B in (OWN, REST)]
+        mixed = shares[..., :1] * both[0] + shares[..., 1:] * both[1]
+        return y + (self.scale * mixed).reshape(y.shape)
+
+
+@dataclass(frozen=True)
+class RowLora(PeftMethod):
+    """A client's own LoRA and the rest of the world's, mixed by a gate."""
+
+    rank: int = setting(8, "of each of the two", low=1, high=1024)
+    alpha: float = setting(32.0, "the scale is alpha / rank", above=0)
+    targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
+    layers: int = setting(2, "adapt the linear layers of this many uppermost blocks; 0: of all blocks", low=0)
+
+    batched: ClassVar[bool] = True
+    in_peft: ClassVar[bool] = False
+    tensors: ClassVar[tuple[str, ...]] = tuple(f"{name}.weight" for name in (*OWN, *REST, GATE))
+
+    def config(self, base: nn.Module) -> Any:
+        """None: the `peft` library has no such method."""
+        return None
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """Wrap the target layers."""
+        for path in target_layers(model.base, self.targets, self.layers):
+            layer = model.base.get_submodule(path)
+            replace(model.base, path, TwoLoras(layer, self.rank, self.alpha / self.rank, adapter_dtype(dtype)))
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """A uniform in +-1/sqrt(in); everything else zero."""
+        state = super().start(model, seed)
+        for name in state:
+            if name.endswith(tuple(f"{A}.weight" for A, _ in (OWN, REST))):
+                drawn(state, name, seed, state[name].shape[1] ** -0.5)
+        return state
+
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+        """The frozen layer with K clients' LoRAs."""
+        weight: Any = innermost(layer).weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return TwoLoras(layer, self.rank, self.alpha / self.rank, dtype, clients)
+
+
+part = RowLora

@@ -1,0 +1,124 @@
+"""The server's ledger of real clients that share the noise of its sums: a second book beside each client's own.
+
+It knows what a sum costs whom, since noise and grid follow from settings that all have in common, and of each client
+what it declares: its own budget and delta. Whoever could not afford a sum is not asked for it, so that its share of the
+noise is not missed.
+
+A sum that was under way when the server was killed is gone on with: it has the same cohort, and no other charge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedpeft.communication.messages import Report
+from fedpeft.errors import RunError
+from fedpeft.privacy.accountant import Event, within
+from fedpeft.privacy.engine import Entry
+from fedpeft.privacy.ledger import Charges
+from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
+from fedpeft.privacy.remote_engine import Terms
+from fedpeft.privacy.secure_sum.sum import FEWEST
+from fedpeft.privacy.summed_engine import SummedEngine
+
+
+class SummedBook(SummedEngine):
+    """The mechanism as the server of real clients sees it.
+
+    Args:
+        mechanism, federation, folder, identity, seed: as `PrivacyEngine`'s.
+        declared: the terms of each client that has registered, by id.
+        under_way: whom a server that was restarted has asked for the sum of a round; empty: nobody.
+
+    Raises:
+        PrivacyError: the settings would not protect, or the ledger was begun on other terms.
+    """
+
+    def __init__(
+        self,
+        mechanism: DistributedDP,
+        federation: Exposure,
+        folder: Path,
+        identity: str,
+        seed: int,
+        declared: Callable[[], Mapping[int, Terms]],
+        under_way: Callable[[int], Sequence[int]],
+    ) -> None:
+        self._declared, self._under_way = declared, under_way
+        self.done: set[int] = set()
+        super().__init__(mechanism, federation, folder, identity, seed)
+        self.sits_out = True  # one client's spent budget does not end the others' federation
+
+    def check_terms(self, terms: Terms) -> None:
+        """Refuse a client whose noise would not be that of the others.
+
+        Raises:
+            RunError: it has worked out another one.
+        """
+        own = (self.noise, self.mechanism.rate(self.federation), self.start)
+        told = (terms.noise, terms.rate, terms.start)
+        if any((a is None) != (b is None) or not math.isclose(a or 0, b or 0) for a, b in zip(own, told, strict=True)):
+            raise RunError(
+                f"this client has worked out noise multiplier, sampling rate and noise of the start as {told}, and the "
+                f"server as {own}: their noise would not be in one sum; take the same versions of the libraries"
+            )
+
+    def start_cost(self) -> Charges:
+        """Of all that have registered."""
+        known = self._declared().keys()
+        return {client: cost for client, cost in super().start_cost().items() if client in known}
+
+    def enter_start(self, state: str) -> Entry:
+        """As `PrivacyEngine.enter_start`, of all that have registered."""
+        if cohort := self._under_way(0):
+            return Entry(0, list(cohort), self.ledger.attempts(0) - 1)
+        asked, entry = self.start_cost().keys(), super().enter_start(state)
+        return Entry(0, [client for client in entry.cohort if client in asked], entry.attempt, entry.spent)
+
+    def enter(self, round: int, state: str, drawn: Sequence[int]) -> Entry | None:
+        """As `SummedEngine.enter`; `drawn` are those that are there."""
+        if cohort := self._under_way(round):
+            return Entry(round, list(cohort), self.ledger.attempts(round) - 1)
+        return super().enter(round, state, drawn)
+
+    def _candidates(self, drawn: Sequence[int]) -> Sequence[int]:
+        return drawn
+
+    def _affordable(self, account: int, event: Event, count: int) -> bool:
+        terms = self._declared().get(account)
+        if account in self.done or terms is None or not super()._affordable(account, event, count):
+            return False
+        return terms.budget is None or within(self.ledger.after(account, event, count), terms.delta, terms.budget)
+
+    def _all_spent(self) -> bool:
+        """Whether there are too few left for a sum."""
+        costs = self.cost(list(self._declared()))
+        return sum(self._affordable(client, *cost) for client, cost in costs.items()) < FEWEST
+
+    def heard(self, report: Report) -> None:
+        """Take over what the client's own ledger says where that is more, and remember whose budget is spent."""
+        if report.client not in self._declared():
+            return
+        if report.spent:
+            self.done.add(report.client)
+            self.sat_out.add(report.client)
+        more = report.charged - self.ledger.releases(report.client)
+        if more > 0:
+            event, _ = self.cost([report.client])[report.client]
+            self.ledger.charge(
+                report.round, f"client {report.client} says {report.charged}", {report.client: (event, more)}
+            )
+
+    def terms(self) -> str:
+        """One line for the start of a run."""
+        return f"{super().terms()}; each client keeps its own key and ledger, this server a second one"
+
+    def summary(self) -> Mapping[str, Any]:
+        """What the run may claim."""
+        found = dict(super().summary())
+        found["privacy"] |= {"kept_by": "the clients; this is the server's book of the sums that they were asked for"}
+        return found

@@ -1,0 +1,95 @@
+"""Energy and carbon of clients, as they are predicted: from watts, seconds and bytes that profiles declare.
+
+    training   watts_train x steps x step_seconds
+    idle       watts_idle x (seconds of the slowest in the round - own)
+    traffic    joule_per_byte x bytes, up and down
+    site       all of it x PUE
+    grams      joules / 3.6e6 x intensity(hour),   intensity (1 + swing cos(2 pi (hour - peak) / 24))
+
+The accounting follows Qiu et al., A First Look into the Carbon Footprint of Federated Learning, JMLR 2023. What a step
+takes is declared and not measured, so that a run with a seed is the same run on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from fedpeft.run.measurements.energy import Energy
+from fedpeft.run.profiles import Profile
+
+JOULES_PER_KWH = 3.6e6
+JOULES_PER_WH = 3600.0
+DAY = 24.0
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Joules of one client in one round, the site's overhead included."""
+
+    train: float
+    idle: float
+    up: float
+    down: float
+
+    @property
+    def joules(self) -> float:
+        """All of it."""
+        return self.train + self.idle + self.up + self.down
+
+    def as_dict(self) -> dict[str, float]:
+        """For a JSON line."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EnergyModel:
+    """Of a run: `given` says what profiles leave open."""
+
+    given: Energy
+
+    def watts(self, profile: Profile) -> float:
+        """Of a client that trains."""
+        return profile.watts_train or self.given.watts
+
+    def seconds(self, profile: Profile, steps: int) -> float:
+        """Of local training."""
+        return steps * (profile.step_seconds or self.given.step_seconds)
+
+    def predicted(self, profile: Profile, steps: int, up: int, down: int) -> float:
+        """Joules of a round without waiting, as the client's battery gives them: the site's overhead is not its."""
+        per_byte = profile.joule_per_byte or self.given.joule_per_byte
+        return self.watts(profile) * self.seconds(profile, steps) + per_byte * (up + down)
+
+    def spent(self, profile: Profile, steps: int, slowest: float, up: int, down: int, measured: float = 0.0) -> Spent:
+        """Of a round whose slowest client takes `slowest` seconds; `measured`: joules of training, by the client."""
+        own = self.seconds(profile, steps)
+        per_byte = (profile.joule_per_byte or self.given.joule_per_byte) * self.given.pue
+        return Spent(
+            train=(measured or self.watts(profile) * own) * self.given.pue,
+            idle=(profile.watts_idle or self.given.idle_watts) * max(0.0, slowest - own) * self.given.pue,
+            up=per_byte * up,
+            down=per_byte * down,
+        )
+
+    def hour(self, round: int) -> float:
+        """Of the day, 0 to 24, at which a round begins; round 1 at midnight."""
+        return (round - 1) * self.given.round_hours % DAY
+
+    def intensity(self, profile: Profile, round: int) -> float:
+        """Grams of CO2 per kWh at the time of a round; 0: nobody says."""
+        mean = profile.intensity or self.given.intensity
+        return mean * (
+            1 + profile.intensity_swing * math.cos(2 * math.pi * (self.hour(round) - profile.peak_hour) / DAY)
+        )
+
+    def grams(self, profile: Profile, round: int, joules: float) -> float:
+        """Of CO2."""
+        return joules / JOULES_PER_KWH * self.intensity(profile, round)
+
+
+def total(spent: Mapping[int, Spent]) -> Spent:
+    """Of all clients."""
+    own = spent.values()
+    return Spent(*(sum(getattr(s, name) for s in own) for name in ("train", "idle", "up", "down")))

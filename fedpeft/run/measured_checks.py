@@ -1,0 +1,107 @@
+"""Which measurements a run can have, and which samplers: what has no answer, or would be unprotected, is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import name_of
+from fedpeft.run.asked import asks_clients
+from fedpeft.run.profiles import kinds
+from fedpeft.run.sampling import aware
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+
+
+def check_measured(setup: Setup) -> None:
+    """Refuse what can't be measured here, or must not.
+
+    Raises:
+        ConfigError, PrivacyError: says what, and what to do.
+    """
+    _check_questions(setup)
+    _check_energy(setup)
+    for correction in setup.drift.corrections:
+        if correction.changes_loss and (setup.facts.kind != "text" or setup.facts.task != "classification"):
+            raise ConfigError(
+                f"{correction.name} moves the tokens of texts that are classified; leave it out of --drift"
+            )
+        if correction.changes_loss and setup.mechanism is not None and setup.mechanism.per_example:
+            raise PrivacyError(
+                f"{correction.name} has a loss of its own, which {setup.mechanism.name} makes no gradients per example "
+                "of; leave it out of --drift, or take user_dp"
+            )
+
+
+def _check_questions(setup: Setup) -> None:
+    """Refuse questions that have no answer here, or whose answers would not be protected."""
+    if setup.measured.calibration is not None and setup.facts.task != "classification":
+        raise ConfigError(
+            f"calibration is that of classes, and {setup.facts.task.partition('(')[0]} has none; leave it out of "
+            "--measure"
+        )
+    for name in ("robustness", "ensemble"):
+        if getattr(setup.measured, name) is not None and setup.facts.task != "classification":
+            raise ConfigError(f"{name} is that of classes; leave it out of --measure")
+    if setup.measured.ensemble is not None and isinstance(setup.strategy, GatherStrategy) and setup.strategy.fills_base:
+        raise ConfigError(
+            f"{setup.config.strategy} puts part of what was learned into the base, which an ensemble's states share; "
+            "take flexlora"
+        )
+    if setup.measured.laplace is not None:
+        _check_laplace(setup)
+    if not asks_clients(setup):
+        return
+    if setup.secure_sum is not None:
+        raise PrivacyError(
+            f"calibration of clients' rows has each client tell its own sums, which {setup.secure_sum.name} does not "
+            "mask; take calibration(rows=server), or leave it out of --measure"
+        )
+    if setup.mechanism is not None and setup.mechanism.silent:
+        raise PrivacyError(
+            "calibration of clients' rows adds up what they measure on them, which epsilon does not cover; take "
+            f"calibration(rows=server), or allow it with {setup.mechanism.name}(raw_metrics=True, ...)"
+        )
+
+
+def _check_laplace(setup: Setup) -> None:
+    """Refuse what has no Kronecker factors of LoRA matrices, or would tell them unprotected."""
+    if setup.facts.task != "classification" or setup.facts.kind != "text" or setup.method.name != "lora":
+        raise ConfigError("laplace is of LoRA matrices in a classifier of texts: take --peft lora, or leave it out")
+    if len({profile.form for profile in kinds(setup.profiles)}) > 1:
+        raise ConfigError("laplace adds up factors of one size; give all clients the same rank and alpha")
+    if isinstance(setup.strategy, GatherStrategy) and setup.strategy.fills_base:
+        raise ConfigError(f"{setup.config.strategy} puts part of what was learned into the base; take flexlora")
+    if setup.mechanism is not None or setup.secure_sum is not None:
+        raise PrivacyError(
+            "laplace adds up products of what clients' rows make of the model, which --privacy does not cover; leave "
+            "one of them out"
+        )
+
+
+def _check_energy(setup: Setup) -> None:
+    """Refuse samplers that would choose by what nobody knows, or that privacy can't be accounted for."""
+    rule, energy, profiles = aware(setup.config.cohort), setup.measured.energy, kinds(setup.profiles)
+    name = name_of(type(rule)) if rule is not None else ""
+    if energy is not None and not energy.watts and not all(profile.watts_train for profile in profiles):
+        raise ConfigError(
+            "energy does not know what clients use: say energy(watts=...), or watts_train in every table of --clients"
+        )
+    if energy is None and (rule is not None or any(profile.battery_wh for profile in profiles)):
+        what = f"the sampler {name}" if rule is not None else "a client's battery"
+        raise ConfigError(f"{what} goes by the energy of clients: add energy(watts=...) to --measure")
+    if rule is not None and (setup.mechanism is not None or setup.secure_sum is not None):
+        raise PrivacyError(
+            f"{name} chooses clients by what is known of them, and privacy counts on clients that are drawn alike; "
+            "give --cohort a number or a fraction"
+        )
+    if energy is not None and energy.lean and setup.mechanism is not None:
+        raise PrivacyError(
+            "energy(lean=True) changes how many local steps clients take, which epsilon counts; leave lean out"
+        )
+    if setup.secure_sum is not None and setup.secure_sum.noisy and any(p.battery_wh for p in profiles):
+        raise PrivacyError(
+            "who drops out for its battery would take its share of the noise along; leave battery_wh out of --clients"
+        )

@@ -1,0 +1,1 @@
+"""Who takes part, by what is known of clients, one rule per file."""

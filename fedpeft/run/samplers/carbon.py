@@ -1,0 +1,33 @@
+"""Where the grid is cleanest now: of a pool drawn alike, the clients whose round emits the fewest grams of CO2.
+
+A pool, and not all clients, so that nobody is left out for good. The intensity is that of the hour of the round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedpeft.parts import setting
+from fedpeft.run.sampling import AwareSampler, View, able, best, drawn
+
+
+@dataclass(frozen=True)
+class Carbon(AwareSampler):
+    """The clients of a random pool whose round emits least."""
+
+    pool: float = setting(3.0, "size of the pool, in cohorts", low=1)
+
+    def choose(self, view: View, size: int, seed: int, round: int) -> list[int]:
+        """See the module."""
+        pool = drawn(able(view), view.weights, round_up(self.pool * size), seed, round)
+        return list(best(-view.uses * view.intensity(round), np.array(pool, np.int64), size, seed, round))
+
+
+def round_up(number: float) -> int:
+    """The next whole number."""
+    return int(np.ceil(number))
+
+
+part = Carbon

@@ -1,0 +1,35 @@
+"""Turns that go round: each client rests, and charges, for `turns` - 1 rounds after one in which it may be asked.
+
+After the cyclic charging of FedBacys (Jeong and Yang, 2025, arXiv 2504.12181), whose clients are grouped by battery;
+here the groups are drawn once, and of the one whose turn it is those take part whose batteries last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedpeft import seeds
+from fedpeft.parts import setting
+from fedpeft.run.sampling import AwareSampler, View, able, drawn
+
+
+@dataclass(frozen=True)
+class Cyclic(AwareSampler):
+    """Draws alike among the clients whose turn it is."""
+
+    ranks: ClassVar[bool] = True
+
+    turns: int = setting(4, "groups that take turns", low=1)
+
+    def choose(self, view: View, size: int, seed: int, round: int) -> list[int]:
+        """See the module."""
+        clients = len(view.levels)
+        group = seeds.generator(seed, "turns").permutation(clients) % self.turns
+        among = np.intersect1d(able(view), np.flatnonzero(group == (round - 1) % self.turns))
+        return drawn(among, view.weights, size, seed, round)
+
+
+part = Cyclic

@@ -1,0 +1,137 @@
+"""Who takes part in a round: `--cohort 0.1` draws alike, `--cohort "eafl(0.1)"` goes by what is known of clients.
+
+A sampler that looks at batteries, the grid or losses sees them through a `View`. Its choice is a function of that, the
+seed and the round, so a run that is continued chooses as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft import seeds
+from fedpeft.errors import ConfigError
+from fedpeft.parts import Family, setting
+from fedpeft.spec import parse_spec
+
+Size = int | float | str
+
+
+def cohort_size(setting: Size, clients: int) -> int:
+    """The cohort's size: a whole number is a count, a float a fraction of the clients, "all" is everyone; of a
+    sampler's text, its size.
+
+    Raises:
+        ConfigError: it asks for no client, or for more than there are; or the text is none.
+    """
+    if isinstance(setting, str) and setting != "all" and setting.isascii() and "(" in setting:
+        setting = aware(setting).size  # type: ignore[union-attr]
+    if setting == "all":
+        return clients
+    if isinstance(setting, float) and 0 < setting <= 1:
+        return max(1, round(setting * clients))
+    if isinstance(setting, int) and 1 <= setting <= clients:
+        return setting
+    raise ConfigError(
+        f"cohort={setting} is neither a fraction of the clients (above 0.0, at most 1.0), nor a whole number from 1 to "
+        f"the number of clients ({clients}), nor all, nor a sampler such as eafl(0.1)"
+    )
+
+
+class View(Protocol):
+    """What a server knows of its clients before a round; arrays are in the order of ids."""
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Chances of being drawn, relative to each other, (clients,)."""
+        ...
+
+    @property
+    def levels(self) -> NDArray[np.float64]:
+        """Joules in each battery, (clients,); infinite: plugged in."""
+        ...
+
+    @property
+    def capacities(self) -> NDArray[np.float64]:
+        """Joules that each battery holds, (clients,); infinite: plugged in."""
+        ...
+
+    @property
+    def uses(self) -> NDArray[np.float64]:
+        """Joules that a round is predicted to take of each client, (clients,)."""
+        ...
+
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """Predicted seconds of local training, (clients,)."""
+        ...
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """Each client's training loss of its last round, (clients,); not a number: it has not taken part."""
+        ...
+
+    @property
+    def rows(self) -> NDArray[np.float64]:
+        """Of each client, (clients,); not a number: nobody knows yet."""
+        ...
+
+    def intensity(self, round: int) -> NDArray[np.float64]:
+        """Grams of CO2 per kWh where each client is, (clients,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class AwareSampler(ABC):
+    """Chooses by what is known of clients. Subclasses are frozen dataclasses; their fields are the user's settings."""
+
+    argument: ClassVar[str] = "size"
+    ranks: ClassVar[bool] = True
+    """Whether the choice depends on more than who can take part; privacy by sampling then counts for nothing."""
+
+    size: int | float = setting(0.1, "clients per round: a fraction (0.1) or a number (20)", above=0)
+
+    @abstractmethod
+    def choose(self, view: View, size: int, seed: int, round: int) -> list[int]:
+        """At most `size` ids, ascending; fewer where not so many can take part."""
+
+
+SAMPLERS: Family[AwareSampler] = Family("fedpeft.run.samplers", "sampler", kind=AwareSampler)
+"""All of them, by file name."""
+
+
+def aware(cohort: Size) -> AwareSampler | None:
+    """The sampler that `--cohort` names; None: a number, a fraction or all.
+
+    Raises:
+        ConfigError: the text is no sampler's, or a setting is not legal.
+    """
+    if not isinstance(cohort, str) or cohort == "all":
+        return None
+    if parse_spec(cohort).name not in SAMPLERS.names and "(" not in cohort:
+        return None  # for `cohort_size`, which says what is legal
+    return SAMPLERS.build(cohort)
+
+
+def able(view: View) -> NDArray[np.int64]:
+    """Ids of the clients whose batteries hold what a round is predicted to take."""
+    return np.flatnonzero(view.levels >= view.uses)
+
+
+def drawn(among: NDArray[np.int64], weights: NDArray[np.float64], size: int, seed: int, round: int) -> list[int]:
+    """`size` of these ids at random, without replacement, or all of them; ascending."""
+    if len(among) <= size:
+        return sorted(among.tolist())
+    chances = weights[among] / weights[among].sum()
+    return sorted(seeds.generator(seed, "cohort", round).choice(among, size, replace=False, p=chances).tolist())
+
+
+def best(scores: NDArray[np.float64], among: NDArray[np.int64], size: int, seed: int, round: int) -> Sequence[int]:
+    """The `size` of these ids with the largest scores, ascending; those that are equal are drawn at random."""
+    shuffled = seeds.generator(seed, "cohort", round).permutation(among)
+    return sorted(shuffled[np.argsort(-scores[shuffled], kind="stable")][:size].tolist())

@@ -1,0 +1,264 @@
+"""What clients use, round by round: joules, grams, and what is left in their batteries.
+
+A client whose battery does not last for a round that it is asked in drops out of it: nothing of it arrives, and its
+battery is empty. Batteries are full before round 1 and are charged between rounds. All of it follows from declared
+numbers and the lines of clients.jsonl, which a run that is continued reads again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.machine.energy import Meter
+from fedpeft.privacy.engine import Entry
+from fedpeft.run.energy import JOULES_PER_WH, EnergyModel, Spent, total
+from fedpeft.run.observer import RoundResult
+from fedpeft.run.profiles import Profile, Profiles
+from fedpeft.run.sampling import AwareSampler
+from fedpeft.run.setup import Setup
+from fedpeft.server.acceptance import ClientResult
+
+Floats = NDArray[np.float64]
+
+DROPPED = "its battery does not last for the round"
+"""Why nothing has come of a client."""
+
+MOST_CLIENTS = 100
+"""Whose joules stand in summary.json, the first ones; clients.jsonl has all."""
+
+BYTES_PER_NUMBER = 4
+"""Of an update and of the model, as they are predicted: without compression."""
+
+
+@dataclass(frozen=True)
+class RoundEnergy:
+    """Of all clients of a round; `grams` of CO2, 0: nobody says how clean their power is. `measured`: joules that the
+    server's machine has used meanwhile (of a simulation: all of it); None: it does not say."""
+
+    spent: Spent
+    grams: float
+    measured: float | None
+
+
+def told(result: RoundResult, energy: RoundEnergy) -> RoundResult:
+    """A round with what it has taken."""
+    return replace(result, joules=energy.spent.joules, grams=energy.grams or None, measured_joules=energy.measured)
+
+
+@dataclass
+class EnergyBook:
+    """The clients of a run.
+
+    Attributes:
+        setup: of the run, whose measurement of energy says what profiles leave open.
+        losses, rows: as each client told the last time, (clients,); not a number: not yet.
+        levels: joules in each battery, (clients,); infinite: plugged in.
+    """
+
+    setup: Setup
+    losses: Floats = field(init=False)
+    rows: Floats = field(init=False)
+    levels: Floats = field(init=False)
+    _round: int = 0
+    _dropped: list[int] = field(default_factory=list)
+    _meter: Meter = field(default_factory=Meter)
+    _measured: float = 0.0
+
+    def __post_init__(self) -> None:
+        given = self.setup.measured.energy
+        assert given is not None
+        self.model = EnergyModel(given)
+        self.losses, self.rows = (np.full(self.setup.clients, np.nan) for _ in range(2))
+        self.levels = self.capacities.copy()
+
+    # --------------------------------------------------------------------------------------------- what samplers see
+
+    def _each(self, value: Any) -> Floats:
+        """A number of each client's profile, (clients,)."""
+        profiles: Sequence[Profile] = self.setup.profiles
+        groups = profiles.groups if isinstance(profiles, Profiles) else [(profile, 1) for profile in profiles]
+        return np.repeat([float(value(p)) for p, _ in groups], [count for _, count in groups])
+
+    @property
+    def capacities(self) -> Floats:
+        """Joules that each battery holds, (clients,); infinite: plugged in."""
+        return self._each(lambda p: p.battery_wh * JOULES_PER_WH or np.inf)
+
+    @property
+    def weights(self) -> Floats:
+        """Chances of being drawn, relative to each other, (clients,)."""
+        return self._each(lambda p: p.participation)
+
+    @property
+    def _steps(self) -> Floats:
+        known = self.rows[np.isfinite(self.rows)]
+        rows = np.where(np.isfinite(self.rows), self.rows, known.mean() if len(known) else 1.0)
+        batch = self.setup.training.batch_size
+        one_pass = self.setup.training.steps_for(1_000 * batch) / 1_000 if self._by_rows else 0.0
+        fixed = self.setup.training.steps_for(batch)
+        own = np.maximum(1, np.ceil(rows / batch) * one_pass) if self._by_rows else np.full(len(rows), float(fixed))
+        declared = self._each(lambda p: p.steps)
+        whole: Floats = np.where(declared > 0, declared, own)
+        if not self.model.given.lean:
+            return whole
+        plugged = np.isinf(self.capacities)
+        charge = np.where(plugged, 1.0, self.levels / np.where(plugged, 1.0, self.capacities))
+        return np.maximum(1.0, np.ceil(whole * charge))
+
+    def lean(self, round: Sequence[int]) -> dict[int, int]:
+        """The local steps of these clients where they follow the battery (after LeanFed, arXiv 2412.02289, whose
+        clients leave rows out); empty: they do not, or none runs on one."""
+        if not self.model.given.lean or not np.isfinite(self.capacities).any():
+            return {}
+        steps = self._steps
+        return {client: int(steps[client]) for client in round if np.isfinite(self.capacities[client])}
+
+    @property
+    def _by_rows(self) -> bool:
+        """Whether a client's steps grow with its rows."""
+        training = self.setup.training
+        return bool(training.steps_for(1_000 * training.batch_size) != training.steps_for(training.batch_size))
+
+    @property
+    def seconds(self) -> Floats:
+        """Predicted seconds of local training, (clients,)."""
+        return self._steps * self._each(lambda p: self.model.seconds(p, 1))
+
+    @property
+    def uses(self) -> Floats:
+        """Joules that a round is predicted to take of each client's battery, (clients,)."""
+        sent = BYTES_PER_NUMBER * self.setup.layout.numel
+        traffic = self._each(lambda p: self.model.predicted(p, 0, sent, sent))
+        return self.seconds * self._each(self.model.watts) + traffic
+
+    def intensity(self, round: int) -> Floats:
+        """Grams of CO2 per kWh where each client is, (clients,)."""
+        return self._each(lambda p: self.model.intensity(p, round))
+
+    # ------------------------------------------------------------------------------------------------------- a round
+
+    def replay(self, lines: Iterable[Mapping[str, Any]], rows: Mapping[int, int], round: int) -> None:
+        """Take over from `round`: the lines of clients.jsonl so far, and the `rows` that clients have told."""
+        by_round: dict[int, list[Mapping[str, Any]]] = {}
+        for line in lines:
+            by_round.setdefault(line["round"], []).append(line)
+        self._told(rows)
+        for number in range(1, round + 1):
+            self._begin(number)
+            for line in by_round.get(number, ()):
+                joules = sum((line.get("joules") or {}).values())
+                self._took(line["client"], joules / self.model.given.pue, line.get("loss"), line.get("rejected"))
+        self._told(rows)
+
+    def open(self, entry: Entry, rows: Mapping[int, int]) -> Entry:
+        """The round with those who can take part in it; the others drop out."""
+        self._told(rows)
+        uses = self.uses
+        self._dropped = [k for k in entry.cohort if self.levels[k] < uses[k]]
+        self._measured = self._meter.joules() or 0.0
+        return replace(entry, cohort=[k for k in entry.cohort if k not in set(self._dropped)])
+
+    def begin(self, round: int) -> None:
+        """Charge what is charged before a round."""
+        self._begin(round)
+
+    def account(self, results: list[ClientResult], round: int) -> RoundEnergy:
+        """What the round has taken; `results` then say so of each client, and who has dropped out."""
+        predicted = self._steps
+        steps = {r.client: int(predicted[r.client]) if r.steps is None else r.steps for r in results}
+        seconds = {k: self.model.seconds(self.setup.profiles[k], n) for k, n in steps.items()}
+        slowest = max(seconds.values(), default=0.0)
+        spent: dict[int, Spent] = {}
+        for place, result in enumerate(results):
+            profile, own = self.setup.profiles[result.client], result.measured or 0.0
+            bytes = result.uplink_bytes, result.downlink_bytes
+            spent[result.client] = self.model.spent(profile, steps[result.client], slowest, *bytes, own)
+            results[place] = replace(result, joules=spent[result.client].as_dict())
+            used = spent[result.client].joules / self.model.given.pue
+            self._took(result.client, used, result.loss, result.rejected)
+        for client in self._dropped:
+            self._took(client, 0.0, None, DROPPED)
+            results.append(_dropped(client, round))
+        grams = sum(self.model.grams(self.setup.profiles[k], round, s.joules) for k, s in spent.items())
+        now = self._meter.joules()
+        return RoundEnergy(total(spent), grams, None if now is None else now - self._measured)
+
+    def _told(self, rows: Mapping[int, int]) -> None:
+        if rows:
+            self.rows[list(rows)] = list(rows.values())
+
+    def _begin(self, round: int) -> None:
+        if round == self._round + 1 and round > 1:
+            charge = self._each(lambda p: p.charge_watts) * self.model.given.round_hours * JOULES_PER_WH
+            self.levels = np.minimum(self.capacities, self.levels + charge)
+        self._round = round
+
+    def _took(self, client: int, joules: float, loss: float | None, rejected: str | None) -> None:
+        self.levels[client] = 0.0 if rejected == DROPPED else max(0.0, self.levels[client] - joules)
+        if loss is not None:
+            self.losses[client] = loss
+
+
+def _dropped(client: int, round: int) -> ClientResult:
+    return ClientResult(
+        round=round,
+        client=client,
+        rank=None,
+        rows=None,
+        steps=0,
+        loss=None,
+        seconds=0.0,
+        uplink_bytes=0,
+        downlink_bytes=0,
+        downlink_from=None,
+        base_precision=None,
+        rejected=DROPPED,
+    )
+
+
+def summarised(
+    clients: Iterable[Mapping[str, Any]], rounds: Iterable[Mapping[str, Any]], pue: float
+) -> dict[str, Any] | None:
+    """For summary.json, from the lines of clients.jsonl and rounds.jsonl: joules by kind, grams, and who dropped out.
+
+    None: nobody has counted. `dropped` is a number of turns, `measured` what the server's machine says of itself.
+    """
+    counted = [line for line in clients if line.get("joules") or line.get("rejected") == DROPPED]
+    if not counted:
+        return None
+    kinds = ("train", "idle", "up", "down")
+    joules = {kind: sum((line.get("joules") or {}).get(kind, 0.0) for line in counted) for kind in kinds}
+    each: dict[int, float] = {}
+    for line in counted:
+        each[line["client"]] = each.get(line["client"], 0.0) + sum((line.get("joules") or {}).values())
+    told = list(rounds)
+    grams = [line["grams"] for line in told if line.get("grams") is not None]
+    measured = [line["measured_joules"] for line in told if line.get("measured_joules") is not None]
+    return {
+        "joules": sum(joules.values()),
+        **joules,
+        "grams": sum(grams) if grams else None,
+        "measured": sum(measured) if measured else None,
+        "pue": pue,
+        "dropped": sum(line.get("rejected") == DROPPED for line in counted),
+        "clients": {str(client): round(used, 1) for client, used in sorted(each.items())[:MOST_CLIENTS]},
+        "rounds": [round(line.get("joules") or 0.0, 1) for line in told if line["round"]],
+    }
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """A sampler of cohorts that goes by what the book knows."""
+
+    rule: AwareSampler
+    book: EnergyBook
+    size: int
+
+    def draw(self, seed: int, round: int) -> list[int]:
+        """The cohort of a round (from 1), ascending; empty where nobody's battery lasts."""
+        return self.rule.choose(self.book, self.size, seed, round)

@@ -1,0 +1,70 @@
+"""What a run's adapter has learned, and where its clients disagreed: what summary.json holds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fedpeft.models.layers import innermost
+from fedpeft.peft.adapter import State
+from fedpeft.peft.method import PeftMethod
+from fedpeft.run.observer import Metrics
+from fedpeft.run.setup import Setup
+from fedpeft.run.trust_lines import CAUSAL
+from fedpeft.server.progress import Progress
+from fedpeft.trust.disagreement import cosines_of, round_to
+from fedpeft.trust.groups import groups_of, placed
+from fedpeft.trust.spectra import LARGEST, decomposed, shrunk_alike, spectra, without_leading
+
+
+def products(setup: Setup) -> bool:
+    """Whether what an adapter adds to a layer is the product of its two factors, and nothing else."""
+    plain = type(setup.method).weight_changes is PeftMethod.weight_changes
+    return bool(setup.layout.pairs) and setup.layout.form is not None and plain
+
+
+def of_run(setup: Setup, progress: Progress, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Spectra of the kept state, by module, and what the last line of disagreement.jsonl says of the clients."""
+    found: dict[str, Any] = {}
+    if products(setup):
+        made = spectra(decomposed(progress.result[0], setup.layout), base_weights(setup))
+        found["modules"] = {module: spectrum.as_dict() for module, spectrum in made.items()}
+    return found | (of_clients(lines[-1]) if lines else {})
+
+
+def of_clients(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The clients of one round: shares, groups, places in the plane, and advice."""
+    cosines, clients = cosines_of(line).numpy(), tuple(line["clients"])
+    groups = groups_of(cosines)
+    return {
+        "round": line["round"],
+        "clients": list(clients),
+        "cancelled": line["cancelled"],
+        "conflict": line["conflict"],
+        "cancelled_by_module": line["cancelled_by_module"],
+        "agreement": line["agreement"],
+        "overlap": line["overlap"],
+        "places": [[round_to(x) for x in place] for place in placed(cosines).tolist()],
+        "groups": [[clients[k] for k in group] for group in groups.groups],
+        "opposed": [clients[k] for k in groups.opposed],
+        "advice": groups.advice(clients),
+    }
+
+
+def base_weights(setup: Setup) -> dict[str, Any]:
+    """W0 of the adapted layers that are small enough, in fp32, by module."""
+    if setup.method.base_precision:
+        return {}
+    model = setup.model()
+    base: Any = model.base
+    plain = base.get_base_model() if hasattr(base, "get_base_model") else base
+    wanted = [p.module for p in setup.layout.pairs if p.out_features * p.in_features <= LARGEST]
+    layers: dict[str, Any] = {module: innermost(plain.get_submodule(module)) for module in wanted}
+    return {module: layer.weight.detach().float() for module, layer in layers.items() if hasattr(layer, "weight")}
+
+
+def causal(setup: Setup, state: State, evaluate: Callable[[State], Metrics]) -> dict[str, dict[str, float]]:
+    """Loss and accuracy on the validation rows: as it is, without each layer's leading direction, and shrunk alike."""
+    states = (state, without_leading(state, setup.layout), shrunk_alike(state, setup.layout))
+    found = {name: evaluate(edited) for name, edited in zip(CAUSAL, states, strict=True)}
+    return {name: {"loss": metrics.loss, "accuracy": metrics.accuracy} for name, metrics in found.items()}

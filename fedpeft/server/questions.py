@@ -1,0 +1,113 @@
+"""Questions to clients about their own held-out rows, whose answers are sums: nobody else sees a row, or a prediction.
+
+A client that answers what no rows can have is left out, and one with more rows than it may weigh counts as if it had so
+many, as before round 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fedpeft.aggregation.update import Fold
+from fedpeft.communication.decoding import decode
+from fedpeft.communication.downlink import Versions
+from fedpeft.communication.messages import Report
+from fedpeft.errors import PayloadError, RunError
+from fedpeft.peft.adapter import State
+from fedpeft.run.setup import Setup
+from fedpeft.server.acceptance import check_report
+from fedpeft.server.dispatch import Dispatch
+from fedpeft.server.exchange import Exchange
+from fedpeft.server.progress import Progress
+from fedpeft.server.sampling import measured
+from fedpeft.trust.question import ROWS, Question
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The sums over all clients' held-out rows, and how many clients they are of."""
+
+    total: State
+    clients: int
+
+    @property
+    def rows(self) -> float:
+        """How many rows they are over."""
+        return float(self.total[ROWS])
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Asks clients of the model that `progress` has led to.
+
+    Attributes:
+        setup, clients: the run's.
+        progress: its state is what the clients look at (`of_kept`).
+        most_rows: that a client may weigh.
+        say: is told of answers that do not count.
+    """
+
+    setup: Setup
+    clients: Exchange
+    progress: Progress
+    most_rows: float = math.inf
+    say: Callable[[str], None] = lambda _: None
+
+    def ask(self, question: Question) -> Answered:
+        """The sum of the answers, of very many clients of some (`sampling.measured`). Measurement: no bytes count.
+
+        Raises:
+            ConfigError: the answers would be too long.
+            RunError: nobody has answered.
+        """
+        matrices = {t.name: t.shape for t in self.setup.layout.tensors if t.role in ("lora_A", "lora_B")}
+        shapes = question.all_shapes(self.setup.facts.classes, matrices)
+        sent = Dispatch(self.setup, self.progress, self.clients.remote)
+        cohort = measured(self.setup.clients, self.setup.config.seed)
+        round = self.progress.round
+        if self.clients.announce is not None:
+            self.clients.announce(sent.release("evaluate", round))
+        instructions = (replace(sent.instruction("evaluate", k, round), asks=question.text) for k in cohort)
+        total, heard = Fold(), 0
+        for report in self.clients.in_order(instructions, len(cohort), "evaluate"):
+            if not report.rows and not report.error:  # it holds no rows out
+                continue
+            try:
+                total.add(_answer(report, question, shapes), min(1.0, self.most_rows / max(1, report.rows)))
+            except PayloadError as error:
+                self.say(f"client {report.client}'s answer does not count: {error}")
+                continue
+            heard += 1
+        if not heard:
+            raise RunError(f"none of {len(cohort)} clients has held-out rows that it could ask its model about")
+        return Answered(total.sums, heard)
+
+
+def _answer(report: Report, question: Question, shapes: dict[str, tuple[int, ...]]) -> State:
+    """The sums in a report, or PayloadError: no rows can have them."""
+    check_report(report)
+    answer = decode(report.payload, shapes)
+    if answer.keys() != shapes.keys():
+        raise PayloadError(f"sums called {sorted(answer)} instead of {sorted(shapes)}")
+    question.check({name: tensor.double() for name, tensor in answer.items()}, report.rows)
+    return {name: tensor.double() for name, tensor in answer.items()}
+
+
+def of_kept(progress: Progress) -> Progress:
+    """The run as if the state that it keeps were its last one, sent to clients whole.
+
+    What is in the base then has the number of the next round, under which nothing else is.
+    """
+    if progress.kept_round == progress.round:
+        return progress
+    state, residual = progress.result
+    version = progress.round + 1 if residual else 0
+    return replace(
+        progress,
+        adapter=state,
+        residual=replace(progress.residual, version=version, total=residual),
+        versions=Versions(),
+        held={},
+    )

@@ -1,0 +1,24 @@
+"""What a run's folder keeps of its predictions: the scores of every test row, and which classes each client holds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedpeft.models.scoring import Scores
+from fedpeft.run.records import Records
+from fedpeft.simulation.simulation import Simulation
+
+LISTED = 10_000
+"""Clients, the first ones, whose classes clients.npz holds."""
+
+
+def save_predictions(simulation: Simulation, scores: Scores, records: Records) -> None:
+    """Scores per test row; and, as confidential as clients.jsonl, what classes each client holds."""
+    records.write_arrays("predictions.npz", **vars(scores))
+    rows = simulation.rows
+    train_labels, test_labels = rows.train.labels, rows.dataset.test.labels
+    if train_labels is not None and test_labels is not None:
+        partition, classes = rows.partition, rows.dataset.classes
+        shards = (train_labels[partition.shard(client)] for client in range(min(len(partition), LISTED)))
+        labels = np.stack([np.bincount(shard, minlength=classes) for shard in shards])
+        records.write_arrays("clients.npz", labels=labels, test_labels=test_labels)

@@ -1,0 +1,158 @@
+"""A finished classifier on test rows that were changed: curves over strengths, for all rows and the worst clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedpeft import seeds
+from fedpeft.data.examples import Examples
+from fedpeft.data.rows import Rows
+from fedpeft.data.tokens import load_tokenizer
+from fedpeft.models.quantized import quantize
+from fedpeft.models.scoring import logits, score_batches
+from fedpeft.models.task import FederatedModel
+from fedpeft.peft import saved_adapter
+from fedpeft.run.measurements.robustness import Robustness
+from fedpeft.run.setup import Setup
+from fedpeft.simulation.forgetting import chosen
+from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.trust.attacked import STRENGTHS, embedding_of, worst
+from fedpeft.trust.corruption import Neighbours, corrupted, of_kind
+
+ALIKE = 0.7
+"""Cosine from which on a word's nearest neighbour takes its place."""
+
+WORST = 0.1
+"""Share of the clients that `worst_clients` is a mean over; at least one."""
+
+Predict = Callable[[Rows], NDArray[np.int64]]
+"""The classes of rows, (rows,)."""
+
+
+def predictions(model: FederatedModel, examples: Examples) -> NDArray[np.int64]:
+    """The likeliest classes, (rows,)."""
+    found = np.zeros(len(examples), np.int64)
+    for index in score_batches(examples):
+        found[index] = logits(model, examples.batch(index)).argmax(-1).numpy()
+    return found
+
+
+def neighbours(model: FederatedModel, directory: Path) -> Neighbours:
+    """The nearest whole word in the base's embedding, for words that are whole in its vocabulary."""
+    tokenizer = load_tokenizer(directory)
+    weight: Any = embedding_of(model).weight
+    unit = torch.nn.functional.normalize(weight.detach().float(), dim=-1)
+    vocabulary = tokenizer.get_vocab()
+    whole = {word: place for word, place in vocabulary.items() if word.isalpha()}
+    places = torch.tensor(list(whole.values()))
+    words, table = list(whole), unit[places]
+    known: dict[str, str] = {}
+
+    def near(word: str) -> str:
+        plain = word.lower()
+        if plain not in whole:
+            return word
+        if plain not in known:
+            cosines = table @ unit[whole[plain]]
+            cosines[words.index(plain)] = -1.0
+            best = int(cosines.argmax())
+            known[plain] = words[best] if float(cosines[best]) >= ALIKE else plain
+        return known[plain] if known[plain] != plain else word
+
+    return near
+
+
+def of_clients(right: NDArray[np.bool_], labels: NDArray[np.int64], held: NDArray[np.int64]) -> float:
+    """Mean accuracy of the worst tenth of the clients, each on test rows with its own mix of classes.
+
+    Args:
+        right: of test rows, (rows,).
+        labels: theirs.
+        held: rows of each class that each client has, (clients, classes).
+    """
+    classes = held.shape[1]
+    counts = np.bincount(labels, minlength=classes)
+    accuracy = np.bincount(labels, right, minlength=classes) / np.maximum(counts, 1)
+    mix = held * (counts > 0)
+    own = np.sort((mix @ accuracy) / np.maximum(mix.sum(1), 1))
+    return float(own[: max(1, round(WORST * len(own)))].mean())
+
+
+def measured(
+    asked: Robustness, rows: Rows, kind: str, predict: Predict, near: Neighbours, held: NDArray[np.int64], seed: int
+) -> dict[str, Any]:
+    """For each kind of change and strength: accuracy (mean over draws), the worst of the draws row by row, the share of
+    predictions that stay, and the worst tenth of the clients under the worst draws."""
+    labels = np.asarray(rows.labels)
+    clean = predict(rows)
+    found: dict[str, Any] = {"clean": _point(0.0, [clean], clean, labels, held)}
+    for corruption in of_kind(kind):
+        points = []
+        for strength in corruption.strengths:
+            draws = []
+            for draw in range(asked.draws):
+                random = seeds.generator(seed, f"{corruption.name} {strength:g}", draw)
+                changed = corrupted(rows.inputs, corruption, strength, random, near)
+                draws.append(predict(Rows(changed, rows.labels)))
+            points.append(_point(strength, draws, clean, labels, held))
+        found[corruption.name] = points
+    return found
+
+
+def _point(
+    strength: float,
+    draws: Sequence[NDArray[np.int64]],
+    clean: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    held: NDArray[np.int64],
+) -> dict[str, float]:
+    right = np.stack([draw == labels for draw in draws])
+    always: NDArray[np.bool_] = np.logical_and.reduce(right, axis=0)
+    return {
+        "strength": strength,
+        "accuracy": float(right.mean()),
+        "worst": float(always.mean()),
+        "unchanged": float(np.mean([draw == clean for draw in draws])),
+        "worst_clients": of_clients(always, labels, held),
+    }
+
+
+def robustness(asked: Robustness, setup: Setup, rows: SimulatedRows, folder: Path) -> dict[str, Any]:
+    """What summary.json holds of it: the model in `folder`, in fp32."""
+    base = setup.task.base(setup.model_directory, torch.float32)
+    quantize(base, setup.method.base_precision)
+    model = saved_adapter.load(folder, setup.task, base, setup.facts.classes)
+    test = chosen(rows.dataset.test, asked.rows)
+    train = np.asarray(rows.train.labels)
+    shards = (train[rows.partition.shard(client)] for client in range(setup.clients))
+    held = np.stack([np.bincount(shard, minlength=setup.facts.classes) for shard in shards])
+    directory, tokens = setup.model_directory, setup.tokens
+
+    def predict(changed: Rows) -> NDArray[np.int64]:
+        return predictions(model, setup.task.tokenise(changed, directory, tokens))
+
+    text = setup.facts.kind == "text"
+    near: Neighbours = neighbours(model, directory) if text else lambda word: word
+    found = measured(asked, test, setup.facts.kind, predict, near, held, setup.config.seed)
+    if text and asked.attack:
+        examples = setup.task.tokenise(test, directory, tokens)
+        found["embeddings"] = [_attacked(model, examples, strength, setup, held) for strength in STRENGTHS]
+    return {"rows": len(test), "draws": asked.draws, **found}
+
+
+def _attacked(
+    model: FederatedModel, examples: Examples, strength: float, setup: Setup, held: NDArray[np.int64]
+) -> dict[str, float]:
+    random = seeds.torch_generator(setup.config.seed, f"attack {strength:g}")
+    right, labels = np.zeros(len(examples), bool), np.zeros(len(examples), np.int64)
+    for index in score_batches(examples):
+        batch = examples.batch(index)
+        right[index], labels[index] = worst(model, batch, strength, random)[0].numpy(), batch["labels"].numpy()
+    share = float(right.mean())
+    return {"strength": strength, "accuracy": share, "worst": share, "worst_clients": of_clients(right, labels, held)}

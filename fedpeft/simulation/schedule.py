@@ -1,0 +1,76 @@
+"""How a cohort is cut into groups, so that workers which take one group after another end about together.
+
+Groups are taken largest first by whoever is free (list scheduling: Graham, SIAM J. Appl. Math. 17, 1969: at most
+4/3 - 1/(3 w) of the best for single jobs). Large groups cost the least for each client, and the last of them leave
+workers idle: where that is foreseen to cost more than `TOLERATED`, groups become smaller, or taper off towards the end.
+The cut is a function of the expected costs alone, and so are the bits of every result.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+
+TOLERATED = 1.1
+"""Expected time over that of workers which are never idle, up to which groups stay as large as can be."""
+
+PASS = 1 / 8
+"""Of the clients that fill a pass: what a step of a pass costs beside its clients' rows, in steps of one client."""
+
+
+def cut(costs: Sequence[float], most: int, workers: int) -> list[int]:
+    """Sizes of the groups, in order.
+
+    Args:
+        costs: expected, of the clients in the order that they are cut in: largest first.
+        most: clients that fill a pass, and of a group at most, at least 1.
+        workers: at least 1.
+    """
+    largest = max(1, min(most, -(-len(costs) // workers)))
+    usual = evenly(len(costs), largest)
+    ideal = sum(group_costs(costs, usual, most)) / workers
+    if expected(costs, usual, most, workers) <= TOLERATED * ideal:
+        return usual
+    sizes = [usual, *(evenly(len(costs), size) for size in range(1, largest)), list(_tapering(costs, largest, workers))]
+    return min(sizes, key=lambda each: (expected(costs, each, most, workers), len(each)))
+
+
+def evenly(clients: int, size: int) -> list[int]:
+    """Groups of `size`, and the rest."""
+    return [min(size, clients - start) for start in range(0, clients, size)]
+
+
+def _tapering(costs: Sequence[float], most: int, workers: int) -> Iterator[int]:
+    """Each group takes no more than half of a worker's share of what is left (guided self-scheduling: Polychronopoulos
+    and Kuck, IEEE Trans. Computers C-36, 1987)."""
+    start, left = 0, float(sum(costs))
+    while start < len(costs):
+        share, size = left / (2 * workers), 1
+        while size < most and start + size < len(costs) and sum(costs[start : start + size + 1]) <= share:
+            size += 1
+        yield size
+        left -= sum(costs[start : start + size])
+        start += size
+
+
+def group_costs(costs: Sequence[float], sizes: Sequence[int], most: int) -> list[float]:
+    """What each group is expected to cost: its clients' own costs, and its passes, as many as of the longest one."""
+    found, start = [], 0
+    for size in sizes:
+        group = costs[start : start + size]
+        found.append(sum(group) + PASS * most * max(group))
+        start += size
+    return found
+
+
+def expected(costs: Sequence[float], sizes: Sequence[int], most: int, workers: int) -> float:
+    """When the last worker ends, if groups cost what is expected."""
+    return makespan(group_costs(costs, sizes, most), workers)
+
+
+def makespan(costs: Sequence[float], workers: int) -> float:
+    """When the last of `workers` ends that take jobs of these costs in this order, each when it is free."""
+    free = [0.0] * workers
+    for cost in costs:
+        heapq.heapreplace(free, free[0] + cost)
+    return max(free)

@@ -1,0 +1,269 @@
+"""The figures of trust: reliability before and after, answers left out, changed rows, disagreement, energy.
+
+Colours are those of all figures, which colour-blind eyes tell apart; the heat map's goes through white, from orange to
+blue, and its numbers are in the run's summary.json. With 100 clients names of clients give way to their number.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedpeft.studies.drawing import BLUE, COLORS, GREY, OTHERS, balanced, legend_below, looks, panels
+from fedpeft.studies.results import Result
+from fedpeft.studies.sections import Method, Section
+
+Drawn = tuple[str, str, str, str | None]
+"""Name, title, note and SVG of a figure; None: there is nothing to show."""
+
+COVERAGES = np.linspace(0.05, 1, 20)
+
+NAMED_CLIENTS = 30
+"""Clients up to which each has its id beside the heat map."""
+
+SHOWN_MODULES = 60
+"""Rows of the heat map at most: the layers that lie highest are left out, and the note says so."""
+
+KINDS = {"train": "training", "idle": "waiting", "up": "traffic up", "down": "traffic down"}
+
+
+def trust_of(run: Result, name: str) -> Mapping[str, Any]:
+    """What a run was asked of trust by this name; empty: nothing."""
+    return ((run.summary or {}).get("trust") or {}).get(name) or {}
+
+
+def calibration_of(run: Result) -> Mapping[str, Any]:
+    """The model before and after its temperature, on test rows, or else on the clients' own; empty: not asked."""
+    found = trust_of(run, "calibration")
+    return found.get("test") or found.get("clients") or {}
+
+
+# ---------------------------------------------------------------------------------------------------------- calibration
+
+
+def reliability(section: Section, run: Result) -> str | None:
+    """Accuracy against confidence per bin, as the model is and with its logits divided by the temperature."""
+    found = calibration_of(run)
+    if not found:
+        return None
+    out = io.StringIO()
+    names = {"before": "as it is", "after": "calibrated"}
+    with panels(2, 2, out, f"{section.title}/trust-reliability", share=True) as (_, axes):
+        for axis, (key, name), color in zip(axes, names.items(), COLORS, strict=False):
+            bins = np.array(found[key]["bins"])
+            bins = bins[bins[:, 0] > 0]
+            axis.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle="--")
+            axis.vlines(100 * bins[:, 1], 100 * bins[:, 1], 100 * bins[:, 2], color=color, alpha=0.45)
+            size = 8 + 250 * bins[:, 0] / bins[:, 0].sum()
+            axis.scatter(100 * bins[:, 1], 100 * bins[:, 2], s=size, color=color, clip_on=False, zorder=3)
+            error, classwise = 100 * found[key]["error"], 100 * found[key]["classwise"]
+            axis.set_title(f"{name}: error {error:.1f} %, class-wise {classwise:.1f} %")
+            axis.set_xlabel("confidence (%)")
+            axis.set(xlim=(0, 100), ylim=(0, 102))
+        axes[0].set_ylabel("accuracy (%)")
+    return out.getvalue()
+
+
+def risk_coverage(section: Section) -> str | None:
+    """Wrong answers among those that are given, as the threshold of confidence falls; means over seeds."""
+    methods = [m for m in section.shown if any(calibration_of(run) for run in m.runs.values())]
+    if not methods:
+        return None
+    out, style = io.StringIO(), looks(section)
+    with panels(1, 1, out, f"{section.title}/trust-coverage") as (figure, axes):
+        for method in methods:
+            look = style[method.name]
+            lines = [_risks(calibration_of(run)["after"]) for run in method.runs.values() if calibration_of(run)]
+            axes[0].plot(
+                100 * COVERAGES,
+                100 * np.mean(lines, axis=0),
+                color=look.color,
+                linestyle=look.line,
+                label=method.label if look.named else OTHERS,
+                zorder=look.order,
+            )
+        axes[0].set_xlabel("rows that are answered, the surest first (%)")
+        axes[0].set_ylabel("wrong answers (%)")
+        axes[0].set_ylim(bottom=0)
+        legend_below(figure, axes)
+    return out.getvalue()
+
+
+def _risks(found: Mapping[str, Any]) -> np.ndarray:
+    risks: np.ndarray = np.interp(COVERAGES, found["coverage"], found["risk"])
+    return risks
+
+
+# ----------------------------------------------------------------------------------------------------------- robustness
+
+
+def robustness(section: Section) -> str | None:
+    """Accuracy against strength, a panel for each kind of change: the mean of the draws, dotted the worst of them."""
+    methods = [m for m in section.shown if any(trust_of(run, "robustness") for run in m.runs.values())]
+    kinds = list(dict.fromkeys(kind for m in methods for kind in _kinds(m)))
+    if not kinds:
+        return None
+    out, style, columns = io.StringIO(), looks(section), balanced(len(kinds), 4)
+    with panels(len(kinds), columns, out, f"{section.title}/trust-robustness", share=True) as (figure, axes):
+        for axis, kind in zip(axes, kinds, strict=True):
+            axis.set_title(kind)
+            for method in methods:
+                look = style[method.name]
+                for key, line, named in (("accuracy", look.line, True), ("worst", ":", False)):
+                    xs, ys = _curve(method, kind, key)
+                    label = (method.label if look.named else OTHERS) if named else None
+                    axis.plot(xs, ys, color=look.color, linestyle=line, marker=look.marker, markersize=4, label=label)
+            axis.set_xlabel("strength")
+        for axis in axes[::columns]:
+            axis.set_ylabel("accuracy (%)")
+            axis.set_ylim(bottom=0)
+        legend_below(figure, axes)
+    return out.getvalue()
+
+
+def _kinds(method: Method) -> list[str]:
+    found = [trust_of(run, "robustness") for run in method.runs.values()]
+    return [name for one in found for name, points in one.items() if isinstance(points, list)]
+
+
+def _curve(method: Method, kind: str, key: str) -> tuple[list[float], list[float]]:
+    """From the rows as they are to the strongest change, means over seeds."""
+    runs = [found for run in method.runs.values() if (found := trust_of(run, "robustness")) and kind in found]
+    if not runs:
+        return [], []
+    xs = [0.0, *(point["strength"] for point in runs[0][kind])]
+    ys = [[found["clean"][key], *(point[key] for point in found[kind])] for found in runs]
+    return xs, [100 * float(y) for y in np.mean(ys, axis=0)]
+
+
+# --------------------------------------------------------------------------------------------------------- disagreement
+
+
+def heat_map(section: Section, run: Result) -> str | None:
+    """The cosine of each client's change with the mean of all, layer by layer."""
+    agreement = trust_of(run, "disagreement").get("agreement")
+    if not agreement:
+        return None
+    modules = list(agreement)[:SHOWN_MODULES]
+    clients = trust_of(run, "disagreement")["clients"]
+    values = np.array([agreement[module] for module in modules])
+    out, height = io.StringIO(), max(2.4, 0.8 + 0.17 * len(modules))
+    with panels(1, 1, out, f"{section.title}/trust-heat", height=height) as (figure, axes):
+        axis = axes[0]
+        drawn = axis.pcolormesh(values, cmap="PuOr", vmin=-1, vmax=1, edgecolors="none")
+        axis.invert_yaxis()
+        axis.grid(visible=False)
+        axis.set_yticks(np.arange(len(modules)) + 0.5, [short(module) for module in modules], fontsize=7)
+        step = max(1, -(-len(clients) // NAMED_CLIENTS))
+        axis.set_xticks(np.arange(0, len(clients), step) + 0.5, [str(k) for k in clients[::step]], fontsize=7)
+        axis.set_xlabel(f"client (id), of round {trust_of(run, 'disagreement')['round']}")
+        figure.colorbar(drawn, ax=axis, label="cosine with the mean")
+    return out.getvalue()
+
+
+def short(module: str) -> str:
+    """A layer's name as it fits beside a row."""
+    return module if len(module) <= 40 else "…" + module[-39:]
+
+
+def places(section: Section, run: Result) -> str | None:
+    """Clients in the plane, near each other where their updates pull alike; a colour and a marker for each group."""
+    found = trust_of(run, "disagreement")
+    if not found.get("places"):
+        return None
+    where = dict(zip(found["clients"], found["places"], strict=True))
+    out, markers = io.StringIO(), "os^DvP"
+    with panels(1, 1, out, f"{section.title}/trust-places") as (figure, axes):
+        for i, group in enumerate(found["groups"]):
+            own = np.array([where[k] for k in group])
+            name = "clients" if len(found["groups"]) == 1 else f"group {i + 1}"
+            axes[0].scatter(own[:, 0], own[:, 1], color=COLORS[i % 6], marker=markers[i % 6], s=22, label=name)
+        if found["opposed"]:
+            own = np.array([where[k] for k in found["opposed"]])
+            axes[0].scatter(own[:, 0], own[:, 1], color=COLORS[-1], marker="x", s=36, label="against all others")
+        if len(where) <= NAMED_CLIENTS:
+            for client, (x, y) in where.items():
+                axes[0].annotate(str(client), (x, y), (4, 3), textcoords="offset points", fontsize=7)
+        axes[0].set_aspect("equal", adjustable="datalim")
+        legend_below(figure, axes)
+    return out.getvalue()
+
+
+# --------------------------------------------------------------------------------------------------------------- energy
+
+
+def energy(section: Section, run: Result) -> str | None:
+    """Joules by kind, round by round, and client by client."""
+    found = trust_of(run, "energy")
+    if not found:
+        return None
+    out = io.StringIO()
+    with panels(3, 3, out, f"{section.title}/trust-energy") as (_, axes):
+        axes[0].barh(list(KINDS.values()), [found[kind] / 1e3 for kind in KINDS], color=BLUE)
+        axes[0].invert_yaxis()
+        axes[0].set_xlabel("energy (kJ)")
+        axes[1].bar(range(1, len(found["rounds"]) + 1), np.array(found["rounds"]) / 1e3, color=BLUE, width=0.9)
+        axes[1].set_xlabel("round")
+        axes[1].set_ylabel("energy (kJ)")
+        each = np.sort(np.array(list(found["clients"].values())))[::-1] / 1e3
+        axes[2].bar(range(1, len(each) + 1), each, color=BLUE, width=0.9)
+        axes[2].set_xlabel("clients, by their energy")
+        axes[2].set_ylabel("energy (kJ)")
+    return out.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------- all of them
+
+COVERAGE_NOTE = (
+    "A model that abstains below a threshold of its calibrated confidence: the fewer rows it answers, the fewer "
+    "answers should be wrong."
+)
+
+ROBUSTNESS_NOTE = (
+    "Test rows that were changed (fedpeft.trust.corruption), and embeddings moved along the gradient. Dotted: rows "
+    "count as right where they are right in all draws."
+)
+
+
+def of_section(section: Section) -> list[Drawn]:
+    """Those that compare methods, and of a run alone all."""
+    compared: Sequence[Drawn] = (
+        ("coverage", "Trust: answers left out", COVERAGE_NOTE, risk_coverage(section)),
+        ("robustness", "Trust: changed rows", ROBUSTNESS_NOTE, robustness(section)),
+    )
+    run = section.lone
+    if run is None:
+        return list(compared)
+    advice = " ".join(trust_of(run, "disagreement").get("advice") or ["Nothing is known to be wrong."])
+    return [
+        (
+            "trust_reliability",
+            "Trust: reliability before and after",
+            f"Logits divided by {trust_of(run, 'calibration').get('temperature') or 1:.3g}. On the dashed line "
+            "predictions are as sure as they are right. Area of a marker: share of the rows.",
+            reliability(section, run),
+        ),
+        *compared,
+        (
+            "disagreement",
+            "Trust: disagreement by layer and client",
+            "Cosine of each client's change of a layer with the mean of all clients': 1 pulls along, -1 against.",
+            heat_map(section, run),
+        ),
+        (
+            "places",
+            "Trust: a map of the clients",
+            "Clients whose updates pull alike lie near each other (classical scaling of 1 - cosine; the axes have no "
+            f"meaning of their own). {advice}",
+            places(section, run),
+        ),
+        (
+            "energy",
+            "Trust: energy",
+            "Of the clients, as it is predicted from declared watts and, where clients say so, measured.",
+            energy(section, run),
+        ),
+    ]

@@ -1,0 +1,71 @@
+"""Projected gradient ascent on the embeddings of a text's tokens: the worst that small movements of words can do.
+
+    delta <- projection onto norm(delta_t) <= e of  delta + a g_t / norm(g_t),   for each token t
+
+from random starts (Miyato et al., ICLR 2017, arXiv 1605.07725; Madry et al., ICLR 2018, arXiv 1706.06083). e is a
+share of the mean norm of the base's word embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpeft.data.examples import Batch
+from fedpeft.models.task import FederatedModel
+
+STRENGTHS = (0.02, 0.05, 0.1)
+STEPS, STARTS = 5, 3
+
+
+def embedding_of(model: FederatedModel) -> nn.Module:
+    """The layer that makes vectors of a base's tokens."""
+    base: Any = model.base
+    found: nn.Module = base.get_input_embeddings()
+    return found
+
+
+@contextmanager
+def moved(layer: nn.Module, delta: Tensor) -> Iterator[None]:
+    """While this is open, `delta` (rows, tokens, width) is added to what the layer makes of tokens."""
+    hook = layer.register_forward_hook(lambda _, __, output: output + delta)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def projected(delta: Tensor, most: float) -> Tensor:
+    """With no token's vector longer than `most`."""
+    norms: Tensor = delta.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
+    shrunk: Tensor = delta * (most / norms).clamp(max=1.0)
+    return shrunk
+
+
+def worst(model: FederatedModel, batch: Batch, strength: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which rows are still right after the worst of `STARTS` attacks, (rows,) of bool; and the last movement."""
+    layer, labels = embedding_of(model), batch["labels"]
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    radius = strength * float(weight.detach().norm(dim=1).mean())
+    shape = (*batch["input_ids"].shape, weight.shape[1])
+    mask = batch["attention_mask"][..., None].to(weight.dtype)
+    right = torch.ones(len(labels), dtype=torch.bool)
+    delta = torch.zeros(shape)
+    for _ in range(STARTS):
+        delta = projected(radius * torch.randn(shape, generator=random), radius).to(weight.dtype) * mask
+        for _ in range(STEPS):
+            delta.requires_grad_(True)
+            with torch.enable_grad(), moved(layer, delta):
+                loss = F.cross_entropy(model(batch), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, [delta])
+            length = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+            step = 2.5 * radius / STEPS * gradient / length
+            delta = projected(delta.detach() + step, radius) * mask
+        with torch.no_grad(), moved(layer, delta):
+            right &= (model(batch).argmax(-1) == labels).cpu()
+    return right, delta

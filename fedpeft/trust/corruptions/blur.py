@@ -1,0 +1,32 @@
+"""Out of focus: a Gaussian filter; the strength is its deviation, as a share of the image's smaller side.
+
+Strengths are of fedpeft's own choice, from hardly seen to hard to read, after the kinds of ImageNet-C (Hendrycks and
+Dietterich, ICLR 2019, arXiv 1903.12261).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedpeft.trust.corruption import Corruption, Images, as_pixels
+
+
+@dataclass(frozen=True)
+class Blur(Corruption):
+    """Gaussian blur."""
+
+    kind: ClassVar[str] = "image"
+    strengths: ClassVar[tuple[float, ...]] = (0.02, 0.04, 0.06, 0.09, 0.13)
+
+    def images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
+        """See the module."""
+        from scipy.ndimage import gaussian_filter
+
+        deviation = strength * min(images.shape[1:3])
+        return as_pixels(gaussian_filter(images / 255, (0, deviation, deviation, 0)[: images.ndim]))
+
+
+part = Blur

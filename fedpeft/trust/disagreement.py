@@ -1,0 +1,201 @@
+"""Where a round's clients disagree, from the factors of their updates alone.
+
+With D_k the change that client k makes of a layer's weights, a product of factors (`aggregation.factors.change`), and
+p_k its share of the mean, everything below comes from the inner products <D_j, D_k>, which need no dense matrix:
+
+    cancelled share   1 - norm(sum_k p_k D_k) / sum_k p_k norm(D_k)      0: all pull alike; 1: nothing is left
+    cosine            <D_j, D_k> / (norm(D_j) norm(D_k))
+    overlap           norm(U_j^T U_k)_F^2 / min(r_j, r_k), U_k spans the columns of what client k has trained (Hu et
+                      al., ICLR 2022, arXiv 2106.09685); mean over pairs, 1: one subspace
+    sign conflict     mean over entries of min(k, N - k) / N, k of N clients that move it up   0 to 0.5
+
+The sign conflict is that of the trained tensors themselves, as they are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedpeft.aggregation.aggregator import Aggregator, Outcome
+from fedpeft.aggregation.factors import change
+from fedpeft.aggregation.server_optimizer import Memory
+from fedpeft.aggregation.update import Update
+from fedpeft.peft.adapter import Layout, State
+from fedpeft.peft.low_rank import LowRank, inner_products
+
+MOST_CLIENTS = 100
+"""Of a round, in the order of ids, that are compared with each other."""
+
+TINY = 1e-6
+"""Of the largest singular value, up to which a direction is rounding."""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Of one round.
+
+    Attributes:
+        clients: ids, ascending.
+        cancelled: share of the whole update, and `by_module` of each layer's.
+        conflict: of signs.
+        cosines: (clients, clients).
+        agreement: by module, the cosine of each client's change with the mean of all, (clients,).
+        overlap: by module, of the clients' subspaces; only where adapters are products of factors.
+    """
+
+    clients: tuple[int, ...]
+    cancelled: float
+    conflict: float
+    cosines: Tensor
+    by_module: Mapping[str, float]
+    agreement: Mapping[str, Tensor]
+    overlap: Mapping[str, float] = field(default_factory=dict)
+
+    def line(self, round: int) -> dict[str, Any]:
+        """Of disagreement.jsonl; cosines are the upper triangle, row by row."""
+        above = torch.triu_indices(len(self.clients), len(self.clients), 1)
+        return {
+            "round": round,
+            "clients": list(self.clients),
+            "cancelled": self.cancelled,
+            "conflict": self.conflict,
+            "cosines": _rounded(self.cosines[above[0], above[1]]),
+            "cancelled_by_module": {name: round_to(value) for name, value in self.by_module.items()},
+            "agreement": {name: _rounded(values) for name, values in self.agreement.items()},
+            "overlap": {name: round_to(value) for name, value in self.overlap.items()},
+        }
+
+
+def cosines_of(line: Mapping[str, Any]) -> Tensor:
+    """The matrix in a line of disagreement.jsonl, (clients, clients)."""
+    count = len(line["clients"])
+    found = torch.eye(count, dtype=torch.float64)
+    above = torch.triu_indices(count, count, 1)
+    found[above[0], above[1]] = torch.tensor(line["cosines"], dtype=torch.float64)
+    return torch.maximum(found, found.T) + torch.minimum(found, found.T) - torch.diag(found.diagonal())
+
+
+def round_to(value: float) -> float:
+    """Four decimals, which a picture shows."""
+    return round(value, 4)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round_to(float(value)) for value in values]
+
+
+def cancelled_share(gram: Tensor, shares: Tensor) -> float:
+    """From inner products (clients, clients) and shares (clients,); 0 where nothing has changed."""
+    apart = float(shares @ gram.diagonal().clamp_min(0).sqrt())
+    together = float((shares @ gram @ shares).clamp_min(0).sqrt())
+    return max(0.0, 1 - together / apart) if apart > 0 else 0.0
+
+
+def cosines(gram: Tensor) -> Tensor:
+    """Of inner products (clients, clients); a client that has changed nothing has 0 with the others."""
+    norms = gram.diagonal().clamp_min(0).sqrt()
+    found = gram / (norms[:, None] * norms).clamp_min(torch.finfo(gram.dtype).tiny)
+    return found.clamp(-1, 1).fill_diagonal_(1.0)
+
+
+def with_mean(gram: Tensor, shares: Tensor) -> Tensor:
+    """The cosine of each client's change with the weighted mean, (clients,)."""
+    together = (shares @ gram @ shares).clamp_min(0).sqrt()
+    norms = gram.diagonal().clamp_min(0).sqrt()
+    return ((gram @ shares) / (norms * together).clamp_min(torch.finfo(gram.dtype).tiny)).clamp(-1, 1)
+
+
+def basis(columns: Tensor) -> Tensor:
+    """Orthonormal columns (out, rank) that span those of a matrix (out, r), but for directions that are rounding."""
+    U, S, _ = torch.linalg.svd(columns.double(), full_matrices=False)
+    kept: Tensor = U[:, TINY * S[:1] < S]
+    return kept
+
+
+def mean_overlap(bases: Sequence[Tensor]) -> float:
+    """Over all pairs of subspaces, given by orthonormal columns; those of dimension 0 are in none; 0 without a pair."""
+    kept = [U for U in bases if U.shape[1]]
+    shared = [
+        float((kept[j].T @ kept[k]).square().sum()) / min(kept[j].shape[1], kept[k].shape[1])
+        for j in range(len(kept))
+        for k in range(j)
+    ]
+    return sum(shared) / len(shared) if shared else 0.0
+
+
+@dataclass
+class Watched:
+    """Hands updates on to `inner`, and looks at what they change in the layers of `layout`.
+
+    `products`: whether what an adapter adds to a layer is the product of its factors; else each tensor is looked at by
+    itself.
+    """
+
+    inner: Aggregator
+    layout: Layout
+    products: bool = True
+    _clients: list[int] = field(default_factory=list)
+    _weights: list[float] = field(default_factory=list)
+    _changes: dict[str, list[LowRank]] = field(default_factory=dict)
+    _bases: dict[str, list[Tensor]] = field(default_factory=dict)
+    _ups: State = field(default_factory=dict)
+    _downs: State = field(default_factory=dict)
+
+    def add(self, update: Update) -> None:
+        """Take one update."""
+        self.inner.add(update)
+        if len(self._clients) >= MOST_CLIENTS:
+            return
+        self._clients.append(update.client)
+        self._weights.append(update.weight)
+        factors = set()
+        for pair in self.layout.pairs if self.products else ():
+            if pair.A in update.received and pair.B in update.received:
+                factors |= {pair.A, pair.B}
+                self._changes.setdefault(pair.module, []).append(change(pair, update))
+                self._bases.setdefault(pair.module, []).append(basis(update.trained(pair.B)))
+        for name, delta in update.delta.items():
+            if name not in factors:  # a vector, or a whole matrix: as one row it has the same inner products
+                row = LowRank(torch.ones(1, 1, dtype=delta.dtype), delta.reshape(1, -1))
+                self._changes.setdefault(name, []).append(row)
+            if tuple(delta.shape) == self.layout.shapes[name]:
+                for counts, signs in ((self._ups, delta > 0), (self._downs, delta < 0)):
+                    counts[name] = counts.get(name, torch.zeros(delta.shape)) + signs
+
+    def finish(self, memory: Memory) -> Outcome:
+        """What the round has led to, and how its clients disagree; of fewer than two nothing is told."""
+        outcome = self.inner.finish(memory)
+        if len(self._clients) < 2:
+            return outcome
+        return replace(outcome, disagreement=self._found())
+
+    def _found(self) -> Disagreement:
+        weights = torch.tensor(self._weights, dtype=torch.float64)
+        shares = weights / weights.sum()
+        count = len(self._clients)
+        grams = {name: inner_products(c) for name, c in self._changes.items() if len(c) == count}
+        whole = sum(grams.values(), torch.zeros(count, count, dtype=torch.float64))
+        return Disagreement(
+            clients=tuple(self._clients),
+            cancelled=cancelled_share(whole, shares),
+            conflict=conflict([(self._ups[name], self._downs[name]) for name in self._ups]),
+            cosines=cosines(whole),
+            by_module={name: cancelled_share(gram, shares) for name, gram in grams.items()},
+            agreement={name: with_mean(gram, shares) for name, gram in grams.items()},
+            overlap={name: mean_overlap(bases) for name, bases in self._bases.items()},
+        )
+
+
+def conflict(counts: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Of numbers of clients that move entries up and down; entries that nobody moves say nothing."""
+    total = entries = 0.0
+    for ups, downs in counts:
+        moved = ups + downs
+        total += float((torch.minimum(ups, downs) / moved.clamp_min(1)).double().sum())
+        entries += float((moved > 0).sum())
+    return total / entries if entries else 0.0

@@ -1,0 +1,97 @@
+"""FedALT: each client's own adapter, and beside it, frozen, the mean of all others' (arXiv 2503.11880).
+
+    client k:   rest_k = (1 / (N - 1)) sum_{j != k} own_j;   trains own_k, its gate and its head from where it left them
+
+For --peft row_lora, whose gate mixes the two at each token. A client does not start from a mean, which would mix what
+the others have learned into what it trains; it is told beside its own. Written from a description of the paper.
+
+One state serves all clients: the server holds S = (1 / N) sum_j own_j over all N clients, those that were never drawn
+with the common start, and a client takes its own share out, rest_k = (N S - own_k) / (N - 1). Up goes the change of
+own_k, and S <- S + (1 / N) sum of the cohort's changes; so S stays that mean whoever takes part, and all clients count
+alike. Half of the numbers travel. own, gate and head stay with the client; it is scored with them, and one that never
+took part with the start and the others' mean. What the run leaves as its adapter is S beside an untrained own.
+
+A lossy codec makes S the mean of what was decoded, and clients take out what they trained.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.aggregation.update import Fold, Update
+from fedpeft.errors import ConfigError
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Layout, State
+
+PAIRS = {".rest_A.weight": ".own_A.weight", ".rest_B.weight": ".own_B.weight"}
+"""By the end of a name, that of the client's own tensor whose mean it is."""
+
+
+@dataclass(frozen=True)
+class FedALT(LinearStrategy):
+    """The mean of own adapters, which clients keep."""
+
+    clients: int = setting(0, "how many there are, whoever takes part; 0: as many as the run has", low=0)
+
+    needs_lora: ClassVar[bool] = False
+    arrives_whole: ClassVar[bool] = False
+    counts_clients: ClassVar[bool] = True
+
+    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+        """Refuse other adapters, weights by rows, and a client alone.
+
+        Raises:
+            ConfigError: says which, and what to take.
+        """
+        super().check(layout, forms)
+        if not _means(layout):
+            raise ConfigError("fedalt trains an adapter beside that of all other clients; take --peft row_lora")
+        if self.weighting == "rows":
+            raise ConfigError("in fedalt all clients count alike; leave weighting out")
+        if self.clients == 1:
+            raise ConfigError("fedalt needs at least 2 clients: one alone has no others")
+
+    def start(self, state: State, layout: Layout, seed: int) -> State:
+        """The mean of what all have at first, which is one own adapter."""
+        return state | {rest: state[own].clone() for rest, own in _means(layout).items()}
+
+    def private(self, layout: Layout) -> frozenset[str]:
+        """All but the mean."""
+        return frozenset(layout.names) - _means(layout).keys()
+
+    def still(self, layout: Layout) -> frozenset[str]:
+        """The others' mean."""
+        return frozenset(_means(layout))
+
+    def prepared(self, received: State, layout: Layout) -> State:
+        """(N S - own) / (N - 1)."""
+        n = self.clients
+        means = {rest: (n * received[rest] - received[own]) / (n - 1) for rest, own in _means(layout).items()}
+        return received | means
+
+    def contributed(self, delta: State, received: State, trained: State, layout: Layout) -> State:
+        """How own has moved, under the mean's names."""
+        return {rest: trained[own] - received[own] for rest, own in _means(layout).items()}
+
+    def fold(self, total: Fold, update: Update, state: State, layout: Layout) -> None:
+        """All clients count alike."""
+        total.add({name: update.delta[name] for name in _means(layout)}, 1.0)
+
+    def pseudo_gradient(self, total: Fold, layout: Layout) -> State:
+        """The cohort's changes over the number of all clients."""
+        share = total.weight / (self.clients or total.weight)
+        return {name: tensor * share for name, tensor in total.mean().items()}
+
+
+def _means(layout: Layout) -> dict[str, str]:
+    """By the name of each mean, that of the client's own tensor."""
+    found = {}
+    for name in layout.names:
+        for rest, own in PAIRS.items():
+            if name.endswith(rest):
+                found[name] = name.removesuffix(rest) + own
+    return found
+
+
+part = FedALT

@@ -1,0 +1,70 @@
+"""FedPer: some layers stay with each client, from a common start, and the mean is taken of the others (Arivazhagan et
+al., arXiv 1912.00818).
+
+    shared: x <- x + sum_k p_k delta_k;   private: x_k, trained in the same steps, never leaves client k
+
+The paper keeps the last layers, here the head, private. `private_layers` names any others by the ends of their
+modules' names: with the PEFT method adapter_fusion, ('query', 'key', 'value') gives each client a fusion of its own.
+Clients are evaluated with what is theirs; the global state keeps the start in its place.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.aggregation.update import Update
+from fedpeft.errors import ConfigError
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Layout, State
+
+
+@dataclass(frozen=True)
+class FedPer(LinearStrategy):
+    """The mean of what is not private."""
+
+    private_layers: str | tuple[str, ...] = setting(
+        "head", "which modules stay with clients, by the ends of their names"
+    )
+
+    needs_lora: ClassVar[bool] = False
+    arrives_whole: ClassVar[bool] = False
+
+    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+        """Refuse a name that no module has, and a round in which nothing would be shared.
+
+        Raises:
+            ConfigError: says which names there are.
+        """
+        super().check(layout, forms)
+        names = sorted({_module(name).rpartition(".")[2] for name in layout.names})
+        for ending in self._endings:
+            if not any(_ends(name, ending) for name in layout.names):
+                raise ConfigError(f"no trained module's name ends with {ending!r}; there are {', '.join(names)}")
+        if len(self.private(layout)) == len(layout.names):
+            raise ConfigError("fedper would keep all tensors private, and nothing would be federated; name fewer")
+
+    @property
+    def _endings(self) -> tuple[str, ...]:
+        given = self.private_layers
+        return (given,) if isinstance(given, str) else given
+
+    def private(self, layout: Layout) -> frozenset[str]:
+        """What the names say."""
+        return frozenset(n for n in layout.names if any(_ends(n, ending) for ending in self._endings))
+
+    def contribution(self, update: Update, state: State, layout: Layout) -> State:
+        """The delta of what is shared, even if a client hands in more."""
+        private = self.private(layout)
+        return {name: delta for name, delta in update.delta.items() if name not in private}
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _ends(name: str, ending: str) -> bool:
+    return f".{_module(name)}".endswith(f".{ending}")
+
+
+part = FedPer

@@ -1,0 +1,99 @@
+"""Ranks that choose themselves: of all layers' singular values the best ones for a budget. Own rule.
+
+    dW*_l = U_l S_l V_l^T (flexlora's, rank R);   keep the triplets with the largest worth per number, until their
+    numbers reach share * sum_l R (m_l + n_l);   the others have B = 0 and A = 0
+
+A triplet of a layer (m, n) costs m + n numbers. With importance=energy its worth is S_li^2: sorting by
+S_li^2 / (m_l + n_l) and cutting is reverse water-filling, which loses the least of sum_l norm(dW*_l)_F^2 that so many
+numbers can lose (as long as the budget falls between two ranks). With importance=sensitivity it is
+abs(S_li u_li^T D_l v_li), D_l the round's change of the layer's weight: how much the round has worked on that
+direction, AdaLoRA's weight times gradient (Zhang et al., arXiv 2303.10512) of a triplet as the server sees it, without
+its moving averages.
+
+What is cut is zero in both factors, has no gradient, and stays zero on clients: an entropy coder sends it for next to
+nothing (--codec "cast | pack | zstd" loses nothing; rans). Ranks move all the same: the exact mean of a cohort has more
+of them than any client, up to R a layer, and the cut is made anew each round, so that one layer's last rank gives way
+to another's next. The first `warmup` rounds keep all.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedpeft.aggregation.factors import best_factors, effective, lora_form, target
+from fedpeft.aggregation.missing_ranks import MixedRankStrategy
+from fedpeft.aggregation.strategy import Aggregate, Read
+from fedpeft.aggregation.update import Cohort, Gathered
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import Layout, LoraPair, State
+from fedpeft.peft.low_rank import METHODS, LowRank, stack
+
+
+@dataclass(frozen=True)
+class RankBudget(MixedRankStrategy):
+    """The truncated SVD of dW*, its ranks shared out among the layers."""
+
+    share: float = setting(0.5, "of the numbers of all factors that may differ from 0", above=0, high=1)
+    importance: str = setting("energy", "what a rank is worth", choices=("energy", "sensitivity"))
+    warmup: int = setting(1, "rounds before the first cut", low=0)
+    svd: str = setting("auto", "method of the SVD; auto: the cheapest exact one", choices=METHODS)
+
+    arrives_whole: ClassVar[bool] = False
+    new_factors: ClassVar[bool] = True
+
+    def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
+        """The best factors of dW*: B = U S / s, A = V^T."""
+        return best_factors(pair, target(pair, self.heard(pair, state, layout, cohort)), state, layout, self.svd)
+
+    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+        """One round: all layers' factors, then the cut."""
+        made = super().aggregate(state, layout, read, round, seed)
+        if round <= self.warmup or not layout.pairs:
+            return made
+        pairs = layout.pairs
+        costs = torch.tensor([pair.in_features + pair.out_features for pair in pairs]).double()
+        kept = allotted(torch.stack([self._worth(p, state, made.state, layout) for p in pairs]), costs, self.share)
+        for pair, counts in zip(pairs, kept.to(made.state[pairs[0].A].dtype), strict=True):
+            made.state[pair.A] *= counts[:, None]
+            made.state[pair.B] *= counts
+        return made
+
+    def _worth(self, pair: LoraPair, before: State, after: State, layout: Layout) -> Tensor:
+        """Of each rank, (R,), fp64."""
+        A, B = after[pair.A].double(), after[pair.B].double() * lora_form(layout).scale
+        if self.importance == "energy":
+            return B.square().sum(0)
+        form = lora_form(layout)
+        change = stack([LowRank(B, A), doubled(effective(pair, before, form).scaled(-1.0))])
+        return torch.einsum("or,oq,qi,ri->r", B, change.left, change.right, A).abs()
+
+
+def doubled(product: LowRank) -> LowRank:
+    """The same in fp64."""
+    return LowRank(product.left.double(), product.right.double())
+
+
+def allotted(worth: Tensor, costs: Tensor, share: float) -> Tensor:
+    """Which ranks are kept: those with the largest worth per number, as long as they are worth anything and the next
+    one fits into the budget.
+
+    Args:
+        worth: of each rank of each layer, (L, R), at least 0.
+        costs: numbers of a rank of each layer, (L,).
+        share: of the numbers of all ranks, in (0, 1], that may be kept.
+
+    Returns:
+        (L, R), bool. Among equals the earlier layer and the earlier rank goes first.
+    """
+    layers, ranks = worth.shape
+    order = (worth / costs[:, None]).flatten().argsort(descending=True, stable=True)
+    spent = costs.repeat_interleave(ranks)[order].cumsum(0)
+    fits = (spent <= share * costs.sum() * ranks * (1 + 1e-12)) & (worth.flatten()[order] > 0)
+    kept = torch.zeros(layers * ranks, dtype=torch.bool)
+    kept[order[fits]] = True
+    return kept.view(layers, ranks)
+
+
+part = RankBudget

@@ -1,0 +1,114 @@
+"""Clients' own states: one file, versions that the server acknowledges, kills and processes that write at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import stat
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+from fedpeft.clients.store import FILE, ClientStore
+from safetensors.torch import save_file
+
+from fedpeft.errors import RunError
+from tests.kept_states import kept
+
+
+def state(value, size=2):
+    return {"e": torch.full((size,), float(value))}
+
+
+def test_a_state_counts_only_once_it_is_acknowledged(tmp_path):
+    store = ClientStore(tmp_path / "clients")
+    assert store.load(3, 0) is None
+    store.stage(3, 1, state(1))
+    assert store.load(3, 0) is None  # the server never recorded round 1: what was staged is discarded
+    store.stage(3, 2, state(2))
+    assert list(kept(tmp_path / "clients")[3]) == [2]
+    store.stage(3, 4, state(4))  # killed after this, before the server recorded it
+    found = ClientStore(tmp_path / "clients").load(3, 2)
+    assert torch.equal(found["e"], torch.full((2,), 2.0))
+    with pytest.raises(RunError, match="missing"):
+        store.load(3, 5)
+    assert store.load(5, 0) is None
+
+
+def test_what_the_server_has_recorded_stays_until_the_next_is_staged(tmp_path):
+    store = ClientStore(tmp_path)
+    for round in (1, 2, 3):
+        store.stage(7, round, state(round))
+    store.stage(8, 1, state(10))
+    store.load(7, 2, tidy=False)
+    store.stage(7, 4, state(4))
+    assert list(kept(tmp_path)[7]) == [1, 2, 3, 4]
+    store.load(7, 3)
+    store.stage(7, 4, state(5))
+    assert list(kept(tmp_path)[7]) == [3, 4]
+    assert torch.equal(kept(tmp_path)[7][4]["e"], torch.full((2,), 5.0)), "an earlier attempt is replaced"
+    assert list(kept(tmp_path)[8]) == [1], "others keep theirs"
+
+
+def test_nobody_else_may_read_it(tmp_path):
+    before = os.umask(0)
+    try:
+        ClientStore(tmp_path / "clients").stage(1, 1, state(1))
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "clients").iterdir()}
+    assert set(modes.values()) == {0o600}
+    assert stat.S_IMODE((tmp_path / "clients").stat().st_mode) == 0o700
+
+
+def test_folders_of_before_are_read(tmp_path):
+    (tmp_path / "000003").mkdir()
+    save_file(state(6), tmp_path / "000003" / "000002.safetensors")
+    store = ClientStore(tmp_path)
+    assert torch.equal(store.load(3, 2)["e"], torch.full((2,), 6.0))
+    store.stage(3, 3, state(7))
+    assert torch.equal(store.load(3, 3)["e"], torch.full((2,), 7.0))
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged", b"SQLite format 3\0" + bytes(4000)])
+def test_a_damaged_file_is_one_sentence(tmp_path, content):
+    ClientStore(tmp_path).stage(0, 1, state(1))
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(RunError, match=r"state of client 0 in .* can't be read"):
+        ClientStore(tmp_path).load(0, 1)
+
+
+def _write(folder, client, rounds):
+    for round in range(1, rounds + 1):
+        ClientStore(folder).stage(client, round, state(round, 50_000))
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write, args=(tmp_path, client, 5)) for client in range(3)]
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join()
+    found = {client: list(rounds) for client, rounds in kept(tmp_path).items()}
+    assert found == {client: [1, 2, 3, 4, 5] for client in range(3)}
+
+
+def test_a_kill_in_the_middle_leaves_whole_states(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=_write, args=(tmp_path, 0, 10_000))
+    process.start()
+    for _ in range(4000):
+        time.sleep(0.005)
+        with suppress(sqlite3.OperationalError):  # there is no table yet
+            if len(kept(tmp_path).get(0, ())) > 3:
+                break
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    found = kept(tmp_path)[0]
+    assert list(found) == list(range(1, len(found) + 1))
+    assert all(torch.equal(each["e"], torch.full((50_000,), float(round))) for round, each in found.items())
+    ClientStore(tmp_path).stage(0, len(found) + 1, state(0))
+    assert len(kept(tmp_path)[0]) == len(found) + 1

@@ -1,0 +1,133 @@
+"""AdapterFusion: one adapter alone is that adapter, attention is as written out, and what does not fit is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from fedpeft.clients.sequential import SequentialExecutor
+
+from fedpeft.config import RunConfig
+from fedpeft.conformance.peft_cases import Case, finished, model_with
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.served_settings import check
+from fedpeft.deployment.shared_settings import shared_settings
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.models.task import trainable
+from fedpeft.peft import saved_adapter
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.peft.methods.adapter_fusion import Fusion, toward_identity
+
+BOTH = "adapter_fusion(runs=('{finished}/0', '{finished}/1'), width=5)"
+
+
+def test_with_one_adapter_and_the_identity_it_is_that_adapter(tiny):
+    case = Case("adapter_fusion(runs='{finished}/0', width=0)", tiny)
+    values = {n: torch.eye(len(t), dtype=t.dtype) if n.endswith("value.weight") else t for n, t in case.start.items()}
+    case.sequential.load(values | {n: t for n, t in case.first.items() if n.startswith("head.")})
+    task, rows, folder, classes = tiny
+    alone = model_with(PEFT_METHODS.build("bottleneck(dim=4)"), tiny, "fp64")
+    saved = saved_adapter.load_file(finished(folder, task, classes) / "0" / "adapter" / "adapter.safetensors")
+    saved_adapter.put(alone, saved)
+    batch = rows.batch(torch.arange(9).numpy())
+    with torch.no_grad():
+        assert torch.allclose(case.model.features(batch), alone.features(batch), atol=1e-12)
+        case.sequential.load(case.start)
+        assert not torch.allclose(case.model.features(batch), alone.features(batch), atol=1e-3)
+
+
+def test_the_attention_is_that_of_each_token_by_itself(tiny):
+    case = Case(BOTH, tiny)
+    layer = next(m for m in case.model.modules() if isinstance(m, Fusion))
+    x = torch.randn(2, 3, layer.base_layer.in_features, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    case.sequential.load({n: 1.5 * t for n, t in case.start.items()})
+    Q, K, V = (getattr(layer, name).weight for name in ("query", "key", "value"))
+    with torch.no_grad():
+        found = layer(x)
+        for row in range(2):
+            for token in range(3):
+                h = layer.base_layer(x[row, token])
+                z = [a.up.weight @ (a.down.weight @ h + a.down.bias).relu() + a.up.bias for a in layer.adapters]
+                weights = torch.stack([((Q @ h) @ (K @ each)).exp() for each in z])
+                assert 0.01 < float(weights[0] / weights.sum()) < 0.99
+                mixed = sum(w * (V @ each) for w, each in zip(weights / weights.sum(), z, strict=True))
+                assert torch.allclose(found[row, token], h + mixed, atol=1e-12)
+
+
+def test_the_paper_s_size_and_the_narrow_one(tiny):
+    d, layers = 48, 2
+    assert of_width(tiny, 0) == layers * 3 * d * d
+    assert of_width(tiny, 5) == layers * (2 * 5 * d + d * d)
+
+
+def of_width(tiny, width):
+    case = Case(f"adapter_fusion(runs='{{finished}}/0', width={width})", tiny)
+    return sum(t.numel for t in case.layout.tensors if t.role != "head")
+
+
+def test_values_are_pulled_to_the_identity_in_each_local_step(tiny):
+    W = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
+    [gradient] = torch.autograd.grad(0.01 * (W - torch.eye(5)).square().sum(), W)
+    assert torch.allclose(toward_identity(W.detach()), gradient)
+    case = Case(BOTH, tiny)
+    job = case.jobs(steps=1, rate=0.5, optimizer="sgd")[0]
+    executor = SequentialExecutor(case.model, case.task, case.rows, case.layout)
+    [pulled] = executor.train([job])
+    executor.penalties = {}
+    [plain] = executor.train([job])
+    for name, tensor in pulled.state.items():
+        moved = (
+            -0.5 * toward_identity(job.received[name])
+            if name.endswith("value.weight")
+            else torch.zeros((), dtype=torch.float64)
+        )
+        assert torch.allclose(tensor - plain.state[name], moved, atol=1e-12), name
+
+
+def test_a_saved_result_needs_the_runs_no_more(tiny, tmp_path):
+    task, rows, folder, classes = tiny
+    runs = tmp_path / "runs"
+    shutil.copytree(finished(folder, task, classes), runs)
+    spec = f"adapter_fusion(runs=('{runs}/0', '{runs}/1'), width=5)"
+    case = Case(spec, tiny, "fp32")
+    case.sequential.load(case.start)
+    (tmp_path / "out").mkdir()
+    saved_adapter.save(tmp_path / "out", case.model, case.start, ["a"] * classes, None, spec)
+    shutil.rmtree(runs)
+    again = saved_adapter.load(tmp_path / "out", task, task.base(folder, torch.float32), classes)
+    batch = rows.batch(torch.arange(9).numpy())
+    with torch.no_grad():
+        assert torch.allclose(again(batch), case.model(batch), atol=1e-5)
+    assert trainable(again) == {}
+
+
+def test_what_does_not_go_together_is_said(tiny, tmp_path):
+    task, _, folder, classes = tiny
+    shutil.copytree(finished(folder, task, classes) / "0", tmp_path / "other")
+    file = tmp_path / "other" / "adapter" / "method.json"
+    told = json.loads(file.read_text())
+    assert told["base"]
+    file.write_text(json.dumps(told | {"base": {m: row[::-1] for m, row in told["base"].items()}}))
+    for settings, words in {
+        "": "name the folders of runs of bottleneck",
+        "runs='nowhere'": "nowhere holds no finished run of bottleneck",
+        "runs='{finished}/0', place='houlsby'": "give adapter_fusion\\(place='pfeiffer'\\)",
+        "runs='{finished}/0', activation='gelu'": "give adapter_fusion\\(activation='relu'\\)",
+        f"runs='{tmp_path}/other'": "trained on another base model",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
+            Case(f"adapter_fusion({settings})", tiny)
+    file.write_text(json.dumps({"method": "adamix"}))
+    with pytest.raises(ConfigError, match="is a run of adamix"):
+        Case(f"adapter_fusion(runs='{tmp_path}/other')", tiny)
+
+
+def test_real_clients_are_spared_folders_of_the_server():
+    config = RunConfig(peft="adapter_fusion(runs='runs/a')")
+    with pytest.raises(ConfigError, match="real clients are on others"):
+        check(config, ServeOptions())
+    with pytest.raises(RunError, match="reads finished runs in folders of this machine"):
+        shared_settings(replace(config, clients=2).to_toml())

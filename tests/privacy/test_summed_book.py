@@ -1,0 +1,124 @@
+"""The server's book of real clients that share the noise of sums: who is drawn, charged, left out and heard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.communication.messages import Report
+from fedpeft.errors import RunError
+from fedpeft.peft.adapter import Layout
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.accountant import epsilon
+from fedpeft.privacy.engine import LEDGER
+from fedpeft.privacy.mechanism import MECHANISMS, Exposure
+from fedpeft.privacy.remote_engine import Terms
+from fedpeft.privacy.summed_book import SummedBook
+
+CLIENTS = 12
+
+
+def exposure(cohort=CLIENTS, start=False):
+    ones = np.ones(CLIENTS, np.int64)
+    return Exposure(
+        strategy=strategies.build("fedit"), method=PEFT_METHODS.build("lora"), layout=Layout(()), rows=ones, steps=ones,
+        participations=ones, batch_size=10, rounds=5, cohort=cohort, even=True, start=start, start_entries=40,
+        trained=(50, 50),
+    )  # fmt: skip
+
+
+def opened(folder, cohort=CLIENTS, start=False, under_way=lambda _: [], **terms):
+    """A book of clients who all have registered, client k with the terms given as `c3={...}`."""
+    mechanism = MECHANISMS.build("distributed_dp(noise_multiplier=2, rows=1200)")
+    made = SummedBook(mechanism, exposure(cohort, start), folder, "run", 1, lambda: declared, under_way)
+    plain = Terms(2.0, mechanism.rate(made.federation), 1, made.delta, None, made.start)
+    declared = {k: replace(plain, **terms.get(f"c{k}", {})) for k in range(CLIENTS)}
+    made.open(resumed=False)
+    return made
+
+
+def charged(folder):
+    lines = [json.loads(line) for line in (folder / LEDGER).read_text().splitlines()[1:]]
+    return [(line["round"], [charge[0] for charge in line["charges"]]) for line in lines]
+
+
+def test_who_is_there_is_drawn_by_secret_coins_and_charged(tmp_path):
+    book = opened(tmp_path, cohort=6)
+    there, drawn = [0, 2, 3, 5, 7, 8, 11], set()
+    for round in range(1, 20):
+        entry = book.enter(round, "state", there)
+        assert set(entry.cohort) <= set(there)
+        assert charged(tmp_path)[-1] == (round, entry.cohort)
+        drawn.add(tuple(entry.cohort))
+    assert len(drawn) > 10
+
+
+def test_who_are_too_few_for_a_sum_are_not_asked_and_not_charged(tmp_path):
+    book = opened(tmp_path)
+    assert book.enter(1, "state", [3, 7]).cohort == []
+    assert charged(tmp_path) == [(1, [])]
+    assert book.told_to_all() > 0, "against models each round counts"
+
+
+def test_a_sum_that_is_under_way_is_gone_on_with_at_no_other_charge(tmp_path):
+    going: dict[int, list[int]] = {}
+    book = opened(tmp_path, cohort=6, under_way=lambda round: going.get(round, []))
+    first = book.enter(1, "state", range(CLIENTS))
+    going[1] = first.cohort
+    assert book.enter(1, "state", [0, 1]) == replace(first, spent=())
+    assert len(charged(tmp_path)) == 1
+    going.clear()
+    again = book.enter(1, "state", range(CLIENTS))
+    assert (again.attempt, len(charged(tmp_path))) == (1, 2)
+
+
+def test_a_start_is_charged_once_to_those_who_have_registered(tmp_path):
+    going: dict[int, list[int]] = {}
+    book = opened(tmp_path, start=True, under_way=lambda round: going.get(round, []))
+    del book._declared()[4]
+    entry = book.enter_start("state")
+    assert entry.cohort == [k for k in range(CLIENTS) if k != 4]
+    assert charged(tmp_path) == [(0, entry.cohort)]
+    going[0] = entry.cohort
+    assert book.enter_start("state").cohort == entry.cohort
+    assert len(charged(tmp_path)) == 1
+
+
+def test_whose_own_budget_is_spent_is_left_out_until_there_are_too_few_for_a_sum(tmp_path):
+    plain = opened(tmp_path / "plain")
+    event, _ = plain.cost([0])[0]
+    twice = epsilon({event: 2}, plain.delta)
+    limits = {f"c{k}": {"budget": twice * 1.001} for k in range(CLIENTS - 2)}
+    once = epsilon({event: 1}, plain.delta / 10)
+    assert once > twice, "at its own delta, a client's budget is for less than at the server's"
+    book = opened(tmp_path / "book", **limits | {"c0": {"budget": once * 1.001, "delta": plain.delta / 10}})
+    everybody = list(range(CLIENTS))
+    assert book.enter(1, "state", everybody).cohort == everybody
+    assert book.enter(2, "state", everybody).spent == (0,)
+    assert book.enter(3, "state", everybody) is None, "two are left"
+    assert book.sat_out == {0}
+
+
+def test_a_client_that_says_that_its_budget_is_spent_is_not_asked_again(tmp_path):
+    book = opened(tmp_path)
+    everybody = list(range(CLIENTS))
+    book.enter(1, "state", everybody)
+    book.heard(Report(3, 1, b"", error="spent", spent=True, charged=4))
+    book.heard(Report(5, 1, b"", charged=1))
+    book.heard(Report(77, 1, b"", charged=9))
+    assert [book.ledger.releases(k) for k in (3, 5, 7)] == [4, 1, 1]
+    assert 3 not in book.enter(2, "state", everybody).cohort
+    assert book.summary()["privacy"]["sat_out"] == [3]
+
+
+@pytest.mark.parametrize("wrong", [{"noise": 1.999}, {"rate": 0.5}, {"start": 2.0}], ids=str)
+def test_noise_that_would_not_be_in_the_same_sum_is_refused(tmp_path, wrong):
+    book = opened(tmp_path)
+    good = book._declared()[0]
+    book.check_terms(replace(good, budget=1.0, delta=1e-9))
+    with pytest.raises(RunError, match="take the same versions of the libraries"):
+        book.check_terms(replace(good, **wrong))

@@ -1,0 +1,219 @@
+"""The page of a run: what it tells, to whom, and that nothing can be done by it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import fedpeft
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.dashboard.live import CLIENTS_SHOWN, Live
+from fedpeft.run.dashboard.server import FILES, port_of, served, shown
+from fedpeft.run.observer import RoundResult
+from fedpeft.run.records import Records
+from fedpeft.simulate import simulate
+
+PAGE = Path(fedpeft.__file__).parent / "run" / "dashboard"
+
+
+def result(number, **other):
+    given = {"clients": 2, "rejected": 0, "train_loss": 1.0, "loss": 0.9, "accuracy": 0.5, "uplink_bytes": 10,
+             "downlink_bytes": 20, "update_norm": 1.0, "training_seconds": 2.0, "seconds": 4.0}  # fmt: skip
+    return RoundResult(round=number, **given | other)
+
+
+def client(number, round, rejected=None):
+    return {"round": round, "client": number, "rejected": rejected}
+
+
+@pytest.fixture
+def live(tmp_path):
+    live = Live(tmp_path, "a <b>run</b>")
+    live.watch(clients=4, private=False)
+    live.started(4)
+    return live
+
+
+def fetched(address, path, **headers):
+    request = urllib.request.Request(address + path, headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return answer.read().decode(), answer.headers
+
+
+def test_it_tells_rounds_clients_and_the_time_that_is_left(live, tmp_path):
+    records = Records(tmp_path)
+    records.append("clients.jsonl", client(0, 1), client(1, 1, "too large"))
+    live.round_done(result(1))
+    records.append("clients.jsonl", client(2, 2))
+    live.round_done(result(2, loss=None, seconds=6.0))
+    state = live.snapshot()
+    assert [r["round"] for r in state["rounds"]] == [1, 2]
+    assert state["rounds"][1]["loss"] is None
+    assert state["clients"] == ["before", "rejected", "now", "never"]
+    assert state["left"] == 5.0 * 2
+    assert state["epsilon"] is None
+
+
+def test_a_run_that_goes_on_shows_the_rounds_of_before(tmp_path):
+    Records(tmp_path).append("rounds.jsonl", asdict(result(1)), asdict(result(2)))
+    live = Live(tmp_path, "run")
+    live.started(4)
+    live.round_done(result(2))  # repeated after a kill
+    assert [r["round"] for r in live.snapshot()["rounds"]] == [1, 2]
+
+
+def test_under_privacy_nobody_sees_who_took_part(tmp_path):
+    Records(tmp_path).append("clients.jsonl", client(0, 1))
+    live = Live(tmp_path, "run")
+    live.started(2)
+    assert live.snapshot()["clients"] is None  # before it is known, too
+    live.watch(clients=4, private=True, epsilon=lambda: 1.5)
+    live.round_done(result(1))
+    state = live.snapshot()
+    assert state["clients"] is None
+    assert state["epsilon"] == 1.5
+
+
+def test_an_infinite_epsilon_and_many_clients_are_still_json(tmp_path):
+    live = Live(tmp_path, "run")
+    live.watch(clients=10 * CLIENTS_SHOWN, private=False, epsilon=lambda: float("inf"))
+    live.started(2)
+    live.round_done(result(1, loss=float("nan")))
+    state = json.loads(live.as_json())
+    assert state["epsilon"] is None
+    assert len(state["clients"]) == CLIENTS_SHOWN
+    assert state["population"] == 10 * CLIENTS_SHOWN
+
+
+def test_the_page_is_served_to_this_machine_and_to_be_read_only(live):
+    live.say("[bold]data[/]    some rows")
+    with served(live, 0) as address:
+        assert address.startswith("http://127.0.0.1:")
+        for path, (name, kind) in FILES.items():
+            text, headers = fetched(address, path)
+            assert text == (PAGE / name).read_text(encoding="utf-8")
+            assert headers["Content-Type"].startswith(kind)
+            assert "default-src 'none'" in headers["Content-Security-Policy"]
+        state = json.loads(fetched(address, "/state")[0])
+        assert state["title"] == "a <b>run</b>"
+        assert state["log"][0].endswith("data    some rows")
+        for method in ("POST", "PUT", "DELETE"):
+            with pytest.raises(urllib.error.HTTPError, match="405"):
+                urllib.request.urlopen(urllib.request.Request(address + "/state", method=method), timeout=20)
+        for path in ("/../config.toml", "/config.toml", "/%2e%2e/config.toml"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                fetched(address, path)
+        with pytest.raises(urllib.error.HTTPError, match="400"):  # a name that somebody else lets lead here
+            fetched(address, "/state", Host="evil.example")
+
+
+def test_events_tell_each_change_and_the_end(live):
+    with served(live, 0) as address, urllib.request.urlopen(address + "/events", timeout=20) as stream:
+        assert stream.headers["Content-Type"].startswith("text/event-stream")
+        first = json.loads(stream.readline().decode().removeprefix("data: "))
+        assert first["rounds"] == []
+        assert stream.readline() == b"\n"
+        live.round_done(result(1))
+        second = json.loads(stream.readline().decode().removeprefix("data: "))
+        assert [r["round"] for r in second["rounds"]] == [1]
+        stream.readline()
+        live.end("finished")
+        assert json.loads(stream.readline().decode().removeprefix("data: "))["ended"] == "finished"
+        stream.readline()
+        assert stream.read() == b""
+
+
+def test_the_page_makes_no_markup_of_what_a_run_says():
+    script = (PAGE / "app.js").read_text(encoding="utf-8")
+    assert "innerHTML" not in script
+    assert "http" not in script.replace("http://www.w3.org/2000/svg", "")
+
+
+@pytest.mark.parametrize("given", ["x", "-1", "70000", "0.0.0.0:80", "127.0.0.1:8480"])
+def test_what_is_no_port_is_refused(given):
+    with pytest.raises(ConfigError, match=r"is no port.*to this machine only"):
+        port_of(given)
+
+
+def test_a_port_that_is_taken_is_one_sentence(live):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        sentence = f"can't be served at 127.0.0.1:{port}: .*; take another port"
+        with pytest.raises(RunError, match=sentence), served(live, port):
+            pass
+
+
+def test_without_a_port_there_is_no_page(tmp_path):
+    with shown("", tmp_path, Console(quiet=True)) as live:
+        assert live is None
+
+
+def test_a_run_that_fails_says_so(tmp_path):
+    kept = []
+
+    def fail():
+        with shown("0", tmp_path, Console(quiet=True)) as live:
+            kept.append(live)
+            raise RunError("the disk is full")
+
+    with pytest.raises(RunError, match="the disk is full"):
+        fail()
+    assert kept[0].ended == "failed: the disk is full"
+
+
+def test_a_simulation_tells_its_page(tmp_path, monkeypatch):
+    kept = []
+    before = Live.__init__
+
+    def remembered(self, *given):
+        before(self, *given)
+        kept.append(self)
+
+    monkeypatch.setattr(Live, "__init__", remembered)
+    config = fedpeft.RunConfig(
+        dataset="tiny(rows=60, test_rows=20)", clients=3, cohort=2, rounds=2, workers=1, partition="iid",
+        peft="lora(rank=2, layers=1)", local_work="steps(1)", dtype="fp32",
+    )  # fmt: skip
+    simulate(config, tmp_path / "run", False, Console(quiet=True), dashboard="0")
+    state = kept[0].snapshot()
+    assert [r["round"] for r in state["rounds"]][-1] == state["total"] == 2
+    assert sorted(set(state["clients"])) in (["before", "now"], ["before", "never", "now"], ["never", "now"])
+    assert state["ended"] == "finished"
+    assert any("model" in line for line in state["log"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_browser_shows_the_run(width, live, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    live.round_done(result(1))
+    live.say("round 1 is done")
+    live.end("finished")
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+               f"--window-size={width},1200", "--virtual-time-budget=4000", "--dump-dom"]  # fmt: skip
+    with served(live, 0) as address:
+        page = subprocess.run([*command, address], capture_output=True, text=True, timeout=300).stdout
+    assert '<b id="round">1 / 4</b>' in page
+    assert '<h1 id="title">a &lt;b&gt;run&lt;/b&gt;</h1>' in page
+    assert page.count("<circle") == 3  # train loss, validation loss, accuracy
+    assert page.count('class="never"') == 5  # four clients, and the legend
+    assert "round 1 is done" in page
+
+
+def test_an_observer_without_a_page_is_as_before():
+    observer = ConsoleObserver(Console(quiet=True))
+    observer.phase("work", 2)
+    observer.advance()
+    assert observer.live is None

@@ -1,0 +1,266 @@
+"""Energy: counters of a made RAPL tree, predictions by hand, batteries that empty, and who is chosen."""
+
+import dataclasses
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedpeft.config import RunConfig, read_config
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.machine.energy import Meter, nvml, rapl
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.energy import EnergyModel
+from fedpeft.run.measured import parse_measure
+from fedpeft.run.measurements.energy import Energy
+from fedpeft.run.profiles import Profile
+from fedpeft.run.records import Records
+from fedpeft.run.sampling import SAMPLERS, aware, cohort_size
+from fedpeft.server.energy import EnergyBook
+from fedpeft.simulate import main
+from fedpeft.simulation.simulation import Simulation
+
+
+def zone(folder, name, called, joules, turn=1000.0):
+    made = folder / name
+    made.mkdir(parents=True, exist_ok=True)
+    (made / "name").write_text(called + "\n")
+    (made / "max_energy_range_uj").write_text(f"{int(turn * 1e6)}\n")
+    (made / "energy_uj").write_text(f"{int(joules * 1e6)}\n")
+
+
+def test_rapl_counts_packages_and_memory_and_turns(tmp_path):
+    zone(tmp_path, "intel-rapl:0", "package-0", 990)
+    zone(tmp_path, "intel-rapl:0:0", "core", 500)
+    zone(tmp_path, "intel-rapl:0:1", "dram", 100)
+    zone(tmp_path, "intel-rapl:1", "package-1", 10)
+    zone(tmp_path, "intel-rapl:2", "psys", 5000)
+    meter = Meter(rapl(tmp_path))
+    assert meter.joules() == 0
+    zone(tmp_path, "intel-rapl:0", "package-0", 15)  # it has begun anew: 25 J
+    zone(tmp_path, "intel-rapl:0:0", "core", 600)
+    zone(tmp_path, "intel-rapl:0:1", "dram", 103)
+    zone(tmp_path, "intel-rapl:1", "package-1", 17)
+    zone(tmp_path, "intel-rapl:2", "psys", 6000)
+    assert meter.joules() == pytest.approx(25 + 3 + 7)
+    assert meter.joules() == pytest.approx(35)
+
+
+def test_a_machine_of_one_platform_domain_counts_that(tmp_path):
+    zone(tmp_path, "intel-rapl:0", "psys", 1)
+    assert [counter.name for counter in rapl(tmp_path)] == ["psys"]
+
+
+def test_where_nothing_counts_nothing_is_told(tmp_path):
+    assert Meter(rapl(tmp_path / "none")).joules() is None
+    zone(tmp_path, "intel-rapl:0", "package-0", 1)
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()  # root alone may read it
+    assert rapl(tmp_path) == []
+
+
+def test_what_a_round_takes_by_hand():
+    model = EnergyModel(Energy(watts=5, idle_watts=1, step_seconds=2, joule_per_byte=0.001, pue=1.5, intensity=400))
+    own = Profile(None, watts_train=10.0, intensity_swing=0.5, peak_hour=0.0)
+    spent = model.spent(own, steps=3, slowest=10.0, up=1000, down=4000)
+    assert spent.as_dict() == {"train": 90.0, "idle": 6.0, "up": 1.5, "down": 6.0}
+    assert model.spent(own, 3, 6.0, 0, 0, measured=40.0).train == pytest.approx(60)
+    assert model.intensity(own, 1) == pytest.approx(600)  # midnight is its peak
+    assert model.intensity(own, 13) == pytest.approx(200)
+    assert model.intensity(own, 25) == pytest.approx(600)
+    assert model.grams(own, 1, 3.6e6) == pytest.approx(600)
+    assert model.predicted(Profile(None), 2, 500, 500) == pytest.approx(21)
+
+
+@dataclasses.dataclass
+class Seen:
+    """What a sampler sees, by hand."""
+
+    levels: np.ndarray
+    uses: np.ndarray
+    capacities: np.ndarray
+    losses: np.ndarray
+    rows: np.ndarray
+    seconds: np.ndarray
+    grid: np.ndarray
+
+    @property
+    def weights(self):
+        return np.ones(len(self.levels))
+
+    def intensity(self, round):
+        return self.grid
+
+
+def seen(clients=12, **given):
+    plain = {
+        "levels": np.full(clients, 10.0),
+        "uses": np.ones(clients),
+        "capacities": np.full(clients, 10.0),
+        "losses": np.ones(clients),
+        "rows": np.full(clients, 5.0),
+        "seconds": np.ones(clients),
+        "grid": np.ones(clients),
+    }
+    return Seen(**plain | {name: np.array(value, float) for name, value in given.items()})
+
+
+@pytest.mark.parametrize("name", SAMPLERS.names)
+def test_a_sampler_is_a_function_of_seed_and_round_and_asks_nobody_whose_battery_is_empty(name):
+    rule = SAMPLERS.build(f"{name}(4)")
+    view = seen(levels=[0.5] * 3 + [10.0] * 9)
+    for round in range(1, 9):
+        cohort = rule.choose(view, 4, 7, round)
+        assert cohort == sorted(set(cohort)) == rule.choose(view, 4, 7, round)
+        assert len(cohort) <= 4
+        assert min(cohort, default=3) >= 3
+    assert rule.choose(seen(levels=np.zeros(12)), 4, 7, 1) == []
+
+
+def test_eafl_weighs_utility_and_battery():
+    view = seen(levels=[10, 10, 2, 2] + [5] * 8, losses=[1, 9, 9, 1] + [1] * 8)
+    assert SAMPLERS.build("eafl(1, f=1.0, a=0)").choose(view, 1, 0, 1)[0] in (1, 2)
+    assert SAMPLERS.build("eafl(2, f=0.0)").choose(view, 2, 0, 1) == [0, 1]
+    assert SAMPLERS.build("eafl(1, f=0.5)").choose(view, 1, 0, 1) == [1]
+    slow = seen(losses=[1] * 11 + [2], seconds=[1] * 11 + [10])
+    assert 11 not in SAMPLERS.build("eafl(3, f=1.0)").choose(slow, 3, 0, 1)
+    new = seen(losses=[np.nan] + [1] * 11, rows=[5] + [1] * 5 + [5] * 6)
+    assert 0 in SAMPLERS.build("eafl(7, f=1.0)").choose(new, 7, 0, 1)
+
+
+def test_carbon_takes_the_cleanest_of_a_pool():
+    view = seen(grid=range(12))
+    assert SAMPLERS.build("carbon(3, pool=4)").choose(view, 3, 0, 1) == [0, 1, 2]
+    taken = {k for round in range(40) for k in SAMPLERS.build("carbon(3, pool=2)").choose(view, 3, 0, round)}
+    assert len(taken) > 8  # a pool leaves hardly anybody out
+
+
+def test_turns_go_round():
+    rule = SAMPLERS.build("cyclic(12, turns=3)")
+    groups = [rule.choose(seen(), 12, 0, round) for round in (1, 2, 3, 4)]
+    assert sorted(groups[0] + groups[1] + groups[2]) == list(range(12))
+    assert groups[3] == groups[0]
+
+
+def test_a_cohort_is_a_number_or_a_sampler():
+    assert aware(0.1) is None
+    assert aware("all") is None
+    assert cohort_size("eafl(0.25)", 40) == 10
+    assert cohort_size(0.25, 40) == 10
+    with pytest.raises(ConfigError, match="nor a sampler"):
+        cohort_size("some", 40)
+    with pytest.raises(ConfigError, match="did you mean 'eafl'"):
+        cohort_size("eafll(0.1)", 40)
+
+
+TABLES = """
+[[profile]]
+count = 4
+watts_train = 10
+battery_wh = 0.02
+intensity = 100
+[[profile]]
+count = 4
+watts_train = 10
+"""
+
+
+def run(folder, tmp_path, *more, cohort="all"):
+    (tmp_path / "clients.toml").write_text(TABLES)
+    return main([
+        "--dataset", "tiny", "--clients", str(tmp_path / "clients.toml"), "--cohort", cohort, "--rounds", "4",
+        "--tokens", "16", "--workers", "1", "--dtype", "fp32", "--local-work", "steps(3)", "--peft",
+        "lora(rank=2, layers=1)", "--output", str(folder),
+        "--measure", "energy(watts=5, joule_per_byte=0.0, intensity=300)", *more,
+    ])  # fmt: skip
+
+
+@pytest.mark.slow
+def test_batteries_empty_and_who_is_chosen_changes_it(tmp_path):
+    """72 J in a battery last for two rounds of 30 J."""
+    assert run(tmp_path / "plain", tmp_path) == 0
+    lines = [json.loads(line) for line in (tmp_path / "plain" / "clients.jsonl").read_text().splitlines()]
+    out = {(line["round"], line["client"]) for line in lines if "battery" in (line.get("rejected") or "")}
+    assert out == {(round, client) for round in (3, 4) for client in range(4)}
+    summary = json.loads((tmp_path / "plain" / "summary.json").read_text())
+    energy = summary["trust"]["energy"]
+    assert energy["dropped"] == 8
+    assert energy["train"] == pytest.approx(30 * (4 * 2 + 4 * 4))
+    assert energy["grams"] == pytest.approx((30 * 8 * 100 + 30 * 16 * 300) / 3.6e6)
+    rounds = [json.loads(line) for line in (tmp_path / "plain" / "rounds.jsonl").read_text().splitlines()]
+    assert [r["joules"] for r in rounds if r["round"]] == pytest.approx([240, 240, 120, 120])
+    assert run(tmp_path / "aware", tmp_path, cohort="battery(3)") == 0
+    chosen = json.loads((tmp_path / "aware" / "summary.json").read_text())["trust"]["energy"]
+    assert chosen["dropped"] == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_is_continued_knows_its_batteries(tmp_path):
+    folder = tmp_path / "plain"
+    assert run(folder, tmp_path, cohort="eafl(4)") == 0
+    simulation = Simulation(read_config(folder / "config.toml"), folder, ConsoleObserver(Console(quiet=True)))
+    lines = Records(folder).read("clients.jsonl")
+    whole, half = EnergyBook(simulation.setup), EnergyBook(simulation.setup)
+    whole.replay(lines, {}, 4)
+    half.replay([line for line in lines if line["round"] <= 2], {}, 2)
+    for round in (3, 4):
+        half.begin(round)
+        for line in lines:
+            if line["round"] == round:
+                half._took(line["client"], sum(line["joules"].values()), line["loss"], line.get("rejected"))
+    np.testing.assert_array_equal(whole.levels, half.levels)
+    np.testing.assert_array_equal(whole.losses, half.losses)
+    simulation.close()
+
+
+def test_local_work_follows_the_battery(tmp_path):
+    (tmp_path / "clients.toml").write_text(TABLES)
+    given = {"dataset": "tiny", "workers": 1, "tokens": 16, "head": "zero", "local_work": "steps(6)"}
+    config = RunConfig(**given, clients=str(tmp_path / "clients.toml"), measure="energy(watts=5, lean=True)")
+    simulation = Simulation(config, tmp_path, ConsoleObserver(Console(quiet=True)))
+    book = simulation.book
+    book.levels[:3] = book.capacities[:3] * np.array([1.0, 0.5, 0.01])
+    assert book.lean([0, 1, 2, 7]) == {0: 6, 1: 3, 2: 1}
+    assert book.seconds[:3].tolist() == [6, 3, 1]
+    plain = EnergyBook(dataclasses.replace(simulation.setup, measured=parse_measure("energy(watts=5)")))
+    assert plain.lean([0, 1]) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"measure": "energy"}, ConfigError, "say energy\\(watts"),
+        ({"cohort": "eafl(0.5)"}, ConfigError, "add energy\\(watts"),
+        ({"measure": "energy(watts=5, lean=True)", "privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "leave lean out"),
+        ({"cohort": "eafl(0.5)", "measure": "energy(watts=5)", "privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "alike"),
+    ],
+)
+def test_what_nobody_knows_is_refused(tmp_path, given, error, said):
+    config = RunConfig(**{"dataset": "tiny", "clients": 4, "workers": 1, "tokens": 16, "head": "auto", **given})
+    with pytest.raises(error, match=said):
+        Simulation(config, tmp_path, ConsoleObserver(Console(quiet=True)))
+
+
+def test_the_text_of_energy_round_trips():
+    text = "energy(watts=5.0, pue=1.2)"
+    assert str(parse_measure(text)) == text
+    with pytest.raises(ConfigError, match="at least 1"):
+        parse_measure("energy(watts=5, pue=0.5)")
+
+
+def test_cards_are_counted_through_nvml(monkeypatch):
+    """Millijoules of two cards, by a module in the place of nvidia-ml-py."""
+    told = {0: 5_000, 1: 70_000}
+    cards = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetTotalEnergyConsumption=lambda i: told[i],
+        NVMLError=RuntimeError,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", cards)
+    meter = Meter(nvml())
+    told |= {0: 6_500, 1: 70_500}
+    assert meter.joules() == pytest.approx(2.0)

@@ -1,0 +1,36 @@
+"""An ensemble of last states: which are kept, and that their mean is the mean of what each says."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fedpeft.run.records import Records
+from fedpeft.server.progress import STATES, Progress, RunStore
+from fedpeft.simulate import main
+
+
+def test_the_last_states_are_kept_whatever_is_repeated(tmp_path):
+    store = RunStore.of(Records(tmp_path))
+    for round in (0, 1, 2, 3, 2, 3, 4):  # after a kill, rounds 2 and 3 come again
+        store.keep(Progress(round, {"x": torch.full((2,), float(round))}), 3)
+    assert sorted(int(f.stem) for f in (tmp_path / STATES).glob("*")) == [2, 3, 4]
+
+
+@pytest.mark.slow
+def test_the_mean_of_the_last_states(tmp_path):
+    folder = tmp_path / "run"
+    assert main([
+        "--dataset", "tiny", "--clients", "5", "--cohort", "2", "--rounds", "3", "--tokens", "16", "--workers", "1",
+        "--dtype", "fp32", "--peft", "lora(rank=2, layers=1)", "--output", str(folder), "--measure",
+        "ensemble(last=2) + validation(keep=last)", "--safeguard", "none", "--learning-rate", "0.01",
+    ]) == 0  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text())
+    found = summary["trust"]["ensemble"]
+    assert found["rounds"] == [2, 3]
+    assert found["last"]["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-9)
+    assert found["last"]["loss"] == pytest.approx(summary["loss"], rel=1e-3)
+    assert found["together"]["loss"] != found["last"]["loss"]
+    with np.load(folder / "predictions.npz") as scores:
+        assert found["together"]["rows"] == len(scores["correct"])

@@ -1,0 +1,119 @@
+"""Questions to real clients: the server learns sums over their held-out rows, and what it makes of them."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from fedpeft.communication.messages import Instruction
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.errors import ConfigError, PayloadError, PrivacyError
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.records import Records
+from fedpeft.server.calibration import of_clients
+from fedpeft.simulate import main
+from fedpeft.trust.questions.likelihoods import Likelihoods
+from fedpeft.trust.questions.reliability import Reliability
+from tests.here import Federation
+
+MEASURE = "validation(every=100) + calibration(rows=clients)"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("federation")
+    made = Federation(folder, ConsoleObserver(Console(quiet=True)), serve=ServeOptions(), measure=MEASURE)
+    server = made.server.server(Records(folder / "server"))
+    return made, server, made.server.train(server)
+
+
+def pooled(made, progress, question):
+    """The answer of whoever had all held-out rows."""
+    logits, labels = [], []
+    for k, edge in enumerate(made.server.edges):
+        side = edge.workers.pool._local.clients
+        _, rows = side._rows(k)
+        logits.append(side.bench.executor.logits(progress.adapter, rows))
+        labels.append(side.bench.labels(rows))
+    return question.answer(torch.cat(logits), torch.cat(labels))
+
+
+@pytest.mark.parametrize("question", [Likelihoods(), Reliability(temperature=1.3)])
+def test_the_servers_sums_are_those_of_the_clients_rows_together(finished, question):
+    made, server, progress = finished
+    found = server.questions(progress).ask(question)
+    assert found.clients == 2
+    for name, tensor in pooled(made, progress, question).items():
+        torch.testing.assert_close(found.total[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_what_a_server_tells_of_its_clients_calibration(finished):
+    _, server, progress = finished
+    found = of_clients(server.questions(progress), 15)
+    assert found["clients"] == 2
+    assert 0.05 <= found["temperature"] <= 20
+    assert found["after"]["loss"] <= found["before"]["loss"]
+    assert found["before"]["rows"] == round(0.2 * 40) + round(0.2 * 90)
+
+
+def test_a_liar_and_an_unknown_question_do_not_count(finished):
+    made, server, progress = finished
+    edge = made.server.edges[0]
+    asked = next(i for i in made.server.direct.asked if i.kind == "evaluate")
+    assert "answers kronecker, likelihoods, reliability" in edge.handle(dataclasses.replace(asked, asks="rows")).error
+    assert "belongs to simulations" in edge.handle(dataclasses.replace(asked, asks="kronecker")).error
+    before, said = edge.handle, []
+    edge.handle = lambda instruction: dataclasses.replace(before(instruction), rows=3)
+    try:
+        questions = dataclasses.replace(server.questions(progress), say=said.append)
+        assert questions.ask(Likelihoods()).clients == 1
+    finally:
+        edge.handle = before
+    assert "sums over 8 rows, of a client that says it has 3" in said[0]
+
+
+def test_only_evaluations_ask():
+    with pytest.raises(PayloadError, match="legal is evaluate"):
+        Instruction("train", 1, 0, b"", asks="reliability").check(1)
+
+
+def test_what_can_not_be_asked_is_refused(tmp_path):
+    made = Federation(tmp_path, ConsoleObserver(Console(quiet=True)), measure=MEASURE)
+    for given, error, said in (
+        ({"privacy": "local_dp(epsilon=8)"}, PrivacyError, "epsilon does not cover"),
+        ({"privacy": "secure_sum"}, PrivacyError, "does not mask"),
+        ({"dataset": "tiny_lm"}, ConfigError, "has none"),
+    ):
+        with pytest.raises(error, match=said):
+            Federation(tmp_path, made.observer, measure=MEASURE, **given)
+
+
+@pytest.mark.slow
+def test_a_simulation_asks_its_clients_and_predict_answers_by_their_temperature(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([
+        "--dataset", "tiny", "--clients", "6", "--cohort", "3", "--rounds", "1", "--tokens", "32", "--workers", "1",
+        "--dtype", "fp32", "--output", str(folder), "--measure", "calibration(rows=clients)",
+    ]) == 0  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text())
+    found = summary["trust"]["calibration"]
+    assert found["clients"]["clients"] == 6
+    assert found["temperature"] == summary["temperature"]
+    assert found["test"]["before"]["error"] == pytest.approx(summary["calibration_error"], abs=1e-6)
+    assert found["test"]["after"]["error"] == pytest.approx(summary["calibration_error_scaled"], abs=1e-6)
+    from fedpeft.predict import main as predict
+
+    capsys.readouterr()
+    assert predict([str(folder), "ruzo"]) == 0
+    plain = capsys.readouterr().out
+    summary["temperature"] = 20.0
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert predict([str(folder), "ruzo", "--abstain", "0.9"]) == 0
+    assert "no answer: " in (flat := capsys.readouterr().out)
+    assert float(plain.split("(")[1].split(")")[0]) > float(flat.split("(")[1].split(")")[0])
+    assert predict([str(folder), str(folder), "ruzo", "--ensemble"]) == 0
+    assert capsys.readouterr().out.startswith("2 runs together: ")
+    assert predict([str(folder), "ruzo", "--ensemble"]) == 2
+    assert predict([str(folder), "ruzo", "--abstain", "2"]) == 2
