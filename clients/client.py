@@ -181,8 +181,9 @@ class ClientSide:
         _, rows = self._rows(instruction.client)
         task = self._task(instruction)
         state = task.job.received | section(task.state, PERSONAL)
-        held = replace(instruction, form=task.job.form)
-        return evaluated(self.bench, held, state, rows, task.job.rows)
+        if (form := task.job.form) is not None:  # in which it holds what it was sent
+            instruction = replace(instruction, rank=form.rank, alpha=form.alpha)
+        return evaluated(self.bench, instruction, state, rows, task.job.rows)
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:
         started = time.perf_counter()

@@ -97,12 +97,23 @@ class ClientStore:
             self._recorded[client] = acknowledged
         if not acknowledged:
             return None
+        content = self.content(client, acknowledged)
+        if content is None:
+            raise RunError(f"the state of client {client} after round {acknowledged} is missing from {self.folder}")
         try:
-            content = self._content(client, acknowledged)
-            if content is None:
-                raise RunError(f"the state of client {client} after round {acknowledged} is missing from {self.folder}")
             return load(content)
-        except (OSError, sqlite3.Error, SafetensorError) as error:
+        except SafetensorError as error:
+            raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
+
+    def content(self, client: int, round: int) -> bytes | None:
+        """The state of a round as it is stored; None where there is none.
+
+        Raises:
+            RunError: it can't be read.
+        """
+        try:
+            return self._content(client, round)
+        except (OSError, sqlite3.Error) as error:
             raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
 
     def _content(self, client: int, round: int) -> bytes | None:

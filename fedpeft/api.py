@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +38,7 @@ from fedpeft.parts import name_of, part_text
 from fedpeft.run import catalogue
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.folder import begun, checked_settings
+from fedpeft.run.hub import check_name, push
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.plots import figure_of
 from fedpeft.run.records import Records
@@ -102,6 +105,22 @@ class Run:
         with _undisturbed(), plugins.given(self.parts):
             finished = FinishedRun.read(self.folder)
             return finished.model(finished.base()).eval()
+
+    def push_to_hub(self, name: str, *, merge: bool = False, public: bool = False, endpoint: str | None = None) -> str:
+        """Send the adapter, or with `merge` the whole model, with its card to ORG/NAME on the hub; its address.
+
+        Raises:
+            FedpeftError: it can't be merged, or the hub is out of reach; then a folder holds what it would get.
+        """
+        from fedpeft.export import export
+
+        check_name(name)
+        folder = Path(tempfile.mkdtemp(prefix="fedpeft-")) / self.folder.name
+        with _undisturbed(), plugins.given(self.parts):
+            export(self.folder, folder, merge, Console(quiet=True))
+        sent = push(folder, name, public, endpoint)
+        shutil.rmtree(folder.parent)
+        return sent
 
 
 def open_run(folder: str | Path) -> Run:

@@ -34,7 +34,7 @@ class RunConfig:
     cohort: int | float | str = setting(
         0.1, "clients per round: a fraction (0.1), a number (20), all, or a sampler such as eafl(0.1)", above=0
     )
-    dataset: str = setting("20newsgroups", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
+    dataset: str = setting("reviews", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
     partition: str = setting(
         "auto", "whose rows are which: iid, dirichlet, natural, grouped, ...; auto: the data set's own, or dirichlet"
     )
@@ -53,7 +53,7 @@ class RunConfig:
     attack: str = setting("", "simulate hostile clients: sign_flip(fraction=0.1), label_flip, scaled_update, ...")
     batch_size: int = setting(4, "rows per local step", low=1)
     local_work: str = setting("epochs(1.0)", "per round: passes over a client's rows, epochs(1.0), or steps(10)")
-    learning_rate: float = setting(4e-3, "of the local optimizer", above=0)
+    learning_rate: float = setting(2e-3, "of the local optimizer", above=0)
     optimizer: str = setting(
         "adamw(warmup=8)", "local: adamw or sgd(warmup=0, max_norm=0, head_rate=0.1, schedule=constant|linear|cosine)"
     )

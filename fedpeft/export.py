@@ -4,6 +4,7 @@
     python -m fedpeft.export RUN --merge --output DIR      a folder that transformers loads as it is: no adapter is left
     python -m fedpeft.export RUN --client 3 --output DIR   one client's own adapter, from a run with private tensors
     python -m fedpeft.export RUN --gguf --output DIR       adapter.gguf, what llama.cpp's --lora takes
+    python -m fedpeft.export RUN --push ORG/NAME           the same folder, also sent to the Hugging Face hub
 
 Merging is offered where it is exact; the merged model's outputs are compared with the adapter's before it is kept.
 """
@@ -32,6 +33,7 @@ from fedpeft.models.task import FederatedModel
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.folder import make_folder, refuse_file
+from fedpeft.run.hub import check_name, push
 
 if TYPE_CHECKING:
     from fedpeft.run.finished import FinishedRun
@@ -54,6 +56,8 @@ class Command:
         False
     )
     gguf_base: Annotated[bool, tyro.conf.arg(help="with --gguf: the base beside it, in fp32")] = False
+    push: Annotated[str, tyro.conf.arg(metavar="ORG/NAME", help="also send the folder to the Hugging Face hub")] = ""
+    public: Annotated[bool, tyro.conf.arg(help="with --push: a model that is made can be seen by all")] = False
     client: Annotated[int | None, tyro.conf.arg(help="id of a client whose own adapter is wanted, from 0")] = None
 
 
@@ -193,12 +197,20 @@ def _exported(command: Command) -> None:
         raise ConfigError("--gguf-base writes the base beside an adapter in GGUF; give --gguf, too")
     if command.client is not None and command.gguf:
         raise ConfigError("a client's own adapter is exported as it is; leave --gguf or --client out")
+    if command.push and command.client is not None:
+        raise ConfigError("a client's own adapter stays here; leave --push or --client out")
+    if command.public and not command.push:
+        raise ConfigError("--public says who can see what --push sends; give --push ORG/NAME, too")
+    if command.push:
+        check_name(command.push)
     if command.client is None:
         export(command.run, output, command.merge, Console(), command.gguf, command.gguf_base)
     elif command.merge:
         raise ConfigError("a client's own adapter is exported as it is; leave --merge or --client out")
     else:
         export_client(command.run, command.client, output)
+    if command.push:
+        Console().print(f"sent to {push(output, command.push, command.public)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

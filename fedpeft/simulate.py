@@ -62,7 +62,7 @@ OPTIONS = {
     "--output FOLDER": "the run's folder (default: runs/DATE-DATASET-STRATEGY)",
     "--quick": "a first answer, no result: at most 4 rounds, 64 tokens and 1,500 rows",
     "--resume FOLDER": "continue the interrupted run in this folder",
-    "--track NAMES": "also send the records to tensorboard or mlflow (both: a,b)",
+    "--track NAMES": "also send the records to tensorboard, mlflow or wandb (several: a,b)",
     "--dashboard PORT": "a page that shows the run while it goes on, to this machine only; 0: any free port",
     "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
 }
@@ -333,7 +333,8 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         f"{config.strategy}, {config.codec}, {config.dtype}, {executor} on "
         f"{simulation.fixed['workers']} worker(s){graphics} -> {simulation.folder}"
     )
-    if executor == "batched" and {"nf4", "int8"} & set(setup.base_precisions):
+    in_few_bits = {"nf4", "int8"} & {setup.method.base_precision, *setup.base_precisions}
+    if in_few_bits and setup.grid.executor == "batched" and not simulation.fixed["gpus"]:
         observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
     say_privacy(simulation.protection, observer)
     if setup.grid.executor == "batched" and not setup.method.batched:
@@ -355,7 +356,8 @@ def main(arguments: list[str] | None = None) -> int:
         nonlocal folder
         console = Console()
         config, folder, resume, told = parse(sys.argv[1:] if arguments is None else arguments)
-        show(simulate(config, folder, resume, console, **told), folder, console)
+        summary = simulate(config, folder, resume, console, told["track"], told["dashboard"])
+        show(summary, folder, console)
 
     def interrupted() -> str:
         left = folder is not None and (folder / "config.toml").exists()

@@ -49,7 +49,7 @@ class Command:
         False
     )
     retry_failed: Annotated[bool, tyro.conf.arg(help="run the failed ones again")] = False
-    track: Annotated[str, tyro.conf.arg(help="also send each run to tensorboard or mlflow (both: a,b)")] = ""
+    track: Annotated[str, tyro.conf.arg(help="also send each run to tensorboard, mlflow or wandb (several: a,b)")] = ""
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,

@@ -111,5 +111,6 @@ class Federation:
         return edge
 
     def run(self):
+        self.server.present()  # by which clients get their ids
         records = Records(self.folder / "server", private=self.server.protection is not None)
         return self.server.train(self.server.server(records))

@@ -194,6 +194,7 @@ def edge(told, trainer, folder):
     [
         ({"drift": "scaffold"}, RunError, "a Trainer's steps are its own"),
         ({"privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "protects rows on the client"),
+        ({"privacy": "secure_sum"}, PrivacyError, "adds up updates under masks, which a Trainer does not do"),
         ({"peft": "lora(rank=4, targets=('q_proj', 'v_proj'), layers=0)"}, ModelError, "in another shape"),
         ({"peft": "lora(rank=8, targets=('q_proj', 'v_proj'), layers=1)"}, ModelError, "it also trains"),
         ({"peft": "lora(rank=8, targets=('q_proj', 'k_proj'), layers=0)"}, ModelError, "it lacks"),

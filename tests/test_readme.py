@@ -49,15 +49,15 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
     """Flags and parts are checked here; what they do is tested on small data elsewhere."""
     from fedpeft.aggregation.strategy import strategies
     from fedpeft.communication.uplink import parse_uplink
-    from fedpeft.data.partition import PARTITIONS
     from fedpeft.data.rows import DATASETS
     from fedpeft.peft.family import PEFT_METHODS
+    from fedpeft.run.catalogue import built
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plugins, "_state", plugins._State())
     (tmp_path / "my_rules.py").write_text(python_of("own-parts.md"))
     config = parse(shlex.split(command)[3:])[0]
-    PARTITIONS.build(config.partition)
+    built(config, "partition")
     PEFT_METHODS.build(config.peft)
     strategies.build(config.strategy)
     parse_uplink(config.codec)

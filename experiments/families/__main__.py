@@ -47,19 +47,19 @@ def row(name: str, family: Family, notes: list[str]) -> list[str]:
         with Subject.of(family, task) as subject:
             answer = _answer(name, subject, notes)
             cells.append(answer)
-            if answer == LEARNS:
+            if not answer.startswith("no"):
                 refused |= {peft for peft in METHODS if not subject.tried(peft, thoroughly=False).learns}
     return [name, "images" if family.images else "texts", *cells, ", ".join(p for p in METHODS if p in refused)]
 
 
 def _answer(name: str, subject: Subject, notes: list[str]) -> str:
-    """Whether lora trains it, in each precision; or the number of the note that says why not."""
+    """Whether lora trains it; fp32 alone, or not, with the number of the note that says why."""
     for dtype, most in APART.items():
         trial = subject.tried("lora", dtype)
         if not trial.learns:
             if trial.answer not in notes:
                 notes.append(trial.answer)
-            return f"no ({notes.index(trial.answer) + 1})"
+            return f"{'no' if dtype == 'fp32' else 'fp32'} ({notes.index(trial.answer) + 1})"
         for what, value, limit in (("executors", trial.apart, most), ("saved model", trial.reloaded, RELOADED)):
             if value is None or not value <= limit:
                 raise WrongError(f"{name}, {dtype}: {what} differ by {value}")

@@ -68,24 +68,29 @@ class Family:
         model.save_pretrained(str(folder))
 
 
-def _text(name: str, encoder: bool = True, language: bool = True, **sizes: Any) -> Family:
-    return Family(f"{name}Config", f"{name}Model" if encoder else "", f"{name}ForCausalLM" if language else "",
-                  sizes or TEXT)  # fmt: skip
+def _text(name: str, **sizes: Any) -> Family:
+    """An encoder and a causal language model of the same sizes; by default the usual ones."""
+    return Family(f"{name}Config", f"{name}Model", f"{name}ForCausalLM", sizes or TEXT)
+
+
+def _encoder(name: str, **sizes: Any) -> Family:
+    """An encoder alone."""
+    return Family(f"{name}Config", f"{name}Model", "", sizes or TEXT)
 
 
 FAMILIES: dict[str, Family] = {
-    "BERT": _text("Bert", language=False),
-    "RoBERTa": _text("Roberta", language=False),
-    "XLM-R": _text("XLMRoberta", language=False),
-    "DistilBERT": _text("DistilBert", language=False, dim=WIDTH, hidden_dim=INNER, n_layers=BLOCKS, n_heads=HEADS,
+    "BERT": _encoder("Bert"),
+    "RoBERTa": _encoder("Roberta"),
+    "XLM-R": _encoder("XLMRoberta"),
+    "DistilBERT": _encoder("DistilBert", dim=WIDTH, hidden_dim=INNER, n_layers=BLOCKS, n_heads=HEADS,
                         max_position_embeddings=TOKENS, pad_token_id=0),
-    "ELECTRA": _text("Electra", language=False, **TEXT, embedding_size=16),
-    "MPNet": _text("MPNet", language=False),
-    "ModernBERT": _text("ModernBert", language=False, **TEXT, cls_token_id=2, sep_token_id=3),
-    "DeBERTa": _text("Deberta", language=False, **TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"]),
-    "DeBERTa-v2, v3": _text("DebertaV2", language=False, **TEXT, relative_attention=True,
+    "ELECTRA": _encoder("Electra", **TEXT, embedding_size=16),
+    "MPNet": _encoder("MPNet"),
+    "ModernBERT": _encoder("ModernBert", **TEXT, cls_token_id=2, sep_token_id=3),
+    "DeBERTa": _encoder("Deberta", **TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"]),
+    "DeBERTa-v2, v3": _encoder("DebertaV2", **TEXT, relative_attention=True,
                             pos_att_type=["c2p", "p2c"], position_buckets=16),
-    "ALBERT": _text("Albert", language=False, **TEXT, embedding_size=16),
+    "ALBERT": _encoder("Albert", **TEXT, embedding_size=16),
     "T5": Family("T5Config", "T5ForConditionalGeneration", "", T5),
     "BART": Family("BartConfig", "BartModel", "BartForCausalLM", BART),
     "GPT-2": Family("GPT2Config", "GPT2Model", "GPT2LMHeadModel", GPT2),

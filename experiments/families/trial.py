@@ -29,8 +29,8 @@ LEARNS = "yes"
 ROWS = 12
 CLIENTS = 2
 
-APART = {"fp32": 1e-3, "bf16": 0.1}
-"""How far the updates of the two executors may be from each other, relative to their norm."""
+APART = {"fp32": 1e-3, "bf16": 0.3}
+"""How far the updates of the two executors may be from each other, relative to their norm; another update is 1 away."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def parity(kit: Kit, shape: Shape, precision: str) -> Row:
     torch.set_num_threads(usable_cores())
     found = {device: trained(load, SEQUENTIAL, device)[0] for device in ("cpu", kit.device)}
     here, there = found["cpu"], found[kit.device]
-    row: dict[str, Any] = {
+    row = {
         "model": shape.name,
         "base": precision,
         "weights": _weights(load),
@@ -51,10 +51,8 @@ def parity(kit: Kit, shape: Shape, precision: str) -> Row:
         "loss, CPU": here.loss,
         "loss, here": there.loss,
     }
-    if precision in ("fp32", "bf16"):
-        batched = trained(load, BATCHED, kit.device)[0]
-        row["batched from one by one"] = apart(batched.state, there.state, load.start())
-    return row
+    batched = trained(load, BATCHED, kit.device)[0]
+    return {**row, "batched from one by one": apart(batched.state, there.state, load.start())}
 
 
 def determinism(kit: Kit, shape: Shape, precision: str, name: str) -> Row:

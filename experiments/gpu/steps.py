@@ -23,6 +23,7 @@ ROUNDS: tuple[tuple[Shape, str, str, int, int, int, int, float], ...] = (
     (LLAMA_1B, "bf16", BATCHED, 4, 2, 4, 512, 10),
     (LLAMA_1B, "bf16", SEQUENTIAL, 4, 2, 4, 512, 8),
     (LLAMA_7B, "nf4", SEQUENTIAL, 2, 2, 4, 512, 14),
+    (LLAMA_7B, "nf4", BATCHED, 2, 2, 4, 512, 18),
     (LLAMA_7B, "bf16", SEQUENTIAL, 2, 2, 4, 512, 24),
     (LLAMA_7B, "bf16", BATCHED, 2, 2, 4, 512, 30),
 )

@@ -156,7 +156,7 @@ class PlainLoop:
             optimizer.step()
             warmup.step()
             losses.append(loss.detach())
-        state = {name: p.detach().cpu() for name, p in self.parameters.items()}
+        state = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
         return Trained(job.client, state, float(torch.stack(losses).mean()), len(losses), len(job.rows))
 
     def _loss(self, batch: dict[str, torch.Tensor]) -> Any:
@@ -168,7 +168,8 @@ class PlainLoop:
 @contextmanager
 def fastest_kernels() -> Iterator[None]:
     """While it is open, torch chooses kernels as it does by itself."""
-    before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
+    before = torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.use_deterministic_algorithms(False)
     torch.backends.cuda.enable_cudnn_sdp(True)
     try:

@@ -126,6 +126,7 @@ def _answer(step: Step, kit: Kit) -> tuple[dict[str, Any] | None, str]:
         lines = str(error).strip().splitlines()
         return None, f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
     finally:
-        from experiments.gpu.clock import empty
+        if "torch" in sys.modules:
+            from experiments.gpu.clock import empty
 
-        empty(kit.device)
+            empty(kit.device)

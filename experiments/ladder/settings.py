@@ -89,7 +89,7 @@ TASKS = {
     ),
     "20newsgroups": Task(
         dataset="20newsgroups",
-        federated={"defaults": {}},
+        federated={"defaults, 4e-3": {"learning_rate": 4e-3}},
         pooled={
             "2 blocks, 1e-3": passes(2, 4, peft=TWO_BLOCKS, learning_rate=1e-3),
             "all blocks, 5e-4": passes(2, 4, peft=ALL_BLOCKS, learning_rate=5e-4),

@@ -2,7 +2,8 @@
 
 Runs `python -m fedpeft.simulate` under the partition `resample`, once for each number of clients, and reads set-up time
 (all phases before the first round), seconds a round, peak memory (PSS of all processes) and the bytes of the last
-checkpoint from the run's own records. Rounds should cost the same whatever the number of clients.
+checkpoint from the run's own records; and the processor time of all its processes together, which says something on a
+busy machine, too. Rounds should cost the same whatever the number of clients.
 
     python -m experiments.population --clients 1000 1000000 --dataset tiny
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -62,9 +64,10 @@ class Cost:
     peak_memory_bytes: int
     checkpoint_bytes: int
     rounds: list[float]
+    processor_seconds: float = 0.0
 
     @classmethod
-    def read(cls, folder: Path) -> Cost:
+    def read(cls, folder: Path, processor_seconds: float = 0.0) -> Cost:
         """That of a finished run."""
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
         lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
@@ -80,6 +83,7 @@ class Cost:
             peak_memory_bytes=summary["peak_memory_bytes"] or 0,
             checkpoint_bytes=sum(file.stat().st_size for file in (folder / "checkpoint").iterdir()),
             rounds=seconds,
+            processor_seconds=processor_seconds,
         )
 
 
@@ -102,14 +106,29 @@ def measured(settings: Settings, clients: int) -> Cost:
             "output": Path(folder) / "run",
         }
         command = [sys.executable, "-m", "fedpeft.simulate", *(f"--{name}={value}" for name, value in flags.items())]
+        before = _processor_seconds()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
             raise RunError(f"the run of {clients:,} clients has failed: {said[-1]}")
-        return Cost.read(Path(folder) / "run")
+        return Cost.read(Path(folder) / "run", _processor_seconds() - before)
 
 
-HEAD = ("clients", "set-up (s)", "of it, asking clients (s)", "a round (s)", "memory (GB)", "checkpoint (kB)")
+def _processor_seconds() -> float:
+    """Of all processes that this one has started and that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+HEAD = (
+    "clients",
+    "set-up (s)",
+    "of it, asking clients (s)",
+    "a round (s)",
+    "processor time of all (s)",
+    "memory (GB)",
+    "checkpoint (kB)",
+)
 
 
 def row(cells: tuple[str, ...]) -> str:
@@ -124,6 +143,7 @@ def cells(cost: Cost) -> tuple[str, ...]:
         f"{cost.setup_seconds:.1f}",
         f"{cost.prepare_seconds:.1f}",
         f"{cost.round_seconds:.2f}",
+        f"{cost.processor_seconds:.1f}",
         f"{cost.peak_memory_bytes / 1e9:.2f}",
         f"{cost.checkpoint_bytes / 1e3:.0f}",
     )

@@ -1,76 +1,110 @@
-"""Which strategies, PEFT methods and mechanisms go together: each pair is set up on tiny data, as a run would be."""
+"""What strategies, PEFT methods and mechanisms declare of what they go with."""
 
 from __future__ import annotations
 
 import inspect
 from functools import cache
 
+import torch
+
 from experiments.reference.tables import rows
-from fedpeft.aggregation.strategy import strategies
-from fedpeft.config import from_mapping
+from fedpeft.aggregation.strategy import LinearStrategy, Strategy, strategies
 from fedpeft.errors import FedpeftError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.task import TASKS
+from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.setup import DataFacts, Setup
+from fedpeft.peft.method import PeftMethod
+from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.run.checks import check_method
 
-FACTS = DataFacts("text", "classification", tuple("abcd"), "tiny", 100)
 
-MECHANISMS = (
-    *("dp_sgd(epsilon=8)", "local_dp(epsilon=8)", "user_dp(epsilon=8)"),
-    *("secure_sum", "distributed_dp(epsilon=8)"),
-)
+def choosing() -> str:
+    """The three tables."""
+    parts: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
+        "Strategies": (
+            ("strategy", "what it is", "PEFT methods", "ranks may differ", "`user_dp`", "`secure_sum`", "personal"),
+            [_strategy(name, strategies.part(name)) for name in strategies.names],
+        ),
+        "PEFT methods": (
+            ("method", "what it is", "strategies", "sizes may differ", "all clients in one pass", "`dp_sgd`", "merges",
+             "in peft's format", "joined by +"),
+            [_method(name, PEFT_METHODS.part(name)) for name in PEFT_METHODS.names],
+        ),
+        "Mechanisms": (
+            ("mechanism", "what it is", "hides", "noise is that of"),
+            [
+                (f"`{name}`", _first(MECHANISMS.part(name)), _hidden(name), _whose(name))
+                for name in MECHANISMS.names
+            ],
+        ),
+    }  # fmt: skip
+    return "\n".join(f"### {title}\n\n{rows(heads, lines)}" for title, (heads, lines) in parts.items())
 
-ALIKE = "fedit"
-"""The plain mean, beside which methods are tried."""
 
-USUAL = "lora"
+def _strategy(name: str, part: type[Strategy]) -> tuple[str, ...]:
+    own = part.private is not Strategy.private or part.personal_pull is not Strategy.personal_pull
+    summed = part.sum_of_clients() and not own
+    linear = issubclass(part, LinearStrategy)
+    return (f"`{name}`", _first(part), _named(takes(name)), *map(_word, (part.mixed_ranks, linear, summed, own)))
+
 
 GIVEN = {"flower": "flower(rule=FedMedian)"}
 """Strategies that need a setting, and one that they can have."""
 
-NEEDS = {"distributed_dp(epsilon=8)": {"cohort": "all"}, "user_dp(epsilon=8)": {"head": "zero"}}
-"""What a mechanism asks for besides, of the settings that are not in the table."""
+
+def takes(name: str) -> list[str]:
+    """The methods that a strategy is right for, by what a run would check of their layouts on a tiny classifier."""
+    strategy = strategies.build(GIVEN.get(name, name))
+    found = []
+    for peft, (method, layout) in layouts().items():
+        try:
+            check_method(method, strategy, name, [method.form])
+            if not method.factoring(layout):
+                strategy.check(layout, [method.form])
+        except FedpeftError:
+            continue
+        found.append(peft)
+    return found
 
 
 @cache
-def goes(strategy: str, peft: str, privacy: str = "", ranks: str = "") -> bool:
-    """Whether a run of these is set up."""
-    settings = {"dataset": "tiny", "dtype": "fp32", "strategy": GIVEN.get(strategy, strategy), "peft": peft}
-    settings |= {"head": "zero", "safeguard": "none", "measure": "validation(keep=last)"}
-    settings |= {"privacy": privacy, "ranks": ranks} | NEEDS.get(privacy, {})
-    try:
-        Setup.of(from_mapping(settings, "a pair"), FACTS)
-    except FedpeftError:
-        return False
-    return True
+def layouts() -> dict[str, tuple[PeftMethod, Layout]]:
+    """Each method with its layout; those that need finished runs, or an extra, are not here."""
+    task, folder = TASKS.build("classification"), resolve_model("tiny")
+    found = {}
+    for peft in PEFT_METHODS.names:
+        try:
+            method = PEFT_METHODS.build(peft)
+            model = task.model(task.base(folder, torch.float32), 4)
+            method.attach(model, "fp32")
+        except FedpeftError:
+            continue
+        found[peft] = method, method.layout(model)
+    return found
 
 
-def method_of(strategy: str) -> str:
-    """The method that a strategy is tried with: the usual one, or the first that it takes."""
-    return next((m for m in [USUAL, *PEFT_METHODS.names] if goes(strategy, m)), "")
+def _named(taken: list[str]) -> str:
+    """Few are named; of many those that are not."""
+    missing = [peft for peft in layouts() if peft not in taken]
+    if not missing:
+        return "all"
+    return ", ".join(taken) if len(taken) <= len(missing) else "all but " + ", ".join(missing)
 
 
-def choosing() -> str:
-    """The two tables."""
-    by_strategy = []
-    for name in strategies.names:
-        taken = [method for method in PEFT_METHODS.names if goes(name, method)]
-        own = method_of(name)
-        mixed = _word(goes(name, own, ranks="4*50,8*50"))
-        private = [_word(goes(name, own, privacy)) for privacy in MECHANISMS]
-        by_strategy.append([f"`{name}`", _first(strategies.part(name)), _named(taken), mixed, *private])
-    by_method = []
-    for name in PEFT_METHODS.names:
-        part = PEFT_METHODS.part(name)
-        beside = next((s for s in [ALIKE, *strategies.names] if goes(s, name)), "")
-        private = [_word(goes(beside, name, privacy)) for privacy in MECHANISMS]
-        by_method.append([f"`{name}`", _first(part), f"`{beside}`", _word(part.mixed_sizes), _word(part.merges),
-                          _word(part.in_peft), *private])  # fmt: skip
-    mechanisms = [text.partition("(")[0] for text in MECHANISMS]
-    strategy_heads = ("strategy", "what it is", "PEFT methods", "ranks may differ", *mechanisms)
-    method_heads = ("method", "what it is", "with", "sizes may differ", "merges", "peft's format", *mechanisms)
-    return "\n".join(
-        ["### Strategies\n", rows(strategy_heads, by_strategy), "### PEFT methods\n", rows(method_heads, by_method)]
-    )
+def _method(name: str, part: type[PeftMethod]) -> tuple[str, ...]:
+    said = (part.mixed_sizes, part.batched, part.privacy != "refused", part.merges, part.in_peft, part.composes)
+    return (f"`{name}`", _first(part), ", ".join(part.strategies) or "as these say", *map(_word, said))
+
+
+def _whose(name: str) -> str:
+    part = MECHANISMS.part(name)
+    return "the sum" if part.summed else "each row's gradient" if part.per_example else "updates"
+
+
+def _hidden(name: str) -> str:
+    said = MECHANISMS.part(name).hides
+    return said if isinstance(said, str) else "as its settings say"
 
 
 def _first(part: type) -> str:
@@ -79,13 +113,3 @@ def _first(part: type) -> str:
 
 def _word(true: bool) -> str:
     return "yes" if true else ""
-
-
-def _named(taken: list[str]) -> str:
-    """Few are named; of many those that are not."""
-    missing = [name for name in PEFT_METHODS.names if name not in taken]
-    if not missing:
-        return "all"
-    if len(taken) <= len(missing):
-        return ", ".join(taken)
-    return "all but " + ", ".join(missing)

@@ -15,7 +15,7 @@ from fedpeft.audit.bounds import LARGEST, largest_refuted
 from fedpeft.run.observer import RoundResult
 
 STEP = 1e-3
-"""Of the grid that losses are rounded up to."""
+"""Of the grid that losses are rounded to."""
 
 
 def size_epsilon(clients: int, rate: float, rounds: int, delta: float) -> float:
@@ -34,7 +34,7 @@ def _epsilon(p: np.ndarray, q: np.ndarray, rounds: int, delta: float) -> float:
     """Of P^rounds against Q^rounds, one direction; by their distribution of losses, at steps of a grid."""
     outright = 1 - (1 - float(p[q == 0].sum())) ** rounds  # what Q never does tells all
     both = (p > 0) & (q > 0)
-    steps = np.ceil(np.log(p[both] / q[both]) / STEP).astype(int)
+    steps = np.rint(np.log(p[both] / q[both]) / STEP).astype(int)
     lowest = int(steps.min(initial=0))
     one = np.bincount(steps - lowest, weights=p[both])
     total = one

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedpeft.aggregation.strategy import RoundStrategy, strategies
 from fedpeft.config import RunConfig
+from fedpeft.data.images import vision_of
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.errors import ModelError, RunError
 from fedpeft.machine.files import regular
@@ -33,6 +34,12 @@ from fedpeft.run.observer import RunObserver
 
 WEIGHT_BYTES = {"fp64": 8.0, "fp32": 4.0, "bf16": 2.0, "int8": 1.01, "nf4": 0.53}
 """Bytes a weight takes, scales included."""
+
+INNER = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", "ffn_dim", "hidden_dim")
+"""What the width inside feed-forward sublayers is called; where it is not told, 4 times the hidden one."""
+
+IN_A_BLOCK = re.compile(r"(?:^|\.)\d+\.")
+"""Names of weights inside numbered blocks."""
 
 RESERVE = 0.1
 """Share of the free memory that is left alone."""
@@ -57,24 +64,27 @@ class ModelSize:
         Raises:
             ModelError: they can't be read.
         """
+        from transformers import AutoConfig
+
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = vision_of(AutoConfig.from_pretrained(str(folder), local_files_only=True))
             shapes: dict[str, list[int]] = {}
             for weights in sorted(folder.glob("*.safetensors")):
                 with safe_open(regular(weights), framework="pt") as file:
                     shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-            hidden = int(config["hidden_size"])
+            hidden = int(config.hidden_size)
+            inner = next(filter(None, (getattr(config, name, None) for name in INNER)), 4 * hidden)
             made = {
                 "hidden": hidden,
-                "intermediate": int(config.get("intermediate_size") or 4 * hidden),
-                "blocks": int(config["num_hidden_layers"]),
-                "heads": int(config["num_attention_heads"]),
-                "vocabulary": int(config.get("vocab_size") or 0),
+                "intermediate": int(inner),
+                "blocks": int(config.num_hidden_layers),
+                "heads": int(config.num_attention_heads),
+                "vocabulary": int(getattr(config, "vocab_size", None) or 0),
             }
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise ModelError(f"the size of the model in {folder} can't be read: {error}") from error
         numbers = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
-        linear = sum(n for name, n in numbers.items() if len(shapes[name]) == 2 and ".layer" in name)
+        linear = sum(n for name, n in numbers.items() if len(shapes[name]) == 2 and IN_A_BLOCK.search(name))
         return cls(linear, sum(numbers.values()) - linear, **made)
 
     def row(self, tokens: int, language: bool) -> int:

@@ -251,7 +251,7 @@ class Edge:
     def _own_state(self, instruction: Instruction) -> bytes:
         """A digest of what an answer depends on beside the instruction."""
         store = ClientStore(self.folder / "clients")
-        own = store.file(instruction.client, instruction.acknowledged)
+        own = store.content(instruction.client, instruction.acknowledged)
         return state_digest(own, ResidualFiles(self.workers.work.residuals).file(instruction.base))
 
     # ------------------------------------------------------------------------------------------------------- the work

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.determinism import fused_deterministically
-from fedpeft.models.layers import KEY_PROJECTIONS, blocks, uppermost
+from fedpeft.models.layers import KEY_PROJECTIONS, blocks, unused, uppermost
 from fedpeft.models.packing import Packing
 
 NAME = "sdpa_fp32"
@@ -63,6 +63,10 @@ def _attended(
         if query.device.type == "cuda":
             fused_deterministically(attended[0])
         return attended
+    if mask is not None and mask.is_floating_point():
+        mask = mask.float()
+    if isinstance(bias := named.get("position_bias"), Tensor):  # T5's
+        named["position_bias"] = bias.float()
     output, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, *rest, **named)
     return output.to(query.dtype), weights
 
@@ -107,7 +111,7 @@ def attention_modules(base: nn.Module, top: int, method: str) -> dict[str, nn.Mo
     found = {}
     for i in uppermost(base, top, method):
         for name, module in stack[i].named_modules():
-            if any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
+            if not unused(name) and any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
                 found[f"{path}.{i}.{name}"] = module
     if not found:
         raise ModelError(f"{method} does not know the attention of {type(base).__name__}; take lora")

@@ -27,7 +27,7 @@ def _linear(layer: Any) -> nn.Linear:
     made = nn.Linear(in_, out, device="meta")
     made.weight = nn.Parameter(layer.weight.detach().t().contiguous(), requires_grad=layer.weight.requires_grad)
     made.bias = layer.bias
-    made.register_state_dict_post_hook(_written)
+    made.register_state_dict_post_hook(_written)  # type: ignore[no-untyped-call]
     made.register_load_state_dict_pre_hook(_read)  # type: ignore[no-untyped-call]
     return made.train(layer.training)
 

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import fast_bf16
 from fedpeft.models.layers import linear_layers, replace
+from fedpeft.models.quantized import QuantizedLinear
 
 TOKENS, OUT, IN = 512, 1536, 384
 """The product that is timed: as in a small encoder's feed-forward layer."""
@@ -175,9 +176,11 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def fast_linears(base: nn.Module, kernel: Kernel) -> None:
-    """Replace every frozen linear layer inside the transformer blocks of `base` by a fast one, in place."""
+    """Replace every frozen linear layer inside the transformer blocks of `base` by a fast one, in place; those in few
+    bits stay, and are decoded for each pass."""
     for path, layer in linear_layers(base).items():
-        replace(base, path, FrozenLinear(layer, kernel))
+        if not isinstance(layer, QuantizedLinear):
+            replace(base, path, FrozenLinear(layer, kernel))
 
 
 def widened_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

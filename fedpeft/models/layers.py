@@ -15,6 +15,15 @@ QUERY_PROJECTIONS = ("query", "q_proj")
 """And that to queries."""
 
 
+CROSS_ATTENTION = ("encoder_attn", "crossattention", "EncDecAttention")
+"""What attention to another model's states is called: a decoder alone, as of BART, has none to attend to."""
+
+
+def unused(name: str) -> bool:
+    """Whether a module inside a block, by its path there, is of no use in a model that runs alone."""
+    return any(word in CROSS_ATTENTION for word in name.split("."))
+
+
 def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     """Path and list of the transformer blocks: the longest ModuleList of the model.
 
@@ -58,7 +67,7 @@ def linear_layers(base: nn.Module, top: int = 0) -> dict[str, nn.Linear]:
     for i in uppermost(base, top):
         wrapper = None
         for name, module in stack[i].named_modules():
-            if wrapper and name.startswith(wrapper):
+            if (wrapper and name.startswith(wrapper)) or unused(name):
                 continue
             if hasattr(module, "get_base_layer"):
                 wrapper = name + "."

@@ -65,8 +65,8 @@ def load_base(
     plain_feedforward(base)
     if dtype == torch.bfloat16 and not torch.cuda.is_available() and not fast_bf16("cpu"):
         widen(base)
-    if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
-        base.register_forward_pre_hook(_interpolated, with_kwargs=True)
+    if "pixel_values" in inspect.signature(base.forward).parameters:
+        base.register_forward_pre_hook(_readable, with_kwargs=True)
     base.eval().requires_grad_(False)
     _check_shapes(base, directory, report["mismatched_keys"])
     missing = sorted(report["missing_keys"])
@@ -93,10 +93,10 @@ def _loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, optio
     }
     try:
         return load(str(directory), **given, **options)
-    except ValueError as error:
-        if "attn_implementation" not in options or "attn_implementation" not in str(error):
+    except (ValueError, KeyError) as error:  # Falcon looks the name up in a table of its own
+        if "attn_implementation" not in options or not any(w in str(error) for w in ("attn_impl", attention.NAME)):
             raise
-    return load(str(directory), **given, **options | {"attn_implementation": "eager"})
+    return load(str(directory), **given, **{name: v for name, v in options.items() if name != "attn_implementation"})
 
 
 def reason(error: Exception) -> str:
@@ -111,9 +111,14 @@ def named(weights: Sequence[str]) -> str:
     return shown if len(weights) <= SHOWN else f"{shown} and {len(weights) - SHOWN} other weights"
 
 
-def _interpolated(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Images are smaller than what a vision transformer was trained on (`fedpeft.data.images`), and so is its grid."""
-    return given, {**named, "interpolate_pos_encoding": True}
+def _readable(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Images in the model's precision; they are smaller than what it was trained on (`fedpeft.data.images`), and so is
+    its grid of positions."""
+    if isinstance(pixels := named.get("pixel_values"), Tensor):
+        named = named | {"pixel_values": pixels.to(base.dtype)}
+    if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
+        named = named | {"interpolate_pos_encoding": True}
+    return given, named
 
 
 def _check_shapes(base: nn.Module, directory: Path, mismatched: Collection[tuple[str, Any, Any]]) -> None:
@@ -135,10 +140,11 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
     try:
         output = read(base, tried_row(base))
     except Exception as error:  # whatever a model that was made for something else says
+        other = "--dtype fp32, " if base.dtype == torch.bfloat16 else ""
         raise ModelError(
             f"{type(base).__name__}, the model in {directory}, can't read rows as this task gives them, in "
-            f"{str(base.dtype).removeprefix('torch.')} ({reason(error)}); take a text encoder such as minilm, a causal "
-            "language model such as smollm2, or a vision transformer such as dinov2_small"
+            f"{str(base.dtype).removeprefix('torch.')} ({reason(error)}); take {other}a text encoder such as minilm, a "
+            "causal language model such as smollm2, or a vision transformer such as dinov2_small"
         ) from error
     if output.ndim != 3:
         raise ModelError(

@@ -25,8 +25,15 @@ class EncoderAlone:
 
 def without_decoder(model: Any) -> Any:
     """An encoder-decoder model, such as T5 or BART, without its decoder, in place; the names of weights stay."""
+
+    def rest(tied: Any) -> Any:
+        return {name: other for name, other in (tied or {}).items() if not name.startswith("decoder.")}
+
     del model.decoder
-    model.__class__ = type(type(model).__name__, (EncoderAlone, type(model)), {"__module__": type(model).__module__})
+    kind = type(model)
+    parts = {"__module__": kind.__module__, "_tied_weights_keys": rest(kind._tied_weights_keys)}
+    model.__class__ = type(kind.__name__, (EncoderAlone, kind), parts)
+    model.all_tied_weights_keys = rest(model.all_tied_weights_keys)
     return model
 
 

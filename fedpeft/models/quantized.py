@@ -39,6 +39,7 @@ class QuantizedLinear(nn.Linear):
 
     Attributes:
         precision: "nf4" or "int8".
+        before: the dtype of the weights that it was made of.
         state: of bitsandbytes (nf4), or the rows' scales (out, 1).
         residual: (out, in), added to the decoded weights; None: nothing.
     """
@@ -49,7 +50,7 @@ class QuantizedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         codes, self.state = _encoded(layer.weight.detach(), precision)
-        self.precision = precision
+        self.precision, self.before = precision, layer.weight.dtype
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.bias = layer.bias
 
@@ -105,6 +106,13 @@ def dequantized(weight: Tensor, precision: Precision) -> Tensor:
         return weight
     codes, state = _encoded(weight.detach(), precision)
     return _decoded(codes, state, (weight.shape[0], weight.shape[1]), precision).to(weight.dtype)
+
+
+def dtype_of(layer: nn.Module) -> torch.dtype:
+    """Of the weights of a linear layer, as they were before it was quantized."""
+    own: Any = layer
+    found: torch.dtype = own.before if isinstance(layer, QuantizedLinear) else own.weight.dtype
+    return found
 
 
 def weight_of(layer: nn.Module) -> Tensor:

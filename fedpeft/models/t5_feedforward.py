@@ -1,7 +1,8 @@
 """T5's feed-forward sublayers, computed through their layers alone.
 
 transformers' own look at the dtype of the last layer's weights, which a layer with an adapter, or in few bits, has not
-as it expects: codes of nf4 are bytes, and hidden states would become bytes.
+as it expects: codes of nf4 are bytes, and hidden states would become bytes. It keeps that layer in fp32, since fp16
+overflows there; bf16 has the range of fp32, so here all layers are alike.
 """
 
 from __future__ import annotations
@@ -39,3 +40,4 @@ def plain_feedforward(base: nn.Module) -> None:
         for ending, own in OWN.items():
             if kind.__name__.endswith(ending) and kind.__module__.startswith("transformers."):
                 module.__class__ = type(kind.__name__, (own, kind), {})
+                module.wo.to(next(module.parameters()).dtype)

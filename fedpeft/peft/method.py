@@ -84,6 +84,9 @@ class PeftMethod(ABC):
     few_bits: ClassVar[bool] = True
     """Whether clients may hold the base's linear layers in nf4 or int8, beside what this method trains."""
 
+    batched_in_few_bits: ClassVar[bool] = False
+    """Whether its layers of many clients work beside such layers, too."""
+
     regularised: ClassVar[bool] = False
     """Whether its layers pull tensors somewhere in each local step, whatever the rows are (`pulls`)."""
 

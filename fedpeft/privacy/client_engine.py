@@ -269,9 +269,9 @@ class OwnLedger(PrivacyEngine):
         return Report(instruction.client, instruction.round, b"", error=reason, charged=charged, spent=True)
 
 
-def state_digest(*files: Path) -> bytes:
-    """A digest of the files that are there."""
-    digest = hashlib.sha256()
+def state_digest(state: bytes | None, *files: Path) -> bytes:
+    """A digest of a client's stored state, if it has one, and of the files that are there."""
+    digest = hashlib.sha256(f"state {state is None} {len(state or b'')} ".encode() + (state or b""))
     for file in files:
         try:
             content = read(file)

@@ -322,8 +322,7 @@ class Setup(ChosenParts):
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The configuration with what `auto` is: the precision on this machine, the head under its privacy, the partition
-    of its data set.
+    """The configuration with what `auto` is: precision on this machine, head under its privacy, partition of its data.
 
     A run's folder keeps this one: on another machine, continued or compared, the run stays what it was.
     """

@@ -1,8 +1,9 @@
-"""Optional trackers: what a run records is also sent to TensorBoard or MLflow while it goes on.
+"""Optional trackers: what a run records is also sent to TensorBoard, MLflow or Weights & Biases while it goes on.
 
-The JSON lines stay the truth: a tracker that fails is reported once and left out, and never stops a run. Both need the
+The JSON lines stay the truth: a tracker that fails is reported once and left out, and never stops a run. All need the
 extra `fedpeft[track]`. TensorBoard writes to `tensorboard/` in the run's folder; MLflow to its own default or
-MLFLOW_TRACKING_URI.
+MLFLOW_TRACKING_URI; Weights & Biases to the account that is logged in, or with WANDB_MODE=offline to `wandb/` in the
+run's folder.
 """
 
 from __future__ import annotations
@@ -86,7 +87,37 @@ class MLflow:
         self._client.end_run()
 
 
-TRACKERS: dict[str, type[TensorBoard] | type[MLflow]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+class WandB:
+    """A run of the project `fedpeft`; one that is continued keeps its identity, stored in `wandb_run`."""
+
+    needs = "wandb"
+
+    def begin(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Start or continue the run."""
+        client: Any = importlib.import_module("wandb")
+        identity = folder / "wandb_run"
+        known = identity.read_text(encoding="utf-8").strip() if identity.exists() else None
+        self._run: Any = client.init(
+            project="fedpeft", name=folder.name, id=known, resume="allow", dir=str(folder), config=dict(settings)
+        )
+        if known is None:
+            identity.write_text(self._run.id + "\n", encoding="utf-8")
+
+    def measure(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of the step."""
+        self._run.log({f"round/{name}": value for name, value in values.items()}, step=step)
+
+    def end(self, values: Mapping[str, float]) -> None:
+        """Final metrics, as the run's summary; end."""
+        self._run.summary.update({f"final/{name}": value for name, value in values.items()})
+        self._run.finish()
+
+
+TRACKERS: dict[str, type[TensorBoard] | type[MLflow] | type[WandB]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WandB,
+}
 
 
 def check_trackers(names: str) -> list[Tracker]:

@@ -133,6 +133,8 @@ def work_plan(
     by_hooks = setup.secure_sum is not None and setup.method.privacy == "hooks"
     reusing = setup.grid.executor == "batched" and (by_hooks or not per_example)  # methods without a batched form, too
     batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
+    if setup.method.base_precision and not machine.gpus:  # whose gain on a CPU is not measured yet
+        batched = False
     lengths = cached_examples(data_key).lengths
     tokens = float(lengths.mean()) if len(lengths) else setup.tokens
     together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS

@@ -112,6 +112,8 @@ class SumJournal:
         Raises:
             RunError: the files can't be removed.
         """
+        if not self.folder.exists():
+            return
         with files.writing(self.folder):
             for name in (*STEPS, ANNOUNCED):  # from the last one on: what is left is the beginning of a sum, or none
                 (self.folder / name).unlink(missing_ok=True)

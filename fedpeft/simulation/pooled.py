@@ -2,8 +2,8 @@
 
 Its work is cut into as many pieces as the federation has rounds, each of as many rows, so that the learning rate falls
 as it does there. A rate that suits a few dozen local steps, whose average over a cohort calms the noise, can be too
-high for hundreds of steps in a row (on the default task it diverges). So several rates are tried side by side, and the
-one with the least validation loss is the reference: nothing is won by a weak one.
+high for hundreds of steps in a row (at 4e-3 on 20 Newsgroups it diverges). So several rates are tried side by side, and
+the one with the least validation loss is the reference: nothing is won by a weak one.
 """
 
 from __future__ import annotations

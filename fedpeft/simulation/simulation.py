@@ -87,7 +87,8 @@ class Simulation:
         self.sampler = population(
             self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles), self.setup.mechanism
         )
-        self.setup = planned(self.setup, self._exposure()) if self.setup.mechanism is not None else self.setup
+        if self.setup.mechanism is not None and self.setup.mechanism.protects:
+            self.setup = planned(self.setup, self._exposure())
         self.config = self.setup.config
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)

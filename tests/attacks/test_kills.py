@@ -1,4 +1,4 @@
-"""A hundred kills at random moments, over eight set-ups: nothing is lost, applied twice or released twice.
+"""A hundred kills at random moments, over ten set-ups: nothing is lost, applied twice or released twice.
 
 A simulation or a study that was killed ends with the files of one that was not, bit for bit; a ledger holds at least
 what was released; a federation of real clients ends with the state of a simulation.
@@ -20,7 +20,7 @@ from tests.attacks.scale import SEED, SETUPS, SMALL, configuration, scaled
 from tests.fleet import NAMES, apart, havoc
 
 KILLS = 100
-EACH = -(-KILLS // 8)
+EACH = -(-KILLS // 10)
 TIMES = ("seconds", "training_seconds", "aggregation_seconds")
 
 

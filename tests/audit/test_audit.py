@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import pytest
 from fedpeft.clients import client, private
+from scipy.optimize import brentq
 from scipy.stats import binom
 
 from fedpeft.audit.__main__ import _word, main
@@ -262,16 +263,15 @@ def test_the_cost_of_sizes_is_that_of_all_their_sequences(clients, rate, rounds,
     sizes = np.arange(clients + 1)
     inside, outside = binom.pmf(sizes, clients, rate), binom.pmf(sizes, clients - 1, rate)
 
-    def reached(p, q, epsilon):
-        return sum(
-            max(0.0, float(np.prod(p[list(told)])) - np.exp(epsilon) * float(np.prod(q[list(told)])))
-            for told in itertools.product(sizes, repeat=rounds)
-        )
-
     def smallest(p, q):
-        grid = np.arange(0, 20, 2e-3)
-        enough = [epsilon for epsilon in grid if reached(p, q, epsilon) <= delta]
-        return min(enough) if enough else np.inf
+        every, other = (reduce(np.multiply.outer, [chances] * rounds) for chances in (p, q))
+
+        def reached(epsilon):
+            return np.maximum(0.0, every - np.exp(epsilon) * other).sum()
+
+        if reached(20) > delta:
+            return np.inf
+        return brentq(lambda epsilon: reached(epsilon) - delta, 0, 20) if reached(0) > delta else 0.0
 
     expected = max(smallest(inside, outside), smallest(outside, inside))
     found = size_epsilon(clients, rate, rounds, delta)

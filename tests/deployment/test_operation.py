@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 from wsgiref.simple_server import make_server
 
@@ -61,6 +63,10 @@ def test_metrics_and_health_are_served(tmp_path, monkeypatch):
                          "fedpeft_loss 0.25", "fedpeft_round_seconds 2.5", "process_resident_memory_bytes",
                          "fedpeft_epsilon 1.5"):  # fmt: skip
                 assert line in text
+            panels = (Path(__file__).parents[2] / "docs" / "grafana.json").read_text(encoding="utf-8")
+            shown = set(re.findall(r"(?:fedpeft|process)_\w+", panels))
+            assert len(shown) > 10
+            assert [name for name in shown if f"\n{name} " not in text] == []
             line = json.loads((tmp_path / "serve.jsonl").read_text().splitlines()[-1])
             assert (line["level"], line["event"], line["round"], line["loss"]) == ("info", "round", 3, 0.25)
             assert line["accuracy"] is None

@@ -22,6 +22,7 @@ from fedpeft.deployment.session import Session
 from fedpeft.deployment.shared_settings import shared_settings
 from fedpeft.errors import FedpeftError, PrivacyError, RunError
 from fedpeft.join import main as join
+from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.masks import unpacked
 from fedpeft.privacy.secure_sum.member import Member
@@ -32,6 +33,8 @@ from tests.conftest import SilentObserver
 from tests.here import Federation
 
 SUMMED = {"privacy": "secure_sum", "clients": 5, "head": "ridge"}
+SHARED = {"privacy": "distributed_dp(noise_multiplier=1, rows=310, dropouts=0.2, test_noise=True)", "clients": 5,
+          "head": "private_centroids", "local_work": "epochs(1.0)", "batch_size": 16}  # fmt: skip
 
 
 def lines(folder, name):
@@ -128,11 +131,14 @@ DEATHS = [(0, 1, 2), (0, 2, 0), (0, 3, 3), (0, 4, 1), (0, 5, 4), (1, 1, 0), (1, 
 
 
 @pytest.mark.slow
-def test_a_server_and_clients_killed_at_every_step_end_with_the_same_adapter(tmp_path, observer, monkeypatch):
+@pytest.mark.parametrize(
+    "given", [SUMMED, pytest.param(SHARED, marks=pytest.mark.slow)], ids=["secure sums", "shared noise"]
+)
+def test_a_server_and_clients_killed_at_every_step_end_with_the_same_adapter(tmp_path, observer, monkeypatch, given):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    whole = Federation(tmp_path / "whole", observer, **SUMMED).run()
-    made = Federation(tmp_path / "killed", observer, **SUMMED)
+    whole = Federation(tmp_path / "whole", observer, **given).run()
+    made = Federation(tmp_path / "killed", observer, **given)
     left, real = list(DEATHS), Exchange.in_order
 
     def mortal(exchange, instructions, count, phase):
@@ -159,6 +165,10 @@ def test_a_server_and_clients_killed_at_every_step_end_with_the_same_adapter(tmp
     counts = [[(r["uplink_bytes"] > 0, r["rejected"]) for r in lines(f, "rounds.jsonl")] for f in
               (tmp_path / "whole", tmp_path / "killed")]  # fmt: skip
     assert counts[0] == counts[1]
+    if given is SHARED:  # nor has anybody been charged for it
+        for home in ("server", *(f"edge-{k}" for k in range(5))):
+            books = [(tmp_path / run / home / LEDGER).read_text().splitlines() for run in ("whole", "killed")]
+            assert len(books[0]) == len(books[1]) == 1 + 3
 
 
 def test_a_server_without_its_journal_loses_the_round_and_not_the_run(tmp_path, observer, monkeypatch):
@@ -182,6 +192,11 @@ def test_a_server_without_its_journal_loses_the_round_and_not_the_run(tmp_path, 
     assert [r["rejected"] for r in lines(tmp_path, "rounds.jsonl")] == [0, 3, 0]
     assert all("void" in line["rejected"] or "a second sum of round 1" in line["rejected"]
                for line in lines(tmp_path, "clients.jsonl")[:3])  # fmt: skip
+
+
+def test_a_sum_that_was_never_begun_is_forgotten(tmp_path):
+    """The server says why there is no sum before round 1, and not that there is no folder of it."""
+    SumJournal(tmp_path / "secure_sum", "").forget()
 
 
 def test_a_damaged_journal_is_one_sentence(tmp_path, observer, monkeypatch):

@@ -12,6 +12,7 @@ from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.shared_settings import LEFT, REFUSED, TAKEN, shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import RunError
+from fedpeft.run.setup import settled
 
 FIELDS = {
     "clients": ("taken", 7),
@@ -127,5 +128,5 @@ def test_the_data_set_that_a_server_names_is_not_loaded(federation, observer):
     told.config = changed.to_toml()
     options = EdgeOptions(device="cpu", threads=1)
     edge = Edge(told, made.folder / "0.jsonl", made.folder / "edge-0", made.folder / "ledgers", observer, options)
-    assert (edge.config.dataset, edge.config.partition) == (RunConfig().dataset, RunConfig().partition)
+    assert (edge.config.dataset, edge.config.partition) == (RunConfig().dataset, settled(RunConfig()).partition)
     assert len(edge.rows) == 40

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from dataclasses import replace
 
 import pytest
 
 from experiments.gpu.__main__ import Settings, device_of, main, run_steps
 from experiments.gpu.assets import MODEL, ROWS, checked, collect
-from experiments.gpu.kit import Kit, Step
+from experiments.gpu.kit import Kit
 from experiments.gpu.measures import load_of, parity, ratio, trained
 from experiments.gpu.page import page, plot, shown
 from experiments.gpu.record import Outcome, Record
@@ -21,6 +19,7 @@ from experiments.gpu.training import BATCHED, PLAIN, SEQUENTIAL, apart
 from experiments.gpu.worker import Worker
 from fedpeft.errors import AssetError, ConfigError, RunError
 from fedpeft.models.base_model import resolve_model
+from tests.experiments.few_steps import few
 
 MACHINE = {"device": "a GPU", "tiny": True}
 
@@ -32,6 +31,7 @@ def kit(folder):
 # ------------------------------------------------------------------------------------------------------ what is trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [MINILM, LLAMA_1B])
 def test_all_ways_train_the_same(shape, tmp_path):
     load = replace(load_of(kit(tmp_path), shape, "fp32", 2, 2, 2, 16), optimizer="sgd", rate=0.1)
@@ -53,12 +53,14 @@ def test_weights_that_are_drawn_layer_by_layer_are_all_there(precision):
     assert all(tensor.equal(again[name]) for name, tensor in base.named_parameters())
 
 
+@pytest.mark.slow
 def test_parity_of_the_cpu_with_itself(tmp_path):
     row = parity(kit(tmp_path), MINILM, "int8")
     assert row["gradients differ by"] == 0
     assert row["loss, CPU"] == row["loss, here"]
 
 
+@pytest.mark.slow
 def test_a_point_of_the_curve(tmp_path):
     row = ratio(kit(tmp_path), MINILM, 32)
     assert row["tokens of a client's step"] == 32
@@ -78,36 +80,6 @@ def test_random_weights_are_a_folder_that_loads(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------- stopping and going on
-
-
-def _quick(_: Kit):
-    return {"model": "m", "answer": 42.0, "process": os.getpid()}
-
-
-def _slow(_: Kit):
-    time.sleep(600)
-    return {}
-
-
-def _wrong(_: Kit):
-    raise ValueError("no such kernel\nand more")
-
-
-def _dies(_: Kit):
-    os._exit(3)
-
-
-def few():
-    return [
-        Step("quick", "first", 100, _quick),
-        Step("slow", "first", 0.2, _slow),
-        Step("wrong", "second", 100, _wrong),
-        Step("dies", "second", 100, _dies),
-        Step("again", "second", 100, _quick),
-        Step("missing", "third", 100, _quick, needs=("no_such_package",)),
-        Step("real", "third", 100, _quick, assets=True),
-        Step("large", "third", 100, _quick, gigabytes=1e6),
-    ]
 
 
 @pytest.fixture

@@ -96,6 +96,14 @@ def test_of_an_encoder_decoder_the_encoder_is_taken(family, saved):
     assert torch.allclose(outputs(base), outputs(plain(saved(family)).get_encoder()), atol=1e-6)
 
 
+def test_t5_s_last_layers_are_in_bf16_as_the_others(saved):
+    """transformers keeps them in fp32, for the sake of fp16; an adapter, and a batched kernel, have one dtype."""
+    base = loaded(saved("T5"), torch.bfloat16)
+    assert {parameter.dtype for parameter in base.parameters()} == {torch.bfloat16}
+    real = BATCH["attention_mask"].bool()
+    assert torch.allclose(outputs(base)[real].float(), outputs(loaded(saved("T5")))[real], atol=0.1)
+
+
 @pytest.mark.parametrize("family", ["GPT-2", "T5", "BART"])
 def test_an_exported_classifier_is_loaded_by_transformers_alone(family, saved, tmp_path):
     model = TASK.model(loaded(saved(family)), 2)
@@ -104,6 +112,11 @@ def test_an_exported_classifier_is_loaded_by_transformers_alone(family, saved, t
     other = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=True).eval()
     with torch.no_grad():
         assert torch.allclose(other(**BATCH).logits, model.eval()(BATCH), atol=1e-6)
+
+
+def test_a_model_with_a_table_of_its_own_attentions_is_loaded_in_bf16(saved):
+    base = loaded(saved("Falcon"), torch.bfloat16)
+    assert base.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("family", ["Gemma 2", "DeBERTa-v2, v3"])
@@ -117,6 +130,15 @@ def test_where_torch_has_no_such_attention_the_model_s_own_is_used(family, saved
     for method in ("prefix_tuning", "prefix_tuning_plus"):
         with pytest.raises(ModelError, match=r"has an attention of its own .* which prefix_tuning"):
             PEFT_METHODS.build(method).attach(model, "bf16")
+
+
+def test_a_decoder_alone_has_nothing_to_attend_to_elsewhere(tmp_path):
+    FAMILIES["BART"].save(tmp_path, language=True)
+    task = TASKS.build("causal_lm")
+    model = task.model(task.base(tmp_path, torch.float32), None)
+    PEFT_METHODS.build("prefix_tuning(length=2)").attach(model, "fp32")
+    assert {name.split(".")[-2] for name in trainable(model)} == {"prefix"}
+    assert not [name for name in [*trainable(model), *linear_layers(model.base)] if "encoder_attn" in name]
 
 
 def test_albert_s_layers_share_a_block(saved):
@@ -175,6 +197,15 @@ def test_t5_in_few_bits_computes_about_the_same(saved):
     before = outputs(base)
     quantize(base, "nf4")
     assert (outputs(base) - before).abs().max() < 0.5 * before.abs().max()
+
+
+@pytest.mark.parametrize("family", ["GPT-2", "T5", "BART", "CLIP, both towers"])
+def test_the_size_of_a_model_is_told_whatever_its_keys_are_called(family, saved):
+    from fedpeft.deployment.capacity import ModelSize
+
+    size = ModelSize.of(saved(family))
+    assert (size.hidden, size.intermediate, size.blocks, size.heads) == (32, 48, 2, 4)
+    assert size.linear > 2 * 4 * 32 * 32
 
 
 @pytest.mark.slow

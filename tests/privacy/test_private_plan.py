@@ -52,12 +52,11 @@ def test_the_plan_for_twenty_rounds_is_the_documented_run():
     assert (plan.learning_rate, plan.mechanism.clip, plan.momentum) == (2.6, 0.3, 0.9)
 
 
-@pytest.mark.parametrize(("budget", "rounds", "slack"), [(1.0, 20, 0.03), (4.0, 20, 0.03), (1.0, 2, 0.12)])
-def test_signal_to_noise_is_the_way_over_what_noise_moves_the_mean_by(budget, rounds, slack):
+@pytest.mark.parametrize(("budget", "rounds", "least"), [(1.0, 20, 0.97), (4.0, 20, 0.97), (1.0, 2, 0.6)])
+def test_signal_to_noise_is_the_way_over_what_noise_moves_the_mean_by(budget, rounds, least):
     """Counted step by step at a constant rate: noise z C / batch in each entry of a client's step; the cohort's mean.
 
-    With all rows in a step that is exact. Where they are drawn the noise is amplified by about as much as the sums are
-    smaller.
+    With all rows in a step that is exact. Where they are drawn the noise falls by less than the sums are smaller.
     """
     federation = replace(exposure(rounds=rounds, cohort=10), participations=np.full(20, rounds // 2))
     mechanism = MECHANISMS.build(f"dp_sgd(epsilon={budget}, start=0.5)")
@@ -67,7 +66,7 @@ def test_signal_to_noise_is_the_way_over_what_noise_moves_the_mean_by(budget, ro
     each = noise * plan.mechanism.clip / plan.mechanism.divisor(plan.batch_size, 400)
     moved = each * math.sqrt(plan.steps * rounds) * math.sqrt(1000 / 10)
     way = plan.mechanism.clip * plan.steps * rounds
-    assert way / moved == pytest.approx(mechanism.training_signal(federation), rel=slack)
+    assert least < way / moved / mechanism.training_signal(federation) < 1.03
 
 
 def test_the_clients_mean_of_sums_over_a_common_divisor_is_the_sum_over_all_rows():
@@ -131,6 +130,7 @@ def test_a_run_is_planned_where_nothing_is_said_of_training_and_stays_planned(tm
     assert again.protection.mechanism.rate == 0.1
 
 
+@pytest.mark.slow
 def test_a_head_is_trained_alone_where_it_is_heard_and_an_adapter_is_not(tmp_path, monkeypatch):
     heard = made(tmp_path / "all", privacy="dp_sgd(epsilon=8, plan=False)", learning_rate=0.01)
     simulation = Simulation(heard, tmp_path / "some", ConsoleObserver(QUIET))

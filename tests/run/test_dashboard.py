@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
 import urllib.error
 import urllib.request
 from dataclasses import asdict
@@ -188,6 +190,26 @@ def test_a_simulation_tells_its_page(tmp_path, monkeypatch):
     assert sorted(set(state["clients"])) in (["before", "now"], ["before", "never", "now"], ["never", "now"])
     assert state["ended"] == "finished"
     assert any("model" in line for line in state["log"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_browser_shows_the_run(width, live, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    live.round_done(result(1))
+    live.say("round 1 is done")
+    live.end("finished")
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+               f"--window-size={width},1200", "--virtual-time-budget=4000", "--dump-dom"]  # fmt: skip
+    with served(live, 0) as address:
+        page = subprocess.run([*command, address], capture_output=True, text=True, timeout=300).stdout
+    assert '<b id="round">1 / 4</b>' in page
+    assert '<h1 id="title">a &lt;b&gt;run&lt;/b&gt;</h1>' in page
+    assert page.count("<circle") == 3  # train loss, validation loss, accuracy
+    assert page.count('class="never"') == 5  # four clients, and the legend
+    assert "round 1 is done" in page
 
 
 def test_an_observer_without_a_page_is_as_before():

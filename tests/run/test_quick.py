@@ -15,7 +15,7 @@ from fedpeft.simulate import main, parse
 def test_quick_means_fewer_rows_rounds_and_tokens_and_nothing_else():
     config, _, _, _ = parse(["--quick", "--strategy", "flexlora"])
     assert config == RunConfig(
-        strategy="flexlora", dataset="sample(of='20newsgroups', rows=1000, test_rows=500)", rounds=4, tokens=64
+        strategy="flexlora", dataset="sample(of=reviews, rows=1000, test_rows=500)", rounds=4, tokens=64
     )
 
 

@@ -81,3 +81,16 @@ def test_mlflow_keeps_the_identity_of_a_run_that_is_continued(tmp_path: Path, mo
     record(tmp_path, *check_trackers("mlflow"))
     assert (tmp_path / "mlflow_run").read_text() == identity
     assert mlflow.MlflowClient().get_run(identity.strip()).data.metrics["final/accuracy"] == 0.75
+
+
+def test_wandb_keeps_the_identity_of_a_run_that_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    record(tmp_path, *check_trackers("wandb"))
+    identity = (tmp_path / "wandb_run").read_text()
+    record(tmp_path, *check_trackers("wandb"))
+    assert (tmp_path / "wandb_run").read_text() == identity
+    kept = list((tmp_path / "wandb").glob(f"offline-run-*-{identity.strip()}"))
+    assert kept
+    assert all(list(folder.glob("*.wandb")) for folder in kept)

@@ -67,7 +67,7 @@ class Classifier(FederatedModel):
 
     def by_copy(self, rows: Tensor) -> Tensor:
         """(copies * B, n) as (B, copies, n)."""
-        return rows.unflatten(0, (-1, self.copies))
+        return rows.reshape(-1, self.copies, rows.shape[-1])
 
     def mixture(self, logits: Tensor) -> Tensor:
         """log sum_j shares_j softmax(logits_j), (B, copies, classes) to (B, classes)."""

@@ -28,9 +28,24 @@ from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, drawn
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
 
-ATTENTION_END = (".attention.output.dense", ".o_proj", ".out_proj", ".attn.c_proj", ".attention.out_lin")
-FEEDFORWARD_START = (".intermediate.dense", ".gate_proj", ".fc1", ".c_fc", ".ffn.lin1")
-FEEDFORWARD_END = (".output.dense", ".down_proj", ".fc2", ".mlp.c_proj", ".ffn.lin2")
+ATTENTION_END = (
+    ".attention.output.dense",
+    ".o_proj",
+    ".out_proj",
+    ".attn.c_proj",
+    ".attention.out_lin",
+    ".SelfAttention.o",
+)
+FEEDFORWARD_START = (".intermediate.dense", ".gate_proj", ".fc1", ".c_fc", ".ffn.lin1", ".DenseReluDense.wi", ".ffn")
+FEEDFORWARD_END = (
+    ".output.dense",
+    ".down_proj",
+    ".fc2",
+    ".mlp.c_proj",
+    ".ffn.lin2",
+    ".DenseReluDense.wo",
+    ".ffn_output",
+)
 """The last projection of a sublayer, and the first of the feed-forward one, by their usual names."""
 
 

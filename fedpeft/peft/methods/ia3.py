@@ -18,8 +18,18 @@ from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
 
-ATTENTION = (".key", ".value", ".k_proj", ".v_proj", ".c_attn", ".k_lin", ".v_lin")
-FEEDFORWARD = (".output.dense", ".down_proj", ".fc2", ".mlp.c_proj", ".ffn.lin2")
+ATTENTION = (
+    ".key",
+    ".value",
+    ".k_proj",
+    ".v_proj",
+    ".c_attn",
+    ".k_lin",
+    ".v_lin",
+    ".SelfAttention.k",
+    ".SelfAttention.v",
+)
+FEEDFORWARD = (".output.dense", ".down_proj", ".fc2", ".mlp.c_proj", ".ffn.lin2", ".DenseReluDense.wo", ".ffn_output")
 """As peft's own defaults: in BERT the name output.dense also takes in the attention's output layer."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedpeft import seeds
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.layers import innermost, target_layers
+from fedpeft.models.quantized import dtype_of
 from fedpeft.models.task import FederatedModel, trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Role, State
@@ -31,7 +32,7 @@ class StackedLora(StackedLayer):
     def __init__(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float) -> None:
         super().__init__(clients)
         self.base_layer = layer
-        dtype = torch.float64 if innermost(layer).weight.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if dtype_of(innermost(layer)) == torch.float64 else torch.float32
         self.lora_A = StackedWeight(clients, shapes["lora_A.weight"], dtype)
         self.lora_B = StackedWeight(clients, shapes["lora_B.weight"], dtype)
         self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=dtype), persistent=False)
@@ -68,6 +69,7 @@ class Lora(PeftMethod):
     dropout: float = setting(0.0, "dropout on the input of A", low=0, below=1)
 
     batched: ClassVar[bool] = True
+    batched_in_few_bits: ClassVar[bool] = True
     mixed_sizes: ClassVar[bool] = True
     residual: ClassVar[bool] = True
     merges: ClassVar[bool] = True

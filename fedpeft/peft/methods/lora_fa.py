@@ -66,6 +66,7 @@ class LoraFA(Lora):
 
     mixed_sizes: ClassVar[bool] = False
     residual: ClassVar[bool] = False
+    batched_in_few_bits: ClassVar[bool] = False  # not tried yet
     tensors: ClassVar[tuple[str, ...]] = ("lora_B.weight",)
 
     def settle(self, base: nn.Module) -> None:

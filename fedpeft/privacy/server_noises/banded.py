@@ -92,7 +92,8 @@ def optimised(rounds: int, bands: int) -> np.ndarray:
 def error(factor: Tensor) -> Tensor:
     """|A F^-1|_F."""
     ones = torch.ones_like(factor).tril()
-    return torch.linalg.solve_triangular(factor, ones, upper=False, left=False).norm()
+    noise: Tensor = torch.linalg.solve_triangular(factor, ones, upper=False, left=False)
+    return noise.square().sum().sqrt()
 
 
 def _factor(free: Tensor, rounds: int) -> Tensor:
@@ -105,7 +106,8 @@ def _factor(free: Tensor, rounds: int) -> Tensor:
     columns = columns * inside
     columns = columns / columns.norm(dim=1, keepdim=True)
     places = torch.arange(rounds)[:, None].expand_as(lines)
-    return columns.new_zeros(rounds, rounds).index_put((lines[inside], places[inside]), columns[inside])
+    empty: Tensor = columns.new_zeros(rounds, rounds)
+    return empty.index_put((lines[inside], places[inside]), columns[inside])
 
 
 part = Banded

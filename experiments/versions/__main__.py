@@ -1,0 +1,64 @@
+"""Run the tests at both ends of the ranges of dependencies.
+
+    python -m experiments.versions --resolve            only say which versions the ends are
+    python -m experiments.versions                      install each into an environment, and test
+    python -m experiments.versions --only lowest --python 3.13
+
+An environment has the CUDA build of torch, some GB, unless an index says otherwise (UV_INDEX). What came of each end
+is a line of results.jsonl beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import one_sentence
+from experiments.versions.ends import ENDS, TESTS, End, direct, own, resolved, tried
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+
+
+def table(ends: Sequence[End]) -> str:
+    """Our own requirements at each end, and what the tests said."""
+    lines = [
+        "| | " + " | ".join(f"{end.end}, Python {end.python}" for end in ends) + " |",
+        "|---" * (len(ends) + 1) + "|",
+    ]
+    lines += [f"| {name} | " + " | ".join(end.versions.get(name, "") for end in ends) + " |" for name in direct()]
+    if any(end.said for end in ends):
+        lines.append("| tests | " + " | ".join(end.said for end in ends) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code: 1 where tests failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(ENDS), help="one end")
+    parser.add_argument("--python", default="{}.{}".format(*sys.version_info), help="of the environments")
+    parser.add_argument("--resolve", action="store_true", help="only say which versions the ends are")
+    parser.add_argument("tests", nargs="*", default=list(TESTS), help="files of tests")
+    options = parser.parse_args(arguments)
+    names = [options.only] if options.only else list(ENDS)
+    ends = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            if options.resolve:
+                ends.append(End(name, options.python, own(resolved(name, options.python))))
+                continue
+            ends.append(tried(name, options.python, Path(folder), options.tests))
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(ends[-1])) + "\n")
+    print(table(ends))
+    return int(any("failed" in end.said or "error" in end.said for end in ends))
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        code = main()
+    sys.exit(code)

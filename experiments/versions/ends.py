@@ -1,0 +1,111 @@
+"""What the two ends of the ranges in pyproject.toml are, and whether tests pass there.
+
+`uv`, which Flower brings, resolves and installs: `lowest-direct` takes the lowest version that each of our own
+requirements allows, and the newest of what these need in turn; `highest` what a new environment gets today.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from fedpeft.errors import RunError
+
+ROOT = Path(__file__).parent.parent.parent
+ENDS = {"lowest": "lowest-direct", "newest": "highest"}
+EXTRAS = ("test", "serve")
+"""Beside the core, what the tests need."""
+
+TESTS = (
+    *("tests/test_parts.py", "tests/test_simulate.py", "tests/test_api.py"),
+    *("tests/peft", "tests/communication", "tests/models", "tests/deployment/test_wire.py"),
+)
+"""Those that meet the libraries: models, adapters, codecs, runs, the wire. The whole suite takes hours for each end."""
+
+
+@dataclass(frozen=True)
+class End:
+    """What came of one end.
+
+    Attributes:
+        end: "lowest" or "newest".
+        python: of the environment.
+        versions: of our own requirements.
+        said: the last line of the tests; empty: they were not run.
+    """
+
+    end: str
+    python: str
+    versions: Mapping[str, str]
+    said: str = ""
+
+
+def direct() -> list[str]:
+    """Names of the core's own requirements."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [canonicalize_name(Requirement(text).name) for text in project["dependencies"]]
+
+
+def resolved(end: str, python: str) -> str:
+    """The requirements file of one end.
+
+    Raises:
+        RunError: there is none: the ranges contradict each other, or there is no uv.
+    """
+    command = ["pip", "compile", "--quiet", "--no-annotate", "--no-header", "--only-binary", ":all:"]
+    command += ["--resolution", ENDS[end], "--python-version", python]
+    for extra in EXTRAS:
+        command += ["--extra", extra]
+    return uv([*command, "pyproject.toml"], f"the {end} versions can't be resolved")
+
+
+def uv(words: Sequence[str], failure: str) -> str:
+    """What uv says.
+
+    Raises:
+        RunError: it fails, or is not there.
+    """
+    done = subprocess.run([sys.executable, "-m", "uv", *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise RunError(f"{failure}: {' '.join(said)[:600] or 'uv says nothing'}")
+    return done.stdout
+
+
+def versions_of(requirements: str) -> dict[str, str]:
+    """Name and version of each line."""
+    found = re.findall(r"^([\w.-]+)(?:\[[^\]]*\])?==(\S+)", requirements, re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in found}
+
+
+def tried(end: str, python: str, folder: Path, tests: Sequence[str] = TESTS) -> End:
+    """Install one end into an environment in `folder`, and run the tests there.
+
+    Raises:
+        RunError: it can't be resolved or installed.
+    """
+    requirements = resolved(end, python)
+    environment, file = folder / end, folder / f"{end}.txt"
+    file.write_text(requirements, encoding="utf-8")
+    failure = f"the {end} versions can't be installed"
+    uv(["venv", "--quiet", "--python", python, str(environment)], failure)
+    interpreter = environment / "bin" / "python"
+    uv(["pip", "install", "--quiet", "--python", str(interpreter), "-r", str(file)], failure)
+    uv(["pip", "install", "--quiet", "--python", str(interpreter), "--no-deps", str(ROOT)], failure)
+    done = subprocess.run([interpreter, "-m", "pytest", *tests], cwd=ROOT, capture_output=True, text=True)
+    said = [line for line in done.stdout.splitlines() if line.strip()]
+    return End(end, python, own(requirements), said[-1].strip("= ") if said else f"exit code {done.returncode}")
+
+
+def own(requirements: str) -> dict[str, str]:
+    """The versions of our own requirements."""
+    versions = versions_of(requirements)
+    return {name: versions[name] for name in direct() if name in versions}

@@ -1,0 +1,59 @@
+"""Both ends of the ranges of dependencies: what the ends are, and what is shown of them."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from experiments.versions import ends
+from experiments.versions.__main__ import main, table
+from experiments.versions.ends import ROOT, End, direct, own, resolved, versions_of
+from fedpeft.errors import RunError
+
+CORE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+RESOLVED = "cloudpickle==3.0.0\nHuggingface_Hub[cli]==1.0.0\nidna==3.10\n"
+
+
+def test_our_own_requirements_are_told_from_those_that_they_bring():
+    assert versions_of(RESOLVED) == {"cloudpickle": "3.0.0", "huggingface-hub": "1.0.0", "idna": "3.10"}
+    assert own(RESOLVED) == {"cloudpickle": "3.0.0", "huggingface-hub": "1.0.0"}
+    assert len(direct()) == len(CORE)
+
+
+def test_the_table_has_a_line_for_each_requirement_and_for_the_tests():
+    shown = table([End("lowest", "3.11", own(RESOLVED), "9 passed"), End("newest", "3.11", {}, "1 failed, 8 passed")])
+    assert "| cloudpickle | 3.0.0 |  |" in shown
+    assert "| tests | 9 passed | 1 failed, 8 passed |" in shown
+    assert len(shown.splitlines()) == 2 + len(CORE) + 1
+
+
+def test_ranges_that_contradict_each_other_are_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "x"\nversion = "1"\ndependencies = []\n[project.optional-dependencies]\ntest = []\n'
+        "serve = ['numpy>=2', 'numpy<1']\n"
+    )
+    monkeypatch.setattr(ends, "ROOT", tmp_path)
+    with pytest.raises(RunError, match="the lowest versions can't be resolved"):
+        resolved("lowest", "3.11")
+
+
+def test_tests_that_fail_are_the_exit_code(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("experiments.versions.__main__.RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(
+        "experiments.versions.__main__.tried", lambda name, python, *_: End(name, python, {}, "1 failed, 8 passed")
+    )
+    assert main(["--only", "lowest"]) == 1
+    assert "1 failed" in capsys.readouterr().out
+    assert '"end": "lowest"' in (tmp_path / "results.jsonl").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("end", ["lowest", "newest"])
+def test_each_end_is_in_its_range(end):
+    """Asks a registry of packages."""
+    versions = own(resolved(end, "3.11"))
+    for requirement in map(Requirement, CORE):
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)])

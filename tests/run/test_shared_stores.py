@@ -1,0 +1,72 @@
+"""What frozen layers make of rows, where several machines or processes compute it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fedpeft.clients.workbench import Workbench
+
+from fedpeft.config import RunConfig
+from fedpeft.errors import RunError
+from fedpeft.models.frozen_blocks import FrozenStore
+from fedpeft.run.workers import Machine, Workers
+from fedpeft.simulation.simulation import Simulation
+
+TINY = {"dataset": "tiny(rows=70, test_rows=8)", "clients": 4, "tokens": 16, "dtype": "fp32", "workers": 1}
+
+
+class Elsewhere:
+    """Workers of a machine with another cache: what is missing here stays so."""
+
+    def submit(self, *_):
+        """Done, somewhere."""
+        done = Future()
+        done.set_result(2)
+        return done
+
+
+def test_a_cache_that_is_not_shared_is_one_sentence(observer):
+    store = SimpleNamespace(missing=lambda: [0, 1])
+    work = SimpleNamespace(at=lambda _: SimpleNamespace(store=lambda *_: store))
+    workers = Workers(work, None, Machine(("cpu",), 1, "native"), observer)
+    workers.__dict__["pool"] = Elsewhere()
+    with pytest.raises(RunError, match="FEDPEFT_CACHE must lie on a file system that all machines share"):
+        workers.freeze("rows", 2, "frozen layers")
+
+
+def test_a_worker_computes_what_its_machine_lacks_and_nothing_twice(tmp_path, monkeypatch, observer):
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
+    work = Simulation(RunConfig(**TINY), tmp_path, observer).workers.work
+    bench, filled, fill = Workbench(work), [], FrozenStore.fill
+
+    def note(self, tile, base):
+        filled.append(tile)
+        fill(self, tile, base)
+
+    monkeypatch.setattr(FrozenStore, "fill", note)
+    store = bench.store(work.data_key, work.depth)
+    missing = store.missing()
+    assert len(missing) > 2
+    assert not store.has(1)
+    bench.fill(work.data_key, work.depth, [1])
+    assert store.has(1)
+    bench.fill(work.data_key, work.depth, [0, 1])
+    assert filled == [1, 0], "what is there by now is left alone"
+    rows = bench.executor.examples  # begins above the frozen blocks, so that it needs all of them
+    assert sorted(filled) == missing
+    assert store.missing() == []
+    hidden = rows.batch([0, len(rows) - 1])["inputs_embeds"]
+    assert bool(hidden.abs().sum(-1)[:, 0].all()), "no row is left at zero"
+    assert np.isfinite(hidden.numpy()).all()
+
+
+def test_a_worker_of_a_whole_store_computes_nothing(tmp_path, monkeypatch, observer):
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
+    work = Simulation(RunConfig(**TINY), tmp_path, observer).workers.work
+    first = Workbench(work).completed()
+    monkeypatch.setattr(FrozenStore, "fill", lambda *_: pytest.fail("it is there"))
+    assert Workbench(replace(work)).completed().folder == first.folder
