@@ -3,9 +3,8 @@
     loss = (L(x) + L(x + d)) / 2,   d_t = e g_t / norm(g_t),   g the gradient of L at the tokens' vectors x
 
 One step of the attack of Miyato et al. (ICLR 2017, arXiv 1605.07725), on each token; e is a share of the mean norm of
-the row's vectors. Where the frozen layers below the adapters are not computed again, x is what they made of the tokens.
-So executors do the same where adapters begin at the first block; else the batched one moves what frozen blocks have
-made. A step takes twice the time. It is no correction of drift: it stands here because it acts in local steps.
+the row's vectors. A step takes twice the time. It is no correction of drift: it stands here because it acts in local
+steps. Clients train one after another: in one pass with others the result was not the same, and why is not known yet.
 """
 
 from __future__ import annotations

@@ -28,6 +28,11 @@ def check_measured(setup: Setup) -> None:
             raise ConfigError(
                 f"{correction.name} moves the tokens of texts that are classified; leave it out of --drift"
             )
+        if correction.changes_loss and setup.grid.executor == "batched":
+            raise ConfigError(
+                f"{correction.name} is trained one client after another so far: add --grid "
+                "'cohort(executor=sequential)'"
+            )
         if correction.changes_loss and setup.mechanism is not None and setup.mechanism.per_example:
             raise PrivacyError(
                 f"{correction.name} has a loss of its own, which {setup.mechanism.name} makes no gradients per example "
