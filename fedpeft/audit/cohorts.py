@@ -8,14 +8,17 @@ privacy losses add up to. No ledger charges it, so nothing that is told of a rou
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal import fftconvolve
+from scipy.fft import irfft, next_fast_len, rfft
 from scipy.stats import binom
 
 from fedpeft.audit.bounds import LARGEST, largest_refuted
 from fedpeft.run.observer import RoundResult
 
-STEP = 1e-3
+STEP = 1e-4
 """Of the grid that losses are rounded to."""
+
+RARE = 1e-14
+"""Sizes that are less probable count as if they told all: their losses are large, and their probability is nothing."""
 
 
 def size_epsilon(clients: int, rate: float, rounds: int, delta: float) -> float:
@@ -32,14 +35,14 @@ def size_epsilon(clients: int, rate: float, rounds: int, delta: float) -> float:
 
 def _epsilon(p: np.ndarray, q: np.ndarray, rounds: int, delta: float) -> float:
     """Of P^rounds against Q^rounds, one direction; by their distribution of losses, at steps of a grid."""
-    outright = 1 - (1 - float(p[q == 0].sum())) ** rounds  # what Q never does tells all
-    both = (p > 0) & (q > 0)
-    steps = np.rint(np.log(p[both] / q[both]) / STEP).astype(int)
+    telling = (q == 0) | (p < RARE)  # what Q never does tells all
+    outright = 1 - (1 - float(p[telling].sum())) ** rounds
+    steps = np.rint(np.log(p[~telling] / q[~telling]) / STEP).astype(int)
     lowest = int(steps.min(initial=0))
-    one = np.bincount(steps - lowest, weights=p[both])
-    total = one
-    for _ in range(rounds - 1):
-        total = np.maximum(fftconvolve(total, one), 0.0)
+    one = np.bincount(steps - lowest, weights=p[~telling], minlength=1)
+    length = rounds * (len(one) - 1) + 1
+    points = next_fast_len(length, real=True)
+    total = np.maximum(irfft(rfft(one, points) ** rounds, points)[:length], 0.0)
     losses = STEP * (rounds * lowest + np.arange(len(total)))
 
     def reached(epsilon: float) -> float:

@@ -280,7 +280,7 @@ def test_the_cost_of_sizes_is_that_of_all_their_sequences(clients, rate, rounds,
 
 def test_the_size_of_whole_cohorts_tells_all():
     assert size_epsilon(50, 1.0, 1, 1e-3) == np.inf
-    assert size_epsilon(100, 0.1, 100, 1e-3) == pytest.approx(0.84, abs=0.02)
+    assert size_epsilon(100, 0.1, 100, 1e-3) == pytest.approx(0.8525, abs=0.003)  # by 400,000 draws of the sizes
     assert size_epsilon(20, 0.5, 100, 0.005) > 8
 
 
