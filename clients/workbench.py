@@ -94,7 +94,7 @@ class WorkPlan:
     def at(self, base: str) -> WorkPlan:
         """The plan for a base of another precision: fp32, bf16, int8 or nf4; empty: the run's own.
 
-        On a CPU a base in few bits is trained on one client after another, and so it is with methods whose layers of
+        On a CPU a base in few bits is trained on one client after another, and so are nf4, and methods whose layers of
         many clients are not made for it.
         """
         if base in ("", self.dtype):
@@ -102,7 +102,7 @@ class WorkPlan:
         if base in DTYPES:
             return replace(self, dtype=base, kernel="native")
         quantized: Precision = "nf4" if base == "nf4" else "int8"
-        together = self.device != "cpu" and PEFT_METHODS.build(self.method).batched_in_few_bits
+        together = self.device != "cpu" and quantized == "int8" and PEFT_METHODS.build(self.method).batched_in_few_bits
         executor = "sequential" if self.executor == "batched" and not together else self.executor
         return replace(self, precision=quantized, executor=executor, depth=0, kernel="native")
 

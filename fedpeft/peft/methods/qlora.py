@@ -4,7 +4,7 @@
 
 The factors federate as LoRA's. A residual of exact rules stays beside the codes, dense and in fp32: rounded to the
 4-bit grid it would be lost. So would an adapter, and merging is refused. Clients in one pass share the decoding of each
-layer; simulations make use of it on GPUs (`fedpeft.run.workers.work_plan`). 8 bits are one scale a row
+layer, which runs make no use of yet: nf4 is not tried so. 8 bits are one scale a row
 (`fedpeft.models.quantized`), not bitsandbytes' LLM.int8.
 """
 
@@ -25,6 +25,7 @@ class QLora(Lora):
 
     bits: int = setting(4, "of a weight of the base: 4 (nf4) or 8 (int8)", choices=(4, 8))
 
+    batched: ClassVar[bool] = False
     privacy: ClassVar[PrivacyRoute] = "hooks"
     merges: ClassVar[bool] = False
     composes: ClassVar[bool] = False
