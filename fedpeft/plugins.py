@@ -37,8 +37,8 @@ from fedpeft.errors import ConfigError
 
 GROUPS: Final = (
     "amounts", "attacks", "codecs", "corrections", "datasets", "grids", "heads", "measurements", "mechanisms", "models",
-    "optimizers", "partitions", "peft_methods", "precision_rules", "safeguards", "server_optimizers", "strategies",
-    "sums", "tasks",
+    "optimizers", "partitions", "peft_methods", "precision_rules", "safeguards", "samplers", "server_noises",
+    "server_optimizers", "strategies", "sums", "tasks",
 )  # fmt: skip
 """One per family of parts."""
 

@@ -27,18 +27,24 @@ def test_a_spec_reads_as_name_and_literals():
     assert parse_spec("file:/data/a(b).csv") == Spec("file", {}, "/data/a(b).csv")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "lora(", "lora(rank=)", "lora(rank=8, rank=4)", "a.b", "lora(rank=f(1))", "1 + 1", "**x"]
-)
+@pytest.mark.parametrize("text", ["", "lora(", "lora(rank=)", "lora(rank=8, rank=4)", "a.b", "1 + 1", "**x"])
 def test_what_is_not_a_spec_is_refused(text):
     with pytest.raises(ConfigError):
         parse_spec(text)
 
 
-@pytest.mark.parametrize("text", ["lora(rank=__import__('os'))", "lora(rank=[x for x in y])", "lora(rank=1+1j*a)"])
+@pytest.mark.parametrize("text", ["lora(rank=[x for x in y])", "lora(rank=1+1j*a)", "lora(rank=a.b(1))"])
 def test_a_value_is_a_literal_and_never_code(text):
     with pytest.raises(ConfigError, match="plain value"):
         parse_spec(text)
+
+
+@pytest.mark.parametrize("text", ["lora(rank=f(1))", "lora(rank=__import__('os'))"])
+def test_a_value_in_a_part_s_form_is_a_text_that_a_setting_has_to_take(text):
+    value = next(iter(parse_spec(text).settings.values()))
+    assert text == f"lora({next(iter(parse_spec(text).settings))}={value})"
+    with pytest.raises(ConfigError):
+        PEFT_METHODS.build(text)
 
 
 @pytest.mark.parametrize(

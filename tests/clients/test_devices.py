@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from fedpeft.clients.sequential import SequentialExecutor
+from fedpeft.clients.batched import BatchedExecutor
 from safetensors.torch import load_file
 
 from fedpeft.privacy.noise import make_key
@@ -66,11 +66,13 @@ def test_a_client_trains_elsewhere_on_a_base_in_few_bits(federation, monkeypatch
     monkeypatch.setattr("torch.inference_mode", torch.no_grad)
     where = federation(options=[{"device": DEVICE, "precision": "int8"}, {}])
     seen = []
-    train = SequentialExecutor.train
-    monkeypatch.setattr(
-        SequentialExecutor, "train", lambda self, jobs: seen.append(self.device.type) or train(self, jobs)
-    )
+    train = BatchedExecutor.train
+
+    def kind(executor):
+        return next(iter(executor.parameters.values())).device.type
+
+    monkeypatch.setattr(BatchedExecutor, "train", lambda self, jobs: seen.append(kind(self)) or train(self, jobs))
     progress = where.run()
     assert progress.round == 2
-    assert set(seen) == {"elsewhere"}
+    assert set(seen) == {"elsewhere", "cpu"}  # the second client stays at home
     assert not any(report.error for report in where.server.direct.reports)

@@ -72,11 +72,9 @@ def test_a_causal_language_model_passes_and_keeps_no_gradients(dtype):
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize(("make", "words"), [(lambda: T5Model(T5), "T5Model.*can't read rows"),
-                                             (lambda: SwinModel(SWIN), "SwinModel.*can't read rows")])  # fmt: skip
-def test_what_can_not_be_read_from_is_one_sentence(make, words, tmp_path):
-    make().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=words) as caught:
+def test_what_can_not_be_read_from_is_one_sentence(tmp_path):
+    SwinModel(SWIN).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="of the kind 'swin', whose blocks lie in stages") as caught:
         base("classification", tmp_path)
     assert "\n" not in str(caught.value)
 
