@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fedpeft.errors import ConfigError, FedpeftError, RunError, needs_extra
+from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.run.dashboard.live import Live
 
 HOST = "127.0.0.1"
@@ -101,11 +101,8 @@ def served(live: Live, port: int) -> Iterator[str]:
     """Serve it in a thread for as long as the context is open; gives the address.
 
     Raises:
-        AssetError: the extra is missing.
         RunError: the port is taken.
     """
-    for module in ("starlette", "uvicorn"):
-        needs_extra(module, "serve", "--dashboard")
     import uvicorn
 
     try:
