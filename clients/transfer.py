@@ -27,7 +27,7 @@ def put(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for dtype in dict.fromkeys(value.dtype for value in values):
         pairs = [(t, v) for t, v in zip(targets, values, strict=True) if v.dtype == dtype]
         flat = moved(torch.cat([value.reshape(-1) for _, value in pairs]), targets[0].device)
-        for (target, value), part in zip(pairs, flat.split([v.numel() for _, v in pairs]), strict=True):
+        for (target, value), part in zip(pairs, torch.split(flat, [v.numel() for _, v in pairs]), strict=True):
             target.copy_(part.view(value.shape))
 
 
@@ -39,6 +39,6 @@ def taken(tensors: Sequence[Tensor]) -> list[Tensor]:
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         own = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
         flat = torch.cat([tensors[i].detach().reshape(-1) for i in own]).cpu()
-        parts = flat.split([tensors[i].numel() for i in own])
+        parts = torch.split(flat, [tensors[i].numel() for i in own])
         found |= {i: part.view(tensors[i].shape).clone() for i, part in zip(own, parts, strict=True)}
     return [found[i] for i in range(len(tensors))]

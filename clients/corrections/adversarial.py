@@ -63,7 +63,8 @@ class Adversarial(Correction):
         norms = vectors.detach().norm(dim=-1, keepdim=True) * mask
         radius = self.strength * norms.sum(1, keepdim=True) / mask.sum(1, keepdim=True)  # no row knows of others
         length = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
-        return (radius * gradient / length * mask).to(vectors.dtype)
+        step: Tensor = radius * gradient / length * mask
+        return step.to(vectors.dtype)
 
 
 part = Adversarial

@@ -1,6 +1,6 @@
 """Canaries through the functions that rounds run: what a mechanism really hides, against what it claims.
 
-An audit drives the real pipeline: ledger and key, `client.release` with clipping, noise and codec, and
+An audit drives the real pipeline: ledger and key, `releasing.release` with clipping, noise and codec, and
 `Acceptance.add` with decoding, checks and aggregation, the functions of a run's rounds, for several rounds. Its units
 are as visible as clipping allows: canary i contributes ten times the clipping norm along coordinate i, and is in the
 data by the toss of a coin. Its contribution changes sign each round, and its score is the alternating sum of that
@@ -34,7 +34,7 @@ from fedpeft.aggregation.strategy import Strategy, strategies
 from fedpeft.audit.bounds import Bounds, bounds
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.cohorts import size_epsilon, tells_size
-from fedpeft.clients import client
+from fedpeft.clients import releasing
 from fedpeft.clients.executor import Job, RowPrivacy
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
@@ -193,7 +193,7 @@ class _Pipeline:
 
     def released(self, update: State, received: State, layout: Layout, ids: tuple[int, int, int], seed: int) -> bytes:
         """What leaves a client of its update, as any client releases it; `ids` are round, attempt and client."""
-        left: tuple[bytes, State] = client.release(
+        left: tuple[bytes, State] = releasing.release(
             update,
             received,
             received | update,

@@ -8,7 +8,7 @@ from functools import reduce
 
 import numpy as np
 import pytest
-from fedpeft.clients import client, private
+from fedpeft.clients import private, releasing
 from scipy.optimize import brentq
 from scipy.stats import binom
 
@@ -128,12 +128,12 @@ def test_planted_faults_are_caught(fault, mechanism, tmp_path, monkeypatch):
 
 def encode_first(monkeypatch):
     """The client encodes before it clips and adds noise, so what it sends is bare."""
-    release = client.release
+    release = releasing.release
 
     def bare(update, received, trained, layout, uplink, guard, ids, **more):
         return release(update, received, trained, layout, uplink, None, ids, **more)
 
-    monkeypatch.setattr(client, "release", bare)
+    monkeypatch.setattr(releasing, "release", bare)
 
 
 def hand_on_twice(monkeypatch):
