@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import errno
+import os
 import resource
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from fedpeft.errors import RunError
+from fedpeft.privacy import client_engine
 from fedpeft.server.progress import Checkpoints
 
 
@@ -57,7 +59,11 @@ def test_a_full_disk_at_the_client_costs_a_round_and_nothing_else(federation):
     assert edge.handle(instruction).payload == good.payload
 
 
-def test_a_full_disk_stops_a_private_client_before_anything_leaves_it(federation):
+def no_room(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_stops_a_private_client_before_anything_leaves_it(federation, monkeypatch):
     made = federation(privacy="local_dp(noise_multiplier=1)", rounds=2)
     made.run()
     instruction = replace(made.server.direct.asked[-1], learning_rate=1e-4)
@@ -69,6 +75,11 @@ def test_a_full_disk_stops_a_private_client_before_anything_leaves_it(federation
     assert not report.payload
     with full_disk(ledger + 400):
         report = edge.handle(instruction)
-    assert re.search(r"answer can't be kept|state of client \d can't be written", report.error)
+    assert "the state of client" in report.error
+    assert not report.payload
+    with monkeypatch.context() as patch:  # an answer is smaller than a state, and no room is left for it alone
+        patch.setattr(client_engine, "replace_file", no_room)
+        report = edge.handle(instruction)
+    assert "answer can't be kept" in report.error
     assert not report.payload
     assert edge.handle(instruction).payload
