@@ -44,6 +44,13 @@ def test_the_first_command_is_the_main_job():
     assert lines(PAGES[0])[:2] == ["pip install -e .", "python -m fedpeft.simulate --clients 100"]
 
 
+def test_the_next_are_the_tests_as_they_are_run_for_every_change():
+    install, run = lines(PAGES[0])[2:4]
+    assert install == "pip install -e '.[dev]'"
+    assert run in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert run.startswith("python -m pytest")
+
+
 @pytest.mark.parametrize("command", SIMULATIONS)
 def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypatch):
     """Flags and parts are checked here; what they do is tested on small data elsewhere."""
