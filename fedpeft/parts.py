@@ -274,9 +274,10 @@ class Family(Generic[T]):
         return cls
 
     def loaded(self, name: str) -> type[T]:
-        """As `part`, for a `name` that a peer has chosen: no installed package is imported because of it."""
+        """As `part`, for a `name` that a peer has chosen: no installed package is imported because of it, unless it was
+        named here."""
         outside = self.outside().get(name)
-        if outside is not None and not plugins.is_loaded(self.group, name, outside):
+        if outside and outside not in plugins.named() and not plugins.is_loaded(self.group, name, outside):
             raise ConfigError(f"the {self.noun} {name!r} of {outside} is not in use here")
         return self.part(name)
 

@@ -152,6 +152,57 @@ def test_a_payload_imports_no_installed_package(package):
     assert "somebody" not in sys.modules
 
 
+NOISE = """
+from dataclasses import dataclass
+
+from fedpeft.privacy.mechanisms.local_dp import LocalDP
+from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.privacy.server_noises.independent import Independent
+
+
+@dataclass(frozen=True)
+class Quiet(Independent):
+    \"\"\"A noise of somebody else's.\"\"\"
+
+
+@dataclass(frozen=True)
+class Hushed(LocalDP):
+    \"\"\"A mechanism.\"\"\"
+
+
+@dataclass(frozen=True)
+class Adding(SecureSum):
+    \"\"\"A sum.\"\"\"
+"""
+GIVEN = {"mechanisms": "hushed = somebody:Hushed", "sums": "adding = somebody:Adding",
+         "server_noises": "quiet = somebody:Quiet"}  # fmt: skip
+
+
+@pytest.fixture
+def private_package(package):
+    (package / "somebody.py").write_text(NOISE)
+    told = "".join(f"[fedpeft.{group}]\n{part}\n" for group, part in GIVEN.items())
+    (package / "somebodys_rules-1.5.dist-info" / "entry_points.txt").write_text(told)
+    return package
+
+
+@pytest.mark.parametrize("privacy", ["hushed(epsilon=8)", "adding", "user_dp(epsilon=8, noise=quiet)"])
+def test_privacy_of_a_server_s_choice_imports_no_package_but_those_that_are_named_here(private_package, privacy):
+    text = f'privacy = "{privacy}"\nclients = 3'
+    with pytest.raises(RunError, match=r"of somebodys-rules 1.5 is not in use here"):
+        shared_settings(text)
+    assert "somebody" not in sys.modules
+    plugins.named_only()
+    catalogue.use(["somebodys-rules"])
+    assert shared_settings(text).privacy == privacy
+
+
+def test_an_installed_package_s_noise_serves_a_simulation_as_its_other_parts_do(private_package):
+    assert type(catalogue.built(RunConfig(privacy="user_dp(epsilon=8, noise=quiet)"), "privacy").relation).__name__ == (
+        "Quiet"
+    )
+
+
 def test_a_server_s_settings_name_no_plugin(rule):
     with pytest.raises(RunError, match="has no setting 'plugin'"):
         shared_settings(RunConfig().to_toml() + f'\nplugin = "{rule}"\n')

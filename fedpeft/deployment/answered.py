@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.errors import PayloadError
+from fedpeft.errors import PayloadError, PrivacyError
 from fedpeft.machine.energy import Meter
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.trust.question import asked
 
 
@@ -24,9 +25,21 @@ def check_question(instruction: Instruction) -> None:
         )
 
 
+def check_evaluation(instruction: Instruction, mechanism: Mechanism | None) -> None:
+    """Refuse to tell what is measured on held-out rows where clients keep that to themselves.
+
+    A server of good faith does not ask (`fedpeft.deployment.served_settings`).
+
+    Raises:
+        PrivacyError: under which mechanism.
+    """
+    if instruction.kind == "evaluate" and mechanism is not None and mechanism.silent:
+        raise PrivacyError(f"the server asks for losses on its rows, which {mechanism.name} does not protect")
+
+
 def metered(instruction: Instruction, work: Callable[[Instruction], Report]) -> Report:
-    """The report of `work`, with the joules of a training; sums under masks say nothing of one client's work."""
-    if instruction.kind != "train" or instruction.step:
+    """The report of `work`, with the joules of a training."""
+    if instruction.kind != "train":
         return work(instruction)
     meter = Meter()
     report = work(instruction)

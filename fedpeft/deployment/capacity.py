@@ -30,6 +30,8 @@ from fedpeft.machine.files import regular
 from fedpeft.machine.hardware import accelerators, fast_bf16, free_memory
 from fedpeft.models.base_model import resolve_model
 from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.run.observer import RunObserver
 
 WEIGHT_BYTES = {"fp64": 8.0, "fp32": 4.0, "bf16": 2.0, "int8": 1.01, "nf4": 0.53}
@@ -118,7 +120,14 @@ class Choice:
 
 
 def choose(
-    size: ModelSize, free: float, dtype: str, batch_size: int, tokens: int, language: bool, few_bits: tuple[str, ...]
+    size: ModelSize,
+    free: float,
+    dtype: str,
+    batch_size: int,
+    tokens: int,
+    language: bool,
+    few_bits: tuple[str, ...],
+    whole: bool = False,
 ) -> Choice:
     """The first of the choices, from the run's own settings downwards, that fits into `free` bytes, or the last one.
 
@@ -128,12 +137,13 @@ def choose(
         dtype, batch_size, tokens: the run's.
         language: whether the task is language modelling.
         few_bits: of int8 and nf4 those that may be used, in this order.
+        whole: whether batch_size is not the client's to choose.
     """
     room = (1 - RESERVE) * free
-    halves = [max(1, batch_size >> i) for i in range(batch_size.bit_length())]
+    halves = [batch_size if whole else max(1, batch_size >> i) for i in range(batch_size.bit_length())]
     ladder = [("", rows) for rows in halves if rows * 4 >= batch_size]
     ladder += [(precision, rows) for precision in few_bits for rows in halves if rows * 4 >= batch_size]
-    ladder.append(((few_bits or ("",))[-1], 1))
+    ladder.append(((few_bits or ("",))[-1], batch_size if whole else 1))
     for precision, rows in ladder:
         need = size.need(dtype, precision, rows, tokens, language)
         if need <= room:
@@ -157,6 +167,12 @@ def device_called(text: str) -> str:
     if device.type == "cuda" and f"cuda:{device.index or 0}" not in gpus:
         raise RunError(f"there is no {device} here; take --device {next(iter(gpus), 'cpu')}")
     return str(device)
+
+
+def divides_alike(config: RunConfig) -> bool:
+    """Whether the batch size is all clients' alike, as privacy divides by it, whatever fits into one's memory."""
+    mechanism = parse_privacy(config.privacy) if config.privacy else None
+    return isinstance(mechanism, Mechanism) and mechanism.divides_alike
 
 
 def fitted(
@@ -185,12 +201,12 @@ def fitted(
     few_bits = ("int8", *nf4) if PEFT_METHODS.build(config.peft).few_bits and not fills else ()
     slow = config.dtype == "bf16" and not fast_bf16(device)
     dtype = "fp32" if slow else config.dtype
-    choice = choose(size, free, dtype, config.batch_size, tokens, language, few_bits)
+    choice = choose(size, free, dtype, config.batch_size, tokens, language, few_bits, divides_alike(config))
     precision = choice.precision or ("fp32" if slow else "")
     if not choice.fits:
         observer.say(
             f"[bold yellow]warning[/] {free / 1e9:.1f} GB of memory are free on {device}, and this model "
-            f"needs about {choice.need / 1e9:.1f}, even with {precision or dtype} and one row a step"
+            f"needs about {choice.need / 1e9:.1f}, even with {precision or dtype} and {choice.batch_size} rows a step"
         )
     elif choice.precision or choice.batch_size < config.batch_size:
         observer.say(

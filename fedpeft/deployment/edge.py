@@ -28,8 +28,8 @@ from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.record_files import records
 from fedpeft.data.user_rows import labelled_rows
-from fedpeft.deployment.answered import check_question, metered
-from fedpeft.deployment.capacity import device_called, fitted
+from fedpeft.deployment.answered import check_evaluation, check_question, metered
+from fedpeft.deployment.capacity import device_called, divides_alike, fitted
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import BYTES_PER_PARAMETER
 from fedpeft.deployment.options import EdgeOptions
@@ -116,6 +116,11 @@ def settings_of(description: v1.Description, options: EdgeOptions) -> RunConfig:
     chosen: dict[str, Any] = {"workers": 1, "cohort": "all"}
     if options.model:
         chosen["model"] = options.model
+    if options.batch_size and divides_alike(config):
+        raise ConfigError(
+            f"--batch-size {options.batch_size} would scale this client's updates: under {config.privacy} all clients "
+            f"divide by the federation's {config.batch_size}, and rate says how many rows join a step; leave it out"
+        )
     if options.batch_size:
         chosen["batch_size"] = options.batch_size
     return from_mapping(dataclasses.asdict(config) | chosen, "the command line")
@@ -295,7 +300,9 @@ class Edge:
             check_question(instruction)
             self.bases.update(instruction.base, instruction.acknowledged, instruction.residual)
             if own is None:
-                return metered(instruction, self.workers.answer)
+                check_evaluation(instruction, self.setup.mechanism)
+                answer = self.workers.answer
+                return answer(instruction) if self.silent else metered(instruction, answer)
             return own.answer(instruction, self._own_state(instruction), self.workers.answer)
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -23,9 +23,10 @@ from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import Family
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
-from fedpeft.privacy.secure_sum.sum import parse_privacy, sums_in
+from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy, sums_in
+from fedpeft.privacy.server_noise import SERVER_NOISES
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.setup import Setup
 from fedpeft.spec import parse_spec, split_outside_parentheses
@@ -77,6 +78,8 @@ def shared_settings(text: str) -> RunConfig:
     """
     try:
         told = from_mapping(tomllib.loads(text), "the server's settings")
+        if told.privacy:
+            _check_known(told.privacy)
         mechanism, secure = (parse_privacy(told.privacy) if told.privacy else None), sums_in(told.privacy)
         measured = parse_measure(told.measure)
         for name, family in KNOWN.items():
@@ -113,6 +116,18 @@ def shared_settings(text: str) -> RunConfig:
         if isinstance(mechanism, DistributedDP):
             mechanism.check_remote()
     return RunConfig(**{name: getattr(told, name) for name in TAKEN})
+
+
+def _check_known(privacy: str) -> None:
+    """Refuse a mechanism, or noise of one, that a package would have to be loaded for.
+
+    Raises:
+        ConfigError: which one, or the text is none.
+    """
+    spec = parse_spec(privacy)
+    (SUMS if spec.name in SUMS.names else MECHANISMS).loaded(spec.name)
+    if isinstance(noise := spec.settings.get("noise"), str):
+        SERVER_NOISES.loaded(parse_spec(noise).name)
 
 
 def settings_digest(told: v1.Description) -> str:

@@ -200,6 +200,11 @@ class Mechanism(ABC):
             )
 
     @property
+    def divides_alike(self) -> bool:
+        """Whether all clients divide by the run's batch_size, so that none may have another."""
+        return False
+
+    @property
     def silent(self) -> bool:
         """Whether clients keep to themselves what they measure on their rows: losses, numbers of rows, accuracies."""
         return self.protects and not self.raw_metrics

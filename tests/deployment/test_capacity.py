@@ -16,8 +16,8 @@ SEVEN_B = ModelSize(linear=6_500_000_000, other=300_000_000, hidden=4096, interm
 GB = 1e9
 
 
-def chosen(free, dtype="bf16", batch=8, few=("int8", "nf4"), language=True):
-    choice = choose(SEVEN_B, free * GB, dtype, batch, 512, language, few)
+def chosen(free, dtype="bf16", batch=8, few=("int8", "nf4"), language=True, whole=False):
+    choice = choose(SEVEN_B, free * GB, dtype, batch, 512, language, few, whole)
     return choice.precision, choice.batch_size, choice.fits
 
 
@@ -39,6 +39,13 @@ def test_what_can_not_even_be_loaded_does_not_fit():
     """Weights pass through memory in the run's precision before they are quantized."""
     assert chosen(10) == ("nf4", 1, False)
     assert chosen(10, few=()) == ("", 1, False)
+
+
+def test_where_all_divide_alike_no_memory_changes_the_rows():
+    assert chosen(60, whole=True) == ("", 8, True)
+    assert chosen(52, whole=True) == ("int8", 8, True)
+    assert chosen(48, whole=True) == ("nf4", 8, True)
+    assert chosen(10, whole=True) == ("nf4", 8, False)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 8, 100])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from fedpeft.clients.pool import Worker
 
+from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
+from fedpeft.deployment import answered
 from fedpeft.deployment.wire.parcel import Incoming, parts
 from fedpeft.errors import PayloadError
 from fedpeft.run.setup import adapted_entries
@@ -79,3 +82,17 @@ def test_a_task_is_no_larger_than_the_adapter_needs(asked_edge):
     whole = replace(asked, payload=bytes(limit + 1))
     with pytest.raises(PayloadError, match="at most"):
         Incoming(Instruction, limit, next(iter(parts("t", whole))).header)
+
+
+@pytest.mark.parametrize(("raw", "joules"), [(False, 0.0), (True, 7.0)])
+def test_where_clients_are_silent_nothing_that_is_measured_leaves_them_whoever_adds_the_noise(
+    federation, monkeypatch, raw, joules
+):
+    monkeypatch.setattr(answered, "Meter", lambda: SimpleNamespace(joules=lambda: 7.0))
+    made = federation(rounds=1, privacy=f"user_dp(noise_multiplier=1, raw_metrics={raw})")
+    instruction = Instruction("train", 1, 0, parse_codec("fp32").encode(made.server.setup.start), learning_rate=1e-3)
+    edge = made.server.edges[0]
+    assert edge.handle(instruction).joules == joules
+    for asks in ("", "likelihoods"):
+        report = edge.handle(replace(instruction, kind="evaluate", asks=asks))
+        assert ("losses on its rows, which user_dp does not protect" in report.error) is not raw

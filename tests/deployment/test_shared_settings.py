@@ -7,12 +7,14 @@ import dataclasses
 import pytest
 
 from fedpeft.config import RunConfig
+from fedpeft.deployment import capacity
 from fedpeft.deployment.edge import Edge, settings_of
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.shared_settings import LEFT, REFUSED, TAKEN, shared_settings
 from fedpeft.deployment.wire import v1_pb2 as v1
-from fedpeft.errors import RunError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.setup import settled
+from tests.conftest import SilentObserver
 
 FIELDS = {
     "clients": ("taken", 7),
@@ -73,6 +75,19 @@ def test_a_client_s_own_choices_come_first():
     assert settings_of(told, EdgeOptions()).batch_size == 8
     chosen = settings_of(told, EdgeOptions(model="minilm", batch_size=2))
     assert (chosen.model, chosen.batch_size, chosen.cohort, chosen.workers) == ("minilm", 2, "all", 1)
+
+
+def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatch):
+    options = EdgeOptions(batch_size=2)
+    told = {rate: v1.Description(config=RunConfig(model="tiny", privacy=f"dp_sgd(epsilon=8{rate})").to_toml())
+            for rate in ("", ", rate=0.5")}  # fmt: skip
+    assert settings_of(told[""], options).batch_size == 2
+    with pytest.raises(ConfigError, match="--batch-size 2 would scale this client's updates"):
+        settings_of(told[", rate=0.5"], options)
+    monkeypatch.setattr(capacity, "free_memory", lambda _: 1.0)
+    for rate, rows in (("", 1), (", rate=0.5", 0)):
+        config = settings_of(told[rate], EdgeOptions())
+        assert capacity.fitted(EdgeOptions(), config, 32, False, "cpu", SilentObserver()).batch_size == rows
 
 
 @pytest.mark.parametrize(

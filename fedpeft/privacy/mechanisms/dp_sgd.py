@@ -97,6 +97,11 @@ class DPSGD(Mechanism):
         """The largest shard's rows."""
         return int(federation.rows.max())
 
+    @property
+    def divides_alike(self) -> bool:
+        """Where their rows join alike."""
+        return self.rate is not None
+
     def row_rate(self, batch_size: int, rows: int) -> float:
         """As given, or by the client's rows."""
         return super().row_rate(batch_size, rows) if self.rate is None else self.rate

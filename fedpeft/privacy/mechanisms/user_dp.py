@@ -42,7 +42,6 @@ from fedpeft.privacy.ledger import POPULATION, Charges
 from fedpeft.privacy.mechanism import Exposure, Mechanism, ServerRound, Training, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey, gaussian
 from fedpeft.privacy.server_noise import SERVER_NOISES, ServerNoise, correlated, longer, remembered, turns_of
-from fedpeft.spec import parse_spec
 
 DISTANCE = 4.0
 """How far all planned rounds lead, if all clients agree: rounds x clip, as in the privacy study."""
@@ -142,12 +141,11 @@ class UserDP(Mechanism):
     noises_updates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse another text than one of a server noise, and, as a server may have sent it, parts not in use here.
+        """Refuse another text than one of a server noise.
 
         Raises:
             ConfigError: says which there are.
         """
-        SERVER_NOISES.loaded(parse_spec(self.noise).name)
         SERVER_NOISES.build(self.noise)
 
     @cached_property
