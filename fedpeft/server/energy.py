@@ -7,6 +7,7 @@ numbers and the lines of clients.jsonl, which a run that is continued reads agai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +31,8 @@ DROPPED = "its battery does not last for the round"
 
 MOST_CLIENTS = 100
 """Whose joules stand in summary.json, the first ones; clients.jsonl has all."""
+
+SECONDS_PER_HOUR = 3600.0
 
 BYTES_PER_NUMBER = 4
 """Of an update and of the model, as they are predicted: without compression."""
@@ -94,14 +97,12 @@ class EnergyBook:
         """Chances of being drawn, relative to each other, (clients,)."""
         return self._each(lambda p: p.participation)
 
-    @property
-    def _steps(self) -> Floats:
-        known = self.rows[np.isfinite(self.rows)]
-        rows = np.where(np.isfinite(self.rows), self.rows, known.mean() if len(known) else 1.0)
-        batch = self.setup.training.batch_size
-        one_pass = self.setup.training.steps_for(1_000 * batch) / 1_000 if self._by_rows else 0.0
-        fixed = self.setup.training.steps_for(batch)
-        own = np.maximum(1, np.ceil(rows / batch) * one_pass) if self._by_rows else np.full(len(rows), float(fixed))
+    def _steps(self, rows: Floats) -> Floats:
+        """Local steps of each client, (clients,), with so many rows; who has not told them has as many as the mean."""
+        known = rows[np.isfinite(rows)]
+        guessed = np.where(np.isfinite(rows), rows, known.mean() if len(known) else 1.0)
+        sizes, place = np.unique(np.rint(guessed).astype(np.int64), return_inverse=True)
+        own = np.array([self.setup.training.steps_for(int(size)) for size in sizes], dtype=float)[place]
         declared = self._each(lambda p: p.steps)
         whole: Floats = np.where(declared > 0, declared, own)
         if not self.model.given.lean:
@@ -115,19 +116,13 @@ class EnergyBook:
         clients leave rows out); empty: they do not, or none runs on one."""
         if not self.model.given.lean or not np.isfinite(self.capacities).any():
             return {}
-        steps = self._steps
+        steps = self._steps(self.rows)
         return {client: int(steps[client]) for client in round if np.isfinite(self.capacities[client])}
-
-    @property
-    def _by_rows(self) -> bool:
-        """Whether a client's steps grow with its rows."""
-        training = self.setup.training
-        return bool(training.steps_for(1_000 * training.batch_size) != training.steps_for(training.batch_size))
 
     @property
     def seconds(self) -> Floats:
         """Predicted seconds of local training, (clients,)."""
-        return self._steps * self._each(lambda p: self.model.seconds(p, 1))
+        return self._steps(self.rows) * self._each(lambda p: self.model.seconds(p, 1))
 
     @property
     def uses(self) -> Floats:
@@ -168,14 +163,22 @@ class EnergyBook:
         self._begin(round)
 
     def account(self, results: list[ClientResult], round: int) -> RoundEnergy:
-        """What the round has taken; `results` then say so of each client, and who has dropped out."""
-        predicted = self._steps
-        steps = {r.client: int(predicted[r.client]) if r.steps is None else r.steps for r in results}
+        """What the round has taken; `results` then say so of each client, and who has dropped out.
+
+        Nobody has taken more steps than it was asked for, or is waited for beyond the next round, and of a report that
+        was refused nothing else counts: a liar would empty the batteries of all who wait, or fill its own.
+        """
+        rows = self.rows.copy()
+        for result in results:
+            if result.rows and result.rejected is None:
+                rows[result.client] = result.rows
+        asked = self._steps(rows)
+        steps = {r.client: int(min(asked[r.client], math.inf if r.steps is None else max(0, r.steps))) for r in results}
         seconds = {k: self.model.seconds(self.setup.profiles[k], n) for k, n in steps.items()}
-        slowest = max(seconds.values(), default=0.0)
+        slowest = min(max(seconds.values(), default=0.0), SECONDS_PER_HOUR * self.model.given.round_hours)
         spent: dict[int, Spent] = {}
         for place, result in enumerate(results):
-            profile, own = self.setup.profiles[result.client], result.measured or 0.0
+            profile, own = self.setup.profiles[result.client], 0.0 if result.rejected else result.measured or 0.0
             bytes = result.uplink_bytes, result.downlink_bytes
             spent[result.client] = self.model.spent(profile, steps[result.client], slowest, *bytes, own)
             results[place] = replace(result, joules=spent[result.client].as_dict())

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fedpeft import simulate
 from fedpeft.errors import ConfigError, RunError
+from fedpeft.run.catalogue import built
 from fedpeft.studies.process import Program, Start
 from fedpeft.studies.results import FAILED, Result, ResultsFile, resolved
 from fedpeft.studies.runner import Schedule, Workplace, jobs_that_fit, rounds_done
@@ -121,6 +122,20 @@ def test_every_study_of_the_repository_describes_a_grid() -> None:
             assert made.runs()
             assert made.seconds_per_run
         assert len(read_study(file, "full").seeds) >= 3
+
+
+def test_every_study_that_was_not_run_yet_can_be_run_beside_the_others() -> None:
+    """Each has runs, in a folder of its own, and no setting of one is refused before it trains."""
+    files = sorted((Path(__file__).parents[2] / "experiments").glob("*/*/study.toml"))
+    assert {"energy", "robustness"} <= {f.parent.name for f in files}
+    assert len({read_study(file).folder for file in files}) == len(files)
+    for file in files:
+        made = read_study(file)
+        assert made.seconds_per_run
+        assert made.question
+        for run in made.runs():
+            for name in ("cohort", "measure", "strategy", "peft", "codec", "privacy"):
+                built(run.config, name)
 
 
 # ------------------------------------------------------------------------------------------ results that are there

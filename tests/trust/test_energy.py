@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from types import SimpleNamespace
 
@@ -12,13 +13,15 @@ from rich.console import Console
 from fedpeft.config import RunConfig, read_config
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.machine.energy import Meter, nvml, rapl
+from fedpeft.privacy.engine import Entry
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.energy import EnergyModel
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.measurements.energy import Energy
 from fedpeft.run.profiles import Profile
-from fedpeft.run.records import Records
+from fedpeft.run.records import Records, plain
 from fedpeft.run.sampling import SAMPLERS, aware, cohort_size
+from fedpeft.server.acceptance import ClientResult
 from fedpeft.server.energy import EnergyBook
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
@@ -194,6 +197,58 @@ def test_batteries_empty_and_who_is_chosen_changes_it(tmp_path):
     assert run(tmp_path / "aware", tmp_path, cohort="battery(3)") == 0
     chosen = json.loads((tmp_path / "aware" / "summary.json").read_text())["trust"]["energy"]
     assert chosen["dropped"] == 0
+
+
+def book_of(tmp_path, measure, **given):
+    """Of 8 clients, of whom the first four run on batteries of 72 J; nothing is trained."""
+    (tmp_path / "clients.toml").write_text(TABLES)
+    plain = {"dataset": "tiny", "workers": 1, "tokens": 16, "head": "zero", "local_work": "steps(3)"}
+    config = RunConfig(**plain | given, clients=str(tmp_path / "clients.toml"), measure=measure)
+    return Simulation(config, tmp_path, ConsoleObserver(Console(quiet=True))).book
+
+
+def answered(client, round, **other):
+    given = {"rank": None, "rows": 8, "steps": 3, "loss": 1.0 + client, "seconds": 0.0, "uplink_bytes": 100}
+    more = {"downlink_bytes": 300, "downlink_from": None, "base_precision": None}
+    return ClientResult(round, client, **given | more | other)
+
+
+def test_a_liar_empties_nobody_elses_battery_and_does_not_fill_its_own(tmp_path):
+    """Three steps of 10 W and a second each were asked for, and those who are ready wait at 1 W."""
+    book = book_of(tmp_path, "energy(watts=5, idle_watts=1)")
+    liars = [
+        answered(1, 1, steps=1_000_000),
+        answered(2, 1, measured=math.inf, rejected="no"),
+        answered(3, 1, steps=-50, measured=-1e6, rejected="no"),
+    ]
+    spent = book.account([answered(0, 1), *liars], 1)
+    assert book.levels[:4].tolist() == [42, 42, 42, 69]  # the last one has waited for the others
+    assert spent.spent.joules == 3 * 30 + 3
+    book = book_of(tmp_path, "energy(watts=5, idle_watts=0.01)", local_work="epochs(1.0)")
+    book.account([answered(0, 1, steps=2), answered(1, 1, rows=10**9, steps=1_000_000)], 1)
+    assert book.levels[0] == pytest.approx(72 - 20 - 0.01 * (3600 - 2))  # until the next round
+
+
+def test_steps_that_nobody_tells_are_those_of_the_local_work(tmp_path):
+    book = book_of(tmp_path, "energy(watts=5)", local_work="epochs(1.5)", batch_size=4)
+    book.open(Entry(1, [0, 1]), {0: 4, 1: 12, 2: 30})
+    assert book.seconds[:3].tolist() == [2, 4, 12]  # round(1.5 x 1), of 3 and of 8 batches
+
+
+def test_a_server_that_goes_on_knows_the_batteries_as_it_left_them(tmp_path):
+    measure = "energy(watts=5, idle_watts=1, joule_per_byte=0.00001, pue=1.5, round_hours=0.01)"
+    book, lines = book_of(tmp_path, measure), []
+    for round in (1, 2, 3):
+        book.begin(round)
+        asked = book.open(Entry(round, [0, 2, 5]), {})
+        results = [answered(client, round, steps=1 + client) for client in asked.cohort]
+        book.account(results, round)
+        lines += [plain(result.line()) for result in results]
+    again = EnergyBook(book.setup)
+    again.replay(lines, {}, 3)
+    assert 0 == book.levels[2] < book.levels[0] < 72  # it has dropped out of the last round
+    np.testing.assert_array_equal(again.levels, book.levels)
+    np.testing.assert_array_equal(again.losses, book.losses)
 
 
 @pytest.mark.slow
