@@ -1,1 +1,1 @@
-"""What the default task gives without any federation: `python -m experiments.baselines`."""
+"""What 20 Newsgroups (or `--dataset`) gives without any federation: `python -m experiments.baselines`."""
