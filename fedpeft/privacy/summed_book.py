@@ -25,6 +25,9 @@ from fedpeft.privacy.remote_engine import Terms
 from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.summed_engine import SummedEngine
 
+SAYS = "client "
+"""How fingerprints of charges begin that clients have told of."""
+
 
 class SummedBook(SummedEngine):
     """The mechanism as the server of real clients sees it.
@@ -109,9 +112,12 @@ class SummedBook(SummedEngine):
         more = report.charged - self.ledger.releases(report.client)
         if more > 0:
             event, _ = self.cost([report.client])[report.client]
-            self.ledger.charge(
-                report.round, f"client {report.client} says {report.charged}", {report.client: (event, more)}
-            )
+            says = f"{SAYS}{report.client} says {report.charged}"
+            self.ledger.charge(report.round, says, {report.client: (event, more)})
+
+    def _sums(self) -> list[int]:
+        """But for what clients have said of their own ledgers, which is no sum."""
+        return [round for round, fingerprint, _ in self.ledger.charged() if not fingerprint.startswith(SAYS)]
 
     def terms(self) -> str:
         """One line for the start of a run."""
