@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import part_text
@@ -130,6 +131,29 @@ def test_rounds_of_the_real_sum_have_the_covariance_of_the_factor():
     covariance = white @ white.T / white.shape[1]
     assert np.abs(covariance - np.eye(6)).max() < 5 / math.sqrt(white.shape[1])
     assert np.abs(np.stack(rows) @ np.stack(rows).T / white.shape[1] - np.eye(6)).max() > 0.2
+
+
+@pytest.mark.parametrize("again", [None, 4])
+def test_an_optimizer_that_knows_the_noise_is_told_how_much_of_it_a_round_has(again):
+    """The squares of the rows of F^-1, of all rounds or, where one was tried again, of those from there on."""
+    heard = []
+
+    class Listening(ServerOptimizer):
+        def noised(self, variance):
+            heard.append(variance)
+            return self
+
+        def step(self, state, direction, memory):
+            return state, memory
+
+    factor, memory = optimised(6, 3), {}
+    for round in range(1, 7):
+        there = replace(at(noise=0.5, clip=2.0, round=round, attempt=int(round == again)), optimizer=Listening())
+        memory = NoisySum(there, 4.0, 0.5, factor=factor).finish(memory).memory
+    before = (again or 1) - 1
+    rows = np.concatenate([np.linalg.inv(part) ** 2 @ np.ones(len(part)) for part in
+                           (factor[:before, :before], factor[before:, before:])])  # fmt: skip
+    assert heard == pytest.approx(rows * (0.5 * 2.0 / 4.0) ** 2)
 
 
 def test_a_round_tried_again_begins_a_chain_and_so_does_one_after_a_gap():
