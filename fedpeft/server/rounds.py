@@ -374,9 +374,12 @@ class Server:
             cancelled_share=outcome.disagreement.cancelled if outcome.disagreement else None,
             sign_conflict=outcome.disagreement.conflict if outcome.disagreement else None,
         )
-        if self.privacy is None or not self._secret_cohort:
+        if self.privacy is None:
             return result
-        return result.of_secret_cohort(self.privacy.federation.cohort)
+        if self._secret_cohort:
+            return result.of_secret_cohort(self.privacy.federation.cohort)
+        # Where the server adds the noise, an update is judged without it.
+        return result if self.privacy.mechanism.noises_updates else replace(result, rejected=0)
 
     @property
     def _secret_cohort(self) -> bool:
