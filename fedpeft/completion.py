@@ -54,7 +54,8 @@ def script(shell: str) -> str:
     ]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        tyro.cli(Union[tuple(commands)], args=["--tyro-write-completion", shell, "-"], prog=PROGRAM)  # type: ignore[call-overload]
+        union: Any = Union[tuple(commands)]  # noqa: UP007 (of a number that is not known here)
+        tyro.cli(union, args=["--tyro-write-completion", shell, "-"], prog=PROGRAM)
     return printed.getvalue() + (FILES if shell == "bash" else "")
 
 
