@@ -139,10 +139,10 @@ def test_a_head_is_trained_alone_where_it_is_heard_and_an_adapter_is_not(tmp_pat
     alone = replace(federation, trained=(head, head))
     between = (mechanism.training_signal(federation) * mechanism.training_signal(alone)) ** 0.5
     monkeypatch.setattr(mechanisms, "AUDIBLE", between)
-    given = {**TINY, "rounds": 20, "measure": "validation(every=100)"}
+    given = {**TINY, "peft": "lora", "rounds": 20, "measure": "validation(every=100)"}
     folder = tmp_path / "head"
     planned = Simulation(RunConfig(**given, privacy="dp_sgd(epsilon=8)"), folder, ConsoleObserver(QUIET))
-    assert planned.config.strategy == "head_only"
+    assert (planned.config.peft, planned.config.strategy) == ("linear_probe", "fedit")
     assert planned.config.server_optimizer == "momentum(beta=0.9)"
     assert planned.protection.trains
     assert planned.protection.federation.trained == (head, head)
