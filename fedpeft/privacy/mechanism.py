@@ -44,6 +44,9 @@ AUDIBLE = 30.0
 It is what it would be if all rows agreed, and after a good start their gradients hardly do.
 """
 
+AUDIBLE_HEAD = 10.0
+"""The same where the head alone is trained, which is a convex problem: measured in docs/decisions.md."""
+
 
 def noisy(statistics: State, deviation: float, stream: np.random.Generator) -> State:
     """Statistics of a bounded head with noise of this standard deviation in each entry, which they tell."""
@@ -94,6 +97,11 @@ class Exposure:
     def clients(self) -> int:
         """How many there are."""
         return len(self.rows)
+
+    @property
+    def head_alone(self) -> bool:
+        """Whether nothing but the head is trained."""
+        return self.trained[1] == sum(t.numel for t in self.layout.tensors if t.role == "head")
 
 
 @dataclass(frozen=True)
@@ -205,6 +213,12 @@ class Mechanism(ABC):
         return False
 
     @property
+    def dealt(self) -> bool:
+        """Whether clients are to come equally often: cohorts need not be secret, and a budget's noise, the same for
+        all, is that of the client who comes most often."""
+        return self.protects and self.noises_updates and not self.turns and not self.summed and self.epsilon is not None
+
+    @property
     def silent(self) -> bool:
         """Whether clients keep to themselves what they measure on their rows: losses, numbers of rows, accuracies."""
         return self.protects and not self.raw_metrics
@@ -258,7 +272,7 @@ class Mechanism(ABC):
             return self.start
         if self.epsilon is None or self.noise_multiplier is not None:
             return HALF
-        return HALF if self.training_signal(federation) >= AUDIBLE else 1.0
+        return HALF if self.training_signal(federation) >= self.audible(federation) else 1.0
 
     def trains(self, federation: Exposure) -> bool:
         """Whether anything is left for rounds of training."""
@@ -331,8 +345,12 @@ class Mechanism(ABC):
         """Signal to noise of all that rounds could release with half of the budget."""
         return self.signal_to_noise(federation, 1 - HALF, federation.trained[1])
 
+    def audible(self, federation: Exposure) -> float:
+        """The least `training_signal` at which rounds are planned."""
+        return AUDIBLE_HEAD if federation.head_alone else AUDIBLE
+
     def audible_entries(self, federation: Exposure) -> int:
-        """How many trained entries would be `AUDIBLE`; 0: not even one."""
+        """How many trained entries of an adapter would be `AUDIBLE`; 0: not even one."""
         return math.floor(federation.trained[1] * (self.training_signal(federation) / AUDIBLE) ** 2)
 
     def planned_training(self, federation: Exposure) -> Training | None:

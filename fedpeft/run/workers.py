@@ -130,8 +130,8 @@ def work_plan(
     """
     config = setup.config
     per_example = setup.mechanism is not None and setup.mechanism.per_example
-    by_hooks = setup.secure_sum is not None and setup.method.privacy == "hooks"
-    reusing = setup.grid.executor == "batched" and (by_hooks or not per_example)  # methods without a batched form, too
+    traced = per_example and setup.method.privacy == "vmap"
+    reusing = setup.grid.executor == "batched" and not traced  # methods without a batched form, too
     batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
     if setup.method.base_precision and not machine.gpus:  # whose gain on a CPU is not measured yet
         batched = False

@@ -88,7 +88,7 @@ class Simulation:
             self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles), self.setup.mechanism
         )
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
-            self.setup = planned(self.setup, self._exposure())
+            self.setup = planned(self.setup, self._exposure(), groups)
         self.config = self.setup.config
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
