@@ -39,6 +39,13 @@ def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda item: len(item[1]))
 
 
+def depth(base: nn.Module) -> int:
+    """How many layers a row passes; ALBERT's share blocks, elsewhere each is one."""
+    stack, config = blocks(base)[1], getattr(base, "config", None)
+    shared = getattr(config, "num_hidden_groups", None) == len(stack)
+    return int(getattr(config, "num_hidden_layers", 0)) if shared else len(stack)
+
+
 def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT method") -> list[int]:
     """Indices of the blocks that `layers` of the model pass, lowest first.
 
@@ -52,21 +59,19 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
     Raises:
         ModelError: the model has fewer layers; or none is named, or one twice.
     """
-    stack, config = blocks(base)[1], getattr(base, "config", None)
-    shared = getattr(config, "num_hidden_groups", None) == len(stack)
-    depth = int(getattr(config, "num_hidden_layers", 0)) if shared else len(stack)
+    count, every = len(blocks(base)[1]), depth(base)
     if isinstance(layers, tuple):
-        if not layers or len(set(layers)) < len(layers) or not all(0 <= i < depth for i in layers):
+        if not layers or len(set(layers)) < len(layers) or not all(0 <= i < every for i in layers):
             raise ModelError(
                 f"layers={layers} of {method} must name blocks of the model, each once, by their index from 0 to "
-                f"{depth - 1}"
+                f"{every - 1}"
             )
         passed: Sequence[int] = layers
     else:
-        if layers > depth:
-            raise ModelError(f"layers={layers} of {method} exceeds the {depth} transformer blocks of the model")
-        passed = range(depth - layers if layers else 0, depth)
-    return sorted({i * len(stack) // depth for i in passed})
+        if layers > every:
+            raise ModelError(f"layers={layers} of {method} exceeds the {every} transformer blocks of the model")
+        passed = range(every - layers if layers else 0, every)
+    return sorted({i * count // every for i in passed})
 
 
 def linear_layers(base: nn.Module, among: Layers = 0) -> dict[str, nn.Linear]:

@@ -1,0 +1,120 @@
+"""What is kept of a search: optuna's study, in a database in the search's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from fedpeft.errors import RunError
+from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, Seeded
+from fedpeft.tuning.search_file import Search
+
+DATABASE = "search.db"
+
+NAME = "search"
+"""Of the study in its database: hyperband counts on it, so it is the same in all searches."""
+
+WAIT = 60.0
+"""Seconds that one process waits while another writes."""
+
+TERMS, SETTINGS, GIVEN_UP, REASON, SAME_AS = "terms", "settings", "given up", "reason", "same as"
+"""Attributes: of the study what its processes must know; of trials the run's settings, the round of the rung at which
+one ended, why one failed, and the trial whose run it would have repeated."""
+
+
+def _storage(folder: Path) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(
+        f"sqlite:///{(folder / DATABASE).absolute()}", engine_kwargs={"connect_args": {"timeout": WAIT}}
+    )
+
+
+def opened(search: Search, folder: Path, every: int) -> Study:
+    """The study of a search in its folder, made where there is none; no trial ends early by it.
+
+    Args:
+        search: the search.
+        folder: of the results; exists.
+        every: rounds between validations.
+
+    Raises:
+        RunError: the folder holds another search, or something else.
+    """
+    database = folder / DATABASE
+    if not database.exists() and any(not _own(path) for path in folder.iterdir()):
+        raise RunError(f"{folder} is not empty and holds no search; give another --output")
+    keys = search.keys
+    try:
+        study = optuna.create_study(
+            storage=_storage(folder),
+            study_name=NAME,
+            direction="minimize" if keys.objective == "loss" else "maximize",
+            sampler=Seeded(keys.sampler, keys.seed, keys.startup),
+            pruner=optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+        known = study.user_attrs.get(TERMS)
+    except Exception as error:  # whatever SQLAlchemy makes of a file that is none of its own
+        raise RunError(f"{database} can't be used: {str(error).splitlines()[0]}; give another --output") from error
+    terms = {
+        "identity": search.identity,
+        "pruner": keys.pruner,
+        "first": search.first_rung(every),
+        "most": search.rounds,
+        "reduction": keys.reduction,
+        "objective": keys.objective,
+    }
+    if known is None:
+        study.set_user_attr(TERMS, terms)
+    elif known != terms:
+        raise RunError(
+            f"{folder} holds another search than {search.path} describes; put the file back as it was, or give another "
+            "--output"
+        )
+    return study
+
+
+def _own(path: Path) -> bool:
+    """Whether a kill before the database was there may have left this."""
+    return path.name.startswith(("search.", "trials"))
+
+
+def trial_of(study: Study, number: int) -> Trial:
+    """A trial that was begun, to go on with."""
+    frozen = study.get_trials(deepcopy=False)[number]
+    return Trial(study, frozen._trial_id)
+
+
+def reported_to(folder: Path, number: int) -> tuple[Trial, dict[str, Any]]:
+    """A trial in its own process, which ends at rungs, and the terms of its search."""
+    study = optuna.load_study(study_name=NAME, storage=_storage(folder), sampler=RandomSampler())
+    terms: dict[str, Any] = study.user_attrs[TERMS]
+    study.pruner = PRUNERS[terms["pruner"]](terms["first"], terms["most"], terms["reduction"])
+    return trial_of(study, number), terms
+
+
+def trained(study: Study) -> list[FrozenTrial]:
+    """The trials that were trained, are being trained or failed in it: without those that never were."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if NEVER_TRAINED not in trial.user_attrs and SETTINGS in trial.user_attrs
+    ]
+
+
+def finished(study: Study) -> list[FrozenTrial]:
+    """Those that ended at no rung, the best first."""
+    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    done = [t for t in trained(study) if t.state == TrialState.COMPLETE]
+    return sorted(done, key=lambda t: (sign * float(t.value or 0.0), t.number))
+
+
+def settings_of(trial: FrozenTrial) -> dict[str, Any]:
+    """The settings of a trial's run."""
+    found: dict[str, Any] = json.loads(trial.user_attrs[SETTINGS])
+    return found
