@@ -2,12 +2,13 @@
 
 optuna draws trials (TPE) and ends those early that fall behind at a rung of rounds (hyperband, successive halving). A
 search that was killed goes on by the same command: its running trials continue their runs, and with one worker all is
-as if nothing had happened. Everything is in the search's folder: search.db (optuna's), trials/ with the runs, and the
-report.
+as if nothing had happened. Everything is in the search's folder: search.journal (optuna's), trials/ with the runs, and
+the report.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class Command:
 def load_all() -> None:
     """Import what every trial needs."""
     load()
+    importlib.import_module("fedpeft.tuning.trial")
 
 
 def trial(arguments: list[str]) -> int:
@@ -150,14 +152,14 @@ def run_search(command: Command, output: Console) -> int:
 
 
 def _searched(search: Search, folder: Path, trials: int, workers: int, output: Console) -> int:
-    from fedpeft.studies.process import Program
+    from fedpeft.studies.process import Program, Starter
     from fedpeft.tuning.report import PAGE, Report
     from fedpeft.tuning.runner import Conductor
 
     place = place_of(search, folder, trials, output)
     report = Report(search, place.study)
     try:
-        Conductor(Program(load_all, trial), place, workers, output).run()
+        Conductor(place, lambda: Starter(Program(load_all, trial)), workers, output).run()
     finally:
         report.write(folder)
     output.print(f"{report.extent} report: {folder / PAGE}", highlight=False, soft_wrap=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -25,7 +25,7 @@ from fedpeft.run import catalogue
 from fedpeft.run.console import duration
 from fedpeft.run.phases import Heartbeat
 from fedpeft.run.records import Records
-from fedpeft.studies.process import Program, Start, Starter
+from fedpeft.studies.process import Start
 from fedpeft.studies.runner import reason_of, rounds_done
 from fedpeft.tuning.sampling import NEVER_TRAINED
 from fedpeft.tuning.search_file import Search
@@ -46,6 +46,19 @@ FAILURES = 3
 
 TOLD = ("accuracy", "uplink_bytes", "seconds", "parameters")
 """What of a finished trial's summary is kept as its attributes."""
+
+
+class Starts(Protocol):
+    """Starts processes and learns how they ended; `fedpeft.studies.process.Starter` does."""
+
+    def start(self, run: Start) -> None:
+        """Start a run."""
+
+    def ended(self) -> Mapping[Path, int]:
+        """Exit codes of the runs that have ended since the last call, by folder."""
+
+    def close(self) -> None:
+        """End the runs that are left."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +138,22 @@ class Place:
 
 
 class Conductor:
-    """Keeps `workers` trials going until there are enough."""
+    """Keeps `workers` trials going until there are enough.
 
-    def __init__(self, program: Program, place: Place, workers: int, console: Console) -> None:
-        self.program, self.place, self.study, self.workers = program, place, place.study, workers
+    Args:
+        place: the search in its folder.
+        starts: makes what starts their processes.
+        workers: at a time.
+        console: where they are told of.
+    """
+
+    def __init__(self, place: Place, starts: Callable[[], Starts], workers: int, console: Console) -> None:
+        self.place, self.study, self.starts, self.workers = place, place.study, starts, workers
         self.running: list[Running] = []
         self.shares = gpu_shares(workers)
-        self.warm = any(t.state.is_finished() for t in trained(self.study))
+        known = trained(self.study)
+        self.begun, self.done = len(known), sum(t.state.is_finished() for t in known)
+        self.warm = self.done > 0
         self.doing = "starting"
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -158,16 +180,16 @@ class Conductor:
             held.enter_context(self.progress)
             if self.heartbeat is not None:
                 held.enter_context(self.heartbeat)
-            starter = Starter(self.program)
+            starter = self.starts()
             held.callback(starter.close)
             while self._fill(interrupted, starter) or self.running:
                 self._collect(starter.ended())
                 self._show()
                 time.sleep(POLL_SECONDS)
 
-    def _fill(self, interrupted: list[int], starter: Starter) -> bool:
+    def _fill(self, interrupted: list[int], starter: Starts) -> bool:
         """Begin trials while there is room; whether there are more to begin."""
-        while interrupted or len(trained(self.study)) < self.place.trials:
+        while interrupted or self.begun < self.place.trials:
             if len(self.running) >= self.workers or (self.running and not self._prepared()):
                 return True
             if interrupted:
@@ -193,7 +215,7 @@ class Conductor:
 
     # ---------------------------------------------------------------------------------------------------- one trial
 
-    def _go_on(self, number: int, starter: Starter) -> None:
+    def _go_on(self, number: int, starter: Starts) -> None:
         """A trial that was begun when the search was interrupted: its run goes on."""
         trial = trial_of(self.study, number)
         if GIVEN_UP in trial.user_attrs:
@@ -203,7 +225,7 @@ class Conductor:
         else:
             self._begin(trial, starter)
 
-    def _begin(self, trial: Trial, starter: Starter) -> None:
+    def _begin(self, trial: Trial, starter: Starts) -> None:
         self.doing = f"trial {trial.number}: drawing it"
         try:
             config = self.place.config(trial)
@@ -213,6 +235,7 @@ class Conductor:
             self._say(f"trial {trial.number}  not trained: {escape(str(error))}")
             return
         settings = dataclasses.asdict(config)
+        self.begun += SETTINGS not in trial.user_attrs
         twin = next((t for t in trained(self.study) if t.state.is_finished() and settings_of(t) == settings), None)
         trial.set_user_attr(SETTINGS, json.dumps(settings))
         if twin is not None:
@@ -240,6 +263,7 @@ class Conductor:
             trial.report(value, round)
         value = twin.value if twin.state == TrialState.COMPLETE else None
         self.study.tell(trial.number, value, twin.state)
+        self.done += 1
         self._say(f"trial {trial.number}  the same run as trial {twin.number}")
 
     def _collect(self, ended: Mapping[Path, int]) -> None:
@@ -250,6 +274,7 @@ class Conductor:
     def _ended(self, number: int, code: int) -> None:
         """Record a trial whose process has ended with this exit code."""
         trial = trial_of(self.study, number)
+        self.done += 1
         if code == NOT_PASSED:
             self.study.tell(number, state=TrialState.PRUNED)
             last = self.study.get_trials(deepcopy=False)[number]
@@ -300,8 +325,7 @@ class Conductor:
         return "; ".join(map(str, list(self.running))) or self.doing
 
     def _show(self) -> None:
-        done = sum(t.state.is_finished() for t in trained(self.study))
-        self.progress.update(self.task, completed=done, description=self._standing[:60])
+        self.progress.update(self.task, completed=self.done, description=self._standing[:60])
 
 
 def drawn(trial: FrozenTrial) -> str:

@@ -1,37 +1,67 @@
-"""What is kept of a search: optuna's study, in a database in the search's folder."""
+"""What is kept of a search: optuna's study, in a journal in the search's folder, which optuna's own tools read.
+
+Every process writes lines of its own to it. A kill leaves no lock behind, and half a line is dropped.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.samplers import RandomSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fedpeft.errors import RunError
+from fedpeft.machine.files import writing
 from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, Seeded
 from fedpeft.tuning.search_file import Search
 
-DATABASE = "search.db"
+JOURNAL = "search.journal"
 
 NAME = "search"
-"""Of the study in its database: hyperband counts on it, so it is the same in all searches."""
-
-WAIT = 60.0
-"""Seconds that one process waits while another writes."""
+"""Of the study in its journal: hyperband counts on it, so it is the same in all searches."""
 
 TERMS, SETTINGS, GIVEN_UP, REASON, SAME_AS = "terms", "settings", "given up", "reason", "same as"
 """Attributes: of the study what its processes must know; of trials the run's settings, the round of the rung at which
 one ended, why one failed, and the trial whose run it would have repeated."""
 
 
-def _storage(folder: Path) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(
-        f"sqlite:///{(folder / DATABASE).absolute()}", engine_kwargs={"connect_args": {"timeout": WAIT}}
-    )
+class Lock(JournalFileOpenLock):
+    """Lets one process at a time write; the system releases it where that one is killed. optuna's own stay for half a
+    minute."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path)
+
+    def acquire(self) -> bool:
+        """Wait for it."""
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        """Let others write."""
+        self._lock.release()
+
+
+def _storage(folder: Path) -> JournalStorage:
+    journal = folder / JOURNAL
+    return JournalStorage(JournalFileBackend(str(journal), Lock(folder / f"{JOURNAL}.lock")))
+
+
+def _mend(journal: Path) -> None:
+    """Drop half a line at the end, behind which nothing could be read."""
+    if journal.is_file():
+        content = journal.read_bytes()
+        if content and not content.endswith(b"\n"):
+            with writing(journal):
+                os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 def opened(search: Search, folder: Path, every: int) -> Study:
@@ -45,11 +75,12 @@ def opened(search: Search, folder: Path, every: int) -> Study:
     Raises:
         RunError: the folder holds another search, or something else.
     """
-    database = folder / DATABASE
-    if not database.exists() and any(not _own(path) for path in folder.iterdir()):
+    journal = folder / JOURNAL
+    if not journal.exists() and any(not _own(path) for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no search; give another --output")
     keys = search.keys
     try:
+        _mend(journal)
         study = optuna.create_study(
             storage=_storage(folder),
             study_name=NAME,
@@ -59,8 +90,8 @@ def opened(search: Search, folder: Path, every: int) -> Study:
             load_if_exists=True,
         )
         known = study.user_attrs.get(TERMS)
-    except Exception as error:  # whatever SQLAlchemy makes of a file that is none of its own
-        raise RunError(f"{database} can't be used: {str(error).splitlines()[0]}; give another --output") from error
+    except Exception as error:  # whatever optuna makes of a file that is none of its own
+        raise RunError(f"{journal} is no journal of a search ({error}); give another --output") from error
     terms = {
         "identity": search.identity,
         "pruner": keys.pruner,
@@ -80,7 +111,7 @@ def opened(search: Search, folder: Path, every: int) -> Study:
 
 
 def _own(path: Path) -> bool:
-    """Whether a kill before the database was there may have left this."""
+    """Whether a kill before the journal was there may have left this."""
     return path.name.startswith(("search.", "trials"))
 
 
