@@ -112,7 +112,7 @@ def opened(search: Search, folder: Path, every: int) -> Study:
 
 def _own(path: Path) -> bool:
     """Whether a kill before the journal was there may have left this."""
-    return path.name.startswith(("search.", "trials"))
+    return path.name in ("search.lock", f"{JOURNAL}.lock", "trials")
 
 
 def trial_of(study: Study, number: int) -> Trial:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -43,7 +44,7 @@ def search_of(folder: Path, text: str = TEXT) -> Search:
 def loss_of(settings: Path, round: int) -> float:
     """Of a run after a round."""
     config = read_config(settings)
-    rank = parse_spec(config.peft).settings["rank"]
+    rank = parse_spec(config.peft.split(" + ")[0]).settings.get("rank", 1)
     return abs(math.log10(config.learning_rate / 5e-3)) + 0.1 * abs(math.log2(rank / 4)) + 1 / round
 
 
@@ -105,10 +106,12 @@ class InProcess:
         pass
 
 
-def conducted(search: Search, folder: Path, starts: InProcess, trials: int = 0, quiet: bool = True) -> Place:
+def conducted(
+    search: Search, folder: Path, starts: InProcess, trials: int = 0, sizes: Any = None, blocks: int = 0
+) -> Place:
     """The search in `folder`, done as far as it comes."""
     folder.mkdir(parents=True, exist_ok=True)
     study = store.opened(search, folder, every=1)
-    place = Place(search, study, folder, trials or search.keys.trials, None, 0)
-    Conductor(place, lambda: starts, 1, Console(quiet=quiet)).run()
+    place = Place(search, study, folder, trials or search.keys.trials, sizes, blocks)
+    Conductor(place, lambda: starts, 1, Console(quiet=True)).run()
     return place
