@@ -23,6 +23,7 @@ from fedpeft.errors import RunError, needs_extra
 from fedpeft.run import catalogue, console
 from fedpeft.run.command import exit_code
 from fedpeft.run.folder import make_folder, refuse_file
+from fedpeft.run.phases import Heartbeat
 from fedpeft.study import load
 
 if TYPE_CHECKING:
@@ -109,18 +110,20 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Plac
     """
     from fedpeft.run.catalogue import built
     from fedpeft.tuning import store
-    from fedpeft.tuning.runner import Place
+    from fedpeft.tuning.runner import SILENCE, Place
     from fedpeft.tuning.sizes import Sizes, check_smallest
 
     first = search.corner({})
     study = store.opened(search, folder, built(first, "measure").validation.every)
     sizes, blocks = None, 0
     if search.budget is not None or search.hybrid is not None:
-        output.print("reading the rows and the model, whose sizes count", highlight=False)
-        console.quiet_libraries()
-        sizes = Sizes(folder)
-        blocks = sizes.depth(first) if search.hybrid is not None else 0
-        check_smallest(search, sizes, blocks)
+        doing = "reading the rows and the model, whose sizes count"
+        output.print(doing, highlight=False)
+        with Heartbeat(lambda: output.print(f"...     {doing}", highlight=False), SILENCE):
+            console.quiet_libraries()
+            sizes = Sizes(folder)
+            blocks = sizes.depth(first) if search.hybrid is not None else 0
+            check_smallest(search, sizes, blocks)
     return Place(search, study, folder, trials, sizes, blocks)
 
 
@@ -166,7 +169,7 @@ def _searched(search: Search, folder: Path, trials: int, workers: int, output: C
     if not report.command:
         output.print("no trial has finished", highlight=False)
         return NOTHING
-    output.print("the best settings:", highlight=False)
+    output.print(f"the best settings, {report.best_trial}:", highlight=False)
     output.print(report.command, markup=False, highlight=False, soft_wrap=True)
     return 0
 

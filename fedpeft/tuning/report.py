@@ -42,6 +42,14 @@ class Report:
         return from_mapping(settings_of(found[0]), str(self.search.path)) if found else None
 
     @property
+    def best_trial(self) -> str:
+        """Which trial was the best, and what it came to, in words."""
+        trial = finished(self.study)[0]
+        accuracy = trial.user_attrs.get("accuracy")
+        tested = "" if accuracy is None else f", test accuracy {accuracy:.4f}"
+        return f"trial {trial.number}, validation {self.search.keys.objective} {trial.value:.4f}{tested}"
+
+    @property
     def command(self) -> str:
         """The best run's command line; empty: there is none."""
         best = self.best

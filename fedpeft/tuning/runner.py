@@ -30,7 +30,7 @@ from fedpeft.studies.runner import reason_of, rounds_done
 from fedpeft.tuning.sampling import NEVER_TRAINED
 from fedpeft.tuning.search_file import Search
 from fedpeft.tuning.sizes import Sizes
-from fedpeft.tuning.store import GIVEN_UP, REASON, SAME_AS, SETTINGS, finished, settings_of, trained, trial_of
+from fedpeft.tuning.store import GIVEN_UP, REASON, SAME_AS, SETTINGS, finished, noted, settings_of, trained, trial_of
 from fedpeft.tuning.trial import NOT_PASSED
 
 POLL_SECONDS = 0.2
@@ -273,7 +273,7 @@ class Conductor:
 
     def _ended(self, number: int, code: int) -> None:
         """Record a trial whose process has ended with this exit code."""
-        trial = trial_of(self.study, number)
+        trial = noted(self.study, number)
         self.done += 1
         if code == NOT_PASSED:
             self.study.tell(number, state=TrialState.PRUNED)

@@ -121,6 +121,11 @@ def trial_of(study: Study, number: int) -> Trial:
     return Trial(study, frozen._trial_id)
 
 
+def noted(study: Study, number: int) -> Trial:
+    """A trial to write to, for which nothing is drawn any more."""
+    return trial_of(optuna.load_study(study_name=NAME, storage=study._storage, sampler=RandomSampler()), number)
+
+
 def reported_to(folder: Path, number: int) -> tuple[Trial, dict[str, Any]]:
     """A trial in its own process, which ends at rungs, and the terms of its search."""
     study = optuna.load_study(study_name=NAME, storage=_storage(folder), sampler=RandomSampler())

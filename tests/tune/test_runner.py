@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 
 import pytest
 from optuna.trial import TrialState
@@ -18,6 +19,7 @@ from tests.tune.made import BASE, HEAD, SPACE, TEXT, InProcess, Killed, conducte
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug of a test
 
 
 def told(place):
@@ -44,8 +46,8 @@ def test_a_search_comes_near_the_best_and_gives_up_what_falls_behind(tmp_path):
 
 
 def test_the_same_seed_draws_the_same_trials_and_another_one_others(tmp_path):
-    one = told(conducted(search_of(tmp_path), tmp_path / "one", InProcess()))
-    assert told(conducted(search_of(tmp_path), tmp_path / "again", InProcess())) == one
+    one = told(conducted(search_of(tmp_path), tmp_path / "one", InProcess(), trials=8))
+    assert told(conducted(search_of(tmp_path), tmp_path / "again", InProcess(), trials=8)) == one
     other = told(conducted(search_of(tmp_path, "seed = 1\n" + TEXT), tmp_path / "other", InProcess(), trials=2))
     assert [t[2] for t in other] != [t[2] for t in one[:2]]
 
@@ -53,11 +55,11 @@ def test_the_same_seed_draws_the_same_trials_and_another_one_others(tmp_path):
 @pytest.mark.parametrize("kill", [(0, 1), (5, 1), (5, 2), (7, 4)])
 def test_a_search_that_was_killed_ends_as_one_that_was_not(tmp_path, kill):
     search = search_of(tmp_path, TEXT.replace("halving", "none") if kill[1] > 1 else TEXT)
-    whole = conducted(search, tmp_path / "whole", InProcess())
+    whole = conducted(search, tmp_path / "whole", InProcess(), trials=8)
     with pytest.raises(Killed):
-        conducted(search, tmp_path / "killed", InProcess(kill=kill))
+        conducted(search, tmp_path / "killed", InProcess(kill=kill), trials=8)
     rest = InProcess()
-    assert told(conducted(search, tmp_path / "killed", rest)) == told(whole)
+    assert told(conducted(search, tmp_path / "killed", rest, trials=8)) == told(whole)
     assert min(rest.done, default=0) >= kill[0]  # what had ended is not done again
 
 
