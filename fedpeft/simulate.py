@@ -190,6 +190,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
+    from fedpeft.simulation.task_matrix import tasks_of
     from fedpeft.simulation.trust import Trust
 
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
@@ -243,6 +244,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
         trust=trust.scored(score, records, simulation.protection is not None),
+        tasks=tasks_of(simulation, score.scores, records),
     )
 
 

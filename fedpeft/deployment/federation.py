@@ -35,7 +35,7 @@ from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.registration import declared
-from fedpeft.deployment.served_settings import check
+from fedpeft.deployment.served_settings import check, check_tasks
 from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
 from fedpeft.deployment.signing import Signer
@@ -152,6 +152,7 @@ class Federation:
             len(self.rows.validation) > 0 and not options.held_out
         )  # where clients' rows judge, the last state is seen
         facts = DataFacts.of(self.rows.dataset, clients, judged)
+        check_tasks(facts.tasks)
         setup = Setup.of(config, facts, groups)
         self.given = setup.profiles
         self.own = list(self.given)

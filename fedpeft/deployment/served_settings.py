@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedpeft.config import RunConfig
+from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.peft.family import PEFT_METHODS
@@ -56,4 +57,17 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         raise PrivacyError(
             "--held-out lets clients report losses on their own rows, which epsilon does not cover; leave it out, "
             f"or allow it with {mechanism.name}(raw_metrics=True, ...)"
+        )
+
+
+def check_tasks(tasks: TaskSequence | None) -> None:
+    """Refuse a sequence of tasks.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if tasks is not None:
+        raise ConfigError(
+            "tasks that come one after the other belong to simulations: a real client's rows don't say which task they "
+            "are of; give --dataset one data set"
         )

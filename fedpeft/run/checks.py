@@ -29,6 +29,7 @@ from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.measured_checks import check_measured
 from fedpeft.run.profiles import Profile, kinds
+from fedpeft.run.task_checks import check_tasks
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -57,6 +58,7 @@ def check(setup: Setup) -> None:
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     check_measured(setup)
+    check_tasks(setup)
     if setup.secure_sum is not None:
         _check_secure_sum(setup.secure_sum, setup)
     if setup.mechanism is not None:

@@ -48,6 +48,7 @@ from fedpeft.server.progress import Progress, RunStore, Traffic
 from fedpeft.server.questions import Questions, of_kept
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.sum_journal import SumJournal
+from fedpeft.server.tasks import Score, TaskTurns
 from fedpeft.trust.disagreement import Watched
 
 
@@ -79,6 +80,7 @@ class Server:
         announce, journal: see `Exchange`.
         most_rows: asked before each round how many rows a client can weigh as much as.
         book: of what clients use; None: nobody counts.
+        score_task: of a state on a task, where there are several; see `fedpeft.server.tasks`.
     """
 
     def __init__(
@@ -98,12 +100,16 @@ class Server:
         announce: Callable[[Release], None] | None = None,
         journal: SumJournal | None = None,
         book: EnergyBook | None = None,
+        score_task: Score | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
         self.validation_loss, self.most_rows, self.book = validation_loss, most_rows, book
         self.clients = Exchange(grid, self._answered, remote, announce, journal)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
+        tasks, say = setup.facts.tasks, observer.say
+        known = tasks is not None and score_task is not None
+        self.turns = TaskTurns(setup, self.clients, tasks, score_task, most_rows, say) if known else None
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
 
     def run(self) -> Progress:
@@ -123,6 +129,8 @@ class Server:
                 self.observer.say,
             )
             progress = self._judged_start(start)
+            if self.turns is not None:
+                progress.lines["tasks.jsonl"] = self.turns.lines(progress)
             self.commit(progress)
         if self.privacy is not None and not self.privacy.trains:
             self.observer.say("the start has the whole privacy budget: the run ends before round 1")
@@ -133,6 +141,7 @@ class Server:
         while progress.round < self.setup.rounds and not self.stopping():
             if self._nothing_gained(progress):
                 break
+            progress = progress if self.turns is None else self.turns.begun(progress)
             entry = self.open(progress)
             if entry is None:
                 self.observer.say(f"the privacy budget is spent after {progress.round} rounds: the run ends here")
@@ -204,6 +213,7 @@ class Server:
         clock.trained()
         spent = self.book.account(taken.results, entry.round) if self.book is not None else None
         after, undone = self._judged(progress, after)
+        after = after if self.turns is None else self.turns.ended(after)
         due = entry.round == setup.rounds or entry.round % setup.measured.validation.every == 0
         metrics = self.evaluation.of(after) if due else None
         after = self.evaluation.remembered(after, metrics)
@@ -218,7 +228,9 @@ class Server:
         lines = {"clients.jsonl": [plain(r.line()) for r in taken.results], "rounds.jsonl": [plain(asdict(result))]}
         if outcome.disagreement is not None:
             lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(entry.round))]
-        counters = progress.counters.after(traffic, result.rejected, clock.seconds)
+        if self.turns is not None:
+            lines["tasks.jsonl"] = self.turns.lines(after)
+        counters = after.counters.after(traffic, result.rejected, clock.seconds)
         return replace(after, lines=lines, counters=counters), result
 
     def _summed(
