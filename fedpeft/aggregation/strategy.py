@@ -81,6 +81,12 @@ class Strategy:
         return 0
 
     @property
+    def asks(self) -> str:
+        """The question (`fedpeft.trust.question`) to each client of a round before it trains, whose answer goes with
+        its update; empty: none."""
+        return ""
+
+    @property
     def personal_pull(self) -> float | None:
         """How strongly a model of each client's own, trained beside the global one, is held near it; None: no such."""
         return None
@@ -313,7 +319,9 @@ def shared_sum(strategy: Strategy, layout: Layout) -> bool:
 def shared_sums(layout: Layout) -> list[str]:
     """The names of all such rules, those aside whose clients have models of their own, and are scored one by one."""
     found = [strategies.build(name) for name in strategies.names if strategies.part(name).plain_sum()]
-    return [name_of(type(s)) for s in found if s.personal_pull is None and shared_sum(s, layout)]
+    return [
+        name_of(type(s)) for s in found if s.personal_pull is None and not s.goes_by_tasks and shared_sum(s, layout)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ weights and modules

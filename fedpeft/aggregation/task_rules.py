@@ -10,6 +10,7 @@ tasks. A client trains, and sends, those of the task that it is at; the earlier 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,7 +20,7 @@ from fedpeft.aggregation.owned_ranks import OwnedRanks
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.data.task_sequence import TaskSchedule
 from fedpeft.errors import ConfigError
-from fedpeft.parts import setting
+from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import ClientForm, Layout, State
 
 Moment = Literal["begin", "end"]
@@ -79,16 +80,20 @@ class TaskStrategy(LinearStrategy):
 class TaskRanks(OwnedRanks, TaskStrategy):
     """Ranks of its own for each task."""
 
+    mixed_ranks: ClassVar[bool] = False
+
     def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
         """Refuse clients of several ranks: those of a task are the same at all of them.
 
         Raises:
             ConfigError: there are such, or the PEFT method has no factors.
         """
-        forms = list(forms)
-        super().check(layout, forms)
-        if len(set(forms)) > 1:
-            raise ConfigError(f"{type(self).__name__} gives each task the same ranks at all clients; leave --ranks out")
+        whole, tasks = lora_form(layout), self.schedule.tasks
+        for form in set(forms) - {None}:
+            if form is not None and (form.rank * tasks != whole.rank or not math.isclose(form.scale, whole.scale)):
+                raise ConfigError(
+                    f"{name_of(type(self))} gives each task the same ranks at all clients; leave ranks and alphas out"
+                )
 
     def whole_form(self, form: ClientForm | None) -> ClientForm | None:
         """As many times the ranks as there are tasks, at the same scale."""

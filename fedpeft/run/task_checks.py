@@ -13,15 +13,20 @@ if TYPE_CHECKING:
 
 
 def check_tasks(setup: Setup) -> None:
-    """Refuse what counts on all rows being there from the beginning.
+    """Refuse what counts on all rows being there from the beginning, and sums over rows that nothing protects.
 
     Raises:
         ConfigError, PrivacyError: says what, and what to do.
     """
-    if setup.facts.tasks is None:
-        return
     rule, mechanism = setup.strategy, setup.mechanism
     name = name_of(type(rule))
+    asks = rule.asks or (isinstance(rule, TaskStrategy) and rule.asks_clients)
+    if asks and (mechanism is not None or setup.secure_sum is not None):
+        raise PrivacyError(
+            f"{name} asks clients for sums over their rows, one by one, which --privacy does not cover; take fedit"
+        )
+    if setup.facts.tasks is None:
+        return
     if setup.personal:
         raise ConfigError(
             f"with {name} each client has a model of its own, and tasks one after the other are scored on the global "
@@ -38,9 +43,4 @@ def check_tasks(setup: Setup) -> None:
         raise PrivacyError(
             f"{mechanism.name} counts on a client's rows being the same in every round, and with tasks they change; "
             "take user_dp, which protects whatever rows a client has"
-        )
-    if isinstance(rule, TaskStrategy) and rule.asks_clients and (mechanism is not None or setup.secure_sum is not None):
-        raise PrivacyError(
-            f"{name} asks clients for sums over their rows, one by one, which --privacy does not cover; take o_lora or "
-            "fedit"
         )

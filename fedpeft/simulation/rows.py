@@ -73,7 +73,7 @@ def split_by_task(partitioner: Partitioner, train: Rows, tasks: TaskSequence, cl
     """Each task's rows over all clients by themselves, so that every client has rows of every task.
 
     Raises:
-        DataError: a task has too few rows; or the partition makes other numbers of clients, or gives them the same rows.
+        DataError: a task has too few rows; or the partition gives clients the same rows, or makes others of them.
     """
     shards: list[list[NDArray[np.int64]]] = []
     assert train.tasks is not None  # of a data set with tasks

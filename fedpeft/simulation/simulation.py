@@ -206,7 +206,8 @@ class Simulation:
     def _score_task(self, state: State, version: int, task: int, known: bool) -> Totals:
         """A state on the validation rows of a task; where it is `known`, only the task's classes compete."""
         sequence, rows = self.setup.facts.tasks, self.rows
-        assert sequence is not None and rows.held.tasks is not None  # of a data set with tasks
+        assert sequence is not None
+        assert rows.held.tasks is not None
         own = rows.validation[rows.held.tasks == task]
         offsets = only(sequence.classes[task], self.setup.facts.classes) if known else None
         return self.workers.score(state, version, own, offsets)
