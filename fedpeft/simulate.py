@@ -190,6 +190,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
+    from fedpeft.simulation.span_scores import spans_of
     from fedpeft.simulation.task_matrix import tasks_of
     from fedpeft.simulation.trust import Trust
 
@@ -245,6 +246,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         sampled=rows.dataset.sampled,
         trust=trust.scored(score, records, simulation.protection is not None),
         tasks=tasks_of(simulation, score.scores, records),
+        spans=spans_of(simulation),
     )
 
 

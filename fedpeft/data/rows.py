@@ -122,7 +122,8 @@ class Dataset:
 
 
 class Source(Protocol):
-    """A data set part: where rows come from. With `suited_partition` it says how its rows lie where a run does not."""
+    """A data set part: where rows come from. With `suited_partition` it says how its rows lie where a run does not, and
+    with `suited_head` how the head starts."""
 
     def load(self) -> Dataset:
         """Fetch, read and check the rows."""
@@ -150,6 +151,15 @@ def suited_partition(text: str) -> str | None:
         ConfigError: unknown name or setting.
     """
     return getattr(DATASETS.build(text), "suited_partition", None)
+
+
+def suited_head(text: str) -> str | None:
+    """How the head starts by default on the data set that `text` describes; None: it has no way of its own.
+
+    Raises:
+        ConfigError: unknown name or setting.
+    """
+    return getattr(DATASETS.build(text), "suited_head", None)
 
 
 def encode_labels(

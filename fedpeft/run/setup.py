@@ -24,7 +24,7 @@ from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import USUAL
-from fedpeft.data.rows import Rows, suited_partition
+from fedpeft.data.rows import Rows, suited_head, suited_partition
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.models.base_model import readable_tokens, resolve_model
@@ -46,6 +46,9 @@ from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
 from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of
 from fedpeft.run.steering import Steering, steering
+
+ENCODED = ("classification", "token_labels")
+"""Tasks of encoders, whose frozen part is computed once."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,7 @@ class Setup(ChosenParts):
             tokenizer=cache.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
             tokens=tokens,
             task=self.facts.task,
-            **({} if self.facts.task == "classification" else {"cut": "counted"}),
+            **({} if self.facts.task in ENCODED else {"cut": "counted"}),
         )
         cache.arrays(
             "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
@@ -303,8 +306,8 @@ def settled(config: RunConfig) -> RunConfig:
     A run's folder keeps this one: on another machine, continued or compared, the run stays what it was.
     """
     if config.head == "auto":
-        own = built(config, "strategy").makes_head
-        config = replace(config, head="zero" if own else _head_under(built(config, "privacy")))
+        own = "zero" if built(config, "strategy").makes_head else suited_head(config.dataset)
+        config = replace(config, head=own or _head_under(built(config, "privacy")))
     if config.partition == "auto":
         config = replace(config, partition=suited_partition(config.dataset) or USUAL)
     if config.dtype != "auto":
@@ -360,7 +363,7 @@ def _weight_changes(method: PeftMethod, reference: FederatedModel, layout: Layou
 
 def _frozen_blocks(base: Any, layout: Layout, facts: DataFacts) -> int:
     """How many blocks lie below the lowest adapter, where a forward pass can start above them; else 0."""
-    if (facts.kind, facts.task) != ("text", "classification"):
+    if facts.kind != "text" or facts.task not in ENCODED:
         return 0
     lowest = lowest_block(base, [t.module for t in layout.tensors if t.role != "head"])
     return lowest if lowest and can_start_at(base, lowest) else 0

@@ -166,6 +166,8 @@ class Summary:
         phases: seconds of each phase of the command, in the order of their beginnings; None: nobody looked.
         trust: what was asked of the result by `--measure`, by name (`docs/trust.md`); None: nothing.
         tasks: how a sequence of them went (`fedpeft.run.task_measures`); None: there was one task.
+        spans: precision, recall and F1 of whole spans of token labels on the test rows, together and by type
+            (`fedpeft.simulation.span_scores`); None: there are none, or seqeval is missing.
     """
 
     quality: Quality
@@ -182,6 +184,7 @@ class Summary:
     phases: Mapping[str, float] | None = None
     trust: Mapping[str, Any] | None = None
     tasks: Mapping[str, Any] | None = None
+    spans: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Names and values, in one level."""
@@ -282,6 +285,7 @@ def _compared(summary: Summary) -> list[Line]:
         *_lost(quality.forgetting),
         *trust_lines({"trust": summary.trust}).items(),
         *_tasks(summary.tasks),
+        *_number("F1 of spans, test rows (seqeval)", (summary.spans or {}).get("f1")),
     ]
 
 

@@ -35,7 +35,7 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, RunObserver
-from fedpeft.run.setup import Setup
+from fedpeft.run.setup import ENCODED, Setup
 
 TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
 """How many clients train in one pass: as many as make about this many tokens a step."""
@@ -262,7 +262,7 @@ class Workers:
 
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:
         """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""
-        if self.work.task != "classification":
+        if self.work.task not in ENCODED:
             return
         for base in ("", *bases):
             name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"

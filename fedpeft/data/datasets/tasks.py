@@ -60,6 +60,8 @@ class Tasks:
                     f"tasks are learned by one model: {texts[0]} is {loaded[0].kind}, {loaded[0].task}, and "
                     f"{data.name} is {data.kind}, {data.task}"
                 )
+            if data.task == "token_labels":
+                raise ConfigError(f"{data.name} has labels of words, whose classes tasks can't tell apart so far")
             if data.tasks is not None:
                 raise ConfigError("tasks can't be made of tasks; name the data sets of all of them in one")
         return self._steps(loaded[0]) if self.classes else self._joined(loaded)
