@@ -187,11 +187,10 @@ def simulate(
 
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) -> Summary:
     from fedpeft.run.final_score import save
+    from fedpeft.simulation.of_rows import of_rows
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
-    from fedpeft.simulation.span_scores import spans_of
-    from fedpeft.simulation.task_matrix import tasks_of
     from fedpeft.simulation.trust import Trust
 
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
@@ -245,8 +244,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
         trust=trust.scored(score, records, simulation.protection is not None),
-        tasks=tasks_of(simulation, score.scores, records),
-        spans=spans_of(simulation),
+        **of_rows(simulation, score.scores, records),
     )
 
 

@@ -122,4 +122,5 @@ class MetTasks:
 
     def current(self, rows: NDArray[np.int64], client: int, round: int, seed: int) -> NDArray[np.int64]:
         """Those of a client's `rows` that belong to the task that it is at."""
-        return rows[self.of_row[rows] == self.at(client, round, seed)]
+        current: NDArray[np.int64] = rows[self.of_row[rows] == self.at(client, round, seed)]
+        return current

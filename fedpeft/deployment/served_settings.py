@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedpeft.aggregation.strategy import strategies
 from fedpeft.config import RunConfig
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.deployment.options import ServeOptions
@@ -27,6 +28,11 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         raise ConfigError(
             f"--cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients don't "
             "tell; give a number or a fraction"
+        )
+    if asks := strategies.build(config.strategy).asks:
+        raise ConfigError(
+            f"{config.strategy} asks each client {asks.partition('(')[0]} of the rows that it trains on, which real "
+            "clients don't answer; take fedit or rolora"
         )
     if config.grid != "cohort":
         raise ConfigError("grid says where simulated clients run, and these are real; leave it out")

@@ -17,7 +17,7 @@ def round_result(
     traffic: Traffic,
     metrics: Metrics | None,
     clock: Clock,
-    expected: float | None = None,
+    expected: int | None = None,
 ) -> RoundResult:
     """A line of `rounds.jsonl`.
 

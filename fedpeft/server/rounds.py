@@ -110,8 +110,9 @@ class Server:
         self.clients = Exchange(grid, self._answered, remote, announce, journal)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
         tasks, say = setup.facts.tasks, observer.say
-        known = tasks is not None and score_task is not None
-        self.turns = TaskTurns(setup, self.clients, tasks, score_task, most_rows, say) if known else None
+        self.turns: TaskTurns | None = None
+        if tasks is not None and score_task is not None:
+            self.turns = TaskTurns(setup, self.clients, tasks, score_task, most_rows, say)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
 
     def run(self) -> Progress:
@@ -371,7 +372,7 @@ class Server:
         )
 
     @property
-    def _expected(self) -> float | None:
+    def _expected(self) -> int | None:
         """How many take part in a round on average, where nobody may know how many do."""
         return self.privacy.federation.cohort if self.privacy is not None and self._secret_cohort else None
 

@@ -161,3 +161,8 @@ def test_transfer_by_hand():
 def test_what_does_not_go_with_tasks_is_refused_in_a_sentence(given, error, words, tmp_path):
     with pytest.raises(error, match=words):
         simulation(tmp_path, **given)
+
+
+def test_real_clients_are_refused_tasks_and_rules_that_ask_for_their_rows(federation):
+    with pytest.raises(ConfigError, match="belong to simulations"):
+        federation(dataset="tasks(tiny, classes=2)")

@@ -1,7 +1,7 @@
 """Tasks one after the other: other data sets, or the classes of one, a few at a time.
 
     tasks(reuters_r8, reviews)                 two data sets; the classes of both, side by side
-    tasks(20newsgroups, classes=5)             one data set, in steps of five classes in the order of their names
+    tasks('20newsgroups', classes=5)           one data set, in steps of five classes in the order of their names
     tasks('tiny(seed=1)', 'tiny(seed=2)', shared=True)    classes of equal names are one
 
 A class has one place in the head from the beginning, so that the model's shape never changes. Every row knows its task
