@@ -18,6 +18,7 @@ Deviations: the paper's clients are one; it measures inputs again at the end of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class InfLoRA(TaskRanks):
     energy: float = setting(
         0.95, "share of a task's inputs that later tasks leave alone (paper: 0.95)", above=0, high=1
     )
+
+    asks_clients: ClassVar[bool] = True
 
     def trained(self, layout: Layout, round: int) -> frozenset[str]:
         """All but A."""

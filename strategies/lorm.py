@@ -19,6 +19,7 @@ sequence by the same formula afterwards; here one adapter goes on through all ta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class LoRM(GatherStrategy):
     """Merging in closed form, one factor a round."""
 
     moments: str = setting("diagonal", "of a layer's inputs, that clients send", choices=("diagonal", "full"))
+
+    asks_clients: ClassVar[bool] = True
 
     @property
     def asks(self) -> str:

@@ -35,6 +35,7 @@ class Prototypes(TaskStrategy):
 
     head: str = setting("centroids", "what is made of the sums", choices=("centroids", "ridge"))
 
+    asks_clients: ClassVar[bool] = True
     needs_lora: ClassVar[bool] = False
     makes_head: ClassVar[bool] = True
 

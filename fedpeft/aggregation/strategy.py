@@ -56,6 +56,9 @@ class Strategy:
     """Whether the rule's settings `tasks`, `every` and `late` are the schedule of the run's tasks
     (`fedpeft.data.task_sequence`)."""
 
+    asks_clients: ClassVar[bool] = False
+    """Whether clients are asked for sums over the rows that they train on, beside their updates."""
+
     makes_head: ClassVar[bool] = False
     """Whether the rule makes the head itself, so that it needs no start."""
 
@@ -319,9 +322,7 @@ def shared_sum(strategy: Strategy, layout: Layout) -> bool:
 def shared_sums(layout: Layout) -> list[str]:
     """The names of all such rules, those aside whose clients have models of their own, and are scored one by one."""
     found = [strategies.build(name) for name in strategies.names if strategies.part(name).plain_sum()]
-    return [
-        name_of(type(s)) for s in found if s.personal_pull is None and not s.goes_by_tasks and shared_sum(s, layout)
-    ]
+    return [name_of(type(s)) for s in found if s.personal_pull is None and not s.asks_clients and shared_sum(s, layout)]
 
 
 # ------------------------------------------------------------------------------------------------ weights and modules

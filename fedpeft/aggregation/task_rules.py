@@ -62,11 +62,6 @@ class TaskStrategy(LinearStrategy):
         """Which client is at which task when."""
         return TaskSchedule(max(1, self.tasks), max(1, self.every), self.late)
 
-    @property
-    def asks_clients(self) -> bool:
-        """Whether clients are asked for sums over their rows."""
-        return type(self).asked is not TaskStrategy.asked
-
     def asked(self, moment: Moment, layout: Layout) -> str:
         """The question (`fedpeft.trust.question`) to the clients that are at a task; empty, the default: none."""
         return ""
@@ -88,6 +83,8 @@ class TaskRanks(OwnedRanks, TaskStrategy):
         Raises:
             ConfigError: there are such, or the PEFT method has no factors.
         """
+        if not layout.pairs:
+            raise ConfigError(f"{name_of(type(self))} is defined for LoRA factors only; use the peft method lora")
         whole, tasks = lora_form(layout), self.schedule.tasks
         for form in set(forms) - {None}:
             if form is not None and (form.rank * tasks != whole.rank or not math.isclose(form.scale, whole.scale)):

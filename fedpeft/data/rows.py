@@ -51,7 +51,7 @@ class Rows:
         else:
             inputs = [self.inputs[i] for i in indices.tolist()]
         columns = (self.labels, self.owners, self.tasks)
-        return Rows(inputs, *(None if column is None else column[indices] for column in columns))  # type: ignore[arg-type]
+        return Rows(inputs, *(None if column is None else column[indices] for column in columns))
 
 
 def joined(first: Rows, second: Rows) -> Rows:

@@ -29,10 +29,10 @@ def check(config: RunConfig, options: ServeOptions) -> None:
             f"--cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients don't "
             "tell; give a number or a fraction"
         )
-    if asks := strategies.build(config.strategy).asks:
+    if strategies.build(config.strategy).asks_clients:
         raise ConfigError(
-            f"{config.strategy} asks each client {asks.partition('(')[0]} of the rows that it trains on, which real "
-            "clients don't answer; take fedit or rolora"
+            f"{config.strategy} asks clients for sums over the rows that they train on, which real clients don't "
+            "answer; take fedit or rolora"
         )
     if config.grid != "cohort":
         raise ConfigError("grid says where simulated clients run, and these are real; leave it out")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedpeft.aggregation.task_rules import TaskStrategy
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import name_of
 
@@ -20,8 +19,7 @@ def check_tasks(setup: Setup) -> None:
     """
     rule, mechanism = setup.strategy, setup.mechanism
     name = name_of(type(rule))
-    asks = rule.asks or (isinstance(rule, TaskStrategy) and rule.asks_clients)
-    if asks and (mechanism is not None or setup.secure_sum is not None):
+    if rule.asks_clients and (mechanism is not None or setup.secure_sum is not None):
         raise PrivacyError(
             f"{name} asks clients for sums over their rows, one by one, which --privacy does not cover; take fedit"
         )
