@@ -87,6 +87,7 @@ class ServersRows:
         rows, test = Rows([], np.zeros(0, np.int64)), None
         if options.eval_data == OWN_TEST or not (names or options.eval_data):
             source = load_dataset(config.dataset)
+            check_tasks(source.tasks)
             names = source.label_names
             if options.eval_data:
                 rows, test = without_validation(source)[1], source.test
@@ -152,7 +153,6 @@ class Federation:
             len(self.rows.validation) > 0 and not options.held_out
         )  # where clients' rows judge, the last state is seen
         facts = DataFacts.of(self.rows.dataset, clients, judged)
-        check_tasks(facts.tasks)
         setup = Setup.of(config, facts, groups)
         self.given = setup.profiles
         self.own = list(self.given)
