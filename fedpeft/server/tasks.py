@@ -1,8 +1,9 @@
 """Where tasks come one after the other: what happens between them, and how each task is done after each of them.
 
 A rule that goes by tasks may have clients asked for sums where a task begins and where it ends
-(`fedpeft.aggregation.task_rules`). Those answer that are at it on time; what is sent counts as what is sent before
-round 1 does. All of it is made from the last checkpoint, so a run that was killed between two tasks does it again.
+(`fedpeft.aggregation.task_rules`). Those answer that are at it on time (of very many, some); what is sent counts as
+what is sent before round 1 does. All of it is made from the last checkpoint, so a run that was killed between two tasks
+does it again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fedpeft.run.setup import Setup
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Progress
 from fedpeft.server.questions import Questions
+from fedpeft.server.sampling import measured
 from fedpeft.trust.question import asked
 
 Score = Callable[[State, int, int, bool], Totals]
@@ -80,7 +82,8 @@ class TaskTurns:
         text, seed = rule.asked(moment, self.setup.layout), self.setup.config.seed
         task, sums, counters = self.sequence.schedule.current(round), State(), progress.counters
         if text:
-            on_time = self.sequence.schedule.on_time(list(range(self.setup.clients)), seed)
+            schedule, everybody = self.sequence.schedule, list(range(self.setup.clients))
+            on_time = schedule.on_time(measured(len(everybody), seed), seed) or schedule.on_time(everybody, seed)
             questions = Questions(self.setup, self.clients, progress, self.most_rows(), self.say)
             answered = questions.ask(asked(text), on_time, round)
             sums = answered.total
