@@ -13,6 +13,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedpeft.clients.client import ClientPlan
+from fedpeft.clients.executor import Totals
+from fedpeft.clients.label_shift import only
 from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.config import RunConfig
@@ -116,7 +118,7 @@ class Simulation:
         if self.protection is not None:
             own = self.protection
             privacy = ClientPrivacy(self.setup.config.privacy, own.noise, self.folder / KEY, own.start)
-        plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy)
+        plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy, self.rows.train.tasks)
         return HostilePlan.of(plan, self.config.attack) if self.config.attack else plan
 
     @cached_property
@@ -198,7 +200,17 @@ class Simulation:
             privacy=self.protection,
             validation_loss=workers.validation_loss,
             book=self.book,
+            score_task=self._score_task if self.setup.facts.tasks is not None else None,
         )
+
+    def _score_task(self, state: State, version: int, task: int, known: bool) -> Totals:
+        """A state on the validation rows of a task; where it is `known`, only the task's classes compete."""
+        sequence, rows = self.setup.facts.tasks, self.rows
+        assert sequence is not None
+        assert rows.held.tasks is not None
+        own = rows.validation[rows.held.tasks == task]
+        offsets = only(sequence.classes[task], self.setup.facts.classes) if known else None
+        return self.workers.score(state, version, own, offsets)
 
     @property
     def _chooser(self) -> Sampler:

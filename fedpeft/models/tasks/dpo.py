@@ -36,6 +36,7 @@ class DPO(Instruction):
     metric = "accuracy"
     higher_is_better = True
     per_example: ClassVar[bool] = False
+    per_example_missing: ClassVar[str] = "reads two sequences for each row"
     reference: ClassVar[bool] = True
 
     beta: float = setting(0.1, "how much it costs to leave the base's answers; lower: less", above=0.0, high=100.0)
