@@ -33,6 +33,7 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, RunObserver
+from fedpeft.run.reuse import depth
 from fedpeft.run.setup import Setup
 
 TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
@@ -122,11 +123,16 @@ class Machine:
 
 
 def work_plan(
-    setup: Setup, machine: Machine, data_key: str, folder: Path, labels: NDArray[np.int64] | None = None
+    setup: Setup,
+    machine: Machine,
+    data_key: str,
+    folder: Path,
+    labels: NDArray[np.int64] | None = None,
+    holders: int = 0,
 ) -> WorkPlan:
     """What workers are told of the rows called `data_key`, in a run whose files are in `folder`.
 
-    `labels`: others than the data's own.
+    `labels`: others than the data's own; `holders`: simulated clients that the rows lie on.
     """
     config = setup.config
     per_example = setup.mechanism is not None and setup.mechanism.per_example
@@ -150,7 +156,7 @@ def work_plan(
         dtype=config.dtype,
         executor="private" if per_example else "batched" if batched else "sequential",
         clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
-        depth=setup.frozen_blocks if reusing else 0,
+        depth=depth(setup, lengths, holders) if reusing else 0,
         kernel=machine.kernel if batched else "native",
         threads=1,
         device=machine.devices[0],
@@ -253,9 +259,9 @@ class Workers:
 
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:
         """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""
-        if self.work.task != "classification":
-            return
         for base in ("", *bases):
+            if self.work.task != "classification" and not self.work.at(base).depth:
+                continue
             name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
             self.freeze(self.work.data_key, self.work.at(base).depth, name, base)
 

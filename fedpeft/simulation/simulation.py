@@ -109,7 +109,7 @@ class Simulation:
         data_key = self.setup.tokenised(self.rows.all, self.setup.tokens)
         attack = self.config.attack
         labels = attacked_labels(attack, self.rows, self.config.seed) if attack else None
-        return work_plan(self.setup, machine, data_key, self.folder, labels)
+        return work_plan(self.setup, machine, data_key, self.folder, labels, self.clients)
 
     def _client_plan(self) -> ClientPlan:
         privacy = None

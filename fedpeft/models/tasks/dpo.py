@@ -37,6 +37,7 @@ class DPO(Instruction):
     higher_is_better = True
     per_example: ClassVar[bool] = False
     reference: ClassVar[bool] = True
+    starts_above: ClassVar[bool] = False  # a row is two sequences
 
     beta: float = setting(0.1, "how much it costs to leave the base's answers; lower: less", above=0.0, high=100.0)
 
