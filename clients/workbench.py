@@ -227,6 +227,14 @@ class Workbench:
             return PrivateExecutor(model.to(plan.device), self.task, rows, plan.layout, self.method.privacy)
         return SequentialExecutor(model.to(plan.device), self.task, rows, plan.layout)
 
+    def whole(self) -> Workbench:
+        """The workbench whose model reads tokens, and writes them: all of the base, with the peft library's layers."""
+        if self.plan.executor == "sequential" and not self.plan.depth:
+            return self
+        if "whole" not in self._others:
+            self._others["whole"] = Workbench(replace(self.plan, executor="sequential", kernel="native", depth=0))
+        return self._others["whole"]
+
     def labels(self, rows: np.ndarray) -> torch.Tensor:
         """The classes of training rows, (rows,); of a batch's labels where there are none (language modelling)."""
         labels = getattr(self.examples, "labels", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedpeft.answers.exam import Exam, Said
+from fedpeft.answers.generation import BATCH
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.masking import MaskPlan
@@ -275,6 +277,12 @@ class Workers:
         stride = max(1, len(self.validation) // JUDGED_ROWS)
         loss: float = self._totals(state, version, self.validation[::stride][:JUDGED_ROWS]).mean_loss
         return loss
+
+    def examine(self, exam: Exam, state: State, version: int) -> list[Said]:
+        """What the global state on the base of `version` says to questions, split over workers."""
+        shares = [exam.questions[i : i + BATCH] for i in range(0, len(exam.questions), BATCH)]
+        calls = [self.pool.submit(Worker.examine, replace(exam, questions=s), state, version) for s in shares]
+        return [said for call in calls for said in result(call)]
 
     def _totals(self, state: State, version: int, rows: NDArray[np.int64]) -> Totals:
         shares = np.array_split(rows[np.argsort(self._lengths[rows])], self.machine.workers * 2)

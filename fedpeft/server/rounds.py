@@ -39,7 +39,7 @@ from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.energy import EnergyBook, told
-from fedpeft.server.evaluation import Evaluate, Evaluation, OwnRows
+from fedpeft.server.evaluation import Evaluate, Evaluation, Examiner, OwnRows
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.learned import products
 from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
@@ -79,6 +79,7 @@ class Server:
         announce, journal: see `Exchange`.
         most_rows: asked before each round how many rows a client can weigh as much as.
         book: of what clients use; None: nobody counts.
+        examiner: see `Evaluation`.
     """
 
     def __init__(
@@ -98,12 +99,13 @@ class Server:
         announce: Callable[[Release], None] | None = None,
         journal: SumJournal | None = None,
         book: EnergyBook | None = None,
+        examiner: Examiner | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
         self.validation_loss, self.most_rows, self.book = validation_loss, most_rows, book
         self.clients = Exchange(grid, self._answered, remote, announce, journal)
-        self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
+        self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say, examiner)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
 
     def run(self) -> Progress:
@@ -218,6 +220,7 @@ class Server:
         lines = {"clients.jsonl": [plain(r.line()) for r in taken.results], "rounds.jsonl": [plain(asdict(result))]}
         if outcome.disagreement is not None:
             lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(entry.round))]
+        lines |= self.evaluation.examined(after, entry.round)
         counters = progress.counters.after(traffic, result.rejected, clock.seconds)
         return replace(after, lines=lines, counters=counters), result
 

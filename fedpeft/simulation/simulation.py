@@ -25,6 +25,7 @@ from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_engine import SummedEngine
 from fedpeft.run.asked import asks_clients
+from fedpeft.run.examined import exam_of
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.private_plan import planned
@@ -34,7 +35,7 @@ from fedpeft.run.sampling import aware, cohort_size
 from fedpeft.run.setup import Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import Choosing, EnergyBook
-from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.server.evaluation import HELD_OUT, Examiner
 from fedpeft.server.preparation import noised_statistics
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
@@ -104,6 +105,7 @@ class Simulation:
             self.setup = replace(self.setup, secure_sum=self.protection.sums)
         self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
+        _ = self._examiner  # what is wrong with its questions is said before anything is trained
 
     def _work_plan(self, machine: Machine) -> WorkPlan:
         data_key = self.setup.tokenised(self.rows.all, self.setup.tokens)
@@ -198,7 +200,15 @@ class Simulation:
             privacy=self.protection,
             validation_loss=workers.validation_loss,
             book=self.book,
+            examiner=self._examiner,
         )
+
+    @cached_property
+    def _examiner(self) -> Examiner | None:
+        """Asks the global model questions, where that is wanted."""
+        asked = self.setup.measured.evaluate
+        exam = exam_of(self.setup, self.rows.all.take(self.rows.validation), self.observer.say)
+        return Examiner(exam, asked.every, self.workers.examine) if asked and exam else None
 
     @property
     def _chooser(self) -> Sampler:
