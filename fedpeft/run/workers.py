@@ -24,7 +24,7 @@ from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.partition import Shards
-from fedpeft.errors import RunError
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
 from fedpeft.models import kernels
@@ -78,10 +78,12 @@ class Machine:
             AssetError, RunError: there is no such cluster.
         """
         config, cluster = setup.config, setup.grid.cluster
-        asked = int(fixed.get("workers") or config.workers)
+        asked = int(fixed.get("workers") or config.workers or setup.grid.spreads)
         if not devices:
             devices = (accelerators() or ["cpu"]) if cluster is None else [worker_device(cluster, asked)]
         gpus = [device for device in devices if device != "cpu"]
+        if setup.grid.spreads:
+            _check_spread(setup, asked, gpus)
         if not asked:
             asked = (len(gpus) or usable_cores()) if cluster is None else default_workers(cluster)
         dtype = DTYPES[config.dtype]
@@ -124,6 +126,24 @@ class Machine:
         }
 
 
+def _check_spread(setup: Setup, workers: int, gpus: Sequence[str]) -> None:
+    """Refuse a base over several GPUs where there are none, or where parts of it would be looked for on one.
+
+    Raises:
+        ConfigError: says what, and what to do.
+    """
+    if len(gpus) < 2:
+        raise ConfigError(
+            f"spread deals the base out to several GPUs, and there are {len(gpus)}; leave it out of --grid"
+        )
+    if workers > 1:
+        raise ConfigError(f"spread has one worker on all GPUs, and --workers says {workers}; leave one of them out")
+    if setup.facts.task == "classification":
+        raise ConfigError("spread is for language models; leave it out of --grid, and each GPU has a worker of its own")
+    if setup.mechanism is not None and setup.mechanism.per_example:
+        raise ConfigError(f"spread makes no gradients per example, which {setup.mechanism.name} needs; leave one out")
+
+
 def work_plan(
     setup: Setup,
     machine: Machine,
@@ -140,6 +160,7 @@ def work_plan(
     per_example = setup.mechanism is not None and setup.mechanism.per_example
     by_hooks = setup.secure_sum is not None and setup.method.privacy == "hooks"
     reusing = setup.grid.executor == "batched" and (by_hooks or not per_example)  # methods without a batched form, too
+    reusing = reusing and not setup.grid.spreads
     batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
     if setup.method.base_precision and not machine.gpus:  # whose gain on a CPU is not measured yet
         batched = False
@@ -166,6 +187,7 @@ def work_plan(
         seed=config.seed,
         residuals=folder / "base",
         labels=labels,
+        spread=tuple(machine.gpus) if setup.grid.spreads else (),
         plugins=tuple(plugin.recipe for plugin in catalogue.used(config)),
     )
 
