@@ -133,9 +133,7 @@ def _check_spread(setup: Setup, workers: int, gpus: Sequence[str]) -> None:
         ConfigError: says what, and what to do.
     """
     if len(gpus) < 2:
-        raise ConfigError(
-            f"spread deals the base out to several GPUs, and there are {len(gpus)}; leave it out of --grid"
-        )
+        raise ConfigError(f"spread deals a base out to several GPUs, and there are {len(gpus)}; leave it out of --grid")
     if workers > 1:
         raise ConfigError(f"spread has one worker on all GPUs, and --workers says {workers}; leave one of them out")
     if setup.facts.task == "classification":
