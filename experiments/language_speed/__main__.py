@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,67 +74,73 @@ def ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
     """A training step of each way; all return the loss. Also the output layer and its loss alone."""
     import numpy as np
     import torch
-    import torch.nn.functional as F
 
-    from fedpeft.data.examples import IGNORED, padded_length
+    from fedpeft.data.examples import padded_length
     from fedpeft.data.packing import together
-    from fedpeft.data.tokens import rows_of
     from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import DTYPES, RowLosses, trainable
+    from fedpeft.models.task import DTYPES
     from fedpeft.models.tasks.causal_lm import CausalLM
     from fedpeft.peft.family import PEFT_METHODS
 
     torch.set_num_threads(1)
-    task = CausalLM()
+    task, random = CausalLM(), np.random.default_rng(0)
     model: Any = task.model(task.base(resolve_model(settings.model), DTYPES[settings.dtype]), None)
     PEFT_METHODS.build("lora(targets=('q_proj', 'v_proj'), layers=0)").attach(model, settings.dtype)
-    parameters = list(trainable(model).values())
-    random = np.random.default_rng(0)
-    vocabulary = model.base.config.vocab_size
-
-    def rows(lengths: list[int]) -> Any:
-        first = [round(n * (1 - settings.answers)) for n in lengths]
-        counted = [[i >= f for i in range(n)] for n, f in zip(lengths, first, strict=True)]
-        return rows_of([random.integers(5, vocabulary, size=n).tolist() for n in lengths], 0, None, counted)
-
-    full = rows([settings.tokens] * settings.batch).batch(range(settings.batch))
+    full = made_rows([settings.tokens] * settings.batch, settings, model, random).batch(range(settings.batch))
     lengths = packed_lengths(settings)
-    ragged, longest = rows(lengths), padded_length(max(lengths))
+    ragged, longest = made_rows(lengths, settings, model, random), padded_length(max(lengths))
     [bins] = together([np.array(lengths)], longest) or [[[i] for i in range(len(lengths))]]
-    say(
-        f"packed: {len(lengths)} rows in {len(bins)} sequences of {longest} tokens; unpacked, "
-        f"{1 - sum(lengths) / (len(lengths) * longest):.0%} is padding"
-    )
-
-    def step(batch: Any, losses_of: Callable[[Any], Any]) -> float:
-        losses = losses_of(batch)
-        loss = losses.sums.sum() / losses.counts.sum()
-        loss.backward()
-        for parameter in parameters:
-            parameter.grad = None
-        return float(loss.detach())
-
-    def whole(batch: Any) -> Any:
-        """As before: the logits of all positions, in fp32, and their likeliest."""
-        logits, labels = model(batch), batch["labels"][:, 1:]
-        sums = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED).sum(1)
-        return RowLosses(sums, (labels != IGNORED).sum(1), ((logits.argmax(-1) == labels) & (labels != IGNORED)).sum(1))
+    padding = 1 - sum(lengths) / (len(lengths) * longest)
+    say(f"packed: {len(lengths)} rows in {len(bins)} sequences of {longest} tokens; apart, {padding:.0%} is padding")
 
     def chunks(batch: Any) -> Any:
         return task.row_losses(model, batch)
 
-    layers = output_layer(model, full["labels"][:, 1:], DTYPES[settings.dtype])
     own: dict[str, Step] = {
-        **layers,
-        WHOLE: lambda: step(full, whole),
-        CHUNKS: lambda: step(full, chunks),
-        APART: lambda: step(ragged.batch(range(len(lengths))), chunks),
-        PACKED: lambda: step(ragged.packed(bins, longest), chunks),
+        **output_layer(model, full["labels"][:, 1:], DTYPES[settings.dtype]),
+        WHOLE: lambda: stepped(model, whole(model, full)),
+        CHUNKS: lambda: stepped(model, chunks(full)),
+        APART: lambda: stepped(model, chunks(ragged.batch(range(len(lengths))))),
+        PACKED: lambda: stepped(model, chunks(ragged.packed(bins, longest))),
     }
     of_all, of_ragged = settings.tokens * settings.batch, sum(lengths)
-    others = peers.steps(settings.model, settings.dtype, full, say)
-    made = {name: (lambda one=one: one) for name, one in own.items()} | others  # type: ignore[misc]
+    made: dict[str, Callable[[], Step]] = {name: partial(_itself, step) for name, step in own.items()}
+    made |= peers.steps(settings.model, settings.dtype, full, say)
     return {name: Way(each, of_ragged if name in (APART, PACKED) else of_all) for name, each in made.items()}
+
+
+def _itself(step: Step) -> Step:
+    return step
+
+
+def made_rows(lengths: list[int], settings: Settings, model: Any, random: Any) -> Any:
+    """Rows of random tokens, of which the last ones count."""
+    from fedpeft.data.tokens import rows_of
+
+    first = [round(n * (1 - settings.answers)) for n in lengths]
+    counted = [[i >= f for i in range(n)] for n, f in zip(lengths, first, strict=True)]
+    vocabulary = model.base.config.vocab_size
+    return rows_of([random.integers(5, vocabulary, size=n).tolist() for n in lengths], 0, None, counted)
+
+
+def stepped(model: Any, losses: Any) -> float:
+    """The loss, once its gradient is made and thrown away."""
+    loss = losses.sums.sum() / losses.counts.sum()
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def whole(model: Any, batch: Any) -> Any:
+    """As before: the logits of all positions, in fp32, and their likeliest."""
+    import torch.nn.functional as F
+
+    from fedpeft.data.examples import IGNORED
+    from fedpeft.models.task import RowLosses
+
+    logits, labels = model(batch), batch["labels"][:, 1:]
+    sums = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED).sum(1)
+    return RowLosses(sums, (labels != IGNORED).sum(1), ((logits.argmax(-1) == labels) & (labels != IGNORED)).sum(1))
 
 
 def output_layer(model: Any, labels: Any, dtype: Any) -> dict[str, Step]:

@@ -178,8 +178,6 @@ class Federation:
         plan = client_plan(setup, nobody, folder, self.held_out, None)
         validation = np.arange(len(self.rows.validation))
         self.workers = Workers(work, plan, machine, observer, validation)
-        asked, exam = setup.measured.evaluate, exam_of(setup, self.rows.validation, observer.say)
-        self.examiner = Examiner(exam, asked.every, self.workers.examine) if asked and exam else None
         limit = BYTES_PER_PARAMETER * setup.layout.numel + (1 << 20)
         self.stopping = threading.Event()
         told = self._description()
@@ -337,8 +335,13 @@ class Federation:
             most_rows=self._most_rows,
             book=EnergyBook(self.setup) if self.setup.measured.energy is not None else None,
             journal=self.journal if self.setup.secure_sum else None,
-            examiner=self.examiner,
+            examiner=self._examiner(),
         )
+
+    def _examiner(self) -> Examiner | None:
+        """Asks the global model questions, where that is wanted."""
+        asked, exam = self.setup.measured.evaluate, exam_of(self.setup, self.rows.validation, self.observer.say)
+        return Examiner(exam, asked.every, self.workers.examine) if asked and exam else None
 
     def _most_rows(self) -> float:
         """How many rows a client can weigh as much as: so many times those of the median client.
