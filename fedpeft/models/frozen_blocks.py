@@ -68,6 +68,12 @@ AGREEMENT = {torch.bfloat16: 0.02}
 """Largest difference, relative to a token's largest output, that a model started from hidden states may show."""
 
 
+def reader(base: nn.Module) -> Any:
+    """What makes hidden states of tokens: of a language model all but its output layer."""
+    outputs = getattr(base, "get_output_embeddings", None)
+    return base.base_model if callable(outputs) and outputs() is not None else base
+
+
 def can_start_at(base: nn.Module, depth: int) -> bool:
     """Whether `above(base, depth)`, fed what enters the block `depth`, computes what `base` does: tried on two rows.
 
@@ -82,7 +88,7 @@ def can_start_at(base: nn.Module, depth: int) -> bool:
     try:
         hidden, whole = _forward(base, {"input_ids": ids, "attention_mask": mask}, depth)
         with torch.inference_mode():
-            part = above(base, depth)(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+            part = reader(above(base, depth))(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, StopIteration):
         return False
     finally:
@@ -108,14 +114,14 @@ def _forward(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None,
 
     with torch.inference_mode():
         if not depth:
-            return None, base(**inputs).last_hidden_state
+            return None, reader(base)(**inputs).last_hidden_state
         stack = blocks(base)[1]
         if depth < len(stack):
             hook = stack[depth].register_forward_pre_hook(entering, with_kwargs=True)
         else:
             hook = stack[-1].register_forward_hook(leaving, with_kwargs=True)
         try:
-            last = base(**inputs).last_hidden_state
+            last = reader(base)(**inputs).last_hidden_state
         finally:
             hook.remove()
     return captured[0], last

@@ -27,6 +27,7 @@ from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_engine import SummedEngine
 from fedpeft.run.asked import asks_clients
+from fedpeft.run.examined import exam_of
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.private_plan import planned
@@ -36,7 +37,7 @@ from fedpeft.run.sampling import aware, cohort_size
 from fedpeft.run.setup import Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import Choosing, EnergyBook
-from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.server.evaluation import HELD_OUT, Examiner
 from fedpeft.server.preparation import noised_statistics
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
@@ -106,12 +107,13 @@ class Simulation:
             self.setup = replace(self.setup, secure_sum=self.protection.sums)
         self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
+        _ = self._examiner  # what is wrong with its questions is said before anything is trained
 
     def _work_plan(self, machine: Machine) -> WorkPlan:
         data_key = self.setup.tokenised(self.rows.all, self.setup.tokens)
         attack = self.config.attack
         labels = attacked_labels(attack, self.rows, self.config.seed) if attack else None
-        return work_plan(self.setup, machine, data_key, self.folder, labels)
+        return work_plan(self.setup, machine, data_key, self.folder, labels, self.clients)
 
     def _client_plan(self) -> ClientPlan:
         privacy = None
@@ -201,7 +203,15 @@ class Simulation:
             validation_loss=workers.validation_loss,
             book=self.book,
             score_task=self._score_task if self.setup.facts.tasks is not None else None,
+            examiner=self._examiner,
         )
+
+    @cached_property
+    def _examiner(self) -> Examiner | None:
+        """Asks the global model questions, where that is wanted."""
+        asked = self.setup.measured.evaluate
+        exam = exam_of(self.setup, self.rows.all.take(self.rows.validation), self.observer.say)
+        return Examiner(exam, asked.every, self.workers.examine) if asked and exam else None
 
     def _score_task(self, state: State, version: int, task: int, known: bool) -> Totals:
         """A state on the validation rows of a task; where it is `known`, only the task's classes compete."""
