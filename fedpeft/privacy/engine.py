@@ -22,8 +22,9 @@ from fedpeft.communication.messages import Report
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.privacy.accountant import Event, Events, epsilon, rdp_epsilon, within
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
-from fedpeft.privacy.mechanism import MECHANISMS, Exposure, Mechanism, ServerRound
+from fedpeft.privacy.mechanism import MECHANISMS, Mechanism, ServerRound
 from fedpeft.privacy.noise import RunKey, make_key, read_key
 
 LEDGER = "ledger.jsonl"

@@ -27,8 +27,8 @@ from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import Family, name_of, setting
 from fedpeft.peft.adapter import Layout, State, norm
-from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.accountant import LARGEST, Event, epsilon, noise_for, rdp_epsilon, together, within
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.noise import RunKey, gaussian
 
@@ -59,49 +59,6 @@ def bounded_block(statistics: State) -> State:
     block = {n: t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for n, t in statistics.items() if n != VARIANCE}
     factor = 1 / max(1.0, norm(block))
     return {name: tensor * factor for name, tensor in block.items()} | {VARIANCE: statistics[VARIANCE]}
-
-
-@dataclass(frozen=True)
-class Exposure:
-    """What the cost of a run depends on; none of it is learned from the data's content.
-
-    Attributes:
-        strategy, method, layout: the parts.
-        rows: training rows of each client, (clients,).
-        steps: local steps of each client in a round, (clients,).
-        participations: rounds that each client is planned to take part in, (clients,).
-        batch_size: expected rows of a local step.
-        rounds: planned.
-        cohort: expected number of clients in a round.
-        even: whether all clients have the same chance of being drawn.
-        start: whether the head starts from a noisy release of every client's rows, before round 1.
-        start_entries: numbers that this release has, without those that tell of its noise.
-        trained: entries that are trained in a round, the fewest and the most.
-    """
-
-    strategy: Strategy
-    method: PeftMethod
-    layout: Layout
-    rows: np.ndarray
-    steps: np.ndarray
-    participations: np.ndarray
-    batch_size: int
-    rounds: int
-    cohort: int
-    even: bool
-    start: bool = False
-    start_entries: int = 0
-    trained: tuple[int, int] = (1, 1)
-
-    @property
-    def clients(self) -> int:
-        """How many there are."""
-        return len(self.rows)
-
-    @property
-    def head_alone(self) -> bool:
-        """Whether nothing but the head is trained."""
-        return self.trained[1] == sum(t.numel for t in self.layout.tensors if t.role == "head")
 
 
 @dataclass(frozen=True)

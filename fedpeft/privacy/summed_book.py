@@ -18,8 +18,8 @@ from fedpeft.communication.messages import Report
 from fedpeft.errors import RunError
 from fedpeft.privacy.accountant import Event, within
 from fedpeft.privacy.engine import Entry
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.remote_engine import Terms
 from fedpeft.privacy.secure_sum.sum import FEWEST

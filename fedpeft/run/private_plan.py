@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from fedpeft.config import RunConfig
 from fedpeft.parts import part_text
-from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.run import checks
 from fedpeft.run.profiles import ProfileTable
 from fedpeft.run.setup import Setup, chosen_parts

@@ -23,7 +23,7 @@ from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
-from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_engine import SummedEngine
 from fedpeft.run.asked import asks_clients

@@ -20,8 +20,9 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import part_text
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, epsilon
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION
-from fedpeft.privacy.mechanism import MECHANISMS, Exposure
+from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms.user_dp import NoisySum
 from fedpeft.privacy.server_noise import SERVER_NOISES, correlated, longer, remembered, turns_of
 from fedpeft.privacy.server_noises.banded import error, optimised

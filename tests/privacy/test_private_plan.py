@@ -14,7 +14,8 @@ from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS, Exposure
+from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS
 from fedpeft.privacy.mechanisms import dp_sgd, user_dp
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records

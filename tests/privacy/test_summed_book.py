@@ -15,7 +15,8 @@ from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import epsilon
 from fedpeft.privacy.engine import LEDGER
-from fedpeft.privacy.mechanism import MECHANISMS, Exposure
+from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.remote_engine import Terms
 from fedpeft.privacy.summed_book import SummedBook
 

@@ -30,8 +30,9 @@ from typing import ClassVar
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Exposure, Mechanism, Training
+from fedpeft.privacy.mechanism import Mechanism, Training
 
 STEPS = 20
 """Planned over all rounds, at least; this, and the rest, as the run of docs/privacy.md on Reuters R8 has it, whose

@@ -38,8 +38,9 @@ from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import State, norm
 from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges
-from fedpeft.privacy.mechanism import Exposure, Mechanism, ServerRound, Training, bounded_block, noisy
+from fedpeft.privacy.mechanism import Mechanism, ServerRound, Training, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey, gaussian
 from fedpeft.privacy.server_noise import (
     SERVER_NOISES,
