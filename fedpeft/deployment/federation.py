@@ -11,7 +11,7 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,10 +196,19 @@ class Federation:
             self.sampler,
             self.folder,
             f"{self.roster.run} {self.config.to_toml()} {identity}",
-            lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
+            self._declared,
             lambda client: self.own[client].steps,
             lambda round: self.journal.cohort(round),
         )
+
+    def _declared(self) -> Mapping[int, Terms]:
+        """What each client has said of its privacy, by id; where they share noise, of those who may come back.
+
+        A sum that a dropped client were asked for would lack its share of the noise.
+        """
+        shared = self.setup.mechanism is not None and self.setup.mechanism.summed
+        known = (m for m in self.roster.members if m.id >= 0 and not (shared and m.dropped))
+        return {m.id: m.terms for m in known if m.terms is not None}
 
     @property
     def journal(self) -> SumJournal:
