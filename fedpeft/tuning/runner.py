@@ -176,6 +176,8 @@ class Conductor:
             RunError: all trials fail.
         """
         interrupted = [t.number for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+        if not interrupted and self.begun >= self.place.trials:
+            return
         with ExitStack() as held:
             held.enter_context(self.progress)
             if self.heartbeat is not None:
