@@ -263,8 +263,7 @@ class Conductor:
                 trial.set_user_attr(name, twin.user_attrs[name])
         for round, value in twin.intermediate_values.items():
             trial.report(value, round)
-        value = twin.value if twin.state == TrialState.COMPLETE else None
-        self.study.tell(trial.number, value, twin.state)
+        self.study.tell(trial.number, twin.value if twin.state == TrialState.COMPLETE else None, twin.state)
         self.done += 1
         self._say(f"trial {trial.number}  the same run as trial {twin.number}")
 
@@ -332,7 +331,8 @@ class Conductor:
 
 def drawn(trial: FrozenTrial) -> str:
     """What was drawn for a trial, for people; blocks as one list."""
-    words, blocks = [], {}
+    words: list[str] = []
+    blocks: dict[str, list[str]] = {}
     for name, value in trial.params.items():
         owner, found, index = name.rpartition("block.")
         if found:
