@@ -60,7 +60,7 @@ def killed_in(folder: Path, round: int, monkeypatch: pytest.MonkeyPatch, **given
         ({"strategy": "inf_lora"}, (3, 4)),  # where the second task begins, and in the middle of it
         ({"strategy": "prototypes", "head": "auto"}, (5,)),
         ({"strategy": "lorm", "codec": "fp32"}, (4,)),
-        ({"privacy": "user_dp(epsilon=50)", "strategy": "fedit"}, (4,)),
+        ({"privacy": "user_dp(epsilon=50, test_noise=True)", "strategy": "fedit"}, (4,)),
     ],
 )
 @pytest.mark.slow
