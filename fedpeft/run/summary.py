@@ -229,7 +229,7 @@ Line = tuple[str, str]
 
 
 def _number(name: str, value: float | None, digits: int = 4) -> list[Line]:
-    return [] if value is None else [(name, f"{value:.{digits}f}")]
+    return [] if value is None or math.isnan(value) else [(name, f"{value:.{digits}f}")]
 
 
 def _claimed(costs: Costs) -> list[Line]:
@@ -251,7 +251,7 @@ def _claimed(costs: Costs) -> list[Line]:
 def _reached(summary: Summary) -> list[Line]:
     quality = summary.quality
     if math.isnan(quality.accuracy):
-        return [(quality.metric, "unknown: no rows to evaluate on")]
+        return [(quality.metric, "unknown: no rows to evaluate on; a server takes --held-out 0.2 or --eval-data")]
     tested = quality.accuracy_of == TEST_ROWS
     name, of = f"test {quality.metric}" if tested else quality.metric, quality.accuracy_of
     value, digits = (quality.perplexity, 3) if quality.perplexity is not None else (quality.accuracy, 4)
