@@ -58,4 +58,5 @@ def visits(setup: Setup, rows: int) -> float:
     """How often a run trains on each row of a client of `rows` rows, on average."""
     training, config = setup.training, setup.config
     drawn = config.rounds * cohort_size(config.cohort, setup.clients) / setup.clients
-    return drawn * min(training.steps_for(rows) * training.batch_size / rows, training.steps_for(rows))
+    steps = training.steps_for(rows)
+    return float(drawn * min(steps * training.batch_size / rows, steps))
