@@ -190,6 +190,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
+    from fedpeft.simulation.retrieval import retrieved
     from fedpeft.simulation.trust import Trust
 
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
@@ -234,6 +235,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         centralised_learning_rate=rate,
         **calibration_of(score),
         forgetting=_forgotten(simulation, observer),
+        retrieval=retrieved(simulation, score.sides),
         **_attacked(simulation),
     )
     return Summary(

@@ -126,14 +126,14 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class PairRows:
-    """Two answers to each question, the preferred one first.
+    """Two sequences a row: answers to a question, the preferred one first, or a query and its document.
 
     Attributes:
-        answers: 2 n rows; row i is answers 2 i and 2 i + 1.
+        answers: 2 n rows, as tokens or as hidden states; row i is answers 2 i and 2 i + 1.
         cut: rows of which an answer's end was cut off.
     """
 
-    answers: TokenRows
+    answers: Examples
     cut: int = 0
 
     sequences: ClassVar[int] = 2
@@ -144,15 +144,15 @@ class PairRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row's longer answer, its question included, (rows,)."""
+        """Tokens of each row's longer sequence, (rows,)."""
         longest: np.ndarray = self.answers.lengths.reshape(-1, 2).max(1)
         return longest
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """As of `TokenRows`, all of (B, 2, T)."""
+        """As of a sequence, all of (B, 2, ...)."""
         index = np.asarray(rows)
         both = self.answers.batch(np.stack([2 * index, 2 * index + 1], 1).ravel())
-        return {name: tensor.view(-1, 2, tensor.shape[1]) for name, tensor in both.items()}
+        return {name: tensor.view(-1, 2, *tensor.shape[1:]) for name, tensor in both.items()}
 
 
 @dataclass(frozen=True)

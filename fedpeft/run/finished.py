@@ -141,7 +141,16 @@ class FinishedRun:
         return base
 
     def model(self, base: nn.Module) -> FederatedModel:
-        """The finished model, on a tree of modules of its own that shares the weights of `base`."""
+        """The finished model, on a tree of modules of its own that shares the weights of `base`.
+
+        Raises:
+            RunError: there is none, or it neither classifies nor goes on with a text.
+        """
+        if self.task.compares:
+            raise RunError(
+                f"{self.folder} finds pairs: its model gives vectors, and no class and no text; load {self.files} on "
+                "its base, and compare the mean of the last hidden states"
+            )
         if not self.files.is_dir():
             raise RunError(f"{self.folder} holds no finished run: there is no {self.files.name}/ in it")
         return saved_adapter.load(self.folder, self.task, twin(base), len(self.labels or ()))

@@ -211,7 +211,7 @@ class Setup(ChosenParts):
             weight_changes=_weight_changes(method, reference, layout),
             parameters=sum(p.numel() for p in reference.parameters()),
             width=int(plain_base.config.hidden_size),
-            frozen_blocks=_frozen_blocks(plain_base, layout, facts),
+            frozen_blocks=_frozen_blocks(plain_base, layout, facts, task),
             readable=readable_tokens(model_directory, method.extra_tokens, config.tokens),
             notes=tuple(notes),
         )
@@ -251,7 +251,7 @@ class Setup(ChosenParts):
     @property
     def predictions(self) -> int:
         """The most that a row can have: one, or one for each of its tokens."""
-        return 1 if self.facts.task == "classification" else self.tokens
+        return 1 if self.facts.task == "classification" or self.task.compares else self.tokens
 
     @property
     def clients(self) -> int:
@@ -381,9 +381,9 @@ def _weight_changes(method: PeftMethod, reference: FederatedModel, layout: Layou
     return changes
 
 
-def _frozen_blocks(base: Any, layout: Layout, facts: DataFacts) -> int:
+def _frozen_blocks(base: Any, layout: Layout, facts: DataFacts, task: Task) -> int:
     """How many blocks lie below the lowest adapter, where a forward pass can start above them; else 0."""
-    if (facts.kind, facts.task) != ("text", "classification"):
+    if facts.kind != "text" or not task.pools:
         return 0
     lowest = lowest_block(base, [t.module for t in layout.tensors if t.role != "head"])
     return lowest if lowest and can_start_at(base, lowest) else 0

@@ -26,7 +26,7 @@ from fedpeft.errors import RunError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
 from fedpeft.models import kernels
-from fedpeft.models.task import DTYPES
+from fedpeft.models.task import DTYPES, TASKS
 from fedpeft.parts import part_text
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY, ClientPrivacy
@@ -133,6 +133,7 @@ def work_plan(
     by_hooks = setup.secure_sum is not None and setup.method.privacy == "hooks"
     reusing = setup.grid.executor == "batched" and (by_hooks or not per_example)  # methods without a batched form, too
     batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
+    batched = batched and setup.task.batched
     if setup.method.base_precision and not machine.gpus:  # whose gain on a CPU is not measured yet
         batched = False
     lengths = cached_examples(data_key).lengths
@@ -253,7 +254,7 @@ class Workers:
 
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:
         """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""
-        if self.work.task != "classification":
+        if not TASKS.build(self.work.task).pools:
             return
         for base in ("", *bases):
             name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
@@ -271,7 +272,8 @@ class Workers:
         return loss
 
     def _totals(self, state: State, version: int, rows: NDArray[np.int64]) -> Totals:
-        shares = np.array_split(rows[np.argsort(self._lengths[rows])], self.machine.workers * 2)
+        together = TASKS.build(self.work.task).compares  # by one worker, or the number of workers would tell
+        shares = np.array_split(rows[np.argsort(self._lengths[rows])], 1 if together else self.machine.workers * 2)
         calls = [self.pool.submit(Worker.evaluate, state, share, version) for share in shares if len(share)]
         return sum((result(call) for call in calls), Totals())
 
