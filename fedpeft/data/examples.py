@@ -180,6 +180,42 @@ class ImageRows:
         }
 
 
+@dataclass(frozen=True)
+class CaptionedRows:
+    """Images with their texts.
+
+    Attributes:
+        pixels: float32 (rows, channels, height, width), normalised for the model.
+        texts: one each, with the pairs' labels.
+        held: bool (rows, 2), whether a row has its image, and its text.
+        tokens: of an image.
+    """
+
+    pixels: np.ndarray
+    texts: TokenRows
+    held: np.ndarray
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of both, (rows,)."""
+        lengths: np.ndarray = self.texts.lengths + self.tokens
+        return lengths
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """pixel_values (B, channels, height, width); input_ids and attention_mask (B, T); held and labels (B, 2)."""
+        index = np.asarray(rows)
+        text = self.texts.batch(rows)
+        return text | {
+            "pixel_values": torch.from_numpy(np.ascontiguousarray(self.pixels[index])),
+            "held": torch.from_numpy(np.array(self.held[index])),
+            "labels": text["labels"][:, None].expand(-1, 2),
+        }
+
+
 MADE_UP_TOKENS = 16
 """Tokens or patches of a made-up row: any model reads as many."""
 

@@ -27,13 +27,18 @@ class Rows:
         inputs: texts, one string a row; or images, uint8 (rows, height, width) or (rows, height, width, 3), 0 to 255.
         labels: int64 (rows,), 0 <= label < number of classes; None for causal language modelling.
         owners: (rows,) of str or int, whose row it is in the real world; None where nothing is known.
+        texts: of images, the text that goes with each; None: none does. An empty text, or an image of zeros, is one
+            that the row's owner does not have.
     """
 
     inputs: Inputs
     labels: NDArray[np.int64] | None = None
     owners: NDArray[np.generic] | None = None
+    texts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.texts is not None and len(self.texts) != len(self.inputs):
+            raise DataError(f"{len(self.inputs)} inputs but {len(self.texts)} texts")
         for name, column in (("labels", self.labels), ("owners", self.owners)):
             if column is not None and column.shape != (len(self.inputs),):
                 raise DataError(f"{len(self.inputs)} inputs but {name} of shape {column.shape}")
@@ -51,18 +56,20 @@ class Rows:
             inputs,
             None if self.labels is None else self.labels[indices],
             None if self.owners is None else self.owners[indices],
+            None if self.texts is None else [self.texts[i] for i in indices.tolist()],
         )
 
 
 def joined(first: Rows, second: Rows) -> Rows:
-    """The rows of both, one after the other; of labels and owners what both have."""
+    """The rows of both, one after the other; of labels, owners and texts what both have."""
     if isinstance(first.inputs, np.ndarray):
         inputs: Inputs = np.concatenate([first.inputs, np.asarray(second.inputs)])
     else:
         inputs = [*first.inputs, *second.inputs]
     labels = None if first.labels is None or second.labels is None else np.concatenate([first.labels, second.labels])
     owners = None if first.owners is None or second.owners is None else np.concatenate([first.owners, second.owners])
-    return Rows(inputs, labels, owners)
+    texts = None if first.texts is None or second.texts is None else [*first.texts, *second.texts]
+    return Rows(inputs, labels, owners, texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +79,8 @@ class Dataset:
     Attributes:
         name: what the user asked for.
         kind: what `inputs` are.
-        task: what is learned: classification, causal_lm, instruction, or dpo, perhaps with settings: dpo(beta=0.2).
+        task: what is learned: classification, causal_lm, instruction, dpo, retrieval or towers, perhaps with settings:
+            dpo(beta=0.2).
         train: rows that are split over the clients.
         test: rows that no client trains on; scored once, at the end.
         label_names: one name per class; None for causal language modelling.

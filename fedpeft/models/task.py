@@ -123,6 +123,9 @@ class FederatedModel(nn.Module):
 
     base: nn.Module
 
+    pairs: ClassVar[bool] = False
+    """Whether it gives the features of both sides of a pair."""
+
     objective: Objective | None = None
     """What local steps minimise instead of the loss of what the model says; None: that loss."""
 

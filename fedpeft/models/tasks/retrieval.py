@@ -38,6 +38,8 @@ NO_INPUT = ("labels", GROUPS)
 class PairEncoder(FederatedModel):
     """One encoder for both sides."""
 
+    pairs = True
+
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
