@@ -29,7 +29,10 @@ class HeadOnly(LinearStrategy):
         """
         super().check(layout, forms)
         if not self.trained(layout, 1):
-            raise ConfigError("head_only trains the head of a classifier, and this task has none; take fedit")
+            raise ConfigError(
+                "head_only trains the head of a classifier, or the connector of two towers, and this task has none; "
+                "take fedit"
+            )
 
     def trained(self, layout: Layout, round: int) -> frozenset[str]:
         """The head's tensors."""

@@ -98,7 +98,7 @@ def test_second_views_differ_and_keep_what_matters() -> None:
 
 @pytest.mark.parametrize(
     ("task", "peft"),
-    [("towers", LORA), ("towers(connector=mlp)", LORA), ("towers(connector=none)", LORA), ("towers", "head_only")],
+    [("towers", LORA), ("towers(connector=mlp)", "bottleneck(dim=3, layers=1)"), ("towers(connector=none)", LORA)],
 )
 def test_what_is_saved_is_what_was_trained(folder, rows, tmp_path, task, peft) -> None:
     built, model, method = made(folder, task, peft)

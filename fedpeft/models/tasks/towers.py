@@ -4,7 +4,7 @@ towers                                         SigLIP's pairwise loss, a linear 
 towers(connector=mlp)                          a hidden layer in it
 towers(connector=none)                         no connector: what is trained is the adapter alone
 
-With `--peft head_only` the connector alone is trained, with `--peft lora` the last blocks of both towers, too. The pairs
+With `--strategy head_only` the connector alone is trained, otherwise the last blocks of both towers, too. The pairs
 of a batch are those of one client: pairs across clients are missing, so results belong to a batch size.
 
 A client whose rows have one side only has no pairs. It trains its own tower (and, with images, the connector): two views
@@ -106,8 +106,8 @@ class Towers(PairTask):
         unread = sum(gradient is None for gradient in gradients)
         if unread:
             raise ConfigError(
-                f"{unread} of {len(trained)} trained tensors are read by neither tower; take --peft lora, bottleneck or "
-                "head_only"
+                f"{unread} of {len(trained)} trained tensors are read by neither tower; take --peft lora or "
+                "bottleneck"
             )
 
 
