@@ -16,6 +16,7 @@ from fedpeft.models.task import TASKS, trainable
 from fedpeft.models.two_towers import HELD, Connector, image_view, text_view
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.run.finished import twin
 
 TINY = "towers(image='tiny_vision', text='tiny')"
 LORA = "lora(rank=2, layers=1)"
@@ -109,6 +110,14 @@ def test_what_is_saved_is_what_was_trained(folder, rows, tmp_path, task, peft) -
     loaded = saved_adapter.load(tmp_path, built, built.base(folder, torch.float32), 0)
     batch = rows.batch(range(4))
     torch.testing.assert_close(loaded(batch), model(batch))
+
+
+def test_a_twin_has_its_blocks_in_both_places(folder) -> None:
+    base = TASKS.build("towers").base(folder, torch.float32)
+    made = twin(base)
+    assert made.image.encoder.layer[2] is made.blocks[2]["image"]
+    assert made.blocks[2]["image"] is not base.blocks[2]["image"]
+    assert {*made.parameters()} == {*base.parameters()}
 
 
 def test_rows_come_back_from_the_cache_as_they_were(rows) -> None:
