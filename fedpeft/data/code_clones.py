@@ -121,7 +121,9 @@ def reordered(text: str, random: np.random.Generator) -> str:
 def _bodies(function: Definition) -> list[list[ast.stmt]]:
     """The lists of statements, innermost last; exchanged lines stay within theirs."""
     parts = ("body", "orelse", "finalbody")
-    return [body for node in ast.walk(function) for name in parts if isinstance(body := getattr(node, name, None), list)]
+    return [
+        body for node in ast.walk(function) for name in parts if isinstance(body := getattr(node, name, None), list)
+    ]
 
 
 def _alone(first: ast.stmt, second: ast.stmt, lines: list[str]) -> bool:

@@ -45,9 +45,7 @@ def scenes() -> list[Scene]:
     """All of them: 16 things, two different ones in order, two relations: 480."""
     things = list(itertools.product(COLOURS, SHAPES))
     return [
-        Scene(first, relation, second)
-        for first, second in itertools.permutations(things, 2)
-        for relation in RELATIONS
+        Scene(first, relation, second) for first, second in itertools.permutations(things, 2) for relation in RELATIONS
     ]
 
 

@@ -156,5 +156,7 @@ def tower_folders(directory: Path) -> dict[str, Path]:
     """
     found = {tower: directory / tower for tower in TOWERS}
     if not all((folder / "config.json").is_file() for folder in found.values()):
-        raise ModelError(f"the model in {directory} has no two towers; take --model towers, or towers(image=..., text=...)")
+        raise ModelError(
+            f"the model in {directory} has no two towers; take --model towers, or towers(image=..., text=...)"
+        )
     return found

@@ -13,7 +13,9 @@ from fedpeft.run.trust_lines import trust_lines
 
 def loading(run: FinishedRun, whole: bool) -> str:
     """How others load it."""
-    auto = "AutoModel" if run.labels is not None else "AutoModelForCausalLM"
+    if run.task.compares and run.reads_images:
+        return "`fedpeft.open_run(RUN).model()`: two towers, which the `peft` library alone does not put together"
+    auto = "AutoModel" if run.labels is not None or run.task.compares else "AutoModelForCausalLM"
     if whole and run.labels is None:
         return '`transformers.pipeline("text-generation", FOLDER)`'
     if whole and run.reads_images:
@@ -82,6 +84,8 @@ def card(run: FinishedRun, merged: bool) -> str:
     title = "Model" if whole else "Adapter"
     head = "`modeling_mean_pooled.py`, a linear layer" if whole else "`head.safetensors`"
     pooled = f"The class is that of {head} on the mean of the last hidden states.\n" if classes else ""
+    if run.task.compares:
+        pooled = "Both sides are the mean of the last hidden states, and compared by their cosine.\n"
     return "\n".join(
         [
             front_matter(run, whole),

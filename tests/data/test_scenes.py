@@ -32,7 +32,9 @@ def test_equal_settings_give_equal_rows_and_parts_share_no_combination() -> None
         a, b = getattr(one, part), getattr(other, part)
         assert np.array_equal(a.inputs, b.inputs)
         assert a.texts == b.texts
-        assert all((t == u) == (i == j) for (t, i), (u, j) in itertools.combinations(zip(a.texts, a.labels, strict=True), 2))
+        assert all(
+            (t == u) == (i == j) for (t, i), (u, j) in itertools.combinations(zip(a.texts, a.labels, strict=True), 2)
+        )
     assert not {*one.test.texts} & {*one.train.texts, *one.validation.texts}
     assert not np.array_equal(load_dataset(FEW.replace("owners", "seed=1, owners")).train.inputs, one.train.inputs)
     assert np.bincount([*map(int, (str(o)[-1] for o in one.train.owners))]).tolist() == [10, 10, 10, 10]

@@ -106,8 +106,7 @@ class Towers(PairTask):
         unread = sum(gradient is None for gradient in gradients)
         if unread:
             raise ConfigError(
-                f"{unread} of {len(trained)} trained tensors are read by neither tower; take --peft lora or "
-                "bottleneck"
+                f"{unread} of {len(trained)} trained tensors are read by neither tower; take --peft lora or bottleneck"
             )
 
 
