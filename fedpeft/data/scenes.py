@@ -1,8 +1,8 @@
 """Scenes of two things, drawn, with a sentence that says what is where.
 
 "a red circle left of a blue square", "a green star above a red circle": two different things out of `SHAPES` and
-`COLOURS`, and one of two relations. Right of and below are left out: each scene has one caption. Place and size vary, and the
-background. Drawn with Pillow at four times the size and brought down, so that edges are smooth.
+`COLOURS`, and one of two relations. Right of and below are left out: each scene has one caption. Place and size vary,
+and the background. Drawn with Pillow at four times the size and brought down, so that edges are smooth.
 """
 
 from __future__ import annotations

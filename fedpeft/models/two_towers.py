@@ -119,7 +119,8 @@ class TowersModel(FederatedModel):
                     whole = features.new_zeros(rows, features.shape[1]) if found[place] is None else found[place]
                     found[place] = whole.index_put((which.nonzero()[:, 0],), part)  # type: ignore[union-attr]
         image_side, text_side = found
-        assert image_side is not None and text_side is not None  # of each row one side at least is there
+        assert image_side is not None, "of each row one side at least is there"
+        assert text_side is not None, "of each row one side at least is there"
         return torch.stack([image_side, text_side], 1)
 
     def _features(self, tower: str, inputs: Batch) -> Tensor:

@@ -31,6 +31,9 @@ from fedpeft.parts import setting
 WORDS = (4, 60)
 """Of a query, at least and at most; a longer one is cut."""
 
+SECTION = re.compile(r"\n\s*\n|\n\s*(?:Args|Arguments|Parameters|Returns|Raises|Yields|Example)s?\s*:|\n\s*[:@]\w")
+"""Where the first paragraph ends."""
+
 READING = 1
 """Counted up when a change of the reader makes other pairs of the same files."""
 

@@ -7,9 +7,9 @@ towers(connector=none)                         no connector: what is trained is 
 With `--strategy head_only` the connector alone is trained, otherwise the last blocks of both towers, too. The pairs
 of a batch are those of one client: pairs across clients are missing, so results belong to a batch size.
 
-A client whose rows have one side only has no pairs. It trains its own tower (and, with images, the connector): two views
-of a row are to be nearer than other rows are, which is contrastive learning without labels (SimCLR, Chen et al., arXiv
-2002.05709; of texts, Gao et al., arXiv 2104.08821). The other tower stays as it was received.
+A client whose rows have one side only has no pairs. It trains its own tower (and, with images, the connector): two
+views of a row are to be nearer than other rows are, which is contrastive learning without labels (SimCLR, Chen et al.,
+arXiv 2002.05709; of texts, Gao et al., arXiv 2104.08821). The other tower stays as it was received.
 """
 
 from __future__ import annotations
