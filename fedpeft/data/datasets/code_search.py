@@ -127,11 +127,7 @@ def documented_functions(source: str, module: str) -> Iterator[Documented]:
 
 def first_paragraph(definition: Definition) -> str | None:
     """What the docstring says first, on one line and without sections of arguments; None: less than `WORDS` words."""
-    said = ast.get_docstring(definition) or ""
-    paragraph = re.split(
-        r"\n\s*\n|\n\s*(?:Args|Arguments|Parameters|Returns|Raises|Yields|Example)s?\s*:|\n\s*[:@]\w", said
-    )
-    words = paragraph[0].split()
+    words = SECTION.split(ast.get_docstring(definition) or "")[0].split()
     return " ".join(words[: WORDS[1]]) if len(words) >= WORDS[0] else None
 
 
