@@ -35,7 +35,10 @@ class TwoTowers(nn.Module):
         blocks: the towers' blocks from the top, lowest first; below the lower tower's first, one tower's alone.
         image, text: the towers.
         config: of both.
+        base_model_prefix: what the `peft` library wants of models that hold others of transformers'.
     """
+
+    base_model_prefix = ""
 
     def __init__(self, image: nn.Module, text: nn.Module, config: Any) -> None:
         super().__init__()
@@ -121,7 +124,10 @@ class TowersModel(FederatedModel):
         image_side, text_side = found
         assert image_side is not None, "of each row one side at least is there"
         assert text_side is not None, "of each row one side at least is there"
-        return torch.stack([image_side, text_side], 1)
+        both = torch.stack([image_side, text_side], 1)
+        if torch.is_grad_enabled() and not both.requires_grad:  # texts alone, where the connector alone is trained
+            both = both + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+        return both
 
     def _features(self, tower: str, inputs: Batch) -> Tensor:
         base: Any = self.base

@@ -77,6 +77,9 @@ def test_a_client_with_one_side_trains_its_own_tower(folder, rows) -> None:
     only = {side: torch.arange(2).eq(side).expand(8, 2) for side in (0, 1)}
     assert gradients(model, task, batch | {HELD: only[0]}) == {"image", "connector"}
     assert gradients(model, task, batch | {HELD: only[1]}) == {"text"}
+    for name, parameter in trainable(model).items():  # by --strategy head_only
+        parameter.requires_grad_(name.startswith("head."))
+    assert gradients(model, task, batch | {HELD: only[1]}) == set()  # zero, and no error
     mixed = batch[HELD].clone()
     mixed[2, 1] = mixed[5, 0] = False
     whole, found = model(batch), model(batch | {HELD: mixed})
