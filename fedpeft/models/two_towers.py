@@ -35,6 +35,7 @@ class TwoTowers(nn.Module):
         blocks: the towers' blocks from the top, lowest first; below the lower tower's first, one tower's alone.
         image, text: the towers.
         config: of both.
+        paths: where each tower has its blocks, and the place of its first among all.
         base_model_prefix: what the `peft` library wants of models that hold others of transformers'.
     """
 
@@ -42,8 +43,10 @@ class TwoTowers(nn.Module):
 
     def __init__(self, image: nn.Module, text: nn.Module, config: Any) -> None:
         super().__init__()
-        stacks = {"image": blocks(image)[1], "text": blocks(text)[1]}
+        found = {"image": blocks(image), "text": blocks(text)}
+        stacks = {tower: stack for tower, (_, stack) in found.items()}
         depth = max(map(len, stacks.values()))
+        self.paths = {tower: (path, depth - len(stack)) for tower, (path, stack) in found.items()}
         self.blocks = nn.ModuleList(
             nn.ModuleDict(
                 {tower: stack[i - depth + len(stack)] for tower, stack in stacks.items() if i - depth + len(stack) >= 0}
@@ -53,11 +56,21 @@ class TwoTowers(nn.Module):
         self.image = image
         self.text = text
         self.config = config
+        self.register_load_state_dict_pre_hook(_in_both_places)
 
     def features(self, tower: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """The mean of a tower's last hidden states, (B, d), in at least fp32."""
         hidden = getattr(self, tower)(**inputs).last_hidden_state
         return pool(hidden, inputs.get("attention_mask"))
+
+
+def _in_both_places(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """What a file has of a block stands in its tower, too: files hold one copy."""
+    paths: dict[str, tuple[str, int]] = module.paths  # type: ignore[assignment]
+    for name in [name for name in state if name.startswith(f"{prefix}blocks.")]:
+        place, tower, rest = name.removeprefix(f"{prefix}blocks.").split(".", 2)
+        path, first = paths[tower]
+        state[f"{prefix}{tower}.{path}.{int(place) - first}.{rest}"] = state[name]
 
 
 class Connector(nn.Module):
