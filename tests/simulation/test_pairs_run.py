@@ -34,6 +34,7 @@ def run(folder: Path, **more):
     return simulate(RunConfig(**PAIRS | more), folder, False, QUIET)
 
 
+@pytest.mark.slow
 def test_a_run_of_pairs_goes_on_where_it_was_interrupted_and_says_how_well_pairs_are_found(tmp_path) -> None:
     whole = run(tmp_path / "whole").as_dict()
 
@@ -85,6 +86,7 @@ SCENES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedit", "head_only"])
 def test_two_towers_learn_from_clients_of_which_some_have_one_side(tmp_path, strategy) -> None:
     whole = run(tmp_path / "whole", **SCENES, strategy=strategy).as_dict()
