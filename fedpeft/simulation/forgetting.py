@@ -54,7 +54,7 @@ def second_task(text: str, first: Dataset) -> Dataset:
     """
     second = load_dataset(text)
     one, other = ((d.kind, d.task == "classification") for d in (first, second))
-    if one != other:
+    if one != other or TASKS.build(second.task).compares:
         raise ConfigError(
             f"forgetting={text!r} must be of the run's kind, {first.kind} "
             f"{'classification' if one[1] else 'language modelling'}"

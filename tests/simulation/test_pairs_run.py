@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError, FedpeftError, PrivacyError, RunError
+from fedpeft.errors import ConfigError, FedpeftError, ModelError, PrivacyError, RunError
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.observer import RoundResult
 from fedpeft.simulate import main, simulate
@@ -65,6 +65,8 @@ def test_a_run_of_pairs_goes_on_where_it_was_interrupted_and_says_how_well_pairs
         ({"measure": "forgetting(dataset=tiny)"}, ConfigError, "leave it out"),
         ({"dataset": "tiny", "measure": "clones"}, ConfigError, "code_search"),
         ({"drift": "label_shift"}, ConfigError, "label_shift"),
+        ({"dataset": "tiny_lm", "measure": "forgetting(dataset=tiny_pairs)"}, ConfigError, "language modelling"),
+        ({"dataset": "scenes(rows=20)", "model": "tiny"}, ModelError, "two towers"),
     ],
 )
 def test_what_pairs_can_not_have_is_refused(tmp_path, more, error, said) -> None:
