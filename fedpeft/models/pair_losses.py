@@ -10,7 +10,9 @@ Queries x and documents y are rows of unit length, s_ij = x_i . y_j.
 
 A batch's loss is the mean of l_i. Both sum over the pairs of one batch of one client: what lies on other clients is
 never a negative. The scale t and the bias b are settings here. SigLIP learns them over tens of thousands of steps, in
-the few of a federation they would stay where they start.
+the few of a federation they would stay where they start. Its start b = -10 is -log of 22,000 negatives: with it a model
+that knows nothing is right about the share of right pairs. Without a setting b_i is -log of the negatives that row i
+has.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-PairLoss = Callable[[Tensor, Tensor, float, float], Tensor]
+PairLoss = Callable[[Tensor, Tensor, float, float | None], Tensor]
 """From similarities (B, B) of queries and documents, the pairs that are negatives (B, B), scale and bias to the loss of
 each row, (B,)."""
 
 
-def infonce(similarities: Tensor, negative: Tensor, scale: float, bias: float) -> Tensor:
+def infonce(similarities: Tensor, negative: Tensor, scale: float, bias: float | None = None) -> Tensor:
     """InfoNCE in both directions, (B,); the bias cancels out."""
     logits = scale * similarities
     own = logits.diagonal()
@@ -35,9 +37,10 @@ def infonce(similarities: Tensor, negative: Tensor, scale: float, bias: float) -
     return (among.logsumexp(1) + among.logsumexp(0)) / 2 - own
 
 
-def sigmoid(similarities: Tensor, negative: Tensor, scale: float, bias: float) -> Tensor:
+def sigmoid(similarities: Tensor, negative: Tensor, scale: float, bias: float | None = None) -> Tensor:
     """SigLIP's loss, (B,): of a row's own pair and of its negatives."""
-    logits = scale * similarities + bias
+    among = negative.sum(1, keepdim=True).clamp(min=1)
+    logits = scale * similarities + (-among.to(similarities.dtype).log() if bias is None else bias)
     apart = F.softplus(logits).masked_fill(~negative, 0.0).sum(1)
     return F.softplus(-logits.diagonal()) + apart
 

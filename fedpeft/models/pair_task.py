@@ -32,7 +32,9 @@ class PairTask(Task):
 
     loss: str = setting("infonce", "infonce, or sigmoid: SigLIP's", choices=tuple(PAIR_LOSSES))
     scale: float = setting(20.0, "t, what similarities are multiplied by", above=0.0, high=1000.0)
-    bias: float = setting(-10.0, "b, of sigmoid: what is added to them then", low=-1000.0, high=1000.0)
+    bias: float | None = setting(
+        None, "b, of sigmoid: what is added to them then; None: -log of a row's negatives", low=-1000.0, high=1000.0
+    )
 
     def check(self, model: FederatedModel) -> None:
         """Refuse adapters with a loss of their own.

@@ -124,7 +124,7 @@ class Scorer:
         questions = asks(divisor)
         answers = [Fold() for _ in questions]
         batches = scoring.score_batches(test)
-        self.observer.phase(name, len(batches))
+        self.observer.phase(name, 1 if setup.task.compares else len(batches))
         if setup.task.compares:
             scores, sides = scoring.score_together(model, setup.task, test)
             return FinalScore(float(scores.correct.mean()), float(scores.loss.mean()), scores, sides=sides)

@@ -56,6 +56,10 @@ def test_losses_are_the_papers_sums(labels) -> None:
     found = Retrieval(loss="sigmoid", scale=3.0, bias=-1.5).losses(both, batch).sums
     expected = torch.tensor(slow_sigmoid(s, negative, 3.0, -1.5), dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    found = Retrieval(loss="sigmoid", scale=3.0).losses(both, batch).sums
+    for i, row in enumerate(negative):
+        own = slow_sigmoid(s, negative, 3.0, -math.log(max(1, sum(row))))[i]
+        assert float(found[i]) == pytest.approx(own, abs=1e-10)
 
 
 @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
