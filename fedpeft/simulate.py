@@ -191,6 +191,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
+    from fedpeft.simulation.retrieval import retrieved
     from fedpeft.simulation.trust import Trust
 
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
@@ -234,6 +235,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         centralised_learning_rate=rate,
         **calibration_of(score),
         forgetting=_forgotten(simulation, observer),
+        retrieval=retrieved(simulation, score.sides),
         **_attacked(simulation),
     )
     return Summary(
@@ -338,8 +340,9 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     if in_few_bits and setup.grid.executor == "batched" and not simulation.fixed["gpus"]:
         observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
     say_privacy(simulation.protection, observer)
-    if setup.grid.executor == "batched" and not setup.method.batched:
-        observer.say(f"[bold]note[/]    {setup.method.name} has no batched form: clients train one by one")
+    if setup.grid.executor == "batched" and not (setup.method.batched and setup.task.batched):
+        name = setup.facts.task.partition("(")[0] if setup.method.batched else setup.method.name
+        observer.say(f"[bold]note[/]    {name} has no batched form: clients train one by one")
 
 
 def _distinct_rows(simulation: Simulation, records: Records) -> int | None:

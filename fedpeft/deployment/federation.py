@@ -43,6 +43,7 @@ from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.memory import release
+from fedpeft.models.task import TASKS
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.remote_engine import SecondBook, Terms
@@ -96,6 +97,7 @@ class ServersRows:
             rows, names = labelled_rows(options.eval_data, options.text_column, options.label_column, names)
         if source is not None and (source.kind != "text" or source.task not in ("classification", "causal_lm")):
             what = "conversations" if source.kind == "text" else "images"
+            what = "pairs" if TASKS.build(source.task).compares else what
             raise ConfigError(f"{source.name} holds {what}; clients of a server join with texts")
         if names is None and not options.eval_data:
             rows = Rows([])
