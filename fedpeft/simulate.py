@@ -40,7 +40,7 @@ from fedpeft.run.folder import (
     refuse_former,
     refuse_servers_run,
 )
-from fedpeft.run.observer import RoundResult
+from fedpeft.run.observer import Metrics, RoundResult
 from fedpeft.run.quick import quick
 from fedpeft.run.records import Records
 from fedpeft.run.summary import TEST_ROWS, Costs, Quality, Summary, calibration_of, distinct_rows, show
@@ -215,19 +215,12 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     trust.spoil(simulation)
     last = _last(simulation, simulation.scorer, progress) or score
     pooled = _score_pooled(simulation) if rate is not None else None
-    loss = own.loss if own else score.loss
     quality = Quality(
         metric=setup.task.metric,
-        accuracy=own.accuracy if own else score.accuracy,
-        accuracy_of="mean over clients, own held-out rows" if own else TEST_ROWS,
-        worst_accuracy=own.worst_accuracy if own else None,
-        shared_accuracy=score.accuracy if own else None,
+        **_own_or_shared(own, score, last),
         accuracy_by_base=_by_precision(simulation) or None,
-        loss=loss,
-        perplexity=math.exp(loss) if setup.task.metric == "perplexity" else None,
+        perplexity=math.exp((own or score).loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
-        last_accuracy=None if own else last.accuracy,
-        last_loss=None if own else last.loss,
         baseline_accuracy=probe.accuracy if probe else None,
         private_probe_accuracy=private,
         centralised_accuracy=pooled.accuracy if pooled else None,
@@ -247,6 +240,25 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         trust=trust.scored(score, records, simulation.protection is not None),
         **of_rows(simulation, score.scores, records),
     )
+
+
+def _own_or_shared(own: Metrics | None, score: FinalScore, last: FinalScore) -> dict[str, Any]:
+    """Who is scored on what: the one model on the test rows, or each client's `own` on its rows."""
+    if own is None:
+        return {
+            "accuracy": score.accuracy,
+            "accuracy_of": TEST_ROWS,
+            "loss": score.loss,
+            "last_accuracy": last.accuracy,
+            "last_loss": last.loss,
+        }
+    return {
+        "accuracy": own.accuracy,
+        "accuracy_of": "mean over clients, own held-out rows",
+        "worst_accuracy": own.worst_accuracy,
+        "shared_accuracy": score.accuracy,
+        "loss": own.loss,
+    }
 
 
 POOLED = "centralised"
