@@ -40,7 +40,7 @@ from fedpeft.run.folder import (
     refuse_former,
     refuse_servers_run,
 )
-from fedpeft.run.observer import Metrics, RoundResult
+from fedpeft.run.observer import RoundResult
 from fedpeft.run.quick import quick
 from fedpeft.run.records import Records
 from fedpeft.run.summary import TEST_ROWS, Costs, Quality, Summary, calibration_of, distinct_rows, show
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fedpeft.run.final_score import FinalScore, Scorer
+    from fedpeft.server.evaluation import OwnRows
     from fedpeft.server.progress import Progress
     from fedpeft.simulation.simulation import Simulation
 
@@ -188,6 +189,7 @@ def simulate(
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) -> Summary:
     from fedpeft.run.final_score import save
     from fedpeft.simulation.of_rows import of_rows
+    from fedpeft.simulation.pooled import pooled_adapter, score_of_pooled
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
@@ -201,7 +203,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     progress = simulation.train(server)
     kept, residual = progress.result
     save(setup, kept, simulation.folder, residual)
-    rate = _train_pooled(simulation, progress)
+    rate = pooled_adapter(simulation, progress)
     own = server.own_rows(progress) if setup.personal else None
     trust = Trust(setup)
     trust.ask_clients(server, progress)
@@ -214,7 +216,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     save_predictions(simulation, score.scores, records)
     trust.spoil(simulation)
     last = _last(simulation, simulation.scorer, progress) or score
-    pooled = _score_pooled(simulation) if rate is not None else None
+    pooled = score_of_pooled(simulation) if rate is not None else None
     quality = Quality(
         metric=setup.task.metric,
         **_own_or_shared(own, score, last),
@@ -242,7 +244,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     )
 
 
-def _own_or_shared(own: Metrics | None, score: FinalScore, last: FinalScore) -> dict[str, Any]:
+def _own_or_shared(own: OwnRows | None, score: FinalScore, last: FinalScore) -> dict[str, Any]:
     """Who is scored on what: the one model on the test rows, or each client's `own` on its rows."""
     if own is None:
         return {
@@ -259,30 +261,6 @@ def _own_or_shared(own: Metrics | None, score: FinalScore, last: FinalScore) -> 
         "shared_accuracy": score.accuracy,
         "loss": own.loss,
     }
-
-
-POOLED = "centralised"
-"""Folder, in a run's own, of the adapter of the pooled rows."""
-
-
-def _train_pooled(simulation: Simulation, progress: Progress) -> float | None:
-    """Train on the pooled rows, where that is asked for, and save the adapter; the learning rate that was best."""
-    from fedpeft.run.final_score import save
-    from fedpeft.simulation.pooled import train_on_pooled_rows
-
-    setup = simulation.setup
-    if not setup.measured.pooled:
-        return None
-    state, rate = train_on_pooled_rows(
-        setup, simulation.rows, simulation.workers, simulation.sampler.size, progress.started
-    )
-    (simulation.folder / POOLED).mkdir(exist_ok=True)
-    save(setup, state, simulation.folder / POOLED)
-    return rate
-
-
-def _score_pooled(simulation: Simulation) -> FinalScore:
-    return simulation.scorer.score(simulation.folder / POOLED, "scoring the adapter of the pooled data (fp32)")
 
 
 def _by_precision(simulation: Simulation) -> dict[str, float]:

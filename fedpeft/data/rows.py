@@ -56,8 +56,9 @@ class Rows:
         else:
             inputs = [self.inputs[i] for i in indices.tolist()]
         columns = (self.labels, self.owners, self.tasks)
+        labels, owners, tasks = (None if column is None else column[indices] for column in columns)
         texts = None if self.texts is None else [self.texts[i] for i in indices.tolist()]
-        return Rows(inputs, *(None if column is None else column[indices] for column in columns), texts=texts)
+        return Rows(inputs, labels, owners, tasks, texts)
 
 
 def joined(first: Rows, second: Rows) -> Rows:

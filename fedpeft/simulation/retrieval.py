@@ -68,8 +68,8 @@ def word_sides(texts: Sequence[Sequence[str]]) -> Sides:
     queries, documents = texts
     words = TfidfVectorizer(tokenizer=parts_of_names, token_pattern=None, lowercase=False, sublinear_tf=True)
     there = words.fit_transform(documents)
-    both = (torch.from_numpy(matrix.toarray()).float() for matrix in (words.transform(queries), there))
-    return Sides(*both, torch.arange(len(queries)))
+    asked, found = (torch.from_numpy(matrix.toarray()).float() for matrix in (words.transform(queries), there))
+    return Sides(asked, found, torch.arange(len(queries)))
 
 
 def parts_of_names(text: str) -> list[str]:

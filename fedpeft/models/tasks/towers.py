@@ -71,11 +71,11 @@ class Towers(PairTask):
         """Both encoders (see `fedpeft.models.encoders`)."""
         from transformers import AutoConfig
 
-        towers = [
+        image, text = (
             load_base(encoders.from_pretrained, folder, dtype, hidden_states, say, **options)
             for folder in tower_folders(model_directory).values()
-        ]
-        return TwoTowers(*towers, AutoConfig.from_pretrained(str(model_directory), local_files_only=True))
+        )
+        return TwoTowers(image, text, AutoConfig.from_pretrained(str(model_directory), local_files_only=True))
 
     def model(self, base: nn.Module, classes: int | None) -> TowersModel:
         """The towers with a connector."""
