@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from math import sqrt
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -125,7 +125,8 @@ class StepSearch:
             joint += levels
             joint[1::2] += dtype(CLASSES * width)
             counts += counted(joint, counts.size).reshape(counts.shape)
-        return counts.sum(axis=0).reshape(CLASSES, width)
+        both: Array = counts.sum(axis=0)
+        return both.reshape(CLASSES, width)
 
     def cost(self, step: float) -> float:
         """About how many bytes the levels and classes take, tables included."""
