@@ -202,7 +202,7 @@ def _eigenvectors(parts: Sequence[Tensor], gram: Tensor, middle: Tensor, count: 
     C = cholesky_root(equal) or eigen_root(equal)
     values, vectors = leading_eigenvectors(C.around(gram / unit / unit[:, None]), min(count, C.matrix.shape[1]))
     sizes = values.clamp_min(0.0).sqrt()
-    weights = ((C.matrix @ vectors) / unit[:, None]).split([part.shape[1] for part in parts])
+    weights = torch.split((C.matrix @ vectors) / unit[:, None], [part.shape[1] for part in parts])
     found = sum(times(part, W) for part, W in zip(parts, weights, strict=True))
     found = found / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
     return torch.nn.functional.pad(found * (sizes > FAINT * sizes[:1]), (0, count - found.shape[1]))

@@ -304,7 +304,8 @@ class Root:
         if self.vectors is not None:
             return self.matrix.T @ (gram @ self.matrix)
         lower, _ = scipy.linalg.lapack.dsygst(gram.numpy(), self.matrix.numpy(), itype=2, lower=1)
-        return torch.from_numpy(lower)
+        both: Tensor = torch.from_numpy(lower)
+        return both
 
     def undo(self, V: Tensor) -> Tensor:
         """C^-T V, of V (m, k)."""
