@@ -310,7 +310,8 @@ class Root:
     def undo(self, V: Tensor) -> Tensor:
         """C^-T V, of V (m, k)."""
         if self.vectors is None or self.values is None:
-            return torch.linalg.solve_triangular(self.matrix.T, V, upper=True)
+            solved: Tensor = torch.linalg.solve_triangular(self.matrix.T, V, upper=True)
+            return solved
         return self.vectors @ (V / self.values[:, None])
 
 
