@@ -26,6 +26,7 @@ COMMANDS = {
     "transcript": "whether two clients were told the same by their server",
     "audit": "whether a mechanism or a finished run leaks what it should protect",
     "conformance": "whether parts of your own do what every part must",
+    "completion": "what bash, zsh or fish needs to complete these commands and their flags",
 }
 """What each does; a module or a package of this name."""
 

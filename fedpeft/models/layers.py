@@ -143,11 +143,14 @@ def named_like(base: nn.Module, endings: Sequence[str], among: Layers = 0) -> li
 
 
 def lowest_block(base: nn.Module, modules: Sequence[str]) -> int:
-    """Index of the lowest block that holds one of `modules`; 0 where one lies outside the blocks."""
-    path, _ = blocks(base)
+    """Index of the lowest block that holds one of `modules`, or how many blocks there are where there are no modules.
+
+    0 where one lies outside the blocks.
+    """
+    path, stack = blocks(base)
     prefix = path + "."
     indices = [int(m.removeprefix(prefix).split(".")[0]) if m.startswith(prefix) else 0 for m in modules]
-    return min(indices, default=0)
+    return min(indices, default=len(stack))
 
 
 def replace(root: nn.Module, path: str, module: nn.Module) -> None:

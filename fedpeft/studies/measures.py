@@ -78,6 +78,18 @@ def from_trust(*path: str) -> Callable[[Result], float | None]:
     return found
 
 
+def from_retrieval(*path: str) -> Callable[[Result], float | None]:
+    """A number of how well pairs were found."""
+
+    def found(result: Result) -> float | None:
+        value: Any = (result.summary or {}).get("retrieval") or {}
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return None if value is None else float(value)
+
+    return found
+
+
 def per_point(kind: str) -> Callable[[Result], float | None]:
     """Joules or grams for each percentage point of the result's accuracy."""
 
@@ -100,6 +112,21 @@ def server_seconds(result: Result) -> float | None:
     return sum(seconds) / len(seconds) if seconds else None
 
 
+def from_tasks(kind: str, name: str) -> Callable[[Result], float | None]:
+    """A measure of tasks one after the other (`fedpeft.run.task_measures`)."""
+
+    def found(result: Result) -> float | None:
+        measured = ((result.summary or {}).get("tasks") or {}).get(kind) or {}
+        return measured.get(name)
+
+    return found
+
+
+def from_spans(result: Result) -> float | None:
+    """F1 of the spans of token labels."""
+    return ((result.summary or {}).get("spans") or {}).get("f1")
+
+
 MEASURES = (
     Measure("accuracy", "test accuracy (%)", from_summary("accuracy"), POINTS, 2),
     Measure("perplexity", "test perplexity", from_summary("perplexity"), 1.0, 2),
@@ -113,8 +140,23 @@ MEASURES = (
     Measure("classwise", "class-wise calibration error (%)", from_trust(*CALIBRATED, "classwise"), POINTS, 2),
     Measure("brier", "Brier score, calibrated", from_trust(*CALIBRATED, "brier"), 1.0, 4),
     Measure("risk_area", "risk-coverage area (%)", from_trust(*CALIBRATED, "area"), POINTS, 2),
+    Measure("mrr", "mean reciprocal rank (%)", from_retrieval("mrr"), POINTS, 2),
+    Measure("recall_at_10", "recall at 10 (%)", from_retrieval("recall_at_10"), POINTS, 2),
+    Measure("mrr_reverse", "the other way (%)", from_retrieval("reverse", "mrr"), POINTS, 2),
+    Measure("mrr_frozen", "frozen encoder (%)", from_retrieval("frozen", "mrr"), POINTS, 2),
+    Measure("mrr_words", "words (%)", from_retrieval("words", "mrr"), POINTS, 2),
+    Measure("clones", "clones first (%)", from_trust("clones", "result", "first"), POINTS, 2),
+    Measure("clones_frozen", "clones first, frozen (%)", from_trust("clones", "frozen", "first"), POINTS, 2),
+    Measure("clones_words", "clones first, words (%)", from_trust("clones", "words", "first"), POINTS, 2),
     Measure("forgotten", "forgotten, probe (%)", forgotten("probe accuracy"), POINTS, 2),
     Measure("forgotten_nats", "forgotten (nats a token)", forgotten("nats per token"), 1.0, 3),
+    Measure("task_average", "mean over tasks (%)", from_tasks("accuracy", "average"), POINTS, 2),
+    Measure("task_forgetting", "forgetting (points)", from_tasks("accuracy", "forgetting"), POINTS, 2),
+    Measure("task_known", "mean, task known (%)", from_tasks("accuracy_known_task", "average"), POINTS, 2),
+    Measure("task_lost", "forgetting, task known", from_tasks("accuracy_known_task", "forgetting"), POINTS, 2),
+    Measure("backward", "backward transfer", from_tasks("accuracy_known_task", "backward_transfer"), POINTS, 2),
+    Measure("forward", "forward transfer", from_tasks("accuracy_known_task", "forward_transfer"), POINTS, 2),
+    Measure("spans", "F1 of spans (%)", from_spans, POINTS, 2),
     Measure("epsilon", "epsilon", from_summary("epsilon"), 1.0, 2),
     Measure("audit_epsilon", "audit: epsilon at least", from_summary("audit_epsilon"), 1.0, 2),
     Measure("membership_auc", "membership attack (AUC)", from_summary("membership_auc"), 1.0, 3),
@@ -142,6 +184,14 @@ QUALITY = (
     "risk_area",
     "cancelled",
     "accuracy",
+    "mrr",
+    "recall_at_10",
+    "mrr_reverse",
+    "mrr_frozen",
+    "mrr_words",
+    "clones",
+    "clones_frozen",
+    "clones_words",
     "perplexity",
     "loss",
     "baseline_accuracy",
@@ -152,6 +202,13 @@ QUALITY = (
     "calibration_error_scaled",
     "forgotten",
     "forgotten_nats",
+    "task_average",
+    "task_forgetting",
+    "task_known",
+    "task_lost",
+    "backward",
+    "forward",
+    "spans",
     "epsilon",
     "total_bytes",
 )

@@ -276,7 +276,8 @@ class Schedule:
     def _tell(self, planned: Planned, result: Result) -> None:
         self.ended += planned.config.rounds
         left = self.place.seconds_left([*self.waiting, *(r.planned for r in self.running)], self.jobs)
-        remaining = f"{len(self.waiting) + len(self.running)} runs left"
+        left = len(self.waiting) + len(self.running)
+        remaining = f"{left} run{'' if left == 1 else 's'} left"
         if left:
             remaining += f", about {duration(left)}"
         if result.finished:

@@ -16,17 +16,22 @@ from fedpeft.models.base_model import MODELS
 
 # name: task, kind, training rows, test rows, classes
 FETCHED = {
+    "code_search": ("retrieval", "text", 3_120, 800, 0),
+    "fashion_texts": ("towers", "image", 6_000, 1_000, 0),
     "fashion_mnist": ("classification", "image", 60_000, 10_000, 10),
     "20newsgroups": ("classification", "text", 11_293, 7_528, 20),
     "reuters_r52": ("classification", "text", 6_532, 2_568, 52),
     "reuters_r8": ("classification", "text", 5_485, 2_189, 8),
     "code_types": ("classification", "text", 9_206, 2_263, 10),
+    "code_names": ("token_labels", "text", 4_800, 1_178, 7),
     "reviews": ("classification", "text", 15_077, 3_846, 2),
     "shakespeare": ("causal_lm", "text", 10_305, 1_244, 0),
 }
 MADE = {
     "digits": ("classification", "image", 1_348, 449, 10),
     "office": ("instruction", "text", 480, 96, 0),
+    "scenes": ("towers", "image", 1_200, 240, 0),
+    "tiny_pairs": ("retrieval", "text", 240, 60, 0),
     "tiny": ("classification", "text", 600, 200, 4),
     "tiny_lm": ("causal_lm", "text", 271, 40, 0),
 }
@@ -34,7 +39,14 @@ KNOWN = FETCHED | MADE
 
 
 def test_every_part_is_tried_here() -> None:
-    assert set(DATASETS.names) == {*KNOWN, "file", "flowertune", "hf", "sample"}  # the latter in files of their own
+    assert set(DATASETS.names) == {
+        *KNOWN,
+        "file",
+        "flowertune",
+        "hf",
+        "sample",
+        "tasks",
+    }  # the latter in files of their own
 
 
 @pytest.mark.parametrize("name", [*MADE, *(pytest.param(n, marks=pytest.mark.slow) for n in FETCHED)])
@@ -50,12 +62,12 @@ def test_what_the_description_says(name: str) -> None:
         else:
             assert isinstance(rows.inputs, np.ndarray)
             assert rows.inputs.dtype == np.uint8
-        if classes:
+        if task == "classification":
             assert rows.labels is not None
             assert rows.labels.dtype == np.int64
             assert set(np.unique(rows.labels)) <= set(range(classes))
         else:
-            assert rows.labels is None
+            assert rows.labels is None or rows.texts is not None  # captions
     if classes:
         assert len(np.unique(data.train.labels)) == classes  # type: ignore[arg-type]
     again = load_dataset(name)

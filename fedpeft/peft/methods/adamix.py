@@ -164,9 +164,11 @@ class AdaMix(PeftMethod):
 
     def owned(self, layout: Layout, seed: int, round: int, client: int, steps: int) -> State:
         """How often each expert was drawn, (experts * dim, 1) for weights, (experts * dim,) for biases."""
+        if not steps:  # a private client does not say, and counts as if it had trained all experts alike
+            return {}
         modules = [t.module for t in layout.tensors if t.name.endswith(".down.weight")]
         counts, passes = torch.zeros(len(modules), self.experts), PASSES if self._objective else 1
-        made = min(max(1, steps), COUNTED)
+        made = min(steps, COUNTED)
         for step in range(made):
             generator = seeds.generator(seed, ROUTES, round, client, step)
             for draw in range(passes * len(modules)):
