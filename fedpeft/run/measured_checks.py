@@ -8,6 +8,7 @@ from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import name_of
 from fedpeft.run.asked import asks_clients
+from fedpeft.run.examined import check_evaluate
 from fedpeft.run.profiles import kinds
 from fedpeft.run.sampling import aware
 
@@ -50,11 +51,17 @@ def _check_questions(setup: Setup) -> None:
     for name in ("robustness", "ensemble"):
         if getattr(setup.measured, name) is not None and setup.facts.task != "classification":
             raise ConfigError(f"{name} is that of classes; leave it out of --measure")
+    if setup.measured.clones is not None and not (setup.task.compares and setup.facts.kind == "text"):
+        raise ConfigError("clones are found as documents are, by --dataset code_search; leave them out of --measure")
+    if setup.measured.second and setup.task.compares:
+        raise ConfigError("forgetting asks for classes, or for next tokens, and pairs have neither; leave it out")
     if setup.measured.ensemble is not None and isinstance(setup.strategy, GatherStrategy) and setup.strategy.fills_base:
         raise ConfigError(
             f"{setup.config.strategy} puts part of what was learned into the base, which an ensemble's states share; "
             "take flexlora"
         )
+    if setup.measured.evaluate is not None:
+        check_evaluate(setup, setup.measured.evaluate)
     if setup.measured.laplace is not None:
         _check_laplace(setup)
     if not asks_clients(setup):

@@ -28,8 +28,7 @@ from fedpeft.data.rows import Rows, suited_head, suited_partition
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.models.base_model import readable_tokens, resolve_model
-from fedpeft.models.frozen_blocks import can_start_at
-from fedpeft.models.layers import innermost, lowest_block
+from fedpeft.models.layers import innermost
 from fedpeft.models.loading import Say, unheard
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
@@ -45,10 +44,8 @@ from fedpeft.run.facts import DataFacts as DataFacts
 from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
 from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of
+from fedpeft.run.reuse import frozen_blocks
 from fedpeft.run.steering import Steering, steering
-
-ENCODED = ("classification", "token_labels")
-"""Tasks of encoders, whose frozen part is computed once."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class Setup(ChosenParts):
             recorded.
         parameters: of the base with the adapter, all of them.
         width: of the base's hidden states.
-        frozen_blocks: index of the lowest block with an adapter; 0 also where what lies below is not computed once.
+        frozen_blocks: index of the lowest block with an adapter; 0 also where a pass can't start there.
         readable: the most tokens of a text that the model reads, in whole steps of padding.
         notes: what loading the base has given occasion to say.
     """
@@ -188,7 +185,7 @@ class Setup(ChosenParts):
             weight_changes=_weight_changes(method, reference, layout),
             parameters=sum(p.numel() for p in reference.parameters()),
             width=int(plain_base.config.hidden_size),
-            frozen_blocks=_frozen_blocks(plain_base, layout, facts),
+            frozen_blocks=frozen_blocks(plain_base, layout, facts.kind, task),
             readable=readable_tokens(model_directory, method.extra_tokens, config.tokens),
             notes=tuple(notes),
         )
@@ -229,7 +226,7 @@ class Setup(ChosenParts):
     @property
     def predictions(self) -> int:
         """The most that a row can have: one, or one for each of its tokens."""
-        return 1 if self.facts.task == "classification" else self.tokens
+        return 1 if self.facts.task == "classification" or self.task.compares else self.tokens
 
     @property
     def clients(self) -> int:
@@ -284,7 +281,7 @@ class Setup(ChosenParts):
             tokenizer=cache.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
             tokens=tokens,
             task=self.facts.task,
-            **({} if self.facts.task in ENCODED else {"cut": "counted"}),
+            **({} if self.task.encodes else {"cut": "counted"}),
         )
         cache.arrays(
             "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
@@ -359,14 +356,6 @@ def _weight_changes(method: PeftMethod, reference: FederatedModel, layout: Layou
     if changes and adapted_entries(reference, layout) > LARGEST_TARGET:
         return None
     return changes
-
-
-def _frozen_blocks(base: Any, layout: Layout, facts: DataFacts) -> int:
-    """How many blocks lie below the lowest adapter, where a forward pass can start above them; else 0."""
-    if facts.kind != "text" or facts.task not in ENCODED:
-        return 0
-    lowest = lowest_block(base, [t.module for t in layout.tensors if t.role != "head"])
-    return lowest if lowest and can_start_at(base, lowest) else 0
 
 
 def local_training(config: RunConfig) -> LocalTraining:

@@ -44,6 +44,7 @@ class Quality:
         centralised_accuracy, centralised_loss, centralised_learning_rate: of the same adapter on the pooled rows.
         calibration_error, calibration_error_scaled, temperature: of the test rows, as they are and after scaling.
         forgetting: a second task before and after, see `fedpeft.simulation.forgetting.Forgetting`.
+        retrieval: of pairs, see `fedpeft.simulation.retrieval.retrieved`.
         membership_auc, membership_auc_worst: of membership inference; 0.5 is guessing.
         audit_epsilon, audit_epsilon_one_run, audit_claimed, audit_passed: of the canary audit.
     """
@@ -68,6 +69,7 @@ class Quality:
     calibration_error_scaled: float | None = None
     temperature: float | None = None
     forgetting: Mapping[str, Any] | None = None
+    retrieval: Mapping[str, Any] | None = None
     membership_auc: float | None = None
     membership_auc_worst: float | None = None
     audit_epsilon: float | None = None
@@ -229,7 +231,7 @@ Line = tuple[str, str]
 
 
 def _number(name: str, value: float | None, digits: int = 4) -> list[Line]:
-    return [] if value is None else [(name, f"{value:.{digits}f}")]
+    return [] if value is None or math.isnan(value) else [(name, f"{value:.{digits}f}")]
 
 
 def _claimed(costs: Costs) -> list[Line]:
@@ -251,7 +253,7 @@ def _claimed(costs: Costs) -> list[Line]:
 def _reached(summary: Summary) -> list[Line]:
     quality = summary.quality
     if math.isnan(quality.accuracy):
-        return [(quality.metric, "unknown: no rows to evaluate on")]
+        return [(quality.metric, "unknown: no rows to evaluate on; a server takes --held-out 0.2 or --eval-data")]
     tested = quality.accuracy_of == TEST_ROWS
     name, of = f"test {quality.metric}" if tested else quality.metric, quality.accuracy_of
     value, digits = (quality.perplexity, 3) if quality.perplexity is not None else (quality.accuracy, 4)
@@ -283,6 +285,7 @@ def _compared(summary: Summary) -> list[Line]:
         ),
         *_number("test loss" if quality.accuracy_of == TEST_ROWS else "loss", quality.loss),
         *_lost(quality.forgetting),
+        *_found(quality.retrieval),
         *trust_lines({"trust": summary.trust}).items(),
         *_tasks(summary.tasks),
         *_number("F1 of spans, test rows (seqeval)", (summary.spans or {}).get("f1")),
@@ -304,6 +307,22 @@ def _lost(found: Mapping[str, Any] | None) -> list[Line]:
     if not found:
         return []
     return [(f"second task, {found['dataset']}: {found['measure']}", f"{found['before']:.4f} -> {found['after']:.4f}")]
+
+
+def _found(retrieval: Mapping[str, Any] | None) -> list[Line]:
+    """Pairs that were found again."""
+    if not retrieval:
+        return []
+    told = {"": retrieval, "the other way, ": retrieval["reverse"]}
+    told |= {f"{name}, ": retrieval[name] for name in ("frozen", "words") if name in retrieval}
+    return [
+        (f"{of}mean reciprocal rank / recall at 1, 5, 10", " / ".join(f"{t[key]:.4f}" for key in RANKED))
+        for of, t in told.items()
+    ]
+
+
+RANKED = ("mrr", "recall_at_1", "recall_at_5", "recall_at_10")
+"""What is told of pairs."""
 
 
 def _spent(summary: Summary) -> list[Line]:

@@ -18,6 +18,7 @@ def round_result(
     metrics: Metrics | None,
     clock: Clock,
     expected: int | None = None,
+    counted: bool = True,
 ) -> RoundResult:
     """A line of `rounds.jsonl`.
 
@@ -29,11 +30,12 @@ def round_result(
         metrics: of the state after it; None: it was not evaluated.
         clock: its times.
         expected: how many take part on average, where nobody may know how many do; None: they may.
+        counted: whether all may know how many updates were left out.
     """
     result = RoundResult(
         round=taken.round,
         clients=len(taken.results),
-        rejected=len(taken.results) - len(taken.accepted),
+        rejected=len(taken.results) - len(taken.accepted) if counted else 0,
         train_loss=taken.train_loss,
         loss=metrics.loss if metrics else None,
         accuracy=metrics.accuracy if metrics else None,

@@ -39,7 +39,7 @@ from fedpeft.server.acceptance import Acceptance, Answers
 from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.energy import EnergyBook, told
-from fedpeft.server.evaluation import Evaluate, Evaluation, OwnRows
+from fedpeft.server.evaluation import Evaluate, Evaluation, Examiner, OwnRows
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.learned import products
 from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
@@ -83,6 +83,7 @@ class Server:
         most_rows: asked before each round how many rows a client can weigh as much as.
         book: of what clients use; None: nobody counts.
         score_task: of a state on a task, where there are several; see `fedpeft.server.tasks`.
+        examiner: see `Evaluation`.
     """
 
     def __init__(
@@ -103,16 +104,17 @@ class Server:
         journal: SumJournal | None = None,
         book: EnergyBook | None = None,
         score_task: Score | None = None,
+        examiner: Examiner | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
         self.validation_loss, self.most_rows, self.book = validation_loss, most_rows, book
         self.clients = Exchange(grid, self._answered, remote, announce, journal)
-        self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
         tasks, say = setup.facts.tasks, observer.say
         self.turns: TaskTurns | None = None
         if tasks is not None and score_task is not None:
             self.turns = TaskTurns(setup, self.clients, tasks, score_task, most_rows, say)
+        self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say, examiner)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
 
     def run(self) -> Progress:
@@ -224,7 +226,7 @@ class Server:
         after = self.evaluation.remembered(after, metrics)
         traffic = self._traffic(taken, sent, dispatch)
         result = replace(
-            round_result(progress, outcome, taken, traffic, metrics, clock, self._expected),
+            round_result(progress, outcome, taken, traffic, metrics, clock, self._expected, self._judges_noise),
             learning_rate=dispatch.learning_rate(entry.round),
             undone=undone,
         )
@@ -235,6 +237,7 @@ class Server:
             lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(entry.round))]
         if self.turns is not None:
             lines["tasks.jsonl"] = self.turns.lines(after)
+        lines |= self.evaluation.examined(after, entry.round)
         counters = after.counters.after(traffic, result.rejected, clock.seconds)
         return replace(after, lines=lines, counters=counters), result
 
@@ -375,6 +378,11 @@ class Server:
     def _expected(self) -> int | None:
         """How many take part in a round on average, where nobody may know how many do."""
         return self.privacy.federation.cohort if self.privacy is not None and self._secret_cohort else None
+
+    @property
+    def _judges_noise(self) -> bool:
+        """Whether updates are judged as others see them; where the server adds the noise, they are judged without."""
+        return self.privacy is None or self.privacy.mechanism.noises_updates
 
     @property
     def _secret_cohort(self) -> bool:
