@@ -78,6 +78,7 @@ def test_a_run_that_dies_in_the_middle_of_a_task_ends_the_same(given, rounds, tm
             assert summaries[0][key] == summaries[1][key], key
 
 
+@pytest.mark.slow
 def test_what_a_run_says_of_its_tasks(tmp_path):
     run = tmp_path / "run"
     assert main(flags(run, strategy="o_lora")) == 0
