@@ -193,7 +193,6 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
-    from fedpeft.simulation.retrieval import retrieved
     from fedpeft.simulation.trust import Trust
 
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
@@ -230,8 +229,8 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         centralised_learning_rate=rate,
         **calibration_of(score),
         forgetting=_forgotten(simulation, observer),
-        retrieval=retrieved(simulation, score.sides),
         **_attacked(simulation),
+        **_paired(simulation, score),
     )
     return Summary(
         quality=quality,
@@ -292,6 +291,13 @@ def _attacked(simulation: Simulation) -> dict[str, Any]:
     from fedpeft.audit.attacks import attacks
 
     return attacks(simulation)
+
+
+def _paired(simulation: Simulation, score: FinalScore) -> dict[str, Any]:
+    """How well the pairs of the test rows are found, where rows are pairs."""
+    from fedpeft.simulation.retrieval import retrieved
+
+    return {"retrieval": retrieved(simulation, score.sides)}
 
 
 def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalScore | None:

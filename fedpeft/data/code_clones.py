@@ -1,23 +1,25 @@
-"""Clones of Python functions: the same function with its local names changed and independent statements in another
-order, the second and third kind of clones of Roy, Cordy and Koschke (Science of Computer Programming 74, 2009).
+"""Clones of Python functions: the same function with its own names changed and independent statements in another order,
+the second and third kind of clones of Roy, Cordy and Koschke (Science of Computer Programming 74, 2009).
 
 Names and statements are changed at their places in the text, and no tree is printed: all else stays as it was written.
-Changed are the names of arguments and local variables, never of the function, of attributes, imports or handled
-exceptions, nor what a string formats. Two assignments that follow each other change places where neither reads or
-writes what the other writes and neither calls anything. Nothing is run.
+Changed are the names of the function, of arguments and of local variables, never of attributes, inner functions,
+imports or handled exceptions, nor what a string formats. New names may be those of another function, which a reader of
+names alone then takes the clone for. Two assignments that follow each other change places where neither reads or writes
+what the other writes and neither calls anything. Nothing is run.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from fedpeft.data.python_functions import Definition
 
 STEMS = ("alpha", "batch", "cell", "delta", "entry", "field", "group", "handle", "item", "joint", "kind", "lower")
-"""What new names are made of, with a number behind."""
+"""What new names are made of where others have none left, with a number behind."""
 
 Span = tuple[int, int]
 """Line from 1, and column in characters."""
@@ -25,13 +27,16 @@ Span = tuple[int, int]
 CALLS = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr)
 
 
-def clone(text: str, random: np.random.Generator) -> str | None:
+def clone(text: str, random: np.random.Generator, names: Sequence[str] = ()) -> str | None:
     """The function in `text` (ASCII) with its names changed and statements reordered; None: it is no function, or has
-    no name to change. The same generator gives the same clone."""
+    no argument or variable to rename. The same generator gives the same clone.
+
+    `names`: what things are called in the clone, as far as the text has no such names yet.
+    """
     function = _function(text)
-    if function is None:
+    if function is None or not _changed(function).keys() - {function.name}:
         return None
-    changed = renamed(text, function, random)
+    changed = renamed(text, function, random, names)
     return None if changed is None else reordered(changed, random)
 
 
@@ -44,17 +49,26 @@ def _function(text: str) -> Definition | None:
     return first if isinstance(first, ast.FunctionDef | ast.AsyncFunctionDef) else None
 
 
-def renamed(text: str, function: Definition, random: np.random.Generator) -> str | None:
-    """`text` with other names of arguments and local variables; None: there are none that can be changed."""
-    places = {
-        name: found for name, found in _places(function).items() if name not in _kept(function) | {"self", "cls", "_"}
-    }
-    if not places:
-        return None
+def own_names(text: str) -> list[str]:
+    """The names of the function in `text` that a clone changes, in alphabetical order; none: it is no function."""
+    function = _function(text)
+    return [] if function is None else sorted(_changed(function))
+
+
+def _changed(function: Definition) -> dict[str, list[Span]]:
+    """The names that are changed, and where they stand."""
+    kept = _kept(function) | {"self", "cls", "_"}
+    return {name: found for name, found in _places(function).items() if name not in kept}
+
+
+def renamed(text: str, function: Definition, random: np.random.Generator, names: Sequence[str]) -> str | None:
+    """`text` with other names; None: its places can't be found."""
+    places = _changed(function)
     taken = set(re.findall(r"\w+", text))
-    free = [name for number in range(len(places)) for stem in STEMS if (name := f"{stem}_{number}") not in taken]
-    chosen = random.permutation(len(free))[: len(places)]
-    new = {name: free[i] for name, i in zip(sorted(places), chosen.tolist(), strict=True)}
+    free = [name for name in names if name not in taken]
+    free = [free[i] for i in random.permutation(len(free)).tolist()]
+    free += [name for number in range(len(places)) for stem in STEMS if (name := f"{stem}_{number}") not in taken]
+    new = dict(zip(sorted(places), free, strict=False))
     lines = text.split("\n")
     spots = [(line, column, name) for name, found in places.items() for line, column in found]
     for line, column, name in sorted(spots, reverse=True):
@@ -66,9 +80,10 @@ def renamed(text: str, function: Definition, random: np.random.Generator) -> str
 
 
 def _places(function: Definition) -> dict[str, list[Span]]:
-    """Where the names of arguments and of variables that are assigned stand."""
-    local: set[str] = set()
-    found: dict[str, list[Span]] = {}
+    """Where the names of the function, of arguments, and of variables that are assigned stand."""
+    local = {function.name}
+    before = len("async def " if isinstance(function, ast.AsyncFunctionDef) else "def ")
+    found: dict[str, list[Span]] = {function.name: [(function.lineno, function.col_offset + before)]}
     for node in ast.walk(function):
         if isinstance(node, ast.arg):
             local.add(node.arg)
@@ -96,7 +111,7 @@ def _kept(function: Definition) -> set[str]:
             case ast.MatchMapping(rest=str(name)):
                 kept.add(name)
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                kept.add(name)
+                kept |= {name} if node is not function else set()
     return kept
 
 

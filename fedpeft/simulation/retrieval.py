@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from fedpeft import seeds
 from fedpeft.clients.workbench import WorkPlan
-from fedpeft.data.code_clones import clone
+from fedpeft.data.code_clones import clone, own_names
 from fedpeft.data.rows import Rows
 from fedpeft.data.text_pairs import SIDES, pair, side
 from fedpeft.errors import DataError
@@ -106,11 +106,16 @@ def cloned(asked: Clones, setup: Setup, rows: SimulatedRows, folder: Path) -> Fo
 
 
 def clone_rows(rows: Rows, seed: int) -> Rows:
-    """Of the documents that are functions with names of their own: each with its clone, as a pair."""
+    """Of the documents that are functions with names of their own: each with its clone, as a pair.
+
+    A clone is called, and calls its variables, as another of these functions does, which a seed chooses.
+    """
+    functions = [side(str(row), "document") for row in rows.inputs]
     made = []
-    for i, row in enumerate(rows.inputs):
-        function = side(str(row), "document")
-        twin = clone(function, seeds.generator(seed, "clone", i))
+    for i, function in enumerate(functions):
+        random = seeds.generator(seed, "clone", i)
+        other = functions[int(random.choice([j for j in range(len(functions)) if j != i]))]
+        twin = clone(function, random, own_names(other))
         if twin is not None:
             made.append(pair(function, twin))
     return Rows(made)

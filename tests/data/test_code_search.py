@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedpeft import seeds
-from fedpeft.data.code_clones import clone, independent
+from fedpeft.data.code_clones import STEMS, clone, independent, own_names
 from fedpeft.data.datasets.code_search import distinct, documented_functions
 
 SOURCE = '''
@@ -99,7 +99,8 @@ def test_a_clone_differs_in_local_names_and_in_the_order_of_what_is_independent(
         assert names >= {"unit", "scale", "error", "convert", "ValueError"}  # in a string, handled, or not its own
         assert "unit=unit, names=" in text
         assert ".width" in text
-        assert text.startswith("def area(")
+        assert text.startswith("def ")
+        assert not text.startswith("def area(")
 
 
 RUN = """def total(first, second, third):
@@ -120,9 +121,24 @@ def test_a_clone_computes_the_same(seed: int) -> None:
     for text in (RUN, clone(RUN, seeds.generator(seed, "clone", 0))):
         space: dict[str, object] = {}
         exec(str(text), space)
-        results.append(space["total"](3, 5, 4))  # type: ignore[operator]
+        results.append(space[str(text)[4:].partition("(")[0]](3, 5, 4))  # type: ignore[operator]
     assert results[0] == results[1]
     assert clone(RUN, seeds.generator(seed, "clone", 0)) == clone(RUN, seeds.generator(seed, "clone", 0))
+
+
+def test_a_clone_is_called_what_another_function_is_as_far_as_names_reach() -> None:
+    names = own_names(FUNCTION)
+    assert names == ["area", "height", "label", "names", "part", "product", "rest", "shape", "width"]
+    text = clone(RUN, np.random.default_rng(0), names)
+    assert text is not None
+    assert set(own_names(text)) <= {*names, *(f"{stem}_{i}" for stem in STEMS for i in range(10))}
+    assert len(set(own_names(text)) & {*names}) == 9
+    assert len(own_names(text)) == len(own_names(RUN)) == 11
+    recursive = "async def walk(node):\n    left = node\n    return await walk(left)"
+    found = clone(recursive, np.random.default_rng(1), ["one", "two", "three"])
+    assert found is not None
+    assert "walk" not in found
+    assert found.count(own_names(found)[0]) + found.count(own_names(found)[1]) + found.count(own_names(found)[2]) == 6
 
 
 @pytest.mark.parametrize(

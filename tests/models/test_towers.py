@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
+from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Rows, load_dataset
 from fedpeft.errors import ConfigError, DataError, ModelError
 from fedpeft.models.base_model import resolve_model
@@ -172,3 +173,23 @@ def test_a_score_is_among_all_rows(folder, rows) -> None:
     assert scores.count.sum() == len(rows) == len(sides.labels)
     found = model(rows.batch([7]))
     torch.testing.assert_close(sides.queries[7], torch.nn.functional.normalize(found[0, 0], dim=-1), rtol=0, atol=1e-5)
+
+
+def test_towers_that_did_not_know_each_other_come_to_meet(folder) -> None:
+    """Images of one grey and of words that say which: recall among 12 grows from guessing to nearly all."""
+    task, model, _ = made(folder)
+    greys = np.linspace(20, 235, 12).astype(np.uint8)
+    images = np.broadcast_to(greys[:, None, None], (12, 16, 16)).copy()
+    images[:, :8] = greys[::-1, None, None]
+    texts = [f"{WORDS[i]} {WORDS[20 + i]}" for i in range(12)]
+    batch = task.tokenise(Rows(images, np.arange(12), None, texts), folder, 16).batch(range(12))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    before = task.row_losses(model, batch)
+    for _ in range(60):
+        optimizer.zero_grad()
+        task.row_losses(model, batch).sums.mean().backward()
+        optimizer.step()
+    after = task.row_losses(model, batch)
+    assert after.sums.mean() < 0.5 * before.sums.mean()
+    assert before.correct.sum() <= 4
+    assert after.correct.sum() >= 9
