@@ -13,6 +13,7 @@ COMMANDS = {
     "check": "look at a data set: rows, classes, lengths, duplicates, how a partition would look",
     "simulate": "a federation on this machine, from data to a scored adapter",
     "study": "many runs: axes and seeds, with means, intervals and comparisons",
+    "tune": "a search: settings by trials, early ends for those that fall behind, hybrids of PEFT methods",
     "report": "runs and studies on one page, and as CSV",
     "describe": "the parts of a run: what each does, where it comes from, which settings it takes",
     "predict": "what finished runs answer to a text",

@@ -165,7 +165,7 @@ class Workplace:
         try:
             if code == 0:
                 return self.record(running.planned, read_run(running.folder))
-            reason = _reason(code, running.log)
+            reason = reason_of(code, running.log)
         except RunError as error:
             reason = str(error)
         config = dataclasses.asdict(running.planned.config)
@@ -188,7 +188,7 @@ class Workplace:
         return True
 
 
-def _reason(code: int, log: Path) -> str:
+def reason_of(code: int, log: Path) -> str:
     """Why a process failed: the error it printed, the last line it printed, or the signal that ended it."""
     if code < 0:
         name = signal.Signals(-code).name
