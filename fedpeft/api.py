@@ -99,8 +99,6 @@ class Run:
 
     def plot(self) -> Any:
         """Validation accuracy and losses over rounds, as a figure of matplotlib."""
-        import matplotlib.pyplot  # noqa: F401 (notebooks show figures once it is imported)
-
         return figure_of(Records(self.folder).read("rounds.jsonl"), dict(self.summary))
 
     def model(self) -> nn.Module:

@@ -11,14 +11,17 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import re
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Union
 
 import tyro
 
 from fedpeft.__main__ import COMMANDS
+from fedpeft.errors import ConfigError
 from fedpeft.run.command import exit_code
 
 PROGRAM = "fedpeft"
@@ -26,12 +29,12 @@ PROGRAM = "fedpeft"
 
 FILES = """
 _fedpeft() {
-  _tyro_fedpeft
+  FUNCTION
   [[ -n "${COMPREPLY[*]}" ]] || COMPREPLY=()
 }
 complete -o bashdefault -o default -F _fedpeft fedpeft
 """
-"""Tyro binds a function that has one empty answer where it knows none, so that bash does not try files."""
+"""Tyro binds a FUNCTION that has one empty answer where it knows none, so that bash does not try files."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,25 @@ class Command:
 
 
 def script(shell: str) -> str:
-    """The script for `shell`: bash, zsh or fish."""
+    """The script for `shell`: bash, zsh or fish.
+
+    Raises:
+        ConfigError: the installed tyro makes none.
+    """
     commands = [
         Annotated[_declared(name), tyro.conf.subcommand(name=name, description=about)]
         for name, about in COMMANDS.items()
     ]
+    union: Any = Union[tuple(commands)]  # noqa: UP007 (of a number that is not known here)
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        union: Any = Union[tuple(commands)]  # noqa: UP007 (of a number that is not known here)
-        tyro.cli(union, args=["--tyro-write-completion", shell, "-"], prog=PROGRAM)
-    return printed.getvalue() + (FILES if shell == "bash" else "")
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            tyro.cli(union, args=["--tyro-write-completion", shell, "-"], prog=PROGRAM)
+    except AssertionError:  # how earlier ones say so
+        raise ConfigError(f"tyro {version('tyro')} completes nothing for {shell}; pip install -U tyro") from None
+    made = printed.getvalue()
+    bound = re.search(rf"^complete .*-F (\w+) {PROGRAM}$", made, re.MULTILINE) if shell == "bash" else None
+    return made + (FILES.replace("FUNCTION", bound[1]) if bound else "")
 
 
 def _declared(name: str) -> Any:

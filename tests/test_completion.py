@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from fedpeft import completion
 from fedpeft.__main__ import COMMANDS
-from fedpeft.completion import main
+from fedpeft.completion import Command, main
 
 ASK = """
 source "$1"; shift
@@ -43,6 +44,18 @@ def test_bash_completes_commands_and_their_flags(complete):
     assert complete("join", "--da") == {"--data"}
     assert "--strategy" not in complete("join", "--")
     assert complete("export", "run") == set(), "so bash completes files, as for any other program"
+
+
+def test_a_tyro_that_knows_no_fish_is_one_sentence(capsys, monkeypatch):
+    def cli(command, **_):
+        if command is Command:
+            return Command("fish")
+        raise AssertionError("Shell should be one `bash`, `zsh`, or `tcsh`, but got fish")
+
+    monkeypatch.setattr(completion, "_declared", lambda name: int)
+    monkeypatch.setattr(completion.tyro, "cli", cli)
+    assert main(["fish"]) == 2
+    assert "completes nothing for fish; pip install -U tyro" in capsys.readouterr().err
 
 
 def test_an_unknown_shell_is_refused_by_name(capsys):

@@ -83,4 +83,5 @@ def _clients(axis: Axes, partition: Shards, rows: Rows, names: tuple[str, ...] |
     axis.set_xlabel(f"clients, by their rows ({shown})")
     axis.set_ylabel("rows")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.margins(x=0.01, y=0.15)  # room for the legend
+    axis.margins(x=0.01)
+    axis.set_ylim(0, 1.15 * max(1, int(partition.sizes[order].max())))  # room for the legend; bars of 0 leave none

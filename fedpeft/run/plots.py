@@ -92,9 +92,17 @@ def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    class Shown(Figure):
+        """A figure that notebooks show: they know by themselves only those that pyplot has made."""
+
+        def _repr_png_(self) -> bytes:
+            drawn = BytesIO()
+            self.savefig(drawn, format="png")
+            return drawn.getvalue()
+
     measured = [r for r in rounds if r["loss"] is not None]
     with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Shown(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         if summary["metric"] == "accuracy":
             _accuracies(left, measured, summary)
