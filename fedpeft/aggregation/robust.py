@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregation.changes import Changes
-from fedpeft.aggregation.factors import best_factors, lora_form
+from fedpeft.aggregation.factors import best_factors, effective, lora_form
 from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.aggregation.update import Cohort, Gathered, weighted_sum
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State, TensorSpec
-from fedpeft.peft.low_rank import METHODS, LowRank, stack, without_copies
+from fedpeft.peft.low_rank import METHODS, LowRank, stack
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,10 @@ class RobustStrategy(GatherStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of s B A plus the combined change."""
-        after, combined = LowRank(state[pair.B], state[pair.A] * lora_form(layout).scale), self.combine(pair, cohort)
+        after, combined = effective(pair, state, lora_form(layout)), self.combine(pair, cohort)
         if combined is not None:
             after = stack([after, combined])
             del combined  # a cohort's worth of factors, and `after` is a copy
-            after = without_copies(after)  # B, and what is cut from it for smaller ranks
         return best_factors(pair, after, state, layout, self.svd, self.remainder == "keep")
 
     def gather_plain(self, spec: TensorSpec, state: State, cohort: Cohort) -> Tensor:

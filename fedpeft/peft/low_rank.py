@@ -221,6 +221,7 @@ def _qr(product: LowRank, rank: int) -> Triplets:
 def _gram(product: LowRank, rank: int) -> Triplets:
     if product.width > min(product.shape):
         return _one_sided(product.left.double() @ product.right.double(), rank)
+    product = without_copies(product)
     L, R = product.left.T, product.right
     L_gram, R_gram = gram_matrix(L), gram_matrix(R)
     # Each column of L made as long as its row of R, so that neither Gram matrix hides a direction: (L t) (R / t).
