@@ -105,6 +105,7 @@ MEASURES = (
     Measure("perplexity", "test perplexity", from_summary("perplexity"), 1.0, 2),
     Measure("loss", "test loss (nats)", from_summary("loss"), 1.0, 3),
     Measure("baseline_accuracy", "frozen linear probe (%)", from_summary("baseline_accuracy"), POINTS, 2),
+    Measure("private_probe_accuracy", "private probe (%)", from_summary("private_probe_accuracy"), POINTS, 2),
     Measure("centralised_accuracy", "pooled data (%)", from_summary("centralised_accuracy"), POINTS, 2),
     Measure("worst_accuracy", "worst client, own rows (%)", from_summary("worst_accuracy"), POINTS, 2),
     Measure("worst_tenth", "worst tenth of clients (%)", worst_tenth, POINTS, 2),
