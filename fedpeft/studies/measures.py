@@ -146,6 +146,7 @@ QUALITY = (
     "perplexity",
     "loss",
     "baseline_accuracy",
+    "private_probe_accuracy",
     "centralised_accuracy",
     "worst_accuracy",
     "worst_tenth",
