@@ -52,6 +52,7 @@ class Result:
 
     Attributes:
         config: the resolved settings, as they were stored.
+        settled: those that the run has planned itself, where they are others.
         plugin: where its parts from outside came from (`fedpeft.plugins.Plugin.record`).
         status: finished or failed.
         seed: the run's seed.
@@ -73,6 +74,7 @@ class Result:
     status: str
     seed: int
     plugin: tuple[Mapping[str, Any], ...] = ()
+    settled: Mapping[str, Any] = field(default_factory=dict)
     study: str = ""
     preset: str = ""
     point: Mapping[str, str] = field(default_factory=dict)
