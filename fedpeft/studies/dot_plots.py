@@ -28,6 +28,12 @@ from fedpeft.studies.statistics import LEVEL, half_width
 SEEDS_FOR_AN_INTERVAL = 3
 """The interval of two is nine standard deviations to each side, and would make all others look like points."""
 
+REFERENCES = (
+    ("baseline_accuracy", "frozen probe", (3, 2)),
+    ("private_probe_accuracy", "private probe", (1, 2)),
+)
+"""Measures that are drawn as lines across a method's row, with their names and dashes."""
+
 
 def accuracy_against(section: Section, key: str, x: str, front: bool) -> str | None:
     """Test accuracy: a row per method, and beside it against a measure; two panels per context."""
@@ -70,13 +76,13 @@ def accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, Look]) 
             elinewidth=1.4,
             zorder=3,
         )
-        probe = method.mean("baseline_accuracy")
-        if probe is not None:
-            axis.vlines(probe, row - 0.5, row + 0.5, color=INK, linestyle=(0, (3, 2)), linewidth=1.1)
+        for key, name, dashes in REFERENCES:
+            probe = method.mean(key)
+            if probe is None:
+                continue
+            axis.vlines(probe, row - 0.5, row + 0.5, color=INK, linestyle=(0, dashes), linewidth=1.1)
             if row == 0:
-                axis.annotate(
-                    "frozen probe", (probe, -0.5), (0, 1), textcoords="offset points", fontsize=8, ha="center"
-                )
+                axis.annotate(name, (probe, -0.5), (0, 1), textcoords="offset points", fontsize=8, ha="center")
     rows_of(axis, [m.name for m in methods])
     low, high = axis.get_xlim()
     axis.set_xlim(max(low, -1), min(high, 101))  # an interval of few seeds may reach beyond what accuracies can be

@@ -52,6 +52,7 @@ class Result:
 
     Attributes:
         config: the resolved settings, as they were stored.
+        settled: those that the run has planned itself, where they are others.
         plugin: where its parts from outside came from (`fedpeft.plugins.Plugin.record`).
         status: finished or failed.
         seed: the run's seed.
@@ -61,7 +62,7 @@ class Result:
         reason: why it failed.
         summary: summary.json.
         rounds: the lines of rounds.jsonl.
-        local_steps: steps of all clients in all rounds.
+        local_steps: steps of all clients in all rounds; None where no client tells.
         trained_rows: those steps times the batch size.
         correct: packed correct predictions per test row.
         count: packed predictions per test row; None where each row is one prediction.
@@ -73,6 +74,7 @@ class Result:
     status: str
     seed: int
     plugin: tuple[Mapping[str, Any], ...] = ()
+    settled: Mapping[str, Any] = field(default_factory=dict)
     study: str = ""
     preset: str = ""
     point: Mapping[str, str] = field(default_factory=dict)
@@ -169,6 +171,8 @@ def read_run(folder: Path) -> Result:
         for number, line in enumerate(rounds, start=1):
             if not line.keys() >= EACH_ROUND:
                 raise RunError(f"line {number} of {folder / 'rounds.jsonl'} is damaged: it lacks what each line has")
+        each = [line["steps"] for line in clients]
+        steps = None if None in each else sum(map(int, each))
         scores = _arrays(folder / "predictions.npz")
         correct, count = scores.get("correct"), scores.get("count")
         calibration = None
@@ -181,8 +185,8 @@ def read_run(folder: Path) -> Result:
             plugin=tuple(records_of_plugins),
             summary=summary,
             rounds=tuple(rounds),
-            local_steps=sum(int(c["steps"]) for c in clients),
-            trained_rows=sum(int(c["steps"]) for c in clients) * int(config["batch_size"]),
+            local_steps=steps,
+            trained_rows=None if steps is None else steps * int(config["batch_size"]),
             correct=None if correct is None else pack(correct),
             count=None if count is None or (count == 1).all() else pack(count),
             calibration=calibration,

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedpeft.config import read_config
+from fedpeft.config import RunConfig, read_config
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine.hardware import accelerators, gpu_shares, usable_cores
 from fedpeft.run import catalogue
@@ -131,7 +131,12 @@ class Workplace:
         return total / min(jobs, max(1, len(runs)))
 
     def record(self, planned: Planned, result: Result) -> Result:
-        """Append a result, as one of this study."""
+        """Append a result, as one of this study: under what was asked for, whatever the run has planned itself."""
+        asked = dataclasses.asdict(planned.config)
+        own = resolved(result.config)
+        if own is not None and own != planned.config:
+            settled = {name: value for name, value in dataclasses.asdict(own).items() if asked[name] != value}
+            result = dataclasses.replace(result, config=asked, settled=settled)
         complete = dataclasses.replace(
             result, study=self.study.name, preset=self.study.preset, point=dict(planned.point)
         )
@@ -149,8 +154,7 @@ class Workplace:
         """
         folder = self.runs / planned.name
         if (folder / "config.toml").is_file():
-            path = folder / "config.toml"
-            if read_config(path) != planned.config:
+            if not self._is_of(planned, read_config(folder / "config.toml")):
                 raise RunError(f"{folder} holds a run with other settings; move it away or give another --output")
         elif folder.exists():
             shutil.rmtree(folder)  # killed before it had written its settings: nothing is in it
@@ -159,6 +163,11 @@ class Workplace:
         running = Running(planned, folder, self.runs / f"{planned.name}.log", gpus)
         starter.start(Start(settings, folder, running.log, ("--track", track) if track else (), gpus))
         return running
+
+    def _is_of(self, planned: Planned, found: RunConfig | None) -> bool:
+        """Whether a folder with these settings is that of a run: it was asked for, or came of what was asked for."""
+        asked = self.runs / f"{planned.name}.toml"
+        return planned.config in (found, read_config(asked) if asked.is_file() else None)
 
     def finish(self, running: Running, code: int) -> Result:
         """Record a run whose process has ended with this exit code."""
@@ -182,7 +191,7 @@ class Workplace:
             result = read_run(folder)
         except FedpeftError:
             return False
-        if resolved(result.config) != planned.config:
+        if not self._is_of(planned, resolved(result.config)):
             return False
         self.record(planned, result)
         return True

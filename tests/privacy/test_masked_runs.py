@@ -26,7 +26,10 @@ from fedpeft.run.records import Records
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Progress
 from fedpeft.server.rounds import Server
+from fedpeft.simulate import simulate
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.studies.measures import BY_KEY
+from fedpeft.studies.results import read_run
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 5, "rounds": 2, "workers": 1, "seed": 3,
         "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",
@@ -175,6 +178,14 @@ def test_nothing_of_a_single_client_is_recorded(tmp_path):
             "round", "client", "rank", "uplink_bytes", "downlink_bytes", "downlink_from", "base_precision"
         }  # fmt: skip
     assert all(line["train_loss"] > 0 for line in lines(tmp_path, "rounds.jsonl")[1:])
+
+
+def test_a_study_reads_a_run_whose_clients_tell_no_steps(tmp_path):
+    simulate(RunConfig(**TINY), tmp_path / "run", False, Console(quiet=True))
+    result = read_run(tmp_path / "run")
+    assert result.finished
+    assert (result.local_steps, result.trained_rows) == (None, None)
+    assert BY_KEY["local_steps"].value(result) is None
 
 
 def test_a_killed_run_goes_on_with_identical_results(tmp_path, monkeypatch):

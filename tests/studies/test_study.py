@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,7 +19,7 @@ from fedpeft import simulate
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.catalogue import built
 from fedpeft.studies.process import Program, Start
-from fedpeft.studies.results import FAILED, Result, ResultsFile, resolved
+from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, resolved
 from fedpeft.studies.runner import Schedule, Workplace, jobs_that_fit, rounds_done
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
@@ -213,6 +215,26 @@ def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="other settings"):
         place.start(made.runs()[0], "", None)  # type: ignore[arg-type]
     assert (folder / "config.toml").read_text() == "clients = 99\n"
+
+
+def test_a_run_that_has_planned_its_own_settings_goes_on_and_counts_as_what_was_asked_for(tmp_path: Path) -> None:
+    """A privacy budget alone: the run's folder says what has been planned of it."""
+    made = study(tmp_path, SEEDS + BASE + '[axes]\nprivacy = ["dp_sgd(epsilon=8)", "dp_sgd(epsilon=4)"]\n')
+    place, planned = Workplace(made, tmp_path), made.runs()[0]
+    own = replace(planned.config, batch_size=7, privacy="dp_sgd(epsilon=8.0, plan=False)")
+    folder, given = place.runs / planned.name, []
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(own.to_toml())
+    with pytest.raises(RunError, match="other settings"):
+        place.start(planned, "", None)  # type: ignore[arg-type]
+    (place.runs / f"{planned.name}.toml").write_text(planned.config.to_toml())
+    place.start(planned, "", SimpleNamespace(start=given.append))  # type: ignore[arg-type]
+    assert [run.folder for run in given] == [folder]
+    place.record(planned, Result(config=asdict(own), status=FINISHED, seed=0, summary={}))
+    again = Workplace(made, tmp_path)
+    assert again.done.keys() == {planned.name}
+    settled = {"batch_size": 7, "privacy": "dp_sgd(epsilon=8.0, plan=False)"}
+    assert again.done[planned.name].settled == settled
 
 
 def test_runs_share_the_gpus_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,52 @@
+"""python -m experiments.private_plan: training under a budget against the private probe, paired by seed.
+
+Reads `results.jsonl` of the study beside it. The difference in points of test accuracy has its 95 % interval over seeds
+(Student's t); the probe has no noise, and all rows in one place.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from experiments import one_sentence
+from fedpeft.studies.results import Result, ResultsFile
+from fedpeft.studies.statistics import LEVEL, half_width
+
+RESULTS = Path(__file__).parent / "results.jsonl"
+
+
+def line(task: str, budget: str, runs: list[Result]) -> str:
+    """A row of the table."""
+    found = [run.summary or {} for run in runs]
+    accuracy, private, probe = (
+        100 * np.array([summary[name] for summary in found])
+        for name in ("accuracy", "private_probe_accuracy", "baseline_accuracy")
+    )
+    difference = accuracy - private
+    width = half_width(difference, LEVEL, 2)
+    rounds = max(round["round"] for run in runs for round in run.rounds)
+    return (
+        f"| {task} | {budget} | {len(runs)} | {rounds} | {accuracy.mean():.1f} | {private.mean():.1f} | "
+        f"{difference.mean():+.1f} ({difference.mean() - width:+.1f} to {difference.mean() + width:+.1f}) | "
+        f"{probe.mean():.1f} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    cells: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in ResultsFile(RESULTS).read():
+        if result.finished:
+            cells[result.point["task"], result.point["budget"]].append(result)
+    print("| task | epsilon | seeds | rounds | run (%) | private probe (%) | difference (95 %) | open probe (%) |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for (task, budget), runs in cells.items():
+        print(line(task, budget, runs))
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()
