@@ -334,10 +334,12 @@ class Executor(ABC):
             else:
                 layer.weight.data = weight
 
-    def evaluate(self, state: State, rows: np.ndarray, form: ClientForm | None = None) -> Totals:
+    def evaluate(
+        self, state: State, rows: np.ndarray, form: ClientForm | None = None, offsets: Tensor | None = None
+    ) -> Totals:
         """Loss and correct predictions of the model with `state` on `rows`, which are batched by length alone.
 
-        `form` as in `load`.
+        `form` as in `load`; `offsets` (classes,) are added to logits.
         """
         self.load(state, form)
         device = next(self.model.parameters()).device
@@ -345,7 +347,7 @@ class Executor(ABC):
         with torch.no_grad():
             for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
                 batch = {name: moved(t, device) for name, t in self.examples.batch(rows[index]).items()}
-                losses = self.task.row_losses(self.model, batch)
+                losses = self.task.row_losses(self.model, batch, offsets)
                 totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
         return Totals(*totals.cpu().tolist())
 

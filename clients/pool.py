@@ -56,9 +56,9 @@ class Worker:
         """Compute tiles of the frozen model's output, for a base of the precision `base` (see `WorkPlan.at`)."""
         return self.bench.at(base).fill(data_key, depth, tiles)
 
-    def evaluate(self, state: State, rows: np.ndarray, version: int) -> Totals:
-        """Evaluate a state, on the base of `version`, on training rows."""
-        return self.bench.evaluate(state, rows, version)
+    def evaluate(self, state: State, rows: np.ndarray, version: int, offsets: torch.Tensor | None = None) -> Totals:
+        """Evaluate a state, on the base of `version`, on training rows, with `offsets` (classes,) added to logits."""
+        return self.bench.evaluate(state, rows, version, offsets=offsets)
 
     def examine(self, exam: Exam, state: State, version: int) -> list[Said]:
         """What a state, on the base of `version`, says to questions."""

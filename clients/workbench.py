@@ -258,7 +258,15 @@ class Workbench:
             self.executor.set_residual(ResidualFiles(self.plan.residuals).get(version))
             self._version = version
 
-    def evaluate(self, state: State, rows: np.ndarray, version: int = 0, form: ClientForm | None = None) -> Totals:
-        """Loss and correct predictions of the model with `state` of a `form`, on the base of `version`, on rows."""
+    def evaluate(
+        self,
+        state: State,
+        rows: np.ndarray,
+        version: int = 0,
+        form: ClientForm | None = None,
+        offsets: torch.Tensor | None = None,
+    ) -> Totals:
+        """Loss and correct predictions of the model with `state` of a `form`, on the base of `version`, on rows;
+        `offsets` (classes,) are added to its logits."""
         self.rebase(version)
-        return self.executor.evaluate(state, rows, form)
+        return self.executor.evaluate(state, rows, form, offsets)

@@ -187,6 +187,7 @@ def simulate(
 
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) -> Summary:
     from fedpeft.run.final_score import save
+    from fedpeft.simulation.of_rows import of_rows
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
@@ -211,7 +212,6 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     score = simulation.scorer.score(simulation.folder, name, temperature=trust.temperature, asks=trust.asks)
     save_predictions(simulation, score.scores, records)
     trust.spoil(simulation)
-    by_precision = _by_precision(simulation)
     last = _last(simulation, simulation.scorer, progress) or score
     pooled = _score_pooled(simulation) if rate is not None else None
     loss = own.loss if own else score.loss
@@ -221,7 +221,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         accuracy_of="mean over clients, own held-out rows" if own else TEST_ROWS,
         worst_accuracy=own.worst_accuracy if own else None,
         shared_accuracy=score.accuracy if own else None,
-        accuracy_by_base=by_precision or None,
+        accuracy_by_base=_by_precision(simulation) or None,
         loss=loss,
         perplexity=math.exp(loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
@@ -243,6 +243,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
         trust=trust.scored(score, records, simulation.protection is not None),
+        **of_rows(simulation, score.scores, records),
     )
 
 

@@ -35,7 +35,7 @@ from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.registration import declared
-from fedpeft.deployment.served_settings import check
+from fedpeft.deployment.served_settings import check, check_tasks
 from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
 from fedpeft.deployment.signing import Signer
@@ -88,6 +88,7 @@ class ServersRows:
         rows, test = Rows([], np.zeros(0, np.int64)), None
         if options.eval_data == OWN_TEST or not (names or options.eval_data):
             source = load_dataset(config.dataset)
+            check_tasks(source.tasks)
             names = source.label_names
             if options.eval_data:
                 rows, test = without_validation(source)[1], source.test

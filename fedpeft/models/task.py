@@ -58,6 +58,8 @@ class Task(ABC):
     per_example: ClassVar[bool] = True
     """Whether a row is one sequence of one pass, of which gradients per example can be told."""
 
+    per_example_missing: ClassVar[str] = ""
+    """Where they can't: what it does instead, as the end of a sentence that begins with its name."""
     starts_above: ClassVar[bool] = True
     """Whether a row's loss can be told from the hidden states that enter the lowest adapted block."""
 

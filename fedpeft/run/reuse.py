@@ -1,6 +1,6 @@
 """Whether what the frozen blocks below the lowest adapter make of a row is computed once, and read back in each step.
 
-A classifier's rows always are: their features make the first head. A language model's are where they are trained on
+An encoder's rows always are. A language model's are where they are trained on
 more often than once and the disk need not hold much: a row of 512 tokens of a 7 B model takes 4 MB.
 """
 
@@ -18,6 +18,9 @@ from fedpeft.run.sampling import cohort_size
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
+
+ENCODED = ("classification", "token_labels")
+"""Tasks of encoders, whose frozen part is computed once."""
 
 WORTH = 1.5
 """Times that a row is trained on in a run, on average, from which on it is kept."""
@@ -42,7 +45,7 @@ def depth(setup: Setup, lengths: np.ndarray, holders: int) -> int:
         lengths: tokens of each row, (rows,).
         holders: simulated clients that the rows lie on; 0: they are a real client's, or nobody trains on them.
     """
-    if not setup.frozen_blocks or setup.facts.task == "classification":
+    if not setup.frozen_blocks or setup.facts.task in ENCODED:
         return setup.frozen_blocks
     if setup.mechanism is not None or not holders or not len(lengths):
         return 0

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedpeft.answers.exam import Exam, Said
 from fedpeft.answers.generation import BATCH
@@ -24,6 +25,7 @@ from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.partition import Shards
+from fedpeft.data.task_sequence import MetTasks
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
@@ -35,7 +37,7 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, RunObserver
-from fedpeft.run.reuse import depth
+from fedpeft.run.reuse import ENCODED, depth
 from fedpeft.run.setup import Setup
 
 TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
@@ -156,8 +158,8 @@ def work_plan(
     """
     config = setup.config
     per_example = setup.mechanism is not None and setup.mechanism.per_example
-    by_hooks = setup.secure_sum is not None and setup.method.privacy == "hooks"
-    reusing = setup.grid.executor == "batched" and (by_hooks or not per_example)  # methods without a batched form, too
+    traced = per_example and setup.method.privacy == "vmap"
+    reusing = setup.grid.executor == "batched" and not traced  # methods without a batched form, too
     reusing = reusing and not setup.grid.spreads
     batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
     if setup.method.base_precision and not machine.gpus:  # whose gain on a CPU is not measured yet
@@ -191,12 +193,18 @@ def work_plan(
 
 
 def client_plan(
-    setup: Setup, partition: Shards, folder: Path, held_out: float, privacy: ClientPrivacy | None
+    setup: Setup,
+    partition: Shards,
+    folder: Path,
+    held_out: float,
+    privacy: ClientPrivacy | None,
+    tasks: NDArray[np.int64] | None = None,
 ) -> ClientPlan:
     """What turns workers into clients, in a run whose files are in `folder`.
 
-    `held_out`: share of a client's rows that it does not train on, but is evaluated on.
+    `held_out`: share of a client's rows that it does not train on, but is evaluated on; `tasks`: of the rows.
     """
+    sequence = setup.facts.tasks
     return ClientPlan(
         partition=partition,
         codec=str(setup.uplink),
@@ -211,6 +219,7 @@ def client_plan(
         held_out=held_out,
         privacy=privacy,
         masks=_mask_plan(setup, folder),
+        met=None if sequence is None or tasks is None else MetTasks(sequence, tasks),
     )
 
 
@@ -282,20 +291,20 @@ class Workers:
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:
         """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""
         for base in ("", *bases):
-            if self.work.task != "classification" and not self.work.at(base).depth:
+            if self.work.task not in ENCODED and not self.work.at(base).depth:
                 continue
             name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
             self.freeze(self.work.data_key, self.work.at(base).depth, name, base)
 
     def evaluate(self, state: State, version: int) -> Metrics:
         """The global state on the base of `version`: validation rows, the run's own precision, split over workers."""
-        totals = self._totals(state, version, self.validation)
+        totals = self.score(state, version, self.validation)
         return Metrics(totals.mean_loss, totals.accuracy)
 
     def validation_loss(self, state: State, version: int) -> float:
         """As `evaluate`, on `JUDGED_ROWS` validation rows that lie evenly among them, or on all if they are fewer."""
         stride = max(1, len(self.validation) // JUDGED_ROWS)
-        loss: float = self._totals(state, version, self.validation[::stride][:JUDGED_ROWS]).mean_loss
+        loss: float = self.score(state, version, self.validation[::stride][:JUDGED_ROWS]).mean_loss
         return loss
 
     def examine(self, exam: Exam, state: State, version: int) -> list[Said]:
@@ -304,9 +313,10 @@ class Workers:
         calls = [self.pool.submit(Worker.examine, replace(exam, questions=s), state, version) for s in shares]
         return [said for call in calls for said in result(call)]
 
-    def _totals(self, state: State, version: int, rows: NDArray[np.int64]) -> Totals:
+    def score(self, state: State, version: int, rows: NDArray[np.int64], offsets: Tensor | None = None) -> Totals:
+        """A state on `rows` of the training data, with `offsets` (classes,) added to its logits."""
         shares = np.array_split(rows[np.argsort(self._lengths[rows])], self.machine.workers * 2)
-        calls = [self.pool.submit(Worker.evaluate, state, share, version) for share in shares if len(share)]
+        calls = [self.pool.submit(Worker.evaluate, state, share, version, offsets) for share in shares if len(share)]
         return sum((result(call) for call in calls), Totals())
 
     @cached_property

@@ -13,6 +13,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedpeft.clients.client import ClientPlan
+from fedpeft.clients.executor import Totals
+from fedpeft.clients.label_shift import only
 from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.config import RunConfig
@@ -21,7 +23,7 @@ from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
-from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_engine import SummedEngine
 from fedpeft.run.asked import asks_clients
@@ -89,7 +91,7 @@ class Simulation:
             self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles), self.setup.mechanism
         )
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
-            self.setup = planned(self.setup, self._exposure())
+            self.setup = planned(self.setup, self._exposure(), groups)
         self.config = self.setup.config
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
@@ -118,7 +120,7 @@ class Simulation:
         if self.protection is not None:
             own = self.protection
             privacy = ClientPrivacy(self.setup.config.privacy, own.noise, self.folder / KEY, own.start)
-        plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy)
+        plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy, self.rows.train.tasks)
         return HostilePlan.of(plan, self.config.attack) if self.config.attack else plan
 
     @cached_property
@@ -200,6 +202,7 @@ class Simulation:
             privacy=self.protection,
             validation_loss=workers.validation_loss,
             book=self.book,
+            score_task=self._score_task if self.setup.facts.tasks is not None else None,
             examiner=self._examiner,
         )
 
@@ -209,6 +212,15 @@ class Simulation:
         asked = self.setup.measured.evaluate
         exam = exam_of(self.setup, self.rows.all.take(self.rows.validation), self.observer.say)
         return Examiner(exam, asked.every, self.workers.examine) if asked and exam else None
+
+    def _score_task(self, state: State, version: int, task: int, known: bool) -> Totals:
+        """A state on the validation rows of a task; where it is `known`, only the task's classes compete."""
+        sequence, rows = self.setup.facts.tasks, self.rows
+        assert sequence is not None
+        assert rows.held.tasks is not None
+        own = rows.validation[rows.held.tasks == task]
+        offsets = only(sequence.classes[task], self.setup.facts.classes) if known else None
+        return self.workers.score(state, version, own, offsets)
 
     @property
     def _chooser(self) -> Sampler:

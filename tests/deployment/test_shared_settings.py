@@ -79,7 +79,8 @@ def test_a_client_s_own_choices_come_first():
 
 def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatch):
     options = EdgeOptions(batch_size=2)
-    runs = {rate: RunConfig(model="tiny", dtype="fp32", privacy=f"dp_sgd(epsilon=8{rate})") for rate in ("", ", rate=0.5")}
+    rates = ("", ", rate=0.5")
+    runs = {rate: RunConfig(model="tiny", dtype="fp32", privacy=f"dp_sgd(epsilon=8{rate})") for rate in rates}
     told = {rate: v1.Description(config=config.to_toml()) for rate, config in runs.items()}
     assert settings_of(told[""], options).batch_size == 2
     with pytest.raises(ConfigError, match="--batch-size 2 would scale this client's updates"):

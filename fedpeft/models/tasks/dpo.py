@@ -36,6 +36,7 @@ class DPO(Instruction):
     metric = "accuracy"
     higher_is_better = True
     per_example: ClassVar[bool] = False
+    per_example_missing: ClassVar[str] = "reads two sequences for each row"
     reference: ClassVar[bool] = True
     starts_above: ClassVar[bool] = False  # a row is two sequences
 
