@@ -49,7 +49,7 @@ def spread(model: nn.Module, devices: Sequence[str]) -> None:
     inside = {id(module) for block in stack for module in block.modules()}
     for module in model.modules():
         if id(module) not in inside:
-            module._apply(_mover(torch.device(devices[0])), recurse=False)
+            module._apply(_mover(torch.device(devices[0])), recurse=False)  # type: ignore[no-untyped-call]
     for block, place in zip(stack, places, strict=True):
         block.to(place)
         block.register_forward_pre_hook(_to(place), with_kwargs=True)
