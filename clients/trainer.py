@@ -186,6 +186,7 @@ class TrainerPlan:
         seed: of the federation.
         dtype: of the base, as the federation says.
         residuals: folder of what exact rules have put into the base.
+        device: that the script's model is on.
     """
 
     layout: Layout
@@ -193,6 +194,7 @@ class TrainerPlan:
     seed: int
     dtype: str
     residuals: Path
+    device: str
     classes: int = 0
     executor: str = "trainer"
 

@@ -19,6 +19,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import fedpeft
+from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.decoding import decode
+from fedpeft.communication.messages import Instruction
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.shared_settings import TAKEN
@@ -250,6 +253,31 @@ def edge(told, trainer, folder):
 def test_federations_that_a_trainer_does_not_fit_are_one_sentence(settings, error, words, base, tmp_path):
     with pytest.raises(error, match=words):
         edge(description(base, **settings), trainer_like(base), tmp_path)
+
+
+def test_a_round_is_received_trained_and_sent(base, tmp_path):
+    """All that the client's half of a round asks of a trainer, without a server."""
+    trainer = trainer_like(base)
+    trainer.args = SimpleNamespace(learning_rate=0.1, max_steps=-1)
+    trainer.state = SimpleNamespace(global_step=5)
+
+    def train():
+        with torch.no_grad():
+            for name, parameter in trainer.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.add_(0.5)
+        return SimpleNamespace(training_loss=1.25)
+
+    told = Told()
+    made = TrainerEdge(description(base), trainer, train, Ranks(), tmp_path, told)
+    start = {name: torch.zeros(shape) for name, shape in made.layout.shapes.items()}
+    payload = parse_codec("fp32").encode(start)
+    report = made.handle(Instruction("train", 1, 0, payload, learning_rate=0.1, rank=8, alpha=8.0))
+    assert (report.error, told.lines) == ("", [])
+    assert (report.loss, report.steps, report.rows) == (1.25, 5, 2)
+    sent = decode(report.payload, made.layout.shapes)
+    for name, tensor in sent.items():
+        assert torch.allclose(tensor, torch.full_like(tensor, 0.5 if "lora_B" in name else 0.0))
 
 
 def test_other_weights_are_refused_and_unknown_ones_told(base, tmp_path):

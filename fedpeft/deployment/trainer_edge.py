@@ -72,7 +72,9 @@ class TrainerEdge:
                 "its own; ask for another strategy, such as fedit"
             )
         self._check_weights(trainer.model)
-        plan = TrainerPlan(self.layout, self.parts.training, self.config.seed, self.config.dtype, folder / "base")
+        device = str(next(model.parameters()).device)
+        seed, dtype = self.config.seed, self.config.dtype
+        plan = TrainerPlan(self.layout, self.parts.training, seed, dtype, folder / "base", device)
         executor = TrainerExecutor(trainer, model, train, ranks, self.layout, self.config.learning_rate)
         bench: Any = TrainerBench(plan, executor)
         self.side = ClientSide(bench, self._client_plan(method, reference, len(trainer.train_dataset)))

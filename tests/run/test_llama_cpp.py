@@ -55,12 +55,11 @@ def of_llama_cpp(folder, adapter):
     server, found = xllamacpp.Server(parameters), []
     for prompt in PROMPTS:
         said = server.handle_completions(
-            {"prompt": prompt, "n_predict": NEW, "temperature": 0.0, "n_probs": 1, "return_tokens": True,
-             "cache_prompt": False}
-        )  # fmt: skip
-        said = said if isinstance(said, dict) else said[0]
-        first = said["completion_probabilities"][0]
-        found.append((said["tokens"], first["id"], first["logprob"], said["tokens_evaluated"]))
+            {"prompt": prompt, "max_tokens": NEW, "temperature": 0.0, "logprobs": 1, "cache_prompt": False}
+        )
+        tokens = said["choices"][0]["logprobs"]["content"]
+        read = said["usage"]["prompt_tokens"]
+        found.append(([token["id"] for token in tokens], tokens[0]["id"], tokens[0]["logprob"], read))
     return found
 
 
