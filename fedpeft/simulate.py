@@ -190,6 +190,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
+    from fedpeft.simulation.retrieval import retrieved
     from fedpeft.simulation.trust import Trust
 
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
@@ -211,7 +212,6 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     score = simulation.scorer.score(simulation.folder, name, temperature=trust.temperature, asks=trust.asks)
     save_predictions(simulation, score.scores, records)
     trust.spoil(simulation)
-    by_precision = _by_precision(simulation)
     last = _last(simulation, simulation.scorer, progress) or score
     pooled = _score_pooled(simulation) if rate is not None else None
     loss = own.loss if own else score.loss
@@ -221,7 +221,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         accuracy_of="mean over clients, own held-out rows" if own else TEST_ROWS,
         worst_accuracy=own.worst_accuracy if own else None,
         shared_accuracy=score.accuracy if own else None,
-        accuracy_by_base=by_precision or None,
+        accuracy_by_base=_by_precision(simulation) or None,
         loss=loss,
         perplexity=math.exp(loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
@@ -235,7 +235,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         **calibration_of(score),
         forgetting=_forgotten(simulation, observer),
         **_attacked(simulation),
-        **_paired(simulation, score),
+        retrieval=retrieved(simulation, score.sides),
     )
     return Summary(
         quality=quality,
@@ -277,8 +277,8 @@ def _by_precision(simulation: Simulation) -> dict[str, float]:
     if not precisions:
         return {}
     bases = dict.fromkeys([config.dtype if config.dtype != "fp64" else "fp32", *precisions])
-    folder, score = simulation.folder, simulation.scorer.score
-    return {base: score(folder, f"scoring on a base in {base}", base).accuracy for base in bases}
+    score = simulation.scorer.score
+    return {base: score(simulation.folder, f"scoring on a base in {base}", base).accuracy for base in bases}
 
 
 def _forgotten(simulation: Simulation, observer: ConsoleObserver) -> dict[str, Any] | None:
@@ -300,13 +300,6 @@ def _attacked(simulation: Simulation) -> dict[str, Any]:
     from fedpeft.audit.attacks import attacks
 
     return attacks(simulation)
-
-
-def _paired(simulation: Simulation, score: FinalScore) -> dict[str, Any]:
-    """How well the pairs of the test rows are found, where rows are pairs."""
-    from fedpeft.simulation.retrieval import retrieved
-
-    return {"retrieval": retrieved(simulation, score.sides)}
 
 
 def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalScore | None:
