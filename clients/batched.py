@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fedpeft.aggregation.update import padded
 from fedpeft.data.examples import Batch, Examples
+from fedpeft.models.determinism import warn_again
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.task import GROUPS, FederatedModel, RowLosses, Task, trainable
@@ -102,6 +103,7 @@ class BatchedExecutor(Executor):
             except torch.OutOfMemoryError:
                 if len(jobs) == 1:
                     raise
+            warn_again()
             self.clients = -(-len(jobs) // 2)  # no sooner: the exception holds what did not fit
             jobs, plans = jobs[: self.clients], plans[: self.clients]
             if torch.cuda.is_available():

@@ -16,7 +16,7 @@ import torch
 from fedpeft.clients.drift import flattened, parse_drift, unflattened
 from fedpeft.clients.evaluating import evaluated
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
-from fedpeft.clients.label_shift import SHARES, offsets
+from fedpeft.clients.label_shift import SHARES, offsets, only
 from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.personal import PERSONAL, personal_job
 from fedpeft.clients.releasing import release
@@ -35,7 +35,8 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import check_released
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.data.partition import Shards, held_out
-from fedpeft.errors import PayloadError, PrivacyError
+from fedpeft.data.task_sequence import MetTasks
+from fedpeft.errors import DataError, PayloadError, PrivacyError
 from fedpeft.machine.hardware import in_threads, usable_cores
 from fedpeft.peft.adapter import Layout, State, difference, held_in
 from fedpeft.privacy.engine import ClientPrivacy
@@ -64,6 +65,7 @@ class ClientPlan:
         held_out: share of a client's rows that it does not train on, but is evaluated on.
         privacy: how what leaves a client is protected; None: not at all.
         masks: how it is masked, so that only sums are seen; None: not at all.
+        met: which task a client is at when, and of which its rows are; None: there is one task.
     """
 
     partition: Shards
@@ -79,6 +81,7 @@ class ClientPlan:
     held_out: float = 0.0
     privacy: ClientPrivacy | None = None
     masks: MaskPlan | None = None
+    met: MetTasks | None = None
 
     def side(self, bench: Workbench) -> ClientSide:
         """The clients that one worker speaks for."""
@@ -147,13 +150,25 @@ class ClientSide:
             how = "without masks" if self.masking is not None else "for a secure sum"
             raise PrivacyError(f"the server asks a client to {instruction.kind} {how}, which its settings don't say")
 
-    def _rows(self, client: int) -> tuple[np.ndarray, np.ndarray]:
-        """The client's rows to train on, and those held out."""
-        return held_out(self.plan.partition.shard(client), self.plan.held_out, self.bench.plan.seed, client)
+    def _rows(self, client: int, round: int) -> tuple[np.ndarray, np.ndarray]:
+        """The client's rows to train on in a round, and those held out, of whatever task.
+
+        Raises:
+            DataError: it has none of the task that it is at.
+        """
+        plan, seed = self.plan, self.bench.plan.seed
+        rows, apart = held_out(plan.partition.shard(client), plan.held_out, seed, client)
+        if plan.met is None:
+            return rows, apart
+        current = plan.met.current(rows, client, round, seed)
+        if not len(current):
+            name = plan.met.sequence.names[plan.met.at(client, round, seed)]
+            raise DataError(f"client {client} has no row of the task {name} to train on; give clients more rows")
+        return current, apart
 
     def _prepare(self, instruction: Instruction) -> Report:
         started = time.perf_counter()
-        rows, _ = self._rows(instruction.client)
+        rows, _ = self._rows(instruction.client, instruction.round)
         labels, told = self.bench.labels(rows), len(rows)
 
         def statistics_of() -> State:
@@ -178,7 +193,7 @@ class ClientSide:
         return Report(instruction.client, 0, payload, rows=told, seconds=time.perf_counter() - started)
 
     def _evaluate(self, instruction: Instruction) -> Report:
-        _, rows = self._rows(instruction.client)
+        _, rows = self._rows(instruction.client, instruction.round)
         task = self._task(instruction)
         state = task.job.received | section(task.state, PERSONAL)
         if (form := task.job.form) is not None:  # in which it holds what it was sent
@@ -238,7 +253,7 @@ class ClientSide:
             client=instruction.client,
             round=instruction.round,
             seed=plan.seed,
-            rows=self._rows(instruction.client)[0],
+            rows=self._rows(instruction.client, instruction.round)[0],
             received=held_in(sent.state, instruction.adapter_precision) | section(state, "private"),
             trained=trained,
             training=training,
@@ -261,6 +276,10 @@ class ClientSide:
 
     def _offsets(self, instruction: Instruction) -> Tensor | None:
         """What is added to the client's logits in training."""
+        met, plan = self.plan.met, self.bench.plan
+        if instruction.kind == "train" and met is not None and plan.classes:
+            task = met.at(instruction.client, instruction.round, plan.seed)
+            return only(met.sequence.competing(task), plan.classes)
         if instruction.kind != "train" or not instruction.shares:
             return None
         if self.privacy is not None and self.privacy.per_example:
@@ -268,7 +287,7 @@ class ClientSide:
         if not self.bench.plan.classes:
             raise PayloadError("the server sends class shares, and there are no classes")
         shares = decode(instruction.shares, {SHARES: (self.bench.plan.classes,)})[SHARES]
-        labels = self.bench.labels(self._rows(instruction.client)[0])
+        labels = self.bench.labels(self._rows(instruction.client, instruction.round)[0])
         return offsets(labels, shares)
 
     def _protected(self, job: Job, instruction: Instruction) -> Job:
@@ -307,7 +326,8 @@ class ClientSide:
             update = self.strategy.submitted(update, task.layout, job.round)
         if self.privacy is not None and self.privacy.silent:
             result = replace(result, loss=0.0, rows=1)  # what was measured on the rows does not leave the client
-        used = 0 if self.privacy is not None else job.used(self.bench.examples.lengths)
+        silent = self.privacy is not None or self.plan.met is not None  # of a walk over one task's rows
+        used = 0 if silent else job.used(self.bench.examples.lengths)
         result = self.told(job, result)
         if self.masking is not None:
             if task.keeps:

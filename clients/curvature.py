@@ -65,7 +65,7 @@ def kronecker_sums(model: FederatedModel, batches: Iterable[Batch]) -> State:
         mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
         sums["loss"] -= logs.detach().gather(1, batch["labels"][:, None]).sum()
         for count, (name, (a, _)) in enumerate(seen.items()):
-            kept = _rows(a.detach(), mask)
+            kept = tokens_of(a.detach(), mask)
             sums[names[name][0]] += kept.T @ kept
             sums["tokens"] += len(kept) if count == 0 else 0
         outputs = [y for _, y in seen.values()]
@@ -75,12 +75,12 @@ def kronecker_sums(model: FederatedModel, batches: Iterable[Batch]) -> State:
             weighted = (logs[:, c] * chances[:, c].sqrt()).sum()
             gradients = torch.autograd.grad(weighted, outputs, retain_graph=c < logs.shape[1] - 1)
             for name, g in zip(seen, gradients, strict=True):
-                kept = _rows(g, mask)
+                kept = tokens_of(g, mask)
                 sums[names[name][1]] += kept.T @ kept
     return sums
 
 
-def _rows(values: Tensor, mask: Tensor | None) -> Tensor:
+def tokens_of(values: Tensor, mask: Tensor | None) -> Tensor:
     """The tokens that count, (tokens, d) in fp64; positions before the mask's (of a prompt) count, too."""
     if mask is None or values.ndim < 3:
         return values.reshape(-1, values.shape[-1]).double().cpu()

@@ -7,6 +7,7 @@ import torch
 from fedpeft.clients.curvature import kronecker_sums
 from fedpeft.clients.executor import EVALUATION_BATCH
 from fedpeft.clients.sequential import SequentialExecutor
+from fedpeft.clients.task_sums import class_sums, layer_inputs
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft.communication.codec import parse_codec
@@ -14,7 +15,9 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.examples import length_sorted_batches
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
-from fedpeft.trust.question import ROWS, asked
+from fedpeft.trust.question import ROWS, Question, asked
+from fedpeft.trust.questions.class_sums import ClassSums
+from fedpeft.trust.questions.layer_inputs import LayerInputs
 
 SUMS = "fp64"
 """The codec of sums: what clients' parts are rounded to, their total would miss."""
@@ -34,7 +37,7 @@ def evaluated(
     bench = bench.at(instruction.base_precision)
     question = asked(instruction.asks) if instruction.asks else None
     if question is not None and question.of_model:
-        sums = _of_model(bench, instruction, state, trained)
+        sums = _of_model(bench, instruction, state, trained, question)
         return Report(client, round, parse_codec(SUMS).encode(sums), len(trained))
     if not len(rows):
         return Report(client, round, b"")
@@ -49,17 +52,22 @@ def evaluated(
     return Report(client, round, parse_codec(SUMS).encode(sums), len(rows))
 
 
-def _of_model(bench: Workbench, instruction: Instruction, state: State, rows: np.ndarray) -> State:
-    """The Kronecker factors of one model with the peft library's adapter, whatever the executor trains."""
-    if not bench.plan.classes:
-        raise PayloadError("the server asks for Kronecker factors of a language model, which has no classes")
+def _of_model(bench: Workbench, instruction: Instruction, state: State, rows: np.ndarray, question: Question) -> State:
+    """Sums of one model with the peft library's adapter, whatever the executor trains."""
+    if not bench.plan.classes and not isinstance(question, LayerInputs):
+        raise PayloadError(f"the server asks {question.text} of a language model, which has no classes")
     bench = bench.plain()
     executor = bench.executor
     if not isinstance(executor, SequentialExecutor):
-        raise PayloadError("the server asks for Kronecker factors, which this client's model has none of")
+        raise PayloadError(f"the server asks {question.text}, which this client's model can't answer")
     bench.rebase(instruction.base)
     executor.load(state, instruction.form)
     lengths = executor.examples.lengths[rows]
     batches = (executor.batch(rows[index]) for index in length_sorted_batches(lengths, EVALUATION_BATCH))
-    sums = kronecker_sums(executor.model, batches)
+    if isinstance(question, LayerInputs):
+        sums = layer_inputs(executor.model, batches, question)
+    elif isinstance(question, ClassSums):
+        sums = class_sums(executor.model, batches, question, bench.plan.classes)
+    else:
+        sums = kronecker_sums(executor.model, batches)
     return {**sums, ROWS: torch.tensor([float(len(rows))], dtype=torch.float64)}

@@ -334,10 +334,12 @@ class Executor(ABC):
             else:
                 layer.weight.data = weight
 
-    def evaluate(self, state: State, rows: np.ndarray, form: ClientForm | None = None) -> Totals:
+    def evaluate(
+        self, state: State, rows: np.ndarray, form: ClientForm | None = None, offsets: Tensor | None = None
+    ) -> Totals:
         """Loss and correct predictions of the model with `state` on `rows`, which are batched by length alone.
 
-        `form` as in `load`.
+        `form` as in `load`; `offsets` (classes,) are added to logits.
         """
         self.load(state, form)
         device = next(self.model.parameters()).device
@@ -347,7 +349,7 @@ class Executor(ABC):
                 {name: moved(t, device) for name, t in self.examples.batch(rows[index]).items()}
                 for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH)
             )
-            for losses in self.task.judged(self.model, batches):
+            for losses in self.task.judged(self.model, batches, offsets):
                 totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
         return Totals(*totals.cpu().tolist())
 

@@ -13,6 +13,8 @@ client with one class has no loss, a gradient of exactly zero and an update of z
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,19 @@ from fedpeft.errors import PayloadError
 
 SHARES = "shares"
 """What the class shares are called in a payload."""
+
+
+OUT = -1e4
+"""What is added to the logit of a class that a loss does not compare: its probability is then exactly 0."""
+
+
+def only(classes: Sequence[int], of: int) -> Tensor | None:
+    """What is added to logits, (of,), so that these classes alone are compared; None: all are, where there are none."""
+    if not classes:
+        return None
+    added = torch.full((of,), OUT)
+    added[list(classes)] = 0.0
+    return added
 
 
 def shares_of(counts: Tensor) -> Tensor:

@@ -60,17 +60,20 @@ class Schedule:
             (Loshchilov and Hutter, arXiv 1608.03983) at t = round, as FlowerTune has it; the others begin at t = 0,
             and reach the floor behind the last round.
         floor: the lowest rate, as a share of the highest, 0 to 1.
+        repeats: whether it begins anew after so many rounds, as each task of a sequence wants it.
     """
 
     learning_rate: float
     rounds: int
     shape: str
     floor: float = 0.0
+    repeats: bool = False
 
     def at(self, round: int) -> float:
         """The learning rate of `round`, from 1."""
         if self.shape == "constant":
             return self.learning_rate
+        round = (round - 1) % self.rounds + 1 if self.repeats else round
         progress = (round if self.shape == "annealing" else round - 1) / self.rounds
         share = 1 - progress
         if self.shape != "linear":

@@ -25,7 +25,9 @@ from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Job, Totals, Trained
 from fedpeft.clients.workbench import Workbench, WorkPlan
 
+from fedpeft.answers.exam import Exam, Said
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import release
 from fedpeft.machine.processes import without_main
@@ -54,9 +56,16 @@ class Worker:
         """Compute tiles of the frozen model's output, for a base of the precision `base` (see `WorkPlan.at`)."""
         return self.bench.at(base).fill(data_key, depth, tiles)
 
-    def evaluate(self, state: State, rows: np.ndarray, version: int) -> Totals:
-        """Evaluate a state, on the base of `version`, on training rows."""
-        return self.bench.evaluate(state, rows, version)
+    def evaluate(self, state: State, rows: np.ndarray, version: int, offsets: torch.Tensor | None = None) -> Totals:
+        """Evaluate a state, on the base of `version`, on training rows, with `offsets` (classes,) added to logits."""
+        return self.bench.evaluate(state, rows, version, offsets=offsets)
+
+    def examine(self, exam: Exam, state: State, version: int) -> list[Said]:
+        """What a state, on the base of `version`, says to questions."""
+        bench = self.bench.whole()
+        bench.rebase(version)
+        bench.executor.load(state)
+        return exam.answers(bench.executor.model, load_tokenizer(bench.plan.model))
 
 
 class Pool:

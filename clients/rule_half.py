@@ -56,9 +56,28 @@ class Still(Adding):
         return name not in self.names
 
 
+@dataclass(frozen=True)
+class RulePull(Correction):
+    """What the rule itself adds to gradients (`Strategy.pull`)."""
+
+    strategy: Strategy
+    layout: Layout
+    ranks: tuple[int, ...]
+
+    def begin(self, job: Job, server: State, own: State) -> Pull:
+        """By what the client was sent."""
+
+        def pull(name: str, value: Tensor) -> Tensor | None:
+            return self.strategy.pull(self.layout.by_name[name], value, job.received[name], self.ranks)
+
+        return pull
+
+
 def begun(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) -> Job:
     """The job as the rule has it, of a client that holds `layout` and of its ranks trains these (none: all)."""
     acting: list[Correction] = []
+    if type(strategy).pull is not Strategy.pull:
+        acting.append(RulePull(strategy, layout, ranks))
     if ranks:
         acting.append(OwnRanks({t.name: RANK_AXIS[t.role] for t in layout.tensors if t.role in RANK_AXIS}, ranks))
     if still := strategy.still(layout):

@@ -106,13 +106,14 @@ class ClientStore:
             raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
 
     def content(self, client: int, round: int) -> bytes | None:
-        """The state of a round as it is stored; None where there is none.
+        """The state of a round as it is stored; None where there is none, as of round 0.
 
         Raises:
             RunError: it can't be read.
         """
         try:
-            return self._content(client, round)
+            # The file may have been begun and hold nothing, not even a table: after a kill, or on a full disk.
+            return self._content(client, round) if round else None
         except (OSError, sqlite3.Error) as error:
             raise RunError(f"the state of client {client} in {self.file} can't be read: {error}") from error
 

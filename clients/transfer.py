@@ -19,7 +19,20 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def put(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy CPU tensors into tensors of the same shapes, all on one device; autograd must not be looking."""
+    """Copy CPU tensors into tensors of the same shapes; autograd must not be looking."""
+    for own in _by_device(targets):
+        _put([targets[i] for i in own], [values[i] for i in own])
+
+
+def _by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Which of them lie on each device; of a base on several there is more than one."""
+    found: dict[torch.device, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        found.setdefault(tensor.device, []).append(i)
+    return list(found.values())
+
+
+def _put(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     if not targets or targets[0].device.type == "cpu":
         for target, value in zip(targets, values, strict=True):
             target.copy_(value)
@@ -33,6 +46,13 @@ def put(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def taken(tensors: Sequence[Tensor]) -> list[Tensor]:
     """CPU copies, each of its own memory; from another device in one copy for each dtype."""
+    found: dict[int, Tensor] = {}
+    for own in _by_device(tensors):
+        found |= zip(own, _taken([tensors[i] for i in own]), strict=True)
+    return [found[i] for i in range(len(tensors))]
+
+
+def _taken(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not tensors or tensors[0].device.type == "cpu":
         return [tensor.detach().clone() for tensor in tensors]
     found: dict[int, Tensor] = {}

@@ -33,6 +33,7 @@ from fedpeft.models.frozen_blocks import FrozenStore, above, sequences, started
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.quantized import Precision, quantize
+from fedpeft.models.spread import spread
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.peft.family import PEFT_METHODS
@@ -64,6 +65,7 @@ class WorkPlan:
         seed: of the run.
         residuals: folder of what exact rules have put into the base, by version
             (`fedpeft.communication.base_residual`).
+        spread: devices that the base's blocks lie on, `device` first; empty: all of it is on `device`.
         precision: in how few bits the frozen layers are held; empty: in `dtype`.
         plugins: what the parts from outside are loaded from.
         labels: other labels of the training rows (n,) than the data's; None: these.
@@ -90,6 +92,7 @@ class WorkPlan:
     plugins: tuple[Recipe, ...] = ()
     labels: np.ndarray | None = None
     precision: Precision = ""
+    spread: tuple[str, ...] = ()
 
     def at(self, base: str) -> WorkPlan:
         """The plan for a base of another precision: fp32, bf16, int8 or nf4; empty: the run's own.
@@ -163,7 +166,8 @@ class Workbench:
     @cached_property
     def base(self) -> nn.Module:
         """The frozen base; for the batched executor with fast frozen layers."""
-        base = self.task.base(self.plan.model, DTYPES[self.plan.dtype]).to(self.plan.device)
+        base = self.task.base(self.plan.model, DTYPES[self.plan.dtype])
+        base = base if self.plan.spread else base.to(self.plan.device)
         quantize(base, self.plan.precision or self.method.base_precision)
         if self.plan.executor == "batched":
             fast_linears(base, self.plan.kernel)
@@ -227,7 +231,19 @@ class Workbench:
             from fedpeft.clients.private import PrivateExecutor  # Opacus: only where it is used
 
             return PrivateExecutor(model.to(plan.device), self.task, rows, plan.layout, self.method.privacy)
-        return SequentialExecutor(model.to(plan.device), self.task, rows, plan.layout)
+        if plan.spread:
+            spread(model, plan.spread)
+        else:
+            model.to(plan.device)
+        return SequentialExecutor(model, self.task, rows, plan.layout)
+
+    def whole(self) -> Workbench:
+        """The workbench whose model reads tokens, and writes them: all of the base, with the peft library's layers."""
+        if self.plan.executor == "sequential" and not self.plan.depth:
+            return self
+        if "whole" not in self._others:
+            self._others["whole"] = Workbench(replace(self.plan, executor="sequential", kernel="native", depth=0))
+        return self._others["whole"]
 
     def labels(self, rows: np.ndarray) -> torch.Tensor:
         """The classes of training rows, (rows,); of a batch's labels where there are none (language modelling)."""
@@ -244,7 +260,15 @@ class Workbench:
             self.executor.set_residual(ResidualFiles(self.plan.residuals).get(version))
             self._version = version
 
-    def evaluate(self, state: State, rows: np.ndarray, version: int = 0, form: ClientForm | None = None) -> Totals:
-        """Loss and correct predictions of the model with `state` of a `form`, on the base of `version`, on rows."""
+    def evaluate(
+        self,
+        state: State,
+        rows: np.ndarray,
+        version: int = 0,
+        form: ClientForm | None = None,
+        offsets: torch.Tensor | None = None,
+    ) -> Totals:
+        """Loss and correct predictions of the model with `state` of a `form`, on the base of `version`, on rows;
+        `offsets` (classes,) are added to its logits."""
         self.rebase(version)
-        return self.executor.evaluate(state, rows, form)
+        return self.executor.evaluate(state, rows, form, offsets)

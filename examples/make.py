@@ -2,9 +2,10 @@
 
 Nobody wrote these rows; all come from lists of words.
 
-reviews.csv has sentences about things with the class good or bad. conversations.jsonl has sums and differences, asked
-and answered; instructions.jsonl has the same in the columns of instruction data. They show what files look like and let
-commands be tried; that a model learns them says nothing.
+reviews.csv has sentences about things with the class good or bad; shops.csv such sentences as a table of someone's own
+may have them, in columns of other names, from shops of which some please more than others. conversations.jsonl has sums
+and differences, asked and answered; instructions.jsonl has the same in the columns of instruction data. They show what
+files look like and let commands be tried; that a model learns them says nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +35,20 @@ def reviews(draw: random.Random) -> list[tuple[str, str]]:
     return found
 
 
+def shops(draw: random.Random, count: int = 60) -> list[tuple[str, str, str]]:
+    """Sentences, whether the shop was praised, and which one it was: from 3 to 7 of 10 rows, shop by shop."""
+    texts = {}
+    for verdict, opinions in (("praise", OPINIONS["good"]), ("blame", OPINIONS["bad"])):
+        texts[verdict] = [f"the {thing} {opinion} {time}" for thing in THINGS for opinion in opinions for time in TIMES]
+        draw.shuffle(texts[verdict])
+    found = []
+    for shop, tenths in (("Arbor", 3), ("Birch", 4), ("Cedar", 5), ("Dale", 5), ("Elm", 6), ("Fern", 7)):
+        verdicts = ["praise"] * (count * tenths // 10) + ["blame"] * (count * (10 - tenths) // 10)
+        found += [(texts[verdict].pop(), verdict, shop) for verdict in verdicts]
+    draw.shuffle(found)
+    return found
+
+
 def conversations(draw: random.Random, count: int = 200) -> list[list[dict[str, str]]]:
     """Sums and differences of numbers below 50."""
     found = []
@@ -55,6 +70,9 @@ def main(folder: Path = FOLDER) -> None:
     draw = random.Random(0)
     with (folder / "reviews.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("text", "label"), *reviews(draw)])
+    with (folder / "shops.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = [("comment", "verdict", "shop"), *shops(random.Random(1))]
+        csv.writer(file, lineterminator="\n").writerows(rows)
     made = conversations(draw)
     lines = [json.dumps({"messages": messages}) + "\n" for messages in made]
     (folder / "conversations.jsonl").write_text("".join(lines), encoding="utf-8")

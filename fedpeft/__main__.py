@@ -13,6 +13,7 @@ COMMANDS = {
     "check": "look at a data set: rows, classes, lengths, duplicates, how a partition would look",
     "simulate": "a federation on this machine, from data to a scored adapter",
     "study": "many runs: axes and seeds, with means, intervals and comparisons",
+    "tune": "a search: settings by trials, early ends for those that fall behind, hybrids of PEFT methods",
     "report": "runs and studies on one page, and as CSV",
     "describe": "the parts of a run: what each does, where it comes from, which settings it takes",
     "predict": "what finished runs answer to a text",
@@ -25,6 +26,7 @@ COMMANDS = {
     "transcript": "whether two clients were told the same by their server",
     "audit": "whether a mechanism or a finished run leaks what it should protect",
     "conformance": "whether parts of your own do what every part must",
+    "completion": "what bash, zsh or fish needs to complete these commands and their flags",
 }
 """What each does; a module or a package of this name."""
 

@@ -70,6 +70,11 @@ class Run:
     summary: Mapping[str, Any]
     parts: Mapping[str, Mapping[str, type]] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        metric = str(self.summary["metric"])
+        value = self.summary[metric]
+        return f"Run({str(self.folder)!r}, {metric}={'None' if value is None else f'{value:.4g}'})"
+
     @property
     def accuracy(self) -> float | None:
         """Of the test rows, or as `summary["accuracy_of"]` says; 0 to 1."""

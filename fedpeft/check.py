@@ -20,7 +20,7 @@ from fedpeft.data.partition import PARTITIONS, USUAL, Shards
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, suited_partition, without_validation
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.machine.files import writing
-from fedpeft.run.command import exit_code
+from fedpeft.run.command import exit_code, quoted
 from fedpeft.spec import Spec
 
 MEASURED = 10_000
@@ -156,18 +156,13 @@ def check(command: Command, console: Console) -> list[str]:
 
 def run_of(command: Command, dataset: str, partition: str, clients: int) -> str:
     """The command line of a run on just what was looked at, as a shell reads it."""
-    flags = {"dataset": _quoted(dataset), "partition": _quoted(partition), "clients": str(clients)}
+    flags = {"dataset": quoted(dataset), "partition": quoted(partition), "clients": str(clients)}
     for name in ("model", "tokens", "seed"):
         if (given := getattr(command, name)) != getattr(DEFAULT, name):
             flags[name] = shlex.quote(str(given))
     words = [f"--{name} {value}" for name, value in flags.items()]
     words += [f"--plugin {shlex.quote(file)}" for file in command.plugin]
     return " ".join(["python -m fedpeft.simulate", *words])
-
-
-def _quoted(text: str) -> str:
-    """A part's text for a shell: in double quotes, which let its own stand, or as only `shlex` can."""
-    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
 
 
 def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -> None:

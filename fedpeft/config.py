@@ -67,7 +67,7 @@ class RunConfig:
         "validation(every=4)",
         "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, forgetting(dataset=NAME), "
         "calibration(rows=auto|server|clients), disagreement, energy(watts=6), laplace, ensemble, robustness, "
-        "by +",
+        "evaluate(questions=FILE), by +",
     )
     seed: int = setting(0, "of everything that is drawn at random", low=0)
 

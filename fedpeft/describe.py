@@ -17,11 +17,11 @@ from rich.table import Table
 
 from fedpeft import plugins
 from fedpeft.aggregation.strategy import Strategy, strategies
+from fedpeft.answers.metric import METRICS
 from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
-from fedpeft.evaluation.metric import METRICS
 from fedpeft.parts import Bounds, name_of
 from fedpeft.run import catalogue
 from fedpeft.run.command import exit_code

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import tyro
@@ -70,7 +70,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
         FedpeftError: there is no finished run, or its method can't be merged exactly.
     """
     from fedpeft.run.finished import FinishedRun
-    from fedpeft.run.model_card import card
+    from fedpeft.run.model_card import card, loading
     from fedpeft.run.transformers_folder import write
 
     finished_run = FinishedRun.read(run)
@@ -98,7 +98,12 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
             shutil.copytree(finished_run.files, output / finished_run.files.name)
     with writing(output):
         (output / "README.md").write_text(text, encoding="utf-8")
-    console.print(f"written to {output}", highlight=False)
+    plain: Any = {"highlight": False, "soft_wrap": True, "markup": False}
+    console.print(f"written to {output}", **plain)
+    if not gguf:
+        console.print(f"to load it: {loading(finished_run, merge or method.whole_model)}", **plain)
+    if (output / "adapter").is_dir():
+        console.print(f"BASE: {finished_run.model_directory}", **plain)
 
 
 @contextmanager
@@ -152,7 +157,8 @@ def _merged(finished_run: FinishedRun, console: Console) -> FederatedModel:
         raise RunError(f"the merged model's outputs differ by {difference:.1e}, so it is not kept; export the adapter")
     times["merged"] = _latency(model, batch)
     shown = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in times.items())
-    console.print(f"merged: outputs differ by at most {difference:.1e}; a pass of 4 rows: {shown}", highlight=False)
+    said = f"merged: outputs differ by at most {difference:.1e}; a pass of 4 rows: {shown}"
+    console.print(said, highlight=False, soft_wrap=True)
     return model
 
 

@@ -293,15 +293,18 @@ class Family(Generic[T]):
         nested = {field.name for field in dataclasses.fields(cls) if field.metadata.get("nested")}
 
         def changed_setting(name: str, value: Any) -> Any:
+            if isinstance(value, tuple | list):
+                return tuple(changed_setting(name, item) for item in value)
             if isinstance(value, str) and name in nested:
                 return self.with_paths(value, change)
             return change(value) if isinstance(value, str) and name in paths else value
 
         settings = {name: changed_setting(name, value) for name, value in spec.settings.items()}
-        argument = spec.argument
-        if argument is not None and getattr(cls, "argument", None) in paths:
+        argument, takes = spec.argument, getattr(cls, "argument", "")
+        if argument is not None and takes in paths:
             argument = change(argument)
-        changed = Spec(spec.name, settings, argument, spec.values)
+        values = tuple(changed_setting(takes, value) for value in spec.values)
+        changed = Spec(spec.name, settings, argument, values)
         return text if changed == spec else str(changed)
 
     def build(self, text: str | Spec) -> T:

@@ -18,18 +18,15 @@ import tyro
 from rich.console import Console
 from torch import Tensor, nn
 
+from fedpeft.answers.generation import answers
 from fedpeft.data.conversations import question
 from fedpeft.data.rows import DATASETS
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
-from fedpeft.evaluation.generation import answers
 from fedpeft.models import scoring
-from fedpeft.models.base_model import readable_tokens
+from fedpeft.models.base_model import UNBOUNDED, readable_tokens
 from fedpeft.run.command import exit_code
 from fedpeft.run.finished import FinishedRun
-
-UNBOUNDED = 1 << 30
-"""Tokens that a model reads which says nothing of a limit."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ A PATH is a run's folder, a study's folder or results.jsonl, or a folder of thos
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,8 +70,11 @@ def sections(found: Found, command: Command) -> list[Section]:
 
 
 def titled(run: Result) -> str:
-    """Of a run on its own: its data, rule and method."""
-    return ", ".join(str(run.config[key]) for key in ("dataset", "strategy", "peft") if run.config.get(key))
+    """Of a run on its own: its data, rule and method; of a file of rows, the file's name."""
+    config = run.config
+    found = re.match(r"file(?::|\(path=['\"])([^'\"]+)", str(config.get("dataset", "")))
+    data = Path(found[1]).name if found else config.get("dataset")
+    return ", ".join(str(part) for part in (data, config.get("strategy"), config.get("peft")) if part)
 
 
 def parse_baseline(text: str) -> dict[str, str]:
@@ -137,7 +141,7 @@ def report(command: Command, console: Console) -> None:
     title = made[0].section.title if len(made) == 1 else "fedpeft: runs compared"
     write_report(command.output, title, made, found.skipped)
     count = sum(len(m.section.results) for m in made)
-    console.print(f"{count} runs -> {command.output}", highlight=False, soft_wrap=True)
+    console.print(f"{count} run{'' if count == 1 else 's'} -> {command.output}", highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fedpeft.run.final_score import FinalScore, Scorer
+    from fedpeft.server.evaluation import OwnRows
     from fedpeft.server.progress import Progress
     from fedpeft.simulation.simulation import Simulation
 
@@ -187,6 +188,8 @@ def simulate(
 
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) -> Summary:
     from fedpeft.run.final_score import save
+    from fedpeft.simulation.of_rows import of_rows
+    from fedpeft.simulation.pooled import pooled_adapter, score_of_pooled
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
@@ -200,7 +203,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     progress = simulation.train(server)
     kept, residual = progress.result
     save(setup, kept, simulation.folder, residual)
-    rate = _train_pooled(simulation, progress)
+    rate = pooled_adapter(simulation, progress)
     own = server.own_rows(progress) if setup.personal else None
     trust = Trust(setup)
     trust.ask_clients(server, progress)
@@ -213,20 +216,13 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     save_predictions(simulation, score.scores, records)
     trust.spoil(simulation)
     last = _last(simulation, simulation.scorer, progress) or score
-    pooled = _score_pooled(simulation) if rate is not None else None
-    loss = own.loss if own else score.loss
+    pooled = score_of_pooled(simulation) if rate is not None else None
     quality = Quality(
         metric=setup.task.metric,
-        accuracy=own.accuracy if own else score.accuracy,
-        accuracy_of="mean over clients, own held-out rows" if own else TEST_ROWS,
-        worst_accuracy=own.worst_accuracy if own else None,
-        shared_accuracy=score.accuracy if own else None,
+        **_own_or_shared(own, score, last),
         accuracy_by_base=_by_precision(simulation) or None,
-        loss=loss,
-        perplexity=math.exp(loss) if setup.task.metric == "perplexity" else None,
+        perplexity=math.exp((own or score).loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
-        last_accuracy=None if own else last.accuracy,
-        last_loss=None if own else last.loss,
         baseline_accuracy=probe.accuracy if probe else None,
         private_probe_accuracy=private,
         centralised_accuracy=pooled.accuracy if pooled else None,
@@ -244,31 +240,27 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
         trust=trust.scored(score, records, simulation.protection is not None),
+        **of_rows(simulation, score.scores, records),
     )
 
 
-POOLED = "centralised"
-"""Folder, in a run's own, of the adapter of the pooled rows."""
-
-
-def _train_pooled(simulation: Simulation, progress: Progress) -> float | None:
-    """Train on the pooled rows, where that is asked for, and save the adapter; the learning rate that was best."""
-    from fedpeft.run.final_score import save
-    from fedpeft.simulation.pooled import train_on_pooled_rows
-
-    setup = simulation.setup
-    if not setup.measured.pooled:
-        return None
-    state, rate = train_on_pooled_rows(
-        setup, simulation.rows, simulation.workers, simulation.sampler.size, progress.started
-    )
-    (simulation.folder / POOLED).mkdir(exist_ok=True)
-    save(setup, state, simulation.folder / POOLED)
-    return rate
-
-
-def _score_pooled(simulation: Simulation) -> FinalScore:
-    return simulation.scorer.score(simulation.folder / POOLED, "scoring the adapter of the pooled data (fp32)")
+def _own_or_shared(own: OwnRows | None, score: FinalScore, last: FinalScore) -> dict[str, Any]:
+    """Who is scored on what: the one model on the test rows, or each client's `own` on its rows."""
+    if own is None:
+        return {
+            "accuracy": score.accuracy,
+            "accuracy_of": TEST_ROWS,
+            "loss": score.loss,
+            "last_accuracy": last.accuracy,
+            "last_loss": last.loss,
+        }
+    return {
+        "accuracy": own.accuracy,
+        "accuracy_of": "mean over clients, own held-out rows",
+        "worst_accuracy": own.worst_accuracy,
+        "shared_accuracy": score.accuracy,
+        "loss": own.loss,
+    }
 
 
 def _by_precision(simulation: Simulation) -> dict[str, float]:

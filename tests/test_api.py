@@ -73,7 +73,9 @@ def test_a_run_is_an_object(ended):
     assert list(ended.rounds["round"]) == [1]
     assert sorted(ended.clients["client"].unique()) == [0, 1, 2, 3]
     assert (ended.adapter / "adapter_model.safetensors").is_file()
+    assert repr(ended) == f"Run({str(ended.folder)!r}, accuracy={ended.accuracy:.4g})", "one line in a notebook"
     assert len(ended.plot().axes) == 2
+    assert ended.plot()._repr_png_().startswith(b"\x89PNG"), "what a notebook shows"
     assert not ended.model().training
 
 

@@ -50,6 +50,20 @@ def test_what_is_wrong_is_exit_code_1(here, capsys):
     assert "--clients 0" in out
 
 
+def test_few_clients_have_whole_numbers_below_them():
+    from matplotlib.figure import Figure
+
+    from fedpeft.data.partition import Partition
+    from fedpeft.data.rows import Rows
+    from fedpeft.run.partition_picture import _clients
+
+    axis = Figure(figsize=(4.5, 3.4)).subplots()
+    rows = Rows(["a"] * 8, np.arange(8) % 2)
+    _clients(axis, Partition.from_shards([np.arange(k, 8, 4) for k in range(4)]), rows, ("no", "yes"))
+    assert all(float(tick).is_integer() for tick in axis.get_xticks())
+    assert axis.get_ylim()[1] > 2 * 1.1, "bars leave the legend its room"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

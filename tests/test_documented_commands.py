@@ -34,6 +34,7 @@ SHORT = '--rounds 1 --tokens 32 --workers 1 --local-work "steps(2)"'
 OVERRIDES = [
     (r"^(python -m fedpeft\.(?:simulate|serve) (?!--help|--resume).*)$", rf"\1 {SHORT}",
      "README, docs/deploy.md: each takes minutes, and these flags make any of them short"),
+    (r"^(.*tasks\(.*) --rounds 1 ", r"\1 --rounds 8 ", "docs/continual.md: each task has rounds of its own"),
     (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),
     (r'(distributed_dp(?!.*unit=clients).*) --local-work "steps\(2\)"', r"\1",
@@ -301,7 +302,7 @@ def test_the_example_files_are_what_their_script_makes(tmp_path):
     made: dict[str, object] = {"__name__": "make", "__file__": str(ROOT / "examples" / "make.py")}
     exec((ROOT / "examples" / "make.py").read_text(), made)
     made["main"](tmp_path)
-    for name in ("reviews.csv", "conversations.jsonl"):
+    for name in ("reviews.csv", "shops.csv", "conversations.jsonl"):
         assert (tmp_path / name).read_bytes() == (ROOT / "examples" / name).read_bytes()
 
 

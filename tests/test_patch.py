@@ -162,6 +162,53 @@ def test_of_two_processes_under_torchrun_one_speaks_to_the_server(base, scripts)
     assert [line for line in lines if line.startswith("connected")] == ["connected a"]
 
 
+SFT = """
+import json
+import sys
+
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+import fedpeft
+
+server, name, base, rows = sys.argv[1:]
+with open(rows, encoding="utf-8") as lines:
+    texts = [{"text": json.loads(line)["text"]} for line in lines]
+trainer = SFTTrainer(
+    model=AutoModelForCausalLM.from_pretrained(base),
+    args=SFTConfig(
+        "trainer-" + name, max_steps=5, learning_rate=4e-3, save_strategy="no", report_to=[], use_cpu=True, bf16=False,
+        max_length=64, packing=PACKING, gradient_checkpointing=CHECKPOINTING,
+    ),
+    train_dataset=Dataset.from_list(texts),
+    processing_class=AutoTokenizer.from_pretrained(base),
+    peft_config=LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+)
+fedpeft.patch(trainer, server=server, insecure=True, name=name)
+result = trainer.train()
+print("last loss", result.training_loss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("packing", "checkpointing"), [(False, True), (True, False)])
+def test_scripts_with_an_sft_trainer_of_trl_take_part_and_learn(packing, checkpointing, base, scripts):
+    pytest.importorskip("trl")
+    made = scripts("sft", "--clients=2")
+    script = made.folder / "sft.py"
+    script.write_text(SFT.replace("PACKING", str(packing)).replace("CHECKPOINTING", str(checkpointing)))
+    adapter = made.end(made.client("a", base, script=script), made.client("b", base, script=script), made.server)
+    lines = [json.loads(line) for line in (made.folder / "run" / "rounds.jsonl").read_text().splitlines()]
+    rounds = [line for line in lines if line["round"]]
+    assert [(line["clients"], line["rejected"]) for line in rounds] == [(2, 0)] * 3
+    assert rounds[2]["train_loss"] < rounds[0]["train_loss"]
+    assert any(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
+    assert "SFTTrainer" in (made.folder / "a.log").read_text()
+    assert "last loss" in (made.folder / "b.log").read_text()
+
+
 def description(base, **settings):
     values = {"peft": PEFT, "model": "tiny_lm", "dtype": "fp32"} | settings
     config = RunConfig(**{name: value for name, value in values.items() if name in TAKEN})

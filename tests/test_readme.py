@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from fedpeft.simulate import main, parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
 def blocks(language: str, *pages: Path) -> list[str]:
@@ -133,6 +135,25 @@ def test_what_a_page_names_and_links_is_there(page):
 def test_every_page_has_its_place_in_the_site():
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
     assert sorted(re.findall(r"[\w-]+\.md", nav)) == [page.name for page in PAGES[1:]]
+    assert sorted(re.findall(r"notebooks/\w+\.ipynb", nav)) == [f"notebooks/{book.name}" for book in NOTEBOOKS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("book", NOTEBOOKS, ids=lambda book: book.stem)
+def test_a_notebook_runs_from_top_to_bottom(book, tmp_path, monkeypatch):
+    """In an empty folder, as its reader would; what a cell raises ends it."""
+    nbformat = pytest.importorskip("nbformat", reason="needs the extra docs")
+    nbclient = pytest.importorskip("nbclient", reason="needs the extra docs")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    found = nbformat.read(book, as_version=4)
+    shown = [len(cell.outputs) for cell in found.cells if cell.cell_type == "code"]
+    client = nbclient.NotebookClient(found, timeout=1800, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    assert any(shown), "a page without outputs shows its reader nothing"
+    assert any("image/png" in output.get("data", {}) for cell in found.cells for output in cell.get("outputs", ())) or (
+        book.stem == "study"
+    )
 
 
 @pytest.mark.slow

@@ -69,6 +69,7 @@ OF_STRATEGY: Mapping[str, Settings] = {
     "fedalt": {"peft": "row_lora(rank=4, layers=2)"},
     "fedbuff": {"strategy": "fedbuff(buffer=2)"},
     "krum": {"strategy": "krum(selected=2)", "cohort": "all"},
+    **{rule: {"dataset": "tasks(tiny, classes=2)"} for rule in ("inf_lora", "o_lora", "prototypes")},
 }
 """What a strategy needs beside its name."""
 

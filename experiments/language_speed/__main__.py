@@ -1,4 +1,4 @@
-"""`python -m experiments.language_speed`: time and memory of a language model's step, all logits against chunks."""
+"""`python -m experiments.language_speed`: time and memory of a language model's step, ours and that of others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import one_sentence
+from experiments.language_speed import peers
+from experiments.language_speed.peers import Step
 
 
 @dataclass(frozen=True)
@@ -33,73 +36,111 @@ class Settings:
     """share of the tokens that count in the loss, at the end of each row"""
     repeats: int = 3
     """timed steps of each way, interleaved"""
+    lengths: str = ""
+    """data set whose rows' lengths those have that are packed, such as office; empty: tokens, and halves of it"""
     only: str = ""
-    """only the ways whose name contains this text"""
+    """only the ways whose name contains this text; several, joined by a comma"""
     output: Path | None = None
     """a .jsonl file that a line per way is added to"""
 
 
-Step = Callable[[], float]
 WHOLE, CHUNKS, APART, PACKED = "all logits", "chunks", "rows apart", "rows packed"
 OUTPUT = "output layer: "
 
 
-def steps(settings: Settings) -> dict[str, Step]:
+@dataclass(frozen=True)
+class Way:
+    """A step, made when it is wanted, and the tokens that it reads, without padding."""
+
+    step: Callable[[], Step]
+    tokens: int
+
+
+def packed_lengths(settings: Settings) -> list[int]:
+    """Tokens of the rows that are packed."""
+    if not settings.lengths:
+        return [max(2, settings.tokens // 2**i) for i in range(settings.batch)]
+    from fedpeft.data.rows import load_dataset
+    from fedpeft.models.base_model import resolve_model
+    from fedpeft.models.task import TASKS
+
+    dataset = load_dataset(settings.lengths)
+    rows = TASKS.build(dataset.task).tokenise(dataset.train, resolve_model(settings.model), settings.tokens)
+    stride = max(1, len(rows) // settings.batch)
+    return [int(n) for n in rows.lengths[::stride][: settings.batch]]
+
+
+def ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
     """A training step of each way; all return the loss. Also the output layer and its loss alone."""
     import numpy as np
     import torch
-    import torch.nn.functional as F
 
-    from fedpeft.data.examples import IGNORED
+    from fedpeft.data.examples import padded_length
     from fedpeft.data.packing import together
-    from fedpeft.data.tokens import rows_of
     from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import DTYPES, RowLosses, trainable
+    from fedpeft.models.task import DTYPES
     from fedpeft.models.tasks.causal_lm import CausalLM
     from fedpeft.peft.family import PEFT_METHODS
 
     torch.set_num_threads(1)
-    task = CausalLM()
+    task, random = CausalLM(), np.random.default_rng(0)
     model: Any = task.model(task.base(resolve_model(settings.model), DTYPES[settings.dtype]), None)
     PEFT_METHODS.build("lora(targets=('q_proj', 'v_proj'), layers=0)").attach(model, settings.dtype)
-    parameters = list(trainable(model).values())
-    random = np.random.default_rng(0)
-    vocabulary = model.base.config.vocab_size
-
-    def rows(lengths: list[int]) -> Any:
-        first = [round(n * (1 - settings.answers)) for n in lengths]
-        counted = [[i >= f for i in range(n)] for n, f in zip(lengths, first, strict=True)]
-        return rows_of([random.integers(5, vocabulary, size=n).tolist() for n in lengths], 0, None, counted)
-
-    full = rows([settings.tokens] * settings.batch).batch(range(settings.batch))
-    lengths = [max(2, settings.tokens // 2**i) for i in range(settings.batch)]
-    ragged = rows(lengths)
-    [bins] = together([np.array(lengths)], settings.tokens) or [[[i] for i in range(settings.batch)]]
-
-    def step(batch: Any, losses_of: Callable[[Any], Any]) -> float:
-        losses = losses_of(batch)
-        loss = losses.sums.sum() / losses.counts.sum()
-        loss.backward()
-        for parameter in parameters:
-            parameter.grad = None
-        return float(loss.detach())
-
-    def whole(batch: Any) -> Any:
-        """As before: the logits of all positions, in fp32, and their likeliest."""
-        logits, labels = model(batch), batch["labels"][:, 1:]
-        sums = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED).sum(1)
-        return RowLosses(sums, (labels != IGNORED).sum(1), ((logits.argmax(-1) == labels) & (labels != IGNORED)).sum(1))
+    full = made_rows([settings.tokens] * settings.batch, settings, model, random).batch(range(settings.batch))
+    lengths = packed_lengths(settings)
+    ragged, longest = made_rows(lengths, settings, model, random), padded_length(max(lengths))
+    [bins] = together([np.array(lengths)], longest) or [[[i] for i in range(len(lengths))]]
+    padding = 1 - sum(lengths) / (len(lengths) * longest)
+    say(f"packed: {len(lengths)} rows in {len(bins)} sequences of {longest} tokens; apart, {padding:.0%} is padding")
 
     def chunks(batch: Any) -> Any:
         return task.row_losses(model, batch)
 
-    return {
+    own: dict[str, Step] = {
         **output_layer(model, full["labels"][:, 1:], DTYPES[settings.dtype]),
-        WHOLE: lambda: step(full, whole),
-        CHUNKS: lambda: step(full, chunks),
-        APART: lambda: step(ragged.batch(range(settings.batch)), chunks),
-        PACKED: lambda: step(ragged.packed(bins, settings.tokens), chunks),
+        WHOLE: lambda: stepped(model, whole(model, full)),
+        CHUNKS: lambda: stepped(model, chunks(full)),
+        APART: lambda: stepped(model, chunks(ragged.batch(range(len(lengths))))),
+        PACKED: lambda: stepped(model, chunks(ragged.packed(bins, longest))),
     }
+    of_all, of_ragged = settings.tokens * settings.batch, sum(lengths)
+    made: dict[str, Callable[[], Step]] = {name: partial(_itself, step) for name, step in own.items()}
+    made |= peers.steps(settings.model, settings.dtype, full, say)
+    return {name: Way(each, of_ragged if name in (APART, PACKED) else of_all) for name, each in made.items()}
+
+
+def _itself(step: Step) -> Step:
+    return step
+
+
+def made_rows(lengths: list[int], settings: Settings, model: Any, random: Any) -> Any:
+    """Rows of random tokens, of which the last ones count."""
+    from fedpeft.data.tokens import rows_of
+
+    first = [round(n * (1 - settings.answers)) for n in lengths]
+    counted = [[i >= f for i in range(n)] for n, f in zip(lengths, first, strict=True)]
+    vocabulary = model.base.config.vocab_size
+    return rows_of([random.integers(5, vocabulary, size=n).tolist() for n in lengths], 0, None, counted)
+
+
+def stepped(model: Any, losses: Any) -> float:
+    """The loss, once its gradient is made and thrown away."""
+    loss = losses.sums.sum() / losses.counts.sum()
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def whole(model: Any, batch: Any) -> Any:
+    """As before: the logits of all positions, in fp32, and their likeliest."""
+    import torch.nn.functional as F
+
+    from fedpeft.data.examples import IGNORED
+    from fedpeft.models.task import RowLosses
+
+    logits, labels = model(batch), batch["labels"][:, 1:]
+    sums = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED).sum(1)
+    return RowLosses(sums, (labels != IGNORED).sum(1), ((logits.argmax(-1) == labels) & (labels != IGNORED)).sum(1))
 
 
 def output_layer(model: Any, labels: Any, dtype: Any) -> dict[str, Step]:
@@ -150,18 +191,22 @@ def _status(name: str) -> int:
 def main(settings: Settings) -> int:
     """Measure and print."""
     console = Console()
-    made = {name: step for name, step in steps(settings).items() if settings.only in name}
+    wanted = settings.only.split(",")
+    chosen = {n: way for n, way in ways(settings, console.print).items() if any(word in n for word in wanted)}
+    made = {name: way.step() for name, way in chosen.items()}
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in made}
     for _ in range(settings.repeats):
         for name, step in made.items():
             found[name].append(measured(step))
             loss, seconds, memory = found[name][-1]
             console.print(f"{name}: {seconds:.2f} s, {memory:,.0f} MB, loss {loss:.6f}", highlight=False)
-    shown = Table("way", "CPU seconds (least)", "MB above the loaded model (least)", "loss")
+    shown = Table("way", "CPU seconds (least)", "tokens a second", "MB above the loaded model (least)", "loss")
     for name, each in found.items():
         (loss, *_), seconds, memory = each[0], min(s for _, s, _ in each), min(m for *_, m in each)
-        shown.add_row(name, f"{seconds:.2f}", f"{memory:,.0f}", f"{loss:.6f}")
-        line = {"way": name, "seconds": seconds, "memory_mb": memory, "loss": loss, "of": asdict(settings)}
+        speed = chosen[name].tokens / max(seconds, 1e-9)
+        shown.add_row(name, f"{seconds:.2f}", f"{speed:,.0f}", f"{memory:,.0f}", f"{loss:.6f}")
+        line = {"way": name, "seconds": seconds, "tokens_per_second": speed, "memory_mb": memory, "loss": loss}
+        line["of"] = asdict(settings)
         if settings.output is not None:
             with open(settings.output, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line, default=str) + "\n")

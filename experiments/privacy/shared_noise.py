@@ -21,7 +21,7 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.peft.adapter import Layout, State, TensorSpec
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import epsilon
-from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS, signs
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from experiments.reference.tables import rows
-from fedpeft.aggregation.strategy import LinearStrategy, Strategy, strategies
+from fedpeft.aggregation.strategy import Strategy, strategies
 from fedpeft.errors import FedpeftError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
@@ -44,8 +44,8 @@ def choosing() -> str:
 
 def _strategy(name: str, part: type[Strategy]) -> tuple[str, ...]:
     own = part.private is not Strategy.private or part.personal_pull is not Strategy.personal_pull
-    summed = part.sum_of_clients() and not own
-    linear = issubclass(part, LinearStrategy)
+    summed = part.sum_of_clients() and not own and not part.asks_clients
+    linear = part.plain_sum() and not part.asks_clients
     return (f"`{name}`", _first(part), _named(takes(name)), *map(_word, (part.mixed_ranks, linear, summed, own)))
 
 

@@ -52,6 +52,16 @@ class Strategy:
     """Whether the rule's setting `clients` is the number of a run's clients, and its state a mean over all of them,
     which a server optimizer would spoil."""
 
+    goes_by_tasks: ClassVar[bool] = False
+    """Whether the rule's settings `tasks`, `every` and `late` are the schedule of the run's tasks
+    (`fedpeft.data.task_sequence`)."""
+
+    asks_clients: ClassVar[bool] = False
+    """Whether clients are asked for sums over the rows that they train on, beside their updates."""
+
+    makes_head: ClassVar[bool] = False
+    """Whether the rule makes the head itself, so that it needs no start."""
+
     arrives_whole: ClassVar[bool] = True
     """Whether the update of a cohort of one becomes the global state; False: it is thinned out, shrunk or kept back."""
 
@@ -72,6 +82,12 @@ class Strategy:
     def asynchronous(self) -> int:
         """How many updates the server waits for, while other clients go on training; 0: for the whole cohort."""
         return 0
+
+    @property
+    def asks(self) -> str:
+        """The question (`fedpeft.trust.question`) to each client of a round before it trains, whose answer goes with
+        its update; empty: none."""
+        return ""
 
     @property
     def personal_pull(self) -> float | None:
@@ -110,6 +126,10 @@ class Strategy:
         default: the leading ones."""
         return ()
 
+    def whole_form(self, form: ClientForm | None) -> ClientForm | None:
+        """The form of the global factors that clients of a `form` need; by default theirs."""
+        return form
+
     def held_form(self, layout: Layout, form: ClientForm | None) -> ClientForm | None:
         """In which form a client of `form` is sent the global factors, and holds them; by default in its own.
 
@@ -132,9 +152,22 @@ class Strategy:
         """Names of the tensors that travel both ways and that local steps leave alone; by default none."""
         return frozenset()
 
+    def pull(self, spec: TensorSpec, value: Tensor, received: Tensor, ranks: tuple[int, ...]) -> Tensor | None:
+        """What is added to a tensor's gradient in each local step, in its shape; by default nothing.
+
+        Args:
+            spec: which tensor.
+            value: as it is before the step; `received`: as the client started from it.
+            ranks: that the client trains of those that it holds; empty: all.
+        """
+        return None
+
     def steers(self, layout: Layout) -> bool:
-        """Whether local steps must leave alone a part of what a client holds."""
-        return bool(self.still(layout)) or type(self).held_form is not Strategy.held_form
+        """Whether local steps must leave alone a part of what a client holds, or are pulled."""
+        own = type(self)
+        return bool(self.still(layout)) or any(
+            getattr(own, name) is not getattr(Strategy, name) for name in ("held_form", "pull")
+        )
 
     def contributed(self, delta: State, received: State, trained: State, layout: Layout) -> State:
         """What a client has to hand in, given how what it shares has moved, and all that it started from and has come
@@ -289,7 +322,7 @@ def shared_sum(strategy: Strategy, layout: Layout) -> bool:
 def shared_sums(layout: Layout) -> list[str]:
     """The names of all such rules, those aside whose clients have models of their own, and are scored one by one."""
     found = [strategies.build(name) for name in strategies.names if strategies.part(name).plain_sum()]
-    return [name_of(type(s)) for s in found if s.personal_pull is None and shared_sum(s, layout)]
+    return [name_of(type(s)) for s in found if s.personal_pull is None and not s.asks_clients and shared_sum(s, layout)]
 
 
 # ------------------------------------------------------------------------------------------------ weights and modules

@@ -27,6 +27,7 @@ class Update:
         owned: by name, how much of each entry the client has trained, in a shape that broadcasts (`PeftMethod.owned`);
             of other names: all of it.
         ranks: of the global factors, that the client holds, in its order; empty: the leading ones.
+        answer: to what the rule asks each client of a round (`Strategy.asks`), in fp64.
     """
 
     client: int
@@ -37,6 +38,7 @@ class Update:
     staleness: int = 0
     ranks: tuple[int, ...] = ()
     owned: State = field(default_factory=dict)
+    answer: State = field(default_factory=dict)
 
     def trained(self, name: str) -> Tensor:
         """The tensor after local training (as received where it was not trained)."""

@@ -46,7 +46,8 @@ from fedpeft.parts import setting
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec, difference
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.engine import Entry, PrivacyEngine
-from fedpeft.privacy.mechanism import MECHANISMS, Exposure, Mechanism
+from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.server.acceptance import Acceptance
 from fedpeft.server.progress import Progress
 from fedpeft.server.sampling import InTurns

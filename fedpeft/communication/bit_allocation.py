@@ -73,7 +73,7 @@ class Slices:
 
     def gather(self, values: Array) -> Array:
         """`values` slice after slice."""
-        return values if self.order is None else values[self.order]
+        return values if self.order is None else values.take(self.order)
 
     def scatter(self, values: Array) -> Array:
         """The inverse of `gather`."""

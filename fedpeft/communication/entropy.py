@@ -46,12 +46,14 @@ def encode_symbols(streams: Sequence[Symbols]) -> bytes:
     raw: list[bytes] = []
     coded: list[tuple[Array, Any]] = []
     for stream in streams:
-        table, first, frequencies = _table(stream)
+        table, first, frequencies, _ = _table(stream)
         tables.append(table)
         if frequencies is None:
             raw.append(pack_symbols(stream.values, stream.alphabet))
         elif len(frequencies) > 1:
-            coded.append((stream.values.astype(np.int32) - np.int32(first), _model(frequencies)))
+            values = stream.values.astype(np.int32)
+            values -= np.int32(first)
+            coded.append((values, _model(frequencies)))
     for symbols, model in reversed(coded):  # a stack: what goes in last comes out first
         coder.encode_reverse(symbols, model)
     words = coder.get_compressed()
@@ -63,14 +65,7 @@ def encode_symbols(streams: Sequence[Symbols]) -> bytes:
 
 def coded_size(streams: Sequence[Symbols]) -> float:
     """About how many bytes `encode_symbols` makes, without making them."""
-    size = 6.0
-    for stream in streams:
-        table, _, frequencies = _table(stream)
-        if frequencies is None:
-            size += len(table) + packed_size(len(stream.values), stream.alphabet)
-        else:
-            size += len(table) + entropy_bits(np.bincount(stream.values)) / 8
-    return size
+    return 6.0 + sum(_table(stream)[3] for stream in streams)
 
 
 def decode_symbols(reader: Reader, expected: Sequence[Expected]) -> list[Array]:
@@ -108,24 +103,28 @@ def _model(frequencies: Array) -> Any:
     return constriction.stream.model.Categorical(frequencies.astype(np.float64), perfect=False)
 
 
-def _table(stream: Symbols) -> tuple[bytes, int, Array | None]:
-    """Wire form of a stream's table, its first symbol, and its frequencies (None: the stream goes raw)."""
-    raw = varint(0), 0, None
-    if len(stream.values) == 0 or stream.alphabet > MAX_ALPHABET:
+def _table(stream: Symbols) -> tuple[bytes, int, Array | None, float]:
+    """Wire form of a stream's table, its first symbol, its frequencies (None: the stream goes raw), and about how many
+    bytes table and symbols take."""
+    count = len(stream.values)
+    packed = packed_size(count, stream.alphabet)
+    raw = varint(0), 0, None, 1.0 + packed
+    if count == 0 or stream.alphabet > MAX_ALPHABET:
         return raw
-    counts = np.bincount(stream.values, minlength=1)
+    counts = stream.counts
     first = int(np.argmax(counts > 0))
     counts = counts[first:]
-    frequencies = counts.astype(np.int64)
-    if len(stream.values) > PRECISION:
-        scaled = np.round(counts * (PRECISION / len(stream.values))).astype(np.int64)
+    if len(counts) == 1:
+        return varint(1) + varint(first), first, counts, 1.0 + len(varint(first))
+    frequencies = counts
+    if count > PRECISION:
+        scaled = np.round(counts * (PRECISION / count)).astype(np.int64)
         frequencies = np.where(counts > 0, np.maximum(scaled, 1), 0)
-    if len(frequencies) == 1:
-        return varint(1) + varint(first), first, frequencies
-    table = varint(len(frequencies)) + varint(first) + b"".join(varint(int(f)) for f in frequencies)
-    if len(table) + entropy_bits(counts) / 8 + 4 >= packed_size(len(stream.values), stream.alphabet):
+    table = b"".join(map(varint, (len(frequencies), first, *frequencies.tolist())))
+    bits = entropy_bits(counts)
+    if len(table) + bits / 8 + 4 >= packed:
         return raw
-    return table, first, frequencies
+    return table, first, frequencies, len(table) + bits / 8
 
 
 def _read_table(reader: Reader, expected: Expected) -> tuple[int, Array] | None:

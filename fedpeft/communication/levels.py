@@ -40,11 +40,15 @@ def level_streams(q: Array, classes: Array, sizes: Array) -> tuple[bytes, list[S
         sizes: entries of each slice.
     """
     reaches, streams = b"", []
+    alike = len(sizes) > 0 and bool((sizes == sizes[0]).all())
+    rows = q.reshape(len(sizes), -1) if alike else q
     for c in _present(classes):
-        values = q[np.repeat(classes == c, sizes)]
-        reach = int(np.abs(values).max())
+        chosen = classes == c
+        values = rows[chosen if alike else np.repeat(chosen, sizes)].reshape(-1)
+        reach = int(max(values.max(), -values.min()))
         reaches += struct.pack("<H", reach)
-        streams.append(Symbols((values + np.int16(reach)).astype(np.uint16), 2 * reach + 1))
+        values += np.int16(reach)
+        streams.append(Symbols(values.astype(np.uint8 if reach < 128 else np.uint16), 2 * reach + 1))
     return reaches, streams
 
 

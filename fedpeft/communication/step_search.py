@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from math import sqrt
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,8 +12,9 @@ from fedpeft.communication.bit_allocation import LEAST, Slices
 from fedpeft.communication.entropy import PRECISION, coded_size
 from fedpeft.communication.levels import CLASSES, classes_of
 from fedpeft.communication.payload import Array
+from fedpeft.communication.rate_curve import RateCurve, rate_curve
 from fedpeft.communication.steps import Signal
-from fedpeft.communication.symbols import Symbols
+from fedpeft.communication.symbols import Symbols, counted
 from fedpeft.communication.vectors import segment_reduce
 
 STEPS: Final = 64
@@ -46,14 +47,14 @@ def relative_steps(signal: Signal, cut: Slices, largest: float = 0.0) -> Array:
     return relative
 
 
-SAMPLE: Final = 1 << 16
-"""Entries on which the step of a much larger state is sought, before it is made exact on all of them."""
+BLOCK: Final = 1 << 14
+"""Entries, about, that are worked on at a time: what is made of them stays in a core's cache."""
 
-LARGE: Final = 1 << 18
-"""Entries from which on a state is much larger; smaller ones are searched whole."""
+LARGE: Final = 1 << 14
+"""Entries from which on the search begins where a sample says that it will end, and not at the limits."""
 
 SURELY: Final = 1.5
-"""A sample's word counts for the whole where it is so many times what is asked."""
+"""What a sample says counts for the whole where it is so many times what is asked."""
 
 
 class StepSearch:
@@ -64,40 +65,75 @@ class StepSearch:
         sizes: entries of each slice.
         dither: whether levels are rounded with noise.
         dead: how much wider the zero level is on each side, in steps.
-        every: these entries stand for so many times as many.
     """
 
-    def __init__(self, y: Array, sizes: Array, dither: bool, dead: float, every: int = 1) -> None:
-        self.y, self.sizes, self.every = y, sizes, every
+    def __init__(self, y: Array, sizes: Array, dither: bool, dead: float) -> None:
+        self.y, self.sizes = y, sizes
         self.offset = y.dtype.type(0.5 - dead)
         # a step that depended on the noise that is sent would bias the code: the search has an even noise of its own
         self.probe = (np.arange(len(y)) * GOLDEN_RATIO % 1 - 0.5).astype(y.dtype) if dither else None
-        self.magnitudes, self.signs = np.abs(y), np.sign(y).astype(np.int8)
-        self.slice_largest = segment_reduce(np.maximum, self.magnitudes, sizes)
+        self.blocks = _blocks(sizes)
+        self.magnitudes, self.signs = np.abs(y), np.empty(len(y), np.int8)
+        self.slice_largest, squares = np.zeros(len(sizes), y.dtype), np.zeros(len(sizes))
+        for of, at in self.blocks:
+            np.subtract((y[at] > 0).view(np.int8), (y[at] < 0).view(np.int8), out=self.signs[at])
+            self.slice_largest[of] = segment_reduce(np.maximum, self.magnitudes[at], sizes[of])
+            squares[of] = segment_reduce(np.add, np.square(y[at], dtype=np.float64), sizes[of])
         self.largest = float(self.slice_largest.max(initial=0.0))
-        self.rms = np.sqrt(segment_reduce(np.add, np.square(y, dtype=np.float64), sizes) / np.maximum(sizes, 1))
+        self.rms = np.sqrt(squares / np.maximum(sizes, 1))
 
     def levels(self, step: float, noise: Array | None) -> tuple[Array, Array]:
-        """q of every entry, as floats, and the class of every slice; with dither if there is noise."""
-        if step <= 0:
-            return np.zeros_like(self.y), np.zeros(len(self.sizes), np.uint8)
-        y = self.y / self.y.dtype.type(step)
+        """q of every entry, int16, and the class of every slice; with dither if there is noise."""
+        q = np.zeros(len(self.y), np.int16)
+        if step > 0:
+            for _, at in self.blocks:
+                self._quantize(step, noise, at, q[at])
+        return q, self._classes(step, noise is not None)
+
+    def _quantize(self, step: float, noise: Array | None, at: slice, out: Array) -> None:
+        """The levels of the entries `at` into `out`, int16."""
+        y = np.divide(self.y[at] if noise is not None else self.magnitudes[at], self.y.dtype.type(step))
         if noise is not None:
-            q = np.floor(y + noise + y.dtype.type(0.5))
-            used = self.rms > 0
-        else:
-            q = np.copysign(np.floor(np.abs(y) + self.offset), y)
-            used = segment_reduce(np.maximum, np.abs(q), self.sizes) > 0
-        return np.clip(q, -REACH, REACH), classes_of(self.rms / step, used)
+            y += noise[at]
+        y += self.y.dtype.type(0.5) if noise is not None else self.offset
+        if not self.largest / step + 1 < REACH:
+            np.clip(y, -REACH, REACH, out=y)
+        np.copyto(out, np.floor(y, out=y) if noise is not None else y, casting="unsafe")
+        if noise is None:  # towards zero was down: none was negative
+            out *= self.signs[at]
+
+    def _classes(self, step: float, dither: bool) -> Array:
+        if step <= 0:
+            return np.zeros(len(self.sizes), np.uint8)
+        used = self.rms > 0 if dither else np.floor(self.slice_largest / self.y.dtype.type(step) + self.offset) > 0
+        return classes_of(self.rms / step, used)
+
+    def _counts(self, step: float, classes: Array) -> Array:
+        """How often each level occurs in each class, (CLASSES, 2 reach + 1)."""
+        dithers = self.probe is not None
+        largest = float(np.floor(self.y.dtype.type(self.largest) / self.y.dtype.type(step) + self.offset)) + 2 * dithers
+        reach = min(REACH, int(largest))
+        width = 2 * reach + 1
+        dtype: type[np.signedinteger[Any]] = np.int16 if 2 * CLASSES * width < 1 << 15 else np.int32
+        zero = classes.astype(dtype) * dtype(width) + dtype(reach)
+        q = np.empty(max((at.stop - at.start for _, at in self.blocks), default=0), np.int16)
+        counts = np.zeros((2, CLASSES * width), np.int64)  # two: to add to what was just added to takes long
+        for of, at in self.blocks:
+            levels = q[: at.stop - at.start]
+            self._quantize(step, self.probe, at, levels)
+            joint = np.repeat(zero[of], self.sizes[of])
+            joint += levels
+            joint[1::2] += dtype(CLASSES * width)
+            counts += counted(joint, counts.size).reshape(counts.shape)
+        both: Array = counts.sum(axis=0)
+        return both.reshape(CLASSES, width)
 
     def cost(self, step: float) -> float:
         """About how many bytes the levels and classes take, tables included."""
-        q, classes = self._counted(step)
-        reach = int(max(q.max(initial=0), -q.min(initial=0)))
-        width = 2 * reach + 1
-        joint = np.repeat(classes.astype(np.int32) * width + reach, self.sizes)
-        joint += q
-        counts = np.bincount(joint, minlength=CLASSES * width).reshape(CLASSES, width)[1:]
+        classes = self._classes(step, self.probe is not None)
+        counts = self._counts(step, classes)[1:]
+        width = counts.shape[1]
+        reach = width // 2
         totals = counts.sum(axis=1)
         logs = np.log2(counts, out=np.zeros(counts.shape), where=counts > 0)
         bits = totals * np.log2(np.maximum(totals, 1)) - (counts * logs).sum(axis=1)
@@ -105,21 +141,8 @@ class StepSearch:
         table = 2 * reaches + 1 + (counts * min(1.0, PRECISION / max(1, len(self.y))) >= 128).sum(axis=1)
         raw = totals * np.log2(2 * reaches + 1) / 8
         used = totals > 0
-        coded = np.minimum(self.every * bits / 8 + table, self.every * raw)[used].sum() + 4 * np.count_nonzero(used)
+        coded = np.minimum(bits / 8 + table, raw)[used].sum() + 4 * np.count_nonzero(used)
         return 1.003 * float(coded) + coded_size([Symbols(classes, CLASSES)])
-
-    def _counted(self, step: float) -> tuple[Array, Array]:
-        """What `levels` gives, as int32, in as few passes over the entries as it takes."""
-        if step <= 0 or self.probe is not None:
-            q, classes = self.levels(step, self.probe)
-            return q.astype(np.int32), classes
-        of = self.y.dtype.type(step)
-        q = np.divide(self.magnitudes, of)
-        q += self.offset
-        levels = q.astype(np.int32)  # none is negative: towards zero is down
-        np.minimum(levels, REACH, out=levels)
-        levels *= self.signs
-        return levels, classes_of(self.rms / step, np.floor(self.slice_largest / of + self.offset) > 0)
 
     def meet(self, budget: float) -> float:
         """A step, representable in fp32, whose cost is at most the budget and close to it; 0 for all zeros.
@@ -131,43 +154,37 @@ class StepSearch:
         finest = 1.001 * self.largest / REACH
         while True:
             step = self._within(budget, finest, 4 * self.largest)
-            if step <= np.float32(finest) or self._enough_arrives(step):
+            if step <= np.float32(finest) or self._arrives(step) >= LEAST:
                 return step
             budget *= 2
-
-    def _enough_arrives(self, step: float) -> bool:
-        """Whether `LEAST` of the state does."""
-        if len(self.y) >= LARGE and self._sample._arrives(step) >= SURELY * LEAST:
-            return True
-        return self._arrives(step) >= LEAST
 
     def _arrives(self, step: float) -> float:
         """<y, y'> / norm(y)^2, about: the energy of what is not sent as zero; 1 with dither, which keeps it; 0 where
         there is none."""
         if self.probe is not None:
             return 1.0
-        squares = np.square(self.y, dtype=np.float64)
-        energy = float(squares.sum())
-        q, _ = self.levels(step, None)
-        return float(squares.sum(where=q != 0)) / energy if energy else 0.0
+        energy = float((self.sizes * np.square(self.rms / step)).sum())
+        arrives = 0.0
+        for _, at in self.blocks:
+            m = self.magnitudes[at] / self.y.dtype.type(step)
+            m *= m + self.offset >= 1
+            arrives += float(np.square(m, out=m).sum())
+        return arrives / energy if energy else 0.0
 
     @cached_property
-    def _sample(self) -> StepSearch:
-        """The search on about `SAMPLE` entries that lie evenly in the slices."""
-        every = len(self.y) // SAMPLE
-        ends = -(-np.cumsum(self.sizes) // every)  # of the entries 0, every, 2 every, ... those below a slice's end
-        sizes = np.diff(ends, prepend=0)
-        return StepSearch(self.y[::every], sizes, self.probe is not None, 0.5 - float(self.offset), every)
+    def _curve(self) -> RateCurve:
+        ends = 1.001 * self.largest / REACH, 4 * self.largest
+        return rate_curve(self.y, self.rms, self.sizes, *ends, float(self.offset), self.probe)
 
     def _within(self, budget: float, low: float, high: float) -> float:
         """The step between two whose cost is at most the budget and close to it, or `low` or `high`."""
         if len(self.y) < LARGE:
             return self._searched(budget, low, high)
-        sample = self._sample
-        if sample.cost(low) < SURELY * budget and self.cost(low) <= budget:
+        if self._curve.at(low) < SURELY * budget and self.cost(low) <= budget:
             return float(np.float32(low))
-        step = sample._searched(budget, low, high)
-        an_octave, best, before = max(sample.cost(step) - sample.cost(2 * step), 1.0), 0.0, (0.0, 0.0)
+        step, an_octave = self._curve.step(0.998 * budget)
+        step = float(np.float32(min(high, max(low, step))))
+        best, before = 0.0, (0.0, 0.0)
         octaves, used = np.log2(high / low), 0.0
         for _ in range(5):  # bytes fall about linearly with the logarithm of the step
             cost = self.cost(step)
@@ -201,3 +218,14 @@ class StepSearch:
                 if cost > 0.997 * budget:
                     break
         return float(np.float32(high))
+
+
+def _blocks(sizes: Array) -> list[tuple[slice, slice]]:
+    """Runs of whole slices with about `BLOCK` entries, or a single slice: which slices, and which entries."""
+    ends, blocks, first = np.cumsum(sizes), [], 0
+    while first < len(sizes):
+        start = int(ends[first] - sizes[first])
+        last = max(first + 1, int(np.searchsorted(ends, start + BLOCK, side="right")))
+        blocks.append((slice(first, last), slice(start, int(ends[last - 1]))))
+        first = last
+    return blocks

@@ -63,6 +63,7 @@ MORE = [
     "prefix_tuning_plus(layers=1) + prefix(length=3) + lora(rank=4)",
     "lora(rank=4) + ia3 + bitfit",
     "ia3 + lora_fa(rank=4)",
+    "lora(rank=4, layers=(1, 0)) + bottleneck(dim=6, layers=(0,)) + prefix(length=3, layers=(1,))",
 ]
 NAMES = under_test(PEFT_METHODS)
 OWN = PEFT_METHODS.own_names == NAMES

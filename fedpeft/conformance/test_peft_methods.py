@@ -39,8 +39,7 @@ def test_it_is_a_documented_part(name):
 @each_method
 def test_the_layout_holds_what_the_method_declares(spec, tiny):
     case = Case(spec, tiny)
-    own = [t.name for t in case.layout.tensors if t.role != "head"]
-    assert own
+    own = [t.name for t in case.layout.tensors if t.role != "head"] or case.layout.names
     assert all(name.endswith(case.method.tensors) for name in own)
     assert all(any(name.endswith(ending) for name in own) for ending in case.method.tensors)
     assert {n: tuple(t.shape) for n, t in case.first.items()} == case.layout.shapes
@@ -135,7 +134,7 @@ def decode_in_place(base, precision):
         layer.weight.data = dequantized(layer.weight, precision)
 
 
-NOT_FOR_LANGUAGE = {"bitfit", "bitfit(layers=1)", SMALL.get("prompt_ensemble")}
+NOT_FOR_LANGUAGE = {"linear_probe", "bitfit", "bitfit(layers=1)", SMALL.get("prompt_ensemble")}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +161,8 @@ def test_what_a_model_lacks_is_said(tiny_language):
         Case("bitfit", tiny_language)
     with pytest.raises(ModelError, match="take prompt_tuning"):
         Case("prompt_ensemble", tiny_language)
+    with pytest.raises(ModelError, match="head of a classifier, and this task has none; take lora"):
+        Case("linear_probe", tiny_language)
 
 
 @each_method

@@ -35,6 +35,8 @@ def test_a_saved_adapter_reloads_to_equal_logits(spec, tiny, tmp_path):
         assert torch.allclose(again(batch), expected, atol=2e-5)
     plain = case.task.model(case.task.base(case.folder, torch.float32), case.classes)
     assert trainable(again) == {}
+    if all(t.role == "head" for t in case.layout.tensors):
+        return
     plain.load_state_dict({n: t for n, t in case.start.items() if n.startswith("head.")}, strict=False)
     with torch.no_grad():
         assert not torch.allclose(plain(batch), expected, atol=1e-3), "the adapter makes no difference"

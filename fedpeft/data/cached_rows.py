@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from fedpeft.data.examples import CaptionedRows, Examples, ImageRows, PairRows, TokenRows
+from fedpeft.data.examples import CaptionedRows, Examples, ImageRows, PairRows, TaggedRows, TokenRows
 from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
 
@@ -53,7 +53,8 @@ def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
     assert isinstance(examples, TokenRows)
     found = {"ids": examples.ids, "offsets": examples.offsets, "padding": np.array(examples.padding_id)}
     found |= {"cut": np.array(examples.cut)} if examples.cut else {}
-    optional = {"labels": examples.labels, "targets": examples.targets}
+    tags = examples.tags if isinstance(examples, TaggedRows) else None
+    optional = {"labels": examples.labels, "targets": examples.targets, "tags": tags}
     return found | {name: array for name, array in optional.items() if array is not None}
 
 
@@ -65,6 +66,9 @@ def examples_from_arrays(found: Mapping[str, np.ndarray]) -> Examples:
         return CaptionedRows(found["pixels"], texts, found["held"], int(found["tokens"]))
     if "pixels" in found:
         return ImageRows(found["pixels"], found["labels"], int(found["tokens"]))
+    if "tags" in found:
+        ids, offsets, padding = found["ids"], np.asarray(found["offsets"]), int(found["padding"])
+        return TaggedRows(ids, offsets, None, padding, tags=found["tags"])
     rows = TokenRows(
         found["ids"],
         np.asarray(found["offsets"]),

@@ -8,6 +8,7 @@ file: {"template": ..., "sha256": ..., "messages": ...}. Rows of columns are {"p
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -153,35 +154,70 @@ def _of_conversation(
     tokenizer: Any, messages: list[dict[str, str]], template: str | None, called: str
 ) -> tuple[list[int], list[bool]]:
     """An answer is what the template adds to the conversation so far, opened for an answer: its text and the token
-    that ends it."""
+    that ends it. Where tokens of the shorter conversation are none of the longer one's, the template's own marks
+    count, or else the places of tokens in the text."""
+    spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    steps = [step for i in spoken for step in ((messages[:i], True), (messages[: i + 1], False))]
     ids: list[int] = []
     answers: list[bool] = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        for until, opened, answered in ((i, True, False), (i + 1, False, True)):
-            try:
-                now = list(
-                    tokenizer.apply_chat_template(
-                        messages[:until],
-                        chat_template=template,
-                        tokenize=True,
-                        add_generation_prompt=opened,
-                        return_dict=True,
-                    )["input_ids"]
-                )
-            except (TemplateError, ValueError, TypeError) as error:
-                raise DataError(f"{called} refuses the conversation {json.dumps(messages):.80}: {error}") from error
-            if now[: len(ids)] != ids:
-                raise ModelError(
-                    f"{called} writes earlier messages anew when another one follows, so that answers can't be told "
-                    "from the rest; take conversations with one answer each, or another template or model"
-                )
-            answers += [answered] * (len(now) - len(ids))
-            ids = now
+    for so_far, opened in steps:
+        now = list(_written(tokenizer, so_far, template, called, add_generation_prompt=opened)["input_ids"])
+        if now[: len(ids)] != ids:
+            if MARK.search(template or str(tokenizer.chat_template)):
+                marked = _written(tokenizer, steps[-1][0], template, called, return_assistant_tokens_mask=True)
+                ids, answers = list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
+            else:
+                ids, answers = _by_places(tokenizer, steps, template, called)
+            break
+        answers += [not opened] * (len(now) - len(ids))
+        ids = now
     if not any(answers):
         raise DataError(f"{called} leaves out what the assistant says in {json.dumps(messages):.80}")
     return ids, answers
+
+
+MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""How a template marks what a model is to learn, for transformers' `return_assistant_tokens_mask`."""
+
+
+def _written(tokenizer: Any, messages: list[dict[str, str]], template: str | None, called: str, **asked: bool) -> Any:
+    """What the template makes of messages: tokens, or with `tokenize=False` the text.
+
+    Raises:
+        DataError: the template refuses them.
+    """
+    asked = {"tokenize": True, "return_dict": True} | asked
+    try:
+        return tokenizer.apply_chat_template(messages, chat_template=template, **asked)
+    except (TemplateError, ValueError, TypeError) as error:
+        raise DataError(f"{called} refuses the conversation {json.dumps(messages):.80}: {error}") from error
+
+
+def _by_places(
+    tokenizer: Any, steps: list[tuple[list[dict[str, str]], bool]], template: str | None, called: str
+) -> tuple[list[int], list[bool]]:
+    """Tokens of the whole text, of which those are answers that have a letter of one: where a template opens an answer
+    by a space, that space and the first word are one token.
+
+    Raises:
+        ModelError: the text of the shorter conversation does not begin the longer one's, or tokens have no places.
+    """
+    text, answers = "", []
+    for so_far, opened in steps:
+        now = _written(
+            tokenizer, so_far, template, called, add_generation_prompt=opened, tokenize=False, return_dict=False
+        )
+        if not now.startswith(text) or not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"{called} writes earlier messages anew when another one follows, or an answer not as it opens it, so "
+                "that answers can't be told from the rest; take conversations with one answer each, another model, or "
+                "a template='FILE.jinja' that marks answers by {% generation %}"
+            )
+        answers += [] if opened else [(len(text), len(now))]
+        text = now
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    learned = [any(a < end and b > start for start, end in answers) for a, b in encoded["offset_mapping"]]
+    return list(encoded["input_ids"]), learned
 
 
 def question(tokenizer: Any, text: str, template: str | None) -> tuple[str, bool]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -122,6 +122,26 @@ class TokenRows:
                 start = end
             position_ids[b, start:] = torch.arange(tokens - start)
         return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
+
+
+@dataclass(frozen=True)
+class TaggedRows(TokenRows):
+    """Token ids with a label for some of them.
+
+    Attributes:
+        tags: int64 (total,), the label of each token; `IGNORED` where it has none.
+    """
+
+    tags: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """As of `TokenRows`, with the tokens' labels (B, T)."""
+        batch = super().batch(rows)
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for b, row in enumerate(rows):
+            start, end = int(self.offsets[row]), int(self.offsets[row + 1])
+            labels[b, : end - start] = torch.from_numpy(np.array(self.tags[start:end], np.int64))
+        return {**batch, "labels": labels}
 
 
 @dataclass(frozen=True)

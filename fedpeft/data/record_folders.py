@@ -63,7 +63,9 @@ def splits_of(path: Path) -> Splits:
     for split, names in SPLITS.items():
         called = [p for p in entries if _split_name(p) in names]
         if len(called) > 1:
-            raise DataError(f"{path} has more than one {split} split: {', '.join(p.name for p in called)}; keep one")
+            parts = all(_split_name(p) != stem(p).lower() for p in called)
+            remedy = f"put its parts into a folder called {split}" if parts else "keep one"
+            raise DataError(f"{path} has more than one {split} split: {', '.join(p.name for p in called)}; {remedy}")
         if called:
             found[split] = called[0]
     if found and "train" not in found:

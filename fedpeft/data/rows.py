@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import DataError
 from fedpeft.parts import Family
 
@@ -27,6 +28,7 @@ class Rows:
         inputs: texts, one string a row; or images, uint8 (rows, height, width) or (rows, height, width, 3), 0 to 255.
         labels: int64 (rows,), 0 <= label < number of classes; None for causal language modelling.
         owners: (rows,) of str or int, whose row it is in the real world; None where nothing is known.
+        tasks: int64 (rows,), which of a sequence of tasks a row belongs to, from 0; None: there is one task.
         texts: of images, the text that goes with each; None: none does. An empty text, or an image of zeros, is one
             that the row's owner does not have.
     """
@@ -34,12 +36,13 @@ class Rows:
     inputs: Inputs
     labels: NDArray[np.int64] | None = None
     owners: NDArray[np.generic] | None = None
+    tasks: NDArray[np.int64] | None = None
     texts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.texts is not None and len(self.texts) != len(self.inputs):
             raise DataError(f"{len(self.inputs)} inputs but {len(self.texts)} texts")
-        for name, column in (("labels", self.labels), ("owners", self.owners)):
+        for name, column in (("labels", self.labels), ("owners", self.owners), ("tasks", self.tasks)):
             if column is not None and column.shape != (len(self.inputs),):
                 raise DataError(f"{len(self.inputs)} inputs but {name} of shape {column.shape}")
 
@@ -52,24 +55,29 @@ class Rows:
             inputs: Inputs = self.inputs[indices]
         else:
             inputs = [self.inputs[i] for i in indices.tolist()]
-        return Rows(
-            inputs,
-            None if self.labels is None else self.labels[indices],
-            None if self.owners is None else self.owners[indices],
-            None if self.texts is None else [self.texts[i] for i in indices.tolist()],
-        )
+        columns = (self.labels, self.owners, self.tasks)
+        labels, owners, tasks = (None if column is None else column[indices] for column in columns)
+        texts = None if self.texts is None else [self.texts[i] for i in indices.tolist()]
+        return Rows(inputs, labels, owners, tasks, texts)
 
 
 def joined(first: Rows, second: Rows) -> Rows:
-    """The rows of both, one after the other; of labels, owners and texts what both have."""
+    """The rows of both, one after the other; of labels, owners, tasks and texts what both have."""
     if isinstance(first.inputs, np.ndarray):
         inputs: Inputs = np.concatenate([first.inputs, np.asarray(second.inputs)])
     else:
         inputs = [*first.inputs, *second.inputs]
-    labels = None if first.labels is None or second.labels is None else np.concatenate([first.labels, second.labels])
-    owners = None if first.owners is None or second.owners is None else np.concatenate([first.owners, second.owners])
-    texts = None if first.texts is None or second.texts is None else [*first.texts, *second.texts]
-    return Rows(inputs, labels, owners, texts)
+
+    def both(one: NDArray[Any] | None, other: NDArray[Any] | None) -> NDArray[Any] | None:
+        return None if one is None or other is None else np.concatenate([one, other])
+
+    return Rows(
+        inputs,
+        both(first.labels, second.labels),
+        both(first.owners, second.owners),
+        both(first.tasks, second.tasks),
+        None if first.texts is None or second.texts is None else [*first.texts, *second.texts],
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +96,7 @@ class Dataset:
         sampled: whether these are only some of its rows, so that figures of them are none of the data set's.
         validation: rows for tuning and the curve per round; None: some of `train` are held out.
         notes: what was taken by itself, in one line each.
+        tasks: that are met one after the other, in whose order `Rows.tasks` counts; None: there is one.
     """
 
     name: str
@@ -100,6 +109,7 @@ class Dataset:
     sampled: bool = False
     validation: Rows | None = None
     notes: tuple[str, ...] = ()
+    tasks: TaskSequence | None = None
 
     def __post_init__(self) -> None:
         for part, rows in (("training", self.train), ("validation", self.validation), ("test", self.test)):
@@ -121,7 +131,8 @@ class Dataset:
 
 
 class Source(Protocol):
-    """A data set part: where rows come from. With `suited_partition` it says how its rows lie where a run does not."""
+    """A data set part: where rows come from. With `suited_partition` it says how its rows lie where a run does not, and
+    with `suited_head` how the head starts."""
 
     def load(self) -> Dataset:
         """Fetch, read and check the rows."""
@@ -149,6 +160,15 @@ def suited_partition(text: str) -> str | None:
         ConfigError: unknown name or setting.
     """
     return getattr(DATASETS.build(text), "suited_partition", None)
+
+
+def suited_head(text: str) -> str | None:
+    """How the head starts by default on the data set that `text` describes; None: it has no way of its own.
+
+    Raises:
+        ConfigError: unknown name or setting.
+    """
+    return getattr(DATASETS.build(text), "suited_head", None)
 
 
 def encode_labels(
@@ -203,6 +223,9 @@ def _systematic(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     generator = np.random.default_rng(seed)
     order = generator.permutation(total)
     column = rows.labels if rows.labels is not None else rows.owners
+    if rows.tasks is not None:  # each task has its share, too
+        within = np.zeros(total, np.int64) if column is None else np.unique(column, return_inverse=True)[1]
+        column = rows.tasks * (int(within.max(initial=0)) + 1) + within
     strata = np.zeros(total, np.int64) if column is None else np.unique(column, return_inverse=True)[1]
     order = order[np.argsort(strata[order], kind="stable")]
     first = np.ones(total, bool)

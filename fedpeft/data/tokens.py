@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.data.examples import TokenRows
+from fedpeft.data.examples import TaggedRows, TokenRows
 from fedpeft.errors import ModelError
 
 
@@ -59,3 +59,10 @@ def rows_of(
     ids = np.fromiter((token for row in encoded for token in row), dtype=np.int32, count=int(offsets[-1]))
     counted = None if targets is None else np.fromiter((t for row in targets for t in row), dtype=bool, count=len(ids))
     return TokenRows(ids, offsets, labels, padding, counted)
+
+
+def tagged_rows(encoded: Sequence[Sequence[int]], labels: Sequence[np.ndarray], padding: int) -> TaggedRows:
+    """Rows of ids with the label of each token (`IGNORED`: none); every row has a token."""
+    plain = rows_of(encoded, padding, None)
+    tags = np.concatenate([np.zeros(0, np.int64), *labels])
+    return TaggedRows(plain.ids, plain.offsets, None, plain.padding_id, tags=tags)

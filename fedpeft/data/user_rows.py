@@ -17,11 +17,15 @@ from fedpeft.parts import nearest
 
 @dataclass(frozen=True)
 class Names:
-    """Which column holds what; `label` None means causal language modelling, `owner` None that nobody owns rows."""
+    """Which column holds what; `label` None means causal language modelling, `owner` None that nobody owns rows.
+
+    `ask` is how a user names a column, with ROLE for text, label or owner; empty: their names are fixed.
+    """
 
     text: str
     label: str | None
     owner: str | None
+    ask: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
     table = Table([], None if names.label is None else [], None if names.owner is None else [])
     for place, record in records:
         where = f"{place} of {source}"
-        text = _text(record, names.text, where)
+        text = _text(record, names.text, where, names.ask)
         if not isinstance(text, str):
             raise DataError(f"{where}: the column {names.text!r} must hold text, got {_shown(text)}")
         if any("\ud800" <= c <= "\udfff" for c in text):
@@ -53,7 +57,7 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
         for column, role, values in ((names.label, "label", table.labels), (names.owner, "owner", table.owners)):
             if column is None or values is None:
                 continue
-            value = _value(record, column, role, where)
+            value = _value(record, column, role, where, names.ask)
             if not isinstance(value, (str, int)) or not str(value).strip():
                 kind = _UNSUPPORTED.get(type(value), "") if role == "label" else ""
                 raise DataError(
@@ -74,20 +78,22 @@ _UNSUPPORTED = {
 AND = " + "
 
 
-def _text(record: Mapping[str, Any], column: str, where: str) -> Any:
+def _text(record: Mapping[str, Any], column: str, where: str, ask: str) -> Any:
     """The text of a column; of several, `a + b`, one text with each value after its column's name."""
     if AND not in column or column in record:
-        return _value(record, column, "text", where)
-    values = {name: _value(record, name, "text", where) for name in column.split(AND)}
+        return _value(record, column, "text", where, ask)
+    values = {name: _value(record, name, "text", where, ask) for name in column.split(AND)}
     for name, value in values.items():
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{where}: the column {name!r} must hold text, got {_shown(value)}")
     return " ".join(f"{name}: {value}" for name, value in values.items())
 
 
-def _value(record: Mapping[str, Any], column: str, role: str, where: str) -> Any:
+def _value(record: Mapping[str, Any], column: str, role: str, where: str, ask: str) -> Any:
     if column not in record:
-        hint = "; if the rows have no labels, set label=None for language modelling" if role == "label" else ""
+        hint = f"; name yours: {ask.replace('ROLE', role)}" if ask else ""
+        if role == "label" and "ROLE=" in ask:  # a setting, which may be None
+            hint += "; if the rows have no labels, set label=None for language modelling"
         raise DataError(f"{where} has no column {column!r} for the {role}; {nearest(column, map(str, record))}{hint}")
     return record[column]
 
@@ -174,7 +180,7 @@ def labelled_rows(path: str, text: str, label: str | None, names: Sequence[str] 
     Raises:
         DataError: the file can't be read, lacks a column, or holds a label that is not in `names`.
     """
-    table = read(path, records(path), Names(text, label, None))
+    table = read(path, records(path), Names(text, label, None, "--ROLE-column COLUMN"))
     if table.labels is None:
         return Rows(table.texts), ()
     known = tuple(names or sorted(set(table.labels)))

@@ -11,7 +11,7 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.registration import declared
-from fedpeft.deployment.served_settings import check
+from fedpeft.deployment.served_settings import check, check_tasks
 from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
 from fedpeft.deployment.signing import Signer
@@ -50,6 +50,7 @@ from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.summed_book import SummedBook
 from fedpeft.run.asked import asks_clients
+from fedpeft.run.examined import exam_of
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.profiles import Profile, chances, groups_of, keep_profiles, number_of
@@ -58,7 +59,7 @@ from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import DataFacts, Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import EnergyBook
-from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.server.evaluation import HELD_OUT, Examiner
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
 from fedpeft.server.sampling import FixedSize, Reachable, population
@@ -88,6 +89,7 @@ class ServersRows:
         rows, test = Rows([], np.zeros(0, np.int64)), None
         if options.eval_data == OWN_TEST or not (names or options.eval_data):
             source = load_dataset(config.dataset)
+            check_tasks(source.tasks)
             names = source.label_names
             if options.eval_data:
                 rows, test = without_validation(source)[1], source.test
@@ -196,10 +198,19 @@ class Federation:
             self.sampler,
             self.folder,
             f"{self.roster.run} {self.config.to_toml()} {identity}",
-            lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
+            self._declared,
             lambda client: self.own[client].steps,
             lambda round: self.journal.cohort(round),
         )
+
+    def _declared(self) -> Mapping[int, Terms]:
+        """What each client has said of its privacy, by id; where they share noise, of those who may come back.
+
+        A sum that a dropped client were asked for would lack its share of the noise.
+        """
+        shared = self.setup.mechanism is not None and self.setup.mechanism.summed
+        known = (m for m in self.roster.members if m.id >= 0 and not (shared and m.dropped))
+        return {m.id: m.terms for m in known if m.terms is not None}
 
     @property
     def journal(self) -> SumJournal:
@@ -336,7 +347,13 @@ class Federation:
             most_rows=self._most_rows,
             book=EnergyBook(self.setup) if self.setup.measured.energy is not None else None,
             journal=self.journal if self.setup.secure_sum else None,
+            examiner=self._examiner(),
         )
+
+    def _examiner(self) -> Examiner | None:
+        """Asks the global model questions, where that is wanted."""
+        asked, exam = self.setup.measured.evaluate, exam_of(self.setup, self.rows.validation, self.observer.say)
+        return Examiner(exam, asked.every, self.workers.examine) if asked and exam else None
 
     def _most_rows(self) -> float:
         """How many rows a client can weigh as much as: so many times those of the median client.

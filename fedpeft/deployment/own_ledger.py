@@ -12,8 +12,8 @@ from fedpeft.config import RunConfig
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.client_engine import OwnLedger, own_mechanism, planned_participations
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
-from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_ledger import SummedLedger

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fedpeft.aggregation.strategy import strategies
 from fedpeft.config import RunConfig
+from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.peft.family import PEFT_METHODS
@@ -26,6 +28,11 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         raise ConfigError(
             f"--cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients don't "
             "tell; give a number or a fraction"
+        )
+    if strategies.build(config.strategy).asks_clients:
+        raise ConfigError(
+            f"{config.strategy} asks clients for sums over the rows that they train on, which real clients don't "
+            "answer; take fedit or rolora"
         )
     if config.grid != "cohort":
         raise ConfigError("grid says where simulated clients run, and these are real; leave it out")
@@ -56,4 +63,17 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         raise PrivacyError(
             "--held-out lets clients report losses on their own rows, which epsilon does not cover; leave it out, "
             f"or allow it with {mechanism.name}(raw_metrics=True, ...)"
+        )
+
+
+def check_tasks(tasks: TaskSequence | None) -> None:
+    """Refuse a sequence of tasks.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if tasks is not None:
+        raise ConfigError(
+            "tasks that come one after the other belong to simulations: a real client's rows don't say which task they "
+            "are of; give --dataset one data set"
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.remote_engine import SecondBook, Terms
 from fedpeft.privacy.secure_sum.contribution import entries

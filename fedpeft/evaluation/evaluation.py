@@ -10,28 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from fedpeft.answers.exam import Exam, that_fit
+from fedpeft.answers.metric import parse_metrics
+from fedpeft.answers.questions import Form, Question, of_row, read_questions
 from fedpeft.data.examples import Examples
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, split_validation
 from fedpeft.data.tokens import load_tokenizer
-from fedpeft.errors import ConfigError, DataError
+from fedpeft.errors import ConfigError
 from fedpeft.evaluation import flowertune
 from fedpeft.evaluation.contestants import BASE, Contestant, Contestants
-from fedpeft.evaluation.generation import answers
 from fedpeft.evaluation.held_out import Measures, held_out
-from fedpeft.evaluation.likelihood import chosen, log_likelihoods
-from fedpeft.evaluation.metric import METRICS, Metric
-from fedpeft.evaluation.questions import Form, Question, of_row, read_questions
 from fedpeft.machine import files
-from fedpeft.models.base_model import readable_tokens
-from fedpeft.models.task import TASKS, FederatedModel
+from fedpeft.models.base_model import UNBOUNDED, readable_tokens
+from fedpeft.models.task import FederatedModel
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.observer import RunObserver
-from fedpeft.spec import split_outside_parentheses
-
-UNBOUNDED = 1 << 30
-"""Tokens that a model reads which says nothing of a limit."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +54,6 @@ class Wanted:
                 raise ConfigError(f"--{name} must be at least {low}, got {value}")
         if self.track and not self.questions:
             raise ConfigError("--flowertune needs the track's rows: give them with --questions FILE")
-
-    def metric_parts(self) -> dict[str, Metric]:
-        """The metrics by name, with their libraries.
-
-        Raises:
-            ConfigError: there is no such metric.
-            AssetError: a library is missing.
-        """
-        texts = [text.strip() for text in split_outside_parentheses(self.metrics, ",") if text.strip()]
-        found = {text: METRICS.build(text) for text in texts}
-        for metric in found.values():
-            metric.check()
-        if not found:
-            raise ConfigError(f"--metrics names none; legal: {', '.join(METRICS.names)}")
-        return found
 
 
 @dataclass
@@ -137,7 +115,8 @@ class Evaluation:
         self.language = run.labels is None
         if not self.language and wanted.questions:
             raise ConfigError(f"{run.folder} holds a classifier, which answers no questions; leave --questions out")
-        self.metrics = wanted.metric_parts() if self.language and not wanted.track else {}
+        if self.language and not wanted.track:
+            parse_metrics(wanted.metrics)
         self.items = flowertune.read(wanted.track, wanted.questions) if wanted.track else []
         self.questions = [] if wanted.track else self._questions()
 
@@ -176,7 +155,7 @@ class Evaluation:
             return [self._flowertune()]
         found = [self._held_out()]
         if self.questions:
-            found.append(self._choices() if self.questions[0].choices else self._answers())
+            found.append(self._exam())
         return found
 
     def _questions(self) -> list[Question]:
@@ -189,25 +168,10 @@ class Evaluation:
             found = [of_row(str(row)) for row in _some(self.dataset.test, wanted.rows).inputs]
         else:
             return []
-        found = found[: wanted.rows or None]
         readable = readable_tokens(self.run.model_directory, self.run.method.extra_tokens, UNBOUNDED)
-        kept = [q for q in found if len(q.prompt(self.tokenizer)) + self._room(q) <= readable]
-        if not kept:
-            raise DataError(
-                f"no question fits: with its answer each is longer than the {readable} tokens that are read"
-            )
-        if len(kept) < len(found):
-            self.notes.append(
-                f"{len(found) - len(kept)} of {len(found)} questions are left out: with {wanted.new_tokens} new tokens "
-                f"they are longer than the {readable} that the model reads"
-            )
+        kept, notes = that_fit(found[: wanted.rows or None], self.tokenizer, wanted.new_tokens, readable)
+        self.notes += notes
         return kept
-
-    def _room(self, question: Question) -> int:
-        """Tokens that the answer may take."""
-        if not question.choices:
-            return self.wanted.new_tokens
-        return max(len(self.tokenizer(choice, add_special_tokens=False)["input_ids"]) for choice in question.choices)
 
     def _held_out(self) -> Measure:
         examples = self._test_rows()
@@ -226,34 +190,17 @@ class Evaluation:
             self.notes.append(f"{cut} of {len(examples)} test rows are longer than {run.tokens} tokens and cut there")
         return examples
 
-    def _answers(self) -> Measure:
-        prompts = [question.prompt(self.tokenizer) for question in self.questions]
+    def _exam(self) -> Measure:
+        wanted, delimiter = self.wanted, "" if self.run.task.asks else " "
+        exam = Exam(tuple(self.questions), wanted.metrics, wanted.new_tokens, delimiter)
         self.answered = [Answered(question.asked, question.right) for question in self.questions]
+        name = "choices" if exam.offers_choices else "answers"
 
         def measure(contestant: Contestant, model: FederatedModel) -> Measures:
-            self.observer.phase(f"{contestant.name}: answers", len(prompts))
-            said = answers(model, self.tokenizer, prompts, self.wanted.new_tokens, advance=self.observer.advance)
-            self._note(contestant, said)
-            rows = list(zip(said, self.questions, strict=True))
-            return {
-                name: statistics.fmean(metric.score(text, question.right) for text, question in rows)
-                for name, metric in self.metrics.items()
-            }
-
-        return measure
-
-    def _choices(self) -> Measure:
-        task, delimiter = TASKS.build("causal_lm"), "" if self.run.task.asks else " "
-        self.answered = [Answered(question.asked, question.right) for question in self.questions]
-
-        def measure(contestant: Contestant, model: FederatedModel) -> Measures:
-            self.observer.phase(f"{contestant.name}: choices", sum(len(q.choices) for q in self.questions))
-            found = log_likelihoods(model, task, self.tokenizer, self.questions, delimiter, self.observer.advance)
-            picks = [chosen(q, likelihoods) for q, likelihoods in zip(self.questions, found, strict=True)]
-            rights = np.array([q.choices.index(q.right[0]) for q in self.questions])
-            self._note(contestant, [q.choices[pick[0]] for q, pick in zip(self.questions, picks, strict=True)])
-            likeliest, by_length = (np.array(picks) == rights[:, None]).mean(0)
-            return {"accuracy": float(likeliest), "accuracy by length": float(by_length)}
+            self.observer.phase(f"{contestant.name}: {name}", exam.sequences)
+            said = exam.answers(model, self.tokenizer, self.observer.advance)
+            self._note(contestant, [texts[0] for texts in said])
+            return exam.measures(said)
 
         return measure
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedpeft.answers.generation import answers, generated
 from fedpeft.data.record_files import records
 from fedpeft.errors import ConfigError, DataError
-from fedpeft.evaluation.generation import answers, generated
 from fedpeft.models.task import FederatedModel
 from fedpeft.parts import nearest
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.determinism import fused_deterministically
-from fedpeft.models.layers import KEY_PROJECTIONS, blocks, unused, uppermost
+from fedpeft.models.layers import KEY_PROJECTIONS, Layers, blocks, chosen_blocks, unused
 from fedpeft.models.packing import Packing
 
 NAME = "sdpa_fp32"
@@ -93,11 +93,11 @@ def register() -> str:
     return NAME
 
 
-def attention_modules(base: nn.Module, top: int, method: str) -> dict[str, nn.Module]:
-    """The attention modules of the `top` uppermost blocks (0: all), by path, made to compute with this function.
+def attention_modules(base: nn.Module, among: Layers, method: str) -> dict[str, nn.Module]:
+    """The attention modules of the blocks `among` which they are sought (`chosen_blocks`), by path, made to compute so.
 
     Raises:
-        ModelError: `top` exceeds the number of blocks, none is known, or the model's attention is another;
+        ModelError: the model has no such blocks, none is known, or the model's attention is another;
             `method` is whom that concerns.
     """
     config: Any = base.config
@@ -109,7 +109,7 @@ def attention_modules(base: nn.Module, top: int, method: str) -> dict[str, nn.Mo
     config._attn_implementation = register()
     path, stack = blocks(base)
     found = {}
-    for i in uppermost(base, top, method):
+    for i in chosen_blocks(base, among, method):
         for name, module in stack[i].named_modules():
             if not unused(name) and any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
                 found[f"{path}.{i}.{name}"] = module

@@ -128,6 +128,10 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
+UNBOUNDED = 1 << 30
+"""Tokens that a model reads which says nothing of a limit."""
+
+
 def readable_tokens(folder: Path, before: int, otherwise: int) -> int:
     """The most tokens of a text that the model in `folder` reads, in whole steps of padding.
 

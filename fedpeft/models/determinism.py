@@ -27,6 +27,12 @@ def compute_deterministically() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def warn_again() -> None:
+    """After a backward pass that has failed, perhaps in fused attention: what was asked for there was not undone."""
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def fused_deterministically(output: Tensor) -> None:
     """Let the gradients of the fused attention that `output` comes from be deterministic, if this process computes so;
     nothing where there is none, or no gradient."""

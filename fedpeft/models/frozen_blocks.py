@@ -1,8 +1,8 @@
 """The frozen part below the lowest adapter, computed once.
 
-With adapters in the uppermost blocks only, everything below them is a fixed function of a row. Its output, the hidden
-states that enter the lowest adapted block, is stored on disk and read back instead of being computed again in every
-step; so are the frozen model's pooled features, which the linear probe and the first head are made from. Rows are
+With adapters in the uppermost blocks only, or none, everything below them is a fixed function of a row. Its output, the
+hidden states that enter the lowest adapted block, is stored on disk and read back instead of being computed again in
+every step; so are the frozen model's pooled features, which the linear probe and the first head are made from. Rows are
 computed in tiles that depend on their lengths alone, so the stored values do not depend on who asked for them.
 """
 
@@ -68,8 +68,16 @@ AGREEMENT = {torch.bfloat16: 0.02}
 """Largest difference, relative to a token's largest output, that a model started from hidden states may show."""
 
 
+def reader(base: nn.Module) -> Any:
+    """What makes hidden states of tokens: of a language model all but its output layer."""
+    outputs = getattr(base, "get_output_embeddings", None)
+    return base.base_model if callable(outputs) and outputs() is not None else base
+
+
 def can_start_at(base: nn.Module, depth: int) -> bool:
     """Whether `above(base, depth)`, fed what enters the block `depth`, computes what `base` does: tried on two rows.
+
+    As many as there are blocks: fed what leaves the last one.
 
     Not so where a model adds something to hidden states on their way in (GPT-2 its positions), or takes none.
     """
@@ -80,7 +88,7 @@ def can_start_at(base: nn.Module, depth: int) -> bool:
     try:
         hidden, whole = _forward(base, {"input_ids": ids, "attention_mask": mask}, depth)
         with torch.inference_mode():
-            part = above(base, depth)(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+            part = reader(above(base, depth))(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, StopIteration):
         return False
     finally:
@@ -91,19 +99,29 @@ def can_start_at(base: nn.Module, depth: int) -> bool:
 
 
 def _forward(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None, Tensor]:
-    """What enters the block `depth` (None for depth 0), and the last hidden states."""
+    """What enters the block `depth`, or leaves the last one (None for depth 0), and the last hidden states."""
     captured: list[Tensor] = []
 
-    def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden, packing = args[0] if args else kwargs["hidden_states"], kwargs.get("packing")
+    def capture(hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        packing = kwargs.get("packing")
         captured.append(hidden if packing is None else packing.padded(hidden))
+
+    def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        capture(args[0] if args else kwargs["hidden_states"], kwargs)
+
+    def leaving(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        capture(output[0] if isinstance(output, tuple) else output, kwargs)
 
     with torch.inference_mode():
         if not depth:
-            return None, base(**inputs).last_hidden_state
-        hook = blocks(base)[1][depth].register_forward_pre_hook(capture, with_kwargs=True)
+            return None, reader(base)(**inputs).last_hidden_state
+        stack = blocks(base)[1]
+        if depth < len(stack):
+            hook = stack[depth].register_forward_pre_hook(entering, with_kwargs=True)
+        else:
+            hook = stack[-1].register_forward_hook(leaving, with_kwargs=True)
         try:
-            last = base(**inputs).last_hidden_state
+            last = reader(base)(**inputs).last_hidden_state
         finally:
             hook.remove()
     return captured[0], last
@@ -129,7 +147,8 @@ class FrozenStore:
         folder: holds `features.bin` (rows, width) in fp32 (fp64 for an fp64 base), `hidden.bin` (tokens, width) in the
             base's precision where depth > 0, and `tiles.done` (one byte a tile).
         examples: the rows.
-        depth: index of the block whose input is kept; 0: features only.
+        depth: index of the block whose input is kept, or how many blocks there are: the last one's output; 0: features
+            only.
         width: hidden size.
         dtype: of the base.
     """

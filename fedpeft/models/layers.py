@@ -15,6 +15,9 @@ QUERY_PROJECTIONS = ("query", "q_proj")
 """And that to queries."""
 
 
+Layers = int | tuple[int, ...]
+"""Which transformer blocks a method adapts: how many of the uppermost, 0 for all, or their indices from 0."""
+
 CROSS_ATTENTION = ("encoder_attn", "crossattention", "EncDecAttention")
 """What attention to another model's states is called: a decoder alone, as of BART, has none to attend to."""
 
@@ -36,35 +39,53 @@ def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda item: len(item[1]))
 
 
-def uppermost(base: nn.Module, top: int, method: str = "the PEFT method") -> list[int]:
-    """Indices of the blocks that the `top` uppermost layers of the model pass (0: all), lowest first.
+def depth(base: nn.Module) -> int:
+    """How many layers a row passes; ALBERT's share blocks, elsewhere each is one."""
+    stack, config = blocks(base)[1], getattr(base, "config", None)
+    shared = getattr(config, "num_hidden_groups", None) == len(stack)
+    return int(getattr(config, "num_hidden_layers", 0)) if shared else len(stack)
+
+
+def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT method") -> list[int]:
+    """Indices of the blocks that `layers` of the model pass, lowest first.
 
     ALBERT's layers share blocks: the uppermost one passes the last block, which lower layers pass, too.
 
+    Args:
+        base: the model.
+        layers: this many uppermost ones (0: all), or those with these indices, counted from 0 at the input.
+        method: whom that concerns.
+
     Raises:
-        ModelError: `top` exceeds the number of layers; `method` is whom that concerns.
+        ModelError: the model has fewer layers; or none is named, or one twice.
     """
-    stack, config = blocks(base)[1], getattr(base, "config", None)
-    shared = getattr(config, "num_hidden_groups", None) == len(stack)
-    layers = int(getattr(config, "num_hidden_layers", 0)) if shared else len(stack)
-    if top > layers:
-        raise ModelError(f"layers={top} of {method} exceeds the {layers} transformer blocks of the model")
-    first = layers - top if top else 0
-    return sorted({i * len(stack) // layers for i in range(first, layers)})
+    count, every = len(blocks(base)[1]), depth(base)
+    if isinstance(layers, tuple):
+        if not layers or len(set(layers)) < len(layers) or not all(0 <= i < every for i in layers):
+            raise ModelError(
+                f"layers={layers} of {method} must name blocks of the model, each once, by their index from 0 to "
+                f"{every - 1}"
+            )
+        passed: Sequence[int] = layers
+    else:
+        if layers > every:
+            raise ModelError(f"layers={layers} of {method} exceeds the {every} transformer blocks of the model")
+        passed = range(every - layers if layers else 0, every)
+    return sorted({i * count // every for i in passed})
 
 
-def linear_layers(base: nn.Module, top: int = 0) -> dict[str, nn.Linear]:
-    """The frozen linear layers inside the `top` uppermost blocks (0: all blocks), by module path.
+def linear_layers(base: nn.Module, among: Layers = 0) -> dict[str, nn.Linear]:
+    """The frozen linear layers inside the blocks `among` which they are sought (`chosen_blocks`), by module path.
 
     Trainable ones belong to an adapter. A layer that another adapter has wrapped is found as `....base_layer`; one
     that `peft` has wrapped by the wrapper's own path, since `peft` puts nothing inside its layers.
 
     Raises:
-        ModelError: `top` exceeds the number of blocks.
+        ModelError: the model has no such blocks.
     """
     path, stack = blocks(base)
     found: dict[str, nn.Linear] = {}
-    for i in uppermost(base, top):
+    for i in chosen_blocks(base, among):
         wrapper = None
         for name, module in stack[i].named_modules():
             if (wrapper and name.startswith(wrapper)) or unused(name):
@@ -84,13 +105,13 @@ def innermost(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def target_layers(base: nn.Module, targets: str | Sequence[str], top: int = 0) -> list[str]:
+def target_layers(base: nn.Module, targets: str | Sequence[str], among: Layers = 0) -> list[str]:
     """Module paths of the linear layers that `targets` names: "all", or suffixes such as ("query", "value").
 
     Raises:
         ModelError: a suffix matches no linear layer of the model.
     """
-    layers = linear_layers(base, top)
+    layers = linear_layers(base, among)
     if not layers:
         raise ModelError(
             f"the blocks of {type(base).__name__} hold no linear layers of torch that could be adapted; take --peft "
@@ -116,17 +137,20 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer", "")
 
 
-def named_like(base: nn.Module, endings: Sequence[str], top: int = 0) -> list[str]:
+def named_like(base: nn.Module, endings: Sequence[str], among: Layers = 0) -> list[str]:
     """Module paths of the linear layers whose names end like one of `endings`, such as ".key"."""
-    return [name for name in linear_layers(base, top) if _plain(name).endswith(tuple(endings))]
+    return [name for name in linear_layers(base, among) if _plain(name).endswith(tuple(endings))]
 
 
 def lowest_block(base: nn.Module, modules: Sequence[str]) -> int:
-    """Index of the lowest block that holds one of `modules`; 0 where one lies outside the blocks."""
-    path, _ = blocks(base)
+    """Index of the lowest block that holds one of `modules`, or how many blocks there are where there are no modules.
+
+    0 where one lies outside the blocks.
+    """
+    path, stack = blocks(base)
     prefix = path + "."
     indices = [int(m.removeprefix(prefix).split(".")[0]) if m.startswith(prefix) else 0 for m in modules]
-    return min(indices, default=0)
+    return min(indices, default=len(stack))
 
 
 def replace(root: nn.Module, path: str, module: nn.Module) -> None:

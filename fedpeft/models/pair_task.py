@@ -60,8 +60,10 @@ class PairTask(Task):
         nearest = similarities.masked_fill(~negative, -torch.inf).amax(1)
         return RowLosses(sums, torch.ones_like(sums), (similarities.diagonal() > nearest).to(sums.dtype))
 
-    def judged(self, model: FederatedModel, batches: Iterable[Batch]) -> Iterator[RowLosses]:
-        """All rows at once: each query among the documents of all batches."""
+    def judged(
+        self, model: FederatedModel, batches: Iterable[Batch], offsets: Tensor | None = None
+    ) -> Iterator[RowLosses]:
+        """All rows at once: each query among the documents of all batches; there are no classes to offset."""
         sides, labels = [], []
         for batch in batches:
             sides.append(model(batch))

@@ -37,7 +37,7 @@ class Sides:
 
 def first_of_each(labels: Tensor) -> Tensor:
     """Positions of the first row of each label, ascending."""
-    _, inverse = labels.unique(return_inverse=True)
+    _, inverse = torch.unique(labels, return_inverse=True)
     first = torch.full((int(inverse.max()) + 1,), len(labels), dtype=torch.long)
     first = first.scatter_reduce(0, inverse.cpu(), torch.arange(len(labels)), "amin")
     return first.sort().values

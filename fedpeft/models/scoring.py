@@ -75,5 +75,5 @@ def score_together(model: FederatedModel, task: Task, examples: Examples) -> tup
     both = torch.stack([sides.queries, sides.documents], 1)
     losses = task.losses(both, {"labels": sides.labels[:, None]})
     none = np.zeros(len(examples))
-    arrays = (t.numpy() for t in (losses.sums, losses.correct, losses.counts))
-    return Scores(*arrays, none - 1, none, none), sides
+    loss, correct, count = (t.numpy() for t in (losses.sums, losses.correct, losses.counts))
+    return Scores(loss, correct, count, none - 1, none, none), sides

@@ -62,14 +62,19 @@ class Task(ABC):
     per_example: ClassVar[bool] = True
     """Whether a row is one sequence of one pass, of which gradients per example can be told."""
 
+    per_example_missing: ClassVar[str] = ""
+    """Where they can't: what it does instead, as the end of a sentence that begins with its name."""
+    starts_above: ClassVar[bool] = True
+    """Whether a row's loss can be told from the hidden states that enter the lowest adapted block."""
+
     reference: ClassVar[bool] = False
     """Whether the loss compares with the base without adapter, so that nothing may be put into the base."""
 
     compares: ClassVar[bool] = False
     """Whether the loss of a row depends on the other rows of its batch, and its judgement on all rows."""
 
-    pools: ClassVar[bool] = False
-    """Whether a row is what the base's last hidden states are in the mean, which can be kept of the frozen base."""
+    encodes: ClassVar[bool] = False
+    """Whether it reads an encoder's last hidden states, so that what frozen blocks make of rows is always kept."""
 
     batched: ClassVar[bool] = True
     """Whether many clients can train in one pass."""
@@ -108,10 +113,15 @@ class Task(ABC):
             return self.row_losses(model, batch, offsets)
         return model.objective(self, model, batch, offsets)
 
-    def judged(self, model: FederatedModel, batches: Iterable[Batch]) -> Iterator[RowLosses]:
-        """Losses and correct predictions of all rows of the batches, in their order, in one part or several."""
+    def judged(
+        self, model: FederatedModel, batches: Iterable[Batch], offsets: Tensor | None = None
+    ) -> Iterator[RowLosses]:
+        """Losses and correct predictions of all rows of the batches, in their order, in one part or several.
+
+        `offsets` (classes,) are added to logits.
+        """
         for batch in batches:
-            yield self.row_losses(model, batch)
+            yield self.row_losses(model, batch, offsets)
 
     def packs(self, model: FederatedModel) -> bool:
         """Whether rows may lie one behind the other in a sequence: `model`, tried on two, does not mix them."""

@@ -56,7 +56,7 @@ class TwoTowers(nn.Module):
         self.image = image
         self.text = text
         self.config = config
-        self.register_load_state_dict_pre_hook(_in_both_places)
+        self.register_load_state_dict_pre_hook(_in_both_places)  # type: ignore[no-untyped-call]
 
     def features(self, tower: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """The mean of a tower's last hidden states, (B, d), in at least fp32."""

@@ -122,7 +122,7 @@ class FramedMethod(PeftMethod):
     rank: int
     alpha: float
     targets: str | tuple[str, ...]
-    layers: int
+    layers: int | tuple[int, ...]
 
     @property
     @abstractmethod

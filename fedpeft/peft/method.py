@@ -159,7 +159,7 @@ class PeftMethod(ABC):
 
     def owned(self, layout: Layout, seed: int, round: int, client: int, steps: int) -> State:
         """By name, the share of a client's local `steps` in which each entry was trained, in a shape that broadcasts;
-        names that are left out: all of them. By default no name is in it."""
+        names that are left out: all of them. By default no name is in it, nor where `steps` is 0: it is not told."""
         return {}
 
     def fitted(self, model: FederatedModel, held: Examples) -> State:

@@ -34,9 +34,10 @@ from fedpeft.machine.files import parse_json, read
 from fedpeft.machine.files import replace as replace_file
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.engine import KEY, LEDGER, PrivacyEngine
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import terms_in
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
-from fedpeft.privacy.mechanism import Exposure, Mechanism
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.remote_engine import Terms
 
 ANSWER = "answer"

@@ -22,8 +22,9 @@ from fedpeft.communication.messages import Report
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.privacy.accountant import Event, Events, epsilon, rdp_epsilon, within
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
-from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS, Exposure, Mechanism, ServerRound
+from fedpeft.privacy.mechanism import MECHANISMS, Mechanism, ServerRound
 from fedpeft.privacy.noise import RunKey, make_key, read_key
 
 LEDGER = "ledger.jsonl"
@@ -368,7 +369,7 @@ class PrivacyEngine:
         fewer = "" if self.trains else f"; at most {m.audible_entries(federation):,} trained numbers are heard"
         return (
             f"{line}; signal to noise, if all rows agreed: {start:.3g} of the start, {training:.3g} of training with "
-            f"half of the budget, where {AUDIBLE:g} is enough{fewer}"
+            f"half of the budget, where {m.audible(federation):g} is enough{fewer}"
         )
 
     def summary(self) -> Mapping[str, Any]:

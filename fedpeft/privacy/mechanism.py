@@ -27,8 +27,8 @@ from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import Family, name_of, setting
 from fedpeft.peft.adapter import Layout, State, norm
-from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.accountant import LARGEST, Event, epsilon, noise_for, rdp_epsilon, together, within
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.noise import RunKey, gaussian
 
@@ -44,6 +44,9 @@ AUDIBLE = 30.0
 It is what it would be if all rows agreed, and after a good start their gradients hardly do.
 """
 
+AUDIBLE_HEAD = 10.0
+"""The same where the head alone is trained, which is a convex problem: measured in docs/decisions.md."""
+
 
 def noisy(statistics: State, deviation: float, stream: np.random.Generator) -> State:
     """Statistics of a bounded head with noise of this standard deviation in each entry, which they tell."""
@@ -56,44 +59,6 @@ def bounded_block(statistics: State) -> State:
     block = {n: t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for n, t in statistics.items() if n != VARIANCE}
     factor = 1 / max(1.0, norm(block))
     return {name: tensor * factor for name, tensor in block.items()} | {VARIANCE: statistics[VARIANCE]}
-
-
-@dataclass(frozen=True)
-class Exposure:
-    """What the cost of a run depends on; none of it is learned from the data's content.
-
-    Attributes:
-        strategy, method, layout: the parts.
-        rows: training rows of each client, (clients,).
-        steps: local steps of each client in a round, (clients,).
-        participations: rounds that each client is planned to take part in, (clients,).
-        batch_size: expected rows of a local step.
-        rounds: planned.
-        cohort: expected number of clients in a round.
-        even: whether all clients have the same chance of being drawn.
-        start: whether the head starts from a noisy release of every client's rows, before round 1.
-        start_entries: numbers that this release has, without those that tell of its noise.
-        trained: entries that are trained in a round, the fewest and the most.
-    """
-
-    strategy: Strategy
-    method: PeftMethod
-    layout: Layout
-    rows: np.ndarray
-    steps: np.ndarray
-    participations: np.ndarray
-    batch_size: int
-    rounds: int
-    cohort: int
-    even: bool
-    start: bool = False
-    start_entries: int = 0
-    trained: tuple[int, int] = (1, 1)
-
-    @property
-    def clients(self) -> int:
-        """How many there are."""
-        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -205,6 +170,12 @@ class Mechanism(ABC):
         return False
 
     @property
+    def dealt(self) -> bool:
+        """Whether clients are to come equally often: cohorts need not be secret, and a budget's noise, the same for
+        all, is that of the client who comes most often."""
+        return self.protects and self.noises_updates and not self.turns and not self.summed and self.epsilon is not None
+
+    @property
     def silent(self) -> bool:
         """Whether clients keep to themselves what they measure on their rows: losses, numbers of rows, accuracies."""
         return self.protects and not self.raw_metrics
@@ -258,7 +229,7 @@ class Mechanism(ABC):
             return self.start
         if self.epsilon is None or self.noise_multiplier is not None:
             return HALF
-        return HALF if self.training_signal(federation) >= AUDIBLE else 1.0
+        return HALF if self.training_signal(federation) >= self.audible(federation) else 1.0
 
     def trains(self, federation: Exposure) -> bool:
         """Whether anything is left for rounds of training."""
@@ -331,8 +302,12 @@ class Mechanism(ABC):
         """Signal to noise of all that rounds could release with half of the budget."""
         return self.signal_to_noise(federation, 1 - HALF, federation.trained[1])
 
+    def audible(self, federation: Exposure) -> float:
+        """The least `training_signal` at which rounds are planned."""
+        return AUDIBLE_HEAD if federation.head_alone else AUDIBLE
+
     def audible_entries(self, federation: Exposure) -> int:
-        """How many trained entries would be `AUDIBLE`; 0: not even one."""
+        """How many trained entries of an adapter would be `AUDIBLE`; 0: not even one."""
         return math.floor(federation.trained[1] * (self.training_signal(federation) / AUDIBLE) ** 2)
 
     def planned_training(self, federation: Exposure) -> Training | None:

@@ -20,8 +20,9 @@ from fedpeft.errors import PrivacyError, RunError
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import Event, Events
 from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Exposure, Mechanism
+from fedpeft.privacy.mechanism import Mechanism
 
 EACH_ITS_OWN = "each client's own"
 

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from scipy.linalg import solve_triangular
 
 from fedpeft.aggregation.server_optimizer import Memory
 from fedpeft.parts import Family
@@ -95,3 +96,12 @@ def correlated(factor: np.ndarray, chain: Attempts, key: RunKey, like: State) ->
             tensor.div_(float(factor[t, t]))
         rows.append((t, now))
     return now
+
+
+def variance(factor: np.ndarray, chain: Attempts) -> float:
+    """Of each entry of g of the last round of a chain: the square of the last row of F^-1, over the chain's rounds."""
+    rounds = [round - 1 for round, _ in chain]
+    last = np.zeros(len(rounds))
+    last[-1] = 1.0
+    row = solve_triangular(factor[np.ix_(rounds, rounds)], last, trans="T", lower=True)
+    return float(row @ row)

@@ -18,12 +18,15 @@ from fedpeft.communication.messages import Report
 from fedpeft.errors import RunError
 from fedpeft.privacy.accountant import Event, within
 from fedpeft.privacy.engine import Entry
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.remote_engine import Terms
 from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.summed_engine import SummedEngine
+
+SAYS = "client "
+"""How fingerprints of charges begin that clients have told of."""
 
 
 class SummedBook(SummedEngine):
@@ -109,9 +112,12 @@ class SummedBook(SummedEngine):
         more = report.charged - self.ledger.releases(report.client)
         if more > 0:
             event, _ = self.cost([report.client])[report.client]
-            self.ledger.charge(
-                report.round, f"client {report.client} says {report.charged}", {report.client: (event, more)}
-            )
+            says = f"{SAYS}{report.client} says {report.charged}"
+            self.ledger.charge(report.round, says, {report.client: (event, more)})
+
+    def _sums(self) -> list[int]:
+        """But for what clients have said of their own ledgers, which is no sum."""
+        return [round for round, fingerprint, _ in self.ledger.charged() if not fingerprint.startswith(SAYS)]
 
     def terms(self) -> str:
         """One line for the start of a run."""

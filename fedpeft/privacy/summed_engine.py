@@ -72,9 +72,13 @@ class SummedEngine(PrivacyEngine):
 
     # ----------------------------------------------------------------------------------------------------- the claims
 
+    def _sums(self) -> list[int]:
+        """The round of each sum that was begun."""
+        return [round for round, _, _ in self.ledger.charged()]
+
     def told_to_all(self) -> float:
         """Epsilon against those who see the released models alone."""
-        rounds = [round for round, _, _ in self.ledger.charged()]
+        rounds = self._sums()
         starts = rounds.count(0)
         events = self.mechanism.to_all(self.federation, self.noise, self.start, starts, len(rounds) - starts)
         return epsilon(events, self.delta)

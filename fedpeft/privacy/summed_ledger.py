@@ -22,9 +22,9 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.client_engine import OWN, OwnLedger
 from fedpeft.privacy.engine import LEDGER
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges, terms_in
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
-from fedpeft.privacy.mechanism import Exposure
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.remote_engine import Terms
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise

@@ -25,6 +25,7 @@ from fedpeft.communication.uplink import parse_uplink
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import DATASETS
+from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import MODELS
 from fedpeft.models.task import TASKS
@@ -110,6 +111,29 @@ def counted(config: RunConfig, clients: int) -> RunConfig:
             f"{config.strategy} names {strategy.clients} clients, and the run has {clients}; leave it out"
         )
     return replace(config, strategy=part_text(replace(strategy, clients=clients)))
+
+
+def told_tasks(config: RunConfig, tasks: TaskSequence | None) -> RunConfig:
+    """The configuration with the schedule of its tasks in its strategy, where that goes by it.
+
+    Raises:
+        ConfigError: the strategy needs tasks, and there are none; or it names another schedule.
+    """
+    strategy: Any = built(config, "strategy")
+    if not strategy.goes_by_tasks:
+        return config
+    name = config.strategy.partition("(")[0].strip()
+    if tasks is None:
+        raise ConfigError(
+            f"{name} is a rule for tasks that come one after the other: take --dataset 'tasks(a, b)', or "
+            "'tasks(a, classes=2)', or another strategy"
+        )
+    told = {"tasks": tasks.schedule.tasks, "every": tasks.schedule.every, "late": tasks.schedule.late}
+    for setting, value in told.items():
+        given = getattr(strategy, setting)
+        if given not in (0, value):
+            raise ConfigError(f"{config.strategy} names {setting}={given}, and the data set has {value}; leave it out")
+    return replace(config, strategy=part_text(replace(strategy, **told)))
 
 
 ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS)

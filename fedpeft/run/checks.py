@@ -29,6 +29,7 @@ from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.measured_checks import check_measured
 from fedpeft.run.profiles import Profile, kinds
+from fedpeft.run.task_checks import check_tasks
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -54,11 +55,16 @@ def check(setup: Setup) -> None:
     _ = setup.steering  # says what validation rows can't decide
     _check_recomputing(setup)
     _check_reference(setup)
+    if setup.facts.task == "token_labels" and setup.head.exchanges:
+        raise ConfigError(
+            f"head={config.head} starts from features of whole rows, and here each word has a label; take --head zero"
+        )
     if setup.task.compares:
         _check_pairs(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     check_measured(setup)
+    check_tasks(setup)
     if setup.secure_sum is not None:
         _check_secure_sum(setup.secure_sum, setup)
     if setup.mechanism is not None:
@@ -102,7 +108,7 @@ def _check_reference(setup: Setup) -> None:
     name, private = setup.facts.task.partition("(")[0], setup.mechanism is not None and setup.mechanism.per_example
     if private and not setup.task.per_example:
         raise PrivacyError(
-            f"{name} reads two sequences for each row, of which dp_sgd can't tell a row's gradient; take user_dp or "
+            f"{name} {setup.task.per_example_missing}, of which dp_sgd can't tell a row's gradient; take user_dp or "
             "local_dp, which protect a client's whole update"
         )
     strategy = setup.strategy

@@ -1,4 +1,6 @@
-"""The frame of every command: a user's mistake is one sentence, and the exit code says how it ended.
+"""The frame of every command, and a run's command line.
+
+A user's mistake is one sentence, and the exit code says how a command ended.
 
 0: done. 1: done, and the answer is no (a claim refuted, runs failed, transcripts that differ). 2: a user's mistake.
 130: Ctrl-C.
@@ -6,11 +8,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterable
 
 from rich.console import Console
 from rich.markup import escape
 
+from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
 
 MISTAKE = 2
@@ -35,3 +40,21 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
     except KeyboardInterrupt:
         Console().print(f"\n{escape(interrupted())}", highlight=False, soft_wrap=True)
         return INTERRUPTED
+
+
+def quoted(text: str) -> str:
+    """A part's text for a shell: in double quotes, which let its own stand, or as only `shlex` can."""
+    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
+
+
+def command_of(config: RunConfig, plugins: Iterable[str] = ()) -> str:
+    """The command line of `python -m fedpeft.simulate` for a configuration, as a shell reads it."""
+    default = RunConfig()
+    words = ["python -m fedpeft.simulate"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != getattr(default, field.name):
+            plain = str(value)
+            text = plain if plain and plain == shlex.quote(plain) else quoted(plain)
+            words.append(f"--{field.name.replace('_', '-')} {text}")
+    return " ".join([*words, *(f"--plugin {shlex.quote(source)}" for source in plugins)])

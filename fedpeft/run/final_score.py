@@ -157,7 +157,8 @@ class Scorer:
         """
         setup = self.setup
         keys = [setup.tokenised(rows, setup.tokens) for rows in (self.test, self.held)]
-        depth = 0 if work.precision or setup.method.base_precision else setup.frozen_blocks
+        once = setup.facts.task != "classification"  # nothing else is made of a language model's test rows
+        depth = 0 if once or work.precision or setup.method.base_precision else setup.frozen_blocks
         if depth:
             stores = [work.store(key, depth) for key in keys]
             try:

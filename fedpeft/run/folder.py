@@ -105,19 +105,18 @@ def located(config: RunConfig) -> RunConfig:
         config,
         model=str(local_folder(config.model) or config.model),
         dataset=DATASETS.with_paths(config.dataset, absolute),
-        measure=_with_second(config.measure, lambda text: DATASETS.with_paths(text, absolute)),
+        measure=_with_paths(config.measure, lambda text: DATASETS.with_paths(text, absolute), absolute),
         clients=absolute(config.clients) if isinstance(config.clients, str) else config.clients,
     )
 
 
-def _with_second(text: str, change: Callable[[str], str]) -> str:
-    """The text of measurements with the second data set's changed."""
+def _with_paths(text: str, dataset: Callable[[str], str], file: Callable[[str], str]) -> str:
+    """The text of measurements with the second data set's, and the file of questions, changed."""
     from fedpeft.run.measured import parse_measure
 
     measured = parse_measure(text)
-    if not measured.second or (now := change(measured.second)) == measured.second:
-        return text
-    return str(measured.with_second(now))
+    changed = measured.with_paths(dataset, file)
+    return text if changed == measured else str(changed)
 
 
 SERVERS_OPTIONS = "serve.toml"

@@ -24,6 +24,11 @@ class SimulationGrid:
         """Address of the Ray cluster; empty: one that is started here; None: processes of this machine."""
         return None
 
+    @property
+    def spreads(self) -> bool:
+        """Whether one base lies on all GPUs (`fedpeft.models.spread`)."""
+        return False
+
 
 GRIDS: Family[SimulationGrid] = Family("fedpeft.run.grids", "grid", kind=SimulationGrid)
 """All places, by file name."""

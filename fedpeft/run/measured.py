@@ -7,6 +7,7 @@ Validation is always there; where it is not named, it has its defaults.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fedpeft.errors import ConfigError
@@ -17,6 +18,7 @@ from fedpeft.run.measurements.clones import Clones
 from fedpeft.run.measurements.disagreement import Disagreement
 from fedpeft.run.measurements.energy import Energy
 from fedpeft.run.measurements.ensemble import Ensemble
+from fedpeft.run.measurements.evaluate import Evaluate
 from fedpeft.run.measurements.forgetting import Forgetting
 from fedpeft.run.measurements.laplace import Laplace
 from fedpeft.run.measurements.pooled import Pooled
@@ -84,9 +86,21 @@ class Measured:
         """Of the last states; None: the result is one of them."""
         return next((part for part in self.parts if isinstance(part, Ensemble)), None)
 
-    def with_second(self, text: str) -> Measured:
-        """The same, with another text of the second data set."""
-        return Measured(tuple(replace(p, dataset=text) if isinstance(p, Forgetting) else p for p in self.parts))
+    @property
+    def evaluate(self) -> Evaluate | None:
+        """Questions to the global model on the way; None: it is not asked."""
+        return next((part for part in self.parts if isinstance(part, Evaluate)), None)
+
+    def with_paths(self, dataset: Callable[[str], str], file: Callable[[str], str]) -> Measured:
+        """The same, with other texts of the second data set and of the file of questions."""
+        made: list[Measurement] = []
+        for part in self.parts:
+            if isinstance(part, Forgetting):
+                part = replace(part, dataset=dataset(part.dataset))
+            elif isinstance(part, Evaluate) and part.questions:
+                part = replace(part, questions=file(part.questions))
+            made.append(part)
+        return Measured(tuple(made))
 
     @property
     def simulated(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import name_of
 from fedpeft.run.asked import asks_clients
+from fedpeft.run.examined import check_evaluate
 from fedpeft.run.profiles import kinds
 from fedpeft.run.sampling import aware
 
@@ -59,6 +60,8 @@ def _check_questions(setup: Setup) -> None:
             f"{setup.config.strategy} puts part of what was learned into the base, which an ensemble's states share; "
             "take flexlora"
         )
+    if setup.measured.evaluate is not None:
+        check_evaluate(setup, setup.measured.evaluate)
     if setup.measured.laplace is not None:
         _check_laplace(setup)
     if not asks_clients(setup):

@@ -60,6 +60,8 @@ def _lengths(axis: Axes, lengths: np.ndarray, tokens: int, unit: str) -> None:
 
 
 def _clients(axis: Axes, partition: Shards, rows: Rows, names: tuple[str, ...] | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     order = np.argsort(-partition.sizes, kind="stable")
     if len(order) > SHOWN:
         order = order[np.linspace(0, len(order) - 1, SHOWN).astype(int)]
@@ -80,3 +82,6 @@ def _clients(axis: Axes, partition: Shards, rows: Rows, names: tuple[str, ...] |
     shown = f"{len(order)} of {len(partition)}" if len(order) < len(partition) else f"{len(order)}"
     axis.set_xlabel(f"clients, by their rows ({shown})")
     axis.set_ylabel("rows")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.margins(x=0.01)
+    axis.set_ylim(0, 1.15 * max(1, int(partition.sizes[order].max())))  # room for the legend; bars of 0 leave none

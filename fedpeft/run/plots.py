@@ -30,9 +30,57 @@ def plot_rounds(path: Path, rounds: list[dict[str, Any]], summary: dict[str, Any
     Raises:
         OSError: it can't be written.
     """
+    _write(path, figure_of(rounds, summary))
+
+
+def plot_tasks(path: Path, tasks: Mapping[str, Any]) -> None:
+    """Draw `figure_of_tasks` to `path` (SVG or PNG), whatever was there.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    _write(path, figure_of_tasks(tasks))
+
+
+def _write(path: Path, figure: Any) -> None:
     picture, kind = BytesIO(), path.suffix[1:]
-    figure_of(rounds, summary).savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
     files.replace(path, picture.getvalue())
+
+
+TASK_PANELS = (("accuracy", "all classes compete"), ("accuracy_known_task", "task known"))
+"""Matrices of `fedpeft.run.task_measures`, and what stands above them."""
+
+LONGEST_NAME = 18
+"""Characters of a task's name in a picture."""
+
+
+def figure_of_tasks(tasks: Mapping[str, Any]) -> Any:
+    """Task by time: the accuracy (%) on each task's validation rows at the start and after each task's last round.
+
+    `tasks` is what summary.json has under this name.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    panels = [(key, title) for key, title in TASK_PANELS if key in tasks]
+    names = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in tasks["names"]]
+    times = ["start", *(f"round {round}" for round in tasks["rounds"])]
+    with rc_context({"font.size": 9}):
+        width, height = 1.6 + (0.6 * len(times) + 1.2) * len(panels), 1.3 + 0.4 * len(names)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, (key, title) in zip(axes, panels, strict=True):
+            rows = [tasks[key]["start"], *tasks[key]["matrix"]]
+            axis.imshow([[row[i] for row in rows] for i in range(len(names))], cmap="cividis", vmin=0, vmax=1)
+            for time, row in enumerate(rows):
+                for task, value in enumerate(row):
+                    ink = "black" if value > 0.6 else "white"
+                    axis.text(time, task, f"{100 * value:.0f}", ha="center", va="center", color=ink)
+            axis.set_title(title, fontsize=9)
+            axis.set_xticks(range(len(times)), times, rotation=45, ha="right")
+            axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
+    return figure
 
 
 def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
@@ -44,9 +92,17 @@ def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    class Shown(Figure):
+        """A figure that notebooks show: they know by themselves only those that pyplot has made."""
+
+        def _repr_png_(self) -> bytes:
+            drawn = BytesIO()
+            self.savefig(drawn, format="png")
+            return drawn.getvalue()
+
     measured = [r for r in rounds if r["loss"] is not None]
     with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Shown(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         if summary["metric"] == "accuracy":
             _accuracies(left, measured, summary)

@@ -10,25 +10,31 @@ the cohort. Nothing is tuned on what the rows say, so nothing of it costs privac
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.config import RunConfig
 from fedpeft.parts import part_text
-from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.run import checks
+from fedpeft.run.profiles import ProfileTable
 from fedpeft.run.setup import Setup, chosen_parts
 
 LEFT = ("batch_size", "local_work", "learning_rate", "optimizer")
 """What is planned where all of it is left at its default."""
 
-HEAD_ALONE = "head_only"
-"""The strategy that is planned where an adapter would not be heard, and a head is."""
+HEAD_ALONE = "linear_probe"
+"""The PEFT method that is planned where an adapter would not be heard, and a head is."""
 
 
-def planned(setup: Setup, federation: Exposure) -> Setup:
+def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = ()) -> Setup:
     """The setup with what its mechanism plans; the same one where it plans nothing.
 
     The planned settings say plan=False, so that a run that is continued stays what it was.
+
+    Args:
+        setup: as the user says.
+        federation: the run as its mechanism sees it.
+        groups: of clients that differ.
 
     Raises:
         FedpeftError: what is planned does not go with the other settings.
@@ -38,12 +44,13 @@ def planned(setup: Setup, federation: Exposure) -> Setup:
         return setup
     if mechanism.noise_multiplier is not None or not all(_left(setup.config, name) for name in LEFT):
         return setup
-    config = setup.config
-    if not mechanism.trains(federation) and _left(config, "strategy"):
-        alone = strategies.build(HEAD_ALONE)
-        entries = sum(t.numel for t in setup.layout.tensors if t.name in alone.trained(setup.layout, 1))
-        federation = dataclasses.replace(federation, strategy=alone, trained=(entries, entries))
-        config = dataclasses.replace(config, strategy=HEAD_ALONE)
+    config, trained = setup.config, setup
+    if not mechanism.trains(federation) and all(_left(config, name) for name in ("peft", "strategy", "ranks")):
+        config = dataclasses.replace(config, peft=HEAD_ALONE)
+        trained = Setup.of(config, setup.facts, groups)
+        federation = dataclasses.replace(
+            federation, method=trained.method, layout=trained.layout, trained=trained.trained_entries
+        )
     training = mechanism.planned_training(federation) if mechanism.trains(federation) else None
     if training is None:
         return setup
@@ -57,7 +64,7 @@ def planned(setup: Setup, federation: Exposure) -> Setup:
     )
     if training.momentum and _left(config, "server_optimizer"):
         config = dataclasses.replace(config, server_optimizer=f"momentum(beta={training.momentum})")
-    made = dataclasses.replace(setup, **{**vars(chosen_parts(config)), "config": config})
+    made = dataclasses.replace(trained, **{**vars(chosen_parts(config)), "config": config})
     checks.check(made)
     return made
 

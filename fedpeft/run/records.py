@@ -15,7 +15,7 @@ from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.machine.files import writing
 
-LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl")
+LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl", "tasks.jsonl", "evaluations.jsonl")
 CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl")
 """In runs with privacy these have mode 0600: they say who took part, which epsilon does not cover."""
 

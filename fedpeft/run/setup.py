@@ -24,12 +24,11 @@ from fedpeft.communication.uplink import Uplink, parse_uplink, preset_of
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import USUAL
-from fedpeft.data.rows import Dataset, Rows, suited_partition
+from fedpeft.data.rows import Rows, suited_head, suited_partition
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, fast_bf16
 from fedpeft.models.base_model import readable_tokens, resolve_model
-from fedpeft.models.frozen_blocks import can_start_at
-from fedpeft.models.layers import innermost, lowest_block
+from fedpeft.models.layers import innermost
 from fedpeft.models.loading import Say, unheard
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
@@ -40,42 +39,13 @@ from fedpeft.peft.method import PeftMethod, WeightChanges
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run import checks
-from fedpeft.run.catalogue import built, counted
+from fedpeft.run.catalogue import built, counted, told_tasks
+from fedpeft.run.facts import DataFacts as DataFacts
 from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
 from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of
+from fedpeft.run.reuse import frozen_blocks
 from fedpeft.run.steering import Steering, steering
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What a setup needs to know of the data.
-
-    Attributes:
-        kind: "text" or "image".
-        task: what is learned: a name out of `fedpeft.models.task.TASKS`.
-        label_names: one per class, in order; None: language modelling.
-        default_model: what the model `auto` stands for.
-        clients: how many there are, at least 1.
-        judged: whether the server has validation rows that may decide about a run.
-    """
-
-    kind: str
-    task: str
-    label_names: tuple[str, ...] | None
-    default_model: str
-    clients: int
-    judged: bool = False
-
-    @classmethod
-    def of(cls, dataset: Dataset, clients: int, judged: bool) -> DataFacts:
-        """Those of a data set that lies on `clients` clients."""
-        return cls(dataset.kind, dataset.task, dataset.label_names, dataset.default_model, clients, judged)
-
-    @property
-    def classes(self) -> int:
-        """Number of classes; 0: language modelling."""
-        return len(self.label_names or ())
 
 
 @dataclass(frozen=True)
@@ -149,7 +119,7 @@ class Setup(ChosenParts):
             recorded.
         parameters: of the base with the adapter, all of them.
         width: of the base's hidden states.
-        frozen_blocks: index of the lowest block with an adapter; 0 also where what lies below is not computed once.
+        frozen_blocks: index of the lowest block with an adapter; 0 also where a pass can't start there.
         readable: the most tokens of a text that the model reads, in whole steps of padding.
         notes: what loading the base has given occasion to say.
     """
@@ -183,11 +153,15 @@ class Setup(ChosenParts):
         Raises:
             FedpeftError: settings that do not fit each other, the data or the model.
         """
-        config = counted(settled(config), facts.clients)
+        tasks = None if facts.tasks is None else facts.tasks.over(config.rounds)
+        facts = replace(facts, tasks=tasks)
+        config = told_tasks(counted(settled(config), facts.clients), tasks)
         given: PeftMethod = built(config, "peft")
         groups = chosen_ranks(groups, given.form) if config.ranks == AUTO else groups
         profiles = profiles_of(groups, facts.clients, given.form)
-        peft = of_size(config.peft, given, [profile.form for profile in kinds(profiles)])
+        chosen = chosen_parts(config)
+        forms = [profile.form for profile in kinds(profiles)]
+        peft = of_size(config.peft, given, [*forms, *map(chosen.strategy.whole_form, forms)])
         method = PEFT_METHODS.build(peft)
         task: Task = TASKS.build(facts.task)
         model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
@@ -197,7 +171,7 @@ class Setup(ChosenParts):
         layout: Layout = method.layout(reference)
         plain_base = _plain(reference.base)
         setup = cls(
-            **vars(chosen_parts(config)),
+            **vars(chosen),
             config=config,
             facts=facts,
             task=task,
@@ -211,7 +185,7 @@ class Setup(ChosenParts):
             weight_changes=_weight_changes(method, reference, layout),
             parameters=sum(p.numel() for p in reference.parameters()),
             width=int(plain_base.config.hidden_size),
-            frozen_blocks=_frozen_blocks(plain_base, layout, facts, task),
+            frozen_blocks=frozen_blocks(plain_base, layout, facts.kind, task),
             readable=readable_tokens(model_directory, method.extra_tokens, config.tokens),
             notes=tuple(notes),
         )
@@ -226,8 +200,9 @@ class Setup(ChosenParts):
     @property
     def schedule(self) -> Schedule:
         """Of the clients' learning rate."""
-        own = self.training.optimizer
-        return Schedule(self.config.learning_rate, self.config.rounds, own.schedule, own.floor)
+        own, tasks = self.training.optimizer, self.facts.tasks
+        rounds = self.config.rounds if tasks is None else tasks.schedule.every  # each task has its own
+        return Schedule(self.config.learning_rate, rounds, own.schedule, own.floor, repeats=tasks is not None)
 
     @property
     def private_start(self) -> bool:
@@ -271,7 +246,8 @@ class Setup(ChosenParts):
             ConfigError, PrivacyError: they can't, or must not.
         """
         private = self.mechanism is not None and self.mechanism.protects
-        return steering(self.config, self.measured.validation, private, self.personal, self.facts.judged)
+        config, validation, tasks = self.config, self.measured.validation, self.facts.tasks is not None
+        return steering(config, validation, private, self.personal, self.facts.judged, tasks)
 
     @property
     def model_name(self) -> str:
@@ -305,7 +281,7 @@ class Setup(ChosenParts):
             tokenizer=cache.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
             tokens=tokens,
             task=self.facts.task,
-            **({} if self.facts.task == "classification" else {"cut": "counted"}),
+            **({} if self.task.encodes else {"cut": "counted"}),
         )
         cache.arrays(
             "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))
@@ -327,7 +303,8 @@ def settled(config: RunConfig) -> RunConfig:
     A run's folder keeps this one: on another machine, continued or compared, the run stays what it was.
     """
     if config.head == "auto":
-        config = replace(config, head=_head_under(built(config, "privacy")))
+        own = "zero" if built(config, "strategy").makes_head else suited_head(config.dataset)
+        config = replace(config, head=own or _head_under(built(config, "privacy")))
     if config.partition == "auto":
         config = replace(config, partition=suited_partition(config.dataset) or USUAL)
     if config.dtype != "auto":
@@ -379,14 +356,6 @@ def _weight_changes(method: PeftMethod, reference: FederatedModel, layout: Layou
     if changes and adapted_entries(reference, layout) > LARGEST_TARGET:
         return None
     return changes
-
-
-def _frozen_blocks(base: Any, layout: Layout, facts: DataFacts, task: Task) -> int:
-    """How many blocks lie below the lowest adapter, where a forward pass can start above them; else 0."""
-    if facts.kind != "text" or not task.pools:
-        return 0
-    lowest = lowest_block(base, [t.module for t in layout.tensors if t.role != "head"])
-    return lowest if lowest and can_start_at(base, lowest) else 0
 
 
 def local_training(config: RunConfig) -> LocalTraining:

@@ -2,7 +2,8 @@
 
 `auto` means: as much as is right. Under privacy validation rows decide nothing, unless they are public: which state is
 kept, and which round is the last, would tell of rows that no epsilon covers. Nor do they where each client has tensors
-of its own, which the server can neither evaluate nor put back.
+of its own, which the server can neither evaluate nor put back; nor with tasks one after the other, where they are rows
+of tasks to come as well.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ class Steering:
     patience: int = 0
 
 
-def steering(config: RunConfig, validation: Validation, private: bool, personal: bool, rows: bool = True) -> Steering:
+def steering(
+    config: RunConfig,
+    validation: Validation,
+    private: bool,
+    personal: bool,
+    rows: bool = True,
+    tasks: bool = False,
+) -> Steering:
     """What a configuration lets validation rows decide.
 
     Args:
@@ -39,6 +47,7 @@ def steering(config: RunConfig, validation: Validation, private: bool, personal:
         private: whether a mechanism protects what clients hold.
         personal: whether clients have tensors of their own.
         rows: whether the server has validation rows.
+        tasks: whether there are tasks one after the other, so that these rows are those of tasks to come, too.
 
     Raises:
         PrivacyError: the settings let rows decide that are not known to be public.
@@ -71,7 +80,12 @@ def steering(config: RunConfig, validation: Validation, private: bool, personal:
         raise ConfigError(
             f"{asked[0]} needs validation rows at the server: give --eval-data without --held-out, or leave it out"
         )
-    if hidden or personal or not rows:
+    if asked and tasks:
+        raise ConfigError(
+            f"{asked[0]} would let rows of tasks decide that nobody has met yet; leave it out: with tasks all steps "
+            "count, and the last state is the result"
+        )
+    if hidden or personal or not rows or tasks:
         return Steering()
     if config.safeguard == "auto":
         guard = SAFEGUARDS.build("undo")

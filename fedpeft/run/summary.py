@@ -167,6 +167,9 @@ class Summary:
         sampled: whether the rows are only some of the data set's (`fedpeft.data.datasets.sample`).
         phases: seconds of each phase of the command, in the order of their beginnings; None: nobody looked.
         trust: what was asked of the result by `--measure`, by name (`docs/trust.md`); None: nothing.
+        tasks: how a sequence of them went (`fedpeft.run.task_measures`); None: there was one task.
+        spans: precision, recall and F1 of whole spans of token labels on the test rows, together and by type
+            (`fedpeft.simulation.span_scores`); None: there are none, or seqeval is missing.
     """
 
     quality: Quality
@@ -182,6 +185,8 @@ class Summary:
     sampled: bool = False
     phases: Mapping[str, float] | None = None
     trust: Mapping[str, Any] | None = None
+    tasks: Mapping[str, Any] | None = None
+    spans: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Names and values, in one level."""
@@ -226,7 +231,7 @@ Line = tuple[str, str]
 
 
 def _number(name: str, value: float | None, digits: int = 4) -> list[Line]:
-    return [] if value is None else [(name, f"{value:.{digits}f}")]
+    return [] if value is None or math.isnan(value) else [(name, f"{value:.{digits}f}")]
 
 
 def _claimed(costs: Costs) -> list[Line]:
@@ -248,7 +253,7 @@ def _claimed(costs: Costs) -> list[Line]:
 def _reached(summary: Summary) -> list[Line]:
     quality = summary.quality
     if math.isnan(quality.accuracy):
-        return [(quality.metric, "unknown: no rows to evaluate on")]
+        return [(quality.metric, "unknown: no rows to evaluate on; a server takes --held-out 0.2 or --eval-data")]
     tested = quality.accuracy_of == TEST_ROWS
     name, of = f"test {quality.metric}" if tested else quality.metric, quality.accuracy_of
     value, digits = (quality.perplexity, 3) if quality.perplexity is not None else (quality.accuracy, 4)
@@ -282,7 +287,20 @@ def _compared(summary: Summary) -> list[Line]:
         *_lost(quality.forgetting),
         *_found(quality.retrieval),
         *trust_lines({"trust": summary.trust}).items(),
+        *_tasks(summary.tasks),
+        *_number("F1 of spans, test rows (seqeval)", (summary.spans or {}).get("f1")),
     ]
+
+
+def _tasks(found: Mapping[str, Any] | None) -> list[Line]:
+    """How a sequence of tasks went; nothing of a run that ended before its last task."""
+    lines = []
+    for key, what in (("accuracy", "all classes compete"), ("accuracy_known_task", "task known")):
+        measured = (found or {}).get(key) or {}
+        if "average" in measured:
+            value = f"{measured['average']:.4f}, forgotten {measured['forgetting']:.4f}"
+            lines.append((f"mean over tasks, validation rows, {what}", value))
+    return lines
 
 
 def _lost(found: Mapping[str, Any] | None) -> list[Line]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from fedpeft.answers.exam import Exam, Said
+from fedpeft.answers.generation import BATCH
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.masking import MaskPlan
@@ -22,7 +25,8 @@ from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.cached_rows import cached_examples
 from fedpeft.data.partition import Shards
-from fedpeft.errors import RunError
+from fedpeft.data.task_sequence import MetTasks
+from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
 from fedpeft.models import kernels
@@ -33,6 +37,7 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, RunObserver
+from fedpeft.run.reuse import depth
 from fedpeft.run.setup import Setup
 
 TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
@@ -75,10 +80,12 @@ class Machine:
             AssetError, RunError: there is no such cluster.
         """
         config, cluster = setup.config, setup.grid.cluster
-        asked = int(fixed.get("workers") or config.workers)
+        asked = int(fixed.get("workers") or config.workers or setup.grid.spreads)
         if not devices:
             devices = (accelerators() or ["cpu"]) if cluster is None else [worker_device(cluster, asked)]
         gpus = [device for device in devices if device != "cpu"]
+        if setup.grid.spreads:
+            _check_spread(setup, asked, gpus)
         if not asked:
             asked = (len(gpus) or usable_cores()) if cluster is None else default_workers(cluster)
         dtype = DTYPES[config.dtype]
@@ -121,17 +128,39 @@ class Machine:
         }
 
 
+def _check_spread(setup: Setup, workers: int, gpus: Sequence[str]) -> None:
+    """Refuse a base over several GPUs where there are none, or where parts of it would be looked for on one.
+
+    Raises:
+        ConfigError: says what, and what to do.
+    """
+    if len(gpus) < 2:
+        raise ConfigError(f"spread deals a base out to several GPUs, and there are {len(gpus)}; leave it out of --grid")
+    if workers > 1:
+        raise ConfigError(f"spread has one worker on all GPUs, and --workers says {workers}; leave one of them out")
+    if setup.facts.task == "classification":
+        raise ConfigError("spread is for language models; leave it out of --grid, and each GPU has a worker of its own")
+    if setup.mechanism is not None and setup.mechanism.per_example:
+        raise ConfigError(f"spread makes no gradients per example, which {setup.mechanism.name} needs; leave one out")
+
+
 def work_plan(
-    setup: Setup, machine: Machine, data_key: str, folder: Path, labels: NDArray[np.int64] | None = None
+    setup: Setup,
+    machine: Machine,
+    data_key: str,
+    folder: Path,
+    labels: NDArray[np.int64] | None = None,
+    holders: int = 0,
 ) -> WorkPlan:
     """What workers are told of the rows called `data_key`, in a run whose files are in `folder`.
 
-    `labels`: others than the data's own.
+    `labels`: others than the data's own; `holders`: simulated clients that the rows lie on.
     """
     config = setup.config
     per_example = setup.mechanism is not None and setup.mechanism.per_example
-    by_hooks = setup.secure_sum is not None and setup.method.privacy == "hooks"
-    reusing = setup.grid.executor == "batched" and (by_hooks or not per_example)  # methods without a batched form, too
+    traced = per_example and setup.method.privacy == "vmap"
+    reusing = setup.grid.executor == "batched" and not traced  # methods without a batched form, too
+    reusing = reusing and not setup.grid.spreads
     batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
     batched = batched and setup.task.batched
     if setup.method.base_precision and not machine.gpus:  # whose gain on a CPU is not measured yet
@@ -151,7 +180,7 @@ def work_plan(
         dtype=config.dtype,
         executor="private" if per_example else "batched" if batched else "sequential",
         clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
-        depth=setup.frozen_blocks if reusing else 0,
+        depth=depth(setup, lengths, holders) if reusing else 0,
         kernel=machine.kernel if batched else "native",
         threads=1,
         device=machine.devices[0],
@@ -159,17 +188,24 @@ def work_plan(
         seed=config.seed,
         residuals=folder / "base",
         labels=labels,
+        spread=tuple(machine.gpus) if setup.grid.spreads else (),
         plugins=tuple(plugin.recipe for plugin in catalogue.used(config)),
     )
 
 
 def client_plan(
-    setup: Setup, partition: Shards, folder: Path, held_out: float, privacy: ClientPrivacy | None
+    setup: Setup,
+    partition: Shards,
+    folder: Path,
+    held_out: float,
+    privacy: ClientPrivacy | None,
+    tasks: NDArray[np.int64] | None = None,
 ) -> ClientPlan:
     """What turns workers into clients, in a run whose files are in `folder`.
 
-    `held_out`: share of a client's rows that it does not train on, but is evaluated on.
+    `held_out`: share of a client's rows that it does not train on, but is evaluated on; `tasks`: of the rows.
     """
+    sequence = setup.facts.tasks
     return ClientPlan(
         partition=partition,
         codec=str(setup.uplink),
@@ -184,6 +220,7 @@ def client_plan(
         held_out=held_out,
         privacy=privacy,
         masks=_mask_plan(setup, folder),
+        met=None if sequence is None or tasks is None else MetTasks(sequence, tasks),
     )
 
 
@@ -254,27 +291,34 @@ class Workers:
 
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:
         """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""
-        if not TASKS.build(self.work.task).pools:
-            return
         for base in ("", *bases):
+            if not TASKS.build(self.work.task).encodes and not self.work.at(base).depth:
+                continue
             name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
             self.freeze(self.work.data_key, self.work.at(base).depth, name, base)
 
     def evaluate(self, state: State, version: int) -> Metrics:
         """The global state on the base of `version`: validation rows, the run's own precision, split over workers."""
-        totals = self._totals(state, version, self.validation)
+        totals = self.score(state, version, self.validation)
         return Metrics(totals.mean_loss, totals.accuracy)
 
     def validation_loss(self, state: State, version: int) -> float:
         """As `evaluate`, on `JUDGED_ROWS` validation rows that lie evenly among them, or on all if they are fewer."""
         stride = max(1, len(self.validation) // JUDGED_ROWS)
-        loss: float = self._totals(state, version, self.validation[::stride][:JUDGED_ROWS]).mean_loss
+        loss: float = self.score(state, version, self.validation[::stride][:JUDGED_ROWS]).mean_loss
         return loss
 
-    def _totals(self, state: State, version: int, rows: NDArray[np.int64]) -> Totals:
+    def examine(self, exam: Exam, state: State, version: int) -> list[Said]:
+        """What the global state on the base of `version` says to questions, split over workers."""
+        shares = [exam.questions[i : i + BATCH] for i in range(0, len(exam.questions), BATCH)]
+        calls = [self.pool.submit(Worker.examine, replace(exam, questions=s), state, version) for s in shares]
+        return [said for call in calls for said in result(call)]
+
+    def score(self, state: State, version: int, rows: NDArray[np.int64], offsets: Tensor | None = None) -> Totals:
+        """A state on `rows` of the training data, with `offsets` (classes,) added to its logits."""
         together = TASKS.build(self.work.task).compares  # by one worker, or the number of workers would tell
         shares = np.array_split(rows[np.argsort(self._lengths[rows])], 1 if together else self.machine.workers * 2)
-        calls = [self.pool.submit(Worker.evaluate, state, share, version) for share in shares if len(share)]
+        calls = [self.pool.submit(Worker.evaluate, state, share, version, offsets) for share in shares if len(share)]
         return sum((result(call) for call in calls), Totals())
 
     @cached_property

@@ -147,6 +147,16 @@ class ClientResult:
 
 
 @dataclass
+class Answers:
+    """Those of each client, how many count, and what asking and answering cost in bytes."""
+
+    by_client: dict[int, State] = field(default_factory=dict)
+    clients: int = 0
+    downlink_bytes: int = 0
+    uplink_bytes: int = 0
+
+
+@dataclass
 class Acceptance:
     """Takes a round's reports: checks and decodes each, and hands its update on; says why it refuses one.
 
@@ -172,6 +182,7 @@ class Acceptance:
         owned: of a round, a client and its steps, what of its update it has trained (`PeftMethod.owned`).
         uplink_parameters: of all updates.
         passed_on: bytes of what members of a secure sum say to each other, on their way down.
+        answers: to what the rule has asked each client before it trained; None: nothing.
     """
 
     round: int
@@ -195,6 +206,7 @@ class Acceptance:
     owned: Callable[[int, int, int], State] = all_of_it
     uplink_parameters: int = 0
     passed_on: int = 0
+    answers: Answers | None = None
     _losses: list[tuple[float, float]] = field(default_factory=list)
     _changes: dict[str, Fold] = field(default_factory=dict)
 
@@ -266,10 +278,15 @@ class Acceptance:
         if (held := self.strategy.held_form(self.layout, form)) != form:
             delta, form = ranks_placed(delta, self.layout, ranks), held
         check_update(delta, received, self.shared)
+        answer: State = {}
+        if self.answers is not None:
+            if report.client not in self.answers.by_client:
+                raise PayloadError("an update of a client that has not answered what the rule asks of it")
+            answer = self.answers.by_client[report.client]
         weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
         staleness = self.round - report.round
         owned = self.owned(report.round, report.client, report.steps)
-        return Update(report.client, weight, form, received, delta, staleness, ranks, owned), memory
+        return Update(report.client, weight, form, received, delta, staleness, ranks, owned, answer), memory
 
     def _drift_changes(self, report: Report, layout: Layout) -> States:
         """The changes of the states of a client's drift corrections, checked as an update is."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from fedpeft.answers.exam import Exam, Said
 from fedpeft.communication.messages import Report
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
@@ -60,6 +62,30 @@ def own_rows(reports: Sequence[Report]) -> OwnRows:
     )
 
 
+@dataclass(frozen=True)
+class Examiner:
+    """Asks the global model what `--measure evaluate` wants, every few rounds.
+
+    Attributes:
+        exam: the questions.
+        every: rounds between two times.
+        answers: what a global state on the base of a version says to them.
+    """
+
+    exam: Exam
+    every: int
+    answers: Callable[[Exam, State, int], list[Said]]
+
+    def line(self, progress: Progress) -> dict[str, Any]:
+        """Of evaluations.jsonl: the round, the measures, and each question with its right answers and what was said."""
+        said = self.answers(self.exam, progress.reached, progress.residual.version)
+        asked = [
+            {"question": question.asked, "right": list(question.right), "said": texts[0]}
+            for question, texts in zip(self.exam.questions, said, strict=True)
+        ]
+        return {"round": progress.round, **self.exam.measures(said), "answers": asked}
+
+
 Evaluate = Callable[[State, int], Metrics | None]
 """Metrics of a global state on the base of a version (`fedpeft.communication.base_residual`)."""
 
@@ -73,13 +99,25 @@ class Evaluation:
         clients: are asked for their own rows.
         evaluate: on the server's rows; None: it has none, and the global model is evaluated on the clients' own
             held-out rows, as far as there are any.
-        say: is told of evaluations that do not count.
+        say: is told of evaluations that do not count, and what answers are worth.
+        examiner: asks the global model questions; None: nobody does.
     """
 
     setup: Setup
     clients: Exchange
     evaluate: Evaluate | None
     say: Callable[[str], None]
+    examiner: Examiner | None = None
+
+    def examined(self, progress: Progress, round: int) -> dict[str, list[dict[str, Any]]]:
+        """The line of evaluations.jsonl that is due after `round`, by the file's name; empty: none is."""
+        examiner = self.examiner
+        if examiner is None or (round % examiner.every and round != self.setup.rounds):
+            return {}
+        line = examiner.line(progress)
+        told = ", ".join(f"{name} {value:.3f}" for name, value in line.items() if name not in ("round", "answers"))
+        self.say(f"round {round}: {told} of {len(line['answers'])} questions")
+        return {"evaluations.jsonl": [line]}
 
     def of(self, progress: Progress) -> Metrics | None:
         """The global model on held-out rows; where clients keep tensors of their own, each client on its own rows."""

@@ -67,7 +67,7 @@ class Traffic:
 class Counters:
     """Running totals of a run, as in `Traffic`.
 
-    `prepare_bytes` is the part of `uplink_bytes` before round 1, `rejected` counts the updates left out.
+    `prepare_bytes`: of `uplink_bytes`, before round 1 and between tasks; `rejected` counts the updates left out.
     """
 
     uplink_bytes: int = 0
@@ -110,6 +110,7 @@ class Progress:
         shares: of the classes among all rows, where clients are told (`fedpeft.clients.label_shift`).
         standing: what the safeguard knows.
         best: the best state so far on the validation rows, where it is kept.
+        learned: what a rule that goes by tasks remembers of earlier ones.
     """
 
     round: int
@@ -133,6 +134,7 @@ class Progress:
     shares: State = field(default_factory=dict)
     standing: Standing = field(default_factory=Standing)
     best: BestState | None = None
+    learned: State = field(default_factory=dict)
 
     def after(
         self, outcome: Outcome, taken: Acceptance, made: Mapping[ClientForm | None, bytes], clients: int
@@ -205,6 +207,7 @@ class Progress:
                 ("drift", flattened(self.drift)),
                 ("versions", self.versions.state()),
                 ("shares", self.shares),
+                ("learned", self.learned),
                 ("best", self.best.state() if self.best else {}),
                 *((f"clients/{name}", _arrays(getattr(self, name))) for name in OF_CLIENTS),
                 *((f"memory/{label}", state) for label, state in self.memory.items()),
@@ -265,12 +268,13 @@ class Progress:
             drift=unflattened(section(tensors, "drift")),
             versions=Versions.of(section(tensors, "versions")),
             shares=section(tensors, "shares"),
+            learned=section(tensors, "learned"),
             best=BestState.of(section(tensors, "best")),
             **plain,
         )
 
 
-TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions", "shares", "best")
+TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions", "shares", "best", "learned")
 """The attributes of a `Progress` that a checkpoint holds as tensors."""
 
 

@@ -7,7 +7,7 @@ many, as before round 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fedpeft.aggregation.update import Fold
@@ -17,7 +17,7 @@ from fedpeft.communication.messages import Report
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import State
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import check_report
+from fedpeft.server.acceptance import Answers, check_report
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Progress
@@ -27,10 +27,12 @@ from fedpeft.trust.question import ROWS, Question
 
 @dataclass(frozen=True)
 class Answered:
-    """The sums over all clients' held-out rows, and how many clients they are of."""
+    """The sums over all clients' rows, how many clients they are of, and what asking and answering cost in bytes."""
 
     total: State
     clients: int
+    downlink_bytes: int = 0
+    uplink_bytes: int = 0
 
     @property
     def rows(self) -> float:
@@ -55,34 +57,61 @@ class Questions:
     most_rows: float = math.inf
     say: Callable[[str], None] = lambda _: None
 
-    def ask(self, question: Question) -> Answered:
-        """The sum of the answers, of very many clients of some (`sampling.measured`). Measurement: no bytes count.
+    def ask(self, question: Question, cohort: Sequence[int] = (), round: int | None = None) -> Answered:
+        """The sum of the answers, of very many clients of some (`sampling.measured`). What is measurement does not
+        count its bytes.
+
+        Args:
+            question: what is asked.
+            cohort: who is asked; empty: all, or so many.
+            round: that clients are to think they are in, by which they know their task; None: the last one.
 
         Raises:
             ConfigError: the answers would be too long.
             RunError: nobody has answered.
         """
+        cohort = cohort or measured(self.setup.clients, self.setup.config.seed)
+        round = self.progress.round if round is None else round
+        total, found = Fold(), Answers()
+        for report, answer in self._asked(question, cohort, round, found):
+            total.add(answer, min(1.0, self.most_rows / max(1, report.rows)))
+        return Answered(total.sums, found.clients, found.downlink_bytes, found.uplink_bytes)
+
+    def each(self, question: Question, cohort: Sequence[int], round: int) -> Answers:
+        """The answers of each client of a cohort that has given one, and what they cost.
+
+        Raises:
+            ConfigError, RunError: as of `ask`.
+        """
+        found = Answers()
+        for report, answer in self._asked(question, cohort, round, found):
+            found.by_client[report.client] = answer
+        return found
+
+    def _asked(
+        self, question: Question, cohort: Sequence[int], round: int, found: Answers
+    ) -> Iterator[tuple[Report, State]]:
+        """The answers that count; what all of them cost is added to `found`."""
         matrices = {t.name: t.shape for t in self.setup.layout.tensors if t.role in ("lora_A", "lora_B")}
         shapes = question.all_shapes(self.setup.facts.classes, matrices)
         sent = Dispatch(self.setup, self.progress, self.clients.remote)
-        cohort = measured(self.setup.clients, self.setup.config.seed)
-        round = self.progress.round
         if self.clients.announce is not None:
             self.clients.announce(sent.release("evaluate", round))
-        instructions = (replace(sent.instruction("evaluate", k, round), asks=question.text) for k in cohort)
-        total, heard = Fold(), 0
+        instructions = [replace(sent.instruction("evaluate", k, round), asks=question.text) for k in cohort]
+        found.downlink_bytes = sum(len(i.payload) + len(i.residual) for i in instructions)
         for report in self.clients.in_order(instructions, len(cohort), "evaluate"):
+            found.uplink_bytes += len(report.payload)
             if not report.rows and not report.error:  # it holds no rows out
                 continue
             try:
-                total.add(_answer(report, question, shapes), min(1.0, self.most_rows / max(1, report.rows)))
+                answer = _answer(report, question, shapes)
             except PayloadError as error:
                 self.say(f"client {report.client}'s answer does not count: {error}")
                 continue
-            heard += 1
-        if not heard:
-            raise RunError(f"none of {len(cohort)} clients has held-out rows that it could ask its model about")
-        return Answered(total.sums, heard)
+            found.clients += 1
+            yield report, answer
+        if not found.clients:
+            raise RunError(f"none of {len(cohort)} clients has rows that it could ask its model {question.text} about")
 
 
 def _answer(report: Report, question: Question, shapes: dict[str, tuple[int, ...]]) -> State:

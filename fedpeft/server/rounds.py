@@ -26,29 +26,32 @@ from fedpeft.communication.downlink import Sent
 from fedpeft.communication.release import Release
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import trim
-from fedpeft.peft.adapter import State, difference, norm
+from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import Entry, PrivacyEngine
 from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.asked import compares_clients
-from fedpeft.run.observer import Metrics, Observer, RoundResult
+from fedpeft.run.observer import Observer, RoundResult
 from fedpeft.run.records import plain
 from fedpeft.run.setup import Setup
-from fedpeft.server.acceptance import Acceptance
+from fedpeft.server.acceptance import Acceptance, Answers
 from fedpeft.server.clock import Clock
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.energy import EnergyBook, told
-from fedpeft.server.evaluation import Evaluate, Evaluation, OwnRows
+from fedpeft.server.evaluation import Evaluate, Evaluation, Examiner, OwnRows
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.learned import products
 from fedpeft.server.masked_sum import MaskedSum, masked_traffic, step_of
 from fedpeft.server.preparation import prepare
 from fedpeft.server.progress import Progress, RunStore, Traffic
 from fedpeft.server.questions import Questions, of_kept
+from fedpeft.server.results import round_result
 from fedpeft.server.sampling import Sampler
 from fedpeft.server.sum_journal import SumJournal
+from fedpeft.server.tasks import Score, TaskTurns
 from fedpeft.trust.disagreement import Watched
+from fedpeft.trust.question import asked
 
 
 def never() -> bool:
@@ -79,6 +82,8 @@ class Server:
         announce, journal: see `Exchange`.
         most_rows: asked before each round how many rows a client can weigh as much as.
         book: of what clients use; None: nobody counts.
+        score_task: of a state on a task, where there are several; see `fedpeft.server.tasks`.
+        examiner: see `Evaluation`.
     """
 
     def __init__(
@@ -98,12 +103,18 @@ class Server:
         announce: Callable[[Release], None] | None = None,
         journal: SumJournal | None = None,
         book: EnergyBook | None = None,
+        score_task: Score | None = None,
+        examiner: Examiner | None = None,
     ) -> None:
         self.setup, self.sampler, self.store, self.observer = setup, sampler, store, observer
         self.fixed, self.privacy, self.stopping = fixed, privacy, stopping
         self.validation_loss, self.most_rows, self.book = validation_loss, most_rows, book
         self.clients = Exchange(grid, self._answered, remote, announce, journal)
-        self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say)
+        tasks, say = setup.facts.tasks, observer.say
+        self.turns: TaskTurns | None = None
+        if tasks is not None and score_task is not None:
+            self.turns = TaskTurns(setup, self.clients, tasks, score_task, most_rows, say)
+        self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say, examiner)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
 
     def run(self) -> Progress:
@@ -123,6 +134,8 @@ class Server:
                 self.observer.say,
             )
             progress = self._judged_start(start)
+            if self.turns is not None:
+                progress.lines["tasks.jsonl"] = self.turns.lines(progress)
             self.commit(progress)
         if self.privacy is not None and not self.privacy.trains:
             self.observer.say("the start has the whole privacy budget: the run ends before round 1")
@@ -133,6 +146,7 @@ class Server:
         while progress.round < self.setup.rounds and not self.stopping():
             if self._nothing_gained(progress):
                 break
+            progress = progress if self.turns is None else self.turns.begun(progress)
             entry = self.open(progress)
             if entry is None:
                 self.observer.say(f"the privacy budget is spent after {progress.round} rounds: the run ends here")
@@ -174,6 +188,7 @@ class Server:
         setup, dispatch = self.setup, Dispatch(self.setup, progress, self.clients.remote, steps)
         if self.clients.announce is not None:
             self.clients.announce(dispatch.release("train", entry.round))
+        answers = self._answers(entry, progress)
         sent = dispatch.cohort(entry)
         taken = Acceptance(
             round=entry.round,
@@ -189,6 +204,7 @@ class Server:
             drift=setup.drift,
             states=progress.drift,
             owned=partial(setup.method.owned, setup.layout, setup.config.seed),
+            answers=answers,
         )
         if setup.secure_sum is not None:
             outcome = self._summed(setup.secure_sum, taken, sent, progress, clock)
@@ -204,12 +220,13 @@ class Server:
         clock.trained()
         spent = self.book.account(taken.results, entry.round) if self.book is not None else None
         after, undone = self._judged(progress, after)
+        after = after if self.turns is None else self.turns.ended(after)
         due = entry.round == setup.rounds or entry.round % setup.measured.validation.every == 0
         metrics = self.evaluation.of(after) if due else None
         after = self.evaluation.remembered(after, metrics)
         traffic = self._traffic(taken, sent, dispatch)
         result = replace(
-            self._result(progress, outcome, taken, traffic, metrics, clock),
+            round_result(progress, outcome, taken, traffic, metrics, clock, self._expected, self._judges_noise),
             learning_rate=dispatch.learning_rate(entry.round),
             undone=undone,
         )
@@ -218,8 +235,18 @@ class Server:
         lines = {"clients.jsonl": [plain(r.line()) for r in taken.results], "rounds.jsonl": [plain(asdict(result))]}
         if outcome.disagreement is not None:
             lines["disagreement.jsonl"] = [plain(outcome.disagreement.line(entry.round))]
-        counters = progress.counters.after(traffic, result.rejected, clock.seconds)
+        if self.turns is not None:
+            lines["tasks.jsonl"] = self.turns.lines(after)
+        lines |= self.evaluation.examined(after, entry.round)
+        counters = after.counters.after(traffic, result.rejected, clock.seconds)
         return replace(after, lines=lines, counters=counters), result
+
+    def _answers(self, entry: Entry, progress: Progress) -> Answers | None:
+        """To what the rule asks each client of a round before it trains; None: nothing."""
+        if not self.setup.strategy.asks:
+            return None
+        questions = Questions(self.setup, self.clients, progress, self.most_rows(), self.observer.say)
+        return questions.each(asked(self.setup.strategy.asks), entry.cohort, entry.round)
 
     def _summed(
         self, secure: SecureSum, taken: Acceptance, sent: list[Sent], progress: Progress, clock: Clock
@@ -339,44 +366,23 @@ class Server:
         if self.privacy is not None and self._secret_cohort:
             expected = dispatch.expected(self.privacy.federation.cohort)
             return expected if self.setup.secure_sum is None else masked_traffic(expected, self.setup, dispatch)
+        answers = taken.answers or Answers()
         return Traffic(
-            sum(result.uplink_bytes for result in taken.results),
-            sum(s.bytes for s in sent) + taken.passed_on,
+            sum(result.uplink_bytes for result in taken.results) + answers.uplink_bytes,
+            sum(s.bytes for s in sent) + taken.passed_on + answers.downlink_bytes,
             sum(s.base_bytes for s in sent),
             taken.uplink_parameters,
         )
 
-    def _result(
-        self,
-        before: Progress,
-        outcome: Outcome,
-        taken: Acceptance,
-        traffic: Traffic,
-        metrics: Metrics | None,
-        clock: Clock,
-    ) -> RoundResult:
-        result = RoundResult(
-            round=taken.round,
-            clients=len(taken.results),
-            rejected=len(taken.results) - len(taken.accepted),
-            train_loss=taken.train_loss,
-            loss=metrics.loss if metrics else None,
-            accuracy=metrics.accuracy if metrics else None,
-            uplink_bytes=traffic.uplink_bytes,
-            downlink_bytes=traffic.downlink_bytes,
-            update_norm=norm(difference(outcome.state, before.adapter)),
-            training_seconds=clock.training_seconds,
-            seconds=clock.seconds,
-            base_norm=sum(r.norm() ** 2 for r in outcome.residuals.values()) ** 0.5,
-            worst_accuracy=metrics.worst_accuracy if metrics else None,
-            aggregation_seconds=clock.aggregating.seconds,
-            aggregation_error=outcome.error,
-            cancelled_share=outcome.disagreement.cancelled if outcome.disagreement else None,
-            sign_conflict=outcome.disagreement.conflict if outcome.disagreement else None,
-        )
-        if self.privacy is None or not self._secret_cohort:
-            return result
-        return result.of_secret_cohort(self.privacy.federation.cohort)
+    @property
+    def _expected(self) -> int | None:
+        """How many take part in a round on average, where nobody may know how many do."""
+        return self.privacy.federation.cohort if self.privacy is not None and self._secret_cohort else None
+
+    @property
+    def _judges_noise(self) -> bool:
+        """Whether updates are judged as others see them; where the server adds the noise, they are judged without."""
+        return self.privacy is None or self.privacy.mechanism.noises_updates
 
     @property
     def _secret_cohort(self) -> bool:

@@ -84,18 +84,45 @@ class InTurns:
         return sorted(group[i] for i in np.asarray(chosen)) if group else []
 
 
-Population = FixedSize | InTurns
+@dataclass(frozen=True)
+class Dealt:
+    """Cohorts of `size` dealt from a deck that is shuffled anew when it has no whole cohort left.
+
+    So all clients come about equally often: nobody more than rounds / (clients // size) times, rounded up.
+    """
+
+    clients: int
+    size: int
+
+    weights: ClassVar[tuple[float, ...]] = ()
+
+    def draw(self, seed: int, round: int) -> list[int]:
+        """The cohort of a round (from 1), ascending: a function of seed and round alone."""
+        return self.draw_among(range(self.clients), seed, round)
+
+    def draw_among(self, present: Sequence[int], seed: int, round: int) -> list[int]:
+        """The cohort where some clients are away: in their place those who come next in the deck."""
+        deck, place = divmod(round - 1, self.clients // self.size)
+        order = np.roll(seeds.generator(seed, "dealt", deck).permutation(self.clients), -place * self.size)
+        return sorted(int(c) for c in order[np.isin(order, np.asarray(present))][: self.size])
+
+
+Population = FixedSize | InTurns | Dealt
 """What cohorts are drawn from."""
 
 
 def population(clients: int, size: int, weights: tuple[float, ...], mechanism: Mechanism | None) -> Population:
-    """What a run's cohorts of `size` are drawn from; see `InTurns` for privacy in which clients take turns.
+    """What a run's cohorts of `size` are drawn from.
+
+    See `InTurns` for privacy in which clients take turns, and `Dealt` for budgets that pay for who comes most often.
 
     Raises:
         PrivacyError: clients are to take turns, and have chances of their own.
     """
-    if mechanism is None or not mechanism.turns:
+    if mechanism is None or not (mechanism.turns or mechanism.dealt):
         return FixedSize(clients, size, weights)
+    if mechanism.dealt:
+        return FixedSize(clients, size, weights) if weights else Dealt(clients, size)
     if weights:
         raise PrivacyError(f"under {mechanism.name} clients take turns, all alike; leave out participation")
     return InTurns(clients, size)

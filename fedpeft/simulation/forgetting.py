@@ -53,6 +53,8 @@ def second_task(text: str, first: Dataset) -> Dataset:
         ConfigError: it is of another kind.
     """
     second = load_dataset(text)
+    if "token_labels" in (first.task, second.task):
+        raise ConfigError(f"forgetting={text!r} compares classifiers, or language models, and not labels of tokens")
     one, other = ((d.kind, d.task == "classification") for d in (first, second))
     if one != other or TASKS.build(second.task).compares:
         raise ConfigError(

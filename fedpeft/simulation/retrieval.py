@@ -39,7 +39,7 @@ def retrieved(simulation: Simulation, sides: Sides | None) -> Found | None:
     setup, rows = simulation.setup, simulation.rows.dataset.test
     simulation.observer.phase("pairs of the test rows", 1)
     found: Found = {**ranking(sides), "reverse": reversed_ranking(sides)}
-    if setup.task.pools:
+    if setup.task.encodes:
         found["frozen"] = ranking(frozen_sides(setup, rows, simulation.workers.work))
         found["words"] = ranking(word_sides([[side(str(row), name) for row in rows.inputs] for name in SIDES]))
     return found
@@ -68,8 +68,8 @@ def word_sides(texts: Sequence[Sequence[str]]) -> Sides:
     queries, documents = texts
     words = TfidfVectorizer(tokenizer=parts_of_names, token_pattern=None, lowercase=False, sublinear_tf=True)
     there = words.fit_transform(documents)
-    both = (torch.from_numpy(matrix.toarray()).float() for matrix in (words.transform(queries), there))
-    return Sides(*both, torch.arange(len(queries)))
+    asked, found = (torch.from_numpy(matrix.toarray()).float() for matrix in (words.transform(queries), there))
+    return Sides(asked, found, torch.arange(len(queries)))
 
 
 def parts_of_names(text: str) -> list[str]:

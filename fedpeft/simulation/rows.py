@@ -8,10 +8,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft import seeds
 from fedpeft.config import RunConfig
-from fedpeft.data.partition import PARTITIONS, PartitionStatistics, Shards
+from fedpeft.data.partition import PARTITIONS, Partition, Partitioner, PartitionStatistics, Shards
 from fedpeft.data.rows import Dataset, Rows, joined, load_dataset, without_validation
-from fedpeft.run.setup import DataFacts
+from fedpeft.data.task_sequence import TaskSequence
+from fedpeft.errors import DataError
+from fedpeft.run.facts import DataFacts
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,9 @@ class SimulatedRows:
         partitioner = PARTITIONS.build(config.partition)
         dataset = load_dataset(config.dataset)
         train, held = without_validation(dataset)
+        if dataset.tasks is not None:
+            partition = split_by_task(partitioner, train, dataset.tasks, clients, config.seed)
+            return cls(dataset, train, held, partition)
         return cls(dataset, train, held, partitioner.split(train, clients, config.seed))
 
     @property
@@ -61,3 +67,25 @@ class SimulatedRows:
     def statistics(self) -> PartitionStatistics:
         """What the partition looks like."""
         return self.partition.statistics(self.train.labels, len(self.train))
+
+
+def split_by_task(partitioner: Partitioner, train: Rows, tasks: TaskSequence, clients: int, seed: int) -> Partition:
+    """Each task's rows over all clients by themselves, so that every client has rows of every task.
+
+    Raises:
+        DataError: a task has too few rows; or the partition gives clients the same rows, or makes others of them.
+    """
+    shards: list[list[NDArray[np.int64]]] = []
+    assert train.tasks is not None  # of a data set with tasks
+    for task, name in enumerate(tasks.names):
+        own = np.flatnonzero(train.tasks == task)
+        try:
+            part = partitioner.split(train.take(own), clients, seeds.integer(seed, "partition", task))
+        except DataError as error:
+            raise DataError(f"task {task + 1}, {name}: {error}") from None
+        if part.resampled or (shards and len(part) != len(shards)):
+            raise DataError("the tasks' rows can't be split like this over the same clients; take iid or dirichlet")
+        shards = shards or [[] for _ in range(len(part))]
+        for client, rows in enumerate(shards):
+            rows.append(own[part.shard(client)])
+    return Partition.from_shards([np.concatenate(rows) for rows in shards])

@@ -13,6 +13,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedpeft.clients.client import ClientPlan
+from fedpeft.clients.executor import Totals
+from fedpeft.clients.label_shift import only
 from fedpeft.clients.store import ClientStore, section
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.config import RunConfig
@@ -21,10 +23,11 @@ from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine.memory import release
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY, ClientPrivacy, PrivacyEngine
-from fedpeft.privacy.mechanism import Exposure
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.secure_sum.contribution import entries
 from fedpeft.privacy.summed_engine import SummedEngine
 from fedpeft.run.asked import asks_clients
+from fedpeft.run.examined import exam_of
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.private_plan import planned
@@ -34,7 +37,7 @@ from fedpeft.run.sampling import aware, cohort_size
 from fedpeft.run.setup import Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import Choosing, EnergyBook
-from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.server.evaluation import HELD_OUT, Examiner
 from fedpeft.server.preparation import noised_statistics
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
 from fedpeft.server.rounds import Server
@@ -88,7 +91,7 @@ class Simulation:
             self.clients, cohort_size(config.cohort, self.clients), chances(self.setup.profiles), self.setup.mechanism
         )
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
-            self.setup = planned(self.setup, self._exposure())
+            self.setup = planned(self.setup, self._exposure(), groups)
         self.config = self.setup.config
         if self.setup.secure_sum is not None:
             self.setup.secure_sum.check(self.sampler.size)
@@ -104,19 +107,20 @@ class Simulation:
             self.setup = replace(self.setup, secure_sum=self.protection.sums)
         self.workers = Workers(work, self._client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
+        _ = self._examiner  # what is wrong with its questions is said before anything is trained
 
     def _work_plan(self, machine: Machine) -> WorkPlan:
         data_key = self.setup.tokenised(self.rows.all, self.setup.tokens)
         attack = self.config.attack
         labels = attacked_labels(attack, self.rows, self.config.seed) if attack else None
-        return work_plan(self.setup, machine, data_key, self.folder, labels)
+        return work_plan(self.setup, machine, data_key, self.folder, labels, self.clients)
 
     def _client_plan(self) -> ClientPlan:
         privacy = None
         if self.protection is not None:
             own = self.protection
             privacy = ClientPrivacy(self.setup.config.privacy, own.noise, self.folder / KEY, own.start)
-        plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy)
+        plan = client_plan(self.setup, self.rows.partition, self.folder, self._held_out, privacy, self.rows.train.tasks)
         return HostilePlan.of(plan, self.config.attack) if self.config.attack else plan
 
     @cached_property
@@ -198,7 +202,25 @@ class Simulation:
             privacy=self.protection,
             validation_loss=workers.validation_loss,
             book=self.book,
+            score_task=self._score_task if self.setup.facts.tasks is not None else None,
+            examiner=self._examiner,
         )
+
+    @cached_property
+    def _examiner(self) -> Examiner | None:
+        """Asks the global model questions, where that is wanted."""
+        asked = self.setup.measured.evaluate
+        exam = exam_of(self.setup, self.rows.all.take(self.rows.validation), self.observer.say)
+        return Examiner(exam, asked.every, self.workers.examine) if asked and exam else None
+
+    def _score_task(self, state: State, version: int, task: int, known: bool) -> Totals:
+        """A state on the validation rows of a task; where it is `known`, only the task's classes compete."""
+        sequence, rows = self.setup.facts.tasks, self.rows
+        assert sequence is not None
+        assert rows.held.tasks is not None
+        own = rows.validation[rows.held.tasks == task]
+        offsets = only(sequence.classes[task], self.setup.facts.classes) if known else None
+        return self.workers.score(state, version, own, offsets)
 
     @property
     def _chooser(self) -> Sampler:

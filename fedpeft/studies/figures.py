@@ -12,7 +12,7 @@ import numpy as np
 
 from fedpeft.models.calibration import BINS
 from fedpeft.run.plots import plot_rounds
-from fedpeft.studies import trust_figures
+from fedpeft.studies import task_figures, trust_figures
 from fedpeft.studies.dot_plots import accuracy_against, time_and_memory
 from fedpeft.studies.drawing import (
     COLORS,
@@ -266,7 +266,7 @@ def figures(section: Section) -> list[Figure]:
             reliability(section),
         ),
     )
-    drawn = (*made, *trust_figures.of_section(section))
+    drawn = (*made, *task_figures.of_section(section), *trust_figures.of_section(section))
     return [Figure(name, title, note.strip(), svg) for name, title, note, svg in drawn if svg]
 
 
@@ -282,5 +282,5 @@ def _figures_of_a_run(section: Section, run: Result) -> list[Figure]:
         ("clients", "Accuracy over clients", CLIENTS, spread_of_clients(section)),
         ("reliability", "Calibration", RELIABILITY, reliability(section)),
     )
-    drawn = (*made, *trust_figures.of_section(section))
+    drawn = (*made, *task_figures.of_section(section), *trust_figures.of_section(section))
     return [Figure(name, title, note, svg) for name, title, note, svg in drawn if svg]

@@ -112,6 +112,21 @@ def server_seconds(result: Result) -> float | None:
     return sum(seconds) / len(seconds) if seconds else None
 
 
+def from_tasks(kind: str, name: str) -> Callable[[Result], float | None]:
+    """A measure of tasks one after the other (`fedpeft.run.task_measures`)."""
+
+    def found(result: Result) -> float | None:
+        measured = ((result.summary or {}).get("tasks") or {}).get(kind) or {}
+        return measured.get(name)
+
+    return found
+
+
+def from_spans(result: Result) -> float | None:
+    """F1 of the spans of token labels."""
+    return ((result.summary or {}).get("spans") or {}).get("f1")
+
+
 MEASURES = (
     Measure("accuracy", "test accuracy (%)", from_summary("accuracy"), POINTS, 2),
     Measure("perplexity", "test perplexity", from_summary("perplexity"), 1.0, 2),
@@ -135,6 +150,13 @@ MEASURES = (
     Measure("clones_words", "clones first, words (%)", from_trust("clones", "words", "first"), POINTS, 2),
     Measure("forgotten", "forgotten, probe (%)", forgotten("probe accuracy"), POINTS, 2),
     Measure("forgotten_nats", "forgotten (nats a token)", forgotten("nats per token"), 1.0, 3),
+    Measure("task_average", "mean over tasks (%)", from_tasks("accuracy", "average"), POINTS, 2),
+    Measure("task_forgetting", "forgetting (points)", from_tasks("accuracy", "forgetting"), POINTS, 2),
+    Measure("task_known", "mean, task known (%)", from_tasks("accuracy_known_task", "average"), POINTS, 2),
+    Measure("task_lost", "forgetting, task known", from_tasks("accuracy_known_task", "forgetting"), POINTS, 2),
+    Measure("backward", "backward transfer", from_tasks("accuracy_known_task", "backward_transfer"), POINTS, 2),
+    Measure("forward", "forward transfer", from_tasks("accuracy_known_task", "forward_transfer"), POINTS, 2),
+    Measure("spans", "F1 of spans (%)", from_spans, POINTS, 2),
     Measure("epsilon", "epsilon", from_summary("epsilon"), 1.0, 2),
     Measure("audit_epsilon", "audit: epsilon at least", from_summary("audit_epsilon"), 1.0, 2),
     Measure("membership_auc", "membership attack (AUC)", from_summary("membership_auc"), 1.0, 3),
@@ -180,6 +202,13 @@ QUALITY = (
     "calibration_error_scaled",
     "forgotten",
     "forgotten_nats",
+    "task_average",
+    "task_forgetting",
+    "task_known",
+    "task_lost",
+    "backward",
+    "forward",
+    "spans",
     "epsilon",
     "total_bytes",
 )

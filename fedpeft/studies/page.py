@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fedpeft.errors import RunError
 from fedpeft.studies.drawing import BLUE, INK, PAPER
@@ -71,15 +72,28 @@ def with_colors_of_page(svg: str) -> str:
     return svg
 
 
-def page(title: str, made: Sequence[Made], skipped: Sequence[str], csv_folder: str) -> str:
-    """The HTML text."""
+class Shown(Protocol):
+    """What a page has a section of."""
+
+    def for_page(self, number: int) -> dict[str, object]:
+        """What the page's template needs."""
+
+
+def page(
+    title: str,
+    made: Sequence[Shown],
+    skipped: Sequence[str],
+    csv_folder: str,
+    made_by: str = "python -m fedpeft.report",
+) -> str:
+    """The HTML text; `made_by` is the command."""
     from jinja2 import Environment
 
     template = importlib.resources.files("fedpeft.studies").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     sections = [m.for_page(number) for number, m in enumerate(made, 1)]
     return environment.from_string(template).render(
-        title=title, sections=sections, skipped=skipped, csv_folder=csv_folder
+        title=title, sections=sections, skipped=skipped, csv_folder=csv_folder, made_by=made_by
     )
 
 
@@ -95,13 +109,14 @@ def write_report(path: Path, title: str, made: Sequence[Made], skipped: Sequence
         for number, one in enumerate(made, 1):
             prefix = f"{number}-" if len(made) > 1 else ""
             for table in one.tables:
-                _replace(folder / f"{prefix}{table.name}.csv", table.csv())
-        _replace(path, page(title, made, skipped, folder.name))
+                replace_file(folder / f"{prefix}{table.name}.csv", table.csv())
+        replace_file(path, page(title, made, skipped, folder.name))
     except OSError as error:
         raise RunError(f"the report can't be written to {path}: {error.strerror}") from error
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Write a whole file, or leave the one that is there."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
@@ -119,10 +134,10 @@ def write_study_report(study: Study, results: Sequence[Result], folder: Path) ->
     try:
         for figure in made.figures:
             if figure.name in ("accuracy_bytes", "accuracy_epsilon"):
-                _replace(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n")
+                replace_file(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n")
         readme = folder / "README.md"
         if readme.is_file():
-            _replace(readme, with_tables(readme.read_text(encoding="utf-8"), made.tables))
+            replace_file(readme, with_tables(readme.read_text(encoding="utf-8"), made.tables))
     except OSError as error:
         raise RunError(f"the report can't be written to {folder}: {error.strerror}") from error
     return path

@@ -165,7 +165,7 @@ class Workplace:
         try:
             if code == 0:
                 return self.record(running.planned, read_run(running.folder))
-            reason = _reason(code, running.log)
+            reason = reason_of(code, running.log)
         except RunError as error:
             reason = str(error)
         config = dataclasses.asdict(running.planned.config)
@@ -188,7 +188,7 @@ class Workplace:
         return True
 
 
-def _reason(code: int, log: Path) -> str:
+def reason_of(code: int, log: Path) -> str:
     """Why a process failed: the error it printed, the last line it printed, or the signal that ended it."""
     if code < 0:
         name = signal.Signals(-code).name
@@ -276,7 +276,8 @@ class Schedule:
     def _tell(self, planned: Planned, result: Result) -> None:
         self.ended += planned.config.rounds
         left = self.place.seconds_left([*self.waiting, *(r.planned for r in self.running)], self.jobs)
-        remaining = f"{len(self.waiting) + len(self.running)} runs left"
+        left = len(self.waiting) + len(self.running)
+        remaining = f"{left} run{'' if left == 1 else 's'} left"
         if left:
             remaining += f", about {duration(left)}"
         if result.finished:

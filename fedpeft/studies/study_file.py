@@ -124,7 +124,7 @@ class Study:
                 point = dict(zip(self.axes, (v.label for v in values), strict=True))
                 where = f"{self.path}: {', '.join(f'{a}={label}' for a, label in point.items()) or 'base'}"
                 config = settled(from_mapping({"workers": 1, **settings, "seed": seed}, where))
-                _check_parts(config, where)
+                check_parts(config, where)
                 if config in found:
                     raise ConfigError(
                         f"{self.path}: {found[config].title} and {', '.join(point.values())} are the same run; "
@@ -134,7 +134,12 @@ class Study:
         return list(found.values())
 
 
-def _check_parts(config: RunConfig, where: str) -> None:
+def check_parts(config: RunConfig, where: str) -> None:
+    """See that the texts of a configuration describe parts; `where` it stands.
+
+    Raises:
+        ConfigError: one does not.
+    """
     try:
         for name in CHECKED:
             built(config, name)

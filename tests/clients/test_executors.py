@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModel
 from fedpeft.errors import AssetError, ConfigError
 from fedpeft.machine import cache
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
+from fedpeft.models.layers import lowest_block
 from fedpeft.models.task import DTYPES, adapter_dtype
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
@@ -257,6 +258,19 @@ def test_only_models_that_can_start_from_hidden_states_do(kind, settings, starta
             weight.data *= share
     assert can_start_at(base, 2) == startable
     assert base.training
+
+
+def test_without_an_adapter_all_blocks_are_computed_once(tiny, tmp_path):
+    task, rows, folder, classes = tiny
+    base = task.base(folder, torch.float64)
+    depth = lowest_block(base, [])
+    assert depth == base.config.num_hidden_layers
+    assert can_start_at(base, depth)
+    store = FrozenStore(tmp_path / "frozen", rows, depth, base.config.hidden_size, torch.float64)
+    for tile in store.missing():
+        store.fill(tile, base)
+    index, head = np.arange(50), task.model(above(base, depth), classes)
+    assert torch.allclose(head.features(HiddenRows(store).batch(index)), store.features(index), rtol=1e-10)
 
 
 @pytest.mark.parametrize("warmup", [0, 3, 20])

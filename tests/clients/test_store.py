@@ -73,6 +73,15 @@ def test_folders_of_before_are_read(tmp_path):
     assert torch.equal(store.load(3, 3)["e"], torch.full((2,), 7.0))
 
 
+def test_a_file_that_was_begun_and_no_more_holds_no_state(tmp_path):
+    """Killed, or out of disk, between the file and its table: nothing was stored, so nothing is lost."""
+    (tmp_path / FILE).touch(0o600)
+    store = ClientStore(tmp_path)
+    assert store.content(0, 0) is None
+    store.stage(0, 1, state(1))
+    assert torch.equal(store.load(0, 1)["e"], torch.full((2,), 1.0))
+
+
 @pytest.mark.parametrize("content", [b"", b"damaged", b"SQLite format 3\0" + bytes(4000)])
 def test_a_damaged_file_is_one_sentence(tmp_path, content):
     ClientStore(tmp_path).stage(0, 1, state(1))

@@ -23,6 +23,7 @@ FETCHED = {
     "reuters_r52": ("classification", "text", 6_532, 2_568, 52),
     "reuters_r8": ("classification", "text", 5_485, 2_189, 8),
     "code_types": ("classification", "text", 9_206, 2_263, 10),
+    "code_names": ("token_labels", "text", 4_800, 1_178, 7),
     "reviews": ("classification", "text", 15_077, 3_846, 2),
     "shakespeare": ("causal_lm", "text", 10_305, 1_244, 0),
 }
@@ -38,7 +39,14 @@ KNOWN = FETCHED | MADE
 
 
 def test_every_part_is_tried_here() -> None:
-    assert set(DATASETS.names) == {*KNOWN, "file", "flowertune", "hf", "sample"}  # the latter in files of their own
+    assert set(DATASETS.names) == {
+        *KNOWN,
+        "file",
+        "flowertune",
+        "hf",
+        "sample",
+        "tasks",
+    }  # the latter in files of their own
 
 
 @pytest.mark.parametrize("name", [*MADE, *(pytest.param(n, marks=pytest.mark.slow) for n in FETCHED)])
@@ -54,7 +62,7 @@ def test_what_the_description_says(name: str) -> None:
         else:
             assert isinstance(rows.inputs, np.ndarray)
             assert rows.inputs.dtype == np.uint8
-        if classes:
+        if task == "classification":
             assert rows.labels is not None
             assert rows.labels.dtype == np.int64
             assert set(np.unique(rows.labels)) <= set(range(classes))

@@ -294,6 +294,19 @@ def test_the_hubs_names_of_splits(ending, tmp_path):
     assert {text.split()[0] for text in found.test.inputs} == {"test"}
 
 
+def test_the_parts_of_a_split_belong_into_a_folder_and_none_is_thrown_away(tmp_path):
+    parts = [f"train-0000{k}-of-00002.jsonl" for k in range(2)]
+    for k, name in enumerate(parts):
+        write(tmp_path / "hub" / name, lines([{"text": f"{k} {i}", "label": i % 2} for i in range(10)]))
+    write(tmp_path / "hub" / "test.jsonl", lines([{"text": f"test {i}", "label": i % 2} for i in range(10)]))
+    with pytest.raises(DataError, match="put its parts into a folder called train"):
+        load_dataset(f"file:{tmp_path / 'hub'}")
+    (tmp_path / "hub" / "train").mkdir()
+    for name in parts:
+        (tmp_path / "hub" / name).rename(tmp_path / "hub" / "train" / name)
+    assert {text.split()[0] for text in load_dataset(f"file:{tmp_path / 'hub'}").train.inputs} == {"0", "1"}
+
+
 def test_test_rows_without_any_for_training_are_refused(tmp_path):
     for name in ("my_rows", "test"):
         write(tmp_path / "mine" / f"{name}.jsonl", lines([{"text": f"{name} {i}", "label": i % 2} for i in range(10)]))

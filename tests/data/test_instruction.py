@@ -115,6 +115,47 @@ def test_a_template_that_answers_can_not_be_told_from(chat_model, template, erro
         ids_and_answers(tokenizer, packed(conversation(*WORDS[2:6]), "row 1"))
 
 
+def merging():
+    """A tokenizer whose words have the space before them in them, as those of GPT-2 and Llama have."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=letters, show_progress=False)
+    made.train_from_iterator(["user: what? assistant: fourteen\n"] * 50, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+OPENED = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+SPACED = OPENED + "{% if add_generation_prompt %}assistant: {% endif %}"
+"""Opens an answer by a space, which belongs to the token of its first word."""
+
+
+def test_an_answer_whose_first_word_holds_the_space_before_it():
+    tokenizer = merging()
+    tokenizer.chat_template = SPACED
+    talk = conversation("what?", "fourteen", "what?", "what fourteen")
+    ids, answers = ids_and_answers(tokenizer, packed(talk, "row 1"))
+    assert ids == list(tokenizer.apply_chat_template(talk, return_dict=True)["input_ids"])
+    assert " fourteen" in [tokenizer.decode([token]) for token in ids], "so the seam lies within a token"
+    learned = tokenizer.decode([token for token, counts in zip(ids, answers, strict=True) if counts])
+    assert learned == " fourteen\n what fourteen\n"
+
+
+def test_a_template_that_marks_answers_may_write_earlier_messages_anew():
+    tokenizer = merging()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'last ' if loop.last }}{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %} {% endfor %}"
+    )
+    ids, answers = ids_and_answers(tokenizer, packed(conversation("what?", "user", "what?", "fourteen"), "row 1"))
+    assert tokenizer.decode(ids) == "what? user what? last fourteen "
+    learned = tokenizer.decode([token for token, counts in zip(ids, answers, strict=True) if counts])
+    assert learned.split() == ["user", "fourteen"]
+
+
 def test_another_chat_template_makes_other_tokens(chat_model, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(chat_model, folder)

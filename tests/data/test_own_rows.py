@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from fedpeft.data.rows import DATASETS, load_dataset
+from fedpeft.data.user_rows import labelled_rows
 from fedpeft.errors import AssetError, ConfigError, DataError, FedpeftError
 
 
@@ -108,6 +109,16 @@ def test_a_wrong_file_is_one_sentence(
     with pytest.raises(error, match=words) as caught:
         load_dataset(f"file(path={path!r}{settings})")
     assert "\n" not in str(caught.value)
+
+
+def test_a_column_of_another_name_is_named_where_the_rows_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.csv", "comment,verdict\na,x\nb,y\n")
+    with pytest.raises(DataError, match=r"legal: comment, verdict; name yours: file\(path='.*csv', text=COLUMN\)$"):
+        load_dataset(f"file:{path}")
+    with pytest.raises(DataError, match=r"name yours: file\(path='.*', label=COLUMN\); .* set label=None"):
+        load_dataset(f"file(path={path!r}, text=comment)")
+    with pytest.raises(DataError, match=r"legal: comment, verdict; name yours: --label-column COLUMN$"):
+        labelled_rows(path, "comment", "label", None)
 
 
 def test_unseen_test_labels_and_directories_are_one_sentence(tmp_path: Path) -> None:

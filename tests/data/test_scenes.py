@@ -70,5 +70,5 @@ def test_clothes_have_the_names_of_their_classes() -> None:
 
 
 def test_rows_keep_their_texts() -> None:
-    rows = Rows(np.zeros((3, 2, 2), np.uint8), None, None, ["a", "b", "c"])
+    rows = Rows(np.zeros((3, 2, 2), np.uint8), None, None, texts=["a", "b", "c"])
     assert rows.take(np.array([2, 0])).texts == ["c", "a"]

@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from fedpeft.answers.generation import answers, generated
+from fedpeft.answers.likelihood import chosen, log_likelihoods
+from fedpeft.answers.metric import METRICS
+from fedpeft.answers.questions import Form, of_row, read_questions
 from fedpeft.data.conversations import ids_and_answers
 from fedpeft.data.made_words import WORDS
 from fedpeft.errors import AssetError, DataError
 from fedpeft.evaluate import main, spread
 from fedpeft.evaluation.evaluation import Answered
-from fedpeft.evaluation.generation import answers, generated
-from fedpeft.evaluation.likelihood import chosen, log_likelihoods
-from fedpeft.evaluation.metric import METRICS
-from fedpeft.evaluation.questions import Form, of_row, read_questions
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.predict import main as predict

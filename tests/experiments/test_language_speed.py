@@ -7,6 +7,7 @@ import json
 import pytest
 
 from experiments.language_speed.__main__ import APART, CHUNKS, OUTPUT, PACKED, WHOLE, Settings, main
+from experiments.language_speed.peers import PLAIN, SFT
 
 
 @pytest.mark.parametrize("answers", [1.0, 0.4])
@@ -16,4 +17,7 @@ def test_ways_agree_on_the_loss(answers, tmp_path):
     loss = {line["way"]: line["loss"] for line in map(json.loads, file.read_text().splitlines())}
     assert loss[CHUNKS] == pytest.approx(loss[WHOLE], rel=1e-5)
     assert loss[PACKED] == pytest.approx(loss[APART], rel=1e-5)
+    assert loss[PLAIN] == pytest.approx(loss[CHUNKS], rel=1e-5)
+    if SFT in loss:
+        assert loss[SFT] == pytest.approx(loss[CHUNKS], rel=1e-5)
     assert loss[OUTPUT + CHUNKS] == pytest.approx(loss[OUTPUT + WHOLE], rel=1e-5)

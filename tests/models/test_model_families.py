@@ -15,7 +15,7 @@ from experiments.families.checkpoints import FAMILIES, TOKENS
 from fedpeft.data.rows import Rows
 from fedpeft.errors import ModelError
 from fedpeft.models.kernels import FrozenLinear
-from fedpeft.models.layers import linear_layers, uppermost
+from fedpeft.models.layers import chosen_blocks, linear_layers
 from fedpeft.models.packed_tokens import takes_packed_tokens
 from fedpeft.models.task import TASKS, trainable
 from fedpeft.models.tasks.classification import hidden_states
@@ -143,9 +143,10 @@ def test_a_decoder_alone_has_nothing_to_attend_to_elsewhere(tmp_path):
 
 def test_albert_s_layers_share_a_block(saved):
     base = loaded(saved("ALBERT"))
-    assert [uppermost(base, top) for top in (0, 1, 2)] == [[0], [0], [0]]
+    assert [chosen_blocks(base, top) for top in (0, 1, 2)] == [[0], [0], [0]]
     with pytest.raises(ModelError, match="layers=3 of lora exceeds the 2 transformer blocks"):
-        uppermost(base, 3, "lora")
+        chosen_blocks(base, 3, "lora")
+    assert chosen_blocks(base, (1,)) == [0]
 
 
 def test_prompts_are_as_wide_as_the_embeddings_that_a_model_widens(saved):

@@ -80,7 +80,7 @@ def test_a_client_with_one_side_trains_its_own_tower(folder, rows) -> None:
     only = {side: torch.arange(2).eq(side).expand(8, 2) for side in (0, 1)}
     assert gradients(model, task, batch | {HELD: only[0]}) == {"image", "connector"}
     assert gradients(model, task, batch | {HELD: only[1]}) == {"text"}
-    for name, parameter in trainable(model).items():  # by --strategy head_only
+    for name, parameter in trainable(model).items():  # by --peft linear_probe
         parameter.requires_grad_(name.startswith("head."))
     assert gradients(model, task, batch | {HELD: only[1]}) == set()  # zero, and no error
     mixed = batch[HELD].clone()
@@ -137,7 +137,7 @@ def test_rows_come_back_from_the_cache_as_they_were(rows) -> None:
 def test_rows_with_one_side_are_no_pairs_and_equal_texts_no_negatives(folder) -> None:
     images = np.ones((5, 8, 8), np.uint8)
     images[2:] = 0
-    given = Rows(images, np.array([4, 4, 4, 4, 4]), None, ["a b", "", "c d", "c d", "e"])
+    given = Rows(images, np.array([4, 4, 4, 4, 4]), None, texts=["a b", "", "c d", "c d", "e"])
     found = TASKS.build("towers").tokenise(given, folder, 16)
     assert found.held.tolist() == [[True, True], [True, False], [False, True], [False, True], [False, True]]
     labels = found.batch(range(5))["labels"][:, 0].tolist()
@@ -145,7 +145,7 @@ def test_rows_with_one_side_are_no_pairs_and_equal_texts_no_negatives(folder) ->
     assert labels[2] == labels[3]
     assert len(set(labels)) == 4
     with pytest.raises(DataError, match="neither"):
-        TASKS.build("towers").tokenise(Rows(images, None, None, ["", "", "", "", ""]), folder, 16)
+        TASKS.build("towers").tokenise(Rows(images, None, None, texts=["", "", "", "", ""]), folder, 16)
 
 
 @pytest.mark.parametrize("peft", ["full", "prompt_tuning", "prefix_tuning(layers=1)"])

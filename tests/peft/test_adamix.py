@@ -113,6 +113,15 @@ def test_the_server_counts_what_clients_have_drawn(tiny):
         assert torch.allclose(owned[name.replace("weight", "bias")], expected)
 
 
+def test_of_a_client_that_does_not_say_how_many_steps_it_has_made_all_experts_count(tiny):
+    """As under local_dp, where the number of steps would tell that of rows: no expert's change is thrown away."""
+    case = Case("adamix(dim=6, experts=4)", tiny)
+    delta = {name: torch.ones_like(tensor) for name, tensor in case.start.items()}
+    owned, rule, total = case.method.owned(case.layout, 0, 1, 2, 0), strategies.build("owned_mean"), Fold()
+    rule.fold(total, Update(2, 1.0, None, case.start, delta, owned=owned), case.start, case.layout)
+    assert all(torch.equal(step, delta[name]) for name, step in rule.pseudo_gradient(total, case.layout).items())
+
+
 def test_an_expert_is_averaged_by_how_often_it_was_trained(tiny):
     case = Case("adamix(dim=6, experts=16)", tiny)
     jobs, rule, total = case.jobs(steps=2), strategies.build("owned_mean"), Fold()

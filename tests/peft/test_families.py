@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from fedpeft.errors import ModelError
 from fedpeft.models.base_model import resolve_model
+from fedpeft.models.frozen_blocks import above, can_start_at
+from fedpeft.models.layers import blocks
 from fedpeft.models.quantized import quantize
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
@@ -80,6 +82,26 @@ def test_one_client_after_another_and_all_in_one_pass_train_alike(family, folder
     assert [t.loss for t in one] == pytest.approx([t.loss for t in other], rel=1e-6)
     assert apart(one, other, work) < 1e-4  # norms, rotations and caps are computed in fp32, whatever the rest is
     assert any(FUSED.get(family, "q_proj") in tensor.module for tensor in layout.tensors)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_that_starts_at_the_second_block_ends_as_a_whole_one(family, folders):
+    """On rows longer than windows, and padded."""
+    base = TASK.base(folders(family), torch.float32)
+    assert can_start_at(base, 1)
+    rows = made_rows(base.config.vocab_size).batch(range(4))
+    inputs = {name: rows[name] for name in ("input_ids", "attention_mask")}
+    seen = []
+    hook = blocks(base)[1][1].register_forward_pre_hook(
+        lambda _, given, named: seen.append(given[0] if given else named["hidden_states"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        whole = base(**inputs).logits
+        hook.remove()
+        part = above(base, 1)(inputs_embeds=seen[0], attention_mask=inputs["attention_mask"]).logits
+    real = inputs["attention_mask"].bool()
+    assert int(real.sum(1).max()) > WINDOW
+    assert torch.allclose(part[real], whole[real], rtol=1e-4, atol=1e-4)
 
 
 def test_gemma2_s_windows_are_refused_in_fp64_and_train_alike_in_fp32(folders):

@@ -14,13 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import part_text
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, epsilon
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION
-from fedpeft.privacy.mechanism import MECHANISMS, Exposure
+from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms.user_dp import NoisySum
 from fedpeft.privacy.server_noise import SERVER_NOISES, correlated, longer, remembered, turns_of
 from fedpeft.privacy.server_noises.banded import error, optimised
@@ -130,6 +132,29 @@ def test_rounds_of_the_real_sum_have_the_covariance_of_the_factor():
     covariance = white @ white.T / white.shape[1]
     assert np.abs(covariance - np.eye(6)).max() < 5 / math.sqrt(white.shape[1])
     assert np.abs(np.stack(rows) @ np.stack(rows).T / white.shape[1] - np.eye(6)).max() > 0.2
+
+
+@pytest.mark.parametrize("again", [None, 4])
+def test_an_optimizer_that_knows_the_noise_is_told_how_much_of_it_a_round_has(again):
+    """The squares of the rows of F^-1, of all rounds or, where one was tried again, of those from there on."""
+    heard = []
+
+    class Listening(ServerOptimizer):
+        def noised(self, variance):
+            heard.append(variance)
+            return self
+
+        def step(self, state, direction, memory):
+            return state, memory
+
+    factor, memory = optimised(6, 3), {}
+    for round in range(1, 7):
+        there = replace(at(noise=0.5, clip=2.0, round=round, attempt=int(round == again)), optimizer=Listening())
+        memory = NoisySum(there, 4.0, 0.5, factor=factor).finish(memory).memory
+    before = (again or 1) - 1
+    rows = np.concatenate([np.linalg.inv(part) ** 2 @ np.ones(len(part)) for part in
+                           (factor[:before, :before], factor[before:, before:])])  # fmt: skip
+    assert heard == pytest.approx(rows * (0.5 * 2.0 / 4.0) ** 2)
 
 
 def test_a_round_tried_again_begins_a_chain_and_so_does_one_after_a_gap():

@@ -23,7 +23,8 @@ from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, epsilon, noise_for, rdp_epsilon
 from fedpeft.privacy.engine import LEDGER
-from fedpeft.privacy.mechanism import MECHANISMS, Exposure
+from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.sampled_rdp import rdp_of_sampled
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution

@@ -14,7 +14,8 @@ from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS, Exposure
+from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.mechanism import AUDIBLE, MECHANISMS
 from fedpeft.privacy.mechanisms import dp_sgd, user_dp
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
@@ -81,6 +82,32 @@ def test_the_clients_mean_of_sums_over_a_common_divisor_is_the_sum_over_all_rows
     assert (plain.divisor(50, 10), plain.divisor(50, 100)) == (10, 50)
 
 
+@pytest.mark.parametrize("budget", [0.5, 1.0, 2.0, 8.0])
+def test_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budget):
+    """Counted step by step, as far as a step's mean gradient and its noise lead; all rows in each of 20 rounds."""
+    federation = replace(exposure(entries=12, rounds=20), participations=np.full(20, 20), cohort=20)
+    mechanism = MECHANISMS.build(f"dp_sgd(epsilon={budget}, start=0.5)")
+    assert federation.head_alone
+    assert not exposure(entries=1000).head_alone
+    plan = mechanism.planned_training(federation)
+    assert (plan.mechanism.clip, plan.optimizer) == (1.0, "sgd(warmup=0, head_rate=1.0, schedule=linear)")
+    way = plan.learning_rate / (1 - plan.momentum) * 20 / 2
+    assert way <= dp_sgd.HEAD_DISTANCE * 1.01
+    entries_of_a_class = 12 / LAYOUT.shapes["head.weight"][0]
+    noise = plan.mechanism.multiplier(replace(federation, steps=np.ones(20, np.int64), batch_size=400))
+    moved = way * noise * math.sqrt(entries_of_a_class) / (400 * math.sqrt(20 * 20))
+    assert moved <= dp_sgd.HEAD_NOISE * 1.02
+    assert moved > 0.98 * dp_sgd.HEAD_NOISE or way > 0.99 * dp_sgd.HEAD_DISTANCE
+
+
+def test_less_is_heard_of_an_adapter_than_of_a_head_alone():
+    mechanism = MECHANISMS.build("dp_sgd(epsilon=0.2)")
+    head, adapter = exposure(entries=12), exposure(entries=13)
+    assert mechanisms.AUDIBLE_HEAD < mechanism.training_signal(adapter) < mechanisms.AUDIBLE
+    assert mechanism.trains(head)
+    assert not mechanism.trains(adapter)
+
+
 def test_of_clients_the_way_is_rounds_times_clip_and_a_given_clip_stays():
     plan = MECHANISMS.build("user_dp(epsilon=8)").planned_training(exposure(rounds=8))
     assert plan.mechanism.clip * 8 == pytest.approx(user_dp.DISTANCE)
@@ -139,10 +166,11 @@ def test_a_head_is_trained_alone_where_it_is_heard_and_an_adapter_is_not(tmp_pat
     alone = replace(federation, trained=(head, head))
     between = (mechanism.training_signal(federation) * mechanism.training_signal(alone)) ** 0.5
     monkeypatch.setattr(mechanisms, "AUDIBLE", between)
-    given = {**TINY, "rounds": 20, "measure": "validation(every=100)"}
+    monkeypatch.setattr(mechanisms, "AUDIBLE_HEAD", between)
+    given = {**TINY, "peft": "lora", "rounds": 20, "measure": "validation(every=100)"}
     folder = tmp_path / "head"
     planned = Simulation(RunConfig(**given, privacy="dp_sgd(epsilon=8)"), folder, ConsoleObserver(QUIET))
-    assert planned.config.strategy == "head_only"
+    assert (planned.config.peft, planned.config.strategy) == ("linear_probe", "fedit")
     assert planned.config.server_optimizer == "momentum(beta=0.9)"
     assert planned.protection.trains
     assert planned.protection.federation.trained == (head, head)

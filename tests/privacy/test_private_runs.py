@@ -31,11 +31,11 @@ from tests.privacy.small_runs import QUIET, TINY, trained
         ({"privacy": "user_dp(epsilon=8, dp_delta=0.2)"}, "must be below"),
         (
             {"privacy": "user_dp(epsilon=8)", "strategy": "flexlora"},
-            "take fedit, fedsvd, ffa_lora, flasc, fslora, head_only or rolora, or protect",
+            "take fedit, fedsvd, ffa_lora, flasc, fslora or rolora, or protect",
         ),
         (
             {"privacy": "user_dp(epsilon=8)", "strategy": "raflora"},
-            "take fedit, fedsvd, ffa_lora, flasc, fslora, head_only or rolora, or protect",
+            "take fedit, fedsvd, ffa_lora, flasc, fslora or rolora, or protect",
         ),
         ({"privacy": "user_dp(epsilon=8)", "strategy": "fedsa_lora"}, "raw_metrics=True"),
         ({"privacy": "user_dp(epsilon=8)", "codec": "by_rows | adaptive(bits=1) | rans"}, "name the codec alone"),

@@ -15,7 +15,8 @@ from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import epsilon
 from fedpeft.privacy.engine import LEDGER
-from fedpeft.privacy.mechanism import MECHANISMS, Exposure
+from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.remote_engine import Terms
 from fedpeft.privacy.summed_book import SummedBook
 
@@ -107,10 +108,12 @@ def test_a_client_that_says_that_its_budget_is_spent_is_not_asked_again(tmp_path
     book = opened(tmp_path)
     everybody = list(range(CLIENTS))
     book.enter(1, "state", everybody)
+    models = book.told_to_all()
     book.heard(Report(3, 1, b"", error="spent", spent=True, charged=4))
     book.heard(Report(5, 1, b"", charged=1))
     book.heard(Report(77, 1, b"", charged=9))
     assert [book.ledger.releases(k) for k in (3, 5, 7)] == [4, 1, 1]
+    assert book.told_to_all() == models, "what one client says is no sum that all have seen"
     assert 3 not in book.enter(2, "state", everybody).cohort
     assert book.summary()["privacy"]["sat_out"] == [3]
 

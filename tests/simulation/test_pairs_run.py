@@ -89,16 +89,16 @@ SCENES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fedit", "head_only"])
-def test_two_towers_learn_from_clients_of_which_some_have_one_side(tmp_path, strategy) -> None:
-    whole = run(tmp_path / "whole", **SCENES, strategy=strategy).as_dict()
+@pytest.mark.parametrize("peft", ["lora", "linear_probe"])
+def test_two_towers_learn_from_clients_of_which_some_have_one_side(tmp_path, peft) -> None:
+    whole = run(tmp_path / "whole", **SCENES | {"peft": peft}).as_dict()
 
     def stop(result: RoundResult) -> None:
         if result.round == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        simulate(RunConfig(**PAIRS | SCENES | {"strategy": strategy}), tmp_path / "cut", False, QUIET, on_round=stop)
+        simulate(RunConfig(**PAIRS | SCENES | {"peft": peft}), tmp_path / "cut", False, QUIET, on_round=stop)
     assert main(["--resume", str(tmp_path / "cut")]) == 0
     heads = [load_file(tmp_path / name / "adapter" / "head.safetensors") for name in ("whole", "cut")]
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])

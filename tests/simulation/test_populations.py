@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import time
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.peft.adapter import ClientForm
+from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.profiles import Profile, Profiles, ProfileTable, chances, kinds, profiles_of
 from fedpeft.server import sampling
 from fedpeft.server.progress import Checkpoints
-from fedpeft.server.sampling import FixedSize, measured
+from fedpeft.server.sampling import Dealt, FixedSize, Reachable, measured, population
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 
@@ -109,3 +111,35 @@ def test_drawing_a_cohort_takes_as_long_from_a_million():
 def test_models_of_clients_own_are_not_scored_on_rows_that_all_share(tmp_path, capsys):
     assert main([*flags(clients=4, strategy="ditto"), "--output", str(tmp_path / "run")]) != 0
     assert "held-out rows are trained on" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("clients", "size"), [(100, 10), (11, 4), (5, 5), (7, 1), (10, 6)])
+def test_dealt_cohorts_come_about_equally_often(clients, size):
+    rounds = 23
+    drawn = [Dealt(clients, size).draw(3, round) for round in range(1, rounds + 1)]
+    assert all(len(set(cohort)) == size and cohort == sorted(cohort) for cohort in drawn)
+    often = np.bincount(np.concatenate(drawn), minlength=clients)
+    decks = -(-rounds // (clients // size))
+    assert often.max() <= decks
+    assert often.sum() == rounds * size
+    if clients % size == 0:
+        assert often.min() >= rounds // (clients // size)
+    assert clients == size or drawn[0] != drawn[clients // size]
+
+
+def test_those_who_are_away_are_replaced_by_those_who_come_next():
+    present = [0, 2, 3, 5, 7, 8]
+    sampler = Reachable(Dealt(10, 4), lambda: present)
+    cohorts = [sampler.draw(0, round) for round in range(1, 9)]
+    assert all(len(cohort) == 4 and set(cohort) <= set(present) for cohort in cohorts)
+    assert Reachable(Dealt(10, 4), lambda: range(10)).draw(0, 2) == Dealt(10, 4).draw(0, 2)
+    assert Reachable(Dealt(10, 4), lambda: [6]).draw(0, 2) == [6]
+
+
+def test_a_budget_of_rows_deals_its_cohorts_and_secret_or_weighted_ones_stay_drawn():
+    def kind(text, weights=()):
+        return type(population(12, 3, weights, MECHANISMS.build(text)))
+
+    assert kind("dp_sgd(epsilon=8)") is kind("local_dp(epsilon=8)") is Dealt
+    assert kind("dp_sgd(epsilon=8)", (1.0, 0.5) * 6) is kind("dp_sgd(noise_multiplier=1)") is FixedSize
+    assert kind("user_dp(epsilon=8)") is kind("none") is kind("distributed_dp(epsilon=8)") is FixedSize

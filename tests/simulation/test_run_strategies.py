@@ -38,6 +38,7 @@ def settings(strategy: str, **more) -> dict:
         "florg": {"peft": "lora_gram(rank=4, width=12, layers=1)"},
         "owned_mean": {"peft": "prefix_tuning(length=4)"},
         "fedalt": {"peft": "row_lora(rank=4, layers=1)"},
+        **{rule: {"dataset": "tasks(tiny, classes=2)"} for rule in ("inf_lora", "o_lora", "prototypes")},
     }
     return {**TINY, **needs.get(strategy.partition("(")[0], {}), "strategy": strategy, **more}
 

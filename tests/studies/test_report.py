@@ -84,7 +84,11 @@ def test_a_page_about_one_run_compares_nothing() -> None:
 def test_a_run_in_its_folder_has_a_title(tmp_path: Path) -> None:
     from fedpeft.report import titled
 
-    assert titled(made_result({}, 0, 0.7, 8.0)) == "reviews, fedit, lora"
+    run = made_result({}, 0, 0.7, 8.0)
+    assert titled(run) == "reviews, fedit, lora"
+    for dataset in ("file:/home/me/shops.csv", "file(path='/home/me/shops.csv', text='comment')"):
+        run.config["dataset"] = dataset
+        assert titled(run) == "shops.csv, fedit, lora"
 
 
 def test_points_and_rounds_have_their_words() -> None:

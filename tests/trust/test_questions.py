@@ -34,7 +34,7 @@ def pooled(made, progress, question):
     logits, labels = [], []
     for k, edge in enumerate(made.server.edges):
         side = edge.workers.pool._local.clients
-        _, rows = side._rows(k)
+        _, rows = side._rows(k, 1)
         logits.append(side.bench.executor.logits(progress.adapter, rows))
         labels.append(side.bench.labels(rows))
     return question.answer(torch.cat(logits), torch.cat(labels))
@@ -62,7 +62,10 @@ def test_a_liar_and_an_unknown_question_do_not_count(finished):
     made, server, progress = finished
     edge = made.server.edges[0]
     asked = next(i for i in made.server.direct.asked if i.kind == "evaluate")
-    assert "answers kronecker, likelihoods, reliability" in edge.handle(dataclasses.replace(asked, asks="rows")).error
+    assert (
+        "answers class_sums, kronecker, layer_inputs, likelihoods, reliability"
+        in edge.handle(dataclasses.replace(asked, asks="rows")).error
+    )
     assert "belongs to simulations" in edge.handle(dataclasses.replace(asked, asks="kronecker")).error
     before, said = edge.handle, []
     edge.handle = lambda instruction: dataclasses.replace(before(instruction), rows=3)

@@ -41,6 +41,7 @@ from fedpeft.communication.payload import Array, Reader, Shape
 from fedpeft.communication.step_search import REACH, STEPS, StepSearch, ratio, relative_steps
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
+from fedpeft.communication.vectors import segment_reduce
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import setting
 
@@ -76,22 +77,19 @@ class Adaptive(Quantizer):
         cut = slices(signal.shapes, self.per)
         relative = relative_steps(signal, cut)
         y = cut.gather(signal.values)
-        y = y / np.repeat(ratio(relative).astype(y.dtype), cut.sizes)
+        if relative.any():
+            y = y / np.repeat(ratio(relative).astype(y.dtype), cut.sizes)
         search = StepSearch(y, cut.sizes, self.draws, self.dead)
         whole = self.bits * context.parameters / 8
         spent = context.spent + coded_size([Symbols(relative, STEPS)]) + 16
         step = search.meet(max(whole - spent, whole / 4))  # a header larger than the budget must not silence the state
         noise = context.uniform(len(y)) - y.dtype.type(0.5) if self.draws else None
         q, classes = search.levels(step, noise)
-        q = q.astype(np.int16)
         reaches, streams = level_streams(q, classes, cut.sizes)
-        shifts = (0, 0) if self.draws else _shifts(y / y.dtype.type(step) if step else y, q)
-        gain = 1.0
-        if self.gain == "length":
-            arrives = _shifted(q.astype(y.dtype), shifts) * np.repeat(
-                (step * ratio(relative)).astype(y.dtype), cut.sizes
-            )
-            gain = _gain(cut.gather(signal.values), arrives)
+        shifts, gain = (0, 0), 1.0
+        if step and not self.draws:
+            shifts, along = _centroids(search, step, q)
+            gain = _gain(search, step, along, ratio(relative)) if self.gain == "length" else 1.0
         parameters = bytes((SLICINGS.index(self.per), ROUNDINGS.index(self.rounding)))
         parameters += struct.pack("<fbb", step * gain, *shifts)
         parameters += encode_symbols([Symbols(classes, CLASSES), Symbols(relative, STEPS)])
@@ -121,22 +119,38 @@ class Adaptive(Quantizer):
         return Plan((), expected.symbols, undo)
 
 
-def _gain(x: Array, arrives: Array) -> float:
-    """norm(x)^2 / <x, x'>, at most `MAX_GAIN`; 1 where nothing arrives because there is nothing to send."""
-    along = float(x.astype(np.float64) @ arrives)
-    squares = float(np.square(x, dtype=np.float64).sum())
-    return min(MAX_GAIN, squares / along) if along > 0 else 1.0
+def _centroids(search: StepSearch, step: float, q: Array) -> tuple[tuple[int, int], Array]:
+    """How far the centroids of |q| = 1 and |q| > 1 lie inside their levels, in 1/256 of a step; and <y, y'> / step^2 of
+    each slice, y' being what arrives with levels so shifted."""
+    sums, ones, more, levels = np.zeros((3, len(search.sizes))), 0, 0, 0.0
+    for of, at in search.blocks:
+        magnitude, sizes = search.magnitudes[at] / search.y.dtype.type(step), search.sizes[of]
+        level = np.abs(q[at])
+        one, larger = level == 1, level > 1
+        ones, more = ones + int(np.count_nonzero(one)), more + int(np.count_nonzero(larger))
+        sums[1, of] = segment_reduce(np.add, magnitude * one, sizes)
+        sums[2, of] = segment_reduce(np.add, magnitude * larger, sizes)
+        level = level.astype(magnitude.dtype)
+        levels += float(level.sum())
+        sums[0, of] = segment_reduce(np.add, np.multiply(magnitude, level, out=magnitude), sizes)
+    inside = (ones - sums[1].sum()) / max(1, ones), (levels - ones - sums[2].sum()) / max(1, more)
+    near, far = (int(np.clip(round(256 * float(gap)), -127, 127)) for gap in inside)
+    return (near, far), sums[0] - sums[1] * (near / 256) - sums[2] * (far / 256)
 
 
-def _shifts(y: Array, q: Array) -> tuple[int, int]:
-    """How far the centroids of |q| = 1 and |q| > 1 lie inside their levels, in 1/256 of a step."""
-    magnitude, level = np.abs(y), np.abs(q)
-    result = []
-    gap = level - magnitude
-    for mask in (level == 1, level > 1):
-        inside = float(gap.sum(where=mask, dtype=np.float64)) / max(1, int(np.count_nonzero(mask)))
-        result.append(int(np.clip(round(256 * inside), -127, 127)))
-    return result[0], result[1]
+def _gain(search: StepSearch, step: float, along: Array, ratios: Array) -> float:
+    """norm(x)^2 / <x, x'>, at most `MAX_GAIN`; 1 where nothing arrives because there is nothing to send.
+
+    Args:
+        search: for the step.
+        step: that was found.
+        along: <y, y'> / step^2 of each slice.
+        ratios: of each slice, x / y.
+    """
+    squares = np.square(ratios)
+    arrives = float((squares * along).sum())
+    whole = float((squares * search.sizes * np.square(search.rms / step)).sum())
+    return min(MAX_GAIN, whole / arrives) if arrives > 0 else 1.0
 
 
 def _shifted(q: Array, shifts: Sequence[int]) -> Array:

@@ -72,13 +72,16 @@ class Cast(Quantizer):
         kept = parameters.varint("number of values that are not 0", count) if sparse else count
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
-            mask, planes = (symbols[0] > 0, symbols[1:]) if sparse else (np.ones(count, bool), symbols)
-            if np.count_nonzero(mask) != kept:
-                raise PayloadError(f"the payload's mask does not keep the {kept} values that it states")
-            bytes_ = np.zeros((count, word.itemsize), np.uint8)
-            for i, plane in enumerate(planes):
-                bytes_[mask, i] = plane
-            words = np.frombuffer(bytes_, np.dtype(f"i{word.itemsize}"))
+            bytes_ = np.empty((kept, word.itemsize), np.uint8)
+            for i, plane in enumerate(symbols[1:] if sparse else symbols):
+                bytes_[:, i] = plane
+            words = bytes_.reshape(-1).view(f"i{word.itemsize}")
+            if sparse:
+                mask, sent = symbols[0] > 0, words
+                if np.count_nonzero(mask) != kept:
+                    raise PayloadError(f"the payload's mask does not keep the {kept} values that it states")
+                words = np.zeros(count, sent.dtype)
+                words[mask] = sent
             tensor = torch.from_numpy(words).view(target) if count else torch.zeros(0, dtype=target)
             wide = torch.float64 if context.dtype == np.float64 else torch.float32
             result: Array = tensor.to(wide).numpy()

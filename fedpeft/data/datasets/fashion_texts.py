@@ -39,7 +39,7 @@ class FashionTexts:
 def with_names(rows: Rows) -> Rows:
     """Rows with a sentence that names their class."""
     labels = np.asarray(rows.labels).tolist()
-    return Rows(rows.inputs, rows.labels, rows.owners, [sentence(CLASSES[label]) for label in labels])
+    return Rows(rows.inputs, rows.labels, rows.owners, texts=[sentence(CLASSES[label]) for label in labels])
 
 
 def sentence(name: str) -> str:

@@ -83,6 +83,7 @@ class File:
             FILE_NAME if pictures else self.text,
             None if instructions else self.label,
             self.owner or (OWNER if OWNER in first and splits.train.is_dir() else None),
+            f"file(path={self.path!r}, ROLE=COLUMN)",
         )
         train, validation, test = (
             None if path is None else _table(path, pictures, instructions, names)

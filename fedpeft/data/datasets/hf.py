@@ -85,7 +85,7 @@ class HF:
         if split not in splits:
             raise ConfigError(f"{self.name} has no split {split!r}; {nearest(split, splits)}; test=None holds rows out")
         rows = splits[split]
-        names = user_rows.Names(self.text, None if self.template else self.label, self.owner)
+        names = user_rows.Names(self.text, None if self.template else self.label, self.owner, "hf(..., ROLE=COLUMN)")
         class_names = getattr(rows.features.get(self.label), "names", None)  # of a ClassLabel column
 
         def records() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from fedpeft.data.rows import DATASETS, Dataset, Rows, split_validation, suited_partition
+from fedpeft.data.rows import DATASETS, Dataset, Rows, split_validation, suited_head, suited_partition
 from fedpeft.parts import setting
 
 
@@ -25,6 +25,11 @@ class Sample:
     def suited_partition(self) -> str | None:
         """The other data set's."""
         return suited_partition(self.of)
+
+    @property
+    def suited_head(self) -> str | None:
+        """The other data set's."""
+        return suited_head(self.of)
 
     def load(self) -> Dataset:
         """The other data set, `sampled`; a part with fewer rows than are asked for stays whole.

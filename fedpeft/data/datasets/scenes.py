@@ -63,7 +63,7 @@ class Scenes:
         chosen = [of[i] for i in random.permutation(np.resize(random.permutation(len(of)), count)).tolist()]
         images = np.stack([drawn(scene, random) for scene in chosen])
         owners = np.array([f"owner {i % self.owners:04d}" for i in range(count)])
-        return Rows(images, np.array([every[s] for s in chosen]), owners, [scene.caption for scene in chosen])
+        return Rows(images, np.array([every[s] for s in chosen]), owners, texts=[scene.caption for scene in chosen])
 
     def _one_sided(self, rows: Rows) -> Rows:
         """The rows without what their owners don't have."""
@@ -78,7 +78,7 @@ class Scenes:
                 images[i] = 0
             elif i % self.owners in no_texts:
                 texts[i] = ""
-        return Rows(images, rows.labels, rows.owners, texts)
+        return Rows(images, rows.labels, rows.owners, texts=texts)
 
 
 part = Scenes

@@ -27,12 +27,20 @@ from fedpeft.models.token_losses import (
     token_losses,
 )
 
+INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+"""What a language model is given of a batch."""
+
 
 def next_tokens(base: nn.Module, batch: Batch) -> Tensor:
     """What a base says of the token behind each, (B, T, vocabulary)."""
-    given = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    given = {name: batch[name] for name in INPUTS if name in batch}
     logits: Tensor = base(**given, use_cache=False).logits
     return logits
+
+
+def _tokens(batch: Batch) -> int:
+    """Positions of a batch, padding included."""
+    return next(batch[name] for name in INPUTS if name in batch).shape[1]
 
 
 class LanguageModel(FederatedModel):
@@ -55,7 +63,7 @@ class LanguageModel(FederatedModel):
         if not known:
             self._output = [None]
             return None
-        hidden = hidden[:, -batch["input_ids"].shape[1] :][:, :-1]  # a prompt's positions stand before, uncounted
+        hidden = hidden[:, -_tokens(batch) :][:, :-1]  # a prompt's positions stand before, uncounted
         labels, counted = counted_labels(batch)
         each, right = token_losses(hidden[counted], labels[counted], output.logits)
         return RowLosses(
@@ -65,7 +73,7 @@ class LanguageModel(FederatedModel):
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the next token, (B, T - 1, vocabulary), in at least fp32."""
         logits = next_tokens(self.base, batch)
-        logits = logits[:, -batch["input_ids"].shape[1] :][:, :-1]  # a prompt's positions stand before, uncounted
+        logits = logits[:, -_tokens(batch) :][:, :-1]  # a prompt's positions stand before, uncounted
         return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -81,7 +81,7 @@ class Classification(Task):
 
     metric = "accuracy"
     higher_is_better = True
-    pools: ClassVar[bool] = True
+    encodes: ClassVar[bool] = True
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
         """Token ids with the model's special tokens, or normalised images.

@@ -36,7 +36,9 @@ class DPO(Instruction):
     metric = "accuracy"
     higher_is_better = True
     per_example: ClassVar[bool] = False
+    per_example_missing: ClassVar[str] = "reads two sequences for each row"
     reference: ClassVar[bool] = True
+    starts_above: ClassVar[bool] = False  # a row is two sequences
 
     beta: float = setting(0.1, "how much it costs to leave the base's answers; lower: less", above=0.0, high=100.0)
 

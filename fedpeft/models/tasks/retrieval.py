@@ -57,7 +57,7 @@ class PairEncoder(FederatedModel):
 class Retrieval(PairTask):
     """Which text belongs to which."""
 
-    pools: ClassVar[bool] = True
+    encodes: ClassVar[bool] = True
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
         """Token ids of both texts of each row; rows without labels are each a pair of their own.

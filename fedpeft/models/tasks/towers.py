@@ -4,7 +4,7 @@ towers                                         SigLIP's pairwise loss, a linear 
 towers(connector=mlp)                          a hidden layer in it
 towers(connector=none)                         no connector: what is trained is the adapter alone
 
-With `--strategy head_only` the connector alone is trained, otherwise the last blocks of both towers, too. The pairs
+With `--peft linear_probe` the connector alone is trained, otherwise the last blocks of both towers, too. The pairs
 of a batch are those of one client: pairs across clients are missing, so results belong to a batch size.
 
 A client whose rows have one side only has no pairs. It trains its own tower (and, with images, the connector): two
@@ -71,11 +71,11 @@ class Towers(PairTask):
         """Both encoders (see `fedpeft.models.encoders`)."""
         from transformers import AutoConfig
 
-        towers = [
+        image, text = (
             load_base(encoders.from_pretrained, folder, dtype, hidden_states, say, **options)
             for folder in tower_folders(model_directory).values()
-        ]
-        return TwoTowers(*towers, AutoConfig.from_pretrained(str(model_directory), local_files_only=True))
+        )
+        return TwoTowers(image, text, AutoConfig.from_pretrained(str(model_directory), local_files_only=True))
 
     def model(self, base: nn.Module, classes: int | None) -> TowersModel:
         """The towers with a connector."""

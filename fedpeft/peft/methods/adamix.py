@@ -134,7 +134,7 @@ class AdaMix(PeftMethod):
     experts: int = setting(4, "down-projections of each adapter", low=1, high=64)
     activation: str = setting("gelu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
     consistency: float = setting(1.0, "weight of the divergence of two passes; 0: one pass", low=0)
-    layers: int = setting(2, "adapt this many uppermost blocks; 0: all blocks", low=0)
+    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
@@ -164,9 +164,11 @@ class AdaMix(PeftMethod):
 
     def owned(self, layout: Layout, seed: int, round: int, client: int, steps: int) -> State:
         """How often each expert was drawn, (experts * dim, 1) for weights, (experts * dim,) for biases."""
+        if not steps:  # a private client does not say, and counts as if it had trained all experts alike
+            return {}
         modules = [t.module for t in layout.tensors if t.name.endswith(".down.weight")]
         counts, passes = torch.zeros(len(modules), self.experts), PASSES if self._objective else 1
-        made = min(max(1, steps), COUNTED)
+        made = min(steps, COUNTED)
         for step in range(made):
             generator = seeds.generator(seed, ROUTES, round, client, step)
             for draw in range(passes * len(modules)):

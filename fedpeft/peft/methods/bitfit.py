@@ -2,7 +2,7 @@
 
     y = W0 x + b,   b starts at the base's own;   likewise the biases of layer norms
 
-Biases enter linearly from a shared start: the plain mean is exact. Deviations: those of the uppermost `layers` blocks
+Biases enter linearly from a shared start: the plain mean is exact. Deviations: those of the blocks that `layers` names
 alone, as for the other methods here (`layers=0` takes all blocks); and not those of keys, which change nothing: they
 add the same to the scores of all positions.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import KEY_PROJECTIONS, blocks, innermost, replace, uppermost
+from fedpeft.models.layers import KEY_PROJECTIONS, blocks, chosen_blocks, innermost, replace
 from fedpeft.models.task import FederatedModel, adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
@@ -65,7 +65,7 @@ def taken_bias(layer: nn.Module) -> Tensor:
 class BitFit(PeftMethod):
     """The biases of linear layers and layer norms."""
 
-    layers: int = setting(2, "train the biases of this many uppermost blocks; 0: of all blocks", low=0)
+    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
@@ -82,7 +82,7 @@ class BitFit(PeftMethod):
         path, stack = blocks(model.base)
         found = [
             f"{path}.{i}.{name}"
-            for i in uppermost(model.base, self.layers, "bitfit")
+            for i in chosen_blocks(model.base, self.layers, "bitfit")
             for name, layer in stack[i].named_modules()
             if isinstance(layer, nn.Linear | nn.LayerNorm)
             and layer.bias is not None

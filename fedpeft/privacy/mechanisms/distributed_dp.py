@@ -39,8 +39,9 @@ from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import Events, rdp_epsilon, together
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Exposure, Mechanism, bounded_block, noisy
+from fedpeft.privacy.mechanism import Mechanism, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise

@@ -16,8 +16,9 @@ from typing import ClassVar
 
 from fedpeft.peft.adapter import State, norm
 from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Exposure, Mechanism, bounded_block
+from fedpeft.privacy.mechanism import Mechanism, bounded_block
 from fedpeft.privacy.noise import RunKey, gaussian
 
 

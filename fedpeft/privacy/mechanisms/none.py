@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.errors import PrivacyError
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
-from fedpeft.privacy.mechanism import Exposure, Mechanism
+from fedpeft.privacy.mechanism import Mechanism
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,19 @@ from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import State, norm
 from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges
-from fedpeft.privacy.mechanism import Exposure, Mechanism, ServerRound, Training, bounded_block, noisy
+from fedpeft.privacy.mechanism import Mechanism, ServerRound, Training, bounded_block, noisy
 from fedpeft.privacy.noise import RunKey, gaussian
-from fedpeft.privacy.server_noise import SERVER_NOISES, ServerNoise, correlated, longer, remembered, turns_of
+from fedpeft.privacy.server_noise import (
+    SERVER_NOISES,
+    ServerNoise,
+    correlated,
+    longer,
+    remembered,
+    turns_of,
+    variance,
+)
 
 DISTANCE = 4.0
 """How far all planned rounds lead, if all clients agree: rounds x clip, as in the privacy study."""
@@ -97,7 +106,8 @@ class NoisySum:
         clip = at.clip
         if self.adapt is not None:
             clip = self.adapt.next(clip, self.centred, float(stream.standard_normal()), self.expected)
-        optimizer = at.optimizer.noised((deviation / self.expected) ** 2)
+        related = 1.0 if self.factor is None else variance(self.factor, chain)
+        optimizer = at.optimizer.noised(related * (deviation / self.expected) ** 2)
         after, memory = optimizer.step(at.state, direction, memory)
         memory = memory if self.factor is None else remembered(memory, chain)
         return Outcome(self.strategy.finish(after, at.layout, at.round), memory, clip=clip)

@@ -61,7 +61,7 @@ def generated(
     ends, padding = ends_of(model, tokenizer), padding_of(tokenizer)
     if _prepends(model):
         return _generated_anew(model, prompts, new_tokens, ends, padding)
-    longest = max(map(len, prompts))
+    longest, device = max(map(len, prompts)), next(model.parameters()).device
     ids = torch.full((len(prompts), longest), padding)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
@@ -70,8 +70,8 @@ def generated(
     generate: Any = model.base.generate
     with torch.inference_mode():
         made = generate(
-            input_ids=ids,
-            attention_mask=mask,
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
             max_new_tokens=new_tokens,
             do_sample=False,
             pad_token_id=padding,
@@ -90,16 +90,16 @@ def _generated_anew(
     model: FederatedModel, prompts: Sequence[Sequence[int]], new_tokens: int, ends: Sequence[int], padding: int
 ) -> list[list[int]]:
     """As `generated`, with a whole pass for each new token; those that have ended leave it."""
-    rows = [list(prompt) for prompt in prompts]
+    rows, device = [list(prompt) for prompt in prompts], next(model.parameters()).device
     open_rows = list(range(len(rows)))
     for _ in range(new_tokens):
-        lengths = torch.tensor([len(rows[i]) for i in open_rows])
+        lengths = torch.tensor([len(rows[i]) for i in open_rows], device=device)
         longest = int(lengths.max())
-        ids = torch.tensor([rows[i] + [padding] * (longest - len(rows[i])) for i in open_rows])
-        mask = (torch.arange(longest) < lengths[:, None]).long()
+        ids = torch.tensor([rows[i] + [padding] * (longest - len(rows[i])) for i in open_rows], device=device)
+        mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
         with torch.inference_mode():
             logits = model.base(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -longest:]
-        said = logits[torch.arange(len(open_rows)), lengths - 1].argmax(-1).tolist()
+        said = logits[torch.arange(len(open_rows), device=device), lengths - 1].argmax(-1).tolist()
         for row, token in zip(open_rows, said, strict=True):
             rows[row].append(token)
         open_rows = [row for row, token in zip(open_rows, said, strict=True) if token not in ends]

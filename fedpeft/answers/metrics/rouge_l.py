@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fedpeft.answers.metric import Metric
 from fedpeft.errors import needs_extra
-from fedpeft.evaluation.metric import Metric
 from fedpeft.parts import setting
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft.evaluation.metric import Metric
+from fedpeft.answers.metric import Metric
 
 
 @dataclass(frozen=True)

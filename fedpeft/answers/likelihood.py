@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedpeft.answers.questions import Question
 from fedpeft.data.examples import length_sorted_batches
 from fedpeft.data.tokens import padding_of, rows_of
-from fedpeft.evaluation.questions import Question
+from fedpeft.models import scoring
 from fedpeft.models.task import FederatedModel, Task
 
 BATCH = 16
@@ -55,7 +56,8 @@ def log_likelihoods(
     found = np.zeros(len(rows))
     with torch.inference_mode():
         for index in length_sorted_batches(examples.lengths, BATCH):
-            found[index] = -task.row_losses(model, examples.batch(index)).sums.double().numpy()
+            batch = scoring.placed(examples.batch(index), model)
+            found[index] = -task.row_losses(model, batch).sums.double().cpu().numpy()
             advance(len(index))
     ends = np.cumsum([len(question.choices) for question in questions])
     return np.split(found, ends[:-1])

@@ -1,0 +1,84 @@
+"""The same step as others make it: a plain loop over a model of the peft library, and trl's SFTTrainer.
+
+Each has a base and an adapter of its own, loaded as their users load them. A step is the loss and its gradient; no
+optimizer steps, on either side.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from fedpeft.data.examples import Batch
+
+Step = Callable[[], float]
+PLAIN, SFT = "plain peft loop", "trl SFTTrainer"
+
+
+def adapted(model: str, dtype: str) -> Any:
+    """The base as transformers loads it, with LoRA in all blocks."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from fedpeft.models.base_model import resolve_model
+    from fedpeft.models.task import DTYPES
+
+    base = AutoModelForCausalLM.from_pretrained(resolve_model(model), dtype=DTYPES[dtype])
+    config = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    return get_peft_model(base, config)
+
+
+def plain(model: str, dtype: str, batch: Batch) -> Step:
+    """`model(**batch).loss.backward()`: the loss as transformers makes it, of all logits."""
+    made = adapted(model, dtype)
+
+    def step() -> float:
+        loss = made(**batch, use_cache=False).loss
+        loss.backward()
+        made.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
+
+
+def sft(model: str, dtype: str, batch: Batch) -> Step:
+    """`SFTTrainer.training_step`, with trl's own defaults for the loss; without gradient checkpointing, as the others.
+
+    Raises:
+        ImportError: trl, or what it needs, is missing.
+    """
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    from fedpeft.models.base_model import resolve_model
+
+    settings = SFTConfig(
+        tempfile.mkdtemp(), report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no"
+    )
+    trainer = SFTTrainer(
+        model=adapted(model, dtype),
+        args=settings,
+        train_dataset=Dataset.from_list([{"input_ids": [1, 2, 3]}]),
+        processing_class=AutoTokenizer.from_pretrained(resolve_model(model)),
+    )
+
+    def step() -> float:
+        loss = trainer.training_step(trainer.model, dict(batch))
+        trainer.model.zero_grad(set_to_none=True)
+        return float(loss)
+
+    return step
+
+
+def steps(model: str, dtype: str, batch: Batch, say: Callable[[str], object]) -> dict[str, Callable[[], Step]]:
+    """What makes each step when it is wanted; trl's where it is installed."""
+    found: dict[str, Callable[[], Step]] = {PLAIN: lambda: plain(model, dtype, batch)}
+    try:
+        import datasets  # noqa: F401
+        import trl  # noqa: F401
+    except ImportError:
+        say(f"{SFT}: left out, since trl and datasets are not installed")
+        return found
+    return found | {SFT: lambda: sft(model, dtype, batch)}

@@ -1,0 +1,1 @@
+"""A found hybrid against lora at equal bytes."""

@@ -1,0 +1,1 @@
+"""Questions to language models: how they are put, how answers are made, and how right they are."""

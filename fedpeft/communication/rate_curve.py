@@ -1,0 +1,87 @@
+"""About how many bytes a state takes at every step size, from a glance at it: where the search for a step begins.
+
+A slice's rate, in bits an entry, goes by its root mean square in steps and by how its entries are distributed. That
+distribution is read off a sample of all slices, each divided by its root mean square; the rate is counted at every half
+octave. The bytes at a step size are then a sum over slices, and at all step sizes a correlation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from fedpeft.communication.payload import Array
+from fedpeft.communication.symbols import counted
+
+SAMPLE: Final = 2048
+"""Entries that are looked at, about."""
+_OCTAVES: Final = np.arange(-16, 5) / 2
+"""log2 of a slice's root mean square in steps, where its rate is counted: a bit more an octave above, none below."""
+_PER_OCTAVE: Final = 8
+_MOST: Final = 255
+
+
+@dataclass(frozen=True)
+class RateCurve:
+    """Bytes (m,) at steps (m,) that fall by eighths of an octave, without tables; never falling."""
+
+    log_steps: Array
+    bytes: Array
+
+    def at(self, step: float) -> float:
+        """About how many bytes the levels take."""
+        return float(np.interp(-np.log2(step), -self.log_steps, self.bytes))
+
+    def step(self, budget: float) -> tuple[float, float]:
+        """Where they take the budget, and how many bytes less an octave further."""
+        log_step = float(np.interp(budget, self.bytes, self.log_steps))
+        step = 2.0**log_step
+        return step, max(1.0, self.at(step / np.sqrt(2)) - self.at(step * np.sqrt(2)))
+
+
+def rate_curve(
+    y: Array, rms: Array, sizes: Array, low: float, high: float, offset: float, probe: Array | None
+) -> RateCurve:
+    """The curve between two steps.
+
+    Args:
+        y: entries (n,), slice after slice, at least one of them not zero.
+        rms: root mean square of each slice.
+        sizes: entries of each slice.
+        low: the smallest step, above 0.
+        high: the largest.
+        offset: of nearest levels, q = floor(|y| / step + offset).
+        probe: (n,), noise of dithered levels, q = floor(y / step + probe + 1/2).
+    """
+    every = max(1, len(y) // SAMPLE)
+    ends = -(-np.cumsum(sizes) // every)  # of the entries 0, every, 2 every, ... those below a slice's end
+    unit = np.repeat(rms, np.diff(ends, prepend=0))
+    inside = unit > 0
+    z = (y[::every][inside] / unit[inside]).astype(np.float32)
+    rates = _rates(z, offset, None if probe is None else probe[::every][inside])
+    places = np.round(_PER_OCTAVE * np.log2(rms[rms > 0])).astype(np.int64)
+    entries = np.bincount(places - places.min(), weights=sizes[rms > 0])
+    first, last = (round(_PER_OCTAVE * float(np.log2(step))) for step in (low / 1.1, high * 1.1))
+    over = (places.min() - last + np.arange(len(entries) + last - first)) / _PER_OCTAVE
+    bits = np.interp(over, _OCTAVES, rates) + np.maximum(over - _OCTAVES[-1], 0)
+    spent = np.correlate(bits, entries, "valid") / 8
+    return RateCurve((last - np.arange(len(spent))) / _PER_OCTAVE, np.maximum.accumulate(spent))
+
+
+def _rates(z: Array, offset: float, probe: Array | None) -> Array:
+    """Entropy of the levels of z (n,), in bits an entry, at each of `_OCTAVES`."""
+    scaled = (z if probe is not None else np.abs(z)) * np.exp2(_OCTAVES).astype(np.float32)[:, None]
+    scaled += offset if probe is None else probe.astype(np.float32) + np.float32(0.5)
+    levels = np.clip(np.floor(scaled, out=scaled), -_MOST, _MOST, out=scaled).astype(np.int16)
+    reach = int(max(levels.max(initial=0), -levels.min(initial=0)))
+    rows, width = len(_OCTAVES), 2 * reach + 1
+    joint = levels + (np.arange(rows, dtype=np.int16) * width + reach)[:, None]
+    counts = counted(joint.reshape(-1), rows * width).reshape(rows, width)
+    logs = np.log2(counts, out=np.zeros(counts.shape), where=counts > 0)
+    count = max(1, len(z))
+    entropy = np.log2(count) - (counts * logs).sum(axis=1) / count
+    signs = 0.0 if probe is not None else counts[:, reach + 1 :].sum(axis=1) / count  # as many up as down, about
+    rates: Array = entropy + signs
+    return rates

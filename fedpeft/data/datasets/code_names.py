@@ -1,0 +1,144 @@
+"""What the names in Python functions are: a label for each word of a function, out of open-source packages.
+
+    def  scaled ( values , by )  :  return  values . copy ( ) . times ( by = by )
+    O    FUN    O ARG    O ARG O O  O       ARG    O ATT  O O O ATT   O KEY O ARG O
+
+The functions, their packages and the split are those of `code_types`. Words are Python's own tokens without layout and
+comments. Labels are spans in IOB2: the name of a function that is defined (FUN), of an argument where it is declared or
+used (ARG), of a local variable (VAR), of an argument in a call (KEY), and chains of attributes `.b.c` (ATT), the only
+spans of several words. Names of modules, classes, builtins and all else are outside (O). They come from the syntax
+tree; a default value is read as if it stood inside of its function. Functions with f-strings are left out: versions of
+Python cut these into other words.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import tokenize
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedpeft.data.datasets.code_types import HELD_OUT, digest, read_all
+from fedpeft.data.rows import Dataset, Rows
+from fedpeft.errors import DataError
+from fedpeft.parts import setting
+
+LABELS = ("O", "B-ARG", "B-ATT", "I-ATT", "B-FUN", "B-KEY", "B-VAR")
+
+WORDS = (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP)
+
+LONGEST = 40
+"""Characters of a word; longer ones, which are strings, are cut."""
+
+Place = tuple[int, int]
+"""Line, from 1, and column of a name."""
+
+
+@dataclass(frozen=True)
+class CodeNames:
+    """The names in functions, with what each is."""
+
+    package_rows: int = setting(150, "at most so many functions of a package", low=10, high=10_000)
+    characters: int = setting(600, "functions with a longer text are left out", low=80, high=100_000)
+
+    suited_partition: ClassVar[str] = "natural"
+    suited_head: ClassVar[str] = "zero"
+
+    def load(self) -> Dataset:
+        """Rows of words and tags, owners are packages; fetched (30 MB) on first use, as `code_types` is.
+
+        Raises:
+            AssetError: a package can't be fetched.
+            DataError: no function is left.
+        """
+        train: list[tuple[str, str]] = []
+        test: list[tuple[str, str]] = []
+        held_out = {package.name for package in HELD_OUT}
+        for name, functions in read_all().items():
+            chosen = sorted(
+                (f for f in functions if len(f.text) <= self.characters), key=lambda f: digest(f"{name}/{f.name}")
+            )
+            rows = [row for row in map(row_of, (f.text for f in chosen)) if row is not None][: self.package_rows]
+            (test if name in held_out else train).extend((row, name) for row in rows)
+        if not train or not test:
+            raise DataError(f"no function has at most {self.characters} characters; allow more (characters)")
+        return Dataset("code_names", "text", "token_labels", _rows(train), _rows(test), LABELS, "minilm")
+
+
+def _rows(rows: Sequence[tuple[str, str]]) -> Rows:
+    return Rows([row for row, _ in rows], None, np.array([owner for _, owner in rows]))
+
+
+def row_of(text: str) -> str | None:
+    """A function's words and tags as a row (`fedpeft.models.tasks.token_labels`); None: it has f-strings, or can't be
+    parsed by itself."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return None
+    if any(isinstance(node, ast.JoinedStr) for node in ast.walk(tree)):
+        return None
+    kinds = dict(_named(tree))
+    words: list[str] = []
+    tags: list[str] = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in WORDS:
+            continue
+        kind = "FUN" if words and words[-1] == "def" else kinds.get(token.start, "")
+        if kind == "ATT" and len(words) > 1 and words[-1] == "." and tags[-2].endswith("-ATT"):
+            tags[-1] = "I-ATT"
+            tags.append("I-ATT")
+        else:
+            tags.append(f"B-{kind}" if kind else "O")
+        words.append(token.string[:LONGEST])
+    return json.dumps({"words": words, "tags": [LABELS.index(tag) for tag in tags]})
+
+
+def _named(
+    tree: ast.AST, arguments: frozenset[str] = frozenset(), local: frozenset[str] = frozenset()
+) -> Iterator[tuple[Place, str]]:
+    """Where names stand, and what each is; those of outer functions count inside, as they do in Python."""
+    for node in ast.iter_child_nodes(tree):
+        own, inner = arguments, local
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+                declared = frozenset(_arguments(node.args))
+                stored = frozenset(_stored(node))
+                own, inner = (arguments - stored) | declared, (local - declared) | (stored - declared)
+            case ast.arg():
+                yield (node.lineno, node.col_offset), "ARG"
+            case ast.Name(id=name) if name in own:
+                yield (node.lineno, node.col_offset), "ARG"
+            case ast.Name(id=name) if name in inner:
+                yield (node.lineno, node.col_offset), "VAR"
+            case ast.Attribute(attr=name):
+                yield (node.end_lineno or 0, (node.end_col_offset or 0) - len(name)), "ATT"
+            case ast.keyword(arg=str()):
+                yield (node.lineno, node.col_offset), "KEY"
+        yield from _named(node, own, inner)
+
+
+def _arguments(given: ast.arguments) -> Iterator[str]:
+    every = (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg)
+    return (argument.arg for argument in every if argument is not None)
+
+
+def _stored(function: ast.AST) -> Iterator[str]:
+    """Names that are assigned to in a function, those of functions inside it aside."""
+    for node in ast.iter_child_nodes(function):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda() | ast.ClassDef():
+                continue
+            case ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.ExceptHandler(name=str(name)):
+                yield name
+        yield from _stored(node)
+
+
+part = CodeNames

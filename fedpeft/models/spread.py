@@ -1,0 +1,81 @@
+"""A model over several devices, for a base that does not fit one: its blocks in order, all else on the first.
+
+A block is given what it reads on its own device; what the last one makes goes back to the first, where embeddings and
+output layer are, which often are the same weights. Devices work one after another, as with transformers' `device_map`:
+it is memory that is gained, not time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from fedpeft.errors import ModelError
+from fedpeft.models.layers import blocks
+
+
+def shares(sizes: Sequence[int], devices: int) -> list[int]:
+    """The device of each block, in order, so that each has about as many bytes.
+
+    Args:
+        sizes: bytes of each block.
+        devices: at least one, and no more than there are blocks.
+    """
+    total, before, found = sum(sizes), 0, list[int]()
+    for i, size in enumerate(sizes):
+        middle = (before + size / 2) / total
+        wanted = min(devices - 1, int(middle * devices))
+        left = len(sizes) - i  # each device gets a block
+        found.append(max(min(wanted, (found[-1] if found else -1) + 1), devices - left))
+        before += size
+    return found
+
+
+def spread(model: nn.Module, devices: Sequence[str]) -> None:
+    """Move a model, with its adapter, to `devices`.
+
+    Raises:
+        ModelError: it has fewer blocks than there are devices.
+    """
+    stack = blocks(model)[1]
+    if len(stack) < len(devices):
+        raise ModelError(f"a model of {len(stack)} blocks can't lie on {len(devices)} devices; take fewer")
+    sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in stack]
+    places = [torch.device(devices[share]) for share in shares(sizes, len(devices))]
+    inside = {id(module) for block in stack for module in block.modules()}
+    for module in model.modules():
+        if id(module) not in inside:
+            module._apply(_mover(torch.device(devices[0])), recurse=False)  # type: ignore[no-untyped-call]
+    for block, place in zip(stack, places, strict=True):
+        block.to(place)
+        block.register_forward_pre_hook(_to(place), with_kwargs=True)
+    stack[-1].register_forward_hook(_back(torch.device(devices[0])))
+
+
+def _mover(device: torch.device) -> Callable[[Tensor], Tensor]:
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device)
+
+    return move
+
+
+def _to(device: torch.device) -> Any:
+    def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return _moved(given, device), _moved(named, device)
+
+    return hook
+
+
+def _back(device: torch.device) -> Any:
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        return _moved(output, device)
+
+    return hook
+
+
+def _moved(values: Any, device: torch.device) -> Any:
+    return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)

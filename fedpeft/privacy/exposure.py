@@ -1,0 +1,54 @@
+"""What the cost of a private run depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedpeft.aggregation.strategy import Strategy
+from fedpeft.peft.adapter import Layout
+from fedpeft.peft.method import PeftMethod
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What the cost of a run depends on; none of it is learned from the data's content.
+
+    Attributes:
+        strategy, method, layout: the parts.
+        rows: training rows of each client, (clients,).
+        steps: local steps of each client in a round, (clients,).
+        participations: rounds that each client is planned to take part in, (clients,).
+        batch_size: expected rows of a local step.
+        rounds: planned.
+        cohort: expected number of clients in a round.
+        even: whether all clients have the same chance of being drawn.
+        start: whether the head starts from a noisy release of every client's rows, before round 1.
+        start_entries: numbers that this release has, without those that tell of its noise.
+        trained: entries that are trained in a round, the fewest and the most.
+    """
+
+    strategy: Strategy
+    method: PeftMethod
+    layout: Layout
+    rows: np.ndarray
+    steps: np.ndarray
+    participations: np.ndarray
+    batch_size: int
+    rounds: int
+    cohort: int
+    even: bool
+    start: bool = False
+    start_entries: int = 0
+    trained: tuple[int, int] = (1, 1)
+
+    @property
+    def clients(self) -> int:
+        """How many there are."""
+        return len(self.rows)
+
+    @property
+    def head_alone(self) -> bool:
+        """Whether nothing but the head is trained."""
+        return self.trained[1] == sum(t.numel for t in self.layout.tensors if t.role == "head")

@@ -1,0 +1,67 @@
+"""What `--measure evaluate` asks the global model of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedpeft.answers.exam import Exam, that_fit
+from fedpeft.answers.metric import parse_metrics
+from fedpeft.answers.questions import Form, of_row, read_questions
+from fedpeft.data.rows import DATASETS, Rows, split_validation
+from fedpeft.data.tokens import load_tokenizer
+from fedpeft.errors import ConfigError
+from fedpeft.models.base_model import UNBOUNDED, readable_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedpeft.run.measurements.evaluate import Evaluate
+    from fedpeft.run.setup import Setup
+
+
+def check_evaluate(setup: Setup, asked: Evaluate) -> None:
+    """Refuse who can't be asked.
+
+    Raises:
+        ConfigError: says what, and what to do.
+        AssetError: a metric's library is missing.
+    """
+    if setup.facts.task == "classification":
+        raise ConfigError("evaluate asks a language model, and this is a classifier; leave it out of --measure")
+    if setup.personal:
+        raise ConfigError(
+            f"evaluate asks the global model, and with {setup.config.strategy} each client has its own; leave it out "
+            "of --measure, and compare them with python -m fedpeft.evaluate RUN --own all"
+        )
+    parse_metrics(asked.metrics)
+    if not asked.questions and not setup.task.asks:
+        raise ConfigError(
+            f"evaluate needs questions, and rows of {setup.facts.task} are none: give "
+            "evaluate(questions='FILE.jsonl'), or leave it out of --measure"
+        )
+
+
+def exam_of(setup: Setup, validation: Rows, say: Callable[[str], None]) -> Exam | None:
+    """What the run's global model is asked; None: nothing. `validation`: the server's rows.
+
+    Raises:
+        ConfigError, DataError: there are no questions, or none that the model can read.
+    """
+    asked = setup.measured.evaluate
+    if asked is None:
+        return None
+    if asked.questions:
+        template = getattr(DATASETS.build(setup.config.dataset), "template", None)
+        found = read_questions(asked.questions, Form(setup.task.asks, template))[: asked.rows or None]
+    elif len(validation):
+        rows = validation
+        if asked.rows and len(rows) > asked.rows:
+            rows = split_validation(rows, asked.rows)[1]
+        found = [of_row(str(row)) for row in rows.inputs]
+    else:
+        raise ConfigError("evaluate has no validation rows to ask: give evaluate(questions='FILE.jsonl')")
+    readable = readable_tokens(setup.model_directory, setup.method.extra_tokens, UNBOUNDED)
+    kept, notes = that_fit(found, load_tokenizer(setup.model_directory), asked.new_tokens, readable)
+    for note in notes:
+        say(note)
+    return Exam(tuple(kept), asked.metrics, asked.new_tokens, "" if setup.task.asks else " ")

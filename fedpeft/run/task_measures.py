@@ -1,0 +1,63 @@
+"""How a sequence of tasks went: the task x time matrix, and what continual learning makes of it.
+
+With a_{t,i} the accuracy on task i after task t, of T tasks, and b_i that of the start:
+
+    average             mean_i a_{T,i}
+    forgetting          mean_{i<T} ( max_{i<=t<T} a_{t,i} - a_{T,i} )     (Chaudhry et al., arXiv 1801.10112)
+    backward transfer   mean_{i<T} ( a_{T,i} - a_{i,i} )                  (Lopez-Paz and Ranzato, arXiv 1706.08840)
+    forward transfer    mean_{i>1} ( a_{i-1,i} - b_i )                    (the same)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedpeft.data.task_sequence import TaskSequence
+
+KINDS = ("accuracy", "accuracy_known_task")
+"""Among the classes of all tasks, and among those of the row's own task alone."""
+
+
+def transfer(matrix: Sequence[Sequence[float]], start: Sequence[float]) -> dict[str, float]:
+    """The measures of a matrix (T, T), whose rows are times, and the start (T,); at least two tasks."""
+    a, b = np.asarray(matrix, np.float64), np.asarray(start, np.float64)
+    tasks = len(b)
+    best = [a[i : tasks - 1, i].max() for i in range(tasks - 1)]
+    return {
+        "average": float(a[-1].mean()),
+        "forgetting": float(np.mean([best[i] - a[-1, i] for i in range(tasks - 1)])),
+        "backward_transfer": float(np.mean([a[-1, i] - a[i, i] for i in range(tasks - 1)])),
+        "forward_transfer": float(np.mean([a[i - 1, i] - b[i] for i in range(1, tasks)])),
+    }
+
+
+def of_run(
+    lines: Sequence[Mapping[str, Any]], sequence: TaskSequence, correct: np.ndarray, tasks: np.ndarray
+) -> dict[str, Any]:
+    """What summary.json says of the tasks.
+
+    Args:
+        lines: of tasks.jsonl: the start, and after each task.
+        sequence: of the tasks.
+        correct: which test rows the saved adapter is right about, or which share of their tokens, (rows,).
+        tasks: of the test rows, (rows,).
+    """
+    start, *times = lines
+    found: dict[str, Any] = {
+        "names": list(sequence.names),
+        "rounds": [line["round"] for line in times],
+        "late": sequence.schedule.late,
+        "loss": [line["loss"] for line in times],
+        "test_accuracy": [float(correct[tasks == task].mean()) for task in range(len(sequence.names))],
+    }
+    for kind in KINDS:
+        if kind not in start:
+            continue
+        matrix = [line[kind] for line in times]
+        found[kind] = {"start": start[kind], "matrix": matrix}
+        if len(times) == len(sequence.names):
+            found[kind] |= transfer(matrix, start[kind])
+    return found

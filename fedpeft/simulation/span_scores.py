@@ -1,0 +1,82 @@
+"""Precision, recall and F1 of whole spans of token labels, by the library seqeval (CoNLL's measure, IOB2, strict).
+
+A span counts if its first word, its last word and its type are right. Token accuracy, which a run tells anyway, is
+higher, since most words are outside of all spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fedpeft.data.examples import IGNORED
+from fedpeft.errors import AssetError, needs_extra
+from fedpeft.models.scoring import placed, score_batches
+from fedpeft.peft import saved_adapter
+from fedpeft.simulation.simulation import Simulation
+
+TASK = "token_labels"
+
+
+def span_scores(right: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Of label sequences in IOB2: `precision`, `recall`, `f1` over all spans, and `by_type` the F1 of each type.
+
+    Raises:
+        AssetError: seqeval is missing.
+    """
+    needs_extra("seqeval", "evaluate", "the F1 of spans")
+    import warnings
+
+    from seqeval.metrics import classification_report
+    from seqeval.scheme import IOB2
+
+    with warnings.catch_warnings(action="ignore"):  # a type that is never said has no precision: 0
+        report = classification_report(
+            [list(row) for row in right],
+            [list(row) for row in said],
+            output_dict=True,
+            mode="strict",
+            scheme=IOB2,
+            zero_division=0,
+        )
+    whole = report["micro avg"]
+    averages = ("micro avg", "macro avg", "weighted avg")
+    return {
+        "precision": float(whole["precision"]),
+        "recall": float(whole["recall"]),
+        "f1": float(whole["f1-score"]),
+        "by_type": {name: float(of["f1-score"]) for name, of in report.items() if name not in averages},
+    }
+
+
+def spans_of(simulation: Simulation) -> dict[str, Any] | None:
+    """The scores of the saved adapter on the test rows, in fp32; None: rows have other labels, or seqeval is missing,
+    which is said in a line."""
+    setup = simulation.setup
+    if setup.facts.task != TASK:
+        return None
+    try:
+        needs_extra("seqeval", "evaluate", "the F1 of spans")
+    except AssetError as error:
+        simulation.observer.say(f"spans are not scored: {error}")
+        return None
+    names = setup.facts.label_names or ()
+    base = setup.task.base(setup.model_directory, torch.float32)
+    model = saved_adapter.load(simulation.folder, setup.task, base, setup.facts.classes)
+    examples = setup.task.tokenise(simulation.rows.dataset.test, setup.model_directory, setup.tokens)
+    batches = score_batches(examples)
+    simulation.observer.phase("scoring spans on the test rows (fp32)", len(batches))
+    right: list[list[str]] = []
+    said: list[list[str]] = []
+    for rows in batches:
+        batch = placed(examples.batch(rows), model)
+        with torch.inference_mode():
+            found = model(batch).argmax(-1)
+        for labels, predicted in zip(batch["labels"], found, strict=True):
+            counted = labels != IGNORED
+            right.append([names[i] for i in labels[counted].tolist()])
+            said.append([names[i] for i in predicted[counted].tolist()])
+        simulation.observer.advance()
+    return span_scores(right, said)

@@ -1,0 +1,188 @@
+"""python -m fedpeft.tune SEARCH.toml: settings that suit a federation, by trials, each of which is a run.
+
+optuna draws trials (TPE) and ends those early that fall behind at a rung of rounds (hyperband, successive halving). A
+search that was killed goes on by the same command: its running trials continue their runs, and with one worker all is
+as if nothing had happened. Everything is in the search's folder: search.journal (optuna's), trials/ with the runs, and
+the report.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from fedpeft import simulate
+from fedpeft.errors import RunError, needs_extra
+from fedpeft.run import catalogue, console
+from fedpeft.run.command import exit_code
+from fedpeft.run.folder import make_folder, refuse_file
+from fedpeft.run.phases import Heartbeat
+from fedpeft.study import load
+
+if TYPE_CHECKING:
+    from fedpeft.tuning.runner import Place
+    from fedpeft.tuning.search_file import Search
+
+NOTHING = 1
+"""Exit code where no trial has finished."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Search for settings: draw trials, train them, end early those that fall behind; then make the report."""
+
+    search: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SEARCH.toml", help="the search's file")]
+    output: Annotated[
+        Path | None, tyro.conf.arg(help="folder of the results (default: beside the file, named alike)")
+    ] = None
+    trials: Annotated[
+        int, tyro.conf.arg(help="that are trained; 0: as many as the file says; more can be added later")
+    ] = 0
+    workers: Annotated[
+        int, tyro.conf.arg(help="trials at a time; with more than one, what is drawn depends on timing")
+    ] = 1
+    dry_run: Annotated[bool, tyro.conf.arg(help="only show what is searched, and what is done")] = False
+    plugin: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE", help="parts of your own: a file, folder or installed package (repeatable)"),
+    ] = ()
+
+
+def load_all() -> None:
+    """Import what every trial needs."""
+    load()
+    importlib.import_module("fedpeft.tuning.trial")
+
+
+def trial(arguments: list[str]) -> int:
+    """One trial, in its process; its exit code.
+
+    Args:
+        arguments: the flags of python -m fedpeft.simulate, then the search's folder and the trial's number.
+    """
+    from fedpeft.tuning.trial import NOT_PASSED, GivenUp, Reporter
+
+    *flags, folder, number = arguments
+
+    def run() -> None:
+        reporter = Reporter(Path(folder), int(number))
+        config, run_folder, resume, _ = simulate.parse(flags)
+        reporter.catch_up(run_folder)
+        simulate.simulate(config, run_folder, resume, Console(), on_round=reporter.round_done)
+
+    try:
+        return exit_code(run)
+    except GivenUp:
+        return NOT_PASSED
+
+
+def show_plan(search: Search, folder: Path, trials: int, output: Console) -> None:
+    """What is searched."""
+
+    def say(text: str) -> None:
+        output.print(text, highlight=False, soft_wrap=True)
+
+    keys = search.keys
+    rungs = "" if keys.pruner == "none" else f", {keys.pruner} over up to {search.rounds} rounds"
+    say(f"[bold]{search.name}[/]: {trials} trials by {keys.sampler}{rungs}, validation {keys.objective} -> {folder}")
+    if search.budget is not None:
+        say(f"budget: {search.budget}")
+    found = {name: str(among) for name, among in search.space.items()}
+    if search.hybrid is not None:
+        found |= search.hybrid.described()
+    for name, among in found.items():
+        output.print(f"  {name}: {among}", markup=False, highlight=False, soft_wrap=True)
+
+
+def place_of(search: Search, folder: Path, trials: int, output: Console) -> Place:
+    """The search in its folder, with what sizes and blocks it must know.
+
+    Raises:
+        FedpeftError: the folder is another's, or no hybrid is within the budget.
+    """
+    from fedpeft.run.catalogue import built
+    from fedpeft.tuning import store
+    from fedpeft.tuning.runner import SILENCE, Place
+    from fedpeft.tuning.sizes import Sizes, check_smallest
+
+    first = search.corner({})
+    study = store.opened(search, folder, built(first, "measure").validation.every)
+    sizes, blocks = None, 0
+    if search.budget is not None or search.hybrid is not None:
+        doing = "reading the rows and the model, whose sizes count"
+        output.print(doing, highlight=False)
+        with Heartbeat(lambda: output.print(f"...     {doing}", highlight=False), SILENCE):
+            console.quiet_libraries()
+            sizes = Sizes(folder)
+            blocks = sizes.depth(first) if search.hybrid is not None else 0
+            check_smallest(search, sizes, blocks)
+    return Place(search, study, folder, trials, sizes, blocks)
+
+
+def run_search(command: Command, output: Console) -> int:
+    """Do what is left of a search and make the report; returns the exit code.
+
+    Raises:
+        FedpeftError: what the user can mend.
+    """
+    needs_extra("optuna", "tune", "a search")
+    from fedpeft.tuning.search_file import read_search
+
+    if command.workers < 1 or command.trials < 0:
+        raise RunError("--workers must be at least 1 and --trials at least 0")
+    catalogue.use(command.plugin)
+    search = read_search(command.search)
+    folder = command.output or search.folder
+    trials = command.trials or search.keys.trials
+    refuse_file(folder)
+    show_plan(search, folder, trials, output)
+    if command.dry_run:
+        return 0
+    make_folder(folder)
+    try:
+        with FileLock(folder / "search.lock", timeout=0):
+            return _searched(search, folder, trials, command.workers, output)
+    except Timeout:
+        raise RunError(f"another process searches in {folder}; wait for it or give another --output") from None
+
+
+def _searched(search: Search, folder: Path, trials: int, workers: int, output: Console) -> int:
+    from fedpeft.studies.process import Program, Starter
+    from fedpeft.tuning.report import PAGE, Report
+    from fedpeft.tuning.runner import Conductor
+
+    place = place_of(search, folder, trials, output)
+    report = Report(search, place.study)
+    try:
+        Conductor(place, lambda: Starter(Program(load_all, trial)), workers, output).run()
+    finally:
+        report.write(folder)
+    output.print(f"{report.extent} report: {folder / PAGE}", highlight=False, soft_wrap=True)
+    if not report.command:
+        output.print("no trial has finished", highlight=False)
+        return NOTHING
+    output.print(f"the best settings, {report.best_trial}:", highlight=False)
+    output.print(report.command, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit code: 0, 1 if no trial has finished, 2 for a user's mistake, 130 after Ctrl-C."""
+    return exit_code(
+        lambda: run_search(tyro.cli(Command, args=arguments, prog="python -m fedpeft.tune"), Console()),
+        lambda: "interrupted; the same command continues",
+    )
+
+
+if __name__ == "__main__":
+    from fedpeft import tune  # under its own name, by which other processes find its functions
+
+    sys.exit(tune.main())

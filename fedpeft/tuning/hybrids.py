@@ -1,0 +1,161 @@
+"""AutoPEFT's space (Zhou et al., arXiv 2301.12132): which PEFT methods, in which blocks, how large.
+
+    [hybrid]
+    blocks = "shared"                 # one set of blocks for all methods; or "each": every method has its own
+    [hybrid.lora]                     # a method, with settings that stay as they are (alpha = 16) ...
+    rank = [1, 2, 4, 8]               # ... and lists to choose from; the first list has "off" besides
+    [hybrid.bitfit]                   # without a list: on or off
+
+In the paper a hybrid is a vector: of each kind of module a size, or off, and of each block whether it has any. So it
+is here, with the methods of `fedpeft.peft.methods` that compose, joined by `+`. A vector with all methods off, or all
+blocks, trains nothing and is no trial. Deviations: methods are whichever the user names; and the paper's Bayesian
+optimization of score and size together is TPE under a budget (`fedpeft.tuning.sizes`) with successive halving.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import nearest
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.spec import Spec
+from fedpeft.tuning.ranges import Choices, Draw, choices
+
+OFF = "off"
+
+SHARED, EACH = "shared", "each"
+
+BLOCKS = "layers"
+"""The setting of methods that says in which blocks they are."""
+
+PRESENT = Choices((True, False))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A method that a hybrid may have.
+
+    Attributes:
+        name: of the part.
+        fixed: settings that stay as they are.
+        lists: settings to choose, with their values; the first one is how large the method is.
+    """
+
+    name: str
+    fixed: Mapping[str, Any]
+    lists: Mapping[str, Choices]
+
+    def drawn(self, draw: Draw) -> dict[str, Any] | None:
+        """The settings that are drawn; None: the method is off."""
+        if not self.lists:
+            return dict(self.fixed) if draw(self.name, Choices(("on", OFF))) != OFF else None
+        found = dict(self.fixed)
+        for number, (setting, values) in enumerate(self.lists.items()):
+            offered = Choices((*values.values, OFF)) if number == 0 else values
+            found[setting] = draw(f"{self.name}.{setting}", offered)
+        return None if OFF in (found[setting] for setting in list(self.lists)[:1]) else found
+
+    def text(self, settings: Mapping[str, Any], blocks: tuple[int, ...]) -> str:
+        """The method in these blocks."""
+        return str(Spec(self.name, {**settings, BLOCKS: blocks}))
+
+    def smallest(self) -> Iterator[dict[str, Any]]:
+        """Settings that could be the smallest: each first list's values, the first of the others."""
+        first = {setting: values.values[0] for setting, values in self.lists.items()}
+        size = next(iter(self.lists), None)
+        for value in self.lists[size].values if size else [None]:
+            yield {**self.fixed, **first, **({size: value} if size else {})}
+
+
+@dataclass(frozen=True)
+class HybridSpace:
+    """All hybrids of `members`."""
+
+    members: tuple[Member, ...]
+    blocks: str = SHARED
+
+    def text(self, draw: Draw, depth: int) -> str | None:
+        """The hybrid that is drawn, in a model of `depth` blocks; None: it would train nothing."""
+        shared = self._blocks(draw, "", depth) if self.blocks == SHARED else None
+        found = []
+        for member in self.members:
+            settings = member.drawn(draw)
+            own = self._blocks(draw, f"{member.name}.", depth) if shared is None else shared
+            if settings is not None and own:
+                found.append(member.text(settings, own))
+        return " + ".join(found) or None
+
+    def _blocks(self, draw: Draw, before: str, depth: int) -> tuple[int, ...]:
+        return tuple(i for i in range(depth) if draw(f"{before}block.{i}", PRESENT))
+
+    def smallest(self, depth: int) -> Iterator[str]:
+        """Texts among which the smallest hybrid is: of one method, in the uppermost block."""
+        for member in self.members:
+            for settings in member.smallest():
+                yield member.text(settings, (depth - 1,))
+
+    def described(self) -> dict[str, str]:
+        """What is searched, for people."""
+        found: dict[str, str] = {}
+        for member in self.members:
+            lists = {f"{member.name}.{setting}": str(values) for setting, values in member.lists.items()}
+            first = next(iter(lists), member.name)
+            found |= lists | {first: f"{lists.get(first, 'on')} | {OFF}"}
+        whose = "of all methods" if self.blocks == SHARED else "of each method"
+        return found | {"blocks": f"any, {whose}"}
+
+
+def hybrid_space(where: str, given: Any) -> HybridSpace:
+    """What a search file's table [hybrid] says; `where` is the file.
+
+    Raises:
+        ConfigError: no method, an unknown one, one that can't be joined or has no blocks; or an illegal setting.
+    """
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where}: hybrid must be a table ([hybrid]), got {given!r:.100}")
+    content = dict(given)
+    blocks = content.pop("blocks", SHARED)
+    if blocks not in (SHARED, EACH):
+        raise ConfigError(f"{where}: blocks of [hybrid] must be {SHARED!r} or {EACH!r}, got {blocks!r}")
+    members = tuple(_member(where, name, settings) for name, settings in content.items())
+    if not members:
+        raise ConfigError(f"{where}: [hybrid] names no PEFT method; write [hybrid.lora] with rank = [2, 4, 8]")
+    names = [member.name for member in members]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{where}: [hybrid] names a PEFT method twice: {', '.join(names)}")
+    space = HybridSpace(members, blocks)
+    try:
+        PEFT_METHODS.build(" + ".join(member.text(next(member.smallest()), (0,)) for member in members))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: [hybrid] {error}") from error
+    return space
+
+
+def _member(where: str, given: str, settings: Any) -> Member:
+    here = f"{where}: [hybrid.{given}]"
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{where}: {given} of [hybrid] must be a method with a table of settings, got {settings!r}")
+    name = PEFT_METHODS.whole_name(given)
+    cls = PEFT_METHODS.part(name)
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if not cls.composes or BLOCKS not in fields:
+        able = [n for n in PEFT_METHODS.own_names if PEFT_METHODS.part(n).composes]
+        raise ConfigError(f"{here}: {name} can't be one of several methods; {nearest(name, able)}")
+    if BLOCKS in settings:
+        raise ConfigError(f"{here}: {BLOCKS} is what the search chooses; leave it out")
+    lists = {key: choices(f"{here} {key}", v) for key, v in settings.items() if isinstance(v, list)}
+    for key, values in lists.items():
+        if OFF in values.values:
+            raise ConfigError(f"{here} {key} names {OFF!r}, which the first list has anyway; leave it out")
+    member = Member(name, {key: v for key, v in settings.items() if key not in lists}, lists)
+    for key, values in lists.items():
+        for value in values.values:
+            try:
+                PEFT_METHODS.build(member.text({**next(member.smallest()), key: value}, (0,)))
+            except ConfigError as error:
+                raise ConfigError(f"{here} {error}") from error
+    return member

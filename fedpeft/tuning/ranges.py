@@ -1,0 +1,131 @@
+"""What a search may choose from: numbers between two ends, or a list of values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import nearest
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+KEYS = ("low", "high", "log", "step")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; whole ones where both ends are whole.
+
+    Attributes:
+        low, high: the ends.
+        log: whether numbers are drawn by their logarithm.
+        step: between numbers; None: 1, or none between numbers that are not whole.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """What is legal if these are."""
+        return self.low, self.high
+
+    def suggested(self, trial: Trial, name: str) -> Any:
+        """The trial's value of `name`."""
+        if isinstance(self.low, int):
+            return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+
+    def __str__(self) -> str:
+        words = [f"{self.low:g} to {self.high:g}"]
+        words += [f"in steps of {self.step:g}"] if self.step else []
+        return ", ".join([*words, *(["logarithmic"] if self.log else [])])
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of some values: texts, numbers or truth values."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """All of them."""
+        return self.values
+
+    def suggested(self, trial: Trial, name: str) -> Any:
+        """The trial's value of `name`."""
+        return trial.suggest_categorical(name, self.values)
+
+    def __str__(self) -> str:
+        return " | ".join(str(value) for value in self.values)
+
+
+Searched = Range | Choices
+
+Draw = Callable[[str, Searched], Any]
+"""Gives the value of a name out of what it may be."""
+
+
+def searched(where: str, given: Any) -> Searched:
+    """What a value of a search file's table lets a search choose from; `where` is it.
+
+    Raises:
+        ConfigError: it is neither a list nor a table of a range; or there is nothing to choose.
+    """
+    if isinstance(given, list):
+        return choices(where, given)
+    if isinstance(given, dict):
+        return _range(where, given)
+    raise ConfigError(
+        f"{where} must be a list of values or {{low = ..., high = ...}}, got {given!r}; what is not searched stands in "
+        "[base]"
+    )
+
+
+def choices(where: str, given: list[Any]) -> Choices:
+    """The values of a list.
+
+    Raises:
+        ConfigError: fewer than two, one twice, or a list or table among them.
+    """
+    if any(not isinstance(value, str | int | float) for value in given):
+        raise ConfigError(f"{where} must hold texts, numbers or truth values, got {given!r:.100}")
+    if len(given) < 2:
+        raise ConfigError(f"{where} leaves nothing to choose: it has {len(given)} values, and a search needs two")
+    if len({(type(value), value) for value in given}) < len(given):
+        raise ConfigError(f"{where} names a value twice: {given!r:.100}")
+    return Choices(tuple(given))
+
+
+def _range(where: str, given: Mapping[str, Any]) -> Range:
+    for key in given:
+        if key not in KEYS:
+            raise ConfigError(f"{where} has an unknown key {key!r}; {nearest(key, KEYS)}")
+    low, high, log, step = given.get("low"), given.get("high"), given.get("log", False), given.get("step")
+    numbers = [low, high] if step is None else [low, high, step]
+    if any(isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in numbers):
+        raise ConfigError(f"{where} needs numbers for low, high and, if it is given, step, got {dict(given)!r}")
+    if not isinstance(log, bool):
+        raise ConfigError(f"{where}: log is true or false, got {log!r}")
+    assert isinstance(low, int | float)
+    assert isinstance(high, int | float)
+    if low >= high:
+        raise ConfigError(f"{where} is an empty range: low = {low} must be below high = {high}")
+    if log and (low <= 0 or step is not None):
+        raise ConfigError(f"{where}: a logarithmic range has a low above 0 and no step, got {dict(given)!r}")
+    whole = isinstance(low, int) and isinstance(high, int)
+    if not whole:
+        low, high = float(low), float(high)
+    if step is None:
+        return Range(low, high, log)
+    steps = (high - low) / step if step > 0 else 0.0
+    if steps < 1 or abs(steps - round(steps)) > 1e-9 or (whole and not isinstance(step, int)):
+        raise ConfigError(f"{where}: steps of {step} do not lead from {low} to {high}")
+    return Range(low, high, log, step)

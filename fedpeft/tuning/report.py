@@ -1,0 +1,178 @@
+"""What a search has found: a page with its figures and trials, and the best settings as files and as a command."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from fedpeft.config import RunConfig, from_mapping
+from fedpeft.machine.files import writing
+from fedpeft.run import catalogue
+from fedpeft.run.command import command_of
+from fedpeft.run.console import duration, size
+from fedpeft.studies.page import page, replace_file, with_colors_of_page
+from fedpeft.studies.tables import ABSENT, Table
+from fedpeft.tuning.figures import figures
+from fedpeft.tuning.runner import drawn
+from fedpeft.tuning.sampling import NEVER_TRAINED
+from fedpeft.tuning.search_file import Search
+from fedpeft.tuning.store import GIVEN_UP, REASON, SAME_AS, finished, settings_of, trained
+
+PAGE, TABLE, BEST = "report.html", "trials.csv", "best.toml"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of a search: its study, as far as it has come."""
+
+    search: Search
+    study: Study
+
+    @property
+    def best(self) -> RunConfig | None:
+        """The best run's settings; None: no trial has finished."""
+        found = finished(self.study)
+        return from_mapping(settings_of(found[0]), str(self.search.path)) if found else None
+
+    @property
+    def best_trial(self) -> str:
+        """Which trial was the best, and what it came to, in words."""
+        trial = finished(self.study)[0]
+        accuracy = trial.user_attrs.get("accuracy")
+        tested = "" if accuracy is None else f", test accuracy {accuracy:.4f}"
+        return f"trial {trial.number}, validation {self.search.keys.objective} {trial.value:.4f}{tested}"
+
+    @property
+    def command(self) -> str:
+        """The best run's command line; empty: there is none."""
+        best = self.best
+        return command_of(best, [plugin.source for plugin in catalogue.used(best)]) if best is not None else ""
+
+    @property
+    def extent(self) -> str:
+        """How much was tried, in words."""
+        some, drawn_trials = trained(self.study), self.study.get_trials(deepcopy=False)
+        given_up = sum(t.state == TrialState.PRUNED for t in some)
+        failed = sum(t.state == TrialState.FAIL for t in some)
+        seconds = sum(t.user_attrs.get("seconds") or 0.0 for t in finished(self.study) if SAME_AS not in t.user_attrs)
+        words = [
+            f"{len(finished(self.study))} finished trials in {duration(seconds)}",
+            f"{given_up} given up at a rung",
+        ]
+        words += [f"{failed} failed"] if failed else []
+        never = len(drawn_trials) - len(some)
+        return ", ".join([*words, *([f"{never} drawn and never trained"] if never else [])]) + "."
+
+    def for_page(self, number: int) -> dict[str, object]:
+        """What the page's template needs."""
+        shown = figures(self.study, self.search.keys.objective)
+        failed = [f"trial {t.number}: {t.user_attrs[REASON]}" for t in trained(self.study) if REASON in t.user_attrs]
+        return {
+            "id": f"section{number}",
+            "title": self.search.name,
+            "question": self.search.keys.question,
+            "extent": self.extent,
+            "failed": failed,
+            "hardware": [self.command] if self.command else [],
+            "settings": "settings that all trials share",
+            "common": {name: str(value) for name, value in self.search.base.items()},
+            "tables": [self.table()],
+            "figures": [replace(f, svg=with_colors_of_page(f.svg)) for f in shown],
+        }
+
+    def table(self) -> Table:
+        """All trials that were trained, the finished ones first, by their value."""
+        order = {t.number: i for i, t in enumerate(finished(self.study))}
+        some = sorted(trained(self.study), key=lambda t: (order.get(t.number, len(order)), t.number))
+        rows = [_row(t) for t in some]
+        headings = (
+            "trial",
+            "state",
+            self.search.keys.objective,
+            "test accuracy",
+            "parameters",
+            "sent by clients",
+            "drawn",
+        )
+        return Table(
+            name="trials",
+            title="Trials",
+            note="The value is of validation rows, at the round that a run keeps; of trials that were given up, the "
+            "last that they had. The search has not seen the test rows.",
+            headings=headings,
+            shown=tuple(tuple(row) for row in rows),
+            data=(),
+        )
+
+    def write(self, folder: Path) -> None:
+        """The page, each figure as SVG, all trials as CSV, and the best settings.
+
+        Raises:
+            RunError: a file can't be written.
+        """
+        title = f"Search: {self.search.name}"
+        with writing(folder / PAGE):
+            for figure in figures(self.study, self.search.keys.objective):
+                replace_file(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n")
+            replace_file(folder / TABLE, self.csv())
+            replace_file(folder / PAGE, page(title, [self], [], "", "python -m fedpeft.tune"))
+            if self.best is not None:
+                replace_file(folder / BEST, catalogue.to_toml(self.best))
+
+    def csv(self) -> str:
+        """All that were drawn."""
+        trials = self.study.get_trials(deepcopy=False)
+        names = list(dict.fromkeys(name for t in trials for name in t.params))
+        out = io.StringIO()
+        columns = ["trial", "state", "value", "last_round", "accuracy", "parameters", "bytes", "why", *names]
+        writer = csv.DictWriter(out, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(_line(trial) for trial in trials)
+        return out.getvalue()
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """How a trial ended, in words."""
+    if NEVER_TRAINED in trial.user_attrs:
+        return "never trained"
+    if trial.state == TrialState.PRUNED:
+        return f"given up after round {trial.user_attrs.get(GIVEN_UP, trial.last_step)}"
+    return {TrialState.COMPLETE: "finished", TrialState.FAIL: "failed"}.get(trial.state, "not finished")
+
+
+def _row(trial: FrozenTrial) -> list[str]:
+    known = trial.user_attrs
+    accuracy, sent = known.get("accuracy"), known.get("uplink_bytes")
+    parameters = known.get("parameters") or known.get("size", {}).get("parameters")
+    return [
+        str(trial.number),
+        state_of(trial),
+        ABSENT if trial.value is None else f"{trial.value:.4f}",
+        ABSENT if accuracy is None else f"{accuracy:.4f}",
+        ABSENT if parameters is None else f"{parameters:,}",
+        ABSENT if sent is None else size(sent),
+        drawn(trial),
+    ]
+
+
+def _line(trial: FrozenTrial) -> Mapping[str, Any]:
+    known = trial.user_attrs
+    sizes = known.get("size", {})
+    return {
+        "trial": trial.number,
+        "state": state_of(trial),
+        "value": trial.value,
+        "last_round": trial.last_step,
+        "accuracy": known.get("accuracy"),
+        "parameters": known.get("parameters") or sizes.get("parameters"),
+        "bytes": sizes.get("bytes"),
+        "why": known.get(NEVER_TRAINED) or known.get(REASON),
+        **trial.params,
+    }

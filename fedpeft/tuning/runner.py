@@ -1,0 +1,343 @@
+"""The trials of a search: drawn, trained, several at a time, each in a process of its own, and recorded as they end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.machine import files
+from fedpeft.machine.hardware import gpu_shares
+from fedpeft.run import catalogue
+from fedpeft.run.console import duration
+from fedpeft.run.phases import Heartbeat
+from fedpeft.run.records import Records
+from fedpeft.studies.process import Start
+from fedpeft.studies.runner import reason_of, rounds_done
+from fedpeft.tuning.sampling import NEVER_TRAINED
+from fedpeft.tuning.search_file import Search
+from fedpeft.tuning.sizes import Sizes
+from fedpeft.tuning.store import GIVEN_UP, REASON, SAME_AS, SETTINGS, finished, noted, settings_of, trained, trial_of
+from fedpeft.tuning.trial import NOT_PASSED
+
+POLL_SECONDS = 0.2
+
+SILENCE = 8.0
+"""Seconds after which a line says where the search stands, where nothing else does."""
+
+IN_A_ROW = 100
+"""Trials that are drawn one after another and can't be trained, after which a search gives up."""
+
+FAILURES = 3
+"""Trials that fail, and none ends well, after which a search gives up."""
+
+TOLD = ("accuracy", "uplink_bytes", "seconds", "parameters")
+"""What of a finished trial's summary is kept as its attributes."""
+
+
+class Starts(Protocol):
+    """Starts processes and learns how they ended; `fedpeft.studies.process.Starter` does."""
+
+    def start(self, run: Start) -> None:
+        """Start a run."""
+
+    def ended(self) -> Mapping[Path, int]:
+        """Exit codes of the runs that have ended since the last call, by folder."""
+
+    def close(self) -> None:
+        """End the runs that are left."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A trial in its process."""
+
+    number: int
+    folder: Path
+    log: Path
+    gpus: str
+
+    def __str__(self) -> str:
+        done = rounds_done(self.folder)
+        return f"trial {self.number}: " + (f"{done} rounds done" if done else "getting ready")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A search in its folder.
+
+    Attributes:
+        search, study: what is searched, and what is known.
+        folder: of the results.
+        trials: how many are trained.
+        sizes: of trials; None: they don't matter.
+        blocks: of the base; 0: they don't matter.
+    """
+
+    search: Search
+    study: Study
+    folder: Path
+    trials: int
+    sizes: Sizes | None
+    blocks: int
+
+    def run_of(self, number: int) -> Path:
+        """The folder of a trial's run."""
+        return self.folder / "trials" / f"{number:04}"
+
+    def config(self, trial: Trial) -> RunConfig:
+        """The run that a trial is.
+
+        Raises:
+            ConfigError: there is none: it would train nothing, or more than the budget; or its settings do not fit.
+        """
+        config = self.search.config(lambda name, among: among.suggested(trial, name), self.blocks)
+        if config is None:
+            raise ConfigError("no method in any block")
+        if self.sizes is not None:
+            try:
+                size = self.sizes.of(config)
+            except FedpeftError as error:
+                raise ConfigError(str(error)) from error
+            trial.set_user_attr("size", dataclasses.asdict(size))
+            if not size.within(self.search.budget):
+                raise ConfigError(f"{size}: over the budget of {self.search.budget}")
+        return config
+
+    def value_of(self, number: int) -> tuple[float, Mapping[str, Any]]:
+        """The objective of a finished run, at the round that it keeps, and its summary.
+
+        Raises:
+            RunError: it was never validated, or its files can't be read.
+        """
+        folder, objective = self.run_of(number), self.search.keys.objective
+        try:
+            summary = files.read_json(folder / "summary.json")
+            kept = summary["kept_round"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{folder} holds no summary of its run: {error}") from error
+        lines = Records(folder).read("rounds.jsonl")
+        values = {line["round"]: line[objective] for line in lines if line.get(objective) is not None}
+        if not values:
+            raise RunError(f"no round of {folder} has a finite {objective} of validation rows")
+        best = max if self.study.direction == StudyDirection.MAXIMIZE else min
+        return float(values.get(kept, best(values.values()))), summary  # round 0, the start, has no line
+
+
+class Conductor:
+    """Keeps `workers` trials going until there are enough.
+
+    Args:
+        place: the search in its folder.
+        starts: makes what starts their processes.
+        workers: at a time.
+        console: where they are told of.
+    """
+
+    def __init__(self, place: Place, starts: Callable[[], Starts], workers: int, console: Console) -> None:
+        self.place, self.study, self.starts, self.workers = place, place.study, starts, workers
+        self.running: list[Running] = []
+        self.shares = gpu_shares(workers)
+        known = trained(self.study)
+        self.begun, self.done = len(known), sum(t.state.is_finished() for t in known)
+        self.warm = self.done > 0
+        self.doing = "starting"
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("trials"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("search", total=place.trials)
+        self.heartbeat = Heartbeat(self._still_there, SILENCE) if not console.is_terminal else None
+
+    def run(self) -> None:
+        """All trials that are left.
+
+        Raises:
+            ConfigError: what is drawn can't be trained, again and again.
+            RunError: all trials fail.
+        """
+        interrupted = [t.number for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+        if not interrupted and self.begun >= self.place.trials:
+            return
+        with ExitStack() as held:
+            held.enter_context(self.progress)
+            if self.heartbeat is not None:
+                held.enter_context(self.heartbeat)
+            starter = self.starts()
+            held.callback(starter.close)
+            while self._fill(interrupted, starter) or self.running:
+                self._collect(starter.ended())
+                self._show()
+                time.sleep(POLL_SECONDS)
+
+    def _fill(self, interrupted: list[int], starter: Starts) -> bool:
+        """Begin trials while there is room; whether there are more to begin."""
+        while interrupted or self.begun < self.place.trials:
+            if len(self.running) >= self.workers or (self.running and not self._prepared()):
+                return True
+            if interrupted:
+                self._go_on(interrupted.pop(0), starter)
+            else:
+                self._check_row()
+                self._begin(self.study.ask(), starter)
+        return False
+
+    def _prepared(self) -> bool:
+        """Whether the work that trials share, such as tokenised rows, is behind one of them."""
+        self.warm = self.warm or any((r.folder / "rounds.jsonl").exists() for r in self.running)
+        return self.warm
+
+    def _check_row(self) -> None:
+        last = self.study.get_trials(deepcopy=False)[-IN_A_ROW:]
+        reasons = [t.user_attrs.get(NEVER_TRAINED) for t in last]
+        if len(reasons) == IN_A_ROW and all(reasons):
+            raise ConfigError(
+                f"{self.place.search.path}: none of {IN_A_ROW} trials in a row could be trained, the last since: "
+                f"{reasons[-1]}; raise the budget, or narrow the ranges"
+            )
+
+    # ---------------------------------------------------------------------------------------------------- one trial
+
+    def _go_on(self, number: int, starter: Starts) -> None:
+        """A trial that was begun when the search was interrupted: its run goes on."""
+        trial = trial_of(self.study, number)
+        if GIVEN_UP in trial.user_attrs:
+            self._ended(number, NOT_PASSED)
+        elif (self.place.run_of(number) / "summary.json").is_file():
+            self._ended(number, 0)
+        else:
+            self._begin(trial, starter)
+
+    def _begin(self, trial: Trial, starter: Starts) -> None:
+        self.doing = f"trial {trial.number}: drawing it"
+        try:
+            config = self.place.config(trial)
+        except ConfigError as error:
+            trial.set_user_attr(NEVER_TRAINED, str(error))
+            self.study.tell(trial.number, state=TrialState.PRUNED)
+            self._say(f"trial {trial.number}  not trained: {escape(str(error))}")
+            return
+        settings = dataclasses.asdict(config)
+        self.begun += SETTINGS not in trial.user_attrs
+        twin = next((t for t in trained(self.study) if t.state.is_finished() and settings_of(t) == settings), None)
+        trial.set_user_attr(SETTINGS, json.dumps(settings))
+        if twin is not None:
+            self._repeat(trial, twin)
+            return
+        folder = self.place.run_of(trial.number)
+        folder.parent.mkdir(exist_ok=True)
+        path = folder.with_suffix(".toml")
+        path.write_text(catalogue.to_toml(config), encoding="utf-8")
+        taken = [r.gpus for r in self.running]
+        running = Running(
+            trial.number, folder, folder.with_suffix(".log"), min(self.shares, key=taken.count, default="")
+        )
+        flags = (str(self.place.folder.absolute()), str(trial.number))
+        starter.start(Start(path, folder, running.log, flags, running.gpus))
+        self.running.append(running)
+
+    def _repeat(self, trial: Trial, twin: FrozenTrial) -> None:
+        """A run that there was already has ended as it did."""
+        trial.set_user_attr(SAME_AS, twin.number)
+        for name in (*TOLD, GIVEN_UP, REASON):
+            if name in twin.user_attrs:
+                trial.set_user_attr(name, twin.user_attrs[name])
+        for round, value in twin.intermediate_values.items():
+            trial.report(value, round)
+        self.study.tell(trial.number, twin.value if twin.state == TrialState.COMPLETE else None, twin.state)
+        self.done += 1
+        self._say(f"trial {trial.number}  the same run as trial {twin.number}")
+
+    def _collect(self, ended: Mapping[Path, int]) -> None:
+        for running in [r for r in self.running if r.folder in ended]:
+            self.running.remove(running)
+            self._ended(running.number, ended[running.folder])
+
+    def _ended(self, number: int, code: int) -> None:
+        """Record a trial whose process has ended with this exit code."""
+        trial = noted(self.study, number)
+        self.done += 1
+        if code == NOT_PASSED:
+            self.study.tell(number, state=TrialState.PRUNED)
+            last = self.study.get_trials(deepcopy=False)[number]
+            self._say(f"trial {number}  {self._of(last)}, given up after round {last.last_step}")
+            return
+        folder = self.place.run_of(number)
+        try:
+            if code != 0:
+                raise RunError(reason_of(code, folder.with_suffix(".log")))
+            value, summary = self.place.value_of(number)
+        except RunError as error:
+            trial.set_user_attr(REASON, str(error))
+            self.study.tell(number, state=TrialState.FAIL)
+            self._say(f"trial {number}  [bold red]failed:[/] {escape(str(error))}")
+            self._check_failures(error)
+            return
+        for name in TOLD:
+            trial.set_user_attr(name, summary.get(name))
+        self.study.tell(number, value)
+        best = finished(self.study)[0]
+        told = "the best so far" if best.number == number else f"best {best.value:.4f}: trial {best.number}"
+        seconds = f"  {duration(summary['seconds'])}" if summary.get("seconds") else ""
+        self._say(f"trial {number}  {self._of(self.study.get_trials(deepcopy=False)[number])}  ({told}){seconds}")
+
+    def _check_failures(self, error: RunError) -> None:
+        states = [t.state for t in trained(self.study) if t.state.is_finished()]
+        if len(states) >= FAILURES and all(state == TrialState.FAIL for state in states):
+            raise RunError(f"all {len(states)} trials have failed, the last one: {error}")
+
+    def _of(self, trial: FrozenTrial) -> str:
+        """A trial's value and what was drawn for it."""
+        value = trial.value if trial.value is not None else float("nan")
+        return f"{self.place.search.keys.objective} {value:.4f}  {escape(drawn(trial))}"
+
+    # --------------------------------------------------------------------------------------------------- what is seen
+
+    def _say(self, text: str) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.heard()
+        self.doing = "looking for the next trial"
+        self.progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def _still_there(self) -> None:
+        self.progress.console.print(f"...     {self._standing}", highlight=False, soft_wrap=True)
+
+    @property
+    def _standing(self) -> str:
+        return "; ".join(map(str, list(self.running))) or self.doing
+
+    def _show(self) -> None:
+        self.progress.update(self.task, completed=self.done, description=self._standing[:60])
+
+
+def drawn(trial: FrozenTrial) -> str:
+    """What was drawn for a trial, for people; blocks as one list."""
+    words: list[str] = []
+    blocks: dict[str, list[str]] = {}
+    for name, value in trial.params.items():
+        owner, found, index = name.rpartition("block.")
+        if found:
+            blocks.setdefault(owner, []).extend([index] if value else [])
+        else:
+            words.append(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}")
+    words += [f"{owner}blocks={'/'.join(indices) or 'none'}" for owner, indices in blocks.items()]
+    return ", ".join(words)

@@ -1,0 +1,81 @@
+"""How trials are drawn, and which of them end early.
+
+TPE: Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011. Successive halving, asynchronous: Li et
+al., arXiv 1810.05934. Hyperband: Li et al., arXiv 1603.06560: several successive halvings, of which some begin later;
+a trial's number says to which it belongs. All are optuna's.
+
+A trial passes a rung if it is among the best 1 / `reduction` of those that have come there. Rungs lie at rounds
+`first`, `first * reduction`, `first * reduction ** 2`, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+from fedpeft import seeds
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+PRUNERS: Mapping[str, Callable[[int, int, int], BasePruner]] = {
+    "hyperband": lambda first, most, reduction: HyperbandPruner(
+        min_resource=first, max_resource=most, reduction_factor=reduction
+    ),
+    "halving": lambda first, _, reduction: SuccessiveHalvingPruner(min_resource=first, reduction_factor=reduction),
+    "none": lambda *_: NopPruner(),
+}
+"""By name, of the round of the first rung, the most rounds, and the reduction."""
+
+SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
+    "tpe": lambda seed, startup: TPESampler(seed=seed, n_startup_trials=startup),
+    "random": lambda seed, _: RandomSampler(seed=seed),
+}
+"""By name, of a seed and of the trials that are drawn at random."""
+
+NEVER_TRAINED = "never trained"
+"""The attribute of trials that were drawn and not trained: why."""
+
+
+class Seeded(BaseSampler):
+    """A sampler whose draws follow from the search's seed, the trial's number and the parameter's name.
+
+    optuna's own have one stream of random numbers, which begins anew with a new process: a search that was interrupted
+    would draw other trials than one that was not.
+    """
+
+    def __init__(self, name: str, seed: int, startup: int) -> None:
+        self.name, self.seed, self.startup = name, seed, startup
+
+    def _of(self, study: Study, trial: FrozenTrial, parameter: str) -> BaseSampler:
+        others = study.get_trials(deepcopy=False)
+        unknown = sum(NEVER_TRAINED in other.user_attrs for other in others)  # they tell nothing of what is good
+        seed = seeds.integer(self.seed, f"trial {parameter}", trial.number) % 2**32
+        return SAMPLERS[self.name](seed, self.startup + unknown)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """As the sampler does."""
+        found: dict[str, BaseDistribution] = self._of(study, trial, "").infer_relative_search_space(study, trial)
+        return found
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """As the sampler does."""
+        drawn: dict[str, Any] = self._of(study, trial, "").sample_relative(study, trial, search_space)
+        return drawn
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """As the sampler does."""
+        return self._of(study, trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)

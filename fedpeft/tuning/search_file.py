@@ -1,0 +1,298 @@
+"""A search's TOML file: settings of every trial, what is searched, and how.
+
+name = "rates"                         # of the search; the file's name if it is empty
+question = "Which rate and rank suit R8?"
+trials = 40                            # that are trained; --trials says another number
+objective = "loss"                     # of the validation rows, at the round that a run keeps: loss or accuracy
+sampler = "tpe"                        # tree-structured Parzen estimator, or random
+startup = 10                           # trials that are drawn at random before tpe begins
+pruner = "hyperband"                   # which trials end at a rung: by hyperband, halving, or none
+first = 0                              # round of the first rung; 0: the first that is validated
+reduction = 3                          # rungs lie so many times as far, and one trial of so many passes each
+seed = 0                               # of the search; that of the trials stands in [base]
+budget = {parameters = 30_000}         # or {bytes = ...} of a client's update: larger trials are never trained
+
+[base]                                 # settings of every trial: the flags of python -m fedpeft.simulate
+rounds = 9
+peft = "lora(rank={rank}, alpha={alpha})"
+
+[search]
+learning_rate = {low = 1e-4, high = 1e-2, log = true}   # a setting with a range: low, high, perhaps log or step ...
+strategy = ["fedit", "flexlora"]                        # ... or a list of values
+rank = [2, 4, 8]                       # any other name stands in braces in texts of [base], or in values of settings
+alpha = {low = 8, high = 64, step = 8}
+
+[hybrid]                               # in the place of peft: see `fedpeft.tuning.hybrids`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedpeft import former_settings
+from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import check_settings, nearest, setting
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.run.catalogue import built
+from fedpeft.studies.study_file import SETTINGS, check_parts
+from fedpeft.tuning.hybrids import HybridSpace, hybrid_space
+from fedpeft.tuning.ranges import Choices, Draw, Searched, searched
+from fedpeft.tuning.sampling import PRUNERS, SAMPLERS
+
+TABLES = ("budget", "base", "search", "hybrid", "plugin")
+
+OF_STUDIES = ("axes", "seeds", "presets", "baseline")
+"""Keys that only a study's file has."""
+
+FIXED = {
+    "rounds": "rounds are what trials are compared at; they stand in [base]",
+    "seed": "the best of several seeds is luck; it stands in [base]",
+    "dataset": "losses on other rows can't be compared; it stands in [base]",
+    "measure": "it says what trials are compared by; it stands in [base]",
+    "workers": "it changes no result; it stands in [base]",
+}
+"""Settings that can't be searched, and why."""
+
+PLACE = re.compile(r"\{(\w+)\}")
+
+UNITS = ("parameters", "bytes")
+
+
+@dataclass(frozen=True)
+class SearchKeys:
+    """The keys of a search's file."""
+
+    name: str = setting("", "name of the search; the file's name if it is empty")
+    question: str = setting("", "what the search asks")
+    trials: int = setting(20, "that are trained", low=1, high=100_000)
+    objective: str = setting("loss", "of validation rows", choices=("loss", "accuracy"))
+    sampler: str = setting("tpe", "how trials are drawn", choices=tuple(SAMPLERS))
+    startup: int = setting(10, "trials that are drawn at random before tpe begins", low=1)
+    pruner: str = setting("hyperband", "which trials end at a rung", choices=tuple(PRUNERS))
+    first: int = setting(0, "round of the first rung; 0: the first that is validated", low=0)
+    reduction: int = setting(3, "rungs lie so many times as far, and one trial of so many passes each", low=2)
+    seed: int = setting(0, "of the search", low=0)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a trial may train: `parameters`, or `bytes` of a client's update."""
+
+    unit: str
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.most:,} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search's file."""
+
+    path: Path
+    keys: SearchKeys
+    budget: Budget | None
+    base: Mapping[str, Any]
+    space: Mapping[str, Searched]
+    hybrid: HybridSpace | None
+
+    @property
+    def name(self) -> str:
+        """Of the search."""
+        return self.keys.name or self.path.stem
+
+    @property
+    def folder(self) -> Path:
+        """Where results go by default: a folder beside the file, called like it."""
+        return self.path.with_suffix("")
+
+    @cached_property
+    def rounds(self) -> int:
+        """Of a trial that ends at no rung."""
+        return int(self.base.get("rounds", RunConfig().rounds))
+
+    def first_rung(self, every: int) -> int:
+        """Round of the first rung, where every `every`-th is validated."""
+        return self.keys.first or every
+
+    @property
+    def identity(self) -> str:
+        """Equal for files of the same search, of however many trials."""
+        words = dataclasses.asdict(self.keys)
+        kept = {key: value for key, value in words.items() if key not in ("name", "question", "trials")}
+        hybrid = self.hybrid and dataclasses.asdict(self.hybrid)
+        space = {name: str(value) for name, value in self.space.items()}
+        budget = self.budget and dataclasses.asdict(self.budget)
+        return json.dumps([kept, budget, dict(self.base), space, hybrid], sort_keys=True)
+
+    def config(self, draw: Draw, depth: int = 0) -> RunConfig | None:
+        """The run with the values that are drawn; None: a hybrid that would train nothing.
+
+        Args:
+            draw: gives a value for a name of the search.
+            depth: blocks of the base; of no interest where no hybrid is searched.
+
+        Raises:
+            ConfigError: a value is not legal.
+        """
+        taken: dict[str, Any] = {}
+
+        def filled(text: Any) -> Any:
+            return PLACE.sub(lambda place: str(value(place[1])), text) if isinstance(text, str) else text
+
+        def value(name: str) -> Any:
+            if name not in taken:
+                taken[name] = draw(name, self.space[name])
+            return taken[name]
+
+        settings = {"workers": 1, "measure": "validation(every=1)", **self.base}
+        settings = {name: filled(text) for name, text in settings.items()}
+        settings |= {name: filled(value(name)) for name in self.space if name in SETTINGS}
+        if self.hybrid is not None:
+            text = self.hybrid.text(draw, depth)
+            if text is None:
+                return None
+            settings["peft"] = text
+        return from_mapping(settings, str(self.path))
+
+    def corner(self, fixed: Mapping[str, Any], depth: int = 1) -> RunConfig:
+        """The run with the values in `fixed`, and the first that there is of all others.
+
+        Raises:
+            ConfigError: a value is not legal.
+        """
+        config = self.config(lambda name, among: fixed.get(name, among.ends[0]), depth)
+        assert config is not None  # the first of a hybrid has all methods, in all blocks
+        return config
+
+    def check(self) -> None:
+        """See that every value of the search is legal beside the others.
+
+        Raises:
+            ConfigError: one is not.
+            PrivacyError: what clients hold is protected.
+        """
+        for fixed in self._corners():
+            config = self.corner(fixed)
+            check_parts(config, str(self.path))
+            mechanism = built(config, "privacy")
+            if isinstance(mechanism, Mechanism) and mechanism.protects:
+                raise PrivacyError(
+                    f"{self.path}: under privacy={config.privacy} every trial would be a release of its own, which no "
+                    "epsilon here covers; search without privacy on rows that are public, or choose by hand"
+                )
+
+    def _corners(self) -> Iterator[dict[str, Any]]:
+        """Values under which each end of each range is seen."""
+        yield {}
+        for name, among in self.space.items():
+            others = [{}] if name in SETTINGS else self._texts_with(name)
+            for other in others:
+                for end in among.ends:
+                    yield {**other, name: end}
+
+    def _texts_with(self, name: str) -> list[dict[str, Any]]:
+        """Values of settings in which the name stands in braces; nothing where it stands in [base]."""
+        found: list[dict[str, Any]] = [{}] if any(name in _places(text) for text in self.base.values()) else []
+        for other, among in self.space.items():
+            if isinstance(among, Choices):
+                found += [{other: text} for text in among.values if name in _places(text)]
+        return found
+
+
+def _places(text: Any) -> list[str]:
+    return PLACE.findall(text) if isinstance(text, str) else []
+
+
+def read_search(path: Path) -> Search:
+    """Read a search's file.
+
+    Raises:
+        ConfigError: a key, range or value that can't be used; the file is named.
+        PrivacyError: what clients hold is protected.
+    """
+    content = read_toml(path)
+    use_plugins(content, path)
+    for key in OF_STUDIES:
+        if key in content:
+            raise ConfigError(
+                f"{path} has {key}, which a study has (python -m fedpeft.study); a search has [search] with ranges, "
+                "and one seed in [base]"
+            )
+    base = _table(path, "base", content.pop("base", {}))
+    space = {
+        name: searched(f"{path}: {name} of [search]", value)
+        for name, value in _table(path, "search", content.pop("search", {})).items()
+    }
+    hybrid = hybrid_space(str(path), content.pop("hybrid")) if "hybrid" in content else None
+    budget = _budget(path, content.pop("budget")) if "budget" in content else None
+    legal = {f.name for f in dataclasses.fields(SearchKeys)}
+    for key in content:
+        if key not in legal:
+            raise ConfigError(f"{path} has an unknown key {key!r}; {nearest(key, {*legal, *TABLES})}")
+    keys = SearchKeys(**check_settings(str(path), SearchKeys, content))
+    _check_names(path, base, space, hybrid)
+    search = Search(path, keys, budget, base, space, hybrid)
+    search.check()
+    if keys.first > search.rounds:
+        raise ConfigError(f"{path}: the first rung, round {keys.first}, lies behind the last of {search.rounds} rounds")
+    return search
+
+
+def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {name} must be a table ([{name}]), got {value!r:.100}")
+    return value
+
+
+def _budget(path: Path, given: Any) -> Budget:
+    if not isinstance(given, dict) or len(given) != 1 or not set(given) <= set(UNITS):
+        raise ConfigError(f"{path}: budget must be {{parameters = 30_000}} or {{bytes = 120_000}}, got {given!r:.100}")
+    [(unit, most)] = given.items()
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise ConfigError(f"{path}: a budget of {unit} must be a whole number of at least 1, got {most!r:.100}")
+    return Budget(unit, most)
+
+
+def _check_names(
+    path: Path, base: Mapping[str, Any], space: Mapping[str, Searched], hybrid: HybridSpace | None
+) -> None:
+    """Every name is a setting, or stands in braces somewhere; every setting has one place."""
+    if not space and hybrid is None:
+        raise ConfigError(f"{path} searches nothing: give [search] a setting with its range, or [hybrid] PEFT methods")
+    if told := former_settings.sentence({**base, **space}):
+        raise ConfigError(f"{path}: {told}")
+    for key in base:
+        if key not in SETTINGS:
+            raise ConfigError(f"{path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")
+    texts = list(base.values())
+    for name, among in space.items():
+        if name in SETTINGS and isinstance(among, Choices):
+            texts += among.values
+    used = {place for text in texts for place in _places(text)}
+    for name in space:
+        if name in FIXED:
+            raise ConfigError(f"{path}: {name} can't be searched: {FIXED[name]}")
+        if name in base:
+            raise ConfigError(f"{path}: {name} is set by both [base] and [search]; leave it in one")
+        if name not in SETTINGS and name not in used:
+            raise ConfigError(
+                f"{path}: [search] has an unknown setting {name!r}, which stands in braces ({{{name}}}) nowhere "
+                f"either; {nearest(name, SETTINGS)}"
+            )
+        if name in SETTINGS and name in used:
+            raise ConfigError(f"{path}: {name} is a setting, so {{{name}}} needs another name")
+    for name in sorted(used - set(space)):
+        raise ConfigError(f"{path}: {{{name}}} stands for nothing; {nearest(name, space)}")
+    if hybrid is not None and ("peft" in base or "peft" in space):
+        raise ConfigError(f"{path}: peft is what [hybrid] searches; leave it out of [base] and [search]")
+    if "rounds" in base and (not isinstance(base["rounds"], int) or isinstance(base["rounds"], bool)):
+        raise ConfigError(f"{path}: rounds must be a whole number, got {base['rounds']!r}")

@@ -1,0 +1,109 @@
+"""How large a trial is, before it is trained: parameters, and bytes of a client's update."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedpeft import seeds
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.layers import depth
+from fedpeft.models.task import TASKS
+from fedpeft.run.profiles import groups_of, number_of
+from fedpeft.run.setup import DataFacts, Setup, settled
+from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.tuning.search_file import Budget, Search
+
+TYPICAL = 1e-3
+"""Deviation of the entries of the update whose bytes are counted."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a trial: `parameters` that are trained and exchanged, and `bytes` of a client's update."""
+
+    parameters: int
+    bytes: int
+
+    def within(self, budget: Budget | None) -> bool:
+        """Whether a budget allows it."""
+        return budget is None or getattr(self, budget.unit) <= budget.most
+
+    def __str__(self) -> str:
+        return f"{self.parameters:,} parameters, {self.bytes:,} bytes an update"
+
+
+class Sizes:
+    """Of the trials of a search; rows are read once for each data set and partition, and let go again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._facts: dict[tuple[object, ...], DataFacts] = {}
+        self._known: dict[RunConfig, Size] = {}
+
+    def facts(self, config: RunConfig) -> DataFacts:
+        """Of the rows of a configuration."""
+        key = (config.dataset, config.partition, config.clients, config.ranks)
+        if key not in self._facts:
+            groups = groups_of(config.ranks, config.clients, self._folder)
+            self._facts[key] = SimulatedRows.of(settled(config), number_of(config.clients, groups)).facts
+        return self._facts[key]
+
+    def depth(self, config: RunConfig) -> int:
+        """How many transformer blocks the base has."""
+        facts = self.facts(config)
+        folder = resolve_model(facts.default_model if config.model == "auto" else config.model)
+        return depth(TASKS.build(facts.task).base(folder, torch.float32))
+
+    def of(self, config: RunConfig) -> Size:
+        """Of one trial: what the largest client trains and sends.
+
+        The update is made of noise: a codec that leaves zeros out, or packs by frequency, takes more or less for a real
+        one.
+
+        Raises:
+            FedpeftError: settings that do not fit each other, the data or the model.
+        """
+        alike = dataclasses.replace(config, learning_rate=RunConfig().learning_rate)
+        if alike not in self._known:
+            self._known[alike] = self._measured(config)
+        return self._known[alike]
+
+    def _measured(self, config: RunConfig) -> Size:
+        groups = groups_of(config.ranks, config.clients, self._folder)
+        setup = Setup.of(config, self.facts(config), groups)
+        names = setup.strategy.trained(setup.layout, 1) - setup.strategy.private(setup.layout)
+        noise = seeds.torch_generator(0, "size", 0)
+        update = {
+            t.name: TYPICAL * torch.randn(t.shape, generator=noise) for t in setup.layout.tensors if t.name in names
+        }
+        if setup.lossless == "fp64":
+            update = {name: tensor.double() for name, tensor in update.items()}
+        payload, _ = setup.uplink.encode(update, {}, bits=0, seed=0, trained=setup.start, layout=setup.layout)
+        return Size(setup.layout.numel, len(payload))
+
+
+def check_smallest(search: Search, sizes: Sizes, blocks: int) -> None:
+    """Refuse a budget under which no hybrid can be.
+
+    Raises:
+        ConfigError: even the smallest one is larger.
+    """
+    if search.hybrid is None or search.budget is None:
+        return
+    found: dict[str, Size] = {}
+    for text in search.hybrid.smallest(blocks):
+        found[text] = sizes.of(dataclasses.replace(search.corner({}, blocks), peft=text))
+        if found[text].within(search.budget):
+            return
+    unit = search.budget.unit
+    smallest = min(found, key=lambda text: int(getattr(found[text], unit)))
+    raise ConfigError(
+        f"{search.path}: no hybrid is within the budget of {search.budget}: the smallest, {smallest}, has "
+        f"{getattr(found[smallest], unit):,}, the head's among them; raise the budget or name smaller sizes"
+    )

@@ -1,0 +1,156 @@
+"""What is kept of a search: optuna's study, in a journal in the search's folder, which optuna's own tools read.
+
+Every process writes lines of its own to it. A kill leaves no lock behind, and half a line is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.samplers import RandomSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from fedpeft.errors import RunError
+from fedpeft.machine.files import writing
+from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, Seeded
+from fedpeft.tuning.search_file import Search
+
+JOURNAL = "search.journal"
+
+NAME = "search"
+"""Of the study in its journal: hyperband counts on it, so it is the same in all searches."""
+
+TERMS, SETTINGS, GIVEN_UP, REASON, SAME_AS = "terms", "settings", "given up", "reason", "same as"
+"""Attributes: of the study what its processes must know; of trials the run's settings, the round of the rung at which
+one ended, why one failed, and the trial whose run it would have repeated."""
+
+
+class Lock(JournalFileOpenLock):
+    """Lets one process at a time write; the system releases it where that one is killed. optuna's own stay for half a
+    minute."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path)
+
+    def acquire(self) -> bool:
+        """Wait for it."""
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        """Let others write."""
+        self._lock.release()
+
+
+def _storage(folder: Path) -> JournalStorage:
+    journal = folder / JOURNAL
+    return JournalStorage(JournalFileBackend(str(journal), Lock(folder / f"{JOURNAL}.lock")))
+
+
+def _mend(journal: Path) -> None:
+    """Drop half a line at the end, behind which nothing could be read."""
+    if journal.is_file():
+        content = journal.read_bytes()
+        if content and not content.endswith(b"\n"):
+            with writing(journal):
+                os.truncate(journal, content.rfind(b"\n") + 1)
+
+
+def opened(search: Search, folder: Path, every: int) -> Study:
+    """The study of a search in its folder, made where there is none; no trial ends early by it.
+
+    Args:
+        search: the search.
+        folder: of the results; exists.
+        every: rounds between validations.
+
+    Raises:
+        RunError: the folder holds another search, or something else.
+    """
+    journal = folder / JOURNAL
+    if not journal.exists() and any(not _own(path) for path in folder.iterdir()):
+        raise RunError(f"{folder} is not empty and holds no search; give another --output")
+    keys = search.keys
+    try:
+        _mend(journal)
+        study = optuna.create_study(
+            storage=_storage(folder),
+            study_name=NAME,
+            direction="minimize" if keys.objective == "loss" else "maximize",
+            sampler=Seeded(keys.sampler, keys.seed, keys.startup),
+            pruner=optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+        known = study.user_attrs.get(TERMS)
+    except Exception as error:  # whatever optuna makes of a file that is none of its own
+        raise RunError(f"{journal} is no journal of a search ({error}); give another --output") from error
+    terms = {
+        "identity": search.identity,
+        "pruner": keys.pruner,
+        "first": search.first_rung(every),
+        "most": search.rounds,
+        "reduction": keys.reduction,
+        "objective": keys.objective,
+    }
+    if known is None:
+        study.set_user_attr(TERMS, terms)
+    elif known != terms:
+        raise RunError(
+            f"{folder} holds another search than {search.path} describes; put the file back as it was, or give another "
+            "--output"
+        )
+    return study
+
+
+def _own(path: Path) -> bool:
+    """Whether a kill before the journal was there may have left this."""
+    return path.name in ("search.lock", f"{JOURNAL}.lock", "trials")
+
+
+def trial_of(study: Study, number: int) -> Trial:
+    """A trial that was begun, to go on with."""
+    frozen = study.get_trials(deepcopy=False)[number]
+    return Trial(study, frozen._trial_id)
+
+
+def noted(study: Study, number: int) -> Trial:
+    """A trial to write to, for which nothing is drawn any more."""
+    return trial_of(optuna.load_study(study_name=NAME, storage=study._storage, sampler=RandomSampler()), number)
+
+
+def reported_to(folder: Path, number: int) -> tuple[Trial, dict[str, Any]]:
+    """A trial in its own process, which ends at rungs, and the terms of its search."""
+    study = optuna.load_study(study_name=NAME, storage=_storage(folder), sampler=RandomSampler())
+    terms: dict[str, Any] = study.user_attrs[TERMS]
+    study.pruner = PRUNERS[terms["pruner"]](terms["first"], terms["most"], terms["reduction"])
+    return trial_of(study, number), terms
+
+
+def trained(study: Study) -> list[FrozenTrial]:
+    """The trials that were trained, are being trained or failed in it: without those that never were."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if NEVER_TRAINED not in trial.user_attrs and SETTINGS in trial.user_attrs
+    ]
+
+
+def finished(study: Study) -> list[FrozenTrial]:
+    """Those that ended at no rung, the best first."""
+    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    done = [t for t in trained(study) if t.state == TrialState.COMPLETE]
+    return sorted(done, key=lambda t: (sign * float(t.value or 0.0), t.number))
+
+
+def settings_of(trial: FrozenTrial) -> dict[str, Any]:
+    """The settings of a trial's run."""
+    found: dict[str, Any] = json.loads(trial.user_attrs[SETTINGS])
+    return found

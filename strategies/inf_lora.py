@@ -1,0 +1,108 @@
+"""Federated InfLoRA: a task's A is designed from its inputs, outside of those of earlier tasks (arXiv 2404.00228).
+
+With X_k the inputs of a layer on client k's rows of task t, and M an orthonormal basis of the earlier tasks' inputs:
+
+    C_t = sum_k X_k^T X_k                    asked of the clients where the task begins; sums add up
+    A_t = the r leading eigenvectors of P C_t P, over sqrt(3);   P = I - M M^T;   B_t = 0
+    M   = M with the leading eigenvectors of P C_t P, until it holds the share `energy` of the trace of C_t
+
+A_t stands still, and B_t is trained and averaged: a change of the weights in A_t's row space, which answers nothing to
+inputs of earlier tasks as far as M holds them. Since all clients have one A_t the mean of B_t is exact, as in FFA-LoRA,
+and since C_t is a sum it is the same for any partition. Over sqrt(3): a row is then as long as LoRA's own start is on
+average, as in the authors' code.
+
+Deviations: the paper's clients are one; it measures inputs again at the end of a task and adds these to M, and it lets
+`energy` grow over tasks. Here they are measured once, where the task begins, by the clients that meet it on time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedpeft.aggregation.task_rules import Moment, TaskRanks, Turn
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import Layout, State
+
+LENGTH = 3**-0.5
+"""Of a row of A."""
+
+NOTHING = 1e-10
+"""An eigenvalue below this share of the trace is rounding."""
+
+
+@dataclass(frozen=True)
+class InfLoRA(TaskRanks):
+    """A from the task's inputs, without interference; B is trained."""
+
+    energy: float = setting(
+        0.95, "share of a task's inputs that later tasks leave alone (paper: 0.95)", above=0, high=1
+    )
+
+    asks_clients: ClassVar[bool] = True
+
+    def trained(self, layout: Layout, round: int) -> frozenset[str]:
+        """All but A."""
+        return frozenset(t.name for t in layout.tensors if t.role != "lora_A")
+
+    def asked(self, moment: Moment, layout: Layout) -> str:
+        """The inputs' second moments, where a task begins."""
+        return "layer_inputs" if moment == "begin" else ""
+
+    def turned(self, moment: Moment, turn: Turn) -> tuple[State, State]:
+        """The task's A, and the next M, by the names of A."""
+        if moment == "end":
+            return turn.state, turn.memory
+        state, memory = dict(turn.state), dict(turn.memory)
+        rows = list(self.of_task(turn.layout, turn.task))
+        for pair in turn.layout.pairs:
+            A = state[pair.A].clone()
+            moments = symmetric(turn.sums[pair.A], pair.in_features)
+            held = memory.get(pair.A, torch.zeros(pair.in_features, 0, dtype=torch.float64))
+            design, memory[pair.A] = designed(moments, held, len(rows), self.energy)
+            A[rows] = (LENGTH * design).to(A)
+            state[pair.A] = A
+        return state, memory
+
+
+def designed(moments: Tensor, held: Tensor, rank: int, energy: float) -> tuple[Tensor, Tensor]:
+    """Orthonormal rows (rank, d) outside of `held`, of zeros where there are no more inputs, and the next `held`.
+
+    Args:
+        moments: C, (d, d), fp64.
+        held: M, (d, m) with orthonormal columns.
+        rank: at least 1.
+        energy: in (0, 1].
+    """
+    rest = moments - held @ (held.T @ moments)
+    rest = rest - (rest @ held) @ held.T
+    values, vectors = torch.linalg.eigh((rest + rest.T) / 2)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    total = moments.trace()
+    vectors = vectors - held @ (held.T @ vectors)  # eigenvectors of small values may lean on it, by rounding
+    vectors = vectors / vectors.norm(dim=0).clamp_min(NOTHING)
+    signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    vectors = vectors * signs * (values > NOTHING * total)
+    covered = (held.T @ moments @ held).trace() + values.cumsum(0)
+    count = int((covered < energy * total * (1 - 1e-12)).sum()) + 1
+    count = (
+        0 if (held.T @ moments @ held).trace() >= energy * total else min(count, int((values > NOTHING * total).sum()))
+    )
+    rows = torch.zeros(rank, len(moments), dtype=moments.dtype)
+    some = vectors[:, :rank].T
+    rows[: len(some)] = some
+    return rows, torch.cat([held, vectors[:, :count]], dim=1)
+
+
+def symmetric(upper: Tensor, size: int) -> Tensor:
+    """A symmetric matrix (size, size) of its upper triangle, row by row."""
+    matrix = torch.zeros(size, size, dtype=upper.dtype)
+    row, column = torch.triu_indices(size, size)
+    matrix[row, column] = upper
+    return matrix + matrix.triu(1).T
+
+
+part = InfLoRA

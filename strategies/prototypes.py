@@ -1,0 +1,76 @@
+"""Prototypes: the head is made of class sums of features, task by task, and is never trained.
+
+    S_y = sum of the features of class y over all clients' rows      asked where its task begins, and where it ends
+    head = nearest mean of all classes met so far (`head=centroids`), or ridge regression (`head=ridge`)
+
+Local steps fit the adapter to a head that stands still, and the mean of its updates is FedIT's. Sums add up over
+clients and over tasks, so the head is the same for any partition, and no class is pushed out of it by later ones; what
+drifts is the adapter: where a task begins its sums are of the features as they are then, where it ends they are
+replaced, and sums of earlier tasks stay those of their own end. (The idea of FedNCM, arXiv 2402.01862, and Fed3R, arXiv
+2402.01349, over a sequence of tasks; PILoRA, arXiv 2401.02094, averages prototypes by their distances instead.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.task_rules import Moment, TaskStrategy, Turn
+from fedpeft.errors import ConfigError
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Layout, State
+
+FINISHED = "finished/"
+"""Before the names of the sums of earlier tasks."""
+
+UNMET = -4.0
+"""Bias of a class that nobody has met, in units of the head's scale: no class that somebody has met says less."""
+
+
+@dataclass(frozen=True)
+class Prototypes(TaskStrategy):
+    """A head of class sums; the adapter is averaged."""
+
+    head: str = setting("centroids", "what is made of the sums", choices=("centroids", "ridge"))
+
+    asks_clients: ClassVar[bool] = True
+    needs_lora: ClassVar[bool] = False
+    makes_head: ClassVar[bool] = True
+
+    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+        """Refuse what has no head.
+
+        Raises:
+            ConfigError: a language model.
+        """
+        super().check(layout, forms)
+        if "head.weight" not in layout.by_name:
+            raise ConfigError("prototypes are of classes, and a language model has none; take o_lora or inf_lora")
+
+    def trained(self, layout: Layout, round: int) -> frozenset[str]:
+        """All but the head."""
+        return frozenset(t.name for t in layout.tensors if t.role != "head")
+
+    def asked(self, moment: Moment, layout: Layout) -> str:
+        """The sums, at both moments."""
+        return f"class_sums(head={self.head}, width={layout.shapes['head.weight'][1]})"
+
+    def turned(self, moment: Moment, turn: Turn) -> tuple[State, State]:
+        """The head of all classes met so far."""
+        classes, width = turn.layout.shapes["head.weight"]
+        head: Any = HEADS.build(self.head)
+        now = head.additive(turn.sums)
+        before = {name.removeprefix(FINISHED): t for name, t in turn.memory.items() if name.startswith(FINISHED)}
+        total = {name: tensor + before[name] if name in before else tensor for name, tensor in now.items()}
+        solved = head.solve(total, width, classes)
+        solved["head.bias"][head.class_counts(total) < 0.5] = UNMET * head.scale
+        state = turn.state | {name: tensor.to(turn.state[name].dtype) for name, tensor in solved.items()}
+        if moment == "end":
+            return state, {FINISHED + name: tensor for name, tensor in total.items()}
+        kept = {FINISHED + name: tensor for name, tensor in before.items()}
+        return state, kept
+
+
+part = Prototypes

@@ -1,0 +1,110 @@
+"""Tasks one after the other: their rows, their classes, who meets which when."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedpeft.config import RunConfig
+from fedpeft.data.rows import DATASETS, load_dataset, without_validation
+from fedpeft.data.task_sequence import MetTasks, TaskSchedule
+from fedpeft.errors import ConfigError, DataError
+from fedpeft.simulation.rows import SimulatedRows
+
+
+def test_the_classes_of_one_set_a_few_at_a_time():
+    data = load_dataset("tasks('tiny(classes=5)', classes=2)")
+    plain = load_dataset("tiny(classes=5)")
+    assert data.tasks.names == ("class 0, class 1", "class 2, class 3", "class 4")
+    assert data.tasks.classes == ((0, 1), (2, 3), (4,))
+    assert data.train.inputs == plain.train.inputs
+    assert np.array_equal(data.train.labels, plain.train.labels)
+    assert np.array_equal(data.train.tasks, plain.train.labels // 2)
+    train, held = without_validation(data)
+    assert np.array_equal(np.unique(held.tasks), [0, 1, 2])
+    assert len(train) + len(held) == len(plain.train)
+
+
+def test_several_sets_with_classes_of_their_own_or_in_common():
+    text = "tasks('tiny(classes=3)', 'tiny(classes=2, seed=1)'{})"
+    apart, shared = (load_dataset(text.format(more)) for more in ("", ", shared=True"))
+    assert apart.classes == 5
+    assert apart.tasks.classes == ((0, 1, 2), (3, 4))
+    assert apart.label_names[3] == "tiny 2: class 0"
+    assert shared.classes == 3
+    assert shared.tasks.classes == ((0, 1, 2), (0, 1))
+    first, second = load_dataset("tiny(classes=3)"), load_dataset("tiny(classes=2, seed=1)")
+    assert apart.train.inputs == [*first.train.inputs, *second.train.inputs]
+    assert np.array_equal(apart.test.labels, np.concatenate([first.test.labels, second.test.labels + 3]))
+    assert apart.train.owners is None
+
+
+def test_what_a_loss_compares():
+    sequence = load_dataset("tasks('tiny(classes=6)', classes=2)").tasks
+    assert [sequence.competing(task) for task in range(3)] == [(0, 1), (2, 3), (4, 5)]
+    seen = load_dataset("tasks('tiny(classes=6)', classes=2, compete=seen)").tasks
+    assert [seen.competing(task) for task in range(3)] == [(0, 1), (0, 1, 2, 3), (0, 1, 2, 3, 4, 5)]
+    assert load_dataset("tasks('tiny(classes=6)', classes=2, compete=all)").tasks.competing(1) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tasks(tiny)", "two data sets or more"),
+        ("tasks(tiny, tiny, classes=2)", "splits one data set, and 2 are named"),
+        ("tasks(tiny, classes=4)", "is one task"),
+        ("tasks(tiny, tiny_lm)", "one model"),
+        ("tasks(tiny_lm, classes=2)", "has no classes"),
+        ('tasks("tasks(tiny, classes=2)", tiny)', "tasks of all of them in one|made of tasks"),
+    ],
+)
+def test_what_is_no_sequence_is_refused(text, words):
+    with pytest.raises(ConfigError, match=words):
+        load_dataset(text)
+
+
+def test_paths_of_named_sets_are_found():
+    text = DATASETS.with_paths("tasks('file:a.csv', tiny)", lambda path: f"/there/{path}")
+    assert text == "tasks('file:/there/a.csv', tiny)"
+    assert DATASETS.with_paths("tasks(tiny, classes=2)", str.upper) == "tasks(tiny, classes=2)"
+
+
+def test_every_client_meets_every_task():
+    config = RunConfig(dataset="tasks('tiny(classes=6)', classes=2)", partition="dirichlet(alpha=0.1)")
+    rows = SimulatedRows.of(config, 7)
+    rows.partition.check(len(rows.train))
+    for client in range(7):
+        assert set(rows.train.tasks[rows.partition.shard(client)]) == {0, 1, 2}
+    with pytest.raises(DataError, match="task 1, class 0, class 1: 400 clients"):
+        SimulatedRows.of(config, 400)
+
+
+def test_a_schedule_says_who_is_where():
+    schedule = TaskSchedule(3, late=2).over(12)
+    assert schedule.every == 4
+    assert [schedule.current(round) for round in range(13)] == [0] * 5 + [1] * 4 + [2] * 4
+    assert [round for round in range(1, 13) if schedule.begins(round)] == [1, 5, 9]
+    assert [round for round in range(1, 13) if schedule.ends(round, 12)] == [4, 8, 12]
+    delays = [schedule.delay(client, 5) for client in range(9)]
+    assert sorted(delays) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert schedule.on_time(list(range(9)), 5) == [client for client in range(9) if delays[client] == 0]
+    for client, delay in enumerate(delays):
+        met = [schedule.of_client(client, round, 5) for round in range(1, 13)]
+        assert met == [0] * (4 + delay) + [1] * 4 + [2] * (4 - delay)
+    assert len({tuple(schedule.delay(client, seed) for client in range(3)) for seed in range(9)}) > 1
+    rows = MetTasks(load_dataset("tasks(tiny, classes=2)").tasks.over(4), np.array([0, 1, 0, 1]))
+    assert rows.current(np.arange(4), 0, 1, 0).tolist() == [0, 2]
+    assert rows.current(np.arange(4), 0, 4, 0).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rounds", "words"),
+    [
+        (TaskSchedule(3), 2, "need at least 3 rounds, and the run has 2"),
+        (TaskSchedule(3, every=4), 8, "need at least 9 rounds"),
+        (TaskSchedule(2, late=3), 6, "legal are 0 to 2"),
+    ],
+)
+def test_schedules_that_do_not_fit_are_refused(schedule, rounds, words):
+    with pytest.raises(ConfigError, match=words):
+        schedule.over(rounds)

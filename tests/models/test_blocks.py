@@ -1,0 +1,34 @@
+"""Which transformer blocks a method adapts: so many uppermost, or those that are named."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from fedpeft.errors import ModelError
+from fedpeft.models.layers import chosen_blocks
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.peft.hybrid import Hybrid
+
+
+def base():
+    return nn.Sequential(nn.ModuleList(nn.Linear(2, 3) for _ in range(4)))
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"), [(0, [0, 1, 2, 3]), (1, [3]), (4, [0, 1, 2, 3]), ((0,), [0]), ((3, 1), [1, 3])]
+)
+def test_blocks_by_number_or_by_index(layers, found):
+    assert chosen_blocks(base(), layers) == found
+
+
+@pytest.mark.parametrize("layers", [5, (), (4,), (-1,), (1, 1)])
+def test_blocks_that_are_not_there_are_refused(layers):
+    with pytest.raises(ModelError, match="of lora"):
+        chosen_blocks(base(), layers, "lora")
+
+
+def test_methods_of_a_hybrid_name_blocks_of_their_own():
+    hybrid = PEFT_METHODS.build("lora(rank=4, layers=(0, 3)) + bottleneck(dim=2, layers=(1,))")
+    assert isinstance(hybrid, Hybrid)
+    assert [part.layers for part in hybrid.parts] == [(0, 3), (1,)]

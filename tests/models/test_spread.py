@@ -1,0 +1,101 @@
+"""A base on several devices: each block where it belongs, and the same training as on one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fedpeft.clients.sequential import SequentialExecutor
+from safetensors.torch import load_file
+
+from fedpeft.errors import ConfigError, ModelError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.layers import blocks
+from fedpeft.models.spread import shares, spread
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.run.workers import _check_spread
+from fedpeft.simulate import main
+from tests.clients.test_packing import TASK, executors, jobs, made_rows
+from tests.elsewhere import DEVICE
+
+SPEC = "lora(rank=4, layers=0)"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "expected"),
+    [
+        ([1] * 4, 2, [0, 0, 1, 1]),
+        ([1] * 7, 3, [0, 0, 1, 1, 1, 2, 2]),
+        ([9, 1, 1], 3, [0, 1, 2]),
+        ([1, 1, 9], 3, [0, 1, 2]),
+        ([5, 5], 1, [0, 0]),
+    ],
+)
+def test_devices_get_about_as_much_and_each_something(sizes, devices, expected):
+    assert shares(sizes, devices) == expected
+
+
+def test_a_base_on_two_devices_trains_as_on_one(monkeypatch):
+    """The device of ordinary memory refuses to compute with numbers of the other."""
+    monkeypatch.setattr("torch.inference_mode", torch.no_grad)
+    folder = resolve_model("tiny_lm")
+    rows = made_rows(100, targets=True)
+    [whole, *_], layout, start = executors(SPEC, rows=rows)
+    model = TASK.model(TASK.base(folder, torch.float64), None)
+    PEFT_METHODS.build(SPEC).attach(model, "fp64")
+    spread(model, ["cpu", DEVICE])
+    stack = blocks(model)[1]
+    assert [next(block.parameters()).device.type for block in stack] == ["cpu", "elsewhere"]
+    parted = SequentialExecutor(model, TASK, rows, layout)
+    work = jobs(layout, start, optimizer="adamw(max_norm=0.5)")
+    for one, other in zip(whole.train(work), parted.train(work), strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=1e-10)
+        assert all(tensor.device.type == "cpu" for tensor in other.state.values())
+        assert all(torch.allclose(other.state[n], t, rtol=1e-8, atol=1e-12) for n, t in one.state.items())
+    assert parted.evaluate(start, np.arange(12)).loss == pytest.approx(whole.evaluate(start, np.arange(12)).loss)
+    residual = {layout.pairs[0].module: torch.ones(layout.pairs[0].out_features, layout.pairs[0].in_features)}
+    for executor in (whole, parted):
+        executor.set_residual(residual)
+    assert parted.evaluate(start, np.arange(12)).loss == pytest.approx(whole.evaluate(start, np.arange(12)).loss)
+
+
+def test_more_devices_than_blocks_are_refused():
+    model = TASK.model(TASK.base(resolve_model("tiny_lm"), torch.float32), None)
+    with pytest.raises(ModelError, match="a model of 2 blocks can't lie on 3 devices"):
+        spread(model, ["cpu"] * 3)
+
+
+def setup(task="causal_lm", mechanism=None):
+    return SimpleNamespace(facts=SimpleNamespace(task=task), mechanism=mechanism)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((setup(), 1, ["cuda:0"]), "several GPUs, and there are 1"),
+        ((setup(), 2, ["cuda:0", "cuda:1"]), "--workers says 2"),
+        ((setup("classification"), 1, ["cuda:0", "cuda:1"]), "for language models"),
+        ((setup(mechanism=SimpleNamespace(per_example=True, name="dp_sgd")), 1, ["a", "b"]), "which dp_sgd needs"),
+    ],
+)
+def test_what_can_t_be_spread_is_one_sentence(given, words):
+    with pytest.raises(ConfigError, match=words):
+        _check_spread(*given)
+
+
+@pytest.mark.slow
+def test_a_run_on_two_devices_is_the_run_on_one(tmp_path, monkeypatch):
+    words = ["--dataset=tiny_lm(owners=4, rows=8)", "--partition=natural", "--clients=0", "--cohort=2", "--rounds=2"]
+    words += ["--dtype=fp64", f"--peft={SPEC}"]
+    monkeypatch.setattr("torch.inference_mode", torch.no_grad)  # a wrapped tensor can't be made in the former
+    grids = {"one": "cohort(executor=sequential)", "two": "cohort(spread=True)"}
+    for name, grid in grids.items():
+        with monkeypatch.context() as patch:
+            devices = [DEVICE, DEVICE.replace("0", "1")] if name == "two" else []
+            patch.setattr("fedpeft.run.workers.accelerators", lambda devices=devices: devices)
+            more = ["--grid", grid, "--output", str(tmp_path / name), *(["--workers=1"] if name == "one" else [])]
+            assert main([*words, *more]) == 0
+    one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in grids)
+    assert all(torch.allclose(one[n], two[n], rtol=1e-5, atol=1e-7) for n in one)

@@ -1,0 +1,200 @@
+"""Labels of words: rows, alignment with tokens, losses, spans; and both executors on the same rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+
+from fedpeft import plugins
+from fedpeft.config import RunConfig
+from fedpeft.data import cached_rows
+from fedpeft.data.datasets.code_names import LABELS, row_of
+from fedpeft.data.examples import IGNORED, TaggedRows
+from fedpeft.data.rows import Dataset, Rows
+from fedpeft.errors import AssetError, ConfigError, DataError, PrivacyError
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.task import TASKS
+from fedpeft.models.tasks.token_labels import aligned
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.records import Records
+from fedpeft.simulate import main
+from fedpeft.simulation.simulation import Simulation
+from fedpeft.simulation.span_scores import span_scores
+
+SOURCE = """def scaled(values, by=2):
+    total = values.copy().times(by=by)
+    for value in self.all.values:
+        total += len(value)
+    return total"""
+
+TINY = {"dataset": "made_names", "tokens": 32, "clients": 3, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
+        "dtype": "fp64", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "learning_rate": 3e-3,
+        "model": "tiny", "head": "zero", "partition": "iid"}  # fmt: skip
+
+PLUGIN = """
+import json
+import numpy as np
+from dataclasses import dataclass
+from fedpeft.data.made_words import WORDS
+from fedpeft.data.rows import Dataset, Rows
+
+@dataclass(frozen=True)
+class MadeNames:
+    \"\"\"Made words, of which each third is a name.\"\"\"
+    def load(self):
+        draw = np.random.default_rng(0)
+        def rows(count):
+            made = []
+            for _ in range(count):
+                words = draw.integers(len(WORDS), size=int(draw.integers(4, 12)))
+                made.append(json.dumps({"words": [WORDS[w] for w in words], "tags": [int(w % 3 == 0) for w in words]}))
+            return Rows(made)
+        return Dataset("made_names", "text", "token_labels", rows(120), rows(40), ("O", "B-NAME"), "tiny")
+
+parts = {"datasets": {"made_names": MadeNames}}
+"""
+
+
+def tagged(text: str) -> list[tuple[str, str]]:
+    row = json.loads(row_of(text))
+    return [(word, LABELS[tag]) for word, tag in zip(row["words"], row["tags"], strict=True)]
+
+
+def test_what_the_names_in_a_function_are():
+    found = tagged(SOURCE)
+    assert found[:8] == [("def", "O"), ("scaled", "B-FUN"), ("(", "O"), ("values", "B-ARG"), (",", "O"),
+                         ("by", "B-ARG"), ("=", "O"), ("2", "O")]  # fmt: skip
+    start = [word for word, _ in found].index("total")
+    assert found[start : start + 16] == [
+        ("total", "B-VAR"), ("=", "O"), ("values", "B-ARG"), (".", "O"), ("copy", "B-ATT"), ("(", "O"), (")", "O"),
+        (".", "O"), ("times", "B-ATT"), ("(", "O"), ("by", "B-KEY"), ("=", "O"), ("by", "B-ARG"), (")", "O"),
+        ("for", "O"), ("value", "B-VAR")]  # fmt: skip
+    chain = [word for word, _ in found].index("self")
+    assert found[chain : chain + 5] == [("self", "O"), (".", "O"), ("all", "B-ATT"), (".", "I-ATT"),
+                                        ("values", "I-ATT")]  # fmt: skip
+    assert ("len", "O") in found
+    inner = tagged("def f(a):\n    def g(b):\n        return a + b\n    return lambda c: g(c)")
+    assert [pair for pair in inner if pair[0] in "abc" and len(pair[0]) == 1] == [
+        ("a", "B-ARG"), ("b", "B-ARG"), ("a", "B-ARG"), ("b", "B-ARG"), ("c", "B-ARG"), ("c", "B-ARG")]  # fmt: skip
+    assert row_of("def f(a):\n    return f'{a}'") is None
+    assert row_of("def f(:") is None
+
+
+def test_the_first_token_of_a_word_bears_its_label():
+    assert aligned([None, 0, 0, 1, 2, 2, None], [4, 5, 6]).tolist() == [IGNORED, 4, IGNORED, 5, 6, IGNORED, IGNORED]
+    task, folder = TASKS.build("token_labels"), resolve_model("tiny")
+    words = ["zq", "abcdefghijkl", "x"]
+    rows = Rows([json.dumps({"words": words, "tags": [1, 0, 1]}), json.dumps({"words": ["a"] * 40, "tags": [1] * 40})])
+    made = task.tokenise(rows, folder, 16)
+    assert isinstance(made, TaggedRows)
+    first = made.tags[: made.offsets[1]]
+    assert first[first != IGNORED].tolist() == [1, 0, 1]
+    assert made.lengths.max() <= 16, "what is cut off is not asked"
+    batch = made.batch([0, 1])
+    assert batch["labels"].shape == batch["input_ids"].shape
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+    again = cached_rows.examples_from_arrays(cached_rows.examples_to_arrays(made))
+    assert torch.equal(again.batch([1, 0])["labels"], made.batch([1, 0])["labels"])
+
+
+@pytest.mark.parametrize(
+    "row", ["no json", '{"words": ["a"]}', '{"words": ["a"], "tags": [1, 2]}', '{"words": [], "tags": []}']
+)
+def test_rows_of_another_kind_are_refused(row):
+    with pytest.raises(DataError, match="words and as many tags"):
+        TASKS.build("token_labels").tokenise(Rows([row]), resolve_model("tiny"), 16)
+
+
+def test_losses_are_of_labelled_tokens_alone():
+    task = TASKS.build("token_labels")
+    logits, labels = torch.randn(2, 5, 3), torch.tensor([[IGNORED, 2, 0, IGNORED, 1], [1, IGNORED, 1, 1, 1]])
+    found = task.losses(logits, {"labels": labels})
+    for b in range(2):
+        kept = labels[b] != IGNORED
+        slow = sum(-F.log_softmax(logits[b, t], -1)[labels[b, t]] for t in range(5) if kept[t])
+        assert torch.allclose(found.sums[b], slow)
+        assert found.counts[b] == kept.sum()
+        assert found.correct[b] == sum(int(logits[b, t].argmax() == labels[b, t]) for t in range(5) if kept[t])
+
+
+def test_spans_count_whole(monkeypatch):
+    right = [["B-ATT", "I-ATT", "O", "B-ARG"], ["B-ARG", "O", "O", "B-ARG"]]
+    said = [["B-ATT", "O", "O", "B-ARG"], ["B-ARG", "O", "B-ATT", "O"]]
+    found = span_scores(right, said)
+    # of 4 spans 2 are found; 4 are said
+    assert found["precision"] == pytest.approx(2 / 4)
+    assert found["recall"] == pytest.approx(2 / 4)
+    assert found["f1"] == pytest.approx(1 / 2)
+    assert found["by_type"] == {"ARG": pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3)), "ATT": 0.0}
+    monkeypatch.setitem(sys.modules, "seqeval", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        AssetError, match=r"needs the package seqeval; install it with: pip install 'fedpeft\[evaluate\]'"
+    ):
+        span_scores(right, said)
+
+
+def simulation(folder, **given) -> Simulation:
+    return Simulation(RunConfig(**{**TINY, **given}), folder, ConsoleObserver(Console(quiet=True)))
+
+
+@pytest.fixture
+def made_names(tmp_path, monkeypatch):
+    for name, empty in (("_state", plugins._State()), ("_names", {}), ("_loaded", set())):
+        monkeypatch.setattr(plugins, name, empty)
+    (tmp_path / "made_names.py").write_text(PLUGIN)
+    plugins.use([str(tmp_path / "made_names.py")])
+    return tmp_path / "made_names.py"
+
+
+def test_executors_agree(made_names, tmp_path):
+    states = []
+    for executor in ("batched", "sequential"):
+        folder = tmp_path / executor
+        made = simulation(folder, grid=f"cohort(executor={executor})")
+        folder.mkdir()
+        states.append(made.train(made.server(Records(folder))).adapter)
+        made.close()
+    one, other = states
+    assert one["head.weight"].any()
+    for name in one:
+        assert torch.allclose(one[name], other[name], rtol=1e-7, atol=1e-9), name
+
+
+@pytest.mark.slow
+def test_a_run_tells_spans(made_names, tmp_path):
+    run = tmp_path / "run"
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "dtype": "fp32"}.items()]
+    assert main([*words, "--plugin", str(made_names), "--output", str(run)]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["metric"] == "accuracy"
+    assert 0 < summary["accuracy"] <= 1
+    assert set(summary["spans"]) == {"precision", "recall", "f1", "by_type"}
+    counts = np.load(run / "predictions.npz")["count"]
+    assert counts.max() > 1, "of words, not of rows"
+
+
+def test_what_does_not_go_with_labels_of_words_is_refused(made_names, tmp_path):
+    for given, error, words in (
+        ({"head": "ridge"}, ConfigError, "take --head zero"),
+        ({"privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "take user_dp"),
+        ({"measure": "calibration"}, ConfigError, "calibration is that of classes"),
+        ({"measure": "forgetting(dataset=tiny)"}, ConfigError, "not labels of tokens"),
+        ({"dataset": "tasks(made_names, made_names)"}, ConfigError, "can't tell apart"),
+    ):
+        with pytest.raises(error, match=words):
+            simulation(tmp_path / "x", **given)
+
+
+def test_a_data_set_says_how_it_lies_and_how_its_head_starts():
+    from fedpeft.run.setup import settled
+
+    config = settled(RunConfig(dataset="sample(of=code_names, rows=100)"))
+    assert (config.partition, config.head) == ("natural", "zero")
+    assert Dataset("d", "text", "token_labels", Rows(["a"]), Rows(["a"]), LABELS, "minilm").classes == len(LABELS)

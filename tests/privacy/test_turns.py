@@ -1,0 +1,35 @@
+"""A whole run whose clients take turns: who is asked, what is charged, and what others learn of a client left out."""
+
+from __future__ import annotations
+
+import json
+
+from fedpeft.errors import PayloadError
+from fedpeft.privacy.accountant import Event
+from fedpeft.privacy.engine import LEDGER
+from fedpeft.server import acceptance
+from tests.privacy.small_runs import trained
+
+
+def test_what_others_are_told_does_not_depend_on_whose_update_is_left_out(tmp_path, monkeypatch):
+    check, left = acceptance.check_update, [1]
+
+    def once(*given):
+        if left:
+            left.clear()
+            raise PayloadError("it is 1e9 long")
+        check(*given)
+
+    monkeypatch.setattr(acceptance, "check_update", once)
+    simulation, after = trained(tmp_path, privacy="user_dp(noise_multiplier=1, noise=banded)", rounds=2)
+    rounds, clients, ledger = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("rounds.jsonl", "clients.jsonl", LEDGER)
+    )
+    assert [line["client"] for line in clients if line.get("rejected")] == [clients[0]["client"]]
+    assert [(r["clients"], r["rejected"]) for r in rounds] == [(3, 0)] * 2
+    assert after.counters.rejected == 0
+    turns = [sorted(line["client"] for line in clients if line["round"] == round) for round in (1, 2)]
+    assert sorted(turns[0] + turns[1]) == list(range(6))
+    assert [[charge[0] for charge in line["charges"]] for line in ledger[1:]] == turns
+    assert simulation.protection.ledger.spent == {client: {Event(1.0, 1.0): 1} for client in range(6)}

@@ -1,0 +1,175 @@
+"""Runs over tasks one after the other: what clients train on, what is measured, and what a kill in between costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fedpeft.clients.label_shift import only
+from rich.console import Console
+from safetensors.torch import load_file
+
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.task_measures import transfer
+from fedpeft.server.rounds import Server
+from fedpeft.simulate import main
+from fedpeft.simulation.simulation import Simulation
+
+DATA = "tasks('tiny(classes=6)', classes=2, late=1)"
+TINY = {"dataset": DATA, "tokens": 32, "clients": 4, "cohort": "all", "rounds": 6, "workers": 1, "seed": 3,
+        "dtype": "fp32", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "head": "zero",
+        "learning_rate": 3e-3}  # fmt: skip
+
+
+def flags(folder: Path, **given: object) -> list[str]:
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, **given}.items()]
+    return [*words, "--output", str(folder)]
+
+
+def lines(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def simulation(folder: Path, **given: object) -> Simulation:
+    return Simulation(RunConfig(**{**TINY, **given}), folder, ConsoleObserver(Console(quiet=True)))
+
+
+def killed_in(folder: Path, round: int, monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
+    """A run that dies before it records a round, continued to its end."""
+    commit = Server.commit
+
+    def dies(self, progress):
+        if progress.round == round:
+            raise KeyboardInterrupt
+        commit(self, progress)
+
+    monkeypatch.setattr(Server, "commit", dies)
+    assert main(flags(folder, **given)) == 130
+    monkeypatch.setattr(Server, "commit", commit)
+    assert main(["--resume", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "rounds"),
+    [
+        ({"strategy": "inf_lora"}, (3, 4)),  # where the second task begins, and in the middle of it
+        ({"strategy": "prototypes", "head": "auto"}, (5,)),
+        ({"strategy": "lorm", "codec": "fp32"}, (4,)),
+        ({"privacy": "user_dp(epsilon=50, test_noise=True)", "strategy": "fedit"}, (4,)),
+    ],
+)
+@pytest.mark.slow
+def test_a_run_that_dies_in_the_middle_of_a_task_ends_the_same(given, rounds, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    assert main(flags(whole, **given)) == 0
+    for round in rounds:
+        cut = tmp_path / f"cut {round}"
+        killed_in(cut, round, monkeypatch, **given)
+        one, other = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (whole, cut))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert lines(whole, "tasks.jsonl") == lines(cut, "tasks.jsonl")
+        summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, cut)]
+        for key in ("tasks", "uplink_bytes", "downlink_bytes", "prepare_bytes", "epsilon"):
+            assert summaries[0][key] == summaries[1][key], key
+
+
+@pytest.mark.slow
+def test_what_a_run_says_of_its_tasks(tmp_path):
+    run = tmp_path / "run"
+    assert main(flags(run, strategy="o_lora")) == 0
+    summary, told = json.loads((run / "summary.json").read_text()), lines(run, "tasks.jsonl")
+    assert [line["round"] for line in told] == [0, 2, 4, 6]
+    assert [line["task"] for line in told] == [None, 0, 1, 2]
+    tasks = summary["tasks"]
+    assert tasks["names"] == ["class 0, class 1", "class 2, class 3", "class 4, class 5"]
+    for kind in ("accuracy", "accuracy_known_task"):
+        matrix = [line[kind] for line in told[1:]]
+        assert tasks[kind]["matrix"] == matrix
+        assert {k: tasks[kind][k] for k in ("average", "forgetting")} == {
+            k: v for k, v in transfer(matrix, told[0][kind]).items() if k in ("average", "forgetting")
+        }
+    assert all(a <= b for a, b in zip(told[-1]["accuracy"], told[-1]["accuracy_known_task"], strict=True))
+    assert np.isclose(np.mean(tasks["test_accuracy"]), summary["accuracy"], atol=0.02), "tasks are of nearly equal size"
+    assert (run / "tasks.svg").read_text().startswith("<?xml")
+    adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert adapter["r"] == 6, "two ranks for each task"
+    assert adapter["lora_alpha"] == 3 * 32
+    assert summary["kept_round"] == 6, "the last state is the result"
+    assert "o_lora(tasks=3, every=2, late=1)" in (run / "config.toml").read_text()
+
+
+def test_clients_train_on_the_task_that_they_are_at(tmp_path):
+    made = simulation(tmp_path, strategy="o_lora")
+    side = made.workers.clients.side(type("Bench", (), {"plan": made.workers.work})())
+    train = made.rows.train
+    for client in range(4):
+        delay = made.setup.facts.tasks.schedule.delay(client, 3)
+        for round in range(1, 7):
+            rows, held = side._rows(client, round)
+            expected = min(max(0, round - 1 - delay) // 2, 2)
+            assert set(train.tasks[rows]) == {expected}
+            assert not len(held)
+            assert made.setup.strategy.ranks(made.setup.layout, made.setup.profiles[0].form, 3, round, client) == (
+                2 * expected,
+                2 * expected + 1,
+            )
+    rates = [made.setup.schedule.at(round) for round in range(1, 7)]
+    assert rates == [rates[0], rates[1]] * 3, "each task has a schedule of its own"
+    assert rates[0] > rates[1]
+    made.close()
+
+
+def test_only_the_classes_of_a_task_compete():
+    logits, labels = torch.randn(5, 6, requires_grad=True), torch.tensor([2, 3, 2, 2, 3])
+    torch.nn.functional.cross_entropy(logits + only((2, 3), 6), labels).backward()
+    assert not logits.grad[:, [0, 1, 4, 5]].any()
+    own = logits.detach()[:, 2:4].clone().requires_grad_()
+    torch.nn.functional.cross_entropy(own, labels - 2).backward()
+    assert torch.allclose(logits.grad[:, 2:4], own.grad, atol=1e-7)
+    assert only((), 6) is None
+
+
+def test_transfer_by_hand():
+    matrix = [[0.9, 0.1, 0.2], [0.5, 0.8, 0.4], [0.6, 0.7, 1.0]]
+    found = transfer(matrix, [0.3, 0.2, 0.1])
+    assert found["average"] == pytest.approx((0.6 + 0.7 + 1.0) / 3)
+    assert found["forgetting"] == pytest.approx(((0.9 - 0.6) + (0.8 - 0.7)) / 2)
+    assert found["backward_transfer"] == pytest.approx(((0.6 - 0.9) + (0.7 - 0.8)) / 2)
+    assert found["forward_transfer"] == pytest.approx(((0.1 - 0.2) + (0.4 - 0.1)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"dataset": "tiny", "strategy": "o_lora"}, ConfigError, "take --dataset 'tasks"),
+        ({"strategy": "o_lora(tasks=2)"}, ConfigError, "the data set has 3"),
+        ({"strategy": "o_lora", "ranks": "2*2,1*2"}, ConfigError, "same ranks at all clients"),
+        ({"strategy": "fedper"}, ConfigError, "model of its own"),
+        ({"safeguard": "undo"}, ConfigError, "nobody has met yet"),
+        ({"measure": "validation(keep=best)"}, ConfigError, "nobody has met yet"),
+        ({"drift": "label_shift", "head": "ridge"}, ConfigError, "first task only"),
+        ({"privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "take user_dp"),
+        ({"privacy": "user_dp(epsilon=8)", "strategy": "prototypes"}, PrivacyError, "does not cover"),
+        ({"strategy": "o_lora", "server_optimizer": "momentum"}, ConfigError, "use --server-optimizer sgd"),
+        ({"strategy": "o_lora", "drift": "scaffold", "optimizer": "sgd"}, ConfigError, "leave it out of --drift"),
+        ({"strategy": "inf_lora", "peft": "lora_sb(rank=2, layers=1)"}, ConfigError, "LoRA|take lora"),
+        ({"strategy": "o_lora", "peft": "prompt_tuning(length=4)"}, ConfigError, "LoRA factors only"),
+        ({"strategy": "o_lora", "downlink": "grid(bits=4) | rans"}, ConfigError, "use --downlink fp32"),
+        ({"attack": "label_flip"}, ConfigError, "compete=all"),
+        ({"rounds": 2}, ConfigError, "at least 3 rounds"),
+        ({"partition": "natural"}, FedpeftError, "owner"),
+    ],
+)
+def test_what_does_not_go_with_tasks_is_refused_in_a_sentence(given, error, words, tmp_path):
+    with pytest.raises(error, match=words):
+        simulation(tmp_path, **given)
+
+
+def test_real_clients_are_refused_tasks_and_rules_that_ask_for_their_rows(federation):
+    with pytest.raises(ConfigError, match="belong to simulations"):
+        federation(dataset="tasks(tiny, classes=2)")

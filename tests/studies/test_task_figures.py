@@ -1,0 +1,39 @@
+"""What a report says of tasks one after the other: means of matrices over seeds, and measures that tables show."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from fedpeft.run.task_measures import transfer
+from fedpeft.studies.figures import figures
+from fedpeft.studies.measures import BY_KEY
+from fedpeft.studies.results import Result
+from fedpeft.studies.sections import Section
+from fedpeft.studies.task_figures import mean_matrix
+from tests.studies.made import made_result
+
+START = [0.3, 0.2]
+
+
+def with_tasks(run: Result) -> Result:
+    matrix = [[0.9 - 0.1 * run.seed, 0.2], [0.5, 0.8]]
+    found = {kind: {"start": START, "matrix": matrix, **transfer(matrix, START)} for kind in ("accuracy",)}
+    tasks = {"names": ["one", "two"], "rounds": [2, 4], "late": 0, **found}
+    return dataclasses.replace(run, summary={**(run.summary or {}), "tasks": tasks})
+
+
+def test_a_matrix_is_the_mean_over_seeds_and_a_plain_study_has_none():
+    plain = [made_result({"strategy": name}, seed, 0.7, 1.0) for name in ("fedit", "o_lora") for seed in range(2)]
+    section = Section("tasks", "", [with_tasks(run) for run in plain], {"strategy": "fedit"})
+    [method, _] = section.methods
+    expected = 100 * np.array([[0.3, 0.85, 0.5], [0.2, 0.2, 0.8]])
+    assert np.allclose(mean_matrix(method, "accuracy"), expected)
+    assert method.mean("task_average") == 65.0
+    assert np.isclose(method.mean("task_forgetting"), 35.0)
+    assert method.mean("task_known") is None
+    drawn = {figure.name: figure.svg for figure in figures(section)}
+    assert drawn["tasks"].count("<svg") == 1
+    assert "tasks" not in {f.name for f in figures(Section("plain", "", plain, {"strategy": "fedit"}))}
+    assert BY_KEY["spans"].value(plain[0]) is None

@@ -1,0 +1,66 @@
+"""fedpeft completion: a shell that has read the script completes commands, their flags, and files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from fedpeft import completion
+from fedpeft.__main__ import COMMANDS
+from fedpeft.completion import Command, main
+
+ASK = """
+source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+_fedpeft
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """Asks bash what it offers for the last word."""
+    script = tmp_path_factory.mktemp("completion") / "fedpeft"
+    with script.open("w") as file:
+        subprocess.run([sys.executable, "-m", "fedpeft", "completion", "bash"], stdout=file, check=True)
+
+    def ask(*words):
+        command = ["bash", "-c", ASK, "bash", str(script), "fedpeft", *words]
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+    return ask
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+def test_bash_completes_commands_and_their_flags(complete):
+    assert set(COMMANDS) <= complete("")
+    assert complete("s") == {"simulate", "study", "serve"}
+    assert {"--merge", "--push", "--client"} <= complete("export", "--")
+    assert complete("simulate", "--lo") == {"--local-work"}
+    assert complete("join", "--da") == {"--data"}
+    assert "--strategy" not in complete("join", "--")
+    assert complete("export", "run") == set(), "so bash completes files, as for any other program"
+
+
+def test_a_tyro_that_knows_no_fish_is_one_sentence(capsys, monkeypatch):
+    def cli(command, **_):
+        if command is Command:
+            return Command("fish")
+        raise AssertionError("Shell should be one `bash`, `zsh`, or `tcsh`, but got fish")
+
+    monkeypatch.setattr(completion, "_declared", lambda name: int)
+    monkeypatch.setattr(completion.tyro, "cli", cli)
+    assert main(["fish"]) == 2
+    assert "completes nothing for fish; pip install -U tyro" in capsys.readouterr().err
+
+
+def test_an_unknown_shell_is_refused_by_name(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["powershell"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert all(shell in said for shell in ("bash", "zsh", "fish"))

@@ -1,0 +1,128 @@
+"""The command: what it shows before it trains; and whole searches over real runs, one of them killed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedpeft import simulate
+from fedpeft.config import RunConfig, read_config
+from fedpeft.run.command import command_of
+from fedpeft.tune import Command, main
+from tests.tune.made import BASE, TEXT
+
+ROOT = Path(__file__).parent.parent.parent
+
+TINY = BASE + 'dtype = "fp32"\nlocal_work = "steps(2)"\n'
+RATES = (
+    'trials = 4\nstartup = 2\nreduction = 2\npruner = "halving"\n' + TINY + "[search]\n"
+    'learning_rate = {low = 1e-4, high = 1e-2, log = true}\nserver_optimizer = ["sgd", "momentum"]\n'
+)
+HYBRIDS = (
+    "trials = 2\nstartup = 2\nbudget = {parameters = 2_500}\n" + TINY + "[hybrid.lora]\nrank = [1, 2, 4]\nalpha = 8\n"
+    "[hybrid.bottleneck]\ndim = [2, 4]\n"
+)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "search.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_dry_run_shows_what_is_searched_and_makes_nothing(tmp_path, capsys):
+    path = written(tmp_path, TEXT)
+    assert main([str(path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "12 trials by tpe, halving over up to 4 rounds, validation loss" in shown
+    assert "learning_rate: 0.0001 to 0.1, logarithmic" in shown
+    assert "rank: 2 | 4 | 8" in shown
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["hybrid", "lora"])
+def test_the_examples_can_be_searched(name, capsys):
+    assert main([str(ROOT / "experiments" / "tune" / f"{name}.toml"), "--dry-run"]) == 0
+    assert "24 trials by tpe, hyperband over up to 9 rounds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("flags", "words"), [(["--workers", "0"], "--workers"), (["--trials", "-1"], "--trials")])
+def test_numbers_that_can_t_be_are_refused(tmp_path, flags, words, capsys):
+    assert main([str(written(tmp_path, TEXT)), *flags]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_another_s_folder_is_refused(tmp_path, capsys):
+    path = written(tmp_path, TEXT)
+    assert main([str(path), "--output", str(tmp_path)]) == 2
+    assert "is not empty and holds no search" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_best_settings_are_a_command_that_means_them():
+    config = RunConfig(peft="lora(rank=4, layers=(0, 2)) + bitfit", learning_rate=0.01, dataset="tiny", clients=7)
+    words = shlex.split(command_of(config))
+    assert words[:3] == ["python", "-m", "fedpeft.simulate"]
+    assert simulate.parse(words[3:])[0] == config
+
+
+def test_a_command_s_help_needs_no_optuna():
+    assert Command.__doc__
+    code = "import sys; sys.modules['optuna'] = None; import fedpeft.tune"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------------ real runs
+
+
+def process(path: Path, folder: Path) -> subprocess.Popen:
+    words = [sys.executable, "-m", "fedpeft.tune", str(path), "--output", str(folder)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def completed(path: Path, folder: Path) -> str:
+    search = process(path, folder)
+    said, _ = search.communicate()
+    assert search.returncode == 0, said
+    return said
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_in_a_trial_ends_as_one_that_is_not(tmp_path):
+    path = written(tmp_path, RATES)
+    said = completed(path, tmp_path / "whole")
+    assert said.splitlines()[-1].startswith("python -m fedpeft.simulate --clients 6")
+    search = process(path, tmp_path / "killed")
+    while not (tmp_path / "killed" / "trials" / "0001" / "rounds.jsonl").exists():
+        assert search.poll() is None
+        time.sleep(0.05)
+    os.killpg(search.pid, signal.SIGKILL)
+    search.communicate()
+    assert not (tmp_path / "killed" / "report.html").exists()
+    completed(path, tmp_path / "killed")
+    tables = [(tmp_path / name / "trials.csv").read_text(encoding="utf-8") for name in ("whole", "killed")]
+    assert tables[0] == tables[1]
+    best = read_config(tmp_path / "whole" / "best.toml")
+    rows = list(csv.DictReader(tables[0].splitlines()))
+    done = [row for row in rows if row["state"] == "finished"]
+    assert float(min(done, key=lambda row: float(row["value"]))["learning_rate"]) == best.learning_rate
+
+
+@pytest.mark.slow
+def test_hybrids_within_a_budget_are_searched(tmp_path):
+    path = written(tmp_path, HYBRIDS)
+    completed(path, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").read_text(encoding="utf-8").splitlines()))
+    trained = [row for row in rows if row["state"] != "never trained"]
+    assert len(trained) == 2
+    assert all(int(row["parameters"]) <= 2_500 for row in trained)
+    assert all(int(row["parameters"]) > 2_500 for row in rows if row["state"] == "never trained" and row["parameters"])
+    assert read_config(tmp_path / "out" / "best.toml").peft.count("layers=(")
+    assert len(list((tmp_path / "out" / "trials").glob("*.toml"))) == 2

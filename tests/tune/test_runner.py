@@ -1,0 +1,147 @@
+"""Searches as a whole, over runs that are made up: pruning, repeats, kills, failures, and what the report says."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+
+import pytest
+from optuna.trial import TrialState
+
+from fedpeft.config import read_config
+from fedpeft.errors import RunError
+from fedpeft.tuning import runner, store
+from fedpeft.tuning.report import Report
+from tests.tune.made import BASE, HEAD, SPACE, TEXT, InProcess, Killed, conducted, search_of
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug of a test
+
+
+def told(place):
+    """What there is to know of all trials, times aside."""
+    return [
+        (t.number, t.state, t.params, t.value, t.intermediate_values, t.user_attrs)
+        for t in place.study.get_trials(deepcopy=False)
+    ]
+
+
+def test_a_search_comes_near_the_best_and_gives_up_what_falls_behind(tmp_path):
+    starts = InProcess()
+    place = conducted(search_of(tmp_path), tmp_path / "out", starts)
+    trials = place.study.get_trials()
+    assert len(trials) == 12
+    given_up = [t for t in trials if t.state == TrialState.PRUNED]
+    assert given_up
+    for trial in given_up:
+        assert trial.user_attrs[store.GIVEN_UP] == max(trial.intermediate_values) == starts.done[trial.number] < 4
+    best = store.finished(place.study)[0]
+    assert best.value == min(t.value for t in trials if t.state == TrialState.COMPLETE)
+    assert max(best.intermediate_values) == 4
+    assert best.value < 0.25 + 0.5
+
+
+def test_the_same_seed_draws_the_same_trials_and_another_one_others(tmp_path):
+    one = told(conducted(search_of(tmp_path), tmp_path / "one", InProcess(), trials=8))
+    assert told(conducted(search_of(tmp_path), tmp_path / "again", InProcess(), trials=8)) == one
+    other = told(conducted(search_of(tmp_path, "seed = 1\n" + TEXT), tmp_path / "other", InProcess(), trials=2))
+    assert [t[2] for t in other] != [t[2] for t in one[:2]]
+
+
+@pytest.mark.parametrize("kill", [(0, 1), (5, 1), (5, 2), (7, 4)])
+def test_a_search_that_was_killed_ends_as_one_that_was_not(tmp_path, kill):
+    search = search_of(tmp_path, TEXT.replace("halving", "none") if kill[1] > 1 else TEXT)
+    whole = conducted(search, tmp_path / "whole", InProcess(), trials=8)
+    with pytest.raises(Killed):
+        conducted(search, tmp_path / "killed", InProcess(kill=kill), trials=8)
+    rest = InProcess()
+    assert told(conducted(search, tmp_path / "killed", rest, trials=8)) == told(whole)
+    assert min(rest.done, default=kill[0]) >= kill[0]  # what had ended is not done again
+
+
+def test_a_trial_that_was_given_up_or_finished_unheard_is_not_run_again(tmp_path):
+    search = search_of(tmp_path)
+    place = conducted(search, tmp_path / "out", InProcess(), trials=3)
+    before = told(place)
+    trial = place.study.ask()
+    trial.set_user_attr(store.GIVEN_UP, 2)
+    again = InProcess()
+    conducted(search, tmp_path / "out", again, trials=3)
+    assert again.done == {}
+    assert place.study.get_trials()[3].state == TrialState.PRUNED
+    assert told(place)[:3] == before
+
+
+def test_more_trials_can_be_asked_for_later(tmp_path):
+    search = search_of(tmp_path)
+    conducted(search, tmp_path / "out", InProcess(), trials=5)
+    later = told(conducted(search, tmp_path / "out", InProcess(), trials=8))
+    assert later == told(conducted(search, tmp_path / "whole", InProcess(), trials=8))
+
+
+def test_a_run_that_there_was_is_not_run_again(tmp_path):
+    text = HEAD.format(pruner="none") + BASE + 'peft = "lora(rank={rank})"\n[search]\nrank = [2, 4]\n'
+    starts = InProcess()
+    place = conducted(search_of(tmp_path, text), tmp_path / "out", starts, trials=6)
+    trials = place.study.get_trials()
+    assert len(trials) == 6
+    assert len(starts.done) == 2
+    for trial in trials:
+        twin = trial.user_attrs.get(store.SAME_AS, trial.number)
+        assert trials[twin].number in starts.done
+        assert (trial.value, trial.params) == (trials[twin].value, trials[twin].params)
+
+
+def test_a_trial_that_fails_says_why_and_others_go_on(tmp_path):
+    place = conducted(search_of(tmp_path), tmp_path / "out", InProcess(fails=(0, 2)), trials=5)
+    states = [t.state for t in place.study.get_trials()]
+    assert [i for i, state in enumerate(states) if state == TrialState.FAIL] == [0, 2]
+    assert place.study.get_trials()[0].user_attrs[store.REASON] == "no room"
+
+
+def test_a_search_of_which_all_trials_fail_ends(tmp_path):
+    with pytest.raises(RunError, match="all 3 trials have failed, the last one: no room"):
+        conducted(search_of(tmp_path), tmp_path / "out", InProcess(fails=tuple(range(12))))
+
+
+def test_accuracy_is_made_large(tmp_path):
+    text = 'objective = "accuracy"\n' + TEXT
+    place = conducted(search_of(tmp_path, text), tmp_path / "out", InProcess())
+    done = [t.value for t in place.study.get_trials() if t.state == TrialState.COMPLETE]
+    assert store.finished(place.study)[0].value == max(done) < 1
+
+
+def test_a_folder_is_of_one_search(tmp_path):
+    conducted(search_of(tmp_path), tmp_path / "out", InProcess(), trials=1)
+    other = search_of(tmp_path, TEXT.replace("high = 1e-1", "high = 1e-2"))
+    with pytest.raises(RunError, match=r"holds another search than .*search.toml describes"):
+        conducted(other, tmp_path / "out", InProcess())
+    with pytest.raises(RunError, match="is not empty and holds no search"):
+        conducted(other, tmp_path, InProcess())
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "search.journal").write_text("no journal\n" * 2, encoding="utf-8")
+    with pytest.raises(RunError, match=r"search.journal is no journal of a search"):
+        conducted(other, tmp_path / "broken", InProcess())
+
+
+def test_the_report_shows_all_trials_and_the_best_as_a_command(tmp_path):
+    search = search_of(tmp_path, HEAD.format(pruner="none") + 'question = "Which?"\n' + BASE + SPACE)
+    place = conducted(search, tmp_path / "out", InProcess())
+    report = Report(search, place.study)
+    report.write(tmp_path / "out")
+    best = store.finished(place.study)[0]
+    assert f"--learning-rate {best.params['learning_rate']}" in report.command
+    assert f'--peft "lora(rank={best.params["rank"]})"' in report.command
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Which?" in page
+    assert page.count("<svg") == 3
+    for name in ("history", "importance", "parallel"):
+        assert (tmp_path / "out" / f"{name}.svg").read_text(encoding="utf-8").startswith("<svg")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "trials.csv").read_text(encoding="utf-8"))))
+    assert [int(row["trial"]) for row in rows] == list(range(12))
+    assert {row["state"] for row in rows} == {"finished"}
+    assert read_config(tmp_path / "out" / "best.toml") == report.best

@@ -1,0 +1,116 @@
+"""The file of a search: what it describes, and what is wrong with it in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedpeft.errors import ConfigError, PrivacyError
+from tests.tune.made import BASE, TEXT, search_of
+
+ONE = BASE + "[search]\nlearning_rate = {low = 1e-4, high = 1e-2}\n"
+HYBRID = BASE + "[hybrid.lora]\nrank = [2, 4]\n"
+
+
+def test_names_in_braces_are_filled_in_where_they_stand(tmp_path):
+    text = BASE + (
+        'optimizer = "adamw(warmup={warmup})"\n[search]\nwarmup = {low = 0, high = 8, step = 4}\n'
+        'peft = ["lora(rank={rank}, alpha=16)", "ia3"]\nrank = [2, 4]\n'
+    )
+    search = search_of(tmp_path, text)
+    drawn = {"warmup": 4, "rank": 2, "peft": "lora(rank={rank}, alpha=16)"}
+    asked = []
+
+    def draw(name, among):
+        asked.append(name)
+        return drawn[name]
+
+    config = search.config(draw)
+    assert (config.optimizer, config.peft) == ("adamw(warmup=4)", "lora(rank=2, alpha=16)")
+    assert sorted(asked) == sorted(drawn)
+    drawn["peft"] = "ia3"
+    asked.clear()
+    assert search.config(draw).peft == "ia3"
+    assert "rank" not in asked  # nothing is drawn that stands nowhere
+
+
+def test_a_trial_is_validated_in_every_round_unless_the_file_says_otherwise(tmp_path):
+    assert search_of(tmp_path, ONE).corner({}).measure == "validation(every=1)"
+    text = ONE.replace("[search]", 'measure = "validation(every=2)"\n[search]')
+    assert search_of(tmp_path, text).corner({}).measure == "validation(every=2)"
+
+
+def test_more_trials_are_the_same_search_and_other_ranges_another(tmp_path):
+    one = search_of(tmp_path, ONE)
+    assert search_of(tmp_path, 'trials = 90\nquestion = "?"\n' + ONE).identity == one.identity
+    for other in ("seed = 1\n" + ONE, ONE.replace("1e-2", "2e-2"), ONE.replace("rounds = 4", "rounds = 5")):
+        assert search_of(tmp_path, other).identity != one.identity
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BASE, "searches nothing"),
+        (
+            BASE + "[search]\nlearning_rat = [1.0, 2.0]\n",
+            "unknown setting 'learning_rat'.*did you mean 'learning_rate'",
+        ),
+        (
+            BASE + "[search]\nlearning_rate = {low = 0.1, high = 0.1}\n",
+            "empty range: low = 0.1 must be below high = 0.1",
+        ),
+        (BASE + "[search]\nlearning_rate = {low = 0.0, high = 0.1, log = true}\n", "a low above 0 and no step"),
+        (BASE + "[search]\nlearning_rate = {low = 0.1}\n", "needs numbers for low, high"),
+        (BASE + "[search]\nlearning_rate = {low = 1, hi = 2}\n", "unknown key 'hi'"),
+        (BASE + "[search]\nbatch_size = {low = 1, high = 4, step = 2}\n", "steps of 2 do not lead from 1 to 4"),
+        (BASE + "[search]\nbatch_size = [4]\n", "leaves nothing to choose"),
+        (BASE + "[search]\nbatch_size = [4, 4]\n", "names a value twice"),
+        (BASE + "[search]\nbatch_size = 4\n", "must be a list of values or {low"),
+        (BASE + "[search]\nbatch_size = [4, 0]\n", "batch_size must be at least 1, got 0"),
+        (BASE + '[search]\nstrategy = ["fedit", "fedt"]\n', "unknown strategy 'fedt'"),
+        (BASE + "[search]\nrounds = [2, 4]\n", "rounds can't be searched: rounds are what trials are compared at"),
+        (BASE + "[search]\nseed = [0, 1]\n", "seed can't be searched"),
+        (BASE + "[search]\ntokens = [16, 32]\n", r"tokens is set by both \[base\] and \[search\]"),
+        (BASE + 'peft = "lora(rank={rnk})"\n[search]\nrank = [2, 4]\n', "rank"),
+        (BASE + 'peft = "lora(rank={rank}, alpha={a})"\n[search]\nrank = [2, 4]\n', "{a} stands for nothing"),
+        (BASE + 'peft = "lora(rank={rank})"\n[search]\nrank = [2, 0]\n', "rank must be at least 1 and at most 1024"),
+        ("axes = {codec = ['fp32']}\n" + ONE, r"which a study has \(python -m fedpeft.study\)"),
+        ("seeds = [0, 1]\n" + ONE, "which a study has"),
+        ("trails = 3\n" + ONE, "unknown key 'trails'; did you mean 'trials'"),
+        ("trials = 0\n" + ONE, "trials must be at least 1"),
+        ('pruner = "median"\n' + ONE, "pruner must be one of 'hyperband', 'halving', 'none'"),
+        ("first = 9\n" + ONE, "first rung, round 9, lies behind the last of 4 rounds"),
+        ("budget = 4\n" + ONE, "budget must be {parameters = "),
+        ("budget = {parameters = 0}\n" + ONE, "must be a whole number of at least 1"),
+        (ONE.replace("rounds = 4", "rnds = 4"), r"\[base\] has an unknown setting 'rnds'"),
+        (BASE + 'peft = "lora"\n[hybrid.lora]\nrank = [2, 4]\n', r"peft is what \[hybrid\] searches"),
+        (BASE + "[hybrid]\n", "names no PEFT method"),
+        (BASE + "[hybrid.loro]\nrank = [2, 4]\n", "unknown PEFT method 'loro'; did you mean 'lora'"),
+        (BASE + "[hybrid.adalora]\n", "adalora can't be one of several methods"),
+        (BASE + "[hybrid.lora]\nlayers = 2\n", "layers is what the search chooses"),
+        (BASE + "[hybrid.lora]\nrank = [2, 0]\n", "rank must be at least 1"),
+        (BASE + '[hybrid.lora]\nrank = [2, "off"]\n', "which the first list has anyway"),
+        (BASE + '[hybrid]\nblocks = "all"\n[hybrid.bitfit]\n', "blocks of .hybrid. must be 'shared' or 'each'"),
+        (BASE + "[hybrid.lora]\n[hybrid.lora_fa]\n", "two methods that train the same tensors"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(tmp_path, text, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        search_of(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ONE.replace("[search]", 'privacy = "dp_sgd(epsilon=8)"\n[search]'),
+        ONE + 'privacy = ["", "user_dp(epsilon=8)"]\n',
+        HYBRID.replace("[hybrid.lora]", 'privacy = "local_dp(epsilon=8)"\n[hybrid.lora]'),
+    ],
+)
+def test_under_privacy_a_search_is_refused(tmp_path, text):
+    with pytest.raises(PrivacyError, match="every trial would be a release of its own"):
+        search_of(tmp_path, text)
+
+
+def test_a_secure_sum_alone_is_no_budget(tmp_path):
+    assert search_of(tmp_path, TEXT.replace("cohort = 3\n", 'cohort = 3\nprivacy = "secure_sum"\n'))
