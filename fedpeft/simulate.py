@@ -193,6 +193,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
+    from fedpeft.simulation.retrieval import retrieved
     from fedpeft.simulation.trust import Trust
 
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
@@ -230,7 +231,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         **calibration_of(score),
         forgetting=_forgotten(simulation, observer),
         **_attacked(simulation),
-        **_paired(simulation, score),
+        retrieval=retrieved(simulation, score.sides),
     )
     return Summary(
         quality=quality,
@@ -268,8 +269,8 @@ def _by_precision(simulation: Simulation) -> dict[str, float]:
     if not precisions:
         return {}
     bases = dict.fromkeys([config.dtype if config.dtype != "fp64" else "fp32", *precisions])
-    folder, score = simulation.folder, simulation.scorer.score
-    return {base: score(folder, f"scoring on a base in {base}", base).accuracy for base in bases}
+    score = simulation.scorer.score
+    return {base: score(simulation.folder, f"scoring on a base in {base}", base).accuracy for base in bases}
 
 
 def _forgotten(simulation: Simulation, observer: ConsoleObserver) -> dict[str, Any] | None:
@@ -291,13 +292,6 @@ def _attacked(simulation: Simulation) -> dict[str, Any]:
     from fedpeft.audit.attacks import attacks
 
     return attacks(simulation)
-
-
-def _paired(simulation: Simulation, score: FinalScore) -> dict[str, Any]:
-    """How well the pairs of the test rows are found, where rows are pairs."""
-    from fedpeft.simulation.retrieval import retrieved
-
-    return {"retrieval": retrieved(simulation, score.sides)}
 
 
 def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalScore | None:
