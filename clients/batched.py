@@ -25,7 +25,7 @@ from fedpeft.data.examples import Batch, Examples
 from fedpeft.models.determinism import warn_again
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
-from fedpeft.models.task import FederatedModel, RowLosses, Task, trainable
+from fedpeft.models.task import GROUPS, FederatedModel, RowLosses, Task, trainable
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
@@ -126,6 +126,8 @@ class BatchedExecutor(Executor):
             rows = [plan[step] for plan in plans if len(plan) > step]
             active = self._activate(len(rows))
             batch, real, self.dropout.places = self.step_batch(rows)
+            if self.task.compares:
+                batch[GROUPS] = groups(real, active)
             self.dropout.routes = [j.route_generator(step) for j in jobs[:active]] if self.dropout.draws else []
             self.dropout.clients = [
                 (m, self.sequences(r), int(lengths[r].max())) for m, r in zip(masks, rows, strict=False)
@@ -199,6 +201,12 @@ class BatchedExecutor(Executor):
     def _scale(self, forms: Sequence[ClientForm | None]) -> None:
         for layer in self.stacks:
             layer.set_forms(forms)
+
+
+def groups(real: Tensor, clients: int) -> Tensor:
+    """Which of `clients` each row of a pass belongs to, (rows,); -1: it is padding, as `real` (rows,) says."""
+    whose = torch.arange(clients, device=real.device).repeat_interleave(len(real) // clients)
+    return whose.masked_fill(~real, -1)
 
 
 def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Sequence[Pull]) -> None:

@@ -345,9 +345,11 @@ class Executor(ABC):
         device = next(self.model.parameters()).device
         totals = torch.zeros(3, dtype=torch.float64, device=device)  # read once, so that a GPU is never waited for
         with torch.no_grad():
-            for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH):
-                batch = {name: moved(t, device) for name, t in self.examples.batch(rows[index]).items()}
-                losses = self.task.row_losses(self.model, batch, offsets)
+            batches = (
+                {name: moved(t, device) for name, t in self.examples.batch(rows[index]).items()}
+                for index in length_sorted_batches(self.examples.lengths[rows], EVALUATION_BATCH)
+            )
+            for losses in self.task.judged(self.model, batches, offsets):
                 totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
         return Totals(*totals.cpu().tolist())
 

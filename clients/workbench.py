@@ -29,7 +29,7 @@ from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.memory import keep_freed
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.determinism import compute_deterministically
-from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above
+from fedpeft.models.frozen_blocks import FrozenStore, above, sequences, started
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.quantized import Precision, quantize
@@ -116,7 +116,7 @@ class WorkPlan:
         if self.device != "cpu":  # which rounds otherwise
             more["device"] = self.device.partition(":")[0]
         name = cache.key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
-        examples = cached_examples(data_key)
+        examples = sequences(cached_examples(data_key))
         return FrozenStore(cache_directory() / f"frozen-{name}", examples, depth, self.width, DTYPES[self.dtype])
 
 
@@ -214,7 +214,9 @@ class Workbench:
     def executor(self) -> Executor:
         """The executor of the plan."""
         plan = self.plan
-        rows = self._relabelled(HiddenRows(self.completed())) if plan.depth else self.examples
+        rows = self.examples
+        if plan.depth:
+            rows = self._relabelled(started(cached_examples(plan.data_key), self.completed()))
         base = self.base
         del self.base  # the executor changes its layers; what it does not need of it is freed
         if plan.depth:

@@ -80,6 +80,8 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
             f"{method.name} can't be merged into the base's weights without changing what it computes; "
             "export the adapter (without --merge)"
         )
+    if merge or gguf or method.whole_model:
+        finished_run.check_answers()
     text = card(finished_run, merged=merge)
     empty(output)
     if not finished_run.files.is_dir():

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fedpeft.run.final_score import FinalScore, Scorer
+    from fedpeft.server.evaluation import OwnRows
     from fedpeft.server.progress import Progress
     from fedpeft.simulation.simulation import Simulation
 
@@ -188,6 +189,7 @@ def simulate(
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) -> Summary:
     from fedpeft.run.final_score import save
     from fedpeft.simulation.of_rows import of_rows
+    from fedpeft.simulation.pooled import pooled_adapter, score_of_pooled
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
     from fedpeft.simulation.probe import base_probe
@@ -200,7 +202,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     progress = simulation.train(server)
     kept, residual = progress.result
     save(setup, kept, simulation.folder, residual)
-    rate = _train_pooled(simulation, progress)
+    rate = pooled_adapter(simulation, progress)
     own = server.own_rows(progress) if setup.personal else None
     trust = Trust(setup)
     trust.ask_clients(server, progress)
@@ -213,20 +215,13 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     save_predictions(simulation, score.scores, records)
     trust.spoil(simulation)
     last = _last(simulation, simulation.scorer, progress) or score
-    pooled = _score_pooled(simulation) if rate is not None else None
-    loss = own.loss if own else score.loss
+    pooled = score_of_pooled(simulation) if rate is not None else None
     quality = Quality(
         metric=setup.task.metric,
-        accuracy=own.accuracy if own else score.accuracy,
-        accuracy_of="mean over clients, own held-out rows" if own else TEST_ROWS,
-        worst_accuracy=own.worst_accuracy if own else None,
-        shared_accuracy=score.accuracy if own else None,
+        **_own_or_shared(own, score, last),
         accuracy_by_base=_by_precision(simulation) or None,
-        loss=loss,
-        perplexity=math.exp(loss) if setup.task.metric == "perplexity" else None,
+        perplexity=math.exp((own or score).loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
-        last_accuracy=None if own else last.accuracy,
-        last_loss=None if own else last.loss,
         baseline_accuracy=probe.accuracy if probe else None,
         private_probe_accuracy=private,
         centralised_accuracy=pooled.accuracy if pooled else None,
@@ -235,6 +230,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         **calibration_of(score),
         forgetting=_forgotten(simulation, observer),
         **_attacked(simulation),
+        **_paired(simulation, score),
     )
     return Summary(
         quality=quality,
@@ -247,28 +243,23 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     )
 
 
-POOLED = "centralised"
-"""Folder, in a run's own, of the adapter of the pooled rows."""
-
-
-def _train_pooled(simulation: Simulation, progress: Progress) -> float | None:
-    """Train on the pooled rows, where that is asked for, and save the adapter; the learning rate that was best."""
-    from fedpeft.run.final_score import save
-    from fedpeft.simulation.pooled import train_on_pooled_rows
-
-    setup = simulation.setup
-    if not setup.measured.pooled:
-        return None
-    state, rate = train_on_pooled_rows(
-        setup, simulation.rows, simulation.workers, simulation.sampler.size, progress.started
-    )
-    (simulation.folder / POOLED).mkdir(exist_ok=True)
-    save(setup, state, simulation.folder / POOLED)
-    return rate
-
-
-def _score_pooled(simulation: Simulation) -> FinalScore:
-    return simulation.scorer.score(simulation.folder / POOLED, "scoring the adapter of the pooled data (fp32)")
+def _own_or_shared(own: OwnRows | None, score: FinalScore, last: FinalScore) -> dict[str, Any]:
+    """Who is scored on what: the one model on the test rows, or each client's `own` on its rows."""
+    if own is None:
+        return {
+            "accuracy": score.accuracy,
+            "accuracy_of": TEST_ROWS,
+            "loss": score.loss,
+            "last_accuracy": last.accuracy,
+            "last_loss": last.loss,
+        }
+    return {
+        "accuracy": own.accuracy,
+        "accuracy_of": "mean over clients, own held-out rows",
+        "worst_accuracy": own.worst_accuracy,
+        "shared_accuracy": score.accuracy,
+        "loss": own.loss,
+    }
 
 
 def _by_precision(simulation: Simulation) -> dict[str, float]:
@@ -300,6 +291,13 @@ def _attacked(simulation: Simulation) -> dict[str, Any]:
     from fedpeft.audit.attacks import attacks
 
     return attacks(simulation)
+
+
+def _paired(simulation: Simulation, score: FinalScore) -> dict[str, Any]:
+    """How well the pairs of the test rows are found, where rows are pairs."""
+    from fedpeft.simulation.retrieval import retrieved
+
+    return {"retrieval": retrieved(simulation, score.sides)}
 
 
 def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalScore | None:
@@ -338,8 +336,9 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     if in_few_bits and setup.grid.executor == "batched" and not simulation.fixed["gpus"]:
         observer.say("[bold]note[/]    clients with a base in nf4 or int8 are trained one after another, not batched")
     say_privacy(simulation.protection, observer)
-    if setup.grid.executor == "batched" and not setup.method.batched:
-        observer.say(f"[bold]note[/]    {setup.method.name} has no batched form: clients train one by one")
+    if setup.grid.executor == "batched" and not (setup.method.batched and setup.task.batched):
+        name = setup.facts.task.partition("(")[0] if setup.method.batched else setup.method.name
+        observer.say(f"[bold]note[/]    {name} has no batched form: clients train one by one")
 
 
 def _distinct_rows(simulation: Simulation, records: Records) -> int | None:

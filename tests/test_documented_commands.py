@@ -34,7 +34,7 @@ SHORT = '--rounds 1 --tokens 32 --workers 1 --local-work "steps(2)"'
 OVERRIDES = [
     (r"^(python -m fedpeft\.(?:simulate|serve) (?!--help|--resume).*)$", rf"\1 {SHORT}",
      "README, docs/deploy.md: each takes minutes, and these flags make any of them short"),
-    (r"^(.*tasks\(.*) --rounds 1 ", r"\1 --rounds 4 ", "docs/continual.md: each task has a round of its own"),
+    (r"^(.*tasks\(.*) --rounds 1 ", r"\1 --rounds 8 ", "docs/continual.md: each task has rounds of its own"),
     (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),
     (r'(distributed_dp(?!.*unit=clients).*) --local-work "steps\(2\)"', r"\1",
@@ -43,6 +43,8 @@ OVERRIDES = [
     (r"--dataset office(.*) --tokens 32", r"--dataset 'office(rows=2, test_rows=1)'\1 --tokens 96",
      "README: its rows and the default language model take minutes, and answers begin behind the 32nd token"),
     (r"rows=6000, test_rows=2000", "rows=1000, test_rows=100", "README: the default image model takes minutes"),
+    (r"^(python -m fedpeft\.simulate .*scenes.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny)'",
+     "docs/pairs.md: the default towers take minutes"),
     (rf"^(python -m fedpeft\.simulate (?!--clients 100 {re.escape(SHORT)}$)"
      r"(?!.*(?:--model|fashion_mnist|conversations|office)).*)$", r"\1 --model tiny",
      "README: the default text model takes minutes; the first command and those that name it have it"),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedpeft.aggregation.update import Update
 from fedpeft.peft.adapter import LoraPair
-from fedpeft.peft.low_rank import LowRank, gram_matrix, leading_eigenvectors, root, times
+from fedpeft.peft.low_rank import LowRank, cholesky_root, eigen_root, gram_matrix, leading_eigenvectors, times
 
 FAINT = 1e-7
 """A direction whose singular value is below this fraction of the largest is rounding."""
@@ -96,16 +96,18 @@ class Changes:
 
     def inner_products(self) -> Tensor:
         """<D_i, D_j>, (K, K), fp64; not a number where an update is none."""
-        left, right, (d, b), terms = self._columns, self._rows, self._places, len(self.owner)
-        moved = right[d] + right[b]  # the rows A + dA with all
-        products = left[:terms, :terms] * (moved[:, :terms] + moved[:, b])
+        left, right, b, terms = self._columns, self._rows, self._places[1], len(self.owner)
+        moved = right[:terms] + right[b]  # the rows A + dA with all
+        products = moved[:, :terms] + moved[:, b]
+        products *= left[:terms, :terms]
         mixed = left[:terms][:, b] * moved[:, :terms]  # dB of one with B of the other: <A_i + dA_i, dA_j>
-        products += mixed + mixed.T
-        products += left[b][:, b] * right[:terms, :terms]
+        products.add_(mixed, alpha=2)  # and B of one with dB of the other: in the end the mean of both orders
+        products.addcmul_(left[b][:, b], right[:terms, :terms])
         weight = self.scales[self.owner]
         products *= weight * weight[:, None]
         by_row = products.new_zeros(len(self.scales), terms).index_add_(0, self.owner, products)
-        return by_row.new_zeros(len(self.scales), len(self.scales)).index_add_(1, self.owner, by_row)
+        found = by_row.new_zeros(len(self.scales), len(self.scales)).index_add_(1, self.owner, by_row)
+        return (found + found.T) / 2
 
     def _summed(self, of_terms: Tensor) -> Tensor:
         """A number of each term (T,), summed over each client's, (K,)."""
@@ -135,7 +137,7 @@ class Changes:
             U (out, dimensions) and V (in, dimensions), fp64, with zero columns where there are no directions.
         """
         left, right, (d, b), terms = self._columns, self._rows, self._places, len(self.owner)
-        moved = right[d] + right[b]  # the rows A + dA with all
+        moved = right[:terms] + right[b]  # the rows A + dA with all
         dB, B, dA, A = (self._summed(x).sqrt() for x in (left[d, d], left[b, b], right[d, d], right[b, b]))
         least = RESOLVED * (dB * (A + dA) + B * dA).square()
         squares = torch.maximum(self.inner_products().diagonal() / self.scales.square(), least)
@@ -149,15 +151,15 @@ class Changes:
             b,
             (moved[:, :terms] + moved[:, b]) * weight,
             moved[:, :terms] * weight,
-            right[d][:, d] * weight,
+            right[:terms, :terms] * weight,
         )
         # D^T D in the same way; the row A + dA goes with dB, dA goes with B
-        dd, db, bb = left[d][:, d] * weight, left[d][:, b] * weight, left[b][:, b] * weight
+        dd, db, bb = left[:terms, :terms] * weight, left[:terms][:, b] * weight, left[b][:, b] * weight
         of_rows = torch.zeros_like(right)
         _place(of_rows, d, b, dd + db + db.T + bb, dd + db.T, dd)
         return (
-            _eigenvectors(torch.cat([self.moved_left, self.start_left], 1), left, of_columns, dimensions),
-            _eigenvectors(torch.cat([self.moved_right, self.start_right]).T, right, of_rows, dimensions),
+            _eigenvectors((self.moved_left, self.start_left), left, of_columns, dimensions),
+            _eigenvectors((self.moved_right.T, self.start_right.T), right, of_rows, dimensions),
         )
 
     def coordinates(self, U: Tensor, V: Tensor) -> Tensor:
@@ -192,12 +194,15 @@ def _place(matrix: Tensor, d: Tensor, b: Tensor, dd: Tensor, db: Tensor, bb: Ten
         matrix.index_add_(0, rows, wide)
 
 
-def _eigenvectors(X: Tensor, gram: Tensor, middle: Tensor, count: int) -> Tensor:
-    """The leading eigenvectors (n, count) of X M X^T, from the Gram matrix of X's columns; fp64."""
+def _eigenvectors(parts: Sequence[Tensor], gram: Tensor, middle: Tensor, count: int) -> Tensor:
+    """The leading eigenvectors (n, count) of X M X^T, from the Gram matrix of the columns of X = [X_1, X_2]; fp64."""
     lengths = gram.diagonal().sqrt()
     unit = torch.where(lengths > 0, lengths, 1.0)  # columns made equally long, so that M hides no direction
-    C, _ = root(middle * lengths * lengths[:, None])
-    values, vectors = leading_eigenvectors(C.T @ ((gram / unit / unit[:, None]) @ C), min(count, C.shape[1]))
+    equal = middle * lengths * lengths[:, None]
+    C = cholesky_root(equal) or eigen_root(equal)
+    values, vectors = leading_eigenvectors(C.around(gram / unit / unit[:, None]), min(count, C.matrix.shape[1]))
     sizes = values.clamp_min(0.0).sqrt()
-    found = times(X, (C @ vectors) / unit[:, None]) / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
+    weights = torch.split((C.matrix @ vectors) / unit[:, None], [part.shape[1] for part in parts])
+    found = sum(times(part, W) for part, W in zip(parts, weights, strict=True))
+    found = found / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
     return torch.nn.functional.pad(found * (sizes > FAINT * sizes[:1]), (0, count - found.shape[1]))

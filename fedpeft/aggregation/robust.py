@@ -17,16 +17,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedpeft.aggregation.changes import Changes
-from fedpeft.aggregation.factors import best_factors, effective, lora_form
+from fedpeft.aggregation.factors import best_factors, lora_form
 from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.aggregation.update import Cohort, Gathered, weighted_sum
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State, TensorSpec
-from fedpeft.peft.low_rank import METHODS, LowRank, stack
+from fedpeft.peft.low_rank import METHODS, LowRank, stack, without_copies
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,11 @@ class RobustStrategy(GatherStrategy):
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of s B A plus the combined change."""
-        after, combined = effective(pair, state, lora_form(layout)), self.combine(pair, cohort)
+        after, combined = LowRank(state[pair.B], state[pair.A] * lora_form(layout).scale), self.combine(pair, cohort)
         if combined is not None:
             after = stack([after, combined])
             del combined  # a cohort's worth of factors, and `after` is a copy
+            after = without_copies(after)  # B, and what is cut from it for smaller ranks
         return best_factors(pair, after, state, layout, self.svd, self.remainder == "keep")
 
     def gather_plain(self, spec: TensorSpec, state: State, cohort: Cohort) -> Tensor:
@@ -128,5 +130,10 @@ class CoordinateStrategy(RobustStrategy):
 
 def middle_mean(values: Tensor, trim: int) -> Tensor:
     """The mean over the first axis without the `trim` largest and `trim` smallest values of each coordinate."""
-    ordered = values.sort(dim=0).values
+    voters = values.reshape(len(values), -1).T.contiguous()
+    if voters.dtype in (torch.float32, torch.float64):  # NumPy sorts rows by the processor's vectors, torch does not
+        ordered = torch.from_numpy(np.sort(voters.numpy(), axis=1))
+    else:
+        ordered = voters.sort(dim=1).values
+    ordered = ordered.T.reshape(values.shape)
     return ordered[trim : len(ordered) - trim].mean(dim=0)

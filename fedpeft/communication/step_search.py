@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from math import sqrt
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -114,7 +114,7 @@ class StepSearch:
         largest = float(np.floor(self.y.dtype.type(self.largest) / self.y.dtype.type(step) + self.offset)) + 2 * dithers
         reach = min(REACH, int(largest))
         width = 2 * reach + 1
-        dtype = np.int16 if 2 * CLASSES * width < 1 << 15 else np.int32
+        dtype: type[np.signedinteger[Any]] = np.int16 if 2 * CLASSES * width < 1 << 15 else np.int32
         zero = classes.astype(dtype) * dtype(width) + dtype(reach)
         q = np.empty(max((at.stop - at.start for _, at in self.blocks), default=0), np.int16)
         counts = np.zeros((2, CLASSES * width), np.int64)  # two: to add to what was just added to takes long
@@ -125,7 +125,8 @@ class StepSearch:
             joint += levels
             joint[1::2] += dtype(CLASSES * width)
             counts += counted(joint, counts.size).reshape(counts.shape)
-        return counts.sum(axis=0).reshape(CLASSES, width)
+        both: Array = counts.sum(axis=0)
+        return both.reshape(CLASSES, width)
 
     def cost(self, step: float) -> float:
         """About how many bytes the levels and classes take, tables included."""

@@ -6,11 +6,12 @@ Everything is keyed by a hash of what it was computed from, written to a tempora
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
-from fedpeft.data.examples import Examples, ImageRows, PairRows, TaggedRows, TokenRows
+from fedpeft.data.examples import CaptionedRows, Examples, ImageRows, PairRows, TaggedRows, TokenRows
 from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
 
@@ -19,25 +20,34 @@ TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model", "*.jinja", "con
 
 
 def rows_hash(rows: Rows) -> str:
-    """SHA-256 of the rows' inputs and labels."""
+    """SHA-256 of the rows' inputs, texts and labels."""
     digest = hashlib.sha256()
     if isinstance(rows.inputs, np.ndarray):
         digest.update(repr((rows.inputs.shape, rows.inputs.dtype)).encode())
         digest.update(np.ascontiguousarray(rows.inputs).data)
     else:
-        for text in rows.inputs:
-            encoded = text.encode("utf-8", "surrogatepass")
-            digest.update(len(encoded).to_bytes(8, "little"))
-            digest.update(encoded)
+        _add(digest, rows.inputs)
+    if rows.texts is not None:
+        _add(digest, rows.texts)
     if rows.labels is not None:
         digest.update(rows.labels.tobytes())
     return digest.hexdigest()
+
+
+def _add(digest: Any, texts: Sequence[str]) -> None:
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
 
 
 def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
     """The arrays of model-ready rows, for `arrays`."""
     if isinstance(examples, ImageRows):
         return {"pixels": examples.pixels, "labels": examples.labels, "tokens": np.array(examples.tokens)}
+    if isinstance(examples, CaptionedRows):
+        image = {"pixels": examples.pixels, "held": examples.held, "tokens": np.array(examples.tokens)}
+        return image | {f"text_{name}": array for name, array in examples_to_arrays(examples.texts).items()}
     if isinstance(examples, PairRows):
         return examples_to_arrays(examples.answers) | {"pairs": np.array(examples.cut)}
     assert isinstance(examples, TokenRows)
@@ -50,6 +60,10 @@ def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
 
 def examples_from_arrays(found: Mapping[str, np.ndarray]) -> Examples:
     """The inverse of `examples_to_arrays`."""
+    if "held" in found:
+        own = {name.removeprefix("text_"): array for name, array in found.items() if name.startswith("text_")}
+        texts = cast(TokenRows, examples_from_arrays(own))
+        return CaptionedRows(found["pixels"], texts, found["held"], int(found["tokens"]))
     if "pixels" in found:
         return ImageRows(found["pixels"], found["labels"], int(found["tokens"]))
     if "tags" in found:

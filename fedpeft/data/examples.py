@@ -146,14 +146,14 @@ class TaggedRows(TokenRows):
 
 @dataclass(frozen=True)
 class PairRows:
-    """Two answers to each question, the preferred one first.
+    """Two sequences a row: answers to a question, the preferred one first, or a query and its document.
 
     Attributes:
-        answers: 2 n rows; row i is answers 2 i and 2 i + 1.
+        answers: 2 n rows, as tokens or as hidden states; row i is answers 2 i and 2 i + 1.
         cut: rows of which an answer's end was cut off.
     """
 
-    answers: TokenRows
+    answers: Examples
     cut: int = 0
 
     sequences: ClassVar[int] = 2
@@ -164,15 +164,15 @@ class PairRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row's longer answer, its question included, (rows,)."""
+        """Tokens of each row's longer sequence, (rows,)."""
         longest: np.ndarray = self.answers.lengths.reshape(-1, 2).max(1)
         return longest
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """As of `TokenRows`, all of (B, 2, T)."""
+        """As of a sequence, all of (B, 2, ...)."""
         index = np.asarray(rows)
         both = self.answers.batch(np.stack([2 * index, 2 * index + 1], 1).ravel())
-        return {name: tensor.view(-1, 2, tensor.shape[1]) for name, tensor in both.items()}
+        return {name: tensor.view(-1, 2, *tensor.shape[1:]) for name, tensor in both.items()}
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,42 @@ class ImageRows:
         return {
             "pixel_values": torch.from_numpy(np.ascontiguousarray(self.pixels[index])),
             "labels": torch.from_numpy(self.labels[index]),
+        }
+
+
+@dataclass(frozen=True)
+class CaptionedRows:
+    """Images with their texts.
+
+    Attributes:
+        pixels: float32 (rows, channels, height, width), normalised for the model.
+        texts: one each, with the pairs' labels.
+        held: bool (rows, 2), whether a row has its image, and its text.
+        tokens: of an image.
+    """
+
+    pixels: np.ndarray
+    texts: TokenRows
+    held: np.ndarray
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of both, (rows,)."""
+        lengths: np.ndarray = self.texts.lengths + self.tokens
+        return lengths
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """pixel_values (B, channels, height, width); input_ids and attention_mask (B, T); held and labels (B, 2)."""
+        index = np.asarray(rows)
+        text = self.texts.batch(rows)
+        return text | {
+            "pixel_values": torch.from_numpy(np.ascontiguousarray(self.pixels[index])),
+            "held": torch.from_numpy(np.array(self.held[index])),
+            "labels": text["labels"][:, None].expand(-1, 2),
         }
 
 

@@ -60,6 +60,12 @@ class Function:
 
 def functions_below(folder: Path) -> Iterator[Function]:
     """The functions of all files below `folder`, in the order of their paths."""
+    for module, source in modules_below(folder):
+        yield from functions_of(source, module)
+
+
+def modules_below(folder: Path) -> Iterator[tuple[str, str]]:
+    """Dotted name and source of all files below `folder`, in the order of their paths."""
     for path in sorted(folder.rglob("*.py")):
         inside = path.relative_to(folder)
         if not NOT_ITS_OWN.intersection(inside.parts[:-1]) and not path.name.startswith(("test_", "conftest")):
@@ -67,41 +73,77 @@ def functions_below(folder: Path) -> Iterator[Function]:
                 source = path.read_text(encoding="utf-8")
             except UnicodeDecodeError:
                 continue
-            yield from functions_of(source, ".".join(inside.with_suffix("").parts))
+            yield ".".join(inside.with_suffix("").parts), source
 
 
 def functions_of(source: str, module: str) -> Iterator[Function]:
     """The functions in the source of a module, outer ones first; none if it is no Python of version `SYNTAX`."""
     if "->" not in source:
         return
-    source = source.replace("\r\n", "\n").replace("\r", "\n")  # a form feed ends a line for `splitlines`, and none here
-    source = source.encode("ascii", "replace").decode()  # positions count bytes in trees, and characters in tokens
-    try:
-        tree = ast.parse(source, feature_version=SYNTAX)
-    except (SyntaxError, ValueError, RecursionError):
+    file = SourceFile.of(source)
+    if file is None:
         return
-    starts = list(itertools.accumulate((len(line) + 1 for line in source.split("\n")), initial=0))
-
-    def at(line: int | None, column: int | None) -> int:
-        return starts[(line or 1) - 1] + (column or 0)
-
-    for definition in _definitions(tree):
+    for definition in file.definitions:
         kind = type_of(definition.returns) if definition.returns is not None else None
         if kind is None or definition.name.startswith(("__", "test")) or is_stub(definition):
             continue
+        text = file.text(definition, returns=False)
+        if text is not None:
+            name = f"{module}.{definition.name}:{definition.lineno}"
+            yield Function(name, text, kind, fingerprint(definition))
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """The source of a module with its syntax tree.
+
+    Attributes:
+        source: in which positions count characters.
+        starts: of its lines.
+        tree: of it.
+    """
+
+    source: str
+    starts: tuple[int, ...]
+    tree: ast.Module
+
+    @classmethod
+    def of(cls, source: str) -> SourceFile | None:
+        """Read; None if it is no Python of version `SYNTAX`."""
+        source = source.replace("\r\n", "\n").replace("\r", "\n")  # a form feed ends a line for `splitlines`, not here
+        source = source.encode("ascii", "replace").decode()  # positions count bytes in trees, and characters in tokens
+        try:
+            tree = ast.parse(source, feature_version=SYNTAX)
+        except (SyntaxError, ValueError, RecursionError):
+            return None
+        starts = itertools.accumulate((len(line) + 1 for line in source.split("\n")), initial=0)
+        return cls(source, tuple(starts), tree)
+
+    @property
+    def definitions(self) -> Iterator[Definition]:
+        """Its functions, outer ones first."""
+        return _definitions(self.tree)
+
+    def at(self, line: int | None, column: int | None) -> int:
+        """The position in the source."""
+        return self.starts[(line or 1) - 1] + (column or 0)
+
+    def text(self, definition: Definition, returns: bool) -> str | None:
+        """A function without decorators, docstrings and comments, and without return annotations unless `returns`; None
+        if it can't be cut: a string's lines stand further left than its function."""
+        at, source = self.at, self.source
         begin, end = at(definition.lineno, definition.col_offset), at(definition.end_lineno, definition.end_col_offset)
         cuts: list[tuple[int, int]] = []
         for node in ast.walk(definition):
             cuts += [(at(*first), at(*last)) for first, last in _unwanted(node, node is definition)]
-            if isinstance(node, Definition) and node.returns is not None:
+            if isinstance(node, Definition) and node.returns is not None and not returns:
                 arrow = source.rindex("->", begin, at(node.returns.lineno, node.returns.col_offset))
                 colon = source.index(":", at(node.returns.end_lineno, node.returns.end_col_offset))
                 cuts.append((source.rindex(")", begin, arrow) + 1, colon))  # with parentheses around it
         try:
-            text = _without_comments(_without(source, begin, end, cuts))
-        except (IndentationError, tokenize.TokenError):  # a string whose lines stand further left than its function
-            continue
-        yield Function(f"{module}.{definition.name}:{definition.lineno}", text, kind, fingerprint(definition))
+            return _without_comments(_without(source, begin, end, cuts))
+        except (IndentationError, tokenize.TokenError):
+            return None
 
 
 def _definitions(node: ast.AST) -> Iterator[Definition]:

@@ -29,14 +29,19 @@ class Rows:
         labels: int64 (rows,), 0 <= label < number of classes; None for causal language modelling.
         owners: (rows,) of str or int, whose row it is in the real world; None where nothing is known.
         tasks: int64 (rows,), which of a sequence of tasks a row belongs to, from 0; None: there is one task.
+        texts: of images, the text that goes with each; None: none does. An empty text, or an image of zeros, is one
+            that the row's owner does not have.
     """
 
     inputs: Inputs
     labels: NDArray[np.int64] | None = None
     owners: NDArray[np.generic] | None = None
     tasks: NDArray[np.int64] | None = None
+    texts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.texts is not None and len(self.texts) != len(self.inputs):
+            raise DataError(f"{len(self.inputs)} inputs but {len(self.texts)} texts")
         for name, column in (("labels", self.labels), ("owners", self.owners), ("tasks", self.tasks)):
             if column is not None and column.shape != (len(self.inputs),):
                 raise DataError(f"{len(self.inputs)} inputs but {name} of shape {column.shape}")
@@ -51,11 +56,13 @@ class Rows:
         else:
             inputs = [self.inputs[i] for i in indices.tolist()]
         columns = (self.labels, self.owners, self.tasks)
-        return Rows(inputs, *(None if column is None else column[indices] for column in columns))
+        labels, owners, tasks = (None if column is None else column[indices] for column in columns)
+        texts = None if self.texts is None else [self.texts[i] for i in indices.tolist()]
+        return Rows(inputs, labels, owners, tasks, texts)
 
 
 def joined(first: Rows, second: Rows) -> Rows:
-    """The rows of both, one after the other; of labels, owners and tasks what both have."""
+    """The rows of both, one after the other; of labels, owners, tasks and texts what both have."""
     if isinstance(first.inputs, np.ndarray):
         inputs: Inputs = np.concatenate([first.inputs, np.asarray(second.inputs)])
     else:
@@ -69,6 +76,7 @@ def joined(first: Rows, second: Rows) -> Rows:
         both(first.labels, second.labels),
         both(first.owners, second.owners),
         both(first.tasks, second.tasks),
+        None if first.texts is None or second.texts is None else [*first.texts, *second.texts],
     )
 
 
@@ -79,7 +87,8 @@ class Dataset:
     Attributes:
         name: what the user asked for.
         kind: what `inputs` are.
-        task: what is learned: classification, causal_lm, instruction, or dpo, perhaps with settings: dpo(beta=0.2).
+        task: what is learned: classification, causal_lm, instruction, dpo, retrieval or towers, perhaps with settings:
+            dpo(beta=0.2).
         train: rows that are split over the clients.
         test: rows that no client trains on; scored once, at the end.
         label_names: one name per class; None for causal language modelling.

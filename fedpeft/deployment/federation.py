@@ -11,7 +11,7 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.memory import release
+from fedpeft.models.task import TASKS
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.remote_engine import SecondBook, Terms
@@ -96,6 +97,7 @@ class ServersRows:
             rows, names = labelled_rows(options.eval_data, options.text_column, options.label_column, names)
         if source is not None and (source.kind != "text" or source.task not in ("classification", "causal_lm")):
             what = "conversations" if source.kind == "text" else "images"
+            what = "pairs" if TASKS.build(source.task).compares else what
             raise ConfigError(f"{source.name} holds {what}; clients of a server join with texts")
         if names is None and not options.eval_data:
             rows = Rows([])
@@ -196,10 +198,19 @@ class Federation:
             self.sampler,
             self.folder,
             f"{self.roster.run} {self.config.to_toml()} {identity}",
-            lambda: {m.id: m.terms for m in self.roster.members if m.id >= 0 and m.terms is not None},
+            self._declared,
             lambda client: self.own[client].steps,
             lambda round: self.journal.cohort(round),
         )
+
+    def _declared(self) -> Mapping[int, Terms]:
+        """What each client has said of its privacy, by id; where they share noise, of those who may come back.
+
+        A sum that a dropped client were asked for would lack its share of the noise.
+        """
+        shared = self.setup.mechanism is not None and self.setup.mechanism.summed
+        known = (m for m in self.roster.members if m.id >= 0 and not (shared and m.dropped))
+        return {m.id: m.terms for m in known if m.terms is not None}
 
     @property
     def journal(self) -> SumJournal:

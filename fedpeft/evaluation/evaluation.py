@@ -106,6 +106,7 @@ class Evaluation:
     """The evaluation of `run`; what is wrong with what is `wanted` is said before a model is loaded."""
 
     def __init__(self, run: FinishedRun, wanted: Wanted, observer: RunObserver) -> None:
+        run.check_answers()
         self.run = run
         self.wanted = wanted
         self.observer = observer

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, float64, nn
 
-from fedpeft.data.examples import Batch, Examples, length_sorted_batches
+from fedpeft.data.examples import Batch, Examples, PairRows, length_sorted_batches
 from fedpeft.errors import AssetError
 from fedpeft.machine import files
 from fedpeft.models.layers import blocks
@@ -278,6 +278,17 @@ class HiddenRows:
         batch = self.store.examples.batch(rows)
         longest = batch.pop("input_ids").shape[1]
         return {"inputs_embeds": self.store.hidden(rows, longest), **batch}
+
+
+def sequences(examples: Examples) -> Examples:
+    """Rows that are one sequence each: of pairs both sides, one after the other."""
+    return examples.answers if isinstance(examples, PairRows) else examples
+
+
+def started(examples: Examples, store: FrozenStore) -> Examples:
+    """`examples` from the lowest adapted block on, where `store` keeps what the frozen model makes of `sequences`."""
+    hidden = HiddenRows(store)
+    return PairRows(hidden, examples.cut) if isinstance(examples, PairRows) else hidden
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedpeft.data.examples import Batch, Examples, length_sorted_batches
+from fedpeft.models.pair_task import sides_of
+from fedpeft.models.ranking import Sides
 from fedpeft.models.task import FederatedModel, Task
 
 SCORE_BATCH = 16
@@ -62,3 +64,16 @@ def score(model: FederatedModel, task: Task, batch: Batch, temperature: float = 
             predicted = torch.full((len(confidence),), -1)
     arrays = (losses.sums, losses.correct, losses.counts, predicted, confidence, scaled)
     return Scores(*(a.cpu().numpy() for a in arrays))
+
+
+def score_together(model: FederatedModel, task: Task, examples: Examples) -> tuple[Scores, Sides]:
+    """Scores of all rows, each among the others, and what they come of, for tasks of pairs; in the examples' order."""
+    batches = score_batches(examples)
+    found = sides_of(model, (placed(examples.batch(rows), model) for rows in batches))
+    place = torch.from_numpy(np.argsort(np.concatenate(batches), kind="stable"))
+    sides = Sides(found.queries[place], found.documents[place], found.labels[place])
+    both = torch.stack([sides.queries, sides.documents], 1)
+    losses = task.losses(both, {"labels": sides.labels[:, None]})
+    none = np.zeros(len(examples))
+    loss, correct, count = (t.numpy() for t in (losses.sums, losses.correct, losses.counts))
+    return Scores(loss, correct, count, none - 1, none, none), sides

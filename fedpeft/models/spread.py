@@ -7,11 +7,11 @@ it is memory that is gained, not time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedpeft.errors import ModelError
@@ -49,19 +49,18 @@ def spread(model: nn.Module, devices: Sequence[str]) -> None:
     inside = {id(module) for block in stack for module in block.modules()}
     for module in model.modules():
         if id(module) not in inside:
-            _move_own(module, torch.device(devices[0]))
+            module._apply(_mover(torch.device(devices[0])), recurse=False)  # type: ignore[no-untyped-call]
     for block, place in zip(stack, places, strict=True):
         block.to(place)
         block.register_forward_pre_hook(_to(place), with_kwargs=True)
     stack[-1].register_forward_hook(_back(torch.device(devices[0])))
 
 
-def _move_own(module: nn.Module, device: torch.device) -> None:
-    """Parameters and buffers of a module, without those of its children."""
-    for parameter in module.parameters(recurse=False):
-        parameter.data = parameter.data.to(device)
-    for name, buffer in module.named_buffers(recurse=False):
-        module._buffers[name] = buffer.to(device)
+def _mover(device: torch.device) -> Callable[[Tensor], Tensor]:
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device)
+
+    return move
 
 
 def _to(device: torch.device) -> Any:
@@ -79,4 +78,4 @@ def _back(device: torch.device) -> Any:
 
 
 def _moved(values: Any, device: torch.device) -> Any:
-    return tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, values)
+    return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)

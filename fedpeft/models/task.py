@@ -1,4 +1,4 @@
-"""What the model is asked to do: classify a row, or predict its next tokens.
+"""What the model is asked to do: classify a row, predict its next tokens, or find its other half.
 
 A `Task` turns raw rows into model-ready ones, builds the model around a frozen base, and says what the loss of a row
 is. Losses come as (sum, count) per row, never as a batch mean: the mean over a client's batch is
@@ -8,7 +8,7 @@ sum(sums) / sum(counts), and per-example privacy needs the rows apart.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +28,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 def adapter_dtype(dtype: str) -> torch.dtype:
     """The dtype in which trainable parameters are held."""
     return torch.float64 if dtype == "fp64" else torch.float32
+
+
+GROUPS = "groups"
+"""In a batch that clients share, whose row each is, (B,); where rows are padding, -1."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,15 @@ class Task(ABC):
     reference: ClassVar[bool] = False
     """Whether the loss compares with the base without adapter, so that nothing may be put into the base."""
 
+    compares: ClassVar[bool] = False
+    """Whether the loss of a row depends on the other rows of its batch, and its judgement on all rows."""
+
+    encodes: ClassVar[bool] = False
+    """Whether it reads an encoder's last hidden states, so that what frozen blocks make of rows is always kept."""
+
+    batched: ClassVar[bool] = True
+    """Whether many clients can train in one pass."""
+
     def check(self, model: FederatedModel) -> None:  # noqa: B027
         """Refuse a model with its adapter that the loss is not right for, or ConfigError; by default none."""
 
@@ -100,6 +113,16 @@ class Task(ABC):
             return self.row_losses(model, batch, offsets)
         return model.objective(self, model, batch, offsets)
 
+    def judged(
+        self, model: FederatedModel, batches: Iterable[Batch], offsets: Tensor | None = None
+    ) -> Iterator[RowLosses]:
+        """Losses and correct predictions of all rows of the batches, in their order, in one part or several.
+
+        `offsets` (classes,) are added to logits.
+        """
+        for batch in batches:
+            yield self.row_losses(model, batch, offsets)
+
     def packs(self, model: FederatedModel) -> bool:
         """Whether rows may lie one behind the other in a sequence: `model`, tried on two, does not mix them."""
         return False
@@ -110,11 +133,14 @@ class FederatedModel(nn.Module):
 
     base: nn.Module
 
+    pairs: ClassVar[bool] = False
+    """Whether it gives the features of both sides of a pair."""
+
     objective: Objective | None = None
     """What local steps minimise instead of the loss of what the model says; None: that loss."""
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits: (B, classes) or (B, T, vocabulary)."""
+        """Logits: (B, classes) or (B, T, vocabulary); of pairs both sides, (B, 2, d)."""
         raise NotImplementedError
 
 

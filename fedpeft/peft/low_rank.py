@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import scipy.linalg
 import torch
 from torch import Tensor
@@ -73,6 +74,29 @@ def stack(products: Sequence[LowRank], weights: Sequence[float] | None = None) -
     if weights is not None:
         joined.left.mul_(_owner_of_column(products, torch.tensor(weights, dtype=joined.left.dtype)))
     return joined
+
+
+def without_copies(product: LowRank) -> LowRank:
+    """The same matrix, with columns of `left` that are multiples of one another taken once; their rows are summed.
+
+    Copies leave a Gram matrix singular, for which there is no Cholesky factorisation. Clients of smaller ranks start
+    from columns of the global B, each at a scale of its own.
+    """
+    left, places = product.left, torch.arange(product.width)
+    sizes = left.abs().amax(dim=0)
+    unit = torch.where(sizes > 0, sizes, 1.0)
+    glance = left[:: max(1, len(left) // 8)] / unit
+    _, group = torch.unique(glance.T, dim=0, return_inverse=True)
+    first = torch.full_like(places, product.width).scatter_reduce(0, group, places, "amin")[group]
+    copies = torch.nonzero(first != places).flatten()
+    of = first[copies]
+    same = (left[:, copies] / unit[copies] == left[:, of] / unit[of]).all(dim=0)
+    if not same.any():
+        return product
+    copies, of = copies[same], of[same]
+    right = product.right.index_add(0, of, product.right[copies] * (unit[copies] / unit[of])[:, None])
+    kept = torch.ones(product.width, dtype=torch.bool).index_fill_(0, copies, False)
+    return LowRank(left[:, kept], right[kept])
 
 
 def _owner_of_column(products: Sequence[LowRank], values: Tensor) -> Tensor:
@@ -197,39 +221,43 @@ def _qr(product: LowRank, rank: int) -> Triplets:
 def _gram(product: LowRank, rank: int) -> Triplets:
     if product.width > min(product.shape):
         return _one_sided(product.left.double() @ product.right.double(), rank)
-    L, R = product.left, product.right
-    L_gram, R_gram = gram_matrix(L.T), gram_matrix(R)
+    L, R = product.left.T, product.right
+    L_gram, R_gram = gram_matrix(L), gram_matrix(R)
     # Each column of L made as long as its row of R, so that neither Gram matrix hides a direction: (L t) (R / t).
     t = (R_gram.diagonal() / L_gram.diagonal()) ** 0.25
     t = torch.where(t.isfinite() & (t > 0), t, torch.ones_like(t))
     L_gram.mul_(t).mul_(t[:, None])
-    C, inverse = root(R_gram.div_(t).div_(t[:, None]))  # R / t = C Q with orthonormal rows Q = C^-1 (R / t)
-    del R_gram
-    values, V = leading_eigenvectors(C.T @ (L_gram @ C), rank)
+    R_gram.div_(t).div_(t[:, None])
+    C = cholesky_root(R_gram)  # R / t = C Q with orthonormal rows Q = C^-1 (R / t)
+    if C is None and (other := cholesky_root(L_gram)) is not None:  # rows alike, columns not: the same from that side
+        V, S, Ut = _from_root(R, 1 / t, L, t, R_gram, other, rank)
+        return Ut.T, S, V.T
+    return _from_root(L, t, R, 1 / t, L_gram, C or eigen_root(R_gram), rank)
+
+
+def _from_root(L: Tensor, t: Tensor, R: Tensor, u: Tensor, L_gram: Tensor, C: Root, rank: int) -> Triplets:
+    """The leading triplets of (t L)^T (u R), from the Gram matrix of t L and a root of that of u R."""
+    values, V = leading_eigenvectors(C.around(L_gram), rank)
     S = values.clamp_min(0.0).sqrt()
-    U = times(L, t[:, None] * (C @ V)) / S.clamp_min(torch.finfo(S.dtype).tiny)
-    return U, S, times(R.T, inverse(V) / t[:, None]).T
+    U = times(L.T, t[:, None] * (C.matrix @ V)) / S.clamp_min(torch.finfo(S.dtype).tiny)
+    return U, S, times(R.T, C.undo(V) * u[:, None]).T
 
 
-_PANELS, _SMALLEST_PANEL, _CHUNK = 8, 64, 1024
+_CHUNK = 1024
 
 
 def gram_matrix(*parts: Tensor) -> Tensor:
-    """X X^T in fp64, of X = [X_1; ..; X_K]. Only the blocks on and above the diagonal are multiplied: nearly half.
+    """X X^T in fp64, of X = [X_1; ..; X_K].
 
     A chunk of columns is joined and converted at a time: at the server's sizes copies of the factors are what memory
     goes to.
     """
     rows = sum(len(part) for part in parts)
-    result = torch.zeros(rows, rows, dtype=torch.float64)
-    step = max(-(-rows // _PANELS), _SMALLEST_PANEL)
+    result = np.zeros((rows, rows))
     for begin in range(0, parts[0].shape[1], _CHUNK):
-        exact = torch.cat([part[:, begin : begin + _CHUNK] for part in parts]).double()
-        for a in range(0, rows, step):
-            result[a : a + step, a:] += exact[a : a + step] @ exact[a:].T
-    for a in range(0, rows, step):
-        result[a + step :, a : a + step] = result[a : a + step, a + step :].T
-    return result
+        exact = torch.cat([part[:, begin : begin + _CHUNK] for part in parts]).double().numpy()
+        result += exact @ exact.T  # NumPy sees that it is symmetric, and multiplies half of it
+    return torch.from_numpy(result)
 
 
 def times(X: Tensor, W: Tensor) -> Tensor:
@@ -238,7 +266,10 @@ def times(X: Tensor, W: Tensor) -> Tensor:
 
 
 def leading_eigenvectors(symmetric: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest eigenvalues, descending, and their eigenvectors; LAPACK's solver for a few, not for all."""
+    """The `count` largest eigenvalues, descending, and their eigenvectors; LAPACK's solver for a few, not for all.
+
+    Of the symmetric matrix only the diagonal and what is below it are read.
+    """
     size = len(symmetric)
     wanted = (max(size - count, 0), size - 1)
     values, vectors = scipy.linalg.eigh(symmetric.numpy(), subset_by_index=wanted, check_finite=False)
@@ -255,16 +286,48 @@ def _one_sided(X: Tensor, rank: int) -> Triplets:
     return U, S, (times(X.T, U) / S.clamp_min(torch.finfo(S.dtype).tiny)).T
 
 
-def root(gram: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """C with C C^T = `gram`, and the map V -> C^-T V: Cholesky, or eigenvectors where that is near its limits."""
+@dataclass(frozen=True)
+class Root:
+    """C with C C^T = G, for a Gram matrix G.
+
+    Attributes:
+        matrix: C (n, m); lower triangular where it comes from Cholesky's factorisation.
+        vectors, values: of G, where it comes from them: (n, m), and (m,) square roots.
+    """
+
+    matrix: Tensor
+    vectors: Tensor | None = None
+    values: Tensor | None = None
+
+    def around(self, gram: Tensor) -> Tensor:
+        """C^T X C of a symmetric X (n, n): the diagonal and what is below it; what is above may be anything."""
+        if self.vectors is not None:
+            return self.matrix.T @ (gram @ self.matrix)
+        lower, _ = scipy.linalg.lapack.dsygst(gram.numpy(), self.matrix.numpy(), itype=2, lower=1)
+        both: Tensor = torch.from_numpy(lower)
+        return both
+
+    def undo(self, V: Tensor) -> Tensor:
+        """C^-T V, of V (m, k)."""
+        if self.vectors is None or self.values is None:
+            solved: Tensor = torch.linalg.solve_triangular(self.matrix.T, V, upper=True)
+            return solved
+        return self.vectors @ (V / self.values[:, None])
+
+
+def cholesky_root(gram: Tensor) -> Root | None:
+    """By Cholesky's factorisation; None where that is near its limits."""
     C, failed = torch.linalg.cholesky_ex(gram)
     pivots = C.diagonal()
-    if not failed and pivots.min() > 1e-4 * pivots.max():
-        return C, lambda V: torch.linalg.solve_triangular(C.T, V, upper=True)
+    return Root(C) if not failed and pivots.min() > 1e-4 * pivots.max() else None
+
+
+def eigen_root(gram: Tensor) -> Root:
+    """By eigenvectors; directions that are rounding are left out."""
     D, E = torch.linalg.eigh(gram)
     seen = D[-1:] * 1e-15 < D
-    root, E = D[seen].sqrt(), E[:, seen]
-    return E * root, lambda V: E @ (V / root[:, None])
+    values, E = D[seen].sqrt(), E[:, seen]
+    return Root(E * values, E, values)
 
 
 def _dense(product: LowRank, rank: int) -> Triplets:

@@ -2,7 +2,8 @@
 
     adapter/    what `peft.PeftModel.from_pretrained` loads on the base model; of methods that the library does not
                 have, adapter.safetensors and method.json, which names the method and marks the base's adapted layers;
-                and, for classification, head.safetensors (head.weight, head.bias) and labels.json
+                and, for classification, head.safetensors (head.weight, head.bias) and labels.json; of two towers
+                with a connector, that in head.safetensors
     model/      the whole model instead, after full fine-tuning
 
 The reported test score is computed by `load` and `score`: the saved files, the untouched base, fp32, fixed batches.
@@ -65,12 +66,16 @@ def save(
             missing_ok=True
         )  # an empty form; `fedpeft.run.model_card` writes one with content
         if (target / ADAPTER_CONFIG).is_file():
-            _describe(target / ADAPTER_CONFIG, base_name, language=labels is None)
+            _describe(target / ADAPTER_CONFIG, base_name, labels is None, model.pairs)
+        head = {n: t.float().contiguous() for n, t in state.items() if n.startswith("head.")}
+        if head:
+            save_file(head, target / HEAD)
         if labels is not None:
-            head = {n: t.float().contiguous() for n, t in state.items() if n.startswith("head.")}
-            save_file(head, target / "head.safetensors")
             (target / "labels.json").write_text(json.dumps(list(labels), indent=1) + "\n", encoding="utf-8")
 
+
+HEAD = "head.safetensors"
+"""The head of a classifier, or the connector of two towers."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 """How the `peft` library describes an adapter."""
@@ -130,7 +135,7 @@ def marked(theirs: Any, ours: Mapping[str, list[float]]) -> bool:
     return True
 
 
-def _describe(file: Path, base_name: str, language: bool) -> None:
+def _describe(file: Path, base_name: str, language: bool, pairs: bool) -> None:
     """Name the base as others know it, and what the adapter is for.
 
     Of a classifier nothing is said: `peft`'s Auto classes then refuse to load it, with a head that was never trained.
@@ -138,7 +143,10 @@ def _describe(file: Path, base_name: str, language: bool) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     prompts = "num_virtual_tokens" in config  # which need to know how their base is asked
     config |= {"base_model_name_or_path": base_name, "auto_mapping": None}
-    config["task_type"] = "CAUSAL_LM" if language else config["task_type"] if prompts else None
+    if pairs:
+        config["task_type"] = "FEATURE_EXTRACTION"
+    else:
+        config["task_type"] = "CAUSAL_LM" if language else config["task_type"] if prompts else None
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -234,6 +242,6 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
         files = folder / "model"
     else:
         raise RunError(f"{folder} holds no finished run: neither adapter/ nor model/ is there")
-    if classes:
-        model.load_state_dict(load_file(regular(files / "head.safetensors")), strict=False)
+    if classes or (files / HEAD).is_file():
+        model.load_state_dict(load_file(regular(files / HEAD)), strict=False)
     return model.eval().requires_grad_(False)

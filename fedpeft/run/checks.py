@@ -59,6 +59,8 @@ def check(setup: Setup) -> None:
         raise ConfigError(
             f"head={config.head} starts from features of whole rows, and here each word has a label; take --head zero"
         )
+    if setup.task.compares:
+        _check_pairs(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     check_measured(setup)
@@ -115,6 +117,20 @@ def _check_reference(setup: Setup) -> None:
             f"{name} compares with the base without adapter, and {setup.config.strategy} changes that base; take "
             "flexlora"
         )
+
+
+def _check_pairs(setup: Setup) -> None:
+    """Refuse steps in which a row is not compared with others, or is compared with fewer than it seems."""
+    config = setup.config
+    if config.batch_size < 2:
+        raise ConfigError("a pair is told from the others of its batch: give --batch-size 2 or more, 16 for a start")
+    if setup.training.optimizer.rows_per_pass:
+        raise ConfigError(
+            "rows_per_pass would compare the rows of each pass alone; leave it out of the optimizer, or give a smaller "
+            "--batch-size"
+        )
+    if setup.mechanism is not None and setup.mechanism.audit:
+        raise PrivacyError("audits score rows one by one, and pairs are judged among all; leave audit out of --privacy")
 
 
 def _check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:

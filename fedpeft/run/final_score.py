@@ -23,8 +23,9 @@ from fedpeft.machine.hardware import accelerators, free_memory
 from fedpeft.models import scoring
 from fedpeft.models.base_model import origin_of
 from fedpeft.models.calibration import temperature
-from fedpeft.models.frozen_blocks import HiddenRows, above
+from fedpeft.models.frozen_blocks import above, started
 from fedpeft.models.quantized import quantize
+from fedpeft.models.ranking import Sides
 from fedpeft.models.task import DTYPES, FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
@@ -61,6 +62,7 @@ class FinalScore:
         scores: per row.
         temperature: what its logits are divided by to be calibrated.
         answers: to what was asked, sums over the test rows, in the order of the questions.
+        sides: of pairs, in the order of the rows; None: rows are no pairs.
     """
 
     accuracy: float
@@ -68,6 +70,7 @@ class FinalScore:
     scores: scoring.Scores
     temperature: float = 1.0
     answers: tuple[State, ...] = ()
+    sides: Sides | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +124,10 @@ class Scorer:
         questions = asks(divisor)
         answers = [Fold() for _ in questions]
         batches = scoring.score_batches(test)
-        self.observer.phase(name, len(batches))
+        self.observer.phase(name, 1 if setup.task.compares else len(batches))
+        if setup.task.compares:
+            scores, sides = scoring.score_together(model, setup.task, test)
+            return FinalScore(float(scores.correct.mean()), float(scores.loss.mean()), scores, sides=sides)
         columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(scoring.Scores)}
         for rows in batches:
             batch = test.batch(rows)
@@ -167,13 +173,13 @@ class Scorer:
         for store, tile in missing:
             store.fill(tile, base)
             self.observer.advance()
-        test_rows, held_rows = (HiddenRows(store) for store in stores)
+        test_rows, held_rows = (started(cached_examples(k), s) for k, s in zip(keys, stores, strict=True))
         return above(base, depth), test_rows, held_rows
 
     def _temperature(self, model: FederatedModel, held: Examples) -> float:
         """What logits are divided by for the best fit of the validation rows; 1 for language models."""
         labels = self.held.labels
-        if labels is None or not len(held):
+        if labels is None or not len(held) or self.setup.task.compares:
             return 1.0
         logits = np.zeros((len(held), self.setup.facts.classes))
         with torch.inference_mode():

@@ -127,6 +127,18 @@ class FinishedRun:
         asked = self.config.tokens
         return min(asked, readable_tokens(self.model_directory, self.method.extra_tokens, asked))
 
+    def check_answers(self) -> None:
+        """Refuse a run whose model has no answer to a row.
+
+        Raises:
+            RunError: it finds pairs.
+        """
+        if self.task.compares:
+            raise RunError(
+                f"{self.folder} finds pairs: its model gives vectors, no class and no text; load it with "
+                "fedpeft.open_run(FOLDER).model(), and compare both sides of a batch"
+            )
+
     @property
     def base_key(self) -> tuple[Path, str, str]:
         """What runs that can share one loaded base have in common."""
@@ -147,12 +159,18 @@ class FinishedRun:
         return saved_adapter.load(self.folder, self.task, twin(base), len(self.labels or ()))
 
 
-def twin(module: nn.Module) -> nn.Module:
-    """The same tree of modules with the same parameters: an adapter put into it leaves `module` as it is."""
-    made = copy.copy(module)
+def twin(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """The same tree of modules with the same parameters: an adapter put into it leaves `module` as it is.
+
+    What stands in several places stands there again, as one; `known` are the twins made so far.
+    """
+    known = {} if known is None else known
+    if module in known:
+        return known[module]
+    made = known[module] = copy.copy(module)
     made._parameters = dict(module._parameters)
     made._buffers = dict(module._buffers)
-    made._modules = {name: child if child is None else twin(child) for name, child in module._modules.items()}
+    made._modules = {name: child if child is None else twin(child, known) for name, child in module._modules.items()}
     return made
 
 

@@ -14,6 +14,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
 from fedpeft.run.measurement import MEASUREMENTS, Measurement
 from fedpeft.run.measurements.calibration import Calibration
+from fedpeft.run.measurements.clones import Clones
 from fedpeft.run.measurements.disagreement import Disagreement
 from fedpeft.run.measurements.energy import Energy
 from fedpeft.run.measurements.ensemble import Ensemble
@@ -74,6 +75,11 @@ class Measured:
     def robustness(self) -> Robustness | None:
         """Of the result; None: it is asked as the rows are."""
         return next((part for part in self.parts if isinstance(part, Robustness)), None)
+
+    @property
+    def clones(self) -> Clones | None:
+        """Of functions; None: nobody looks for them."""
+        return next((part for part in self.parts if isinstance(part, Clones)), None)
 
     @property
     def ensemble(self) -> Ensemble | None:

@@ -51,6 +51,10 @@ def _check_questions(setup: Setup) -> None:
     for name in ("robustness", "ensemble"):
         if getattr(setup.measured, name) is not None and setup.facts.task != "classification":
             raise ConfigError(f"{name} is that of classes; leave it out of --measure")
+    if setup.measured.clones is not None and not (setup.task.compares and setup.facts.kind == "text"):
+        raise ConfigError("clones are found as documents are, by --dataset code_search; leave them out of --measure")
+    if setup.measured.second and setup.task.compares:
+        raise ConfigError("forgetting asks for classes, or for next tokens, and pairs have neither; leave it out")
     if setup.measured.ensemble is not None and isinstance(setup.strategy, GatherStrategy) and setup.strategy.fills_base:
         raise ConfigError(
             f"{setup.config.strategy} puts part of what was learned into the base, which an ensemble's states share; "

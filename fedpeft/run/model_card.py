@@ -13,7 +13,9 @@ from fedpeft.run.trust_lines import trust_lines
 
 def loading(run: FinishedRun, whole: bool) -> str:
     """How others load it."""
-    auto = "AutoModel" if run.labels is not None else "AutoModelForCausalLM"
+    if run.task.compares and run.reads_images:
+        return "`fedpeft.open_run(RUN).model()`: two towers, which the `peft` library alone does not put together"
+    auto = "AutoModel" if run.labels is not None or run.task.compares else "AutoModelForCausalLM"
     if whole and run.labels is None:
         return '`transformers.pipeline("text-generation", FOLDER)`'
     if whole and run.reads_images:
@@ -35,12 +37,12 @@ def front_matter(run: FinishedRun, whole: bool) -> str:
     from huggingface_hub import ModelCardData
 
     in_peft = not whole and not (run.files / "method.json").is_file()
-    kind = f"{'image' if run.reads_images else 'text'}-classification"
+    kind = f"{'image' if run.reads_images else 'text'}-classification" if run.labels is not None else "text-generation"
     data: Any = ModelCardData(
         base_model=run.origin.name,
         license=run.origin.license or None,
         library_name="transformers" if whole else "peft" if in_peft else "fedpeft",
-        pipeline_tag="text-generation" if run.labels is None else kind,
+        pipeline_tag="feature-extraction" if run.task.compares else kind,
         tags=["fedpeft", "federated-learning", run.method.name],
     )
     return f"---\n{data.to_yaml()}\n---\n"
@@ -51,7 +53,7 @@ def card(run: FinishedRun, merged: bool) -> str:
     summary, config, method = run.summary, run.config, run.method
     whole = merged or method.whole_model
     classes = run.labels is not None
-    measure, digits = ("accuracy", 4) if classes else ("perplexity", 3)
+    measure, digits = ("accuracy", 4) if classes or run.task.compares else ("perplexity", 3)
     quality = summary.get(measure)
     partition = summary.get("partition") or {}
     skew = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in partition.items() if value is not None)
@@ -82,6 +84,8 @@ def card(run: FinishedRun, merged: bool) -> str:
     title = "Model" if whole else "Adapter"
     head = "`modeling_mean_pooled.py`, a linear layer" if whole else "`head.safetensors`"
     pooled = f"The class is that of {head} on the mean of the last hidden states.\n" if classes else ""
+    if run.task.compares:
+        pooled = "Both sides are the mean of the last hidden states, and compared by their cosine.\n"
     return "\n".join(
         [
             front_matter(run, whole),

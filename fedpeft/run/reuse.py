@@ -19,9 +19,6 @@ from fedpeft.run.sampling import cohort_size
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
 
-ENCODED = ("classification", "token_labels")
-"""Tasks of encoders, whose frozen part is computed once."""
-
 WORTH = 1.5
 """Times that a row is trained on in a run, on average, from which on it is kept."""
 
@@ -45,7 +42,7 @@ def depth(setup: Setup, lengths: np.ndarray, holders: int) -> int:
         lengths: tokens of each row, (rows,).
         holders: simulated clients that the rows lie on; 0: they are a real client's, or nobody trains on them.
     """
-    if not setup.frozen_blocks or setup.facts.task in ENCODED:
+    if not setup.frozen_blocks or setup.task.encodes:
         return setup.frozen_blocks
     if setup.mechanism is not None or not holders or not len(lengths):
         return 0
@@ -58,4 +55,5 @@ def visits(setup: Setup, rows: int) -> float:
     """How often a run trains on each row of a client of `rows` rows, on average."""
     training, config = setup.training, setup.config
     drawn = config.rounds * cohort_size(config.cohort, setup.clients) / setup.clients
-    return drawn * min(training.steps_for(rows) * training.batch_size / rows, training.steps_for(rows))
+    steps = training.steps_for(rows)
+    return float(drawn * min(steps * training.batch_size / rows, steps))

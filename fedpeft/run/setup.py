@@ -44,7 +44,7 @@ from fedpeft.run.facts import DataFacts as DataFacts
 from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
 from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of
-from fedpeft.run.reuse import ENCODED, frozen_blocks
+from fedpeft.run.reuse import frozen_blocks
 from fedpeft.run.steering import Steering, steering
 
 
@@ -226,7 +226,7 @@ class Setup(ChosenParts):
     @property
     def predictions(self) -> int:
         """The most that a row can have: one, or one for each of its tokens."""
-        return 1 if self.facts.task == "classification" else self.tokens
+        return 1 if self.facts.task == "classification" or self.task.compares else self.tokens
 
     @property
     def clients(self) -> int:
@@ -281,7 +281,7 @@ class Setup(ChosenParts):
             tokenizer=cache.file_hash(self.model_directory, cached_rows.TOKENIZER_FILES),
             tokens=tokens,
             task=self.facts.task,
-            **({} if self.facts.task in ENCODED else {"cut": "counted"}),
+            **({} if self.task.encodes else {"cut": "counted"}),
         )
         cache.arrays(
             "rows", key, lambda: cached_rows.examples_to_arrays(self.task.tokenise(rows, self.model_directory, tokens))

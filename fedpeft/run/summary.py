@@ -44,6 +44,7 @@ class Quality:
         centralised_accuracy, centralised_loss, centralised_learning_rate: of the same adapter on the pooled rows.
         calibration_error, calibration_error_scaled, temperature: of the test rows, as they are and after scaling.
         forgetting: a second task before and after, see `fedpeft.simulation.forgetting.Forgetting`.
+        retrieval: of pairs, see `fedpeft.simulation.retrieval.retrieved`.
         membership_auc, membership_auc_worst: of membership inference; 0.5 is guessing.
         audit_epsilon, audit_epsilon_one_run, audit_claimed, audit_passed: of the canary audit.
     """
@@ -68,6 +69,7 @@ class Quality:
     calibration_error_scaled: float | None = None
     temperature: float | None = None
     forgetting: Mapping[str, Any] | None = None
+    retrieval: Mapping[str, Any] | None = None
     membership_auc: float | None = None
     membership_auc_worst: float | None = None
     audit_epsilon: float | None = None
@@ -283,6 +285,7 @@ def _compared(summary: Summary) -> list[Line]:
         ),
         *_number("test loss" if quality.accuracy_of == TEST_ROWS else "loss", quality.loss),
         *_lost(quality.forgetting),
+        *_found(quality.retrieval),
         *trust_lines({"trust": summary.trust}).items(),
         *_tasks(summary.tasks),
         *_number("F1 of spans, test rows (seqeval)", (summary.spans or {}).get("f1")),
@@ -304,6 +307,22 @@ def _lost(found: Mapping[str, Any] | None) -> list[Line]:
     if not found:
         return []
     return [(f"second task, {found['dataset']}: {found['measure']}", f"{found['before']:.4f} -> {found['after']:.4f}")]
+
+
+def _found(retrieval: Mapping[str, Any] | None) -> list[Line]:
+    """Pairs that were found again."""
+    if not retrieval:
+        return []
+    told = {"": retrieval, "the other way, ": retrieval["reverse"]}
+    told |= {f"{name}, ": retrieval[name] for name in ("frozen", "words") if name in retrieval}
+    return [
+        (f"{of}mean reciprocal rank / recall at 1, 5, 10", " / ".join(f"{t[key]:.4f}" for key in RANKED))
+        for of, t in told.items()
+    ]
+
+
+RANKED = ("mrr", "recall_at_1", "recall_at_5", "recall_at_10")
+"""What is told of pairs."""
 
 
 def _spent(summary: Summary) -> list[Line]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedpeft.aggregation.task_rules import TaskRanks
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import name_of
 
@@ -25,6 +26,7 @@ def check_tasks(setup: Setup) -> None:
         )
     if setup.facts.tasks is None:
         return
+    _check_rule(setup)
     if setup.personal:
         raise ConfigError(
             f"with {name} each client has a model of its own, and tasks one after the other are scored on the global "
@@ -42,3 +44,24 @@ def check_tasks(setup: Setup) -> None:
             f"{mechanism.name} counts on a client's rows being the same in every round, and with tasks they change; "
             "take user_dp, which protects whatever rows a client has"
         )
+
+
+def _check_rule(setup: Setup) -> None:
+    """Refuse what would move, or can't tell apart, what a rule that goes by tasks leaves alone."""
+    rule, optimizer = setup.strategy, setup.optimizer
+    name = name_of(type(rule))
+    if rule.goes_by_tasks and name_of(type(optimizer)) != "sgd":
+        raise ConfigError(
+            f"{name} leaves alone what belongs to other tasks, and the moments of a server optimizer would go on "
+            "moving it; use --server-optimizer sgd"
+        )
+    if not isinstance(rule, TaskRanks):
+        return
+    for correction in setup.drift.corrections:
+        if correction.keeps or correction.travels:
+            raise ConfigError(
+                f"{correction.name} remembers factors from round to round, and with {name} a client trains others in "
+                "the next task; leave it out of --drift"
+            )
+    if setup.factor_view:
+        raise ConfigError(f"{name} gives each task ranks of its own, which {setup.method.name} has none of; take lora")

@@ -22,6 +22,7 @@ def trust_lines(summary: Mapping[str, Any]) -> dict[str, str]:
     lines |= _laplace(trust.get("laplace") or {})
     lines |= _ensemble(trust.get("ensemble") or {})
     lines |= _robustness(trust.get("robustness") or {})
+    lines |= _clones(trust.get("clones") or {})
     lines |= _disagreement(trust.get("disagreement") or {})
     return lines | _energy(trust.get("energy") or {})
 
@@ -64,6 +65,13 @@ def _robustness(found: Mapping[str, Any]) -> dict[str, str]:
         for kind, points in found.items()
         if clean and isinstance(points, list)
     }
+
+
+def _clones(found: Mapping[str, Any]) -> dict[str, str]:
+    if not found:
+        return {}
+    told = "; ".join(f"{name} {found[name]['first']:.4f}" for name in ("result", "frozen", "words"))
+    return {f"clones of {found['rows']} functions, ranked first": told}
 
 
 def _disagreement(found: Mapping[str, Any]) -> dict[str, str]:

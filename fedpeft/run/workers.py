@@ -30,14 +30,14 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
 from fedpeft.models import kernels
-from fedpeft.models.task import DTYPES
+from fedpeft.models.task import DTYPES, TASKS
 from fedpeft.parts import part_text
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, RunObserver
-from fedpeft.run.reuse import ENCODED, depth
+from fedpeft.run.reuse import depth
 from fedpeft.run.setup import Setup
 
 TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
@@ -162,6 +162,7 @@ def work_plan(
     reusing = setup.grid.executor == "batched" and not traced  # methods without a batched form, too
     reusing = reusing and not setup.grid.spreads
     batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
+    batched = batched and setup.task.batched
     if setup.method.base_precision and not machine.gpus:  # whose gain on a CPU is not measured yet
         batched = False
     lengths = cached_examples(data_key).lengths
@@ -291,7 +292,7 @@ class Workers:
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:
         """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""
         for base in ("", *bases):
-            if self.work.task not in ENCODED and not self.work.at(base).depth:
+            if not TASKS.build(self.work.task).encodes and not self.work.at(base).depth:
                 continue
             name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
             self.freeze(self.work.data_key, self.work.at(base).depth, name, base)
@@ -315,7 +316,8 @@ class Workers:
 
     def score(self, state: State, version: int, rows: NDArray[np.int64], offsets: Tensor | None = None) -> Totals:
         """A state on `rows` of the training data, with `offsets` (classes,) added to its logits."""
-        shares = np.array_split(rows[np.argsort(self._lengths[rows])], self.machine.workers * 2)
+        together = TASKS.build(self.work.task).compares  # by one worker, or the number of workers would tell
+        shares = np.array_split(rows[np.argsort(self._lengths[rows])], 1 if together else self.machine.workers * 2)
         calls = [self.pool.submit(Worker.evaluate, state, share, version, offsets) for share in shares if len(share)]
         return sum((result(call) for call in calls), Totals())
 

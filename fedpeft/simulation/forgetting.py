@@ -56,7 +56,7 @@ def second_task(text: str, first: Dataset) -> Dataset:
     if "token_labels" in (first.task, second.task):
         raise ConfigError(f"forgetting={text!r} compares classifiers, or language models, and not labels of tokens")
     one, other = ((d.kind, d.task == "classification") for d in (first, second))
-    if one != other:
+    if one != other or TASKS.build(second.task).compares:
         raise ConfigError(
             f"forgetting={text!r} must be of the run's kind, {first.kind} "
             f"{'classification' if one[1] else 'language modelling'}"

@@ -26,10 +26,15 @@ def attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int
     attack = ATTACKS.build(text)
     if not attack.changes_labels:
         return None
-    if rows.all.labels is None:
+    if rows.all.labels is None or not rows.dataset.classes:
         raise ConfigError(f"{text} changes labels, and {rows.dataset.name} has none; take sign_flip")
     if rows.partition.resampled:
         raise ConfigError(f"{text} changes labels, which clients share under resample; take sign_flip")
+    if rows.dataset.tasks is not None and rows.dataset.tasks.compete != "all":
+        raise ConfigError(
+            f"{text} takes labels of any class, and clients compare those of their task; take tasks(..., compete=all), "
+            "or sign_flip"
+        )
     labels: NDArray[np.int64] = rows.all.labels.copy()
     for client in attack.attackers(len(rows.partition), seed):
         shard = rows.partition.shard(client)

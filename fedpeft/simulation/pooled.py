@@ -18,9 +18,15 @@ from fedpeft.clients.pool import Worker, result
 from fedpeft.data.partition import Shards
 from fedpeft.errors import RunError
 from fedpeft.peft.adapter import State
+from fedpeft.run.final_score import FinalScore, save
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Workers
+from fedpeft.server.progress import Progress
 from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.simulation.simulation import Simulation
+
+POOLED = "centralised"
+"""Folder, in a run's own, of the adapter of the pooled rows."""
 
 RATES = (1.0, 0.5, 0.25)
 """What is tried, in units of the run's own learning rate."""
@@ -113,3 +119,21 @@ def _rows_a_round(setup: Setup, partition: Shards, client: int) -> float:
     rows, batch = int(partition.sizes[client]), setup.training.batch_size
     steps: int = setup.profiles[client].steps or setup.training.steps_for(rows)
     return float(steps * rows / -(-rows // batch))
+
+
+def pooled_adapter(simulation: Simulation, progress: Progress) -> float | None:
+    """Train on the pooled rows, where that is asked for, and save the adapter; the learning rate that was best."""
+    setup = simulation.setup
+    if not setup.measured.pooled:
+        return None
+    state, rate = train_on_pooled_rows(
+        setup, simulation.rows, simulation.workers, simulation.sampler.size, progress.started
+    )
+    (simulation.folder / POOLED).mkdir(exist_ok=True)
+    save(setup, state, simulation.folder / POOLED)
+    return rate
+
+
+def score_of_pooled(simulation: Simulation) -> FinalScore:
+    """That adapter's, on the test rows."""
+    return simulation.scorer.score(simulation.folder / POOLED, "scoring the adapter of the pooled data (fp32)")

@@ -13,6 +13,7 @@ from fedpeft.server.rounds import Server
 from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
 from fedpeft.simulation.ensemble import ensemble
 from fedpeft.simulation.laplace import laplace
+from fedpeft.simulation.retrieval import cloned
 from fedpeft.simulation.robustness import robustness
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.trust.calibration import before_and_after, compared
@@ -62,6 +63,9 @@ class Trust:
         if self.setup.measured.ensemble is not None:
             simulation.observer.phase("ensemble of the last states: test rows", 1)
             self.found["ensemble"] = ensemble(self.setup, simulation.rows, simulation.folder / STATES)
+        if self.setup.measured.clones is not None:
+            simulation.observer.phase("clones of the test rows' functions", 1)
+            self.found["clones"] = cloned(self.setup.measured.clones, self.setup, simulation.rows, simulation.folder)
         asked = self.setup.measured.robustness
         if asked is not None:
             simulation.observer.phase("robustness: test rows that were changed", 1)

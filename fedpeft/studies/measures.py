@@ -78,6 +78,18 @@ def from_trust(*path: str) -> Callable[[Result], float | None]:
     return found
 
 
+def from_retrieval(*path: str) -> Callable[[Result], float | None]:
+    """A number of how well pairs were found."""
+
+    def found(result: Result) -> float | None:
+        value: Any = (result.summary or {}).get("retrieval") or {}
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return None if value is None else float(value)
+
+    return found
+
+
 def per_point(kind: str) -> Callable[[Result], float | None]:
     """Joules or grams for each percentage point of the result's accuracy."""
 
@@ -128,6 +140,14 @@ MEASURES = (
     Measure("classwise", "class-wise calibration error (%)", from_trust(*CALIBRATED, "classwise"), POINTS, 2),
     Measure("brier", "Brier score, calibrated", from_trust(*CALIBRATED, "brier"), 1.0, 4),
     Measure("risk_area", "risk-coverage area (%)", from_trust(*CALIBRATED, "area"), POINTS, 2),
+    Measure("mrr", "mean reciprocal rank (%)", from_retrieval("mrr"), POINTS, 2),
+    Measure("recall_at_10", "recall at 10 (%)", from_retrieval("recall_at_10"), POINTS, 2),
+    Measure("mrr_reverse", "the other way (%)", from_retrieval("reverse", "mrr"), POINTS, 2),
+    Measure("mrr_frozen", "frozen encoder (%)", from_retrieval("frozen", "mrr"), POINTS, 2),
+    Measure("mrr_words", "words (%)", from_retrieval("words", "mrr"), POINTS, 2),
+    Measure("clones", "clones first (%)", from_trust("clones", "result", "first"), POINTS, 2),
+    Measure("clones_frozen", "clones first, frozen (%)", from_trust("clones", "frozen", "first"), POINTS, 2),
+    Measure("clones_words", "clones first, words (%)", from_trust("clones", "words", "first"), POINTS, 2),
     Measure("forgotten", "forgotten, probe (%)", forgotten("probe accuracy"), POINTS, 2),
     Measure("forgotten_nats", "forgotten (nats a token)", forgotten("nats per token"), 1.0, 3),
     Measure("task_average", "mean over tasks (%)", from_tasks("accuracy", "average"), POINTS, 2),
@@ -164,6 +184,14 @@ QUALITY = (
     "risk_area",
     "cancelled",
     "accuracy",
+    "mrr",
+    "recall_at_10",
+    "mrr_reverse",
+    "mrr_frozen",
+    "mrr_words",
+    "clones",
+    "clones_frozen",
+    "clones_words",
     "perplexity",
     "loss",
     "baseline_accuracy",

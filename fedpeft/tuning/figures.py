@@ -94,17 +94,22 @@ def parallel(study: Study, objective: str) -> Figure | None:
         return None
     whole = [float(t.value or 0.0) for t in trials if t.state == TrialState.COMPLETE] or [0.0]
     low, high = min(whole), max(whole)
-    better = (lambda v: v - low) if study.direction == StudyDirection.MAXIMIZE else (lambda v: high - v)
+    large = study.direction == StudyDirection.MAXIMIZE
+
+    def better(trial: FrozenTrial) -> float:
+        value = float(trial.value or 0.0)
+        return value - low if large else high - value
+
     heights = {name: [_height(spaces[name], t.params.get(name), name, trials) for t in trials] for name in names}
     out = io.StringIO()
     with panels(1, 1, out, "tune-parallel", height=4.2) as (_, [axis]):
         from matplotlib import colormaps
 
-        order = sorted(range(len(trials)), key=lambda i: better(float(trials[i].value or 0.0)))
+        order = sorted(range(len(trials)), key=lambda i: better(trials[i]))
         for i in order:
             trial, ys = trials[i], [heights[name][i] for name in names]
             done = trial.state == TrialState.COMPLETE
-            share = better(float(trial.value or 0.0)) / ((high - low) or 1.0)
+            share = better(trial) / ((high - low) or 1.0)
             color = colormaps["viridis_r"](0.1 + 0.85 * min(1.0, max(0.0, share))) if done else GREY
             axis.plot(range(len(names)), ys, "-o", color=color, lw=1.4 if done else 0.6, ms=3, alpha=0.9)
         axis.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)

@@ -98,15 +98,15 @@ class HybridSpace:
             for settings in member.smallest():
                 yield member.text(settings, (depth - 1,))
 
-    def described(self, depth: int | None) -> dict[str, str]:
+    def described(self) -> dict[str, str]:
         """What is searched, for people."""
-        found = {}
+        found: dict[str, str] = {}
         for member in self.members:
             lists = {f"{member.name}.{setting}": str(values) for setting, values in member.lists.items()}
             first = next(iter(lists), member.name)
             found |= lists | {first: f"{lists.get(first, 'on')} | {OFF}"}
         whose = "of all methods" if self.blocks == SHARED else "of each method"
-        return found | {"blocks": f"any{f' of {depth}' if depth else ''}, {whose}"}
+        return found | {"blocks": f"any, {whose}"}
 
 
 def hybrid_space(where: str, given: Any) -> HybridSpace:

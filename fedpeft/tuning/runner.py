@@ -176,6 +176,8 @@ class Conductor:
             RunError: all trials fail.
         """
         interrupted = [t.number for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+        if not interrupted and self.begun >= self.place.trials:
+            return
         with ExitStack() as held:
             held.enter_context(self.progress)
             if self.heartbeat is not None:
@@ -261,8 +263,7 @@ class Conductor:
                 trial.set_user_attr(name, twin.user_attrs[name])
         for round, value in twin.intermediate_values.items():
             trial.report(value, round)
-        value = twin.value if twin.state == TrialState.COMPLETE else None
-        self.study.tell(trial.number, value, twin.state)
+        self.study.tell(trial.number, twin.value if twin.state == TrialState.COMPLETE else None, twin.state)
         self.done += 1
         self._say(f"trial {trial.number}  the same run as trial {twin.number}")
 
@@ -330,7 +331,8 @@ class Conductor:
 
 def drawn(trial: FrozenTrial) -> str:
     """What was drawn for a trial, for people; blocks as one list."""
-    words, blocks = [], {}
+    words: list[str] = []
+    blocks: dict[str, list[str]] = {}
     for name, value in trial.params.items():
         owner, found, index = name.rpartition("block.")
         if found:

@@ -61,13 +61,15 @@ class Seeded(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """As the sampler does."""
-        return self._of(study, trial, "").infer_relative_search_space(study, trial)
+        found: dict[str, BaseDistribution] = self._of(study, trial, "").infer_relative_search_space(study, trial)
+        return found
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """As the sampler does."""
-        return self._of(study, trial, "").sample_relative(study, trial, search_space)
+        drawn: dict[str, Any] = self._of(study, trial, "").sample_relative(study, trial, search_space)
+        return drawn
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

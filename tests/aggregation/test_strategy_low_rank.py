@@ -9,12 +9,15 @@ from fedpeft.errors import ConfigError
 from fedpeft.peft.low_rank import (
     COSTS,
     LowRank,
+    cholesky_root,
     compact,
     dense_is_smaller,
+    eigen_root,
     inner_products,
     recompress,
     stack,
     truncated_svd,
+    without_copies,
 )
 
 EXACT = ["qr", "gram", "dense", "auto"]
@@ -65,6 +68,45 @@ def test_badly_scaled_factors_do_not_hide_a_direction_from_gram():
     skewed = LowRank(product.left * scales, product.right / scales[:, None])
     svd = truncated_svd(skewed, 6, "gram")
     assert torch.allclose(svd.low_rank().dense(), product.dense(), atol=1e-5)
+
+
+@pytest.mark.parametrize("alike", ["columns", "rows", "both"])
+def test_factors_that_repeat_themselves(alike):
+    """Their Gram matrices are singular: the root is taken of the other one, or of eigenvectors."""
+    product = random_product(30, 20, 6, 0)
+    left, right = product.left, product.right
+    if alike != "rows":
+        left = left.index_copy(1, torch.tensor([4]), left[:, :1])
+    if alike != "columns":
+        right = right.index_copy(0, torch.tensor([5]), right[1:2])
+    repeated = LowRank(left, right)
+    svd = truncated_svd(repeated, 6, "gram")
+    assert torch.allclose(svd.low_rank().dense(), repeated.dense(), atol=1e-6)
+
+
+@pytest.mark.parametrize("root", [cholesky_root, eigen_root])
+def test_both_roots_of_a_gram_matrix(root):
+    left, right = random_product(9, 9, 12, 1).left, random_product(9, 9, 14, 2).left
+    gram, other = left @ left.T, right @ right.T
+    C = root(gram)
+    assert torch.allclose(C.matrix @ C.matrix.T, gram)
+    around = C.around(other)
+    assert torch.allclose(around.tril(), (C.matrix.T @ other @ C.matrix).tril())
+    assert torch.allclose(C.matrix.T @ C.undo(around.tril()), around.tril())
+    assert torch.equal(other, right @ right.T)
+
+
+@settings(max_examples=30, deadline=None)
+@given(copies=st.lists(st.sampled_from([-1, 0, 1, 2, 3]), max_size=6), seed=st.integers(0, 10_000))
+def test_copies_of_columns_are_summed(copies, seed):
+    """-1 stands for a column of zeros, others for a multiple of that column."""
+    product = random_product(11, 7, 4 + len(copies), seed)
+    left = product.left
+    for place, source in enumerate(copies):
+        left[:, 4 + place] = left[:, source] * 2.0 ** (place - 2) if source >= 0 else 0
+    found = without_copies(product)
+    assert torch.allclose(found.dense(), product.dense())
+    assert found.width == 4 + min(1, copies.count(-1))
 
 
 def test_randomised_finds_a_decaying_spectrum():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpeft.aggregation.factors import effective
+from fedpeft.aggregation.robust import middle_mean
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
 from fedpeft.peft.adapter import ClientForm
@@ -134,3 +135,13 @@ def test_norm_bound_leaves_short_updates_alone():
     geometry = torch.diag(torch.tensor([1.0, 4.0, 100.0, float("nan")], dtype=torch.float64))
     shares = strategies.build("norm_bound(bound=2.0)").reweigh((0.25, 0.25, 0.25, 0.25), geometry)
     assert shares == pytest.approx((1 / 3, 1 / 3, 0.2 / 3, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1,), (6,), (5, 3, 4), (4, 0)])
+def test_the_mean_of_the_middle_leaves_its_votes_as_they_were(shape, dtype):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    before, trim = values.clone(), (shape[0] - 1) // 2
+    expected = values.sort(dim=0).values[trim : shape[0] - trim].mean(dim=0)
+    assert torch.equal(middle_mean(values, trim), expected)
+    assert torch.equal(values, before)

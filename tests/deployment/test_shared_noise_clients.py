@@ -193,6 +193,18 @@ def test_noise_that_the_settings_name_too_small_is_charged_as_it_is(tmp_path):
         Federation(tmp_path, SilentObserver(), [{"max_epsilon": 2.0}, {}, {}], **given)
 
 
+def test_whoever_was_dropped_is_asked_for_no_share(recorded):
+    server = recorded.made.server
+    [member] = [m for m in server.roster.members if m.id == 2]
+    asked = server.protection._declared().keys()
+    server.roster.drop(member, "it lied")
+    try:
+        assert asked - server.protection._declared().keys() == {2}
+    finally:
+        server.roster.readmit(member.name)
+    assert server.protection._declared().keys() == asked
+
+
 def test_a_client_whose_noise_is_not_the_server_s_is_not_taken(recorded):
     registration = recorded.made.server.edges[0].registration()
     registration.terms.noise = 1.9

@@ -129,3 +129,12 @@ def test_a_run_asks_every_few_rounds_and_at_its_end(choices, tmp_path, capsys):
     assert [line["round"] for line in lines] == [2, 4, 5]
     assert all(len(line["answers"]) == 5 for line in lines)
     assert "of 5 questions" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_server_of_real_clients_asks_its_own_model(choices, federation):
+    where = federation(dataset="tiny_lm", measure=f"validation(every=9) + evaluate(every=1, questions='{choices}')")
+    assert where.run().round == 2
+    lines = [json.loads(line) for line in (where.folder / "server" / "evaluations.jsonl").read_text().splitlines()]
+    assert [(line["round"], len(line["answers"])) for line in lines] == [(1, 5), (2, 5)]
+    assert "exam.jsonl" not in where.server.gateway.description.config  # which is the server's own affair

@@ -153,7 +153,7 @@ def made_names(tmp_path, monkeypatch):
     return tmp_path / "made_names.py"
 
 
-def test_executors_agree_and_a_run_tells_spans(made_names, tmp_path):
+def test_executors_agree(made_names, tmp_path):
     states = []
     for executor in ("batched", "sequential"):
         folder = tmp_path / executor
@@ -165,6 +165,10 @@ def test_executors_agree_and_a_run_tells_spans(made_names, tmp_path):
     assert one["head.weight"].any()
     for name in one:
         assert torch.allclose(one[name], other[name], rtol=1e-7, atol=1e-9), name
+
+
+@pytest.mark.slow
+def test_a_run_tells_spans(made_names, tmp_path):
     run = tmp_path / "run"
     words = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "dtype": "fp32"}.items()]
     assert main([*words, "--plugin", str(made_names), "--output", str(run)]) == 0

@@ -60,7 +60,7 @@ def killed_in(folder: Path, round: int, monkeypatch: pytest.MonkeyPatch, **given
         ({"strategy": "inf_lora"}, (3, 4)),  # where the second task begins, and in the middle of it
         ({"strategy": "prototypes", "head": "auto"}, (5,)),
         ({"strategy": "lorm", "codec": "fp32"}, (4,)),
-        ({"privacy": "user_dp(epsilon=50)", "strategy": "fedit"}, (4,)),
+        ({"privacy": "user_dp(epsilon=50, test_noise=True)", "strategy": "fedit"}, (4,)),
     ],
 )
 @pytest.mark.slow
@@ -78,6 +78,7 @@ def test_a_run_that_dies_in_the_middle_of_a_task_ends_the_same(given, rounds, tm
             assert summaries[0][key] == summaries[1][key], key
 
 
+@pytest.mark.slow
 def test_what_a_run_says_of_its_tasks(tmp_path):
     run = tmp_path / "run"
     assert main(flags(run, strategy="o_lora")) == 0
@@ -154,6 +155,12 @@ def test_transfer_by_hand():
         ({"drift": "label_shift", "head": "ridge"}, ConfigError, "first task only"),
         ({"privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "take user_dp"),
         ({"privacy": "user_dp(epsilon=8)", "strategy": "prototypes"}, PrivacyError, "does not cover"),
+        ({"strategy": "o_lora", "server_optimizer": "momentum"}, ConfigError, "use --server-optimizer sgd"),
+        ({"strategy": "o_lora", "drift": "scaffold", "optimizer": "sgd"}, ConfigError, "leave it out of --drift"),
+        ({"strategy": "inf_lora", "peft": "lora_sb(rank=2, layers=1)"}, ConfigError, "LoRA|take lora"),
+        ({"strategy": "o_lora", "peft": "prompt_tuning(length=4)"}, ConfigError, "LoRA factors only"),
+        ({"strategy": "o_lora", "downlink": "grid(bits=4) | rans"}, ConfigError, "use --downlink fp32"),
+        ({"attack": "label_flip"}, ConfigError, "compete=all"),
         ({"rounds": 2}, ConfigError, "at least 3 rounds"),
         ({"partition": "natural"}, FedpeftError, "owner"),
     ],

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 TINY = BASE + 'dtype = "fp32"\nlocal_work = "steps(2)"\n'
 RATES = (
     'trials = 4\nstartup = 2\nreduction = 2\npruner = "halving"\n' + TINY + "[search]\n"
-    'learning_rate = {low = 1e-3, high = 1e-1, log = true}\nserver_optimizer = ["sgd", "momentum"]\n'
+    'learning_rate = {low = 1e-4, high = 1e-2, log = true}\nserver_optimizer = ["sgd", "momentum"]\n'
 )
 HYBRIDS = (
     "trials = 2\nstartup = 2\nbudget = {parameters = 2_500}\n" + TINY + "[hybrid.lora]\nrank = [1, 2, 4]\nalpha = 8\n"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -81,6 +81,7 @@ class Classification(Task):
 
     metric = "accuracy"
     higher_is_better = True
+    encodes: ClassVar[bool] = True
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
         """Token ids with the model's special tokens, or normalised images.

@@ -50,6 +50,7 @@ class TokenLabels(Task):
 
     metric = "accuracy"
     higher_is_better = True
+    encodes: ClassVar[bool] = True
     per_example: ClassVar[bool] = False
     per_example_missing: ClassVar[str] = "has a head that sees the words of all rows side by side"
 

@@ -1,0 +1,84 @@
+"""Drawn scenes with captions, for images with text: two things, their colours, and how they stand (see
+`fedpeft.data.scenes`).
+
+Test rows show pairs of things that no training row shows together: a model finds their captions by what it has learned
+of each. Validation rows are of the training pairs. Owners are made: each has an equal share of the rows, drawn alike; a
+share of the owners has images only, or texts only. Nothing is fetched; equal settings give equal rows. Licence: made
+here, free of any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedpeft.data.rows import Dataset, Rows
+from fedpeft.data.scenes import SIDE, Scene, drawn, held_out
+from fedpeft.errors import ConfigError
+from fedpeft.parts import setting
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Images of two things, and sentences that say what they show."""
+
+    rows: int = setting(1200, "training rows", low=20, high=200_000)
+    validation_rows: int = setting(200, "validation rows", low=2, high=20_000)
+    test_rows: int = setting(240, "test rows, of unseen combinations", low=2, high=20_000)
+    owners: int = setting(20, "whose rows they are", low=1, high=10_000)
+    unseen: float = setting(0.25, "share of the pairs of things that only test rows show", above=0.0, high=0.5)
+    images_only: float = setting(0.0, "share of the owners that have no texts", low=0.0, high=1.0)
+    texts_only: float = setting(0.0, "share of the owners that have no images", low=0.0, high=1.0)
+    seed: int = setting(0, "seed of the scenes; not the run's seed", low=0)
+    task: str = setting("towers", "loss, connector and their settings: towers(connector=mlp)")
+
+    suited_partition: ClassVar[str] = "natural"
+
+    def load(self) -> Dataset:
+        """Images uint8 (rows, 56, 56, 3) with texts; labels are captions.
+
+        Raises:
+            ConfigError: more owners lack a side than there are.
+        """
+        if self.images_only + self.texts_only > 1:
+            raise ConfigError(
+                f"images_only={self.images_only:g} and texts_only={self.texts_only:g} are more than all owners; give "
+                "shares that add up to at most 1"
+            )
+        seen, unseen = held_out(self.unseen, self.seed)
+        every = {scene: i for i, scene in enumerate([*seen, *unseen])}
+        train = self._one_sided(self._rows(seen, every, self.rows, 0))
+        validation, test = (
+            self._rows(of, every, count, part)
+            for part, (of, count) in enumerate(((seen, self.validation_rows), (unseen, self.test_rows)), start=1)
+        )
+        return Dataset("scenes", "image", self.task, train, test, None, "towers", validation=validation)
+
+    def _rows(self, of: Sequence[Scene], every: dict[Scene, int], count: int, part: int) -> Rows:
+        """`count` rows: each scene as often as the others, up to one, in random order."""
+        random = np.random.default_rng([self.seed, 41, part])
+        chosen = [of[i] for i in random.permutation(np.resize(random.permutation(len(of)), count)).tolist()]
+        images = np.stack([drawn(scene, random) for scene in chosen])
+        owners = np.array([f"owner {i % self.owners:04d}" for i in range(count)])
+        return Rows(images, np.array([every[s] for s in chosen]), owners, texts=[scene.caption for scene in chosen])
+
+    def _one_sided(self, rows: Rows) -> Rows:
+        """The rows without what their owners don't have."""
+        images, texts = np.array(rows.inputs), list(rows.texts or ())
+        order = np.random.default_rng([self.seed, 42]).permutation(self.owners).tolist()
+        blind = round(self.texts_only * self.owners)
+        no_images = set(order[:blind])
+        no_texts = set(order[blind : blind + round(self.images_only * self.owners)])
+        assert images.shape[1:] == (SIDE, SIDE, 3)
+        for i in range(len(rows)):
+            if i % self.owners in no_images:
+                images[i] = 0
+            elif i % self.owners in no_texts:
+                texts[i] = ""
+        return Rows(images, rows.labels, rows.owners, texts=texts)
+
+
+part = Scenes

@@ -1,0 +1,45 @@
+"""Made pairs of texts for tests: a query of a few words, and a document that has most of them.
+
+Words are the made ones; a document has 8 to 16, drawn alike, its query 3 to 5 of these and one of any. Nothing is
+fetched; equal settings give equal rows. Each row has one of 12 owners. Licence: made here, free of any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedpeft.data.made_words import WORDS
+from fedpeft.data.rows import Dataset, Rows
+from fedpeft.data.text_pairs import pair
+from fedpeft.parts import setting
+
+OWNERS = 12
+
+
+@dataclass(frozen=True)
+class TinyPairs:
+    """Made texts that belong together."""
+
+    rows: int = setting(240, "training rows", low=24, high=1_000_000)
+    test_rows: int = setting(60, "test rows", low=2, high=100_000)
+    seed: int = setting(0, "seed of the texts; not the run's seed", low=0)
+    task: str = setting("retrieval", "loss and its settings: retrieval(loss=sigmoid, scale=20)")
+
+    def load(self) -> Dataset:
+        """The same rows for the same settings, on every machine with the same numpy."""
+        generator = np.random.default_rng([self.seed, 21])
+        train, test = (self._draw(count, generator) for count in (self.rows, self.test_rows))
+        return Dataset("tiny_pairs", "text", self.task, train, test, None, "tiny")
+
+    def _draw(self, rows: int, generator: np.random.Generator) -> Rows:
+        pairs = []
+        for _ in range(rows):
+            document = generator.choice(len(WORDS), size=generator.integers(8, 17))
+            query = [*generator.choice(document, size=generator.integers(3, 6)), generator.integers(len(WORDS))]
+            pairs.append(pair(*(" ".join(WORDS[w] for w in words) for words in (query, document))))
+        return Rows(pairs, None, np.array([f"owner {o:02d}" for o in np.arange(rows) % OWNERS]))
+
+
+part = TinyPairs

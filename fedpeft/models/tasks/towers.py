@@ -1,0 +1,113 @@
+"""Images and their texts: two frozen towers learn to meet.
+
+towers                                         SigLIP's pairwise loss, a linear connector from images to texts
+towers(connector=mlp)                          a hidden layer in it
+towers(connector=none)                         no connector: what is trained is the adapter alone
+
+With `--peft linear_probe` the connector alone is trained, otherwise the last blocks of both towers, too. The pairs
+of a batch are those of one client: pairs across clients are missing, so results belong to a batch size.
+
+A client whose rows have one side only has no pairs. It trains its own tower (and, with images, the connector): two
+views of a row are to be nearer than other rows are, which is contrastive learning without labels (SimCLR, Chen et al.,
+arXiv 2002.05709; of texts, Gao et al., arXiv 2104.08821). The other tower stays as it was received.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedpeft.data.examples import CaptionedRows, Examples, made_up
+from fedpeft.data.images import image_rows
+from fedpeft.data.rows import Rows
+from fedpeft.data.tokens import token_rows
+from fedpeft.errors import ConfigError, DataError
+from fedpeft.models import encoders
+from fedpeft.models.loading import Say, load_base, unheard
+from fedpeft.models.pair_task import PairTask
+from fedpeft.models.task import FederatedModel
+from fedpeft.models.tasks.classification import hidden_states
+from fedpeft.models.two_towers import CONNECTORS, HELD, Connector, TowersModel, TwoTowers, tower_folders
+from fedpeft.parts import setting
+
+
+@dataclass(frozen=True)
+class Towers(PairTask):
+    """Which text belongs to which image."""
+
+    batched: ClassVar[bool] = False
+
+    loss: str = setting("sigmoid", "infonce, or sigmoid: SigLIP's", choices=("infonce", "sigmoid"))
+    connector: str = setting("linear", "from image features to text features", choices=CONNECTORS)
+
+    def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
+        """Pixels and token ids; a row that lacks one is a pair of its own.
+
+        Raises:
+            DataError: the rows are no images with texts, or a row has neither.
+            ModelError: the model has no two towers.
+        """
+        if not isinstance(rows.inputs, np.ndarray) or rows.texts is None:
+            raise DataError("towers needs images with texts: take --dataset scenes or fashion_texts")
+        folders = tower_folders(model_directory)
+        images = rows.inputs
+        held = np.stack([images.reshape(len(rows), -1).any(1), [bool(text) for text in rows.texts]], 1)
+        if not held.any(1).all():
+            raise DataError(f"{int((~held.any(1)).sum())} rows have neither an image nor a text; leave them out")
+        labels = np.arange(len(rows)) if rows.labels is None else np.asarray(rows.labels, dtype=np.int64)
+        first = {text: i for i, text in reversed(list(enumerate(rows.texts)))}  # equal texts are no negatives
+        own = np.array([first[text] if text else i for i, text in enumerate(rows.texts)])
+        labels = np.where(held.all(1), labels, -1 - own)
+        pixels, tokens = image_rows(images, folders["image"])
+        texts = token_rows(list(rows.texts), labels, model_directory, max_tokens)
+        return CaptionedRows(pixels, texts, held, tokens)
+
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
+        """Both encoders (see `fedpeft.models.encoders`)."""
+        from transformers import AutoConfig
+
+        image, text = (
+            load_base(encoders.from_pretrained, folder, dtype, hidden_states, say, **options)
+            for folder in tower_folders(model_directory).values()
+        )
+        return TwoTowers(image, text, AutoConfig.from_pretrained(str(model_directory), local_files_only=True))
+
+    def model(self, base: nn.Module, classes: int | None) -> TowersModel:
+        """The towers with a connector."""
+        assert isinstance(base, TwoTowers)
+        parameter = next(base.parameters())
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        width, out = (int(tower.config.hidden_size) for tower in (base.image, base.text))  # type: ignore[union-attr, arg-type]
+        return TowersModel(base, Connector(self.connector, width, out, dtype, parameter.device))
+
+    def check(self, model: FederatedModel) -> None:
+        """Refuse what trains tensors that no tower reads, or nothing.
+
+        Raises:
+            ConfigError: there are some.
+        """
+        super().check(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if not trained:
+            raise ConfigError("nothing is trained: give a connector, or take --peft lora")
+        inner: Any = model.base
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        generator, device = torch.Generator().manual_seed(0), trained[0].device
+        batch = {n: t for tower in (inner.image, inner.text) for n, t in made_up(tower.config, 2, generator).items()}
+        batch |= {HELD: torch.ones(2, 2, dtype=torch.bool), "labels": torch.arange(2)[:, None].expand(2, 2)}
+        with torch.enable_grad():
+            found = self.row_losses(model, {n: t.to(device) for n, t in batch.items()}).sums.sum()
+            gradients = torch.autograd.grad(found, trained, allow_unused=True)
+        unread = sum(gradient is None for gradient in gradients)
+        if unread:
+            raise ConfigError(
+                f"{unread} of {len(trained)} trained tensors are read by neither tower; take --peft lora or bottleneck"
+            )
+
+
+part = Towers

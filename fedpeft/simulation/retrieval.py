@@ -1,0 +1,121 @@
+"""Pairs of a run's test rows: how well they are found again, beside the frozen base and the words alone; and clones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fedpeft import seeds
+from fedpeft.clients.workbench import WorkPlan
+from fedpeft.data.code_clones import clone, own_names
+from fedpeft.data.rows import Rows
+from fedpeft.data.text_pairs import SIDES, pair, side
+from fedpeft.errors import DataError
+from fedpeft.models.quantized import quantize
+from fedpeft.models.ranking import Sides, ranking, reversed_ranking
+from fedpeft.models.scoring import score_together
+from fedpeft.peft import saved_adapter
+from fedpeft.run.measurements.clones import Clones
+from fedpeft.run.setup import Setup
+from fedpeft.simulation.forgetting import chosen
+from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.simulation.simulation import Simulation
+
+Found = dict[str, Any]
+
+
+def retrieved(simulation: Simulation, sides: Sides | None) -> Found | None:
+    """What summary.json holds of the test rows: of the result, and beside it what needs no federation; None: rows are
+    no pairs."""
+    if sides is None:
+        return None
+    setup, rows = simulation.setup, simulation.rows.dataset.test
+    simulation.observer.phase("pairs of the test rows", 1)
+    found: Found = {**ranking(sides), "reverse": reversed_ranking(sides)}
+    if setup.task.encodes:
+        found["frozen"] = ranking(frozen_sides(setup, rows, simulation.workers.work))
+        found["words"] = ranking(word_sides([[side(str(row), name) for row in rows.inputs] for name in SIDES]))
+    return found
+
+
+def frozen_sides(setup: Setup, rows: Rows, work: WorkPlan) -> Sides:
+    """Both sides of text pairs as the base in fp32 has them, without adapter; kept for later runs."""
+    key = setup.tokenised(rows, setup.tokens)
+    store = replace(work.at("fp32"), device="cpu").store(key, setup.frozen_blocks)
+    missing = store.missing()
+    if missing:
+        base = setup.task.base(setup.model_directory, torch.float32)
+        quantize(base, setup.method.base_precision)
+        for tile in missing:
+            store.fill(tile, base)
+    features = F.normalize(store.features(np.arange(2 * len(rows))), dim=-1)
+    labels = np.arange(len(rows)) if rows.labels is None else np.asarray(rows.labels)
+    return Sides(features[::2], features[1::2], torch.from_numpy(labels))
+
+
+def word_sides(texts: Sequence[Sequence[str]]) -> Sides:
+    """TF-IDF vectors of queries and documents, two lists of equal length, weighted by the documents' frequencies; names
+    are taken apart at underscores and capitals."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    queries, documents = texts
+    words = TfidfVectorizer(tokenizer=parts_of_names, token_pattern=None, lowercase=False, sublinear_tf=True)
+    there = words.fit_transform(documents)
+    asked, found = (torch.from_numpy(matrix.toarray()).float() for matrix in (words.transform(queries), there))
+    return Sides(asked, found, torch.arange(len(queries)))
+
+
+def parts_of_names(text: str) -> list[str]:
+    """Words, in small letters: `readLine_of` has three."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+", text)]
+
+
+def cloned(asked: Clones, setup: Setup, rows: SimulatedRows, folder: Path) -> Found:
+    """Functions looking for their clones: the model in `folder` in fp32, the frozen base, and words; `first` is the
+    share whose clone is nearest.
+
+    Raises:
+        DataError: no two documents are Python functions with names of their own.
+    """
+    pairs = clone_rows(chosen(rows.dataset.test, asked.rows), setup.config.seed)
+    if len(pairs) < 2:
+        raise DataError("clones are made of Python functions, and the documents of the test rows are none")
+    texts = [[side(str(row), name) for row in pairs.inputs] for name in SIDES]
+    base = setup.task.base(setup.model_directory, torch.float32)
+    quantize(base, setup.method.base_precision)
+    examples = setup.task.tokenise(pairs, setup.model_directory, setup.tokens)
+    untouched = score_together(setup.task.model(base, None), setup.task, examples)[1]
+    model = saved_adapter.load(folder, setup.task, base, setup.facts.classes)
+    found = {
+        "result": score_together(model, setup.task, examples)[1],
+        "frozen": untouched,
+        "words": word_sides(texts),
+    }
+    measured = {name: ranking(sides) for name, sides in found.items()}
+    return {
+        "rows": len(pairs),
+        **{name: {"first": told["recall_at_1"], "mrr": told["mrr"]} for name, told in measured.items()},
+    }
+
+
+def clone_rows(rows: Rows, seed: int) -> Rows:
+    """Of the documents that are functions with names of their own: each with its clone, as a pair.
+
+    A clone is called, and calls its variables, as another of these functions does, which a seed chooses.
+    """
+    functions = [side(str(row), "document") for row in rows.inputs]
+    made = []
+    for i, function in enumerate(functions):
+        random = seeds.generator(seed, "clone", i)
+        other = functions[int(random.choice([j for j in range(len(functions)) if j != i]))]
+        twin = clone(function, random, own_names(other))
+        if twin is not None:
+            made.append(pair(function, twin))
+    return Rows(made)
