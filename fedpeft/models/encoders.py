@@ -10,6 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from fedpeft.data.images import check_one_width, vision_of
 from fedpeft.models.modeling_mean_pooled import without_decoder
 
@@ -32,3 +35,14 @@ def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]
         without_decoder(model)
         report["missing_keys"] = {name for name in report["missing_keys"] if not name.startswith("decoder.")}
     return model, report
+
+
+def zero_head(base: nn.Module, classes: int) -> nn.Linear:
+    """A head of zeros, (classes, width), beside the frozen `base`; fp32, or fp64 beside an fp64 base."""
+    parameter = next(base.parameters())
+    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    hidden: int = base.config.hidden_size  # type: ignore[union-attr, assignment]
+    head = nn.Linear(hidden, classes, dtype=dtype, device=parameter.device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head

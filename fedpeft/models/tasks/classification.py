@@ -102,13 +102,7 @@ class Classification(Task):
 
     def model(self, base: nn.Module, classes: int | None) -> Classifier:
         """The encoder with a zero head."""
-        parameter = next(base.parameters())
-        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-        hidden: int = base.config.hidden_size  # type: ignore[union-attr, assignment]
-        head = nn.Linear(hidden, classes or 0, dtype=dtype, device=parameter.device)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        return Classifier(base, head)
+        return Classifier(base, encoders.zero_head(base, classes or 0))
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Cross-entropy per row."""

@@ -90,13 +90,7 @@ class TokenLabels(Task):
 
     def model(self, base: nn.Module, classes: int | None) -> TokenClassifier:
         """The encoder with a zero head."""
-        parameter = next(base.parameters())
-        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-        hidden: int = base.config.hidden_size  # type: ignore[union-attr, assignment]
-        head = nn.Linear(hidden, classes or 0, dtype=dtype, device=parameter.device)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        return TokenClassifier(base, head)
+        return TokenClassifier(base, encoders.zero_head(base, classes or 0))
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Cross-entropy summed over a row's labelled tokens."""
