@@ -17,7 +17,7 @@ from fedpeft.studies.study_file import read_study
 OF_STRATEGIES = {"lora_sb", "lora_gram", "row_lora"}
 OF_RUNS = {"adapter_fusion"}
 """Which goes on from finished runs, and is in no grid of settings."""
-NOT_RUN_YET = {"prefix_tuning_plus", "quantum_peft", "adamix", "prompt_ensemble"}
+NOT_RUN_YET = {"prefix_tuning_plus", "quantum_peft", "adamix", "prompt_ensemble", "linear_probe"}
 """Methods without a rate: their rows go into the study with its next tuning, and from here."""
 
 

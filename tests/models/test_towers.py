@@ -182,7 +182,7 @@ def test_towers_that_did_not_know_each_other_come_to_meet(folder) -> None:
     images = np.broadcast_to(greys[:, None, None], (12, 16, 16)).copy()
     images[:, :8] = greys[::-1, None, None]
     texts = [f"{WORDS[i]} {WORDS[20 + i]}" for i in range(12)]
-    batch = task.tokenise(Rows(images, np.arange(12), None, texts), folder, 16).batch(range(12))
+    batch = task.tokenise(Rows(images, np.arange(12), None, texts=texts), folder, 16).batch(range(12))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     before = task.row_losses(model, batch)
     for _ in range(60):

@@ -120,7 +120,7 @@ def test_the_risk_coverage_curve_is_that_of_sorted_rows():
 def test_a_client_answers_what_it_knows_and_nothing_else():
     assert asked(Likelihoods(0.5, 2.0, 9).text) == Likelihoods(0.5, 2.0, 9)
     for text, said in (
-        ("rows", "answers kronecker, likelihoods, reliability"),
+        ("rows", "answers class_sums, kronecker, layer_inputs, likelihoods, reliability"),
         ("likelihoods(points=2)", "must be at least 3"),
         ("likelihoods(points=10**9)", "can't be answered"),
         ("reliability(temperature=0)", "must be at least"),
