@@ -96,7 +96,8 @@ def _divided(found: Tensor, total: Tensor, otherwise: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh((total + total.T) / 2)
     seen = values > EMPTY * values.max()
     inside, outside = vectors[:, seen], vectors[:, ~seen]
-    return (found @ inside / values[seen]) @ inside.T + (otherwise @ outside) @ outside.T
+    both: Tensor = (found @ inside / values[seen]) @ inside.T + (otherwise @ outside) @ outside.T
+    return both
 
 
 part = LoRM
