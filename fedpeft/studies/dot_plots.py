@@ -29,10 +29,11 @@ SEEDS_FOR_AN_INTERVAL = 3
 """The interval of two is nine standard deviations to each side, and would make all others look like points."""
 
 REFERENCES = (
-    ("baseline_accuracy", "frozen probe", (3, 2)),
-    ("private_probe_accuracy", "private probe", (1, 2)),
+    ("baseline_accuracy", "frozen probe", (3, 2), "center"),
+    ("private_probe_accuracy", "private probe", (1, 2), "right"),
 )
-"""Measures that are drawn as lines across a method's row, with their names and dashes."""
+"""Measures that are drawn as lines across a method's row: names, dashes, and which part of the name stands at the line
+(the private probe is the lower one)."""
 
 
 def accuracy_against(section: Section, key: str, x: str, front: bool) -> str | None:
@@ -76,13 +77,13 @@ def accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, Look]) 
             elinewidth=1.4,
             zorder=3,
         )
-        for key, name, dashes in REFERENCES:
+        for key, name, dashes, align in REFERENCES:
             probe = method.mean(key)
             if probe is None:
                 continue
             axis.vlines(probe, row - 0.5, row + 0.5, color=INK, linestyle=(0, dashes), linewidth=1.1)
             if row == 0:
-                axis.annotate(name, (probe, -0.5), (0, 1), textcoords="offset points", fontsize=8, ha="center")
+                axis.annotate(name, (probe, -0.5), (0, 1), textcoords="offset points", fontsize=8, ha=align)
     rows_of(axis, [m.name for m in methods])
     low, high = axis.get_xlim()
     axis.set_xlim(max(low, -1), min(high, 101))  # an interval of few seeds may reach beyond what accuracies can be
