@@ -163,7 +163,7 @@ def test_what_needs_single_steps_is_refused(tmp_path):
     executor = executor_of(trainer)
     with pytest.raises(ConfigError, match="a Trainer's steps are its own"):
         list(executor.train([job(executor, offsets=torch.zeros(2))]))
-    bench = TrainerBench(TrainerPlan(executor.layout, LocalTraining(), 0, "fp32", tmp_path), executor)
+    bench = TrainerBench(TrainerPlan(executor.layout, LocalTraining(), 0, "fp32", tmp_path, "cpu"), executor)
     assert bench.at("fp32") is bench.at("") is bench
     with pytest.raises(PayloadError, match="a base in nf4"):
         bench.at("nf4")

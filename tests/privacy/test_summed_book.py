@@ -50,7 +50,7 @@ def charged(folder):
 def test_who_is_there_is_drawn_by_secret_coins_and_charged(tmp_path):
     book = opened(tmp_path, cohort=6)
     there, drawn = [0, 2, 3, 5, 7, 8, 11], set()
-    for round in range(1, 20):
+    for round in range(1, 40):
         entry = book.enter(round, "state", there)
         assert set(entry.cohort) <= set(there)
         assert charged(tmp_path)[-1] == (round, entry.cohort)
