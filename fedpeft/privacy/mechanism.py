@@ -44,9 +44,6 @@ AUDIBLE = 30.0
 It is what it would be if all rows agreed, and after a good start their gradients hardly do.
 """
 
-AUDIBLE_HEAD = 10.0
-"""The same where the head alone is trained, which is a convex problem: measured in docs/decisions.md."""
-
 
 def noisy(statistics: State, deviation: float, stream: np.random.Generator) -> State:
     """Statistics of a bounded head with noise of this standard deviation in each entry, which they tell."""
@@ -173,7 +170,8 @@ class Mechanism(ABC):
     def dealt(self) -> bool:
         """Whether clients are to come equally often: cohorts need not be secret, and a budget's noise, the same for
         all, is that of the client who comes most often."""
-        return self.protects and self.noises_updates and not self.turns and not self.summed and self.epsilon is not None
+        known = self.noises_updates and not (self.secret_cohort or self.turns or self.summed)
+        return self.protects and known and self.epsilon is not None
 
     @property
     def silent(self) -> bool:
@@ -304,7 +302,7 @@ class Mechanism(ABC):
 
     def audible(self, federation: Exposure) -> float:
         """The least `training_signal` at which rounds are planned."""
-        return AUDIBLE_HEAD if federation.head_alone else AUDIBLE
+        return AUDIBLE
 
     def audible_entries(self, federation: Exposure) -> int:
         """How many trained entries of an adapter would be `AUDIBLE`; 0: not even one."""

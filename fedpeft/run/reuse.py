@@ -1,7 +1,7 @@
 """Whether what the frozen blocks below the lowest adapter make of a row is computed once, and read back in each step.
 
-An encoder's rows always are. A language model's are where they are trained on
-more often than once and the disk need not hold much: a row of 512 tokens of a 7 B model takes 4 MB.
+An encoder's rows always are. A language model's are where they are trained on more often than once and the disk need
+not hold much: a row of 512 tokens of a 7 B model takes 4 MB.
 """
 
 from __future__ import annotations

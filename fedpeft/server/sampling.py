@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -60,11 +61,8 @@ class FixedSize:
 
 
 @dataclass(frozen=True)
-class InTurns:
-    """Cohorts of `size` out of groups of clients that take turns, always in the same order.
-
-    A client comes back after clients // size rounds at the earliest; where its group is larger than a cohort, later.
-    """
+class _Alike(ABC):
+    """`size` of `clients` clients a round, in an order that everybody may know."""
 
     clients: int
     size: int
@@ -74,6 +72,18 @@ class InTurns:
     def draw(self, seed: int, round: int) -> list[int]:
         """The cohort of a round (from 1), ascending: a function of seed and round alone."""
         return self.draw_among(range(self.clients), seed, round)
+
+    @abstractmethod
+    def draw_among(self, present: Sequence[int], seed: int, round: int) -> list[int]:
+        """The cohort where some clients are away."""
+
+
+@dataclass(frozen=True)
+class InTurns(_Alike):
+    """Cohorts out of groups of clients that take turns, always in the same order.
+
+    A client comes back after clients // size rounds at the earliest; where its group is larger than a cohort, later.
+    """
 
     def draw_among(self, present: Sequence[int], seed: int, round: int) -> list[int]:
         """The cohort where some clients are away: of those present whose turn it is."""
@@ -85,20 +95,11 @@ class InTurns:
 
 
 @dataclass(frozen=True)
-class Dealt:
-    """Cohorts of `size` dealt from a deck that is shuffled anew when it has no whole cohort left.
+class Dealt(_Alike):
+    """Cohorts dealt from a deck that is shuffled anew when it has no whole cohort left.
 
     So all clients come about equally often: nobody more than rounds / (clients // size) times, rounded up.
     """
-
-    clients: int
-    size: int
-
-    weights: ClassVar[tuple[float, ...]] = ()
-
-    def draw(self, seed: int, round: int) -> list[int]:
-        """The cohort of a round (from 1), ascending: a function of seed and round alone."""
-        return self.draw_among(range(self.clients), seed, round)
 
     def draw_among(self, present: Sequence[int], seed: int, round: int) -> list[int]:
         """The cohort where some clients are away: in their place those who come next in the deck."""

@@ -52,9 +52,13 @@ class Question(ABC):
     def shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
         """Of the sums, but for `ROWS`."""
 
-    @abstractmethod
     def sums(self, logits: Tensor, labels: Tensor) -> State:
-        """The sums over rows, in fp64, but for `ROWS`: logits (rows, classes) in fp64, labels (rows,)."""
+        """The sums over rows, in fp64, but for `ROWS`: logits (rows, classes) in fp64, labels (rows,).
+
+        Raises:
+            ConfigError: the question is of the model, and not of its logits; the default.
+        """
+        raise ConfigError(f"{self.text} is asked of a model, and not of its logits")
 
     def limits(self, rows: int) -> dict[str, float]:
         """The largest value of any number in each sum over `rows` rows; a sum that is not named ends at `rows`."""

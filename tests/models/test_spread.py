@@ -14,6 +14,7 @@ from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import blocks
 from fedpeft.models.spread import shares, spread
+from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run.workers import _check_spread
 from fedpeft.simulate import main
@@ -68,7 +69,7 @@ def test_more_devices_than_blocks_are_refused():
 
 
 def setup(task="causal_lm", mechanism=None):
-    return SimpleNamespace(facts=SimpleNamespace(task=task), mechanism=mechanism)
+    return SimpleNamespace(task=TASKS.build(task), mechanism=mechanism)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,10 @@ def setup(task="causal_lm", mechanism=None):
     [
         ((setup(), 1, ["cuda:0"]), "several GPUs, and there are 1"),
         ((setup(), 2, ["cuda:0", "cuda:1"]), "--workers says 2"),
-        ((setup("classification"), 1, ["cuda:0", "cuda:1"]), "for language models"),
+        *(
+            ((setup(task), 1, ["cuda:0", "cuda:1"]), "for language models")
+            for task in ("classification", "token_labels", "retrieval", "towers")
+        ),
         ((setup(mechanism=SimpleNamespace(per_example=True, name="dp_sgd")), 1, ["a", "b"]), "which dp_sgd needs"),
     ],
 )

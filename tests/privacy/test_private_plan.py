@@ -103,9 +103,11 @@ def test_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budget):
 def test_less_is_heard_of_an_adapter_than_of_a_head_alone():
     mechanism = MECHANISMS.build("dp_sgd(epsilon=0.2)")
     head, adapter = exposure(entries=12), exposure(entries=13)
-    assert mechanisms.AUDIBLE_HEAD < mechanism.training_signal(adapter) < mechanisms.AUDIBLE
+    assert dp_sgd.AUDIBLE_HEAD < mechanism.training_signal(adapter) < mechanisms.AUDIBLE
     assert mechanism.trains(head)
     assert not mechanism.trains(adapter)
+    other = MECHANISMS.build("user_dp(epsilon=8)")
+    assert other.audible(head) == other.audible(adapter) == mechanisms.AUDIBLE
 
 
 def test_of_clients_the_way_is_rounds_times_clip_and_a_given_clip_stays():
@@ -166,7 +168,7 @@ def test_a_head_is_trained_alone_where_it_is_heard_and_an_adapter_is_not(tmp_pat
     alone = replace(federation, trained=(head, head))
     between = (mechanism.training_signal(federation) * mechanism.training_signal(alone)) ** 0.5
     monkeypatch.setattr(mechanisms, "AUDIBLE", between)
-    monkeypatch.setattr(mechanisms, "AUDIBLE_HEAD", between)
+    monkeypatch.setattr(dp_sgd, "AUDIBLE_HEAD", between)
     given = {**TINY, "peft": "lora", "rounds": 20, "measure": "validation(every=100)"}
     folder = tmp_path / "head"
     planned = Simulation(RunConfig(**given, privacy="dp_sgd(epsilon=8)"), folder, ConsoleObserver(QUIET))

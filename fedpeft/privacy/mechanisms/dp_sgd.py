@@ -44,6 +44,10 @@ DISTANCE = 78.0
 """How far all planned steps lead the adapter, if all rows agree: the sum of steps x learning rate x clip; the head's
 lead ten times as far."""
 
+AUDIBLE_HEAD = 10.0
+"""The least signal to noise at which rounds are planned for the head alone: each client's noise and a convex problem,
+measured in docs/decisions.md; other mechanisms have not been."""
+
 HEAD_CLIP = 1.0
 """Where the head alone is trained: rows that are learned have shorter gradients, and are not pulled on."""
 
@@ -68,6 +72,10 @@ class DPSGD(Mechanism):
     neighbours: ClassVar[str] = "one row more or less in one client's shard"
     sampling: ClassVar[str] = "rows join each local step by independent secret coins (Poisson); cohorts may be known"
     per_example: ClassVar[bool] = True
+
+    def audible(self, federation: Exposure) -> float:
+        """Less where the head alone is trained."""
+        return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
 
     def planned_training(self, federation: Exposure) -> Training | None:
         """All rows take part once a round, in as few steps as `STEPS` over all rounds allow, which lead to `DISTANCE`.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregation.head_start import HEADS
-from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 from fedpeft.trust.question import NO_MATRICES, ROWS, Matrices, Question, State
 
@@ -31,14 +31,6 @@ class ClassSums(Question):
     def shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
         """As the head has them."""
         return HEADS.build(self.head).shapes(self.width, classes, 1)
-
-    def sums(self, logits: Tensor, labels: Tensor) -> State:
-        """None of logits.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError("class sums are of features, and not of logits")
 
     def of_features(self, features: Tensor, labels: Tensor, classes: int) -> State:
         """The sums over rows, in fp64: features (rows, width), labels (rows,).

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.errors import PayloadError
 from fedpeft.trust.kronecker import names_of
 from fedpeft.trust.question import NO_MATRICES, ROWS, Matrices, Question, State
 
@@ -31,14 +30,6 @@ class Kronecker(Question):
         for name, (out, in_) in matrices.items():
             found |= {names[name][0]: (in_, in_), names[name][1]: (out, out)}
         return found
-
-    def sums(self, logits: Tensor, labels: Tensor) -> State:
-        """None of logits.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError("Kronecker factors are made from the model, and not from its logits")
 
     def check(self, answer: State, rows: int) -> None:
         """Refuse sums of products that are none: of such, matrices are symmetric with a diagonal that is not negative.

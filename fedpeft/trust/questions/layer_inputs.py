@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 from fedpeft.trust.question import NO_MATRICES, ROWS, Matrices, Question, State
 
@@ -31,14 +31,6 @@ class LayerInputs(Question):
         """(in (in + 1) / 2,) or (in,) of each layer."""
         widths = {name: shape[1] for name, shape in matrices.items() if name.endswith(".lora_A.weight")}
         return {name: (d,) if self.diagonal else (d * (d + 1) // 2,) for name, d in widths.items()}
-
-    def sums(self, logits: Tensor, labels: Tensor) -> State:
-        """None of logits.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError("inputs of layers are of the model, and not of its logits")
 
     def check(self, answer: State, rows: int) -> None:
         """Refuse sums of squares that are none.
