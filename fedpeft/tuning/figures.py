@@ -131,7 +131,7 @@ def _height(space: BaseDistribution, value: Any, name: str, trials: Sequence[Fro
     if value is None:
         return math.nan
     if isinstance(space, CategoricalDistribution):
-        return space.choices.index(value) / (len(space.choices) - 1)
+        return float(space.choices.index(value) / (len(space.choices) - 1))
     change = math.log if getattr(space, "log", False) else float
     low, high = change(min(_numbers(name, trials))), change(max(_numbers(name, trials)))
     return (change(value) - low) / ((high - low) or 1.0)

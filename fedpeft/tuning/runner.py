@@ -204,7 +204,7 @@ class Conductor:
     def _prepared(self) -> bool:
         """Whether the work that trials share, such as tokenised rows, is behind one of them."""
         self.warm = self.warm or any((r.folder / "rounds.jsonl").exists() for r in self.running)
-        return self.warm
+        return bool(self.warm)
 
     def _check_row(self) -> None:
         last = self.study.get_trials(deepcopy=False)[-IN_A_ROW:]

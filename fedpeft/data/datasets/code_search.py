@@ -11,21 +11,19 @@ Owners are packages.
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.data.datasets.code_types import HELD_OUT, PACKAGES, Package, digest
+from fedpeft.data.datasets.code_types import HELD_OUT, digest, packages_read
 from fedpeft.data.python_functions import Definition, SourceFile, fingerprint, is_stub, modules_below
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.text_pairs import pair
 from fedpeft.errors import DataError
-from fedpeft.machine.cache import cached_folder
 from fedpeft.parts import setting
 
 WORDS = (4, 60)
@@ -86,22 +84,7 @@ class CodeSearch:
 
 def read_all() -> dict[str, list[Documented]]:
     """The pairs of each package, no two alike: those of test packages first; read once and kept in the cache."""
-    order = [*HELD_OUT, *(package for package in PACKAGES if package not in HELD_OUT)]
-    key = digest(f"{READING} {order}")[:24]
-    folder = cached_folder(f"code_search-{key}", lambda target: _write(target, order), room=30_000_000)
-    found: dict[str, list[Documented]] = {package.name: [] for package in order}
-    for line in (folder / "functions.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        found[record.pop("package")].append(Documented(**record))
-    return found
-
-
-def _write(target: Path, order: Sequence[Package]) -> None:
-    seen: set[str] = set()
-    with (target / "functions.jsonl").open("w", encoding="utf-8") as sink:
-        for package in order:
-            for function in distinct(documented_below(package.asset.fetch()), seen):
-                sink.write(json.dumps({"package": package.name, **asdict(function)}) + "\n")
+    return packages_read("code_search", READING, Documented, documented_below, distinct)
 
 
 def documented_below(folder: Path) -> Iterator[Documented]:

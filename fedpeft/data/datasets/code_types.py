@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from fedpeft.errors import DataError
 from fedpeft.machine.cache import cached_folder
 from fedpeft.machine.downloads import Asset
 from fedpeft.parts import setting
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -144,22 +147,40 @@ class CodeTypes:
 
 def read_all() -> dict[str, list[Function]]:
     """The functions of each package, no two alike: those of test packages first; read once and kept in the cache."""
+    return packages_read("code_types", READING, Function, functions_below, distinct)
+
+
+def packages_read(
+    name: str,
+    reading: int,
+    kind: type[T],
+    below: Callable[[Path], Iterator[T]],
+    distinct: Callable[[Iterator[T], set[str]], Iterator[T]],
+) -> dict[str, list[T]]:
+    """What is found in the files of each package, those of test packages first; read once and kept in the cache.
+
+    Args:
+        name: of the data set, which the cache is told.
+        reading: counted up when what is found of the same files changes.
+        kind: a dataclass of plain values.
+        below: what a package's folder holds.
+        distinct: those that are like none that was seen before; remembers them.
+    """
     order = [*HELD_OUT, *(package for package in PACKAGES if package not in HELD_OUT)]
-    key = digest(f"{READING} {order}")[:24]
-    folder = cached_folder(f"code_types-{key}", lambda target: _write(target, order), room=30_000_000)
-    found: dict[str, list[Function]] = {package.name: [] for package in order}
+
+    def write(target: Path) -> None:
+        seen: set[str] = set()
+        with (target / "functions.jsonl").open("w", encoding="utf-8") as sink:
+            for package in order:
+                for one in distinct(below(package.asset.fetch()), seen):
+                    sink.write(json.dumps({"package": package.name, **vars(one)}) + "\n")
+
+    folder = cached_folder(f"{name}-{digest(f'{reading} {order}')[:24]}", write, room=30_000_000)
+    found: dict[str, list[T]] = {package.name: [] for package in order}
     for line in (folder / "functions.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        found[record.pop("package")].append(Function(**record))
+        found[record.pop("package")].append(kind(**record))
     return found
-
-
-def _write(target: Path, order: Sequence[Package]) -> None:
-    seen: set[str] = set()
-    with (target / "functions.jsonl").open("w", encoding="utf-8") as sink:
-        for package in order:
-            for function in distinct(functions_below(package.asset.fetch()), seen):
-                sink.write(json.dumps({"package": package.name, **asdict(function)}) + "\n")
 
 
 def distinct(functions: Iterator[Function], seen: set[str]) -> Iterator[Function]:
