@@ -54,9 +54,7 @@ def read_claims(path: Path = HERE / "claims.toml") -> list[Claim]:
     claims = []
     for written in tomllib.loads(path.read_text(encoding="utf-8"))["claim"]:
         shared: dict[str, Any] = written.get("where", {})
-        values = (
-            [(axis, v) for v in (given if isinstance(given, list) else [given])] for axis, given in shared.items()
-        )
+        values = [given if isinstance(given, list) else [given] for given in shared.values()]
         for chosen in itertools.product(*values):
             claims.append(
                 Claim(
