@@ -1,10 +1,11 @@
 """python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer.
 
-A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found; where a row
-may have several labels, with all of them and their probabilities, `+` before those it says; regression with the number,
-in the unit of the labels. A language model goes on with the text (after instruction tuning: answers it). Runs on the same base share one loaded copy of its
-weights; each has its own adapter. `--ensemble` makes one answer of them: the mean of their calibrated probabilities
-(Lakshminarayanan et al., NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class is less likely.
+A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found. Where a row
+may have several labels, all are told with their probabilities, `+` before those that are said; regression tells the
+number, in the unit of the labels. A language model goes on with the text (after instruction tuning: answers it). Runs
+on the same base share one loaded copy of its weights; each has its own adapter. `--ensemble` makes one answer of them:
+the mean of their calibrated probabilities (Lakshminarayanan et al., NeurIPS 2017). `--abstain 0.7` says nothing where
+the likeliest class is less likely.
 """
 
 from __future__ import annotations

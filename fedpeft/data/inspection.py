@@ -79,8 +79,8 @@ def _wrong_with_numbers(dataset: Dataset, numbers: np.ndarray, train: Sequence[b
         found.append(f"{apart:,} training rows differ by more than a standard deviation from an equal row")
     if far := int((np.abs(numbers - numbers.mean()) > FAR * deviation).sum()):
         found.append(
-            f"{far:,} training rows lie more than {FAR:g} standard deviations from the mean, and rule the squared error; "
-            "look at them, or take logarithms"
+            f"{far:,} training rows lie more than {FAR:g} standard deviations from the mean, and rule the squared "
+            "error; look at them, or take logarithms"
         )
     low, high = float(numbers.min()), float(numbers.max())
     test = np.asarray(dataset.test.labels)

@@ -120,7 +120,8 @@ class LabelColumn:
         if not self._first and self._values:
             if self.asked in ("class", "number"):
                 raise DataError(
-                    f"{self.column!r} names several columns, which are several labels; leave label_type={self.asked} out"
+                    f"{self.column!r} names several columns, which are several labels; leave out "
+                    f"label_type={self.asked}"
                 )
             return Labels("labels", self._values, self.columns, (f"taken as multi-label: {self.column}",))
         if "list" in self._first:

@@ -171,7 +171,7 @@ class Summary:
         trust: what was asked of the result by `--measure`, by name (`docs/trust.md`); None: nothing.
         tasks: how a sequence of them went (`fedpeft.run.task_measures`); None: there was one task.
         targets: of numbers, or several labels a row, on the test rows: errors and correlations, or F1 and average
-            precision (`fedpeft.models.target_measures`), with those of the frozen base's probe; None: rows have neither.
+            precision (`fedpeft.models.target_measures`), with those of the frozen base's probe; None: there are none.
         spans: precision, recall and F1 of whole spans of token labels on the test rows, together and by type
             (`fedpeft.simulation.span_scores`); None: there are none, or seqeval is missing.
     """

@@ -46,7 +46,7 @@ PROBLEMS: dict[Targets, str] = {
 
 
 def classifier(model: Any, labels: Sequence[str], images: bool, task: Task) -> Any:
-    """The model, whose base holds no adapter, as a class of transformers that can be saved; numbers are in their unit."""
+    """The model, whose base holds no adapter, as a class of transformers that can be saved; numbers in their unit."""
     from fedpeft.models import modeling_mean_pooled
 
     kind: Any = modeling_mean_pooled.MeanPooledClassifier

@@ -9,8 +9,8 @@ with d features, of which the constant is none: it is neither counted in |x|^2 n
 Both sums run over all rows of all clients, so the head is that of the pooled data, exactly. `scale` turns regression
 values (between 0 and 1) into logits whose softmax is neither flat nor saturated.
 
-Where labels are numbers, y is the standardised number and `scale` is 1: the head is the ridge regression itself. Where a
-row has any of several, y is 1/2 for those it has and -1/2 for the others, so that a logit is above 0 where the
+Where labels are numbers, y is the standardised number and `scale` is 1: the head is the ridge regression itself. Where
+a row has any of several, y is 1/2 for those it has and -1/2 for the others, so that a logit is above 0 where the
 regression value is nearer to 1 than to 0.
 
 The inverse amplifies errors in the directions where features vary little, so moments can't be sent coarsely. Their

@@ -6,12 +6,12 @@ single or with splits; files train, validation and test; a file for each client;
 or with a metadata.csv of file_name and label. Parquet, Arrow and saved data sets need the extra `hub`.
 
 `text="premise + hypothesis"` makes one text of two columns, each after its name, as T5 writes pairs (Raffel et al.,
-2020, appendix D). Instruction data are told by their columns, where there is none called as `text` says: messages,
-conversations (ShareGPT), instruction and output (alpaca), prompt and completion. The model's chat template is applied,
-or a `template`, and the loss is that of the answers. Labels that are numbers with fractions are predicted (regression),
-in units of the training rows' mean and deviation or those that are given; lists of labels, or columns of 0 and 1
-(`label="toxic + insult"`), are several labels a row; all else is one class. A prompt with a chosen and a rejected answer is a preference,
-learned by DPO. Without test rows, a seeded share of each class is held out.
+2020, appendix D). Labels that are numbers with fractions are predicted (regression), in units of the training rows'
+mean and deviation or of those that are given; lists of labels, or columns of 0 and 1 (`label="toxic + insult"`), are
+several labels a row; all else is one class. Instruction data are told by their columns, where there is none called as
+`text` says: messages, conversations (ShareGPT), instruction and output (alpaca), prompt and completion. The model's
+chat template is applied, or a `template`, and the loss is that of the answers. A prompt with a chosen and a rejected
+answer is a preference, learned by DPO. Without test rows, a seeded share of each class is held out.
 The data is yours, and so is its licence.
 """
 

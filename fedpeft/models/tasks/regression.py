@@ -46,7 +46,7 @@ class Regression(RowTask):
         return ((np.asarray(rows.labels, np.float64) - self.mean) / self.deviation).astype(np.float32)
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
-        """Squared error per row; what is "correct" of a row is 1 - that, below 0 where `mean` would have been nearer."""
+        """Squared error per row; what is "correct" of a row is 1 - that, at most 1, and below 0 where it is far off."""
         errors = logits[..., 0] - batch["labels"].to(logits)
         sums = errors.square()
         return RowLosses(sums, torch.ones_like(sums), 1 - sums.detach())
