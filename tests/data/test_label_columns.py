@@ -148,7 +148,7 @@ def test_test_rows_have_labels_of_the_training_rows_kind(tmp_path):
     with pytest.raises(DataError, match="1 labels do not occur in the training rows: 'new'"):
         load_dataset(f"file(path={str(path)!r}, test={str(other)!r})")
     other.write_text('{"text": "x", "label": "wet"}\n')
-    with pytest.raises(DataError, match="the training rows have several labels each, and .* something else"):
+    with pytest.raises(DataError, match=r"the training rows have several labels each, and .* something else"):
         load_dataset(f"file(path={str(path)!r}, test={str(other)!r})")
 
 

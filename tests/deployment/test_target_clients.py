@@ -79,5 +79,5 @@ def test_a_client_s_wrong_labels_are_for_its_user(content, tmp_path, observer):
         made.edge(0)
     description = made.server.gateway.description
     description.task = "regression(mean=0, deviation=-1)"
-    with pytest.raises(RunError, match="a task that can't be read: .*deviation must be above 0"):
+    with pytest.raises(RunError, match=r"a task that can't be read: .*deviation must be above 0"):
         made.edge(0)

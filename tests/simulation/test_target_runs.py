@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from fedpeft.check import main as check
 from fedpeft.config import RunConfig
+from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, DataError, PrivacyError
 from fedpeft.evaluate import main as evaluate
 from fedpeft.export import main as export
@@ -146,10 +147,7 @@ def test_from_a_file_to_a_model_of_transformers(kind, tmp_path, monkeypatch, tru
     assert (run / "rounds.svg").is_file()
 
     finished = FinishedRun.read(run)
-    model, test = (
-        finished.model(finished.base()),
-        Simulation(finished.config, run, ConsoleObserver(Console(quiet=True))).rows.dataset.test,
-    )
+    model, test = finished.model(finished.base()), load_dataset(finished.config.dataset).test
     tokenizer = AutoTokenizer.from_pretrained(finished.model_directory)
     with torch.no_grad():
         encoded = tokenizer(list(test.inputs), truncation=True, max_length=16, padding=True, return_tensors="pt")
