@@ -3,8 +3,8 @@
 Nobody wrote these rows; all come from lists of words.
 
 reviews.csv has sentences about things with the class good or bad; shops.csv such sentences as a table of someone's own
-may have them, in columns of other names, from shops of which some please more than others. rooms.csv has descriptions of
-rooms with a rent, a number, and two columns of 0 and 1: is it quiet, is it by the sea. conversations.jsonl has sums
+may have them, in columns of other names, from shops of which some please more than others. rooms.csv has descriptions
+of rooms with a rent, a number, and two columns of 0 and 1: is it quiet, is it by the sea. conversations.jsonl has sums
 and differences, asked and answered; instructions.jsonl has the same in the columns of instruction data. They show what
 files look like and let commands be tried; that a model learns them says nothing.
 """
