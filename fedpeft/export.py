@@ -30,6 +30,7 @@ from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import writing
 from fedpeft.models.task import FederatedModel
+from fedpeft.peft.saved_adapter import tell_head
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.folder import make_folder, refuse_file
@@ -96,6 +97,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     else:
         with writing(output):
             shutil.copytree(finished_run.files, output / finished_run.files.name)
+        tell_head(output / finished_run.files.name, finished_run.task)
     with writing(output):
         (output / "README.md").write_text(text, encoding="utf-8")
     plain: Any = {"highlight": False, "soft_wrap": True, "markup": False}
@@ -189,6 +191,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
     state = simulation.client_state(client)
     empty(output)
     save(simulation.setup, state, output)
+    tell_head(output / ("model" if simulation.setup.method.whole_model else "adapter"), simulation.setup.task)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,9 +1,11 @@
 """python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer.
 
-A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found, a language
-model goes on with the text (after instruction tuning: answers it). Runs on the same base share one loaded copy of its
-weights; each has its own adapter. `--ensemble` makes one answer of them: the mean of their calibrated probabilities
-(Lakshminarayanan et al., NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class is less likely.
+A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found. Where a row
+may have several labels, all are told with their probabilities, `+` before those that are said; regression tells the
+number, in the unit of the labels. A language model goes on with the text (after instruction tuning: answers it). Runs
+on the same base share one loaded copy of its weights; each has its own adapter. `--ensemble` makes one answer of them:
+the mean of their calibrated probabilities (Lakshminarayanan et al., NeurIPS 2017). `--abstain 0.7` says nothing where
+the likeliest class is less likely.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ class Command:
     ] = False
 
 
-def chances(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
-    """The calibrated probabilities of a classifier's classes, (classes,) in fp64.
+def outputs(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
+    """What a classifier's head says of a text, (outputs,) in fp64.
 
     Raises:
         FedpeftError: the run reads images, or its files are missing.
@@ -56,8 +58,16 @@ def chances(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
         raise ConfigError(f"{run.folder} classifies images, and predict takes a text")
     tokenizer = load_tokenizer(run.model_directory)
     encoded = tokenizer(text, truncation=True, max_length=run.tokens, return_tensors="pt")
-    logits = scoring.logits(model, {name: encoded[name] for name in ("input_ids", "attention_mask")})
-    return (logits[0] / run.temperature).softmax(-1)
+    return scoring.logits(model, {name: encoded[name] for name in ("input_ids", "attention_mask")})[0]
+
+
+def chances(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
+    """The calibrated probabilities of a classifier's classes, (classes,) in fp64.
+
+    Raises:
+        FedpeftError: the run reads images, or its files are missing.
+    """
+    return (outputs(run, base, text) / run.temperature).softmax(-1)
 
 
 def verdict(labels: list[str], found: Tensor, abstain: float) -> str:
@@ -73,6 +83,15 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     Raises:
         FedpeftError: the run reads images, or its files are missing; or a language model shall abstain.
     """
+    if run.task.targets in ("numbers", "labels"):
+        if abstain:
+            raise ConfigError(f"{run.folder} has no classes of which one is likeliest; leave --abstain out")
+        found = run.task.values(outputs(run, base, text)).tolist()
+        if run.task.targets == "numbers":
+            return f"{found[0]:.6g}"
+        return "  ".join(
+            f"{'+' if p >= 0.5 else '-'}{name} ({p:.3f})" for name, p in zip(run.labels or [], found, strict=True)
+        )
     if run.labels is not None:
         return verdict(run.labels, chances(run, base, text), abstain)
     if abstain:
@@ -123,7 +142,7 @@ def predict(
 def _together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, abstain: float) -> str:
     """The answer of the runs' mean."""
     names = runs[0].labels
-    if len(runs) < 2 or names is None:
+    if len(runs) < 2 or names is None or any(run.task.targets in ("numbers", "labels") for run in runs):
         raise ConfigError("--ensemble takes two or more classifiers: RUN RUN ... TEXT")
     for run in runs:
         if run.labels != names:

@@ -240,7 +240,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
         trust=trust.scored(score, records, simulation.protection is not None),
-        **of_rows(simulation, score.scores, records),
+        **of_rows(simulation, score, probe, records),
     )
 
 

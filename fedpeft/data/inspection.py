@@ -38,7 +38,8 @@ def wrong_with_rows(dataset: Dataset) -> list[str]:
                 "tells of memory; leave them out of one"
             )
     if dataset.train.labels is not None:
-        found += _wrong_with_classes(dataset, dataset.train.labels, train)
+        wrong = {"numbers": _wrong_with_numbers, "labels": _wrong_with_labels}
+        found += wrong.get(dataset.train.targets, _wrong_with_classes)(dataset, dataset.train.labels, train)
     return found
 
 
@@ -64,6 +65,55 @@ def _wrong_with_classes(dataset: Dataset, labels: np.ndarray, train: Sequence[by
     return found
 
 
+FAR = 10.0
+"""Standard deviations from the mean beyond which a number pulls on the squared error as a hundred others do."""
+
+
+OUTSIDE = 0.05
+"""The share of test rows beyond all training rows from which on both are not of one kind."""
+
+
+def _wrong_with_numbers(dataset: Dataset, numbers: np.ndarray, train: Sequence[bytes]) -> list[str]:
+    found: list[str] = []
+    first: dict[bytes, float] = {}
+    apart, deviation = 0, max(float(numbers.std()), np.finfo(float).tiny)
+    for digest, number in zip(train, numbers.tolist(), strict=True):
+        apart += abs(first.setdefault(digest, number) - number) > deviation
+    if apart:
+        found.append(f"{apart:,} training rows differ by more than a standard deviation from an equal row")
+    if far := int((np.abs(numbers - numbers.mean()) > FAR * deviation).sum()):
+        found.append(
+            f"{far:,} training rows lie more than {FAR:g} standard deviations from the mean, and rule the squared "
+            "error; look at them, or take logarithms"
+        )
+    low, high = float(numbers.min()), float(numbers.max())
+    test = np.asarray(dataset.test.labels)
+    if (outside := int(((test < low) | (test > high)).sum())) > OUTSIDE * len(test):
+        found.append(f"{outside:,} of {len(test):,} test rows lie outside of the training rows' {low:g} to {high:g}")
+    return found
+
+
+def _wrong_with_labels(dataset: Dataset, labels: np.ndarray, train: Sequence[bytes]) -> list[str]:
+    found: list[str] = []
+    first: dict[bytes, bytes] = {}
+    rows = (row.tobytes() for row in np.ascontiguousarray(labels))
+    contradicting = sum(first.setdefault(digest, row) != row for digest, row in zip(train, rows, strict=True))
+    if contradicting:
+        found.append(f"{contradicting:,} training rows have other labels than an equal row has")
+    names, counts = dataset.label_names or (), labels.sum(0, dtype=np.int64)
+    few = np.flatnonzero(counts < FEW)
+    if len(few):
+        shown = ", ".join(f"{names[i]} ({counts[i]})" for i in few[:5])
+        found.append(f"{len(few)} of {len(names)} labels have fewer than {FEW} training rows: {shown}")
+    frequent = np.flatnonzero(counts > FREQUENT * len(labels))
+    if len(frequent):
+        found.append(f"{len(frequent)} of {len(names)} labels are those of nearly every row, e.g. {names[frequent[0]]}")
+    untested = np.flatnonzero(np.asarray(dataset.test.labels).sum(0) == 0)
+    if len(untested):
+        found.append(f"{len(untested)} of {len(names)} labels have no test rows, e.g. {names[untested[0]]}")
+    return found
+
+
 def wrong_with_lengths(lengths: np.ndarray, tokens: int) -> list[str]:
     """Rows that are cut to `tokens`; `lengths` (rows,) are whole."""
     cut = int((lengths > tokens).sum())
@@ -81,7 +131,7 @@ def wrong_with_partition(partition: Shards, rows: Rows) -> list[str]:
     found, sizes = list[str](), partition.sizes
     if tiny := int((sizes < FEW).sum()):
         found.append(f"{tiny:,} of {len(sizes):,} clients have fewer than {FEW} rows, the smallest {sizes.min()}")
-    if rows.labels is not None:
+    if rows.targets == "classes" and rows.labels is not None:
         labels = rows.labels
         single = sum(len(np.unique(labels[partition.shard(k)])) == 1 for k in range(len(partition)))
         if single:

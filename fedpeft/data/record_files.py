@@ -216,7 +216,8 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
     """The names of classes, by column, that the `datasets` library has left in a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {str(c): list(f["names"]) for c, f in features.items() if f.get("_type") == "ClassLabel"}
+        each = {c: f["feature"] if isinstance(f.get("feature"), dict) else f for c, f in features.items()}  # of lists
+        return {str(c): list(f["names"]) for c, f in each.items() if f.get("_type") == "ClassLabel"}
     except (KeyError, TypeError, ValueError, AttributeError):  # written by something else
         return {}
 
@@ -229,10 +230,14 @@ def named(record: dict[str, Any], classes: Mapping[str, list[str]], where: str) 
     """
     for column, names in classes.items():
         value = record.get(column)
-        if isinstance(value, int):
-            if not 0 <= value < len(names):
-                raise DataError(f"{where}: the label {value} is none of the {len(names)} classes (-1: it is hidden)")
-            record = record | {column: names[value]}
+        each = value if isinstance(value, list) else [value]
+        if not all(isinstance(number, int) for number in each):
+            continue
+        for number in each:
+            if not 0 <= number < len(names):
+                raise DataError(f"{where}: the label {number} is none of the {len(names)} classes (-1: it is hidden)")
+        found = [names[number] for number in each]
+        record = record | {column: found if isinstance(value, list) else found[0]}
     return record
 
 
@@ -244,6 +249,7 @@ def _saved(name: str, path: Path) -> Iterator[Record]:
         rows = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever the library meets in files that it has not written
         raise DataError(f"{name} can't be read as a saved data set: {' '.join(str(error).split())[:200]}") from None
-    classes = {c: list(f.names) for c, f in rows.features.items() if getattr(f, "names", None)}
+    each = {c: getattr(f, "feature", f) for c, f in rows.features.items()}  # of lists
+    classes = {c: list(f.names) for c, f in each.items() if getattr(f, "names", None)}
     for number, record in enumerate(rows, 1):
         yield f"row {number}", named(record, classes, f"row {number} of {name}")

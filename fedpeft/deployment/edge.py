@@ -25,6 +25,7 @@ from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import cached_rows
+from fedpeft.data.label_columns import AND
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.record_files import records
 from fedpeft.data.user_rows import labelled_rows
@@ -43,6 +44,7 @@ from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import gpu_name
 from fedpeft.models import kernels
+from fedpeft.models.task import TASKS
 from fedpeft.privacy.client_engine import FAILED, OwnLedger, state_digest
 from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.certified import Identity
@@ -73,8 +75,12 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
     if first is None:
         raise DataError(f"{data} has no rows")
     for column in (options.text_column, options.label_column):
-        if column and column not in first:
+        if column and column not in first and not all(name in first for name in column.split(AND)):
             raise DataError(f"{data} has no column {column!r}; it has {', '.join(map(repr, first))}")
+
+
+TOLD = {"classification": (2, 10**6), "multi_label": (1, 10**6), "regression": (1, 1), "causal_lm": (0, 0)}
+"""Tasks that a server may describe, with the fewest and the most names that go with each."""
 
 
 def check_description(told: v1.Description) -> None:
@@ -88,11 +94,16 @@ def check_description(told: v1.Description) -> None:
             f"the server holds out {told.held_out:g} of each client's rows; legal is a share from 0 to {MOST_HELD_OUT}"
         )
     names = tuple(told.labels)
-    if told.task not in ("classification", "causal_lm") or (told.task == "classification") != (len(names) > 1):
+    least, most = TOLD.get(told.task.partition("(")[0], (1, 0))
+    if not least <= len(names) <= most:
         raise RunError(
             f"the server describes the task {told.task!r:.40} with {len(names)} classes; legal are classification with "
-            "at least two, and causal_lm with none"
+            "at least two, multi_label with at least one, regression with one name, and causal_lm with none"
         )
+    try:
+        TASKS.build(told.task)
+    except ConfigError as error:
+        raise RunError(f"the server describes a task that can't be read: {error}") from None
     if len(set(names)) < len(names):
         raise RunError("the server names a class twice")
 
@@ -165,11 +176,12 @@ class Edge:
         self.device = device_called(options.device)
         told, language = settled(settings_of(description, options)), description.task == "causal_lm"
         self.options = fitted(options, told, description.tokens, language, self.device, observer)
-        label = (options.label_column or description.label_column) if description.task == "classification" else None
-        names = tuple(description.labels)
-        self.rows, _ = labelled_rows(str(data), options.text_column or description.text_column, label, names)
+        label = None if language else options.label_column or description.label_column
+        names, targets = tuple(description.labels), TASKS.build(description.task).targets
+        texts = options.text_column or description.text_column
+        self.rows, _ = labelled_rows(str(data), texts, label, names, targets)
         config = settings_of(description, self.options)
-        facts = DataFacts("text", "classification" if label else "causal_lm", names or None, config.model, clients=1)
+        facts = DataFacts("text", description.task, names or None, config.model, clients=1)
         self.setup = Setup.of(config, facts)
         self.config = self.setup.config
         machine = Machine.of(self.setup, {}, (self.device,))

@@ -114,7 +114,8 @@ class Evaluation:
         self.answered: list[Answered] = []
         self.language = run.labels is None
         if not self.language and wanted.questions:
-            raise ConfigError(f"{run.folder} holds a classifier, which answers no questions; leave --questions out")
+            what = "predicts numbers, and" if run.task.targets == "numbers" else "holds a classifier, which"
+            raise ConfigError(f"{run.folder} {what} answers no questions; leave --questions out")
         if self.language and not wanted.track:
             parse_metrics(wanted.metrics)
         self.items = flowertune.read(wanted.track, wanted.questions) if wanted.track else []
@@ -174,17 +175,18 @@ class Evaluation:
         return kept
 
     def _held_out(self) -> Measure:
-        examples = self._test_rows()
+        rows = _some(self.dataset.test, self.wanted.rows)
+        examples = self._test_rows(rows)
 
         def measure(contestant: Contestant, model: FederatedModel) -> Measures:
             self.observer.phase(f"{contestant.name}: held-out rows", len(examples))
-            return held_out(model, self.run.task, examples, self.observer.advance)
+            return held_out(model, self.run.task, examples, self.observer.advance, rows.labels)
 
         return measure
 
-    def _test_rows(self) -> Examples:
+    def _test_rows(self, rows: Rows) -> Examples:
         run = self.run
-        examples = run.task.tokenise(_some(self.dataset.test, self.wanted.rows), run.model_directory, run.tokens)
+        examples = run.task.tokenise(rows, run.model_directory, run.tokens)
         cut = getattr(examples, "cut", 0)
         if cut:
             self.notes.append(f"{cut} of {len(examples)} test rows are longer than {run.tokens} tokens and cut there")
@@ -226,7 +228,7 @@ class Evaluation:
         probe = self.run.summary.get("baseline_accuracy")
         if self.language or probe is None or self.wanted.rows:
             return table
-        return {f"{BASE}, linear probe": {"accuracy": float(probe)}, **table}
+        return {f"{BASE}, linear probe": {self.run.task.metric: float(probe)}, **table}
 
     def _with_means(self, table: dict[str, Measures]) -> dict[str, Measures]:
         """Beside several clients, their mean."""

@@ -77,6 +77,23 @@ def save(
 HEAD = "head.safetensors"
 """The head of a classifier, or the connector of two towers."""
 
+
+def tell_head(target: Path, task: Task) -> None:
+    """Have the head in the folder `target` say what it means without the task (`Task.told_head`): for others, since
+    `load` knows the task.
+
+    Raises:
+        RunError: the file can't be read or written.
+    """
+    file = target / HEAD
+    if not file.is_file():
+        return
+    with writing(file):
+        held = {name: tensor.clone() for name, tensor in load_file(regular(file)).items()}
+        told = task.told_head({name.removeprefix("head."): tensor for name, tensor in held.items()})
+        save_file({f"head.{name}": tensor.contiguous() for name, tensor in told.items()}, file)
+
+
 ADAPTER_CONFIG = "adapter_config.json"
 """How the `peft` library describes an adapter."""
 

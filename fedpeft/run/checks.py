@@ -29,6 +29,7 @@ from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.measured_checks import check_measured
 from fedpeft.run.profiles import Profile, kinds
+from fedpeft.run.target_checks import check_targets
 from fedpeft.run.task_checks import check_tasks
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def check(setup: Setup) -> None:
         )
     if setup.task.compares:
         _check_pairs(setup)
+    check_targets(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     check_measured(setup)
@@ -305,7 +307,9 @@ def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanis
         PrivacyError: a row would change the loss of a client's other rows.
     """
     if task != "classification":
-        raise ConfigError("label_shift corrects for shares of classes, and a language model has none; leave it out")
+        has = {"regression": "numbers have", "multi_label": "rows with several labels have"}
+        what = has.get(task.partition("(")[0], "a language model has")
+        raise ConfigError(f"label_shift corrects for shares of classes, and {what} none; leave it out")
     if mechanism is not None and mechanism.per_example:
         raise PrivacyError(
             f"label_shift makes the loss of each row depend on the labels of a client's other rows, which "

@@ -85,12 +85,12 @@ class FinishedRun:
 
     @cached_property
     def labels(self) -> list[str] | None:
-        """Names of the classes; None for language models."""
+        """Names of the classes or labels, or what the number is called; None for language models."""
         file = self.files / "labels.json"
         try:
             names = files.read_json(file)
         except FileNotFoundError as error:
-            if self.summary["task"] == "classification":
+            if self.task.targets:
                 raise RunError(f"{file} is missing: the names of the classes are in it; put it back") from error
             return None
         except (OSError, ValueError) as error:

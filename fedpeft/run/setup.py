@@ -164,6 +164,8 @@ class Setup(ChosenParts):
         peft = of_size(config.peft, given, [*forms, *map(chosen.strategy.whole_form, forms)])
         method = PEFT_METHODS.build(peft)
         task: Task = TASKS.build(facts.task)
+        if task.targets in ("numbers", "labels"):
+            chosen = replace(chosen, head=chosen.head.fitted(task.targets))
         model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
         notes: list[str] = []
         reference = adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
@@ -225,8 +227,10 @@ class Setup(ChosenParts):
 
     @property
     def predictions(self) -> int:
-        """The most that a row can have: one, or one for each of its tokens."""
-        return 1 if self.facts.task == "classification" or self.task.compares else self.tokens
+        """The most that a row can have: one, or one for each of its labels or tokens."""
+        if self.task.targets == "labels":
+            return self.facts.classes
+        return 1 if self.task.targets or self.task.compares else self.tokens
 
     @property
     def clients(self) -> int:
