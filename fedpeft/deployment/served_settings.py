@@ -10,8 +10,10 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy, sums_in
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.sampling import aware
+from fedpeft.run.setup import Setup
 
 
 def check(config: RunConfig, options: ServeOptions) -> None:
@@ -63,6 +65,20 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         raise PrivacyError(
             "--held-out lets clients report losses on their own rows, which epsilon does not cover; leave it out, "
             f"or allow it with {mechanism.name}(raw_metrics=True, ...)"
+        )
+
+
+def check_asked(setup: Setup) -> None:
+    """Refuse questions to clients that have no sum.
+
+    Raises:
+        PrivacyError: says which, and what to do.
+    """
+    if setup.secure_sum is not None and asks_clients(setup):
+        raise PrivacyError(
+            "calibration of clients' rows takes several sums of one model, and a real client takes part in one a round "
+            f"under {setup.secure_sum.name}; take calibration(rows=server) with --eval-data, or leave it out of "
+            "--measure"
         )
 
 
