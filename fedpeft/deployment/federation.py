@@ -32,7 +32,7 @@ from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
-from fedpeft.deployment.served_settings import check
+from fedpeft.deployment.served_settings import check, check_asked
 from fedpeft.deployment.servers_book import servers_book
 from fedpeft.deployment.servers_rows import ServersRows
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
@@ -125,6 +125,7 @@ class Federation:
         machine = Machine.of(setup, fixed)
         work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
         self.fixed = machine.pinned(fixed, work, folder)
+        check_asked(setup)
         self.held_out = options.held_out or (HELD_OUT if setup.personal or asks_clients(setup) else 0.0)
         self.protection = self._protection(f"{work.data_key} {work.model_key} {self.fixed}")
         if isinstance(self.protection, SummedBook):

@@ -15,8 +15,10 @@ from fedpeft.parts import part_text
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy, sums_in
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.sampling import aware
+from fedpeft.run.setup import Setup
 from fedpeft.spec import parse_spec
 
 
@@ -99,6 +101,20 @@ def told_task(options: ServeOptions) -> str:
             )
         task = dataclasses.replace(task, known=True)
     return part_text(task)
+
+
+def check_asked(setup: Setup) -> None:
+    """Refuse questions to clients that have no sum.
+
+    Raises:
+        PrivacyError: says which, and what to do.
+    """
+    if setup.secure_sum is not None and asks_clients(setup):
+        raise PrivacyError(
+            "calibration of clients' rows takes several sums of one model, and a real client takes part in one a round "
+            f"under {setup.secure_sum.name}; take calibration(rows=server) with --eval-data, or leave it out of "
+            "--measure"
+        )
 
 
 def check_tasks(tasks: TaskSequence | None) -> None:

@@ -42,6 +42,8 @@ def depth(setup: Setup, lengths: np.ndarray, holders: int) -> int:
         lengths: tokens of each row, (rows,).
         holders: simulated clients that the rows lie on; 0: they are a real client's, or nobody trains on them.
     """
+    if any(correction.changes_loss for correction in setup.drift.corrections):  # words are moved below these blocks
+        return 0
     if not setup.frozen_blocks or setup.task.encodes:
         return setup.frozen_blocks
     if setup.mechanism is not None or not holders or not len(lengths):

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel
 
 from fedpeft.errors import AssetError, ConfigError
 from fedpeft.machine import cache
+from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
 from fedpeft.models.layers import lowest_block
 from fedpeft.models.task import DTYPES, adapter_dtype
@@ -86,6 +87,8 @@ def worst(one, other, received) -> float:
         ("lora(rank=4, layers=1, targets=('query', 'value'))", {"work": "steps(5)"}),
         ("lora(rank=4, dropout=0.2)", {}),
         ("lora(rank=4)", {"drift": "fedprox(mu=0.1)"}),
+        ("lora(rank=4, dropout=0.2)", {"drift": "adversarial(strength=0.1)", "work": "steps(4)"}),
+        ("lora(rank=4, layers=1)", {"drift": "adversarial(strength=0.1)", "work": "steps(4)"}),
         ("lora(rank=4)", {"optimizer": "adamw(head_rate=1.0, max_norm=0.05)"}),
         ("lora(rank=4)", {"optimizer": "sgd(head_rate=1.0)", "work": "epochs(1.5)"}),
         ("lora(rank=4)", {"optimizer": "adamw(head_rate=0.1, weight_decay=0.1, warmup=3)"}),
@@ -99,6 +102,16 @@ def test_batched_equals_sequential_in_fp64(tiny, spec, training):
     assert worst(one, other, work) < 1e-10
     assert [t.steps for t in one] == [t.steps for t in other]
     assert [t.loss for t in one] == pytest.approx([t.loss for t in other], rel=1e-12)
+
+
+@pytest.mark.parametrize("spec", ["lora(rank=2, dropout=0.3)", "adamix(dim=4)"])
+def test_losses_of_several_passes_are_right_where_blocks_are_computed_again(tiny, spec):
+    """Each pass is gone back through with the masks and experts that it had, whatever has been computed since."""
+    plain, again = (build(tiny, spec, "fp64") for _ in range(2))
+    work = jobs(plain[2], plain[3], SHARDS[:3], drift="adversarial(strength=0.2)", work="steps(2)")
+    for one, other in zip(plain[:2], again[:2], strict=True):
+        checkpoint_blocks(other.model.base)
+        assert worst(list(one.train(work)), list(other.train(work)), work) < 1e-10
 
 
 def test_clients_of_different_ranks_and_alphas_train_in_one_pass(tiny):
