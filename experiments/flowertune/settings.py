@@ -23,7 +23,7 @@ class Settings:
     """of two clients each"""
     steps: int = 5
     """local steps of a round"""
-    batch: int = 8
+    batch: int = 4
     """rows of a step"""
     tokens: int = 96
     """of a row, at most"""
