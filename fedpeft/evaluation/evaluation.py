@@ -20,6 +20,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.evaluation import flowertune
 from fedpeft.evaluation.contestants import BASE, Contestant, Contestants
 from fedpeft.evaluation.held_out import Measures, held_out
+from fedpeft.evaluation.lm_eval import Tasks
 from fedpeft.machine import files
 from fedpeft.models.base_model import UNBOUNDED, readable_tokens
 from fedpeft.models.task import FederatedModel
@@ -38,6 +39,7 @@ class Wanted:
         rows: at most so many test rows, and so many questions; 0: all.
         own, alone: ids of clients, or "all"; see `Contestants.called`.
         track: FlowerTune's, whose rows the file of questions holds; empty: none.
+        lm_eval: tasks of lm-eval, by name or YAML file, joined by ","; empty: none.
     """
 
     questions: str = ""
@@ -47,6 +49,7 @@ class Wanted:
     own: str = ""
     alone: str = ""
     track: str = ""
+    lm_eval: str = ""
 
     def __post_init__(self) -> None:
         for name, value, low in (("new-tokens", self.new_tokens, 1), ("rows", self.rows, 0)):
@@ -54,6 +57,8 @@ class Wanted:
                 raise ConfigError(f"--{name} must be at least {low}, got {value}")
         if self.track and not self.questions:
             raise ConfigError("--flowertune needs the track's rows: give them with --questions FILE")
+        if self.lm_eval and (self.questions or self.track):
+            raise ConfigError("tasks of lm-eval bring questions of their own; leave --questions and --flowertune out")
 
 
 @dataclass
@@ -113,13 +118,15 @@ class Evaluation:
         self.notes: list[str] = []
         self.answered: list[Answered] = []
         self.language = run.labels is None
-        if not self.language and wanted.questions:
+        if not self.language and (wanted.questions or wanted.lm_eval):
+            option = "--questions" if wanted.questions else "--lm-eval"
             what = "predicts numbers, and" if run.task.targets == "numbers" else "holds a classifier, which"
-            raise ConfigError(f"{run.folder} {what} answers no questions; leave --questions out")
+            raise ConfigError(f"{run.folder} {what} answers no questions; leave {option} out")
         if self.language and not wanted.track:
             parse_metrics(wanted.metrics)
         self.items = flowertune.read(wanted.track, wanted.questions) if wanted.track else []
-        self.questions = [] if wanted.track else self._questions()
+        self.tasks = Tasks.read(wanted.lm_eval, wanted.rows, self.readable) if wanted.lm_eval else None
+        self.questions = [] if wanted.track or self.tasks else self._questions()
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -130,6 +137,11 @@ class Evaluation:
     def tokenizer(self) -> Any:
         """The base model's."""
         return load_tokenizer(self.run.model_directory)
+
+    @cached_property
+    def readable(self) -> int:
+        """The most tokens that the model reads."""
+        return readable_tokens(self.run.model_directory, self.run.method.extra_tokens, UNBOUNDED)
 
     def found(self) -> Found:
         """The evaluation.
@@ -154,6 +166,8 @@ class Evaluation:
     def _measures(self) -> list[Measure]:
         if self.items:
             return [self._flowertune()]
+        if self.tasks is not None:
+            return [self._lm_eval(self.tasks)]
         found = [self._held_out()]
         if self.questions:
             found.append(self._exam())
@@ -169,8 +183,7 @@ class Evaluation:
             found = [of_row(str(row)) for row in _some(self.dataset.test, wanted.rows).inputs]
         else:
             return []
-        readable = readable_tokens(self.run.model_directory, self.run.method.extra_tokens, UNBOUNDED)
-        kept, notes = that_fit(found[: wanted.rows or None], self.tokenizer, wanted.new_tokens, readable)
+        kept, notes = that_fit(found[: wanted.rows or None], self.tokenizer, wanted.new_tokens, self.readable)
         self.notes += notes
         return kept
 
@@ -216,6 +229,15 @@ class Evaluation:
             self._note(contestant, said)
             right = [track.is_right(text, item.right) for text, item in zip(said, items, strict=True)]
             return {f"accuracy ({self.wanted.track})": statistics.fmean(right)}
+
+        return measure
+
+    def _lm_eval(self, tasks: Tasks) -> Measure:
+        def measure(contestant: Contestant, model: FederatedModel) -> Measures:
+            measures, asked = tasks.measure(model, self.tokenizer, contestant.name, self.observer)
+            self.answered = self.answered or [Answered(one.question, [one.right]) for one in asked]
+            self._note(contestant, [one.said for one in asked])
+            return measures
 
         return measure
 
