@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from fedpeft import __version__
-from fedpeft.clients.masking import MaskPlan
+from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.base_residual import HeldBase, ResidualFiles
@@ -51,8 +51,9 @@ from fedpeft.privacy.secure_sum.certified import Identity
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.secure_sum.words import most_said
 from fedpeft.privacy.summed_ledger import SummedLedger
+from fedpeft.run.facts import DataFacts
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.setup import DataFacts, Setup, settled
+from fedpeft.run.setup import Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 
 BYTES_PER_NUMBER = 8
@@ -196,7 +197,10 @@ class Edge:
         clients = client_plan(self.setup, alone, folder, self._held_out, self._client_privacy())
         self.roster = _pinned(self.options, self.setup, credentials)
         if self.setup.secure_sum is not None:
-            clients = dataclasses.replace(clients, masks=self._masks(credentials))
+            masks = self._masks(credentials)
+            clients = dataclasses.replace(clients, masks=masks)
+            if isinstance(self.protection, SummedLedger):
+                self.protection.begin_third = Masking(masks, clients.store, work.seed).begin_third
         self.workers = Workers(work, clients, machine, observer)
         self.bases = HeldBase(work.residuals, self.setup.layout.pairs)
 

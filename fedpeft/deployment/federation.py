@@ -48,12 +48,13 @@ from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.summed_book import SummedBook
 from fedpeft.run.asked import asks_clients
 from fedpeft.run.examined import exam_of
+from fedpeft.run.facts import DataFacts
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.profiles import Profile, chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.sampling import cohort_size
-from fedpeft.run.setup import DataFacts, Setup
+from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import EnergyBook
 from fedpeft.server.evaluation import HELD_OUT, Examiner

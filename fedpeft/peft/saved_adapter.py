@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine.files import read_json, regular, writing
+from fedpeft.machine.files import replace as replace_file
 from fedpeft.models.layers import innermost
 from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, trainable
 from fedpeft.peft.adapter import State
@@ -113,7 +115,7 @@ def _save_own(target: Path, own: str, model: FederatedModel, state: State) -> No
 
 
 def add(folder: Path, tensors: State) -> None:
-    """Put more into the saved result of a method of our own.
+    """Put more into the saved result of a method of our own, which stays as it was where that fails.
 
     Raises:
         RunError: the file can't be read or written.
@@ -121,7 +123,8 @@ def add(folder: Path, tensors: State) -> None:
     file = folder / "adapter" / OWN_TENSORS
     with writing(file):
         held = {name: tensor.clone() for name, tensor in load_file(regular(file)).items()}
-        save_file(held | {n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}, file)
+        more = {n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}
+        replace_file(file, to_bytes(held | more))
 
 
 def marks(base: nn.Module, modules: Iterable[str]) -> dict[str, list[float]]:

@@ -65,6 +65,7 @@ def check(setup: Setup) -> None:
     check_targets(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
+    _check_server_noise(setup)
     check_measured(setup)
     check_tasks(setup)
     if setup.secure_sum is not None:
@@ -94,6 +95,17 @@ def check_method(
         )
     if not method.mixed_sizes and len({*forms, method.form}) > 1:
         raise ConfigError(f"{method.name} has one size for all clients; leave ranks and alphas away")
+
+
+def _check_server_noise(setup: Setup) -> None:
+    """Refuse a server optimizer that takes out noise where the server adds none."""
+    mechanism = setup.mechanism
+    adds = mechanism is not None and mechanism.protects and not (mechanism.noises_updates or mechanism.summed)
+    if setup.optimizer.needs_noise and not adds:
+        raise ConfigError(
+            f"--server-optimizer {setup.config.server_optimizer} takes out noise that the server adds, and it adds "
+            "none here; leave corrected out, or take --privacy user_dp"
+        )
 
 
 def _check_recomputing(setup: Setup) -> None:

@@ -40,7 +40,7 @@ from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run import checks
 from fedpeft.run.catalogue import built, counted, told_tasks
-from fedpeft.run.facts import DataFacts as DataFacts
+from fedpeft.run.facts import DataFacts
 from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
 from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of

@@ -288,7 +288,7 @@ class Acceptance:
             answer = self.answers.by_client[report.client]
         weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
         staleness = self.round - report.round
-        owned = self.owned(report.round, report.client, report.steps)
+        owned = self.owned(report.round, report.client, report.steps) if self.strategy.counts_owned else {}
         return Update(report.client, weight, form, received, delta, staleness, ranks, owned, answer), memory
 
     def _drift_changes(self, report: Report, layout: Layout) -> States:
