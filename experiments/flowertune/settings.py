@@ -53,5 +53,6 @@ class Found:
     distinct_rows: int
     peak_memory_mb: float
     seconds: float
+    processor_seconds: float
     loss: float
     exact_match: float
