@@ -179,7 +179,7 @@ class Scorer:
     def _temperature(self, model: FederatedModel, held: Examples) -> float:
         """What logits are divided by for the best fit of the validation rows; 1 for language models."""
         labels = self.held.labels
-        if labels is None or not len(held) or self.setup.task.compares:
+        if labels is None or not len(held) or self.setup.task.compares or not self.setup.facts.classes:
             return 1.0
         logits = np.zeros((len(held), self.setup.facts.classes))
         with torch.inference_mode():

@@ -7,7 +7,8 @@ With x the feature and a constant 1, y the one-hot label:
 with d features, of which the constant is none: it is neither counted in |x|^2 nor shrunk.
 
 Both sums run over all rows of all clients, so the head is that of the pooled data, exactly. `scale` turns regression
-values (between 0 and 1) into logits whose softmax is neither flat nor saturated.
+values (between 0 and 1) into logits whose softmax is neither flat nor saturated. Where y is a vector of its own, as of
+`fedpeft.models.tasks.captions`, the scale is 1.
 
 The inverse amplifies errors in the directions where features vary little, so moments can't be sent coarsely. Their
 factor can: with all rows stacked, (X Y) = U S V^T, and F = U^T (X Y), so that F_x^T F_x and F_x^T F_y are the two sums.
@@ -58,9 +59,10 @@ class Ridge(HeadStart):
         return {"moments": ((width + 1) * (width + 2) // 2,), "sums": (width + 1, classes)}
 
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
-        """Sums over the client's rows, in the precision of the features."""
+        """Sums over the client's rows, in the precision of the features; labels that are vectors (n, classes) already
+        are taken as they are."""
         x = F.pad(features.double(), (0, 1), value=1.0)
-        y = F.one_hot(labels, classes).double()
+        y = (labels if labels.is_floating_point() else F.one_hot(labels, classes)).double()
         if self.send == "factor":
             found = _factor(x, y)
         else:
