@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedpeft.answers.captioning import captions
@@ -72,7 +73,7 @@ def captions_of(simulation: Simulation, records: Records) -> dict[str, Any] | No
     said = captions(
         model,
         load_tokenizer(setup.model_directory),
-        torch.from_numpy(examples.patches[:]),
+        torch.from_numpy(np.array(examples.patches)),
         int(examples.texts.lengths.max()) + SPARE,
         simulation.observer.advance,
     )
