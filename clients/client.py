@@ -172,11 +172,11 @@ class ClientSide:
     def _prepare(self, instruction: Instruction) -> Report:
         started = time.perf_counter()
         rows, _ = self._rows(instruction.client, instruction.round)
-        labels, told = self.bench.labels(rows), len(rows)
+        told = len(rows)
 
         def statistics_of() -> State:
-            features = self.bench.at(instruction.base_precision).features(rows)
-            return self.head.statistics(features, labels, self.bench.plan.classes)
+            features, labels = self.bench.at(instruction.base_precision).regressed(rows)
+            return self.head.statistics(features, labels, self.bench.plan.layout.shapes["head.weight"][0])
 
         if self.masking is not None:
 

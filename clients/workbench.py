@@ -33,6 +33,7 @@ from fedpeft.models.frozen_blocks import FrozenStore, above, sequences, started
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.quantized import Precision, quantize
+from fedpeft.models.scoring import placed
 from fedpeft.models.spread import spread
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import ClientForm, Layout, State
@@ -253,6 +254,17 @@ class Workbench:
     def features(self, rows: np.ndarray) -> torch.Tensor:
         """The frozen model's pooled features of training rows, (rows, width)."""
         return self.completed().features(rows)
+
+    def regressed(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a head in closed form is the regression of: features (rows, width) and classes or numbers (rows,), which
+        labels a row has, bool (rows, labels), or targets (rows, outputs) where the task has some of its own."""
+        if not self.task.describes:
+            labels = self.labels(rows)
+            return self.features(rows), labels > 0 if self.task.targets == "labels" else labels
+        model = self.executor.model
+        batch = placed(self.examples.batch(rows), model)
+        features, targets = self.task.regressed(model, batch)
+        return features.cpu(), targets.cpu()
 
     def rebase(self, version: int) -> None:
         """Put the adapted layers on W0 plus the residual of `version`; 0: on W0."""

@@ -83,6 +83,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
         )
     if merge or gguf or method.whole_model:
         finished_run.check_answers()
+        finished_run.check_reads_texts("a merged model")
     text = card(finished_run, merged=merge)
     empty(output)
     if not finished_run.files.is_dir():
@@ -105,7 +106,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     if not gguf:
         console.print(f"to load it: {loading(finished_run, merge or method.whole_model)}", **plain)
     if (output / "adapter").is_dir():
-        console.print(f"BASE: {finished_run.model_directory}", **plain)
+        console.print(f"BASE: {finished_run.base_directory}", **plain)
 
 
 @contextmanager

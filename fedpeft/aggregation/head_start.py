@@ -59,7 +59,8 @@ class HeadStart(ABC):
 
     @abstractmethod
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
-        """Statistics of one client's rows: features (n, width), labels (n,), or what `fitted` has said they are."""
+        """Statistics of one client's rows: features (n, width), labels (n,), or what `fitted` has said they are, or
+        targets (n, classes) to be met."""
 
     def importance(self, statistics: State) -> State:
         """How much an error in each entry matters, for the codec (see `Codec.encode`); by default all alike."""

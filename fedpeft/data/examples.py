@@ -236,6 +236,35 @@ class CaptionedRows:
         }
 
 
+@dataclass(frozen=True)
+class DescribedRows:
+    """What a frozen encoder has made of images, and texts that say what they show.
+
+    Attributes:
+        patches: float32 (rows, N, width).
+        texts: one each.
+        cut: texts whose end was cut off.
+    """
+
+    patches: np.ndarray
+    texts: TokenRows
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of both, (rows,)."""
+        lengths: np.ndarray = self.texts.lengths + self.patches.shape[1]
+        return lengths
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """patches (B, N, width); input_ids, attention_mask and labels (B, T), of the texts alone."""
+        patches = torch.from_numpy(np.ascontiguousarray(self.patches[np.asarray(rows)]))
+        return self.texts.batch(rows) | {"patches": patches}
+
+
 MADE_UP_TOKENS = 16
 """Tokens or patches of a made-up row: any model reads as many."""
 

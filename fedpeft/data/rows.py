@@ -114,8 +114,8 @@ class Dataset:
     Attributes:
         name: what the user asked for.
         kind: what `inputs` are.
-        task: what is learned: classification, regression, multi_label, causal_lm, instruction, dpo, retrieval or
-            towers, perhaps with settings: dpo(beta=0.2).
+        task: what is learned: classification, regression, multi_label, causal_lm, instruction, dpo, retrieval, towers
+            or captions, perhaps with settings: dpo(beta=0.2).
         train: rows that are split over the clients.
         test: rows that no client trains on; scored once, at the end.
         label_names: one name per class or label; of numbers, what they are called; None for language modelling.

@@ -112,6 +112,7 @@ class Evaluation:
 
     def __init__(self, run: FinishedRun, wanted: Wanted, observer: RunObserver) -> None:
         run.check_answers()
+        run.check_reads_texts("evaluate")
         self.run = run
         self.wanted = wanted
         self.observer = observer

@@ -88,6 +88,19 @@ class Task(ABC):
     batched: ClassVar[bool] = True
     """Whether many clients can train in one pass."""
 
+    describes: ClassVar[bool] = False
+    """Whether it says of images what is to be seen, in words."""
+
+    @property
+    def extra_tokens(self) -> int:
+        """Positions that a row takes up before its text."""
+        return 0
+
+    def regressed(self, model: FederatedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features (B, width) and targets (B, outputs) that a head in closed form is the regression of, where it
+        `describes`; elsewhere these are features of the frozen base, and classes."""
+        raise NotImplementedError
+
     def check(self, model: FederatedModel) -> None:  # noqa: B027
         """Refuse a model with its adapter that the loss is not right for, or ConfigError; by default none."""
 

@@ -27,6 +27,7 @@ from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.run.caption_checks import check_captions
 from fedpeft.run.measured_checks import check_measured
 from fedpeft.run.profiles import Profile, kinds
 from fedpeft.run.target_checks import check_targets
@@ -63,6 +64,8 @@ def check(setup: Setup) -> None:
     if setup.task.compares:
         _check_pairs(setup)
     check_targets(setup)
+    if setup.task.describes:
+        check_captions(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     _check_server_noise(setup)

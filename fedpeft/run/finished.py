@@ -110,6 +110,11 @@ class FinishedRun:
         return resolve_model(self.model_name)
 
     @property
+    def base_directory(self) -> Path:
+        """Folder of what the adapter is put into: of towers the language model, where there is one before images."""
+        return self.model_directory / "text" if self.task.describes else self.model_directory
+
+    @property
     def origin(self) -> Origin:
         """What others may know of the base model."""
         return origin_of(self.model_name)
@@ -124,8 +129,8 @@ class FinishedRun:
     @property
     def tokens(self) -> int:
         """Texts are cut to this many tokens, as they were in training."""
-        asked = self.config.tokens
-        return min(asked, readable_tokens(self.model_directory, self.method.extra_tokens, asked))
+        asked, before = self.config.tokens, self.method.extra_tokens + self.task.extra_tokens
+        return min(asked, readable_tokens(self.model_directory, before, asked))
 
     def check_answers(self) -> None:
         """Refuse a run whose model has no answer to a row.
@@ -137,6 +142,18 @@ class FinishedRun:
             raise RunError(
                 f"{self.folder} finds pairs: its model gives vectors, no class and no text; load it with "
                 "fedpeft.open_run(FOLDER).model(), and compare both sides of a batch"
+            )
+
+    def check_reads_texts(self, what: str) -> None:
+        """Refuse a run whose model says something of images alone, for `what`, which is of texts.
+
+        Raises:
+            RunError: it does.
+        """
+        if self.task.describes:
+            raise RunError(
+                f"{self.folder} captions images: its language model reads them through a connector, and {what} does "
+                "without; take python -m fedpeft.predict RUN PICTURE, or export the adapter with the connector"
             )
 
     @property

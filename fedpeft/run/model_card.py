@@ -15,6 +15,8 @@ def loading(run: FinishedRun, whole: bool) -> str:
     """How others load it."""
     if run.task.compares and run.reads_images:
         return "`fedpeft.open_run(RUN).model()`: two towers, which the `peft` library alone does not put together"
+    if run.task.describes:
+        return "`python -m fedpeft.predict RUN PICTURE`, or `fedpeft.open_run(RUN).model()`"
     auto = "AutoModel" if run.labels is not None or run.task.compares else "AutoModelForCausalLM"
     if whole and run.labels is None:
         return '`transformers.pipeline("text-generation", FOLDER)`'
@@ -42,7 +44,7 @@ def front_matter(run: FinishedRun, whole: bool) -> str:
         base_model=run.origin.name,
         license=run.origin.license or None,
         library_name="transformers" if whole else "peft" if in_peft else "fedpeft",
-        pipeline_tag="feature-extraction" if run.task.compares else kind,
+        pipeline_tag="feature-extraction" if run.task.compares else "image-to-text" if run.task.describes else kind,
         tags=["fedpeft", "federated-learning", run.method.name],
     )
     return f"---\n{data.to_yaml()}\n---\n"
@@ -89,6 +91,11 @@ def card(run: FinishedRun, merged: bool) -> str:
         "labels": "Each label is said where its logit is above 0, by",
     }.get(run.task.targets, "The class is that of")
     pooled = f"{said} {head} on the mean of the last hidden states.\n" if classes else ""
+    if run.task.describes:
+        pooled = (
+            "`head.safetensors` leads from the patches' last hidden states of the frozen image encoder to embeddings, "
+            "which the language model with the adapter reads before a caption.\n"
+        )
     if run.task.compares:
         pooled = "Both sides are the mean of the last hidden states, and compared by their cosine.\n"
     return "\n".join(

@@ -188,7 +188,7 @@ class Setup(ChosenParts):
             parameters=sum(p.numel() for p in reference.parameters()),
             width=int(plain_base.config.hidden_size),
             frozen_blocks=frozen_blocks(plain_base, layout, facts.kind, task),
-            readable=readable_tokens(model_directory, method.extra_tokens, config.tokens),
+            readable=readable_tokens(model_directory, method.extra_tokens + task.extra_tokens, config.tokens),
             notes=tuple(notes),
         )
         checks.check(setup)
@@ -307,14 +307,24 @@ def settled(config: RunConfig) -> RunConfig:
     A run's folder keeps this one: on another machine, continued or compared, the run stays what it was.
     """
     if config.head == "auto":
-        own = "zero" if built(config, "strategy").makes_head else suited_head(config.dataset)
-        config = replace(config, head=own or _head_under(built(config, "privacy")))
+        config = replace(config, head=_suited_head(config))
     if config.partition == "auto":
         config = replace(config, partition=suited_partition(config.dataset) or USUAL)
     if config.dtype != "auto":
         return config
     device = next(iter(accelerators()), "cpu")
     return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
+
+
+def _suited_head(config: RunConfig) -> str:
+    """How the head starts where the user does not say: as suits the rule or the data, as far as privacy allows."""
+    if built(config, "strategy").makes_head:
+        return "zero"
+    private: Mechanism | SecureSum | None = built(config, "privacy")
+    own = suited_head(config.dataset)
+    if own is None:
+        return _head_under(private)
+    return "zero" if isinstance(private, Mechanism) else own
 
 
 def _head_under(mechanism: Mechanism | SecureSum | None) -> str:

@@ -174,6 +174,8 @@ class Summary:
             precision (`fedpeft.models.target_measures`), with those of the frozen base's probe; None: there are none.
         spans: precision, recall and F1 of whole spans of token labels on the test rows, together and by type
             (`fedpeft.simulation.span_scores`); None: there are none, or seqeval is missing.
+        captions: what is said of the images of the test rows, and how right it is (`fedpeft.simulation.captions`);
+            None: rows have none.
     """
 
     quality: Quality
@@ -192,6 +194,7 @@ class Summary:
     tasks: Mapping[str, Any] | None = None
     targets: Mapping[str, Any] | None = None
     spans: Mapping[str, Any] | None = None
+    captions: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Names and values, in one level."""
@@ -296,7 +299,14 @@ def _compared(summary: Summary) -> list[Line]:
         *_tasks(summary.tasks),
         *_targets(summary.targets),
         *_number("F1 of spans, test rows (seqeval)", (summary.spans or {}).get("f1")),
+        *((f"captions, test rows: {name}", f"{value:.4f}") for name, value in _said(summary.captions).items()),
     ]
+
+
+def _said(found: Mapping[str, Any] | None) -> dict[str, float]:
+    """Shares of what is right in captions, by what they are of."""
+    names = {"exact_match": "exact match", "rouge_l": "ROUGE-L"}
+    return {names.get(name, name): value for name, value in (found or {}).items() if name != "rows"}
 
 
 def _tasks(found: Mapping[str, Any] | None) -> list[Line]:

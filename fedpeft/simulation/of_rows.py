@@ -1,4 +1,5 @@
-"""What summary.json says of runs whose rows have tasks one after the other, labels of words, numbers or many labels."""
+"""What summary.json says of runs whose rows have tasks one after the other, labels of words, numbers, many labels, or
+captions."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from typing import Any
 
 from fedpeft.run.final_score import FinalScore
 from fedpeft.run.records import Records
+from fedpeft.simulation.captions import captions_of
 from fedpeft.simulation.probe import ProbeResult
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.simulation.span_scores import spans_of
@@ -21,4 +23,5 @@ def of_rows(simulation: Simulation, score: FinalScore, probe: ProbeResult | None
         "tasks": tasks_of(simulation, score.scores, records),
         "targets": targets,
         "spans": spans_of(simulation),
+        "captions": captions_of(simulation, records),
     }

@@ -125,6 +125,15 @@ def from_tasks(kind: str, name: str) -> Callable[[Result], float | None]:
     return found
 
 
+def from_captions(name: str) -> Callable[[Result], float | None]:
+    """A share of what is right in captions."""
+
+    def found(result: Result) -> float | None:
+        return ((result.summary or {}).get("captions") or {}).get(name)
+
+    return found
+
+
 def from_spans(result: Result) -> float | None:
     """F1 of the spans of token labels."""
     return ((result.summary or {}).get("spans") or {}).get("f1")
@@ -170,6 +179,11 @@ MEASURES = (
     Measure("average_precision", "mean average precision (%)", from_targets("average_precision"), POINTS, 2),
     Measure("macro_f1_probe", "macro F1, probe (%)", from_targets("probe", "macro_f1"), POINTS, 2),
     Measure("spans", "F1 of spans (%)", from_spans, POINTS, 2),
+    Measure("exact_match", "exact captions (%)", from_captions("exact_match"), POINTS, 2),
+    Measure("rouge_l", "ROUGE-L (%)", from_captions("rouge_l"), POINTS, 2),
+    Measure("colour", "colours (%)", from_captions("colour"), POINTS, 2),
+    Measure("shape", "shapes (%)", from_captions("shape"), POINTS, 2),
+    Measure("relation", "relations (%)", from_captions("relation"), POINTS, 2),
     Measure("epsilon", "epsilon", from_summary("epsilon"), 1.0, 2),
     Measure("audit_epsilon", "audit: epsilon at least", from_summary("audit_epsilon"), 1.0, 2),
     Measure("membership_auc", "membership attack (AUC)", from_summary("membership_auc"), 1.0, 3),
@@ -232,6 +246,11 @@ QUALITY = (
     "average_precision",
     "macro_f1_probe",
     "spans",
+    "exact_match",
+    "rouge_l",
+    "colour",
+    "shape",
+    "relation",
     "epsilon",
     "total_bytes",
 )

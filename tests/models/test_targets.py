@@ -127,7 +127,7 @@ def test_the_head_is_the_ridge_regression_of_the_pooled_data(targets, send):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(60, WIDTH, generator=generator, dtype=torch.float64)
     numbers = features @ torch.arange(WIDTH).double() + torch.randn(60, generator=generator)
-    labels = numbers if targets == "numbers" else torch.stack([numbers > 0, numbers > 3], 1).float()
+    labels = numbers if targets == "numbers" else torch.stack([numbers > 0, numbers > 3], 1)
     outputs = 1 if targets == "numbers" else 2
     head = HEADS.build(f"ridge(send={send})").fitted(targets)
     apart = torch.argsort(numbers).split(20)  # no client has what another has

@@ -7,7 +7,8 @@ With x the feature and a constant 1, y the one-hot label:
 with d features, of which the constant is none: it is neither counted in |x|^2 nor shrunk.
 
 Both sums run over all rows of all clients, so the head is that of the pooled data, exactly. `scale` turns regression
-values (between 0 and 1) into logits whose softmax is neither flat nor saturated.
+values (between 0 and 1) into logits whose softmax is neither flat nor saturated. Where y is a vector of its own, as of
+`fedpeft.models.tasks.captions`, the scale is 1.
 
 Where labels are numbers, y is the standardised number and `scale` is 1: the head is the ridge regression itself. Where
 a row has any of several, y is 1/2 for those it has and -1/2 for the others, so that a logit is above 0 where the
@@ -66,7 +67,8 @@ class Ridge(HeadStart):
         return replace(self, scale=1.0) if targets == "numbers" else self
 
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
-        """Sums over the client's rows, in the precision of the features."""
+        """Sums over the client's rows, in the precision of the features; labels that are vectors (n, classes) already
+        are taken as they are."""
         x = F.pad(features.double(), (0, 1), value=1.0)
         y = regressed(labels, classes)
         if self.send == "factor":
@@ -113,9 +115,12 @@ class Ridge(HeadStart):
 
 
 def regressed(labels: Tensor, classes: int) -> Tensor:
-    """y of labels: classes (n,), standardised numbers (n,), or 0 and 1 (n, classes); fp64 (n, classes)."""
-    if labels.ndim == 2:
+    """y (n, classes), fp64, of labels: classes (n,), standardised numbers (n,), which of several a row has, bool
+    (n, classes), or vectors (n, classes)."""
+    if labels.dtype == torch.bool:
         return labels.double() - 0.5
+    if labels.ndim == 2:
+        return labels.double()
     return labels.double()[:, None] if labels.is_floating_point() else F.one_hot(labels, classes).double()
 
 

@@ -51,6 +51,10 @@ class LanguageModel(FederatedModel):
         self.base = base
         self._output: list[OutputLayer | None] = []  # in a list, or it would be a child twice; empty: not looked for
 
+    def given(self, batch: Batch) -> Batch:
+        """What the base reads of a batch: by default all of it."""
+        return batch
+
     def row_losses(self, batch: Batch) -> RowLosses | None:
         """Losses without the logits of all positions; None where the output layer is trained, or is none that
         `OutputLayer` knows."""
@@ -59,7 +63,7 @@ class LanguageModel(FederatedModel):
         [output] = self._output
         if output is None or not (output.plain or not torch.is_grad_enabled()):
             return None
-        hidden, known = output.entered(lambda: next_tokens(self.base, batch))
+        hidden, known = output.entered(lambda: next_tokens(self.base, self.given(batch)))
         if not known:
             self._output = [None]
             return None
@@ -72,7 +76,7 @@ class LanguageModel(FederatedModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the next token, (B, T - 1, vocabulary), in at least fp32."""
-        logits = next_tokens(self.base, batch)
+        logits = next_tokens(self.base, self.given(batch))
         logits = logits[:, -_tokens(batch) :][:, :-1]  # a prompt's positions stand before, uncounted
         return logits if logits.dtype == torch.float64 else logits.float()
 
