@@ -7,7 +7,7 @@ A column of numbers with fractions is one of numbers; lists are several labels, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -59,6 +59,7 @@ class LabelColumn:
     asked: str = "auto"
     _values: list[Any] = field(default_factory=list)
     _first: dict[str, tuple[str, Any]] = field(default_factory=dict)  # of each kind of value
+    _known: dict[Any, Any] = field(default_factory=dict)  # rows with equal labels share them
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ class LabelColumn:
         if found == "list":
             value = tuple(dict.fromkeys(str(label).strip() for label in value))
         self._first.setdefault(found, (where, value))
-        self._values.append(value)
+        self._values.append(value if found == "number" else self._known.setdefault((type(value), value), value))
 
     def add_columns(self, values: Sequence[Any], where: str) -> None:
         """Take a row's values of several columns, each 0 or 1.
@@ -109,7 +110,7 @@ class LabelColumn:
                     f"{_shown(value)}"
                 )
             held += [column] if yes else []
-        self._values.append(tuple(held))
+        self._values.append(self._known.setdefault((tuple, tuple(held)), tuple(held)))
 
     def found(self) -> Labels:
         """What the column holds.
@@ -131,8 +132,9 @@ class LabelColumn:
             return Labels("labels", self._values, (), self._note("multi-label: lists of labels"))
         if "number" in self._first:
             return self._numbers()
-        words = [str(value).strip() for value in self._values]
-        if self.asked != "class" and _fractions(words):
+        spelled: dict[Any, str] = {}
+        words = [spelled.setdefault((type(value), value), str(value).strip()) for value in self._values]
+        if self.asked != "class" and _fractions(set(words)):
             note = f"regression: numbers with fractions; label_type=class makes classes of the column {self.column}"
             numbers = [self._number(word, f"row {i}") for i, word in enumerate(words, 1)]
             return Labels("number", numbers, (), self._note(note))
@@ -187,7 +189,7 @@ def _sort_of(value: Any) -> str:
     return ""
 
 
-def _fractions(words: Sequence[str]) -> bool:
+def _fractions(words: Collection[str]) -> bool:
     """Whether all words are finite numbers, and not all of them whole ones."""
     try:
         numbers = [float(word) for word in words]

@@ -31,6 +31,9 @@ GZ = ".gz"
 SUFFIXES = (*DELIMITERS, *JSON_LINES, JSON, *PARQUET, *ARROW)
 """Of the files that can be read; each may be followed by .gz."""
 
+ROWS = 1024
+"""Rows of a Parquet or Arrow file that are Python objects at a time."""
+
 SAVED = "state.json"
 """What a data set that `save_to_disk` has written has in its folder."""
 
@@ -183,8 +186,8 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
         if suffix in PARQUET:
             from pyarrow import parquet
 
-            table = parquet.ParquetFile(stream)
-            schema, batches = table.schema_arrow, table.iter_batches(batch_size=1024)
+            table = parquet.ParquetFile(stream, buffer_size=1 << 20)  # else a row group's column is held as a whole
+            schema, batches = table.schema_arrow, table.iter_batches(batch_size=ROWS)
         else:
             schema, batches = _arrow(stream)
         if len(set(schema.names)) < len(schema.names):
@@ -192,9 +195,10 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
         classes = _class_names(schema)
         number = 0
         for batch in batches:
-            for record in batch.to_pylist():
-                number += 1
-                yield f"row {number}", named(record, classes, f"row {number} of {name}")
+            for start in range(0, len(batch), ROWS):
+                for record in batch.slice(start, ROWS).to_pylist():
+                    number += 1
+                    yield f"row {number}", named(record, classes, f"row {number} of {name}")
     except pa.ArrowException as error:
         raise DataError(f"{name} can't be read as {suffix}: {' '.join(str(error).split())[:200]}") from None
 

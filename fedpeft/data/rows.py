@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.data.task_sequence import TaskSequence
+from fedpeft.data.text_column import both, taken
 from fedpeft.errors import DataError
 from fedpeft.parts import Family
 
@@ -25,7 +26,8 @@ class Rows:
     """Examples, in a fixed order.
 
     Attributes:
-        inputs: texts, one string a row; or images, uint8 (rows, height, width) or (rows, height, width, 3), 0 to 255.
+        inputs: texts, one string a row, in a list or on disk (`fedpeft.data.text_column`); or images, uint8 (rows,
+            height, width) or (rows, height, width, 3), 0 to 255.
         labels: int64 (rows,), 0 <= label < number of classes; float64 (rows,), numbers to predict; int8 (rows, labels),
             0 or 1, where a row has any of several; None for causal language modelling.
         owners: (rows,) of str or int, whose row it is in the real world; None where nothing is known.
@@ -71,10 +73,10 @@ class Rows:
         if isinstance(self.inputs, np.ndarray):
             inputs: Inputs = self.inputs[indices]
         else:
-            inputs = [self.inputs[i] for i in indices.tolist()]
+            inputs = taken(self.inputs, indices)
         columns = (self.labels, self.owners, self.tasks)
         labels, owners, tasks = (None if column is None else column[indices] for column in columns)
-        texts = None if self.texts is None else [self.texts[i] for i in indices.tolist()]
+        texts = None if self.texts is None else taken(self.texts, indices)
         return Rows(inputs, labels, owners, tasks, texts)
 
 
@@ -93,17 +95,17 @@ def joined(first: Rows, second: Rows) -> Rows:
     if isinstance(first.inputs, np.ndarray):
         inputs: Inputs = np.concatenate([first.inputs, np.asarray(second.inputs)])
     else:
-        inputs = [*first.inputs, *second.inputs]
+        inputs = both(first.inputs, cast(Sequence[str], second.inputs))
 
-    def both(one: NDArray[Any] | None, other: NDArray[Any] | None) -> NDArray[Any] | None:
+    def arrays(one: NDArray[Any] | None, other: NDArray[Any] | None) -> NDArray[Any] | None:
         return None if one is None or other is None else np.concatenate([one, other])
 
     return Rows(
         inputs,
-        both(first.labels, second.labels),
-        both(first.owners, second.owners),
-        both(first.tasks, second.tasks),
-        None if first.texts is None or second.texts is None else [*first.texts, *second.texts],
+        arrays(first.labels, second.labels),
+        arrays(first.owners, second.owners),
+        arrays(first.tasks, second.tasks),
+        None if first.texts is None or second.texts is None else both(first.texts, second.texts),
     )
 
 
@@ -270,5 +272,6 @@ def _systematic(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
         )
     step = len(candidates) / count
     held = np.sort(candidates[((np.arange(count) + generator.random()) * step).astype(np.int64)])
-    rest = np.setdiff1d(np.arange(total), held)
-    return rows.take(rest), rows.take(held)
+    kept = np.ones(total, bool)
+    kept[held] = False
+    return rows.take(np.flatnonzero(kept)), rows.take(held)

@@ -13,6 +13,7 @@ from fedpeft.data.label_columns import AND, LabelColumn, Labels, array, label_na
 from fedpeft.data.label_columns import moments as moments_of
 from fedpeft.data.record_files import records
 from fedpeft.data.rows import Dataset, Rows, encode_labels, split_test
+from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError
 from fedpeft.parts import nearest
 from fedpeft.spec import Spec
@@ -35,9 +36,12 @@ class Names:
 
 @dataclass(frozen=True)
 class Table:
-    """Checked columns: one string per row; None where the column was not asked for."""
+    """Checked columns: one string per row; None where the column was not asked for.
 
-    texts: list[str]
+    Texts of many rows are on disk; a label or owner that several rows share is one string.
+    """
+
+    texts: Sequence[str]
     labels: Labels | None
     owners: list[str] | None
 
@@ -48,15 +52,16 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
     Raises:
         DataError: no records; a column is missing (the message names those that exist), has no value or a wrong type.
     """
-    texts: list[str] = []
+    texts = TextWriter()
     owners: list[str] = []
+    known: dict[str, str] = {}
     labels = None if names.label is None else LabelColumn(names.label, names.label_type)
     for place, record in records:
         where = f"{place} of {source}"
         text = _text(record, names.text, where, names.ask)
         if not isinstance(text, str):
             raise DataError(f"{where}: the column {names.text!r} must hold text, got {_shown(text)}")
-        if any("\ud800" <= c <= "\udfff" for c in text):
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
             raise DataError(f"{where}: the column {names.text!r} holds half of a character (a lone surrogate)")
         if not text.strip():
             raise DataError(f"{where}: the column {names.text!r} is empty")
@@ -72,10 +77,11 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
                 raise DataError(
                     f"{where}: the column {names.owner!r} must hold a word or an integer, got {_shown(value)}"
                 )
-            owners.append(str(value).strip())
-    if not texts:
+            owner = str(value).strip()
+            owners.append(known.setdefault(owner, owner))
+    if not len(texts):
         raise DataError(f"{source} has no rows")
-    return Table(texts, None if labels is None else labels.found(), None if names.owner is None else owners)
+    return Table(texts.column(), None if labels is None else labels.found(), None if names.owner is None else owners)
 
 
 def _text(record: Mapping[str, Any], column: str, where: str, ask: str) -> Any:
@@ -133,10 +139,8 @@ def dataset(
     """
     tables = [train, *(table for table in (validation, test) if table is not None)]
     names, labels = _encoded([table.labels for table in tables], name, column)
-    parts = [
-        Rows(table.texts, values, None if table.owners is None else np.array(table.owners))
-        for table, values in zip(tables, labels, strict=True)
-    ]
+    owners = _owners(tables)
+    parts = [Rows(table.texts, values, own) for table, values, own in zip(tables, labels, owners, strict=True)]
     rows = parts[0]
     if test is None:
         rows, test_rows = split_test(rows, test_fraction, seed)
@@ -153,6 +157,23 @@ def dataset(
         validation=None if validation is None else parts[1],
         notes=() if train.labels is None else train.labels.notes,
     )
+
+
+def _owners(tables: Sequence[Table]) -> list[NDArray[Any] | None]:
+    """Whose the rows of each table are: names, or where texts are on disk, positions among all names in their order.
+
+    A name takes four bytes a letter of the longest; parts ask only which rows share an owner, and for owners in order.
+    """
+    if not any(isinstance(table.texts, TextColumn) for table in tables):
+        return [None if table.owners is None else np.array(table.owners) for table in tables]
+    names = sorted({owner for table in tables for owner in table.owners or ()})
+    position = {name: i for i, name in enumerate(names)}
+    return [
+        None
+        if table.owners is None
+        else np.fromiter(map(position.__getitem__, table.owners), np.int64, len(table.owners))
+        for table in tables
+    ]
 
 
 def _encoded(

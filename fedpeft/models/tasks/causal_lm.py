@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedpeft.data.examples import IGNORED, Batch, Examples, made_up
 from fedpeft.data.rows import Rows
+from fedpeft.data.text_column import taken
 from fedpeft.data.tokens import token_rows
 from fedpeft.errors import DataError, ModelError
 from fedpeft.models.loading import Say, load_base, reads_ahead, reason, unheard
@@ -140,10 +141,10 @@ class CausalLM(Task):
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
         """Token ids; no labels but the tokens themselves."""
-        if not isinstance(rows.inputs, list | tuple):
+        if isinstance(rows.inputs, np.ndarray):
             raise DataError("causal language modelling needs text rows; this data set holds images")
         cut = token_rows(rows.inputs, None, model_directory, max_tokens)
-        full = [rows.inputs[i] for i in np.flatnonzero(cut.lengths == max_tokens)]
+        full = taken(rows.inputs, np.flatnonzero(cut.lengths == max_tokens))
         whole = token_rows(full, None, model_directory, max_tokens + 1)
         return replace(cut, cut=int((whole.lengths > max_tokens).sum()))
 
