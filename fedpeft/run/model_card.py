@@ -54,7 +54,6 @@ def card(run: FinishedRun, merged: bool) -> str:
     """The card of a finished run, as Markdown."""
     summary, config, method = run.summary, run.config, run.method
     whole = merged or method.whole_model
-    classes = run.labels is not None
     measure, digits = (run.task.metric, 4) if run.task.metric != "perplexity" else ("perplexity", 3)
     quality = summary.get("perplexity" if measure == "perplexity" else "accuracy")
     partition = summary.get("partition") or {}
@@ -85,19 +84,6 @@ def card(run: FinishedRun, merged: bool) -> str:
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
     title = "Model" if whole else "Adapter"
-    head = "`modeling_mean_pooled.py`, a linear layer" if whole else "`head.safetensors`"
-    said = {
-        "numbers": f"The number ({', '.join(run.labels or [])}, in its own unit) is that of",
-        "labels": "Each label is said where its logit is above 0, by",
-    }.get(run.task.targets, "The class is that of")
-    pooled = f"{said} {head} on the mean of the last hidden states.\n" if classes else ""
-    if run.task.describes:
-        pooled = (
-            "`head.safetensors` leads from the patches' last hidden states of the frozen image encoder to embeddings, "
-            "which the language model with the adapter reads before a caption.\n"
-        )
-    if run.task.compares:
-        pooled = "Both sides are the mean of the last hidden states, and compared by their cosine.\n"
     return "\n".join(
         [
             front_matter(run, whole),
@@ -109,9 +95,25 @@ def card(run: FinishedRun, merged: bool) -> str:
             "|---|---|",
             *lines,
             "",
-            pooled,
+            _reading(run, "`modeling_mean_pooled.py`, a linear layer" if whole else "`head.safetensors`"),
         ]
     )
+
+
+def _reading(run: FinishedRun, head: str) -> str:
+    """What the model's last hidden states are read by; empty of a language model."""
+    if run.task.compares:
+        return "Both sides are the mean of the last hidden states, and compared by their cosine.\n"
+    if run.task.describes:
+        return (
+            "`head.safetensors` leads from the patches' last hidden states of the frozen image encoder to embeddings, "
+            "which the language model with the adapter reads before a caption.\n"
+        )
+    said = {
+        "numbers": f"The number ({', '.join(run.labels or [])}, in its own unit) is that of",
+        "labels": "Each label is said where its logit is above 0, by",
+    }.get(run.task.targets, "The class is that of")
+    return "" if run.labels is None else f"{said} {head} on the mean of the last hidden states.\n"
 
 
 def name_of(path: str) -> str:
