@@ -1,12 +1,20 @@
 """What a model says of itself against what many people have said of each row."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from scipy.stats import entropy, spearmanr
 
 from fedpeft.data.rows import Dataset, Raters, Rows
 from fedpeft.errors import DataError
+from fedpeft.models.scoring import Scores
+from fedpeft.run.final_score import FinalScore
+from fedpeft.run.measurements.calibration import Calibration
 from fedpeft.run.trust_lines import trust_lines
+from fedpeft.simulation.trust import Trust
+from fedpeft.trust.calibration import before_and_after
 from fedpeft.trust.raters import FEWEST, against_raters, share_error
 
 
@@ -62,6 +70,24 @@ def test_a_report_says_it():
     assert lines["error against the share of raters' votes"] == "0.2000; 0.1500 calibrated"
     assert lines["rank correlation of entropy and raters' spread"] == "0.310"
     assert len(trust_lines({"trust": {"calibration": {"raters": found | {"entropy": None}}}})) == 1
+
+
+def test_a_run_on_rated_rows_tells_it_with_its_calibration():
+    p, raters = made(200, 3)
+    predicted, confidence = said(p, 0.5)
+    scaled = said(p)[1]
+    labels = torch.from_numpy((raters.share > 0.5).astype(np.int64))
+    logits = torch.from_numpy(np.stack([-np.log(p / (1 - p)), np.log(p / (1 - p))], 1))
+    questions = before_and_after(2.0, 15)
+    zeros = np.zeros(200)
+    score = FinalScore(
+        0.9, 0.3, Scores(zeros, zeros, zeros, predicted, confidence, scaled), 2.0,
+        tuple(question.answer(logits, labels) for question in questions),
+    )  # fmt: skip
+    measured = SimpleNamespace(calibration=Calibration(), energy=None)
+    trust = Trust(SimpleNamespace(measured=measured), raters).scored(score, None, False)
+    assert trust["calibration"]["raters"] == against_raters(raters, predicted, confidence, scaled, 15)
+    assert "raters" not in Trust(SimpleNamespace(measured=measured)).scored(score, None, False)["calibration"]
 
 
 def test_raters_are_of_the_test_rows():
