@@ -56,7 +56,7 @@ def gives_back(base: nn.Module) -> nn.Module:
     top = above(base, len(blocks(base)[1]))
 
     def forward(inputs_embeds: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
 
     top.forward = forward
     return top
