@@ -110,6 +110,19 @@ def joined(first: Rows, second: Rows) -> Rows:
 
 
 @dataclass(frozen=True, eq=False)
+class Raters:
+    """What several people have said of rows with two classes, each for themselves.
+
+    Attributes:
+        share: of the votes that are for the second class, (rows,), 0 to 1; who is undecided has half a vote for each.
+        spread: standard deviation of the ratings, (rows,), in their units.
+    """
+
+    share: NDArray[np.float64]
+    spread: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test rows of one task.
 
@@ -126,6 +139,7 @@ class Dataset:
         validation: rows for tuning and the curve per round; None: some of `train` are held out.
         notes: what was taken by itself, in one line each.
         tasks: that are met one after the other, in whose order `Rows.tasks` counts; None: there is one.
+        raters: of the test rows; None: each has its label alone.
     """
 
     name: str
@@ -139,8 +153,11 @@ class Dataset:
     validation: Rows | None = None
     notes: tuple[str, ...] = ()
     tasks: TaskSequence | None = None
+    raters: Raters | None = None
 
     def __post_init__(self) -> None:
+        if self.raters is not None and {self.raters.share.shape, self.raters.spread.shape} != {(len(self.test),)}:
+            raise DataError(f"{self.name} has raters of other rows than its {len(self.test)} test rows")
         for part, rows in (("training", self.train), ("validation", self.validation), ("test", self.test)):
             if rows is None:
                 continue

@@ -25,12 +25,14 @@ from fedpeft.models import scoring
 from fedpeft.models.base_model import origin_of
 from fedpeft.models.calibration import temperature
 from fedpeft.models.frozen_blocks import above, started
+from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import quantize
 from fedpeft.models.ranking import Sides
 from fedpeft.models.task import DTYPES, FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import RunObserver
+from fedpeft.run.reuse import pools
 from fedpeft.run.setup import Setup
 from fedpeft.trust.question import Question
 
@@ -165,8 +167,9 @@ class Scorer:
         keys = [setup.tokenised(rows, setup.tokens) for rows in (self.test, self.held)]
         once = not setup.task.targets  # nothing else is made of a language model's test rows
         depth = 0 if once or work.precision or setup.method.base_precision else setup.frozen_blocks
+        pooled = depth > 0 and pools(setup)
         if depth:
-            stores = [work.store(key, depth) for key in keys]
+            stores = [work.store(key, 0 if pooled else depth) for key in keys]
             try:
                 missing = [(store, tile) for store in stores for tile in store.missing()]
             except AssetError:
@@ -179,6 +182,8 @@ class Scorer:
         for store, tile in missing:
             store.fill(tile, base)
             self.observer.advance()
+        if pooled:
+            return gives_back(base), *(PooledRows(store) for store in stores)
         test_rows, held_rows = (started(cached_examples(k), s) for k, s in zip(keys, stores, strict=True))
         return above(base, depth), test_rows, held_rows
 

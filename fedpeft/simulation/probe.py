@@ -27,6 +27,7 @@ from fedpeft.machine import cache
 from fedpeft.models import scoring
 from fedpeft.models.task import Task
 from fedpeft.models.tasks.classification import RowTask
+from fedpeft.run.reuse import pools
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Workers
 from fedpeft.simulation.rows import SimulatedRows
@@ -74,7 +75,7 @@ def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int 
         train, depth = setup.tokenised(rows.all, tokens), 0
     test = setup.tokenised(rows.dataset.test, tokens)
     shared = tokens == setup.tokens and _scored_alike(setup, workers)
-    base, test_depth = ("fp32", setup.frozen_blocks) if shared else ("", 0)
+    base, test_depth = ("fp32", 0 if pools(setup) else setup.frozen_blocks) if shared else ("", 0)
     workers.freeze(train, depth, "frozen features of the training rows (kept for later runs)")
     workers.freeze(test, test_depth, "frozen features of the test rows (kept for later runs)", base)
     labels, test_labels = (_labels(setup.task, part) for part in (rows.all, rows.dataset.test))

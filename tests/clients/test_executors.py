@@ -24,6 +24,7 @@ from fedpeft.machine import cache
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
 from fedpeft.models.layers import lowest_block
+from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.task import DTYPES, adapter_dtype
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
@@ -330,3 +331,32 @@ def test_batches_cover_the_rows_once_per_pass_whatever_their_length(tiny, size):
     assert all(np.array_equal(a, b) for a, b in zip(batches, job.batches(rows.lengths), strict=True))
     other = Job(4, 2, 5, np.arange(40, 77), {}, frozenset(), local_training(size, "epochs(2.0)"), 1e-3)
     assert any(not np.array_equal(a, b) for a, b in zip(batches, other.batches(rows.lengths), strict=True))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_head_alone_learns_the_same_from_pooled_features(tiny, tmp_path, monkeypatch, batched):
+    """And reads a row's width, not its tokens'."""
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
+    task, rows, folder, classes = tiny
+    method = PEFT_METHODS.build("linear_probe")
+    sequential, whole, layout, start = build(tiny, "linear_probe", "fp64")
+    base = task.base(folder, DTYPES["fp64"])
+    store = FrozenStore(tmp_path / "frozen", rows, 0, 48, torch.float64)
+    for tile in store.missing():
+        store.fill(tile, base)
+    pooled, model = PooledRows(store), task.model(gives_back(base), classes)
+    if batched:
+        small = BatchedExecutor(model, task, method, pooled, layout, 4, "native")
+    else:
+        method.attach(model, "fp64")
+        small = SequentialExecutor(model, task, pooled, layout)
+    work = jobs(layout, start)
+    plain = whole if batched else sequential
+    assert worst(list(plain.train(work)), list(small.train(work)), work) < 1e-10
+    totals = [executor.evaluate(start, np.arange(40)) for executor in (plain, small)]
+    assert totals[0].mean_loss == pytest.approx(totals[1].mean_loss, rel=1e-12)
+    assert totals[0].correct == totals[1].correct
+    sizes = {file.name: file.stat().st_size for file in (tmp_path / "frozen").iterdir()}
+    assert (sizes["features.bin"], sizes["hidden.bin"]) == (len(rows) * 48 * 8, 0)
+    tokens = base(**{k: v for k, v in rows.batch(np.arange(3)).items() if k != "labels"}).last_hidden_state
+    assert tokens.shape[1] > 1, "the base is as it was"

@@ -45,6 +45,7 @@ def made(folder, task="captions", peft=LORA, dtype="fp32"):
     built = TASKS.build(task)
     model = built.model(built.base(folder, torch.float64 if dtype == "fp64" else torch.float32), None)
     method = PEFT_METHODS.build(peft)
+    torch.manual_seed(0)
     method.attach(model, dtype)
     with torch.no_grad():
         for name, parameter in trainable(model).items():

@@ -140,7 +140,7 @@ def test_a_drawn_connector_and_whole_updates_under_noise(run) -> None:
         ({"peft": "prompt_tuning"}, ConfigError, "prompt already"),
         ({"peft": "full"}, ConfigError, "own weights"),
         ({"drift": "label_shift"}, ConfigError, "label_shift"),
-        ({"attack": "label_flip"}, ConfigError, "changes labels"),
+        ({"attack": "label_flip"}, ConfigError, "changes classes"),
         ({"model": "tiny_lm"}, ModelError, "two towers"),
         ({"dataset": CAPTIONS["dataset"].replace("owners=4", "owners=4, images_only=0.25")}, DataError, "lack"),
     ],
