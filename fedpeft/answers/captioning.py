@@ -28,7 +28,7 @@ def captions(
         advance: is told how many more are done.
     """
     found = []
-    for part in patches.split(BATCH):
+    for part in torch.split(patches, BATCH):
         found += [
             str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
             for ids in generated(model, tokenizer, part, new_tokens)

@@ -20,14 +20,13 @@ def layers(kind: str, width: int, out: int) -> nn.Module:
 
 
 def draw(connector: nn.Module, scale: float = 1.0) -> None:
-    """Weights from a generator of their own, the same in every run: inputs of mean square 1 give outputs of about
-    `scale`^2; biases are zero."""
+    """Weights from a generator of their own, the same in every run, the last layer's multiplied by `scale`, which is
+    about the size of outputs where inputs have size 1; biases are zero."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in connector.parameters():
             bound = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.0
             drawn = (2 * torch.rand(parameter.shape, generator=generator) - 1) * bound * 3**0.5
             parameter.copy_(drawn)
-        if scale != 1.0:
-            last = connector[-1] if isinstance(connector, nn.Sequential) else connector
-            last.weight.mul_(scale)  # type: ignore[operator, union-attr]
+        for weight in [p for p in connector.parameters() if p.ndim > 1][-1:]:
+            weight.mul_(scale)

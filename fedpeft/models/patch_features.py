@@ -58,5 +58,5 @@ def _pooled(encoder: nn.Module, pixels: Tensor, side: int) -> Tensor:
                 f"{type(encoder).__name__} gives {hidden.shape[1]} vectors of an image instead of one for each of its "
                 f"{count} patches; take a vision transformer such as dinov2_small"
             )
-        grid = hidden[:, -count:].unflatten(1, (PATCHES, PATCHES))  # class and register tokens stand before
+        grid = hidden[:, -count:].reshape(len(hidden), PATCHES, PATCHES, -1)  # class and register tokens stand before
         return F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), side).flatten(2).transpose(1, 2)

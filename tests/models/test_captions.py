@@ -187,7 +187,8 @@ def test_prompts_and_all_weights_are_refused(folder, peft) -> None:
 
 def test_images_come_to_be_told_apart(folder) -> None:
     """Three images: after some steps a caption is likelier with its own than with another, by far more than before."""
-    task, model, _ = made(folder, peft="lora(rank=8)")
+    torch.manual_seed(0)  # of LoRA's A
+    task, model, _ = made(folder, "captions(side=2)", "lora(rank=8)")
     greys = np.linspace(20, 235, 3).astype(np.uint8)
     images = np.broadcast_to(greys[:, None, None], (3, 16, 16)).copy()
     images[:, :8] = greys[::-1, None, None]
@@ -200,14 +201,14 @@ def test_images_come_to_be_told_apart(folder) -> None:
             each = [task.row_losses(model, batch | {"patches": batch["patches"].roll(i, 0)}).sums for i in range(3)]
         return float((torch.stack(each[1:]).amin(0) - each[0]).min())
 
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     before = least_gain()
-    for _ in range(80):
+    for _ in range(60):
         optimizer.zero_grad()
         task.row_losses(model, batch).sums.mean().backward()
         optimizer.step()
     assert before < 0.1
-    assert least_gain() > 0.25
+    assert least_gain() > 0.5
 
 
 def test_scenes_are_read_back_from_their_captions_and_attributes_counted() -> None:
