@@ -22,7 +22,7 @@ def pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def leave(array: NDArray[Any]) -> None:
-    """Give up the pages that were read of a `np.memmap`; they stay in the system's cache of files while there is room."""
+    """Give up the pages that were read of a `np.memmap`; the system caches the file while it has room."""
     mapped = getattr(array, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
