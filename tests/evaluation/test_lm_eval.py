@@ -11,8 +11,8 @@ from fedpeft.data.made_words import WORDS
 from fedpeft.evaluate import main
 from fedpeft.evaluation.lm_eval import Answers
 from fedpeft.run.finished import FinishedRun
-from fedpeft.run.observer import SilentObserver
 from fedpeft.simulate import main as simulate
+from tests.conftest import SilentObserver
 
 CHOICE = """
 task: choice
