@@ -183,7 +183,8 @@ class Scorer:
             store.fill(tile, base)
             self.observer.advance()
         if pooled:
-            return gives_back(base), *(PooledRows(store) for store in stores)
+            of_test, of_held = stores
+            return gives_back(base), PooledRows(of_test), PooledRows(of_held)
         test_rows, held_rows = (started(cached_examples(k), s) for k, s in zip(keys, stores, strict=True))
         return above(base, depth), test_rows, held_rows
 
