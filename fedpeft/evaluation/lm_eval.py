@@ -9,6 +9,7 @@ are, in no chat template.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,6 +77,7 @@ class Tasks:
         """lm-eval's index of tasks; without its own, which take seconds to find, where all are files."""
         from lm_eval.tasks import TaskManager
 
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
         return TaskManager(include_defaults=not all(name.endswith(ENDINGS) for name in self.names))
 
     def measure(
@@ -119,11 +121,11 @@ def _measures(found: Any) -> dict[str, float]:
 
 def _asked(sample: Any) -> Asked:
     """A sample: of choices, the likeliest one."""
-    arguments = list(sample["arguments"].values())
+    arguments = [tuple(given) for given in sample["arguments"]]
     said = sample["filtered_resps"]
     if len(arguments) > 1 and len(said) == len(arguments):
-        said = [arguments[int(np.argmax([float(one[0]) for one in said]))]["arg_1"]]
-    return Asked(str(arguments[0]["arg_0"]), str(sample["target"]), str(said[0] if len(said) == 1 else said))
+        said = [arguments[int(np.argmax([float(one[0]) for one in said]))][1]]
+    return Asked(str(arguments[0][0]), str(sample["target"]), str(said[0] if len(said) == 1 else said))
 
 
 class Answers:

@@ -22,7 +22,7 @@ from fedpeft.data.examples import IGNORED, Batch
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized import QuantizedLinear
 
-CHUNK = {"cpu": 2**22, "cuda": 2**27}
+CHUNK = {"cpu": 2**23, "cuda": 2**27}
 """Logits that are held at once, by device: on a CPU what about fits its caches."""
 
 AGREEMENT = {torch.bfloat16: 0.05}
