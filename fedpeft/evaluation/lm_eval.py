@@ -194,7 +194,8 @@ class Answers:
         """log p of each whole text, in windows where it is longer than the model reads."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-        windows, counts = [], []
+        windows: list[tuple[Any, list[int], list[int]]] = []
+        counts = []
         for request in requests:
             ids = self.tok_encode(request.args[0])
             rolled = get_rolling_token_windows(ids, self.prefix_token_id, self.readable - 1, 1)
