@@ -69,7 +69,7 @@ class Tasks:
         try:
             made.manager.load(list(made.names))
         except Exception as error:  # whatever it, `datasets` and a user's YAML raise
-            raise AssetError(f"lm-eval can't load {', '.join(made.names)}: {_first(error)}") from None
+            raise AssetError(f"lm-eval can't load {', '.join(made.names)}: {reason(error)}") from None
         return made
 
     @cached_property
@@ -98,12 +98,8 @@ class Tasks:
         except FedpeftError:
             raise
         except Exception as error:  # whatever a task's own functions raise
-            raise ConfigError(f"lm-eval's {', '.join(self.names)} can't be measured: {_first(error)}") from None
+            raise ConfigError(f"lm-eval's {', '.join(self.names)} can't be measured: {reason(error)}") from None
         return _measures(found), [_asked(s) for samples in found["samples"].values() for s in samples]
-
-
-def _first(error: Exception) -> str:
-    return reason(error) if str(error).strip() else type(error).__name__
 
 
 def _measures(found: Any) -> dict[str, float]:
