@@ -36,5 +36,5 @@ def one(side: str, settings: Settings, seed: int) -> Found:
         from experiments.flowertune.judge import judged
 
         loss, exact = judged(settings, test, folder / "peft")
-    cost = {"peak_memory_mb": memory.bytes / 1e6, "seconds": seconds, "processor_seconds": processor.seconds}
-    return Found(side, seed, loss=loss, exact_match=exact, **cost, **found)
+    found |= {"peak_memory_mb": memory.bytes / 1e6, "seconds": seconds, "processor_seconds": processor.seconds}
+    return Found(side, seed, loss=loss, exact_match=exact, **found)

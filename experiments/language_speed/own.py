@@ -43,6 +43,6 @@ def client(model: str, dtype: str, rows: Any, again: bool = False) -> Step:
 
     def step() -> float:
         [trained] = executor.train([job])
-        return trained.loss
+        return float(trained.loss)
 
     return step

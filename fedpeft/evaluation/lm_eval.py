@@ -9,6 +9,7 @@ are, in no chat template.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,7 +69,7 @@ class Tasks:
         try:
             made.manager.load(list(made.names))
         except Exception as error:  # whatever it, `datasets` and a user's YAML raise
-            raise AssetError(f"lm-eval can't load {', '.join(made.names)}: {_first(error)}") from None
+            raise AssetError(f"lm-eval can't load {', '.join(made.names)}: {reason(error)}") from None
         return made
 
     @cached_property
@@ -76,6 +77,7 @@ class Tasks:
         """lm-eval's index of tasks; without its own, which take seconds to find, where all are files."""
         from lm_eval.tasks import TaskManager
 
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
         return TaskManager(include_defaults=not all(name.endswith(ENDINGS) for name in self.names))
 
     def measure(
@@ -96,12 +98,8 @@ class Tasks:
         except FedpeftError:
             raise
         except Exception as error:  # whatever a task's own functions raise
-            raise ConfigError(f"lm-eval's {', '.join(self.names)} can't be measured: {_first(error)}") from None
+            raise ConfigError(f"lm-eval's {', '.join(self.names)} can't be measured: {reason(error)}") from None
         return _measures(found), [_asked(s) for samples in found["samples"].values() for s in samples]
-
-
-def _first(error: Exception) -> str:
-    return reason(error) if str(error).strip() else type(error).__name__
 
 
 def _measures(found: Any) -> dict[str, float]:
@@ -119,11 +117,11 @@ def _measures(found: Any) -> dict[str, float]:
 
 def _asked(sample: Any) -> Asked:
     """A sample: of choices, the likeliest one."""
-    arguments = list(sample["arguments"].values())
+    arguments = [tuple(given) for given in sample["arguments"]]
     said = sample["filtered_resps"]
     if len(arguments) > 1 and len(said) == len(arguments):
-        said = [arguments[int(np.argmax([float(one[0]) for one in said]))]["arg_1"]]
-    return Asked(str(arguments[0]["arg_0"]), str(sample["target"]), str(said[0] if len(said) == 1 else said))
+        said = [arguments[int(np.argmax([float(one[0]) for one in said]))][1]]
+    return Asked(str(arguments[0][0]), str(sample["target"]), str(said[0] if len(said) == 1 else said))
 
 
 class Answers:
@@ -192,7 +190,8 @@ class Answers:
         """log p of each whole text, in windows where it is longer than the model reads."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-        windows, counts = [], []
+        windows: list[tuple[Any, list[int], list[int]]] = []
+        counts = []
         for request in requests:
             ids = self.tok_encode(request.args[0])
             rolled = get_rolling_token_windows(ids, self.prefix_token_id, self.readable - 1, 1)

@@ -22,8 +22,8 @@ from fedpeft.data.examples import IGNORED, Batch
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized import QuantizedLinear
 
-CHUNK = {"cpu": 2**22, "cuda": 2**27}
-"""Logits that are held at once, by device: on a CPU what about fits its caches."""
+CHUNK = {"cpu": 2**23, "cuda": 2**27}
+"""Logits that are held at once, by device: on a CPU as many as its caches about hold, and products are fast from."""
 
 AGREEMENT = {torch.bfloat16: 0.05}
 """Largest difference, relative to the largest logit, that a model's own logits may show to those made here."""
