@@ -13,20 +13,20 @@ from fedpeft.data.made_words import WORDS
 LABELS = ("dry", "loud", "wet")
 
 
+VOCABULARY = WORDS[::9]
+
+
 def rows_of(count: int, seed: int = 0) -> list[dict[str, object]]:
-    """Texts with a price (its words' worth, in the hundreds, and noise) and the labels whose words occur."""
+    """Texts with a price (what their words are worth in the mean, and noise) and the labels whose words occur."""
     draw = np.random.default_rng(seed)
-    worth = np.random.default_rng(7).normal(size=len(WORDS))
+    worth = np.random.default_rng(7).normal(size=len(VOCABULARY))
     made = []
     for _ in range(count):
-        words = draw.integers(len(WORDS), size=int(draw.integers(4, 12)))
-        price = 500 + 80 * worth[words].sum() + 10 * draw.normal()
-        held = [
-            name
-            for name, start in zip(LABELS, (0, 40, 80), strict=True)
-            if ((start <= words) & (words < start + 30)).any()
-        ]
-        made.append({"text": " ".join(WORDS[w] for w in words), "price": round(float(price), 3), "tags": held})
+        words = draw.integers(len(VOCABULARY), size=int(draw.integers(4, 12)))
+        price = 500 + 300 * worth[words].mean() + 10 * draw.normal()
+        starts = zip(LABELS, (0, 8, 16), strict=True)
+        held = [name for name, start in starts if ((start <= words) & (words < start + 3)).any()]
+        made.append({"text": " ".join(VOCABULARY[w] for w in words), "price": round(float(price), 3), "tags": held})
     return made
 
 

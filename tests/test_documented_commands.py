@@ -302,7 +302,7 @@ def test_the_example_files_are_what_their_script_makes(tmp_path):
     made: dict[str, object] = {"__name__": "make", "__file__": str(ROOT / "examples" / "make.py")}
     exec((ROOT / "examples" / "make.py").read_text(), made)
     made["main"](tmp_path)
-    for name in ("reviews.csv", "shops.csv", "conversations.jsonl"):
+    for name in ("reviews.csv", "shops.csv", "rooms.csv", "conversations.jsonl"):
         assert (tmp_path / name).read_bytes() == (ROOT / "examples" / name).read_bytes()
 
 

@@ -234,13 +234,13 @@ def named(record: dict[str, Any], classes: Mapping[str, list[str]], where: str) 
     """
     for column, names in classes.items():
         value = record.get(column)
-        each = value if isinstance(value, list) else [value]
-        if not all(isinstance(number, int) for number in each):
-            continue
-        for number in each:
+        numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
+        if len(numbers) < (len(value) if isinstance(value, list) else 1):
+            continue  # names already
+        for number in numbers:
             if not 0 <= number < len(names):
                 raise DataError(f"{where}: the label {number} is none of the {len(names)} classes (-1: it is hidden)")
-        found = [names[number] for number in each]
+        found = [names[number] for number in numbers]
         record = record | {column: found if isinstance(value, list) else found[0]}
     return record
 

@@ -51,7 +51,11 @@ class ServersRows:
             source = load_dataset(config.dataset)
             check_tasks(source.tasks)
             if task and source.task.partition("(")[0] != task.partition("(")[0]:
-                raise ConfigError(f"--task {options.task!r} is not what {source.name} holds: {source.task}")
+                kind = source.task.partition("(")[0]
+                raise ConfigError(
+                    f"--task {options.task!r} is not what {source.name} holds, which is {kind}; name the labels of the "
+                    "clients' own rows, with --labels a,b,c or --label-column 'a + b', or leave --task out"
+                )
             names, task = source.label_names, task or source.task
             targets = TASKS.build(task).targets
             if options.eval_data:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.tasks.regression import Regression
-from fedpeft.parts import name_of
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -21,12 +20,8 @@ def check_targets(setup: Setup) -> None:
     task, mechanism = setup.task, setup.mechanism
     if task.targets not in ("numbers", "labels"):
         return
-    what = "numbers" if task.targets == "numbers" else "several labels a row"
-    if setup.strategy.makes_head:
-        raise ConfigError(
-            f"{name_of(type(setup.strategy))} makes the head of classes, and these rows have {what}; take fedit"
-        )
     if setup.measured.second:
+        what = "numbers" if task.targets == "numbers" else "several labels a row"
         raise ConfigError(f"forgetting asks for classes, or for next tokens, and these rows have {what}; leave it out")
     if isinstance(task, Regression) and not task.known and mechanism is not None and mechanism.protects:
         raise PrivacyError(

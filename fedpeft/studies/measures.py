@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,6 +236,22 @@ QUALITY = (
     "total_bytes",
 )
 """Measures of the first table; the others are costs, in the second."""
+
+
+CALLED = {
+    "skill": (("accuracy", "skill"), ("(nats)", "(squared deviations)")),
+    "label_accuracy": (("accuracy", "label accuracy"),),
+}
+"""What headings say of runs that are judged by something else than accuracy, in place of which words."""
+
+
+def called(heading: str, results: Iterable[Result]) -> str:
+    """A heading as it is said of these runs, where all are judged by one measure."""
+    metrics = {result.summary.get("metric") for result in results if result.summary}
+    words = CALLED.get(str(*metrics), ()) if len(metrics) == 1 else ()
+    for accuracy, measure in words:
+        heading = heading.replace(accuracy, measure)
+    return heading
 
 
 @dataclass(frozen=True)

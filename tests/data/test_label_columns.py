@@ -9,7 +9,7 @@ import pytest
 
 from fedpeft.data.label_columns import LabelColumn
 from fedpeft.data.partition import PARTITIONS
-from fedpeft.data.rows import BINS, load_dataset, quantile_bins, split_validation
+from fedpeft.data.rows import BINS, load_dataset, quantile_bins, split_validation, suited_partition
 from fedpeft.errors import DataError
 from fedpeft.models.task import TASKS
 from tests.targets import LABELS, prices, rows_of, tagged
@@ -140,6 +140,13 @@ def test_numbers_that_can_t_be_learned_are_one_sentence(rows, more, words, tmp_p
     path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows * 4))
     with pytest.raises(DataError, match=words):
         load_dataset(f"file(path={str(path)!r}{more})")
+
+
+def test_columns_of_several_labels_are_spread_iid_by_default(tmp_path):
+    path = str(tagged(tmp_path / "t.jsonl"))
+    assert suited_partition(f"file(path={path!r}, label_type=labels)") == "iid"
+    assert suited_partition("file(path='x.csv', label='wet + dry')") == "iid"
+    assert suited_partition(f"file:{path}") is None
 
 
 def test_test_rows_have_labels_of_the_training_rows_kind(tmp_path):

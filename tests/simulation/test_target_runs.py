@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from safetensors.torch import load_file
 
 from fedpeft.check import main as check
 from fedpeft.config import RunConfig
-from fedpeft.data.rows import load_dataset
+from fedpeft.data.rows import Rows, load_dataset
 from fedpeft.errors import ConfigError, DataError, PrivacyError
 from fedpeft.evaluate import main as evaluate
 from fedpeft.export import main as export
@@ -32,10 +36,10 @@ TINY = {"tokens": 16, "clients": 3, "cohort": "all", "rounds": 2, "workers": 1, 
 KINDS = ("numbers", "labels")
 
 
-def data_of(kind, folder) -> str:
+def data_of(kind, folder, count=120) -> str:
     if kind == "labels":
-        return f"file:{tagged(folder / 'rows.jsonl')}"
-    return f"file(path={str(prices(folder / 'rows.csv'))!r}, label=price)"
+        return f"file:{tagged(folder / 'rows.jsonl', count)}"
+    return f"file(path={str(prices(folder / 'rows.csv', count))!r}, label=price)"
 
 
 def simulation(folder, **given) -> Simulation:
@@ -100,7 +104,6 @@ def test_it_resumes_to_the_identical_state(kind, tmp_path, monkeypatch):
         ("numbers", {"measure": "forgetting(dataset=tiny)"}, ConfigError, "forgetting asks for classes"),
         ("numbers", {"measure": "evaluate(questions='x')"}, ConfigError, "this predicts numbers"),
         ("labels", {"attack": "label_flip"}, ConfigError, "changes classes, and rows.jsonl has none"),
-        ("numbers", {"strategy": "prototypes"}, ConfigError, "makes the head of classes"),
         ("numbers", {"peft": "prompt_ensemble"}, ConfigError, "compares what it says of classes"),
     ],
 )
@@ -108,6 +111,12 @@ def test_what_has_no_meaning_without_classes_is_one_sentence(kind, given, error,
     with pytest.raises(error, match=words) as caught:
         simulation(tmp_path / "x", dataset=data_of(kind, tmp_path), **given)
     assert "\n" not in str(caught.value)
+
+
+def test_tasks_are_told_apart_by_classes(tmp_path):
+    data = data_of("numbers", tmp_path)
+    with pytest.raises(ConfigError, match="no classes that a row has one of"):
+        load_dataset(f"tasks({data}, classes=1)")
 
 
 @pytest.mark.slow
@@ -124,76 +133,124 @@ def trusted(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_from_a_file_to_a_model_of_transformers(kind, tmp_path, monkeypatch, trusted, capfd):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+@dataclass
+class Walk:
+    """What a user has after `check` and `simulate`, and what the saved model says of the test rows."""
 
-    monkeypatch.chdir(tmp_path)
-    data = data_of(kind, tmp_path)
-    assert check([data, "--model", "tiny", "--clients", "3"]) in (0, 1)
-    said = capfd.readouterr().out
-    assert ("price: mean" if kind == "numbers" else "wet") in said
-    run = tmp_path / "run"
+    kind: str
+    data: str
+    run: Path
+    said: str
+    numbers: bool
+    summary: dict
+    finished: FinishedRun
+    test: Rows
+    encoded: dict
+    outputs: torch.Tensor
+
+    @property
+    def values(self) -> np.ndarray:
+        """In the unit of the labels, or probabilities, (rows, outputs)."""
+        return self.finished.task.values(self.outputs).numpy()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def walk(request, tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    folder, kind = tmp_path_factory.mktemp(request.param), request.param
+    data, run, heard = data_of(kind, folder, 400), folder / "run", io.StringIO()
     words = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "dtype": "fp32"}.items()]
-    assert main([*words, "--dataset", data, "--output", str(run)]) == 0
-    said = capfd.readouterr().out
-    assert ("root mean squared" if kind == "numbers" else "F1, micro / macro") in said
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["metric"] == ("skill" if kind == "numbers" else "label_accuracy")
-    assert summary["accuracy"] > (0.2 if kind == "numbers" else 0.6)
-    assert summary["perplexity"] is None
-    assert summary["targets"]["probe"]
-    assert (run / "rounds.svg").is_file()
-
+    with contextlib.redirect_stdout(heard):
+        checked = [data, "--model", "tiny", "--clients", "3", "--picture", str(folder / "check.svg")]
+        assert check(checked) in (0, 1)
+        assert main([*words, "--dataset", data, "--output", str(run)]) == 0
     finished = FinishedRun.read(run)
-    model, test = finished.model(finished.base()), load_dataset(finished.config.dataset).test
+    model, test = finished.model(finished.base()), load_dataset(data).test
     tokenizer = AutoTokenizer.from_pretrained(finished.model_directory)
+    told = tokenizer(list(test.inputs), truncation=True, max_length=16, padding=True, return_tensors="pt")
+    encoded = {name: told[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        encoded = tokenizer(list(test.inputs), truncation=True, max_length=16, padding=True, return_tensors="pt")
-        outputs = model({n: encoded[n] for n in ("input_ids", "attention_mask")}).double()
-    values = finished.task.values(outputs).numpy()
-    again = (
-        of_numbers(values[:, 0], test.labels)
-        if kind == "numbers"
-        else of_labels(outputs.numpy(), test.labels > 0, LABELS)
+        outputs = model(encoded).double()
+    summary = json.loads((run / "summary.json").read_text())
+    return Walk(kind, data, run, heard.getvalue(), kind == "numbers", summary, finished, test, encoded, outputs)
+
+
+@pytest.mark.slow
+def test_check_and_simulate_say_what_rows_without_classes_come_to(walk):
+    assert ("price: mean" if walk.numbers else "wet") in walk.said
+    assert ("root mean squared" if walk.numbers else "F1, micro / macro") in walk.said
+    summary = walk.summary
+    assert summary["metric"] == ("skill" if walk.numbers else "label_accuracy")
+    assert summary["accuracy"] > (0.5 if walk.numbers else 0.7)
+    assert summary["baseline_accuracy"] > (0.5 if walk.numbers else 0.7)
+    assert summary["perplexity"] is summary["temperature"] is None
+    assert (walk.run / "rounds.svg").is_file()
+    truth = walk.test.labels
+    of_numbers_or_labels = (
+        of_numbers(walk.values[:, 0], truth) if walk.numbers else of_labels(walk.outputs.numpy(), truth > 0, LABELS)
     )
-    for name, value in again.items():
-        assert summary["targets"][name] == (value if isinstance(value, dict) else pytest.approx(value, rel=1e-3)), name
+    for name, value in of_numbers_or_labels.items():
+        told = summary["targets"][name]
+        assert told == (value if isinstance(value, dict) else pytest.approx(value, rel=1e-3)), name
+    assert summary["targets"]["probe"].keys() == of_numbers_or_labels.keys()
 
-    assert predict([str(run), str(test.inputs[0])]) == 0
+
+@pytest.mark.slow
+def test_predict_evaluate_and_report_speak_of_them(walk, tmp_path, capfd):
+    run, text = str(walk.run), str(walk.test.inputs[0])
+    capfd.readouterr()
+    assert predict([run, text]) == 0
     answer = capfd.readouterr().out.strip()
-    if kind == "numbers":
-        assert float(answer) == pytest.approx(values[0, 0], rel=1e-4)
+    if walk.numbers:
+        assert float(answer) == pytest.approx(walk.values[0, 0], rel=1e-4)
     else:
-        shown = [f"{'+' if p >= 0.5 else '-'}{n} ({p:.3f})" for n, p in zip(LABELS, values[0], strict=True)]
+        shown = [f"{'+' if p >= 0.5 else '-'}{n} ({p:.3f})" for n, p in zip(LABELS, walk.values[0], strict=True)]
         assert answer.split() == " ".join(shown).split()
-    assert predict([str(run), "x", "--abstain", "0.5"]) == 2
-    assert evaluate([str(run)]) == 0
-    told = json.loads((run / "evaluation" / "evaluation.json").read_text())["measures"]["global"]
-    assert told[summary["metric"]] == pytest.approx(summary["accuracy"], rel=1e-3)
-    assert ("rmse" if kind == "numbers" else "macro_f1") in told
-    assert report([str(run), "--output", str(tmp_path / "report")]) == 0
+    for wrong in ([run, text, "--abstain", "0.5"], [run, run, text, "--ensemble"]):
+        assert predict(wrong) == 2
+    assert evaluate([run, "--output", str(tmp_path / "evaluation")]) == 0
+    told = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["measures"]["global"]
+    assert told[walk.summary["metric"]] == pytest.approx(walk.summary["accuracy"], rel=1e-3)
+    assert ("rmse" if walk.numbers else "macro_f1") in told
+    assert report([run, "--output", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert ("test skill (%)" if walk.numbers else "test label accuracy (%)") in page
+    assert "test accuracy (%)" not in page
 
-    assert export([str(run), "--output", str(tmp_path / "out")]) == 0
-    head = load_file(tmp_path / "out" / "adapter" / "head.safetensors")
+
+@pytest.mark.slow
+def test_an_exported_head_speaks_in_the_labels_unit(walk, tmp_path):
+    out = tmp_path / "out"
+    assert export([str(walk.run), "--output", str(out)]) == 0
+    head = load_file(out / "adapter" / "head.safetensors")
+    model = walk.finished.model(walk.finished.base())
     with torch.no_grad():
-        features = model.features({n: encoded[n] for n in ("input_ids", "attention_mask")})
+        features = model.features(walk.encoded)
     plain = (features @ head["head.weight"].T + head["head.bias"]).double().numpy()
-    assert np.allclose(plain, values if kind == "numbers" else outputs.numpy(), rtol=1e-3, atol=1e-3)
-    assert ("micro F1" if kind == "labels" else "root mean squared error") in (tmp_path / "out/README.md").read_text()
-    assert export([str(run), "--merge", "--output", str(tmp_path / "merged")]) == 0
-    whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", trust_remote_code=True)
-    problem = "regression" if kind == "numbers" else "multi_label_classification"
-    assert whole.config.problem_type == problem
-    labels = torch.tensor(test.labels).float()
+    assert np.allclose(plain, walk.values if walk.numbers else walk.outputs.numpy(), rtol=1e-3, atol=1e-3)
+    card = (out / "README.md").read_text()
+    assert ("root mean squared error" if walk.numbers else "micro F1") in card
+    kept = load_file(walk.run / "adapter" / "head.safetensors")
+    assert torch.equal(kept["head.weight"], head["head.weight"]) != walk.numbers, "the run's own stays as it was"
+
+
+@pytest.mark.slow
+def test_transformers_loads_and_runs_what_was_exported(walk, tmp_path, trusted):
+    from transformers import AutoModelForSequenceClassification, pipeline
+
+    out = tmp_path / "merged"
+    assert export([str(walk.run), "--merge", "--output", str(out)]) == 0
+    whole = AutoModelForSequenceClassification.from_pretrained(out, trust_remote_code=True)
+    assert whole.config.problem_type == ("regression" if walk.numbers else "multi_label_classification")
+    labels = torch.tensor(walk.test.labels).float()
     with torch.no_grad():
-        loaded = whole(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], labels=labels)
-    expected = values if kind == "numbers" else outputs.numpy()
-    assert np.allclose(loaded.logits.numpy(), expected, rtol=1e-3, atol=1e-2 if kind == "numbers" else 1e-4)
-    slow = ((values[:, 0] - test.labels) ** 2).mean() if kind == "numbers" else summary["loss"]
+        loaded = whole(**walk.encoded, labels=labels)
+    expected = walk.values if walk.numbers else walk.outputs.numpy()
+    assert np.allclose(loaded.logits.numpy(), expected, rtol=1e-3, atol=1e-2 if walk.numbers else 1e-4)
+    slow = ((walk.values[:, 0] - walk.test.labels) ** 2).mean() if walk.numbers else walk.summary["loss"]
     assert float(loaded.loss) == pytest.approx(slow, rel=1e-2)
-    classify = pipeline("text-classification", str(tmp_path / "merged"), trust_remote_code=True)
-    [first] = classify([str(test.inputs[0])], top_k=None, truncation=True)
-    scores = {one["label"]: one["score"] for one in (first if isinstance(first, list) else [first])}
-    assert list(scores.values()) == [pytest.approx(v, rel=1e-3, abs=1e-3) for v in sorted(values[0], reverse=True)]
+    classify = pipeline("text-classification", str(out), trust_remote_code=True)
+    [first] = classify([str(walk.test.inputs[0])], top_k=None, truncation=True)
+    scores = [one["score"] for one in (first if isinstance(first, list) else [first])]
+    assert scores == [pytest.approx(value, rel=1e-3, abs=1e-3) for value in sorted(walk.values[0], reverse=True)]

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from fedpeft.data import user_rows
 from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
 from fedpeft.data.instruction_columns import Reading, reading
-from fedpeft.data.label_columns import KINDS
+from fedpeft.data.label_columns import KINDS, several_labels_partition
 from fedpeft.data.record_folders import OWNER, Splits, records_below, splits_of
 from fedpeft.data.rows import Dataset
 from fedpeft.errors import ConfigError
@@ -73,6 +73,11 @@ class File:
     test_fraction: float = setting(0.2, "share of the rows held out for test when there are none", above=0.0, high=0.9)
     side: int = setting(64, "pixels per side that pictures are brought to", low=8, high=512)
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
+
+    @property
+    def suited_partition(self) -> str | None:
+        """Where the settings say that rows have several labels, which no partition by classes can spread: iid."""
+        return several_labels_partition(self.label, self.label_type)
 
     def load(self) -> Dataset:
         """The rows, checked.

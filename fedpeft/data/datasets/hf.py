@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from fedpeft.data import user_rows
 from fedpeft.data.conversations import with_prompts
-from fedpeft.data.label_columns import KINDS
+from fedpeft.data.label_columns import KINDS, several_labels_partition
 from fedpeft.data.rows import Dataset
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.parts import nearest, setting
@@ -45,6 +45,11 @@ class HF:
     test_fraction: float = setting(0.2, "share of the rows held out for test when `test` is None", above=0.0, high=0.9)
     revision: str | None = setting(None, "a commit of the data set, to pin it")
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
+
+    @property
+    def suited_partition(self) -> str | None:
+        """Where the settings say that rows have several labels, which no partition by classes can spread: iid."""
+        return several_labels_partition(self.label, self.label_type)
 
     def load(self) -> Dataset:
         """The rows, checked.
