@@ -113,7 +113,7 @@ def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
         _losses(right, measured, [r for r in rounds if r["train_loss"] is not None], unit)
         for axis in (left, right):
             axis.set_xlabel("round")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axis.grid(alpha=0.25, linewidth=0.6)
     return figure
 

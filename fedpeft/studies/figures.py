@@ -116,7 +116,7 @@ def _draw_curve(axis: Any, method: Method, look: Look, key: str, band: bool) -> 
 def _whole_numbers(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def course(section: Section, run: Result) -> str:
