@@ -71,7 +71,6 @@ def simulate(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
         "clients": 0,
         "cohort": 5,
         "rounds": rounds,
-        "local_work": "steps(4)",
         "tokens": 64,
         "workers": 1,
         "output": folder / f"run-{rows}",
