@@ -82,7 +82,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
             "export the adapter (without --merge)"
         )
     if merge or gguf or method.whole_model:
-        finished_run.check_answers()
+        finished_run.check_rows()
         finished_run.check_reads_texts("a merged model")
     text = card(finished_run, merged=merge)
     empty(output)

@@ -148,7 +148,7 @@ def predict(
     runs = [FinishedRun.read(folder) for folder in folders]
     bases: dict[Any, nn.Module] = {}
     for run in runs:
-        run.check_answers()
+        run.check_rows()
         if run.base_key not in bases:
             bases[run.base_key] = run.base()
     if ensemble:

@@ -144,6 +144,19 @@ class FinishedRun:
                 "fedpeft.open_run(FOLDER).model(), and compare both sides of a batch"
             )
 
+    def check_rows(self) -> None:
+        """Refuse a run whose model does not answer once for a row.
+
+        Raises:
+            RunError: it finds pairs, or labels words.
+        """
+        self.check_answers()
+        if self.labels is not None and not self.task.targets:
+            raise RunError(
+                f"{self.folder} labels words: its head answers for each token, and a row has no answer of its own; "
+                "load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without --merge"
+            )
+
     def check_reads_texts(self, what: str) -> None:
         """Refuse a run whose model says something of images alone, for `what`, which is of texts.
 
