@@ -110,7 +110,7 @@ def test_t5_s_last_layers_are_in_bf16_as_the_others(saved):
 def test_an_exported_classifier_is_loaded_by_transformers_alone(family, saved, tmp_path):
     model = TASK.model(loaded(saved(family)), 2)
     nn.init.normal_(model.head.weight)
-    classifier(model, ["a", "b"], images=False).save_pretrained(tmp_path)
+    classifier(model, ["a", "b"], images=False, task=TASK).save_pretrained(tmp_path)
     other = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=True).eval()
     with torch.no_grad():
         assert torch.allclose(other(**BATCH).logits, model.eval()(BATCH), atol=1e-6)
