@@ -63,7 +63,7 @@ def folders(tmp_path_factory):
             name, sizes = FAMILIES[family]
             config = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")(**sizes)
             torch.manual_seed(0)
-            model = getattr(transformers, f"{name}ForCausalLM")(config)
+            model = transformers.AutoModelForCausalLM.from_config(config)
             for parameter in model.parameters():  # larger than usual, so that caps and windows show
                 parameter.data += 0.2 * torch.randn_like(parameter)
             made[family] = tmp_path_factory.mktemp(family)
