@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fedpeft.clients.drift import flattened, parse_drift, unflattened
-from fedpeft.clients.evaluating import evaluated
+from fedpeft.clients.evaluating import evaluated, summand
 from fedpeft.clients.executor import Job, RowPrivacy, Trained
 from fedpeft.clients.label_shift import SHARES, offsets, only
 from fedpeft.clients.masking import Masking, MaskPlan
@@ -145,7 +145,10 @@ class ClientSide:
 
     def _check_masked(self, instruction: Instruction) -> None:
         """Refuse to say without masks what is to be summed, and to sum what others don't."""
-        masked = instruction.step if instruction.kind in ("prepare", "train") else 3 * (instruction.kind == "sum")
+        if instruction.asks and self.masking is not None and self.masking.identity is not None:
+            raise PrivacyError("the server asks a real client a question, which it answers no sums under masks to")
+        stepped = instruction.kind in ("prepare", "train") or bool(instruction.asks)
+        masked = instruction.step if stepped else 3 * (instruction.kind == "sum")
         if masked != (0 if self.masking is None else 3):
             how = "without masks" if self.masking is not None else "for a secure sum"
             raise PrivacyError(f"the server asks a client to {instruction.kind} {how}, which its settings don't say")
@@ -169,11 +172,11 @@ class ClientSide:
     def _prepare(self, instruction: Instruction) -> Report:
         started = time.perf_counter()
         rows, _ = self._rows(instruction.client, instruction.round)
-        labels, told = self.bench.labels(rows), len(rows)
+        told = len(rows)
 
         def statistics_of() -> State:
-            features = self.bench.at(instruction.base_precision).features(rows)
-            return self.head.statistics(features, labels, self.bench.plan.classes)
+            features, labels = self.bench.at(instruction.base_precision).regressed(rows)
+            return self.head.statistics(features, labels, self.bench.plan.layout.shapes["head.weight"][0])
 
         if self.masking is not None:
 
@@ -198,6 +201,9 @@ class ClientSide:
         state = task.job.received | section(task.state, PERSONAL)
         if (form := task.job.form) is not None:  # in which it holds what it was sent
             instruction = replace(instruction, rank=form.rank, alpha=form.alpha)
+        if self.masking is not None:
+            given = summand(self.bench, instruction, state, rows)
+            return self.masking.add(task.instruction, lambda _: given)
         return evaluated(self.bench, instruction, state, rows, task.job.rows)
 
     def _train(self, instructions: Sequence[Instruction]) -> list[Report]:

@@ -8,7 +8,6 @@ reach are kept as they are: padding, for which it is all the same, and positions
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.data.packing import Place
-from fedpeft.models.checkpointing import computed_again
+from fedpeft.models.checkpointing import remembered
 
 
 @dataclass
@@ -53,15 +52,10 @@ class ClientDropout(nn.Module):
         super().__init__()
         self.p = p
         self.plan = plan
-        self._before: list[np.random.Generator] = []  # as they were before the last pass drew from them
 
     def _generators(self) -> list[np.random.Generator]:
-        """The clients' generators; in a block that is computed again, as they were the first time."""
-        if computed_again():
-            return copy.deepcopy(self._before)
-        own = [generator for generator, *_ in self.plan.clients]
-        self._before = copy.deepcopy(own)
-        return own
+        """The clients' generators; in a block that is computed again, as they were before."""
+        return remembered(self, lambda: [generator for generator, *_ in self.plan.clients])
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""

@@ -15,6 +15,8 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.examples import length_sorted_batches
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
+from fedpeft.privacy.secure_sum.contribution import Contribution
+from fedpeft.privacy.secure_sum.integers import LARGEST_NUMBER
 from fedpeft.trust.question import ROWS, Question, asked
 from fedpeft.trust.questions.class_sums import ClassSums
 from fedpeft.trust.questions.layer_inputs import LayerInputs
@@ -50,6 +52,26 @@ def evaluated(
     logits = bench.executor.logits(state, rows, instruction.form)
     sums = question.answer(logits, bench.labels(rows))
     return Report(client, round, parse_codec(SUMS).encode(sums), len(rows))
+
+
+def summand(bench: Workbench, instruction: Instruction, state: State, rows: np.ndarray) -> Contribution:
+    """The sums over the client's held-out `rows` as what it adds to a secure sum; without rows they are zeros, and the
+    client weighs nothing.
+
+    Raises:
+        PayloadError: as of `evaluated`; no question is asked, or a number is larger than a sum's may be.
+    """
+    question = asked(instruction.asks)
+    if question.of_model or not bench.plan.classes:
+        raise PayloadError(f"the server asks {question.text}, which is not summed under masks here")
+    bench = bench.at(instruction.base_precision)
+    bench.rebase(instruction.base)
+    logits = bench.executor.logits(state, rows, instruction.form) if len(rows) else torch.zeros(0, bench.plan.classes)
+    sums = question.answer(logits, bench.labels(rows) if len(rows) else torch.zeros(0, dtype=torch.long))
+    largest = max(float(tensor.abs().max()) for tensor in sums.values())
+    if not largest < LARGEST_NUMBER:
+        raise PayloadError(f"an answer to {question.text} has a sum of {largest:g}; masks are for {LARGEST_NUMBER:g}")
+    return Contribution(1.0 if len(rows) else 0.0, len(rows), statistics=sums)
 
 
 def _of_model(bench: Workbench, instruction: Instruction, state: State, rows: np.ndarray, question: Question) -> State:

@@ -100,6 +100,26 @@ class Masking:
 
         return self._reported(instruction, masked)
 
+    def begin_third(self, instruction: Instruction) -> None:
+        """Before a ledger is charged for a real client's third step: refuse what the member would not take, and any
+        other third step of this sum from now on.
+
+        So a server is charged for what it asks of a sum that the client's neighbours are in, once, whatever it says.
+
+        Raises:
+            PayloadError: says what.
+        """
+        asked = _digest(replace(instruction, attempt=0))
+        try:
+            notes = self._notes(instruction)
+            self._member(instruction, notes.told).restore(notes.member).hear(instruction.said)
+        except PayloadError:
+            self._end(instruction)
+            raise
+        if notes.sent and notes.asked != asked:
+            raise PayloadError("the server asks for another vector in a secure sum that this client has given one to")
+        self._write(instruction, replace(notes, sent=True, asked=asked, answer=b""))
+
     def repeated(self, instruction: Instruction) -> Report | None:
         """The answer of a real client that was asked the very same the last time; None: it was not."""
         if self.identity is None:

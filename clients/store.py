@@ -122,9 +122,11 @@ class ClientStore:
         if self.file.exists():
             files.regular(self.file)
             with self._opened() as database:
-                found = database.execute(
-                    "SELECT state FROM states WHERE client = ? AND round = ?", (client, round)
-                ).fetchone()
+                begun = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'states'").fetchone()
+                if begun:  # another process may just have made the file, and not its table
+                    found = database.execute(
+                        "SELECT state FROM states WHERE client = ? AND round = ?", (client, round)
+                    ).fetchone()
         if found is not None:
             content: bytes = found[0]
             return content

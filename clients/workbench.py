@@ -32,7 +32,9 @@ from fedpeft.models.determinism import compute_deterministically
 from fedpeft.models.frozen_blocks import FrozenStore, above, sequences, started
 from fedpeft.models.kernels import Kernel, fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
+from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import Precision, quantize
+from fedpeft.models.scoring import placed
 from fedpeft.models.spread import spread
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import ClientForm, Layout, State
@@ -58,6 +60,7 @@ class WorkPlan:
         executor: "batched", "sequential", or "private": sequential with DP-SGD.
         clients_per_pass: K of the batched executor.
         depth: index of the lowest block with an adapter, where the frozen part below it is reused; 0: no reuse.
+        pooled: whether rows are read as their pooled features, and there is no other reuse.
         kernel: how frozen products are computed.
         threads: of torch, per worker.
         device: "cpu" or "cuda:N".
@@ -93,6 +96,7 @@ class WorkPlan:
     labels: np.ndarray | None = None
     precision: Precision = ""
     spread: tuple[str, ...] = ()
+    pooled: bool = False
 
     def at(self, base: str) -> WorkPlan:
         """The plan for a base of another precision: fp32, bf16, int8 or nf4; empty: the run's own.
@@ -107,7 +111,7 @@ class WorkPlan:
         quantized: Precision = "nf4" if base == "nf4" else "int8"
         together = self.device != "cpu" and quantized == "int8" and PEFT_METHODS.build(self.method).batched_in_few_bits
         executor = "sequential" if self.executor == "batched" and not together else self.executor
-        return replace(self, precision=quantized, executor=executor, depth=0, kernel="native")
+        return replace(self, precision=quantized, executor=executor, depth=0, pooled=False, kernel="native")
 
     def store(self, data_key: str, depth: int) -> FrozenStore:
         """The frozen model's output on the rows called `data_key`."""
@@ -215,12 +219,16 @@ class Workbench:
         """The executor of the plan."""
         plan = self.plan
         rows = self.examples
+        if plan.pooled:
+            rows = self._relabelled(PooledRows(self.completed()))
         if plan.depth:
             rows = self._relabelled(started(cached_examples(plan.data_key), self.completed()))
         base = self.base
         del self.base  # the executor changes its layers; what it does not need of it is freed
         if plan.depth:
             base = above(base, plan.depth)
+        if plan.pooled:
+            base = gives_back(base)
         if plan.training.optimizer.checkpointing:
             checkpoint_blocks(base)
         model: FederatedModel = self.task.model(base, plan.classes)
@@ -239,10 +247,12 @@ class Workbench:
 
     def whole(self) -> Workbench:
         """The workbench whose model reads tokens, and writes them: all of the base, with the peft library's layers."""
-        if self.plan.executor == "sequential" and not self.plan.depth:
+        if self.plan.executor == "sequential" and not self.plan.depth and not self.plan.pooled:
             return self
         if "whole" not in self._others:
-            self._others["whole"] = Workbench(replace(self.plan, executor="sequential", kernel="native", depth=0))
+            self._others["whole"] = Workbench(
+                replace(self.plan, executor="sequential", kernel="native", depth=0, pooled=False)
+            )
         return self._others["whole"]
 
     def labels(self, rows: np.ndarray) -> torch.Tensor:
@@ -253,6 +263,17 @@ class Workbench:
     def features(self, rows: np.ndarray) -> torch.Tensor:
         """The frozen model's pooled features of training rows, (rows, width)."""
         return self.completed().features(rows)
+
+    def regressed(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a head in closed form is the regression of: features (rows, width) and classes or numbers (rows,), which
+        labels a row has, bool (rows, labels), or targets (rows, outputs) where the task has some of its own."""
+        if not self.task.describes:
+            labels = self.labels(rows)
+            return self.features(rows), labels > 0 if self.task.targets == "labels" else labels
+        model = self.executor.model
+        batch = placed(self.examples.batch(rows), model)
+        features, targets = self.task.regressed(model, batch)
+        return features.cpu(), targets.cpu()
 
     def rebase(self, version: int) -> None:
         """Put the adapted layers on W0 plus the residual of `version`; 0: on W0."""

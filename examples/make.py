@@ -3,7 +3,8 @@
 Nobody wrote these rows; all come from lists of words.
 
 reviews.csv has sentences about things with the class good or bad; shops.csv such sentences as a table of someone's own
-may have them, in columns of other names, from shops of which some please more than others. conversations.jsonl has sums
+may have them, in columns of other names, from shops of which some please more than others. rooms.csv has descriptions
+of rooms with a rent, a number, and two columns of 0 and 1: is it quiet, is it by the sea. conversations.jsonl has sums
 and differences, asked and answered; instructions.jsonl has the same in the columns of instruction data. They show what
 files look like and let commands be tried; that a model learns them says nothing.
 """
@@ -49,6 +50,26 @@ def shops(draw: random.Random, count: int = 60) -> list[tuple[str, str, str]]:
     return found
 
 
+ROOMS = {"a room": 300, "two rooms": 520, "three rooms": 760, "a small flat": 640, "a loft": 900}
+FLOORS = {"on the ground floor": -40, "on the second floor": 0, "on the third floor": 20, "under the roof": 60}
+HAS = {"with a balcony": 70, "with a new kitchen": 90, "with an old stove": -60, "with a shared bath": -110,
+       "with a lift": 40, "with high ceilings": 80}  # fmt: skip
+PLACES = {"by the sea": (160, 0, 1), "by the harbour, with its cranes": (60, 0, 1), "in a quiet lane": (50, 1, 0),
+          "above a busy crossing": (-70, 0, 0), "beside the railway": (-90, 0, 0), "next to the market": (0, 0, 0),
+          "in a calm yard behind the church": (30, 1, 0), "on the beach, far from the road": (190, 1, 1)}  # fmt: skip
+
+
+def rooms(draw: random.Random, count: int = 160) -> list[tuple[str, str, int, int]]:
+    """Descriptions, each once, with the rent that their words are worth and some more or less; quiet; by the sea."""
+    every = [(room, floor, has, place) for room in ROOMS for floor in FLOORS for has in HAS for place in PLACES]
+    found = []
+    for room, floor, has, place in draw.sample(every, count):
+        more, quiet, sea = PLACES[place]
+        rent = ROOMS[room] + FLOORS[floor] + HAS[has] + more + draw.gauss(0, 25)
+        found.append((f"{room} {floor} {has}, {place}", f"{rent:.2f}", quiet, sea))
+    return found
+
+
 def conversations(draw: random.Random, count: int = 200) -> list[list[dict[str, str]]]:
     """Sums and differences of numbers below 50."""
     found = []
@@ -73,6 +94,9 @@ def main(folder: Path = FOLDER) -> None:
     with (folder / "shops.csv").open("w", encoding="utf-8", newline="") as file:
         rows = [("comment", "verdict", "shop"), *shops(random.Random(1))]
         csv.writer(file, lineterminator="\n").writerows(rows)
+    with (folder / "rooms.csv").open("w", encoding="utf-8", newline="") as file:
+        rows_of_rooms = [("description", "rent", "quiet", "sea"), *rooms(random.Random(2))]
+        csv.writer(file, lineterminator="\n").writerows(rows_of_rooms)
     made = conversations(draw)
     lines = [json.dumps({"messages": messages}) + "\n" for messages in made]
     (folder / "conversations.jsonl").write_text("".join(lines), encoding="utf-8")

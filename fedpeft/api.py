@@ -72,7 +72,7 @@ class Run:
 
     def __repr__(self) -> str:
         metric = str(self.summary["metric"])
-        value = self.summary[metric]
+        value = self.summary.get(metric, self.summary["accuracy"])
         return f"Run({str(self.folder)!r}, {metric}={'None' if value is None else f'{value:.4g}'})"
 
     @property

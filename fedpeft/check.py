@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -80,7 +81,7 @@ def partitioned(command: Command, rows: Rows) -> tuple[str, Shards]:
     """
     text = command.partition
     if text == "auto":
-        usual = "natural" if rows.owners is not None else "iid" if rows.labels is None else USUAL
+        usual = "natural" if rows.owners is not None else "iid" if rows.classes is None else USUAL
         text = suited_partition(text_of(command.data)) or usual
     clients = command.clients or (0 if text.startswith("natural") else min(int(DEFAULT.clients), len(rows)))
     return text, PARTITIONS.build(text).split(rows, clients, command.seed)
@@ -125,7 +126,7 @@ def check(command: Command, console: Console) -> list[str]:
         raise ConfigError("--clients must be at least 0 and --tokens at least 1")
     text = text_of(command.data)
     dataset = load_dataset(text)
-    say("data", f"{dataset.name}: {dataset.kind}, {dataset.task.replace('_', ' ')}")
+    say("data", f"{dataset.name}: {dataset.kind}, {dataset.task.partition('(')[0].replace('_', ' ')}")
     for note in dataset.notes:
         say("note", note)
     train, held = without_validation(dataset)
@@ -138,7 +139,7 @@ def check(command: Command, console: Console) -> list[str]:
         say("lengths", f"{low:.0f} / {median:.0f} / {high:.0f} {unit} (5 % / median / 95 %), longest {lengths.max()}")
         wrong += [why] if why else wrong_with_lengths(lengths, command.tokens)
     called, partition = partitioned(command, train)
-    say("partition", f"{called}: {partition.statistics(train.labels, len(train))}")
+    say("partition", f"{called}: {partition.statistics(train.classes, len(train))}")
     wrong += wrong_with_partition(partition, train)
     from fedpeft.run.partition_picture import draw
 
@@ -165,11 +166,30 @@ def run_of(command: Command, dataset: str, partition: str, clients: int) -> str:
     return " ".join(["python -m fedpeft.simulate", *words])
 
 
+def counted(rows: Rows, classes: int) -> np.ndarray:
+    """Rows with each class or label, (classes,)."""
+    labels = np.asarray(rows.labels)
+    return labels.sum(0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
+
+
+def _numbers(dataset: Dataset, splits: Mapping[str, Rows]) -> Table:
+    """Rows of each split, and how their numbers lie."""
+    table = Table("split", "rows", f"{(dataset.label_names or ('',))[0]}: mean", "deviation", "least", "median", "most")
+    for name, rows in splits.items():
+        numbers = np.asarray(rows.labels, np.float64)
+        told = (numbers.mean(), numbers.std(), numbers.min(), np.median(numbers), numbers.max())
+        table.add_row(name, f"{len(rows):,}", *(f"{value:.5g}" for value in told))
+    return table
+
+
 def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -> None:
     """Rows of each split, and of the most frequent classes."""
     names, shown = dataset.label_names or (), 8
     splits = {"training": train, "validation": held, "test": dataset.test}
-    counts = {n: np.bincount(r.labels, minlength=len(names)) for n, r in splits.items() if r.labels is not None}
+    if train.targets == "numbers":
+        console.print(_numbers(dataset, splits))
+        return
+    counts = {n: counted(r, len(names)) for n, r in splits.items() if r.labels is not None}
     order: list[int] = np.argsort(-counts["training"], kind="stable").tolist() if names else []
     table = Table("split", "rows", *(names[i] for i in order[:shown]), *(["others"] if len(names) > shown else []))
     for name, rows in splits.items():

@@ -5,6 +5,7 @@
     python -m fedpeft.evaluate runs/NAME --alone all                      each client trained on its own rows only
     python -m fedpeft.evaluate runs/NAME --own 0,3                        clients' own adapters, where they have some
     python -m fedpeft.evaluate runs/NAME --flowertune nlp --questions mmlu.jsonl
+    python -m fedpeft.evaluate runs/NAME --lm-eval arc_easy,own_task.yaml             with lm-eval installed
 
 Numbers go to RUN/evaluation/evaluation.json, answers, to be read, to answers.jsonl beside it.
 """
@@ -45,6 +46,7 @@ class Command:
     own: Annotated[str, tyro.conf.arg(help='clients whose own adapters are compared: "0,3" or all')] = ""
     alone: Annotated[str, tyro.conf.arg(help='clients to train alone, on their own rows: "0,3" or all')] = ""
     flowertune: Annotated[str, tyro.conf.arg(help="the file of questions is FlowerTune's: nlp, medical, finance")] = ""
+    lm_eval: Annotated[str, tyro.conf.arg(help="tasks of lm-eval, where it is installed: names, or YAML files")] = ""
     output: Annotated[Path | None, tyro.conf.arg(help="folder of the results (default: RUN/evaluation)")] = None
 
 
@@ -92,6 +94,7 @@ def evaluate(command: Command, console: Console) -> None:
         own=command.own,
         alone=command.alone,
         track=command.flowertune,
+        lm_eval=command.lm_eval,
     )
     with ConsoleObserver(console) as observer:
         found = Evaluation(FinishedRun.read(command.run), wanted, observer).found()

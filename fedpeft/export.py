@@ -30,6 +30,7 @@ from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import writing
 from fedpeft.models.task import FederatedModel
+from fedpeft.peft.saved_adapter import tell_head
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.folder import make_folder, refuse_file
@@ -81,7 +82,8 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
             "export the adapter (without --merge)"
         )
     if merge or gguf or method.whole_model:
-        finished_run.check_answers()
+        finished_run.check_rows()
+        finished_run.check_reads_texts("a merged model")
     text = card(finished_run, merged=merge)
     empty(output)
     if not finished_run.files.is_dir():
@@ -96,6 +98,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     else:
         with writing(output):
             shutil.copytree(finished_run.files, output / finished_run.files.name)
+        tell_head(output / finished_run.files.name, finished_run.task)
     with writing(output):
         (output / "README.md").write_text(text, encoding="utf-8")
     plain: Any = {"highlight": False, "soft_wrap": True, "markup": False}
@@ -103,7 +106,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     if not gguf:
         console.print(f"to load it: {loading(finished_run, merge or method.whole_model)}", **plain)
     if (output / "adapter").is_dir():
-        console.print(f"BASE: {finished_run.model_directory}", **plain)
+        console.print(f"BASE: {finished_run.base_directory}", **plain)
 
 
 @contextmanager
@@ -189,6 +192,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
     state = simulation.client_state(client)
     empty(output)
     save(simulation.setup, state, output)
+    tell_head(output / ("model" if simulation.setup.method.whole_model else "adapter"), simulation.setup.task)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,9 +1,11 @@
-"""python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer.
+"""python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer, or say of a picture.
 
-A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found, a language
-model goes on with the text (after instruction tuning: answers it). Runs on the same base share one loaded copy of its
-weights; each has its own adapter. `--ensemble` makes one answer of them: the mean of their calibrated probabilities
-(Lakshminarayanan et al., NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class is less likely.
+A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found. Where a row
+may have several labels, all are told with their probabilities, `+` before those that are said; regression tells the
+number, in the unit of the labels. A language model goes on with the text (after instruction tuning: answers it). Runs
+on the same base share one loaded copy of its weights; each has its own adapter. A run that captions images is given a
+picture. `--ensemble` makes one answer of them: the mean of their calibrated probabilities (Lakshminarayanan et al.,
+NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class is less likely.
 """
 
 from __future__ import annotations
@@ -18,25 +20,30 @@ import tyro
 from rich.console import Console
 from torch import Tensor, nn
 
+from fedpeft.answers.captioning import captions
 from fedpeft.answers.generation import answers
 from fedpeft.data.conversations import question
-from fedpeft.data.rows import DATASETS
+from fedpeft.data.image_folders import pixels_of
+from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models import scoring
 from fedpeft.models.base_model import UNBOUNDED, readable_tokens
+from fedpeft.models.patch_features import patch_features
+from fedpeft.models.task import FederatedModel
+from fedpeft.models.two_towers import tower_folders
 from fedpeft.run.command import exit_code
 from fedpeft.run.finished import FinishedRun
 
 
 @dataclass(frozen=True)
 class Command:
-    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text"."""
+    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or a picture's file for captions."""
 
     words: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN [RUN ...] TEXT", help="run folders, then a text"),
+        tyro.conf.arg(metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or a picture's file for captions"),
     ]
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens that a language model adds")] = 40
     abstain: Annotated[float, tyro.conf.arg(help="probability below which a classifier gives no answer, 0 to 1")] = 0.0
@@ -45,8 +52,8 @@ class Command:
     ] = False
 
 
-def chances(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
-    """The calibrated probabilities of a classifier's classes, (classes,) in fp64.
+def outputs(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
+    """What a classifier's head says of a text, (outputs,) in fp64.
 
     Raises:
         FedpeftError: the run reads images, or its files are missing.
@@ -56,8 +63,16 @@ def chances(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
         raise ConfigError(f"{run.folder} classifies images, and predict takes a text")
     tokenizer = load_tokenizer(run.model_directory)
     encoded = tokenizer(text, truncation=True, max_length=run.tokens, return_tensors="pt")
-    logits = scoring.logits(model, {name: encoded[name] for name in ("input_ids", "attention_mask")})
-    return (logits[0] / run.temperature).softmax(-1)
+    return scoring.logits(model, {name: encoded[name] for name in ("input_ids", "attention_mask")})[0]
+
+
+def chances(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
+    """The calibrated probabilities of a classifier's classes, (classes,) in fp64.
+
+    Raises:
+        FedpeftError: the run reads images, or its files are missing.
+    """
+    return (outputs(run, base, text) / run.temperature).softmax(-1)
 
 
 def verdict(labels: list[str], found: Tensor, abstain: float) -> str:
@@ -73,11 +88,22 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     Raises:
         FedpeftError: the run reads images, or its files are missing; or a language model shall abstain.
     """
+    if run.task.targets in ("numbers", "labels"):
+        if abstain:
+            raise ConfigError(f"{run.folder} has no classes of which one is likeliest; leave --abstain out")
+        found = run.task.values(outputs(run, base, text)).tolist()
+        if run.task.targets == "numbers":
+            return f"{found[0]:.6g}"
+        return "  ".join(
+            f"{'+' if p >= 0.5 else '-'}{name} ({p:.3f})" for name, p in zip(run.labels or [], found, strict=True)
+        )
     if run.labels is not None:
         return verdict(run.labels, chances(run, base, text), abstain)
     if abstain:
         raise ConfigError(f"{run.folder} is a language model, which has no classes; leave --abstain out")
     model = run.model(base)
+    if run.task.describes:
+        return caption(run, model, text, new_tokens)
     if run.reads_images:
         raise ConfigError(f"{run.folder} reads images, and predict takes a text")
     tokenizer = load_tokenizer(run.model_directory)
@@ -95,6 +121,22 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     return answers(model, tokenizer, [asking], new_tokens)[0]
 
 
+def caption(run: FinishedRun, model: FederatedModel, picture: str, new_tokens: int) -> str:
+    """What the run's model says of a picture, by its file.
+
+    Raises:
+        ConfigError: the caption would be longer than the model reads.
+        DataError: the file is no picture.
+    """
+    task: Any = run.task
+    readable = readable_tokens(run.model_directory, task.extra_tokens + 1, UNBOUNDED)
+    if new_tokens > readable:
+        raise ConfigError(f"behind an image the model says at most {readable} tokens; give fewer --new-tokens")
+    side = int(load_dataset(run.config.dataset).test.inputs.shape[1])  # type: ignore[union-attr]
+    features = patch_features(pixels_of([picture], side), tower_folders(run.model_directory)["image"], task.side)
+    return captions(model, load_tokenizer(run.model_directory), torch.from_numpy(features), new_tokens)[0]
+
+
 def predict(
     folders: list[Path], text: str, new_tokens: int, console: Console, abstain: float = 0.0, ensemble: bool = False
 ) -> None:
@@ -106,7 +148,7 @@ def predict(
     runs = [FinishedRun.read(folder) for folder in folders]
     bases: dict[Any, nn.Module] = {}
     for run in runs:
-        run.check_answers()
+        run.check_rows()
         if run.base_key not in bases:
             bases[run.base_key] = run.base()
     if ensemble:
@@ -123,7 +165,7 @@ def predict(
 def _together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, abstain: float) -> str:
     """The answer of the runs' mean."""
     names = runs[0].labels
-    if len(runs) < 2 or names is None:
+    if len(runs) < 2 or names is None or any(run.task.targets in ("numbers", "labels") for run in runs):
         raise ConfigError("--ensemble takes two or more classifiers: RUN RUN ... TEXT")
     for run in runs:
         if run.labels != names:

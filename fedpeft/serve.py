@@ -273,7 +273,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         worst_accuracy=own.worst_accuracy if own else None,
         shared_accuracy=score.accuracy if score else None,
         loss=loss,
-        perplexity=None if setup.facts.task == "classification" else math.exp(loss),
+        perplexity=math.exp(loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
         temperature=calibration["temperature"] if calibration else None,
     )
@@ -283,6 +283,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         wire_received_bytes=None if federation.secret_cohort else received,
         wire_sent_bytes=None if federation.secret_cohort else sent,
         refused=gateway.admission.refused,
+        targets=(score.measures or None) if score and setup.task.targets != "classes" else None,
         trust=named(
             calibration=calibration,
             disagreement=of_updates(setup, progress, records, None),

@@ -205,7 +205,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     save(setup, kept, simulation.folder, residual)
     rate = pooled_adapter(simulation, progress)
     own = server.own_rows(progress) if setup.personal else None
-    trust = Trust(setup)
+    trust = Trust(setup, rows.dataset.raters)
     trust.ask_clients(server, progress)
     trust.doubt(server, simulation, progress)
     trust.look_into(simulation, progress)
@@ -240,7 +240,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
         partition=simulation.statistics.as_dict(),
         sampled=rows.dataset.sampled,
         trust=trust.scored(score, records, simulation.protection is not None),
-        **of_rows(simulation, score.scores, records),
+        **of_rows(simulation, score, probe, records),
     )
 
 

@@ -31,6 +31,7 @@ class OwnedMean(LinearStrategy):
 
     needs_lora: ClassVar[bool] = False
     mixed_ranks: ClassVar[bool] = True
+    counts_owned: ClassVar[bool] = True
 
     def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
         """Refuse LoRA factors, whose ranks raflora treats so.

@@ -77,17 +77,18 @@ class Federation:
             authority.ensure()
             for k in range(self.config.clients):
                 authority.client(f"edge-{k}")
-        data = load_dataset(self.config.dataset)
-        names = data.label_names
-        first = 0
-        for k, count in enumerate((*ROWS, *MORE_ROWS)[: self.config.clients]):
-            rows = [{"text": data.train.inputs[i]} | ({"label": names[data.train.labels[i]]} if names else {})
-                    for i in range(first, first + count)]  # fmt: skip
-            first += count
-            (folder / f"{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for k in range(self.config.clients):
+            (folder / f"{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows(k)))
         self.serve = serve or ServeOptions()
         self.start()
         self.server.edges = [self.edge(k) for k in range(self.config.clients)]
+
+    def rows(self, k):
+        """What the file of client k holds."""
+        data, counts = load_dataset(self.config.dataset), (*ROWS, *MORE_ROWS)
+        names, first = data.label_names, sum(counts[:k])
+        return [{"text": data.train.inputs[i]} | ({"label": names[data.train.labels[i]]} if names else {})
+                for i in range(first, first + counts[k])]  # fmt: skip
 
     def start(self, edges=()):
         """The server, started (again), with these clients."""

@@ -43,7 +43,9 @@ OVERRIDES = [
     (r"--dataset office(.*) --tokens 32", r"--dataset 'office(rows=2, test_rows=1)'\1 --tokens 96",
      "README: its rows and the default language model take minutes, and answers begin behind the 32nd token"),
     (r"rows=6000, test_rows=2000", "rows=1000, test_rows=100", "README: the default image model takes minutes"),
-    (r"^(python -m fedpeft\.simulate .*scenes.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny)'",
+    (r"^(python -m fedpeft\.simulate (?!.*captions).*scenes.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny)'",
+     "docs/pairs.md: the default towers take minutes"),
+    (r"^(python -m fedpeft\.simulate .*captions.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny_lm)'",
      "docs/pairs.md: the default towers take minutes"),
     (rf"^(python -m fedpeft\.simulate (?!--clients 100 {re.escape(SHORT)}$)"
      r"(?!.*(?:--model|fashion_mnist|conversations|office)).*)$", r"\1 --model tiny",
@@ -302,7 +304,7 @@ def test_the_example_files_are_what_their_script_makes(tmp_path):
     made: dict[str, object] = {"__name__": "make", "__file__": str(ROOT / "examples" / "make.py")}
     exec((ROOT / "examples" / "make.py").read_text(), made)
     made["main"](tmp_path)
-    for name in ("reviews.csv", "shops.csv", "conversations.jsonl"):
+    for name in ("reviews.csv", "shops.csv", "rooms.csv", "conversations.jsonl"):
         assert (tmp_path / name).read_bytes() == (ROOT / "examples" / name).read_bytes()
 
 

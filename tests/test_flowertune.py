@@ -73,6 +73,7 @@ def test_shipped_configurations_are_the_tracks(track):
     config = project.config("rows.jsonl")
     assert (project.track, project.code, project.ignored) == (track, (), {})
     assert (config.rounds, config.batch_size, config.local_work, config.tokens) == (200, 16, "steps(10)", 512)
+    assert config.safeguard == "none"
     assert config.cohort == {"general_nlp": 2, "finance": 5, "medical": 2, "code": 2}[track]
     method = PEFT_METHODS.build(config.peft)
     assert (method.rank, method.alpha, method.dropout, method.base_precision) == (32, 64, 0.075, "nf4")

@@ -3,8 +3,8 @@
     loss = (L(x) + L(x + d)) / 2,   d_t = e g_t / norm(g_t),   g the gradient of L at the tokens' vectors x
 
 One step of the attack of Miyato et al. (ICLR 2017, arXiv 1605.07725), on each token; e is a share of the mean norm of
-the row's vectors. A step takes twice the time. It is no correction of drift: it stands here because it acts in local
-steps. Clients train one after another: in one pass with others the result was not the same, and why is not known yet.
+the row's word vectors. It is no correction of drift: it stands here because it acts in local steps. A step takes twice
+the time, and more: words are moved before the first block, so that what frozen blocks make of a row is never kept.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.trust.attacked import embedding_of, moved
 
-HIDDEN = "inputs_embeds"
-
 
 @dataclass(frozen=True)
 class Adversarial(Correction):
@@ -41,25 +39,20 @@ class Adversarial(Correction):
 
     def around(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
         """The mean of the losses on the rows as they are, and moved."""
-        if HIDDEN in batch:
-            found = batch[HIDDEN].detach().requires_grad_(True)
-            plain = losses({**batch, HIDDEN: found})
-            worse = losses({**batch, HIDDEN: found.detach() + self._step(plain, found, found, batch)})
-        else:
-            layer = embedding_of(model)
-            with torch.no_grad():
-                vectors = layer(batch["input_ids"])
-            still = torch.zeros_like(vectors).requires_grad_(True)
-            with moved(layer, still):
-                plain = losses(batch)
-            with moved(layer, self._step(plain, still, vectors, batch)):
-                worse = losses(batch)
+        layer, mask = embedding_of(model), batch["attention_mask"]
+        with torch.no_grad():
+            vectors = layer(batch["input_ids"])
+        still = torch.zeros_like(vectors).requires_grad_(True)
+        with moved(layer, still, mask):
+            plain = losses(batch)
+        with moved(layer, self._step(plain, still, vectors, mask), mask):
+            worse = losses(batch)
         return RowLosses((plain.sums + worse.sums) / 2, plain.counts, plain.correct)
 
-    def _step(self, losses: RowLosses, at: Tensor, vectors: Tensor, batch: Batch) -> Tensor:
+    def _step(self, losses: RowLosses, at: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
         """d, for the vectors (rows, tokens, width) at which the losses were computed."""
         (gradient,) = torch.autograd.grad(losses.sums.sum(), [at], retain_graph=True)
-        mask = batch["attention_mask"][..., None].to(vectors.dtype)
+        mask = mask[..., None].to(vectors.dtype)
         norms = vectors.detach().norm(dim=-1, keepdim=True) * mask
         radius = self.strength * norms.sum(1, keepdim=True) / mask.sum(1, keepdim=True)  # no row knows of others
         length = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)

@@ -26,26 +26,45 @@ class Command:
     only: str = ""
     """template or ours; empty: both"""
     output: Path | None = None
-    """a .jsonl file that a line per run is added to"""
+    """a .jsonl file that a line per run is added to; runs that it holds already are not run again"""
 
 
 def table(found: list[Found]) -> Table:
-    """Means of both sides over the seeds."""
+    """Means of both sides over the seeds, and the least and the most."""
     shown = Table("", *dict.fromkeys(f.side for f in found))
     for field in dataclasses.fields(Found)[2:]:
         sides: dict[str, list[float]] = {}
         for each in found:
             sides.setdefault(each.side, []).append(getattr(each, field.name))
-        shown.add_row(field.name.replace("_", " "), *(f"{sum(v) / len(v):,.3f}" for v in sides.values()))
+        shown.add_row(field.name.replace("_", " "), *map(_cell, sides.values()))
     return shown
+
+
+def _cell(values: list[float]) -> str:
+    mean = f"{sum(values) / len(values):,.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):,.3f} to {max(values):,.3f})"
+
+
+def kept(command: Command) -> dict[tuple[str, int], Found]:
+    """What the file holds of these settings, by side and seed."""
+    if command.output is None or not command.output.exists():
+        return {}
+    made = {}
+    for line in map(json.loads, command.output.read_text(encoding="utf-8").splitlines()):
+        if {**line.pop("of"), "seeds": 0} == {**dataclasses.asdict(command.settings), "seeds": 0}:
+            made[line["side"], line["seed"]] = Found(**line)
+    return made
 
 
 def main(command: Command) -> int:
     """Run, print, and write what was found."""
-    console, found = Console(), []
+    console, found, before = Console(), [], kept(command)
     for seed in range(command.settings.seeds):
         for side in ("template", "ours"):
             if command.only not in ("", side):
+                continue
+            if (side, seed) in before:
+                found.append(before[side, seed])
                 continue
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
                 found.append(alone.submit(one, side, command.settings, seed).result())

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from experiments.flowertune.loads import counted
 from experiments.flowertune.settings import Settings
 
 PROJECT = """
@@ -33,9 +34,7 @@ dataset.name = "flwrlabs/alpaca-gpt4"
 
 def run(settings: Settings, seed: int, rows: Path, test: Path, folder: Path) -> dict[str, Any]:
     """The run; what it has sent, loaded and trained on. The adapter is in `folder`/peft."""
-    import transformers
-
-    from fedpeft.flowertune import MIB, main
+    from fedpeft.flowertune import main
 
     project = folder / "project"
     project.mkdir()
@@ -45,29 +44,18 @@ def run(settings: Settings, seed: int, rows: Path, test: Path, folder: Path) -> 
         "fraction": 2 / settings.clients,
     }
     (project / "pyproject.toml").write_text(PROJECT.format(**known), encoding="utf-8")
-    loads = 0
-    kind: Any = transformers.AutoModelForCausalLM
-    real = kind.from_pretrained
-
-    def counted(*given: Any, **named: Any) -> Any:
-        nonlocal loads
-        loads += 1
-        return real(*given, **named)
-
-    kind.from_pretrained = counted
     words = [str(project), "--data", str(rows), "--test", str(test), "--clients", str(settings.clients)]
     words += ["--codec", settings.codec, "--workers", str(settings.workers), "--seed", str(seed), "--dtype", "bf16"]
-    try:
-        if main([*words, "--output", str(folder / "run")]) != 0:
-            raise RuntimeError("the run has failed")
-    finally:
-        kind.from_pretrained = real
+    noted = counted(folder)
+    if main([*words, "--output", str(folder / "run")]) != 0:
+        raise RuntimeError("the run has failed")
+    loads = noted.read_text(encoding="ascii").split()
     shutil.copytree(folder / "run" / f"peft_{settings.rounds}", folder / "peft")
     traffic = json.loads((folder / "run" / "communication.json").read_text(encoding="utf-8"))
     summary = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))
-    assert MIB == 1024**2
     return {
-        "base_loads": loads + settings.workers,  # a worker loads it once, when it first trains
+        "worker_loads": loads.count("worker"),
+        "server_loads": loads.count("server"),
         "traffic": traffic["bytes"],
         "distinct_rows": summary["distinct_rows"],
     }

@@ -17,13 +17,13 @@ class Settings:
     """held-out rows, of which the loss is taken"""
     asked: int = 40
     """of them, rows that are answered, for exact match"""
-    clients: int = 20
+    clients: int = 4
     """SuperNodes"""
-    rounds: int = 10
+    rounds: int = 12
     """of two clients each"""
     steps: int = 5
     """local steps of a round"""
-    batch: int = 8
+    batch: int = 4
     """rows of a step"""
     tokens: int = 96
     """of a row, at most"""
@@ -47,10 +47,12 @@ class Found:
 
     side: str
     seed: int
-    base_loads: int
+    worker_loads: int
+    server_loads: int
     traffic: int
     distinct_rows: int
     peak_memory_mb: float
     seconds: float
+    processor_seconds: float
     loss: float
     exact_match: float

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.flowertune.processor import ProcessorTime
 from experiments.flowertune.rows import write
 from experiments.flowertune.settings import Found, Settings
 
@@ -14,7 +15,7 @@ TEST_SEED = 1_000_003
 
 
 def one(side: str, settings: Settings, seed: int) -> Found:
-    """A side; the memory of this process and of its children is watched."""
+    """A side; memory and processor time of this process and of its children are watched."""
     from fedpeft.machine.memory import PeakMemory
 
     with tempfile.TemporaryDirectory() as place:
@@ -22,7 +23,7 @@ def one(side: str, settings: Settings, seed: int) -> Found:
         rows, test = write(folder / "rows.jsonl", settings.rows, seed), folder / "test.jsonl"
         write(test, settings.test_rows, TEST_SEED)
         started = time.perf_counter()
-        with PeakMemory() as memory:
+        with PeakMemory() as memory, ProcessorTime() as processor:
             if side == "template":
                 from experiments.flowertune import template
 
@@ -35,4 +36,5 @@ def one(side: str, settings: Settings, seed: int) -> Found:
         from experiments.flowertune.judge import judged
 
         loss, exact = judged(settings, test, folder / "peft")
-    return Found(side, seed, peak_memory_mb=memory.bytes / 1e6, seconds=seconds, loss=loss, exact_match=exact, **found)
+    found |= {"peak_memory_mb": memory.bytes / 1e6, "seconds": seconds, "processor_seconds": processor.seconds}
+    return Found(side, seed, loss=loss, exact_match=exact, **found)

@@ -131,7 +131,7 @@ def federated(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Pat
     seen: dict[int, int] = {}
     traffic = 0
     arrays = ArrayRecord(get_peft_model_state_dict(adapted(settings.model, settings.rank)))
-    loads = 1
+    loads = 0
     strategy = FedAvg(fraction_train=2 / settings.clients, fraction_evaluate=0.0)
     for number in range(1, settings.rounds + 1):
         messages = list(strategy.configure_train(number, arrays, _asked(settings, number, rows), grid))
@@ -150,7 +150,7 @@ def federated(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Pat
     model = adapted(settings.model, settings.rank)
     set_peft_model_state_dict(model, arrays.to_torch_state_dict())
     model.save_pretrained(folder / "peft")
-    return {"base_loads": loads + 1, "traffic": traffic, "distinct_rows": sum(seen.values())}
+    return {"worker_loads": loads, "server_loads": 2, "traffic": traffic, "distinct_rows": sum(seen.values())}
 
 
 def _asked(settings: Settings, number: int, rows: Path) -> ConfigRecord:

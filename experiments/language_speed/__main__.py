@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import one_sentence
+from experiments.language_speed import own as clients
 from experiments.language_speed import peers
 from experiments.language_speed.peers import Step
+from fedpeft.machine.memory import release
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Settings:
 
 
 WHOLE, CHUNKS, APART, PACKED = "all logits", "chunks", "rows apart", "rows packed"
+CLIENT, CLIENT_RAGGED = "client's step", "client's step, rows packed"
+CLIENT_AGAIN = "client's step, checkpointing"
 OUTPUT = "output layer: "
 
 
@@ -86,7 +90,8 @@ def ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
     task, random = CausalLM(), np.random.default_rng(0)
     model: Any = task.model(task.base(resolve_model(settings.model), DTYPES[settings.dtype]), None)
     PEFT_METHODS.build("lora(targets=('q_proj', 'v_proj'), layers=0)").attach(model, settings.dtype)
-    full = made_rows([settings.tokens] * settings.batch, settings, model, random).batch(range(settings.batch))
+    rows = made_rows([settings.tokens] * settings.batch, settings, model, random)
+    full = rows.batch(range(settings.batch))
     lengths = packed_lengths(settings)
     ragged, longest = made_rows(lengths, settings, model, random), padded_length(max(lengths))
     [bins] = together([np.array(lengths)], longest) or [[[i] for i in range(len(lengths))]]
@@ -105,8 +110,12 @@ def ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
     }
     of_all, of_ragged = settings.tokens * settings.batch, sum(lengths)
     made: dict[str, Callable[[], Step]] = {name: partial(_itself, step) for name, step in own.items()}
+    made[CLIENT] = partial(clients.client, settings.model, settings.dtype, rows)
+    made[CLIENT_AGAIN] = partial(clients.client, settings.model, settings.dtype, rows, again=True)
+    made[CLIENT_RAGGED] = partial(clients.client, settings.model, settings.dtype, ragged)
     made |= peers.steps(settings.model, settings.dtype, full, say)
-    return {name: Way(each, of_ragged if name in (APART, PACKED) else of_all) for name, each in made.items()}
+    short = (APART, PACKED, CLIENT_RAGGED)
+    return {name: Way(each, of_ragged if name in short else of_all) for name, each in made.items()}
 
 
 def _itself(step: Step) -> Step:
@@ -176,6 +185,7 @@ def output_layer(model: Any, labels: Any, dtype: Any) -> dict[str, Step]:
 
 def measured(step: Step) -> tuple[float, float, float]:
     """Loss, CPU seconds of this thread, and MB by which the step's peak exceeds what was resident before it."""
+    release()  # what an earlier step has left would hide this one's
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
     before, started = _status("VmRSS"), time.thread_time()
     loss = step()

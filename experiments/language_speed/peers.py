@@ -64,6 +64,8 @@ def sft(model: str, dtype: str, batch: Batch) -> Step:
         processing_class=AutoTokenizer.from_pretrained(resolve_model(model)),
     )
 
+    trainer.current_gradient_accumulation_steps = 1  # as `train` says before its first step
+
     def step() -> float:
         loss = trainer.training_step(trainer.model, dict(batch))
         trainer.model.zero_grad(set_to_none=True)

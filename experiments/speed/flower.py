@@ -34,8 +34,9 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
 }
-"""No telemetry, no metrics: nothing but the work."""
+"""No telemetry, no metrics, actors of the same priority as ours: nothing but the work."""
 
 ROUND_TIMEOUT_SECONDS = 3600
 

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedpeft.parts import Family
+from fedpeft.errors import ConfigError
+from fedpeft.parts import Family, name_of
 from fedpeft.peft.adapter import State
 
 VARIANCE = "variance"
@@ -37,6 +38,17 @@ class HeadStart(ABC):
         """The codec of the statistics in a run whose updates are encoded by `preset`, or by no preset ("")."""
         return self.codecs.get(preset, self.codecs[""])
 
+    def fitted(self, targets: str) -> HeadStart:
+        """The same head for labels that are "numbers" or "labels", several a row, instead of classes; by default none.
+
+        Raises:
+            ConfigError: it starts from classes.
+        """
+        raise ConfigError(
+            f"head={name_of(type(self))} starts from classes, and these rows have "
+            f"{'numbers' if targets == 'numbers' else 'several labels each'}; take --head ridge or zero"
+        )
+
     def compact(self) -> HeadStart:
         """The same head from statistics that bear such a codec; by default as it is."""
         return self
@@ -47,7 +59,8 @@ class HeadStart(ABC):
 
     @abstractmethod
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
-        """Statistics of one client's rows: features (n, width), labels (n,)."""
+        """Statistics of one client's rows: features (n, width), labels (n,), or what `fitted` has said they are, or
+        targets (n, classes) to be met."""
 
     def importance(self, statistics: State) -> State:
         """How much an error in each entry matters, for the codec (see `Codec.encode`); by default all alike."""

@@ -28,6 +28,11 @@ class ServerOptimizer(ABC):
     def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
         """The next state and memory; `direction` may hold some of the tensors only, the others stay."""
 
+    @property
+    def needs_noise(self) -> bool:
+        """Whether it is what it says only where the server adds noise (`noised`); by default not."""
+        return False
+
     def noised(self, variance: float) -> ServerOptimizer:
         """What steps along directions with noise of this variance in each entry; by default what steps along others."""
         return self

@@ -56,6 +56,9 @@ class Strategy:
     """Whether the rule's settings `tasks`, `every` and `late` are the schedule of the run's tasks
     (`fedpeft.data.task_sequence`)."""
 
+    counts_owned: ClassVar[bool] = False
+    """Whether it goes by what of its update a client has trained (`Update.owned`)."""
+
     asks_clients: ClassVar[bool] = False
     """Whether clients are asked for sums over the rows that they train on, beside their updates."""
 

@@ -77,7 +77,7 @@ def generated(
             pad_token_id=padding,
             eos_token_id=ends or None,
         )
-    return [_until(row, ends) for row in made[:, longest:].tolist()]
+    return [until(row, ends) for row in made[:, longest:].tolist()]
 
 
 def _prepends(model: FederatedModel) -> bool:
@@ -105,8 +105,9 @@ def _generated_anew(
         open_rows = [row for row, token in zip(open_rows, said, strict=True) if token not in ends]
         if not open_rows:
             break
-    return [_until(row[len(prompt) :], ends) for row, prompt in zip(rows, prompts, strict=True)]
+    return [until(row[len(prompt) :], ends) for row, prompt in zip(rows, prompts, strict=True)]
 
 
-def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+def until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """The tokens before the first that ends an answer."""
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]

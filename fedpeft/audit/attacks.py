@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.aggregation.strategy import shared_sum
 from fedpeft.audit.canaries import FORM, CanaryAudit, layout_of, run
 from fedpeft.privacy.accountant import Event, rdp_epsilon
+from fedpeft.privacy.server_noise import turns_of
 
 if TYPE_CHECKING:
     from fedpeft.simulation.simulation import Simulation
+
+CANARIES = 400
+"""About so many."""
 
 
 def attacks(simulation: Simulation) -> dict[str, Any]:
@@ -43,9 +47,10 @@ def of_run(simulation: Simulation) -> CanaryAudit:
         key=lambda plan: rdp_epsilon({Event(protection.noise, plan[0]): plan[1]}, protection.delta),
     )
     steps = int(federation.steps.max()) if mechanism.per_example else 1
-    rounds, rate, more = max(1, round(spends[1] / steps)), spends[0], ""
-    if mechanism.turns:
-        rounds, rate = federation.rounds, federation.cohort / federation.clients
+    rounds, rate, more, canaries = max(1, round(spends[1] / steps)), spends[0], "", CANARIES
+    if mechanism.turns:  # as far apart as clients', whatever does not divide evenly
+        turns = turns_of(federation.clients, federation.cohort)
+        rounds, rate, canaries = federation.rounds, 1 / turns, turns * max(1, round(CANARIES / turns))
         more = f", noise={vars(mechanism)['noise']!r}"
     strategy = simulation.config.strategy if shared_sum(simulation.setup.strategy, layout_of(FORM.rank)) else "fedit"
     return CanaryAudit(
@@ -55,6 +60,6 @@ def of_run(simulation: Simulation) -> CanaryAudit:
         steps=steps,
         strategy=strategy,
         codec=str(simulation.setup.uplink.codec),
-        canaries=400,
+        canaries=canaries,
         seed=simulation.config.seed,
     )

@@ -240,7 +240,7 @@ class _Clients(_Pipeline):
 
     def _federation(self) -> Exposure:
         m = self.audit.canaries
-        return self._federation_of(m, 1, max(1, math.floor(self.audit.rate * m)))
+        return self._federation_of(m, 1, max(1, math.floor(self.audit.rate * m + 1e-9)))
 
     def verdict(self) -> Verdict:
         """Release all rounds; a canary's score is what its entry of the head moved by, signs alternating."""

@@ -61,7 +61,7 @@ def membership(simulation: Simulation) -> Membership:
     for index in np.array_split(np.argsort(-lengths, kind="stable"), max(1, len(rows) // 32)):
         scores = scoring.score(model, simulation.setup.task, examples.batch(rows[index]))
         losses[rows[index]] = scores.loss / np.maximum(scores.count, 1)
-    labels = simulation.rows.all.labels
+    labels = simulation.rows.all.classes
     areas = []
     for shard in shards:
         weights = np.ones(len(others)) if labels is None else _weights(labels[shard], labels[others])

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from fedpeft.data.examples import CaptionedRows, Examples, ImageRows, PairRows, TaggedRows, TokenRows
+from fedpeft.data.examples import CaptionedRows, DescribedRows, Examples, ImageRows, PairRows, TaggedRows, TokenRows
 from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
 
@@ -47,7 +47,9 @@ def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
         return {"pixels": examples.pixels, "labels": examples.labels, "tokens": np.array(examples.tokens)}
     if isinstance(examples, CaptionedRows):
         image = {"pixels": examples.pixels, "held": examples.held, "tokens": np.array(examples.tokens)}
-        return image | {f"text_{name}": array for name, array in examples_to_arrays(examples.texts).items()}
+        return image | _of_texts(examples.texts)
+    if isinstance(examples, DescribedRows):
+        return {"patches": examples.patches, "cut": np.array(examples.cut)} | _of_texts(examples.texts)
     if isinstance(examples, PairRows):
         return examples_to_arrays(examples.answers) | {"pairs": np.array(examples.cut)}
     assert isinstance(examples, TokenRows)
@@ -58,11 +60,22 @@ def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
     return found | {name: array for name, array in optional.items() if array is not None}
 
 
+def _of_texts(texts: TokenRows) -> dict[str, np.ndarray]:
+    """The arrays of texts beside images."""
+    return {f"{TEXT}{name}": array for name, array in examples_to_arrays(texts).items()}
+
+
+TEXT = "text_"
+"""What the names of arrays of texts beside images begin with."""
+
+
 def examples_from_arrays(found: Mapping[str, np.ndarray]) -> Examples:
     """The inverse of `examples_to_arrays`."""
-    if "held" in found:
-        own = {name.removeprefix("text_"): array for name, array in found.items() if name.startswith("text_")}
+    own = {name.removeprefix(TEXT): array for name, array in found.items() if name.startswith(TEXT)}
+    if own:
         texts = cast(TokenRows, examples_from_arrays(own))
+        if "patches" in found:
+            return DescribedRows(found["patches"], texts, int(found["cut"]))
         return CaptionedRows(found["pixels"], texts, found["held"], int(found["tokens"]))
     if "pixels" in found:
         return ImageRows(found["pixels"], found["labels"], int(found["tokens"]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -70,7 +71,7 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens per row, (rows,)."""
         return np.diff(self.offsets)
@@ -234,6 +235,35 @@ class CaptionedRows:
             "held": torch.from_numpy(np.array(self.held[index])),
             "labels": text["labels"][:, None].expand(-1, 2),
         }
+
+
+@dataclass(frozen=True)
+class DescribedRows:
+    """What a frozen encoder has made of images, and texts that say what they show.
+
+    Attributes:
+        patches: float32 (rows, N, width).
+        texts: one each.
+        cut: texts whose end was cut off.
+    """
+
+    patches: np.ndarray
+    texts: TokenRows
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of both, (rows,)."""
+        lengths: np.ndarray = self.texts.lengths + self.patches.shape[1]
+        return lengths
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """patches (B, N, width); input_ids, attention_mask and labels (B, T), of the texts alone."""
+        patches = torch.from_numpy(np.ascontiguousarray(self.patches[np.asarray(rows)]))
+        return self.texts.batch(rows) | {"patches": patches}
 
 
 MADE_UP_TOKENS = 16

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpeft.data.partition import Shards
 from fedpeft.data.rows import Dataset, Inputs, Rows
@@ -17,36 +17,40 @@ FREQUENT = 0.9
 """The share of one class from which on naming it always looks like learning."""
 
 
-def digests(inputs: Inputs) -> list[bytes]:
-    """A hash of each text, without regard to case and space, or of each image."""
+def digests(inputs: Inputs) -> NDArray[np.uint64]:
+    """A hash of each text, without regard to case and space, or of each image; (rows,).
+
+    64 bits: of ten million rows, two that differ have the same one in 1 of 370,000 data sets.
+    """
     if isinstance(inputs, np.ndarray):
-        return [hashlib.blake2b(np.ascontiguousarray(x).tobytes(), digest_size=12).digest() for x in inputs]
-    plain = (" ".join(text.lower().split()) for text in inputs)
-    return [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest() for text in plain]
+        content = (np.ascontiguousarray(x).tobytes() for x in inputs)
+    else:
+        content = (" ".join(text.lower().split()).encode("utf-8", "surrogatepass") for text in inputs)
+    hashes = (int.from_bytes(hashlib.blake2b(each, digest_size=8).digest(), "little") for each in content)
+    return np.fromiter(hashes, np.uint64, len(inputs))
 
 
 def wrong_with_rows(dataset: Dataset) -> list[str]:
     """Rows that occur twice, within a split and across, classes with few rows or nearly all."""
-    train = digests(dataset.train.inputs)
-    distinct, found = set(train), list[str]()
-    if len(distinct) < len(train):
-        found.append(f"{len(train) - len(distinct):,} of {len(train):,} training rows say what another one says")
+    distinct, index, inverse = np.unique(digests(dataset.train.inputs), return_index=True, return_inverse=True)
+    first, found = index[inverse], list[str]()  # of each row, the first that says the same
+    if len(distinct) < len(first):
+        found.append(f"{len(first) - len(distinct):,} of {len(first):,} training rows say what another one says")
     for name, rows in (("validation", dataset.validation), ("test", dataset.test)):
-        if rows is not None and (shared := sum(digest in distinct for digest in digests(rows.inputs))):
+        if rows is not None and (shared := int(np.isin(digests(rows.inputs), distinct).sum())):
             found.append(
                 f"{shared:,} of {len(rows):,} {name} rows occur in the training rows, too, so that their score "
                 "tells of memory; leave them out of one"
             )
     if dataset.train.labels is not None:
-        found += _wrong_with_classes(dataset, dataset.train.labels, train)
+        wrong = {"numbers": _wrong_with_numbers, "labels": _wrong_with_labels}
+        found += wrong.get(dataset.train.targets, _wrong_with_classes)(dataset, dataset.train.labels, first)
     return found
 
 
-def _wrong_with_classes(dataset: Dataset, labels: np.ndarray, train: Sequence[bytes]) -> list[str]:
+def _wrong_with_classes(dataset: Dataset, labels: np.ndarray, first: NDArray[np.int64]) -> list[str]:
     found: list[str] = []
-    first: dict[bytes, int] = {}
-    contradicting = sum(first.setdefault(digest, label) != label for digest, label in zip(train, labels, strict=True))
-    if contradicting:
+    if contradicting := int((labels != labels[first]).sum()):
         found.append(f"{contradicting:,} training rows have another class than an equal row has")
     names, counts = dataset.label_names or (), np.bincount(labels, minlength=dataset.classes)
     few = np.flatnonzero(counts < FEW)
@@ -61,6 +65,49 @@ def _wrong_with_classes(dataset: Dataset, labels: np.ndarray, train: Sequence[by
     tested = np.bincount(np.asarray(dataset.test.labels), minlength=dataset.classes)
     if len(untested := np.flatnonzero(tested == 0)):
         found.append(f"{len(untested)} of {len(names)} classes have no test rows, e.g. {names[untested[0]]}")
+    return found
+
+
+FAR = 10.0
+"""Standard deviations from the mean beyond which a number pulls on the squared error as a hundred others do."""
+
+
+OUTSIDE = 0.05
+"""The share of test rows beyond all training rows from which on both are not of one kind."""
+
+
+def _wrong_with_numbers(dataset: Dataset, numbers: np.ndarray, first: NDArray[np.int64]) -> list[str]:
+    found: list[str] = []
+    deviation = max(float(numbers.std()), np.finfo(float).tiny)
+    if apart := int((np.abs(numbers[first] - numbers) > deviation).sum()):
+        found.append(f"{apart:,} training rows differ by more than a standard deviation from an equal row")
+    if far := int((np.abs(numbers - numbers.mean()) > FAR * deviation).sum()):
+        found.append(
+            f"{far:,} training rows lie more than {FAR:g} standard deviations from the mean, and rule the squared "
+            "error; look at them, or take logarithms"
+        )
+    low, high = float(numbers.min()), float(numbers.max())
+    test = np.asarray(dataset.test.labels)
+    if (outside := int(((test < low) | (test > high)).sum())) > OUTSIDE * len(test):
+        found.append(f"{outside:,} of {len(test):,} test rows lie outside of the training rows' {low:g} to {high:g}")
+    return found
+
+
+def _wrong_with_labels(dataset: Dataset, labels: np.ndarray, first: NDArray[np.int64]) -> list[str]:
+    found: list[str] = []
+    if contradicting := int((labels != labels[first]).any(1).sum()):
+        found.append(f"{contradicting:,} training rows have other labels than an equal row has")
+    names, counts = dataset.label_names or (), labels.sum(0, dtype=np.int64)
+    few = np.flatnonzero(counts < FEW)
+    if len(few):
+        shown = ", ".join(f"{names[i]} ({counts[i]})" for i in few[:5])
+        found.append(f"{len(few)} of {len(names)} labels have fewer than {FEW} training rows: {shown}")
+    frequent = np.flatnonzero(counts > FREQUENT * len(labels))
+    if len(frequent):
+        found.append(f"{len(frequent)} of {len(names)} labels are those of nearly every row, e.g. {names[frequent[0]]}")
+    untested = np.flatnonzero(np.asarray(dataset.test.labels).sum(0) == 0)
+    if len(untested):
+        found.append(f"{len(untested)} of {len(names)} labels have no test rows, e.g. {names[untested[0]]}")
     return found
 
 
@@ -81,7 +128,7 @@ def wrong_with_partition(partition: Shards, rows: Rows) -> list[str]:
     found, sizes = list[str](), partition.sizes
     if tiny := int((sizes < FEW).sum()):
         found.append(f"{tiny:,} of {len(sizes):,} clients have fewer than {FEW} rows, the smallest {sizes.min()}")
-    if rows.labels is not None:
+    if rows.targets == "classes" and rows.labels is not None:
         labels = rows.labels
         single = sum(len(np.unique(labels[partition.shard(k)])) == 1 for k in range(len(partition)))
         if single:

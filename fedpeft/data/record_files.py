@@ -31,6 +31,9 @@ GZ = ".gz"
 SUFFIXES = (*DELIMITERS, *JSON_LINES, JSON, *PARQUET, *ARROW)
 """Of the files that can be read; each may be followed by .gz."""
 
+ROWS = 1024
+"""Rows of a Parquet or Arrow file that are Python objects at a time."""
+
 SAVED = "state.json"
 """What a data set that `save_to_disk` has written has in its folder."""
 
@@ -183,8 +186,8 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
         if suffix in PARQUET:
             from pyarrow import parquet
 
-            table = parquet.ParquetFile(stream)
-            schema, batches = table.schema_arrow, table.iter_batches(batch_size=1024)
+            table = parquet.ParquetFile(stream, buffer_size=1 << 20)  # else a row group's column is held as a whole
+            schema, batches = table.schema_arrow, table.iter_batches(batch_size=ROWS)
         else:
             schema, batches = _arrow(stream)
         if len(set(schema.names)) < len(schema.names):
@@ -192,9 +195,10 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
         classes = _class_names(schema)
         number = 0
         for batch in batches:
-            for record in batch.to_pylist():
-                number += 1
-                yield f"row {number}", named(record, classes, f"row {number} of {name}")
+            for start in range(0, len(batch), ROWS):
+                for record in batch.slice(start, ROWS).to_pylist():
+                    number += 1
+                    yield f"row {number}", named(record, classes, f"row {number} of {name}")
     except pa.ArrowException as error:
         raise DataError(f"{name} can't be read as {suffix}: {' '.join(str(error).split())[:200]}") from None
 
@@ -216,7 +220,8 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
     """The names of classes, by column, that the `datasets` library has left in a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {str(c): list(f["names"]) for c, f in features.items() if f.get("_type") == "ClassLabel"}
+        each = {c: f["feature"] if isinstance(f.get("feature"), dict) else f for c, f in features.items()}  # of lists
+        return {str(c): list(f["names"]) for c, f in each.items() if f.get("_type") == "ClassLabel"}
     except (KeyError, TypeError, ValueError, AttributeError):  # written by something else
         return {}
 
@@ -229,10 +234,14 @@ def named(record: dict[str, Any], classes: Mapping[str, list[str]], where: str) 
     """
     for column, names in classes.items():
         value = record.get(column)
-        if isinstance(value, int):
-            if not 0 <= value < len(names):
-                raise DataError(f"{where}: the label {value} is none of the {len(names)} classes (-1: it is hidden)")
-            record = record | {column: names[value]}
+        numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
+        if len(numbers) < (len(value) if isinstance(value, list) else 1):
+            continue  # names already
+        for number in numbers:
+            if not 0 <= number < len(names):
+                raise DataError(f"{where}: the label {number} is none of the {len(names)} classes (-1: it is hidden)")
+        found = [names[number] for number in numbers]
+        record = record | {column: found if isinstance(value, list) else found[0]}
     return record
 
 
@@ -244,6 +253,7 @@ def _saved(name: str, path: Path) -> Iterator[Record]:
         rows = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever the library meets in files that it has not written
         raise DataError(f"{name} can't be read as a saved data set: {' '.join(str(error).split())[:200]}") from None
-    classes = {c: list(f.names) for c, f in rows.features.items() if getattr(f, "names", None)}
+    each = {c: getattr(f, "feature", f) for c, f in rows.features.items()}  # of lists
+    classes = {c: list(f.names) for c, f in each.items() if getattr(f, "names", None)}
     for number, record in enumerate(rows, 1):
         yield f"row {number}", named(record, classes, f"row {number} of {name}")

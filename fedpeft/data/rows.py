@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.data.task_sequence import TaskSequence
+from fedpeft.data.text_column import both, taken
 from fedpeft.errors import DataError
 from fedpeft.parts import Family
 
@@ -25,8 +26,10 @@ class Rows:
     """Examples, in a fixed order.
 
     Attributes:
-        inputs: texts, one string a row; or images, uint8 (rows, height, width) or (rows, height, width, 3), 0 to 255.
-        labels: int64 (rows,), 0 <= label < number of classes; None for causal language modelling.
+        inputs: texts, one string a row, in a list or on disk (`fedpeft.data.text_column`); or images, uint8 (rows,
+            height, width) or (rows, height, width, 3), 0 to 255.
+        labels: int64 (rows,), 0 <= label < number of classes; float64 (rows,), numbers to predict; int8 (rows, labels),
+            0 or 1, where a row has any of several; None for causal language modelling.
         owners: (rows,) of str or int, whose row it is in the real world; None where nothing is known.
         tasks: int64 (rows,), which of a sequence of tasks a row belongs to, from 0; None: there is one task.
         texts: of images, the text that goes with each; None: none does. An empty text, or an image of zeros, is one
@@ -34,7 +37,7 @@ class Rows:
     """
 
     inputs: Inputs
-    labels: NDArray[np.int64] | None = None
+    labels: NDArray[Any] | None = None
     owners: NDArray[np.generic] | None = None
     tasks: NDArray[np.int64] | None = None
     texts: Sequence[str] | None = None
@@ -43,22 +46,48 @@ class Rows:
         if self.texts is not None and len(self.texts) != len(self.inputs):
             raise DataError(f"{len(self.inputs)} inputs but {len(self.texts)} texts")
         for name, column in (("labels", self.labels), ("owners", self.owners), ("tasks", self.tasks)):
-            if column is not None and column.shape != (len(self.inputs),):
+            shape = None if column is None else column.shape[:1] if name == "labels" else column.shape
+            if column is not None and shape != (len(self.inputs),):
                 raise DataError(f"{len(self.inputs)} inputs but {name} of shape {column.shape}")
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    @property
+    def targets(self) -> str:
+        """What labels are: "classes", "numbers", "labels" (any of several a row), or "": there are none."""
+        if self.labels is None:
+            return ""
+        return "labels" if self.labels.ndim != 1 else "numbers" if self.labels.dtype.kind == "f" else "classes"
+
+    @property
+    def classes(self) -> NDArray[np.int64] | None:
+        """The rows' classes, (rows,); of numbers, which of `BINS` quantile bins each lies in; None: a row has none, or
+        several labels."""
+        if self.labels is None or self.targets == "labels":
+            return None
+        return quantile_bins(self.labels) if self.targets == "numbers" else self.labels
 
     def take(self, indices: NDArray[np.integer]) -> Rows:
         """The rows at `indices` (int, any length), in that order; text is shared, arrays are copied."""
         if isinstance(self.inputs, np.ndarray):
             inputs: Inputs = self.inputs[indices]
         else:
-            inputs = [self.inputs[i] for i in indices.tolist()]
+            inputs = taken(self.inputs, indices)
         columns = (self.labels, self.owners, self.tasks)
         labels, owners, tasks = (None if column is None else column[indices] for column in columns)
-        texts = None if self.texts is None else [self.texts[i] for i in indices.tolist()]
+        texts = None if self.texts is None else taken(self.texts, indices)
         return Rows(inputs, labels, owners, tasks, texts)
+
+
+BINS = 10
+"""Quantile bins that stand for classes where labels are numbers."""
+
+
+def quantile_bins(numbers: NDArray[np.float64], bins: int = BINS) -> NDArray[np.int64]:
+    """Which of at most `bins` bins with about equally many rows each number (rows,) lies in; equal ones in the same."""
+    edges = np.unique(np.quantile(numbers, np.arange(1, bins) / bins)) if len(numbers) else np.zeros(0)
+    return np.searchsorted(edges, numbers, side="right").astype(np.int64)
 
 
 def joined(first: Rows, second: Rows) -> Rows:
@@ -66,18 +95,31 @@ def joined(first: Rows, second: Rows) -> Rows:
     if isinstance(first.inputs, np.ndarray):
         inputs: Inputs = np.concatenate([first.inputs, np.asarray(second.inputs)])
     else:
-        inputs = [*first.inputs, *second.inputs]
+        inputs = both(first.inputs, cast(Sequence[str], second.inputs))
 
-    def both(one: NDArray[Any] | None, other: NDArray[Any] | None) -> NDArray[Any] | None:
+    def arrays(one: NDArray[Any] | None, other: NDArray[Any] | None) -> NDArray[Any] | None:
         return None if one is None or other is None else np.concatenate([one, other])
 
     return Rows(
         inputs,
-        both(first.labels, second.labels),
-        both(first.owners, second.owners),
-        both(first.tasks, second.tasks),
-        None if first.texts is None or second.texts is None else [*first.texts, *second.texts],
+        arrays(first.labels, second.labels),
+        arrays(first.owners, second.owners),
+        arrays(first.tasks, second.tasks),
+        None if first.texts is None or second.texts is None else both(first.texts, second.texts),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Raters:
+    """What several people have said of rows with two classes, each for themselves.
+
+    Attributes:
+        share: of the votes that are for the second class, (rows,), 0 to 1; who is undecided has half a vote for each.
+        spread: standard deviation of the ratings, (rows,), in their units.
+    """
+
+    share: NDArray[np.float64]
+    spread: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +129,17 @@ class Dataset:
     Attributes:
         name: what the user asked for.
         kind: what `inputs` are.
-        task: what is learned: classification, causal_lm, instruction, dpo, retrieval or towers, perhaps with settings:
-            dpo(beta=0.2).
+        task: what is learned: classification, regression, multi_label, causal_lm, instruction, dpo, retrieval, towers
+            or captions, perhaps with settings: dpo(beta=0.2).
         train: rows that are split over the clients.
         test: rows that no client trains on; scored once, at the end.
-        label_names: one name per class; None for causal language modelling.
+        label_names: one name per class or label; of numbers, what they are called; None for language modelling.
         default_model: the name of the model part that suits this data set.
         sampled: whether these are only some of its rows, so that figures of them are none of the data set's.
         validation: rows for tuning and the curve per round; None: some of `train` are held out.
         notes: what was taken by itself, in one line each.
         tasks: that are met one after the other, in whose order `Rows.tasks` counts; None: there is one.
+        raters: of the test rows; None: each has its label alone.
     """
 
     name: str
@@ -110,23 +153,31 @@ class Dataset:
     validation: Rows | None = None
     notes: tuple[str, ...] = ()
     tasks: TaskSequence | None = None
+    raters: Raters | None = None
 
     def __post_init__(self) -> None:
+        if self.raters is not None and {self.raters.share.shape, self.raters.spread.shape} != {(len(self.test),)}:
+            raise DataError(f"{self.name} has raters of other rows than its {len(self.test)} test rows")
         for part, rows in (("training", self.train), ("validation", self.validation), ("test", self.test)):
             if rows is None:
                 continue
             if len(rows) == 0:
                 raise DataError(f"{self.name} has no {part} rows")
-            if self.task == "classification" and rows.labels is None:
+            if self.classified and rows.labels is None:
                 raise DataError(f"{self.name} has no labels for its {part} rows, which classification needs")
-        if self.task == "classification" and self.train.labels is not None:
+        if self.classified and self.train.labels is not None:
             classes = np.unique(self.train.labels)
             if len(classes) < 2:
                 raise DataError(f"{self.name} has one class only in its training rows; classification needs two")
 
     @property
+    def classified(self) -> bool:
+        """Whether each row has one of several classes."""
+        return self.task == "classification"
+
+    @property
     def classes(self) -> int:
-        """Number of classes; 0 for causal language modelling."""
+        """Number of classes, labels or numbers that a model says; 0 for language modelling."""
         return len(self.label_names or ())
 
 
@@ -202,7 +253,7 @@ def without_validation(dataset: Dataset) -> tuple[Rows, Rows]:
 def split_validation(rows: Rows, count: int, seed: int = 0) -> tuple[Rows, Rows]:
     """Hold `count` rows out of training: (the rest, validation), each in the original order.
 
-    Stratified over labels, or over owners where there are no labels: systematic sampling along the rows sorted by
+    Stratified over classes, or over owners where there are none: systematic sampling along the rows sorted by
     stratum and shuffled inside it gives every stratum its share to within one row. One row of every stratum is never a
     candidate, so that no class or owner disappears from training. The default seed is fixed on purpose: runs with
     different seeds are compared on the same validation rows.
@@ -222,7 +273,7 @@ def _systematic(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     total = len(rows)
     generator = np.random.default_rng(seed)
     order = generator.permutation(total)
-    column = rows.labels if rows.labels is not None else rows.owners
+    column: NDArray[Any] | None = rows.classes if rows.classes is not None else rows.owners
     if rows.tasks is not None:  # each task has its share, too
         within = np.zeros(total, np.int64) if column is None else np.unique(column, return_inverse=True)[1]
         column = rows.tasks * (int(within.max(initial=0)) + 1) + within
@@ -238,5 +289,6 @@ def _systematic(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
         )
     step = len(candidates) / count
     held = np.sort(candidates[((np.arange(count) + generator.random()) * step).astype(np.int64)])
-    rest = np.setdiff1d(np.arange(total), held)
-    return rows.take(rest), rows.take(held)
+    kept = np.ones(total, bool)
+    kept[held] = False
+    return rows.take(np.flatnonzero(kept)), rows.take(held)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,17 @@ class Scene:
     def caption(self) -> str:
         """In words."""
         return f"a {' '.join(self.first)} {self.relation} a {' '.join(self.second)}"
+
+
+_CAPTION = re.compile(rf"a (\w+) (\w+) ({'|'.join(RELATIONS)}) a (\w+) (\w+)")
+
+
+def told(caption: str) -> Scene | None:
+    """The scene that a caption tells of, of whatever colours and shapes; None: it has another form."""
+    if (found := _CAPTION.fullmatch(caption.strip())) is None:
+        return None
+    colour, shape, relation, other_colour, other_shape = found.groups()
+    return Scene((colour, shape), relation, (other_colour, other_shape))
 
 
 def scenes() -> list[Scene]:

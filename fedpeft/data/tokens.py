@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from fedpeft.data.examples import TaggedRows, TokenRows
 from fedpeft.errors import ModelError
+from fedpeft.machine.spooled import Spool
 
 
 def load_tokenizer(model_directory: Path) -> Any:
@@ -26,15 +28,23 @@ def load_tokenizer(model_directory: Path) -> Any:
         raise ModelError(f"no tokenizer could be loaded from {model_directory}; a text model needs one") from error
 
 
-def token_rows(texts: Sequence[str], labels: np.ndarray | None, model_directory: Path, max_tokens: int) -> TokenRows:
+TOGETHER = 1000
+"""Texts that a tokenizer is given at a time: all at once, their ids would be lists of Python numbers, 30 bytes each."""
+
+
+def token_rows(texts: Iterable[str], labels: np.ndarray | None, model_directory: Path, max_tokens: int) -> TokenRows:
     """Tokenise `texts` (special tokens included), each cut to `max_tokens` (at least 2).
 
     Raises:
         ModelError: the directory has no tokenizer.
     """
     tokenizer = load_tokenizer(model_directory)
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"] if len(texts) else []
-    return rows_of(encoded, padding_of(tokenizer), labels)
+    made = TokenSpool(padding_of(tokenizer))
+    remaining = iter(texts)
+    while some := list(itertools.islice(remaining, TOGETHER)):
+        for ids in tokenizer(some, truncation=True, max_length=max_tokens)["input_ids"]:
+            made.add(ids)
+    return made.rows(labels)
 
 
 def padding_of(tokenizer: Any) -> int:
@@ -42,8 +52,45 @@ def padding_of(tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
 
 
+class TokenSpool:
+    """Takes the token ids of one row after the other; of many rows they lie in a file (`fedpeft.machine.spooled`)."""
+
+    def __init__(self, padding: int, counted: bool = False) -> None:
+        self._padding, self._counted = padding, counted
+        self._ids, self._targets, self._lengths = Spool(np.int32), Spool(bool), Spool(np.int64)
+        self._waiting: list[Sequence[int]] = []
+        self._marks: list[Sequence[bool]] = []
+
+    def add(self, ids: Sequence[int], targets: Sequence[bool] = ()) -> None:
+        """Add a row; one without tokens becomes one token of padding.
+
+        Args:
+            targets: which tokens count in a language model's loss, as long as `ids`, where they are told apart.
+        """
+        self._waiting.append(list(ids) or [self._padding])
+        self._marks.append(targets)
+        if len(self._waiting) == TOGETHER:
+            self._write()
+
+    def _write(self) -> None:
+        lengths = np.array([len(ids) for ids in self._waiting], dtype=np.int64)
+        total = int(lengths.sum())
+        self._ids.append(np.fromiter((token for row in self._waiting for token in row), np.int32, total))
+        self._lengths.append(lengths)
+        if self._counted:
+            self._targets.append(np.fromiter((t for row in self._marks for t in row), bool, total))
+        self._waiting, self._marks = [], []
+
+    def rows(self, labels: np.ndarray | None) -> TokenRows:
+        """The rows that were added."""
+        self._write()
+        offsets = np.concatenate([[0], np.cumsum(self._lengths.array())])
+        targets = self._targets.array() if self._counted else None
+        return TokenRows(self._ids.array(), offsets, labels, self._padding, targets)
+
+
 def rows_of(
-    encoded: Sequence[Sequence[int]],
+    encoded: Iterable[Sequence[int]],
     padding: int,
     labels: np.ndarray | None,
     targets: Sequence[Sequence[bool]] | None = None,
@@ -53,12 +100,10 @@ def rows_of(
     Args:
         targets: which tokens count in a language model's loss, as long as the rows; None: all.
     """
-    encoded = [list(ids) or [padding] for ids in encoded]
-    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.fromiter((token for row in encoded for token in row), dtype=np.int32, count=int(offsets[-1]))
-    counted = None if targets is None else np.fromiter((t for row in targets for t in row), dtype=bool, count=len(ids))
-    return TokenRows(ids, offsets, labels, padding, counted)
+    made = TokenSpool(padding, counted=targets is not None)
+    for ids, counted in zip(encoded, itertools.repeat(()) if targets is None else targets, strict=targets is not None):
+        made.add(ids, counted)
+    return made.rows(labels)
 
 
 def tagged_rows(encoded: Sequence[Sequence[int]], labels: Sequence[np.ndarray], padding: int) -> TaggedRows:

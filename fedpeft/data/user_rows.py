@@ -9,31 +9,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft.data.label_columns import AND, LabelColumn, Labels, array, label_names, matrix
+from fedpeft.data.label_columns import moments as moments_of
 from fedpeft.data.record_files import records
 from fedpeft.data.rows import Dataset, Rows, encode_labels, split_test
+from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError
 from fedpeft.parts import nearest
+from fedpeft.spec import Spec
 
 
 @dataclass(frozen=True)
 class Names:
     """Which column holds what; `label` None means causal language modelling, `owner` None that nobody owns rows.
 
-    `ask` is how a user names a column, with ROLE for text, label or owner; empty: their names are fixed.
+    `ask` is how a user names a column, with ROLE for text, label or owner; empty: their names are fixed. `label_type`
+    is what the label's column holds, one of `fedpeft.data.label_columns.KINDS`.
     """
 
     text: str
     label: str | None
     owner: str | None
     ask: str = ""
+    label_type: str = "auto"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Checked columns: one string per row; None where the column was not asked for."""
+    """Checked columns: one string per row; None where the column was not asked for.
 
-    texts: list[str]
-    labels: list[str] | None
+    Texts of many rows are on disk; a label or owner that several rows share is one string.
+    """
+
+    texts: Sequence[str]
+    labels: Labels | None
     owners: list[str] | None
 
 
@@ -43,39 +52,36 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
     Raises:
         DataError: no records; a column is missing (the message names those that exist), has no value or a wrong type.
     """
-    table = Table([], None if names.label is None else [], None if names.owner is None else [])
+    texts = TextWriter()
+    owners: list[str] = []
+    known: dict[str, str] = {}
+    labels = None if names.label is None else LabelColumn(names.label, names.label_type)
     for place, record in records:
         where = f"{place} of {source}"
         text = _text(record, names.text, where, names.ask)
         if not isinstance(text, str):
             raise DataError(f"{where}: the column {names.text!r} must hold text, got {_shown(text)}")
-        if any("\ud800" <= c <= "\udfff" for c in text):
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
             raise DataError(f"{where}: the column {names.text!r} holds half of a character (a lone surrogate)")
         if not text.strip():
             raise DataError(f"{where}: the column {names.text!r} is empty")
-        table.texts.append(text)
-        for column, role, values in ((names.label, "label", table.labels), (names.owner, "owner", table.owners)):
-            if column is None or values is None:
-                continue
-            value = _value(record, column, role, where, names.ask)
+        texts.append(text)
+        if labels is not None:
+            if columns := labels.of(record):
+                labels.add_columns([_value(record, column, "label", where, names.ask) for column in columns], where)
+            else:
+                labels.add(_value(record, labels.column, "label", where, names.ask), where)
+        if names.owner is not None:
+            value = _value(record, names.owner, "owner", where, names.ask)
             if not isinstance(value, (str, int)) or not str(value).strip():
-                kind = _UNSUPPORTED.get(type(value), "") if role == "label" else ""
                 raise DataError(
-                    f"{where}: the column {column!r} must hold a word or an integer, got {_shown(value)}{kind}"
+                    f"{where}: the column {names.owner!r} must hold a word or an integer, got {_shown(value)}"
                 )
-            values.append(str(value).strip())
-    if not table.texts:
+            owner = str(value).strip()
+            owners.append(known.setdefault(owner, owner))
+    if not len(texts):
         raise DataError(f"{source} has no rows")
-    return table
-
-
-_UNSUPPORTED = {
-    float: "; numbers can't be predicted (regression), classes can",
-    list: "; a row has one class (no multi-label classification, no classes of tokens)",
-}
-"""What a label's type tells of the task that the user has in mind."""
-
-AND = " + "
+    return Table(texts.column(), None if labels is None else labels.found(), None if names.owner is None else owners)
 
 
 def _text(record: Mapping[str, Any], column: str, where: str, ask: str) -> Any:
@@ -103,21 +109,38 @@ def _shown(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of numbers to predict, as a user knows them; None: of the training rows."""
+
+    mean: float | None = None
+    deviation: float | None = None
+
+
+OF_THE_ROWS = Moments()
+
+
 def dataset(
-    name: str, train: Table, test: Table | None, test_fraction: float, seed: int, validation: Table | None = None
+    name: str,
+    train: Table,
+    test: Table | None,
+    test_fraction: float,
+    seed: int,
+    validation: Table | None = None,
+    moments: Moments = OF_THE_ROWS,
+    column: str = "label",
 ) -> Dataset:
-    """The data set of these tables; without `test`, the fraction of `train` is held out, stratified, by `seed`."""
-    label_names = None
+    """The data set of these tables; without `test`, the fraction of `train` is held out, stratified, by `seed`.
+
+    `moments` are known of numbers to predict, which are called `column`.
+
+    Raises:
+        DataError: labels that occur in test rows alone, or are of another kind there than in the training rows.
+    """
     tables = [train, *(table for table in (validation, test) if table is not None)]
-    labels: list[NDArray[np.int64] | None] = [None] * len(tables)
-    if train.labels is not None:
-        _refuse_numbers(train.labels, name)
-        for i, table in enumerate(tables):
-            label_names, labels[0], labels[i] = encode_labels(train.labels, table.labels or [], name)
-    parts = [
-        Rows(table.texts, column, None if table.owners is None else np.array(table.owners))
-        for table, column in zip(tables, labels, strict=True)
-    ]
+    names, labels = _encoded([table.labels for table in tables], name, column)
+    owners = _owners(tables)
+    parts = [Rows(table.texts, values, own) for table, values, own in zip(tables, labels, owners, strict=True)]
     rows = parts[0]
     if test is None:
         rows, test_rows = split_test(rows, test_fraction, seed)
@@ -126,28 +149,70 @@ def dataset(
     return Dataset(
         name=name,
         kind="text",
-        task="causal_lm" if train.labels is None else "classification",
+        task=_task(rows, name, moments),
         train=rows,
         test=test_rows,
-        label_names=label_names,
+        label_names=names,
         default_model="smollm2" if train.labels is None else "minilm",
         validation=None if validation is None else parts[1],
+        notes=() if train.labels is None else train.labels.notes,
     )
 
 
-def _refuse_numbers(labels: Sequence[str], name: str) -> None:
-    """Refuse labels that are measured numbers: half of them are distinct and have a fraction."""
-    distinct = set(labels)
-    if len(distinct) > max(20, len(labels) // 2):
-        try:
-            whole = all(float(label).is_integer() for label in distinct)
-        except (ValueError, OverflowError):
-            return
-        if not whole:
-            raise DataError(
-                f"{name}: the labels are {len(distinct)} different numbers in {len(labels)} rows; numbers can't be "
-                "predicted (regression), classes can: give ranges of them names"
-            )
+def _owners(tables: Sequence[Table]) -> list[NDArray[Any] | None]:
+    """Whose the rows of each table are: names, or where texts are on disk, positions among all names in their order.
+
+    A name takes four bytes a letter of the longest; parts ask only which rows share an owner, and for owners in order.
+    """
+    if not any(isinstance(table.texts, TextColumn) for table in tables):
+        return [None if table.owners is None else np.array(table.owners) for table in tables]
+    names = sorted({owner for table in tables for owner in table.owners or ()})
+    position = {name: i for i, name in enumerate(names)}
+    return [
+        None
+        if table.owners is None
+        else np.fromiter(map(position.__getitem__, table.owners), np.int64, len(table.owners))
+        for table in tables
+    ]
+
+
+def _encoded(
+    tables: Sequence[Labels | None], name: str, column: str
+) -> tuple[tuple[str, ...] | None, list[NDArray[Any] | None]]:
+    """Label names, and each table's labels as numbers; the first table is the training rows'."""
+    if tables[0] is None:
+        return None, [None] * len(tables)
+    kind = tables[0].kind
+    labels = [table for table in tables if table is not None and table.kind == kind]
+    if len(labels) < len(tables):
+        raise DataError(
+            f"{name}: the training rows have {_CALLED[kind]}, and validation or test rows have something else; say "
+            "with label_type what they are"
+        )
+    if kind == "number":
+        return (column,), [array(table) for table in labels]
+    if kind == "labels":
+        names = label_names(labels[0], name)
+        return names, [matrix(table, names, name) for table in labels]
+    encoded = [encode_labels(labels[0].values, table.values, name) for table in labels]
+    return encoded[0][0], [own for _, _, own in encoded]
+
+
+_CALLED = {"class": "classes", "number": "numbers to predict", "labels": "several labels each"}
+
+
+def _task(train: Rows, name: str, known: Moments) -> str:
+    """What is learned of the training rows' labels."""
+    if train.targets != "numbers":
+        if known != OF_THE_ROWS:
+            raise DataError(f"{name} has no numbers to predict; leave mean and deviation out, or say label_type=number")
+        return {"classes": "classification", "labels": "multi_label"}.get(train.targets, "causal_lm")
+    if (known.mean is None) != (known.deviation is None):
+        raise DataError(f"{name}: mean and deviation belong together; give both, or neither")
+    if known.mean is not None:
+        return str(Spec("regression", {"mean": known.mean, "deviation": known.deviation, "known": True}))
+    mean, deviation = moments_of(np.asarray(train.labels), name)
+    return str(Spec("regression", {"mean": mean, "deviation": deviation}))
 
 
 def of_pictures(made: Dataset, pixels: Callable[[list[str]], NDArray[np.uint8]]) -> Dataset:
@@ -157,7 +222,7 @@ def of_pictures(made: Dataset, pixels: Callable[[list[str]], NDArray[np.uint8]])
         DataError: there are no labels.
     """
     if made.label_names is None:
-        raise DataError(f"{made.name}: pictures need classes; leave label=None out")
+        raise DataError(f"{made.name}: pictures need labels; leave label=None out")
 
     def read_in(rows: Rows) -> Rows:
         return replace(rows, inputs=pixels(list(map(str, rows.inputs))))
@@ -174,22 +239,41 @@ class Described(Dataset):
         """Nothing to check: rows are the other side's."""
 
 
-def labelled_rows(path: str, text: str, label: str | None, names: Sequence[str] | None) -> tuple[Rows, tuple[str, ...]]:
+def labelled_rows(
+    path: str, text: str, label: str | None, names: Sequence[str] | None, targets: str = "classes"
+) -> tuple[Rows, tuple[str, ...]]:
     """The rows of a file, with labels as positions in `names` (None: the names that occur, sorted), and the names.
+
+    Args:
+        targets: what labels are: "classes" or ""; "numbers", which `names` or the column call; "labels", several a row.
 
     Raises:
         DataError: the file can't be read, lacks a column, or holds a label that is not in `names`.
     """
-    table = read(path, records(path), Names(text, label, None, "--ROLE-column COLUMN"))
+    kinds = {"numbers": "number", "labels": "auto" if AND in (label or "") else "labels"}
+    kind = kinds.get(targets, "class" if names else "auto")
+    table = read(path, records(path), Names(text, label, None, "--ROLE-column COLUMN", kind))
     if table.labels is None:
         return Rows(table.texts), ()
-    known = tuple(names or sorted(set(table.labels)))
+    if targets == "numbers":
+        return Rows(table.texts, array(table.labels)), tuple(names or (str(label),))
+    if targets == "labels":
+        known = tuple(names or label_names(table.labels, path))
+        where = f"belong to the federation, whose labels are {', '.join(map(repr, known[:20]))}"
+        return Rows(table.texts, matrix(table.labels, known, path, where)), known
+    if table.labels.kind != "class":
+        raise DataError(
+            f"the column {label!r} of {path} holds {_CALLED[table.labels.kind]}, no classes; say so with --task "
+            "'regression(mean=50, deviation=10)' or multi_label"
+        )
+    values = list(table.labels.values)
+    known = tuple(names or sorted(set(values)))
     position = {name: i for i, name in enumerate(known)}
-    unknown = sorted(set(table.labels) - position.keys())
+    unknown = sorted(set(values) - position.keys())
     if unknown:
         shown = ", ".join(repr(name) for name in unknown[:5])
         raise DataError(
             f"{path} has {len(unknown)} labels in column {label!r} that the federation does not know: {shown}; "
             f"its labels are {', '.join(map(repr, known[:20]))}"
         )
-    return Rows(table.texts, np.array([position[name] for name in table.labels], np.int64)), known
+    return Rows(table.texts, np.array([position[name] for name in values], np.int64)), known

@@ -43,13 +43,24 @@ INNER = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", "ffn_dim", "
 IN_A_BLOCK = re.compile(r"(?:^|\.)\d+\.")
 """Names of weights inside numbered blocks."""
 
+IMAGES = "vision_model."
+"""How names of the tower for images begin, which is loaded alone."""
+
+DECODER = re.compile(r"(?:model\.)?decoder\.|lm_head\.")
+"""Names of weights that an encoder-decoder has beside its encoder."""
+
 RESERVE = 0.1
 """Share of the free memory that is left alone."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Of a base model: numbers in linear layers inside blocks, all other numbers, and what its shapes are."""
+    """Of a base model: numbers in linear layers inside blocks, all other numbers, and what its shapes are.
+
+    Attributes:
+        dropped: numbers that are loaded, and of which nothing is kept: the decoder of T5 and BART
+            (`fedpeft.models.encoders`).
+    """
 
     linear: int
     other: int
@@ -58,10 +69,11 @@ class ModelSize:
     blocks: int
     heads: int
     vocabulary: int
+    dropped: int = 0
 
     @classmethod
     def of(cls, folder: Path) -> ModelSize:
-        """Of the model in `folder`, from config.json and the headers of its weights.
+        """Of the model in `folder`, from config.json and the headers of its weights; of two towers that for images.
 
         Raises:
             ModelError: they can't be read.
@@ -69,7 +81,8 @@ class ModelSize:
         from transformers import AutoConfig
 
         try:
-            config = vision_of(AutoConfig.from_pretrained(str(folder), local_files_only=True))
+            whole = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+            config = vision_of(whole)
             shapes: dict[str, list[int]] = {}
             for weights in sorted(folder.glob("*.safetensors")):
                 with safe_open(regular(weights), framework="pt") as file:
@@ -86,8 +99,12 @@ class ModelSize:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise ModelError(f"the size of the model in {folder} can't be read: {error}") from error
         numbers = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
-        linear = sum(n for name, n in numbers.items() if len(shapes[name]) == 2 and IN_A_BLOCK.search(name))
-        return cls(linear, sum(numbers.values()) - linear, **made)
+        if config is not whole:
+            numbers = {name: n for name, n in numbers.items() if name.startswith(IMAGES)} or numbers
+        dropped = {name for name in numbers if getattr(config, "is_encoder_decoder", False) and DECODER.match(name)}
+        kept = {name: n for name, n in numbers.items() if name not in dropped}
+        linear = sum(n for name, n in kept.items() if len(shapes[name]) == 2 and IN_A_BLOCK.search(name))
+        return cls(linear, sum(kept.values()) - linear, **made, dropped=sum(numbers.values()) - sum(kept.values()))
 
     def row(self, tokens: int, language: bool) -> int:
         """Numbers that a step keeps for each of its rows."""
@@ -97,7 +114,7 @@ class ModelSize:
     def need(self, dtype: str, precision: str, batch_size: int, tokens: int, language: bool) -> float:
         """Bytes for loading in `dtype`, and training on a base in `precision` (empty: `dtype`)."""
         width = WEIGHT_BYTES[dtype]
-        loading = (self.linear + self.other) * width
+        loading = (self.linear + self.other + self.dropped) * width
         held = self.linear * WEIGHT_BYTES[precision or dtype] + self.other * width
         return max(loading, held + batch_size * self.row(tokens, language) * width)
 

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from fedpeft import __version__
-from fedpeft.clients.masking import MaskPlan
+from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig, from_mapping
 from fedpeft.data import cached_rows
+from fedpeft.data.label_columns import AND
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.record_files import records
 from fedpeft.data.user_rows import labelled_rows
@@ -43,14 +44,16 @@ from fedpeft.machine import cache
 from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import gpu_name
 from fedpeft.models import kernels
+from fedpeft.models.task import TASKS
 from fedpeft.privacy.client_engine import FAILED, OwnLedger, state_digest
 from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.certified import Identity
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.secure_sum.words import most_said
 from fedpeft.privacy.summed_ledger import SummedLedger
+from fedpeft.run.facts import DataFacts
 from fedpeft.run.observer import RunObserver
-from fedpeft.run.setup import DataFacts, Setup, settled
+from fedpeft.run.setup import Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 
 BYTES_PER_NUMBER = 8
@@ -73,8 +76,12 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
     if first is None:
         raise DataError(f"{data} has no rows")
     for column in (options.text_column, options.label_column):
-        if column and column not in first:
+        if column and column not in first and not all(name in first for name in column.split(AND)):
             raise DataError(f"{data} has no column {column!r}; it has {', '.join(map(repr, first))}")
+
+
+TOLD = {"classification": (2, 10**6), "multi_label": (1, 10**6), "regression": (1, 1), "causal_lm": (0, 0)}
+"""Tasks that a server may describe, with the fewest and the most names that go with each."""
 
 
 def check_description(told: v1.Description) -> None:
@@ -88,11 +95,16 @@ def check_description(told: v1.Description) -> None:
             f"the server holds out {told.held_out:g} of each client's rows; legal is a share from 0 to {MOST_HELD_OUT}"
         )
     names = tuple(told.labels)
-    if told.task not in ("classification", "causal_lm") or (told.task == "classification") != (len(names) > 1):
+    least, most = TOLD.get(told.task.partition("(")[0], (1, 0))
+    if not least <= len(names) <= most:
         raise RunError(
             f"the server describes the task {told.task!r:.40} with {len(names)} classes; legal are classification with "
-            "at least two, and causal_lm with none"
+            "at least two, multi_label with at least one, regression with one name, and causal_lm with none"
         )
+    try:
+        TASKS.build(told.task)
+    except ConfigError as error:
+        raise RunError(f"the server describes a task that can't be read: {error}") from None
     if len(set(names)) < len(names):
         raise RunError("the server names a class twice")
 
@@ -165,11 +177,12 @@ class Edge:
         self.device = device_called(options.device)
         told, language = settled(settings_of(description, options)), description.task == "causal_lm"
         self.options = fitted(options, told, description.tokens, language, self.device, observer)
-        label = (options.label_column or description.label_column) if description.task == "classification" else None
-        names = tuple(description.labels)
-        self.rows, _ = labelled_rows(str(data), options.text_column or description.text_column, label, names)
+        label = None if language else options.label_column or description.label_column
+        names, targets = tuple(description.labels), TASKS.build(description.task).targets
+        texts = options.text_column or description.text_column
+        self.rows, _ = labelled_rows(str(data), texts, label, names, targets)
         config = settings_of(description, self.options)
-        facts = DataFacts("text", "classification" if label else "causal_lm", names or None, config.model, clients=1)
+        facts = DataFacts("text", description.task, names or None, config.model, clients=1)
         self.setup = Setup.of(config, facts)
         self.config = self.setup.config
         machine = Machine.of(self.setup, {}, (self.device,))
@@ -184,7 +197,10 @@ class Edge:
         clients = client_plan(self.setup, alone, folder, self._held_out, self._client_privacy())
         self.roster = _pinned(self.options, self.setup, credentials)
         if self.setup.secure_sum is not None:
-            clients = dataclasses.replace(clients, masks=self._masks(credentials))
+            masks = self._masks(credentials)
+            clients = dataclasses.replace(clients, masks=masks)
+            if isinstance(self.protection, SummedLedger):
+                self.protection.begin_third = Masking(masks, clients.store, work.seed).begin_third
         self.workers = Workers(work, clients, machine, observer)
         self.bases = HeldBase(work.residuals, self.setup.layout.pairs)
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,6 @@ from fedpeft import __version__
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
-from fedpeft.data.rows import Dataset, Rows, load_dataset, without_validation
-from fedpeft.data.user_rows import Described, labelled_rows
 from fedpeft.deployment.announcements import FILE as ANNOUNCED
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Doorkeeper
@@ -33,17 +30,17 @@ from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.gateway import Gateway
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Member, Roster
-from fedpeft.deployment.options import OWN_TEST, ServeOptions
+from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.registration import declared
-from fedpeft.deployment.served_settings import check, check_tasks
+from fedpeft.deployment.served_settings import check, check_asked
 from fedpeft.deployment.servers_book import servers_book
+from fedpeft.deployment.servers_rows import ServersRows
 from fedpeft.deployment.shared_settings import settings_digest, settings_for_clients
 from fedpeft.deployment.signing import Signer
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.memory import release
-from fedpeft.models.task import TASKS
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.remote_engine import SecondBook, Terms
@@ -51,12 +48,13 @@ from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.privacy.summed_book import SummedBook
 from fedpeft.run.asked import asks_clients
 from fedpeft.run.examined import exam_of
+from fedpeft.run.facts import DataFacts
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.profiles import Profile, chances, groups_of, keep_profiles, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.sampling import cohort_size
-from fedpeft.run.setup import DataFacts, Setup
+from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
 from fedpeft.server.energy import EnergyBook
 from fedpeft.server.evaluation import HELD_OUT, Examiner
@@ -66,51 +64,6 @@ from fedpeft.server.sampling import FixedSize, Reachable, population
 from fedpeft.server.sum_journal import SumJournal
 
 ROSTER = "roster.json"
-
-
-@dataclass(frozen=True, eq=False)
-class ServersRows:
-    """What a server knows of its clients' task, and the rows that it has itself: for validation, perhaps none."""
-
-    dataset: Dataset
-    validation: Rows
-
-    @classmethod
-    def of(cls, config: RunConfig, options: ServeOptions) -> ServersRows:
-        """As the options say.
-
-        Raises:
-            FedpeftError: class names or rows that can't be used.
-        """
-        source = None
-        names: tuple[str, ...] | None = tuple(w.strip() for w in options.labels.split(",") if w.strip()) or None
-        if names and (len(set(names)) < len(names) or len(names) < 2):
-            raise ConfigError(f"labels={options.labels!r} must name at least two classes, each once: a,b,c")
-        rows, test = Rows([], np.zeros(0, np.int64)), None
-        if options.eval_data == OWN_TEST or not (names or options.eval_data):
-            source = load_dataset(config.dataset)
-            check_tasks(source.tasks)
-            names = source.label_names
-            if options.eval_data:
-                rows, test = without_validation(source)[1], source.test
-        elif options.eval_data:
-            rows, names = labelled_rows(options.eval_data, options.text_column, options.label_column, names)
-        if source is not None and (source.kind != "text" or source.task not in ("classification", "causal_lm")):
-            what = "conversations" if source.kind == "text" else "images"
-            what = "pairs" if TASKS.build(source.task).compares else what
-            raise ConfigError(f"{source.name} holds {what}; clients of a server join with texts")
-        if names is None and not options.eval_data:
-            rows = Rows([])
-        dataset = Described(
-            name=source.name if source else "clients' own rows",
-            kind="text",
-            task="classification" if names else "causal_lm",
-            train=rows,
-            test=test or rows,
-            label_names=names,
-            default_model=source.default_model if source else "minilm",
-        )
-        return cls(dataset, rows)
 
 
 class Federation:
@@ -173,6 +126,7 @@ class Federation:
         machine = Machine.of(setup, fixed)
         work = work_plan(setup, machine, setup.tokenised(self.rows.validation, setup.tokens), folder)
         self.fixed = machine.pinned(fixed, work, folder)
+        check_asked(setup)
         self.held_out = options.held_out or (HELD_OUT if setup.personal or asks_clients(setup) else 0.0)
         self.protection = self._protection(f"{work.data_key} {work.model_key} {self.fixed}")
         if isinstance(self.protection, SummedBook):

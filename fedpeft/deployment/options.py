@@ -18,8 +18,11 @@ class ServeOptions:
     """What a server of real clients needs beside a run's configuration."""
 
     labels: str = setting("", "class names in order: a,b,c (default: those of --eval-data or of the data set)")
+    task: str = setting(
+        "", "what labels are: 'regression(mean=50, deviation=10)' or multi_label (default: one class, or as --dataset)"
+    )
     text_column: str = setting("text", "column of the clients' texts")
-    label_column: str = setting("label", "column of the clients' classes")
+    label_column: str = setting("label", "column of the clients' labels; several of 0 and 1: 'toxic + insult'")
     eval_data: str = setting("", "rows to evaluate on: a file, or the word dataset for those of --dataset")
     held_out: float = setting(0.0, "share of the clients' own rows to evaluate on instead", low=0, high=0.5)
     listen: str = setting("127.0.0.1:8470", "HOST:PORT to listen at; 0.0.0.0:8470 for all of the machine's addresses")

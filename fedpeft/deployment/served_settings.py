@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.config import RunConfig
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.models.task import TASKS
+from fedpeft.models.tasks.regression import Regression
+from fedpeft.parts import part_text
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP
 from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy, sums_in
+from fedpeft.run.asked import asks_clients
 from fedpeft.run.measured import parse_measure
 from fedpeft.run.sampling import aware
+from fedpeft.run.setup import Setup
+from fedpeft.spec import parse_spec
 
 
 def check(config: RunConfig, options: ServeOptions) -> None:
@@ -63,6 +71,49 @@ def check(config: RunConfig, options: ServeOptions) -> None:
         raise PrivacyError(
             "--held-out lets clients report losses on their own rows, which epsilon does not cover; leave it out, "
             f"or allow it with {mechanism.name}(raw_metrics=True, ...)"
+        )
+
+
+def told_task(options: ServeOptions) -> str:
+    """The task that the options name, as all clients are told it; empty: none.
+
+    Moments that an operator gives are known beforehand: no client's rows have been looked at.
+
+    Raises:
+        ConfigError: it is none that is named here, or regression without moments, or class names of numbers.
+    """
+    if not options.task:
+        return ""
+    kind = options.task.partition("(")[0].strip()
+    if kind not in ("regression", "multi_label"):
+        raise ConfigError(
+            f"--task {options.task!r} is none that has to be named; legal are 'regression(mean=50, deviation=10)' and "
+            "multi_label; one class a row goes by --labels or --dataset"
+        )
+    task = TASKS.build(options.task)
+    if isinstance(task, Regression):
+        if options.labels:
+            raise ConfigError("--labels names classes, and regression has none; leave it out")
+        if not parse_spec(options.task).settings.keys() >= {"mean", "deviation"}:
+            raise ConfigError(
+                "nobody sees the clients' numbers, so say what is known of them, roughly: --task "
+                "'regression(mean=50, deviation=10)'; the start of the head corrects the mean"
+            )
+        task = dataclasses.replace(task, known=True)
+    return part_text(task)
+
+
+def check_asked(setup: Setup) -> None:
+    """Refuse questions to clients that have no sum.
+
+    Raises:
+        PrivacyError: says which, and what to do.
+    """
+    if setup.secure_sum is not None and asks_clients(setup):
+        raise PrivacyError(
+            "calibration of clients' rows takes several sums of one model, and a real client takes part in one a round "
+            f"under {setup.secure_sum.name}; take calibration(rows=server) with --eval-data, or leave it out of "
+            "--measure"
         )
 
 

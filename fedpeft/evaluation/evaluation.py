@@ -20,6 +20,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.evaluation import flowertune
 from fedpeft.evaluation.contestants import BASE, Contestant, Contestants
 from fedpeft.evaluation.held_out import Measures, held_out
+from fedpeft.evaluation.lm_eval import Tasks
 from fedpeft.machine import files
 from fedpeft.models.base_model import UNBOUNDED, readable_tokens
 from fedpeft.models.task import FederatedModel
@@ -38,6 +39,7 @@ class Wanted:
         rows: at most so many test rows, and so many questions; 0: all.
         own, alone: ids of clients, or "all"; see `Contestants.called`.
         track: FlowerTune's, whose rows the file of questions holds; empty: none.
+        lm_eval: tasks of lm-eval, by name or YAML file, joined by ","; empty: none.
     """
 
     questions: str = ""
@@ -47,6 +49,7 @@ class Wanted:
     own: str = ""
     alone: str = ""
     track: str = ""
+    lm_eval: str = ""
 
     def __post_init__(self) -> None:
         for name, value, low in (("new-tokens", self.new_tokens, 1), ("rows", self.rows, 0)):
@@ -54,6 +57,8 @@ class Wanted:
                 raise ConfigError(f"--{name} must be at least {low}, got {value}")
         if self.track and not self.questions:
             raise ConfigError("--flowertune needs the track's rows: give them with --questions FILE")
+        if self.lm_eval and (self.questions or self.track):
+            raise ConfigError("tasks of lm-eval bring questions of their own; leave --questions and --flowertune out")
 
 
 @dataclass
@@ -107,18 +112,22 @@ class Evaluation:
 
     def __init__(self, run: FinishedRun, wanted: Wanted, observer: RunObserver) -> None:
         run.check_answers()
+        run.check_reads_texts("evaluate")
         self.run = run
         self.wanted = wanted
         self.observer = observer
         self.notes: list[str] = []
         self.answered: list[Answered] = []
         self.language = run.labels is None
-        if not self.language and wanted.questions:
-            raise ConfigError(f"{run.folder} holds a classifier, which answers no questions; leave --questions out")
+        if not self.language and (wanted.questions or wanted.lm_eval):
+            option = "--questions" if wanted.questions else "--lm-eval"
+            what = "predicts numbers, and" if run.task.targets == "numbers" else "holds a classifier, which"
+            raise ConfigError(f"{run.folder} {what} answers no questions; leave {option} out")
         if self.language and not wanted.track:
             parse_metrics(wanted.metrics)
         self.items = flowertune.read(wanted.track, wanted.questions) if wanted.track else []
-        self.questions = [] if wanted.track else self._questions()
+        self.tasks = Tasks.read(wanted.lm_eval, wanted.rows, self.readable) if wanted.lm_eval else None
+        self.questions = [] if wanted.track or self.tasks else self._questions()
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -129,6 +138,11 @@ class Evaluation:
     def tokenizer(self) -> Any:
         """The base model's."""
         return load_tokenizer(self.run.model_directory)
+
+    @cached_property
+    def readable(self) -> int:
+        """The most tokens that the model reads."""
+        return readable_tokens(self.run.model_directory, self.run.method.extra_tokens, UNBOUNDED)
 
     def found(self) -> Found:
         """The evaluation.
@@ -153,6 +167,8 @@ class Evaluation:
     def _measures(self) -> list[Measure]:
         if self.items:
             return [self._flowertune()]
+        if self.tasks is not None:
+            return [self._lm_eval(self.tasks)]
         found = [self._held_out()]
         if self.questions:
             found.append(self._exam())
@@ -168,23 +184,23 @@ class Evaluation:
             found = [of_row(str(row)) for row in _some(self.dataset.test, wanted.rows).inputs]
         else:
             return []
-        readable = readable_tokens(self.run.model_directory, self.run.method.extra_tokens, UNBOUNDED)
-        kept, notes = that_fit(found[: wanted.rows or None], self.tokenizer, wanted.new_tokens, readable)
+        kept, notes = that_fit(found[: wanted.rows or None], self.tokenizer, wanted.new_tokens, self.readable)
         self.notes += notes
         return kept
 
     def _held_out(self) -> Measure:
-        examples = self._test_rows()
+        rows = _some(self.dataset.test, self.wanted.rows)
+        examples = self._test_rows(rows)
 
         def measure(contestant: Contestant, model: FederatedModel) -> Measures:
             self.observer.phase(f"{contestant.name}: held-out rows", len(examples))
-            return held_out(model, self.run.task, examples, self.observer.advance)
+            return held_out(model, self.run.task, examples, self.observer.advance, rows.labels)
 
         return measure
 
-    def _test_rows(self) -> Examples:
+    def _test_rows(self, rows: Rows) -> Examples:
         run = self.run
-        examples = run.task.tokenise(_some(self.dataset.test, self.wanted.rows), run.model_directory, run.tokens)
+        examples = run.task.tokenise(rows, run.model_directory, run.tokens)
         cut = getattr(examples, "cut", 0)
         if cut:
             self.notes.append(f"{cut} of {len(examples)} test rows are longer than {run.tokens} tokens and cut there")
@@ -217,6 +233,15 @@ class Evaluation:
 
         return measure
 
+    def _lm_eval(self, tasks: Tasks) -> Measure:
+        def measure(contestant: Contestant, model: FederatedModel) -> Measures:
+            measures, asked = tasks.measure(model, self.tokenizer, contestant.name, self.observer)
+            self.answered = self.answered or [Answered(one.question, [one.right]) for one in asked]
+            self._note(contestant, [one.said for one in asked])
+            return measures
+
+        return measure
+
     def _note(self, contestant: Contestant, said: Sequence[str]) -> None:
         for one, text in zip(self.answered, said, strict=True):
             one.said[contestant.name] = text
@@ -226,7 +251,7 @@ class Evaluation:
         probe = self.run.summary.get("baseline_accuracy")
         if self.language or probe is None or self.wanted.rows:
             return table
-        return {f"{BASE}, linear probe": {"accuracy": float(probe)}, **table}
+        return {f"{BASE}, linear probe": {self.run.task.metric: float(probe)}, **table}
 
     def _with_means(self, table: dict[str, Measures]) -> dict[str, Measures]:
         """Beside several clients, their mean."""

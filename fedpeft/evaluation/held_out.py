@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from fedpeft.data.examples import Examples
 from fedpeft.models import scoring
 from fedpeft.models.task import FederatedModel, Task
@@ -14,12 +16,22 @@ Measures = dict[str, float]
 
 
 def held_out(
-    model: FederatedModel, task: Task, examples: Examples, advance: Callable[[int], object] = lambda _: None
+    model: FederatedModel,
+    task: Task,
+    examples: Examples,
+    advance: Callable[[int], object] = lambda _: None,
+    labels: np.ndarray | None = None,
 ) -> Measures:
-    """The loss per prediction in nats; and perplexity, or accuracy where a row is one prediction."""
+    """The loss per prediction, in nats but of numbers; and perplexity, or the task's headline number.
+
+    With the rows' `labels` also what the task tells of all rows together (`Task.measures`).
+    """
     loss = correct = count = 0.0
-    for rows in scoring.score_batches(examples):
-        scores = scoring.score(model, task, examples.batch(rows))
+    said: list[np.ndarray] = []
+    batches = scoring.score_batches(examples)
+    for rows in batches:
+        scores, outputs = scoring.scored(model, task, examples.batch(rows))
+        said.append(outputs)
         loss += float(scores.loss.astype(float).sum())
         correct += float(scores.correct.astype(float).sum())
         count += float(scores.count.astype(float).sum())
@@ -27,4 +39,9 @@ def held_out(
     mean = loss / count
     if task.metric == "perplexity":
         return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
-    return {"loss": mean, "accuracy": correct / count}
+    found = {"loss": mean, task.metric: correct / count}
+    if labels is None or not task.targets:
+        return found
+    order = np.argsort(np.concatenate(batches), kind="stable")
+    told = scoring.measures(task, np.concatenate(said)[order], labels, [""] * said[0].shape[1])
+    return found | {name: value for name, value in told.items() if isinstance(value, float)}

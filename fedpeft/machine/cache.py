@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from fedpeft.errors import AssetError
 from fedpeft.machine import files
+from fedpeft.machine.mapped import pieces
 
 
 def key(**parts: Any) -> str:
@@ -46,7 +48,7 @@ def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
     def fill(empty: Path) -> None:
         files.make_private_folder(empty)
         for label, array in compute().items():
-            np.save(empty / f"{label}.npy", array, allow_pickle=False)
+            _save(empty / f"{label}.npy", array)
 
     target = cached_folder(f"{kind}-{name}", fill)
     try:
@@ -56,6 +58,17 @@ def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
             f"{target} belongs to another user, and so do its rows; set FEDPEFT_CACHE to a directory of your own"
         ) from None
     return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(target.glob("*.npy"))}
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """As `np.save`; of an array that is itself a mapped file, piece by piece, so that none of it stays in memory."""
+    if not isinstance(array, np.memmap):
+        np.save(path, array, allow_pickle=False)
+        return
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        for piece in pieces(array):
+            file.write(piece.tobytes())
 
 
 LOCK_SECONDS = 1800.0
@@ -120,6 +133,21 @@ def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0) -> Pat
             raise disk_full(name) from None
         raise AssetError(f"can't write {name} to the cache {cache}: {error}") from None
     return final
+
+
+@contextmanager
+def room_for(name: str) -> Iterator[None]:
+    """Write something called `name` to the cache's disk.
+
+    Raises:
+        AssetError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(name) from None
+        raise
 
 
 def disk_full(name: str) -> AssetError:

@@ -168,6 +168,10 @@ class FrozenStore:
     def _offsets(self) -> np.ndarray:
         return np.concatenate([[0], np.cumsum(self.examples.lengths)])
 
+    def _length(self, row: int) -> int:
+        """Tokens of one row; `examples.lengths` are counted anew for all of them."""
+        return int(self._offsets[row + 1] - self._offsets[row])
+
     @property
     def _feature_dtype(self) -> torch.dtype:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -230,7 +234,7 @@ class FrozenStore:
         for i, row in enumerate(rows):
             self._write("features", features[i], int(row) * self._bytes(self._feature_dtype))
             if hidden is not None:
-                length = int(self.examples.lengths[row])
+                length = self._length(int(row))
                 self._write("hidden", hidden[i, :length], int(self._offsets[row]) * self._bytes(self.dtype))
         for file in self._files.values():
             os.fdatasync(file)
@@ -253,7 +257,7 @@ class FrozenStore:
         """Hidden states of `rows`, padded with zeros: (rows, longest, width)."""
         found = torch.zeros(len(rows), longest, self.width, dtype=self.dtype)
         for target, row in zip(found, rows, strict=True):
-            length = int(self.examples.lengths[row])
+            length = self._length(int(row))
             buffer = target[:length].view(torch.uint8).numpy().reshape(-1).data
             os.preadv(self._files["hidden"], [buffer], int(self._offsets[row]) * self._bytes(self.dtype))
         return found

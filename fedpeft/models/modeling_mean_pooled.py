@@ -53,7 +53,8 @@ class MeanPooledConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 
 class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
-    """Encoder, mean over the tokens (or patches), linear head."""
+    """Encoder, mean over the tokens (or patches), linear head: of classes, several labels, or a number, as
+    `problem_type` says."""
 
     config_class = MeanPooledConfig
     _supports_sdpa = True
@@ -86,5 +87,13 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         weights = mask[..., None].to(hidden)
         pooled = (hidden * weights).sum(1) / weights.sum(1)
         logits = self.head(pooled.to(self.head.weight.dtype))
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        loss = None if labels is None else self.loss_of(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss, as transformers' own classifiers have it for each `problem_type`."""
+        if self.config.problem_type == "regression":
+            return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits).squeeze(-1))
+        if self.config.problem_type == "multi_label_classification":
+            return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
+        return nn.functional.cross_entropy(logits, labels)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,8 @@ SCORE_BATCH = 16
 @dataclass(frozen=True)
 class Scores:
     """Per row, in the order of the rows: loss summed over predictions, correct predictions, predictions; class and
-    confidence of the prediction (-1 and 0 for language), and its confidence after temperature scaling."""
+    confidence of the prediction (-1 and 0 for language; the number itself and 0 for regression), and its confidence
+    after temperature scaling."""
 
     loss: np.ndarray
     correct: np.ndarray
@@ -51,19 +54,33 @@ def logits(model: FederatedModel, batch: Batch) -> Tensor:
 
 def score(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> Scores:
     """Scores of one batch, rows in its order."""
+    return scored(model, task, batch, temperature)[0]
+
+
+def scored(model: FederatedModel, task: Task, batch: Batch, temperature: float = 1.0) -> tuple[Scores, np.ndarray]:
+    """Scores of one batch, rows in its order, and what the model said of whole rows: (rows, outputs), or (rows, 0)."""
     batch = placed(batch, model)
     with torch.inference_mode():
-        if batch["labels"].ndim == 1:
-            logits = model(batch)
-            losses = task.losses(logits, batch)
-            confidence, predicted = F.softmax(logits, -1).max(-1)
-            scaled = F.softmax(logits / temperature, -1).amax(-1)
-        else:
+        if not task.targets:
             losses = task.row_losses(model, batch)
-            confidence = scaled = torch.zeros_like(losses.sums)
-            predicted = torch.full((len(confidence),), -1)
+            said = losses.sums.new_zeros(len(losses.sums), 0)
+        else:
+            said = model(batch)
+            losses = task.losses(said, batch)
+        confidence = scaled = torch.zeros_like(losses.sums)
+        predicted = torch.full((len(confidence),), -1)
+        if task.targets == "classes":
+            confidence, predicted = F.softmax(said, -1).max(-1)
+            scaled = F.softmax(said / temperature, -1).amax(-1)
+        elif task.targets == "numbers":
+            predicted = task.values(said[:, 0].double())
     arrays = (losses.sums, losses.correct, losses.counts, predicted, confidence, scaled)
-    return Scores(*(a.cpu().numpy() for a in arrays))
+    return Scores(*(a.cpu().numpy() for a in arrays)), said.double().cpu().numpy()
+
+
+def measures(task: Task, outputs: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None) -> dict[str, Any]:
+    """What a task tells of all rows together, given a model's outputs (rows, outputs); empty: nothing."""
+    return {} if labels is None or not len(labels) or not task.targets else task.measures(outputs, labels, names or ())
 
 
 def score_together(model: FederatedModel, task: Task, examples: Examples) -> tuple[Scores, Sides]:

@@ -8,11 +8,12 @@ sum(sums) / sum(counts), and per-example privacy needs the rows apart.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,11 +49,19 @@ Objective = Callable[["Task", "FederatedModel", Batch, Tensor | None], RowLosses
 """From a task, a model, a batch and what is added to logits to the losses that a step minimises."""
 
 
+Targets = Literal["", "classes", "numbers", "labels"]
+"""What one prediction for a whole row is: one of several classes, a number, or any of several labels; "": rows have
+another kind of answer."""
+
+
 class Task(ABC):
     """One kind of prediction."""
 
     metric: str
-    """What the headline number is called: "accuracy" or "perplexity"."""
+    """What the headline number is called: "accuracy", "perplexity", "skill" or "label_accuracy"."""
+
+    targets: ClassVar[Targets] = ""
+    """What a row's one prediction is."""
 
     higher_is_better: bool
 
@@ -78,6 +87,19 @@ class Task(ABC):
 
     batched: ClassVar[bool] = True
     """Whether many clients can train in one pass."""
+
+    describes: ClassVar[bool] = False
+    """Whether it says of images what is to be seen, in words."""
+
+    @property
+    def extra_tokens(self) -> int:
+        """Positions that a row takes up before its text."""
+        return 0
+
+    def regressed(self, model: FederatedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features (B, width) and targets (B, outputs) that a head in closed form is the regression of, where it
+        `describes`; elsewhere these are features of the frozen base, and classes."""
+        raise NotImplementedError
 
     def check(self, model: FederatedModel) -> None:  # noqa: B027
         """Refuse a model with its adapter that the loss is not right for, or ConfigError; by default none."""
@@ -122,6 +144,25 @@ class Task(ABC):
         """
         for batch in batches:
             yield self.row_losses(model, batch, offsets)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """What a model's outputs (..., outputs) say, as users know it: numbers in their unit, or probabilities."""
+        return outputs.softmax(-1)
+
+    def measures(self, outputs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+        """What is told of all rows together beside the headline number, for JSON; by default nothing.
+
+        Args:
+            outputs: of the model, (rows, outputs).
+            labels: of the rows as the data set has them, (rows,) or (rows, outputs).
+            names: of the outputs.
+        """
+        return {}
+
+    def told_head(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The head `weight` (outputs, width) and `bias` (outputs,) whose outputs need no more of the task; by default
+        as it is."""
+        return head
 
     def packs(self, model: FederatedModel) -> bool:
         """Whether rows may lie one behind the other in a sequence: `model`, tried on two, does not mix them."""

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
+from fedpeft.models import connector
 from fedpeft.models.frozen_blocks import pool
 from fedpeft.models.layers import blocks
 from fedpeft.models.task import FederatedModel
 
 TOWERS = ("image", "text")
 
-CONNECTORS = ("linear", "mlp", "none")
-"""What leads from image features to text features: W x + b, a hidden layer with GELU between two, or nothing."""
+CONNECTORS = (connector.LINEAR, connector.MLP, "none")
+"""What leads from image features to text features; none: nothing."""
 
 HELD = "held"
 """In a batch, which sides a row has: bool (B, 2), image and text."""
@@ -83,18 +84,9 @@ class Connector(nn.Module):
                 f"the towers are {width} and {out} wide, and without a connector their features can't be compared; "
                 "take connector=linear"
             )
-        self.connector: nn.Module = nn.Identity()
-        if kind == "linear":
-            self.connector = nn.Linear(width, out)
-        elif kind == "mlp":
-            self.connector = nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
+        self.connector = nn.Identity() if kind == "none" else connector.layers(kind, width, out)
         self.to(device, dtype)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in self.parameters():
-                bound = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.0
-                drawn = (2 * torch.rand(parameter.shape, generator=generator) - 1) * bound * 3**0.5
-                parameter.copy_(drawn)
+        connector.draw(self)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, in) to (B, out)."""

@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine.files import read_json, regular, writing
+from fedpeft.machine.files import replace as replace_file
 from fedpeft.models.layers import innermost
 from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, trainable
 from fedpeft.peft.adapter import State
@@ -77,6 +79,23 @@ def save(
 HEAD = "head.safetensors"
 """The head of a classifier, or the connector of two towers."""
 
+
+def tell_head(target: Path, task: Task) -> None:
+    """Have the head in the folder `target` say what it means without the task (`Task.told_head`): for others, since
+    `load` knows the task.
+
+    Raises:
+        RunError: the file can't be read or written.
+    """
+    file = target / HEAD
+    if not file.is_file():
+        return
+    with writing(file):
+        held = {name: tensor.clone() for name, tensor in load_file(regular(file)).items()}
+        told = task.told_head({name.removeprefix("head."): tensor for name, tensor in held.items()})
+        save_file({f"head.{name}": tensor.contiguous() for name, tensor in told.items()}, file)
+
+
 ADAPTER_CONFIG = "adapter_config.json"
 """How the `peft` library describes an adapter."""
 
@@ -96,7 +115,7 @@ def _save_own(target: Path, own: str, model: FederatedModel, state: State) -> No
 
 
 def add(folder: Path, tensors: State) -> None:
-    """Put more into the saved result of a method of our own.
+    """Put more into the saved result of a method of our own, which stays as it was where that fails.
 
     Raises:
         RunError: the file can't be read or written.
@@ -104,7 +123,8 @@ def add(folder: Path, tensors: State) -> None:
     file = folder / "adapter" / OWN_TENSORS
     with writing(file):
         held = {name: tensor.clone() for name, tensor in load_file(regular(file)).items()}
-        save_file(held | {n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}, file)
+        more = {n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}
+        replace_file(file, to_bytes(held | more))
 
 
 def marks(base: nn.Module, modules: Iterable[str]) -> dict[str, list[float]]:

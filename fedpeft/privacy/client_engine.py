@@ -242,6 +242,7 @@ class OwnLedger(PrivacyEngine):
                 raise PrivacyError("the server asks for the start a second time, and this client answers that once")
             if not self._affordable(OWN, event, count):
                 return self._refusal(instruction)
+            self.legal(instruction)
             fingerprint = f"{asked}/{self.ledger.releases(OWN)}"
         kept = event._replace(noise=0.0) if self.mechanism.test_noise else event  # whoever knows the seed takes it off
         if not self.lifetime.charge(instruction.round, fingerprint, kept, count, self.delta):
@@ -256,6 +257,13 @@ class OwnLedger(PrivacyEngine):
         if not report.error:
             self.answers.keep(asked, report)
         return report
+
+    def legal(self, instruction: Instruction) -> None:
+        """Refuse, before the charge, what would fail after it; by default nothing: whatever is asked may be trained.
+
+        Raises:
+            PayloadError: says what.
+        """
 
     def _asked(self, instruction: Instruction, state: bytes) -> str:
         digest = hashlib.sha256(f"{self.identity} {self.key.name} {self.noise} ".encode() + state)

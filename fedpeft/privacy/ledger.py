@@ -76,7 +76,10 @@ class Ledger:
             if not lines:
                 return False
             if lines[0] != json.loads(json.dumps(header)):
-                raise PrivacyError(f"{self.path} was begun on other terms ({lines[0]}); start a new run to change them")
+                raise PrivacyError(
+                    f"{self.path} was begun on other terms: {_changed(lines[0], header)}; go on with the settings, and "
+                    "the version of fedpeft, that it was begun with, or start a new run"
+                )
             for line in lines[1:]:
                 self._book(line)
         except OSError as error:
@@ -152,6 +155,14 @@ class Ledger:
         self._write(line)
         self._book(line)
         return attempt
+
+
+def _changed(begun: object, now: Mapping[str, Any]) -> str:
+    """What is said otherwise in the terms of a ledger, of which anything may have been read."""
+    if not isinstance(begun, dict):
+        return f"{begun!r:.100}"
+    names = [name for name in {**begun, **now} if begun.get(name) != now.get(name)]
+    return ", ".join(f"{name} was {begun.get(name)!r:.100} and would be {now.get(name)!r:.100}" for name in names)
 
 
 def _release(noise: float, rate: float, count: int, rounding: float = 0.0) -> tuple[Event, int]:

@@ -78,15 +78,21 @@ class SummedBook(SummedEngine):
     def enter_start(self, state: str) -> Entry:
         """As `PrivacyEngine.enter_start`, of all that have registered."""
         if cohort := self._under_way(0):
-            return Entry(0, list(cohort), self.ledger.attempts(0) - 1)
+            return self._again(0, cohort)
         asked, entry = self.start_cost().keys(), super().enter_start(state)
         return Entry(0, [client for client in entry.cohort if client in asked], entry.attempt, entry.spent)
 
     def enter(self, round: int, state: str, drawn: Sequence[int]) -> Entry | None:
         """As `SummedEngine.enter`; `drawn` are those that are there."""
         if cohort := self._under_way(round):
-            return Entry(round, list(cohort), self.ledger.attempts(round) - 1)
+            return self._again(round, cohort)
         return super().enter(round, state, drawn)
+
+    def _again(self, round: int, cohort: Sequence[int]) -> Entry:
+        """The round as it was opened last; charges that clients have told of since are no attempts of the server's."""
+        told = [said.startswith(SAYS) for r, said, _ in self.ledger.charged() if r == round]
+        opened = [attempt for attempt, by_client in enumerate(told) if not by_client]
+        return Entry(round, list(cohort), opened[-1] if opened else -1)
 
     def _candidates(self, drawn: Sequence[int]) -> Sequence[int]:
         return drawn

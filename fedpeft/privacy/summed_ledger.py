@@ -6,7 +6,9 @@ have in common, and a client's own limits decide how often it takes part. It rel
     noise       the grid is its own; those whose grids differ are in different sums (`SecureSum.grid_digest`)
     others      it takes masks off sums with enough survivors whose certificates it has seen (`Member.wary`)
     colluding   it counts without the noise of a share of them: the federation's, or its own if that is larger
-    charges     a sum is charged when the client's rows are read for it, once; new noise, another charge
+    charges     a sum is charged when the client's rows are read for it, once: after it is sure that it is one which its
+                neighbours, whose signatures it has seen, are in. What a server can still waste is one charge for each
+                round that it has enough of them begin
 
 The share of noise and the coins of rows come from the client's key (`fedpeft.privacy.noise`), which never leaves it.
 """
@@ -42,6 +44,10 @@ class SummedLedger(OwnLedger):
         folder, identity, lifetime, seed: as `OwnLedger`'s.
         common: the mechanism as the server describes it: what noise and grid follow from.
 
+    Attributes:
+        begin_third: is told of a sum's third step before it is charged (`fedpeft.clients.masking`), and refuses it with
+            a PayloadError; None: there is no such sum.
+
     Raises:
         PrivacyError: as `OwnLedger`.
     """
@@ -59,6 +65,7 @@ class SummedLedger(OwnLedger):
         seed: int,
     ) -> None:
         self.common = common
+        self.begin_third: Callable[[Instruction], None] | None = None
         super().__init__(mechanism, federation, folder, identity, common, lifetime, seed)
 
     def _settle(self) -> tuple[float, float, float | None]:
@@ -135,6 +142,12 @@ class SummedLedger(OwnLedger):
         if instruction.step == 1 and not self.ledger.attempts(instruction.round) and not self._could(instruction):
             return self._refusal(instruction)
         return work(replace(instruction, attempt=0))
+
+    def legal(self, instruction: Instruction) -> None:
+        """As `OwnLedger.legal`: a third step of a sum that the client is in, and the only one of it."""
+        if self.begin_third is None:
+            raise PrivacyError("the server asks for a part in a secure sum, and this client is in none")
+        self.begin_third(instruction)
 
     def _could(self, instruction: Instruction) -> bool:
         """Whether the budgets allow the sum that is begun."""

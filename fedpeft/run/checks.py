@@ -27,8 +27,10 @@ from fedpeft.peft.adapter import ClientForm, Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.run.caption_checks import check_captions
 from fedpeft.run.measured_checks import check_measured
 from fedpeft.run.profiles import Profile, kinds
+from fedpeft.run.target_checks import check_targets
 from fedpeft.run.task_checks import check_tasks
 
 if TYPE_CHECKING:
@@ -61,8 +63,12 @@ def check(setup: Setup) -> None:
         )
     if setup.task.compares:
         _check_pairs(setup)
+    check_targets(setup)
+    if setup.task.describes:
+        check_captions(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
+    _check_server_noise(setup)
     check_measured(setup)
     check_tasks(setup)
     if setup.secure_sum is not None:
@@ -92,6 +98,17 @@ def check_method(
         )
     if not method.mixed_sizes and len({*forms, method.form}) > 1:
         raise ConfigError(f"{method.name} has one size for all clients; leave ranks and alphas away")
+
+
+def _check_server_noise(setup: Setup) -> None:
+    """Refuse a server optimizer that takes out noise where the server adds none."""
+    mechanism = setup.mechanism
+    adds = mechanism is not None and mechanism.protects and not (mechanism.noises_updates or mechanism.summed)
+    if setup.optimizer.needs_noise and not adds:
+        raise ConfigError(
+            f"--server-optimizer {setup.config.server_optimizer} takes out noise that the server adds, and it adds "
+            "none here; leave corrected out, or take --privacy user_dp"
+        )
 
 
 def _check_recomputing(setup: Setup) -> None:
@@ -305,7 +322,9 @@ def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanis
         PrivacyError: a row would change the loss of a client's other rows.
     """
     if task != "classification":
-        raise ConfigError("label_shift corrects for shares of classes, and a language model has none; leave it out")
+        has = {"regression": "numbers have", "multi_label": "rows with several labels have"}
+        what = has.get(task.partition("(")[0], "a language model has")
+        raise ConfigError(f"label_shift corrects for shares of classes, and {what} none; leave it out")
     if mechanism is not None and mechanism.per_example:
         raise PrivacyError(
             f"label_shift makes the loss of each row depend on the labels of a client's other rows, which "

@@ -159,7 +159,8 @@ class ConsoleObserver:
             parts.append(f"train loss {result.train_loss:.3f}")
         if result.loss is not None and result.accuracy is not None:
             parts.append(f"validation loss {result.loss:.3f}")
-            parts.append(f"accuracy {result.accuracy:.3f}")
+            name = self.metric.replace("_", " ") if self.metric != "perplexity" else "accuracy"
+            parts.append(f"{name} {result.accuracy:.3f}")
         if result.undone:
             parts.append("[bold yellow]undone[/]")
         parts.append(f"up {size(result.uplink_bytes)} down {size(result.downlink_bytes)}")

@@ -26,8 +26,9 @@ def check_evaluate(setup: Setup, asked: Evaluate) -> None:
         ConfigError: says what, and what to do.
         AssetError: a metric's library is missing.
     """
-    if setup.facts.task == "classification":
-        raise ConfigError("evaluate asks a language model, and this is a classifier; leave it out of --measure")
+    if setup.task.targets:
+        what = "predicts numbers" if setup.task.targets == "numbers" else "is a classifier"
+        raise ConfigError(f"evaluate asks a language model, and this {what}; leave it out of --measure")
     if setup.personal:
         raise ConfigError(
             f"evaluate asks the global model, and with {setup.config.strategy} each client has its own; leave it out "

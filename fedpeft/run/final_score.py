@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +25,14 @@ from fedpeft.models import scoring
 from fedpeft.models.base_model import origin_of
 from fedpeft.models.calibration import temperature
 from fedpeft.models.frozen_blocks import above, started
+from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import quantize
 from fedpeft.models.ranking import Sides
 from fedpeft.models.task import DTYPES, FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
 from fedpeft.run.observer import RunObserver
+from fedpeft.run.reuse import pools
 from fedpeft.run.setup import Setup
 from fedpeft.trust.question import Question
 
@@ -62,6 +65,7 @@ class FinalScore:
         scores: per row.
         temperature: what its logits are divided by to be calibrated.
         answers: to what was asked, sums over the test rows, in the order of the questions.
+        measures: what the task tells of all rows together (`Task.measures`); empty: nothing.
         sides: of pairs, in the order of the rows; None: rows are no pairs.
     """
 
@@ -71,6 +75,7 @@ class FinalScore:
     temperature: float = 1.0
     answers: tuple[State, ...] = ()
     sides: Sides | None = None
+    measures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,10 +133,12 @@ class Scorer:
         if setup.task.compares:
             scores, sides = scoring.score_together(model, setup.task, test)
             return FinalScore(float(scores.correct.mean()), float(scores.loss.mean()), scores, sides=sides)
+        outputs = np.zeros((len(test), setup.facts.classes if setup.task.targets else 0))
         columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(scoring.Scores)}
         for rows in batches:
             batch = test.batch(rows)
-            scores = scoring.score(model, setup.task, batch, divisor)
+            scores, said = scoring.scored(model, setup.task, batch, divisor)
+            outputs[rows] = said
             for question, total in zip(questions, answers, strict=True):
                 total.add(question.answer(scoring.logits(model, batch), batch["labels"]), 1.0)
             for column, values in columns.items():
@@ -140,7 +147,8 @@ class Scorer:
         scores = scoring.Scores(**columns)
         count = scores.count.sum()
         accuracy, loss = float(scores.correct.sum() / count), float(scores.loss.sum() / count)
-        return FinalScore(accuracy, loss, scores, divisor, tuple(total.sums for total in answers))
+        measures = scoring.measures(setup.task, outputs, self.test.labels, setup.facts.label_names)
+        return FinalScore(accuracy, loss, scores, divisor, tuple(total.sums for total in answers), measures=measures)
 
     @property
     def _device(self) -> str:
@@ -157,10 +165,11 @@ class Scorer:
         """
         setup = self.setup
         keys = [setup.tokenised(rows, setup.tokens) for rows in (self.test, self.held)]
-        once = setup.facts.task != "classification"  # nothing else is made of a language model's test rows
+        once = not setup.task.targets  # nothing else is made of a language model's test rows
         depth = 0 if once or work.precision or setup.method.base_precision else setup.frozen_blocks
+        pooled = depth > 0 and pools(setup)
         if depth:
-            stores = [work.store(key, depth) for key in keys]
+            stores = [work.store(key, 0 if pooled else depth) for key in keys]
             try:
                 missing = [(store, tile) for store in stores for tile in store.missing()]
             except AssetError:
@@ -173,13 +182,16 @@ class Scorer:
         for store, tile in missing:
             store.fill(tile, base)
             self.observer.advance()
+        if pooled:
+            of_test, of_held = stores
+            return gives_back(base), PooledRows(of_test), PooledRows(of_held)
         test_rows, held_rows = (started(cached_examples(k), s) for k, s in zip(keys, stores, strict=True))
         return above(base, depth), test_rows, held_rows
 
     def _temperature(self, model: FederatedModel, held: Examples) -> float:
-        """What logits are divided by for the best fit of the validation rows; 1 for language models."""
+        """What logits are divided by for the best fit of the validation rows; 1 where there are no classes."""
         labels = self.held.labels
-        if labels is None or not len(held) or self.setup.task.compares:
+        if labels is None or not len(held) or self.setup.task.targets != "classes":
             return 1.0
         logits = np.zeros((len(held), self.setup.facts.classes))
         with torch.inference_mode():

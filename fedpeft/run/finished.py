@@ -85,12 +85,12 @@ class FinishedRun:
 
     @cached_property
     def labels(self) -> list[str] | None:
-        """Names of the classes; None for language models."""
+        """Names of the classes or labels, or what the number is called; None for language models."""
         file = self.files / "labels.json"
         try:
             names = files.read_json(file)
         except FileNotFoundError as error:
-            if self.summary["task"] == "classification":
+            if self.task.targets:
                 raise RunError(f"{file} is missing: the names of the classes are in it; put it back") from error
             return None
         except (OSError, ValueError) as error:
@@ -110,6 +110,11 @@ class FinishedRun:
         return resolve_model(self.model_name)
 
     @property
+    def base_directory(self) -> Path:
+        """Folder of what the adapter is put into: of towers the language model, where there is one before images."""
+        return self.model_directory / "text" if self.task.describes else self.model_directory
+
+    @property
     def origin(self) -> Origin:
         """What others may know of the base model."""
         return origin_of(self.model_name)
@@ -124,8 +129,8 @@ class FinishedRun:
     @property
     def tokens(self) -> int:
         """Texts are cut to this many tokens, as they were in training."""
-        asked = self.config.tokens
-        return min(asked, readable_tokens(self.model_directory, self.method.extra_tokens, asked))
+        asked, before = self.config.tokens, self.method.extra_tokens + self.task.extra_tokens
+        return min(asked, readable_tokens(self.model_directory, before, asked))
 
     def check_answers(self) -> None:
         """Refuse a run whose model has no answer to a row.
@@ -137,6 +142,31 @@ class FinishedRun:
             raise RunError(
                 f"{self.folder} finds pairs: its model gives vectors, no class and no text; load it with "
                 "fedpeft.open_run(FOLDER).model(), and compare both sides of a batch"
+            )
+
+    def check_rows(self) -> None:
+        """Refuse a run whose model does not answer once for a row.
+
+        Raises:
+            RunError: it finds pairs, or labels words.
+        """
+        self.check_answers()
+        if self.labels is not None and not self.task.targets:
+            raise RunError(
+                f"{self.folder} labels words: its head answers for each token, and a row has no answer of its own; "
+                "load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without --merge"
+            )
+
+    def check_reads_texts(self, what: str) -> None:
+        """Refuse a run whose model says something of images alone, for `what`, which is of texts.
+
+        Raises:
+            RunError: it does.
+        """
+        if self.task.describes:
+            raise RunError(
+                f"{self.folder} captions images: its language model reads them through a connector, and {what} does "
+                "without; take python -m fedpeft.predict RUN PICTURE, or export the adapter with the connector"
             )
 
     @property

@@ -178,6 +178,7 @@ class FlowerTuneProject:
             "local_work": f"steps({steps})" if steps > 0 else f"epochs({epochs})",
             "learning_rate": v["train.learning-rate-max"],
             "optimizer": self._optimizer(per_device if passes > 1 else 0),
+            "safeguard": "none",  # the template counts every step; and judging one takes as long as many
             "measure": f"validation(every={min(v['train.save-every-round'], v['num-server-rounds'])}, keep=last)",
         }
         return from_mapping(settings | chosen, str(self.folder))

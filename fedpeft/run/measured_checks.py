@@ -29,10 +29,10 @@ def check_measured(setup: Setup) -> None:
             raise ConfigError(
                 f"{correction.name} moves the tokens of texts that are classified; leave it out of --drift"
             )
-        if correction.changes_loss and setup.grid.executor == "batched":
+        if correction.changes_loss and name_of(type(setup.strategy)) == "owned_mean" and "adamix" in setup.peft:
             raise ConfigError(
-                f"{correction.name} is trained one client after another so far: add --grid "
-                "'cohort(executor=sequential)'"
+                f"owned_mean counts the experts that adamix draws in two passes a step, and {correction.name} makes "
+                "more; take --strategy fedit, or leave it out of --drift"
             )
         if correction.changes_loss and setup.mechanism is not None and setup.mechanism.per_example:
             raise PrivacyError(
@@ -66,10 +66,10 @@ def _check_questions(setup: Setup) -> None:
         _check_laplace(setup)
     if not asks_clients(setup):
         return
-    if setup.secure_sum is not None:
+    if setup.secure_sum is not None and setup.secure_sum.noisy:
         raise PrivacyError(
-            f"calibration of clients' rows has each client tell its own sums, which {setup.secure_sum.name} does not "
-            "mask; take calibration(rows=server), or leave it out of --measure"
+            f"calibration of clients' rows adds up what they measure, which the noise of {setup.config.privacy} does "
+            "not cover; take calibration(rows=server), or leave it out of --measure"
         )
     if setup.mechanism is not None and setup.mechanism.silent:
         raise PrivacyError(

@@ -15,6 +15,8 @@ def loading(run: FinishedRun, whole: bool) -> str:
     """How others load it."""
     if run.task.compares and run.reads_images:
         return "`fedpeft.open_run(RUN).model()`: two towers, which the `peft` library alone does not put together"
+    if run.task.describes:
+        return "`python -m fedpeft.predict RUN PICTURE`, or `fedpeft.open_run(RUN).model()`"
     auto = "AutoModel" if run.labels is not None or run.task.compares else "AutoModelForCausalLM"
     if whole and run.labels is None:
         return '`transformers.pipeline("text-generation", FOLDER)`'
@@ -42,7 +44,7 @@ def front_matter(run: FinishedRun, whole: bool) -> str:
         base_model=run.origin.name,
         license=run.origin.license or None,
         library_name="transformers" if whole else "peft" if in_peft else "fedpeft",
-        pipeline_tag="feature-extraction" if run.task.compares else kind,
+        pipeline_tag="feature-extraction" if run.task.compares else "image-to-text" if run.task.describes else kind,
         tags=["fedpeft", "federated-learning", run.method.name],
     )
     return f"---\n{data.to_yaml()}\n---\n"
@@ -52,9 +54,8 @@ def card(run: FinishedRun, merged: bool) -> str:
     """The card of a finished run, as Markdown."""
     summary, config, method = run.summary, run.config, run.method
     whole = merged or method.whole_model
-    classes = run.labels is not None
-    measure, digits = ("accuracy", 4) if classes or run.task.compares else ("perplexity", 3)
-    quality = summary.get(measure)
+    measure, digits = (run.task.metric, 4) if run.task.metric != "perplexity" else ("perplexity", 3)
+    quality = summary.get("perplexity" if measure == "perplexity" else "accuracy")
     partition = summary.get("partition") or {}
     skew = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in partition.items() if value is not None)
     epsilon = summary.get("epsilon")
@@ -71,10 +72,11 @@ def card(run: FinishedRun, merged: bool) -> str:
         "privacy": "none: the updates were not noised, and the adapter may tell of the rows it was trained on"
         if epsilon is None
         else f"epsilon {epsilon:.3g} at delta {summary['dp_delta']:.1g}",
-        measure: "not measured: the server had no rows"
+        measure.replace("_", " "): "not measured: the server had no rows"
         if quality is None
         else f"{quality:.{digits}f} ({summary.get('accuracy_of') or 'test rows'})",
         "frozen base, linear probe": None if probe is None else f"{probe:.4f}",
+        **_targets(summary),
         "calibration error": _calibration(summary),
         **trust_lines(summary),
         "versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
@@ -82,10 +84,6 @@ def card(run: FinishedRun, merged: bool) -> str:
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
     title = "Model" if whole else "Adapter"
-    head = "`modeling_mean_pooled.py`, a linear layer" if whole else "`head.safetensors`"
-    pooled = f"The class is that of {head} on the mean of the last hidden states.\n" if classes else ""
-    if run.task.compares:
-        pooled = "Both sides are the mean of the last hidden states, and compared by their cosine.\n"
     return "\n".join(
         [
             front_matter(run, whole),
@@ -97,14 +95,37 @@ def card(run: FinishedRun, merged: bool) -> str:
             "|---|---|",
             *lines,
             "",
-            pooled,
+            _reading(run, "`modeling_mean_pooled.py`, a linear layer" if whole else "`head.safetensors`"),
         ]
     )
+
+
+def _reading(run: FinishedRun, head: str) -> str:
+    """What the model's last hidden states are read by; empty of a language model."""
+    if run.task.compares:
+        return "Both sides are the mean of the last hidden states, and compared by their cosine.\n"
+    if run.task.describes:
+        return (
+            "`head.safetensors` leads from the patches' last hidden states of the frozen image encoder to embeddings, "
+            "which the language model with the adapter reads before a caption.\n"
+        )
+    said = {
+        "numbers": f"The number ({', '.join(run.labels or [])}, in its own unit) is that of",
+        "labels": "Each label is said where its logit is above 0, by",
+    }.get(run.task.targets, "The class is that of")
+    return "" if run.labels is None else f"{said} {head} on the mean of the last hidden states.\n"
 
 
 def name_of(path: str) -> str:
     """The last part of a path of this machine; other names as they are."""
     return Path(path).name if path.startswith((".", "~")) or Path(path).is_absolute() else path
+
+
+def _targets(summary: dict[str, Any]) -> dict[str, str]:
+    """Errors of numbers, or F1 of several labels, on the test rows."""
+    told = summary.get("targets") or {}
+    names = {"rmse": "root mean squared error", "r2": "R^2", "micro_f1": "micro F1", "macro_f1": "macro F1"}
+    return {name: f"{told[key]:.4g}" for key, name in names.items() if told.get(key) is not None}
 
 
 def _calibration(summary: dict[str, object]) -> str | None:

@@ -66,10 +66,12 @@ def _clients(axis: Axes, partition: Shards, rows: Rows, names: tuple[str, ...] |
     if len(order) > SHOWN:
         order = order[np.linspace(0, len(order) - 1, SHOWN).astype(int)]
     place, bottom = np.arange(len(order)), np.zeros(len(order))
-    if rows.labels is None or names is None:
+    if rows.targets == "numbers" and rows.classes is not None:
+        names = tuple(f"{quantile + 1}. tenth of the numbers" for quantile in range(int(rows.classes.max()) + 1))
+    if rows.classes is None or names is None:
         axis.bar(place, partition.sizes[order], color=COLOURS[0], width=0.9)
     else:
-        labels = rows.labels
+        labels = rows.classes
         counts = np.stack([np.bincount(labels[partition.shard(k)], minlength=len(names)) for k in order.tolist()])
         frequent = np.argsort(-np.bincount(labels, minlength=len(names)), kind="stable")
         for number, colour in zip(frequent[: len(COLOURS)], COLOURS, strict=False):

@@ -104,15 +104,16 @@ def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
     with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Shown(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
-        if summary["metric"] == "accuracy":
+        if summary["metric"] != "perplexity":
             _accuracies(left, measured, summary)
         else:
             left.plot([r["round"] for r in measured], [math.exp(r["loss"]) for r in measured], **FEDERATED)
             left.set_ylabel("perplexity, validation rows")
-        _losses(right, measured, [r for r in rounds if r["train_loss"] is not None])
+        unit = "squared error (deviations of the labels)" if summary["metric"] == "skill" else "cross-entropy (nats)"
+        _losses(right, measured, [r for r in rounds if r["train_loss"] is not None], unit)
         for axis in (left, right):
             axis.set_xlabel("round")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axis.grid(alpha=0.25, linewidth=0.6)
     return figure
 
@@ -123,13 +124,13 @@ def _accuracies(axis: Axes, measured: Sequence[Mapping[str, Any]], summary: Mapp
     for key, label, color, style in REFERENCES:
         if summary.get(key) is not None:
             axis.axhline(100 * summary[key], color=color, linestyle=style, linewidth=1.2, label=label)
-    axis.set_ylabel("accuracy (%)")
+    axis.set_ylabel(f"{summary['metric'].replace('_', ' ')} (%)")
     axis.legend(frameon=False, fontsize=8)
 
 
-def _losses(axis: Axes, measured: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]]) -> None:
+def _losses(axis: Axes, measured: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]], unit: str) -> None:
     axis.plot([r["round"] for r in measured], [r["loss"] for r in measured], label="validation rows", **FEDERATED)
     numbers, losses = [r["round"] for r in trained], [r["train_loss"] for r in trained]
     axis.plot(numbers, losses, label="clients, during training", **CLIENTS)
-    axis.set_ylabel("cross-entropy (nats)")
+    axis.set_ylabel(unit)
     axis.legend(frameon=False, fontsize=8)

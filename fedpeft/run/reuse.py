@@ -34,6 +34,12 @@ def frozen_blocks(base: Any, layout: Layout, kind: str, task: Task) -> int:
     return lowest if lowest and can_start_at(base, lowest) else 0
 
 
+def pools(setup: Setup) -> bool:
+    """Whether all that is read of a row is its pooled features: of texts whose classes a head alone is trained for."""
+    adapted = any(tensor.role != "head" for tensor in setup.layout.tensors)
+    return setup.facts.task == "classification" and setup.frozen_blocks > 0 and not adapted
+
+
 def depth(setup: Setup, lengths: np.ndarray, holders: int) -> int:
     """How many blocks are not computed again in each step.
 
@@ -42,6 +48,10 @@ def depth(setup: Setup, lengths: np.ndarray, holders: int) -> int:
         lengths: tokens of each row, (rows,).
         holders: simulated clients that the rows lie on; 0: they are a real client's, or nobody trains on them.
     """
+    if pools(setup):
+        return 0
+    if any(correction.changes_loss for correction in setup.drift.corrections):  # words are moved below these blocks
+        return 0
     if not setup.frozen_blocks or setup.task.encodes:
         return setup.frozen_blocks
     if setup.mechanism is not None or not holders or not len(lengths):

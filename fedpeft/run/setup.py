@@ -40,7 +40,7 @@ from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run import checks
 from fedpeft.run.catalogue import built, counted, told_tasks
-from fedpeft.run.facts import DataFacts as DataFacts
+from fedpeft.run.facts import DataFacts
 from fedpeft.run.grid import SimulationGrid
 from fedpeft.run.measured import Measured
 from fedpeft.run.profiles import AUTO, Profile, ProfileTable, chosen_ranks, kinds, profiles_of
@@ -164,6 +164,8 @@ class Setup(ChosenParts):
         peft = of_size(config.peft, given, [*forms, *map(chosen.strategy.whole_form, forms)])
         method = PEFT_METHODS.build(peft)
         task: Task = TASKS.build(facts.task)
+        if task.targets in ("numbers", "labels"):
+            chosen = replace(chosen, head=chosen.head.fitted(task.targets))
         model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
         notes: list[str] = []
         reference = adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
@@ -186,7 +188,7 @@ class Setup(ChosenParts):
             parameters=sum(p.numel() for p in reference.parameters()),
             width=int(plain_base.config.hidden_size),
             frozen_blocks=frozen_blocks(plain_base, layout, facts.kind, task),
-            readable=readable_tokens(model_directory, method.extra_tokens, config.tokens),
+            readable=readable_tokens(model_directory, method.extra_tokens + task.extra_tokens, config.tokens),
             notes=tuple(notes),
         )
         checks.check(setup)
@@ -225,8 +227,10 @@ class Setup(ChosenParts):
 
     @property
     def predictions(self) -> int:
-        """The most that a row can have: one, or one for each of its tokens."""
-        return 1 if self.facts.task == "classification" or self.task.compares else self.tokens
+        """The most that a row can have: one, or one for each of its labels or tokens."""
+        if self.task.targets == "labels":
+            return self.facts.classes
+        return 1 if self.task.targets or self.task.compares else self.tokens
 
     @property
     def clients(self) -> int:
@@ -303,14 +307,24 @@ def settled(config: RunConfig) -> RunConfig:
     A run's folder keeps this one: on another machine, continued or compared, the run stays what it was.
     """
     if config.head == "auto":
-        own = "zero" if built(config, "strategy").makes_head else suited_head(config.dataset)
-        config = replace(config, head=own or _head_under(built(config, "privacy")))
+        config = replace(config, head=_suited_head(config))
     if config.partition == "auto":
         config = replace(config, partition=suited_partition(config.dataset) or USUAL)
     if config.dtype != "auto":
         return config
     device = next(iter(accelerators()), "cpu")
     return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
+
+
+def _suited_head(config: RunConfig) -> str:
+    """How the head starts where the user does not say: as suits the rule or the data, as far as privacy allows."""
+    if built(config, "strategy").makes_head:
+        return "zero"
+    private: Mechanism | SecureSum | None = built(config, "privacy")
+    own = suited_head(config.dataset)
+    if own is None:
+        return _head_under(private)
+    return "zero" if isinstance(private, Mechanism) else own
 
 
 def _head_under(mechanism: Mechanism | SecureSum | None) -> str:

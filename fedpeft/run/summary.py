@@ -30,7 +30,9 @@ class Quality:
     """How good the result is. Accuracies are 0 to 1, losses in nats per prediction; what was not measured is None.
 
     Attributes:
-        metric: "accuracy" or "perplexity": what the run is judged by.
+        metric: "accuracy", "perplexity", "skill" or "label_accuracy": what the run is judged by. What is called
+            accuracy below is then the skill of numbers (1 - mean squared error / deviation^2, at most 1), or the share
+            of right decisions over several labels.
         accuracy, loss: of the kept state; NaN where there were no rows to measure on.
         accuracy_of: whose they are; None: unknown.
         perplexity: of language models, e to the loss.
@@ -168,8 +170,12 @@ class Summary:
         phases: seconds of each phase of the command, in the order of their beginnings; None: nobody looked.
         trust: what was asked of the result by `--measure`, by name (`docs/trust.md`); None: nothing.
         tasks: how a sequence of them went (`fedpeft.run.task_measures`); None: there was one task.
+        targets: of numbers, or several labels a row, on the test rows: errors and correlations, or F1 and average
+            precision (`fedpeft.models.target_measures`), with those of the frozen base's probe; None: there are none.
         spans: precision, recall and F1 of whole spans of token labels on the test rows, together and by type
             (`fedpeft.simulation.span_scores`); None: there are none, or seqeval is missing.
+        captions: what is said of the images of the test rows, and how right it is (`fedpeft.simulation.captions`);
+            None: rows have none.
     """
 
     quality: Quality
@@ -186,7 +192,9 @@ class Summary:
     phases: Mapping[str, float] | None = None
     trust: Mapping[str, Any] | None = None
     tasks: Mapping[str, Any] | None = None
+    targets: Mapping[str, Any] | None = None
     spans: Mapping[str, Any] | None = None
+    captions: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Names and values, in one level."""
@@ -255,7 +263,8 @@ def _reached(summary: Summary) -> list[Line]:
     if math.isnan(quality.accuracy):
         return [(quality.metric, "unknown: no rows to evaluate on; a server takes --held-out 0.2 or --eval-data")]
     tested = quality.accuracy_of == TEST_ROWS
-    name, of = f"test {quality.metric}" if tested else quality.metric, quality.accuracy_of
+    metric = quality.metric.replace("_", " ")
+    name, of = f"test {metric}" if tested else metric, quality.accuracy_of
     value, digits = (quality.perplexity, 3) if quality.perplexity is not None else (quality.accuracy, 4)
     return [
         (f"[bold]{name}[/] ({'saved adapter, fp32' if tested else of})", f"[bold]{value:.{digits}f}[/]"),
@@ -288,8 +297,16 @@ def _compared(summary: Summary) -> list[Line]:
         *_found(quality.retrieval),
         *trust_lines({"trust": summary.trust}).items(),
         *_tasks(summary.tasks),
+        *_targets(summary.targets),
         *_number("F1 of spans, test rows (seqeval)", (summary.spans or {}).get("f1")),
+        *((f"captions, test rows: {name}", f"{value:.4f}") for name, value in _said(summary.captions).items()),
     ]
+
+
+def _said(found: Mapping[str, Any] | None) -> dict[str, float]:
+    """Shares of what is right in captions, by what they are of."""
+    names = {"exact_match": "exact match", "rouge_l": "ROUGE-L"}
+    return {names.get(name, name): value for name, value in (found or {}).items() if name != "rows"}
 
 
 def _tasks(found: Mapping[str, Any] | None) -> list[Line]:
@@ -300,6 +317,23 @@ def _tasks(found: Mapping[str, Any] | None) -> list[Line]:
         if "average" in measured:
             value = f"{measured['average']:.4f}, forgotten {measured['forgetting']:.4f}"
             lines.append((f"mean over tasks, validation rows, {what}", value))
+    return lines
+
+
+def _targets(found: Mapping[str, Any] | None) -> list[Line]:
+    """Errors of numbers, or what several labels come to; beside the probe's."""
+    told = found or {}
+    lines = []
+    for keys, what in (
+        (("rmse", "mae"), "root mean squared / mean absolute error"),
+        (("r2", "pearson", "spearman"), "R^2 / Pearson / Spearman"),
+        (("micro_f1", "macro_f1"), "F1, micro / macro"),
+        (("average_precision", "exact"), "mean average precision / all labels right"),
+    ):
+        for of, some in (("test rows", told), ("frozen base, linear probe", told.get("probe") or {})):
+            if some.get(keys[0]) is not None:
+                values = " / ".join("-" if some[key] is None else f"{some[key]:.4g}" for key in keys)
+                lines.append((f"{what}, {of}", values))
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.machine.files import writing
-from fedpeft.models.task import FederatedModel
+from fedpeft.models.task import FederatedModel, Targets, Task
 from fedpeft.run.finished import FinishedRun
 
 
@@ -25,7 +26,7 @@ def write(run: FinishedRun, model: FederatedModel, folder: Path) -> None:
         RunError: the files can't be written.
         ModelError: the base model has no tokenizer.
     """
-    whole: Any = model.base if run.labels is None else classifier(model, run.labels, run.reads_images)
+    whole: Any = model.base if run.labels is None else classifier(model, run.labels, run.reads_images, run.task)
     with writing(folder):
         whole.save_pretrained(str(folder))
         if run.reads_images:
@@ -36,18 +37,32 @@ def write(run: FinishedRun, model: FederatedModel, folder: Path) -> None:
         tokenizer.save_pretrained(str(folder))
 
 
-def classifier(model: Any, labels: Sequence[str], images: bool) -> Any:
-    """The classifier `model`, whose base holds no adapter, as a class of transformers that can be saved."""
+PROBLEMS: dict[Targets, str] = {
+    "classes": "single_label_classification",
+    "labels": "multi_label_classification",
+    "numbers": "regression",
+}
+"""What transformers calls what is predicted."""
+
+
+def classifier(model: Any, labels: Sequence[str], images: bool, task: Task) -> Any:
+    """The model, whose base holds no adapter, as a class of transformers that can be saved; numbers in their unit."""
     from fedpeft.models import modeling_mean_pooled
 
     kind: Any = modeling_mean_pooled.MeanPooledClassifier
     base = json.loads(model.base.config.to_json_string(use_diff=False))
     base.pop("_name_or_path", None)  # where the base lies on this machine
     names = dict(enumerate(labels))
-    config = kind.config_class(base=base, id2label=names, label2id={name: i for i, name in names.items()})
+    config = kind.config_class(
+        base=base,
+        id2label=names,
+        label2id={name: i for i, name in names.items()},
+        problem_type=PROBLEMS.get(task.targets),
+    )
     kind.config_class.register_for_auto_class()  # its file is then saved with it
     kind.register_for_auto_class("AutoModelForImageClassification" if images else "AutoModelForSequenceClassification")
     with torch.device("meta"):  # the weights are there already
         made = kind(config)
-    made.base, made.head = model.base, model.head
+    made.base, made.head = model.base, copy.deepcopy(model.head)
+    made.head.load_state_dict(task.told_head(model.head.state_dict()))
     return made.eval()

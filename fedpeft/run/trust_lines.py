@@ -19,6 +19,7 @@ def trust_lines(summary: Mapping[str, Any]) -> dict[str, str]:
     for whose, name in (("test", "test rows"), ("clients", "clients' held-out rows")):
         if found := (trust.get("calibration") or {}).get(whose):
             lines |= _calibration(found["before"], found["after"], name)
+    lines |= _raters((trust.get("calibration") or {}).get("raters") or {})
     lines |= _laplace(trust.get("laplace") or {})
     lines |= _ensemble(trust.get("ensemble") or {})
     lines |= _robustness(trust.get("robustness") or {})
@@ -34,6 +35,15 @@ def _calibration(before: Mapping[str, Any], after: Mapping[str, Any], rows: str)
     answered = zip(after["coverage"], after["risk"], strict=True)
     risk = next((risk for coverage, risk in answered if coverage >= HALF), None)
     return lines if risk is None else lines | {f"wrong answers, surest half of the {rows}": f"{risk:.4f}"}
+
+
+def _raters(found: Mapping[str, Any]) -> dict[str, str]:
+    """What people who have rated the test rows say to what the model says of itself."""
+    if not found:
+        return {}
+    error, ranks = found["share_error"], found["entropy"]
+    lines = {"error against the share of raters' votes": f"{error['before']:.4f}; {error['after']:.4f} calibrated"}
+    return lines | ({} if ranks is None else {"rank correlation of entropy and raters' spread": f"{ranks:.3f}"})
 
 
 def _laplace(found: Mapping[str, Any]) -> dict[str, str]:

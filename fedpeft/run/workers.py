@@ -37,7 +37,7 @@ from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.run import catalogue
 from fedpeft.run.observer import Metrics, RunObserver
-from fedpeft.run.reuse import depth
+from fedpeft.run.reuse import depth, pools
 from fedpeft.run.setup import Setup
 
 TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
@@ -181,6 +181,7 @@ def work_plan(
         executor="private" if per_example else "batched" if batched else "sequential",
         clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
         depth=depth(setup, lengths, holders) if reusing else 0,
+        pooled=reusing and pools(setup) and not any(c.changes_loss for c in setup.drift.corrections),
         kernel=machine.kernel if batched else "native",
         threads=1,
         device=machine.devices[0],

@@ -60,14 +60,17 @@ def check_report(report: Report) -> None:
         raise PayloadError(f"a training loss of {report.loss}: the client's training has diverged")
 
 
-def check_evaluation(report: Report, predictions: int) -> None:
+def check_evaluation(report: Report, predictions: int, numbers: bool = False) -> None:
     """Refuse an evaluation that no rows can have led to; `predictions` is the most that a row can have.
+
+    Of `numbers`, what is right is 1 - squared error of each row, and may be below 0.
 
     Raises:
         PayloadError: why.
     """
     check_report(report)
-    if not 0 <= report.correct <= report.count <= report.rows * predictions:
+    least = -WORST_LOSS * report.count if numbers else 0
+    if not least <= report.correct <= report.count <= report.rows * predictions:
         raise PayloadError(f"{report.correct:g} of {report.count:g} predictions are right, of {report.rows} rows")
 
 
@@ -285,7 +288,7 @@ class Acceptance:
             answer = self.answers.by_client[report.client]
         weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
         staleness = self.round - report.round
-        owned = self.owned(report.round, report.client, report.steps)
+        owned = self.owned(report.round, report.client, report.steps) if self.strategy.counts_owned else {}
         return Update(report.client, weight, form, received, delta, staleness, ranks, owned, answer), memory
 
     def _drift_changes(self, report: Report, layout: Layout) -> States:

@@ -152,7 +152,7 @@ class Evaluation:
         for report in self.clients.in_order(instructions, len(asked), "evaluate"):
             try:
                 if report.count:
-                    check_evaluation(report, self.setup.predictions)
+                    check_evaluation(report, self.setup.predictions, self.setup.task.targets == "numbers")
             except PayloadError as error:
                 self.say(f"client {report.client}'s evaluation does not count: {error}")
                 continue

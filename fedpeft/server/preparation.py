@@ -127,7 +127,7 @@ def _head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
         names = setup.facts.label_names or ()
         say(f"{len(hidden)} classes drown in the noise of the start, which does not know them: {_some(names, hidden)}")
     weight = setup.start["head.weight"]
-    head = setup.head.solve(total, weight.shape[1], setup.facts.classes)
+    head = setup.head.solve(total, weight.shape[1], weight.shape[0])
     return {name: tensor.to(setup.start[name].dtype) for name, tensor in head.items()}
 
 
@@ -156,7 +156,8 @@ def _statistics(
     setup: Setup, clients: Exchange, entry: Entry, privacy: PrivacyEngine | None, most_rows: float
 ) -> tuple[dict[int, int], int, State]:
     """The rows of each client whose statistics are taken, the bytes of all, and the sum of those taken."""
-    width, count = setup.start["head.weight"].shape[1], len(entry.cohort)
+    outputs, width = setup.start["head.weight"].shape
+    count = len(entry.cohort)
     instructions = (
         Instruction("prepare", 0, k, b"", base_precision=setup.profiles[k].base, attempt=entry.attempt)
         for k in entry.cohort
@@ -170,7 +171,7 @@ def _statistics(
             privacy.heard(report)
         try:
             check_report(report)
-            shapes = setup.head.shapes(width, setup.facts.classes, report.rows)
+            shapes = setup.head.shapes(width, outputs, report.rows)
             statistics = decode(report.payload, shapes)
             check_statistics(statistics, shapes, report.rows)
         except PayloadError:
@@ -224,7 +225,8 @@ def _masked_statistics(
 
 def statistics_shapes(setup: Setup) -> dict[str, Shape]:
     """Of what the head's start adds up over clients."""
-    sent = setup.head.shapes(setup.start["head.weight"].shape[1], setup.facts.classes, 1)
+    outputs, width = setup.start["head.weight"].shape
+    sent = setup.head.shapes(width, outputs, 1)
     sums = setup.head.additive({name: torch.zeros(shape) for name, shape in sent.items()})
     return {name: tuple(tensor.shape) for name, tensor in sums.items()}
 

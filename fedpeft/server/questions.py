@@ -1,11 +1,12 @@
 """Questions to clients about their own held-out rows, whose answers are sums: nobody else sees a row, or a prediction.
 
 A client that answers what no rows can have is left out, and one with more rows than it may weigh counts as if it had so
-many, as before round 1.
+many, as before round 1. Under masks (`fedpeft.server.masked_sum`) no answer is seen, and only their sum can be checked.
 """
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +14,16 @@ from dataclasses import dataclass, replace
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Versions
-from fedpeft.communication.messages import Report
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import State
+from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
+from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.setup import Setup
 from fedpeft.server.acceptance import Answers, check_report
 from fedpeft.server.dispatch import Dispatch
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.masked_sum import MaskedSum
 from fedpeft.server.progress import Progress
 from fedpeft.server.sampling import measured
 from fedpeft.trust.question import ROWS, Question
@@ -72,6 +76,8 @@ class Questions:
         """
         cohort = cohort or measured(self.setup.clients, self.setup.config.seed)
         round = self.progress.round if round is None else round
+        if self.setup.secure_sum is not None:
+            return self._under_masks(self.setup.secure_sum, question, cohort, round)
         total, found = Fold(), Answers()
         for report, answer in self._asked(question, cohort, round, found):
             total.add(answer, min(1.0, self.most_rows / max(1, report.rows)))
@@ -92,12 +98,8 @@ class Questions:
         self, question: Question, cohort: Sequence[int], round: int, found: Answers
     ) -> Iterator[tuple[Report, State]]:
         """The answers that count; what all of them cost is added to `found`."""
-        matrices = {t.name: t.shape for t in self.setup.layout.tensors if t.role in ("lora_A", "lora_B")}
-        shapes = question.all_shapes(self.setup.facts.classes, matrices)
-        sent = Dispatch(self.setup, self.progress, self.clients.remote)
-        if self.clients.announce is not None:
-            self.clients.announce(sent.release("evaluate", round))
-        instructions = [replace(sent.instruction("evaluate", k, round), asks=question.text) for k in cohort]
+        shapes = self._shapes(question)
+        instructions = self._instructions(question, cohort, round)
         found.downlink_bytes = sum(len(i.payload) + len(i.residual) for i in instructions)
         for report in self.clients.in_order(instructions, len(cohort), "evaluate"):
             found.uplink_bytes += len(report.payload)
@@ -112,6 +114,31 @@ class Questions:
             yield report, answer
         if not found.clients:
             raise RunError(f"none of {len(cohort)} clients has rows that it could ask its model {question.text} about")
+
+    def _under_masks(self, secure: SecureSum, question: Question, cohort: Sequence[int], round: int) -> Answered:
+        """The sums as numbers of one secure sum (`fedpeft.privacy.secure_sum.integers`), each to its unit."""
+        shapes = self._shapes(question)
+        masked = MaskedSum(self.clients, secure, self.setup.config.seed, round, 0, entries(shapes) + BESIDE, 1.0)
+        instructions = self._instructions(question, cohort, round)
+        try:
+            total = masked.of(instructions, "evaluate")
+            sums = total.summed_statistics(shapes)
+            question.check(sums, builtins.round(total.rows))
+        except PayloadError as error:
+            raise RunError(f"there is no sum of clients' answers to {question.text}: {error}") from error
+        down = sum(masked.sent.values()) + sum(len(i.payload) + len(i.residual) for i in instructions)
+        return Answered(sums, builtins.round(total.weight), down, sum(masked.received.values()))
+
+    def _shapes(self, question: Question) -> dict[str, tuple[int, ...]]:
+        matrices = {t.name: t.shape for t in self.setup.layout.tensors if t.role in ("lora_A", "lora_B")}
+        return question.all_shapes(self.setup.facts.classes, matrices)
+
+    def _instructions(self, question: Question, cohort: Sequence[int], round: int) -> list[Instruction]:
+        """Announced, where clients are to be told alike."""
+        sent = Dispatch(self.setup, self.progress, self.clients.remote)
+        if self.clients.announce is not None:
+            self.clients.announce(sent.release("evaluate", round))
+        return [replace(sent.instruction("evaluate", k, round), asks=question.text) for k in cohort]
 
 
 def _answer(report: Report, question: Question, shapes: dict[str, tuple[int, ...]]) -> State:

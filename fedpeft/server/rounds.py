@@ -351,7 +351,7 @@ class Server:
         Raises:
             RunError: no update is valid, and these were all clients that there are, or the run is a simulation.
         """
-        if taken.accepted or self._secret_cohort:  # an empty secret cohort takes its step of noise, too
+        if taken.accepted or self._noise_alone:
             return taken.aggregator.finish(progress.memory)
         if taken.spent < len(taken.results):
             failed = f"round {taken.round}: none of {len(taken.results)} clients returned a valid update"
@@ -388,6 +388,12 @@ class Server:
     def _secret_cohort(self) -> bool:
         """Whether nobody may know who takes part in a round, nor how many do; an empty cohort is one, too."""
         return self.privacy is not None and self.privacy.mechanism.secret_cohort
+
+    @property
+    def _noise_alone(self) -> bool:
+        """Whether a round without updates takes its step of noise: that it took none would tell of whoever had been the
+        only one whose update is taken, and related noise goes on from round to round."""
+        return self._secret_cohort or (self.privacy is not None and self.privacy.mechanism.turns)
 
     def _answered(self, phase: str, done: int, total: int) -> None:
         if not (self._secret_cohort and phase == "train"):

@@ -55,6 +55,8 @@ def second_task(text: str, first: Dataset) -> Dataset:
     second = load_dataset(text)
     if "token_labels" in (first.task, second.task):
         raise ConfigError(f"forgetting={text!r} compares classifiers, or language models, and not labels of tokens")
+    if {first.train.targets, second.train.targets} & {"numbers", "labels"}:
+        raise ConfigError(f"forgetting={text!r} compares classifiers, or language models; leave it out")
     one, other = ((d.kind, d.task == "classification") for d in (first, second))
     if one != other or TASKS.build(second.task).compares:
         raise ConfigError(

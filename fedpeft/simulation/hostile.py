@@ -26,8 +26,8 @@ def attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int
     attack = ATTACKS.build(text)
     if not attack.changes_labels:
         return None
-    if rows.all.labels is None or not rows.dataset.classes:
-        raise ConfigError(f"{text} changes labels, and {rows.dataset.name} has none; take sign_flip")
+    if rows.all.labels is None or rows.all.targets != "classes" or not rows.dataset.classes:
+        raise ConfigError(f"{text} changes classes, and {rows.dataset.name} has none; take sign_flip")
     if rows.partition.resampled:
         raise ConfigError(f"{text} changes labels, which clients share under resample; take sign_flip")
     if rows.dataset.tasks is not None and rows.dataset.tasks.compete != "all":

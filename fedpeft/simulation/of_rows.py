@@ -1,16 +1,27 @@
-"""What summary.json says of runs whose rows have tasks one after the other, or labels of words."""
+"""What summary.json says of runs whose rows have tasks one after the other, labels of words, numbers, many labels, or
+captions."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fedpeft.models.scoring import Scores
+from fedpeft.run.final_score import FinalScore
 from fedpeft.run.records import Records
+from fedpeft.simulation.captions import captions_of
+from fedpeft.simulation.probe import ProbeResult
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.simulation.span_scores import spans_of
 from fedpeft.simulation.task_matrix import tasks_of
 
 
-def of_rows(simulation: Simulation, scores: Scores, records: Records) -> dict[str, Any]:
-    """By the keys of the summary; None where rows have neither. `scores` are the saved adapter's on the test rows."""
-    return {"tasks": tasks_of(simulation, scores, records), "spans": spans_of(simulation)}
+def of_rows(simulation: Simulation, score: FinalScore, probe: ProbeResult | None, records: Records) -> dict[str, Any]:
+    """By the keys of the summary; None where rows have none of it. `score` is the saved adapter's on the test rows."""
+    targets = None
+    if score.measures and simulation.setup.task.targets != "classes":
+        targets = {**score.measures, "probe": probe.measures if probe else None}
+    return {
+        "tasks": tasks_of(simulation, score.scores, records),
+        "targets": targets,
+        "spans": spans_of(simulation),
+        "captions": captions_of(simulation, records),
+    }

@@ -17,7 +17,12 @@ def save_predictions(simulation: Simulation, scores: Scores, records: Records) -
     records.write_arrays("predictions.npz", **vars(scores))
     rows = simulation.rows
     train_labels, test_labels = rows.train.labels, rows.dataset.test.labels
-    if train_labels is not None and test_labels is not None and rows.dataset.classes:
+    if (
+        rows.train.targets == "classes"
+        and train_labels is not None
+        and test_labels is not None
+        and rows.dataset.classes
+    ):
         partition, classes = rows.partition, rows.dataset.classes
         shards = (train_labels[partition.shard(client)] for client in range(min(len(partition), LISTED)))
         labels = np.stack([np.bincount(shard, minlength=classes) for shard in shards])

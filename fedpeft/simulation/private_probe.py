@@ -32,7 +32,7 @@ def private_probe(
     labels, truth = rows.all.labels, rows.dataset.test.labels
     if protection is None or protection.mechanism.epsilon is None or "head.weight" not in setup.start:
         return None
-    if labels is None or truth is None:
+    if labels is None or truth is None or setup.task.targets != "classes":
         return None
     work = workers.work
     test = setup.tokenised(rows.dataset.test, setup.tokens)

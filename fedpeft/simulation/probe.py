@@ -14,15 +14,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
 
+from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
+from fedpeft.models import scoring
+from fedpeft.models.task import Task
+from fedpeft.models.tasks.classification import RowTask
+from fedpeft.run.reuse import pools
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Workers
 from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.simulation.target_probes import Part, label_probe, number_probe
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 """Candidates for scikit-learn's C, the inverse of the regularisation."""
@@ -42,19 +51,21 @@ PROBE_TOKENS = 128
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Test accuracy of the probe, and its C."""
+    """Test accuracy of the probe (or what stands for it, see `RowLosses.correct`), and its C; of numbers or several
+    labels a row also what the task tells of all rows together."""
 
     accuracy: float
     strength: float
     predicted: np.ndarray
+    measures: Mapping[str, Any] = field(default_factory=dict)
 
 
 def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int | None = None) -> ProbeResult | None:
-    """The frozen-base linear probe on the test rows, on texts of `tokens` tokens; None for language modelling.
+    """The frozen-base linear probe on the test rows, on texts of `tokens` tokens; None where rows are not predicted.
 
     By default the texts are as long as the run's own, and at least as long as suits the probe best.
     """
-    if setup.facts.task != "classification":
+    if not setup.task.targets:
         return None
     tokens = tokens or min(setup.readable, max(setup.tokens, PROBE_TOKENS))
     work = workers.work
@@ -64,12 +75,10 @@ def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int 
         train, depth = setup.tokenised(rows.all, tokens), 0
     test = setup.tokenised(rows.dataset.test, tokens)
     shared = tokens == setup.tokens and _scored_alike(setup, workers)
-    base, test_depth = ("fp32", setup.frozen_blocks) if shared else ("", 0)
+    base, test_depth = ("fp32", 0 if pools(setup) else setup.frozen_blocks) if shared else ("", 0)
     workers.freeze(train, depth, "frozen features of the training rows (kept for later runs)")
     workers.freeze(test, test_depth, "frozen features of the test rows (kept for later runs)", base)
-    labels, test_labels = rows.all.labels, rows.dataset.test.labels
-    assert labels is not None
-    assert test_labels is not None
+    labels, test_labels = (_labels(setup.task, part) for part in (rows.all, rows.dataset.test))
     rule = "one standard error, cross-validated"
     precision = setup.method.base_precision
     more: dict[str, str] = {"precision": precision} if precision else {}
@@ -84,7 +93,11 @@ def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int 
         held_out = work.at(base).store(test, test_depth).features(np.arange(len(test_labels))).numpy()
         shared, held = np.arange(len(rows.train)), rows.validation
         workers.observer.phase("linear probe", 1)
-        made = linear_probe((features[shared], labels[shared]), (features[held], labels[held]), (held_out, test_labels))
+        parts = (features[shared], labels[shared]), (features[held], labels[held]), (held_out, test_labels)
+        if setup.task.targets != "classes":
+            strength, outputs = _target_probe(setup.task)(*parts)
+            return {"strength": np.array(strength), "outputs": outputs}
+        made = linear_probe(*parts)
         return {
             "accuracy": np.array(made.accuracy),
             "strength": np.array(made.strength),
@@ -92,7 +105,29 @@ def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int 
         }
 
     found = cache.arrays("probe", name, fit)
+    if setup.task.targets != "classes":
+        return _judged(setup, np.asarray(found["outputs"]), rows.dataset.test, float(found["strength"]))
     return ProbeResult(float(found["accuracy"]), float(found["strength"]), np.asarray(found["predicted"]))
+
+
+def _labels(task: Task, rows: Rows) -> np.ndarray:
+    """The rows' labels as the task's loss reads them."""
+    assert isinstance(task, RowTask)
+    return task.labels(rows)
+
+
+def _target_probe(task: Task) -> Callable[[Part, Part, Part], tuple[float, np.ndarray]]:
+    """How numbers, or several labels a row, are probed."""
+    return number_probe if task.targets == "numbers" else partial(label_probe, STRENGTHS, strongest, ITERATIONS)
+
+
+def _judged(setup: Setup, outputs: np.ndarray, test: Rows, strength: float) -> ProbeResult:
+    """The result of a probe of numbers or several labels, given its outputs on the test rows."""
+    labels, said = torch.from_numpy(_labels(setup.task, test)), torch.from_numpy(np.array(outputs))
+    losses = setup.task.losses(said, {"labels": labels})
+    accuracy = float(losses.correct.double().sum() / losses.counts.double().sum())
+    measures = scoring.measures(setup.task, outputs, test.labels, setup.facts.label_names)
+    return ProbeResult(accuracy, strength, setup.task.values(said).numpy(), measures)
 
 
 def _scored_alike(setup: Setup, workers: Workers) -> bool:

@@ -66,7 +66,7 @@ class SimulatedRows:
     @property
     def statistics(self) -> PartitionStatistics:
         """What the partition looks like."""
-        return self.partition.statistics(self.train.labels, len(self.train))
+        return self.partition.statistics(self.train.classes, len(self.train))
 
 
 def split_by_task(partitioner: Partitioner, train: Rows, tasks: TaskSequence, clients: int, seed: int) -> Partition:

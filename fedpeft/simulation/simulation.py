@@ -113,7 +113,8 @@ class Simulation:
         data_key = self.setup.tokenised(self.rows.all, self.setup.tokens)
         attack = self.config.attack
         labels = attacked_labels(attack, self.rows, self.config.seed) if attack else None
-        return work_plan(self.setup, machine, data_key, self.folder, labels, self.clients)
+        plan = work_plan(self.setup, machine, data_key, self.folder, labels, self.clients)
+        return replace(plan, clients_per_pass=min(plan.clients_per_pass, self.sampler.size))  # no room that stays empty
 
     def _client_plan(self) -> ClientPlan:
         privacy = None

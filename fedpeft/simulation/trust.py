@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fedpeft.data.rows import Raters
 from fedpeft.run.final_score import FinalScore
 from fedpeft.run.records import Records
 from fedpeft.run.setup import Setup
@@ -18,18 +19,22 @@ from fedpeft.simulation.robustness import robustness
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.trust.calibration import before_and_after, compared
 from fedpeft.trust.question import Question
+from fedpeft.trust.raters import against_raters
 
 
 class Trust:
     """Of one run.
+
+    Args:
+        raters: of the test rows, where several people have rated each.
 
     Attributes:
         found: by name, for summary.json.
         temperature: that clients' rows say; None: they were not asked.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
+    def __init__(self, setup: Setup, raters: Raters | None = None) -> None:
+        self.setup, self.raters = setup, raters
         self.found: dict[str, Any] = {}
         self.temperature: float | None = None
 
@@ -87,4 +92,8 @@ class Trust:
             test = compared(score.answers, before_and_after(score.temperature, asked.bins))
             told = self.found.get("calibration", {"temperature": score.temperature})
             self.found["calibration"] = {**told, "test": test}
+            if self.raters is not None:
+                scores = score.scores
+                found = against_raters(self.raters, scores.predicted, scores.confidence, scores.scaled, asked.bins)
+                self.found["calibration"] |= {} if found is None else {"raters": found}
         return self.found or None

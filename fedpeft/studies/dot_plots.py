@@ -22,6 +22,7 @@ from fedpeft.studies.drawing import (
     panels,
     rows_of,
 )
+from fedpeft.studies.measures import called
 from fedpeft.studies.sections import Method, Section
 from fedpeft.studies.statistics import LEVEL, half_width
 
@@ -50,9 +51,9 @@ def accuracy_against(section: Section, key: str, x: str, front: bool) -> str | N
             rows.set_title(context, pad=14)
             accuracy_rows(rows, methods, style)
             accuracy_plane(plane, methods, style, key, section.pareto if front else {})
-            rows.set_xlabel("test accuracy (%)")
+            rows.set_xlabel(called("test accuracy (%)", section.results))
             plane.set_xlabel(x)
-            plane.set_ylabel("test accuracy (%)")
+            plane.set_ylabel(called("test accuracy (%)", section.results))
             logarithmic_if_wide(plane)
         for i, methods in enumerate(contexts.values()):
             plane = axes[2 * i + 1]

@@ -28,7 +28,7 @@ from fedpeft.studies.drawing import (
     panels,
     wrapped,
 )
-from fedpeft.studies.measures import CurvePoint, curve
+from fedpeft.studies.measures import CurvePoint, called, curve
 from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section
 
@@ -79,7 +79,7 @@ def curves(section: Section) -> str | None:
         for i, (context, methods) in enumerate(contexts.items()):
             row = axes[len(xs) * i : len(xs) * (i + 1)]
             row[0].set_title(context)
-            row[0].set_ylabel("validation accuracy (%)")
+            row[0].set_ylabel(called("validation accuracy (%)", section.results))
             for axis, (key, label) in zip(row, xs.items(), strict=True):
                 for method in methods:
                     _draw_curve(axis, method, style[method.name], key, len(methods) <= BANDS)
@@ -116,7 +116,7 @@ def _draw_curve(axis: Any, method: Method, look: Look, key: str, band: bool) -> 
 def _whole_numbers(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def course(section: Section, run: Result) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,28 +66,31 @@ CALIBRATED = ("calibration", "test", "after")
 """Where summary.json has the calibrated model on the test rows, in what the run was asked of trust."""
 
 
-def from_trust(*path: str) -> Callable[[Result], float | None]:
-    """A number of what the run was asked of trust."""
+def below(key: str, *path: str) -> Callable[[Result], float | None]:
+    """A number of what summary.json holds under `key`."""
 
     def found(result: Result) -> float | None:
-        value: Any = (result.summary or {}).get("trust") or {}
+        value: Any = (result.summary or {}).get(key) or {}
         for name in path:
             value = value.get(name) if isinstance(value, Mapping) else None
         return None if value is None else float(value)
 
     return found
+
+
+def from_trust(*path: str) -> Callable[[Result], float | None]:
+    """A number of what the run was asked of trust."""
+    return below("trust", *path)
 
 
 def from_retrieval(*path: str) -> Callable[[Result], float | None]:
     """A number of how well pairs were found."""
+    return below("retrieval", *path)
 
-    def found(result: Result) -> float | None:
-        value: Any = (result.summary or {}).get("retrieval") or {}
-        for name in path:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        return None if value is None else float(value)
 
-    return found
+def from_targets(*path: str) -> Callable[[Result], float | None]:
+    """A number of what was measured of numbers, or of several labels a row."""
+    return below("targets", *path)
 
 
 def per_point(kind: str) -> Callable[[Result], float | None]:
@@ -118,6 +121,15 @@ def from_tasks(kind: str, name: str) -> Callable[[Result], float | None]:
     def found(result: Result) -> float | None:
         measured = ((result.summary or {}).get("tasks") or {}).get(kind) or {}
         return measured.get(name)
+
+    return found
+
+
+def from_captions(name: str) -> Callable[[Result], float | None]:
+    """A share of what is right in captions."""
+
+    def found(result: Result) -> float | None:
+        return ((result.summary or {}).get("captions") or {}).get(name)
 
     return found
 
@@ -157,7 +169,21 @@ MEASURES = (
     Measure("task_lost", "forgetting, task known", from_tasks("accuracy_known_task", "forgetting"), POINTS, 2),
     Measure("backward", "backward transfer", from_tasks("accuracy_known_task", "backward_transfer"), POINTS, 2),
     Measure("forward", "forward transfer", from_tasks("accuracy_known_task", "forward_transfer"), POINTS, 2),
+    Measure("rmse", "root mean squared error", from_targets("rmse"), 1.0, 4),
+    Measure("mae", "mean absolute error", from_targets("mae"), 1.0, 4),
+    Measure("r2", "R^2 (%)", from_targets("r2"), POINTS, 2),
+    Measure("spearman", "Spearman correlation (%)", from_targets("spearman"), POINTS, 2),
+    Measure("rmse_probe", "root mean squared error, probe", from_targets("probe", "rmse"), 1.0, 4),
+    Measure("micro_f1", "micro F1 (%)", from_targets("micro_f1"), POINTS, 2),
+    Measure("macro_f1", "macro F1 (%)", from_targets("macro_f1"), POINTS, 2),
+    Measure("average_precision", "mean average precision (%)", from_targets("average_precision"), POINTS, 2),
+    Measure("macro_f1_probe", "macro F1, probe (%)", from_targets("probe", "macro_f1"), POINTS, 2),
     Measure("spans", "F1 of spans (%)", from_spans, POINTS, 2),
+    Measure("exact_match", "exact captions (%)", from_captions("exact_match"), POINTS, 2),
+    Measure("rouge_l", "ROUGE-L (%)", from_captions("rouge_l"), POINTS, 2),
+    Measure("colour", "colours (%)", from_captions("colour"), POINTS, 2),
+    Measure("shape", "shapes (%)", from_captions("shape"), POINTS, 2),
+    Measure("relation", "relations (%)", from_captions("relation"), POINTS, 2),
     Measure("epsilon", "epsilon", from_summary("epsilon"), 1.0, 2),
     Measure("audit_epsilon", "audit: epsilon at least", from_summary("audit_epsilon"), 1.0, 2),
     Measure("membership_auc", "membership attack (AUC)", from_summary("membership_auc"), 1.0, 3),
@@ -210,11 +236,41 @@ QUALITY = (
     "task_lost",
     "backward",
     "forward",
+    "rmse",
+    "mae",
+    "r2",
+    "spearman",
+    "rmse_probe",
+    "micro_f1",
+    "macro_f1",
+    "average_precision",
+    "macro_f1_probe",
     "spans",
+    "exact_match",
+    "rouge_l",
+    "colour",
+    "shape",
+    "relation",
     "epsilon",
     "total_bytes",
 )
 """Measures of the first table; the others are costs, in the second."""
+
+
+CALLED = {
+    "skill": (("accuracy", "skill"), ("(nats)", "(squared deviations)")),
+    "label_accuracy": (("accuracy", "label accuracy"),),
+}
+"""What headings say of runs that are judged by something else than accuracy, in place of which words."""
+
+
+def called(heading: str, results: Iterable[Result]) -> str:
+    """A heading as it is said of these runs, where all are judged by one measure."""
+    metrics = {result.summary.get("metric") for result in results if result.summary}
+    words = CALLED.get(str(*metrics), ()) if len(metrics) == 1 else ()
+    for accuracy, measure in words:
+        heading = heading.replace(accuracy, measure)
+    return heading
 
 
 @dataclass(frozen=True)

@@ -127,12 +127,16 @@ def as_today(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pack(values: NDArray[np.float64]) -> dict[str, Any]:
-    """Small whole numbers as text: bits for 0 and 1, else 32-bit integers; compressed."""
+    """Numbers as text: bits for 0 and 1, 32-bit integers for small whole ones, else single precision; compressed."""
     whole = values.astype(np.int32)
-    bits = bool(((whole == 0) | (whole == 1)).all())
-    raw = np.packbits(whole.astype(np.uint8)).tobytes() if bits else whole.astype("<i4").tobytes()
+    if not (whole == values).all():
+        kind, raw = "f4", values.astype("<f4").tobytes()
+    elif ((whole == 0) | (whole == 1)).all():
+        kind, raw = "bits", np.packbits(whole.astype(np.uint8)).tobytes()
+    else:
+        kind, raw = "i4", whole.astype("<i4").tobytes()
     return {
-        "kind": "bits" if bits else "i4",
+        "kind": kind,
         "length": len(whole),
         "data": base64.b64encode(zlib.compress(raw, 9)).decode(),
     }
@@ -143,7 +147,7 @@ def unpack(packed: Mapping[str, Any]) -> NDArray[np.float64]:
     raw = zlib.decompress(base64.b64decode(packed["data"]))
     if packed["kind"] == "bits":
         return np.unpackbits(np.frombuffer(raw, np.uint8), count=packed["length"]).astype(np.float64)
-    return np.frombuffer(raw, "<i4").astype(np.float64)
+    return np.frombuffer(raw, {"i4": "<i4", "f4": "<f4"}[packed["kind"]]).astype(np.float64)
 
 
 # ------------------------------------------------------------------------------------------------------- a run's folder

@@ -106,8 +106,26 @@ class Comparison:
         return "no" if self.upper_bound < -margin else "not resolved"
 
 
-def compare(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Comparison | None:
-    """Compare the runs of a method with those of the baseline, by seed; None where they share no seed or test rows."""
+@dataclass(frozen=True)
+class Paired:
+    """Differences in points of test accuracy, method minus baseline, of the seeds that both have.
+
+    Attributes:
+        seeds: in order.
+        by_seed: float64 (seeds,), over all test rows.
+        by_row: float64 (rows,), mean over the seeds; what a row changes of the accuracy, with the same mean.
+        gained, lost: test rows right under one and wrong under the other, mean over seeds.
+    """
+
+    seeds: tuple[int, ...]
+    by_seed: Array
+    by_row: Array
+    gained: float
+    lost: float
+
+
+def pair(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Paired | None:
+    """The runs of a method beside those of the baseline, by seed; None where they share no seed or test rows."""
     seeds = tuple(sorted(s for s in method.keys() & baseline.keys() if _same_rows(method[s], baseline[s])))
     if not seeds or len({len(method[s].count) for s in seeds}) > 1:
         return None
@@ -117,16 +135,26 @@ def compare(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Com
     difference = float(by_seed.mean())
     counts_N = method[seeds[0]].count
     by_row = difference + (POINTS * changes_SN.mean(0) - difference * counts_N) * len(counts_N) / total
-    one_sided = max(half_width(by_seed, LEVEL, 1), half_width(by_row, LEVEL, 1))
+    gained = float(np.clip(changes_SN, 0, None).sum(1).mean())
+    return Paired(seeds, by_seed, by_row, gained, lost=float(np.clip(-changes_SN, 0, None).sum(1).mean()))
+
+
+def compare(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Comparison | None:
+    """Compare the runs of a method with those of the baseline, by seed; None where they share no seed or test rows."""
+    found = pair(method, baseline)
+    if found is None:
+        return None
+    difference = float(found.by_seed.mean())
+    one_sided = max(half_width(found.by_seed, LEVEL, 1), half_width(found.by_row, LEVEL, 1))
     return Comparison(
-        seeds=seeds,
+        seeds=found.seeds,
         difference=difference,
-        seed_half_width=half_width(by_seed, LEVEL, 2),
-        row_half_width=half_width(by_row, LEVEL, 2),
+        seed_half_width=half_width(found.by_seed, LEVEL, 2),
+        row_half_width=half_width(found.by_row, LEVEL, 2),
         lower_bound=difference - one_sided,
         upper_bound=difference + one_sided,
-        gained=float(np.clip(changes_SN, 0, None).sum(1).mean()),
-        lost=float(np.clip(-changes_SN, 0, None).sum(1).mean()),
+        gained=found.gained,
+        lost=found.lost,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedpeft.run.trust_lines import trust_lines
-from fedpeft.studies.measures import MEASURES, QUALITY, CurvePoint, Measure, curve
+from fedpeft.studies.measures import MEASURES, QUALITY, CurvePoint, Measure, called, curve
 from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section, describe
 from fedpeft.studies.statistics import POINTS, Comparison, compare, mean_and_deviation
@@ -117,8 +117,8 @@ def _measures_table(
             mean, deviation = mean_and_deviation(values) if values else (None, None)
             row |= {f"{m.heading} mean": mean, f"{m.heading} sd": deviation}
         data.append(row | extra)
-    headings = ("method", "seeds", *(m.heading for m in measures), *words)
-    return Table(*name_and_title, note, headings, tuple(shown), tuple(data))
+    headings = ("method", "seeds", *(called(m.heading, section.results) for m in measures), *words)
+    return Table(*name_and_title, called(note, section.results), headings, tuple(shown), tuple(data))
 
 
 def result_table(run: Result) -> Table:
@@ -127,8 +127,8 @@ def result_table(run: Result) -> Table:
     for measure in MEASURES:
         value = measure.value(run)
         if value is not None:
-            shown.append((measure.heading, with_deviation([measure.scale * value], measure.digits)))
-    note = "Test accuracy is of the saved adapter, in fp32; bytes are the lengths of the real payloads."
+            shown.append((called(measure.heading, [run]), with_deviation([measure.scale * value], measure.digits)))
+    note = called("Test accuracy is of the saved adapter, in fp32; bytes are the lengths of the real payloads.", [run])
     return Table("result", "Result", note, ("measure", "value"), tuple(shown), ({"seed": run.seed, **dict(shown)},))
 
 
@@ -344,7 +344,8 @@ def rounds_table(section: Section) -> Table:
     if section.lone is None:
         return Table("rounds", "Rounds", "", (), (), data)
     note = "The global model on the validation rows; bytes up and down and time of the rounds, until then."
-    headings = ("round", "validation accuracy (%)", "validation loss (nats)", "bytes (MB)", "time (s)")
+    words = ("round", "validation accuracy (%)", "validation loss (nats)", "bytes (MB)", "time (s)")
+    headings = tuple(called(word, section.results) for word in words)
     shown = tuple(
         (
             str(p.round),

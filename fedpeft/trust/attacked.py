@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch
+from fedpeft.models.packing import Packing
 from fedpeft.models.task import FederatedModel
 
 STRENGTHS = (0.02, 0.05, 0.1)
@@ -31,9 +32,17 @@ def embedding_of(model: FederatedModel) -> nn.Module:
 
 
 @contextmanager
-def moved(layer: nn.Module, delta: Tensor) -> Iterator[None]:
-    """While this is open, `delta` (rows, tokens, width) is added to what the layer makes of tokens."""
-    hook = layer.register_forward_hook(lambda _, __, output: output + delta)
+def moved(layer: nn.Module, delta: Tensor, mask: Tensor) -> Iterator[None]:
+    """While this is open, `delta` (rows, tokens, width) is added to what the layer makes of tokens.
+
+    `mask` (rows, tokens) says which are real: where a pass leaves padding out (`fedpeft.models.packed_tokens`), the
+    layer sees these alone, one after another.
+    """
+
+    def added(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        return output + (delta if output.shape == delta.shape else Packing.of(mask.bool(), 1).packed(delta))
+
+    hook = layer.register_forward_hook(added)
     try:
         yield
     finally:
@@ -60,12 +69,12 @@ def worst(model: FederatedModel, batch: Batch, strength: float, random: torch.Ge
         delta = projected(radius * torch.randn(shape, generator=random), radius).to(weight.dtype) * mask
         for _ in range(STEPS):
             delta.requires_grad_(True)
-            with torch.enable_grad(), moved(layer, delta):
+            with torch.enable_grad(), moved(layer, delta, batch["attention_mask"]):
                 loss = F.cross_entropy(model(batch), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, [delta])
             length = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
             step = 2.5 * radius / STEPS * gradient / length
             delta = projected(delta.detach() + step, radius) * mask
-        with torch.no_grad(), moved(layer, delta):
+        with torch.no_grad(), moved(layer, delta, batch["attention_mask"]):
             right &= (model(batch).argmax(-1) == labels).cpu()
     return right, delta

@@ -14,8 +14,9 @@ from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import depth
 from fedpeft.models.task import TASKS
+from fedpeft.run.facts import DataFacts
 from fedpeft.run.profiles import groups_of, number_of
-from fedpeft.run.setup import DataFacts, Setup, settled
+from fedpeft.run.setup import Setup, settled
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.tuning.search_file import Budget, Search
 

@@ -1,10 +1,15 @@
 """Golden numbers on a model of three numbers, worked out by hand from the equations."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS
 from fedpeft.errors import ConfigError
+from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.privacy.secure_sum.sum import parse_privacy
+from fedpeft.run import checks
 from fedpeft.server.progress import Checkpoints, Progress
 
 X = {"x": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
@@ -107,6 +112,20 @@ def test_known_noise_is_taken_out_of_v():
             m, v, w = 0.9 * m + 0.1 * d, 0.9 * v + 0.1 * d * d, 0.9 * w + 0.1 * 0.02
             x += 0.1 * m / (max(v - w, 0.5 * w) ** 0.5 + 0.01)
         assert float(state["x"][i]) == pytest.approx(x, abs=1e-12)
+
+
+@pytest.mark.parametrize("spec", ["adam(corrected=True)", "averaged(of=adam(corrected=True))"])
+@pytest.mark.parametrize("privacy", ["", "none", "local_dp(noise_multiplier=1)", "secure_sum"])
+def test_noise_that_the_server_does_not_add_is_not_taken_out(spec, privacy):
+    optimizer, mechanism = SERVER_OPTIMIZERS.build(spec), parse_privacy(privacy) if privacy else None
+    mechanism = mechanism if isinstance(mechanism, Mechanism) else None
+    setup = SimpleNamespace(optimizer=optimizer, mechanism=mechanism, config=SimpleNamespace(server_optimizer=spec))
+    with pytest.raises(ConfigError, match="leave corrected out, or take --privacy user_dp"):
+        checks._check_server_noise(setup)
+    setup.mechanism = MECHANISMS.build("user_dp(noise_multiplier=1)")
+    checks._check_server_noise(setup)
+    setup.optimizer, setup.mechanism = SERVER_OPTIMIZERS.build("averaged(of=adam)"), mechanism
+    checks._check_server_noise(setup)
 
 
 def test_noise_is_heard_of_by_those_that_use_it_alone():

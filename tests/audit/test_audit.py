@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import reduce
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,19 +13,26 @@ from fedpeft.clients import private, releasing
 from scipy.optimize import brentq
 from scipy.stats import binom
 
+from fedpeft.aggregation.strategy import strategies
 from fedpeft.audit.__main__ import _word, main
+from fedpeft.audit.attacks import of_run
 from fedpeft.audit.bounds import Bounds, bounds, gaussian_epsilon, one_run_bound
-from fedpeft.audit.canaries import CanaryAudit, Verdict, run
+from fedpeft.audit.canaries import CanaryAudit, Verdict, _Clients, layout_of, run
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.cohorts import size_epsilon
 from fedpeft.audit.membership import area
+from fedpeft.communication.uplink import parse_uplink
 from fedpeft.errors import PrivacyError
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.peft import saved_adapter
+from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy import server_noise
 from fedpeft.privacy.accountant import Event, epsilon
+from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms import local_dp, user_dp
 from fedpeft.privacy.noise import RunKey
+from fedpeft.privacy.server_noise import turns_of
 from fedpeft.run.observer import RoundResult
 from fedpeft.server import acceptance
 from fedpeft.server.acceptance import Acceptance
@@ -307,6 +315,26 @@ def test_related_noise_is_audited_with_clients_that_take_turns(tmp_path):
     assert verdict.claimed == pytest.approx(epsilon({Event(2.0, 1.0): 3}, DELTA), abs=0.03)
     assert verdict.passed
     assert verdict.bounds.fit > 0.3 * verdict.claimed  # of 18 audits: 0.50 to 0.91, by their own noise
+
+
+@pytest.mark.parametrize(("clients", "cohort"), [(99, 10), (40, 10), (11, 4), (59, 2), (7, 3)])
+def test_canaries_of_a_run_take_turns_as_often_as_its_clients(clients, cohort, tmp_path):
+    """Of 99 clients in cohorts of 10 each comes back after 9 rounds, and of 400 canaries at that rate after 10."""
+    mechanism = MECHANISMS.build("user_dp(noise_multiplier=1, noise=banded)")
+    ones = np.ones(clients, np.int64)
+    federation = Exposure(
+        strategy=strategies.build("fedit"), method=PEFT_METHODS.build("lora"), layout=layout_of(4), rows=ones,
+        steps=ones, participations=ones, batch_size=1, rounds=20, cohort=cohort, even=True,
+    )  # fmt: skip
+    setup = SimpleNamespace(strategy=federation.strategy, uplink=parse_uplink("fp32"))
+    engine = SimpleNamespace(federation=federation, mechanism=mechanism, noise=1.0, delta=1e-3)
+    config = SimpleNamespace(strategy="fedit", seed=0)
+    audit = of_run(SimpleNamespace(protection=engine, setup=setup, config=config))
+    made = _Clients(audit, MECHANISMS.build(audit.privacy), tmp_path, np.ones(audit.canaries, bool))
+    canaries = made.protection.federation
+    assert turns_of(canaries.clients, canaries.cohort) == turns_of(clients, cohort)
+    assert mechanism.planned(canaries) == mechanism.planned(federation)
+    assert 300 < audit.canaries < 500
 
 
 @pytest.mark.parametrize("fault", ["half", "unclipped", "wider"])

@@ -21,8 +21,10 @@ from transformers import AutoConfig, AutoModel
 
 from fedpeft.errors import AssetError, ConfigError
 from fedpeft.machine import cache
+from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_start_at
 from fedpeft.models.layers import lowest_block
+from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.task import DTYPES, adapter_dtype
 from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
@@ -86,6 +88,8 @@ def worst(one, other, received) -> float:
         ("lora(rank=4, layers=1, targets=('query', 'value'))", {"work": "steps(5)"}),
         ("lora(rank=4, dropout=0.2)", {}),
         ("lora(rank=4)", {"drift": "fedprox(mu=0.1)"}),
+        ("lora(rank=4, dropout=0.2)", {"drift": "adversarial(strength=0.1)", "work": "steps(4)"}),
+        ("lora(rank=4, layers=1)", {"drift": "adversarial(strength=0.1)", "work": "steps(4)"}),
         ("lora(rank=4)", {"optimizer": "adamw(head_rate=1.0, max_norm=0.05)"}),
         ("lora(rank=4)", {"optimizer": "sgd(head_rate=1.0)", "work": "epochs(1.5)"}),
         ("lora(rank=4)", {"optimizer": "adamw(head_rate=0.1, weight_decay=0.1, warmup=3)"}),
@@ -99,6 +103,16 @@ def test_batched_equals_sequential_in_fp64(tiny, spec, training):
     assert worst(one, other, work) < 1e-10
     assert [t.steps for t in one] == [t.steps for t in other]
     assert [t.loss for t in one] == pytest.approx([t.loss for t in other], rel=1e-12)
+
+
+@pytest.mark.parametrize("spec", ["lora(rank=2, dropout=0.3)", "adamix(dim=4)"])
+def test_losses_of_several_passes_are_right_where_blocks_are_computed_again(tiny, spec):
+    """Each pass is gone back through with the masks and experts that it had, whatever has been computed since."""
+    plain, again = (build(tiny, spec, "fp64") for _ in range(2))
+    work = jobs(plain[2], plain[3], SHARDS[:3], drift="adversarial(strength=0.2)", work="steps(2)")
+    for one, other in zip(plain[:2], again[:2], strict=True):
+        checkpoint_blocks(other.model.base)
+        assert worst(list(one.train(work)), list(other.train(work)), work) < 1e-10
 
 
 def test_clients_of_different_ranks_and_alphas_train_in_one_pass(tiny):
@@ -317,3 +331,32 @@ def test_batches_cover_the_rows_once_per_pass_whatever_their_length(tiny, size):
     assert all(np.array_equal(a, b) for a, b in zip(batches, job.batches(rows.lengths), strict=True))
     other = Job(4, 2, 5, np.arange(40, 77), {}, frozenset(), local_training(size, "epochs(2.0)"), 1e-3)
     assert any(not np.array_equal(a, b) for a, b in zip(batches, other.batches(rows.lengths), strict=True))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_head_alone_learns_the_same_from_pooled_features(tiny, tmp_path, monkeypatch, batched):
+    """And reads a row's width, not its tokens'."""
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
+    task, rows, folder, classes = tiny
+    method = PEFT_METHODS.build("linear_probe")
+    sequential, whole, layout, start = build(tiny, "linear_probe", "fp64")
+    base = task.base(folder, DTYPES["fp64"])
+    store = FrozenStore(tmp_path / "frozen", rows, 0, 48, torch.float64)
+    for tile in store.missing():
+        store.fill(tile, base)
+    pooled, model = PooledRows(store), task.model(gives_back(base), classes)
+    if batched:
+        small = BatchedExecutor(model, task, method, pooled, layout, 4, "native")
+    else:
+        method.attach(model, "fp64")
+        small = SequentialExecutor(model, task, pooled, layout)
+    work = jobs(layout, start)
+    plain = whole if batched else sequential
+    assert worst(list(plain.train(work)), list(small.train(work)), work) < 1e-10
+    totals = [executor.evaluate(start, np.arange(40)) for executor in (plain, small)]
+    assert totals[0].mean_loss == pytest.approx(totals[1].mean_loss, rel=1e-12)
+    assert totals[0].correct == totals[1].correct
+    sizes = {file.name: file.stat().st_size for file in (tmp_path / "frozen").iterdir()}
+    assert (sizes["features.bin"], sizes["hidden.bin"]) == (len(rows) * 48 * 8, 0)
+    tokens = base(**{k: v for k, v in rows.batch(np.arange(3)).items() if k != "labels"}).last_hidden_state
+    assert tokens.shape[1] > 1, "the base is as it was"

@@ -18,7 +18,8 @@ from fedpeft.models.frozen_blocks import FrozenStore, HiddenRows, above, can_sta
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.run import reuse
-from fedpeft.run.setup import DataFacts, Setup
+from fedpeft.run.facts import DataFacts
+from fedpeft.run.setup import Setup
 from fedpeft.simulate import main
 from tests.clients.test_packing import TASK, executors, jobs, made_rows
 

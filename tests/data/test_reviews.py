@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedpeft.data.cached_rows import rows_hash
-from fedpeft.data.datasets.reviews import DOMAINS, new, place, rated
+from fedpeft.data.datasets.reviews import DOMAINS, new, place, rated, raters_of, ratings_in, votes_in
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import DataError
@@ -16,9 +16,22 @@ from fedpeft.errors import DataError
 
 def test_lines() -> None:
     rows = list(rated("1_1\t-0.9\tBad.\n1_2\t2\tGood.\n7\t0.5\tA tweet\twith a tab\n8\t1\t \n", "x"))
-    assert rows == [("1", -0.9, "Bad."), ("1", 2.0, "Good."), ("7", 0.5, "A tweet\twith a tab")]
+    assert [row[:3] for row in rows] == [("1", -0.9, "Bad."), ("1", 2.0, "Good."), ("7", 0.5, "A tweet\twith a tab")]
+    assert [row.name for row in rows] == ["1_1", "1_2", "7"]
     with pytest.raises(DataError, match=r"line 2 of x is not"):
         list(rated("1\t2\ta\n3\t4\n", "x"))
+
+
+def test_votes() -> None:
+    assert ratings_in("1_1\t-0.5\t0.5\t[0, -1]\n2\t1\t0\t[1, 1]\n", "x") == {"1_1": "[0, -1]", "2": "[1, 1]"}
+    with pytest.raises(DataError, match="line 1 of x is not"):
+        ratings_in("1\t2\n", "x")
+    for wrong in ("", "[]", "[1, 'a']", "3", "[1.5]"):
+        with pytest.raises(DataError, match="no ratings of a text from films"):
+            votes_in(wrong, "films")
+    raters = raters_of([votes_in("[3, -1, 0, 2]", "films"), [1, 1]])
+    assert raters.share.tolist() == [(2 + 0.5) / 4, 1.0]
+    assert raters.spread.tolist() == [np.std([3, -1, 0, 2]), 0.0]
 
 
 def test_texts_that_differ_in_signs_and_case_are_one() -> None:
@@ -52,5 +65,8 @@ def test_the_reviews_themselves() -> None:
     assert 0.2 < min(shares) < max(shares) < 0.9  # film snippets lie sorted by polarity in their file
     assert data.train.inputs[0].startswith("It's mainly a holiday celebration")
     assert data.train.labels[0] == 1
+    assert data.raters is not None
+    assert ((data.raters.share > 0.5) == (data.test.labels == 1)).mean() > 0.98
+    assert 0.5 < data.raters.spread.min() + data.raters.spread.mean() < 2.5
     assert rows_hash(data.train).startswith("bb1d2d753486d092")
     assert rows_hash(data.test).startswith("44d05619b9336ff7")

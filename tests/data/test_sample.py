@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fedpeft.data.rows import DATASETS, load_dataset
+from fedpeft.data.rows import DATASETS, Raters, load_dataset
 from fedpeft.errors import ConfigError
 
 
@@ -29,6 +31,14 @@ def test_a_data_set_of_fewer_rows_stays_whole():
     whole, some = load_dataset("tiny"), load_dataset("sample(of=tiny, rows=100000, test_rows=100000)")
     assert list(some.train.inputs) == list(whole.train.inputs)
     assert list(some.test.inputs) == list(whole.test.inputs)
+
+
+def test_raters_stay_with_the_rows_that_they_have_rated(monkeypatch):
+    whole = load_dataset("tiny")
+    rated = replace(whole, raters=Raters(np.ones(len(whole.test)), np.ones(len(whole.test))))
+    monkeypatch.setattr(type(DATASETS.build("tiny")), "load", lambda self: rated)
+    assert load_dataset("sample(of=tiny, rows=50, test_rows=20)").raters is None
+    assert load_dataset("sample(of=tiny, rows=50, test_rows=100000)").raters is rated.raters
 
 
 def test_a_file_inside_is_found_from_everywhere():

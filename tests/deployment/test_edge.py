@@ -253,6 +253,8 @@ def test_all_errors_of_a_client_are_for_its_user(federation, observer):
         ("held_out", float("nan"), "holds out nan"),
         ("held_out", 0.9, "legal is a share from 0 to 0.5"),
         ("task", "regression", "the task 'regression' with 4 classes"),
+        ("task", "retrieval", "the task 'retrieval' with 4 classes"),
+        ("task", "multi_label(x=1)", "a task that can't be read"),
         ("labels", [], "with 0 classes"),
         ("labels", ["a", "a"], "names a class twice"),
     ],

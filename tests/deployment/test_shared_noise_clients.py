@@ -28,6 +28,7 @@ from fedpeft.privacy.secure_sum.certified import Identity
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.member import Member
+from fedpeft.privacy.secure_sum.neighbours import graph
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid, skellam
 from tests.conftest import SilentObserver
@@ -319,3 +320,41 @@ def test_a_share_of_colluding_clients_means_nothing_elsewhere(federation):
 def test_notes_of_a_sum_are_the_client_s_alone(recorded):
     for k in range(3):
         assert stat.S_IMODE((recorded.made.folder / f"edge-{k}" / "clients" / FILE).stat().st_mode) == 0o600
+
+
+def begun(made, round):
+    """The third step of a sum by hand, as each client is asked it: the first two have been taken."""
+    seed, secure = made.server.config.seed, made.server.setup.secure_sum
+    told = Announcement(b"n" * 16, 3, secure.later.size, BESIDE, 1.0)
+    terms = told.terms(secure, seed, round, made.server.roster.run)
+    at = Coordinator(terms, graph([0, 1, 2], secure.neighbours, seed, round))
+    for step, said, take in ((1, lambda _: told.to_bytes(), at.take_keys), (2, at.peers, at.take_sealed)):
+        answers = [
+            made.server.edges[k].handle(Instruction("sum", round, k, b"", step=step, said=said(k))) for k in range(3)
+        ]
+        for k, report in enumerate(answers):
+            assert not report.error
+            take(k, report.payload)
+    trained = next(i for i in reversed(made.server.direct.asked) if i.kind == "train")
+    return [replace(trained, client=k, round=round, payload=b"no model", said=at.sealed_for(k)) for k in range(3)]
+
+
+def test_what_is_no_step_of_a_sum_is_not_charged_and_a_sum_is_charged_once(recorded):
+    """A server that says anything could else spend a budget that nothing is released for. (The last test of this run,
+    whose books have a sum more from here on.)"""
+    made = recorded.made
+    trained = next(i for i in reversed(made.server.direct.asked) if i.kind == "train")
+    for change in ({"round": 7}, {"round": 7, "said": b"junk"}, {"said": b"junk"}):
+        before = [book(made, k) for k in range(3)]
+        asked = replace(trained, **change)
+        assert made.server.edges[asked.client].handle(asked).error
+        assert [book(made, k) for k in range(3)] == before, change
+    asked, before = begun(made, 8), [len(book(made, k)) for k in range(3)]
+    for k, junk in ((0, b""), (1, b"junk"), (2, asked[0].said)):
+        assert made.server.edges[k].handle(replace(asked[k], said=junk)).error
+        assert made.server.edges[k].handle(asked[k]).error, "its part is over"
+        assert len(book(made, k)) == before[k]
+    asked = begun(made, 9)
+    for payload in (b"no model", b"another", b"a third"):  # which only a step that is charged looks into
+        assert made.server.edges[0].handle(replace(asked[0], payload=payload)).error
+    assert len(book(made, 0)) == before[0] + 1

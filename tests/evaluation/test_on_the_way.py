@@ -20,9 +20,10 @@ from fedpeft.evaluate import main as evaluate
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.run.examined import exam_of
+from fedpeft.run.facts import DataFacts
 from fedpeft.run.folder import located
 from fedpeft.run.measured import parse_measure
-from fedpeft.run.setup import DataFacts, Setup
+from fedpeft.run.setup import Setup
 from fedpeft.simulate import main
 
 RUN = [

@@ -11,7 +11,7 @@ from experiments.flowertune.settings import Found, Settings
 
 SMALL = {
     "model": "tiny_lm", "rows": 80, "test_rows": 12, "asked": 2, "clients": 4, "rounds": 2, "steps": 2, "batch": 4,
-    "tokens": 48, "rank": 4, "workers": 1, "ray": False,
+    "tokens": 48, "rank": 4, "workers": 2, "ray": False,
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_answers_are_right_and_equal_seeds_give_equal_rows():
 
 
 @pytest.mark.slow
-def test_both_sides_run_and_ours_loads_the_base_less_often(tmp_path):
+def test_both_sides_run_and_ours_loads_the_base_once_a_worker(tmp_path):
     from experiments.flowertune.__main__ import Command, main
 
     file = tmp_path / "found.jsonl"
@@ -43,9 +43,12 @@ def test_both_sides_run_and_ours_loads_the_base_less_often(tmp_path):
         Found(**{k: v for k, v in json.loads(x).items() if k != "of"}) for x in file.read_text().splitlines()
     )
     assert (theirs.side, ours.side) == ("template", "ours")
-    assert theirs.base_loads == 1 + 2 * 2 + 1
-    assert ours.base_loads < theirs.base_loads
+    assert (theirs.worker_loads, theirs.server_loads) == (2 * 2, 2)
+    assert ours.worker_loads == 2
     assert ours.traffic < theirs.traffic
     assert theirs.distinct_rows <= 4 * 8
     assert 0 <= ours.exact_match <= 1
     assert ours.loss > 0
+    written = file.read_text()
+    assert main(Command(Settings(**SMALL), output=file)) == 0  # what is there is not run again
+    assert file.read_text() == written

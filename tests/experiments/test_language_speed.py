@@ -6,7 +6,18 @@ import json
 
 import pytest
 
-from experiments.language_speed.__main__ import APART, CHUNKS, OUTPUT, PACKED, WHOLE, Settings, main
+from experiments.language_speed.__main__ import (
+    APART,
+    CHUNKS,
+    CLIENT,
+    CLIENT_AGAIN,
+    CLIENT_RAGGED,
+    OUTPUT,
+    PACKED,
+    WHOLE,
+    Settings,
+    main,
+)
 from experiments.language_speed.peers import PLAIN, SFT
 
 
@@ -17,6 +28,9 @@ def test_ways_agree_on_the_loss(answers, tmp_path):
     loss = {line["way"]: line["loss"] for line in map(json.loads, file.read_text().splitlines())}
     assert loss[CHUNKS] == pytest.approx(loss[WHOLE], rel=1e-5)
     assert loss[PACKED] == pytest.approx(loss[APART], rel=1e-5)
+    assert loss[CLIENT] == pytest.approx(loss[WHOLE], rel=1e-5)
+    assert loss[CLIENT_AGAIN] == pytest.approx(loss[WHOLE], rel=1e-5)
+    assert loss[CLIENT_RAGGED] == pytest.approx(loss[APART], rel=1e-5)
     assert loss[PLAIN] == pytest.approx(loss[CHUNKS], rel=1e-5)
     if SFT in loss:
         assert loss[SFT] == pytest.approx(loss[CHUNKS], rel=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import peft
 import pytest
 import torch
@@ -207,6 +209,19 @@ def test_the_size_of_a_model_is_told_whatever_its_keys_are_called(family, saved)
     size = ModelSize.of(saved(family))
     assert (size.hidden, size.intermediate, size.blocks, size.heads) == (32, 48, 2, 4)
     assert size.linear > 2 * 4 * 32 * 32
+
+
+@pytest.mark.parametrize("family", ["T5", "BART", "CLIP, both towers"])
+def test_a_half_that_is_left_out_is_not_counted_as_held(family, saved):
+    from fedpeft.deployment.capacity import ModelSize
+
+    size, base = ModelSize.of(saved(family)), loaded(saved(family))
+    held = sum({id(p): p.numel() for p in base.parameters()}.values())
+    assert size.linear + size.other == pytest.approx(held, rel=0.02)
+    assert (size.dropped > held / 2) == (family != "CLIP, both towers"), "which is never loaded"
+    grown = replace(size, dropped=0)
+    assert size.need("fp32", "", 1, 8, False) >= grown.need("fp32", "", 1, 8, False)
+    assert size.need("fp32", "", 1000, 8, False) == grown.need("fp32", "", 1000, 8, False)
 
 
 @pytest.mark.slow

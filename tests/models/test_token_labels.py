@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from fedpeft import plugins
+from fedpeft import export, plugins, predict
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.datasets.code_names import LABELS, row_of
@@ -168,7 +168,7 @@ def test_executors_agree(made_names, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_tells_spans(made_names, tmp_path):
+def test_a_run_tells_spans(made_names, tmp_path, capsys):
     run = tmp_path / "run"
     words = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "dtype": "fp32"}.items()]
     assert main([*words, "--plugin", str(made_names), "--output", str(run)]) == 0
@@ -178,6 +178,10 @@ def test_a_run_tells_spans(made_names, tmp_path):
     assert set(summary["spans"]) == {"precision", "recall", "f1", "by_type"}
     counts = np.load(run / "predictions.npz")["count"]
     assert counts.max() > 1, "of words, not of rows"
+    for command, given in ((export.main, ["--merge"]), (predict.main, ["a text"])):
+        capsys.readouterr()
+        assert command([str(run), *given]) == 2
+        assert "labels words" in capsys.readouterr().err, "and is not written, or read, as a classifier of rows"
 
 
 def test_what_does_not_go_with_labels_of_words_is_refused(made_names, tmp_path):

@@ -125,6 +125,18 @@ def test_the_output_layer_never_sees_more_than_a_chunk(training, monkeypatch):
     assert len(seen) > 3
 
 
+def test_what_is_known_of_the_output_layer_is_asked_at_one_position_that_lies_by_itself():
+    """A view into all positions is multiplied many times more slowly in bf16."""
+    model = adapted()
+    batch = batch_of(model.base.config.vocab_size)
+    seen = []
+    model.base.get_output_embeddings().register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
+    TASK.row_losses(model, batch)
+    for entering, logits in seen[:2]:
+        assert logits.shape[:2] == (1, 1)
+        assert entering.untyped_storage().nbytes() == entering.nbytes
+
+
 @pytest.mark.parametrize(
     ("kind", "config"),
     [

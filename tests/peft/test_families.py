@@ -46,9 +46,10 @@ FAMILIES = {
     "mistral": ("Mistral", GROUPED | {"sliding_window": WINDOW}),
     "phi": ("Phi", SIZES | {"partial_rotary_factor": 0.5}),
     "phi3": ("Phi3", GROUPED | {"sliding_window": WINDOW}),
+    "gpt2": ("GPT2", SIZES),
     "gpt_neox": ("GPTNeoX", SIZES | {"use_parallel_residual": True}),
 }  # fmt: skip
-FUSED = {"phi3": "qkv_proj", "gpt_neox": "query_key_value"}
+FUSED = {"phi3": "qkv_proj", "gpt2": "c_attn", "gpt_neox": "query_key_value"}
 SPEC = "lora(rank=2, layers=0)"
 IDS = torch.arange(4, 34)[None]
 
@@ -84,7 +85,7 @@ def test_one_client_after_another_and_all_in_one_pass_train_alike(family, folder
     assert any(FUSED.get(family, "q_proj") in tensor.module for tensor in layout.tensors)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])  # its positions are its own
 def test_a_pass_that_starts_at_the_second_block_ends_as_a_whole_one(family, folders):
     """On rows longer than windows, and padded."""
     base = TASK.base(folders(family), torch.float32)
@@ -169,15 +170,3 @@ def test_bases_in_few_bits_train(family, precision, folders):
     [trained] = SequentialExecutor(model, TASK, made_rows(100), layout).train(work)
     assert all(tensor.isfinite().all() for tensor in trained.state.values())
     assert all(tensor.any() for name, tensor in trained.state.items() if name.endswith("lora_B.weight"))
-
-
-def test_gpt2_s_layers_are_of_another_kind_and_refused_in_one_sentence(tmp_path):
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=100, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=3
-    )
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    model = TASK.model(TASK.base(tmp_path, torch.float32), None)
-    with pytest.raises(ModelError, match=r"no linear layers of torch that could be adapted \(GPT-2's, for one"):
-        PEFT_METHODS.build(SPEC).attach(model, "fp32")
-    PEFT_METHODS.build("bitfit").attach(model, "fp32")

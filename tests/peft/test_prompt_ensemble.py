@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fedpeft.conformance.peft_cases import Case, model_with
+from fedpeft.errors import RunError
 from fedpeft.models.task import trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
@@ -101,3 +103,23 @@ def plain(tiny, folder):
 def added(tiny, folder, fitted):
     saved_adapter.add(folder, fitted)
     return plain(tiny, folder)
+
+
+def test_what_is_saved_stays_whole_where_more_can_not_be_added(tmp_path, monkeypatch):
+    """A disk that is full in the middle of the file must not take the trained adapter along."""
+    file = tmp_path / "adapter" / saved_adapter.OWN_TENSORS
+    file.parent.mkdir()
+    save_file({"prompts.weight": torch.ones(3, 4)}, file)
+    before = file.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(RunError, match="No space left"):
+            saved_adapter.add(tmp_path, {SHARES: torch.ones(3)})
+    assert file.read_bytes() == before
+    assert [found.name for found in file.parent.iterdir()] == [file.name]
+    saved_adapter.add(tmp_path, {SHARES: torch.ones(3)})
+    assert load_file(file).keys() == {"prompts.weight", SHARES}

@@ -65,6 +65,19 @@ def test_other_terms_and_damage_are_refused(tmp_path):
         Ledger(path, TERMS)
 
 
+def test_what_is_said_otherwise_is_named(tmp_path):
+    """A run that was begun before its cohorts were dealt has another noise: who resumes it is told so."""
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path, {**TERMS, "noise_multiplier": 2.09})
+    with pytest.raises(PrivacyError) as caught:
+        Ledger(path, {**TERMS, "noise_multiplier": 0.98})
+    assert "other terms: noise_multiplier was 2.09 and would be 0.98; go on with" in str(caught.value)
+    assert "dp_delta" not in str(caught.value)
+    path.write_text("[1]\n")
+    with pytest.raises(PrivacyError, match=r"other terms: \[1\]"):
+        Ledger(path, TERMS)
+
+
 def test_nothing_is_spent_before_it_is_written(tmp_path, monkeypatch):
     """If the disk refuses the charge, the round must not begin."""
     ledger = Ledger(tmp_path / "ledger.jsonl", TERMS)

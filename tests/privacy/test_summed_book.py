@@ -77,6 +77,22 @@ def test_a_sum_that_is_under_way_is_gone_on_with_at_no_other_charge(tmp_path):
     assert (again.attempt, len(charged(tmp_path))) == (1, 2)
 
 
+def test_what_clients_tell_of_their_ledgers_is_no_attempt(tmp_path):
+    """A restarted server asks for a sum as it did before: clients answer the very same again, and nothing else."""
+    going: dict[int, list[int]] = {}
+    book = opened(tmp_path, cohort=6, under_way=lambda round: going.get(round, []))
+    first = book.enter(1, "state", range(CLIENTS))
+    for client in first.cohort[:2]:
+        book.heard(Report(client, 1, b"", charged=3))
+    going[1] = first.cohort
+    assert book.enter(1, "state", range(CLIENTS)) == replace(first, spent=())
+    again = opened(tmp_path / "start", start=True, under_way=lambda round: going.get(round, []))
+    begun = again.enter_start("state")
+    again.heard(Report(0, 0, b"", charged=2))
+    going[0] = begun.cohort
+    assert again.enter_start("state").attempt == begun.attempt
+
+
 def test_a_start_is_charged_once_to_those_who_have_registered(tmp_path):
     going: dict[int, list[int]] = {}
     book = opened(tmp_path, start=True, under_way=lambda round: going.get(round, []))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
-import subprocess
 import urllib.error
 import urllib.request
 from dataclasses import asdict
@@ -22,6 +20,11 @@ from fedpeft.run.dashboard.server import FILES, port_of, served, shown
 from fedpeft.run.observer import RoundResult
 from fedpeft.run.records import Records
 from fedpeft.simulate import simulate
+from tests.browser import WIDER, browser, in_a_browser
+
+CUT = """[...document.querySelectorAll(".tiles b")].filter(
+    e => e.getBoundingClientRect().right > e.parentElement.getBoundingClientRect().right).map(e => e.id)"""
+"""Numbers that stick out of their tiles."""
 
 PAGE = Path(fedpeft.__file__).parent / "run" / "dashboard"
 
@@ -193,23 +196,27 @@ def test_a_simulation_tells_its_page(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1440])
-def test_a_browser_shows_the_run(width, live, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here")
-    live.round_done(result(1))
-    live.say("round 1 is done")
-    live.end("finished")
-    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-               f"--window-size={width},1200", "--virtual-time-budget=4000", "--dump-dom"]  # fmt: skip
-    with served(live, 0) as address:
-        page = subprocess.run([*command, address], capture_output=True, text=True, timeout=300).stdout
-    assert '<b id="round">1 / 4</b>' in page
-    assert '<h1 id="title">a &lt;b&gt;run&lt;/b&gt;</h1>' in page
-    assert page.count("<circle") == 3  # train loss, validation loss, accuracy
-    assert page.count('class="never"') == 5  # four clients, and the legend
-    assert "round 1 is done" in page
+@in_a_browser
+def test_a_browser_shows_the_run(tmp_path):
+    title = "a <b>run</b>/of-a-long-name(rank=8)-without-a-space-in-it-as-folders-of-studies-have-them-seed0"
+    live = Live(tmp_path, title)
+    live.watch(clients=4, private=False)
+    live.started(4)
+    for number in (1, 2):
+        live.round_done(result(number, uplink_bytes=999_900_000_000, downlink_bytes=999_900_000_000, seconds=36_000.0))
+    live.say("round 2 is done " + "/without/a/space" * 20)
+    with served(live, 0) as address, browser(tmp_path / "profile") as page:
+        for width in (320, 390, 1440):
+            page.open(address, width)
+            page.until("document.getElementById('round').textContent === '2 / 4'")
+            assert page.run("innerWidth") == width
+            assert page.run("document.documentElement.scrollWidth") <= width
+            assert page.run(WIDER) == []
+            assert page.run("document.getElementById('title').textContent") == title
+            assert page.run("document.querySelectorAll('circle').length") == 6  # losses of both rows, accuracy
+            assert page.run("document.querySelectorAll('.never').length") == 5  # four clients, and the legend
+            assert "round 2 is done" in page.run("document.getElementById('log').textContent")
+            assert page.run(CUT) == []
 
 
 def test_an_observer_without_a_page_is_as_before():

@@ -81,4 +81,4 @@ def test_llama_cpp_goes_on_as_the_finished_model_does(run, tmp_path):
             logits = model.base(input_ids=torch.tensor([prompt])).logits[0, -1].double()
         assert float(logits.log_softmax(-1)[token]) == pytest.approx(chance, abs=1e-2)
     alone = of_llama_cpp(tmp_path / "gguf", adapter=False)
-    assert sum(a[0] != b[0] for a, b in zip(alone, theirs, strict=True)) >= 15  # so it is the adapter that was compared
+    assert sum(a[0] != b[0] for a, b in zip(alone, theirs, strict=True)) >= 10  # so it is the adapter that was compared

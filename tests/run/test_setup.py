@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.run.setup import DataFacts, Setup, settled
+from fedpeft.run.facts import DataFacts
+from fedpeft.run.setup import Setup, settled
 from fedpeft.simulate import main
 
 FACTS = DataFacts("text", "classification", ("a", "b"), "tiny", clients=3)

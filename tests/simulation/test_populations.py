@@ -136,6 +136,16 @@ def test_those_who_are_away_are_replaced_by_those_who_come_next():
     assert Reachable(Dealt(10, 4), lambda: [6]).draw(0, 2) == [6]
 
 
+def test_secret_cohorts_are_not_dealt():
+    """Whoever is not in one of a deck's cohorts is in another: coins that are to be secret would not be."""
+
+    class Secret(type(MECHANISMS.build("dp_sgd"))):
+        secret_cohort = True
+
+    assert type(population(12, 3, (), Secret(epsilon=8.0))) is FixedSize
+    assert not Secret(epsilon=8.0).dealt
+
+
 def test_a_budget_of_rows_deals_its_cohorts_and_secret_or_weighted_ones_stay_drawn():
     def kind(text, weights=()):
         return type(population(12, 3, weights, MECHANISMS.build(text)))

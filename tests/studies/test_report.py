@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from fedpeft.studies.page import TABLE_BEGINS, TABLE_ENDS, Made, page, with_tabl
 from fedpeft.studies.results import Result, client_accuracy, pack, unpack
 from fedpeft.studies.sections import Section
 from fedpeft.studies.tables import comparison_table, cost_table, methods_table, tables
+from tests.browser import CHROMIUM, WIDER, browser, in_a_browser
 from tests.studies.made import made_result, made_study, section, write_study
 
 
@@ -100,10 +100,6 @@ def test_points_and_rounds_have_their_words() -> None:
     reached = cost_table(Section("", "", made.results, made.baseline, targets=(1.0,)))
     assert reached is not None
     assert {row[3] for row in reached.shown} == {"0 (before round 1)"}
-
-
-CHROMIUM = shutil.which("chromium")
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 
 
 def in_browser(path: Path, width: int, script: str) -> str:
@@ -292,3 +288,20 @@ def test_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_a_page_fits_a_phone(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(
+        page("phone", [Made.of(section(made_study(2, ("iid",))))], ["a folder/" * 30], ""), encoding="utf-8"
+    )
+    with browser(tmp_path / "profile") as tab:
+        for width, dark in ((320, False), (390, True)):
+            tab.open(path.as_uri(), width, dark)
+            tab.run("document.querySelectorAll('details').forEach(one => one.open = true)")
+            assert tab.run("document.documentElement.scrollWidth") == width
+            assert tab.run(WIDER) == []
+            paper = tab.run("getComputedStyle(document.body).backgroundColor")
+            assert paper == ("rgb(20, 22, 26)" if dark else "rgb(255, 255, 255)")

@@ -1,5 +1,6 @@
 """Adversarial local steps: how far tokens are moved, what the loss becomes, and where there are none."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,9 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.reuse import depth
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
-
-SEQUENTIAL = {"grid": "cohort(executor=sequential)"}
 
 
 @pytest.fixture(scope="module")
@@ -37,63 +37,77 @@ def batch(rows=6, tokens=5):
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(rows) % 4}
 
 
-@pytest.mark.parametrize("hidden", [False, True])
-def test_the_loss_is_the_mean_with_one_step_towards_larger_losses(model, hidden):
+def test_the_loss_is_the_mean_with_one_step_towards_larger_losses(model):
     task, made = model
     rows = batch()
     words = made.base.get_input_embeddings()
-    if hidden:
-        ids = rows.pop("input_ids")
-        rows["inputs_embeds"] = words(ids).detach()
     seen = []
-    hook = words.register_forward_hook(lambda _, __, out: seen.append(out.detach()), always_call=True)
-    given = []
 
     def losses(one):
-        given.append(one)
-        return task.row_losses(made, one)
+        with saw(words, seen):
+            return task.row_losses(made, one)
 
     found = Adversarial(strength=0.1).around(made, losses, rows)
-    hook.remove()
     plain = task.row_losses(made, rows)
-    assert len(given) == 2
-    assert float(found.sums.sum()) > float(plain.sums.sum())
+    assert len(seen) == 2
+    assert float(found.sums.detach().sum()) > float(plain.sums.detach().sum())
     torch.testing.assert_close(found.correct, plain.correct)
-    if hidden:
-        before, after = given[0]["inputs_embeds"].detach(), given[1]["inputs_embeds"].detach()
-        lengths, mask = (after - before).norm(dim=-1), rows["attention_mask"]
-        means = (before.norm(dim=-1) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-        torch.testing.assert_close(lengths, 0.1 * means * mask, rtol=1e-4, atol=1e-7)
+    before, after = seen
+    lengths, mask = (after - before).norm(dim=-1), rows["attention_mask"]
+    means = (before.norm(dim=-1) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+    torch.testing.assert_close(lengths, 0.1 * means * mask, rtol=1e-4, atol=1e-7)
     found.sums.sum().backward()
     assert made.head.weight.grad is None or torch.isfinite(made.head.weight.grad).all()
+
+
+@contextmanager
+def saw(layer, seen):
+    """While this is open, what comes out of the layer behind all its hooks is kept."""
+    hook = layer.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def test_no_block_is_left_out_below_the_lowest_adapter(tmp_path):
+    """Words are moved below it: from there on rows would be attacked at another place than where they are evaluated."""
+    given = {"dataset": "tiny", "clients": 4, "workers": 1, "tokens": 16, "peft": "lora(rank=2, layers=1)"}
+    for drift, kept in (("", True), ("adversarial", False)):
+        config = RunConfig(**given, drift=drift)
+        simulation = Simulation(config, tmp_path / (drift or "plain"), ConsoleObserver(Console(quiet=True)))
+        assert bool(depth(simulation.setup, np.full(40, 12), 4)) == kept
 
 
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        ({"grid": "cohort(executor=batched)"}, ConfigError, "executor=sequential"),
         ({"dataset": "tiny_lm", "partition": "iid"}, ConfigError, "classified"),
+        ({"peft": "adamix(dim=4)", "strategy": "owned_mean"}, ConfigError, "counts the experts"),
         ({"privacy": "dp_sgd(epsilon=8)"}, PrivacyError, "per example"),
     ],
 )
 def test_where_it_has_no_meaning_it_is_refused(tmp_path, given, error, said):
-    config = RunConfig(
-        **{"dataset": "tiny", "clients": 4, "workers": 1, "tokens": 16, "drift": "adversarial", **SEQUENTIAL, **given}
-    )
+    config = RunConfig(**{"dataset": "tiny", "clients": 4, "workers": 1, "tokens": 16, "drift": "adversarial", **given})
     with pytest.raises(error, match=said):
         Simulation(config, tmp_path, ConsoleObserver(Console(quiet=True)))
 
 
 @pytest.mark.slow
-def test_a_run_whose_clients_train_one_after_another(tmp_path):
+def test_a_run_is_the_same_however_clients_are_trained(tmp_path):
     made = {}
-    for drift in ("", "adversarial(strength=0.1)"):
-        folder = tmp_path / (drift[:5] or "plain")
+    for name, more in {
+        "plain": [],
+        "batched": ["--drift", "adversarial(strength=0.1)"],
+        "sequential": ["--drift", "adversarial(strength=0.1)", "--grid", "cohort(executor=sequential)"],
+    }.items():
+        folder = tmp_path / name
         assert main([
-            "--dataset", "tiny", "--clients", "4", "--cohort", "2", "--rounds", "1", "--tokens", "16", "--workers", "1",
-            "--dtype", "fp32", "--peft", "lora(rank=2, layers=1)", "--drift", drift, "--safeguard", "none",
-            "--measure", "validation(keep=last)", "--grid", "cohort(executor=sequential)", "--output", str(folder),
+            "--dataset", "tiny", "--clients", "4", "--cohort", "2", "--rounds", "2", "--tokens", "16", "--workers", "1",
+            "--dtype", "fp64", "--peft", "lora(rank=2, layers=1)", "--safeguard", "none", "--codec", "cast(dtype=fp64)",
+            "--measure", "validation(keep=last)", "--output", str(folder), *more,
         ]) == 0  # fmt: skip
-        made[drift] = load_file(folder / "adapter" / "adapter_model.safetensors")
-    one, other = made.values()
-    assert any(not torch.equal(one[name], other[name]) for name in one)
+        made[name] = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert any(not torch.equal(made["plain"][name], tensor) for name, tensor in made["batched"].items())
+    for name, tensor in made["sequential"].items():
+        torch.testing.assert_close(made["batched"][name], tensor, rtol=1e-6, atol=1e-8)

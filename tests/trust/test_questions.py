@@ -86,7 +86,6 @@ def test_what_can_not_be_asked_is_refused(tmp_path):
     made = Federation(tmp_path, ConsoleObserver(Console(quiet=True)), measure=MEASURE)
     for given, error, said in (
         ({"privacy": "local_dp(epsilon=8)"}, PrivacyError, "epsilon does not cover"),
-        ({"privacy": "secure_sum"}, PrivacyError, "does not mask"),
         ({"dataset": "tiny_lm"}, ConfigError, "has none"),
     ):
         with pytest.raises(error, match=said):

@@ -104,7 +104,7 @@ def test_an_attack_stays_in_its_ball_and_is_at_least_as_bad_as_chance(model):
     draws = torch.Generator().manual_seed(1)
     for _ in range(STARTS):
         by_chance = projected(torch.randn(delta.shape, generator=draws) * radius, radius)
-        with torch.no_grad(), moved(layer, by_chance):
+        with torch.no_grad(), moved(layer, by_chance, rows["attention_mask"]):
             chance &= model(rows).argmax(-1) == rows["labels"]
     assert right.sum() <= chance.sum()
     still, _ = worst(model, rows, 0.0, torch.Generator().manual_seed(0))

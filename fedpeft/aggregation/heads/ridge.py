@@ -7,7 +7,12 @@ With x the feature and a constant 1, y the one-hot label:
 with d features, of which the constant is none: it is neither counted in |x|^2 nor shrunk.
 
 Both sums run over all rows of all clients, so the head is that of the pooled data, exactly. `scale` turns regression
-values (between 0 and 1) into logits whose softmax is neither flat nor saturated.
+values (between 0 and 1) into logits whose softmax is neither flat nor saturated. Where y is a vector of its own, as of
+`fedpeft.models.tasks.captions`, the scale is 1.
+
+Where labels are numbers, y is the standardised number and `scale` is 1: the head is the ridge regression itself. Where
+a row has any of several, y is 1/2 for those it has and -1/2 for the others, so that a logit is above 0 where the
+regression value is nearer to 1 than to 0.
 
 The inverse amplifies errors in the directions where features vary little, so moments can't be sent coarsely. Their
 factor can: with all rows stacked, (X Y) = U S V^T, and F = U^T (X Y), so that F_x^T F_x and F_x^T F_y are the two sums.
@@ -57,10 +62,15 @@ class Ridge(HeadStart):
             return {"features": (kept, width + 1), "labels": (kept, classes)}
         return {"moments": ((width + 1) * (width + 2) // 2,), "sums": (width + 1, classes)}
 
+    def fitted(self, targets: str) -> HeadStart:
+        """Numbers are what the regression says, and are not scaled to be logits."""
+        return replace(self, scale=1.0) if targets == "numbers" else self
+
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
-        """Sums over the client's rows, in the precision of the features."""
+        """Sums over the client's rows, in the precision of the features; labels that are vectors (n, classes) already
+        are taken as they are."""
         x = F.pad(features.double(), (0, 1), value=1.0)
-        y = F.one_hot(labels, classes).double()
+        y = regressed(labels, classes)
         if self.send == "factor":
             found = _factor(x, y)
         else:
@@ -68,10 +78,10 @@ class Ridge(HeadStart):
         return {name: tensor.to(features.dtype) for name, tensor in found.items()}
 
     def importance(self, statistics: State) -> State:
-        """Of labels: the root mean square length of a feature, which a row has one label of length 1 for."""
+        """Of labels: the root mean square length of a feature, in units of that of a label (1, if it is a class)."""
         if self.send == "moments":
             return {}
-        length = statistics["features"].norm() / statistics["labels"].norm()
+        length = statistics["features"].norm() / statistics["labels"].norm().clamp(min=1e-30)
         return {"labels": torch.full_like(statistics["labels"], float(length))}
 
     def additive(self, statistics: State) -> State:
@@ -98,7 +108,20 @@ class Ridge(HeadStart):
         # least norm: coarse codes may leave nothing of the constant, or of anything, and the system has no inverse then
         found = torch.linalg.lstsq(moments + penalties.diag(), total["sums"].double(), driver="gelsd").solution
         weights = self.scale * found
-        return {"head.weight": weights[:-1].T.contiguous(), "head.bias": weights[-1].clone()}
+        return {
+            "head.weight": weights[:-1].T.contiguous(),
+            "head.bias": weights[-1].clone(memory_format=torch.contiguous_format),
+        }
+
+
+def regressed(labels: Tensor, classes: int) -> Tensor:
+    """y (n, classes), fp64, of labels: classes (n,), standardised numbers (n,), which of several a row has, bool
+    (n, classes), or vectors (n, classes)."""
+    if labels.dtype == torch.bool:
+        return labels.double() - 0.5
+    if labels.ndim == 2:
+        return labels.double()
+    return labels.double()[:, None] if labels.is_floating_point() else F.one_hot(labels, classes).double()
 
 
 def _factor(x: Tensor, y: Tensor) -> State:
@@ -107,7 +130,7 @@ def _factor(x: Tensor, y: Tensor) -> State:
     if len(rows) > rows.shape[1]:
         rows = torch.linalg.qr(rows, mode="r").R
     x, y = rows[:, : x.shape[1]], rows[:, x.shape[1] :]
-    U = torch.linalg.svd(torch.cat([x, x.norm() / y.norm() * y], dim=1), full_matrices=False).U
+    U = torch.linalg.svd(torch.cat([x, x.norm() / y.norm().clamp(min=1e-30) * y], dim=1), full_matrices=False).U
     return {"features": U.T @ x, "labels": U.T @ y}
 
 

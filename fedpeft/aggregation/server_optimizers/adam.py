@@ -30,6 +30,11 @@ class Adam(AdaptiveServerOptimizer):
         """The next v."""
         return self.beta2 * v + (1 - self.beta2) * d.square()
 
+    @property
+    def needs_noise(self) -> bool:
+        """Corrected: there is nothing to take out else."""
+        return self.corrected
+
     def noised(self, variance: float) -> ServerOptimizer:
         """What takes noise of this variance out of v."""
         return _Corrected(self, variance) if self.corrected else self

@@ -42,6 +42,11 @@ class Averaged(ServerOptimizer):
         """What makes the steps."""
         return SERVER_OPTIMIZERS.build(self.of)
 
+    @property
+    def needs_noise(self) -> bool:
+        """As what makes the steps."""
+        return self.inner.needs_noise
+
     def noised(self, variance: float) -> ServerOptimizer:
         """The same, with steps that know of the noise."""
         other = Averaged(self.of, self.decay)

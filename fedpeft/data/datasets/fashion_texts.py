@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft.data.datasets.fashion_mnist import CLASSES, FashionMnist
+from fedpeft.data.images_with_texts import suited_model, suited_start
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.parts import setting
 
@@ -22,7 +23,12 @@ class FashionTexts:
     path: str | None = setting(None, "folder with the IDX files; None: the Debian package")
     rows: int = setting(6000, "the first so many training images", low=1000, high=60_000)
     test_rows: int = setting(1000, "the first so many test images", low=100, high=10_000)
-    task: str = setting("towers", "loss, connector and their settings: towers(connector=mlp)")
+    task: str = setting("towers", "towers or captions, with its settings: towers(connector=mlp)")
+
+    @property
+    def suited_head(self) -> str | None:
+        """The task's."""
+        return suited_start(self.task)
 
     def load(self) -> Dataset:
         """Images uint8 (rows, 28, 28) with texts; labels are classes.
@@ -33,7 +39,7 @@ class FashionTexts:
         """
         found = FashionMnist(path=self.path, rows=self.rows, test_rows=self.test_rows).load()
         train, test = (with_names(rows) for rows in (found.train, found.test))
-        return Dataset("fashion_texts", "image", self.task, train, test, None, "towers")
+        return Dataset("fashion_texts", "image", self.task, train, test, None, suited_model(self.task))
 
 
 def with_names(rows: Rows) -> Rows:

@@ -6,10 +6,12 @@ single or with splits; files train, validation and test; a file for each client;
 or with a metadata.csv of file_name and label. Parquet, Arrow and saved data sets need the extra `hub`.
 
 `text="premise + hypothesis"` makes one text of two columns, each after its name, as T5 writes pairs (Raffel et al.,
-2020, appendix D). Instruction data are told by their columns, where there is none called as `text` says: messages,
-conversations (ShareGPT), instruction and output (alpaca), prompt and completion. The model's chat template is applied,
-or a `template`, and the loss is that of the answers. A prompt with a chosen and a rejected answer is a preference,
-learned by DPO. Without test rows, a seeded share of each class is held out.
+2020, appendix D). Labels that are numbers with fractions are predicted (regression), in units of the training rows'
+mean and deviation or of those that are given; lists of labels, or columns of 0 and 1 (`label="toxic + insult"`), are
+several labels a row; all else is one class. Instruction data are told by their columns, where there is none called as
+`text` says: messages, conversations (ShareGPT), instruction and output (alpaca), prompt and completion. The model's
+chat template is applied, or a `template`, and the loss is that of the answers. A prompt with a chosen and a rejected
+answer is a preference, learned by DPO. Without test rows, a seeded share of each class is held out.
 The data is yours, and so is its licence.
 """
 
@@ -24,6 +26,7 @@ from typing import Any, ClassVar
 from fedpeft.data import user_rows
 from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_records, pixels_of
 from fedpeft.data.instruction_columns import Reading, reading
+from fedpeft.data.label_columns import KINDS, several_labels_partition
 from fedpeft.data.record_folders import OWNER, Splits, records_below, splits_of
 from fedpeft.data.rows import Dataset
 from fedpeft.errors import ConfigError
@@ -40,7 +43,12 @@ class File:
         dataclasses.MISSING, "the file (.csv, .tsv, .jsonl, .json, .parquet, .arrow, or .gz) or folder", path=True
     )
     text: str = setting("text", "name of the column with the texts; of two: 'premise + hypothesis'")
-    label: str | None = setting("label", "name of the column with the classes; None: no classes, language modelling")
+    label: str | None = setting(
+        "label", "name of the column with classes, numbers or lists of labels, or 'toxic + insult'; None: language"
+    )
+    label_type: str = setting("auto", "what the labels are; auto: as they look, which is said", choices=KINDS)
+    mean: float | None = setting(None, "of numbers to predict, where known; None: of the training rows")
+    deviation: float | None = setting(None, "standard deviation of the same; None: of the training rows", above=0)
     owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
     messages: str | None = setting(
         None, "name of the column with conversations, for instruction data; messages where there is no text column"
@@ -66,6 +74,11 @@ class File:
     side: int = setting(64, "pixels per side that pictures are brought to", low=8, high=512)
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
 
+    @property
+    def suited_partition(self) -> str | None:
+        """Where the settings say that rows have several labels, which no partition by classes can spread: iid."""
+        return several_labels_partition(self.label, self.label_type)
+
     def load(self) -> Dataset:
         """The rows, checked.
 
@@ -84,6 +97,7 @@ class File:
             None if instructions else self.label,
             self.owner or (OWNER if OWNER in first and splits.train.is_dir() else None),
             f"file(path={self.path!r}, ROLE=COLUMN)",
+            self.label_type,
         )
         train, validation, test = (
             None if path is None else _table(path, pictures, instructions, names)
@@ -91,8 +105,9 @@ class File:
         )
         assert train is not None
         name = Path(self.path).expanduser().name
-        made = user_rows.dataset(name, train, test, self.test_fraction, self.seed, validation)
-        made = dataclasses.replace(made, notes=self._notes(splits, instructions, names))
+        known, column = user_rows.Moments(self.mean, self.deviation), self.label or "label"
+        made = user_rows.dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
+        made = dataclasses.replace(made, notes=(*made.notes, *self._notes(splits, instructions, names)))
         if instructions:
             return dataclasses.replace(made, task=instructions.task)
         return user_rows.of_pictures(made, lambda files: pixels_of(files, self.side)) if pictures else made

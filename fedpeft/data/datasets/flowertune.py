@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from fedpeft.data.prompt_templates import PromptTemplate
 from fedpeft.data.record_files import DELIMITERS, JSON_LINES, records
 from fedpeft.data.rows import Dataset, Rows, split_validation
-from fedpeft.data.user_rows import Table
 from fedpeft.errors import AssetError, DataError
 from fedpeft.parts import setting
 
@@ -86,12 +85,10 @@ class FlowerTune:
         )
 
     def _texts(self, source: str) -> list[str]:
-        table = Table([], None, None)
-        for place, record in _records(source):
-            table.texts.append(self.row(record, f"{place} of {source}"))
-        if not table.texts:
+        texts = [self.row(record, f"{place} of {source}") for place, record in _records(source)]
+        if not texts:
             raise DataError(f"{source} has no rows")
-        return table.texts
+        return texts
 
     def row(self, record: Mapping[str, Any], where: str) -> str:
         """A record as one text (`fedpeft.data.conversations`).

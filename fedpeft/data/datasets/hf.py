@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from fedpeft.data import user_rows
 from fedpeft.data.conversations import with_prompts
+from fedpeft.data.label_columns import KINDS, several_labels_partition
 from fedpeft.data.rows import Dataset
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.parts import nearest, setting
@@ -28,7 +29,12 @@ class HF:
     name: str = setting(dataclasses.MISSING, "the data set's name on the hub, or a folder with a copy", path=True)
     subset: str | None = setting(None, "its configuration, where it has several")
     text: str = setting("text", "name of the column with the texts")
-    label: str | None = setting("label", "name of the column with the classes; None: no classes, language modelling")
+    label: str | None = setting(
+        "label", "name of the column with classes, numbers or lists of labels, or 'toxic + insult'; None: language"
+    )
+    label_type: str = setting("auto", "what the labels are; auto: as they look, which is said", choices=KINDS)
+    mean: float | None = setting(None, "of numbers to predict, where known; None: of the training rows")
+    deviation: float | None = setting(None, "standard deviation of the same; None: of the training rows", above=0)
     owner: str | None = setting(None, "name of the column that says whose row it is, for the natural partition")
     template: str | None = setting(
         None, "instruction data: alpaca, chat (the model's own) or FILE.jinja, a template of columns", path=True
@@ -39,6 +45,11 @@ class HF:
     test_fraction: float = setting(0.2, "share of the rows held out for test when `test` is None", above=0.0, high=0.9)
     revision: str | None = setting(None, "a commit of the data set, to pin it")
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
+
+    @property
+    def suited_partition(self) -> str | None:
+        """Where the settings say that rows have several labels, which no partition by classes can spread: iid."""
+        return several_labels_partition(self.label, self.label_type)
 
     def load(self) -> Dataset:
         """The rows, checked.
@@ -78,15 +89,19 @@ class HF:
         """
         train = self._table(splits, self.train)
         test = None if self.test is None else self._table(splits, self.test)
-        made = user_rows.dataset(self.name, train, test, self.test_fraction, self.seed)
+        known, column = user_rows.Moments(self.mean, self.deviation), self.label or "label"
+        made = user_rows.dataset(self.name, train, test, self.test_fraction, self.seed, None, known, column)
         return dataclasses.replace(made, task="instruction") if self.template else made
 
     def _table(self, splits: Any, split: str) -> user_rows.Table:
         if split not in splits:
             raise ConfigError(f"{self.name} has no split {split!r}; {nearest(split, splits)}; test=None holds rows out")
         rows = splits[split]
-        names = user_rows.Names(self.text, None if self.template else self.label, self.owner, "hf(..., ROLE=COLUMN)")
-        class_names = getattr(rows.features.get(self.label), "names", None)  # of a ClassLabel column
+        label, ask = None if self.template else self.label, "hf(..., ROLE=COLUMN)"
+        names = user_rows.Names(self.text, label, self.owner, ask, self.label_type)
+        column = rows.features.get(self.label)
+        class_names = getattr(column, "names", None)  # of a ClassLabel column
+        each = getattr(getattr(column, "feature", None), "names", None)  # of a list of them
 
         def records() -> Iterator[tuple[str, dict[str, Any]]]:
             for number, record in enumerate(rows, 1):
@@ -94,6 +109,8 @@ class HF:
                     if value < 0:  # how the hub marks hidden labels
                         raise DataError(f"the split {split!r} of {self.name} has hidden labels; name another split")
                     record = record | {self.label: class_names[value]}
+                if each is not None:
+                    record = record | {self.label: [each[value] for value in record[self.label]]}
                 yield f"row {number}", record
 
         source, found = f"{self.name} ({split})", records()

@@ -1,10 +1,11 @@
 """Polarity of short texts from four domains: film reviews, product reviews, newspaper editorials and tweets.
 
 Source: the ground truth of VADER (Hutto and Gilbert, ICWSM 2014): 10,605 snippets of film reviews (Pang and Lee), 3,708
-sentences of about 300 product reviews (Hu and Liu), 5,190 of 500 editorials and 4,200 tweets, each with the mean of
-15 or more human ratings from -4 to 4. A text is positive above `margin`, negative below -`margin`; those between, about
-which people disagree or which say nothing, are left out. The files lie in the package vaderSentiment 0.5 (MIT); the
-texts' own rights are their sources'.
+sentences of about 300 product reviews (Hu and Liu), 5,190 of 500 editorials and 4,200 tweets, each with 15 or more
+human ratings from -4 to 4, and their mean. A text is positive above `margin`, negative below -`margin`; those between,
+about which people disagree or which say nothing, are left out. The files lie in the package vaderSentiment 0.5 (MIT);
+the texts' own rights are their sources'. What raters have said of test rows a run's calibration is compared with
+(`fedpeft.trust.raters`).
 
 Held out for test: a fifth of each domain's documents, chosen by hash; a document is a product review or an editorial,
 and each film snippet and tweet is one by itself. A text that occurs twice counts once. Owners are documents,
@@ -16,6 +17,7 @@ together.
 from __future__ import annotations
 
 import hashlib
+import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fedpeft.data.rows import Dataset, Rows
+from fedpeft.data.rows import Dataset, Raters, Rows
 from fedpeft.errors import DataError
 from fedpeft.machine.downloads import Asset
 from fedpeft.parts import setting
@@ -53,11 +55,12 @@ LABELS = ("negative", "positive")
 
 
 class Rated(NamedTuple):
-    """A text, the document that it is of, and its mean rating, -4 to 4."""
+    """A text, the document that it is of, its mean rating, -4 to 4, and what it is called in the files."""
 
     document: str
     rating: float
     text: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -78,26 +81,82 @@ class Reviews:
         """
         train: list[tuple[str, int, str]] = []  # text, label, owner
         test: list[tuple[str, int, str]] = []
+        votes: list[list[int]] = []  # of test rows
         seen: set[str] = set()
         with tarfile.open(ASSET.fetch() / ARCHIVE) as archive:
             for domain, start in DOMAINS.items():
-                name = f"hutto_ICWSM_2014/{start}_GroundTruth.txt"
-                content = archive.extractfile(name)
-                if content is None:
-                    raise DataError(f"{name} in {ARCHIVE} is no file; delete its folder to fetch it again")
+                content, name = content_of(archive, f"{start}_GroundTruth.txt")
+                ratings = ratings_in(*content_of(archive, f"{start}_anonDataRatings.txt"))
+                said: dict[float, list[str]] = {}
                 documents: dict[float, list[tuple[str, int]]] = {}
-                for row in rated(content.read().decode("utf-8-sig"), name):
+                for row in rated(content, name):
                     if abs(row.rating) > self.margin and new(row.text, seen):
                         where = place(f"{domain}/{row.document}")
                         documents.setdefault(where, []).append((row.text, int(row.rating > 0)))
+                        said.setdefault(where, []).append(ratings.get(row.name, ""))
                 order = sorted(documents) if domain in BY_HASH else list(documents)
                 for number, where in enumerate(order):
                     held = where < self.test_fraction
                     owner = domain if held else f"{domain}/{number:05d}"
                     (test if held else train).extend((*row, owner) for row in documents[where])
+                    votes += [votes_in(given, domain) for given in said[where]] if held else []
         if not train or not test:
             raise DataError(f"no text has a mean rating beyond {self.margin:g}; take a smaller margin")
-        return Dataset("reviews", "text", "classification", rows_of(train), rows_of(test), LABELS, "minilm")
+        both, raters = (rows_of(train), rows_of(test)), raters_of(votes)
+        return Dataset("reviews", "text", "classification", *both, LABELS, "minilm", raters=raters)
+
+
+def content_of(archive: tarfile.TarFile, file: str) -> tuple[str, str]:
+    """The text of a file, and what the archive calls it.
+
+    Raises:
+        DataError: the archive has none.
+    """
+    name = f"hutto_ICWSM_2014/{file}"
+    try:
+        content = archive.extractfile(name)
+    except KeyError:
+        content = None
+    if content is None:
+        raise DataError(f"{name} in {ARCHIVE} is no file; delete its folder to fetch it again")
+    return content.read().decode("utf-8-sig"), name
+
+
+def ratings_in(content: str, name: str) -> dict[str, str]:
+    """The lists of ratings in the lines `id TAB mean TAB deviation TAB [3, 2, ...]` of a file, as text, by id.
+
+    Raises:
+        DataError: a line is not of this form.
+    """
+    found = {}
+    for number, line in enumerate(content.splitlines(), 1):
+        row, *_, given = line.split("\t")
+        if line.count("\t") != 3:
+            raise DataError(f"line {number} of {name} is not `id TAB mean TAB deviation TAB ratings`")
+        found[row] = given
+    return found
+
+
+def votes_in(given: str, domain: str) -> list[int]:
+    """The ratings in a list, as text.
+
+    Raises:
+        DataError: it is no list of whole numbers.
+    """
+    try:
+        votes = json.loads(given)
+    except ValueError:
+        votes = None
+    if not isinstance(votes, list) or not votes or not all(type(vote) is int for vote in votes):
+        raise DataError(f"{given!r:.60} are no ratings of a text from {domain}; delete its folder to fetch it again")
+    return votes
+
+
+def raters_of(votes: list[list[int]]) -> Raters:
+    """Of the ratings of each text, at least one; those of 0 are undecided."""
+    signs = [np.sign(row) for row in votes]
+    share = np.array([(1 + sign.mean()) / 2 for sign in signs])
+    return Raters(share, np.array([np.std(row) for row in votes]))
 
 
 def rated(content: str, name: str) -> Iterator[Rated]:
@@ -112,7 +171,7 @@ def rated(content: str, name: str) -> Iterator[Rated]:
         if not tab:
             raise DataError(f"line {number} of {name} is not `id TAB rating TAB text`")
         if text.strip():
-            yield Rated(row.partition("_")[0], float(rating), text.strip())
+            yield Rated(row.partition("_")[0], float(rating), text.strip(), row)
 
 
 def new(text: str, seen: set[str]) -> bool:

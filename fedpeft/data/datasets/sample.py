@@ -38,9 +38,9 @@ class Sample:
             FedpeftError: as of the other data set; or there are too few rows beyond one of each class.
         """
         whole = DATASETS.build(self.of).load()
-        return dataclasses.replace(
-            whole, train=_fewer(whole.train, self.rows), test=_fewer(whole.test, self.test_rows), sampled=True
-        )
+        train, test = _fewer(whole.train, self.rows), _fewer(whole.test, self.test_rows)
+        raters = whole.raters if len(test) == len(whole.test) else None
+        return dataclasses.replace(whole, train=train, test=test, raters=raters, sampled=True)
 
 
 def _fewer(rows: Rows, count: int) -> Rows:

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedpeft.data.images_with_texts import suited_model, suited_start
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.scenes import SIDE, Scene, drawn, held_out
 from fedpeft.errors import ConfigError
@@ -33,9 +34,14 @@ class Scenes:
     images_only: float = setting(0.0, "share of the owners that have no texts", low=0.0, high=1.0)
     texts_only: float = setting(0.0, "share of the owners that have no images", low=0.0, high=1.0)
     seed: int = setting(0, "seed of the scenes; not the run's seed", low=0)
-    task: str = setting("towers", "loss, connector and their settings: towers(connector=mlp)")
+    task: str = setting("towers", "towers or captions, with its settings: towers(connector=mlp)")
 
     suited_partition: ClassVar[str] = "natural"
+
+    @property
+    def suited_head(self) -> str | None:
+        """The task's."""
+        return suited_start(self.task)
 
     def load(self) -> Dataset:
         """Images uint8 (rows, 56, 56, 3) with texts; labels are captions.
@@ -55,7 +61,7 @@ class Scenes:
             self._rows(of, every, count, part)
             for part, (of, count) in enumerate(((seen, self.validation_rows), (unseen, self.test_rows)), start=1)
         )
-        return Dataset("scenes", "image", self.task, train, test, None, "towers", validation=validation)
+        return Dataset("scenes", "image", self.task, train, test, None, suited_model(self.task), validation=validation)
 
     def _rows(self, of: Sequence[Scene], every: dict[Scene, int], count: int, part: int) -> Rows:
         """`count` rows: each scene as often as the others, up to one, in random order."""

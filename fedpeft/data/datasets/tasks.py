@@ -62,6 +62,8 @@ class Tasks:
                 )
             if data.task == "token_labels":
                 raise ConfigError(f"{data.name} has labels of words, whose classes tasks can't tell apart so far")
+            if data.train.targets in ("numbers", "labels"):
+                raise ConfigError(f"{data.name} has no classes that a row has one of, and tasks are told apart by them")
             if data.tasks is not None:
                 raise ConfigError("tasks can't be made of tasks; name the data sets of all of them in one")
         return self._steps(loaded[0]) if self.classes else self._joined(loaded)

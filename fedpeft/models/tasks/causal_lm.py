@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedpeft.data.examples import IGNORED, Batch, Examples, made_up
 from fedpeft.data.rows import Rows
+from fedpeft.data.text_column import taken
 from fedpeft.data.tokens import token_rows
 from fedpeft.errors import DataError, ModelError
 from fedpeft.models.loading import Say, load_base, reads_ahead, reason, unheard
@@ -51,6 +52,10 @@ class LanguageModel(FederatedModel):
         self.base = base
         self._output: list[OutputLayer | None] = []  # in a list, or it would be a child twice; empty: not looked for
 
+    def given(self, batch: Batch) -> Batch:
+        """What the base reads of a batch: by default all of it."""
+        return batch
+
     def row_losses(self, batch: Batch) -> RowLosses | None:
         """Losses without the logits of all positions; None where the output layer is trained, or is none that
         `OutputLayer` knows."""
@@ -59,7 +64,7 @@ class LanguageModel(FederatedModel):
         [output] = self._output
         if output is None or not (output.plain or not torch.is_grad_enabled()):
             return None
-        hidden, known = output.entered(lambda: next_tokens(self.base, batch))
+        hidden, known = output.entered(lambda: next_tokens(self.base, self.given(batch)))
         if not known:
             self._output = [None]
             return None
@@ -72,7 +77,7 @@ class LanguageModel(FederatedModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the next token, (B, T - 1, vocabulary), in at least fp32."""
-        logits = next_tokens(self.base, batch)
+        logits = next_tokens(self.base, self.given(batch))
         logits = logits[:, -_tokens(batch) :][:, :-1]  # a prompt's positions stand before, uncounted
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -136,10 +141,10 @@ class CausalLM(Task):
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
         """Token ids; no labels but the tokens themselves."""
-        if not isinstance(rows.inputs, list | tuple):
+        if isinstance(rows.inputs, np.ndarray):
             raise DataError("causal language modelling needs text rows; this data set holds images")
         cut = token_rows(rows.inputs, None, model_directory, max_tokens)
-        full = [rows.inputs[i] for i in np.flatnonzero(cut.lengths == max_tokens)]
+        full = taken(rows.inputs, np.flatnonzero(cut.lengths == max_tokens))
         whole = token_rows(full, None, model_directory, max_tokens + 1)
         return replace(cut, cut=int((whole.lengths > max_tokens).sum()))
 

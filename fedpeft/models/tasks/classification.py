@@ -18,10 +18,12 @@ from fedpeft.data.examples import Batch, Examples, ImageRows
 from fedpeft.data.images import check_reads_texts, image_rows
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import token_rows
+from fedpeft.errors import ConfigError
 from fedpeft.models import encoders
 from fedpeft.models.frozen_blocks import pool
 from fedpeft.models.loading import Say, load_base, unheard
-from fedpeft.models.task import FederatedModel, RowLosses, Task
+from fedpeft.models.task import FederatedModel, RowLosses, Targets, Task
+from fedpeft.parts import name_of
 
 
 def hidden_states(base: nn.Module, inputs: Batch) -> Tensor:
@@ -75,13 +77,14 @@ class Classifier(FederatedModel):
         return (logits.log_softmax(-1) + shares.to(logits)[:, None].log()).logsumexp(1)
 
 
-@dataclass(frozen=True)
-class Classification(Task):
-    """Classes of rows."""
+class RowTask(Task):
+    """A task with one prediction for a whole row: an encoder, and a linear head on the mean of its hidden states."""
 
-    metric = "accuracy"
-    higher_is_better = True
     encodes: ClassVar[bool] = True
+
+    def labels(self, rows: Rows) -> np.ndarray:
+        """The rows' labels as the loss reads them: int64 or float32, (rows,) or (rows, outputs)."""
+        return np.asarray(rows.labels, dtype=np.int64)
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
         """Token ids with the model's special tokens, or normalised images.
@@ -89,7 +92,7 @@ class Classification(Task):
         Raises:
             ModelError: the model reads no such rows.
         """
-        labels = np.asarray(rows.labels, dtype=np.int64)
+        labels = self.labels(rows)
         if isinstance(rows.inputs, np.ndarray):
             pixels, tokens = image_rows(rows.inputs, model_directory)
             return ImageRows(pixels, labels, tokens)
@@ -101,8 +104,29 @@ class Classification(Task):
         return load_base(encoders.from_pretrained, model_directory, dtype, hidden_states, say, **options)
 
     def model(self, base: nn.Module, classes: int | None) -> Classifier:
-        """The encoder with a zero head."""
+        """The encoder with a zero head of `classes` outputs."""
         return Classifier(base, encoders.zero_head(base, classes or 0))
+
+    def check(self, model: FederatedModel) -> None:
+        """Refuse adapters whose copies of a row vote on classes, where there are none.
+
+        Raises:
+            ConfigError: this one's do.
+        """
+        if self.targets != "classes" and (getattr(model, "copies", 1) != 1 or model.objective is not None):
+            raise ConfigError(
+                f"this PEFT method compares what it says of classes, and {name_of(type(self))} has none; take --peft "
+                "lora"
+            )
+
+
+@dataclass(frozen=True)
+class Classification(RowTask):
+    """Classes of rows."""
+
+    metric = "accuracy"
+    higher_is_better = True
+    targets: ClassVar[Targets] = "classes"
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Cross-entropy per row."""

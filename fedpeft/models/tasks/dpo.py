@@ -61,10 +61,10 @@ class DPO(Instruction):
         Raises:
             DataError: `max_tokens` leaves nothing of an answer.
         """
-        pairs = [json.loads(str(row)) for row in rows.inputs]
-        texts = [json.dumps(pair[side]) for pair in pairs for side in SIDES]
+        pairs = (json.loads(str(row)) for row in rows.inputs)
+        texts = (json.dumps(pair[side]) for pair in pairs for side in SIDES)
         made, cut = answered_rows(load_tokenizer(model_directory), texts, max_tokens, self.beyond)
-        return PairRows(made, sum(a or b for a, b in zip(cut[::2], cut[1::2], strict=True)))
+        return PairRows(made, int((cut[::2] | cut[1::2]).sum()))
 
     def packs(self, model: FederatedModel) -> bool:
         """Not pairs."""

@@ -6,15 +6,18 @@ instruction(beyond=unlearned)  they stay where they are, and teach nothing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedpeft.data.conversations import ids_and_answers
 from fedpeft.data.examples import Examples, TokenRows
 from fedpeft.data.rows import Rows
-from fedpeft.data.tokens import load_tokenizer, padding_of, rows_of
+from fedpeft.data.tokens import TokenSpool, load_tokenizer, padding_of
 from fedpeft.errors import DataError
 from fedpeft.models.tasks.causal_lm import CausalLM
 from fedpeft.parts import setting
@@ -37,29 +40,32 @@ class Instruction(CausalLM):
         Raises:
             DataError: `max_tokens` leaves nothing of an answer, where that is refused, or of any.
         """
-        made, cut = answered_rows(load_tokenizer(model_directory), list(map(str, rows.inputs)), max_tokens, self.beyond)
-        return replace(made, cut=sum(cut))
+        made, cut = answered_rows(load_tokenizer(model_directory), map(str, rows.inputs), max_tokens, self.beyond)
+        return replace(made, cut=int(cut.sum()))
 
 
 def answered_rows(
-    tokenizer: Any, rows: Sequence[str], max_tokens: int, beyond: str = "refused"
-) -> tuple[TokenRows, list[bool]]:
-    """Packed rows as token ids, at most `max_tokens` of each; and which of them were cut.
+    tokenizer: Any, rows: Iterable[str], max_tokens: int, beyond: str = "refused"
+) -> tuple[TokenRows, NDArray[np.bool_]]:
+    """Packed rows as token ids, at most `max_tokens` of each; and which of them were cut, (rows,).
 
     Raises:
         DataError: the cut leaves nothing of an answer, and `beyond` refuses that; or it leaves nothing of any.
     """
-    made = [ids_and_answers(tokenizer, row) for row in rows]
-    lost = sum(not any(answers[1:max_tokens]) for _, answers in made)
-    if lost and (beyond == "refused" or lost == len(made)):
-        longest = max(answers.index(True) for _, answers in made) + 1
+    made, cut = TokenSpool(padding_of(tokenizer), counted=True), bytearray()
+    lost = longest = 0
+    for row in rows:
+        ids, answers = ids_and_answers(tokenizer, row)
+        lost += not any(answers[1:max_tokens])
+        longest = max(longest, answers.index(True) + 1 if True in answers else 0)
+        cut.append(len(ids) > max_tokens)
+        made.add(ids[:max_tokens], answers[:max_tokens])
+    if lost and (beyond == "refused" or lost == len(cut)):
         raise DataError(
-            f"{lost} of {len(made)} conversations have no answer within --tokens {max_tokens}; "
+            f"{lost} of {len(cut)} conversations have no answer within --tokens {max_tokens}; "
             f"give more than {longest}, or leave those rows out"
         )
-    kept = [(ids[:max_tokens], answers[:max_tokens]) for ids, answers in made]
-    made_rows = rows_of([i for i, _ in kept], padding_of(tokenizer), None, [a for _, a in kept])
-    return made_rows, [len(ids) > max_tokens for ids, _ in made]
+    return made.rows(None), np.frombuffer(cut, bool)
 
 
 part = Instruction

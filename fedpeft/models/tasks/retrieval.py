@@ -66,10 +66,10 @@ class Retrieval(PairTask):
             DataError: the rows are no pairs of texts.
             ModelError: the model reads no texts.
         """
-        if not isinstance(rows.inputs, list | tuple):
+        if isinstance(rows.inputs, np.ndarray):
             raise DataError("retrieval needs pairs of texts; this data set holds images, which the task towers reads")
         check_reads_texts(model_directory)
-        texts = [json.loads(str(row))[side] for row in rows.inputs for side in SIDES]
+        texts = (json.loads(row)[side] for row in rows.inputs for side in SIDES)
         labels = np.arange(len(rows)) if rows.labels is None else np.asarray(rows.labels, dtype=np.int64)
         return PairRows(token_rows(texts, np.repeat(labels, 2), model_directory, max_tokens))
 

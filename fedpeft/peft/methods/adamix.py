@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from fedpeft import seeds
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
-from fedpeft.models.checkpointing import computed_again
+from fedpeft.models.checkpointing import remembered
 from fedpeft.models.layers import named_like, replace
 from fedpeft.models.task import FederatedModel, RowLosses, Task, adapter_dtype
 from fedpeft.models.token_losses import counted_labels
@@ -96,7 +96,6 @@ class Mixture(StackedLayer):
         self.up: nn.Module = StackedLinear(up, clients) if clients else up
         self.act = getattr(F, act)
         self._draw: Draw | None = None
-        self._chosen: list[Sequence[int]] = []
 
     def draw_from(self, draw: Draw) -> None:
         """Have experts drawn by `draw` in each pass."""
@@ -114,11 +113,7 @@ class Mixture(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, d); computed in the adapter's precision."""
         y: Tensor = self.base_layer(x)
-        if computed_again():  # where blocks are, the last pass comes first, with the experts of the first time
-            chosen = self._chosen.pop()
-        else:
-            chosen = self._draw(self.experts) if self._draw else ()
-            self._chosen = [*self._chosen, chosen][-PASSES:] if chosen else []
+        chosen = remembered(self, lambda: self._draw(self.experts) if self._draw else ())
         weight, bias = (self.routed(p, n, chosen) for p, n in ((self.down.weight, 2), (self.down.bias, 1)))
         seen = self.per_client(y.to(weight.dtype))
         hidden = self.act(torch.baddbmm(bias.unsqueeze(1), seen, weight.mT))

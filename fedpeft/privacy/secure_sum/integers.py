@@ -33,7 +33,10 @@ FEWEST_LEVELS: Final = 8
 
 NUMBER_BITS: Final = 48
 UNIT: Final = 2.0**-20
-"""Numbers are multiples of it, and lie within +-2^27."""
+"""Numbers are multiples of it."""
+
+LARGEST_NUMBER: Final = 2 ** (NUMBER_BITS - 1) * UNIT
+"""2^27, which their sizes stay below."""
 
 
 def check_fits(clients: int, bits: int) -> None:

@@ -115,11 +115,11 @@ class Member:
         masks = shamir.split(self._mask, holders, needed, self.draw)
         return write_sealed({peer: self._seal(peer, seeds[peer] + masks[peer]) for peer in holders})
 
-    def vector(self, sealed: bytes, numbers: np.ndarray) -> bytes:
-        """Step 3: the numbers, (length,) integers modulo 2^bits, under masks.
+    def hear(self, sealed: bytes) -> None:
+        """Step 3 up to where its numbers are needed: take what the neighbours have sealed.
 
         Raises:
-            PayloadError: shares of others than neighbours, or of too few.
+            PayloadError: as of `vector`.
         """
         self._step(3)
         self.sealed = read_sealed(sealed)
@@ -127,6 +127,14 @@ class Member:
         needed = self.terms.needed
         if len(self.sealed) < needed:
             raise PayloadError(f"{len(self.sealed)} neighbours are still there; {needed} are needed")
+
+    def vector(self, sealed: bytes, numbers: np.ndarray) -> bytes:
+        """Step 3: the numbers, (length,) integers modulo 2^bits, under masks.
+
+        Raises:
+            PayloadError: shares of others than neighbours, or of too few.
+        """
+        self.hear(sealed)
         terms = self.terms
         assert numbers.shape == (terms.length,)
         assert numbers.dtype == dtype(terms.bits)

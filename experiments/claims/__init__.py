@@ -1,0 +1,1 @@
+"""What papers claim, and what the committed studies say of it."""

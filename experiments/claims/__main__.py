@@ -1,0 +1,100 @@
+"""Say of each claim in claims.toml whether the committed studies bear it out, and write docs/claims.md.
+
+python -m experiments.claims            say whether the page is as the results are
+python -m experiments.claims --write    write it
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import one_sentence
+from experiments.claims.records import Claim, evidence_of, read_claims, section_of
+from experiments.claims.verdicts import Evidence, Verdict, holm, probability, verdict
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "claims.md"
+
+BEGIN, END = "<!-- made by: python -m experiments.claims --write -->\n", "<!-- end -->"
+
+Judged = tuple[Claim, Evidence, float, Verdict]
+
+
+def judged(family: Sequence[Claim]) -> list[Judged]:
+    """The verdicts of a family, corrected together."""
+    found = [evidence_of(claim) for claim in family]
+    corrected = holm([probability(own, claim.margin) for claim, (own, _) in zip(family, found, strict=True)])
+    return [
+        (claim, own, thinner, verdict(own, claim.margin, p))
+        for claim, (own, thinner), p in zip(family, found, corrected, strict=True)
+    ]
+
+
+def row(claim: Claim, evidence: Evidence, thinner: float, said: Verdict) -> str:
+    """A line of a table."""
+    width = evidence.half_width
+    interval = (
+        f"{evidence.difference - width:+.2f} to {evidence.difference + width:+.2f}" if math.isfinite(width) else ""
+    )
+    sought = "better" if claim.margin is None else f"no worse by {claim.margin:g}"
+    needed = "" if said.needed is None else f", about {said.needed} seeds would do"
+    where = ", ".join(claim.where.values())
+    named = claim.beside.replace("_accuracy", "").replace("_", " ") if claim.beside else label(claim.baseline)
+    cells = (
+        f"{claim.says} ({claim.source})",
+        f"{label(claim.method)} against {named}" + (f", {where}" if where else ""),
+        sought,
+        str(len(evidence.by_seed)),
+        f"{evidence.difference:+.2f} ({interval})",
+        f"{thinner:.2g} x" if not claim.beside else "",
+        f"**{said.word}**{needed}",
+        f"{said.probability:.2g}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def label(point: object) -> str:
+    """A point of a grid in words."""
+    assert isinstance(point, dict)
+    return ", ".join(point.values()) or "the run"
+
+
+def page() -> str:
+    """The tables, a family after the other, and how many claims hold."""
+    families: dict[str, list[Claim]] = {}
+    for claim in read_claims():
+        families.setdefault(claim.study, []).append(claim)
+    tables, words = [], []
+    for study, family in families.items():
+        lines = judged(family)
+        words += [said.word for *_, said in lines]
+        table = "\n".join(row(*line) for line in lines)
+        tables.append(
+            f"## {section_of(study).title}\n\n{section_of(study).question} "
+            f"[experiments/{study}](../experiments/{study}/README.md), {len(family)} comparisons.\n\n"
+            "| claim | what was compared | said to be | seeds | points (95 %) | fewer bytes | verdict | p |\n"
+            f"|---|---|---|---:|---:|---:|---|---:|\n{table}\n"
+        )
+    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(sorted(words)))
+    return f"{len(words)} comparisons: {counts}.\n\n" + "\n".join(tables)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code: 1 where the page is not as the results are, and is not written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the page")
+    options = parser.parse_args(arguments)
+    before = PAGE.read_text(encoding="utf-8")
+    after = before[: before.index(BEGIN)] + f"{BEGIN}\n{page()}\n{END}" + before[before.index(END) + len(END) :]
+    if options.write:
+        PAGE.write_text(after, encoding="utf-8")
+    print("as it is" if after == before else "written" if options.write else "docs/claims.md differs")
+    return int(after != before and not options.write)
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        sys.exit(main())

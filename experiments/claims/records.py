@@ -1,0 +1,126 @@
+"""The claims of `claims.toml`, and the committed runs that bear on them."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.claims.verdicts import Evidence
+from fedpeft.errors import RunError
+from fedpeft.studies.results import Result, ResultsFile, latest
+from fedpeft.studies.sections import Method, Section, section_of_study
+from fedpeft.studies.statistics import POINTS, pair
+from fedpeft.studies.study_file import read_study
+
+HERE = Path(__file__).parent
+STUDIES = HERE.parent
+
+Point = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of a paper, as one study can test it.
+
+    Attributes:
+        says: in a sentence.
+        source: the paper.
+        study: its folder under experiments/, and after a slash the preset whose results lie in a folder of that name.
+        method, baseline: points of the study's grid. `baseline` {} with `beside` says a number of the runs themselves.
+        where: what both share, and the table shows.
+        margin: points that the method may lose; None: it is said to be better.
+        beside: a key of summary.json that the same run is compared with, such as `private_probe_accuracy`.
+    """
+
+    says: str
+    source: str
+    study: str
+    method: Point
+    baseline: Point
+    where: Point
+    margin: float | None = None
+    beside: str = ""
+
+
+def read_claims(path: Path = HERE / "claims.toml") -> list[Claim]:
+    """All claims of the file; one whose `where` names several values of an axis is one claim for each."""
+    claims = []
+    for written in tomllib.loads(path.read_text(encoding="utf-8"))["claim"]:
+        shared: dict[str, Any] = written.get("where", {})
+        values = [given if isinstance(given, list) else [given] for given in shared.values()]
+        for chosen in itertools.product(*values):
+            claims.append(
+                Claim(
+                    says=written["says"],
+                    source=written["source"],
+                    study=written["study"],
+                    method=written.get("method", {}),
+                    baseline=written.get("baseline", {}),
+                    where=dict(zip(shared, chosen, strict=True)),
+                    margin=written.get("margin"),
+                    beside=written.get("beside", ""),
+                )
+            )
+    return claims
+
+
+@cache
+def section_of(study: str) -> Section:
+    """The runs of a study's folder.
+
+    Raises:
+        RunError: there is no such study, or no run of it.
+    """
+    folder = STUDIES / study
+    results = latest(ResultsFile(folder / "results.jsonl").read())
+    if not results:
+        raise RunError(f"{folder} holds no results")
+    file = next((f for f in (folder / "study.toml", folder.parent / "study.toml") if f.is_file()), None)
+    if file is None:
+        raise RunError(f"{folder} holds no study.toml, nor does the folder above it")
+    return section_of_study(read_study(file, results[0].preset), results)
+
+
+def method_at(section: Section, point: Point) -> Method:
+    """The method of a study whose point has these labels.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = [m for m in section.shown if point.items() <= m.point.items()]
+    if len(found) != 1:
+        raise RunError(f"{section.title} has {len(found)} methods with {dict(point)}; exactly one is meant")
+    return found[0]
+
+
+def evidence_of(claim: Claim) -> tuple[Evidence, float]:
+    """What the runs say, and the baseline's bytes over the method's, up and down.
+
+    Raises:
+        RunError: the runs share no seed, or a number is missing.
+    """
+    section = section_of(claim.study)
+    method = method_at(section, {**claim.where, **claim.method})
+    if claim.beside:
+        by_seed = [_beside(run, claim.beside) for _, run in sorted(method.runs.items())]
+        return Evidence(np.array(by_seed), np.array([])), 1.0
+    baseline = method_at(section, {**claim.where, **claim.baseline})
+    found = pair(method.scored, baseline.scored)
+    if found is None:
+        raise RunError(f"{method.label} and {baseline.label} of {section.title} share no seed")
+    thinner = (baseline.mean("total_bytes") or 0.0) / (method.mean("total_bytes") or 1.0)
+    return Evidence(found.by_seed, found.by_row), thinner
+
+
+def _beside(run: Result, key: str) -> float:
+    summary = run.summary or {}
+    if summary.get("accuracy") is None or summary.get(key) is None:
+        raise RunError(f"a run of seed {run.seed} has no accuracy, or no {key}")
+    return POINTS * (float(summary["accuracy"]) - float(summary[key]))

@@ -1,0 +1,48 @@
+"""A step as a client of a simulation makes it on a CPU: the executor that runs by default, optimizer included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from experiments.language_speed.peers import Step
+
+TARGETS = "lora(rank=8, targets=('q_proj', 'v_proj'), layers=0)"
+
+
+def client(model: str, dtype: str, rows: Any, again: bool = False) -> Step:
+    """One step on all `rows`, always from the start; short ones lie in one sequence where that is shorter.
+
+    `again`: blocks are computed again on the way back.
+    """
+    from fedpeft.clients.batched import BatchedExecutor
+    from fedpeft.clients.executor import Job
+    from fedpeft.clients.local_training import LocalTraining
+    from fedpeft.clients.local_work import LOCAL_WORK
+
+    from fedpeft.models import kernels
+    from fedpeft.models.base_model import resolve_model
+    from fedpeft.models.checkpointing import checkpoint_blocks
+    from fedpeft.models.task import DTYPES
+    from fedpeft.models.tasks.causal_lm import CausalLM
+    from fedpeft.peft.family import PEFT_METHODS
+
+    task, method = CausalLM(), PEFT_METHODS.build(TARGETS)
+    reference = task.model(task.base(resolve_model(model), DTYPES[dtype]), None)
+    method.attach(reference, dtype)
+    layout, start = method.layout(reference), method.start(reference, 0)
+    del reference
+    made = task.model(task.base(resolve_model(model), DTYPES[dtype]), None)
+    if again:
+        checkpoint_blocks(made.base)
+    executor = BatchedExecutor(made, task, method, rows, layout, 1, kernels.choose(DTYPES[dtype]))
+    local = LocalTraining(len(rows), LOCAL_WORK.build("steps(1)"))
+    job = Job(0, 1, 0, np.arange(len(rows)), start, frozenset(layout.names), local, 1e-3, layout.form)
+    executor.try_packing([job])
+
+    def step() -> float:
+        [trained] = executor.train([job])
+        return float(trained.loss)
+
+    return step

@@ -1,0 +1,129 @@
+"""`python -m experiments.memory.rows`: peak memory of runs on files of 10^4, 10^5, 10^6 and 10^7 rows.
+
+A file is made first: Parquet of made texts of 20 words, 1,000 owners. The language model is made here, too, and small,
+so that reading, tokenising and splitting the rows are what takes memory and time; a round trains on 5 clients.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- rows: begin -->", "<!-- rows: end -->"
+
+WORDS, CHUNK, TEST = 20, 50_000, 200
+"""Of a text; rows that are made at a time; test rows."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure."""
+
+    rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    """numbers of training rows, one run each"""
+    rounds: int = 2
+    """rounds of each run"""
+    folder: Path | None = None
+    """where files, cache and runs go, beside each other; None: a temporary folder"""
+    write_readme: bool = False
+    """put the table into the README of this experiment"""
+
+
+def make(path: Path, rows: int) -> None:
+    """A Parquet file of `rows` made rows, columns text and owner, made piece by piece."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    random, words = np.random.default_rng(rows), np.array([f"word{i}" for i in range(2000)])
+    schema = pa.schema([("text", pa.string()), ("owner", pa.string())])
+    with parquet.ParquetWriter(path, schema) as writer:
+        for start in range(0, rows, CHUNK):
+            count = min(CHUNK, rows - start)
+            texts = [" ".join(row) for row in words[random.integers(0, len(words), (count, WORDS))]]
+            owners = [f"owner {number:04d}" for number in random.integers(0, 1000, count)]
+            writer.write_table(pa.table([texts, owners], schema=schema))
+
+
+def simulate(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
+    """The summary of one run, in a process of its own.
+
+    Raises:
+        RuntimeError: the run failed.
+    """
+    train, test = folder / f"{rows}.parquet", folder / "test.parquet"
+    for path, count in ((train, rows), (test, TEST)):
+        if not path.exists():
+            make(path, count)
+    flags = {
+        "dataset": f"file(path='{train}', test='{test}', label=None, owner=owner)",
+        "model": "tiny_lm",
+        "partition": "natural",
+        "clients": 0,
+        "cohort": 5,
+        "rounds": rounds,
+        "tokens": 64,
+        "workers": 1,
+        "output": folder / f"run-{rows}",
+    }
+    command = [sys.executable, "-m", "fedpeft.simulate", *(f"--{name}={value}" for name, value in flags.items())]
+    environment = os.environ | {"FEDPEFT_CACHE": str(folder / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{rows} rows: {done.stderr.strip() or done.stdout.strip()}")
+    summary: dict[str, Any] = json.loads((folder / f"run-{rows}" / "summary.json").read_text())
+    tokenised = sum(file.stat().st_size for file in (folder / "cache").glob("rows-*/*.npy"))
+    return summary | {"file_bytes": train.stat().st_size, "tokenised_bytes": tokenised}
+
+
+COLUMNS = ("rows", "Parquet file, MB", "tokenised rows of all runs so far, MB", "peak memory (PSS), MB", "seconds")
+
+
+def cells(rows: int, summary: dict[str, Any]) -> tuple[str, ...]:
+    """A run as a row of the table."""
+    sizes = (summary["file_bytes"], summary["tokenised_bytes"], summary["peak_memory_bytes"] or 0)
+    return (f"{rows:,}", *(f"{size / 1e6:,.0f}" for size in sizes), f"{summary['seconds']:.0f}")
+
+
+def table(found: dict[int, dict[str, Any]]) -> str:
+    """The table in Markdown, and what memory does from the first to the last run."""
+    lines = [COLUMNS, ("---:",) * len(COLUMNS), *(cells(rows, summary) for rows, summary in found.items())]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    fewest, most = min(found), max(found)
+    if most == fewest:
+        return text
+    more = (found[most]["peak_memory_bytes"] - found[fewest]["peak_memory_bytes"]) / (most - fewest)
+    return f"{text}\n\nFrom {fewest:,} to {most:,} rows memory grows by {more:.0f} bytes a row."
+
+
+def main(settings: Settings) -> int:
+    """Run, print the table; 1: a run failed."""
+    found: dict[int, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = settings.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for rows in sorted(settings.rows):
+            try:
+                found[rows] = simulate(folder, rows, settings.rounds)
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
+                return 1
+            print(" | ".join(cells(rows, found[rows])), flush=True)
+    print(table(found))
+    if settings.write_readme:
+        before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+        README.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Settings, description=__doc__)))

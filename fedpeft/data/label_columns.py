@@ -1,0 +1,256 @@
+"""What a user's label column holds: one class a row, a number to predict, or any of several labels.
+
+A column of numbers with fractions is one of numbers; lists are several labels, and so are several columns of 0 and 1
+(`label="toxic + insult"`). All else is classes, whole numbers among it: `label_type` says where that is not meant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.errors import DataError
+
+Kind = Literal["class", "number", "labels"]
+KINDS = ("auto", "class", "number", "labels")
+"""What a user may call a column; auto: as its values look."""
+
+AND = " + "
+"""Between the names of columns that are read together."""
+
+BETWEEN = ";"
+"""Between the labels of a row where they are one text."""
+
+_YES_NO = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A column's labels.
+
+    Attributes:
+        kind: what they are.
+        values: str of each row; or float; or a tuple of str.
+        names: of labels that have columns of their own, in their order; empty: labels are those that occur.
+        notes: what was taken by itself, in one line each.
+    """
+
+    kind: Kind
+    values: Sequence[Any]
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class LabelColumn:
+    """Takes the labels of one row after the other.
+
+    Attributes:
+        column: its name; of several, joined by " + ".
+        asked: what it shall be taken as, of `KINDS`.
+    """
+
+    column: str
+    asked: str = "auto"
+    _values: list[Any] = field(default_factory=list)
+    _first: dict[str, tuple[str, Any]] = field(default_factory=dict)  # of each kind of value
+    _known: dict[Any, Any] = field(default_factory=dict)  # rows with equal labels share them
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of several columns; empty: there is one."""
+        return tuple(self.column.split(AND)) if AND in self.column else ()
+
+    def of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of the `columns` a record needs: one that is called as all of them together is one column."""
+        return () if self.column in record else self.columns
+
+    def add(self, value: Any, where: str) -> None:
+        """Take a row's value.
+
+        Raises:
+            DataError: it is no label of the kind that was asked for, or of any; the message names the row.
+        """
+        if isinstance(value, np.generic | np.ndarray):
+            value = value.tolist()
+        if self.asked == "labels" and (value is None or (isinstance(value, str) and not value.strip())):
+            value = []
+        found = _sort_of(value)
+        wanted = {"class": ("word",), "number": ("number", "word"), "labels": ("list", "word")}.get(self.asked)
+        if self.asked == "class" and found == "number":
+            value, found = f"{value:g}", "word"
+        if not found or (wanted is not None and found not in wanted):
+            raise DataError(f"{where}: the column {self.column!r} must hold {self._legal()}, got {_shown(value)}")
+        if self.asked == "number":
+            value, found = self._number(value, where), "number"
+        if self.asked == "labels" and found == "word":
+            value, found = [word for word in str(value).split(BETWEEN) if word.strip()], "list"
+        if found == "list":
+            value = tuple(dict.fromkeys(str(label).strip() for label in value))
+        self._first.setdefault(found, (where, value))
+        self._values.append(value if found == "number" else self._known.setdefault((type(value), value), value))
+
+    def add_columns(self, values: Sequence[Any], where: str) -> None:
+        """Take a row's values of several columns, each 0 or 1.
+
+        Raises:
+            DataError: one is neither; the message names the row.
+        """
+        held = []
+        for column, value in zip(self.columns, values, strict=True):
+            yes = _YES_NO.get(str(value).strip().lower())
+            if yes is None:
+                raise DataError(
+                    f"{where}: the column {column!r} must hold 0 or 1, since it is one of several labels, got "
+                    f"{_shown(value)}"
+                )
+            held += [column] if yes else []
+        self._values.append(self._known.setdefault((tuple, tuple(held)), tuple(held)))
+
+    def found(self) -> Labels:
+        """What the column holds.
+
+        Raises:
+            DataError: values of several kinds, or numbers that may be meant as classes.
+        """
+        if not self._first and self._values:
+            if self.asked in ("class", "number"):
+                raise DataError(
+                    f"{self.column!r} names several columns, which are several labels; leave out "
+                    f"label_type={self.asked}"
+                )
+            return Labels("labels", self._values, self.columns, (f"taken as multi-label: {self.column}",))
+        if "list" in self._first:
+            if len(self._first) > 1:
+                where, value = next(v for sort, v in self._first.items() if sort != "list")
+                raise DataError(f"{where}: the column {self.column!r} holds lists elsewhere, and here {_shown(value)}")
+            return Labels("labels", self._values, (), self._note("multi-label: lists of labels"))
+        if "number" in self._first:
+            return self._numbers()
+        spelled: dict[Any, str] = {}
+        words = [spelled.setdefault((type(value), value), str(value).strip()) for value in self._values]
+        if self.asked != "class" and _fractions(set(words)):
+            note = f"regression: numbers with fractions; label_type=class makes classes of the column {self.column}"
+            numbers = [self._number(word, f"row {i}") for i, word in enumerate(words, 1)]
+            return Labels("number", numbers, (), self._note(note))
+        return Labels("class", words)
+
+    def _numbers(self) -> Labels:
+        """Of a column that has floats; whole numbers and words of digits may stand among them."""
+        numbers = [self._number(value, f"row {i}") for i, value in enumerate(self._values, 1)]
+        if self.asked == "auto" and all(number.is_integer() for number in numbers):
+            where, value = self._first["number"]
+            raise DataError(
+                f"{where}: the column {self.column!r} holds whole numbers written as {_shown(value)}; say whether they "
+                "are label_type=number, to be predicted, or label_type=class"
+            )
+        return Labels("number", numbers, (), self._note("regression: numbers with fractions"))
+
+    def _number(self, value: Any, where: str) -> float:
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise DataError(f"{where}: the column {self.column!r} must hold a finite number, got {_shown(value)}")
+        return number
+
+    def _note(self, what: str) -> tuple[str, ...]:
+        return () if self.asked != "auto" else (f"taken as {what}",)
+
+    def _legal(self) -> str:
+        return {
+            "class": "a word or a number",
+            "number": "a finite number",
+            "labels": f"a list of labels, or one text with {BETWEEN!r} between them",
+        }.get(self.asked, "a word or an integer (a class), a number, or a list of labels")
+
+
+def several_labels_partition(column: str | None, label_type: str) -> str | None:
+    """How rows lie by default where settings say that each has several labels: "iid"; None: they don't say so."""
+    return "iid" if label_type == "labels" or AND in (column or "") else None
+
+
+def _sort_of(value: Any) -> str:
+    """Of a value: "word" (or an integer), "number", "list" of words; empty: none of them."""
+    if isinstance(value, str):
+        return "word" if value.strip() else ""
+    if isinstance(value, float):
+        return "number" if math.isfinite(value) else ""
+    if isinstance(value, int):
+        return "word"
+    if isinstance(value, list | tuple) and all(isinstance(v, str | int) and str(v).strip() for v in value):
+        return "list"
+    return ""
+
+
+def _fractions(words: Collection[str]) -> bool:
+    """Whether all words are finite numbers, and not all of them whole ones."""
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        return False
+    return all(map(math.isfinite, numbers)) and not all(number.is_integer() for number in numbers)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def label_names(labels: Labels, name: str) -> tuple[str, ...]:
+    """The names of several labels: their columns, or those that occur, sorted (numbers by value).
+
+    Raises:
+        DataError: there are none.
+    """
+    if labels.names:
+        return labels.names
+    distinct = {label for row in labels.values for label in row}
+    if not distinct:
+        raise DataError(f"{name}: no training row has a label")
+    numbers = all(label.isdecimal() for label in distinct)
+    return tuple(sorted(distinct, key=lambda label: (int(label) if numbers else 0, label)))
+
+
+def matrix(labels: Labels, names: Sequence[str], name: str, where: str = "occur in the training rows") -> NDArray[Any]:
+    """Which of the labels `names` each row has, int8 (rows, names).
+
+    Raises:
+        DataError: a row has another; `where` says what is asked of labels.
+    """
+    position = {label: i for i, label in enumerate(names)}
+    made = np.zeros((len(labels.values), len(names)), np.int8)
+    unseen: dict[str, None] = {}
+    for row, held in enumerate(labels.values):
+        for label in held:
+            if label in position:
+                made[row, position[label]] = 1
+            else:
+                unseen[label] = None
+    if unseen:
+        shown = ", ".join(repr(label) for label in list(unseen)[:5])
+        raise DataError(f"{name}: {len(unseen)} labels do not {where}: {shown}")
+    return made
+
+
+def array(labels: Labels) -> NDArray[np.float64]:
+    """Numbers, float64 (rows,)."""
+    return np.array(cast(Sequence[float], labels.values), np.float64)
+
+
+def moments(numbers: NDArray[np.float64], name: str) -> tuple[float, float]:
+    """Mean and standard deviation, of the sums over rows: how many, of y, and of squares.
+
+    Raises:
+        DataError: the numbers are all equal.
+    """
+    mean, deviation = float(numbers.mean()), float(numbers.std())
+    if not deviation > 1e-12 * max(1.0, abs(mean)):
+        raise DataError(f"{name}: the numbers to predict are all {mean:g}; there is nothing to learn")
+    return mean, deviation

@@ -1,0 +1,183 @@
+"""Texts of many rows: a list while they are few, else a file on disk of which only what is asked for is read.
+
+What is held in memory of a text on disk is its place: 8 bytes where all rows are taken, 16 where some are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.machine import cache
+from fedpeft.machine.mapped import PIECE
+from fedpeft.machine.spooled import HELD, nameless_file
+
+BLOCK = 4096
+"""Texts that are read together where all are read."""
+
+
+class TextFile:
+    """Texts in UTF-8, one behind the other.
+
+    Attributes:
+        file: has no name, and goes with the last object that reads it.
+        ends: int64 (texts,), where each text ends.
+    """
+
+    def __init__(self, file: IO[bytes], ends: NDArray[np.int64]) -> None:
+        self.file, self.ends = file, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def read(self, rows: NDArray[np.int64]) -> list[str]:
+        """The texts at `rows`, each 0 <= row < texts, in that order."""
+        ends = self.ends[rows]
+        starts = np.where(rows > 0, self.ends[rows - 1], 0)
+        if not len(rows):
+            return []
+        low, high = int(starts.min()), int(ends.max())
+        spans = zip(starts.tolist(), ends.tolist(), strict=True)
+        if high - low <= 4 * int((ends - starts).sum()) + PIECE:  # one call for all
+            found = os.pread(self.file.fileno(), high - low, low)
+            return [found[a - low : b - low].decode("utf-8", "surrogatepass") for a, b in spans]
+        return [os.pread(self.file.fileno(), b - a, a).decode("utf-8", "surrogatepass") for a, b in spans]
+
+
+class TextColumn(Sequence[str]):
+    """Texts on disk, as a sequence of str.
+
+    Read with `pread` rather than mapped, so that they stay in the system's cache of files, and are not counted as the
+    process's own memory.
+
+    Attributes:
+        files: where the texts are, numbered through from the first file's first.
+        rows: int64 (texts,), the number of each; None: all, in their order.
+    """
+
+    def __init__(self, files: tuple[TextFile, ...], rows: NDArray[np.int64] | None = None) -> None:
+        self.files, self.rows = files, rows
+
+    def __len__(self) -> int:
+        return sum(map(len, self.files)) if self.rows is None else len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> TextColumn: ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.take(np.arange(*index.indices(len(self))))
+        number = range(len(self))[index]  # negative ones, and those that are none
+        return self._read(number, number + 1)[0]
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), BLOCK):
+            yield from self._read(start, min(start + BLOCK, len(self)))
+
+    def take(self, indices: NDArray[np.integer[Any]]) -> TextColumn:
+        """The texts at `indices` (int, any length), in that order."""
+        chosen = np.asarray(indices, np.int64)
+        return TextColumn(self.files, chosen if self.rows is None else self.rows[chosen])
+
+    def joined(self, others: Sequence[str]) -> TextColumn:
+        """These, and after them `others`."""
+        if not len(others):
+            return self
+        more = others if isinstance(others, TextColumn) else TextColumn((_written(others),))
+        if more.files == self.files:
+            return TextColumn(self.files, np.concatenate([self._numbers(), more._numbers()]))
+        shifted = more._numbers() + sum(map(len, self.files))
+        return TextColumn((*self.files, *more.files), np.concatenate([self._numbers(), shifted]))
+
+    def _numbers(self) -> NDArray[np.int64]:
+        return np.arange(len(self)) if self.rows is None else self.rows
+
+    def _read(self, start: int, end: int) -> list[str]:
+        numbers = np.arange(start, end) if self.rows is None else self.rows[start:end]
+        if len(self.files) == 1:
+            return self.files[0].read(numbers)
+        found = [""] * len(numbers)
+        first = 0
+        for file in self.files:
+            own = np.flatnonzero((numbers >= first) & (numbers < first + len(file)))
+            for place, text in zip(own.tolist(), file.read(numbers[own] - first), strict=True):
+                found[place] = text
+            first += len(file)
+        return found
+
+
+class TextWriter:
+    """Takes one text after the other."""
+
+    def __init__(self, held: int = HELD) -> None:
+        self._held = held
+        self._texts: list[str] = []
+        self._bytes = 0
+        self._file: IO[bytes] | None = None
+        self._ends: list[NDArray[np.int64]] = []
+        self._end = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._ends)) + len(self._texts)
+
+    def append(self, text: str) -> None:
+        """Add a text.
+
+        Raises:
+            AssetError: the disk of the cache is full.
+        """
+        self._texts.append(text)
+        self._bytes += len(text)
+        if self._bytes > (self._held if self._file is None else PIECE):
+            self._write()
+
+    def _write(self) -> None:
+        self._file = self._file or nameless_file()
+        encoded = [text.encode("utf-8", "surrogatepass") for text in self._texts]
+        ends = self._end + np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        with cache.room_for("rows that do not fit memory"):
+            self._file.write(b"".join(encoded))
+            self._file.flush()
+        self._ends.append(ends)
+        self._end = int(ends[-1]) if len(ends) else self._end
+        self._texts, self._bytes = [], 0
+
+    def column(self) -> Sequence[str]:
+        """The texts: a list, or what is on disk. Nothing may be added afterwards.
+
+        Raises:
+            AssetError: the disk of the cache is full.
+        """
+        if self._file is None:
+            return self._texts
+        if self._texts:
+            self._write()
+        return TextColumn((TextFile(self._file, np.concatenate(self._ends)),))
+
+
+def _written(texts: Iterable[str]) -> TextFile:
+    writer = TextWriter(held=-1)
+    for text in texts:
+        writer.append(text)
+    column = writer.column()
+    assert isinstance(column, TextColumn)
+    return column.files[0]
+
+
+def taken(texts: Sequence[str], indices: NDArray[np.integer[Any]]) -> Sequence[str]:
+    """The texts at `indices` (int, any length), in that order."""
+    return texts.take(indices) if isinstance(texts, TextColumn) else [texts[i] for i in indices.tolist()]
+
+
+def both(first: Sequence[str], second: Sequence[str]) -> Sequence[str]:
+    """The texts of both, one after the other."""
+    if isinstance(first, TextColumn):
+        return first.joined(second)
+    if isinstance(second, TextColumn):
+        return TextColumn((_written(first),)).joined(second) if len(first) else second
+    return [*first, *second]

@@ -1,0 +1,236 @@
+"""Tasks of lm-eval, where it is installed, on the models of a finished run.
+
+The harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness, MIT) has the tasks, their prompts, metrics and
+filters. What it asks of a model, likelihoods and greedy answers, comes from here: so methods that
+it does not know, such as prompts in front of a text, are measured as they were trained. A task's texts are put as they
+are, in no chat template.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedpeft.answers.generation import BATCH, generated
+from fedpeft.data.examples import length_sorted_batches
+from fedpeft.data.tokens import padding_of, rows_of
+from fedpeft.errors import AssetError, ConfigError, FedpeftError
+from fedpeft.models import scoring
+from fedpeft.models.loading import reason
+from fedpeft.models.task import TASKS, FederatedModel
+from fedpeft.run.observer import RunObserver
+
+NEW_TOKENS = 256
+"""Of an answer where a task does not say, as lm-eval's own models have it."""
+
+ENDINGS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One sample of a task: what was asked, what is right, and what was said."""
+
+    question: str
+    right: str
+    said: str
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks by name, or by the YAML files of one's own.
+
+    Attributes:
+        names: as lm-eval has them, or paths.
+        most: samples of each task; 0: all.
+        readable: tokens that the model reads.
+    """
+
+    names: tuple[str, ...]
+    most: int
+    readable: int
+
+    @classmethod
+    def read(cls, text: str, most: int, readable: int) -> Tasks:
+        """The tasks in `text`, joined by commas, with their data.
+
+        Raises:
+            AssetError: lm-eval is missing, or a task or its data can't be loaded.
+        """
+        if importlib.util.find_spec("lm_eval") is None:
+            raise AssetError("tasks of lm-eval need the package lm_eval; install it with: pip install lm-eval")
+        made = cls(tuple(name.strip() for name in text.split(",") if name.strip()), most, readable)
+        try:
+            made.manager.load(list(made.names))
+        except Exception as error:  # whatever it, `datasets` and a user's YAML raise
+            raise AssetError(f"lm-eval can't load {', '.join(made.names)}: {reason(error)}") from None
+        return made
+
+    @cached_property
+    def manager(self) -> Any:
+        """lm-eval's index of tasks; without its own, which take seconds to find, where all are files."""
+        from lm_eval.tasks import TaskManager
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        return TaskManager(include_defaults=not all(name.endswith(ENDINGS) for name in self.names))
+
+    def measure(
+        self, model: FederatedModel, tokenizer: Any, name: str, observer: RunObserver
+    ) -> tuple[dict[str, float], list[Asked]]:
+        """The measures of `model`, which is called `name`, and its answers.
+
+        Raises:
+            ConfigError: a task can't be done, such as one whose answers are drawn at random.
+        """
+        from lm_eval import simple_evaluate
+
+        lm = answering(model, tokenizer, self.readable, name, observer)
+        try:
+            found = simple_evaluate(
+                lm, tasks=list(self.names), task_manager=self.manager, limit=self.most or None, bootstrap_iters=0
+            )
+        except FedpeftError:
+            raise
+        except Exception as error:  # whatever a task's own functions raise
+            raise ConfigError(f"lm-eval's {', '.join(self.names)} can't be measured: {reason(error)}") from None
+        return _measures(found), [_asked(s) for samples in found["samples"].values() for s in samples]
+
+
+def _measures(found: Any) -> dict[str, float]:
+    """Of tasks that belong to no group, and of groups: "TASK METRIC", and the filter where it is not "none"."""
+    within = {task for group in found.get("groups", {}) for task in found["group_subtasks"].get(group, ())}
+    made = {}
+    for task, row in (found["results"] | found.get("groups", {})).items():
+        for key, value in row.items():
+            metric, comma, filtered = key.partition(",")
+            if task in within or not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            made[f"{task} {metric}" + ("" if filtered == "none" else f" ({filtered})")] = float(value)
+    return made
+
+
+def _asked(sample: Any) -> Asked:
+    """A sample: of choices, the likeliest one."""
+    arguments = [tuple(given) for given in sample["arguments"]]
+    said = sample["filtered_resps"]
+    if len(arguments) > 1 and len(said) == len(arguments):
+        said = [arguments[int(np.argmax([float(one[0]) for one in said]))][1]]
+    return Asked(str(arguments[0][0]), str(sample["target"]), str(said[0] if len(said) == 1 else said))
+
+
+class Answers:
+    """What lm-eval asks of a model; `answering` makes lm-eval's `LM` of it.
+
+    Args:
+        model, tokenizer: of the run.
+        readable: the most tokens that the model reads.
+        name: of the model, for the observer.
+        observer: is told how it goes on.
+    """
+
+    backend = "causal"
+
+    def __init__(self, model: FederatedModel, tokenizer: Any, readable: int, name: str, observer: RunObserver) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.readable = readable
+        self.name = name
+        self.observer = observer
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        end: int = self.tokenizer.eos_token_id
+        return end
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that stands before a text that has nothing before it."""
+        first: int | None = self.tokenizer.bos_token_id
+        return self.eot_token_id if first is None else first
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids, with those that the tokenizer adds unless the text has them already."""
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(self.tokenizer.decode(self.prefix_token_id))
+        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        return ids
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        """log p of each request's last tokens behind those before them, and whether they are the likeliest."""
+        if not requests:
+            return []
+        self.observer.phase(f"{self.name}: likelihoods", len(requests))
+        rows = [(asked + said)[-self.readable :] for _, asked, said in requests]
+        counted = [
+            [i >= max(1, len(row) - len(said)) for i in range(len(row))]
+            for row, (_, _, said) in zip(rows, requests, strict=True)
+        ]
+        examples, task = rows_of(rows, padding_of(self.tokenizer), None, counted), TASKS.build("causal_lm")
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
+        with torch.inference_mode():
+            for index in length_sorted_batches(examples.lengths, BATCH):
+                made = task.row_losses(self.model, scoring.placed(examples.batch(index), self.model))
+                likeliest = (made.correct == made.counts).tolist()
+                for place, loss, same in zip(index.tolist(), made.sums.double().tolist(), likeliest, strict=True):
+                    found[place] = -loss, same
+                self.observer.advance(len(index))
+        return found
+
+    def loglikelihood_rolling(self, requests: Iterable[Any], disable_tqdm: bool = False) -> list[float]:
+        """log p of each whole text, in windows where it is longer than the model reads."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        windows: list[tuple[Any, list[int], list[int]]] = []
+        counts = []
+        for request in requests:
+            ids = self.tok_encode(request.args[0])
+            rolled = get_rolling_token_windows(ids, self.prefix_token_id, self.readable - 1, 1)
+            own = [(None, *make_disjoint_window(window)) for window in rolled]
+            windows += own
+            counts.append(len(own))
+        each = iter(self._loglikelihood_tokens(windows))
+        return [sum(next(each)[0] for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """The greedy answer to each request, up to one of the texts that end it.
+
+        Raises:
+            ConfigError: a task wants drawn answers, or longer ones than the model reads.
+        """
+        from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+
+        self.observer.phase(f"{self.name}: answers", len(requests))
+        asked = [(self.tok_encode(r.args[0]), normalize_gen_kwargs(r.args[1], NEW_TOKENS)) for r in requests]
+        if any(settings.get("do_sample") for _, settings in asked):
+            raise ConfigError("a task of lm-eval wants answers that are drawn at random; only greedy ones are made")
+        most = {settings["max_gen_toks"] for _, settings in asked}
+        if max(most) >= self.readable:
+            raise ConfigError(f"a task of lm-eval wants {max(most)} new tokens; the model reads {self.readable} in all")
+        found = [""] * len(asked)
+        for new in most:
+            order = [i for i, (_, settings) in enumerate(asked) if settings["max_gen_toks"] == new]
+            order.sort(key=lambda i: -len(asked[i][0]))
+            for places in (order[i : i + BATCH] for i in range(0, len(order), BATCH)):
+                prompts = [asked[i][0][-(self.readable - new) :] for i in places]
+                for place, ids in zip(places, generated(self.model, self.tokenizer, prompts, new), strict=True):
+                    text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                    found[place] = postprocess_generated_text(text, asked[place][1]["until"], None)
+                self.observer.advance(len(places))
+        return found
+
+
+def answering(*given: Any) -> Any:
+    """`Answers` as lm-eval's `LM`."""
+    from lm_eval.api.model import TemplateLM
+
+    return type("Answering", (Answers, TemplateLM), {})(*given)

@@ -1,0 +1,158 @@
+"""Images and what is said of them: a connector leads from a frozen vision transformer into a language model.
+
+captions                                       a linear connector, 16 vectors of each image
+captions(connector=mlp)                        a hidden layer in it
+captions(side=2)                               2 x 2 vectors of each image, pooled: shorter rows
+
+    row      W f_1 + b, ..., W f_n + b, e(<start>), e(a), e(red), ..., e(<end>)
+    loss     of the caption's tokens and of <end>, each from what stands before it
+
+LLaVA's form (Liu et al., arXiv 2304.08485): f are the patches' features, e the language model's embeddings. What is
+trained: with `--peft linear_probe` the connector, with `--peft lora` the connector and LoRA in the language model, and
+with `--optimizer "adamw(head_rate=0)"` LoRA alone, the connector as it starts. It starts in closed form: the ridge
+regression from the mean feature of an image to the mean embedding of its caption, from sums over all clients' rows
+(`fedpeft.aggregation.heads.ridge`, scale 1); with `--head zero`, and an MLP, from numbers drawn as large as embeddings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedpeft.data.examples import IGNORED, Batch, DescribedRows, Examples
+from fedpeft.data.rows import Rows
+from fedpeft.data.tokens import load_tokenizer, padding_of, rows_of
+from fedpeft.errors import ConfigError, DataError
+from fedpeft.models import connector
+from fedpeft.models.loading import Say, unheard
+from fedpeft.models.patch_features import SIDES, patch_features
+from fedpeft.models.task import FederatedModel
+from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel
+from fedpeft.models.token_losses import language_model
+from fedpeft.models.two_towers import tower_folders
+from fedpeft.parts import setting
+
+
+class Captioner(LanguageModel):
+    """A language model that reads an image's vectors, through a connector, before a text."""
+
+    def __init__(self, base: nn.Module, head: nn.Module) -> None:
+        super().__init__(base)
+        self.head = head
+
+    def given(self, batch: Batch) -> Batch:
+        """Embeddings of both, (B, N + T, d), of patches (B, N, width) and input_ids (B, T)."""
+        seen, said = self.seen(batch["patches"]), self.embedded(batch["input_ids"])
+        before = batch["attention_mask"].new_ones(seen.shape[:2])
+        mask = torch.cat([before, batch["attention_mask"]], 1)
+        return {"inputs_embeds": torch.cat([seen.to(said.dtype), said], 1), "attention_mask": mask}
+
+    def seen(self, patches: Tensor) -> Tensor:
+        """What the language model reads of images, (B, N, d), from their features (B, N, width)."""
+        found: Tensor = self.head(patches.to(next(self.head.parameters()).dtype))
+        return found
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """The language model's embeddings of tokens (B, T): (B, T, d)."""
+        inner: Any = language_model(self.base)
+        found: Tensor = inner.get_input_embeddings()(ids)
+        return found
+
+
+@dataclass(frozen=True)
+class Captions(CausalLM):
+    """What is said of an image."""
+
+    describes: ClassVar[bool] = True
+    batched: ClassVar[bool] = False
+    per_example: ClassVar[bool] = False
+    per_example_missing: ClassVar[str] = "reads an image before each text"
+    starts_above: ClassVar[bool] = False  # the connector lies below all blocks
+
+    connector: str = setting("linear", "from image features to embeddings", choices=(connector.LINEAR, connector.MLP))
+    side: int = setting(4, "vectors along a side of an image: 16, 4 or 1 in all", choices=SIDES)
+
+    @property
+    def extra_tokens(self) -> int:
+        """The image's."""
+        return self.side**2
+
+    def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
+        """Features of the images by the frozen encoder, and captions between a token of start and one of end.
+
+        Raises:
+            DataError: the rows are no images with texts, or a row lacks one.
+            ModelError: the model has no two towers.
+        """
+        if not isinstance(rows.inputs, np.ndarray) or rows.texts is None:
+            raise DataError("captions needs images with texts: take --dataset scenes or fashion_texts")
+        lacking = int((~rows.inputs.reshape(len(rows), -1).any(1) | ~np.array([bool(t) for t in rows.texts])).sum())
+        if lacking:
+            raise DataError(
+                f"{lacking} of {len(rows)} rows lack their image or their text, and captions learns from both; leave "
+                "images_only and texts_only out"
+            )
+        tokenizer = load_tokenizer(model_directory)
+        start, end = start_of(tokenizer), int(tokenizer.eos_token_id)
+        whole = [[start, *ids, end] for ids in tokenizer(list(rows.texts), add_special_tokens=False)["input_ids"]]
+        texts = rows_of([ids[:max_tokens] for ids in whole], padding_of(tokenizer), None)
+        features = patch_features(rows.inputs, tower_folders(model_directory)["image"], self.side)
+        return DescribedRows(features, texts, sum(len(ids) > max_tokens for ids in whole))
+
+    def base(self, model_directory: Path, dtype: torch.dtype, say: Say = unheard, **options: Any) -> nn.Module:
+        """The language model with its output layer: the encoder of images has done its work before."""
+        from transformers import AutoConfig
+
+        folders = tower_folders(model_directory)
+        base: Any = super().base(folders["text"], dtype, say, **options)
+        base.image_width = int(AutoConfig.from_pretrained(str(folders["image"]), local_files_only=True).hidden_size)
+        return base  # type: ignore[no-any-return]
+
+    def model(self, base: nn.Module, classes: int | None) -> Captioner:
+        """The language model with a connector before it."""
+        inner: Any = base
+        weight = inner.get_input_embeddings().weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        head = connector.layers(self.connector, inner.image_width, weight.shape[1])
+        head.to(weight.device, dtype)
+        connector.draw(head, float(weight.float().square().mean().sqrt()))
+        return Captioner(base, head)
+
+    def check(self, model: FederatedModel) -> None:
+        """Refuse prompts, and the training of all weights.
+
+        Raises:
+            ConfigError: which.
+        """
+        configs: Any = getattr(model.base, "peft_config", {})
+        if any(config.is_prompt_learning for config in configs.values()):
+            raise ConfigError("an image's vectors are a prompt already; take --peft lora, or linear_probe")
+        if all(parameter.requires_grad for parameter in model.base.parameters()):
+            raise ConfigError("captions keeps the language model's own weights; take --peft lora, or linear_probe")
+
+    def packs(self, model: FederatedModel) -> bool:
+        """Not images with texts."""
+        return False
+
+    def regressed(self, model: FederatedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean features of images (B, width), and mean embeddings of their captions (B, d); in at least fp32."""
+        assert isinstance(model, Captioner)
+        with torch.no_grad():
+            embedded = model.embedded(batch["input_ids"])
+        mask = (batch["labels"] != IGNORED)[..., None]
+        wide = torch.float64 if embedded.dtype == torch.float64 else torch.float32
+        said = (embedded.to(wide) * mask).sum(1) / mask.sum(1)
+        return batch["patches"].to(wide).mean(1), said
+
+
+def start_of(tokenizer: Any) -> int:
+    """The token before a caption: that of beginning, or where there is none, that of end."""
+    return int(tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id)
+
+
+part = Captions

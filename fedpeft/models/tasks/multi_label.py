@@ -1,0 +1,54 @@
+"""Multi-label classification: any of several labels for a text or an image, each by a logit of its own.
+
+The loss is the binary cross-entropy of each label, and a label is said where its probability is at least one half. The
+headline number is the share of right decisions over rows and labels (1 - Hamming loss), which is high where labels are
+rare; F1 and average precision stand beside it. What is kept as the best goes by the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpeft.data.examples import Batch
+from fedpeft.data.rows import Rows
+from fedpeft.models.target_measures import of_labels
+from fedpeft.models.task import RowLosses, Targets
+from fedpeft.models.tasks.classification import RowTask
+
+
+@dataclass(frozen=True)
+class MultiLabel(RowTask):
+    """Which labels a row has."""
+
+    metric = "label_accuracy"
+    higher_is_better = True
+    targets: ClassVar[Targets] = "labels"
+
+    def labels(self, rows: Rows) -> np.ndarray:
+        """0 or 1, float32 (rows, labels)."""
+        return np.asarray(rows.labels, np.float32)
+
+    def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
+        """Binary cross-entropy per row, summed over its labels, each of which is a prediction."""
+        labels = batch["labels"].to(logits)
+        each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        correct = ((logits >= 0) == (labels > 0)).sum(-1)
+        return RowLosses(each.sum(-1), torch.full_like(each[..., 0], labels.shape[-1]), correct.to(each.dtype))
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """The labels' probabilities."""
+        return outputs.sigmoid()
+
+    def measures(self, outputs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+        """F1 and average precision (`fedpeft.models.target_measures.of_labels`)."""
+        return of_labels(np.asarray(outputs, np.float64), np.asarray(labels) > 0, names)
+
+
+part = MultiLabel

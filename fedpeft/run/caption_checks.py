@@ -1,0 +1,34 @@
+"""What does not go with captions of images: what would compute something else, or nothing, is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import name_of
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+
+START = "ridge(scale=1.0)"
+"""How a connector starts in closed form: as the regression onto embeddings, which are no logits to be scaled."""
+
+
+def check_captions(setup: Setup) -> None:
+    """Refuse starts, rules and measurements that are of classes, or of texts alone.
+
+    Raises:
+        ConfigError: says what, and what to do.
+    """
+    head, measured = setup.head, setup.measured
+    if head.exchanges and (name_of(type(head)) != "ridge" or getattr(head, "scale", 1.0) != 1.0):
+        raise ConfigError(
+            f"head={setup.config.head} makes logits of classes, and a connector makes embeddings of images; take "
+            f"--head '{START}' or zero"
+        )
+    if setup.strategy.makes_head:
+        raise ConfigError(f"{setup.config.strategy} is of classes, and captions have none; take fedit")
+    if measured.evaluate is not None:
+        raise ConfigError("evaluate asks with texts alone, and captions are of images; leave it out of --measure")
+    if measured.second:
+        raise ConfigError("forgetting asks a model of texts alone, and captions read images; leave it out of --measure")

@@ -1,0 +1,30 @@
+"""What does not go with labels that are numbers, or several a row: what counts on one class each, or is unprotected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.models.tasks.regression import Regression
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+
+
+def check_targets(setup: Setup) -> None:
+    """Refuse what has no meaning without classes, and moments of rows that nothing protects.
+
+    Raises:
+        ConfigError, PrivacyError: says what, and what to do.
+    """
+    task, mechanism = setup.task, setup.mechanism
+    if task.targets not in ("numbers", "labels"):
+        return
+    if setup.measured.second:
+        what = "numbers" if task.targets == "numbers" else "several labels a row"
+        raise ConfigError(f"forgetting asks for classes, or for next tokens, and these rows have {what}; leave it out")
+    if isinstance(task, Regression) and not task.known and mechanism is not None and mechanism.protects:
+        raise PrivacyError(
+            f"the mean and deviation of the labels are sums over the rows, which {mechanism.name} does not protect; "
+            "say what is known of them beforehand: file(..., mean=50, deviation=10)"
+        )

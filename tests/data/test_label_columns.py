@@ -1,0 +1,175 @@
+"""Columns of labels: what they are taken as, and what is refused, each in one sentence."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fedpeft.data.label_columns import LabelColumn
+from fedpeft.data.partition import PARTITIONS
+from fedpeft.data.rows import BINS, load_dataset, quantile_bins, split_validation, suited_partition
+from fedpeft.errors import DataError
+from fedpeft.models.task import TASKS
+from tests.targets import LABELS, prices, rows_of, tagged
+
+
+def found(values, asked="auto", column="y"):
+    made = LabelColumn(column, asked)
+    for number, value in enumerate(values, 1):
+        made.add(value, f"row {number} of x")
+    return made.found()
+
+
+@pytest.mark.parametrize(
+    ("values", "asked", "kind", "taken"),
+    [
+        (["a", "b"], "auto", "class", ["a", "b"]),
+        ([1, 2, 3], "auto", "class", ["1", "2", "3"]),
+        (["1", "2"], "auto", "class", ["1", "2"]),
+        (["1.5", "2", "-3e2"], "auto", "number", [1.5, 2.0, -300.0]),
+        (["1.5", "2"], "class", "class", ["1.5", "2"]),
+        (["1.5", "v2"], "auto", "class", ["1.5", "v2"]),
+        ([1, 2.5, 3], "auto", "number", [1.0, 2.5, 3.0]),
+        ([np.float32(0.5), 2], "auto", "number", [0.5, 2.0]),
+        ([1, 2, 5], "number", "number", [1.0, 2.0, 5.0]),
+        ([1.0, 2.0], "class", "class", ["1", "2"]),
+        ([1.0, 2.0], "number", "number", [1.0, 2.0]),
+        ([["a", "b"], [], ["b", "b"]], "auto", "labels", [("a", "b"), (), ("b",)]),
+        ([[3, 1]], "auto", "labels", [("3", "1")]),
+        (["a; b", "", "b", None], "labels", "labels", [("a", "b"), (), ("b",), ()]),
+    ],
+)
+def test_what_a_column_is_taken_as(values, asked, kind, taken):
+    labels = found(values, asked)
+    assert (labels.kind, list(labels.values)) == (kind, taken)
+    assert bool(labels.notes) == (asked == "auto" and kind != "class"), "what was taken by itself is said"
+
+
+@pytest.mark.parametrize(
+    ("values", "asked", "words"),
+    [
+        ([1.0, 2.0], "auto", "row 1 of x: .* whole numbers written as 1.0; .*label_type=number"),
+        ([0.5, "x"], "auto", "finite number, got 'x'"),
+        ([float("nan")], "auto", "must hold a word or an integer"),
+        (["inf"], "number", "row 1 of x: .* finite number"),
+        (["x"], "number", "finite number"),
+        ([["a"], "b"], "auto", "row 2 of x: .*holds lists elsewhere, and here 'b'"),
+        ([["a"]], "class", "must hold a word or a number, got"),
+        ([0.5], "labels", "must hold a list of labels"),
+        ([None], "auto", "row 1 of x"),
+        ([[["a"]]], "auto", "list of labels"),
+        ([{}], "auto", "list of labels, got {}"),
+    ],
+)
+def test_what_is_no_label_is_one_sentence(values, asked, words):
+    with pytest.raises(DataError, match=words) as caught:
+        found(values, asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_are_told_by_fractions_and_their_moments_are_those_of_the_training_rows(tmp_path):
+    path = prices(tmp_path / "p.csv")
+    data = load_dataset(f"file(path={str(path)!r}, label=price)")
+    assert (data.label_names, data.train.targets) == (("price",), "numbers")
+    task = TASKS.build(data.task)
+    assert task.mean == pytest.approx(sum(data.train.labels) / len(data.train))
+    assert task.deviation == pytest.approx(np.sqrt(((data.train.labels - task.mean) ** 2).mean()))
+    assert not task.known
+    assert task.labels(data.train).std() == pytest.approx(1, rel=1e-5)
+    assert len(data.notes) == 1
+    known = load_dataset(f"file(path={str(path)!r}, label=price, mean=500, deviation=80)")
+    assert known.task == "regression(mean=500.0, deviation=80.0, known=True)"
+    held = sorted({*known.test.labels.tolist()} & {row["price"] for row in rows_of(120)})
+    assert len(held) == len(known.test) == 24
+    spread = np.bincount(quantile_bins(data.train.labels), minlength=BINS)
+    assert spread.max() - spread.min() <= 1
+
+
+def test_lists_and_columns_of_0_and_1_are_the_same_labels(tmp_path):
+    one = load_dataset(f"file:{tagged(tmp_path / 't.jsonl')}")
+    table = [{"text": row["text"], **{name: int(name in row["tags"]) for name in LABELS}} for row in rows_of(120)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    other = load_dataset(f"file(path={str(tmp_path / 'c.jsonl')!r}, label={' + '.join(LABELS)!r})")
+    assert one.task == other.task == "multi_label"
+    assert one.label_names == other.label_names == LABELS
+    assert one.train.inputs == other.train.inputs
+    assert np.array_equal(one.train.labels, other.train.labels)
+    assert one.train.labels.shape == (96, 3)
+    assert one.train.take(np.array([3, 1])).labels.tolist() == one.train.labels[[3, 1]].tolist()
+    table[4]["wet"] = 2
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    with pytest.raises(DataError, match=r"line 5 of .*'wet' must hold 0 or 1.* got 2"):
+        load_dataset(f"file(path={str(tmp_path / 'c.jsonl')!r}, label={' + '.join(LABELS)!r})")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_columns_of_tables_keep_their_types(suffix, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = rows_of(40)
+    names = datasets.Features({"text": datasets.Value("string"), "price": datasets.Value("float32"),
+                               "tags": datasets.List(datasets.ClassLabel(names=list(LABELS)))})  # fmt: skip
+    numbered = [{**row, "tags": [LABELS.index(tag) for tag in row["tags"]]} for row in rows]
+    table = datasets.table.InMemoryTable.from_pylist(numbered, schema=names.arrow_schema)
+    made = datasets.Dataset(table, datasets.DatasetInfo(features=names), fingerprint="made")
+    if suffix == ".parquet":
+        made.to_parquet(str(tmp_path / "a.parquet"))
+    else:
+        import pyarrow as pa
+
+        with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_file(file, table.table.schema) as writer:
+            writer.write_table(table.table)
+    path = str(tmp_path / f"a{suffix}")
+    numbers = load_dataset(f"file(path={path!r}, label=price)")
+    assert numbers.train.targets == "numbers"
+    labels = load_dataset(f"file(path={path!r}, label=tags)")
+    assert (labels.task, labels.label_names) == ("multi_label", LABELS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "words"),
+    [
+        ([("a", "0.5"), ("b", "0.5"), ("c", "0.5")], "", "all 0.5; there is nothing to learn"),
+        ([("a", "0.5"), ("b", "0.7"), ("c", "0.9")], ", mean=1", "belong together"),
+        ([("a", "x"), ("b", "y"), ("c", "x")], ", mean=1, deviation=1", "no numbers to predict"),
+    ],
+)
+def test_numbers_that_can_t_be_learned_are_one_sentence(rows, more, words, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows * 4))
+    with pytest.raises(DataError, match=words):
+        load_dataset(f"file(path={str(path)!r}{more})")
+
+
+def test_columns_of_several_labels_are_spread_iid_by_default(tmp_path):
+    path = str(tagged(tmp_path / "t.jsonl"))
+    assert suited_partition(f"file(path={path!r}, label_type=labels)") == "iid"
+    assert suited_partition("file(path='x.csv', label='wet + dry')") == "iid"
+    assert suited_partition(f"file:{path}") is None
+
+
+def test_test_rows_have_labels_of_the_training_rows_kind(tmp_path):
+    path, other = tagged(tmp_path / "t.jsonl", 40), tmp_path / "o.jsonl"
+    other.write_text('{"text": "x", "label": ["wet", "new"]}\n')
+    with pytest.raises(DataError, match="1 labels do not occur in the training rows: 'new'"):
+        load_dataset(f"file(path={str(path)!r}, test={str(other)!r})")
+    other.write_text('{"text": "x", "label": "wet"}\n')
+    with pytest.raises(DataError, match=r"the training rows have several labels each, and .* something else"):
+        load_dataset(f"file(path={str(path)!r}, test={str(other)!r})")
+
+
+def test_partitions_of_numbers_go_by_quantiles_and_several_labels_are_refused(tmp_path):
+    numbers = load_dataset(f"file(path={str(prices(tmp_path / 'p.csv'))!r}, label=price)").train
+    skewed, even = (PARTITIONS.build(f"dirichlet(alpha={alpha})").split(numbers, 4, 0) for alpha in (0.1, 1000))
+    skewed.check(len(numbers))
+    skew = [split.statistics(numbers.classes).label_distance for split in (skewed, even)]
+    assert skew[0] > 2 * skew[1]
+    means = [[numbers.labels[split.shard(k)].mean() for k in range(4)] for split in (skewed, even)]
+    assert np.ptp(means[0]) > np.ptp(means[1])
+    labels = load_dataset(f"file:{tagged(tmp_path / 't.jsonl')}").train
+    with pytest.raises(DataError, match="several labels each; take iid"):
+        PARTITIONS.build("dirichlet").split(labels, 4, 0)
+    assert PARTITIONS.build("iid").split(labels, 4, 0).statistics(labels.classes, len(labels)).label_distance is None
+    rest, held = split_validation(numbers, 20)
+    assert abs(held.labels.mean() - rest.labels.mean()) < 0.3 * numbers.labels.std(), "one of each quantile"

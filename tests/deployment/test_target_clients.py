@@ -1,0 +1,84 @@
+"""Real clients whose labels are numbers, or several a row."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedpeft.config import RunConfig
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.servers_rows import ServersRows
+from fedpeft.errors import ConfigError, DataError, FedpeftError, RunError
+from tests.deployment.signing_server import joins  # noqa: F401
+from tests.here import Federation
+from tests.targets import LABELS, prices, rows_of, tagged
+
+PRICES = ServeOptions(task="regression(mean=500, deviation=100)", label_column="price", held_out=0.25)
+TAGS = ServeOptions(task="multi_label", label_column="tags", labels=",".join(LABELS), held_out=0.25)
+GIVEN = {"model": "tiny", "head": "ridge", "measure": "validation(every=1)"}
+
+
+class Labelled(Federation):
+    """A federation whose clients' files hold numbers and lists of labels."""
+
+    def rows(self, k):
+        return rows_of(120, seed=k)
+
+
+@pytest.mark.parametrize(
+    ("serve", "task"),
+    [(PRICES, "regression(mean=500.0, deviation=100.0, known=True)"),
+     pytest.param(TAGS, "multi_label", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_clients_train_and_are_judged_on_their_own_rows(serve, task, tmp_path, observer):
+    made = Labelled(tmp_path, observer, serve=serve, **GIVEN)
+    assert made.server.gateway.description.task == task
+    progress = made.run()
+    assert [report.error for report in made.server.direct.reports] == [""] * len(made.server.direct.reports)
+    lines = [json.loads(line) for line in (tmp_path / "server" / "rounds.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    assert all(line["rejected"] == 0 for line in lines)
+    assert lines[0]["accuracy"] > (0.5 if serve is PRICES else 0.6), "the head starts from sums over all clients"
+    assert lines[0]["loss"] == pytest.approx(1 - lines[0]["accuracy"]) or serve is TAGS
+    assert progress.adapter["head.weight"].shape[0] == (1 if serve is PRICES else len(LABELS))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"task": "regression"}, ConfigError, "say what is known of them, roughly"),
+        ({"task": "causal_lm"}, ConfigError, "none that has to be named"),
+        ({"task": "regression(mean=0, deviation=1)", "labels": "a,b"}, ConfigError, "regression has none"),
+        ({"task": "multi_label"}, ConfigError, "tiny holds, which is classification; name the labels"),
+        ({"task": "regression(mean=0, deviation=0)"}, ConfigError, "deviation must be above 0"),
+    ],
+)
+def test_what_a_server_is_told_wrongly_is_one_sentence(options, error, words, tmp_path):
+    with pytest.raises(error, match=words):
+        ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**options))
+
+
+def test_a_server_s_own_rows_have_the_task_s_labels(tmp_path):
+    given = {"task": PRICES.task, "label_column": "price", "eval_data": str(prices(tmp_path / "p.csv"))}
+    found = ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**given))
+    assert (len(found.validation), found.validation.targets) == (120, "numbers")
+    with pytest.raises(DataError, match="holds numbers to predict, no classes; say so with --task"):
+        ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**given | {"task": ""}))
+    many = {"task": "multi_label", "eval_data": str(tagged(tmp_path / "t.jsonl"))}
+    found = ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**many))
+    assert (found.dataset.label_names, found.validation.labels.shape) == (LABELS, (120, 3))
+
+
+@pytest.mark.parametrize(
+    "content", ['{"text": "x", "price": "dear"}\n', '{"text": "x"}\n', '{"text": "x", "price": [1]}\n']
+)
+def test_a_client_s_wrong_labels_are_for_its_user(content, tmp_path, observer):
+    made = Labelled(tmp_path, observer, serve=PRICES, **GIVEN, clients=1)
+    (tmp_path / "0.jsonl").write_text(content)
+    with pytest.raises(FedpeftError):
+        made.edge(0)
+    description = made.server.gateway.description
+    description.task = "regression(mean=0, deviation=-1)"
+    with pytest.raises(RunError, match=r"a task that can't be read: .*deviation must be above 0"):
+        made.edge(0)

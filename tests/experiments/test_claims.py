@@ -1,0 +1,80 @@
+"""The claims page: Holm's correction, verdicts, and that the page is as the committed results are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.claims.__main__ import main
+from experiments.claims.records import Claim, evidence_of, read_claims
+from experiments.claims.verdicts import FAILS, HOLDS, OPEN, Evidence, holm, probability, seeds_needed, verdict
+from fedpeft.errors import RunError
+
+
+def test_holms_correction_is_the_textbooks():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+def test_holm_rejects_what_stepping_down_by_hand_rejects():
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        probabilities = draw.uniform(0, 0.1, size=6)
+        rejected = set()
+        for rank, index in enumerate(np.argsort(probabilities)):
+            if probabilities[index] >= 0.05 / (6 - rank):
+                break
+            rejected.add(int(index))
+        assert {i for i, p in enumerate(holm(list(probabilities))) if p < 0.05} == rejected
+
+
+def test_the_probability_is_the_larger_of_seeds_and_rows():
+    by_seed, by_row = np.array([1.0, 1.2, 0.9, 1.1, 0.8]), np.array([5.0, -4.0, 3.0, -0.0, 1.0])
+    found = probability(Evidence(by_seed, by_row), None)
+    assert found == pytest.approx(stats.ttest_1samp(by_row, 0.0).pvalue)
+    alone = probability(Evidence(by_seed, np.array([])), None)
+    assert alone == pytest.approx(stats.ttest_1samp(by_seed, 0.0).pvalue)
+    assert alone < found
+
+
+@pytest.mark.parametrize(
+    ("by_seed", "margin", "word"),
+    [
+        ([1.0, 1.2, 0.9, 1.1, 0.8], None, HOLDS),
+        ([-1.0, -1.2, -0.9, -1.1, -0.8], None, FAILS),
+        ([-0.3, -0.2, -0.4, -0.3, -0.3], 1.0, HOLDS),
+        ([-3.0, -3.2, -2.9, -3.1, -2.8], 1.0, FAILS),
+        ([-1.3, -0.7, -0.9, -1.1, -1.0], 1.0, OPEN),
+        ([5.0, 5.1, 5.2], None, OPEN),
+        ([0.0, 0.0, 0.0, 0.0, 0.0], None, OPEN),
+        ([0.0, 0.0, 0.0, 0.0, 0.0], 1.0, HOLDS),
+    ],
+)
+def test_verdicts(by_seed, margin, word):
+    evidence = Evidence(np.array(by_seed), np.array([]))
+    assert verdict(evidence, margin, probability(evidence, margin)).word == word
+
+
+def test_so_many_seeds_would_do():
+    by_seed = np.array([1.0, 3.0, -1.0, 2.0, 0.0])
+    needed = seeds_needed(by_seed, float(by_seed.mean()))
+    deviation = by_seed.std(ddof=1)
+
+    def width(seeds):
+        return stats.t.ppf(0.975, seeds - 1) * deviation / seeds**0.5
+
+    assert width(needed) < by_seed.mean() <= width(needed - 1)
+    assert seeds_needed(np.array([1.0, -1.0]), 0.0) is None
+    assert seeds_needed(np.array([10.0, -9.9]), 0.05) is None, "a hundred would not do"
+
+
+def test_a_claim_about_a_method_that_no_study_has_is_refused():
+    claim = Claim("", "", "communication", {"method": "unheard of"}, {"method": "fedit"}, {})
+    with pytest.raises(RunError, match="0 methods"):
+        evidence_of(claim)
+
+
+def test_the_page_is_as_the_results_are(capsys):
+    assert len(read_claims()) >= 20
+    assert main([]) == 0, capsys.readouterr().out + "run: python -m experiments.claims --write"
