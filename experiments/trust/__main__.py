@@ -1,0 +1,59 @@
+"""python -m experiments.trust: what changed rows leave of each method, paired by seed with the first.
+
+Reads `robustness/results.jsonl`. Means over all kinds of change at the largest rate: the points of accuracy that a draw
+costs, those that the worst draw of a row costs, and the share of predictions that stay. Intervals are Student's, 95 %,
+over seeds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import one_sentence
+from fedpeft.studies.results import ResultsFile
+from fedpeft.studies.statistics import LEVEL, POINTS, half_width
+
+RESULTS = Path(__file__).parent / "robustness" / "results.jsonl"
+
+NAMES = ("lost (points)", "lost in the worst draw (points)", "predictions that stay (%)")
+
+
+def measured(summary: Mapping[str, Any]) -> np.ndarray:
+    """The three numbers of a run."""
+    found = summary["trust"]["robustness"]
+    clean = found["clean"]["accuracy"]
+    strongest = [kind[-1] for kind in found.values() if isinstance(kind, list)]
+    mean = {key: float(np.mean([change[key] for change in strongest])) for key in ("accuracy", "worst", "unchanged")}
+    return POINTS * np.array([clean - mean["accuracy"], clean - mean["worst"], mean["unchanged"]])
+
+
+def main() -> None:
+    """Print the table."""
+    methods: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+    accuracy: dict[str, list[float]] = defaultdict(list)
+    for result in ResultsFile(RESULTS).read():
+        if result.finished and result.summary:
+            methods[result.point["method"]][result.seed] = measured(result.summary)
+            accuracy[result.point["method"]].append(POINTS * result.summary["accuracy"])
+    first = methods["lora"]
+    print(f"| method | seeds | test accuracy (%) | {' | '.join(NAMES)} |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for name, runs in methods.items():
+        seeds = sorted(runs.keys() & first.keys())
+        cells = []
+        for i, mean in enumerate(np.mean([runs[s] for s in seeds], axis=0)):
+            change = np.array([runs[s][i] - first[s][i] for s in seeds])
+            width = half_width(change, LEVEL, 2)
+            beside = f"; {change.mean():+.1f} ({change.mean() - width:+.1f} to {change.mean() + width:+.1f})"
+            cells.append(f"{mean:.1f}" + ("" if runs is first else beside))
+        print(f"| {name} | {len(seeds)} | {np.mean(accuracy[name]):.1f} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()
