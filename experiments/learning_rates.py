@@ -88,7 +88,7 @@ def with_rates(toml: str, best: dict[str, str], tables: frozenset[str] = frozens
     def changed(line: re.Match[str]) -> str:
         label = line["label"]
         rate = best.get(label) or best.get(label.rpartition(",")[0])
-        if not rate:
+        if not rate or float(rate) == float(line["rate"]):  # the results of a line that is written anew are another's
             return line[0]
         if not line["optimizer"]:
             return f"{line['before']}{rate}"

@@ -23,6 +23,7 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized import QuantizedLinear, quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task, trainable
 from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.peft.method import PeftMethod
 
 ROWS, TOKENS, CLASSES = 8, 48, 20
 WARM_UP, PASSES = 2, 9
@@ -72,7 +73,8 @@ class Bench:
         ids = torch.randint(5, min(1000, base.config.vocab_size), (ROWS, TOKENS), generator=generator)
         self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(ROWS) % CLASSES}
         self.merged: FederatedModel | None = None
-        if method.merges:
+        saved_first = not method.in_peft and type(method).merged is PeftMethod.merged  # as lora, which then is merged
+        if method.merges and not saved_first:
             self.merged = copy.deepcopy(self.model).eval()
             self.merged.base = method.merged(self.merged)
         self.memory = _memory(self.model, self.task, self.batch, sum(p.numel() for p in self.chosen.values()))
