@@ -45,6 +45,7 @@ from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import gpu_name
 from fedpeft.models import kernels
 from fedpeft.models.task import TASKS
+from fedpeft.parts import part_text
 from fedpeft.privacy.client_engine import FAILED, OwnLedger, state_digest
 from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.certified import Identity
@@ -102,9 +103,11 @@ def check_description(told: v1.Description) -> None:
             "at least two, multi_label with at least one, regression with one name, and causal_lm with none"
         )
     try:
-        TASKS.build(told.task)
+        meant = part_text(TASKS.build(told.task))
     except ConfigError as error:
         raise RunError(f"the server describes a task that can't be read: {error}") from None
+    if meant != told.task:  # one text for each task, which is compared with others
+        raise RunError(f"the server describes the task {told.task!r:.100}, which is written {meant}")
     if len(set(names)) < len(names):
         raise RunError("the server names a class twice")
 

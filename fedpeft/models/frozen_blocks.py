@@ -264,8 +264,8 @@ class FrozenStore:
 
 
 @dataclass(frozen=True)
-class HiddenRows:
-    """Rows that begin at the lowest adapted block: batches carry `inputs_embeds` instead of token ids."""
+class StoredRows:
+    """Rows whose batches carry what a store keeps of them in place of their tokens."""
 
     store: FrozenStore
 
@@ -274,8 +274,13 @@ class HiddenRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per row, (rows,)."""
+        """Tokens per row, (rows,): batches are of the rows that they would be of otherwise."""
         return self.store.examples.lengths
+
+
+@dataclass(frozen=True)
+class HiddenRows(StoredRows):
+    """Rows that begin at the lowest adapted block: batches carry `inputs_embeds` instead of token ids."""
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """inputs_embeds (B, T, d), attention_mask (B, T) and labels."""

@@ -16,23 +16,13 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from fedpeft.data.examples import Batch
-from fedpeft.models.frozen_blocks import FrozenStore, above
+from fedpeft.models.frozen_blocks import StoredRows, above
 from fedpeft.models.layers import blocks
 
 
 @dataclass(frozen=True)
-class PooledRows:
-    """Batches carry a row's features as its only position, in place of its tokens."""
-
-    store: FrozenStore
-
-    def __len__(self) -> int:
-        return len(self.store.examples)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens per row, (rows,): batches are of the rows that they would be of otherwise."""
-        return self.store.examples.lengths
+class PooledRows(StoredRows):
+    """Batches carry a row's features as its only position."""
 
     @property
     def labels(self) -> np.ndarray:

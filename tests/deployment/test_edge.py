@@ -255,6 +255,7 @@ def test_all_errors_of_a_client_are_for_its_user(federation, observer):
         ("task", "regression", "the task 'regression' with 4 classes"),
         ("task", "retrieval", "the task 'retrieval' with 4 classes"),
         ("task", "multi_label(x=1)", "a task that can't be read"),
+        ("task", "classification()", "which is written classification"),
         ("labels", [], "with 0 classes"),
         ("labels", ["a", "a"], "names a class twice"),
     ],
