@@ -45,7 +45,6 @@ from fedpeft.machine.cache import cache_directory
 from fedpeft.machine.hardware import gpu_name
 from fedpeft.models import kernels
 from fedpeft.models.task import TASKS
-from fedpeft.parts import part_text
 from fedpeft.privacy.client_engine import FAILED, OwnLedger, state_digest
 from fedpeft.privacy.engine import KEY, ClientPrivacy
 from fedpeft.privacy.secure_sum.certified import Identity
@@ -56,6 +55,7 @@ from fedpeft.run.facts import DataFacts
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.setup import Setup, settled
 from fedpeft.run.workers import Machine, Workers, client_plan, work_plan
+from fedpeft.spec import parse_spec
 
 BYTES_PER_NUMBER = 8
 """In what is sent of the base, at most: fp64."""
@@ -96,18 +96,19 @@ def check_description(told: v1.Description) -> None:
             f"the server holds out {told.held_out:g} of each client's rows; legal is a share from 0 to {MOST_HELD_OUT}"
         )
     names = tuple(told.labels)
-    least, most = TOLD.get(told.task.partition("(")[0], (1, 0))
+    kind = told.task.partition("(")[0]
+    least, most = TOLD.get(kind, (1, 0))
     if not least <= len(names) <= most:
         raise RunError(
             f"the server describes the task {told.task!r:.40} with {len(names)} classes; legal are classification with "
             "at least two, multi_label with at least one, regression with one name, and causal_lm with none"
         )
     try:
-        meant = part_text(TASKS.build(told.task))
+        TASKS.build(told.task)
     except ConfigError as error:
         raise RunError(f"the server describes a task that can't be read: {error}") from None
-    if meant != told.task:  # one text for each task, which is compared with others
-        raise RunError(f"the server describes the task {told.task!r:.100}, which is written {meant}")
+    if told.task != kind and not parse_spec(told.task).settings:  # one text for what has no settings
+        raise RunError(f"the server describes the task {told.task!r:.100}, which is written {kind}")
     if len(set(names)) < len(names):
         raise RunError("the server names a class twice")
 
