@@ -6,7 +6,6 @@ and share the libraries' memory. A worker whose parent dies ends itself.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -30,7 +29,7 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import release
-from fedpeft.machine.processes import without_main
+from fedpeft.machine.processes import end_with_parent, forkserver, without_main
 from fedpeft.peft.adapter import State
 
 T = TypeVar("T")
@@ -78,8 +77,7 @@ class Pool:
         if workers == 1:
             self._local = Worker(replace(work, device=devices[0]), clients)
             return
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["fedpeft.clients.preload"])
+        context = forkserver()
         closed, self._lifeline = context.Pipe(duplex=False)
         given = (work, clients, tuple(devices), context.Value("i", 0), closed)
         self._processes = ProcessPoolExecutor(workers, context, _start, given)
@@ -150,19 +148,12 @@ def _start(
 ) -> None:
     global _worker
     _not_computing.acquire()
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    end_with_parent()
     threading.Thread(target=_end_once_closed, args=(closed,), daemon=True).start()
     with started:
         number = started.value
         started.value += 1
     _worker = Worker(replace(work, device=devices[number % len(devices)]), clients)
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
 
 
 def _end_once_closed(pool: Connection) -> None:

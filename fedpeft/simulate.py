@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from fedpeft.run.final_score import FinalScore, Scorer
     from fedpeft.server.evaluation import OwnRows
     from fedpeft.server.progress import Progress
+    from fedpeft.simulation.probe import BegunProbe
     from fedpeft.simulation.simulation import Simulation
 
 
@@ -187,20 +188,29 @@ def simulate(
 
 
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) -> Summary:
+    from fedpeft.simulation.probe import begun_probe
+
+    setup, rows = simulation.setup, simulation.rows
+    _introduce(simulation, observer)
+    tokens = setup.tokens if rows.dataset.sampled else None
+    with begun_probe(setup, rows, simulation.workers, tokens) as probe:
+        return _summed_up(simulation, records, observer, probe)
+
+
+def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserver, begun: BegunProbe) -> Summary:
     from fedpeft.run.final_score import save
     from fedpeft.simulation.of_rows import of_rows
     from fedpeft.simulation.pooled import pooled_adapter, score_of_pooled
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import private_probe
-    from fedpeft.simulation.probe import base_probe
     from fedpeft.simulation.retrieval import retrieved
     from fedpeft.simulation.trust import Trust
 
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
-    _introduce(simulation, observer)
-    probe = base_probe(setup, rows, workers, setup.tokens if rows.dataset.sampled else None)
-    server = simulation.server(records)
+    server = simulation.server(records, stopping=lambda: begun.failed)
     progress = simulation.train(server)
+    if begun.failed:
+        begun.result()  # raises why
     kept, residual = progress.result
     save(setup, kept, simulation.folder, residual)
     rate = pooled_adapter(simulation, progress)
@@ -217,6 +227,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
     trust.spoil(simulation)
     last = _last(simulation, simulation.scorer, progress) or score
     pooled = score_of_pooled(simulation) if rate is not None else None
+    probe = begun.result()
     quality = Quality(
         metric=setup.task.metric,
         **_own_or_shared(own, score, last),

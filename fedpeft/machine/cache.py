@@ -60,6 +60,11 @@ def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
     return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(target.glob("*.npy"))}
 
 
+def holds(kind: str, name: str) -> bool:
+    """Whether `arrays` would read and not compute."""
+    return (cache_directory() / f"{kind}-{name}").is_dir()
+
+
 def _save(path: Path, array: np.ndarray) -> None:
     """As `np.save`; of an array that is itself a mapped file, piece by piece, so that none of it stays in memory."""
     if not isinstance(array, np.memmap):

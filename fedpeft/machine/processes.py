@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
 
 
 @contextmanager
@@ -21,3 +26,22 @@ def without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def forkserver() -> ForkServerContext:
+    """Processes are forked from one that has imported everything and done nothing else: fast, and in shared memory."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fedpeft.clients.preload"])
+    return context
+
+
+def end_with_parent() -> None:
+    """This process ends when the one that has started it does, however that ends."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)

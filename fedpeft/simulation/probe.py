@@ -17,16 +17,20 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from rich.markup import escape
 
 from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
+from fedpeft.machine.beside import Beside
+from fedpeft.machine.hardware import usable_cores
 from fedpeft.models import scoring
 from fedpeft.models.task import Task
 from fedpeft.models.tasks.classification import RowTask
+from fedpeft.run.observer import RunObserver
 from fedpeft.run.reuse import pools
 from fedpeft.run.setup import Setup
 from fedpeft.run.workers import Workers
@@ -41,6 +45,9 @@ ITERATIONS = 2000
 
 ENOUGH = 1000
 """Validation rows from which on C is chosen on them: the standard error is at most 1.6 points there."""
+
+WORTH_A_PROCESS = 2 * 10**6
+"""Entries of the training features from which on a process of its own is begun, which takes about a second, too."""
 
 FOLDS = 5
 """Of the cross-validation."""
@@ -65,8 +72,16 @@ def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int 
 
     By default the texts are as long as the run's own, and at least as long as suits the probe best.
     """
+    with begun_probe(setup, rows, workers, tokens, beside=False) as begun:
+        return begun.result()
+
+
+def begun_probe(
+    setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int | None = None, beside: bool = True
+) -> BegunProbe:
+    """As `base_probe`, which may go on `beside` what comes next; the features are computed before this returns."""
     if not setup.task.targets:
-        return None
+        return BegunProbe()
     tokens = tokens or min(setup.readable, max(setup.tokens, PROBE_TOKENS))
     work = workers.work
     if tokens == setup.tokens:
@@ -88,26 +103,112 @@ def base_probe(setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int 
         more["device"] = work.device.partition(":")[0]
     name = cache.key(train=train, test=test, model=work.model_key, dtype=work.dtype, probe=rule, **more)
 
-    def fit() -> dict[str, np.ndarray]:
+    def parts() -> tuple[Part, Part, Part]:
         features = work.store(train, depth).features(np.arange(len(labels))).numpy()
         held_out = work.at(base).store(test, test_depth).features(np.arange(len(test_labels))).numpy()
         shared, held = np.arange(len(rows.train)), rows.validation
-        workers.observer.phase("linear probe", 1)
-        parts = (features[shared], labels[shared]), (features[held], labels[held]), (held_out, test_labels)
-        if setup.task.targets != "classes":
-            strength, outputs = _target_probe(setup.task)(*parts)
-            return {"strength": np.array(strength), "outputs": outputs}
-        made = linear_probe(*parts)
-        return {
-            "accuracy": np.array(made.accuracy),
-            "strength": np.array(made.strength),
-            "predicted": made.predicted,
-        }
+        return (features[shared], labels[shared]), (features[held], labels[held]), (held_out, test_labels)
 
-    found = cache.arrays("probe", name, fit)
-    if setup.task.targets != "classes":
-        return _judged(setup, np.asarray(found["outputs"]), rows.dataset.test, float(found["strength"]))
-    return ProbeResult(float(found["accuracy"]), float(found["strength"]), np.asarray(found["predicted"]))
+    def judged(found: Mapping[str, np.ndarray]) -> ProbeResult:
+        if setup.task.targets != "classes":
+            return _judged(setup, np.asarray(found["outputs"]), rows.dataset.test, float(found["strength"]))
+        return ProbeResult(float(found["accuracy"]), float(found["strength"]), np.asarray(found["predicted"]))
+
+    fit = _fit_classes if setup.task.targets == "classes" else partial(_fit_targets, _target_probe(setup.task))
+    large = len(rows.train) * work.width >= WORTH_A_PROCESS
+    return BegunProbe(name, fit, parts, judged, workers.observer, beside and large and usable_cores() > 1)
+
+
+Fit = Callable[[Part, Part, Part], Mapping[str, np.ndarray]]
+"""Arrays that say all of a probe, of features and labels of training, validation and test rows."""
+
+
+def _fit_classes(train: Part, validation: Part, test: Part) -> dict[str, np.ndarray]:
+    made = linear_probe(train, validation, test)
+    return {"accuracy": np.array(made.accuracy), "strength": np.array(made.strength), "predicted": made.predicted}
+
+
+def _fit_targets(
+    probe: Callable[[Part, Part, Part], tuple[float, np.ndarray]], train: Part, validation: Part, test: Part
+) -> dict[str, np.ndarray]:
+    strength, outputs = probe(train, validation, test)
+    return {"strength": np.array(strength), "outputs": outputs}
+
+
+def _on_one_thread(fit: Fit, *parts: Part) -> Mapping[str, np.ndarray]:
+    """The products are small: threads would wait for each other, and the number of cores would tell in the last bit."""
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    with threadpool_limits(1):
+        return fit(*parts)
+
+
+class BegunProbe:
+    """A probe that is fitted beside the rounds, or once its result is asked for; leave it to end it.
+
+    Args:
+        name: of its arrays in the cache.
+        fit: makes them.
+        parts: features and labels of training, validation and test rows.
+        judged: the result that they say; None: nothing is probed.
+        observer: is told how it goes on.
+        beside: whether it begins now.
+    """
+
+    def __init__(
+        self,
+        name: str = "",
+        fit: Fit = _fit_classes,
+        parts: Callable[[], tuple[Part, Part, Part]] | None = None,
+        judged: Callable[[Mapping[str, np.ndarray]], ProbeResult] | None = None,
+        observer: RunObserver | None = None,
+        beside: bool = False,
+    ) -> None:
+        self._name, self._fit, self._parts, self._judged, self._observer = name, fit, parts, judged, observer
+        self._beside: Beside[Mapping[str, np.ndarray]] | None = None
+        if beside and parts is not None and observer is not None and not cache.holds("probe", name):
+            observer.say("[bold]probe[/]   the linear probe is fitted beside the first rounds")
+            self._beside = Beside(self._told, _on_one_thread, fit, *parts())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._beside is not None:
+            self._beside.close()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is known by now that there will be no result, but an error."""
+        return self._beside is not None and self._beside.error is not None
+
+    def result(self) -> ProbeResult | None:
+        """Waited for, or fitted here; None: nothing is probed.
+
+        Raises:
+            Exception: what has gone wrong in fitting.
+        """
+        if self._judged is None:
+            return None
+        return self._judged(cache.arrays("probe", self._name, self._fitted))
+
+    def _fitted(self) -> Mapping[str, np.ndarray]:
+        assert self._parts is not None
+        assert self._observer is not None
+        if self._beside is None or self._beside.running or self._beside.lost:
+            self._observer.phase("linear probe", 1)
+        made = None if self._beside is None else self._beside.result()
+        return made or _on_one_thread(self._fit, *self._parts())
+
+    def _told(self, beside: Beside[Mapping[str, np.ndarray]]) -> None:
+        assert self._observer is not None
+        if beside.error is not None:
+            what = escape(f"{type(beside.error).__name__}: {beside.error}")
+            self._observer.say(f"[bold red]probe[/]   can't be fitted, so the run ends after this round ({what})")
+        elif beside.lost:
+            self._observer.say("[bold]probe[/]   its process was ended from outside; it is fitted once more at the end")
+        else:
+            self._observer.say(f"[bold]probe[/]   fitted in {beside.seconds:.0f} s beside the rounds")
 
 
 def _labels(task: Task, rows: Rows) -> np.ndarray:

@@ -40,7 +40,7 @@ from fedpeft.server.energy import Choosing, EnergyBook
 from fedpeft.server.evaluation import HELD_OUT, Examiner
 from fedpeft.server.preparation import noised_statistics
 from fedpeft.server.progress import Checkpoints, Progress, RunStore
-from fedpeft.server.rounds import Server
+from fedpeft.server.rounds import Server, never
 from fedpeft.server.sampling import Sampler, population
 from fedpeft.simulation.forgetting import second_task
 from fedpeft.simulation.grid import CohortGrid
@@ -185,8 +185,8 @@ class Simulation:
         found = self.rows.statistics
         return found.without_labels() if self.protection is not None else found
 
-    def server(self, records: Records) -> Server:
-        """The server of this run."""
+    def server(self, records: Records, stopping: Callable[[], bool] = never) -> Server:
+        """The server of this run; `stopping` is asked before each round whether the run should end here."""
         workers = self.workers
         if self._grid is not None:
             grid = self._grid(self.clients)
@@ -201,6 +201,7 @@ class Simulation:
             evaluate=workers.evaluate,
             fixed=self.fixed,
             privacy=self.protection,
+            stopping=stopping,
             validation_loss=workers.validation_loss,
             book=self.book,
             score_task=self._score_task if self.setup.facts.tasks is not None else None,

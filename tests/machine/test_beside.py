@@ -1,0 +1,83 @@
+"""A computation beside a run: its result, its errors, and that nothing is left of one that is ended."""
+
+import math
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from fedpeft.machine.beside import NICENESS, Beside
+
+
+@pytest.fixture
+def told():
+    """Who has told that it is done, and a way to wait for that."""
+    heard, event = [], threading.Event()
+
+    def done(beside):
+        heard.append((beside.error, beside.lost))
+        event.set()
+
+    done.heard, done.event = heard, event
+    return done
+
+
+def test_a_result_comes_back_and_is_told_of(told):
+    beside = Beside(told, math.sqrt, 9.0)
+    try:
+        assert beside.result() == 3.0
+        assert told.event.wait(300)
+        assert told.heard == [(None, False)]
+        assert beside.seconds >= 0
+    finally:
+        beside.close()
+
+
+def test_an_error_is_raised_with_the_place_where_it_happened(told):
+    beside = Beside(told, math.sqrt, -1.0)
+    try:
+        with pytest.raises(ValueError, match=r"math domain error|nonnegative") as caught:
+            beside.result()
+        assert "beside.py" in "".join(caught.value.__notes__)
+        assert told.event.wait(300)
+        assert not beside.lost
+    finally:
+        beside.close()
+
+
+def test_what_cannot_be_sent_is_an_error(told):
+    beside = Beside(told, threading.Lock)
+    try:
+        with pytest.raises(Exception, match="pickle"):
+            beside.result()
+    finally:
+        beside.close()
+
+
+def test_a_process_that_is_killed_from_outside_has_no_result(told):
+    beside = Beside(told, time.sleep, 60)
+    os.kill(beside.pid, signal.SIGKILL)
+    assert beside.result() is None
+    assert told.event.wait(300)
+    assert told.heard == [(None, True)]
+    beside.close()
+
+
+def test_closing_ends_the_process_at_once_and_in_silence(told):
+    beside = Beside(told, time.sleep, 60)
+    assert beside.running
+    beside.close()
+    assert not beside.running
+    with pytest.raises(ProcessLookupError):
+        os.kill(beside.pid, 0)
+    assert told.heard == []
+
+
+def test_it_computes_with_what_the_others_leave(told):
+    beside = Beside(told, os.nice, 0)
+    try:
+        assert beside.result() == os.nice(0) + NICENESS
+    finally:
+        beside.close()
