@@ -35,6 +35,7 @@ from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import Precision, quantize
 from fedpeft.models.scoring import placed
+from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.models.spread import spread
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import ClientForm, Layout, State
@@ -133,7 +134,7 @@ class Workbench:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
         if plan.device.startswith("cuda"):
             compute_deterministically()
-        self.plan = plan
+        self.plan = plan = replace(plan, model=cache.here(plan.model))
         plugins.use(plan.plugins)
         self.task: Task = TASKS.build(plan.task)
         self.method: PeftMethod = PEFT_METHODS.build(plan.method)
@@ -182,6 +183,7 @@ class Workbench:
         key = (data_key, depth)
         if key not in self._stores:
             self._stores[key] = self.plan.store(data_key, depth)
+            absent(self._stores[key])  # a machine that shares no file system reads what is in the shared cache
         return self._stores[key]
 
     def fill(self, data_key: str, depth: int, tiles: list[int]) -> int:
@@ -193,6 +195,7 @@ class Workbench:
                 for tile in tiles:
                     if not store.has(tile):
                         store.fill(tile, self.base)
+                        offer(store, [tile])
         return len(tiles)
 
     def completed(self) -> FrozenStore:
@@ -203,7 +206,7 @@ class Workbench:
         plan = self.plan
         store = self.store(plan.data_key, plan.depth)
         if not self._filled:
-            missing = store.missing()
+            missing = absent(store)
             turn = os.getpid() % max(1, len(missing))
             self.fill(plan.data_key, plan.depth, missing[turn:] + missing[:turn])
             self._filled = True

@@ -1,4 +1,7 @@
-"""What runs share on one machine: folders and arrays, each made once, by whoever is first, and checked by its name."""
+"""What runs share on one machine: folders and arrays, each made once, by whoever is first, and checked by its name.
+
+Machines share them too where there is a `shared_cache`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from filelock import FileLock, Timeout
 from fedpeft.errors import AssetError
 from fedpeft.machine import files
 from fedpeft.machine.mapped import pieces
+from fedpeft.machine.shared_cache import shared_cache
 
 
 def key(**parts: Any) -> str:
@@ -46,11 +50,10 @@ def arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
     """
 
     def fill(empty: Path) -> None:
-        files.make_private_folder(empty)
         for label, array in compute().items():
             _save(empty / f"{label}.npy", array)
 
-    target = cached_folder(f"{kind}-{name}", fill)
+    target = cached_folder(f"{kind}-{name}", fill, private=True)
     try:
         files.make_private_folder(target)  # an earlier version may have left it open
     except PermissionError:
@@ -97,16 +100,18 @@ def cache_directory() -> Path:
     return path
 
 
-def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0) -> Path:
+def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, private: bool = False) -> Path:
     """The folder `name` of the cache, made by `fill(empty folder)` if it is not there yet.
 
     Args:
         name: a file name that changes whenever what `fill` writes would change.
         fill: writes the content; called under a lock, at most once at a time over all processes.
         room: bytes of free disk that `fill` needs, checked first (0: not checked).
+        private: whether nobody else on this machine may read it.
 
     Raises:
-        AssetError: the disk is full or the cache can't be written or locked; also whatever `fill` raises.
+        AssetError: the disk is full or the cache can't be written or locked, or the shared one not reached; also
+            whatever `fill` raises.
     """
     cache = cache_directory()
     final = cache / name
@@ -125,9 +130,13 @@ def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0) -> Pat
                     "free some space or set FEDPEFT_CACHE to another disk"
                 )
             partial = cache / f"{name}.{os.getpid()}.partial"
-            partial.mkdir()
+            partial.mkdir(mode=0o700 if private else 0o777)
+            shared = shared_cache()
             try:
-                fill(partial)
+                if shared is None or not shared.fetch(name, partial):
+                    fill(partial)
+                    if shared is not None:
+                        shared.keep(name, partial)
                 partial.rename(final)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -138,6 +147,33 @@ def cached_folder(name: str, fill: Callable[[Path], None], room: int = 0) -> Pat
             raise disk_full(name) from None
         raise AssetError(f"can't write {name} to the cache {cache}: {error}") from None
     return final
+
+
+def offer(folder: Path) -> None:
+    """Put a folder of this machine's cache into the shared one, where there is one and it lacks it; no other folder.
+
+    Raises:
+        AssetError: the shared cache can't be reached, or may not be written.
+    """
+    shared = shared_cache()
+    if shared is not None and folder.parent == cache_directory() and folder.is_dir():
+        shared.keep(folder.name, folder)
+
+
+def here(folder: Path) -> Path:
+    """A folder of another machine's cache in this one's, from the shared cache; `folder` where it is here already, or
+    nobody has it.
+
+    Raises:
+        AssetError: as `cached_folder`.
+    """
+    if folder.is_dir() or shared_cache() is None:
+        return folder
+
+    def nobody(_: Path) -> None:
+        raise AssetError(f"{folder.name} is neither on this machine nor in the shared cache")
+
+    return cached_folder(folder.name, nobody)
 
 
 @contextmanager

@@ -236,11 +236,37 @@ class FrozenStore:
             if hidden is not None:
                 length = self._length(int(row))
                 self._write("hidden", hidden[i, :length], int(self._offsets[row]) * self._bytes(self.dtype))
+        self._mark(tile)
+
+    def _mark(self, tile: int) -> None:
+        """Done, after its data has reached the disk."""
         for file in self._files.values():
             os.fdatasync(file)
         with open(self.folder / "tiles.done", "r+b") as done:
             done.seek(tile)
             done.write(b"\x01")
+
+    def _places(self, tile: int) -> list[tuple[str, int, int]]:
+        """Where a tile lies: file, position and bytes of each piece."""
+        features, hidden = self._bytes(self._feature_dtype), self._bytes(self.dtype) if self.depth else 0
+        rows = [int(row) for row in self.tiles[tile]]
+        places = [("features", row * features, features) for row in rows]
+        return places + [("hidden", int(self._offsets[r]) * hidden, self._length(r) * hidden) for r in rows if hidden]
+
+    def read(self, tile: int) -> bytes:
+        """A tile as it is kept, for another machine's store of the same name."""
+        return b"".join(os.pread(self._files[name], size, at) for name, at, size in self._places(tile))
+
+    def put(self, tile: int, data: bytes) -> bool:
+        """Take a tile that another machine has read; False: it is not of this tile's size, and is left."""
+        places, start = self._places(tile), 0
+        if len(data) != sum(size for _, _, size in places):
+            return False
+        for name, at, size in places:
+            os.pwrite(self._files[name], data[start : start + size], at)
+            start += size
+        self._mark(tile)
+        return True
 
     def _write(self, name: str, values: Tensor, position: int) -> None:
         os.pwrite(self._files[name], values.contiguous().view(torch.uint8).numpy().data, position)

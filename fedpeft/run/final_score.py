@@ -28,6 +28,7 @@ from fedpeft.models.frozen_blocks import above, started
 from fedpeft.models.pooled_rows import PooledRows, gives_back
 from fedpeft.models.quantized import quantize
 from fedpeft.models.ranking import Sides
+from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.models.task import DTYPES, FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
@@ -171,7 +172,7 @@ class Scorer:
         if depth:
             stores = [work.store(key, 0 if pooled else depth) for key in keys]
             try:
-                missing = [(store, tile) for store in stores for tile in store.missing()]
+                missing = [(store, tile) for store in stores for tile in absent(store)]
             except AssetError:
                 depth = 0
         if not depth:
@@ -181,6 +182,7 @@ class Scorer:
             self.observer.phase(f"{name}: frozen layers (kept for later runs)", len(missing))
         for store, tile in missing:
             store.fill(tile, base)
+            offer(store, [tile])
             self.observer.advance()
         if pooled:
             of_test, of_held = stores

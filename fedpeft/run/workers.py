@@ -29,7 +29,9 @@ from fedpeft.data.task_sequence import MetTasks
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.hardware import accelerators, gpu_name, usable_cores
+from fedpeft.machine.shared_cache import VARIABLE
 from fedpeft.models import kernels
+from fedpeft.models.shared_tiles import absent
 from fedpeft.models.task import DTYPES, TASKS
 from fedpeft.parts import part_text
 from fedpeft.peft.adapter import State
@@ -263,6 +265,7 @@ class Workers:
         """The processes, or actors."""
         machine = self.machine
         if machine.cluster is not None:
+            cache.offer(self.work.model)
             return RayPool(self.work, self.clients, machine.workers, machine.cluster)
         return Pool(self.work, self.clients, machine.workers, machine.devices)
 
@@ -274,7 +277,8 @@ class Workers:
         Raises:
             RunError: a worker has died, or writes into another cache.
         """
-        missing = self.work.at(base).store(data_key, depth).missing()
+        cache.offer(cache.cache_directory() / f"rows-{data_key}")
+        missing = absent(self.work.at(base).store(data_key, depth))
         if not missing:
             return
         self.observer.phase(name, len(missing))
@@ -284,10 +288,10 @@ class Workers:
         ]
         for call in as_completed(calls):
             self.observer.advance(result(call))
-        if self.work.at(base).store(data_key, depth).missing():
+        if absent(self.work.at(base).store(data_key, depth)):
             raise RunError(
                 "what the workers have computed of the rows is not in this machine's cache: on a cluster, "
-                "FEDPEFT_CACHE must lie on a file system that all machines share"
+                f"FEDPEFT_CACHE must lie on a file system that all machines share, or {VARIABLE} name a storage"
             )
 
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:

@@ -21,6 +21,7 @@ from fedpeft.errors import DataError
 from fedpeft.models.quantized import quantize
 from fedpeft.models.ranking import Sides, ranking, reversed_ranking
 from fedpeft.models.scoring import score_together
+from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.peft import saved_adapter
 from fedpeft.run.measurements.clones import Clones
 from fedpeft.run.setup import Setup
@@ -49,12 +50,13 @@ def frozen_sides(setup: Setup, rows: Rows, work: WorkPlan) -> Sides:
     """Both sides of text pairs as the base in fp32 has them, without adapter; kept for later runs."""
     key = setup.tokenised(rows, setup.tokens)
     store = replace(work.at("fp32"), device="cpu").store(key, setup.frozen_blocks)
-    missing = store.missing()
+    missing = absent(store)
     if missing:
         base = setup.task.base(setup.model_directory, torch.float32)
         quantize(base, setup.method.base_precision)
         for tile in missing:
             store.fill(tile, base)
+            offer(store, [tile])
     features = F.normalize(store.features(np.arange(2 * len(rows))), dim=-1)
     labels = np.arange(len(rows)) if rows.labels is None else np.asarray(rows.labels)
     return Sides(features[::2], features[1::2], torch.from_numpy(labels))

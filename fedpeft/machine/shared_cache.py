@@ -1,0 +1,163 @@
+"""What machines that share no file system share: folders of the cache, and pieces of larger ones, in object storage.
+
+`FEDPEFT_SHARED_CACHE` is a URL that fsspec knows (`s3://bucket/folder`, `gs://...`, `file:///...`); unset: nothing is
+shared. Whoever lacks something looks there before computing it, and puts there what it has computed. A folder counts
+once its manifest is there, which is written last and holds the SHA-256 of every file; what does not agree with its
+digest is taken for missing, and is computed anew. Names change with what they stand for, so nothing is ever replaced by
+something else. Who may write there is trusted as one who may write to the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fedpeft.errors import AssetError, needs_extra
+
+VARIABLE = "FEDPEFT_SHARED_CACHE"
+
+MANIFEST = "manifest.json"
+
+PLAIN = re.compile(r"[\w+@=-][\w.+@=-]*")
+"""A part of a path inside a folder."""
+
+
+def shared_cache() -> SharedCache | None:
+    """The one that the environment names; None: there is none.
+
+    Raises:
+        AssetError: fsspec, or what it needs for this kind of URL, is not installed; nobody knows such a URL.
+    """
+    url = os.environ.get(VARIABLE, "")
+    return _opened(url.rstrip("/")) if url else None
+
+
+@lru_cache(maxsize=4)
+def _opened(url: str) -> SharedCache:
+    needs_extra("fsspec", "cloud", f"{VARIABLE}={url}")
+    import fsspec
+
+    with _reached(url):
+        makes_folders = {"auto_mkdir": True} if urlsplit(url).scheme in ("", "file", "local") else {}
+        system, root = fsspec.core.url_to_fs(url, **makes_folders)
+        return SharedCache(url, system, root.rstrip("/"))
+
+
+@dataclass(frozen=True)
+class SharedCache:
+    """The storage behind a URL.
+
+    Attributes:
+        system: fsspec's.
+        root: path of the URL in it.
+    """
+
+    url: str
+    system: Any
+    root: str
+
+    def read(self, name: str) -> bytes | None:
+        """An object as `write` was given it; None: it is not there, or damaged.
+
+        Raises:
+            AssetError: the storage can't be reached.
+        """
+        with _reached(self.url):
+            try:
+                found: bytes = self.system.cat_file(f"{self.root}/{name}")
+            except FileNotFoundError:
+                return None
+        digest, data = found[:32], found[32:]
+        return data if hashlib.sha256(data).digest() == digest else None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put an object there.
+
+        Raises:
+            AssetError: the storage can't be reached, or may not be written.
+        """
+        with _reached(self.url):
+            self.system.pipe_file(f"{self.root}/{name}", hashlib.sha256(data).digest() + data)
+
+    def fetch(self, name: str, folder: Path) -> bool:
+        """Copy a folder into an empty one; False: it is not there, or damaged, and `folder` is empty again.
+
+        Raises:
+            AssetError: the storage can't be reached, or its manifest names files outside of the folder.
+        """
+        text = self.read(f"{name}/{MANIFEST}")
+        if text is None:
+            return False
+        for file, digest in self._files(name, text).items():
+            target = folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _reached(self.url):
+                try:
+                    self.system.get_file(f"{self.root}/{name}/{file}", str(target))
+                except FileNotFoundError:
+                    return _emptied(folder)
+            if _digest(target) != digest:
+                return _emptied(folder)
+        return True
+
+    def _files(self, name: str, text: bytes) -> dict[str, str]:
+        try:
+            files = dict(json.loads(text)["files"])
+        except (ValueError, KeyError, TypeError):
+            files = {"": ""}
+        if not all(all(map(PLAIN.fullmatch, file.split("/"))) and isinstance(files[file], str) for file in files):
+            raise AssetError(f"{self.url}/{name}/{MANIFEST} is no manifest of this version; remove {name} there")
+        return files
+
+    def keep(self, name: str, folder: Path) -> None:
+        """Copy a folder there, unless it is there already.
+
+        Raises:
+            AssetError: the storage can't be reached, or may not be written.
+        """
+        if self.read(f"{name}/{MANIFEST}") is not None:
+            return
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        if not all(all(map(PLAIN.fullmatch, file.split("/"))) for file in files):
+            return  # whoever wants it makes it
+        for file, path in files.items():
+            with _reached(self.url):
+                self.system.put_file(str(path), f"{self.root}/{name}/{file}")
+        manifest = {"files": {file: _digest(path) for file, path in files.items()}}
+        self.write(f"{name}/{MANIFEST}", json.dumps(manifest).encode())
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _emptied(folder: Path) -> bool:
+    """False, with nothing left in the folder."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return False
+
+
+@contextmanager
+def _reached(url: str) -> Iterator[None]:
+    """What clouds' libraries raise has no common type: all of it becomes one sentence."""
+    try:
+        yield
+    except AssetError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise AssetError(
+            f"{VARIABLE}={url} can't be used ({type(error).__name__}: {reason}); mend or unset it"
+        ) from None
