@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -28,6 +29,9 @@ from fedpeft.privacy.engine import PrivacyEngine
 
 ABSURD = 1000.0
 """An update may be this many times as long as 1 + the norm of what the client was sent; honest ones stay below 1."""
+
+DECODED = 256 << 20
+"""Bytes of decoded updates that wait for their turn; what comes beyond them is decoded when it is."""
 
 MOST_JOULES = 1e9
 """That a client may say a round has taken: 278 kWh."""
@@ -159,6 +163,22 @@ class Answers:
     uplink_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A report, checked and decoded: its update and the server's copy of the client's memory, or why it is refused."""
+
+    update: Update | None = None
+    memory: State = field(default_factory=dict)
+    changes: States = field(default_factory=dict)
+    refused: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Of what it holds beside what the client was sent."""
+        states = (self.update.delta if self.update else {}, self.memory, *self.changes.values())
+        return sum(tensor.nbytes for state in states for tensor in state.values())
+
+
 @dataclass
 class Acceptance:
     """Takes a round's reports: checks and decodes each, and hands its update on; says why it refuses one.
@@ -212,28 +232,46 @@ class Acceptance:
     answers: Answers | None = None
     _losses: list[tuple[float, float]] = field(default_factory=list)
     _changes: dict[str, Fold] = field(default_factory=dict)
+    _opened: dict[int, Opened] = field(default_factory=dict)
+
+    def early(self, sent: Mapping[int, Sent], working: AbstractContextManager[None]) -> Callable[[Report], None]:
+        """What decodes a report of a client that was `sent` something before it is its turn to be added, while others
+        are still awaited; `working` goes around it."""
+
+        def decode(report: Report) -> None:
+            if sum(opened.bytes for opened in self._opened.values()) < DECODED:
+                with working:
+                    self._opened[report.client] = self._open(report, sent[report.client])
+
+        return decode
+
+    def _open(self, report: Report, sent: Sent) -> Opened:
+        layout = self.layout.with_form(sent.instruction.form)
+        try:
+            update, memory = self._update(report, sent, layout)
+            return Opened(update, memory, self._drift_changes(report, layout))
+        except PayloadError as error:
+            return Opened(refused=str(error))
 
     def add(self, report: Report, sent: Sent) -> Update | None:
         """Take the report of a client on what it was `sent`; returns its update, None where it is left out."""
         if self.privacy is not None:
             self.privacy.heard(report)
         self.spent += report.spent
-        layout = self.layout.with_form(sent.instruction.form)
-        self.uplink_parameters += layout.numel if report.payload else 0
+        self.uplink_parameters += self.layout.with_form(sent.instruction.form).numel if report.payload else 0
         result = self._result(report, sent)
-        try:
-            update, memory = self._update(report, sent, layout)
-            changes = self._drift_changes(report, layout)
-        except PayloadError as error:
-            self.results.append(replace(result, rejected=str(error)))
+        opened = self._opened.pop(report.client, None) or self._open(report, sent)
+        update = opened.update
+        if update is None:
+            self.results.append(replace(result, rejected=opened.refused))
             if not report.spent:
                 self.rejected.append(report.client)
             return None
         self.results.append(result)
         if self.estimates is not None and self.uplink.server_remembers:
-            self.estimates.stage(report.client, report.round, memory)
+            self.estimates.stage(report.client, report.round, opened.memory)
         self.aggregator.add(update)
-        for correction, change in changes.items():
+        for correction, change in opened.changes.items():
             self._changes.setdefault(correction, Fold()).add(change, 1.0)
         after = self.strategy.next_form(update, self.layout)
         if after is not None and after != update.form:

@@ -12,7 +12,10 @@ from fedpeft import seeds
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, node_of
 from fedpeft.communication.messages import Instruction, Report, answer_to, to_record
 from fedpeft.communication.release import Release
+from fedpeft.server.parked import Parked
 from fedpeft.server.sum_journal import SumJournal
+
+Early = Callable[[Report], None]
 
 WAVE = 128
 """Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
@@ -41,32 +44,36 @@ class Exchange:
     asked: set[int] = field(default_factory=set)
     arrived: deque[Report] = field(default_factory=deque)
     pending: dict[str, Instruction] = field(default_factory=dict)
+    _early: Early | None = None
 
-    def answers(self, instructions: Sequence[Instruction], buffer: int) -> Iterator[Report]:
+    def answers(self, instructions: Sequence[Instruction], buffer: int, early: Early | None = None) -> Iterator[Report]:
         """Send the instructions of a round of training, and yield its reports.
 
-        `buffer`: how many good ones are waited for, of whoever has been asked; 0: all, in order.
+        `buffer`: how many good ones are waited for, of whoever has been asked; 0: all, in order. `early` is shown each
+        report that has come before its turn.
         """
         if buffer:
             return self.first(instructions, buffer, "train")
+        self._early = early
         return self.in_order(instructions, len(instructions), "train")
 
     def in_order(self, instructions: Iterable[Instruction], total: int, phase: str) -> Iterator[Report]:
         """Send the instructions, a wave at a time, and yield the reports in the order of the instructions."""
-        done = 0
+        done, early, self._early = 0, self._early, None
         for wave in _waves(instructions, WAVE):
             self._push(wave)
-            order = [i.client for i in wave]
-            arrived: dict[int, Report] = {}
-            following = 0
-            while following < len(order):
+            order = deque(i.client for i in wave)
+            parked = Parked()
+            while order:
                 for report in self._pull():
-                    arrived[report.client] = report
+                    parked.put(report)
                     done += 1
                     self.answered(phase, done, total)
-                while following < len(order) and order[following] in arrived:
-                    yield arrived.pop(order[following])
-                    following += 1
+                    if early is not None and report.client != order[0]:
+                        early(report)
+                while order and (turn := parked.take(order[0])) is not None:
+                    order.popleft()
+                    yield turn
 
     def first(self, instructions: Iterable[Instruction], enough: int, phase: str) -> Iterator[Report]:
         """Send the instructions, and yield the next reports of whoever has been asked, until `enough` of them are good.

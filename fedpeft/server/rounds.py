@@ -125,13 +125,7 @@ class Server:
         self.store.restore(progress)
         if progress is None:
             start = prepare(
-                self.setup,
-                self.clients,
-                self.evaluation,
-                self.fixed,
-                self.most_rows(),
-                self.privacy,
-                self.observer.say,
+                self.setup, self.clients, self.evaluation, self.fixed, self.most_rows(), self.privacy, self.observer.say
             )
             progress = self._judged_start(start)
             if self.turns is not None:
@@ -210,7 +204,8 @@ class Server:
             outcome = self._summed(setup.secure_sum, taken, sent, progress, clock)
         else:
             self._outstanding |= {s.instruction.client: s for s in sent}
-            for report in self.clients.answers([s.instruction for s in sent], setup.strategy.asynchronous):
+            early = taken.early(self._outstanding, clock.aggregating)
+            for report in self.clients.answers([s.instruction for s in sent], setup.strategy.asynchronous, early):
                 with clock.aggregating:
                     taken.add(report, self._outstanding.pop(report.client))
             with clock.aggregating:

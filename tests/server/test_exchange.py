@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedpeft.audit.canaries import CanaryAudit, _Clients
+from fedpeft.communication.downlink import Package, Sent
 from fedpeft.communication.flower_grid import OwnGrid, node_of
 from fedpeft.communication.messages import Instruction, Report, instruction_of, to_record
+from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
+from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.server import parked
 from fedpeft.server.acceptance import check_statistics
+from fedpeft.server.clock import Stopwatch
 from fedpeft.server.exchange import Exchange
+from fedpeft.server.progress import Progress
 
 
 def with_field(name, value):
@@ -69,8 +78,6 @@ def test_a_reply_that_is_no_report_costs_its_client_the_round_and_nobody_else(wr
 
 
 def test_statistics_that_rows_can_not_have_are_refused():
-    import torch
-
     shapes = {"moments": (3,), "sums": (2, 2)}
     honest = {"moments": torch.ones(3), "sums": torch.ones(2, 2)}
     check_statistics(honest, shapes, rows=2)
@@ -82,3 +89,62 @@ def test_statistics_that_rows_can_not_have_are_refused():
     ):
         with pytest.raises(PayloadError, match="statistics"):
             check_statistics(wrong, shapes, rows=2)
+
+
+def test_reports_before_their_turn_are_shown_at_once_and_yielded_in_order():
+    exchange, events = Exchange(Peers(WRONG["nothing"]), lambda *_: None), []
+    asked = [Instruction("train", 3, client, b"") for client in range(4)]
+    for report in exchange.answers(asked, 0, lambda report: events.append(("early", report.client))):
+        events.append(("turn", report.client))
+    early = [("early", 3), ("early", 2), ("early", 1)]  # client 0 is the last to come, and has nobody before it
+    assert events == [*early, *(("turn", client) for client in range(4))]
+    list(exchange.in_order(asked, 4, "evaluate"))  # nobody else's reports are shown
+    assert len(events) == 7
+
+
+@pytest.mark.parametrize("held", [0, 5, 10**6])
+def test_what_waits_is_the_same_from_memory_and_from_the_disk(tmp_path, monkeypatch, held):
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(parked, "HELD", held)
+    waiting = parked.Parked()
+    reports = [Report(client, 3, bytes([client]) * (3 + client), rows=client) for client in range(4)]
+    for report in reversed(reports):
+        waiting.put(report)
+        assert waiting.held <= held
+    assert waiting.take(9) is None
+    assert [waiting.take(client) for client in range(4)] == reports
+    assert waiting.held == 0
+    assert waiting.take(0) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_update_that_waits_is_decoded_once_and_leads_to_what_it_would_have_led_to(tmp_path, monkeypatch):
+    audit = CanaryAudit(privacy="user_dp(noise_multiplier=1)", rounds=1, canaries=6, rate=1.0)
+    made = _Clients(audit, MECHANISMS.build(audit.privacy), tmp_path, np.ones(6, bool))
+    progress = Progress(round=0, adapter=made.start)
+    entry = made.protection.enter(1, progress.digest(), range(6))
+    asked = [
+        Instruction("train", 1, k, b"", rank=made.layout.form.rank, alpha=made.layout.form.alpha) for k in entry.cohort
+    ]
+    sent = {i.client: Sent(i, Package(b"", progress.adapter, None)) for i in asked}
+    reports = [Report(k, 1, made.payload(k, entry, progress.adapter), rows=1) for k in sent]
+    decoded = []
+    receive = Uplink.receive
+    monkeypatch.setattr(Uplink, "receive", lambda *given: decoded.append(1) or receive(*given))
+    found = {}
+    for order in ("in turn", "early", "no room"):
+        monkeypatch.setattr("fedpeft.server.acceptance.DECODED", 1 if order == "no room" else 10**9)
+        acceptance = made.acceptance(made.strategy, made.layout, progress, entry)
+        decoded.clear()
+        if order != "in turn":
+            decode = acceptance.early(sent, Stopwatch())
+            for report in reversed(reports[1:]):
+                decode(report)
+            assert len(decoded) == (len(reports) - 1 if order == "early" else 1)
+        for report in reports:
+            acceptance.add(report, sent[report.client])
+        assert len(decoded) == len(reports)
+        found[order] = acceptance.aggregator.finish({}).state, acceptance.results
+    for order in ("early", "no room"):
+        assert found[order][1] == found["in turn"][1]
+        assert all(torch.equal(found[order][0][name], found["in turn"][0][name]) for name in made.start)

@@ -1,0 +1,53 @@
+"""Reports that have come before their turn: in memory up to a bound, the payloads of the others in a file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import IO
+
+from fedpeft.communication.messages import Report
+from fedpeft.machine import cache
+from fedpeft.machine.spooled import nameless_file
+
+HELD = 256 << 20
+"""Bytes of payloads that wait in memory."""
+
+
+@dataclass
+class Parked:
+    """By client, until it is their turn; memory does not depend on how many wait."""
+
+    held: int = 0
+    _reports: dict[int, Report] = field(default_factory=dict)
+    _places: dict[int, tuple[int, int]] = field(default_factory=dict)  # of payloads in the file: position, bytes
+    _file: IO[bytes] | None = None
+    _end: int = 0
+
+    def put(self, report: Report) -> None:
+        """Keep a report.
+
+        Raises:
+            AssetError: it does not fit memory, and the disk of the cache is full.
+        """
+        if self.held + len(report.payload) <= HELD:
+            self.held += len(report.payload)
+        else:
+            self._file = self._file or nameless_file()
+            with cache.room_for("updates that do not fit memory"):
+                self._file.write(report.payload)
+                self._file.flush()
+            self._places[report.client] = self._end, len(report.payload)
+            self._end += len(report.payload)
+            report = replace(report, payload=b"")
+        self._reports[report.client] = report
+
+    def take(self, client: int) -> Report | None:
+        """A client's report, which is not kept any longer; None: it has not come."""
+        report = self._reports.pop(client, None)
+        if report is None or client not in self._places:
+            self.held -= len(report.payload) if report is not None else 0
+            return report
+        position, size = self._places.pop(client)
+        assert self._file is not None
+        return replace(report, payload=os.pread(self._file.fileno(), size, position))
