@@ -66,10 +66,14 @@ class Exchange:
             parked = Parked()
             while order:
                 for report in self._pull():
-                    parked.put(report)
                     done += 1
                     self.answered(phase, done, total)
-                    if early is not None and report.client != order[0]:
+                    if order and report.client == order[0]:
+                        order.popleft()
+                        yield report
+                        continue
+                    parked.put(report)
+                    if early is not None:
                         early(report)
                 while order and (turn := parked.take(order[0])) is not None:
                     order.popleft()

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import current_process
 from typing import Any, Self
 
 import numpy as np
@@ -116,7 +117,8 @@ def begun_probe(
 
     fit = _fit_classes if setup.task.targets == "classes" else partial(_fit_targets, _target_probe(setup.task))
     large = len(rows.train) * work.width >= WORTH_A_PROCESS
-    return BegunProbe(name, fit, parts, judged, workers.observer, beside and large and usable_cores() > 1)
+    free = usable_cores() > 1 and not current_process().daemon  # which may start no other
+    return BegunProbe(name, fit, parts, judged, workers.observer, beside and large and free)
 
 
 Fit = Callable[[Part, Part, Part], Mapping[str, np.ndarray]]
@@ -144,7 +146,7 @@ def _on_one_thread(fit: Fit, *parts: Part) -> Mapping[str, np.ndarray]:
 
 
 class BegunProbe:
-    """A probe that is fitted beside the rounds, or once its result is asked for; leave it to end it.
+    """A probe that is fitted at once, or beside the rounds; leave it to end it.
 
     Args:
         name: of its arrays in the cache.
@@ -169,6 +171,7 @@ class BegunProbe:
         if beside and parts is not None and observer is not None and not cache.holds("probe", name):
             observer.say("[bold]probe[/]   the linear probe is fitted beside the first rounds")
             self._beside = Beside(self._told, _on_one_thread, fit, *parts())
+        self._found = self._read() if self._beside is None else None
 
     def __enter__(self) -> Self:
         return self
@@ -183,14 +186,16 @@ class BegunProbe:
         return self._beside is not None and self._beside.error is not None
 
     def result(self) -> ProbeResult | None:
-        """Waited for, or fitted here; None: nothing is probed.
+        """What has come out; waited for where it goes on. None: nothing is probed.
 
         Raises:
             Exception: what has gone wrong in fitting.
         """
-        if self._judged is None:
-            return None
-        return self._judged(cache.arrays("probe", self._name, self._fitted))
+        return self._found or self._read()
+
+    def _read(self) -> ProbeResult | None:
+        """From the cache, or from whoever fits."""
+        return self._judged(cache.arrays("probe", self._name, self._fitted)) if self._judged is not None else None
 
     def _fitted(self) -> Mapping[str, np.ndarray]:
         assert self._parts is not None
