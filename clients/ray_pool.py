@@ -3,7 +3,7 @@
 Each actor holds one workbench: the base model is loaded once. A group whose actor dies is run again by a new one, or,
 where a lost machine leaves no room for it, by one of the others; clients derive all that is random from the round and
 their ids, so the result is the same. On a cluster the run's folder and the cache (FEDPEFT_CACHE) must be on a file
-system that all machines share.
+system that all machines share; the cache may be each machine's own where FEDPEFT_SHARED_CACHE names object storage.
 """
 
 from __future__ import annotations

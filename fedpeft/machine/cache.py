@@ -156,7 +156,9 @@ def offer(folder: Path) -> None:
         AssetError: the shared cache can't be reached, or may not be written.
     """
     shared = shared_cache()
-    if shared is not None and folder.parent == cache_directory() and folder.is_dir():
+    if shared is None or folder.parent != cache_directory() or not folder.is_dir():
+        return
+    if not shared.holds(folder.name):
         shared.keep(folder.name, folder)
 
 

@@ -112,21 +112,29 @@ class SharedCache:
 
     def _files(self, name: str, text: bytes) -> dict[str, str]:
         try:
-            files = dict(json.loads(text)["files"])
+            files = json.loads(text)["files"]
         except (ValueError, KeyError, TypeError):
-            files = {"": ""}
-        if not all(all(map(PLAIN.fullmatch, file.split("/"))) and isinstance(files[file], str) for file in files):
+            files = None
+        if not isinstance(files, dict) or not all(
+            all(map(PLAIN.fullmatch, file.split("/"))) and isinstance(digest, str) for file, digest in files.items()
+        ):
             raise AssetError(f"{self.url}/{name}/{MANIFEST} is no manifest of this version; remove {name} there")
         return files
 
+    def holds(self, name: str) -> bool:
+        """Whether there is such a folder.
+
+        Raises:
+            AssetError: the storage can't be reached.
+        """
+        return self.read(f"{name}/{MANIFEST}") is not None
+
     def keep(self, name: str, folder: Path) -> None:
-        """Copy a folder there, unless it is there already.
+        """Copy a folder there, over one that is damaged.
 
         Raises:
             AssetError: the storage can't be reached, or may not be written.
         """
-        if self.read(f"{name}/{MANIFEST}") is not None:
-            return
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         if not all(all(map(PLAIN.fullmatch, file.split("/"))) for file in files):
             return  # whoever wants it makes it

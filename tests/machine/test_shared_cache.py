@@ -44,6 +44,8 @@ def test_a_damaged_file_is_computed_anew_and_nothing_of_it_stays(shared, tmp_pat
     shared.system.pipe_file(f"{shared.root}/rows-abc/ids.npy", b"something else")
     other_machine(monkeypatch, tmp_path)
     assert sorted(cache.arrays("rows", "abc", lambda: {"ids": np.arange(4)})) == ["ids"]
+    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "three"))
+    assert len(cache.arrays("rows", "abc", computed)["ids"]) == 4  # and mended in the storage
 
 
 def test_a_folder_without_its_manifest_is_not_there_yet(shared, tmp_path, monkeypatch):
@@ -65,6 +67,13 @@ def test_an_object_that_was_cut_is_missing(shared):
 @pytest.mark.parametrize("file", ["../outside", "/etc/outside", "a/../../outside", ".hidden", ""])
 def test_a_manifest_cannot_name_files_elsewhere(shared, tmp_path, file):
     shared.write("rows-abc/manifest.json", json.dumps({"files": {file: "0" * 64}}).encode())
+    with pytest.raises(AssetError, match="no manifest"):
+        shared.fetch("rows-abc", tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"files": [[1, "a"]]}', b'{"files": {"a": 1}}'])
+def test_what_is_no_manifest_is_one_sentence(shared, tmp_path, text):
+    shared.write("rows-abc/manifest.json", text)
     with pytest.raises(AssetError, match="no manifest"):
         shared.fetch("rows-abc", tmp_path)
 
