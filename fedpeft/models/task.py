@@ -174,6 +174,9 @@ class FederatedModel(nn.Module):
 
     base: nn.Module
 
+    peft_task: ClassVar[str] = ""
+    """What the `peft` library calls what it does, where its files say so; "" of classifiers, whose head it lacks."""
+
     pairs: ClassVar[bool] = False
     """Whether it gives the features of both sides of a pair."""
 
