@@ -15,6 +15,8 @@ from typing import Any
 from fedpeft.data.conversations import with_prompts
 from fedpeft.data.label_columns import AND
 from fedpeft.data.prompt_templates import CHAT
+from fedpeft.data.record_files import records
+from fedpeft.data.rows import Rows
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import nearest
 
@@ -46,12 +48,12 @@ def sides(row: str) -> tuple[str, str]:
 
 
 def with_targets(
-    records: Records, columns: tuple[str, str], text: str, source: str, template: str | None = None
+    found: Records, columns: tuple[str, str], text: str, source: str, template: str | None = None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The records with a packed pair in the column `text`.
 
     Args:
-        records: with the names of their places.
+        found: records with the names of their places.
         columns: of what is read, perhaps several as "a + b", and of what is to be written.
         text: where the row goes.
         source: what the records come from, for messages.
@@ -65,16 +67,28 @@ def with_targets(
     if template == CHAT:
         raise ConfigError("template=chat writes conversations, and target names one text; leave one of them out")
     if template is not None:
-        for place, record in with_prompts(records, template, target, text, source):
+        for place, record in with_prompts(found, template, target, text, source):
             made = json.loads(record[text])
             yield place, {**record, text: packed_pair(made["prompt"], made["answer"])}
         return
     names = [read] if AND not in read else read.split(AND)
-    for place, record in records:
+    for place, record in found:
         where = f"{place} of {source}"
         values = [_text(record, name, where) for name in names]
         asked = values[0] if len(names) == 1 else " ".join(f"{n}: {v}" for n, v in zip(names, values, strict=True))
         yield place, {**record, text: packed_pair(asked, _text(record, target, where))}
+
+
+def pair_rows(path: str, read: str, target: str) -> Rows:
+    """The pairs of a file.
+
+    Raises:
+        DataError: the file can't be read, has no rows, or a row lacks one of both texts.
+    """
+    rows = [str(record[read]) for _, record in with_targets(records(path), (read, target), read, path)]
+    if not rows:
+        raise DataError(f"{path} has no rows")
+    return Rows(rows)
 
 
 def _text(record: Mapping[str, Any], column: str, where: str) -> str:

@@ -59,11 +59,20 @@ def stacks(base: nn.Module) -> list[Blocks]:
         at = next((name for name, _ in base.named_modules() if name.split(".")[-1] == side), None)
         if at is None:
             return [blocks(base)]
-        found = [(f"{at}.{n}", m) for n, m in base.get_submodule(at).named_modules() if isinstance(m, nn.ModuleList)]
+        found = _outer_lists(at, base.get_submodule(at))
         if not found:
             return [blocks(base)]
         sides.append(max(found, key=lambda item: len(item[1])))
     return sides
+
+
+def _outer_lists(at: str, side: nn.Module) -> list[Blocks]:
+    """The lists of modules of a side that lie in no other: a block of T5 is a list, too, of three in its decoder."""
+    found: list[Blocks] = []
+    for name, module in side.named_modules(prefix=at):
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer, _ in found):
+            found.append((name, module))
+    return found
 
 
 def depth(base: nn.Module) -> int:
@@ -108,7 +117,8 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
 def _check_named(layers: tuple[int, ...], every: int, method: str) -> None:
     if not layers or len(set(layers)) < len(layers) or not all(0 <= i < every for i in layers):
         raise ModelError(
-            f"layers={layers} of {method} must name blocks of the model, each once, by their index from 0 to {every - 1}"
+            f"layers={layers} of {method} must name blocks of the model, each once, by their index from 0 to "
+            f"{every - 1}"
         )
 
 

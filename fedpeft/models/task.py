@@ -91,6 +91,9 @@ class Task(ABC):
     describes: ClassVar[bool] = False
     """Whether it says of images what is to be seen, in words."""
 
+    translates: ClassVar[bool] = False
+    """Whether an encoder reads one text of a row and a decoder writes the other."""
+
     @property
     def extra_tokens(self) -> int:
         """Positions that a row takes up before its text."""

@@ -1,8 +1,8 @@
 """An encoder with a decoder of about 60 thousand parameters with seeded random weights, for tests.
 
 T5 or BART: 2 blocks each, hidden size 48, intermediate size 80, 4 heads, up to 64 tokens. Nothing is fetched. Its
-tokenizer knows the words of the made data sets (`fedpeft.data.made_words`). It has learned nothing: `--peft full` trains
-it from the beginning.
+tokenizer knows the words of the made data sets (`fedpeft.data.made_words`). It has learned nothing: `--peft full`
+trains it from the beginning.
 """
 
 from __future__ import annotations

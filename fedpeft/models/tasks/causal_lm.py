@@ -116,6 +116,7 @@ def check_causal(model_directory: Path) -> None:
         raise ModelError(
             f"the model in {model_directory} is of the kind {kind!r}, which has no causal language model; take one "
             "such as smollm2"
+            + (", or pairs of texts: file(path=..., text=COLUMN, target=COLUMN)" if config.is_encoder_decoder else "")
         )
     decoder = getattr(config, "is_decoder", False) or config.is_encoder_decoder  # of the latter the decoder is taken
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decoder:

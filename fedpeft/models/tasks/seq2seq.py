@@ -69,6 +69,7 @@ class Seq2Seq(CausalLM):
     """The texts that answer others."""
 
     asks: ClassVar[bool] = True
+    translates: ClassVar[bool] = True
     starts_above: ClassVar[bool] = False  # a row passes two stacks
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
