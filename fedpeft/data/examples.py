@@ -289,6 +289,12 @@ class AnsweredRows:
         lengths: np.ndarray = self.texts.lengths + self.answers.lengths
         return lengths
 
+    @property
+    def longer(self) -> np.ndarray:
+        """Tokens of each row's longer side, (rows,): a limit of tokens is one of either."""
+        longer: np.ndarray = np.maximum(self.texts.lengths, self.answers.lengths)
+        return longer
+
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """input_ids and attention_mask (B, S) of the texts; labels (B, T), the answers' tokens, all of them."""
         read, said = self.texts.batch(rows), self.answers.batch(rows)
