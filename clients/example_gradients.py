@@ -25,6 +25,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedpeft.data.examples import Batch
 from fedpeft.errors import PrivacyError
+from fedpeft.models.layers import runs_alone
 from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.peft.method import PrivacyRoute
 
@@ -127,12 +128,13 @@ class PerExample:
 
 
 def _four_dimensions(module: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, Any]:
-    """Turn a mask (B, T) into a boolean one, (B, 1, 1, T) or for causal models (B, 1, T, T)."""
+    """Turn a mask (B, T) into a boolean one, (B, 1, 1, T) or for causal models (B, 1, T, T); an encoder's before a
+    decoder is of the first kind."""
     mask = given.get("attention_mask")
     if mask is None or mask.dim() != 2:
         return arguments, given
     tokens, keep = mask.shape[1], mask[:, None, None, :].bool()
-    if hasattr(module, "lm_head"):
+    if hasattr(module, "lm_head") and runs_alone(module):
         keep = keep & torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
         given = {"position_ids": torch.arange(tokens, device=mask.device)[None], **given}
     return arguments, {**given, "attention_mask": keep}

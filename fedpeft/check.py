@@ -16,6 +16,7 @@ from rich.table import Table
 
 from fedpeft import plugins
 from fedpeft.config import RunConfig
+from fedpeft.data.examples import AnsweredRows
 from fedpeft.data.inspection import wrong_with_lengths, wrong_with_partition, wrong_with_rows
 from fedpeft.data.partition import PARTITIONS, USUAL, Shards
 from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, suited_partition, without_validation
@@ -106,7 +107,8 @@ def lengths_of(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str
             raise
         why = f"lengths are in words: {error}"
         return np.array([len(str(text).split()) for text in rows.inputs]), "words", why
-    return TASKS.build(dataset.task).tokenise(rows, folder, 1 << 30).lengths, "tokens", why
+    found = TASKS.build(dataset.task).tokenise(rows, folder, 1 << 30)
+    return found.longer if isinstance(found, AnsweredRows) else found.lengths, "tokens", why
 
 
 def check(command: Command, console: Console) -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fedpeft.answers.captioning import captions
 from fedpeft.answers.generation import answers
+from fedpeft.answers.questions import Form, Question
 from fedpeft.data.conversations import question
 from fedpeft.data.image_folders import pixels_of
 from fedpeft.data.rows import DATASETS, load_dataset
@@ -109,6 +110,8 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     tokenizer = load_tokenizer(run.model_directory)
     asked = run.task.asks
     complete = False
+    if run.task.translates:
+        return written(run, model, tokenizer, text, new_tokens)
     if asked:
         text, complete = question(tokenizer, text, getattr(DATASETS.build(run.config.dataset), "template", None))
     readable = readable_tokens(run.model_directory, run.method.extra_tokens, UNBOUNDED)
@@ -117,6 +120,24 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
         raise ConfigError(
             f"the text has {len(asking)} tokens, and the model reads {readable}, the {new_tokens} new ones included; "
             "give a shorter text, or fewer --new-tokens"
+        )
+    return answers(model, tokenizer, [asking], new_tokens)[0]
+
+
+def written(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: str, new_tokens: int) -> str:
+    """What the run's decoder writes of a text that its encoder reads.
+
+    Raises:
+        ConfigError: one of both is longer than the model takes.
+    """
+    template = getattr(DATASETS.build(run.config.dataset), "template", None)
+    question = Question(Form(True, template, paired=True).row(text, "", "the text"), text, ("",))
+    asking = question.prompt(tokenizer)
+    readable = readable_tokens(run.model_directory, 0, UNBOUNDED)
+    if max(len(asking), new_tokens) > readable:
+        raise ConfigError(
+            f"the text has {len(asking)} tokens, and with it {new_tokens} new ones are asked for; the model reads, and "
+            f"writes, at most {readable}: give a shorter text, or fewer --new-tokens"
         )
     return answers(model, tokenizer, [asking], new_tokens)[0]
 

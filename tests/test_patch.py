@@ -289,7 +289,7 @@ def test_other_weights_are_refused_and_unknown_ones_told(base, tmp_path):
     trainer.model.get_base_model().config._name_or_path = ""
     assert "not checked" in edge(told, trainer, tmp_path).observer.lines[0]
     classification = v1.Description(**_fields(told) | {"task": "classification", "labels": ["a", "b"]})
-    with pytest.raises(RunError, match="one of classification"):
+    with pytest.raises(RunError, match="one of classification; a Trainer"):
         edge(classification, trainer_like(base), tmp_path)
 
 

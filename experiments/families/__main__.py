@@ -22,7 +22,7 @@ from experiments.families.trial import APART, LEARNS, Subject
 METHODS = ("ia3", "bottleneck", "prefix_tuning", "prompt_tuning", "bitfit", "full")
 """Those that are tried beside lora."""
 
-TASKS = ("classification", "causal_lm")
+TASKS = ("classification", "causal_lm", "seq2seq")
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "families.md"
 BEGIN, END = "<!-- families -->\n", "<!-- /families -->"
 RELOADED = 1e-4
@@ -40,8 +40,8 @@ def row(name: str, family: Family, notes: list[str]) -> list[str]:
         WrongError: what it computes is not the same everywhere.
     """
     cells, refused = [], set()
-    for task, kind in zip(TASKS, (family.encoder, family.language), strict=True):
-        if not kind:
+    for task in TASKS:
+        if not family.of(task):
             cells.append("")
             continue
         with Subject.of(family, task) as subject:
@@ -69,7 +69,10 @@ def _answer(name: str, subject: Subject, notes: list[str]) -> str:
 def table(names: Iterable[str]) -> str:
     """The table of these families, and the sentences of those that are refused."""
     notes: list[str] = []
-    lines = ["| family | reads | classification | language modelling | refused |", "|---|---|---|---|---|"]
+    lines = [
+        "| family | reads | classification | language modelling | seq2seq | refused |",
+        "|---|---|---|---|---|---|",
+    ]
     lines += ["| " + " | ".join(row(name, FAMILIES[name], notes)) + " |" for name in names]
     said = [f"{i}. {note}" for i, note in enumerate(notes, 1)]
     return "\n".join([*lines, "", *said] if said else lines) + "\n"

@@ -20,6 +20,7 @@ PATCHES = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers"
            "image_size": 16, "patch_size": 4}  # fmt: skip
 T5 = {"d_model": WIDTH, "d_kv": 8, "d_ff": INNER, "num_layers": BLOCKS, "num_heads": HEADS, "pad_token_id": 0,
       "eos_token_id": 3, "decoder_start_token_id": 0}  # fmt: skip
+T5_1_1 = T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 BART = {"d_model": WIDTH, "encoder_layers": BLOCKS, "decoder_layers": BLOCKS, "encoder_attention_heads": HEADS,
         "decoder_attention_heads": HEADS, "encoder_ffn_dim": INNER, "decoder_ffn_dim": INNER, "pad_token_id": 0,
         "max_position_embeddings": TOKENS, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3,
@@ -38,6 +39,7 @@ class Family:
         config: class of the configuration.
         encoder: class for rows with labels; "" where the family has none of its own.
         language: class of the causal language model; "" where it has none.
+        answering: class of the encoder with its decoder; "" where it has none.
         sizes: of the configuration; the vocabulary is the tokenizer's.
         images: whether it reads images, not texts.
     """
@@ -47,13 +49,19 @@ class Family:
     language: str = ""
     sizes: Mapping[str, Any] = field(default_factory=dict)
     images: bool = False
+    answering: str = ""
 
-    def save(self, folder: Path, language: bool) -> None:
-        """Write the checkpoint of one of its classes, and for texts the tokenizer of the made words."""
+    def of(self, task: str) -> str:
+        """Its class for a task; "" where it has none."""
+        return {"causal_lm": self.language, "seq2seq": self.answering}.get(task, self.encoder)
+
+    def save(self, folder: Path, task: str) -> None:
+        """Write the checkpoint of its class for a task, and for texts the tokenizer of the made words."""
         import torch
         import transformers
 
-        source = resolve_model("tiny_lm" if self.language and not self.images else "tiny")
+        answers = f"tiny_seq2seq(kind={'bart' if self.language else 't5'})" if task == "seq2seq" else ""
+        source = resolve_model(answers or ("tiny_lm" if self.language and not self.images else "tiny"))
         sizes = dict(self.sizes)
         if not self.images:
             vocabulary = transformers.AutoTokenizer.from_pretrained(str(source))
@@ -64,7 +72,7 @@ class Family:
         config = getattr(transformers, self.config)(**sizes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = getattr(transformers, self.language if language else self.encoder)(config)
+            model = getattr(transformers, self.of(task))(config)
         model.save_pretrained(str(folder))
 
 
@@ -91,8 +99,14 @@ FAMILIES: dict[str, Family] = {
     "DeBERTa-v2, v3": _encoder("DebertaV2", **TEXT, relative_attention=True,
                             pos_att_type=["c2p", "p2c"], position_buckets=16),
     "ALBERT": _encoder("Albert", **TEXT, embedding_size=16),
-    "T5": Family("T5Config", "T5ForConditionalGeneration", "", T5),
-    "BART": Family("BartConfig", "BartModel", "BartForCausalLM", BART),
+    "T5": Family("T5Config", "T5ForConditionalGeneration", "", T5, answering="T5ForConditionalGeneration"),
+    "T5 1.1, FLAN": Family("T5Config", "T5ForConditionalGeneration", "", T5_1_1,
+                           answering="T5ForConditionalGeneration"),
+    "BART": Family("BartConfig", "BartModel", "BartForCausalLM", BART, answering="BartForConditionalGeneration"),
+    "Pegasus": Family("PegasusConfig", "PegasusModel", "PegasusForCausalLM", BART,
+                      answering="PegasusForConditionalGeneration"),
+    "Marian": Family("MarianConfig", "MarianModel", "MarianForCausalLM", BART | {"decoder_vocab_size": None},
+                     answering="MarianMTModel"),
     "GPT-2": Family("GPT2Config", "GPT2Model", "GPT2LMHeadModel", GPT2),
     "GPT-NeoX (Pythia)": _text("GPTNeoX"),
     "GPT-J": _text("GPTJ", **GPT2, rotary_dim=4),

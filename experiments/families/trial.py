@@ -21,6 +21,7 @@ from experiments.families.checkpoints import TOKENS, Family
 from fedpeft.data.rows import DATASETS, Rows
 from fedpeft.errors import FedpeftError
 from fedpeft.models.task import DTYPES, TASKS, Task
+from fedpeft.models.tasks.seq2seq import Seq2Seq
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.family import PEFT_METHODS
@@ -65,11 +66,11 @@ class Subject:
     @classmethod
     @contextmanager
     def of(cls, family: Family, task: str) -> Iterator[Subject]:
-        """Made for a while; `task`: "classification" or "causal_lm"."""
+        """Made for a while; `task`: "classification", "causal_lm" or "seq2seq"."""
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made) / "MODEL"
             folder.mkdir()
-            family.save(folder, language=task == "causal_lm")
+            family.save(folder, task)
             built = TASKS.build(task)
             yield cls(folder, built, *_rows(built, family.images))
 
@@ -91,7 +92,8 @@ class Subject:
 
 
 def _rows(task: Task, images: bool) -> tuple[Rows, int | None]:
-    text = "digits" if images else "tiny_lm(owners=2, rows=20)" if task.metric == "perplexity" else "tiny(rows=12)"
+    language = "tiny_seq2seq(owners=2, rows=20)" if isinstance(task, Seq2Seq) else "tiny_lm(owners=2, rows=20)"
+    text = "digits" if images else language if task.metric == "perplexity" else "tiny(rows=12)"
     data = DATASETS.build(text).load()
     rows = data.train
     labels = None if rows.labels is None else rows.labels[:ROWS]

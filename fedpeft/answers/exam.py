@@ -55,7 +55,7 @@ class Exam:
         if not self.offers_choices:
             prompts = [question.prompt(tokenizer) for question in self.questions]
             return [(text,) for text in answers(model, tokenizer, prompts, self.new_tokens, advance=advance)]
-        task = TASKS.build("causal_lm")
+        task = TASKS.build("seq2seq" if self.questions[0].paired else "causal_lm")
         found = log_likelihoods(model, task, tokenizer, self.questions, self.delimiter, advance)
         pairs = zip(self.questions, found, strict=True)
         return [tuple(q.choices[pick] for pick in chosen(q, likelihoods)) for q, likelihoods in pairs]
@@ -89,7 +89,11 @@ def that_fit(
             return new_tokens
         return max(len(tokenizer(choice, add_special_tokens=False)["input_ids"]) for choice in question.choices)
 
-    kept = [q for q in questions if len(q.prompt(tokenizer)) + room(q) <= readable]
+    def longest(question: Question) -> int:
+        asked, said = len(question.prompt(tokenizer)), room(question)
+        return max(asked, said) if question.paired else asked + said  # a decoder reads by itself
+
+    kept = [q for q in questions if longest(q) <= readable]
     if not kept:
         raise DataError(f"no question fits: with its answer each is longer than the {readable} tokens that are read")
     if len(kept) == len(questions):

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedpeft.data.examples import padded_length
 from fedpeft.data.tokens import padding_of
 from fedpeft.models.task import FederatedModel
+from fedpeft.models.tasks.seq2seq import Seq2SeqModel
 
 BATCH = 16
 """Prompts of a pass."""
@@ -57,8 +59,10 @@ def answers(
 def generated(
     model: FederatedModel, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> list[list[int]]:
-    """The new tokens behind each prompt, in one pass, up to one that ends an answer."""
+    """The new tokens behind each prompt, or that a decoder writes of it, in one pass, up to one that ends an answer."""
     ends, padding = ends_of(model, tokenizer), padding_of(tokenizer)
+    if isinstance(model, Seq2SeqModel):
+        return _written(model, prompts, new_tokens, ends, padding)
     if _prepends(model):
         return _generated_anew(model, prompts, new_tokens, ends, padding)
     longest, device = max(map(len, prompts)), next(model.parameters()).device
@@ -78,6 +82,31 @@ def generated(
             eos_token_id=ends or None,
         )
     return [until(row, ends) for row in made[:, longest:].tolist()]
+
+
+GREEDY = {"do_sample": False, "num_beams": 1, "min_length": 0, "no_repeat_ngram_size": 0, "length_penalty": 1.0}
+"""What generation settings of summarisers (BART's) say otherwise, which a short answer could not follow."""
+
+
+def _written(
+    model: Seq2SeqModel, prompts: Sequence[Sequence[int]], new_tokens: int, ends: Sequence[int], padding: int
+) -> list[list[int]]:
+    """What the decoder writes of what the encoder reads; prompts are padded on the right, as in training."""
+    longest, device = padded_length(max(map(len, prompts))), next(model.parameters()).device
+    ids = torch.tensor([[*prompt, *[padding] * (longest - len(prompt))] for prompt in prompts], device=device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
+    generate: Any = model.base.generate
+    with torch.inference_mode():
+        made = generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=new_tokens,
+            pad_token_id=padding,
+            eos_token_id=ends or None,
+            **GREEDY,
+        )
+    return [until(row, ends) for row in made[:, 1:].tolist()]  # behind the token that a decoder starts with
 
 
 def _prepends(model: FederatedModel) -> bool:

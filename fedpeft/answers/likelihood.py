@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from fedpeft.answers.questions import Question
-from fedpeft.data.examples import length_sorted_batches
+from fedpeft.data.examples import AnsweredRows, Examples, length_sorted_batches
+from fedpeft.data.text_to_text import target_ids
 from fedpeft.data.tokens import padding_of, rows_of
 from fedpeft.models import scoring
 from fedpeft.models.task import FederatedModel, Task
@@ -50,10 +51,8 @@ def log_likelihoods(
         delimiter: what stands between question and choice.
         advance: is told how many more sequences are done.
     """
-    rows = choice_rows(tokenizer, questions, delimiter)
-    targets = [[False] * asked + [True] * (len(ids) - asked) for ids, asked in rows]
-    examples = rows_of([ids for ids, _ in rows], padding_of(tokenizer), None, targets)
-    found = np.zeros(len(rows))
+    examples = _paired(tokenizer, questions) if questions[0].paired else _following(tokenizer, questions, delimiter)
+    found = np.zeros(len(examples))
     with torch.inference_mode():
         for index in length_sorted_batches(examples.lengths, BATCH):
             batch = scoring.placed(examples.batch(index), model)
@@ -61,6 +60,21 @@ def log_likelihoods(
             advance(len(index))
     ends = np.cumsum([len(question.choices) for question in questions])
     return np.split(found, ends[:-1])
+
+
+def _following(tokenizer: Any, questions: Sequence[Question], delimiter: str) -> Examples:
+    """Choices behind their questions, the loss on the choices."""
+    rows = choice_rows(tokenizer, questions, delimiter)
+    targets = [[False] * asked + [True] * (len(ids) - asked) for ids, asked in rows]
+    return rows_of([ids for ids, _ in rows], padding_of(tokenizer), None, targets)
+
+
+def _paired(tokenizer: Any, questions: Sequence[Question]) -> Examples:
+    """Choices that a decoder writes of questions that an encoder reads; the token of end counts, too."""
+    both = [(question.prompt(tokenizer), choice) for question in questions for choice in question.choices]
+    read = rows_of([ids for ids, _ in both], padding_of(tokenizer), None)
+    said = rows_of([target_ids(tokenizer, choice) for _, choice in both], padding_of(tokenizer), None)
+    return AnsweredRows(read, said)
 
 
 def chosen(question: Question, likelihoods: np.ndarray) -> tuple[int, int]:

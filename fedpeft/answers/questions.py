@@ -18,8 +18,12 @@ from typing import Any
 from fedpeft.data.conversations import ids_and_answers, packed
 from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, PromptTemplate, fingerprint
 from fedpeft.data.record_files import JSON_LINES, records
+from fedpeft.data.text_to_text import packed_pair, sides, source_ids
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import nearest
+
+PAIRED = packed_pair("", "")[: len('{"source')]
+"""How rows of pairs begin."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -40,13 +44,20 @@ class Question:
     right: tuple[str, ...]
     choices: tuple[str, ...] = ()
 
+    @property
+    def paired(self) -> bool:
+        """Whether an encoder reads it, and a decoder answers."""
+        return self.row.startswith(PAIRED)
+
     def prompt(self, tokenizer: Any) -> list[int]:
-        """The token ids before the answer.
+        """The token ids before the answer, or of what an encoder reads.
 
         Raises:
             ModelError: the model has no chat template.
             DataError: the template fails.
         """
+        if self.paired:
+            return source_ids(tokenizer, sides(self.row)[0])
         ids, answers = ids_and_answers(tokenizer, self.row)
         last = len(answers) - 1 - answers[::-1].index(True)
         while last > 0 and answers[last - 1]:
@@ -60,11 +71,13 @@ class Form:
 
     Attributes:
         asks: whether the model was tuned on questions and answers; if not, a question is a text that it goes on with.
+        paired: whether an encoder reads the question.
         template: that of the run's data set; None: the model's own chat template.
     """
 
     asks: bool
     template: str | None = None
+    paired: bool = False
 
     def row(self, question: str, answer: str, where: str) -> str:
         """A packed row.
@@ -72,6 +85,11 @@ class Form:
         Raises:
             DataError: the template fails.
         """
+        if self.paired:
+            columns = {"instruction": question, "input": ""}
+            return packed_pair(
+                PromptTemplate(self.template).prompt(columns, where) if self.template else question, answer
+            )
         if not self.asks:
             return json.dumps({"prompt": question, "answer": answer})
         messages = packed([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], where)
@@ -87,6 +105,8 @@ class Form:
 def of_row(row: str) -> Question:
     """The last question of a packed row."""
     found = json.loads(row)
+    if isinstance(found, dict) and "source" in found:
+        return Question(row, found["source"], (found["target"],))
     found = found.get("chosen", found) if isinstance(found, dict) else found  # of preferences, the better answer
     if isinstance(found, dict) and "prompt" in found:
         return Question(json.dumps(found), found["prompt"], (found["answer"],))

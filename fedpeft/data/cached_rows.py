@@ -11,7 +11,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from fedpeft.data.examples import CaptionedRows, DescribedRows, Examples, ImageRows, PairRows, TaggedRows, TokenRows
+from fedpeft.data.examples import (
+    AnsweredRows,
+    CaptionedRows,
+    DescribedRows,
+    Examples,
+    ImageRows,
+    PairRows,
+    TaggedRows,
+    TokenRows,
+)
 from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
 
@@ -50,6 +59,9 @@ def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
         return image | _of_texts(examples.texts)
     if isinstance(examples, DescribedRows):
         return {"patches": examples.patches, "cut": np.array(examples.cut)} | _of_texts(examples.texts)
+    if isinstance(examples, AnsweredRows):
+        own = examples_to_arrays(examples.texts) | {"cut": np.array(examples.cut)}
+        return own | _of_texts(examples.answers)
     if isinstance(examples, PairRows):
         return examples_to_arrays(examples.answers) | {"pairs": np.array(examples.cut)}
     assert isinstance(examples, TokenRows)
@@ -61,12 +73,12 @@ def examples_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
 
 
 def _of_texts(texts: TokenRows) -> dict[str, np.ndarray]:
-    """The arrays of texts beside images."""
+    """The arrays of texts beside images, or beside other texts."""
     return {f"{TEXT}{name}": array for name, array in examples_to_arrays(texts).items()}
 
 
 TEXT = "text_"
-"""What the names of arrays of texts beside images begin with."""
+"""What the names of arrays of texts beside something else begin with."""
 
 
 def examples_from_arrays(found: Mapping[str, np.ndarray]) -> Examples:
@@ -74,6 +86,9 @@ def examples_from_arrays(found: Mapping[str, np.ndarray]) -> Examples:
     own = {name.removeprefix(TEXT): array for name, array in found.items() if name.startswith(TEXT)}
     if own:
         texts = cast(TokenRows, examples_from_arrays(own))
+        if "ids" in found:
+            read = {name: array for name, array in found.items() if not name.startswith(TEXT) and name != "cut"}
+            return AnsweredRows(cast(TokenRows, examples_from_arrays(read)), texts, int(found["cut"]))
         if "patches" in found:
             return DescribedRows(found["patches"], texts, int(found["cut"]))
         return CaptionedRows(found["pixels"], texts, found["held"], int(found["tokens"]))

@@ -266,6 +266,42 @@ class DescribedRows:
         return self.texts.batch(rows) | {"patches": patches}
 
 
+@dataclass(frozen=True)
+class AnsweredRows:
+    """Texts that an encoder reads, and those that a decoder is to write.
+
+    Attributes:
+        texts: what is read.
+        answers: one each.
+        cut: rows of which a text's or an answer's end was cut off.
+    """
+
+    texts: TokenRows
+    answers: TokenRows
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of both, (rows,)."""
+        lengths: np.ndarray = self.texts.lengths + self.answers.lengths
+        return lengths
+
+    @property
+    def longer(self) -> np.ndarray:
+        """Tokens of each row's longer side, (rows,): a limit of tokens is one of either."""
+        longer: np.ndarray = np.maximum(self.texts.lengths, self.answers.lengths)
+        return longer
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """input_ids and attention_mask (B, S) of the texts; labels (B, T), the answers' tokens, all of them."""
+        read, said = self.texts.batch(rows), self.answers.batch(rows)
+        labels = said["input_ids"].masked_fill(said["attention_mask"] == 0, IGNORED)
+        return {"input_ids": read["input_ids"], "attention_mask": read["attention_mask"], "labels": labels}
+
+
 MADE_UP_TOKENS = 16
 """Tokens or patches of a made-up row: any model reads as many."""
 

@@ -6,6 +6,7 @@ prompt with its completion.
     instruction, (input,) output   Stanford Alpaca (Taori et al., 2023), in its own prompt template
     prompt, completion             two texts, or two lists of messages, as the trl library takes them
     prompt, chosen, rejected       preferences, as the trl library takes them
+    input, target                  two texts, for an encoder with a decoder (`fedpeft.data.text_to_text`)
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 from fedpeft.data.conversations import packed, with_messages, with_prompts
 from fedpeft.data.preferences import PROMPT, SIDES, with_preferences
 from fedpeft.data.prompt_templates import CHAT
-from fedpeft.errors import DataError
+from fedpeft.data.text_to_text import INPUT, TARGET, with_targets
+from fedpeft.errors import ConfigError, DataError
 
 Records = Iterable[tuple[str, Mapping[str, Any]]]
 
@@ -50,15 +52,30 @@ class Reading:
 
 
 def reading(
-    first: Mapping[str, Any], text: str, messages: str | None, template: str | None, answer: str, beta: float = 0.1
+    first: Mapping[str, Any],
+    text: str,
+    messages: str | None,
+    template: str | None,
+    answer: str,
+    beta: float = 0.1,
+    target: str | None = None,
 ) -> Reading | None:
     """How the data whose first record is `first` are read; None: they are no instruction data.
 
     Args:
         first: a record.
         text: the column where packed rows go; data that have it are plain texts, unless settings say otherwise.
-        messages, template, answer, beta: the user's settings, see the data set `file`.
+        messages, template, answer, beta, target: the user's settings, see the data set `file`.
+
+    Raises:
+        ConfigError: settings that contradict each other.
     """
+    if target is not None and messages is not None:
+        raise ConfigError("messages names conversations, and target one text of a pair; leave one of them out")
+    if target is not None:
+        return pairs(text, target, text, template)
+    if messages is None and template is None and text not in first and {INPUT, TARGET} <= first.keys():
+        return pairs(INPUT, TARGET, text)
     if messages is None and template is None and text in first:
         return None
     if {PROMPT, *SIDES} <= first.keys() and text not in first:
@@ -89,6 +106,16 @@ def reading(
             lambda records, source: with_prompts(records, taken, answer, text, source),
         )
     return None
+
+
+def pairs(read: str, target: str, text: str, template: str | None = None) -> Reading:
+    """Pairs of a column `read`, or of what a template makes of others, and the column `target`."""
+    asked = f"columns in the prompt template {template}" if template else f"the column {read!r}"
+    return Reading(
+        f"pairs of texts for an encoder with a decoder: {asked}, answered by the column {target!r}",
+        lambda records, source: with_targets(records, (read, target), text, source, template),
+        "seq2seq",
+    )
 
 
 def _template(template: str | None) -> str:

@@ -129,12 +129,12 @@ class Dataset:
     Attributes:
         name: what the user asked for.
         kind: what `inputs` are.
-        task: what is learned: classification, regression, multi_label, causal_lm, instruction, dpo, retrieval, towers
-            or captions, perhaps with settings: dpo(beta=0.2).
+        task: what is learned: classification, regression, multi_label, causal_lm, instruction, dpo, seq2seq, retrieval,
+            towers or captions, perhaps with settings: dpo(beta=0.2).
         train: rows that are split over the clients.
         test: rows that no client trains on; scored once, at the end.
         label_names: one name per class or label; of numbers, what they are called; None for language modelling.
-        default_model: the name of the model part that suits this data set.
+        default_model: the name of the model part that suits this data set, or `NO_MODEL`.
         sampled: whether these are only some of its rows, so that figures of them are none of the data set's.
         validation: rows for tuning and the curve per round; None: some of `train` are held out.
         notes: what was taken by itself, in one line each.
@@ -179,6 +179,10 @@ class Dataset:
     def classes(self) -> int:
         """Number of classes, labels or numbers that a model says; 0 for language modelling."""
         return len(self.label_names or ())
+
+
+NO_MODEL = ""
+"""The default model of data that no model part suits: the user names one."""
 
 
 class Source(Protocol):

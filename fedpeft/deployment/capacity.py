@@ -17,6 +17,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -72,8 +73,12 @@ class ModelSize:
     dropped: int = 0
 
     @classmethod
-    def of(cls, folder: Path) -> ModelSize:
+    def of(cls, folder: Path, answers: bool = False) -> ModelSize:
         """Of the model in `folder`, from config.json and the headers of its weights; of two towers that for images.
+
+        Args:
+            folder: of the model.
+            answers: whether of an encoder with a decoder both are used.
 
         Raises:
             ModelError: they can't be read.
@@ -92,7 +97,7 @@ class ModelSize:
             made = {
                 "hidden": hidden,
                 "intermediate": int(inner),
-                "blocks": int(config.num_hidden_layers),
+                "blocks": int(config.num_hidden_layers) + (_decoder_blocks(config) if answers else 0),
                 "heads": int(config.num_attention_heads),
                 "vocabulary": int(getattr(config, "vocab_size", None) or 0),
             }
@@ -101,7 +106,8 @@ class ModelSize:
         numbers = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
         if config is not whole:
             numbers = {name: n for name, n in numbers.items() if name.startswith(IMAGES)} or numbers
-        dropped = {name for name in numbers if getattr(config, "is_encoder_decoder", False) and DECODER.match(name)}
+        encoder_alone = getattr(config, "is_encoder_decoder", False) and not answers
+        dropped = {name for name in numbers if encoder_alone and DECODER.match(name)}
         kept = {name: n for name, n in numbers.items() if name not in dropped}
         linear = sum(n for name, n in kept.items() if len(shapes[name]) == 2 and IN_A_BLOCK.search(name))
         return cls(linear, sum(kept.values()) - linear, **made, dropped=sum(numbers.values()) - sum(kept.values()))
@@ -117,6 +123,12 @@ class ModelSize:
         loading = (self.linear + self.other + self.dropped) * width
         held = self.linear * WEIGHT_BYTES[precision or dtype] + self.other * width
         return max(loading, held + batch_size * self.row(tokens, language) * width)
+
+
+def _decoder_blocks(config: Any) -> int:
+    """How many blocks the decoder beside an encoder has: T5's and BART's names for it."""
+    found = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers"))
+    return int(next(filter(None, found), 0))
 
 
 @dataclass(frozen=True)
@@ -193,7 +205,7 @@ def divides_alike(config: RunConfig) -> bool:
 
 
 def fitted(
-    options: EdgeOptions, config: RunConfig, tokens: int, language: bool, device: str, observer: RunObserver
+    options: EdgeOptions, config: RunConfig, tokens: int, task: str, device: str, observer: RunObserver
 ) -> EdgeOptions:
     """The options, with what is left to this machine chosen by the free memory of `device`.
 
@@ -201,7 +213,7 @@ def fitted(
         options: the client's own choices.
         config: what the client takes of the server's settings, with its choices.
         tokens: texts are cut to so many.
-        language: whether the task is language modelling.
+        task: what is learned.
         device: "cpu" or "cuda:N".
         observer: is told what has been chosen.
 
@@ -213,7 +225,7 @@ def fitted(
     strategy = strategies.build(config.strategy)
     fills = isinstance(strategy, RoundStrategy) and strategy.fills_base  # a dense R saves nothing
     nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
-    size = ModelSize.of(resolve_model(config.model))
+    size, language = ModelSize.of(resolve_model(config.model), task == "seq2seq"), task in ("causal_lm", "seq2seq")
     free = free_memory(device)
     few_bits = ("int8", *nf4) if PEFT_METHODS.build(config.peft).few_bits and not fills else ()
     slow = config.dtype == "bf16" and not fast_bf16(device)

@@ -28,6 +28,8 @@ from fedpeft.data import cached_rows
 from fedpeft.data.label_columns import AND
 from fedpeft.data.partition import Partition, held_out
 from fedpeft.data.record_files import records
+from fedpeft.data.rows import Rows
+from fedpeft.data.text_to_text import pair_rows
 from fedpeft.data.user_rows import labelled_rows
 from fedpeft.deployment.answered import check_evaluation, check_question, metered
 from fedpeft.deployment.capacity import device_called, divides_alike, fitted
@@ -81,7 +83,13 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
             raise DataError(f"{data} has no column {column!r}; it has {', '.join(map(repr, first))}")
 
 
-TOLD = {"classification": (2, 10**6), "multi_label": (1, 10**6), "regression": (1, 1), "causal_lm": (0, 0)}
+TOLD = {
+    "classification": (2, 10**6),
+    "multi_label": (1, 10**6),
+    "regression": (1, 1),
+    "causal_lm": (0, 0),
+    "seq2seq": (0, 0),
+}
 """Tasks that a server may describe, with the fewest and the most names that go with each."""
 
 
@@ -101,7 +109,7 @@ def check_description(told: v1.Description) -> None:
     if not least <= len(names) <= most:
         raise RunError(
             f"the server describes the task {told.task!r:.40} with {len(names)} classes; legal are classification with "
-            "at least two, multi_label with at least one, regression with one name, and causal_lm with none"
+            "at least two, multi_label with at least one, regression with one name, and causal_lm and seq2seq with none"
         )
     try:
         TASKS.build(told.task)
@@ -179,12 +187,9 @@ class Edge:
         self.ledgers = ledgers
         self.observer = observer
         self.device = device_called(options.device)
-        told, language = settled(settings_of(description, options)), description.task == "causal_lm"
-        self.options = fitted(options, told, description.tokens, language, self.device, observer)
-        label = None if language else options.label_column or description.label_column
-        names, targets = tuple(description.labels), TASKS.build(description.task).targets
-        texts = options.text_column or description.text_column
-        self.rows, _ = labelled_rows(str(data), texts, label, names, targets)
+        told, names = settled(settings_of(description, options)), tuple(description.labels)
+        self.options = fitted(options, told, description.tokens, description.task, self.device, observer)
+        self.rows = _own_rows(description, data, options)
         config = settings_of(description, self.options)
         facts = DataFacts("text", description.task, names or None, config.model, clients=1)
         self.setup = Setup.of(config, facts)
@@ -347,6 +352,16 @@ class Edge:
     def close(self) -> None:
         """End the worker."""
         self.workers.close()
+
+
+def _own_rows(description: v1.Description, data: Path, options: EdgeOptions) -> Rows:
+    """The rows of a client's file, as the server's task has them."""
+    texts, label = options.text_column or description.text_column, options.label_column or description.label_column
+    if description.task == "seq2seq":
+        return pair_rows(str(data), texts, label)
+    column = None if description.task == "causal_lm" else label
+    targets = TASKS.build(description.task).targets
+    return labelled_rows(str(data), texts, column, tuple(description.labels), targets)[0]
 
 
 def _roster_in(options: EdgeOptions) -> PinnedRoster | None:

@@ -181,14 +181,15 @@ class Federation:
     def _description(self) -> v1.Description:
         """What clients are told."""
         setup = self.setup
+        text, label = self.options.columns(setup.facts.task)
         return v1.Description(
             run=self.roster.run,
             software=__version__,
             config=settings_for_clients(setup).to_toml(),
             labels=setup.facts.label_names or (),
             task=setup.facts.task,
-            text_column=self.options.text_column,
-            label_column=self.options.label_column,
+            text_column=text,
+            label_column=label,
             tokenizer_hash=cache.file_hash(setup.model_directory, cached_rows.TOKENIZER_FILES),
             weights_hash=self.workers.work.model_key,
             tokens=setup.tokens,

@@ -167,8 +167,11 @@ class Operation:
             "rounds": ("rounds of the run", self._federation.config.rounds),
         }
         if last is not None:
+            metric = self._observer.metric  # of numbers skill goes by the name of accuracy, and so on
+            share = {"perplexity": "next-token accuracy"}.get(metric, metric.replace("_", " "))
+            named = {"train_loss": "train loss", "loss": "loss", "accuracy": share}
             optional = {"train_loss": last.train_loss, "loss": last.loss, "accuracy": last.accuracy}
-            gauges |= {n: (f"{n.replace('_', ' ')} of the last round", v) for n, v in optional.items() if v is not None}
+            gauges |= {n: (f"{named[n]} of the last round", v) for n, v in optional.items() if v is not None}
             if last.seconds is not None:
                 gauges["round_seconds"] = ("duration of the last round", last.seconds)
         if self._observer.epsilon is not None:

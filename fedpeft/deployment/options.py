@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedpeft.data.text_to_text import INPUT, TARGET
 from fedpeft.parts import setting
 from fedpeft.privacy.secure_sum.sum import FEWEST
 
 OWN_TEST = "dataset"
 """As `eval_data`: the validation and test rows of the configured data set."""
+
+PAIR_COLUMNS = (INPUT, TARGET)
+"""Of pairs of texts, where no column is named."""
 
 PRECISIONS_HERE = ("", "fp32", "bf16", "int8", "nf4")
 
@@ -19,10 +23,14 @@ class ServeOptions:
 
     labels: str = setting("", "class names in order: a,b,c (default: those of --eval-data or of the data set)")
     task: str = setting(
-        "", "what labels are: 'regression(mean=50, deviation=10)' or multi_label (default: one class, or as --dataset)"
+        "",
+        "what is learned: 'regression(mean=50, deviation=10)', multi_label or seq2seq (default: one class, or as "
+        "--dataset)",
     )
-    text_column: str = setting("text", "column of the clients' texts")
-    label_column: str = setting("label", "column of the clients' labels; several of 0 and 1: 'toxic + insult'")
+    text_column: str = setting("text", "column of the clients' texts; of pairs, where it is left so, input")
+    label_column: str = setting(
+        "label", "column of the clients' labels; several of 0 and 1: 'toxic + insult'; of pairs by default target"
+    )
     eval_data: str = setting("", "rows to evaluate on: a file, or the word dataset for those of --dataset")
     held_out: float = setting(0.0, "share of the clients' own rows to evaluate on instead", low=0, high=0.5)
     listen: str = setting("127.0.0.1:8470", "HOST:PORT to listen at; 0.0.0.0:8470 for all of the machine's addresses")
@@ -42,13 +50,25 @@ class ServeOptions:
     readmit: str = setting("", "with --resume: names of dropped clients that may come back: a,b")
     patience: float = setting(15.0, "seconds that a round's start waits for clients that have gone", low=0)
 
+    def columns(self, task: str) -> tuple[str, str]:
+        """The columns of texts and labels as clients are told; of pairs those of what is read and of what is written.
+
+        Args:
+            task: what is learned.
+        """
+        given = (self.text_column, self.label_column)
+        usual = (type(self).text_column, type(self).label_column)
+        return PAIR_COLUMNS if task == "seq2seq" and given == usual else given
+
 
 @dataclass(frozen=True)
 class EdgeOptions:
     """What a client decides for itself."""
 
     text_column: str = setting("", "column of your texts, if it has another name than the server says")
-    label_column: str = setting("", "column of your classes, if it has another name than the server says")
+    label_column: str = setting(
+        "", "column of your classes, or of what answers your texts, if it has another name than the server says"
+    )
     model: str = setting("", "folder of the base model, if the server's name for it means nothing here")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda if it is there")
     precision: str = setting(

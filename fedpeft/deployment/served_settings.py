@@ -85,12 +85,14 @@ def told_task(options: ServeOptions) -> str:
     if not options.task:
         return ""
     kind = options.task.partition("(")[0].strip()
-    if kind not in ("regression", "multi_label"):
+    if kind not in ("regression", "multi_label", "seq2seq"):
         raise ConfigError(
-            f"--task {options.task!r} is none that has to be named; legal are 'regression(mean=50, deviation=10)' and "
-            "multi_label; one class a row goes by --labels or --dataset"
+            f"--task {options.task!r} is none that has to be named; legal are 'regression(mean=50, deviation=10)', "
+            "multi_label and seq2seq; one class a row goes by --labels or --dataset"
         )
     task = TASKS.build(options.task)
+    if kind == "seq2seq" and options.labels:
+        raise ConfigError("--labels names classes, and seq2seq has none; leave it out")
     if isinstance(task, Regression):
         if options.labels:
             raise ConfigError("--labels names classes, and regression has none; leave it out")

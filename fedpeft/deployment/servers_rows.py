@@ -10,15 +10,19 @@ from numpy.typing import NDArray
 
 from fedpeft.config import RunConfig
 from fedpeft.data.label_columns import AND
-from fedpeft.data.rows import Dataset, Rows, load_dataset, without_validation
+from fedpeft.data.rows import NO_MODEL, Dataset, Rows, load_dataset, without_validation
+from fedpeft.data.text_to_text import pair_rows
 from fedpeft.data.user_rows import Described, labelled_rows
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.served_settings import check_tasks, told_task
 from fedpeft.errors import ConfigError
 from fedpeft.models.task import TASKS
 
-JOINED = ("classification", "regression", "multi_label", "causal_lm")
+JOINED = ("classification", "regression", "multi_label", "causal_lm", "seq2seq")
 """Tasks that clients of a server can join with their own rows."""
+
+PAIRED = "seq2seq"
+"""The task of pairs of texts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,7 @@ class ServersRows:
         elif targets == "labels" and AND in options.label_column:
             names = names or tuple(options.label_column.split(AND))
         rows, test = Rows([], no_labels(targets, names)), None
-        if options.eval_data == OWN_TEST or not (names or options.eval_data):
+        if options.eval_data == OWN_TEST or not (names or options.eval_data or task == PAIRED):
             source = load_dataset(config.dataset)
             check_tasks(source.tasks)
             if task and source.task.partition("(")[0] != task.partition("(")[0]:
@@ -60,11 +64,13 @@ class ServersRows:
             targets = TASKS.build(task).targets
             if options.eval_data:
                 rows, test = without_validation(source)[1], source.test
+        elif options.eval_data and task == PAIRED:
+            rows = pair_rows(options.eval_data, *options.columns(task))
         elif options.eval_data:
             rows, names = labelled_rows(options.eval_data, options.text_column, options.label_column, names, targets)
         if source is not None and (source.kind != "text" or source.task.partition("(")[0] not in JOINED):
             what = "conversations" if source.kind == "text" else "images"
-            what = "pairs" if TASKS.build(source.task).compares else what
+            what = "pairs that are compared" if TASKS.build(source.task).compares else what
             raise ConfigError(f"{source.name} holds {what}; clients of a server join with texts")
         if names is None and not options.eval_data:
             rows = Rows([])
@@ -73,11 +79,11 @@ class ServersRows:
         dataset = Described(
             name=source.name if source else "clients' own rows",
             kind="text",
-            task=task if task and names else "classification" if names else "causal_lm",
+            task=task if task and (names or task == PAIRED) else "classification" if names else "causal_lm",
             train=rows,
             test=test or rows,
             label_names=names,
-            default_model=source.default_model if source else "minilm",
+            default_model=source.default_model if source else NO_MODEL if task == PAIRED else "minilm",
         )
         return cls(dataset, rows)
 

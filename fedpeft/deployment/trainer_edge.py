@@ -145,7 +145,10 @@ class TrainerEdge:
 def _check_parts(description: v1.Description, parts: ChosenParts, config: RunConfig) -> None:
     """Refuse what needs more of a client than to train between receiving and sending."""
     if description.task != "causal_lm":
-        raise RunError("the federation is one of classification; a Trainer can join those of language models")
+        raise RunError(
+            f"the federation is one of {description.task.partition('(')[0]}; a Trainer can join those of causal "
+            "language models"
+        )
     if config.drift:
         raise RunError(
             f"the federation corrects clients' gradients (--drift {config.drift}), and a Trainer's steps are its own; "

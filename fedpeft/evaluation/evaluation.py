@@ -123,6 +123,12 @@ class Evaluation:
             option = "--questions" if wanted.questions else "--lm-eval"
             what = "predicts numbers, and" if run.task.targets == "numbers" else "holds a classifier, which"
             raise ConfigError(f"{run.folder} {what} answers no questions; leave {option} out")
+        if run.task.translates and (wanted.track or wanted.lm_eval):
+            option = "--flowertune" if wanted.track else "--lm-eval"
+            raise ConfigError(
+                f"{option} is for models that go on with a text, and {run.folder} holds an encoder with a decoder; "
+                "give --questions FILE.jsonl"
+            )
         if self.language and not wanted.track:
             parse_metrics(wanted.metrics)
         self.items = flowertune.read(wanted.track, wanted.questions) if wanted.track else []
@@ -179,7 +185,7 @@ class Evaluation:
         wanted = self.wanted
         if wanted.questions:
             template = getattr(DATASETS.build(self.run.config.dataset), "template", None)
-            found = read_questions(wanted.questions, Form(self.run.task.asks, template))
+            found = read_questions(wanted.questions, Form(self.run.task.asks, template, self.run.task.translates))
         elif self.run.task.asks:
             found = [of_row(str(row)) for row in _some(self.dataset.test, wanted.rows).inputs]
         else:

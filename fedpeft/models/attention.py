@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.determinism import fused_deterministically
-from fedpeft.models.layers import KEY_PROJECTIONS, Layers, blocks, chosen_blocks, unused
+from fedpeft.models.layers import KEY_PROJECTIONS, Layers, chosen_blocks, runs_alone, unused
 from fedpeft.models.packing import Packing
 
 NAME = "sdpa_fp32"
@@ -107,12 +107,13 @@ def attention_modules(base: nn.Module, among: Layers, method: str) -> dict[str, 
             f"{method} can't be put into; take lora"
         )
     config._attn_implementation = register()
-    path, stack = blocks(base)
-    found = {}
-    for i in chosen_blocks(base, among, method):
-        for name, module in stack[i].named_modules():
-            if not unused(name) and any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
-                found[f"{path}.{i}.{name}"] = module
+    found, alone = {}, runs_alone(base)
+    for path, block in chosen_blocks(base, among, method).items():
+        for name, module in block.named_modules():
+            if alone and unused(name):
+                continue
+            if any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
+                found[f"{path}.{name}"] = module
     if not found:
         raise ModelError(f"{method} does not know the attention of {type(base).__name__}; take lora")
     return found

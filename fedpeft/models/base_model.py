@@ -39,9 +39,14 @@ def resolve_model(text: str) -> Path:
     """The folder of a model part `name` or `name(key=value)`, of an existing local directory, or of the hub's ORG/NAME.
 
     Raises:
-        ConfigError: neither of these; the message names the nearest parts.
+        ConfigError: neither of these; the message names the nearest parts. Or nothing is named.
         AssetError: it can't be fetched, or its folder has no safetensors weights.
     """
+    if not text:
+        raise ConfigError(
+            "these rows are pairs of texts, for an encoder with a decoder such as T5 or BART, and no model part is one "
+            "that has learned anything; name yours: --model FOLDER, or --model ORG/NAME of the hub"
+        )
     if folder := local_folder(text):
         return _checked(folder)
     head = text.partition("(")[0]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fedpeft.models.layers import blocks
+from fedpeft.models.layers import chosen_blocks
 
 
 def checkpoint_blocks(base: nn.Module) -> None:
@@ -23,7 +23,7 @@ def checkpoint_blocks(base: nn.Module) -> None:
 
     Blocks must give the same again: what is at random in them is `remembered`.
     """
-    for block in blocks(base)[1]:
+    for block in chosen_blocks(base, 0).values():
         block.forward = _twice(block.forward)
 
 

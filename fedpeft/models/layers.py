@@ -22,12 +22,21 @@ CROSS_ATTENTION = ("encoder_attn", "crossattention", "EncDecAttention")
 """What attention to another model's states is called: a decoder alone, as of BART, has none to attend to."""
 
 
+Blocks = tuple[str, nn.ModuleList]
+"""Path and list of transformer blocks."""
+
+
 def unused(name: str) -> bool:
     """Whether a module inside a block, by its path there, is of no use in a model that runs alone."""
     return any(word in CROSS_ATTENTION for word in name.split("."))
 
 
-def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
+def runs_alone(base: nn.Module) -> bool:
+    """Whether it is no encoder with a decoder."""
+    return len(stacks(base)) == 1
+
+
+def blocks(base: nn.Module) -> Blocks:
     """Path and list of the transformer blocks: the longest ModuleList of the model.
 
     Raises:
@@ -39,17 +48,44 @@ def blocks(base: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda item: len(item[1]))
 
 
+def stacks(base: nn.Module) -> list[Blocks]:
+    """The blocks that a row passes, in order: of an encoder-decoder the encoder's and the decoder's.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    sides: list[Blocks] = []
+    for side in ("encoder", "decoder"):
+        at = next((name for name, _ in base.named_modules() if name.split(".")[-1] == side), None)
+        if at is None:
+            return [blocks(base)]
+        found = _outer_lists(at, base.get_submodule(at))
+        if not found:
+            return [blocks(base)]
+        sides.append(max(found, key=lambda item: len(item[1])))
+    return sides
+
+
+def _outer_lists(at: str, side: nn.Module) -> list[Blocks]:
+    """The lists of modules of a side that lie in no other: a block of T5 is a list, too, of three in its decoder."""
+    found: list[Blocks] = []
+    for name, module in side.named_modules(prefix=at):
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer, _ in found):
+            found.append((name, module))
+    return found
+
+
 def depth(base: nn.Module) -> int:
     """How many layers a row passes; ALBERT's share blocks, elsewhere each is one."""
-    stack, config = blocks(base)[1], getattr(base, "config", None)
-    shared = getattr(config, "num_hidden_groups", None) == len(stack)
-    return int(getattr(config, "num_hidden_layers", 0)) if shared else len(stack)
+    config, count = getattr(base, "config", None), sum(len(stack) for _, stack in stacks(base))
+    shared = getattr(config, "num_hidden_groups", None) == count
+    return int(getattr(config, "num_hidden_layers", 0)) if shared else count
 
 
-def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT method") -> list[int]:
-    """Indices of the blocks that `layers` of the model pass, lowest first.
+def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT method") -> dict[str, nn.Module]:
+    """The blocks that `layers` of the model pass, lowest first, by path.
 
-    ALBERT's layers share blocks: the uppermost one passes the last block, which lower layers pass, too.
+    Of an encoder-decoder a number counts in either of them, and indices go on from the encoder into the decoder.
 
     Args:
         base: the model.
@@ -59,13 +95,41 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
     Raises:
         ModelError: the model has fewer layers; or none is named, or one twice.
     """
+    sides = stacks(base)
+    if len(sides) == 1:
+        [(path, stack)] = sides
+        return {f"{path}.{i}": stack[i] for i in _chosen(base, layers, method)}
+    every = [(f"{path}.{i}", block) for path, stack in sides for i, block in enumerate(stack)]
+    if isinstance(layers, tuple):
+        _check_named(layers, len(every), method)
+        return dict(every[i] for i in sorted(layers))
+    longest = max(len(stack) for _, stack in sides)
+    if layers > longest:
+        raise ModelError(f"layers={layers} of {method} exceeds the {longest} blocks of the encoder and of the decoder")
+    first = [max(0, len(stack) - (layers or longest)) for _, stack in sides]
+    return {
+        f"{path}.{i}": stack[i]
+        for begin, (path, stack) in zip(first, sides, strict=True)
+        for i in range(begin, len(stack))
+    }
+
+
+def _check_named(layers: tuple[int, ...], every: int, method: str) -> None:
+    if not layers or len(set(layers)) < len(layers) or not all(0 <= i < every for i in layers):
+        raise ModelError(
+            f"layers={layers} of {method} must name blocks of the model, each once, by their index from 0 to "
+            f"{every - 1}"
+        )
+
+
+def _chosen(base: nn.Module, layers: Layers, method: str) -> list[int]:
+    """Indices of the blocks that `layers` pass where there is one stack, lowest first.
+
+    ALBERT's layers share blocks: the uppermost one passes the last block, which lower layers pass, too.
+    """
     count, every = len(blocks(base)[1]), depth(base)
     if isinstance(layers, tuple):
-        if not layers or len(set(layers)) < len(layers) or not all(0 <= i < every for i in layers):
-            raise ModelError(
-                f"layers={layers} of {method} must name blocks of the model, each once, by their index from 0 to "
-                f"{every - 1}"
-            )
+        _check_named(layers, every, method)
         passed: Sequence[int] = layers
     else:
         if layers > every:
@@ -83,18 +147,18 @@ def linear_layers(base: nn.Module, among: Layers = 0) -> dict[str, nn.Linear]:
     Raises:
         ModelError: the model has no such blocks.
     """
-    path, stack = blocks(base)
     found: dict[str, nn.Linear] = {}
-    for i in chosen_blocks(base, among):
+    alone = runs_alone(base)
+    for path, block in chosen_blocks(base, among).items():
         wrapper = None
-        for name, module in stack[i].named_modules():
-            if (wrapper and name.startswith(wrapper)) or unused(name):
+        for name, module in block.named_modules():
+            if (wrapper and name.startswith(wrapper)) or (alone and unused(name)):
                 continue
             if hasattr(module, "get_base_layer"):
                 wrapper = name + "."
                 module = innermost(module)
             if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-                found[f"{path}.{i}.{name}"] = module
+                found[f"{path}.{name}"] = module
     return found
 
 
@@ -120,7 +184,7 @@ def target_layers(base: nn.Module, targets: str | Sequence[str], among: Layers =
     if targets == "all":
         return list(layers)
     wanted = [targets] if isinstance(targets, str) else list(targets)
-    endings = {_plain(name).split(".", len(blocks(base)[0].split(".")) + 1)[-1] for name in layers}
+    endings = {_plain(name).split(".", len(stacks(base)[0][0].split(".")) + 1)[-1] for name in layers}
     for target in wanted:
         if not any(_matches(name, target) for name in layers):
             raise ModelError(

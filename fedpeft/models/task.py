@@ -91,6 +91,9 @@ class Task(ABC):
     describes: ClassVar[bool] = False
     """Whether it says of images what is to be seen, in words."""
 
+    translates: ClassVar[bool] = False
+    """Whether an encoder reads one text of a row and a decoder writes the other."""
+
     @property
     def extra_tokens(self) -> int:
         """Positions that a row takes up before its text."""
@@ -173,6 +176,9 @@ class FederatedModel(nn.Module):
     """A base model (perhaps with an adapter in it) and, for classification, a head; maps a batch to logits."""
 
     base: nn.Module
+
+    peft_task: ClassVar[str] = ""
+    """What the `peft` library calls what it does, where its files say so; "" of classifiers, whose head it lacks."""
 
     pairs: ClassVar[bool] = False
     """Whether it gives the features of both sides of a pair."""

@@ -98,6 +98,7 @@ class TowersModel(FederatedModel):
     """Both sides of each row; what a row lacks is taken by a second view of what it has."""
 
     pairs = True
+    peft_task = "FEATURE_EXTRACTION"
 
     def __init__(self, base: nn.Module, head: Connector) -> None:
         super().__init__()

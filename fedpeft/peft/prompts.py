@@ -8,12 +8,22 @@ from typing import Any
 from torch import nn
 
 from fedpeft.errors import ModelError
+from fedpeft.models.layers import runs_alone
 from fedpeft.peft.adapter import ClientForm
 
 
 def task_type(base: nn.Module) -> str:
-    """How `peft` calls what the base does."""
+    """How `peft` calls what the base does.
+
+    Raises:
+        ModelError: it is an encoder with a decoder.
+    """
     language: Any = getattr(base, "get_output_embeddings", lambda: None)()
+    if language is not None and not runs_alone(base):
+        raise ModelError(
+            f"prompts stand before what one stack reads, and {type(base).__name__} has an encoder and a decoder; take "
+            "--peft lora"
+        )
     return "FEATURE_EXTRACTION" if language is None else "CAUSAL_LM"
 
 

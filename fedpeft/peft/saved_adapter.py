@@ -68,7 +68,7 @@ def save(
             missing_ok=True
         )  # an empty form; `fedpeft.run.model_card` writes one with content
         if (target / ADAPTER_CONFIG).is_file():
-            _describe(target / ADAPTER_CONFIG, base_name, labels is None, model.pairs)
+            _describe(target / ADAPTER_CONFIG, base_name, model.peft_task)
         head = {n: t.float().contiguous() for n, t in state.items() if n.startswith("head.")}
         if head:
             save_file(head, target / HEAD)
@@ -155,7 +155,7 @@ def marked(theirs: Any, ours: Mapping[str, list[float]]) -> bool:
     return True
 
 
-def _describe(file: Path, base_name: str, language: bool, pairs: bool) -> None:
+def _describe(file: Path, base_name: str, task: str) -> None:
     """Name the base as others know it, and what the adapter is for.
 
     Of a classifier nothing is said: `peft`'s Auto classes then refuse to load it, with a head that was never trained.
@@ -163,10 +163,7 @@ def _describe(file: Path, base_name: str, language: bool, pairs: bool) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     prompts = "num_virtual_tokens" in config  # which need to know how their base is asked
     config |= {"base_model_name_or_path": base_name, "auto_mapping": None}
-    if pairs:
-        config["task_type"] = "FEATURE_EXTRACTION"
-    else:
-        config["task_type"] = "CAUSAL_LM" if language else config["task_type"] if prompts else None
+    config["task_type"] = task or (config["task_type"] if prompts else None)
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -32,6 +32,7 @@ from fedpeft.run.measured_checks import check_measured
 from fedpeft.run.profiles import Profile, kinds
 from fedpeft.run.target_checks import check_targets
 from fedpeft.run.task_checks import check_tasks
+from fedpeft.run.translation_checks import check_translation
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -66,6 +67,8 @@ def check(setup: Setup) -> None:
     check_targets(setup)
     if setup.task.describes:
         check_captions(setup)
+    if setup.task.translates:
+        check_translation(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.facts.task, config.head, setup.head, setup.mechanism)
     _check_server_noise(setup)

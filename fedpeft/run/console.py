@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from fedpeft.run.observer import RoundResult
+from fedpeft.run.observer import RoundResult, judged
 from fedpeft.run.phases import Heartbeat, Phases
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ConsoleObserver:
         shown = not console.quiet and not console.is_terminal
         self._heartbeat = Heartbeat(self._still_there, silence) if silence is not None and shown else None
         self._on_round = on_round
-        self.metric = metric
+        self._metric = metric
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -82,6 +82,17 @@ class ConsoleObserver:
         self._phase: TaskID | None = None
         self._cohort: TaskID | None = None
         self._total_rounds = 0
+
+    @property
+    def metric(self) -> str:
+        """What the run is judged by: its task's metric."""
+        return self._metric
+
+    @metric.setter
+    def metric(self, metric: str) -> None:
+        self._metric = metric
+        if self.live is not None:
+            self.live.judge(metric)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -159,8 +170,8 @@ class ConsoleObserver:
             parts.append(f"train loss {result.train_loss:.3f}")
         if result.loss is not None and result.accuracy is not None:
             parts.append(f"validation loss {result.loss:.3f}")
-            name = self.metric.replace("_", " ") if self.metric != "perplexity" else "accuracy"
-            parts.append(f"{name} {result.accuracy:.3f}")
+            name, value = judged(self.metric, result.loss, result.accuracy)
+            parts.append(f"{name} {'not a number' if value is None else format(value, '.3f')}")
         if result.undone:
             parts.append("[bold yellow]undone[/]")
         parts.append(f"up {size(result.uplink_bytes)} down {size(result.downlink_bytes)}")

@@ -53,7 +53,8 @@ def exam_of(setup: Setup, validation: Rows, say: Callable[[str], None]) -> Exam 
         return None
     if asked.questions:
         template = getattr(DATASETS.build(setup.config.dataset), "template", None)
-        found = read_questions(asked.questions, Form(setup.task.asks, template))[: asked.rows or None]
+        form = Form(setup.task.asks, template, setup.task.translates)
+        found = read_questions(asked.questions, form)[: asked.rows or None]
     elif len(validation):
         rows = validation
         if asked.rows and len(rows) > asked.rows:

@@ -17,7 +17,11 @@ def loading(run: FinishedRun, whole: bool) -> str:
         return "`fedpeft.open_run(RUN).model()`: two towers, which the `peft` library alone does not put together"
     if run.task.describes:
         return "`python -m fedpeft.predict RUN PICTURE`, or `fedpeft.open_run(RUN).model()`"
-    auto = "AutoModel" if run.labels is not None or run.task.compares else "AutoModelForCausalLM"
+    pairs = run.task.translates
+    language = "AutoModelForSeq2SeqLM" if pairs else "AutoModelForCausalLM"
+    auto = "AutoModel" if run.labels is not None or run.task.compares else language
+    if whole and pairs:
+        return "`transformers.AutoModelForSeq2SeqLM.from_pretrained(FOLDER)`"
     if whole and run.labels is None:
         return '`transformers.pipeline("text-generation", FOLDER)`'
     if whole and run.reads_images:
@@ -39,7 +43,8 @@ def front_matter(run: FinishedRun, whole: bool) -> str:
     from huggingface_hub import ModelCardData
 
     in_peft = not whole and not (run.files / "method.json").is_file()
-    kind = f"{'image' if run.reads_images else 'text'}-classification" if run.labels is not None else "text-generation"
+    kind = "text2text-generation" if run.task.translates else "text-generation"
+    kind = f"{'image' if run.reads_images else 'text'}-classification" if run.labels is not None else kind
     data: Any = ModelCardData(
         base_model=run.origin.name,
         license=run.origin.license or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,6 +17,23 @@ class Metrics:
     loss: float
     accuracy: float
     worst_accuracy: float | None = None
+
+
+def judged(metric: str, loss: float | None, accuracy: float | None) -> tuple[str, float | None]:
+    """What a run is judged by, as its users call it, and its value; None: it is not known, or no number.
+
+    Args:
+        metric: the task's (`fedpeft.models.task.Task.metric`).
+        loss, accuracy: as `Metrics` and `RoundResult` have them.
+    """
+    name, value = metric.replace("_", " "), accuracy
+    if metric == "perplexity":
+        value = math.exp(loss) if loss is not None and loss < LARGEST_LOSS else None
+    return name, value if value is not None and math.isfinite(value) else None
+
+
+LARGEST_LOSS = 700.0
+"""Nats a token whose perplexity is still a number."""
 
 
 @dataclass(frozen=True)

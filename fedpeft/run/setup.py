@@ -31,7 +31,7 @@ from fedpeft.models.base_model import readable_tokens, resolve_model
 from fedpeft.models.layers import innermost
 from fedpeft.models.loading import Say, unheard
 from fedpeft.models.quantized import quantize
-from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
+from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Targets, Task
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.family import PEFT_METHODS, of_size
@@ -155,7 +155,8 @@ class Setup(ChosenParts):
         """
         tasks = None if facts.tasks is None else facts.tasks.over(config.rounds)
         facts = replace(facts, tasks=tasks)
-        config = told_tasks(counted(settled(config), facts.clients), tasks)
+        task: Task = TASKS.build(facts.task)
+        config = told_tasks(counted(settled(config, task.targets), facts.clients), tasks)
         given: PeftMethod = built(config, "peft")
         groups = chosen_ranks(groups, given.form) if config.ranks == AUTO else groups
         profiles = profiles_of(groups, facts.clients, given.form)
@@ -163,7 +164,6 @@ class Setup(ChosenParts):
         forms = [profile.form for profile in kinds(profiles)]
         peft = of_size(config.peft, given, [*forms, *map(chosen.strategy.whole_form, forms)])
         method = PEFT_METHODS.build(peft)
-        task: Task = TASKS.build(facts.task)
         if task.targets in ("numbers", "labels"):
             chosen = replace(chosen, head=chosen.head.fitted(task.targets))
         model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
@@ -301,13 +301,17 @@ class Setup(ChosenParts):
         return [f"{cut:,} of {len(examples):,} rows are longer than {self.tokens} tokens and cut there; see --tokens"]
 
 
-def settled(config: RunConfig) -> RunConfig:
+def settled(config: RunConfig, targets: Targets = "classes") -> RunConfig:
     """The configuration with what `auto` is: precision on this machine, head under its privacy, partition of its data.
 
     A run's folder keeps this one: on another machine, continued or compared, the run stays what it was.
+
+    Args:
+        config: the settings.
+        targets: what the rows' labels are; of a data set that has not been looked at, classes.
     """
     if config.head == "auto":
-        config = replace(config, head=_suited_head(config))
+        config = replace(config, head=_suited_head(config, targets))
     if config.partition == "auto":
         config = replace(config, partition=suited_partition(config.dataset) or USUAL)
     if config.dtype != "auto":
@@ -316,22 +320,23 @@ def settled(config: RunConfig) -> RunConfig:
     return replace(config, dtype="bf16" if fast_bf16(device) else "fp32")
 
 
-def _suited_head(config: RunConfig) -> str:
+def _suited_head(config: RunConfig, targets: Targets) -> str:
     """How the head starts where the user does not say: as suits the rule or the data, as far as privacy allows."""
     if built(config, "strategy").makes_head:
         return "zero"
     private: Mechanism | SecureSum | None = built(config, "privacy")
     own = suited_head(config.dataset)
     if own is None:
-        return _head_under(private)
+        return _head_under(private, targets)
     return "zero" if isinstance(private, Mechanism) else own
 
 
-def _head_under(mechanism: Mechanism | SecureSum | None) -> str:
+def _head_under(mechanism: Mechanism | SecureSum | None, targets: Targets) -> str:
     """How the head starts where the user does not say: from all that may be asked for."""
     if mechanism is None or isinstance(mechanism, SecureSum):  # which adds up sums over rows, too
         return "ridge"
-    return "private_centroids" if mechanism.protects and mechanism.start != 0 else "zero"
+    has_one = mechanism.protects and mechanism.start != 0 and targets not in ("numbers", "labels")
+    return "private_centroids" if has_one else "zero"
 
 
 def adapted_model(

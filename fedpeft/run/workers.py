@@ -140,6 +140,8 @@ def _check_spread(setup: Setup, workers: int, gpus: Sequence[str]) -> None:
         raise ConfigError(f"spread deals a base out to several GPUs, and there are {len(gpus)}; leave it out of --grid")
     if workers > 1:
         raise ConfigError(f"spread has one worker on all GPUs, and --workers says {workers}; leave one of them out")
+    if setup.task.translates:
+        raise ConfigError("spread deals out one stack of blocks, and seq2seq has two; leave it out of --grid")
     if setup.task.encodes or setup.task.compares:
         raise ConfigError("spread is for language models; leave it out of --grid, and each GPU has a worker of its own")
     if setup.mechanism is not None and setup.mechanism.per_example:

@@ -66,7 +66,7 @@ class Simulation:
     ) -> None:
         self.folder = folder
         self.observer = observer
-        config = settled(config)
+        head, config = config.head, settled(config)
         observer.phase("reading the rows", 1)
         groups = groups_of(config.ranks, config.clients, folder)
         self.rows = SimulatedRows.of(config, number_of(config.clients, groups))
@@ -76,7 +76,7 @@ class Simulation:
                 f"privacy={config.privacy} takes a row to be one client's, and under {config.partition} it is "
                 "many clients'; take another partition"
             )
-        self.setup = Setup.of(config, self.rows.facts, groups)
+        self.setup = Setup.of(replace(config, head=head), self.rows.facts, groups)  # auto: as suits the labels
         second = self.setup.measured.second
         if self._held_out and self.rows.partition.resampled:
             scored = config.strategy if self.setup.personal else "calibration(rows=clients)"

@@ -267,7 +267,12 @@ def figures(section: Section) -> list[Figure]:
         ),
     )
     drawn = (*made, *task_figures.of_section(section), *trust_figures.of_section(section))
-    return [Figure(name, title, note.strip(), svg) for name, title, note, svg in drawn if svg]
+    return [_named(section, name, title, note.strip(), svg) for name, title, note, svg in drawn if svg]
+
+
+def _named(section: Section, name: str, title: str, note: str, svg: str) -> Figure:
+    """A figure with what its runs are judged by in its title and note."""
+    return Figure(name, called(title, section.results), called(note, section.results), svg)
 
 
 def _figures_of_a_run(section: Section, run: Result) -> list[Figure]:
@@ -283,4 +288,4 @@ def _figures_of_a_run(section: Section, run: Result) -> list[Figure]:
         ("reliability", "Calibration", RELIABILITY, reliability(section)),
     )
     drawn = (*made, *task_figures.of_section(section), *trust_figures.of_section(section))
-    return [Figure(name, title, note, svg) for name, title, note, svg in drawn if svg]
+    return [_named(section, name, title, note, svg) for name, title, note, svg in drawn if svg]

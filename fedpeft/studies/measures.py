@@ -258,8 +258,22 @@ QUALITY = (
 
 
 CALLED = {
-    "skill": (("accuracy", "skill"), ("(nats)", "(squared deviations)")),
-    "label_accuracy": (("accuracy", "label accuracy"),),
+    "skill": (
+        ("an accuracy", "a skill"),
+        ("accuracy", "skill"),
+        ("Accuracy", "Skill"),
+        ("(nats)", "(squared deviations)"),
+    ),
+    "label_accuracy": (
+        ("an accuracy", "a label accuracy"),
+        ("accuracy", "label accuracy"),
+        ("Accuracy", "Label accuracy"),
+    ),
+    "perplexity": (
+        ("an accuracy", "a next-token accuracy"),
+        ("accuracy", "next-token accuracy"),
+        ("Accuracy", "Next-token accuracy"),
+    ),
 }
 """What headings say of runs that are judged by something else than accuracy, in place of which words."""
 

@@ -20,6 +20,7 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine.hardware import accelerators, gpu_shares, usable_cores
 from fedpeft.run import catalogue
 from fedpeft.run.console import duration
+from fedpeft.run.observer import judged
 from fedpeft.run.records import Records
 from fedpeft.studies.process import Program, Start, Starter
 from fedpeft.studies.results import FAILED, Result, ResultsFile, read_run, resolved
@@ -291,7 +292,10 @@ class Schedule:
             remaining += f", about {duration(left)}"
         if result.finished:
             assert result.summary is not None
-            text = f"accuracy {result.summary['accuracy']:.4f}  {duration(result.summary['seconds'] or 0)}"
+            told = result.summary
+            name, value = judged(str(told.get("metric", "accuracy")), told.get("loss"), told["accuracy"])
+            text = f"{name} {'not a number' if value is None else format(value, '.4f')}"
+            text += f"  {duration(told['seconds'] or 0)}"
         else:
             self.failures += 1
             text = f"[bold red]failed:[/] {escape(str(result.reason))}"

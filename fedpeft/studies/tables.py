@@ -117,8 +117,8 @@ def _measures_table(
             mean, deviation = mean_and_deviation(values) if values else (None, None)
             row |= {f"{m.heading} mean": mean, f"{m.heading} sd": deviation}
         data.append(row | extra)
-    headings = ("method", "seeds", *(called(m.heading, section.results) for m in measures), *words)
-    return Table(*name_and_title, called(note, section.results), headings, tuple(shown), tuple(data))
+    headings = ("method", "seeds", *(m.heading for m in measures), *words)
+    return Table(*name_and_title, note, headings, tuple(shown), tuple(data))
 
 
 def result_table(run: Result) -> Table:
@@ -128,7 +128,7 @@ def result_table(run: Result) -> Table:
         value = measure.value(run)
         if value is not None:
             shown.append((called(measure.heading, [run]), with_deviation([measure.scale * value], measure.digits)))
-    note = called("Test accuracy is of the saved adapter, in fp32; bytes are the lengths of the real payloads.", [run])
+    note = "Test accuracy is of the saved adapter, in fp32; bytes are the lengths of the real payloads."
     return Table("result", "Result", note, ("measure", "value"), tuple(shown), ({"seed": run.seed, **dict(shown)},))
 
 
@@ -344,8 +344,7 @@ def rounds_table(section: Section) -> Table:
     if section.lone is None:
         return Table("rounds", "Rounds", "", (), (), data)
     note = "The global model on the validation rows; bytes up and down and time of the rounds, until then."
-    words = ("round", "validation accuracy (%)", "validation loss (nats)", "bytes (MB)", "time (s)")
-    headings = tuple(called(word, section.results) for word in words)
+    headings = ("round", "validation accuracy (%)", "validation loss (nats)", "bytes (MB)", "time (s)")
     shown = tuple(
         (
             str(p.round),
@@ -386,4 +385,10 @@ def tables(section: Section) -> list[Table]:
     else:
         found = (methods_table(section), comparison_table(section), resources_table(section), cost, clients)
     rest = (runs_table(section), rounds_table(section), calibration_table(section))
-    return [t for t in (*found, *rest) if t is not None and t.data]
+    return [_named(section, t) for t in (*found, *rest) if t is not None and t.data]
+
+
+def _named(section: Section, table: Table) -> Table:
+    """A table with what its runs are judged by wherever it is read."""
+    title, note, *headings = (called(text, section.results) for text in (table.title, table.note, *table.headings))
+    return replace(table, title=title, note=note, headings=tuple(headings))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import socket
 import urllib.error
 import urllib.request
@@ -17,7 +19,7 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.dashboard.live import CLIENTS_SHOWN, Live
 from fedpeft.run.dashboard.server import FILES, port_of, served, shown
-from fedpeft.run.observer import RoundResult
+from fedpeft.run.observer import RoundResult, judged
 from fedpeft.run.records import Records
 from fedpeft.simulate import simulate
 from tests.browser import WIDER, browser, in_a_browser
@@ -65,6 +67,27 @@ def test_it_tells_rounds_clients_and_the_time_that_is_left(live, tmp_path):
     assert state["clients"] == ["before", "rejected", "now", "never"]
     assert state["left"] == 5.0 * 2
     assert state["epsilon"] is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "value"),
+    [("skill", "skill", 0.5), ("label_accuracy", "label accuracy", 0.5), ("perplexity", "perplexity", math.exp(0.9))],
+)
+def test_it_is_judged_by_what_its_task_is_judged_by(live, metric, name, value):
+    told = io.StringIO()
+    observer = ConsoleObserver(Console(file=told, width=200), live=live)
+    observer.metric = metric
+    observer.round_done(result(1))
+    state = live.snapshot()
+    assert state["metric"] == name
+    assert state["rounds"][-1]["judged"] == pytest.approx(value)
+    assert f"  {name} {value:.3f}  " in told.getvalue()
+    assert name == "accuracy" or "  accuracy" not in told.getvalue()
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e6, None])
+def test_a_perplexity_beyond_all_numbers_is_none(loss):
+    assert judged("perplexity", loss, 0.1) == ("perplexity", None)
 
 
 def test_a_run_that_goes_on_shows_the_rounds_of_before(tmp_path):
@@ -201,6 +224,7 @@ def test_a_browser_shows_the_run(tmp_path):
     title = "a <b>run</b>/of-a-long-name(rank=8)-without-a-space-in-it-as-folders-of-studies-have-them-seed0"
     live = Live(tmp_path, title)
     live.watch(clients=4, private=False)
+    live.judge("label_accuracy")
     live.started(4)
     for number in (1, 2):
         live.round_done(result(number, uplink_bytes=999_900_000_000, downlink_bytes=999_900_000_000, seconds=36_000.0))
@@ -213,6 +237,9 @@ def test_a_browser_shows_the_run(tmp_path):
             assert page.run("document.documentElement.scrollWidth") <= width
             assert page.run(WIDER) == []
             assert page.run("document.getElementById('title').textContent") == title
+            assert page.run("document.getElementById('metric').textContent") == "validation label accuracy"
+            assert page.run("document.getElementById('metrics').textContent") == "Label accuracy"
+            assert page.run("document.getElementById('judged').textContent") == "0.500"
             assert page.run("document.querySelectorAll('circle').length") == 6  # losses of both rows, accuracy
             assert page.run("document.querySelectorAll('.never').length") == 5  # four clients, and the legend
             assert "round 2 is done" in page.run("document.getElementById('log').textContent")

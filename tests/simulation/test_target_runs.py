@@ -127,6 +127,15 @@ def test_known_moments_go_with_privacy(tmp_path):
     assert torch.isfinite(state["head.weight"]).all()
 
 
+@pytest.mark.parametrize("privacy", ["dp_sgd(epsilon=8)", "user_dp(epsilon=8)"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_under_privacy_the_head_that_nobody_names_starts_at_zero(kind, privacy, tmp_path):
+    data = f"{data_of(kind, tmp_path)[:-1]}, mean=500, deviation=200)" if kind == "numbers" else data_of(kind, tmp_path)
+    made = simulation(tmp_path / "x", dataset=data, privacy=privacy, head="auto")
+    assert made.config.head == "zero"
+    assert not made.setup.private_start
+
+
 @pytest.fixture
 def trusted(tmp_path, monkeypatch):
     """Where `trust_remote_code` leaves the code that it runs."""

@@ -67,6 +67,22 @@ def test_ink_and_ground_of_figures_are_the_pages() -> None:
     assert "var(" not in made.figures[0].svg, "a figure in a file of its own has no page"
 
 
+@pytest.mark.parametrize("lone", [True, False])
+@pytest.mark.parametrize(("metric", "name"), [("skill", "skill"), ("perplexity", "next-token accuracy")])
+def test_runs_that_are_judged_by_something_else_say_so_everywhere(metric: str, name: str, lone: bool) -> None:
+    results = [made_result({}, 3, 0.7, 8.0)] if lone else made_study(1, ("iid",))
+    for run in results:
+        if run.summary:
+            run.summary["metric"] = metric
+    made = Made.of(Section("a run", "", results, {}) if lone else section(results))
+    texts = [text for t in made.tables if t.headings for text in (t.title, t.note, *t.headings)]
+    texts += [cell for t in made.tables if t.name == "result" for row in t.shown for cell in row]
+    texts += [text for f in made.figures for text in (f.title, f.note)]
+    assert any(f"test {name} (%)" in text for text in texts)
+    for text in texts:
+        assert "accuracy" not in text.lower().replace("next-token accuracy", ""), text
+
+
 def test_a_page_about_one_run_compares_nothing() -> None:
     run = made_result({}, 3, 0.7, 8.0)
     made = Made.of(Section("a run", "", [run], {}))

@@ -11,8 +11,9 @@ mean and deviation or of those that are given; lists of labels, or columns of 0 
 several labels a row; all else is one class. Instruction data are told by their columns, where there is none called as
 `text` says: messages, conversations (ShareGPT), instruction and output (alpaca), prompt and completion. The model's
 chat template is applied, or a `template`, and the loss is that of the answers. A prompt with a chosen and a rejected
-answer is a preference, learned by DPO. Without test rows, a seeded share of each class is held out.
-The data is yours, and so is its licence.
+answer is a preference, learned by DPO. Columns input and target, or any that `text` and `target` name, are pairs of
+texts for an encoder with a decoder: `file(path="FILE", text=article, target=summary)`. Without test rows, a seeded
+share of each class is held out. The data is yours, and so is its licence.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fedpeft.data.image_folders import FILE_NAME, holds_pictures, picture_record
 from fedpeft.data.instruction_columns import Reading, reading
 from fedpeft.data.label_columns import KINDS, several_labels_partition
 from fedpeft.data.record_folders import OWNER, Splits, records_below, splits_of
-from fedpeft.data.rows import Dataset
+from fedpeft.data.rows import NO_MODEL, Dataset
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
 
@@ -59,6 +60,9 @@ class File:
         path=True,
     )
     answer: str = setting("output", "name of the column with the answers, where a template writes the prompts")
+    target: str | None = setting(
+        None, "name of the column with the texts that a decoder is to write (T5, BART); `text` is what is read"
+    )
     beta: float = setting(
         0.1, "preferences: how much it costs to leave the base's answers (DPO)", above=0.0, high=100.0
     )
@@ -90,7 +94,9 @@ class File:
         pictures = holds_pictures(splits.train)
         _, first = next(_records(splits.train, pictures), ("", {}))
         instructions = (
-            None if pictures else reading(first, self.text, self.messages, self.template, self.answer, self.beta)
+            None
+            if pictures
+            else reading(first, self.text, self.messages, self.template, self.answer, self.beta, self.target)
         )
         names = user_rows.Names(
             FILE_NAME if pictures else self.text,
@@ -109,7 +115,8 @@ class File:
         made = user_rows.dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
         made = dataclasses.replace(made, notes=(*made.notes, *self._notes(splits, instructions, names)))
         if instructions:
-            return dataclasses.replace(made, task=instructions.task)
+            model = NO_MODEL if instructions.task == "seq2seq" else made.default_model
+            return dataclasses.replace(made, task=instructions.task, default_model=model)
         return user_rows.of_pictures(made, lambda files: pixels_of(files, self.side)) if pictures else made
 
     def _splits(self) -> Splits:
@@ -125,7 +132,7 @@ class File:
     def _notes(self, splits: Splits, instructions: Reading | None, names: user_rows.Names) -> tuple[str, ...]:
         """What was taken by itself, in one line each."""
         notes = []
-        if instructions and not (self.messages or self.template):
+        if instructions and not (self.messages or self.template or self.target):
             notes.append(f"taken as {instructions.said}")
         if splits.train != Path(self.path).expanduser():
             parts = [path.name for path in (splits.train, splits.validation, splits.test) if path is not None]

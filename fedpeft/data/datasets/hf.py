@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from fedpeft.data import user_rows
 from fedpeft.data.conversations import with_prompts
 from fedpeft.data.label_columns import KINDS, several_labels_partition
-from fedpeft.data.rows import Dataset
+from fedpeft.data.rows import NO_MODEL, Dataset
+from fedpeft.data.text_to_text import with_targets
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.parts import nearest, setting
 
@@ -40,6 +41,9 @@ class HF:
         None, "instruction data: alpaca, chat (the model's own) or FILE.jinja, a template of columns", path=True
     )
     answer: str = setting("output", "name of the column with the answers, where a template writes the prompts")
+    target: str | None = setting(
+        None, "name of the column with the texts that a decoder is to write (T5, BART); `text` is what is read"
+    )
     train: str = setting("train", "name of the split with the training rows")
     test: str | None = setting("test", "name of the split with the test rows; None: hold some training rows out")
     test_fraction: float = setting(0.2, "share of the rows held out for test when `test` is None", above=0.0, high=0.9)
@@ -91,13 +95,16 @@ class HF:
         test = None if self.test is None else self._table(splits, self.test)
         known, column = user_rows.Moments(self.mean, self.deviation), self.label or "label"
         made = user_rows.dataset(self.name, train, test, self.test_fraction, self.seed, None, known, column)
+        if self.target is not None:
+            return dataclasses.replace(made, task="seq2seq", default_model=NO_MODEL)
         return dataclasses.replace(made, task="instruction") if self.template else made
 
     def _table(self, splits: Any, split: str) -> user_rows.Table:
         if split not in splits:
             raise ConfigError(f"{self.name} has no split {split!r}; {nearest(split, splits)}; test=None holds rows out")
         rows = splits[split]
-        label, ask = None if self.template else self.label, "hf(..., ROLE=COLUMN)"
+        packed = self.template is not None or self.target is not None
+        label, ask = None if packed else self.label, "hf(..., ROLE=COLUMN)"
         names = user_rows.Names(self.text, label, self.owner, ask, self.label_type)
         column = rows.features.get(self.label)
         class_names = getattr(column, "names", None)  # of a ClassLabel column
@@ -114,7 +121,9 @@ class HF:
                 yield f"row {number}", record
 
         source, found = f"{self.name} ({split})", records()
-        if self.template:
+        if self.target is not None:
+            found = with_targets(found, (self.text, self.target), self.text, source, self.template)
+        elif self.template:
             found = with_prompts(found, self.template, self.answer, self.text, source)
         return user_rows.read(source, found, names)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ def _tokens(batch: Batch) -> int:
 class LanguageModel(FederatedModel):
     """A causal language model; logits are kept for the predicting positions only."""
 
+    peft_task: ClassVar[str] = "CAUSAL_LM"
+
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
@@ -56,6 +58,18 @@ class LanguageModel(FederatedModel):
         """What the base reads of a batch: by default all of it."""
         return batch
 
+    def read(self, batch: Batch) -> Tensor:
+        """The base's logits at all positions."""
+        return next_tokens(self.base, self.given(batch))
+
+    def predicting(self, values: Tensor, batch: Batch) -> Tensor:
+        """Of what the base has at all positions those that predict a token of the row."""
+        return values[:, -_tokens(batch) :][:, :-1]  # a prompt's positions stand before, uncounted
+
+    def counted(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Labels of the predicting positions, and which of them count."""
+        return counted_labels(batch)
+
     def row_losses(self, batch: Batch) -> RowLosses | None:
         """Losses without the logits of all positions; None where the output layer is trained, or is none that
         `OutputLayer` knows."""
@@ -64,12 +78,12 @@ class LanguageModel(FederatedModel):
         [output] = self._output
         if output is None or not (output.plain or not torch.is_grad_enabled()):
             return None
-        hidden, known = output.entered(lambda: next_tokens(self.base, self.given(batch)))
+        hidden, known = output.entered(lambda: self.read(batch))
         if not known:
             self._output = [None]
             return None
-        hidden = hidden[:, -_tokens(batch) :][:, :-1]  # a prompt's positions stand before, uncounted
-        labels, counted = counted_labels(batch)
+        hidden = self.predicting(hidden, batch)
+        labels, counted = self.counted(batch)
         each, right = token_losses(hidden[counted], labels[counted], output.logits)
         return RowLosses(
             row_sums(each, counted), counted.sum(1).to(each.dtype), row_sums(right.to(each.dtype), counted)
@@ -77,8 +91,7 @@ class LanguageModel(FederatedModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the next token, (B, T - 1, vocabulary), in at least fp32."""
-        logits = next_tokens(self.base, self.given(batch))
-        logits = logits[:, -_tokens(batch) :][:, :-1]  # a prompt's positions stand before, uncounted
+        logits = self.predicting(self.read(batch), batch)
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -103,6 +116,7 @@ def check_causal(model_directory: Path) -> None:
         raise ModelError(
             f"the model in {model_directory} is of the kind {kind!r}, which has no causal language model; take one "
             "such as smollm2"
+            + (", or pairs of texts: file(path=..., text=COLUMN, target=COLUMN)" if config.is_encoder_decoder else "")
         )
     decoder = getattr(config, "is_decoder", False) or config.is_encoder_decoder  # of the latter the decoder is taken
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decoder:
@@ -130,6 +144,13 @@ def _not_causal(model_directory: Path, kind: str) -> ModelError:
         f"the model in {model_directory} ({kind}) reads ahead: what it predicts of a token depends on later ones, so "
         "it is no causal language model; take one such as smollm2, or rows with labels and classification"
     )
+
+
+def summed_losses(logits: Tensor, labels: Tensor, counted: Tensor) -> RowLosses:
+    """Cross-entropy of logits (B, T, vocabulary) summed over the positions (B, T) that count."""
+    each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
+    correct = ((logits.argmax(-1) == labels) & counted).sum(1)
+    return RowLosses(each.view(labels.shape).sum(1), counted.sum(1).to(each.dtype), correct.to(each.dtype))
 
 
 @dataclass(frozen=True)
@@ -169,10 +190,7 @@ class CausalLM(Task):
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Cross-entropy summed over a row's predicted tokens."""
-        labels, counted = counted_labels(batch)
-        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
-        correct = ((logits.argmax(-1) == labels) & counted).sum(1)
-        return RowLosses(each.view(labels.shape).sum(1), counted.sum(1).to(each.dtype), correct.to(each.dtype))
+        return summed_losses(logits, *counted_labels(batch))
 
     def row_losses(self, model: FederatedModel, batch: Batch, offsets: Tensor | None = None) -> RowLosses:
         """The same; where the output layer is not trained, without the logits of all positions."""

@@ -39,6 +39,7 @@ class PairEncoder(FederatedModel):
     """One encoder for both sides."""
 
     pairs = True
+    peft_task = "FEATURE_EXTRACTION"
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import KEY_PROJECTIONS, blocks, chosen_blocks, innermost, replace
+from fedpeft.models.layers import KEY_PROJECTIONS, chosen_blocks, innermost, replace
 from fedpeft.models.task import FederatedModel, adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
@@ -79,11 +79,10 @@ class BitFit(PeftMethod):
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Make the biases trainable."""
-        path, stack = blocks(model.base)
         found = [
-            f"{path}.{i}.{name}"
-            for i in chosen_blocks(model.base, self.layers, "bitfit")
-            for name, layer in stack[i].named_modules()
+            f"{path}.{name}"
+            for path, block in chosen_blocks(model.base, self.layers, "bitfit").items()
+            for name, layer in block.named_modules()
             if isinstance(layer, nn.Linear | nn.LayerNorm)
             and layer.bias is not None
             and not layer.bias.requires_grad

@@ -65,7 +65,7 @@ const series = (rounds, key, name) =>
 
 function show(state) {
   const rounds = state.rounds, trained = rounds.filter(r => r.round > 0), last = rounds[rounds.length - 1] || {};
-  const judged = rounds.filter(r => known(r.accuracy)).pop() || {};
+  const judged = rounds.filter(r => known(r.judged)).pop() || {};
   const told = trained.filter(r => known(r.train_loss)).pop() || {};
   const sum = key => rounds.reduce((all, r) => all + (r[key] || 0), 0);
   document.title = state.title + " - fedpeft";
@@ -73,7 +73,9 @@ function show(state) {
   put("status", (state.ended || "running") + ", " + duration(state.running));
   put("round", (last.round || 0) + " / " + (state.total || "-"));
   put("left", state.ended ? "-" : duration(state.left));
-  put("accuracy", fixed(judged.accuracy, 3));
+  put("metric", "validation " + state.metric);
+  put("metrics", state.metric[0].toUpperCase() + state.metric.slice(1));
+  put("judged", fixed(judged.judged, 3));
   put("loss", fixed(told.train_loss, 3));
   put("bytes", size(sum("uplink_bytes")) + " / " + size(sum("downlink_bytes")));
   put("epsilon", known(state.epsilon) ? state.epsilon.toPrecision(3) : "none");
@@ -82,7 +84,8 @@ function show(state) {
   at("progress").max = phase.total || 1;
   at("progress").value = state.ended ? phase.total || 1 : phase.done;
   plot("losses", [series(rounds, "train_loss", "one"), series(rounds, "loss", "two")], state.total, v => v.toFixed(2));
-  plot("accuracies", [series(rounds, "accuracy", "one")], state.total, v => v.toFixed(3));
+  at("curve").setAttribute("aria-label", `validation ${state.metric} by round`);
+  plot("curve", [series(rounds, "judged", "one")], state.total, v => v.toPrecision(3));
   plot("traffic", [series(trained, "uplink_bytes", "one"), series(trained, "downlink_bytes", "two")], state.total, size, true);
   const numbers = Object.entries(state.connected).map(([word, n]) => n + " " + word).join(", ");
   const hidden = state.clients === null ? "; who takes part is confidential" : "";

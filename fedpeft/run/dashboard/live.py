@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.text import Text
 
-from fedpeft.run.observer import RoundResult
+from fedpeft.run.observer import RoundResult, judged
 from fedpeft.run.records import Records, plain
 
 LOG_LINES = 200
@@ -50,6 +50,7 @@ class Live:
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._clients: dict[int, dict[str, Any]] = {}
         self._population = 0
+        self._metric = "accuracy"
         self._private = True  # until it is known that it is not
         self._epsilon: Callable[[], float] | None = None
         self._spent: float | None = None
@@ -75,6 +76,12 @@ class Live:
         """
         with self._lock:
             self._population, self._private, self._epsilon, self._connected = clients, private, epsilon, connected
+        self._changed()
+
+    def judge(self, metric: str) -> None:
+        """The run is judged by the task's `metric`."""
+        with self._lock:
+            self._metric = metric
         self._changed()
 
     def say(self, text: str) -> None:
@@ -140,7 +147,8 @@ class Live:
             last = self._rounds[-1]["round"] if self._rounds else 0
             return {
                 "title": self._title,
-                "rounds": [{name: r.get(name) for name in SHOWN} for r in self._rounds],
+                "metric": judged(self._metric, None, None)[0],
+                "rounds": [self._shown(r) for r in self._rounds],
                 "total": self._total,
                 "phase": dict(self._phase),
                 "clients": None if self._private else self._map(last),
@@ -152,6 +160,11 @@ class Live:
                 "ended": self.ended,
                 "log": list(self._log),
             }
+
+    def _shown(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """A round with its value of what the run is judged by."""
+        told = {name: line.get(name) for name in SHOWN}
+        return told | {"judged": judged(self._metric, told["loss"], told["accuracy"])[1]}
 
     def _map(self, last: int) -> list[str]:
         """A word for each client, by id: what it did when it was asked last."""

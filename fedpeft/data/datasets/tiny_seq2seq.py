@@ -1,0 +1,55 @@
+"""Made pairs of texts for sequence to sequence: a sentence, and its words in another language in reverse order.
+
+The other language is a dictionary: each word has one that stands for it, and no word stands for two. Owners speak of
+different things: each uses some words more often than others. Nothing is fetched; free of any licence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpeft.data.made_words import WORDS
+from fedpeft.data.rows import Dataset, Rows
+from fedpeft.data.text_to_text import packed_pair
+from fedpeft.parts import setting
+
+SHORTEST, LONGEST = 2, 5
+
+
+@dataclass(frozen=True)
+class TinySeq2Seq:
+    """Made sentences with owners, and what they mean."""
+
+    owners: int = setting(8, "number of owners", low=1, high=10_000)
+    rows: int = setting(40, "training rows of an owner", low=2, high=100_000)
+    test_rows: int = setting(6, "test rows of an owner", low=1, high=10_000)
+    words: int = setting(16, "words of the language", low=4, high=len(WORDS) // 2)
+    reverse: bool = setting(True, "whether the other language says the last word first")
+    seed: int = setting(0, "seed of the texts; not the run's seed", low=0)
+
+    def load(self) -> Dataset:
+        """Sentences of 2 to 5 words, grouped by owner."""
+        generator = np.random.default_rng([self.seed, 28])
+        known = generator.permutation(len(WORDS))
+        meaning = dict(zip(known[: self.words].tolist(), known[self.words : 2 * self.words].tolist(), strict=True))
+        parts: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+        for owner in range(self.owners):
+            chances = generator.dirichlet(np.full(self.words, 2.0))
+            for name, count in (("train", self.rows), ("test", self.test_rows)):
+                drawn = (known[: self.words][self._sentence(chances, generator)] for _ in range(count))
+                parts[name] += [(self._row(words.tolist(), meaning), f"owner {owner:04d}") for words in drawn]
+        train, test = (Rows([row for row, _ in part], None, np.array([o for _, o in part])) for part in parts.values())
+        return Dataset("tiny_seq2seq", "text", "seq2seq", train, test, None, "tiny_seq2seq")
+
+    def _sentence(self, chances: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:
+        return generator.choice(self.words, size=int(generator.integers(SHORTEST, LONGEST + 1)), p=chances)
+
+    def _row(self, words: list[int], meaning: dict[int, int]) -> str:
+        said = [WORDS[meaning[word]] for word in words]
+        return packed_pair(" ".join(WORDS[word] for word in words), " ".join(said[::-1] if self.reverse else said))
+
+
+part = TinySeq2Seq

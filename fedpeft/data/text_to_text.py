@@ -1,0 +1,119 @@
+"""Pairs of texts, one that an encoder reads and one that a decoder writes: one JSON text a row.
+
+    {"source": "translate English to German: That is good.", "target": "Das ist gut."}
+
+Both are cut into tokens by themselves, as the model's tokenizer does it for either side. An answer ends with the token
+of end; where it is cut it does not, so that nobody learns to stop in the middle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from fedpeft.data.conversations import with_prompts
+from fedpeft.data.label_columns import AND
+from fedpeft.data.prompt_templates import CHAT
+from fedpeft.data.record_files import records
+from fedpeft.data.rows import Rows
+from fedpeft.errors import ConfigError, DataError
+from fedpeft.parts import nearest
+
+INPUT, TARGET = "input", "target"
+"""Columns by which pairs are told where nobody names any."""
+
+Records = Iterable[tuple[str, Mapping[str, Any]]]
+
+
+def packed_pair(source: str, target: str) -> str:
+    """A row."""
+    return json.dumps({"source": source, "target": target})
+
+
+def sides(row: str) -> tuple[str, str]:
+    """What is read and what is to be written of a row.
+
+    Raises:
+        DataError: it is no such row.
+    """
+    try:
+        found = json.loads(row)
+        return str(found["source"]), str(found["target"])
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            f"seq2seq learns from pairs of texts, and this row is none: {row!r:.60}; name both columns: file(path=..., "
+            "text=COLUMN, target=COLUMN)"
+        ) from None
+
+
+def with_targets(
+    found: Records, columns: tuple[str, str], text: str, source: str, template: str | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The records with a packed pair in the column `text`.
+
+    Args:
+        found: records with the names of their places.
+        columns: of what is read, perhaps several as "a + b", and of what is to be written.
+        text: where the row goes.
+        source: what the records come from, for messages.
+        template: that writes what is read, see `fedpeft.data.prompt_templates`; None: the column as it stands.
+
+    Raises:
+        ConfigError: the template is that of a chat, or there is none.
+        DataError: a record lacks one of both texts.
+    """
+    read, target = columns
+    if template == CHAT:
+        raise ConfigError("template=chat writes conversations, and target names one text; leave one of them out")
+    if template is not None:
+        for place, record in with_prompts(found, template, target, text, source):
+            made = json.loads(record[text])
+            yield place, {**record, text: packed_pair(made["prompt"], made["answer"])}
+        return
+    names = [read] if AND not in read else read.split(AND)
+    for place, record in found:
+        where = f"{place} of {source}"
+        values = [_text(record, name, where) for name in names]
+        asked = values[0] if len(names) == 1 else " ".join(f"{n}: {v}" for n, v in zip(names, values, strict=True))
+        yield place, {**record, text: packed_pair(asked, _text(record, target, where))}
+
+
+def pair_rows(path: str, read: str, target: str) -> Rows:
+    """The pairs of a file.
+
+    Raises:
+        DataError: the file can't be read, has no rows, or a row lacks one of both texts.
+    """
+    rows = [str(record[read]) for _, record in with_targets(records(path), (read, target), read, path)]
+    if not rows:
+        raise DataError(f"{path} has no rows")
+    return Rows(rows)
+
+
+def _text(record: Mapping[str, Any], column: str, where: str) -> str:
+    if column not in record:
+        raise DataError(f"{where} has no column {column!r}; {nearest(column, map(str, record))}")
+    value = record[column]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: the column {column!r} must hold a text, got {value!r:.40}")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise DataError(f"{where}: the column {column!r} holds half of a character (a lone surrogate)")
+    return value
+
+
+def source_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of what an encoder reads."""
+    return list(tokenizer(text)["input_ids"])
+
+
+def cut_source(tokenizer: Any, text: str, most: int) -> list[int]:
+    """The same, at most `most` of them, its special tokens at both ends."""
+    return list(tokenizer(text, truncation=True, max_length=most)["input_ids"])
+
+
+def target_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of what a decoder writes, the token of end included."""
+    ids = list(tokenizer(text_target=text)["input_ids"])
+    end = tokenizer.eos_token_id
+    return ids if end is None or ids[-1:] == [end] else [*ids, int(end)]

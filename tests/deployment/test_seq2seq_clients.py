@@ -1,0 +1,93 @@
+"""Real clients whose rows are pairs of texts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedpeft.config import RunConfig
+from fedpeft.data.rows import load_dataset
+from fedpeft.data.text_to_text import sides
+from fedpeft.deployment.capacity import ModelSize
+from fedpeft.deployment.edge import check_description
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.servers_rows import ServersRows
+from fedpeft.deployment.wire import v1_pb2 as v1
+from fedpeft.errors import ConfigError, DataError, RunError
+from fedpeft.models.base_model import resolve_model
+from tests.here import Federation
+
+PAIRS = ServeOptions(task="seq2seq", held_out=0.25)
+GIVEN = {"model": "tiny_seq2seq", "peft": "lora(rank=2, layers=0)", "measure": "validation(every=1)", "head": "auto"}
+
+
+def pairs(k: int, names=("input", "target")) -> list[dict[str, str]]:
+    rows = load_dataset(f"tiny_seq2seq(owners=1, rows=24, seed={k})").train
+    return [dict(zip(names, sides(row), strict=True)) for row in rows.inputs]
+
+
+class Paired(Federation):
+    """A federation whose clients' files hold pairs."""
+
+    def rows(self, k):
+        return pairs(k)
+
+
+@pytest.mark.slow
+def test_clients_train_on_pairs_and_are_judged_on_their_own(tmp_path, observer):
+    made = Paired(tmp_path, observer, serve=PAIRS, **GIVEN)
+    told = made.server.gateway.description
+    assert (told.task, list(told.labels), told.text_column, told.label_column) == ("seq2seq", [], "input", "target")
+    progress = made.run()
+    assert [report.error for report in made.server.direct.reports] == [""] * len(made.server.direct.reports)
+    lines = [json.loads(line) for line in (tmp_path / "server" / "rounds.jsonl").read_text().splitlines()]
+    assert all(line["rejected"] == 0 for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert any(t.any() for name, t in progress.adapter.items() if "decoder" in name and "lora_B" in name)
+
+
+def test_a_server_needs_no_rows_and_takes_those_of_a_file(tmp_path):
+    found = ServersRows.of(RunConfig(dataset="tiny"), PAIRS)
+    assert (found.dataset.task, found.dataset.label_names, len(found.validation)) == ("seq2seq", None, 0)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in pairs(0, ("a", "b"))))
+    own = ServeOptions(task="seq2seq", text_column="a", label_column="b", eval_data=str(file))
+    found = ServersRows.of(RunConfig(dataset="tiny"), own)
+    assert (found.dataset.task, len(found.validation)) == ("seq2seq", 24)
+    of_data = ServersRows.of(RunConfig(dataset="tiny_seq2seq"), ServeOptions(eval_data="dataset"))
+    assert of_data.dataset.task == "seq2seq"
+    assert len(of_data.validation)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"task": "seq2seq", "labels": "a,b"}, ConfigError, "seq2seq has none; leave it out"),
+        ({"task": "seq2seq", "eval_data": "FILE"}, DataError, "has no column 'input'"),
+        ({"task": "seq2seq", "eval_data": "FILE", "text_column": "a"}, DataError, "has no column 'label'"),
+    ],
+)
+def test_what_a_server_is_told_wrongly_is_one_sentence(options, error, words, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": "x", "b": "y"}\n')
+    given = {name: str(tmp_path / "rows.jsonl") if value == "FILE" else value for name, value in options.items()}
+    with pytest.raises(error, match=words):
+        ServersRows.of(RunConfig(dataset="tiny"), ServeOptions(**given))
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"), [("seq2seq", ["a"]), ("seq2seq()", []), ("seq2seq(x=1)", []), ("retrieval", [])]
+)
+def test_a_server_s_task_is_checked(task, labels):
+    check_description(v1.Description(task="seq2seq"))
+    with pytest.raises(RunError, match="the server describes"):
+        check_description(v1.Description(task=task, labels=labels))
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_a_decoder_that_is_trained_takes_memory(kind):
+    folder = resolve_model(f"tiny_seq2seq(kind={kind})")
+    alone, both = ModelSize.of(folder), ModelSize.of(folder, answers=True)
+    assert (alone.blocks, both.blocks, both.dropped) == (2, 4, 0)
+    assert alone.dropped > 0
+    assert both.linear + both.other == alone.linear + alone.other + alone.dropped
