@@ -38,7 +38,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Owners:
-    """Whose each row is: the position of a name in `names`, which are in the order in which they occur; int32 (rows,)."""
+    """Whose each row is: the position of a name in `names`, int32 (rows,); names in the order of their first rows."""
 
     names: tuple[str, ...]
     rows: NDArray[np.int32]

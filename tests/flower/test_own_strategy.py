@@ -280,7 +280,8 @@ def test_what_goes_wrong_in_a_round_is_one_sentence(theirs, said):
 
 
 TINY = {"dataset": "tiny", "clients": 4, "cohort": "all", "dtype": "fp32", "workers": 1, "tokens": 32,
-        "local_work": "steps(1)", "measure": "validation(keep=last)", "optimizer": "sgd", "progress": False}  # fmt: skip
+        "local_work": "steps(1)", "measure": "validation(keep=last)", "optimizer": "sgd",
+        "progress": False}  # fmt: skip
 
 
 @pytest.mark.parametrize(
