@@ -82,17 +82,17 @@ def simulate(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     }
     command = [sys.executable, "-m", "fedpeft.simulate", *(f"--{name}={value}" for name, value in flags.items())]
     environment = os.environ | {"FEDPEFT_CACHE": str(folder / "cache")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as run:
-        peaks = watched(run)
-        said = run.stdout.read().strip() if run.stdout else ""
+    said = folder / f"{rows}.log"
+    with said.open("w") as output:
+        peaks = watched(run := subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment))
     if run.returncode:
-        raise RuntimeError(f"{rows} rows: {said[-2000:]}")
+        raise RuntimeError(f"{rows} rows: {said.read_text().strip()[-2000:]}")
     summary: dict[str, Any] = json.loads((folder / f"run-{rows}" / "summary.json").read_text())
     tokenised = sum(file.stat().st_size for file in (folder / "cache").glob("rows-*/*.npy"))
     return summary | peaks | {"file_bytes": train.stat().st_size, "tokenised_bytes": tokenised}
 
 
-def watched(run: subprocess.Popen[str]) -> dict[str, int]:
+def watched(run: subprocess.Popen[bytes]) -> dict[str, int]:
     """The peaks of a run and the processes that it starts, each over time: `anonymous` memory, which only a swap file
     could take, and mapped files (`mapped`), which the system takes back; bytes, shared pages by their share."""
     peaks = {"anonymous": 0, "mapped": 0}

@@ -94,10 +94,8 @@ def scratch(length: int, dtype: DTypeLike) -> NDArray[Any]:
     if length * kind.itemsize <= PIECE:
         return np.zeros(length, kind)
     file = nameless_file()
-    with cache.room_for("rows that do not fit memory"):
-        os.posix_fallocate(
-            file.fileno(), 0, length * kind.itemsize
-        )  # writing to a mapping could not say that it is full
+    with cache.room_for("rows that do not fit memory"):  # writing to a mapping could not say that there is none
+        os.posix_fallocate(file.fileno(), 0, length * kind.itemsize)
     return np.memmap(file, kind, "r+", shape=(length,))
 
 
