@@ -130,9 +130,12 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
     elsewhere: Mapping[str, str] = getattr(cls, "called_elsewhere", {})
+    refused: Mapping[str, str] = getattr(cls, "settled_elsewhere", {})
     for name in given:
         if name not in fields and elsewhere.get(name) in fields:
             raise ConfigError(f"{owner} has no setting {name!r}: here it is called {elsewhere[name]}")
+        if name not in fields and name in refused:
+            raise ConfigError(f"{owner} has no setting {name!r}: {refused[name]}")
         if name not in fields:
             raise ConfigError(
                 f"{owner} has no setting {name!r}; {nearest(name, fields) if fields else 'it takes none'}"
@@ -314,6 +317,11 @@ class Family(Generic[T]):
             ConfigError: unknown part or setting, wrong type, value out of range.
         """
         spec = parse_spec(text) if isinstance(text, str) else text
+        if (spec.argument or "")[:1].isupper() and spec.name not in self.names:
+            raise ConfigError(
+                f"unknown {self.noun} {spec.name!r}: a class of a module is a part by a file that names it, --plugin "
+                f"my_parts.py with parts = {{{self.group!r}: {{'my_part': {spec.argument}}}}} (docs/own-parts.md)"
+            )
         cls = self.part(spec.name)
         given = dict(spec.settings)
         takes: str | None = getattr(cls, "argument", None)

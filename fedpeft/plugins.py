@@ -368,6 +368,12 @@ def _check(cls: Any, name: str, source: str) -> None:
     if not short.isidentifier() or short.startswith("_"):
         raise ConfigError(f"{name!r} of {source} is no name for a part; take letters, digits and _")
     frozen = isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    if not frozen and any(base.__module__.startswith("flwr.") for base in getattr(cls, "__mro__", ())):
+        shown = cls.__name__
+        raise ConfigError(
+            f"{name} of {source} is a class of Flower's: write wrapped({shown}) there, with `from "
+            "fedpeft.flower.strategy import wrapped`"
+        )
     if not frozen:
         raise ConfigError(f"{name} of {source} must be a class with @dataclass(frozen=True), got {cls!r:.100}")
 

@@ -61,7 +61,7 @@ def outputs(run: FinishedRun, base: nn.Module, text: str) -> Tensor:
     """
     model = run.model(base)
     if run.reads_images:
-        raise ConfigError(f"{run.folder} classifies images, and predict takes a text")
+        raise ConfigError(f"{run.folder} reads images, and predict takes a text")
     tokenizer = load_tokenizer(run.model_directory)
     encoded = tokenizer(text, truncation=True, max_length=run.tokens, return_tensors="pt")
     return scoring.logits(model, {name: encoded[name] for name in ("input_ids", "attention_mask")})[0]

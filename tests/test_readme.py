@@ -65,6 +65,7 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plugins, "_state", plugins._State())
     (tmp_path / "my_rules.py").write_text(python_of("own-parts.md"))
+    (tmp_path / "flower_parts.py").write_text(python_of("flower.md"))
     config = parse(shlex.split(command)[3:])[0]
     built(config, "partition")
     PEFT_METHODS.build(config.peft)

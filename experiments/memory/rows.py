@@ -11,11 +11,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import tyro
 
 README = Path(__file__).with_name("README.md")
@@ -23,6 +25,9 @@ BEGIN, END = "<!-- rows: begin -->", "<!-- rows: end -->"
 
 WORDS, CHUNK, TEST = 20, 50_000, 200
 """Of a text; rows that are made at a time; test rows."""
+
+SECONDS = 0.2
+"""Between two looks at the memory of a run."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +82,59 @@ def simulate(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     }
     command = [sys.executable, "-m", "fedpeft.simulate", *(f"--{name}={value}" for name, value in flags.items())]
     environment = os.environ | {"FEDPEFT_CACHE": str(folder / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{rows} rows: {done.stderr.strip() or done.stdout.strip()}")
+    said = folder / f"{rows}.log"
+    with said.open("w") as output:
+        peaks = watched(run := subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment))
+    if run.returncode:
+        raise RuntimeError(f"{rows} rows: {said.read_text().strip()[-2000:]}")
     summary: dict[str, Any] = json.loads((folder / f"run-{rows}" / "summary.json").read_text())
     tokenised = sum(file.stat().st_size for file in (folder / "cache").glob("rows-*/*.npy"))
-    return summary | {"file_bytes": train.stat().st_size, "tokenised_bytes": tokenised}
+    return summary | peaks | {"file_bytes": train.stat().st_size, "tokenised_bytes": tokenised}
 
 
-COLUMNS = ("rows", "Parquet file, MB", "tokenised rows of all runs so far, MB", "peak memory (PSS), MB", "seconds")
+def watched(run: subprocess.Popen[bytes]) -> dict[str, int]:
+    """The peaks of a run and the processes that it starts, each over time: `anonymous` memory, which only a swap file
+    could take, and mapped files (`mapped`), which the system takes back; bytes, shared pages by their share."""
+    peaks = {"anonymous": 0, "mapped": 0}
+    while run.poll() is None:
+        found = [parts_of(process.pid) for process in tree(run.pid)]
+        for i, name in enumerate(peaks):
+            peaks[name] = max(peaks[name], sum(parts[i] for parts in found))
+        time.sleep(SECONDS)
+    return peaks
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all below it."""
+    try:
+        top = psutil.Process(pid)
+        return [top, *top.children(recursive=True)]
+    except psutil.Error:  # it has just ended
+        return []
+
+
+def parts_of(pid: int) -> tuple[int, int]:
+    """Anonymous memory and mapped files of a process now, bytes; 0 of one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines[1:])}
+    return kilobytes["Pss_Anon"] * 1024, kilobytes["Pss_File"] * 1024
+
+
+COLUMNS = (
+    *("rows", "Parquet file, MB", "tokenised rows of all runs so far, MB", "peak memory (PSS), MB"),
+    *("of it anonymous, MB", "mapped files, MB", "seconds"),
+)
 
 
 def cells(rows: int, summary: dict[str, Any]) -> tuple[str, ...]:
     """A run as a row of the table."""
-    sizes = (summary["file_bytes"], summary["tokenised_bytes"], summary["peak_memory_bytes"] or 0)
+    sizes = (
+        *(summary["file_bytes"], summary["tokenised_bytes"], summary["peak_memory_bytes"] or 0),
+        *(summary["anonymous"], summary["mapped"]),
+    )
     return (f"{rows:,}", *(f"{size / 1e6:,.0f}" for size in sizes), f"{summary['seconds']:.0f}")
 
 
@@ -101,8 +145,13 @@ def table(found: dict[int, dict[str, Any]]) -> str:
     fewest, most = min(found), max(found)
     if most == fewest:
         return text
-    more = (found[most]["peak_memory_bytes"] - found[fewest]["peak_memory_bytes"]) / (most - fewest)
-    return f"{text}\n\nFrom {fewest:,} to {most:,} rows memory grows by {more:.0f} bytes a row."
+    grown = {
+        name: (found[most][name] - found[fewest][name]) / (most - fewest) for name in ("peak_memory_bytes", "anonymous")
+    }
+    return (
+        f"{text}\n\nFrom {fewest:,} to {most:,} rows memory grows by {grown['peak_memory_bytes']:.0f} bytes a row, "
+        f"anonymous memory by {grown['anonymous']:.0f}. The peaks of both kinds need not be at the same time."
+    )
 
 
 def main(settings: Settings) -> int:

@@ -42,16 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=list(ENDS), help="one end")
     parser.add_argument("--python", default="{}.{}".format(*sys.version_info), help="of the environments")
     parser.add_argument("--resolve", action="store_true", help="only say which versions the ends are")
+    parser.add_argument("--folder", type=Path, help="where the environments stay; by default they are removed")
     parser.add_argument("tests", nargs="*", default=list(TESTS), help="files of tests")
     options = parser.parse_args(arguments)
     names = [options.only] if options.only else list(ENDS)
     ends = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             if options.resolve:
                 ends.append(End(name, options.python, own(resolved(name, options.python))))
                 continue
-            ends.append(tried(name, options.python, Path(folder), options.tests))
+            ends.append(tried(name, options.python, folder.absolute(), options.tests))
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(ends[-1])) + "\n")
     print(table(ends))

@@ -24,6 +24,9 @@ ENDS = {"lowest": "lowest-direct", "newest": "highest"}
 EXTRAS = ("test", "serve")
 """Beside the core, what the tests need."""
 
+BESIDE = ("hypothesis",)
+"""What only the tests of the checkout need, in its newest version."""
+
 TESTS = (
     *("tests/test_parts.py", "tests/test_simulate.py", "tests/test_api.py"),
     *("tests/peft", "tests/communication", "tests/models", "tests/deployment/test_wire.py"),
@@ -96,13 +99,21 @@ def tried(end: str, python: str, folder: Path, tests: Sequence[str] = TESTS) -> 
     environment, file = folder / end, folder / f"{end}.txt"
     file.write_text(requirements, encoding="utf-8")
     failure = f"the {end} versions can't be installed"
-    uv(["venv", "--quiet", "--python", python, str(environment)], failure)
+    uv(["venv", "--quiet", "--clear", "--python", python, str(environment)], failure)
     interpreter = environment / "bin" / "python"
-    uv(["pip", "install", "--quiet", "--python", str(interpreter), "-r", str(file)], failure)
+    uv(["pip", "install", "--quiet", "--python", str(interpreter), "-r", str(file), *BESIDE], failure)
     uv(["pip", "install", "--quiet", "--python", str(interpreter), "--no-deps", str(ROOT)], failure)
     done = subprocess.run([interpreter, "-m", "pytest", *tests], cwd=ROOT, capture_output=True, text=True)
-    said = [line for line in done.stdout.splitlines() if line.strip()]
-    return End(end, python, own(requirements), said[-1].strip("= ") if said else f"exit code {done.returncode}")
+    return End(end, python, own(requirements), last_words(done.stdout, done.stderr, done.returncode))
+
+
+def last_words(stdout: str, stderr: str, code: int) -> str:
+    """What pytest says at its end; where it doesn't get as far as a test, an error and what is written beside it."""
+    said = [line.strip("= ") for line in stdout.splitlines() if line.strip()]
+    if code in (0, 1) and said:
+        return said[-1]
+    beside = [line.strip() for line in (stderr + "\n" + stdout).splitlines() if line.strip()]
+    return f"error: exit code {code}: {' '.join(beside)[-400:]}".strip(": ")
 
 
 def own(requirements: str) -> dict[str, str]:

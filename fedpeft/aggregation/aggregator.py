@@ -85,8 +85,10 @@ class RoundAggregator:
         self.shelf.put(update)
 
     def finish(self, memory: Memory) -> Outcome:
-        """The strategy's own result; the memory is unchanged."""
-        made = self.strategy.aggregate(self.state, self.layout, self.shelf.read, self.round, self.seed)
+        """The strategy's own result, and what it keeps of it."""
+        made, memory = self.strategy.remembering(
+            self.state, self.layout, self.shelf.read, self.round, self.seed, memory
+        )
         self.shelf.clear()
         return Outcome(made.state, memory, made.residuals)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedpeft.aggregation.changes import Changes, squared_length
 from fedpeft.aggregation.factors import leading_ranks
+from fedpeft.aggregation.server_optimizer import Memory
 from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, normalised, weighted_sum
 from fedpeft.errors import ConfigError
 from fedpeft.parts import Family, name_of, setting
@@ -246,6 +247,12 @@ class RoundStrategy(Strategy, ABC):
         Raises:
             ConfigError: no updates.
         """
+
+    def remembering(
+        self, state: State, layout: Layout, read: Read, round: int, seed: int, memory: Memory
+    ) -> tuple[Aggregate, Memory]:
+        """As `aggregate`, for a rule that keeps something between rounds; by default the memory stays as it is."""
+        return self.aggregate(state, layout, read, round, seed), memory
 
 
 class GatherStrategy(RoundStrategy):

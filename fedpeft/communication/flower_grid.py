@@ -37,10 +37,15 @@ def set_identity() -> None:
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = SERVER_NODE
 
 
+def local_messages() -> None:
+    """Let messages be made in this process; inside Flower they can be, and its identity stays."""
+    if TaskIdentity._node_id is None:
+        set_identity()
+
+
 def local_reply(client: int, content: RecordDict) -> Message:
     """A client's reply as Flower's strategies read it, made in this process from what has been decoded."""
-    if TaskIdentity._node_id is None:  # inside Flower it is set, and stays
-        set_identity()
+    local_messages()
     asked = Message(content=RecordDict(), dst_node_id=node_of(client), message_type=MESSAGE_TYPES["train"])
     return Message(content, reply_to=asked)
 

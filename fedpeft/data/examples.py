@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpeft.machine import spooled
+from fedpeft.machine.mapped import leave
+
 Batch = dict[str, Tensor]
 """Arguments of the model's forward pass, and `labels` ((B,) classes, or (B, T) tokens with -100 where none)."""
 
@@ -74,7 +77,11 @@ class TokenRows:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens per row, (rows,)."""
-        return np.diff(self.offsets)
+        made = spooled.row_numbers(np.int64)
+        for part in spooled.parts_of(len(self)):
+            made.append(np.diff(self.offsets[part.start : part.stop + 1]))
+        leave(self.offsets)
+        return made.array()
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """input_ids and attention_mask (B, T), labels (B,) or (B, T); T: the longest row, rounded up to LENGTH_STEP."""

@@ -14,6 +14,7 @@ from scipy.special import entr  # type: ignore[import-untyped, unused-ignore]
 
 from fedpeft.data.rows import Rows
 from fedpeft.errors import DataError
+from fedpeft.machine import spooled
 from fedpeft.parts import Family
 from fedpeft.seeds import generator
 
@@ -102,10 +103,12 @@ class Partition(Shards):
     @classmethod
     def from_assignment(cls, client_of_row: NDArray[np.integer], clients: int) -> Partition:
         """From int (rows,): the client of each row, or -1 for a row that stays unused."""
-        order = np.argsort(client_of_row, kind="stable").astype(np.int64)
-        unused = int(np.count_nonzero(client_of_row < 0))
-        sizes = np.bincount(client_of_row[client_of_row >= 0], minlength=clients)
-        return cls(order[unused:], np.concatenate(([0], np.cumsum(sizes))).astype(np.int64))
+        made = spooled.row_numbers(np.int32)
+        for part in spooled.parts_of(len(client_of_row)):
+            made.append(client_of_row[part] + 1)  # the rows of nobody come first
+        place = made.array()
+        order, sizes = spooled.by_group(None, place, clients + 1), spooled.counts(place, clients + 1)
+        return cls(order[sizes[0] :], np.concatenate(([0], np.cumsum(sizes[1:]))).astype(np.int64))
 
     @classmethod
     def from_shards(cls, shards: Sequence[NDArray[np.integer]]) -> Partition:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import both, taken
 from fedpeft.errors import DataError
+from fedpeft.machine import spooled
 from fedpeft.parts import Family
 
 Kind = Literal["text", "image"]
@@ -75,9 +76,14 @@ class Rows:
         else:
             inputs = taken(self.inputs, indices)
         columns = (self.labels, self.owners, self.tasks)
-        labels, owners, tasks = (None if column is None else column[indices] for column in columns)
+        labels, owners, tasks = (None if column is None else _chosen(column, indices) for column in columns)
         texts = None if self.texts is None else taken(self.texts, indices)
         return Rows(inputs, labels, owners, tasks, texts)
+
+
+def _chosen(column: NDArray[Any], indices: NDArray[np.integer]) -> NDArray[Any]:
+    flat = column.ndim == 1 and column.dtype.kind in "iufb" and indices.dtype.kind in "iu"
+    return spooled.chosen(column, indices) if flat else column[indices]
 
 
 BINS = 10
@@ -98,7 +104,10 @@ def joined(first: Rows, second: Rows) -> Rows:
         inputs = both(first.inputs, cast(Sequence[str], second.inputs))
 
     def arrays(one: NDArray[Any] | None, other: NDArray[Any] | None) -> NDArray[Any] | None:
-        return None if one is None or other is None else np.concatenate([one, other])
+        if one is None or other is None:
+            return None
+        flat = one.ndim == other.ndim == 1 and one.dtype == other.dtype and one.dtype.kind in "iufb"
+        return spooled.gathered([one, other]) if flat else np.concatenate([one, other])
 
     return Rows(
         inputs,
@@ -276,23 +285,28 @@ def split_test(rows: Rows, fraction: float, seed: int = 0) -> tuple[Rows, Rows]:
 def _systematic(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     total = len(rows)
     generator = np.random.default_rng(seed)
-    order = generator.permutation(total)
+    order = spooled.scratch(total, np.int64)
+    for part in spooled.parts_of(total):
+        order[part] = np.arange(part.start, part.stop)
+    generator.shuffle(np.asarray(order))  # as `permutation` would, in place
     column: NDArray[Any] | None = rows.classes if rows.classes is not None else rows.owners
     if rows.tasks is not None:  # each task has its share, too
         within = np.zeros(total, np.int64) if column is None else np.unique(column, return_inverse=True)[1]
         column = rows.tasks * (int(within.max(initial=0)) + 1) + within
-    strata = np.zeros(total, np.int64) if column is None else np.unique(column, return_inverse=True)[1]
-    order = order[np.argsort(strata[order], kind="stable")]
-    first = np.ones(total, bool)
-    first[1:] = np.diff(strata[order]) > 0
-    candidates = order[~first]
-    if not 0 < count <= len(candidates):
+    found, strata = (np.zeros(1), np.zeros(total, np.int8)) if column is None else spooled.numbered(column)
+    order = spooled.by_group(order, strata, len(found))
+    sizes = spooled.counts(strata, len(found))
+    firsts = (np.cumsum(sizes) - sizes)[sizes > 0]  # of each stratum, along the order: never candidates
+    candidates = total - len(firsts)
+    if not 0 < count <= candidates:
         raise DataError(
             f"{count} rows can't be held out of {total}: at least one must be, and one row of each of the "
-            f"{len(np.unique(strata))} classes or owners stays in training"
+            f"{len(firsts)} classes or owners stays in training"
         )
-    step = len(candidates) / count
-    held = np.sort(candidates[((np.arange(count) + generator.random()) * step).astype(np.int64)])
-    kept = np.ones(total, bool)
-    kept[held] = False
-    return rows.take(np.flatnonzero(kept)), rows.take(held)
+    step = candidates / count
+    places = ((np.arange(count) + generator.random()) * step).astype(np.int64)  # among the candidates
+    places += np.searchsorted(firsts - np.arange(len(firsts)), places, side="right")  # along the order
+    held = np.sort(order[places])
+    taken_out = spooled.scratch(total, bool)
+    taken_out[held] = True
+    return rows.take(spooled.unmarked(taken_out)), rows.take(held)

@@ -1,6 +1,6 @@
 """Texts of many rows: a list while they are few, else a file on disk of which only what is asked for is read.
 
-What is held in memory of a text on disk is its place: 8 bytes where all rows are taken, 16 where some are.
+The places of many texts are on disk, too: 8 bytes a text where all rows are taken, 16 where some are.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import IO, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.machine import cache
-from fedpeft.machine.mapped import PIECE
+from fedpeft.machine import cache, spooled
+from fedpeft.machine.mapped import PIECE, leave
 from fedpeft.machine.spooled import HELD, nameless_file
 
 BLOCK = 4096
@@ -78,11 +78,16 @@ class TextColumn(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), BLOCK):
             yield from self._read(start, min(start + BLOCK, len(self)))
+        for numbers in (self.rows, *(file.ends for file in self.files)):
+            if numbers is not None:
+                leave(numbers)
 
     def take(self, indices: NDArray[np.integer[Any]]) -> TextColumn:
         """The texts at `indices` (int, any length), in that order."""
         chosen = np.asarray(indices, np.int64)
-        return TextColumn(self.files, chosen if self.rows is None else self.rows[chosen])
+        return TextColumn(
+            self.files, spooled.settled(chosen) if self.rows is None else spooled.chosen(self.rows, chosen)
+        )
 
     def joined(self, others: Sequence[str]) -> TextColumn:
         """These, and after them `others`."""
@@ -90,9 +95,9 @@ class TextColumn(Sequence[str]):
             return self
         more = others if isinstance(others, TextColumn) else TextColumn((_written(others),))
         if more.files == self.files:
-            return TextColumn(self.files, np.concatenate([self._numbers(), more._numbers()]))
+            return TextColumn(self.files, spooled.gathered([self._numbers(), more._numbers()]))
         shifted = more._numbers() + sum(map(len, self.files))
-        return TextColumn((*self.files, *more.files), np.concatenate([self._numbers(), shifted]))
+        return TextColumn((*self.files, *more.files), spooled.gathered([self._numbers(), shifted]))
 
     def _numbers(self) -> NDArray[np.int64]:
         return np.arange(len(self)) if self.rows is None else self.rows
@@ -119,11 +124,12 @@ class TextWriter:
         self._texts: list[str] = []
         self._bytes = 0
         self._file: IO[bytes] | None = None
-        self._ends: list[NDArray[np.int64]] = []
+        self._ends = spooled.row_numbers(np.int64)
+        self._written = 0
         self._end = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._ends)) + len(self._texts)
+        return self._written + len(self._texts)
 
     def append(self, text: str) -> None:
         """Add a text.
@@ -144,6 +150,7 @@ class TextWriter:
             self._file.write(b"".join(encoded))
             self._file.flush()
         self._ends.append(ends)
+        self._written += len(ends)
         self._end = int(ends[-1]) if len(ends) else self._end
         self._texts, self._bytes = [], 0
 
@@ -157,7 +164,7 @@ class TextWriter:
             return self._texts
         if self._texts:
             self._write()
-        return TextColumn((TextFile(self._file, np.concatenate(self._ends)),))
+        return TextColumn((TextFile(self._file, self._ends.array()),))
 
 
 def _written(texts: Iterable[str]) -> TextFile:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedpeft.data.examples import TaggedRows, TokenRows
 from fedpeft.errors import ModelError
-from fedpeft.machine.spooled import Spool
+from fedpeft.machine.spooled import Spool, parts_of, row_numbers
 
 
 def load_tokenizer(model_directory: Path) -> Any:
@@ -84,9 +84,20 @@ class TokenSpool:
     def rows(self, labels: np.ndarray | None) -> TokenRows:
         """The rows that were added."""
         self._write()
-        offsets = np.concatenate([[0], np.cumsum(self._lengths.array())])
+        offsets = ends_of(self._lengths.array())
         targets = self._targets.array() if self._counted else None
         return TokenRows(self._ids.array(), offsets, labels, self._padding, targets)
+
+
+def ends_of(lengths: np.ndarray) -> np.ndarray:
+    """Where rows of these lengths (rows,) begin and end in one flat array: int64 (rows + 1,), from 0 on."""
+    made, end = row_numbers(np.int64), 0
+    made.append([0])
+    for part in parts_of(len(lengths)):
+        ends = np.cumsum(lengths[part]) + end
+        made.append(ends)
+        end = int(ends[-1])
+    return made.array()
 
 
 def rows_of(

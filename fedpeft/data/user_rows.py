@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array as array_of_numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from fedpeft.data.record_files import records
 from fedpeft.data.rows import Dataset, Rows, encode_labels, split_test
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError
+from fedpeft.machine import spooled
 from fedpeft.parts import nearest
 from fedpeft.spec import Spec
 
@@ -35,6 +37,19 @@ class Names:
 
 
 @dataclass(frozen=True)
+class Owners:
+    """Whose each row is: the position of a name in `names`, int32 (rows,); names in the order of their first rows."""
+
+    names: tuple[str, ...]
+    rows: NDArray[np.int32]
+
+    def among(self, names: Sequence[str]) -> NDArray[np.int32]:
+        """Positions among other `names`, which hold all of these."""
+        place = {name: i for i, name in enumerate(names)}
+        return spooled.chosen(np.array([place[name] for name in self.names], np.int32), self.rows)
+
+
+@dataclass(frozen=True)
 class Table:
     """Checked columns: one string per row; None where the column was not asked for.
 
@@ -43,7 +58,7 @@ class Table:
 
     texts: Sequence[str]
     labels: Labels | None
-    owners: list[str] | None
+    owners: Owners | None
 
 
 def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: Names) -> Table:
@@ -53,8 +68,8 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
         DataError: no records; a column is missing (the message names those that exist), has no value or a wrong type.
     """
     texts = TextWriter()
-    owners: list[str] = []
-    known: dict[str, str] = {}
+    owners, waiting = spooled.row_numbers(np.int32), array_of_numbers("i")
+    known: dict[str, int] = {}
     labels = None if names.label is None else LabelColumn(names.label, names.label_type)
     for place, record in records:
         where = f"{place} of {source}"
@@ -77,11 +92,15 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
                 raise DataError(
                     f"{where}: the column {names.owner!r} must hold a word or an integer, got {_shown(value)}"
                 )
-            owner = str(value).strip()
-            owners.append(known.setdefault(owner, owner))
+            waiting.append(known.setdefault(str(value).strip(), len(known)))
+            if len(waiting) == spooled.ROWS:
+                owners.append(waiting)
+                waiting = array_of_numbers("i")
     if not len(texts):
         raise DataError(f"{source} has no rows")
-    return Table(texts.column(), None if labels is None else labels.found(), None if names.owner is None else owners)
+    owners.append(waiting)
+    own = None if names.owner is None else Owners(tuple(known), owners.array())
+    return Table(texts.column(), None if labels is None else labels.found(), own)
 
 
 def _text(record: Mapping[str, Any], column: str, where: str, ask: str) -> Any:
@@ -165,15 +184,9 @@ def _owners(tables: Sequence[Table]) -> list[NDArray[Any] | None]:
     A name takes four bytes a letter of the longest; parts ask only which rows share an owner, and for owners in order.
     """
     if not any(isinstance(table.texts, TextColumn) for table in tables):
-        return [None if table.owners is None else np.array(table.owners) for table in tables]
-    names = sorted({owner for table in tables for owner in table.owners or ()})
-    position = {name: i for i, name in enumerate(names)}
-    return [
-        None
-        if table.owners is None
-        else np.fromiter(map(position.__getitem__, table.owners), np.int64, len(table.owners))
-        for table in tables
-    ]
+        return [None if table.owners is None else np.array(table.owners.names)[table.owners.rows] for table in tables]
+    names = sorted({name for table in tables if table.owners is not None for name in table.owners.names})
+    return [None if table.owners is None else table.owners.among(names) for table in tables]
 
 
 def _encoded(

@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 PIECE = 1 << 20
@@ -23,6 +24,8 @@ def pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 def leave(array: NDArray[Any]) -> None:
     """Give up the pages that were read of a `np.memmap`; the system caches the file while it has room."""
-    mapped = getattr(array, "_mmap", None)
+    mapped: Any = getattr(array, "_mmap", None)
+    if mapped is None and isinstance(array.base, np.memmap):  # a plain view of all or some of it
+        mapped = array.base._mmap
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)

@@ -5,17 +5,22 @@ The file lies in the cache, has no name, and is gone when the process ends, howe
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fedpeft.machine import cache
-from fedpeft.machine.mapped import PIECE
+from fedpeft.machine.mapped import PIECE, leave
 
 HELD = 16 << 20
 """Bytes of an array from which on it lies in a file."""
+
+ROWS = 1 << 17
+"""Rows whose numbers are worked on at a time."""
 
 
 def nameless_file() -> IO[bytes]:
@@ -30,8 +35,8 @@ def nameless_file() -> IO[bytes]:
 class Spool:
     """A flat array that is appended to."""
 
-    def __init__(self, dtype: DTypeLike) -> None:
-        self.dtype = np.dtype(dtype)
+    def __init__(self, dtype: DTypeLike, held: int = HELD) -> None:
+        self.dtype, self._held = np.dtype(dtype), held
         self._pieces: list[NDArray[Any]] = []
         self._waiting = 0  # bytes in pieces
         self._file: IO[bytes] | None = None
@@ -47,7 +52,7 @@ class Spool:
         self._pieces.append(piece)
         self._waiting += piece.nbytes
         self._length += len(piece)
-        if self._waiting > (HELD if self._file is None else PIECE):
+        if self._waiting > (self._held if self._file is None else PIECE):
             self._write()
 
     def _write(self) -> None:
@@ -69,3 +74,120 @@ class Spool:
         with cache.room_for("rows that do not fit memory"):
             self._file.flush()
         return np.memmap(self._file, self.dtype, "r", shape=(self._length,))
+
+
+# ---------------------------------------------------------------------------------------------- numbers of each row
+
+
+def row_numbers(dtype: DTypeLike) -> Spool:
+    """A spool for a number of each row: of more than `PIECE` bytes they lie in a file."""
+    return Spool(dtype, held=PIECE)
+
+
+def scratch(length: int, dtype: DTypeLike) -> NDArray[Any]:
+    """Zeros, flat; of more than `PIECE` bytes in a file, mapped, which goes with the array.
+
+    Raises:
+        AssetError: the disk of the cache is full.
+    """
+    kind = np.dtype(dtype)
+    if length * kind.itemsize <= PIECE:
+        return np.zeros(length, kind)
+    file = nameless_file()
+    with cache.room_for("rows that do not fit memory"):  # writing to a mapping could not say that there is none
+        os.posix_fallocate(file.fileno(), 0, length * kind.itemsize)
+    return np.memmap(file, kind, "r+", shape=(length,))
+
+
+def parts_of(length: int) -> Iterator[slice]:
+    """The rows 0 to `length`, some at a time."""
+    return (slice(start, min(start + ROWS, length)) for start in range(0, length, ROWS))
+
+
+def settled(array: NDArray[Any]) -> NDArray[Any]:
+    """A flat array of a number for each row; a large one in a file, mapped read-only."""
+    return array if array.nbytes <= PIECE or isinstance(array, np.memmap) else gathered([array])
+
+
+def gathered(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Flat arrays of one type one after the other; a large result in a file, mapped read-only."""
+    made = row_numbers(np.result_type(*arrays))
+    for array in arrays:
+        for part in parts_of(len(array)):
+            made.append(array[part])
+        leave(array)
+    return made.array()
+
+
+def chosen(array: NDArray[Any], rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
+    """`array[rows]`; a large result in a file, mapped read-only."""
+    made = row_numbers(array.dtype)
+    for part in parts_of(len(rows)):
+        made.append(array[rows[part]])
+    leave(array)
+    leave(rows)
+    return made.array()
+
+
+def unmarked(marks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where `marks` (rows,) are not set, ascending; a large result in a file, mapped read-only."""
+    made = row_numbers(np.int64)
+    for part in parts_of(len(marks)):
+        made.append(np.flatnonzero(~marks[part]) + part.start)
+    leave(marks)
+    return made.array()
+
+
+def numbered(column: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The values that occur, sorted, and of each row (rows,) which of them it has: `np.unique` with its inverse.
+
+    Whole numbers that are as small as positions are counted instead of sorted, a part of the rows at a time.
+    """
+    small = column.dtype.kind in "iu" and column.ndim == 1 and len(column) > 0
+    if not small or int(column.min()) < 0 or int(column.max()) > len(column):
+        found, inverse = np.unique(column, return_inverse=True)
+        return found, inverse.reshape(-1)
+    held = np.zeros(int(column.max()) + 1, bool)
+    for part in parts_of(len(column)):
+        held[column[part]] = True
+    place = np.cumsum(held, dtype=np.int32) - np.int32(1)
+    made = row_numbers(np.int32)
+    for part in parts_of(len(column)):
+        made.append(place[column[part]])
+    leave(column)
+    return np.flatnonzero(held).astype(column.dtype), made.array()
+
+
+def counts(group: NDArray[np.integer[Any]], groups: int) -> NDArray[np.int64]:
+    """How many rows each group has, 0 <= group < groups: int64 (groups,)."""
+    made = np.zeros(groups, np.int64)
+    for part in parts_of(len(group)):
+        made += np.bincount(group[part], minlength=groups)
+    return made
+
+
+def by_group(rows: NDArray[np.integer[Any]] | None, group: NDArray[np.integer[Any]], groups: int) -> NDArray[np.int64]:
+    """`rows` (any,) ordered by `group[row]`, 0 <= group < groups, and within each as they are; None: all, ascending.
+
+    A large result lies in a file, mapped.
+    """
+    total = len(group) if rows is None else len(rows)
+    made, place = scratch(total, np.int64), np.zeros(groups, np.int64)
+    for part in parts_of(total):
+        place += np.bincount(group[_rows_of(rows, part)], minlength=groups)
+    place = np.cumsum(place) - place  # where the next row of each group goes
+    for part in parts_of(total):
+        some = _rows_of(rows, part)
+        theirs = group[some]
+        order = np.argsort(theirs, kind="stable")
+        sizes = np.bincount(theirs, minlength=groups)
+        first = np.cumsum(sizes) - sizes
+        within = np.arange(len(some)) - np.repeat(first, sizes)
+        made[np.repeat(place, sizes) + within] = some[order]
+        place += sizes
+    leave(group)
+    return made
+
+
+def _rows_of(rows: NDArray[np.integer[Any]] | None, part: slice) -> NDArray[np.integer[Any]]:
+    return np.arange(part.start, part.stop) if rows is None else np.asarray(rows[part])

@@ -23,7 +23,7 @@ from torch import Tensor, float64, nn
 
 from fedpeft.data.examples import Batch, Examples, PairRows, length_sorted_batches
 from fedpeft.errors import AssetError
-from fedpeft.machine import files
+from fedpeft.machine import files, kept_states
 from fedpeft.models.layers import blocks
 
 TILE = 32
@@ -180,14 +180,16 @@ class FrozenStore:
         """The tiles that are not computed yet; makes the files where they are missing.
 
         Raises:
-            AssetError: the disk has no room for them.
+            AssetError: the disk, or the limit for such files, has no room for them (`fedpeft.machine.kept_states`).
         """
         done = self.folder / "tiles.done"
         sizes = {"features.bin": len(self.examples) * self._bytes(self._feature_dtype)}
         sizes["hidden.bin"] = int(self._offsets[-1]) * self._bytes(self.dtype) if self.depth else 0
         try:
             with FileLock(f"{self.folder}.lock"):  # runs that begin together must not empty each other's files
+                kept_states.hold(self.folder)
                 if not done.exists() or done.stat().st_size != len(self.tiles):
+                    kept_states.make_room(self.folder, sum(sizes.values()))
                     self._make_files(sizes)
                     done.write_bytes(bytes(len(self.tiles)))
         except OSError as error:
@@ -220,6 +222,7 @@ class FrozenStore:
 
     @cached_property
     def _files(self) -> dict[str, int]:
+        kept_states.hold(self.folder)
         return {name: os.open(self.folder / f"{name}.bin", os.O_RDWR) for name in ("features", "hidden")}
 
     def fill(self, tile: int, base: nn.Module) -> None:

@@ -199,6 +199,23 @@ def test_pictures_by_class_and_by_table(tmp_path):
     assert found.train.owners is not None
 
 
+def test_pictures_with_numbers_and_with_several_labels(tmp_path):
+    kinds = {"number": ("0.5", "1.25", "3.75"), "labels": ("wet; loud", "loud", "wet")}
+    for kind, values in kinds.items():
+        for i in range(12):
+            picture(tmp_path / kind / f"{i}.png", (20 * i, 0, 0))
+        table = "file_name,label\n" + "".join(f"{i}.png,{values[i % 3]}\n" for i in range(12))
+        write(tmp_path / kind / "metadata.csv", table)
+    found = load_dataset(f"file:{tmp_path / 'number'}")
+    assert (found.kind, found.train.targets, found.default_model) == ("image", "numbers", "dinov2_small")
+    assert set(found.train.labels) <= {0.5, 1.25, 3.75}
+    assert found.task.startswith("regression(")
+    reds = found.train.inputs[:, 0, 0, 0].astype(int) // 20
+    np.testing.assert_array_equal(found.train.labels, np.array([0.5, 1.25, 3.75])[reds % 3])  # each has its own number
+    found = load_dataset(f"file(path={str(tmp_path / 'labels')!r}, label_type=labels)")
+    assert (found.kind, found.task, found.label_names) == ("image", "multi_label", ("loud", "wet"))
+
+
 def test_pictures_that_cannot_be_used_are_one_sentence(tmp_path):
     picture(tmp_path / "loose" / "a.png", (0, 0, 0))
     with pytest.raises(DataError, match=r"in no class, e.g. a.png"):

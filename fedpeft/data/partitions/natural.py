@@ -14,6 +14,7 @@ from fedpeft import seeds
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import Rows
 from fedpeft.errors import DataError
+from fedpeft.machine import spooled
 from fedpeft.parts import setting
 
 
@@ -35,7 +36,8 @@ class Natural:
         """
         if rows.owners is None:
             raise DataError("the natural partition needs owners, and these rows name none; name their column")
-        owners, owner_of_row, sizes = np.unique(rows.owners, return_inverse=True, return_counts=True)
+        owners, owner_of_row = spooled.numbered(rows.owners)
+        sizes = spooled.counts(owner_of_row, len(owners))
         if clients < 0:
             raise DataError(f"the number of clients must be at least 1, or 0 for all owners, got {clients}")
         if clients > len(owners):
@@ -45,9 +47,9 @@ class Natural:
             kept = np.argsort(-sizes, kind="stable")[:clients]
         else:
             kept = seeds.generator(seed, "partition natural").permutation(len(owners))[:clients]
-        client_of_owner = np.full(len(owners), -1)
+        client_of_owner = np.full(len(owners), -1, np.int32)
         client_of_owner[np.sort(kept)] = np.arange(clients)
-        return Partition.from_assignment(client_of_owner[owner_of_row], clients)
+        return Partition.from_assignment(spooled.chosen(client_of_owner, owner_of_row), clients)
 
 
 part = Natural

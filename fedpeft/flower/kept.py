@@ -1,0 +1,170 @@
+"""What an object of a stranger's class holds, as tensors that a checkpoint keeps: no code is read back from it.
+
+Numbers, texts, arrays, tensors, Flower's records and parameters, random generators, and lists, tuples, sets and dicts
+of them become a tensor each, or a place in a JSON text, which is a tensor of bytes itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import types
+from collections.abc import Mapping
+from typing import Any, Final
+
+import cloudpickle
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.common import Parameters
+
+from fedpeft.errors import RunError
+from fedpeft.peft.adapter import State
+
+FORM: Final = "form"
+"""The tensor that holds the JSON text; the others are called 0, 1, ..."""
+
+CODE: Final = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    functools.partial,
+    type,
+    types.ModuleType,
+)
+"""What an object is given once and doesn't change."""
+
+RECORDS: Final = {"config": ConfigRecord, "metrics": MetricRecord}
+GENERATORS: Final = {name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
+
+
+class _StrangeError(Exception):
+    """A value of a kind that is not kept."""
+
+
+def frozen(values: Mapping[str, Any]) -> dict[str, bytes]:
+    """Those of an object's values that can't be kept, and aren't code, as bytes that tell whether they change."""
+    found: dict[str, bytes] = {}
+    for name, value in values.items():
+        if isinstance(value, CODE):
+            continue
+        try:
+            _written(value, {})
+        except _StrangeError:
+            found[name] = _pickled(value)
+    return found
+
+
+def kept(values: Mapping[str, Any], before: Mapping[str, bytes], owner: str) -> State:
+    """The values as tensors.
+
+    Args:
+        values: of the object's attributes.
+        before: what `frozen` said of them when the object was made.
+        owner: the class's name.
+
+    Raises:
+        RunError: an attribute has changed that can't be kept.
+    """
+    tensors: State = {}
+    form: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, CODE):
+            continue
+        try:
+            form[name] = _written(value, tensors)
+        except _StrangeError as strange:
+            if not (same := before.get(name)) or same != _pickled(value):
+                raise RunError(
+                    f"{owner} changes self.{name}, which holds {strange}, and no checkpoint can keep that between "
+                    "rounds; keep numbers, texts, arrays, and lists and dicts of them"
+                ) from None
+    text = np.frombuffer(json.dumps(form).encode(), dtype=np.uint8)
+    return tensors | {FORM: torch.from_numpy(text.copy())}
+
+
+def restored(state: State) -> dict[str, Any]:
+    """The attributes that `kept` was given."""
+    form: dict[str, Any] = json.loads(bytes(state[FORM].numpy().tobytes()))
+    return {name: _read(value, state) for name, value in form.items()}
+
+
+def _pickled(value: Any) -> bytes:
+    """Bytes that differ where the value does; empty: there are none."""
+    try:
+        return bytes(cloudpickle.dumps(value))
+    except Exception:  # whatever a stranger's object raises
+        return b""
+
+
+def _put(tensor: torch.Tensor, tensors: State) -> int:
+    place = len(tensors)
+    tensors[str(place)] = tensor.detach().clone().contiguous()
+    return place
+
+
+def _array(value: np.ndarray[Any, Any], tensors: State) -> int:
+    try:
+        return _put(torch.from_numpy(np.array(value)), tensors)
+    except TypeError:
+        raise _StrangeError(f"an array of {value.dtype}") from None
+
+
+def _written(value: Any, tensors: State) -> Any:
+    """A value as JSON: plain ones as they are, others as [kind, content]."""
+    if value is None or isinstance(value, bool | str) or type(value) in (int, float):
+        return value
+    if isinstance(value, np.ndarray):
+        return ["array", _array(value, tensors)]
+    if isinstance(value, np.generic):
+        return ["number", _array(np.asarray(value), tensors)]
+    if isinstance(value, torch.Tensor):
+        return ["tensor", _put(value.cpu(), tensors)]
+    if isinstance(value, bytes):
+        return ["bytes", _array(np.frombuffer(value, np.uint8), tensors)]
+    if isinstance(value, Parameters):
+        return ["parameters", [[_written(t, tensors) for t in value.tensors], value.tensor_type]]
+    if isinstance(value, ArrayRecord):
+        return ["arrays", [[name, _array(array.numpy(), tensors)] for name, array in value.items()]]
+    if isinstance(value, np.random.Generator):
+        return ["generator", _written(value.bit_generator.state, tensors)]
+    if isinstance(value, random.Random):
+        return ["random", _written(value.getstate(), tensors)]
+    for kind, record in RECORDS.items():
+        if isinstance(value, record):
+            return [kind, _written(dict(value), tensors)]
+    if type(value) in (list, tuple, set):
+        return [type(value).__name__, [_written(item, tensors) for item in value]]
+    if type(value) is dict:
+        return ["dict", [[_written(key, tensors), _written(item, tensors)] for key, item in value.items()]]
+    raise _StrangeError(f"a {type(value).__name__}")
+
+
+def _read(value: Any, state: State) -> Any:
+    if not isinstance(value, list):
+        return value
+    kind, content = value
+    if kind in ("array", "number", "bytes"):
+        array = np.array(state[str(content)].numpy())
+        return {"array": array, "number": array[()], "bytes": array.tobytes()}[kind]
+    if kind == "tensor":
+        return state[str(content)].clone()
+    if kind == "parameters":
+        return Parameters([_read(t, state) for t in content[0]], content[1])
+    if kind == "arrays":
+        return ArrayRecord({name: Array(state[str(place)].numpy()) for name, place in content})
+    if kind == "generator":
+        found = _read(content, state)
+        bits = GENERATORS[found["bit_generator"]]()
+        bits.state = found
+        return np.random.Generator(bits)
+    if kind == "random":
+        drawn = random.Random()
+        drawn.setstate(_read(content, state))
+        return drawn
+    if kind in RECORDS:
+        return RECORDS[kind](_read(content, state))
+    if kind == "dict":
+        return {_read(key, state): _read(item, state) for key, item in content}
+    return {"list": list, "tuple": tuple, "set": set}[kind](_read(item, state) for item in content)

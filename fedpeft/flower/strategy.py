@@ -1,0 +1,310 @@
+"""A Flower strategy of one's own as a strategy here: `wrapped(MyStrategy)`.
+
+    # my_parts.py
+    from fedpeft.flower.strategy import wrapped
+    from my_package import MyStrategy
+
+    parts = {"strategies": {"my_rule": wrapped(MyStrategy)}}
+
+    python -m fedpeft.simulate --plugin my_parts.py --strategy "my_rule(eta=0.1)"
+
+    x <- rule(x, x_1, ..., x_K),   x_k = received_k + delta_k: float arrays with the same keys at all clients
+
+Of the class, what aggregates is used: `configure_train` and `aggregate_train`, or `configure_fit` and `aggregate_fit`.
+Arguments of its `__init__` that are numbers, texts or truth values are settings. What it keeps between rounds is in the
+checkpoint (`fedpeft.flower.kept`). What it can't do here is refused by name, before the first round where that can be
+seen. It sees factors, not what these do to the weights (`fedpeft.strategies.flower`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import random
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import torch
+from flwr.client import Client, NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.server.strategy import Strategy as OlderStrategy
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import Strategy as MessageStrategy
+
+from fedpeft import seeds
+from fedpeft.aggregation.server_optimizer import Memory
+from fedpeft.aggregation.strategy import Aggregate, Read, RoundStrategy
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.flower.kept import frozen, kept, restored
+from fedpeft.flower.their_calls import Arrays, Trained, asked, begun, made, parameters, theirs
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import Layout, State
+
+PLAIN: Final = (bool, int, float, str)
+"""Types of arguments that a text can hold."""
+
+LABEL: Final = "flower"
+"""Of what the strategy keeps, in the memory of a checkpoint."""
+
+EVERYBODY: Final[Mapping[str, float | int]] = {
+    **dict.fromkeys(("fraction_train", "fraction_fit"), 1.0),
+    **dict.fromkeys(("min_train_nodes", "min_fit_clients", "min_available_nodes", "min_available_clients"), 1),
+    **dict.fromkeys(("fraction_evaluate",), 1.0),
+    **dict.fromkeys(("min_evaluate_nodes", "min_evaluate_clients"), 1),
+}
+"""Arguments of Flower's strategies that say whom they ask, and what they are here: everybody in a cohort."""
+
+SETTLED: Final[Mapping[str, str]] = {
+    **dict.fromkeys(EVERYBODY, "who trains in a round is --cohort's matter, and who evaluates --measure's"),
+    "eta_l": "the clients' learning rate is --learning-rate's matter",
+    "initial_parameters": "a federation starts from its base model, its PEFT method and its --head",
+}
+
+UNCALLED: Final = ("configure_evaluate", "aggregate_evaluate", "evaluate")
+"""Methods that a class may have and that are never called: evaluation is --measure's."""
+
+PROBED: Final = tuple(range(100))
+"""The clients of the cohort that a strategy is shown before the first round."""
+
+QUIET: Final = "flwr"
+"""Flower's logger: its strategies announce each call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowerRule(RoundStrategy):
+    """A strategy of Flower's, made anew in each round from its settings and what it has kept."""
+
+    needs_lora: ClassVar[bool] = False
+    settled_elsewhere: ClassVar[Mapping[str, str]] = SETTLED
+    flower_class: ClassVar[type]
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    names: ClassVar[tuple[str, ...]] = ()
+
+    def start(self, state: State, layout: Layout, seed: int) -> State:
+        """The PEFT method's own start; the strategy is asked what it would send, before anybody has trained.
+
+        Raises:
+            ConfigError: it can't be made, or can't do here what it would do.
+        """
+        arrays = _arrays(state, tuple(sorted(self.trained(layout, 1))))
+        try:
+            with _drawn(seed, 0), _quiet():
+                rule = self._made(arrays, seed)
+                if not begun(rule, arrays, PROBED):
+                    raise ConfigError(
+                        f"{self.flower_class.__name__}.initialize_parameters gives parameters of its own: a federation "
+                        "starts from its base model, its PEFT method and its --head; let it give None"
+                    )
+                asked(rule, 1, arrays, PROBED)
+        except RunError as error:
+            raise ConfigError(str(error)) from error
+        return state
+
+    def aggregate(self, state: State, layout: Layout, read: Read, round: int, seed: int) -> Aggregate:
+        """The first round of a strategy that has kept nothing."""
+        return self.remembering(state, layout, read, round, seed, {})[0]
+
+    def remembering(
+        self, state: State, layout: Layout, read: Read, round: int, seed: int, memory: Memory
+    ) -> tuple[Aggregate, Memory]:
+        """The strategy's arrays in place of the trained tensors; the whole cohort is in memory.
+
+        Raises:
+            ConfigError: no updates.
+            RunError: it fails, or gives what is no next state.
+        """
+        names = tuple(sorted(self.trained(layout, round)))
+        updates = read(names)
+        if not len(updates):
+            raise ConfigError(f"{self.flower_class.__name__} has no updates to aggregate")
+        arrays = _arrays(state, names)
+        cohort = [Trained(u.client, _arrays({n: u.trained(n) for n in names}, names), u.weight) for u in updates]
+        with _quiet():
+            rule = self._made(arrays, seed)
+            begun(rule, arrays, [trained.client for trained in cohort])
+            if LABEL in memory:
+                vars(rule).update(restored(memory[LABEL]))
+            strange = frozen(vars(rule))
+            with _drawn(seed, round):
+                asked(rule, round, arrays, [trained.client for trained in cohort])
+                found = made(rule, round, arrays, cohort)
+        after = {name: tensor.clone() for name, tensor in state.items()}
+        after |= {name: torch.from_numpy(found[name]).to(state[name].dtype) for name in names}
+        return Aggregate(after, {}), {LABEL: kept(vars(rule), strange, self.flower_class.__name__)}
+
+    def _made(self, arrays: Arrays, seed: int) -> Any:
+        """The strategy, in the state that its `__init__` leaves it in.
+
+        Raises:
+            RunError: that has failed.
+        """
+        given: dict[str, Any] = {name: getattr(self, name) for name in self.names} | dict(self.fixed)
+        takes = _arguments(self.flower_class)
+        given |= {name: value for name, value in EVERYBODY.items() if name in takes and name not in given}
+        if "initial_parameters" in takes and "initial_parameters" not in given:
+            given["initial_parameters"] = parameters(arrays)
+        with theirs(f"{self.flower_class.__name__}.__init__", 0), _drawn(seed, 0):
+            return self.flower_class(**given)
+
+
+def wrapped(flower_class: type, **fixed: Any) -> type[FlowerRule]:
+    """A class of parts around a Flower strategy's class.
+
+    Args:
+        flower_class: subclass of `flwr.serverapp.strategy.Strategy` or `flwr.server.strategy.Strategy`.
+        fixed: arguments of its `__init__` that no text can hold, such as functions.
+
+    Raises:
+        ConfigError: it is none, or needs what it can't have here.
+    """
+    _check_class(flower_class)
+    name, takes = flower_class.__name__, _arguments(flower_class)
+    fields: list[tuple[str, Any, Any]] = []
+    for argument, parameter in takes.items():
+        if argument in fixed or argument in SETTLED:
+            continue
+        plain = _plain(flower_class, parameter)
+        if plain is None and parameter.default is parameter.empty:
+            raise ConfigError(
+                f"{name} needs the argument {argument}, which no text can hold; write wrapped({name}, {argument}=...)"
+            )
+        if plain is None:
+            continue
+        if hasattr(FlowerRule, argument) or argument in {f.name for f in dataclasses.fields(FlowerRule)}:
+            raise ConfigError(
+                f"{name} has an argument {argument}, which means something else for a strategy here; call it "
+                f"otherwise, or write wrapped({name}, {argument}=...)"
+            )
+        default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
+        fields.append((argument, plain, setting(default, f"of {name}.__init__")))
+    if unknown := sorted(fixed.keys() - takes.keys()):
+        raise ConfigError(f"{name}.__init__ takes no {', '.join(unknown)}; it takes {', '.join(takes)}")
+    made = dataclasses.make_dataclass(
+        name, fields, bases=(FlowerRule,), frozen=True, kw_only=True, namespace={"__doc__": _described(flower_class)}
+    )
+    made.__module__ = flower_class.__module__
+    for attribute, value in (
+        ("flower_class", flower_class),
+        ("fixed", dict(fixed)),
+        ("names", tuple(argument for argument, *_ in fields)),
+    ):
+        setattr(made, attribute, value)
+    return made
+
+
+def _described(flower_class: type) -> str:
+    """What `describe` says."""
+    first = (inspect.getdoc(flower_class) or f"{flower_class.__name__}.").splitlines()[0]
+    return (
+        f"{first}\n\nA strategy of Flower's, {flower_class.__module__}.{flower_class.__name__}. Not called here: "
+        f"{', '.join(UNCALLED)}."
+    )
+
+
+def _check_class(flower_class: Any) -> None:
+    """Refuse what is no strategy, and strategies that do not mean here what they say.
+
+    Raises:
+        ConfigError: which, and what to do.
+    """
+    shown = getattr(flower_class, "__name__", type(flower_class).__name__)
+    kinds = flower_class.__mro__ if isinstance(flower_class, type) else type(flower_class).__mro__
+    if {ClientApp, Client, NumPyClient} & set(kinds):
+        raise ConfigError(
+            f"{shown} is a client of Flower's: a client's half of a round is fedpeft's, since privacy, codecs and "
+            "resuming rest on it; a script with a Trainer takes part by fedpeft.patch(trainer, server=...)"
+        )
+    if ServerApp in kinds:
+        raise ConfigError(f"{shown} is a ServerApp: rounds are run by fedpeft; wrap the class of its strategy")
+    if not isinstance(flower_class, type) or not issubclass(flower_class, MessageStrategy | OlderStrategy):
+        raise ConfigError(
+            f"wrapped takes a class made from flwr.serverapp.strategy.Strategy or flwr.server.strategy.Strategy, got "
+            f"{flower_class!r:.100}"
+        )
+    if any(k.__module__.startswith("flwr.") and "DP" in k.__name__.replace("DifferentialPrivacy", "DP") for k in kinds):
+        raise ConfigError(
+            f"{shown} promises privacy that is not accounted for here; take --privacy user_dp or local_dp"
+        )
+    if inspect.isabstract(flower_class):
+        missing = ", ".join(sorted(flower_class.__abstractmethods__))
+        raise ConfigError(f"{shown} can't be made: it has no {missing}; write them, or subclass FedAvg")
+    if issubclass(flower_class, MessageStrategy) and flower_class.start is not MessageStrategy.start:
+        raise ConfigError(
+            f"{shown}.start is a loop of its own, and rounds are run by fedpeft; put what it does into configure_train "
+            "and aggregate_train"
+        )
+
+
+def _arguments(flower_class: type) -> dict[str, inspect.Parameter]:
+    """Of `__init__`, and of those that it hands **keywords on to."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in flower_class.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        own = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+        named = [p for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        found = {p.name: p for p in named} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in own):
+            break
+    return found
+
+
+def _plain(flower_class: type, parameter: inspect.Parameter) -> Any:
+    """The type of an argument that a text can hold; None: none can."""
+    hint: Any = parameter.annotation
+    if isinstance(hint, str):
+        for base in flower_class.__mro__:
+            try:
+                hint = typing.get_type_hints(vars(base).get("__init__"))[parameter.name]
+                break
+            except (KeyError, NameError, TypeError, AttributeError):
+                continue
+    if hint is parameter.empty or isinstance(hint, str):
+        if isinstance(parameter.default, PLAIN):
+            return type(parameter.default)
+        return bool | int | float | str if parameter.default in (parameter.empty, None) else None
+    several = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    left = [kind for kind in several if kind in PLAIN]
+    if not left:
+        return None
+    return hint if all(kind in (*PLAIN, type(None)) for kind in several) else left[0]
+
+
+def _arrays(state: Mapping[str, torch.Tensor], names: tuple[str, ...]) -> Arrays:
+    """Tensors as arrays of their own, in the order of `names`; NumPy has no bf16."""
+    plain = {torch.bfloat16: torch.float32}
+    return {n: np.array(state[n].detach().to(plain.get(state[n].dtype, state[n].dtype)).numpy()) for n in names}
+
+
+@contextmanager
+def _drawn(seed: int, round: int) -> Iterator[None]:
+    """Whatever a strategy draws from the global generators depends on the run's seed and the round alone."""
+    before = random.getstate(), np.random.get_state()
+    drawn = seeds.integer(seed, "flower", round) % 2**32
+    with torch.random.fork_rng(devices=[]):
+        random.seed(drawn)
+        np.random.seed(drawn)
+        torch.manual_seed(drawn)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Flower announces each call, and warns of its own defaults."""
+    logger = logging.getLogger(QUIET)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,327 @@
+"""A Flower strategy's own methods, called with one cohort: what it would have sent, and what it makes of the replies.
+
+Flower has two kinds. One speaks in messages (`flwr.serverapp.strategy.Strategy`: `configure_train`,
+`aggregate_train`), the older one in parameters (`flwr.server.strategy.Strategy`: `configure_fit`, `aggregate_fit`).
+Both are asked first what they would send, because some remember it (FedAdam), and because what they would send has to
+be what fedpeft's clients have been sent: the same arrays, to the whole cohort, with no settings of their own.
+
+Source: https://github.com/flwrlabs/flower, version 1.42.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app.exception import AppExitException
+from flwr.common import Code, FitIns, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server import ClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.serverapp import Grid
+
+from fedpeft.communication.flower_grid import local_messages, local_reply, node_of
+from fedpeft.errors import FedpeftError, RunError
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+ROUND_KEYS: Final = frozenset({"server-round", "server_round", "round", "current_round"})
+"""What a strategy may put into its clients' configuration: they know the round."""
+
+MOST_LOOKS: Final = 8
+"""How often a strategy may look at who is there, before it is taken to wait for more clients."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A client's arrays after its training, and its weight; whole where it is a number of rows."""
+
+    client: int
+    arrays: Arrays
+    weight: float
+
+    @property
+    def examples(self) -> float | int:
+        """The weight, as an int where it is one."""
+        return int(self.weight) if float(self.weight).is_integer() else float(self.weight)
+
+
+@contextmanager
+def theirs(method: str, round: int) -> Iterator[None]:
+    """What goes wrong in a stranger's method, as one sentence with its place.
+
+    Raises:
+        RunError: the method has raised something.
+    """
+    try:
+        yield
+    except FedpeftError:
+        raise
+    except (Exception, AppExitException) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise RunError(f"{method} failed in round {round}: {said} ({last.filename}, line {last.lineno})") from error
+
+
+def asked(rule: Any, round: int, arrays: Arrays, cohort: Sequence[int]) -> None:
+    """Ask a strategy what it would send to a cohort.
+
+    Raises:
+        RunError: it is something else than what clients are sent; it has failed.
+    """
+    name = type(rule).__name__
+    if hasattr(rule, "configure_train"):
+        method = f"{name}.configure_train"
+        local_messages()
+        with theirs(method, round):
+            sent = list(rule.configure_train(round, record(arrays), ConfigRecord(), _Grid(name, cohort)))
+        nodes = {message.metadata.dst_node_id for message in sent}
+        _check_cohort(method, [client for client in cohort if node_of(client) in nodes], len(sent), cohort)
+        for content in {id(message.content): message.content for message in sent}.values():
+            _check_record(method, content, arrays)
+        return
+    method = f"{name}.configure_fit"
+    manager = _Manager(name, cohort)
+    with theirs(method, round):
+        instructions = list(rule.configure_fit(round, parameters(arrays), manager))
+    _check_cohort(method, [int(proxy.cid) for proxy, _ in instructions], len(instructions), cohort)
+    for instruction in {id(given): given for _, given in instructions}.values():
+        _check_instruction(method, instruction, arrays)
+
+
+def made(rule: Any, round: int, arrays: Arrays, cohort: Sequence[Trained]) -> Arrays:
+    """What a strategy makes of a cohort's arrays.
+
+    Raises:
+        RunError: it has failed, or gives none, others, or some that are not finite.
+    """
+    name = type(rule).__name__
+    if hasattr(rule, "aggregate_train"):
+        method = f"{name}.aggregate_train"
+        local_messages()
+        replies = [_reply(trained) for trained in cohort]
+        with theirs(method, round):
+            gathered, _ = rule.aggregate_train(round, replies)
+        found = None if gathered is None else {key: np.array(array.numpy()) for key, array in gathered.items()}
+    else:
+        method = f"{name}.aggregate_fit"
+        results = [(_Proxy(name, t.client), _result(t)) for t in cohort]
+        with theirs(method, round):
+            gathered, _ = rule.aggregate_fit(round, results, [])
+            listed = None if gathered is None else parameters_to_ndarrays(gathered)
+        if listed is not None and len(listed) != len(arrays):
+            raise RunError(f"{method} gave {len(listed)} arrays in round {round} instead of {len(arrays)}")
+        found = None if listed is None else dict(zip(arrays, listed, strict=True))
+    if found is None:
+        raise RunError(
+            f"{method} gave no arrays in round {round}: it refuses the replies of a cohort of {len(cohort)} clients"
+        )
+    _check_made(method, round, found, arrays)
+    return found
+
+
+def begun(rule: Any, arrays: Arrays, cohort: Sequence[int]) -> bool:
+    """Let the older kind of strategy say what it starts from; whether that is what it was given, or nothing.
+
+    Raises:
+        RunError: it has failed.
+    """
+    if not hasattr(rule, "initialize_parameters"):
+        return True
+    name = type(rule).__name__
+    with theirs(f"{name}.initialize_parameters", 0):
+        given = rule.initialize_parameters(_Manager(name, cohort))
+        listed = None if given is None else parameters_to_ndarrays(given)
+    return listed is None or _same(listed, list(arrays.values()))
+
+
+def record(arrays: Arrays) -> ArrayRecord:
+    """Arrays as Flower's record."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def parameters(arrays: Arrays) -> Parameters:
+    """Arrays as the older kind of strategy takes them: without names, in this order."""
+    return ndarrays_to_parameters(list(arrays.values()))
+
+
+def _reply(trained: Trained) -> Any:
+    metrics = MetricRecord({"num-examples": trained.examples})
+    return local_reply(trained.client, RecordDict({"arrays": record(trained.arrays), "metrics": metrics}))
+
+
+def _result(trained: Trained) -> FitRes:
+    return FitRes(Status(Code.OK, ""), parameters(trained.arrays), trained.examples, {})  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------------------- what is refused
+
+
+def _check_cohort(method: str, chosen: Sequence[int], messages: int, cohort: Sequence[int]) -> None:
+    """Refuse another choice of clients than the whole cohort."""
+    if len(chosen) != len(cohort) or messages != len(cohort) or set(chosen) != set(cohort):
+        raise RunError(
+            f"{method} asks {messages} of a cohort's {len(cohort)} clients: who trains in a round is drawn by --cohort "
+            "before the strategy is asked; let it ask all that it is shown"
+        )
+
+
+def _check_settings(method: str, config: Mapping[str, Any]) -> None:
+    """Refuse settings for clients."""
+    if others := sorted(set(config) - ROUND_KEYS):
+        raise RunError(
+            f"{method} sends clients the settings {', '.join(others)}, which nothing here reads: local training is set "
+            "by --learning-rate, --local-work, --optimizer, and --drift 'fedprox(mu=0.01)'"
+        )
+
+
+def _check_record(method: str, content: RecordDict, arrays: Arrays) -> None:
+    sent = [content[name] for name in content]
+    for config in (part for part in sent if isinstance(part, ConfigRecord)):
+        _check_settings(method, config)
+    records = [part for part in sent if isinstance(part, ArrayRecord)]
+    same = len(records) == 1 and list(records[0]) == list(arrays)
+    if not same or not _same([array.numpy() for array in records[0].values()], list(arrays.values())):
+        _refuse_arrays(method)
+    if any(isinstance(part, MetricRecord) for part in sent):
+        raise RunError(f"{method} sends clients metrics, which nothing here reads; leave them out")
+
+
+def _check_instruction(method: str, instruction: FitIns, arrays: Arrays) -> None:
+    _check_settings(method, instruction.config)
+    if not _same(parameters_to_ndarrays(instruction.parameters), list(arrays.values())):
+        _refuse_arrays(method)
+
+
+def _refuse_arrays(method: str) -> NoReturn:
+    raise RunError(
+        f"{method} sends other arrays than the global ones it is given: what clients are sent is --downlink's matter, "
+        "and each client's share of the ranks --strategy's (python -m fedpeft.describe strategy)"
+    )
+
+
+def _check_made(method: str, round: int, found: Arrays, arrays: Arrays) -> None:
+    if found.keys() != arrays.keys():
+        raise RunError(f"{method} gave other arrays in round {round} than it was given: {sorted(found)[:3]} ...")
+    for name, array in found.items():
+        if array.shape != arrays[name].shape:
+            raise RunError(
+                f"{method} gave {name} in the shape {array.shape} in round {round} instead of {arrays[name].shape}"
+            )
+        if not np.isfinite(array).all():
+            raise RunError(f"{method} gave numbers for {name} in round {round} that are not finite")
+
+
+def _same(some: Sequence[np.ndarray[Any, Any]], others: Sequence[np.ndarray[Any, Any]]) -> bool:
+    return len(some) == len(others) and all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+# ------------------------------------------------------------------------------------------ what strategies are shown
+
+
+@dataclass
+class _Grid(Grid):
+    """A cohort, as strategies of messages see it; they can't speak to it."""
+
+    owner: str
+    cohort: Sequence[int]
+    looks: int = field(default=0, init=False)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Those of the cohort."""
+        self.looks += 1
+        if self.looks > MOST_LOOKS:
+            raise RunError(
+                f"{self.owner} waits for more clients than the {len(self.cohort)} of a cohort; ask for fewer "
+                "(min_available_nodes), or give a larger --cohort"
+            )
+        return [node_of(client) for client in self.cohort]
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise RunError(
+            f"{self.owner} calls grid.{name}: it can't send messages of its own, a round has one to each client, which "
+            "fedpeft sends"
+        )
+
+    @property
+    def run(self) -> Any:
+        """Refused."""
+        self._refuse("run")
+
+    def set_run(self, run: Any) -> None:
+        """Refused."""
+        self._refuse("set_run")
+
+    def create_message(self, *given: Any, **named: Any) -> Any:
+        """Refused."""
+        self._refuse("create_message")
+
+    def push_messages(self, messages: Any) -> Any:
+        """Refused."""
+        self._refuse("push_messages")
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        """Refused."""
+        self._refuse("pull_messages")
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+        """Refused."""
+        self._refuse("send_and_receive")
+
+
+class _Proxy(ClientProxy):
+    """A client, as the older kind of strategies sees it: a number that can't be called."""
+
+    def __init__(self, owner: str, client: int) -> None:
+        super().__init__(str(client))
+        self._owner = owner
+
+    def _refuse(self, *given: Any, **named: Any) -> NoReturn:
+        raise RunError(
+            f"{self._owner} calls a client itself: a round has one message to each client, which fedpeft sends"
+        )
+
+    get_properties = get_parameters = fit = evaluate = reconnect = _refuse
+
+
+class _Manager(ClientManager):
+    """A cohort, as the older kind of strategies sees it."""
+
+    def __init__(self, owner: str, cohort: Sequence[int]) -> None:
+        self._owner = owner
+        self._clients = {str(client): _Proxy(owner, client) for client in cohort}
+
+    def num_available(self) -> int:
+        """The size of the cohort."""
+        return len(self._clients)
+
+    def all(self) -> dict[str, ClientProxy]:
+        """The cohort."""
+        return dict(self._clients)
+
+    def wait_for(self, num_clients: int, timeout: int = 0) -> bool:
+        """Nobody else comes."""
+        if num_clients > len(self._clients):
+            raise RunError(
+                f"{self._owner} waits for {num_clients} clients, and a cohort has {len(self._clients)}; ask for fewer "
+                "(min_available_clients), or give a larger --cohort"
+            )
+        return True
+
+    def sample(self, num_clients: int, min_num_clients: int | None = None, criterion: Any = None) -> list[ClientProxy]:
+        """The cohort's first; fewer than all are refused later."""
+        self.wait_for(max(num_clients, min_num_clients or 0))
+        chosen = [proxy for proxy in self._clients.values() if criterion is None or criterion.select(proxy)]
+        return chosen[:num_clients]
+
+    def register(self, client: ClientProxy) -> bool:
+        """Refused."""
+        raise RunError(f"{self._owner} registers clients: who takes part is the federation's matter")
+
+    def unregister(self, client: ClientProxy) -> None:
+        """Refused."""
+        raise RunError(f"{self._owner} unregisters clients: who takes part is the federation's matter")

@@ -1,0 +1,112 @@
+"""How much disk what frozen layers give of rows may take, all runs together: the least recently used goes first.
+
+A store is a folder `frozen-NAME` of the cache. Every process that reads one holds a shared lock on `frozen-NAME.use`,
+which the system takes back when the process ends, however it ends; only a store that nobody holds is removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock
+
+from fedpeft.errors import AssetError, ConfigError
+
+VARIABLE: Final = "FEDPEFT_FROZEN_GB"
+"""Environment variable: the most gigabytes (10^9 bytes) that stores take together, above 0."""
+
+SHARE: Final = 0.5
+"""Without it: of what the disk has for them, which is what is free and what they take."""
+
+PREFIX: Final = "frozen-"
+
+_held: dict[Path, int] = {}
+
+
+def hold(folder: Path) -> None:
+    """Keep a store from being removed until this process ends, and note that it has been used; waits for a removal.
+
+    Raises:
+        OSError: the disk has no room for the note.
+    """
+    if folder not in _held:
+        lock = os.open(_use(folder), os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        _held[folder] = lock
+    os.utime(_use(folder))
+
+
+def make_room(folder: Path, needed: int) -> None:
+    """Remove what was used longest ago until a new store of `needed` bytes has its place within the limit.
+
+    Raises:
+        AssetError: it is larger than the limit, or what others are using leaves too little.
+        ConfigError: the limit is no number above 0.
+        OSError: the disk can't be read.
+    """
+    cache = folder.parent
+    with FileLock(cache / "frozen.lock"):
+        others = [store for store in cache.glob(f"{PREFIX}*") if store.is_dir() and store != folder]
+        sizes = {store: _bytes(store) for store in others}
+        limit = _limit(cache, sum(sizes.values()))
+        excess = sum(sizes.values()) + needed - limit
+        for store in sorted(others, key=_used):
+            if excess <= 0:
+                return
+            if _removed(store):
+                excess -= sizes.pop(store)
+    if excess > 0:
+        raise AssetError(
+            f"frozen layers' output of these rows needs {needed / 1e9:.2f} GB, and runs that are going on use "
+            f"{sum(sizes.values()) / 1e9:.2f} GB of the {limit / 1e9:.2f} GB that {cache} gives them all; set "
+            f"{VARIABLE} to more gigabytes, or wait for the others"
+        )
+
+
+def _limit(cache: Path, taken: int) -> float:
+    given = os.environ.get(VARIABLE)
+    if not given:
+        return SHARE * (shutil.disk_usage(cache).free + taken)
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit < math.inf:
+        raise ConfigError(f"{VARIABLE} must be a number of gigabytes above 0, got {given!r}")
+    return limit * 1e9
+
+
+def _use(store: Path) -> Path:
+    return store.with_name(f"{store.name}.use")
+
+
+def _used(store: Path) -> float:
+    """When a store was last opened; of one that is older than these notes, when it was last written to."""
+    use = _use(store)
+    return (use if use.exists() else store).stat().st_mtime
+
+
+def _bytes(store: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in store.iterdir())
+    except FileNotFoundError:  # its run has just given it up
+        return 0
+
+
+def _removed(store: Path) -> bool:
+    """Whether nobody uses a store, so that it is gone now."""
+    lock = os.open(_use(store), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        shutil.rmtree(store)
+        return True
+    finally:
+        os.close(lock)

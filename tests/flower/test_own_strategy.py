@@ -1,0 +1,367 @@
+"""Strategies of Flower's, and a user's own, through the hook: the rules themselves, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters
+from flwr.server import strategy as older
+from flwr.serverapp import strategy as newer
+from safetensors.torch import load_file
+
+import fedpeft
+from fedpeft import plugins
+from fedpeft.aggregation.aggregator import RoundAggregator
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.conformance.cohorts import Client, lora_layout, random_state, random_updates, run_round
+from fedpeft.errors import ConfigError, FedpeftError, RunError
+from fedpeft.flower.kept import FORM, frozen, kept, restored
+from fedpeft.flower.strategy import wrapped
+from fedpeft.peft.adapter import ClientForm
+
+RANKS = ClientForm(4, 8.0)
+LAYOUT = lora_layout([(7, 11), (13, 5)], RANKS, head=(3, 5))
+STATE = random_state(LAYOUT, 1)
+CLIENTS = [Client(RANKS, w) for w in (3.0, 1.0, 2.5, 7.0, 1.5)]
+
+
+def rounds_of(rule, folder, count=3, memory=None, first=1, state=STATE):
+    """States after each round of a rule, and what it has kept."""
+    found, memory = [], memory or {}
+    for number in range(first, first + count):
+        aggregator = RoundAggregator(rule, LAYOUT, state, number, 7, folder / "shelf")
+        for update in random_updates(rule, state, LAYOUT, CLIENTS, 3 + number, size=0.1):
+            aggregator.add(update)
+        outcome = aggregator.finish(memory)
+        state, memory = outcome.state, outcome.memory
+        found.append(state)
+    return found, memory
+
+
+def close(one, other):
+    for name in STATE:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("theirs", [newer.FedAvg, older.FedAvg])
+def test_fedavg_of_either_kind_is_fedit(theirs):
+    rule, ours = wrapped(theirs)(), strategies.build("fedit")
+    updates = random_updates(ours, STATE, LAYOUT, CLIENTS, 3)
+    assert rule.start(STATE, LAYOUT, 7) is STATE
+    close(run_round(rule, STATE, LAYOUT, updates).state, run_round(ours, STATE, LAYOUT, updates).state)
+
+
+@pytest.mark.parametrize("theirs", [newer.FedMedian, older.FedMedian])
+def test_fedmedian_of_either_kind_is_the_median_of_each_entry(theirs):
+    updates = random_updates(strategies.build("fedit"), STATE, LAYOUT, CLIENTS, 3)
+    after = run_round(wrapped(theirs)(), STATE, LAYOUT, updates).state
+    close(after, run_round(strategies.build("flower(rule=FedMedian)"), STATE, LAYOUT, updates).state)
+    for name in STATE:
+        close_to = torch.stack([u.trained(name) for u in updates]).sort(dim=0).values[2]
+        torch.testing.assert_close(after[name], close_to, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("theirs", [newer.FedAdam, older.FedAdam])
+def test_fedadam_of_either_kind_keeps_its_moments(theirs, tmp_path):
+    """Algorithm 2 of Reddi et al. with Flower's start at 0 and its correction, computed from the same updates."""
+    rule = wrapped(theirs)(eta=0.05, beta_1=0.8, beta_2=0.9, tau=1e-2)
+    found, _ = rounds_of(rule, tmp_path)
+    state, ours = STATE, strategies.build("fedit")
+    m, v = ({name: torch.zeros_like(t, dtype=torch.float64) for name, t in STATE.items()} for _ in range(2))
+    for number, after in enumerate(found, start=1):
+        updates = random_updates(ours, state, LAYOUT, CLIENTS, 3 + number, size=0.1)
+        mean = run_round(ours, state, LAYOUT, updates).state
+        eta = 0.05 * (1 - 0.9 ** (number + 1)) ** 0.5 / (1 - 0.8 ** (number + 1))
+        for name in STATE:
+            d = mean[name].double() - state[name].double()
+            m[name] = 0.8 * m[name] + 0.2 * d
+            v[name] = 0.9 * v[name] + 0.1 * d**2
+            expected = state[name].double() + eta * m[name] / (v[name].sqrt() + 1e-2)
+            torch.testing.assert_close(after[name].double(), expected, rtol=1e-5, atol=1e-6)
+        state = after
+
+
+class Own(older.FedAvg):
+    """A mean that is damped, the more the later, by a number that is drawn."""
+
+    def __init__(self, damping: float = 0.5, **given):
+        super().__init__(**given)
+        self.damping, self.seen, self.generator = damping, [], np.random.default_rng(3)
+
+    def aggregate_fit(self, server_round, results, failures):
+        self.seen.append((server_round, len(results)))
+        parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        drawn = self.generator.random() * random.random() * float(np.random.rand())
+        arrays = [np.float32(self.damping ** len(self.seen) * (1 + drawn)) * a for a in _arrays(parameters)]
+        return ndarrays_to_parameters(arrays), metrics
+
+
+def _arrays(parameters):
+    from flwr.common import parameters_to_ndarrays
+
+    return parameters_to_ndarrays(parameters)
+
+
+def test_a_run_that_goes_on_from_its_checkpoint_is_the_run(tmp_path):
+    rule = wrapped(Own)(damping=0.9)
+    whole, _ = rounds_of(rule, tmp_path, count=4)
+    half, memory = rounds_of(rule, tmp_path, count=2)
+    memory = {label: {name: tensor.clone() for name, tensor in state.items()} for label, state in memory.items()}
+    rest, _ = rounds_of(rule, tmp_path, count=2, memory=memory, first=3, state=half[-1])
+    for one, other in zip(whole, half + rest, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in STATE)
+    assert any(not torch.equal(whole[2][name], whole[3][name]) for name in STATE)
+
+
+def test_arguments_are_settings():
+    class Rule(newer.FedAvg):
+        """One line."""
+
+        def __init__(self, eta: float, norm: str | None = None, fraction_train: float = 0.5, **given):
+            super().__init__(fraction_train=fraction_train, **given)
+
+    part = wrapped(Rule)
+    assert {"eta", "norm", "weighted_by_key"} <= set(part.names)
+    assert "fraction_train" not in part.names
+    assert part.__doc__.startswith("One line.")
+    assert part(eta=0.1).start(STATE, LAYOUT, 0) is STATE  # fraction_train has been set to 1
+
+
+class Sampling(newer.FedAvg):
+    def configure_train(self, server_round, arrays, config, grid):
+        return list(super().configure_train(server_round, arrays, config, grid))[:3]
+
+
+class Asking(newer.FedAvg):
+    def configure_train(self, server_round, arrays, config, grid):
+        grid.send_and_receive([])
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+class Waiting(newer.FedAvg):
+    def configure_train(self, server_round, arrays, config, grid):
+        while len(list(grid.get_node_ids())) < 1000:
+            pass
+        return []
+
+
+class Sending(newer.FedAvg):
+    def configure_train(self, server_round, arrays, config, grid):
+        halved = ArrayRecord({name: Array(array.numpy() / 2) for name, array in arrays.items()})
+        return super().configure_train(server_round, halved, config, grid)
+
+
+class Calling(older.FedAvg):
+    def configure_fit(self, server_round, parameters, client_manager):
+        for proxy in client_manager.all().values():
+            proxy.get_properties(None, None, None)
+        return super().configure_fit(server_round, parameters, client_manager)
+
+
+class Beginning(older.FedAvg):
+    def initialize_parameters(self, client_manager):
+        return ndarrays_to_parameters([np.zeros(3)])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (newer.FedProx, "FedProx.configure_train sends clients the settings proximal-mu,.*fedprox"),
+        (Sampling, "Sampling.configure_train asks 3 of a cohort's 100 clients"),
+        (Asking, "Asking calls grid.send_and_receive"),
+        (Waiting, "Waiting waits for more clients than the 100 of a cohort"),
+        (Sending, "Sending.configure_train sends other arrays"),
+        (Calling, "Calling calls a client itself"),
+        (Beginning, "Beginning.initialize_parameters gives parameters of its own"),
+    ],
+)
+def test_what_can_not_work_is_refused_before_the_first_round(theirs, said):
+    given = {"proximal_mu": 0.1} if theirs is newer.FedProx else {}
+    with pytest.raises(ConfigError, match=said):
+        wrapped(theirs)(**given).start(STATE, LAYOUT, 0)
+
+
+class Looping(newer.FedAvg):
+    def start(self, *given, **named):
+        return None
+
+
+class Needing(newer.FedAvg):
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+
+
+class Clashing(newer.FedAvg):
+    def __init__(self, weighting: str = "mine"):
+        super().__init__()
+
+
+class Neighbour(NumPyClient):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (Looping, "Looping.start is a loop of its own"),
+        (Needing, "Needing needs the argument model, which no text can hold"),
+        (Clashing, "Clashing has an argument weighting"),
+        (newer.DifferentialPrivacyServerSideFixedClipping, "take --privacy"),
+        (older.DifferentialPrivacyClientSideAdaptiveClipping, "take --privacy"),
+        (newer.Strategy, "Strategy can't be made: it has no aggregate_evaluate"),
+        (Neighbour, "Neighbour is a client of Flower's: .* fedpeft.patch"),
+        (ClientApp(), "ClientApp is a client of Flower's"),
+        (int, "wrapped takes a class made from"),
+    ],
+)
+def test_classes_that_are_no_rules_are_refused_by_name(theirs, said):
+    with pytest.raises(ConfigError, match=said):
+        wrapped(theirs)
+
+
+class Failing(newer.FedAvg):
+    def aggregate_train(self, server_round, replies):
+        return {1: 2}[server_round + 5], None
+
+
+class Refusing(newer.FedAvg):
+    def aggregate_train(self, server_round, replies):
+        return None, None
+
+
+class Diverging(newer.FedAvg):
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return ArrayRecord({name: Array(array.numpy() * np.nan) for name, array in arrays.items()}), metrics
+
+
+class Short(older.FedAvg):
+    def aggregate_fit(self, server_round, results, failures):
+        parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        return ndarrays_to_parameters(_arrays(parameters)[1:]), metrics
+
+
+class Thing:
+    def __init__(self):
+        self.number = 0
+
+
+class Keeping(newer.FedAvg):
+    def __init__(self):
+        super().__init__()
+        self.thing = Thing()
+
+    def aggregate_train(self, server_round, replies):
+        self.thing.number += 1
+        return super().aggregate_train(server_round, replies)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (Failing, r"Failing.aggregate_train failed in round 1: KeyError: 6 \(.*test_own_strategy.py, line \d+\)"),
+        (Refusing, "Refusing.aggregate_train gave no arrays in round 1: it refuses .* 5 clients"),
+        (Diverging, "not finite"),
+        (Short, "Short.aggregate_fit gave 5 arrays in round 1 instead of 6"),
+        (Keeping, "Keeping changes self.thing, which holds a Thing"),
+    ],
+)
+def test_what_goes_wrong_in_a_round_is_one_sentence(theirs, said):
+    updates = random_updates(strategies.build("fedit"), STATE, LAYOUT, CLIENTS, 3)
+    with pytest.raises(RunError, match=said):
+        run_round(wrapped(theirs)(), STATE, LAYOUT, updates)
+
+
+TINY = {"dataset": "tiny", "clients": 4, "cohort": "all", "dtype": "fp32", "workers": 1, "tokens": 32,
+        "local_work": "steps(1)", "measure": "validation(keep=last)", "optimizer": "sgd",
+        "progress": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"privacy": "secure_sum"}, "FedAvg"),
+        ({"privacy": "user_dp(epsilon=8)"}, "FedAvg"),
+        ({"server_optimizer": "adam"}, "FedAvg computes the next factors itself"),
+        ({"ranks": "4*2,8*2"}, "FedAvg needs the same rank"),
+    ],
+)
+def test_what_needs_a_plain_sum_is_refused_by_name(settings, said, tmp_path):
+    with pytest.raises(FedpeftError, match=said):
+        fedpeft.run_simulation(strategy=wrapped(newer.FedAvg)(), output=tmp_path / "run", **TINY, **settings)
+
+
+@pytest.mark.slow
+def test_a_run_with_flowers_fedavg_is_one_with_fedit_and_goes_on_with_its_moments(tmp_path):
+    def adapter(name, **given):
+        folder = tmp_path / name
+        given = given if "resume" in given else {"output": folder, **TINY, **given}
+        return load_file(fedpeft.run_simulation(**given).adapter / "adapter_model.safetensors")
+
+    mine = adapter("mine", strategy="fedit", rounds=3, safeguard="none")
+    for theirs in (newer.FedAvg, older.FedAvg):
+        other = adapter(theirs.__module__, strategy=wrapped(theirs)(), rounds=3, safeguard="none")
+        for name, tensor in mine.items():
+            torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
+
+    (tmp_path / "parts.py").write_text(
+        "from flwr.serverapp.strategy import FedAdam\n"
+        "from fedpeft.flower.strategy import wrapped\n"
+        'parts = {"strategies": {"theirs": wrapped(FedAdam)}}\n'
+    )
+    given = {"plugin": str(tmp_path / "parts.py"), "strategy": "theirs(eta=0.001)", "safeguard": "none", "rounds": 3}
+    whole = adapter("whole", **given)
+    fedpeft.run_simulation(output=tmp_path / "half", on_round=lambda result: result.round == 1, **TINY, **given)
+    shutil.rmtree(tmp_path / "half" / "adapter")
+    (tmp_path / "half" / "summary.json").unlink()
+    rest = adapter("half", resume=tmp_path / "half")
+    assert all(torch.equal(rest[name], tensor) for name, tensor in whole.items())
+    assert any(not torch.equal(mine[name], tensor) for name, tensor in whole.items())
+
+
+def test_a_class_of_flowers_in_a_plugin_is_told_to_be_wrapped(tmp_path):
+    file = tmp_path / "parts.py"
+    file.write_text('from flwr.server.strategy import FedAvg\nparts = {"strategies": {"theirs": FedAvg}}\n')
+    with pytest.raises(ConfigError, match=r"write wrapped\(FedAvg\)"):
+        plugins.found(str(file))
+
+
+def test_a_class_named_where_a_part_belongs_leads_to_the_plugin():
+    with pytest.raises(ConfigError, match=r"unknown strategy 'my_package'.* --plugin"):
+        strategies.build("my_package:MyStrategy")
+
+
+def test_what_is_kept_comes_back():
+    values = {
+        "number": 0.1, "whole": 2**70, "text": "å", "none": None, "yes": True, "array": np.arange(6.0).reshape(2, 3),
+        "scalar": np.float32(0.3), "tensor": torch.ones(2, dtype=torch.int32), "bytes": b"\0a", "code": print,
+        "nested": {"a": [1, (2.5, {3}), {4: np.zeros(0)}]}, "record": ArrayRecord({"x": Array(np.eye(2))}),
+        "parameters": ndarrays_to_parameters([np.eye(3)]), "infinite": float("inf"),
+    }  # fmt: skip
+    generator, drawn = np.random.default_rng(5), random.Random(5)
+    state = kept({**values, "generator": generator, "drawn": drawn}, {}, "Rule")
+    back = restored(state)
+    assert FORM in state
+    assert "code" not in back
+    assert back["generator"].random() == generator.random()
+    assert back["drawn"].random() == drawn.random()
+    np.testing.assert_equal(back["nested"], values["nested"])
+    np.testing.assert_array_equal(back["record"]["x"].numpy(), np.eye(2))
+    assert back["parameters"] == values["parameters"]
+    assert back["scalar"].dtype == np.float32
+    assert torch.equal(back["tensor"], values["tensor"])
+    for name in ("number", "whole", "text", "none", "yes", "bytes", "infinite"):
+        assert back[name] == values[name]
+        assert type(back[name]) is type(values[name])
+
+
+def test_what_stays_as_it_was_needs_no_keeping():
+    values = {"thing": Thing()}
+    assert restored(kept(values, frozen(values), "Rule")) == {}
