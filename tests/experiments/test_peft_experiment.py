@@ -14,7 +14,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.studies.results import Result
 from fedpeft.studies.study_file import read_study
 
-OF_STRATEGIES = {"lora_sb", "lora_gram", "row_lora"}
+OF_STRATEGIES = {"lora_sb", "lora_gram", "row_lora", "expert_lora"}
 OF_RUNS = {"adapter_fusion"}
 """Which goes on from finished runs, and is in no grid of settings."""
 WITHOUT_RATE = {"linear_probe"}
