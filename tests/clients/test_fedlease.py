@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,10 @@ from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.errors import FedpeftError, PayloadError
 from fedpeft.peft.methods.expert_lora import SHUT, ExpertLoras
+from fedpeft.server.progress import Checkpoints
+from fedpeft.simulate import main as simulate
 from fedpeft.simulation.simulation import Simulation
+from tests.fleet import NAMES
 from tests.simulation.test_run_strategies import settings, trained
 
 EXPERTS = 3
@@ -205,3 +209,21 @@ def test_a_run_sends_each_client_its_clusters_expert(tmp_path):
 def test_what_does_not_go_with_groups_is_said(given, words, tmp_path, observer):
     with pytest.raises(FedpeftError, match=words):
         Simulation(RunConfig(**{**settings("fedlease"), **given}), tmp_path, observer)
+
+
+@pytest.mark.slow
+def test_real_clients_come_to_the_clusters_of_the_simulation(fleet):
+    made = fleet(
+        strategy="fedlease(warmup=1, clear=-1)", peft="expert_lora(rank=2, experts=2, layers=1)", rounds=3, head="zero"
+    )
+    server = made.serve()
+    clients = [made.join(name) for name in NAMES]
+    assert [made.end(p) for p in (server, *clients)] == [0, 0, 0, 0], made.logs()
+    assert simulate([str(made.folder / "run.toml"), "--output", str(made.folder / "simulated")]) == 0
+    served, simulated = (Checkpoints(made.folder / f / "checkpoint").load() for f in ("run", "simulated"))
+    assert torch.equal(served.learned[CLUSTERS], simulated.learned[CLUSTERS])
+    assert len(served.learned[CLUSTERS]) == 3
+    for name, tensor in simulated.learned.items():
+        assert torch.allclose(served.learned[name], tensor, atol=1e-8), name
+    scores = (json.loads((made.folder / f / "summary.json").read_text()) for f in ("run", "simulated"))
+    assert len({round(s["loss"], 6) for s in scores}) == 1
