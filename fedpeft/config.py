@@ -65,9 +65,9 @@ class RunConfig:
     workers: int = setting(0, "worker processes; 0: one per GPU, or per core where there is none", low=0, high=1024)
     measure: str = setting(
         "validation(every=4)",
-        "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, forgetting(dataset=NAME), "
-        "calibration(rows=auto|server|clients), disagreement, energy(watts=6), laplace, ensemble, robustness, "
-        "evaluate(questions=FILE), by +",
+        "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, alone(clients=4), "
+        "forgetting(dataset=NAME), calibration(rows=auto|server|clients), disagreement, energy(watts=6), laplace, "
+        "ensemble, robustness, evaluate(questions=FILE), by +",
     )
     seed: int = setting(0, "of everything that is drawn at random", low=0)
 

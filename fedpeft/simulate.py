@@ -199,6 +199,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
 
 def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserver, begun: BegunProbe) -> Summary:
     from fedpeft.run.final_score import save
+    from fedpeft.simulation.alone import score_of_alone, train_alone
     from fedpeft.simulation.of_rows import of_rows
     from fedpeft.simulation.pooled import pooled_adapter, score_of_pooled
     from fedpeft.simulation.predictions import save_predictions
@@ -213,7 +214,7 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
         begun.result()  # raises why
     kept, residual = progress.result
     save(setup, kept, simulation.folder, residual)
-    rate = pooled_adapter(simulation, progress)
+    rate, alone = pooled_adapter(simulation, progress), train_alone(simulation)
     own = server.own_rows(progress) if setup.personal else None
     trust = Trust(setup, rows.dataset.raters)
     trust.ask_clients(server, progress)
@@ -236,6 +237,7 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
         kept_round=progress.kept_round,
         baseline_accuracy=probe.accuracy if probe else None,
         private_probe_accuracy=private,
+        alone_accuracy=score_of_alone(simulation, alone),
         centralised_accuracy=pooled.accuracy if pooled else None,
         centralised_loss=pooled.loss if pooled else None,
         centralised_learning_rate=rate,

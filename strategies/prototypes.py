@@ -6,8 +6,8 @@
 Local steps fit the adapter to a head that stands still, and the mean of its updates is FedIT's. Sums add up over
 clients and over tasks, so the head is the same for any partition, and no class is pushed out of it by later ones; what
 drifts is the adapter: where a task begins its sums are of the features as they are then, where it ends they are
-replaced, and sums of earlier tasks stay those of their own end. (The idea of FedNCM, arXiv 2402.01862, and Fed3R, arXiv
-2402.01349, over a sequence of tasks; PILoRA, arXiv 2401.02094, averages prototypes by their distances instead.)
+replaced, and sums of earlier tasks stay those of their own end. (The idea of FedNCM, arXiv 2306.03937, and Fed3R, arXiv
+2406.01116, over a sequence of tasks; PILoRA, arXiv 2401.02094, averages prototypes by their distances instead.)
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ OF_STRATEGY: Mapping[str, Settings] = {
     "florg": {"peft": "lora_gram(rank=4, width=12, layers=2)"},
     "owned_mean": {"peft": "prefix_tuning(length=4)"},
     "fedalt": {"peft": "row_lora(rank=4, layers=2)"},
+    "fedlease": {"peft": "expert_lora(rank=4, layers=2)"},
     "fedbuff": {"strategy": "fedbuff(buffer=2)"},
     "krum": {"strategy": "krum(selected=2)", "cohort": "all"},
     **{rule: {"dataset": "tasks(tiny, classes=2)"} for rule in ("inf_lora", "o_lora", "prototypes")},

@@ -43,7 +43,7 @@ def choosing() -> str:
 
 
 def _strategy(name: str, part: type[Strategy]) -> tuple[str, ...]:
-    own = part.private is not Strategy.private or part.personal_pull is not Strategy.personal_pull
+    own = part.private is not Strategy.private or part.personal_pull is not Strategy.personal_pull or part.groups
     summed = part.sum_of_clients() and not own and not part.asks_clients
     linear = part.plain_sum() and not part.asks_clients
     return (f"`{name}`", _first(part), _named(takes(name)), *map(_word, (part.mixed_ranks, linear, summed, own)))

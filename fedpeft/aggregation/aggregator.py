@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, overload
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from fedpeft.aggregation.grouped_rules import GroupedStrategy, heard_in
 from fedpeft.aggregation.server_optimizer import Memory, ServerOptimizer
 from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
 from fedpeft.aggregation.update import Fold, Update
@@ -28,7 +29,8 @@ class Outcome:
     """The next global state and optimizer memory, what goes into the base, by module, and the next clipping norm.
 
     `error`: of the aggregate, where it is measured (see `fedpeft.aggregation.exactness`); `disagreement`: of the
-    clients, where somebody looks (`fedpeft.trust.disagreement`).
+    clients, where somebody looks (`fedpeft.trust.disagreement`); `learned`: what a rule of groups keeps, None: of other
+    rules.
     """
 
     state: State
@@ -37,6 +39,7 @@ class Outcome:
     clip: float | None = None
     error: float | None = None
     disagreement: Disagreement | None = None
+    learned: State | None = None
 
 
 class Aggregator(Protocol):
@@ -75,10 +78,17 @@ class RoundAggregator:
     """Puts updates on disk as they come; the strategy then reads them, most a layer at a time."""
 
     def __init__(
-        self, strategy: RoundStrategy, layout: Layout, state: State, round: int, seed: int, scratch: Path
+        self,
+        strategy: RoundStrategy,
+        layout: Layout,
+        state: State,
+        round: int,
+        seed: int,
+        scratch: Path,
+        learned: State | None = None,
     ) -> None:
         self.strategy, self.layout, self.state, self.round, self.seed = strategy, layout, state, round, seed
-        self.shelf = Shelf(scratch)
+        self.shelf, self.learned = Shelf(scratch), learned or {}
 
     def add(self, update: Update) -> None:
         """Put one update on the shelf."""
@@ -86,11 +96,22 @@ class RoundAggregator:
 
     def finish(self, memory: Memory) -> Outcome:
         """The strategy's own result, and what it keeps of it."""
+        outcome = self._grouped(memory) if isinstance(self.strategy, GroupedStrategy) else self._made(memory)
+        self.shelf.clear()
+        return outcome
+
+    def _made(self, memory: Memory) -> Outcome:
         made, memory = self.strategy.remembering(
             self.state, self.layout, self.shelf.read, self.round, self.seed, memory
         )
-        self.shelf.clear()
         return Outcome(made.state, memory, made.residuals)
+
+    def _grouped(self, memory: Memory) -> Outcome:
+        rule = self.strategy
+        assert isinstance(rule, GroupedStrategy)
+        heard = heard_in(self.round, self.state, self.learned, self.layout, self.shelf.read, rule)
+        state, learned = rule.aggregated(heard)
+        return Outcome(state, memory, learned=learned)
 
 
 def aggregator(
@@ -102,8 +123,10 @@ def aggregator(
     seed: int,
     scratch: Path,
     factoring: Factoring | None = None,
+    learned: State | None = None,
 ) -> Aggregator:
-    """The aggregator for a strategy of either kind; with a `factoring`, the strategy sees factors."""
+    """The aggregator for a strategy of either kind; with a `factoring`, the strategy sees factors; `learned`: what a
+    rule of groups keeps."""
     if factoring:
         factors = factoring.factors(state)
         inner = aggregator(strategy, optimizer, factoring.layout, factors, round, seed, scratch)
@@ -111,7 +134,7 @@ def aggregator(
     if isinstance(strategy, LinearStrategy):
         return LinearAggregator(strategy, optimizer, layout, state, round)
     assert isinstance(strategy, RoundStrategy)
-    return RoundAggregator(strategy, layout, state, round, seed, scratch)
+    return RoundAggregator(strategy, layout, state, round, seed, scratch, learned)
 
 
 @dataclass

@@ -66,6 +66,9 @@ class Strategy:
     makes_head: ClassVar[bool] = False
     """Whether the rule makes the head itself, so that it needs no start."""
 
+    groups: ClassVar[bool] = False
+    """Whether clients fall into groups with states of their own (`fedpeft.aggregation.grouped_rules`)."""
+
     arrives_whole: ClassVar[bool] = True
     """Whether the update of a cohort of one becomes the global state; False: it is thinned out, shrunk or kept back."""
 
@@ -147,6 +150,14 @@ class Strategy:
         Where a client is given other `ranks`, they lead in the `state` that this is called with.
         """
         return leading_ranks(state, layout, form)
+
+    def group(self, client: int, learned: State) -> str:
+        """Whose state a client is sent, given what the rule keeps; empty, the default: the global one."""
+        return ""
+
+    def of_group(self, group: str, state: State, learned: State, layout: Layout) -> State:
+        """The state of a group, given the global one; by default that."""
+        return state
 
     def prepared(self, received: State, layout: Layout) -> State:
         """What a client starts from, given what it was sent and what it keeps; by default that."""

@@ -43,6 +43,7 @@ SMALL = {
     "lora_sb": "lora_sb(rank=4)",
     "lora_gram": "lora_gram(rank=4, width=12)",
     "row_lora": "row_lora(rank=4)",
+    "expert_lora": "expert_lora(rank=4, experts=3)",
     "vera": "vera(rank=16)",
     "bottleneck": "bottleneck(dim=6)",
     "prompt_ensemble": "prompt_ensemble(prompts=3, length=4)",

@@ -23,6 +23,12 @@ CORES = [
     (TensorSpec("layer.0.lora_R.weight", (4, 4), "plain", "layer.0"),),
     (TensorSpec("layer.0.lora_G.weight", (4, 9), "plain", "layer.0"),),
     tuple(TensorSpec(f"layer.0.{name}.weight", (4, 4), "plain", "layer.0") for name in ("own_A", "rest_A")),
+    (
+        *(TensorSpec(f"layer.0.{name}.weight", (4, 4), "plain", "layer.0") for name in ("own_A", "own_B")),
+        *(TensorSpec(f"layer.0.{name}.weight", (4, 4), "plain", "layer.0") for name in ("others_A", "others_B")),
+        TensorSpec("layer.0.gate.weight", (3, 4), "plain", "layer.0"),
+        TensorSpec("layer.0.bias.weight", (3,), "plain", "layer.0"),
+    ),
 ]
 """Of rules that refuse LoRA's factors, the tensors that they are for."""
 EQUAL = [Client(FORM, 3.0), Client(FORM, 1.0), Client(FORM, 2.5), Client(FORM, 7.0)]

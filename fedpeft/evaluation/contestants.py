@@ -1,7 +1,6 @@
 """Who is compared: the base, the run's global model, clients' own adapters, and clients who trained alone.
 
-A client alone has the run's start and settings, and trains on its own rows in every round, at that round's learning
-rate: more work than in the federation, where it is asked now and then. What it ends with is kept in the run's folder.
+A client alone is that of `fedpeft.simulation.alone`. What it ends with is kept in the run's folder.
 """
 
 from __future__ import annotations
@@ -13,9 +12,6 @@ from pathlib import Path
 
 from torch import nn
 
-from fedpeft.clients.executor import Job
-from fedpeft.clients.pool import Worker, result
-from fedpeft.data.partition import held_out
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.machine.files import writing
 from fedpeft.models.task import FederatedModel
@@ -25,7 +21,7 @@ from fedpeft.run.final_score import save
 from fedpeft.run.finished import FinishedRun, twin
 from fedpeft.run.folder import refuse_servers_run
 from fedpeft.run.observer import RunObserver
-from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.simulation.alone import trained_alone
 from fedpeft.simulation.simulation import Simulation
 
 BASE, GLOBAL = "base", "global"
@@ -117,7 +113,7 @@ class Contestants:
             raise PrivacyError(
                 "clients of a private run are not trained alone: their adapters would give their rows away"
             )
-        return self._kept(folder.name, self._trained(client))
+        return self._kept(folder.name, trained_alone(self.simulation, client))
 
     def _folder(self, name: str) -> Path:
         return self.run.folder / "evaluation" / name
@@ -128,32 +124,6 @@ class Contestants:
             folder.mkdir(parents=True, exist_ok=True)
         save(self.simulation.setup, state, folder)
         return folder
-
-    def _trained(self, client: int) -> State:
-        simulation = self.simulation
-        setup, config = simulation.setup, simulation.config
-        state: State = dict(setup.start)
-        share = HELD_OUT if setup.personal else 0.0  # as in the run
-        rows, _ = held_out(simulation.rows.partition.shard(client), share, config.seed, client)
-        steps = setup.profiles[client].steps
-        training = setup.training.of_steps(steps) if steps else setup.training
-        self.observer.phase(f"client {client} alone", config.rounds)
-        for round in range(1, config.rounds + 1):
-            job = Job(
-                client=client,
-                round=round,
-                seed=config.seed,
-                rows=rows,
-                received=state,
-                trained=frozenset(setup.layout.names),
-                training=training,
-                learning_rate=setup.schedule.at(round),
-                form=setup.layout.form,
-                walked=(round - 1) * training.steps_for(len(rows)) if training.walks else None,
-            )
-            state = state | result(simulation.workers.pool.submit(Worker.train, job)).state
-            self.observer.advance(1)
-        return state
 
     def close(self) -> None:
         """End workers, where there are any."""

@@ -28,6 +28,7 @@ from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.run.caption_checks import check_captions
+from fedpeft.run.group_checks import check_groups
 from fedpeft.run.measured_checks import check_measured
 from fedpeft.run.profiles import Profile, kinds
 from fedpeft.run.target_checks import check_targets
@@ -45,6 +46,7 @@ def check(setup: Setup) -> None:
         ConfigError, PrivacyError: says which, and why.
     """
     config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in kinds(setup.profiles)]
+    check_groups(setup)
     _check_memory(strategy, setup.uplink)
     _check_downlink(strategy, setup.downlink)
     check_method(setup.method, strategy, config.strategy.partition("(")[0].strip(), forms)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
 from fedpeft.run.measurement import MEASUREMENTS, Measurement
+from fedpeft.run.measurements.alone import Alone
 from fedpeft.run.measurements.calibration import Calibration
 from fedpeft.run.measurements.clones import Clones
 from fedpeft.run.measurements.disagreement import Disagreement
@@ -45,6 +46,11 @@ class Measured:
     def pooled(self) -> bool:
         """Whether the same adapter is also trained on the pooled rows."""
         return any(isinstance(part, Pooled) for part in self.parts)
+
+    @property
+    def alone(self) -> Alone | None:
+        """Single clients on their own rows; None: none trains alone."""
+        return next((part for part in self.parts if isinstance(part, Alone)), None)
 
     @property
     def second(self) -> str:

@@ -48,6 +48,13 @@ def _check_questions(setup: Setup) -> None:
             f"calibration is that of classes, and {setup.facts.task.partition('(')[0]} has none; leave it out of "
             "--measure"
         )
+    if setup.measured.alone is not None and (setup.mechanism is not None or setup.secure_sum is not None):
+        raise PrivacyError(
+            "clients that train alone would leave adapters in the run's folder that nothing protects; leave alone out "
+            "of --measure"
+        )
+    if setup.measured.alone is not None and setup.facts.tasks is not None:
+        raise ConfigError("alone has all of a client's rows at once, and here are tasks; leave it out of --measure")
     for name in ("robustness", "ensemble"):
         if getattr(setup.measured, name) is not None and setup.facts.task != "classification":
             raise ConfigError(f"{name} is that of classes; leave it out of --measure")

@@ -260,8 +260,9 @@ class Setup(ChosenParts):
 
     @cached_property
     def personal(self) -> bool:
-        """Whether tensors, or models, stay with the clients, whose models then differ."""
-        return bool(self.strategy.private(self.layout)) or self.strategy.personal_pull is not None
+        """Whether clients' models differ: tensors, or models, stay with them, or groups are sent their own."""
+        rule = self.strategy
+        return bool(rule.private(self.layout)) or rule.personal_pull is not None or rule.groups
 
     @property
     def base_precisions(self) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ class Quality:
         last_accuracy, last_loss: of the last round's state.
         baseline_accuracy: of the linear probe of the frozen base.
         private_probe_accuracy: of one release with the whole privacy budget and no training.
+        alone_accuracy: of the same adapter on the rows of single clients, the mean over those that were asked for.
         centralised_accuracy, centralised_loss, centralised_learning_rate: of the same adapter on the pooled rows.
         calibration_error, calibration_error_scaled, temperature: of the test rows, as they are and after scaling.
         forgetting: a second task before and after, see `fedpeft.simulation.forgetting.Forgetting`.
@@ -64,6 +65,7 @@ class Quality:
     last_loss: float | None = None
     baseline_accuracy: float | None = None
     private_probe_accuracy: float | None = None
+    alone_accuracy: float | None = None
     centralised_accuracy: float | None = None
     centralised_loss: float | None = None
     centralised_learning_rate: float | None = None
@@ -283,6 +285,7 @@ def _compared(summary: Summary) -> list[Line]:
     return [
         *_number("frozen base, linear probe", quality.baseline_accuracy),
         *_number("private probe: one release, no training", quality.private_probe_accuracy),
+        *_number("same adapter, clients alone (mean accuracy)", quality.alone_accuracy),
         *_number("same adapter on the pooled data", measured(quality.centralised_accuracy, quality.centralised_loss)),
         *(
             _number(

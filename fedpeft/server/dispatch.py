@@ -15,7 +15,7 @@ from fedpeft.communication.downlink import Downlink, Package, Sent
 from fedpeft.communication.messages import Instruction, Kind
 from fedpeft.communication.precision_rule import Situation
 from fedpeft.communication.release import Release, common_digest, digest_of, form_name
-from fedpeft.peft.adapter import ClientForm
+from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.privacy.engine import Entry
 from fedpeft.run.setup import Setup
 from fedpeft.server.progress import Progress, Traffic
@@ -36,22 +36,28 @@ class Dispatch:
     def __init__(self, setup: Setup, progress: Progress, remote: bool, steps: Mapping[int, int] = NO_STEPS) -> None:
         self.setup, self.progress, self.remote, self.steps = setup, progress, remote, steps
         lossless = parse_codec(setup.lossless)
-        self.downlink = Downlink(
+        self.downlink = self._downlink(progress.adapter)
+        self._of_groups: dict[str, Downlink] = {"": self.downlink}
+        shared = self.downlink.shared
+        states = {label: {name: state[name] for name in shared} for label, state in progress.drift.items()}
+        self.correction = setup.drift.encode(states, lossless)
+        self.shares = lossless.encode(progress.shares) if progress.shares else b""
+
+    def _downlink(self, state: State) -> Downlink:
+        """What is made of the global state, or of a group's."""
+        setup, progress = self.setup, self.progress
+        return Downlink(
             setup.strategy,
             setup.layout,
             setup.downlink,
-            lossless,
-            progress.adapter,
+            parse_codec(setup.lossless),
+            state,
             setup.start,
             progress.versions,
             progress.residual,
             progress.round + 1,
             setup.config.seed,
         )
-        shared = self.downlink.shared
-        states = {label: {name: state[name] for name in shared} for label, state in progress.drift.items()}
-        self.correction = setup.drift.encode(states, lossless)
-        self.shares = lossless.encode(progress.shares) if progress.shares else b""
 
     def cohort(self, entry: Entry) -> list[Sent]:
         """What each client that takes part in a round is sent."""
@@ -98,13 +104,16 @@ class Dispatch:
         }
 
     def release(self, kind: Kind, round: int) -> Release:
-        """What all clients of a round are told alike; of every form that a client has, whoever is asked."""
+        """What all clients of a round are told alike; of every form that a client has, whoever is asked.
+
+        States of groups are not compared: a client is not told which others have the same.
+        """
         forms = {self.form(client) for client in range(self.setup.clients)}
-        base = self.progress.residual.total
+        base, groups = self.progress.residual.total, self.setup.strategy.groups
         return Release(
             kind=kind,
             round=round,
-            states={form_name(form): self.downlink.released(form) for form in forms},
+            states={form_name(form): "" if groups else self.downlink.released(form) for form in forms},
             common=common_digest(Instruction(kind, round, 0, b"", **self._alike(round))),
             base=digest_of(base) if base else "",
         )
@@ -120,7 +129,16 @@ class Dispatch:
 
     def _package(self, client: int) -> Package:
         held, newcomer = self.progress.held.get(client, 0), not self.progress.acknowledged.get(client, 0)
-        return self.downlink.package(self.form(client), held, newcomer, client)
+        return self._of_client(client).package(self.form(client), held, newcomer, client)
+
+    def _of_client(self, client: int) -> Downlink:
+        """What is made of the state that a client is sent."""
+        rule, progress = self.setup.strategy, self.progress
+        group = rule.group(client, progress.learned)
+        if group not in self._of_groups:
+            state = rule.of_group(group, progress.adapter, progress.learned, self.setup.layout)
+            self._of_groups[group] = self._downlink(state)
+        return self._of_groups[group]
 
     def _positions(self, names: frozenset[str]) -> tuple[int, ...]:
         return tuple(i for i, name in enumerate(self.setup.layout.names) if name in names)

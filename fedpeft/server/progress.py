@@ -110,7 +110,7 @@ class Progress:
         shares: of the classes among all rows, where clients are told (`fedpeft.clients.label_shift`).
         standing: what the safeguard knows.
         best: the best state so far on the validation rows, where it is kept.
-        learned: what a rule that goes by tasks remembers of earlier ones.
+        learned: what a rule that goes by tasks remembers of earlier ones, or a rule of groups of these.
     """
 
     round: int
@@ -147,7 +147,6 @@ class Progress:
             made: the round's new versions (`Downlink.made`).
             clients: how many there are.
         """
-        dtype = next(iter(self.adapter.values())).dtype
         round = self.round + 1
         held = self.held | {client: 0 if client in taken.forms else asked for client, asked in taken.accepted.items()}
         rejected = {client: self.rejections.get(client, 0) + 1 for client in taken.rejected}
@@ -156,7 +155,7 @@ class Progress:
             round=round,
             adapter=outcome.state,
             memory=outcome.memory,
-            residual=self.residual.after(round, outcome.residuals, dtype),
+            residual=self.residual.after(round, outcome.residuals, next(iter(self.adapter.values())).dtype),
             drift=taken.next_drift(clients),
             forms=self.forms | taken.forms,
             acknowledged=self.acknowledged | taken.accepted,
@@ -166,6 +165,7 @@ class Progress:
             rejections=self.rejections | rejected,
             losses=self.losses if taken.train_loss is None else [*self.losses, taken.train_loss],
             clip=outcome.clip,
+            learned=self.learned if outcome.learned is None else outcome.learned,
         )
 
     def undone(self, after: Progress, standing: Standing) -> Progress:

@@ -316,23 +316,13 @@ class Server:
 
     def _aggregator(self, entry: Entry, progress: Progress) -> Aggregator:
         """What takes the round's updates: the mechanism's, where it acts at the server, or the strategy's."""
-        setup, state = self.setup, progress.adapter
+        setup = self.setup
+        given = setup.strategy, setup.optimizer, setup.layout, progress.adapter, entry.round
         if self.privacy is not None:
-            private = self.privacy.aggregator(
-                setup.strategy, setup.optimizer, setup.layout, state, entry.round, entry.attempt, progress.clip
-            )
+            private = self.privacy.aggregator(*given, entry.attempt, progress.clip)
             if private is not None:
                 return private
-        inner = aggregator(
-            setup.strategy,
-            setup.optimizer,
-            setup.layout,
-            state,
-            entry.round,
-            setup.config.seed,
-            self.store.waiting,
-            setup.factor_view,
-        )
+        inner = aggregator(*given, setup.config.seed, self.store.waiting, setup.factor_view, progress.learned)
         if setup.secure_sum is not None:  # of which no single update can be measured
             return inner
         inner = measured(inner, setup.strategy, setup.layout, setup.weight_changes)

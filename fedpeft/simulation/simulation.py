@@ -260,8 +260,9 @@ class Simulation:
             raise ConfigError(f"with {self.config.strategy} all clients have the same adapter: {self.folder}/adapter")
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
-        held: State = progress.adapter | section(own, "private")
-        return self.setup.strategy.prepared(held, self.setup.layout)
+        rule, layout = self.setup.strategy, self.setup.layout
+        sent = rule.of_group(rule.group(client, progress.learned), progress.adapter, progress.learned, layout)
+        return rule.prepared(sent | section(own, "private"), layout)
 
     def close(self) -> None:
         """End the workers."""

@@ -30,11 +30,15 @@ SEEDS_FOR_AN_INTERVAL = 3
 """The interval of two is nine standard deviations to each side, and would make all others look like points."""
 
 REFERENCES = (
-    ("baseline_accuracy", "frozen probe", (3, 2), "center"),
-    ("private_probe_accuracy", "private probe", (1, 2), "right"),
+    ("baseline_accuracy", "frozen probe", (3, 2)),
+    ("private_probe_accuracy", "private probe", (1, 2)),
+    ("alone_accuracy", "each client alone", (6, 1.5, 1, 1.5)),
 )
-"""Measures that are drawn as lines across a method's row: names, dashes, and which part of the name stands at the line
-(the private probe is the lower one)."""
+"""Measures that are drawn as lines across a method's row: names and dashes. The names stand above the first row that
+has the measure, those of lower lines to the left."""
+
+ROOM = 0.06
+"""Of the span of accuracies, what is left free on either side."""
 
 
 def accuracy_against(section: Section, key: str, x: str, front: bool) -> str | None:
@@ -78,16 +82,46 @@ def accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, Look]) 
             elinewidth=1.4,
             zorder=3,
         )
-        for key, name, dashes, align in REFERENCES:
-            probe = method.mean(key)
-            if probe is None:
-                continue
-            axis.vlines(probe, row - 0.5, row + 0.5, color=INK, linestyle=(0, dashes), linewidth=1.1)
-            if row == 0:
-                axis.annotate(name, (probe, -0.5), (0, 1), textcoords="offset points", fontsize=8, ha=align)
+    lines = reference_lines(axis, methods)
     rows_of(axis, [m.name for m in methods])
+    seen = [value for method in methods for value in method.values("accuracy")] + lines
+    low, high = min(seen), max(seen)
+    room = ROOM * max(high - low, 1.0)
+    axis.set_xlim(low - room, high + room)
+    _cut_intervals(axis, methods, style)
+
+
+def reference_lines(axis: Any, methods: Sequence[Method]) -> list[float]:
+    """Draw the measures of `REFERENCES` across the rows that have them; where they lie."""
+    found: list[float] = []
+    first: list[tuple[float, str]] = []
+    for key, name, dashes in REFERENCES:
+        drawn = [(row, value) for row, method in enumerate(methods) if (value := method.mean(key)) is not None]
+        for row, value in drawn:
+            axis.vlines(value, row - 0.5, row + 0.5, color=INK, linestyle=(0, dashes), linewidth=1.1)
+        found += [value for _, value in drawn]
+        first += [(drawn[0][1], name)] if drawn else []
+    for place, (value, name) in enumerate(sorted(first)):
+        align = "center" if len(first) == 1 else "right" if place < len(first) - 1 else "left"
+        axis.annotate(name, (value, -0.6), (0, 1), textcoords="offset points", fontsize=8, ha=align)
+    return found
+
+
+def _cut_intervals(axis: Any, methods: Sequence[Method], style: dict[str, Look]) -> None:
+    """An arrow where an interval goes on beyond the axis: that of few seeds may be as wide as all accuracies are."""
     low, high = axis.get_xlim()
-    axis.set_xlim(max(low, -1), min(high, 101))  # an interval of few seeds may reach beyond what accuracies can be
+    for row, method in enumerate(methods):
+        values = np.array(method.values("accuracy"))
+        if len(values) < SEEDS_FOR_AN_INTERVAL:
+            continue
+        width, color = half_width(values, LEVEL, 2), style[method.name].color
+        inside = 0.01 * (high - low)  # of the axis, so that the name of the row stays readable
+        for edge, beyond, marker in (
+            (low + inside, values.mean() - width < low, "<"),
+            (high - inside, values.mean() + width > high, ">"),
+        ):
+            if beyond:
+                axis.plot(edge, row, marker, color=color, markersize=5, zorder=4)
 
 
 def accuracy_plane(

@@ -168,9 +168,9 @@ def height_of_rows(names: Sequence[str]) -> float:
     return max(PANEL_HEIGHT, AROUND_ROWS + (ROW + LINE_OF_NAME * further) * len(names))
 
 
-def wrapped(name: str) -> str:
-    """A name, in as many lines as it needs."""
-    return "\n".join(textwrap.wrap(name, LETTERS, break_long_words=False)) or name
+def wrapped(name: str, letters: int = LETTERS) -> str:
+    """A name, in as many lines of so many letters as it needs."""
+    return "\n".join(textwrap.wrap(name, letters, break_long_words=False)) or name
 
 
 def rows_of(axis: Any, names: Sequence[str]) -> None:
@@ -191,7 +191,7 @@ def legend_below(figure: Any, axes: Sequence[Any]) -> None:
         entries[OTHERS] = entries.pop(OTHERS)
     if len(entries) > 1:
         letters = max(len(label) for label in entries) + 8
-        columns = max(1, min(len(entries), LETTERS_OF_LEGEND // letters))
+        columns = balanced(len(entries), max(1, LETTERS_OF_LEGEND // letters))
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=8.5)
         figure.set_figheight(figure.get_figheight() + LEGEND_LINE * math.ceil(len(entries) / columns))
 
@@ -206,9 +206,12 @@ class Named:
     look: Look
 
 
+LETTERS_AT_A_POINT = 18
+"""Of a line of a name beside a point."""
+
 PLACES = [
     (far * x, far * y)
-    for far in (8.0, 15.0, 24.0)
+    for far in (8.0, 15.0, 24.0, 36.0, 50.0, 66.0)
     for x, y in ((1, 0), (-1, 0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8), (0, 1), (0, -1))
 ]
 """Where a name may stand, in typographic points from its own point, the best places first."""
@@ -225,6 +228,7 @@ def name_points(axis: Any, points: Sequence[Named]) -> list[Any]:
 
     Returns the texts that were placed. All other things must have been drawn.
     """
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     axis.autoscale_view()
@@ -235,7 +239,8 @@ def name_points(axis: Any, points: Sequence[Named]) -> list[Any]:
     for point in points:
         for x, y in PLACES:
             text = _beside(axis, point, x, y)
-            box = text.get_window_extent()
+            text.get_window_extent()  # which puts it there
+            box = Text.get_window_extent(text)  # without the line to the point, which names may lie on
             if axis.bbox.count_contains(box.corners()) == 4 and not box.count_overlaps(taken):
                 placed.append(text)
                 taken.append(box)
@@ -247,12 +252,13 @@ def name_points(axis: Any, points: Sequence[Named]) -> list[Any]:
 def _beside(axis: Any, point: Named, x: float, y: float) -> Any:
     far = math.hypot(x, y) > NEAR
     text = axis.annotate(
-        point.name,
+        wrapped(point.name, LETTERS_AT_A_POINT),
         (point.x, point.y),
         (x, y),
         textcoords="offset points",
         horizontalalignment="left" if x > 0 else "right" if x < 0 else "center",
         verticalalignment="center" if y == 0 else "bottom" if y > 0 else "top",
+        linespacing=0.95,
         fontsize=8,
         color=point.look.color,
         bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.3},  # lines go behind the name

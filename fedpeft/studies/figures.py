@@ -13,6 +13,7 @@ import numpy as np
 from fedpeft.models.calibration import BINS
 from fedpeft.run.plots import plot_rounds
 from fedpeft.studies import task_figures, trust_figures
+from fedpeft.studies.curve_figures import BANDS, apart, curves
 from fedpeft.studies.dot_plots import accuracy_against, time_and_memory
 from fedpeft.studies.drawing import (
     COLORS,
@@ -23,17 +24,12 @@ from fedpeft.studies.drawing import (
     balanced,
     by_context,
     legend_below,
-    logarithmic_if_wide,
     looks,
     panels,
     wrapped,
 )
-from fedpeft.studies.measures import CurvePoint, called, curve
 from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section
-
-BANDS = 4
-"""More of them in a panel hide each other."""
 
 
 @dataclass(frozen=True)
@@ -44,79 +40,6 @@ class Figure:
     title: str
     note: str
     svg: str
-
-
-# ------------------------------------------------------------------------------------------------------ over the rounds
-
-
-def mean_curve(method: Method) -> list[tuple[CurvePoint, float]]:
-    """Mean over the seeds of each round that all have, with the standard deviation of the accuracy."""
-    curves = [{p.round: p for p in curve(run)} for run in method.runs.values()]
-    shared = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
-    found = []
-    for round in shared:
-        points = [c[round] for c in curves]
-        accuracies = [p.accuracy for p in points]
-        mean = CurvePoint(round, *(float(np.mean([getattr(p, n) for p in points])) for n in _AVERAGED))
-        found.append((mean, float(np.std(accuracies, ddof=1)) if len(points) > 1 else 0.0))
-    return found
-
-
-_AVERAGED = ("accuracy", "loss", "megabytes", "seconds")
-
-
-def curves(section: Section) -> str | None:
-    """Validation accuracy over rounds, bytes and seconds: mean, and a band of one standard deviation over seeds."""
-    contexts = by_context([m for m in section.shown if mean_curve(m)])
-    if not contexts:
-        return None
-    out = io.StringIO()
-    style = looks(section)
-    xs = {"round": "round", "megabytes": "bytes so far, up + down (MB)", "seconds": "time so far (s)"}
-    if section.lone is not None:
-        del xs["round"]  # its own picture has it
-    with panels(len(xs) * len(contexts), len(xs), out, f"{section.title}/curves", share=True) as (figure, axes):
-        for i, (context, methods) in enumerate(contexts.items()):
-            row = axes[len(xs) * i : len(xs) * (i + 1)]
-            row[0].set_title(context)
-            row[0].set_ylabel(called("validation accuracy (%)", section.results))
-            for axis, (key, label) in zip(row, xs.items(), strict=True):
-                for method in methods:
-                    _draw_curve(axis, method, style[method.name], key, len(methods) <= BANDS)
-                axis.set_xlabel(label)
-                if key == "megabytes":
-                    logarithmic_if_wide(axis)
-                elif key == "round":
-                    _whole_numbers(axis)
-        legend_below(figure, axes)
-    return out.getvalue()
-
-
-def _draw_curve(axis: Any, method: Method, look: Look, key: str, band: bool) -> None:
-    points = mean_curve(method)
-    xs = [getattr(p, key) for p, _ in points]
-    ys = np.array([p.accuracy for p, _ in points])
-    deviations = np.array([d for _, d in points])
-    axis.plot(
-        xs,
-        ys,
-        color=look.color,
-        marker=look.marker,
-        linestyle=look.line,
-        markersize=4,
-        linewidth=1.4 if look.named else 0.9,
-        markevery=max(1, len(xs) // 12),
-        label=method.name if look.named else OTHERS,
-        zorder=look.order,
-    )
-    if band:
-        axis.fill_between(xs, ys - deviations, ys + deviations, color=look.color, alpha=0.13, linewidth=0)
-
-
-def _whole_numbers(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def course(section: Section, run: Result) -> str:
@@ -214,8 +137,14 @@ def _draw_reliability(axis: Any, method: Method, look: Look) -> None:
 GREYS = "Methods are many, and those that matter least are grey: their numbers are in the tables."
 
 AGAINST = (
-    "Left: each seed (a stroke), the mean, and its 95 % interval over the seeds (Student's t; from three seeds on). "
+    "Left: each seed (a stroke), the mean, and its 95 % interval over the seeds (Student's t; from three seeds on; an "
+    "arrow where it goes beyond the axis). "
     "Right: the means again; a point without a name is found on the left by its accuracy. "
+)
+
+APART = (
+    "Validation rows after each round: the mean over seeds with a band of one standard deviation, and in grey the "
+    "means of all methods."
 )
 
 CLIENTS = "The final global model on test rows with each client's mix of classes; the left end is the worst client."
@@ -252,6 +181,7 @@ def figures(section: Section) -> list[Figure]:
             f"deviation over seeds. Round 0: after the preparation. Time is that of the rounds. {greys}",
             curves(section),
         ),
+        ("apart", "One method at a time", f"{APART} {greys}", apart(section)),
         (
             "time_memory",
             "Time and memory",

@@ -16,6 +16,9 @@ NOTE = """Rows are tasks, columns are times: the start, then after each task's l
 rows, the mean over seeds. Above: the classes of all tasks compete. Below: the row's task is known, and only its classes
 compete."""
 
+HEIGHT = 2.2
+"""Of a panel, in inches."""
+
 KINDS = ("accuracy", "accuracy_known_task")
 
 
@@ -33,12 +36,16 @@ def matrices(section: Section) -> str | None:
         return None
     out = io.StringIO()
     columns = len(methods) if len(methods) <= 4 else balanced(len(methods), 4)
-    with panels(len(shown), columns, out, f"{section.title}/tasks") as (_, axes):
+    with panels(len(shown), columns, out, f"{section.title}/tasks", HEIGHT) as (_, axes):
+        for axis in axes[::columns]:
+            axis.set_ylabel("task")
+        for axis in axes[-columns:]:
+            axis.set_xlabel("after task")
         for axis, (method, kind) in zip(axes, shown, strict=True):
             values = mean_matrix(method, kind)
             axis.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
             for (task, time), value in np.ndenumerate(values):
-                ink = "black" if value > 60 else "white"
+                ink = "black" if value > 50 else "white"
                 axis.text(time, task, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=7)
             axis.set_title(method.label if kind == KINDS[0] else f"{method.label}, task known", fontsize=8)
             axis.set_xticks(range(values.shape[1]), ["start", *map(str, range(1, values.shape[1]))])

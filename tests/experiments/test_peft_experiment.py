@@ -10,13 +10,13 @@ import pytest
 from experiments.learning_rates import tries, tuned_tables, with_rates
 from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure
+from fedpeft.config import read_config
 from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.run.setup import settled
 from fedpeft.studies.results import Result
 from fedpeft.studies.study_file import read_study
 
-OF_STRATEGIES = {"lora_sb", "lora_gram", "row_lora"}
-OF_RUNS = {"adapter_fusion"}
-"""Which goes on from finished runs, and is in no grid of settings."""
+OF_STRATEGIES = {"lora_sb", "lora_gram", "row_lora", "expert_lora"}
 WITHOUT_RATE = {"linear_probe"}
 """It trains the head alone, whose rate is the same with all methods, and is not tuned."""
 NOT_RUN_YET = {"prompt_ensemble"}
@@ -28,12 +28,31 @@ def test_every_method_is_in_the_study_with_a_rate_of_its_own():
         runs = read_study(FOLDER / "study.toml", preset).runs()
         used = {PEFT_METHODS.build(r.config.peft).name for r in runs}
         untuned = WITHOUT_RATE if preset == "tuning" else set()
-        assert set(PEFT_METHODS.names) - OF_STRATEGIES - OF_RUNS - NOT_RUN_YET - untuned <= used
+        assert set(PEFT_METHODS.names) - OF_STRATEGIES - NOT_RUN_YET - untuned <= used
         assert not NOT_RUN_YET & used
     rates = {
         len({r.config.learning_rate for r in runs if r.point["method"] == m}) for m in {r.point["method"] for r in runs}
     }
     assert rates == {5}
+
+
+def test_what_is_fused_was_trained_as_its_row_is_but_on_another_task():
+    """The commands of the README put the finished runs where the rows look for them."""
+    runs = read_study(FOLDER / "study.toml", "small").runs()
+    [target] = [r.config for r in runs if r.point["method"] == "bottleneck, pfeiffer" and r.config.seed == 0]
+    [fused] = {r.config.peft for r in runs if r.point["method"] == "adapter_fusion"}
+    readme = (FOLDER / "README.md").read_text()
+    files = sorted((FOLDER / "stage_one").glob("*.toml"))
+    assert [str(f) for f in PEFT_METHODS.build(fused).folders] == [
+        f"experiments/peft_methods/stage_one/runs/{name}" for name in ("reviews", "code_types")
+    ]
+    for file in files:
+        assert f"stage_one/{file.name} --output experiments/peft_methods/stage_one/runs/{file.stem}\n" in readme
+        config = settled(read_config(file))
+        assert config.dataset == file.stem
+        same = {"partition": config.partition, "dataset": config.dataset, "measure": config.measure}
+        assert config == settled(replace(target, **same))
+    assert {f.stem for f in files} == {"reviews", "code_types"}
 
 
 def test_the_best_rates_go_into_the_study():

@@ -40,6 +40,7 @@ PEFT = {
     "fed_sb": "lora_sb(rank=2, layers=1)",
     "florg": "lora_gram(rank=2, layers=1)",
     "fedalt": "row_lora(rank=2, layers=1)",
+    "fedlease": "expert_lora(rank=2, layers=1)",
 }
 
 

@@ -38,6 +38,7 @@ def settings(strategy: str, **more) -> dict:
         "florg": {"peft": "lora_gram(rank=4, width=12, layers=1)"},
         "owned_mean": {"peft": "prefix_tuning(length=4)"},
         "fedalt": {"peft": "row_lora(rank=4, layers=1)"},
+        "fedlease": {"peft": "expert_lora(rank=4, experts=3, layers=1)"},
         **{rule: {"dataset": "tasks(tiny, classes=2)"} for rule in ("inf_lora", "o_lora", "prototypes")},
     }
     return {**TINY, **needs.get(strategy.partition("(")[0], {}), "strategy": strategy, **more}
@@ -127,6 +128,7 @@ def test_the_runs_of_each_kind_resume_to_the_identical_state(tmp_path, monkeypat
         settings("fslora", ranks="1*2,2*2,4*2", server_optimizer="adam(learning_rate=0.01)"),
         settings("fed_plora", ranks="1*2,2*2,4*2", server_optimizer="adam(learning_rate=0.01)"),
         settings("fedalt"),
+        settings("fedlease(warmup=1, clear=-1)"),
         settings("rank_budget(share=0.4)", ranks="2*3,4*3"),
         settings("owned_mean", peft="adamix(dim=4, layers=1)"),
         settings("fedit", drift="scaffold", optimizer="sgd"),
@@ -147,6 +149,7 @@ def test_the_runs_of_each_kind_resume_to_the_identical_state(tmp_path, monkeypat
         assert cut.forms == whole.forms
         for kind, a, b in (
             ("adapter", whole.adapter, cut.adapter),
+            ("learned", whole.learned, cut.learned),
             ("residual", whole.residual.state(), cut.residual.state()),
             ("drift", flattened(whole.drift), flattened(cut.drift)),
         ):

@@ -6,8 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from scipy import stats
 
+from fedpeft.studies.curve_figures import apart as curves_apart
 from fedpeft.studies.dot_plots import accuracy_against, accuracy_rows
 from fedpeft.studies.drawing import (
     COLORS,
@@ -104,13 +106,33 @@ def test_two_seeds_have_no_interval() -> None:
         assert not any(bars.has_xerr for bars in axis.containers)
 
 
-def test_intervals_end_where_accuracies_do() -> None:
-    """Few seeds that differ: their interval reaches below nothing and above everything."""
-    results = [made_result({"codec": "fp32"}, seed, skill, 1.0) for seed, skill in enumerate((0.1, 0.5, 0.95))]
+def test_an_axis_holds_seeds_and_references_and_cuts_wide_intervals() -> None:
+    """Few seeds that differ have an interval as wide as all accuracies; what it hides would be the other methods."""
+    results = [made_result({"codec": "fp32"}, seed, skill, 1.0) for seed, skill in enumerate((0.3, 0.5, 0.85))]
+    results += [made_result({"codec": "small"}, seed, 0.6 + 0.01 * seed, 1.0) for seed in range(3)]
+    for result in results:
+        result.summary["alone_accuracy"] = 0.25
     made = section(results)
     with panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
         accuracy_rows(axis, made.shown, looks(made))
-        assert axis.get_xlim() == (-1, 101)
+        low, high = axis.get_xlim()
+        seen = [v for m in made.shown for v in m.values("accuracy")]
+        assert 20 < low < 25, "the line of clients alone is the lowest"
+        assert max(seen) < high < max(seen) + 5
+        arrows = [(line.get_marker(), line.get_ydata()[0]) for line in axis.lines if line.get_marker() in "<>"]
+        assert sorted(arrows) == [("<", 0), (">", 0)], "the other method's interval is inside"
+        assert [t.get_text() for t in axis.texts] == ["each client alone", "frozen probe"]
+
+
+def test_each_of_many_methods_has_its_band() -> None:
+    """With few they are seen together; no legend has more than eight entries."""
+    for count, expected in ((3, 0), (12, len(COLORS))):
+        every = [(i, seed) for i in range(count) for seed in range(3)]
+        results = [made_result({"codec": f"c{i}"}, seed, 0.5 + 0.01 * i, 1.0 + i) for i, seed in every]
+        svg = curves_apart(Section("", "", results, {"codec": "c0"}))
+        assert (svg is None) == (expected == 0)
+        if svg is not None:
+            assert svg.count('id="FillBetweenPolyCollection_') == expected
 
 
 def test_names_beside_points_hide_neither_each_other_nor_points() -> None:
@@ -121,7 +143,7 @@ def test_names_beside_points_hide_neither_each_other_nor_points() -> None:
     with panels(2, 2, io.StringIO(), "salt") as (_, [axis, _]):
         axis.plot([p.x for p in points], [p.y for p in points], "o")
         placed = name_points(axis, points)
-        boxes = [text.get_window_extent() for text in placed]
+        boxes = [Text.get_window_extent(text) for text in placed]
         marks = axis.transData.transform([(p.x, p.y) for p in points])
     assert points[0].name == placed[0].get_text(), "the first ones come first"
     assert 10 < len(placed) < len(points), "what finds no place is left out"

@@ -1,4 +1,4 @@
-"""Nearest class mean as a linear head (FedNCM, arXiv 2402.01862): one mean feature per class, a tenth of ridge's bytes.
+"""Nearest class mean as a linear head (FedNCM, arXiv 2306.03937): one mean feature per class, a tenth of ridge's bytes.
 
 With c_y the mean feature of class y, normalised to length one:   logit_y = scale * c_y . x / mean |x|
 """

@@ -1,4 +1,4 @@
-"""Ridge regression from features to one-hot labels, in closed form (the idea of Fed3R, arXiv 2402.01349).
+"""Ridge regression from features to one-hot labels, in closed form (the idea of Fed3R, arXiv 2406.01116).
 
 With x the feature and a constant 1, y the one-hot label:
 

@@ -1,0 +1,136 @@
+"""Several LoRAs beside a frozen layer, the own one of a client's group and those of others, chosen at each token (the
+layer of FedLEASE: arXiv 2509.15087, section 4).
+
+    y = W0 x + s sum_{p in top M of w(x)} w_p(x) B_e(p) A_e(p) x,   w(x) = softmax(G x + b) in R^(2M - 1)
+    s = alpha / rank;   e(p) = own for the first M slots, and another expert for each of the M - 1 that are left
+
+There are more slots of the own expert than can be left out, so it always takes part, and how much is up to the router:
+the weights that are chosen are not made to sum to 1. With M = 1 this is LoRA.
+
+The factors of all other experts lie side by side, in others_A ((experts - 1) rank, in) and others_B. A rule may leave
+some of the `experts` out that there is room for: slots with a bias below `SHUT` / 2 are shut, and those left open say
+what M is. At the start all are open, and experts start as LoRA does, with A of their own and B = 0. For --strategy
+fedlease, which fills in the others and shuts slots; other strategies average all tensors, as if they were one adapter.
+
+Deviations: the paper's router has no b. Each layer has a router, which reads what the layer does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.models.layers import innermost, replace, target_layers
+from fedpeft.models.task import FederatedModel, adapter_dtype
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import State
+from fedpeft.peft.method import PeftMethod, drawn
+from fedpeft.peft.stacked_layers import StackedLayer
+
+NAMES = ("own_A", "own_B", "others_A", "others_B", "gate", "bias")
+
+SHUT = -100.0
+"""Bias of a slot that leads to no expert; no training takes one so far."""
+
+
+def numbers(experts: int) -> Tensor:
+    """Which expert each slot leads to, counted from the own one, 0: its slots by how many experts they need beside it.
+
+    Slot p is open with M experts where this is below M.
+    """
+    return torch.cat([torch.arange(experts), torch.arange(1, experts)])
+
+
+class ExpertLoras(StackedLayer):
+    """A frozen layer, and the experts and routers of K clients, (K, ...), or of one client alone."""
+
+    def __init__(self, layer: Any, rank: int, experts: int, scale: float, dtype: torch.dtype, clients: int = 0) -> None:
+        super().__init__(max(clients, 1))
+        self.base_layer, self.scale, self.rank, self.experts = layer, scale, rank, experts
+        into, out, others = layer.in_features, layer.out_features, (experts - 1) * rank
+        self.shapes = dict(
+            zip(
+                NAMES,
+                [(rank, into), (out, rank), (others, into), (out, others), (2 * experts - 1, into), (2 * experts - 1,)],
+                strict=True,
+            )
+        )
+        inner: Any = innermost(layer)
+        device = inner.weight.device
+        for name, shape in self.shapes.items():
+            held = nn.Module()
+            held.weight = nn.Parameter(torch.zeros((clients, *shape) if clients else shape, dtype=dtype, device=device))
+            self.add_module(name, held)
+
+    def stacked(self, name: str, like: Tensor) -> Tensor:
+        """One of the parameters, (active clients, ...)."""
+        weight: Tensor = self.get_submodule(name).weight  # type: ignore[assignment]
+        return self.of_active(weight.reshape(-1, *self.shapes[name]), like)
+
+    def shares(self, seen: Tensor) -> Tensor:
+        """w of the chosen slots, 0 of the others: (K, rows, in) to (K, rows, slots)."""
+        bias = self.stacked("bias", seen).unsqueeze(1)  # (K, 1, slots)
+        shut = bias < SHUT / 2
+        count = (~shut[..., : self.experts]).sum(-1, keepdim=True)  # M
+        logits = (seen @ self.stacked("gate", seen).mT + bias).masked_fill(shut, -torch.inf)
+        found = logits.softmax(-1)
+        place = found.sort(dim=-1, descending=True, stable=True).indices.argsort(-1)
+        return found * (place < count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K * b, T, in) to (K * b, T, out)."""
+        y: Tensor = self.base_layer(x)
+        seen = self.per_client(x)
+        shares = self.shares(seen)
+        own = shares[..., : self.experts].sum(-1, keepdim=True)
+        others = shares[..., self.experts :].repeat_interleave(self.rank, -1)
+        mixed = own * (seen @ self.stacked("own_A", x).mT @ self.stacked("own_B", x).mT)
+        mixed = mixed + (others * (seen @ self.stacked("others_A", x).mT)) @ self.stacked("others_B", x).mT
+        return y + (self.scale * mixed).reshape(y.shape)
+
+
+@dataclass(frozen=True)
+class ExpertLora(PeftMethod):
+    """LoRA experts, the own one and those of other groups, chosen by a router."""
+
+    rank: int = setting(8, "of each expert", low=1, high=1024)
+    experts: int = setting(4, "that there is room for, the own one included", low=2, high=64)
+    alpha: float = setting(32.0, "the scale is alpha / rank", above=0)
+    targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
+    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+
+    batched: ClassVar[bool] = True
+    in_peft: ClassVar[bool] = False
+    tensors: ClassVar[tuple[str, ...]] = tuple(f"{name}.weight" for name in NAMES)
+
+    def config(self, base: nn.Module) -> Any:
+        """None: the `peft` library has no such method."""
+        return None
+
+    def _layer(self, layer: Any, dtype: torch.dtype, clients: int = 0) -> ExpertLoras:
+        return ExpertLoras(layer, self.rank, self.experts, self.alpha / self.rank, dtype, clients)
+
+    def attach(self, model: FederatedModel, dtype: str) -> None:
+        """Wrap the target layers."""
+        for path in target_layers(model.base, self.targets, self.layers):
+            replace(model.base, path, self._layer(model.base.get_submodule(path), adapter_dtype(dtype)))
+
+    def start(self, model: FederatedModel, seed: int) -> State:
+        """A and the router uniform in +-1/sqrt(in), the experts' A as LoRA's; everything else zero."""
+        state = super().start(model, seed)
+        for name in state:
+            if name.endswith(("own_A.weight", "others_A.weight", "gate.weight")):
+                drawn(state, name, seed, state[name].shape[1] ** -0.5)
+        return state
+
+    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
+        """The frozen layer with K clients' experts."""
+        weight: Any = innermost(layer).weight
+        return self._layer(layer, torch.float64 if weight.dtype == torch.float64 else torch.float32, clients)
+
+
+part = ExpertLora

@@ -1,0 +1,108 @@
+"""The reference without others' rows: the same adapter, trained by single clients on their own.
+
+A client alone has the run's start and settings, and trains on its own rows in every round, at that round's learning
+rate: more work than in the federation, where it is asked now and then. Where the run's head starts from sums over all
+clients, its head starts from its own. It is scored as the run is: on the test rows, or, where clients have models of
+their own, on the rows that it has held out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedpeft.clients.executor import Job
+from fedpeft.clients.pool import Worker, result
+from fedpeft.communication.decoding import decode
+from fedpeft.communication.messages import Instruction
+from fedpeft.data.partition import held_out
+from fedpeft.peft.adapter import State
+from fedpeft.run.final_score import save
+from fedpeft.server.evaluation import HELD_OUT
+from fedpeft.simulation.simulation import Simulation
+
+FOLDER = "alone"
+"""In a run's own, of the adapters of clients alone."""
+
+
+def chosen(sizes: np.ndarray, count: int) -> list[int]:
+    """So many clients, or all, evenly from the one with the fewest rows to the one with the most."""
+    order = np.argsort(sizes, kind="stable")
+    places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    return [int(order[place]) for place in places]
+
+
+def started_alone(simulation: Simulation, client: int) -> State:
+    """The run's start, with the head that the client's own rows give."""
+    setup, state = simulation.setup, dict(simulation.setup.start)
+    if not (setup.head.exchanges and "head.weight" in state):
+        return state
+    asked = Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base)
+    [report] = result(simulation.workers.pool.submit(Worker.handle, [asked]))
+    classes, width = state["head.weight"].shape
+    statistics = decode(report.payload, setup.head.shapes(width, classes, report.rows))
+    sums = {name: tensor.double() for name, tensor in setup.head.additive(statistics).items()}
+    head = setup.head.solve(sums, width, classes)
+    return state | {name: tensor.to(state[name].dtype) for name, tensor in head.items()}
+
+
+def trained_alone(simulation: Simulation, client: int) -> State:
+    """What a client's own rows lead to."""
+    setup, config = simulation.setup, simulation.config
+    rows, _ = _own_rows(simulation, client)
+    steps = setup.profiles[client].steps
+    training = setup.training.of_steps(steps) if steps else setup.training
+    state = started_alone(simulation, client)
+    simulation.observer.phase(f"client {client} alone", config.rounds)
+    for round in range(1, config.rounds + 1):
+        job = Job(
+            client=client,
+            round=round,
+            seed=config.seed,
+            rows=rows,
+            received=state,
+            trained=frozenset(setup.layout.names),
+            training=training,
+            learning_rate=setup.schedule.at(round),
+            form=setup.layout.form,
+            walked=(round - 1) * training.steps_for(len(rows)) if training.walks else None,
+        )
+        state = state | result(simulation.workers.pool.submit(Worker.train, job)).state
+        simulation.observer.advance(1)
+    return state
+
+
+def _own_rows(simulation: Simulation, client: int) -> tuple[np.ndarray, np.ndarray]:
+    """The client's rows to train on, as in the run, and those held out."""
+    share = HELD_OUT if simulation.setup.personal else 0.0
+    return held_out(simulation.rows.partition.shard(client), share, simulation.config.seed, client)
+
+
+def train_alone(simulation: Simulation) -> dict[int, float | None]:
+    """Train clients alone, where that is asked for, and save their adapters; by client the accuracy on its own rows.
+
+    Where the run is scored on test rows, `score_of_alone` does it.
+    """
+    asked = simulation.setup.measured.alone
+    found: dict[int, float | None] = {}
+    if asked is None:
+        return found
+    for client in chosen(np.asarray(simulation.rows.partition.sizes), asked.clients):
+        state = trained_alone(simulation, client)
+        folder = simulation.folder / FOLDER / str(client)
+        folder.mkdir(parents=True, exist_ok=True)
+        save(simulation.setup, state, folder)
+        found[client] = None
+        if simulation.setup.personal and len(apart := _own_rows(simulation, client)[1]):
+            found[client] = simulation.workers.score(state, 0, apart).accuracy
+    return found
+
+
+def score_of_alone(simulation: Simulation, found: dict[int, float | None]) -> float | None:
+    """Their mean accuracy; None: nobody has trained alone, or has rows to be scored on."""
+    if simulation.setup.personal:
+        scores = [accuracy for accuracy in found.values() if accuracy is not None]
+    else:
+        folders = {client: simulation.folder / FOLDER / str(client) for client in found}
+        score = simulation.scorer.score
+        scores = [score(f, f"scoring client {k} alone on the test rows (fp32)").accuracy for k, f in folders.items()]
+    return float(np.mean(scores)) if scores else None

@@ -1,0 +1,146 @@
+"""Accuracy over rounds, bytes and time: the mean over seeds, and a band around it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedpeft.studies.drawing import (
+    GREY,
+    OTHERS,
+    Look,
+    balanced,
+    by_context,
+    legend_below,
+    logarithmic_if_wide,
+    looks,
+    panels,
+    wrapped,
+)
+from fedpeft.studies.measures import CurvePoint, called, curve
+from fedpeft.studies.sections import Method, Section
+
+BANDS = 4
+"""More of them in a panel hide each other; each method then has a panel, too."""
+
+COLUMNS = 4
+"""Panels of one method each that stand side by side."""
+
+
+def mean_curve(method: Method) -> list[tuple[CurvePoint, float]]:
+    """Mean over the seeds of each round that all have, with the standard deviation of the accuracy."""
+    curves = [{p.round: p for p in curve(run)} for run in method.runs.values()]
+    shared = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
+    found = []
+    for round in shared:
+        points = [c[round] for c in curves]
+        accuracies = [p.accuracy for p in points]
+        mean = CurvePoint(round, *(float(np.mean([getattr(p, n) for p in points])) for n in _AVERAGED))
+        found.append((mean, float(np.std(accuracies, ddof=1)) if len(points) > 1 else 0.0))
+    return found
+
+
+_AVERAGED = ("accuracy", "loss", "megabytes", "seconds")
+
+
+def curves(section: Section) -> str | None:
+    """Validation accuracy over rounds, bytes and seconds: mean, and a band of one standard deviation over seeds."""
+    contexts = by_context([m for m in section.shown if mean_curve(m)])
+    if not contexts:
+        return None
+    out = io.StringIO()
+    style = looks(section)
+    xs = {"round": "round", "megabytes": "bytes so far, up + down (MB)", "seconds": "time so far (s)"}
+    if section.lone is not None:
+        del xs["round"]  # its own picture has it
+    with panels(len(xs) * len(contexts), len(xs), out, f"{section.title}/curves", share=True) as (figure, axes):
+        for i, (context, methods) in enumerate(contexts.items()):
+            row = axes[len(xs) * i : len(xs) * (i + 1)]
+            row[0].set_title(context)
+            row[0].set_ylabel(called("validation accuracy (%)", section.results))
+            for axis, (key, label) in zip(row, xs.items(), strict=True):
+                for method in methods:
+                    _draw_curve(axis, method, style[method.name], key, len(methods) <= BANDS)
+                axis.set_xlabel(label)
+                if key == "megabytes":
+                    logarithmic_if_wide(axis)
+                elif key == "round":
+                    _whole_numbers(axis)
+        legend_below(figure, axes)
+    return out.getvalue()
+
+
+def _draw_curve(axis: Any, method: Method, look: Look, key: str, band: bool) -> None:
+    points = mean_curve(method)
+    xs = [getattr(p, key) for p, _ in points]
+    ys = np.array([p.accuracy for p, _ in points])
+    deviations = np.array([d for _, d in points])
+    axis.plot(
+        xs,
+        ys,
+        color=look.color,
+        marker=look.marker,
+        linestyle=look.line,
+        markersize=4,
+        linewidth=1.4 if look.named else 0.9,
+        markevery=max(1, len(xs) // 12),
+        label=method.name if look.named else OTHERS,
+        zorder=look.order,
+    )
+    if band:
+        axis.fill_between(xs, ys - deviations, ys + deviations, color=look.color, alpha=0.13, linewidth=0)
+
+
+def _whole_numbers(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def apart(section: Section) -> str | None:
+    """Where methods are many, each one that matters by itself: its curve over the rounds with a band of one standard
+    deviation over the seeds, before those of all others; None: their bands are seen together."""
+    style = looks(section)
+    contexts = by_context([m for m in section.shown if len(mean_curve(m)) > 1])
+    shown = [(m, methods) for methods in contexts.values() if len(methods) > BANDS for m in methods]
+    shown = [(m, methods) for m, methods in shown if style[m.name].named]
+    if not shown:
+        return None
+    out = io.StringIO()
+    columns = balanced(len(shown), COLUMNS)
+    low, high = _limits([m for m, _ in shown])
+    with panels(len(shown), columns, out, f"{section.title}/apart", HEIGHT) as (_, axes):
+        for i, (axis, (method, methods)) in enumerate(zip(axes, shown, strict=True)):
+            axis.set_title(wrapped(method.label, LETTERS), fontsize=9)
+            _draw_apart(axis, method, methods, style[method.name])
+            axis.set_ylim(low, high)
+            axis.set_xlabel("round" if i >= len(shown) - columns else "")
+            _whole_numbers(axis)
+        for axis in axes[::columns]:
+            axis.set_ylabel(called("validation accuracy (%)", section.results))
+    return out.getvalue()
+
+
+HEIGHT = 2.3
+"""Of a panel of one method, in inches."""
+
+LETTERS = 34
+"""Of a line above such a panel."""
+
+
+def _draw_apart(axis: Any, method: Method, methods: Sequence[Method], look: Look) -> None:
+    for other in methods:
+        points = mean_curve(other)
+        axis.plot([p.round for p, _ in points], [p.accuracy for p, _ in points], color=GREY, linewidth=0.6, alpha=0.45)
+    _draw_curve(axis, method, look, "round", True)
+
+
+def _limits(methods: Sequence[Method]) -> tuple[float, float]:
+    """Of all panels: the bands of what is shown; one method that fails would flatten all others."""
+    ends = [(p.accuracy - d, p.accuracy + d) for m in methods for p, d in mean_curve(m)]
+    low, high = max(0.0, min(low for low, _ in ends)), min(100.0, max(high for _, high in ends))
+    room = 0.04 * max(high - low, 1.0)
+    return low - room, high + room

@@ -1,0 +1,250 @@
+"""FedLEASE: clients are clustered by what they learn alone, and each mixes the experts of all clusters (Wang et al.,
+NeurIPS 2025, arXiv 2509.15087).
+
+    warm-up:  client i trains alone, from the common start
+    clusters: d(i, j) = mean over layers of 1 - cos(B_i, B_j); average linkage, cut at the number M in 2..M_max that has
+              the largest silhouette
+    then:     expert, router and head of a cluster start as its members' mean, and client k of cluster c trains those:
+              x_c <- x_c + sum_{k in c} p_k delta_k / sum_{k in c} p_k;   the other experts are sent, and stand still
+
+For --peft expert_lora, whose `experts` is M_max. Every client is sent its cluster's expert as its own one, the others
+beside it, and the slots of those that there are not shut; it is not told which cluster it is in, nor who else is.
+Clients are scored one by one, with what they are sent. The run's own adapter is that of the largest cluster.
+
+In the first `warmup` rounds each client that is drawn trains alone; drawn again, it goes on from its own state. Whoever
+is drawn for the first time later starts as they did, and joins the cluster with the smallest mean d to those that made
+it; its update of that round enters no mean.
+
+Deviations. The paper never tests M = 1: here all clients are one cluster, which is FedIT, where the best silhouette is
+below `clear`. Weights are p_k, in the first means, too (the paper's are equal: weighting=uniform). The paper has all
+clients take part, in the warm-up as in each round; heads are the clusters', since ours has one task. Written from
+descriptions of the paper, without its code. During the warm-up the server holds each client's own state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+from sklearn.metrics import silhouette_score
+
+from fedpeft.aggregation.grouped_rules import GroupedStrategy, Heard
+from fedpeft.aggregation.update import Fold, Update
+from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.parts import setting
+from fedpeft.peft.adapter import ClientForm, Layout, State
+from fedpeft.peft.methods.expert_lora import SHUT, numbers
+
+CLUSTERS = "clusters"
+"""What is kept of who is where: (n, 2), client and cluster, from 0, in the order of clients."""
+
+
+@dataclass(frozen=True)
+class FedLEASE(GroupedStrategy):
+    """Clusters of clients found after a warm-up, an expert for each, mixed by all."""
+
+    warmup: int = setting(2, "rounds in which each client trains alone, before clusters are formed", low=1)
+    clear: float = setting(
+        0.25, "silhouette below which all are one cluster; -1: the paper's, never", low=-1.0, high=1.0
+    )
+
+    needs_lora: ClassVar[bool] = False
+
+    def check(self, layout: Layout, forms: Iterable[ClientForm | None]) -> None:
+        """Refuse other adapters.
+
+        Raises:
+            ConfigError: says what to take.
+        """
+        super().check(layout, forms)
+        if not _ending(layout, ".others_B.weight"):
+            raise ConfigError("fedlease mixes the experts of all clusters; take --peft expert_lora")
+
+    def trained(self, layout: Layout, round: int) -> frozenset[str]:
+        """All but the other clusters' experts."""
+        others = {*_ending(layout, ".others_A.weight"), *_ending(layout, ".others_B.weight")}
+        return frozenset(layout.names) - others
+
+    def prepared(self, received: State, layout: Layout) -> State:
+        """What was sent, if its slots are those of some number of experts, and the same in all layers.
+
+        Raises:
+            PayloadError: they are not.
+        """
+        found = {tuple((received[name] < SHUT / 2).tolist()) for name in _ending(layout, ".bias.weight")}
+        room = (len(next(iter(found))) + 1) // 2
+        if len(found) > 1 or found - {tuple((numbers(room) >= m).tolist()) for m in range(1, room + 1)}:
+            raise PayloadError(f"the server opens slots of experts that go with no number of them from 1 to {room}")
+        return received
+
+    def group(self, client: int, learned: State) -> str:
+        """Its cluster, itself, or that of all who have not been heard of."""
+        if CLUSTERS in learned:
+            where = dict(learned[CLUSTERS].tolist())
+            return f"cluster/{where[client]}" if client in where else "newcomers"
+        return f"alone/{client}" if f"alone/{client}/weight" in learned else "newcomers"
+
+    def of_group(self, group: str, state: State, learned: State, layout: Layout) -> State:
+        """Own expert, router and head of the group, the other clusters' experts, and as many slots as there are."""
+        kind, _, number = group.partition("/")
+        if kind != "cluster":
+            own = _section(learned, "start" if kind == "newcomers" else group, layout) or state
+            return _shut(state | own, layout, 1)
+        experts = [_section(learned, f"cluster/{c}", layout) for c in range(_count(learned))]
+        sent = state | experts.pop(int(number))
+        for name in _ending(layout, ".others_A.weight"):
+            sent[name] = _joined([e[name.replace(".others_A.", ".own_A.")] for e in experts], state[name], 0)
+        for name in _ending(layout, ".others_B.weight"):
+            sent[name] = _joined([e[name.replace(".others_B.", ".own_B.")] for e in experts], state[name], 1)
+        return _shut(sent, layout, len(experts) + 1)
+
+    def regrouped(self, heard: Heard) -> tuple[State, State]:
+        """Keep what clients learn alone, form clusters of it, or take a step in each."""
+        learned = dict(heard.learned)
+        if CLUSTERS in learned:
+            _steps(heard, learned)
+        else:
+            for update in heard.updates():
+                learned |= _labelled(f"alone/{update.client}", _trained(update))
+                learned[f"alone/{update.client}/weight"] = torch.tensor(update.weight, dtype=torch.float64)
+            if not learned:
+                raise ConfigError("fedlease needs at least one update")
+            if heard.round >= self.warmup:
+                learned = self._clustered(heard, learned)
+        state = heard.state
+        if CLUSTERS in learned:
+            state = self.of_group("cluster/0", state, learned, heard.layout)
+        return state, learned
+
+    def _clustered(self, heard: Heard, learned: State) -> State:
+        """What is kept of clusters, of what each client has learned alone."""
+        layout, trained = heard.layout, self.trained(heard.layout, heard.round)
+        clients = sorted(int(name.split("/")[1]) for name in learned if name.endswith("/weight"))
+        states = {k: _section(learned, f"alone/{k}", layout) for k in clients}
+        facing = [_directions(states[k], layout) for k in clients]
+        labels = clusters(distances(facing), _room(layout), self.clear)
+        kept = _labelled("start", {name: heard.state[name].clone() for name in heard.state if name in trained})
+        kept[CLUSTERS] = torch.tensor(list(zip(clients, labels, strict=True)), dtype=torch.int64)
+        for c in range(max(labels) + 1):
+            members = [i for i, label in enumerate(labels) if label == c]
+            total = Fold()
+            for i in members:
+                total.add(states[clients[i]], float(learned[f"alone/{clients[i]}/weight"]))
+            untrained = {name: heard.state[name].clone() for name in _ending(layout, ".bias.weight")}  # slots open
+            kept |= _labelled(f"cluster/{c}", total.mean() | untrained)
+            means = {name: torch.stack([facing[i][name] for i in members]).mean(0) for name in facing[0]}
+            kept |= _labelled(f"facing/{c}", means)
+        return kept
+
+
+def _steps(heard: Heard, learned: State) -> None:
+    """One round of the clusters: a mean of each one's updates, and newcomers to where they belong."""
+    layout, where = heard.layout, dict(learned[CLUSTERS].tolist())
+    totals: dict[int, Fold] = {}
+    for update in heard.updates():
+        if update.client in where:
+            totals.setdefault(where[update.client], Fold()).add(update.delta, update.weight)
+        else:
+            facing = _directions(_trained(update), layout)
+            means = [_section(learned, f"facing/{c}", layout) for c in range(_count(learned))]
+            where[update.client] = int(np.argmin([_distance(facing, mean) for mean in means]))
+    if not totals and len(where) == len(learned[CLUSTERS]):
+        raise ConfigError("fedlease needs at least one update")
+    for c, total in totals.items():
+        for name, step in total.mean().items():
+            learned[f"cluster/{c}/{name}"] = learned[f"cluster/{c}/{name}"] + step
+    learned[CLUSTERS] = torch.tensor(sorted(where.items()), dtype=torch.int64)
+
+
+def distances(facing: list[State]) -> NDArray[np.float64]:
+    """d(i, j) of clients whose B are known as unit vectors by layer, (n, n); 1 where one has learned nothing."""
+    found = np.ones((len(facing), len(facing)))
+    for i, one in enumerate(facing):
+        found[i] = [_distance(one, other) for other in facing]
+        found[i, i] = 0.0
+    return (found + found.T) / 2
+
+
+def clusters(distance: NDArray[np.float64], most: int, clear: float) -> list[int]:
+    """Which cluster each client is in, from 0: the largest first, then by their first members.
+
+    Args:
+        distance: (n, n), symmetric.
+        most: clusters at most.
+        clear: the silhouette that the best cut must have; below it all are one.
+    """
+    count = len(distance)
+    best, labels = -np.inf, np.ones(count, dtype=int)
+    if count > 2:
+        tree = linkage(squareform(distance, checks=False), "average")
+        for number in range(2, min(most, count - 1) + 1):
+            cut = fcluster(tree, number, "maxclust")
+            if len(set(cut)) == number and (score := silhouette_score(distance, cut, metric="precomputed")) > best:
+                best, labels = score, cut
+    if best < clear:
+        return [0] * count
+    found = list(labels)
+    order = sorted(set(found), key=lambda label: (-found.count(label), found.index(label)))
+    return [order.index(label) for label in found]
+
+
+def _distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    """The mean over layers of 1 - the inner product."""
+    return float(np.mean([1 - float(one[name] @ other[name]) for name in one]))
+
+
+def _directions(state: State, layout: Layout) -> State:
+    """Each layer's B as a vector of length 1, or 0 where nothing was learned, in fp64."""
+    flat = {name: state[name].double().flatten() for name in _ending(layout, ".own_B.weight")}
+    return {name: vector / vector.norm().clamp(min=1e-300) for name, vector in flat.items()}
+
+
+def _trained(update: Update) -> State:
+    return {name: update.trained(name) for name in update.delta}
+
+
+def _shut(state: State, layout: Layout, experts: int) -> State:
+    """With the slots shut that so many experts don't need, and the others as they are."""
+    shut = numbers(_room(layout)) >= experts
+    return state | {name: state[name].masked_fill(shut, SHUT) for name in _ending(layout, ".bias.weight")}
+
+
+def _joined(parts: list[torch.Tensor], like: torch.Tensor, axis: int) -> torch.Tensor:
+    """Factors side by side, and 0 where there is no expert."""
+    joined = torch.zeros_like(like)
+    if parts:
+        whole = torch.cat(parts, axis)
+        joined.narrow(axis, 0, whole.shape[axis]).copy_(whole)
+    return joined
+
+
+def _room(layout: Layout) -> int:
+    """M_max."""
+    return (layout.shapes[_ending(layout, ".bias.weight")[0]][0] + 1) // 2
+
+
+def _count(learned: State) -> int:
+    """M."""
+    return int(learned[CLUSTERS][:, 1].max()) + 1
+
+
+def _ending(layout: Layout, ending: str) -> list[str]:
+    return [name for name in layout.names if name.endswith(ending)]
+
+
+def _labelled(label: str, state: State) -> State:
+    return {f"{label}/{name}": tensor for name, tensor in state.items()}
+
+
+def _section(learned: State, label: str, layout: Layout) -> State:
+    """What is kept under a label, of the layout's tensors."""
+    return {name: learned[f"{label}/{name}"] for name in layout.names if f"{label}/{name}" in learned}
+
+
+part = FedLEASE

@@ -1,0 +1,81 @@
+"""Clients alone: who they are, what they start from, and that nothing of the others reaches them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fedpeft.clients.executor import Job
+from fedpeft.clients.pool import Worker
+
+from fedpeft.config import RunConfig
+from fedpeft.errors import FedpeftError
+from fedpeft.simulate import main
+from fedpeft.simulation.alone import chosen, trained_alone
+from fedpeft.simulation.simulation import Simulation
+from tests.simulation.test_run_strategies import flags, settings
+
+
+def test_clients_lie_evenly_between_few_rows_and_many():
+    sizes = np.array([50, 10, 40, 20, 30])
+    assert chosen(sizes, 3) == [1, 4, 0]
+    assert chosen(sizes, 1) == [1]
+    assert sorted(chosen(sizes, 9)) == [0, 1, 2, 3, 4]
+
+
+def test_a_client_alone_trains_on_its_rows_in_every_round(tmp_path, observer):
+    """Against jobs written out: the head of its own rows, then each round from where the last one ended."""
+    config = RunConfig(**settings("fedit", dtype="fp64", head="centroids"))
+    simulation = Simulation(config, tmp_path, observer)
+    try:
+        state = trained_alone(simulation, 2)
+        setup, worker = simulation.setup, simulation.workers.pool.submit(lambda worker: worker).result()
+        rows = simulation.rows.partition.shard(2)
+        features, labels = worker.bench.regressed(rows)
+        weight = setup.start["head.weight"]
+        means = {int(y): features[labels == y].double().mean(0) for y in labels.unique()}
+        started = worker.clients.head.solve(
+            {k: v.double() for k, v in worker.clients.head.statistics(features, labels, len(weight)).items()},
+            *reversed(weight.shape),
+        )
+        absent = [y for y in range(len(weight)) if y not in means]
+        assert len(means) > 1
+        assert not started["head.weight"][absent].any()
+        expected = setup.start | {n: t.to(weight.dtype) for n, t in started.items()}
+        for round in (1, 2):
+            job = replace(_job(simulation, rows, expected), round=round, learning_rate=setup.schedule.at(round))
+            job = replace(job, walked=2 * (round - 1))  # each round goes on with the rows that come next
+            expected = expected | Worker.train(worker, job).state
+        assert all(torch.allclose(state[n], expected[n], rtol=1e-9, atol=1e-12) for n in expected)
+        assert not torch.equal(state["head.weight"], trained_alone(simulation, 3)["head.weight"])
+    finally:
+        simulation.close()
+
+
+def _job(simulation, rows, state):
+    setup = simulation.setup
+    return Job(2, 1, 3, rows, state, frozenset(setup.layout.names), setup.training, 0.0, form=setup.layout.form)
+
+
+@pytest.mark.parametrize("rule", ["fedit", "fedsa_lora"])
+def test_a_run_tells_what_clients_have_alone(rule, tmp_path):
+    given = settings(rule, dtype="fp32", rounds=1, measure="validation(every=1) + alone(clients=2)")
+    assert main(flags(tmp_path / "run", **given)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 0 <= summary["alone_accuracy"] <= 1
+    assert len(list((tmp_path / "run" / "alone").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"privacy": "dp_sgd(epsilon=8)", "measure": "alone"}, "nothing protects"),
+        ({"dataset": "tasks(tiny, classes=2)", "measure": "alone"}, "here are tasks"),
+    ],
+)
+def test_whom_training_alone_is_refused(given, words, tmp_path, observer):
+    with pytest.raises(FedpeftError, match=words):
+        Simulation(RunConfig(**{**settings("fedit"), **given}), tmp_path, observer)
