@@ -113,8 +113,8 @@ def ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
     made[CLIENT] = partial(clients.client, settings.model, settings.dtype, rows)
     made[CLIENT_AGAIN] = partial(clients.client, settings.model, settings.dtype, rows, again=True)
     made[CLIENT_RAGGED] = partial(clients.client, settings.model, settings.dtype, ragged)
-    made |= peers.steps(settings.model, settings.dtype, full, say)
-    short = (APART, PACKED, CLIENT_RAGGED)
+    made |= peers.steps(settings.model, settings.dtype, full, ragged.batch(range(len(lengths))), say)
+    short = (APART, PACKED, CLIENT_RAGGED, peers.PLAIN_RAGGED)
     return {name: Way(each, of_ragged if name in short else of_all) for name, each in made.items()}
 
 
