@@ -139,6 +139,15 @@ class OneByOne(OwnGrid):
         return replies
 
 
+def asked(
+    strategy: FedAvg, seed: int, number: int, arrays: ArrayRecord, given: ConfigRecord, grid: Grid
+) -> list[Message]:
+    """The messages of a round. Flower draws its nodes from Python's own generator, which others in this process use,
+    too: it starts anew from seed and round."""
+    random.seed(f"{seed} {number}")
+    return list(strategy.configure_train(number, arrays, given, grid))
+
+
 def federated(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Path) -> dict[str, Any]:
     """The template's server; what was sent, loaded and trained on. The adapter is in `folder`/peft."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -150,8 +159,7 @@ def federated(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Pat
     loads = 0
     strategy = FedAvg(fraction_train=2 / settings.clients, fraction_evaluate=0.0)
     for number in range(1, settings.rounds + 1):
-        random.seed(f"{seed} {number}")  # what `FedAvg` draws nodes with, and others in this process draw from
-        messages = list(strategy.configure_train(number, arrays, _asked(settings, number, rows), grid))
+        messages = asked(strategy, seed, number, arrays, _given(settings, number, rows), grid)
         replies = list(grid.send_and_receive(messages))
         if failed := [reply.error for reply in replies if reply.has_error()]:
             raise RuntimeError(f"a client has failed: {failed[0]}")
@@ -170,7 +178,7 @@ def federated(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Pat
     return {"worker_loads": loads, "server_loads": 2, "traffic": traffic, "distinct_rows": sum(seen.values())}
 
 
-def _asked(settings: Settings, number: int, rows: Path) -> ConfigRecord:
+def _given(settings: Settings, number: int, rows: Path) -> ConfigRecord:
     share = 0.5 * (1 + math.cos(math.pi * number / settings.rounds))
     return ConfigRecord(
         {
