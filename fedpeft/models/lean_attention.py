@@ -25,6 +25,8 @@ def lean_attention(
     groups = getattr(module, "num_key_value_groups", 1)
     repeats = mask is not None and groups > 1
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    if torch._C._are_functorch_transforms_active():  # gradients per example: they need torch's own operations
+        return None
     if rest or not wanted or query.device.type != "cpu" or not (query.dtype == torch.bfloat16 or repeats):
         return None
     if named.get("dropout") or any(named.get(n) is not None for n in ("position_bias", "softcap")):

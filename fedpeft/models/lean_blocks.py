@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from fedpeft.models.layers import blocks
 
 AGREEMENT = {torch.bfloat16: 0.02, torch.float32: 1e-5, torch.float64: 1e-12}
-"""Largest difference, relative to the largest output, between a module and what it is taken for."""
+"""Largest difference, relative to a token's largest output, between a module and what it is taken for."""
 
 
 def keep_less(base: nn.Module) -> None:
@@ -44,8 +44,9 @@ def _lean(kind: type, of: type) -> type:
 
 
 def _agree(module: nn.Module, width: int, dtype: torch.dtype, device: torch.device, meant: Any) -> bool:
-    """Whether `module` computes what is `meant` on three made-up tokens."""
-    x = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    """Whether `module` computes what is `meant` on made-up tokens: small, usual and large, which caps would show."""
+    x = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.01], [1.0], [100.0]])
+    x = x.to(device, dtype)
     with torch.no_grad():
         try:
             found, expected = module(x), meant(x)
@@ -53,7 +54,8 @@ def _agree(module: nn.Module, width: int, dtype: torch.dtype, device: torch.devi
             return False
     if not isinstance(found, Tensor) or found.shape != expected.shape:
         return False
-    return bool((found - expected).abs().max() <= AGREEMENT.get(dtype, 0.0) * expected.abs().max())
+    off, largest = ((t.abs().amax(-1)) for t in (found - expected, expected))
+    return bool((off <= AGREEMENT.get(dtype, 0.0) * largest).all())
 
 
 def _epsilon(module: Any) -> float | None:
@@ -62,9 +64,15 @@ def _epsilon(module: Any) -> float | None:
 
 
 def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
-    """1 / rms of tokens (..., d), (..., 1), in at least fp32."""
+    """1 / rms of tokens (..., d), as (..., 1), in at least fp32."""
     wide = x if x.dtype == torch.float64 else x.float()
     return (torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1] + epsilon).rsqrt_()
+
+
+def _factor(weight: Tensor, added: float) -> Tensor:
+    """What a norm multiplies by, in at least fp32."""
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    return wide + added if added else wide
 
 
 class LeanNorm(nn.Module):
@@ -72,12 +80,12 @@ class LeanNorm(nn.Module):
 
     @classmethod
     def fits(cls, module: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether `module` is one."""
+        """Whether `module` is one; it then remembers which weight it has."""
         weight, epsilon = getattr(module, "weight", None), _epsilon(module)
         if "RMSNorm" not in type(module).__name__ or not isinstance(weight, nn.Parameter) or epsilon is None:
             return False
         for more in (0.0, 1.0):
-            factor = weight.detach() + more
+            factor = _factor(weight.detach(), more)
 
             def meant(x: Tensor, factor: Tensor = factor) -> Tensor:
                 return x * _inverse_rms(x, epsilon) * factor
@@ -92,27 +100,26 @@ class LeanNorm(nn.Module):
         usual: Callable[[Tensor], Tensor] = super().forward
         if not (torch.is_grad_enabled() and x.requires_grad) or self.weight.requires_grad:
             return usual(x)
-        factor = self.weight + self._added if self._added else self.weight
-        y: Tensor = _Normed.apply(x, factor, _epsilon(self), usual)  # type: ignore[no-untyped-call]
+        y: Tensor = _Normed.apply(x, self.weight, self._added, _epsilon(self), usual)  # type: ignore[no-untyped-call]
         return y
 
 
 class _Normed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: Tensor, epsilon: float, usual: Callable[[Tensor], Tensor]) -> Tensor:
-        y = usual(x)
-        ctx.save_for_backward(y, factor, _inverse_rms(x, epsilon))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, added: float, epsilon: float, usual: Any) -> Tensor:
+        y: Tensor = usual(x)
+        ctx.save_for_backward(y, weight, _inverse_rms(x, epsilon))
+        ctx.added = added
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        y, factor, inverse = ctx.saved_tensors
-        wide, factor = y.to(inverse.dtype), factor.to(inverse.dtype)
-        of_y = gradient.to(inverse.dtype)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        y, weight, inverse = ctx.saved_tensors
+        factor, wide, of_y = _factor(weight, ctx.added), y.to(inverse.dtype), gradient.to(inverse.dtype)
         along = (of_y * wide).mean(-1, keepdim=True)
         of_x = torch.addcmul(of_y * factor, wide / factor, along, value=-1).mul_(inverse)
-        return of_x.to(y.dtype), None, None, None
+        return of_x.to(y.dtype), None, None, None, None
 
 
 class LeanGated(nn.Module):
@@ -144,7 +151,8 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.act = act
-        return act(gate) * up
+        acted = act(gate)
+        return acted * up if acted.data_ptr() == gate.data_ptr() else acted.mul_(up)
 
     @staticmethod
     @once_differentiable

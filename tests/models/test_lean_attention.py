@@ -37,7 +37,7 @@ def test_outputs_and_gradients_are_torch_s_own(dtype, groups, kind):
     mask = None if kind == "none" else two_rows_in_one()
     if kind == "added":
         mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-    module, ours, theirs = SimpleNamespace(num_key_value_groups=groups), given(dtype, groups=groups), []
+    module, ours = SimpleNamespace(num_key_value_groups=groups), given(dtype, groups=groups)
     found = lean_attention(module, *ours, mask, scaling=None)
     if dtype != torch.bfloat16 and (mask is None or groups == 1):
         assert found is None, "torch keeps nothing more"
@@ -52,7 +52,7 @@ def test_outputs_and_gradients_are_torch_s_own(dtype, groups, kind):
     near = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
     for one, other in zip(ours, theirs, strict=True):
         assert (one.grad - other.grad).abs().max() <= near * other.grad.abs().max()
-    assert torch.equal(ours[0].grad, theirs[0].grad)
+        assert torch.equal(one.grad, other.grad) or groups > 1, "of groups the heads are added up in another order"
 
 
 def test_of_bf16_nothing_but_the_output_is_kept_in_fp32():
@@ -74,3 +74,14 @@ def test_what_it_does_not_know_is_left_to_torch(more):
 def test_without_gradients_nothing_is_kept_anyway():
     with torch.no_grad():
         assert lean_attention(SimpleNamespace(num_key_value_groups=2), *given(torch.bfloat16), None) is None
+
+
+def test_gradients_per_example_go_through_torch_s_own():
+    query, key, value = (t.detach() for t in given(torch.bfloat16, groups=1))
+
+    def total(query, key, value):
+        one = [t[None] for t in (query, key, value)]
+        assert lean_attention(SimpleNamespace(), *one, None) is None
+        return torchs_own(*one, None, 1).float().sum()
+
+    assert torch.func.vmap(torch.func.grad(total))(query, key, value).shape == query.shape

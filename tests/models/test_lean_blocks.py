@@ -64,6 +64,7 @@ MODULES = {
     "norm of fp64": lambda: RMSNormOfFp64(WIDTH),
     "silu": lambda: Mlp(nn.SiLU()),
     "gelu": lambda: Mlp(nn.GELU(approximate="tanh")),
+    "identity": lambda: Mlp(nn.Identity()),  # which must not be written into
     "sigmoid": lambda: Mlp(nn.Sigmoid()),  # whose gradient is made from its output
 }
 
@@ -78,6 +79,21 @@ def test_outputs_and_gradients_are_those_of_the_module(name, dtype, scale):
     (y, of_x), (expected, of_expected) = passed(lean, dtype, scale), passed(usual, dtype, scale)
     assert torch.equal(y, expected)
     assert (of_x - of_expected).abs().max() <= NEAR[dtype] * of_expected.abs().max()
+
+
+def test_what_gemma_adds_to_its_weight_is_not_rounded_away():
+    """1 + w of a small w is 1 in bf16."""
+    norm = Gemma3RMSNorm(WIDTH)
+    norm.weight.data.fill_(0.003)
+    lean = nn.Sequential(nn.ModuleList([norm.to(torch.bfloat16).requires_grad_(False)]))
+    keep_less(lean)
+    seen = []
+    x = torch.randn(1, 64, WIDTH, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
+    for module in (lean[0][0], copy.deepcopy(norm).float()):
+        given = x if not seen else x.detach().float().requires_grad_()
+        module(given).backward(torch.ones_like(given))
+        seen.append(given.grad.float())
+    assert abs(float((seen[0] * seen[1]).sum() / seen[1].square().sum()) - 1) < 1e-3
 
 
 def test_names_and_copies_stay():
@@ -102,8 +118,14 @@ class OtherMlp(Mlp):
         return super().forward(x) + x
 
 
+class CappedMlp(Mlp):
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x).clamp(max=30)) * self.up_proj(x))
+
+
 def test_what_computes_something_else_is_left_as_it_is():
-    assert not isinstance(pair(OtherMlp(nn.SiLU()), torch.float32)[1], LeanGated)
+    for kind in (OtherMlp, CappedMlp):
+        assert not isinstance(pair(kind(nn.SiLU()), torch.float32)[1], LeanGated)
     norm = LlamaRMSNorm(WIDTH)
     norm.weight.data.zero_()
     base = nn.Sequential(nn.ModuleList([norm.requires_grad_(False)]))
