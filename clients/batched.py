@@ -24,6 +24,7 @@ from fedpeft.aggregation.update import padded
 from fedpeft.data.examples import Batch, Examples
 from fedpeft.models.determinism import warn_again
 from fedpeft.models.kernels import Kernel, fast_linears
+from fedpeft.models.lean_blocks import keep_less
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
 from fedpeft.models.task import GROUPS, FederatedModel, RowLosses, Task, trainable
 from fedpeft.peft.adapter import ClientForm, Layout, State
@@ -66,6 +67,7 @@ class BatchedExecutor(Executor):
     def _stack(self, method: PeftMethod, kernel: Kernel) -> None:
         device = next(self.model.parameters()).device
         fast_linears(self.model.base, kernel)
+        keep_less(self.model.base)
         method.stack_into(self.model, [t for t in self.layout.tensors if t.role != "head"], self.clients)
         head = getattr(self.model, "head", None)
         if isinstance(head, nn.Linear):

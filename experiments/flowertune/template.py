@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,22 @@ def trained(message: Message, client: int) -> Message:
     return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
 
 
+@client_app.query()
+def which(message: Message, context: Context) -> Message:
+    """Which client a node is."""
+    found = MetricRecord({"client": int(context.node_config["partition-id"])})
+    return Message(RecordDict({"is": found}), reply_to=message)
+
+
+def in_order(grid: Grid, clients: int) -> list[int]:
+    """Nodes by client. Flower gives them new ids in each simulation, and no order."""
+    while len(nodes := list(grid.get_node_ids())) < clients:
+        time.sleep(0.1)
+    asked = [Message(RecordDict(), dst_node_id=node, message_type="query") for node in nodes]
+    found = {int(r.content["is"]["client"]): r.metadata.src_node_id for r in grid.send_and_receive(asked)}  # type: ignore[arg-type, index, call-overload]
+    return [found[client] for client in range(clients)]
+
+
 class OneByOne(OwnGrid):
     """Clients one after another in this process, where Ray does not start."""
 
@@ -122,11 +139,19 @@ class OneByOne(OwnGrid):
         return replies
 
 
+def asked(
+    strategy: FedAvg, seed: int, number: int, arrays: ArrayRecord, given: ConfigRecord, grid: Grid
+) -> list[Message]:
+    """The messages of a round. Flower draws its nodes from Python's own generator, which others in this process use,
+    too: it starts anew from seed and round."""
+    random.seed(f"{seed} {number}")
+    return list(strategy.configure_train(number, arrays, given, grid))
+
+
 def federated(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Path) -> dict[str, Any]:
     """The template's server; what was sent, loaded and trained on. The adapter is in `folder`/peft."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    random.seed(seed)
     torch.manual_seed(seed)
     seen: dict[int, int] = {}
     traffic = 0
@@ -134,7 +159,7 @@ def federated(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Pat
     loads = 0
     strategy = FedAvg(fraction_train=2 / settings.clients, fraction_evaluate=0.0)
     for number in range(1, settings.rounds + 1):
-        messages = list(strategy.configure_train(number, arrays, _asked(settings, number, rows), grid))
+        messages = asked(strategy, seed, number, arrays, _given(settings, number, rows), grid)
         replies = list(grid.send_and_receive(messages))
         if failed := [reply.error for reply in replies if reply.has_error()]:
             raise RuntimeError(f"a client has failed: {failed[0]}")
@@ -153,7 +178,7 @@ def federated(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Pat
     return {"worker_loads": loads, "server_loads": 2, "traffic": traffic, "distinct_rows": sum(seen.values())}
 
 
-def _asked(settings: Settings, number: int, rows: Path) -> ConfigRecord:
+def _given(settings: Settings, number: int, rows: Path) -> ConfigRecord:
     share = 0.5 * (1 + math.cos(math.pi * number / settings.rounds))
     return ConfigRecord(
         {
@@ -179,6 +204,8 @@ def run(settings: Settings, seed: int, rows: Path, folder: Path) -> dict[str, An
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
+        nodes = in_order(grid, settings.clients)
+        grid.get_node_ids = lambda: nodes  # type: ignore[method-assign]
         found.update(federated(grid, settings, seed, rows, folder))
 
     ray: dict[str, Any] = {"num_cpus": settings.workers, "log_to_driver": False, "address": "local"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class Settings:
     lengths: str = ""
     """data set whose rows' lengths those have that are packed, such as office; empty: tokens, and halves of it"""
     only: str = ""
-    """only the ways whose name contains this text; several, joined by a comma"""
+    """only the ways in whose name this regular expression is found"""
     output: Path | None = None
     """a .jsonl file that a line per way is added to"""
 
@@ -113,8 +114,8 @@ def ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
     made[CLIENT] = partial(clients.client, settings.model, settings.dtype, rows)
     made[CLIENT_AGAIN] = partial(clients.client, settings.model, settings.dtype, rows, again=True)
     made[CLIENT_RAGGED] = partial(clients.client, settings.model, settings.dtype, ragged)
-    made |= peers.steps(settings.model, settings.dtype, full, say)
-    short = (APART, PACKED, CLIENT_RAGGED)
+    made |= peers.steps(settings.model, settings.dtype, full, ragged.batch(range(len(lengths))), say)
+    short = (APART, PACKED, CLIENT_RAGGED, peers.PLAIN_RAGGED)
     return {name: Way(each, of_ragged if name in short else of_all) for name, each in made.items()}
 
 
@@ -201,8 +202,7 @@ def _status(name: str) -> int:
 def main(settings: Settings) -> int:
     """Measure and print."""
     console = Console()
-    wanted = settings.only.split(",")
-    chosen = {n: way for n, way in ways(settings, console.print).items() if any(word in n for word in wanted)}
+    chosen = {n: way for n, way in ways(settings, console.print).items() if re.search(settings.only, n)}
     made = {name: way.step() for name, way in chosen.items()}
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in made}
     for _ in range(settings.repeats):

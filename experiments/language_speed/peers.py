@@ -14,6 +14,7 @@ from fedpeft.data.examples import Batch
 
 Step = Callable[[], float]
 PLAIN, SFT = "plain peft loop", "trl SFTTrainer"
+PLAIN_RAGGED = "plain peft loop, rows padded"
 
 
 def adapted(model: str, dtype: str) -> Any:
@@ -74,9 +75,15 @@ def sft(model: str, dtype: str, batch: Batch) -> Step:
     return step
 
 
-def steps(model: str, dtype: str, batch: Batch, say: Callable[[str], object]) -> dict[str, Callable[[], Step]]:
-    """What makes each step when it is wanted; trl's where it is installed."""
-    found: dict[str, Callable[[], Step]] = {PLAIN: lambda: plain(model, dtype, batch)}
+def steps(
+    model: str, dtype: str, batch: Batch, padded: Batch, say: Callable[[str], object]
+) -> dict[str, Callable[[], Step]]:
+    """What makes each step when it is wanted; trl's where it is installed. `padded`: short rows, as a collator pads
+    them, for the plain loop."""
+    found: dict[str, Callable[[], Step]] = {
+        PLAIN: lambda: plain(model, dtype, batch),
+        PLAIN_RAGGED: lambda: plain(model, dtype, padded),
+    }
     try:
         import datasets  # noqa: F401
         import trl  # noqa: F401

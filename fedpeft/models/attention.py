@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedpeft.errors import ModelError
 from fedpeft.models.determinism import fused_deterministically
 from fedpeft.models.layers import KEY_PROJECTIONS, Layers, chosen_blocks, runs_alone, unused
+from fedpeft.models.lean_attention import lean_attention
 from fedpeft.models.packing import Packing
 
 NAME = "sdpa_fp32"
@@ -58,6 +59,8 @@ def _attended(
         key, value, counted = prefix(key, value)
         mask = _with_prefix(mask, counted, query, key.shape[2] - counted.shape[1], bool(causal))
         named["is_causal"] = False
+    if (lean := lean_attention(module, query, key, value, mask, *rest, **named)) is not None:
+        return lean, None
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":
         attended = sdpa_attention_forward(module, query, key, value, mask, *rest, **named)
         if query.device.type == "cuda":

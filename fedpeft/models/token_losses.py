@@ -156,6 +156,7 @@ class _Losses(torch.autograd.Function):
                 (gradient[part],) = torch.autograd.grad(logits, h, chances)
             start += size
             size = max(1, CHUNK.get(hidden.device.type, CHUNK["cpu"]) // x.shape[1])
+            del logits, x, chances  # or the next chunk's come on top
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(correct)

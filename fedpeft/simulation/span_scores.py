@@ -13,6 +13,7 @@ import torch
 
 from fedpeft.data.examples import IGNORED
 from fedpeft.errors import AssetError, needs_extra
+from fedpeft.models.quantized import quantize
 from fedpeft.models.scoring import placed, score_batches
 from fedpeft.peft import saved_adapter
 from fedpeft.simulation.simulation import Simulation
@@ -52,8 +53,8 @@ def span_scores(right: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -
 
 
 def spans_of(simulation: Simulation) -> dict[str, Any] | None:
-    """The scores of the saved adapter on the test rows, in fp32; None: rows have other labels, or seqeval is missing,
-    which is said in a line."""
+    """The scores of the saved adapter on the test rows, in fp32, on the base's own bits where it was trained in few.
+    None: rows have other labels, or seqeval is missing, which is said in a line."""
     setup = simulation.setup
     if setup.facts.task != TASK:
         return None
@@ -64,6 +65,7 @@ def spans_of(simulation: Simulation) -> dict[str, Any] | None:
         return None
     names = setup.facts.label_names or ()
     base = setup.task.base(setup.model_directory, torch.float32)
+    quantize(base, setup.method.base_precision)
     model = saved_adapter.load(simulation.folder, setup.task, base, setup.facts.classes)
     examples = setup.task.tokenise(simulation.rows.dataset.test, setup.model_directory, setup.tokens)
     batches = score_batches(examples)

@@ -28,6 +28,7 @@ from fedpeft.studies.drawing import (
     panels,
     wrapped,
 )
+from fedpeft.studies.measures import called
 from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +32,43 @@ def test_answers_are_right_and_equal_seeds_give_equal_rows():
     assert rows == made(200, 3) != made(200, 4)
     assert all(row["output"] == right(row) and row["input"] == "" for row in rows)
     assert len({row["instruction"].split()[0] for row in rows}) == 4
+
+
+def test_equal_seeds_ask_equal_clients_whatever_flower_calls_its_nodes():
+    from flwr.app import ArrayRecord, ConfigRecord
+    from flwr.serverapp.strategy import FedAvg
+
+    from experiments.flowertune.template import OneByOne, asked, in_order, which
+
+    class Numbered(OneByOne):
+        """Clients whose nodes are numbered by chance, and listed in another order each time."""
+
+        def __init__(self, numbers):
+            super().__init__(len(numbers))
+            self.numbers, self.turn = numbers, 0
+
+        def get_node_ids(self):
+            self.turn += 1
+            return [*self.numbers[self.turn % 4 :], *self.numbers[: self.turn % 4]]
+
+        def push_messages(self, messages):
+            given = list(messages)
+            identifiers = [self._stamp(message) for message in given]
+            for message in given:
+                client = self.numbers.index(message.metadata.dst_node_id)
+                self._replies.append(which(message, SimpleNamespace(node_config={"partition-id": client})))
+            return identifiers
+
+    found = []
+    for seed, numbers in ((0, [77, 5, 312, 9]), (0, [4, 8211, 63, 12]), (1, [4, 8211, 63, 12])):
+        grid = Numbered(numbers)
+        assert in_order(grid, 4) == numbers
+        grid.get_node_ids = lambda numbers=numbers: numbers
+        strategy = FedAvg(fraction_train=0.5, fraction_evaluate=0.0)
+        rounds = [asked(strategy, seed, n, ArrayRecord(), ConfigRecord(), grid) for n in range(1, 7)]
+        found.append([[numbers.index(m.metadata.dst_node_id) for m in messages] for messages in rounds])
+    assert found[0] == found[1] != found[2]
+    assert len({tuple(drawn) for drawn in found[0]}) > 1
 
 
 @pytest.mark.slow

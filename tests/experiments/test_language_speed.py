@@ -18,7 +18,7 @@ from experiments.language_speed.__main__ import (
     Settings,
     main,
 )
-from experiments.language_speed.peers import PLAIN, SFT
+from experiments.language_speed.peers import PLAIN, PLAIN_RAGGED, SFT
 
 
 @pytest.mark.parametrize("answers", [1.0, 0.4])
@@ -32,6 +32,7 @@ def test_ways_agree_on_the_loss(answers, tmp_path):
     assert loss[CLIENT_AGAIN] == pytest.approx(loss[WHOLE], rel=1e-5)
     assert loss[CLIENT_RAGGED] == pytest.approx(loss[APART], rel=1e-5)
     assert loss[PLAIN] == pytest.approx(loss[CHUNKS], rel=1e-5)
+    assert loss[PLAIN_RAGGED] == pytest.approx(loss[APART], rel=1e-5)
     if SFT in loss:
         assert loss[SFT] == pytest.approx(loss[CHUNKS], rel=1e-5)
     assert loss[OUTPUT + CHUNKS] == pytest.approx(loss[OUTPUT + WHOLE], rel=1e-5)

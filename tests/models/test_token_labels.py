@@ -19,13 +19,14 @@ from fedpeft.data.examples import IGNORED, TaggedRows
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.errors import AssetError, ConfigError, DataError, PrivacyError
 from fedpeft.models.base_model import resolve_model
+from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.token_labels import aligned
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
-from fedpeft.simulation.span_scores import span_scores
+from fedpeft.simulation.span_scores import span_scores, spans_of
 
 SOURCE = """def scaled(values, by=2):
     total = values.copy().times(by=by)
@@ -165,6 +166,27 @@ def test_executors_agree(made_names, tmp_path):
     assert one["head.weight"].any()
     for name in one:
         assert torch.allclose(one[name], other[name], rtol=1e-7, atol=1e-9), name
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_spans_are_those_of_the_base_that_was_trained_on(bits, made_names, tmp_path, monkeypatch):
+    made = simulation(tmp_path / "run", peft=f"qlora(rank=2, layers=1, bits={bits})", dtype="fp32")
+    read = []
+
+    class EnoughError(Exception):
+        """The base is known."""
+
+    def load(folder, task, base, classes):
+        read.append(base)
+        raise EnoughError
+
+    monkeypatch.setattr("fedpeft.peft.saved_adapter.load", load)
+    with pytest.raises(EnoughError):
+        spans_of(made)
+    made.close()
+    assert {m.precision for m in read[0].modules() if isinstance(m, QuantizedLinear)} == {
+        "nf4" if bits == 4 else "int8"
+    }
 
 
 @pytest.mark.slow

@@ -1,0 +1,165 @@
+"""Normalisation and gated layers of language models that keep less for the way back.
+
+Autograd keeps what each of its operations read. Where weights are frozen, half of that is not needed:
+
+    y = w x / rms(x)          y and 1 / rms(x), since d x = (w d y - y / w mean(y d y)) / rms(x). Adapters of the next
+                              layers keep y anyway; x is not kept, nor its copy in fp32
+    h = act(gate) up          gate and up; act(gate) is computed again
+
+Outputs are those of transformers' own modules. A module is changed only if it computes one of these on made-up input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fedpeft.models.layers import blocks
+
+AGREEMENT = {torch.bfloat16: 0.02, torch.float32: 1e-5, torch.float64: 1e-12}
+"""Largest difference, relative to a token's largest output, between a module and what it is taken for."""
+
+
+def keep_less(base: nn.Module) -> None:
+    """Let modules in the blocks of `base` that are of these kinds keep less, in place; what they compute stays.
+
+    They are differentiated once only, and not through their weights: a norm whose weight is trained is left as it is in
+    the pass in which it is.
+    """
+    parameter = next(base.parameters())
+    for module in blocks(base)[1].modules():
+        for kind in (LeanNorm, LeanGated):
+            if not isinstance(module, kind) and kind.fits(module, parameter.dtype, parameter.device):
+                module.__class__ = _lean(kind, type(module))
+
+
+@cache
+def _lean(kind: type, of: type) -> type:
+    return type(of.__name__, (kind, of), {})
+
+
+def _agree(module: nn.Module, width: int, dtype: torch.dtype, device: torch.device, meant: Any) -> bool:
+    """Whether `module` computes what is `meant` on made-up tokens: small, usual and large, which caps would show."""
+    x = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.01], [1.0], [100.0]])
+    x = x.to(device, dtype)
+    with torch.no_grad():
+        try:
+            found, expected = module(x), meant(x)
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            return False
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    off, largest = ((t.abs().amax(-1)) for t in (found - expected, expected))
+    return bool((off <= AGREEMENT.get(dtype, 0.0) * largest).all())
+
+
+def _epsilon(module: Any) -> float | None:
+    found = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
+    """1 / rms of tokens (..., d), as (..., 1), in at least fp32."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    return (torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1] + epsilon).rsqrt_()
+
+
+def _factor(weight: Tensor, added: float) -> Tensor:
+    """What a norm multiplies by, in at least fp32."""
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    return wide + added if added else wide
+
+
+class LeanNorm(nn.Module):
+    """Of a root mean square norm of tokens (..., d), with a frozen weight w or 1 + w."""
+
+    @classmethod
+    def fits(cls, module: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether `module` is one; it then remembers which weight it has."""
+        weight, epsilon = getattr(module, "weight", None), _epsilon(module)
+        if "RMSNorm" not in type(module).__name__ or not isinstance(weight, nn.Parameter) or epsilon is None:
+            return False
+        for more in (0.0, 1.0):
+            factor = _factor(weight.detach(), more)
+
+            def meant(x: Tensor, factor: Tensor = factor) -> Tensor:
+                return x * _inverse_rms(x, epsilon) * factor
+
+            if bool(factor.all()) and _agree(module, len(weight), dtype, device, meant):
+                module._added = more  # type: ignore[assignment]
+                return True
+        return False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) to (..., d)."""
+        usual: Callable[[Tensor], Tensor] = super().forward
+        if not (torch.is_grad_enabled() and x.requires_grad) or self.weight.requires_grad:
+            return usual(x)
+        y: Tensor = _Normed.apply(x, self.weight, self._added, _epsilon(self), usual)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Normed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, added: float, epsilon: float, usual: Any) -> Tensor:
+        y: Tensor = usual(x)
+        ctx.save_for_backward(y, weight, _inverse_rms(x, epsilon))
+        ctx.added = added
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        y, weight, inverse = ctx.saved_tensors
+        factor, wide, of_y = _factor(weight, ctx.added), y.to(inverse.dtype), gradient.to(inverse.dtype)
+        along = (of_y * wide).mean(-1, keepdim=True)
+        of_x = torch.addcmul(of_y * factor, wide / factor, along, value=-1).mul_(inverse)
+        return of_x.to(y.dtype), None, None, None, None
+
+
+class LeanGated(nn.Module):
+    """Of down(act(gate(x)) up(x)) on tokens (..., d), as in Llama and most that came after it; adapters may come into
+    any of the three."""
+
+    @classmethod
+    def fits(cls, module: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether `module` is one."""
+        parts: list[Any] = [getattr(module, n, None) for n in ("gate_proj", "up_proj", "down_proj", "act_fn")]
+        if not all(map(callable, parts)) or not isinstance(getattr(parts[0], "in_features", None), int):
+            return False
+        gate, up, down, act = parts
+        return _agree(module, gate.in_features, dtype, device, lambda x: down(act(gate(x)) * up(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) to (..., d)."""
+        this: Any = self
+        if not torch.is_grad_enabled():
+            usual: Tensor = super().forward(x)
+            return usual
+        gated: Tensor = _Gated.apply(this.gate_proj(x), this.up_proj(x), this.act_fn)  # type: ignore[no-untyped-call]
+        y: Tensor = this.down_proj(gated)
+        return y
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.act = act
+        acted = act(gate)
+        return acted * up if acted.data_ptr() == gate.data_ptr() else acted.mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            entering = gate.detach().requires_grad_()
+            acted = ctx.act(entering)
+        (of_gate,) = torch.autograd.grad(acted, entering, gradient * up)
+        return of_gate, gradient * acted.detach(), None
