@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import graph
-from fedpeft.privacy.secure_sum.sum import SUMS
+from fedpeft.privacy.secure_sum.sum import SUMS, SecureSum
 from fedpeft.privacy.secure_sum.words import read_sealed
 
 README = Path(__file__).with_name("README.md")
@@ -88,9 +88,16 @@ class Bill:
             self.up[client] += len(answered)
 
 
+def wide_enough(secure: SecureSum, clients: int) -> SecureSum:
+    """With as many bits as so many clients need, where its own are too few."""
+    while not secure.fits(clients, secure.bits):
+        secure = replace(secure, bits=secure.bits + 1)
+    return secure
+
+
 def measure(settings: Settings, clients: int) -> str:
     """A line of the table, in Markdown."""
-    secure, bill, ids = SUMS.build(settings.secure), Bill(), list(range(clients))
+    secure, bill, ids = wide_enough(SUMS.build(settings.secure), clients), Bill(), list(range(clients))
     told = Announcement(os.urandom(16), len(ids), settings.parameters, BESIDE, 1.0)
     terms, roster, integers = (
         told.terms(secure, SEED, ROUND),

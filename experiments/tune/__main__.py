@@ -1,4 +1,4 @@
-"""python -m experiments.tune: the study that sets the best trials of the two searches side by side, over five seeds."""
+"""python -m experiments.tune: the studies that set the best trials of two searches side by side, over five seeds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from fedpeft.tuning.report import BEST
 
 HERE = Path(__file__).parent
 
+TASKS = {"Reuters R8": HERE, "the reviews": HERE / "reviews"}
+"""Of the searches, and where they lie."""
+
 SEARCHES = ("lora", "hybrid")
 """The first one is the baseline."""
 
 SEEDS = [0, 1, 2, 3, 4]
 
 
-def study_of(best: dict[str, RunConfig]) -> str:
+def study_of(task: str, best: dict[str, RunConfig]) -> str:
     """The text of the study: what the configurations share, and an axis of what they do not."""
     settings = {label: dataclasses.asdict(config) for label, config in best.items()}
     names = [name for name in next(iter(settings.values())) if name != "seed"]
@@ -30,7 +33,7 @@ def study_of(best: dict[str, RunConfig]) -> str:
     first = next(iter(settings.values()))
     study = {
         "name": "tune",
-        "question": "Is a hybrid that was searched for better than lora that was, at equal bytes?",
+        "question": f"On {task}: is a hybrid that was searched for better than lora that was, at equal bytes?",
         "baseline": {"method": SEARCHES[0]},
         "seeds": SEEDS,
         "base": {name: first[name] for name in shared if first[name] != default[name]},
@@ -45,20 +48,21 @@ def study_of(best: dict[str, RunConfig]) -> str:
 
 
 def write() -> None:
-    """Write study.toml beside the searches.
+    """Write study.toml beside the searches of each task that have ended.
 
     Raises:
-        RunError: a search has not found anything yet.
+        RunError: none has found anything yet.
     """
-    best = {}
-    for name in SEARCHES:
-        path = HERE / name / BEST
-        if not path.is_file():
-            raise RunError(f"there is no {path}; run python -m fedpeft.tune {HERE / name}.toml first")
-        best[name] = read_config(path)
-    path = HERE / "study.toml"
-    path.write_text(study_of(best), encoding="utf-8")
-    print(f"{path}: python -m fedpeft.study {path}")
+    written = []
+    for task, folder in TASKS.items():
+        found = {name: folder / name / BEST for name in SEARCHES}
+        if all(path.is_file() for path in found.values()):
+            written.append(folder / "study.toml")
+            text = study_of(task, {name: read_config(path) for name, path in found.items()})
+            written[-1].write_text(text, encoding="utf-8")
+            print(f"{written[-1]}: python -m fedpeft.study {written[-1]}")
+    if not written:
+        raise RunError(f"no search has ended; run python -m fedpeft.tune {HERE / SEARCHES[0]}.toml first")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def test_the_study_has_an_axis_of_what_differs_and_shares_the_rest(tmp_path):
         "hybrid": RunConfig(**shared, peft="lora(rank=2, layers=(0, 2)) + bitfit(layers=(0, 2))"),
     }
     path = tmp_path / "study.toml"
-    path.write_text(study_of(best), encoding="utf-8")
+    path.write_text(study_of("tiny", best), encoding="utf-8")
     study = read_study(path)
     assert study.baseline == {"method": "lora"}
     runs = study.runs()

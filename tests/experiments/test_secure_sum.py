@@ -1,0 +1,13 @@
+"""What the command measures of very many clients."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.secure_sum.__main__ import wide_enough
+from fedpeft.privacy.secure_sum.sum import SUMS
+
+
+@pytest.mark.parametrize(("clients", "bits"), [(100, 16), (4095, 16), (4096, 17), (10_000, 18)])
+def test_integers_have_the_fewest_bits_that_hold_the_sum(clients, bits):
+    assert wide_enough(SUMS.build("secure_sum"), clients).bits == bits
