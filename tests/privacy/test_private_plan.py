@@ -106,7 +106,9 @@ def test_less_is_heard_of_an_adapter_than_of_a_head_alone():
     assert dp_sgd.AUDIBLE_HEAD < mechanism.training_signal(adapter) < mechanisms.AUDIBLE
     assert mechanism.trains(head)
     assert not mechanism.trains(adapter)
-    other = MECHANISMS.build("user_dp(epsilon=8)")
+    clients = MECHANISMS.build("user_dp(epsilon=8)")
+    assert (clients.audible(head), clients.audible(adapter)) == (user_dp.AUDIBLE_HEAD, mechanisms.AUDIBLE)
+    other = MECHANISMS.build("local_dp(epsilon=8)")
     assert other.audible(head) == other.audible(adapter) == mechanisms.AUDIBLE
 
 
@@ -116,6 +118,22 @@ def test_of_clients_the_way_is_rounds_times_clip_and_a_given_clip_stays():
     assert (plan.steps, plan.batch_size) == (1, 400)
     own = MECHANISMS.build("user_dp(epsilon=8, clip=0.2)").planned_training(exposure(rounds=8))
     assert own.mechanism.clip == 0.2
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(1.0, 20), (8.0, 20), (8.0, 5)])
+def test_of_clients_a_head_alone_goes_until_noise_has_moved_a_class_so_far(budget, rounds):
+    """Counted by what rounds of all clients' clipped steps and their noise lead to."""
+    federation = exposure(rows=2, clients=5000, entries=12, rounds=rounds, cohort=5000)
+    mechanism = MECHANISMS.build(f"user_dp(epsilon={budget}, start=0.5)")
+    plan = mechanism.planned_training(federation)
+    assert plan.momentum == (0.9 if rounds >= 20 else 0.0)
+    assert plan.optimizer == "sgd(warmup=0, head_rate=1.0, schedule=constant)"
+    far = 1 / (1 - plan.momentum)
+    noise = plan.mechanism.multiplier(federation) * plan.mechanism.clip / 5000
+    entries_of_a_class = 12 / LAYOUT.shapes["head.weight"][0]
+    assert noise * far * math.sqrt(rounds * entries_of_a_class) == pytest.approx(user_dp.HEAD_NOISE, rel=0.02)
+    own = MECHANISMS.build(f"user_dp(epsilon={budget}, start=0.5, clip=0.2)").planned_training(federation)
+    assert (own.mechanism.clip, own.learning_rate) == (0.2, 0.4)
 
 
 @pytest.mark.parametrize("budget", [0.5, 2.0, 8.0])

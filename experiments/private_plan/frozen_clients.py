@@ -1,0 +1,156 @@
+"""python -m experiments.private_plan.frozen_clients: what a budget alone plans for clients, on features kept once.
+
+`user_dp(epsilon=...)` as it is planned, where the head alone is trained: the same start, noise, secret cohorts, clipping
+and steps as in a run, but on frozen features, without messages and on the rows of clients alone. A line a budget:
+test accuracy of the private probe (the start with the whole budget), of the start with half of it, and after the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments import one_sentence
+from experiments.privacy.frozen_rows import FrozenRows
+from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.peft.adapter import Layout, State, TensorSpec
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.mechanism import Training
+from fedpeft.privacy.mechanisms.user_dp import UserDP
+from fedpeft.privacy.noise import RunKey
+
+
+class FrozenClients:
+    """Features of all clients' rows in one table, and what a round does with them.
+
+    Args:
+        rows: the features.
+        rounds: of training.
+        cohort: expected clients in one.
+    """
+
+    def __init__(self, rows: FrozenRows, rounds: int, cohort: int) -> None:
+        self.rows, self.classes, self.width = rows, rows.classes, rows.test.shape[1]
+        counts = np.array([len(y) for _, y in rows.clients])
+        self.counts = torch.from_numpy(counts)
+        features = torch.cat([x for x, _ in rows.clients])
+        self.x = torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], dim=1)
+        self.y = torch.cat([y for _, y in rows.clients])
+        self.client = torch.repeat_interleave(self.counts)
+        # all pairs of rows of one client: a gradient's norm is a sum over them
+        first = torch.cumsum(self.counts, 0) - self.counts
+        ranges = [torch.arange(int(f), int(f + n)) for f, n in zip(first, self.counts, strict=True)]
+        self.left = torch.cat([torch.repeat_interleave(r, len(r)) for r in ranges])
+        self.right = torch.cat([r.repeat(len(r)) for r in ranges])
+        self.products = (self.x[self.left] * self.x[self.right]).sum(1)
+        self.statistics = _bounded_total(rows)
+        tensors = (
+            TensorSpec("head.weight", (self.classes, self.width), "head", "head"),
+            TensorSpec("head.bias", (self.classes,), "head", "head"),
+        )
+        self.federation = Exposure(
+            strategy=strategies.build("fedit"),
+            method=PEFT_METHODS.build("linear_probe"),
+            layout=Layout(tensors),
+            rows=counts,
+            steps=np.ones(len(counts), np.int64),
+            participations=np.full(len(counts), rounds),
+            batch_size=int(counts.max()),
+            rounds=rounds,
+            cohort=cohort,
+            even=True,
+            start=True,
+            start_entries=self.classes * self.width + 2,
+            trained=(self.classes * (self.width + 1),) * 2,
+        )
+
+    def started(self, mechanism: UserDP, noise: float, key: RunKey) -> State:
+        """The head of the private start."""
+        total = mechanism.start_summed(self.statistics, noise, key, 0)
+        return HEADS.build("private_centroids").solve(total, self.width, self.classes)
+
+    def trained(self, state: State, plan: Training, noise: float, key: RunKey) -> State:
+        """The head after all rounds: each client of a cohort takes one step on its rows, which is clipped."""
+        assert isinstance(plan.mechanism, UserDP)
+        clip, clients, cohort = plan.mechanism.clip, self.federation.clients, self.federation.cohort
+        weight = torch.cat([state["head.weight"], state["head.bias"][:, None]], dim=1)
+        velocity = torch.zeros_like(weight)
+        for round in range(1, self.federation.rounds + 1):
+            errors = torch.softmax(self.x @ weight.T, dim=1)
+            errors[torch.arange(len(self.y)), self.y] -= 1
+            errors /= self.counts[self.client][:, None]
+            inner = (errors[self.left] * errors[self.right]).sum(1) * self.products
+            squares = torch.zeros(clients, dtype=inner.dtype).index_add_(0, self.client[self.left], inner)
+            lengths = plan.learning_rate * squares.clamp(min=0).sqrt()
+            taken = plan.learning_rate * (clip / lengths.clamp(min=1e-12)).clamp(max=1)
+            taken[torch.from_numpy(key.stream("cohort", round, 0).random(clients) >= cohort / clients)] = 0
+            total = -(errors * taken[self.client][:, None]).T @ self.x
+            drawn = torch.from_numpy(key.stream("server noise", round, 0).standard_normal(tuple(total.shape)))
+            velocity = plan.momentum * velocity + (total + noise * clip * drawn) / cohort
+            weight = weight + velocity
+        return {"head.weight": weight[:, :-1], "head.bias": weight[:, -1]}
+
+    def accuracy(self, state: State) -> float:
+        """On the test rows."""
+        return self.rows.accuracies(state["head.weight"], state["head.bias"])[0]
+
+
+def _bounded_total(rows: FrozenRows) -> dict[str, Tensor]:
+    """The sum of all clients' statistics, each clipped as one vector."""
+    head, mechanism = HEADS.build("private_centroids"), UserDP(epsilon=1.0)
+    total: dict[str, Tensor] = {}
+    for x, y in rows.clients:
+        for name, tensor in mechanism.start_taken(head.statistics(x, y, rows.classes)).items():
+            total[name] = total[name] + tensor if name in total else tensor
+    return total
+
+
+def line(clients: FrozenClients, budget: float, given: argparse.Namespace) -> str:
+    """A row of the table."""
+    federation, mechanism = clients.federation, UserDP(epsilon=budget)
+    alone = replace(mechanism, start=1.0).start_noise(federation)
+    assert alone is not None
+    found: list[list[Any]] = [[], [], []]
+    plan = mechanism.planned_training(federation) if mechanism.trains(federation) else None
+    for seed in range(given.seeds):
+        key = RunKey(seed.to_bytes(32, "big"))
+        found[0].append(clients.accuracy(clients.started(mechanism, alone, key)))
+        if plan is not None and isinstance(plan.mechanism, UserDP):
+            start, noise = plan.mechanism.start_noise(federation), plan.mechanism.multiplier(federation)
+            assert start is not None
+            state = clients.started(mechanism, start, key)
+            found[1].append(clients.accuracy(state))
+            found[2].append(clients.accuracy(clients.trained(state, plan, noise, key)))
+    cells = [f"{100 * np.mean(f):.1f} ± {100 * np.std(f):.1f}" if f else "-" for f in found]
+    return f"| {budget:g} | {mechanism.training_signal(federation):.1f} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="20newsgroups")
+    parser.add_argument("--clients", type=int, default=5000)
+    parser.add_argument("--cohort", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epsilons", nargs="+", type=float, default=[8, 4, 2, 1])
+    given = parser.parse_args()
+    clients = FrozenClients(FrozenRows.of(given), given.rounds, given.cohort)
+    print("| epsilon | signal to noise | private probe (%) | start (%) | start and rounds (%) |")
+    print("|---:|---:|---:|---:|---:|")
+    for budget in given.epsilons:
+        print(line(clients, budget, given), flush=True)
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()
