@@ -3,7 +3,8 @@
 Runs `python -m fedpeft.simulate` under the partition `resample`, once for each number of clients, and reads set-up time
 (all phases before the first round), seconds a round, peak memory (PSS of all processes) and the bytes of the last
 checkpoint from the run's own records; and the processor time of the server's process, which says something on a busy
-machine, too (workers are children of the process that they are forked from, which nobody waits for). Rounds should cost the same whatever the number of clients.
+machine, too (workers are children of the process that they are forked from, which nobody waits for). Rounds should cost
+the same whatever the number of clients.
 
     python -m experiments.population --clients 1000 1000000 --dataset tiny
 """
