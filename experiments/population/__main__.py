@@ -2,8 +2,9 @@
 
 Runs `python -m fedpeft.simulate` under the partition `resample`, once for each number of clients, and reads set-up time
 (all phases before the first round), seconds a round, peak memory (PSS of all processes) and the bytes of the last
-checkpoint from the run's own records; and the processor time of all its processes together, which says something on a
-busy machine, too. Rounds should cost the same whatever the number of clients.
+checkpoint from the run's own records; and the processor time of the server's process, which says something on a busy
+machine, too (workers are children of the process that they are forked from, which nobody waits for). Rounds should cost
+the same whatever the number of clients.
 
     python -m experiments.population --clients 1000 1000000 --dataset tiny
 """
@@ -115,7 +116,7 @@ def measured(settings: Settings, clients: int) -> Cost:
 
 
 def _processor_seconds() -> float:
-    """Of all processes that this one has started and that have ended, and of theirs."""
+    """Of the processes that this one has started and waited for, and of those that they have waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -125,7 +126,7 @@ HEAD = (
     "set-up (s)",
     "of it, asking clients (s)",
     "a round (s)",
-    "processor time of all (s)",
+    "processor time of the server (s)",
     "memory (GB)",
     "checkpoint (kB)",
 )

@@ -36,7 +36,7 @@ def shared_cache() -> SharedCache | None:
     """The one that the environment names; None: there is none.
 
     Raises:
-        AssetError: fsspec, or what it needs for this kind of URL, is not installed; nobody knows such a URL.
+        AssetError: what fsspec needs for this kind of URL is not installed, or nobody knows such a URL.
     """
     url = os.environ.get(VARIABLE, "")
     return _opened(url.rstrip("/")) if url else None
@@ -44,8 +44,10 @@ def shared_cache() -> SharedCache | None:
 
 @lru_cache(maxsize=4)
 def _opened(url: str) -> SharedCache:
-    needs_extra("fsspec", "cloud", f"{VARIABLE}={url}")
-    import fsspec
+    import fsspec  # comes with torch
+
+    if urlsplit(url).scheme in ("s3", "s3a"):
+        needs_extra("s3fs", "cloud", f"{VARIABLE}={url}")
 
     with _reached(url):
         makes_folders = {"auto_mkdir": True} if urlsplit(url).scheme in ("", "file", "local") else {}

@@ -1,5 +1,6 @@
 """Object storage as a cache of many machines: what comes back is what was put, or is made anew."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -8,8 +9,6 @@ import pytest
 from fedpeft.errors import AssetError
 from fedpeft.machine import cache
 from fedpeft.machine.shared_cache import VARIABLE, shared_cache
-
-fsspec = pytest.importorskip("fsspec")
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -96,6 +95,13 @@ def test_a_folder_made_before_is_offered_and_one_from_elsewhere_is_not(shared, t
 def test_a_url_that_nobody_knows_is_one_sentence(monkeypatch):
     monkeypatch.setenv(VARIABLE, "nothing://bucket")
     with pytest.raises(AssetError, match=r"FEDPEFT_SHARED_CACHE=nothing://bucket can't be used .*nothing"):
+        shared_cache()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("s3fs") is not None, reason="s3fs is installed")
+def test_what_a_storage_needs_is_asked_for(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "s3://bucket/folder")
+    with pytest.raises(AssetError, match=r"needs the package s3fs; install it with: pip install 'fedpeft\[cloud\]'"):
         shared_cache()
 
 

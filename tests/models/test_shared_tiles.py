@@ -13,8 +13,6 @@ from fedpeft.models.frozen_blocks import FrozenStore
 from fedpeft.models.shared_tiles import absent, offer
 from fedpeft.simulate import simulate
 
-pytest.importorskip("fsspec")
-
 
 @pytest.fixture
 def base():
