@@ -110,7 +110,7 @@ def in_order(grid: Grid, clients: int) -> list[int]:
     while len(nodes := list(grid.get_node_ids())) < clients:
         time.sleep(0.1)
     asked = [Message(RecordDict(), dst_node_id=node, message_type="query") for node in nodes]
-    found = {int(r.content["is"]["client"]): r.metadata.src_node_id for r in grid.send_and_receive(asked)}  # type: ignore[arg-type, index, call-overload]
+    found = {int(r.content["is"]["client"]): r.metadata.src_node_id for r in grid.send_and_receive(asked)}  # type: ignore[arg-type]
     return [found[client] for client in range(clients)]
 
 

@@ -59,7 +59,8 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
     """Whether torch's own function would take the flash kernel; only shapes are looked at."""
     like = [t.new_empty(t.shape, dtype=_wide(t.dtype)).requires_grad_() for t in (query, key, value)]
     gqa = query.shape[1] != key.shape[1]
-    return bool(torch._fused_sdp_choice(*like, mask, 0.0, causal, scale=scale, enable_gqa=gqa) == FLASH)
+    choice: Any = torch._fused_sdp_choice  # torch's own annotation of it is wrong
+    return bool(choice(*like, mask, 0.0, causal, scale=scale, enable_gqa=gqa) == FLASH)
 
 
 class _Attention(torch.autograd.Function):

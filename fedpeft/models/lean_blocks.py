@@ -34,8 +34,9 @@ def keep_less(base: nn.Module) -> None:
     parameter = next(base.parameters())
     for module in blocks(base)[1].modules():
         for kind in (LeanNorm, LeanGated):
+            of: Any = type(module)
             if not isinstance(module, kind) and kind.fits(module, parameter.dtype, parameter.device):
-                module.__class__ = _lean(kind, type(module))
+                module.__class__ = _lean(kind, of)
 
 
 @cache
@@ -66,7 +67,8 @@ def _epsilon(module: Any) -> float | None:
 def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
     """1 / rms of tokens (..., d), as (..., 1), in at least fp32."""
     wide = x if x.dtype == torch.float64 else x.float()
-    return (torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1] + epsilon).rsqrt_()
+    squares: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+    return (squares / x.shape[-1] + epsilon).rsqrt_()
 
 
 def _factor(weight: Tensor, added: float) -> Tensor:
