@@ -1,8 +1,8 @@
 """python -m experiments.private_plan.frozen_clients: what a budget alone plans for clients, on features kept once.
 
-`user_dp(epsilon=...)` as it is planned, where the head alone is trained: the same start, noise, secret cohorts, clipping
-and steps as in a run, but on frozen features, without messages and on the rows of clients alone. A line a budget:
-test accuracy of the private probe (the start with the whole budget), of the start with half of it, and after the rounds.
+`user_dp(epsilon=...)` as it is planned, where the head alone is trained: start, noise, secret cohorts, clipping and
+steps are a run's, but on frozen features, and without messages. A line a budget: test accuracy of the private probe
+(the start with the whole budget), of the start with half of it, and after the rounds; mean and deviation over draws.
 """
 
 from __future__ import annotations
