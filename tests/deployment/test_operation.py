@@ -56,12 +56,14 @@ def test_metrics_and_health_are_served(tmp_path, monkeypatch):
     try:
         with Operation(federation, observer, options):
             monkeypatch.setattr(federation.protection, "epsilons", lambda: (1.5, 1.0))
+            observer.metric = "label_accuracy"
             observer.round_done(RoundResult(3, 2, 0, 0.5, 0.25, float("nan"), 10, 20, 1.0, 1.5, 2.5))
             with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
                 text = page.read().decode()
             for line in ("fedpeft_clients_connected 0.0", "fedpeft_rounds 7.0", "fedpeft_refused_total 0.0",
                          "fedpeft_loss 0.25", "fedpeft_round_seconds 2.5", "process_resident_memory_bytes",
-                         "fedpeft_epsilon 1.5"):  # fmt: skip
+                         "fedpeft_epsilon 1.5",
+                         "# HELP fedpeft_accuracy label accuracy of the last round"):  # fmt: skip
                 assert line in text
             panels = (Path(__file__).parents[2] / "docs" / "grafana.json").read_text(encoding="utf-8")
             shown = set(re.findall(r"(?:fedpeft|process)_\w+", panels))

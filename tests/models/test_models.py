@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
@@ -17,7 +17,7 @@ from fedpeft.errors import AssetError, ConfigError
 from fedpeft.models.base_model import MODELS, local_folder, resolve_model
 
 FETCHED = ("minilm", "smollm2", "dinov2_small")
-MADE = ("tiny", "tiny_lm", "tiny_vision")
+MADE = ("tiny", "tiny_lm", "tiny_seq2seq", "tiny_vision")
 
 
 def test_every_part_is_tried_here() -> None:
@@ -27,7 +27,11 @@ def test_every_part_is_tried_here() -> None:
 @pytest.mark.parametrize("name", [*MADE, *(pytest.param(n, marks=pytest.mark.slow) for n in FETCHED)])
 def test_folder_loads_completely_and_the_model_can_be_saved_again(name: str, tmp_path: Path) -> None:
     folder = resolve_model(name)
-    auto = AutoModelForCausalLM if name in ("smollm2", "tiny_lm") else AutoModel
+    auto = {
+        "smollm2": AutoModelForCausalLM,
+        "tiny_lm": AutoModelForCausalLM,
+        "tiny_seq2seq": AutoModelForSeq2SeqLM,
+    }.get(name, AutoModel)
     model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["mismatched_keys"]

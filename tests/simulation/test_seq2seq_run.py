@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from fedpeft.check import main as check
 from fedpeft.config import RunConfig
+from fedpeft.data.datasets.hf import HF
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_to_text import sides
 from fedpeft.errors import ConfigError, DataError, ModelError
@@ -92,6 +93,14 @@ def test_columns_that_are_pairs(settings, row, note, tmp_path):
     with pytest.raises(ConfigError, match="name yours: --model FOLDER"):
         simulation(tmp_path / "x", dataset=f"file(path={str(path)!r}{', ' + settings if settings else ''})", clients=2,
                    partition="iid")  # fmt: skip
+
+
+def test_columns_of_the_hub_that_are_pairs():
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"article": ["x", "y", "z"] * 4, "highlights": ["a", "b", "c"] * 4})
+    made = HF(name="x", text="article", target="highlights", test=None).made_of({"train": rows})
+    assert (made.task, made.default_model, made.label_names) == ("seq2seq", "", None)
+    assert {sides(row) for row in made.train.inputs} == {("x", "a"), ("y", "b"), ("z", "c")}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -120,7 +120,8 @@ class HF:
                     record = record | {self.label: [each[value] for value in record[self.label]]}
                 yield f"row {number}", record
 
-        source, found = f"{self.name} ({split})", records()
+        source = f"{self.name} ({split})"
+        found: Iterator[tuple[str, Mapping[str, Any]]] = records()
         if self.target is not None:
             found = with_targets(found, (self.text, self.target), self.text, source, self.template)
         elif self.template:
