@@ -317,7 +317,8 @@ class Family(Generic[T]):
             ConfigError: unknown part or setting, wrong type, value out of range.
         """
         spec = parse_spec(text) if isinstance(text, str) else text
-        if (spec.argument or "")[:1].isupper() and spec.name not in self.names:
+        named = spec.argument or ""
+        if named.isidentifier() and named[0].isupper() and spec.name not in self.names:
             raise ConfigError(
                 f"unknown {self.noun} {spec.name!r}: a class of a module is a part by a file that names it, --plugin "
                 f"my_parts.py with parts = {{{self.group!r}: {{'my_part': {spec.argument}}}}} (docs/own-parts.md)"

@@ -1,1 +1,1 @@
-"""fedpeft as a Flower app."""
+"""fedpeft as a Flower app, and Flower's strategies as parts."""

@@ -315,8 +315,8 @@ class _Manager(ClientManager):
     def sample(self, num_clients: int, min_num_clients: int | None = None, criterion: Any = None) -> list[ClientProxy]:
         """The cohort's first; fewer than all are refused later."""
         self.wait_for(max(num_clients, min_num_clients or 0))
-        chosen = [proxy for proxy in self._clients.values() if criterion is None or criterion.select(proxy)]
-        return chosen[:num_clients]
+        found: list[ClientProxy] = [p for p in self._clients.values() if criterion is None or criterion.select(p)]
+        return found[:num_clients]
 
     def register(self, client: ClientProxy) -> bool:
         """Refused."""

@@ -50,7 +50,7 @@ def make_room(folder: Path, needed: int) -> None:
         OSError: the disk can't be read.
     """
     cache = folder.parent
-    with FileLock(cache / "frozen.lock"):
+    with FileLock(cache / "kept_states.lock"):
         others = [store for store in cache.glob(f"{PREFIX}*") if store.is_dir() and store != folder]
         sizes = {store: _bytes(store) for store in others}
         limit = _limit(cache, sum(sizes.values()))

@@ -26,6 +26,6 @@ def leave(array: NDArray[Any]) -> None:
     """Give up the pages that were read of a `np.memmap`; the system caches the file while it has room."""
     mapped: Any = getattr(array, "_mmap", None)
     if mapped is None and isinstance(array.base, np.memmap):  # a plain view of all or some of it
-        mapped = array.base._mmap
+        mapped = getattr(array.base, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
