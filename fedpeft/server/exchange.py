@@ -58,14 +58,20 @@ class Exchange:
         return self.in_order(instructions, len(instructions), "train")
 
     def in_order(self, instructions: Iterable[Instruction], total: int, phase: str) -> Iterator[Report]:
-        """Send the instructions, a wave at a time, and yield the reports in the order of the instructions."""
+        """Send the instructions, a wave at a time, and yield the reports in the order of the instructions.
+
+        What an asynchronous run has asked before, and comes meanwhile, waits for the next step.
+        """
         done, early, self._early = 0, self._early, None
         for wave in _waves(instructions, WAVE):
-            self._push(wave)
+            sent = self._push(wave)
             order = deque(i.client for i in wave)
             parked = Parked()
             while order:
-                for report in self._pull():
+                for message, report in self._pull():
+                    if message not in sent:
+                        self.arrived.append(report)
+                        continue
                     done += 1
                     self.answered(phase, done, total)
                     if order and report.client == order[0]:
@@ -89,7 +95,7 @@ class Exchange:
         self._push(wave)
         while good < enough and self.asked:
             while not self.arrived:
-                self.arrived.extend(self._pull())
+                self.arrived.extend(report for _, report in self._pull())
             report = self.arrived.popleft()
             self.asked.discard(report.client)
             taken.append(report)
@@ -112,18 +118,23 @@ class Exchange:
         seeds.generator(seed, "idle", round).shuffle(idle)
         return sorted(idle[: max(0, len(cohort) - len(self.asked))])
 
-    def _push(self, wave: Sequence[Instruction]) -> None:
+    def _push(self, wave: Sequence[Instruction]) -> frozenset[str]:
+        """The ids of the messages that have been sent."""
         messages = [
             self.grid.create_message(to_record(i), MESSAGE_TYPES[i.kind], node_of(i.client), str(i.round)) for i in wave
         ]
-        self.pending |= zip(self.grid.push_messages(messages), wave, strict=True)
+        sent = dict(zip(self.grid.push_messages(messages), wave, strict=True))
+        self.pending |= sent
+        return frozenset(sent)
 
-    def _pull(self) -> Iterator[Report]:
-        """What has been answered; a reply that is no report on what was asked becomes a failed one."""
+    def _pull(self) -> Iterator[tuple[str, Report]]:
+        """What has been answered, with the id of the message that has asked; a reply that is no report on what was
+        asked becomes a failed one."""
         for message in self.grid.pull_messages(set(self.pending)):
-            asked = self.pending.pop(message.metadata.reply_to_message_id, None)
+            identifier = message.metadata.reply_to_message_id
+            asked = self.pending.pop(identifier, None)
             if asked is not None:
-                yield answer_to(asked, message)
+                yield identifier, answer_to(asked, message)
 
 
 def _waves(instructions: Iterable[Instruction], size: int) -> Iterator[list[Instruction]]:

@@ -77,6 +77,28 @@ def test_a_reply_that_is_no_report_costs_its_client_the_round_and_nobody_else(wr
     assert not exchange.pending
 
 
+class Slow(Peers):
+    """Clients whose answers come one by one, in the order in which they were asked."""
+
+    def pull_messages(self, message_ids):
+        return [self.replies.pop(0)] if self.replies else []
+
+
+def test_what_is_trained_late_is_no_answer_to_an_evaluation_and_waits_for_the_next_step():
+    exchange, told = Exchange(Slow(lambda asked: to_record(Report(1, asked.round, b"x", rows=7))), print), []
+    exchange.answered = lambda *given: told.append(given)
+    trained = [r.client for r in exchange.answers([Instruction("train", 3, k, b"") for k in (0, 1, 3)], 1)]
+    assert (trained, exchange.asked) == ([0], {1, 3})
+    told.clear()
+    asked = [Instruction("evaluate", 4, k, b"") for k in (1, 2)]
+    assert [(r.client, r.round) for r in exchange.in_order(asked, 2, "evaluate")] == [(1, 4), (2, 4)]
+    assert told == [("evaluate", 1, 2), ("evaluate", 2, 2)]
+    late = list(exchange.answers([], 2))
+    assert [(r.client, r.round) for r in late] == [(1, 3), (3, 3)]
+    assert not exchange.asked
+    assert not exchange.pending
+
+
 def test_statistics_that_rows_can_not_have_are_refused():
     shapes = {"moments": (3,), "sums": (2, 2)}
     honest = {"moments": torch.ones(3), "sums": torch.ones(2, 2)}
