@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
@@ -60,10 +60,12 @@ class Exchange:
     def in_order(self, instructions: Iterable[Instruction], total: int, phase: str) -> Iterator[Report]:
         """Send the instructions, a wave at a time, and yield the reports in the order of the instructions.
 
-        What an asynchronous run has asked before, and comes meanwhile, waits for the next step.
+        What an asynchronous run has asked before, and comes meanwhile, waits for the next step; a client that still
+        trains is asked once it has answered, since it does one thing at a time.
         """
         done, early, self._early = 0, self._early, None
         for wave in _waves(instructions, WAVE):
+            self._await_training({i.client for i in wave} & self.asked)
             sent = self._push(wave)
             order = deque(i.client for i in wave)
             parked = Parked()
@@ -117,6 +119,10 @@ class Exchange:
         idle = [client for client in cohort if client not in self.asked]
         seeds.generator(seed, "idle", round).shuffle(idle)
         return sorted(idle[: max(0, len(cohort) - len(self.asked))])
+
+    def _await_training(self, clients: Set[int]) -> None:
+        while any(i.client in clients and i.kind == "train" for i in self.pending.values()):
+            self.arrived.extend(report for _, report in self._pull())
 
     def _push(self, wave: Sequence[Instruction]) -> frozenset[str]:
         """The ids of the messages that have been sent."""

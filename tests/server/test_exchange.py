@@ -78,7 +78,12 @@ def test_a_reply_that_is_no_report_costs_its_client_the_round_and_nobody_else(wr
 
 
 class Slow(Peers):
-    """Clients whose answers come one by one, in the order in which they were asked."""
+    """Clients whose answers come one by one, in the order in which they were asked; each does one thing at a time."""
+
+    def push_messages(self, messages):
+        pushed = list(messages)
+        assert not {m.metadata.dst_node_id for m in pushed} & {reply.metadata.src_node_id for reply in self.replies}
+        return super().push_messages(pushed)
 
     def pull_messages(self, message_ids):
         return [self.replies.pop(0)] if self.replies else []
