@@ -11,7 +11,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
@@ -48,8 +47,12 @@ class Beside(Generic[T]):
         self._watcher.start()
 
     def _watch(self) -> None:
-        with suppress(EOFError, OSError):  # it was ended
+        try:
             self.seconds, self._result, self.error = self._answer.recv()
+        except (EOFError, OSError):  # it was ended
+            pass
+        except Exception as error:  # whatever a class raises that is made anew from what was sent
+            self.error = RunError(f"what a process has sent can't be read ({type(error).__name__}: {error})")
         self._finished.set()
         if not self._closed:
             self._done(self)

@@ -106,6 +106,7 @@ def _removed(store: Path) -> bool:
     except BlockingIOError:
         return False
     else:
+        (store / "tiles.done").unlink(missing_ok=True)  # first: a kill leaves no store that passes for whole
         shutil.rmtree(store)
         return True
     finally:

@@ -2,12 +2,14 @@
 
 import math
 import os
+import pickle
 import signal
 import threading
 import time
 
 import pytest
 
+from fedpeft.errors import RunError
 from fedpeft.machine.beside import NICENESS, Beside
 
 
@@ -54,6 +56,28 @@ def test_what_cannot_be_sent_is_an_error(told):
             beside.result()
     finally:
         beside.close()
+
+
+class UnreadableError(Exception):
+    """Pickled by its message alone, of which it can't be made anew."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+class Answer:
+    def recv(self):
+        return pickle.loads(pickle.dumps((1.0, None, UnreadableError("rows", "none"))))
+
+
+def test_an_error_that_cannot_be_read_is_one_all_the_same(told):
+    beside = Beside.__new__(Beside)
+    beside._done, beside._answer, beside._finished = told, Answer(), threading.Event()
+    beside._result, beside.error, beside.seconds, beside._closed = None, None, None, False
+    threading.Thread(target=beside._watch, daemon=True).start()
+    assert told.event.wait(300)
+    with pytest.raises(RunError, match="UnreadableError"):
+        beside.result()
 
 
 def test_a_process_that_is_killed_from_outside_has_no_result(told):

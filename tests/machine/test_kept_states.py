@@ -69,6 +69,21 @@ def test_what_another_process_uses_stays(tmp_path, monkeypatch):
     assert not used.exists()
 
 
+def test_a_removal_that_is_cut_off_leaves_no_store_that_passes_for_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "0.000001")
+    cut = store(tmp_path, "a", 1000, 100)
+    (cut / "tiles.done").write_bytes(b"\x01")
+
+    def killed(folder):
+        (folder / "hidden.bin").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept_states.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_room(tmp_path / "frozen-new", 500)
+    assert not (cut / "tiles.done").exists()
+
+
 def test_using_a_store_makes_it_the_last_to_go(tmp_path, monkeypatch, nothing_held):
     monkeypatch.setenv(VARIABLE, "0.000003")
     first, second = store(tmp_path, "a", 1000, 100), store(tmp_path, "b", 1000, 200)
