@@ -1,4 +1,4 @@
-"""Reports that have come before their turn: in memory up to a bound, the payloads of the others in a file."""
+"""Reports that have come before their turn: in memory up to a bound, what the others hold in a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedpeft.machine import cache
 from fedpeft.machine.spooled import nameless_file
 
 HELD = 256 << 20
-"""Bytes of payloads that wait in memory."""
+"""Bytes of reports that wait in memory."""
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Parked:
 
     held: int = 0
     _reports: dict[int, Report] = field(default_factory=dict)
-    _places: dict[int, tuple[int, int]] = field(default_factory=dict)  # of payloads in the file: position, bytes
+    _places: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # in the file: position, bytes of both parts
     _file: IO[bytes] | None = None
     _end: int = 0
 
@@ -30,24 +30,26 @@ class Parked:
         Raises:
             AssetError: it does not fit memory, and the disk of the cache is full.
         """
-        if self.held + len(report.payload) <= HELD:
-            self.held += len(report.payload)
+        if self.held + report.bytes <= HELD:
+            self.held += report.bytes
         else:
             self._file = self._file or nameless_file()
             with cache.room_for("updates that do not fit memory"):
                 self._file.write(report.payload)
+                self._file.write(report.correction)
                 self._file.flush()
-            self._places[report.client] = self._end, len(report.payload)
-            self._end += len(report.payload)
-            report = replace(report, payload=b"")
+            self._places[report.client] = self._end, len(report.payload), len(report.correction)
+            self._end += report.bytes
+            report = replace(report, payload=b"", correction=b"")
         self._reports[report.client] = report
 
     def take(self, client: int) -> Report | None:
         """A client's report, which is not kept any longer; None: it has not come."""
         report = self._reports.pop(client, None)
         if report is None or client not in self._places:
-            self.held -= len(report.payload) if report is not None else 0
+            self.held -= report.bytes if report is not None else 0
             return report
-        position, size = self._places.pop(client)
+        position, payload, correction = self._places.pop(client)
         assert self._file is not None
-        return replace(report, payload=os.pread(self._file.fileno(), size, position))
+        both = os.pread(self._file.fileno(), payload + correction, position)
+        return replace(report, payload=both[:payload], correction=both[payload:])

@@ -134,7 +134,10 @@ def test_what_waits_is_the_same_from_memory_and_from_the_disk(tmp_path, monkeypa
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
     monkeypatch.setattr(parked, "HELD", held)
     waiting = parked.Parked()
-    reports = [Report(client, 3, bytes([client]) * (3 + client), rows=client) for client in range(4)]
+    reports = [
+        Report(client, 3, bytes([client]) * (3 + client), rows=client, correction=bytes([9]) * client)
+        for client in range(4)
+    ]
     for report in reversed(reports):
         waiting.put(report)
         assert waiting.held <= held
