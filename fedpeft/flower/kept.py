@@ -35,6 +35,8 @@ CODE: Final = (
 )
 """What an object is given once and doesn't change."""
 
+PLAIN: Final = (bool, int, float, str)
+
 RECORDS: Final = {"config": ConfigRecord, "metrics": MetricRecord}
 GENERATORS: Final = {name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
 
@@ -113,7 +115,7 @@ def _array(value: np.ndarray[Any, Any], tensors: State) -> int:
 
 def _written(value: Any, tensors: State) -> Any:
     """A value as JSON: plain ones as they are, others as [kind, content]."""
-    if value is None or isinstance(value, bool | str) or type(value) in (int, float):
+    if value is None or type(value) in PLAIN:  # not of an enumeration that is a text, too: a text would come back
         return value
     if isinstance(value, np.ndarray):
         return ["array", _array(value, tensors)]

@@ -127,7 +127,8 @@ class FlowerRule(RoundStrategy):
         cohort = [Trained(u.client, _arrays({n: u.trained(n) for n in names}, names), u.weight) for u in updates]
         with _quiet():
             rule = self._made(arrays, seed)
-            begun(rule, arrays, [trained.client for trained in cohort])
+            with _drawn(seed, 0):
+                begun(rule, arrays, [trained.client for trained in cohort])
             if LABEL in memory:
                 vars(rule).update(restored(memory[LABEL]))
             strange = frozen(vars(rule))

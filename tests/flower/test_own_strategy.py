@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import random
 import shutil
 
@@ -362,6 +363,28 @@ def test_what_is_kept_comes_back():
         assert type(back[name]) is type(values[name])
 
 
-def test_what_stays_as_it_was_needs_no_keeping():
-    values = {"thing": Thing()}
+class Way(enum.StrEnum):
+    MEAN = "mean"
+
+
+class DrawsAtTheStart(older.FedAvg):
+    def initialize_parameters(self, client_manager):
+        self.first = float(np.random.random())
+
+
+def test_what_is_drawn_before_the_first_round_is_the_seeds(tmp_path):
+    found = []
+    for elsewhere in (1, 2):
+        np.random.seed(elsewhere)
+        _, memory = rounds_of(wrapped(DrawsAtTheStart)(), tmp_path, 1)
+        found.append(restored(memory["flower"])["first"])
+        after = np.random.random()
+        np.random.seed(elsewhere)
+        assert np.random.random() == after  # and takes nothing from others
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("value", [Thing(), Way.MEAN])
+def test_what_stays_as_it_was_needs_no_keeping(value):
+    values = {"thing": value}
     assert restored(kept(values, frozen(values), "Rule")) == {}
