@@ -54,6 +54,11 @@ def make_room(folder: Path, needed: int) -> None:
         others = [store for store in cache.glob(f"{PREFIX}*") if store.is_dir() and store != folder]
         sizes = {store: _bytes(store) for store in others}
         limit = _limit(cache, sum(sizes.values()))
+        if needed > limit:  # before anything is removed for it
+            raise AssetError(
+                f"frozen layers' output of these rows needs {needed / 1e9:.2f} GB, more than the {limit / 1e9:.2f} GB "
+                f"that {cache} gives all runs; set {VARIABLE} to more gigabytes"
+            )
         excess = sum(sizes.values()) + needed - limit
         for store in sorted(others, key=_used):
             if excess <= 0:

@@ -46,6 +46,14 @@ def test_what_there_is_room_for_stays(tmp_path, monkeypatch):
     assert kept.exists()
 
 
+def test_nothing_goes_for_what_is_larger_than_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "0.000003")
+    kept = store(tmp_path, "a", 1000, 100)
+    with pytest.raises(AssetError, match=rf"more than .* set {VARIABLE}"):
+        make_room(tmp_path / "frozen-new", 3001)
+    assert kept.exists()
+
+
 def test_what_another_process_uses_stays(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, "0.000003")
     used, idle = store(tmp_path, "a", 1000, 100), store(tmp_path, "b", 1000, 200)
