@@ -67,7 +67,7 @@ class ClientDropout(nn.Module):
             drawn = generator.random((rows, longest, width), dtype=np.float32)
             kept = torch.from_numpy((drawn >= self.p) / (1 - self.p))
             if not self.plan.places:
-                factors[k, :rows, :longest] = kept
+                factors[k, :rows, :longest] = kept[:, :tokens]  # of a row's two texts a layer sees one
                 continue
             for row, (sequence, start, length) in enumerate(self.plan.places[k]):
                 factors[k, sequence, start : start + length] = kept[row, :length]

@@ -15,6 +15,7 @@ from fedpeft.answers.generation import answers
 from fedpeft.answers.likelihood import chosen, log_likelihoods
 from fedpeft.answers.metric import parse_metrics
 from fedpeft.answers.questions import Question
+from fedpeft.data.text_to_text import target_ids
 from fedpeft.errors import DataError
 from fedpeft.models.task import TASKS, FederatedModel
 
@@ -87,6 +88,8 @@ def that_fit(
     def room(question: Question) -> int:
         if not question.choices:
             return new_tokens
+        if question.paired:
+            return max(len(target_ids(tokenizer, choice)) for choice in question.choices)
         return max(len(tokenizer(choice, add_special_tokens=False)["input_ids"]) for choice in question.choices)
 
     def longest(question: Question) -> int:

@@ -27,9 +27,10 @@ class ServeOptions:
         "what is learned: 'regression(mean=50, deviation=10)', multi_label or seq2seq (default: one class, or as "
         "--dataset)",
     )
-    text_column: str = setting("text", "column of the clients' texts; of pairs, where it is left so, input")
+    text_column: str = setting("text", "column of the clients' texts; of pairs, where both are left so, input")
     label_column: str = setting(
-        "label", "column of the clients' labels; several of 0 and 1: 'toxic + insult'; of pairs by default target"
+        "label",
+        "column of the clients' labels; several of 0 and 1: 'toxic + insult'; of pairs, where both are left so, target",
     )
     eval_data: str = setting("", "rows to evaluate on: a file, or the word dataset for those of --dataset")
     held_out: float = setting(0.0, "share of the clients' own rows to evaluate on instead", low=0, high=0.5)

@@ -22,7 +22,8 @@ from torch.autograd.function import once_differentiable
 from fedpeft.models.layers import blocks
 
 AGREEMENT = {torch.bfloat16: 0.02, torch.float32: 1e-5, torch.float64: 1e-12}
-"""Largest difference, relative to a token's largest output, between a module and what it is taken for."""
+"""Largest relative difference between a module and what it is taken for: of a norm to each entry, of a gated layer to
+a token's largest."""
 
 
 def keep_less(base: nn.Module) -> None:
@@ -44,8 +45,13 @@ def _lean(kind: type, of: type) -> type:
     return type(of.__name__, (kind, of), {})
 
 
-def _agree(module: nn.Module, width: int, dtype: torch.dtype, device: torch.device, meant: Any) -> bool:
-    """Whether `module` computes what is `meant` on made-up tokens: small, usual and large, which caps would show."""
+def _agree(
+    module: nn.Module, width: int, dtype: torch.dtype, device: torch.device, meant: Any, each: bool = False
+) -> bool:
+    """Whether `module` computes what is `meant` on made-up tokens: small, usual and large, which caps would show.
+
+    `each`: entries are compared by themselves, so that large weights do not hide what the others are.
+    """
     x = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.01], [1.0], [100.0]])
     x = x.to(device, dtype)
     with torch.no_grad():
@@ -55,7 +61,7 @@ def _agree(module: nn.Module, width: int, dtype: torch.dtype, device: torch.devi
             return False
     if not isinstance(found, Tensor) or found.shape != expected.shape:
         return False
-    off, largest = ((t.abs().amax(-1)) for t in (found - expected, expected))
+    off, largest = ((t.abs() if each else t.abs().amax(-1)) for t in (found - expected, expected))
     return bool((off <= AGREEMENT.get(dtype, 0.0) * largest).all())
 
 
@@ -92,7 +98,7 @@ class LeanNorm(nn.Module):
             def meant(x: Tensor, factor: Tensor = factor) -> Tensor:
                 return x * _inverse_rms(x, epsilon) * factor
 
-            if bool(factor.all()) and _agree(module, len(weight), dtype, device, meant):
+            if bool(factor.all()) and _agree(module, len(weight), dtype, device, meant, each=True):
                 module._added = more  # type: ignore[assignment]
                 return True
         return False

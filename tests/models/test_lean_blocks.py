@@ -96,6 +96,22 @@ def test_what_gemma_adds_to_its_weight_is_not_rounded_away():
     assert abs(float((seen[0] * seen[1]).sum() / seen[1].square().sum()) - 1) < 1e-3
 
 
+def test_large_weights_of_a_norm_do_not_hide_what_small_ones_are():
+    """w and 1 + w are the same to a percent where w is 100, and not where it is 0.003."""
+    norm = Gemma3RMSNorm(WIDTH)
+    norm.weight.data.fill_(0.003)[WIDTH // 2 :] = 100.0
+    usual = nn.Sequential(nn.ModuleList([norm.to(torch.bfloat16).requires_grad_(False)]))
+    lean = copy.deepcopy(usual)
+    keep_less(lean)
+    of_x = []
+    for base in (usual, lean):
+        x = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
+        base[0][0](x)[..., : WIDTH // 2].sum().backward()
+        of_x.append(x.grad.float())
+    assert isinstance(lean[0][0], LeanNorm)
+    assert (of_x[1] - of_x[0]).abs().max() <= 0.02 * of_x[0].abs().max()
+
+
 def test_names_and_copies_stay():
     _, lean = pair(LlamaRMSNorm(WIDTH), torch.float32)
     assert type(lean).__name__ == "LlamaRMSNorm"

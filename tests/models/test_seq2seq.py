@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
+from fedpeft.clients.dropout import ClientDropout, DropoutPlan
 from fedpeft.clients.example_gradients import PerExample
 from fedpeft.clients.executor import Job
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from fedpeft.answers.exam import Exam
+from fedpeft.answers.exam import Exam, that_fit
 from fedpeft.answers.generation import answers, generated
 from fedpeft.answers.questions import Form, Question, of_row
 from fedpeft.data.cached_rows import examples_from_arrays, examples_to_arrays
@@ -249,3 +250,24 @@ def test_a_question_of_ones_own_is_a_row():
     assert not Question(Form(False).row("ba", "de", "line 1"), "ba", ("de",)).paired
     templated = Form(True, "alpaca", paired=True).row("ba", "de", "line 1")
     assert sides(templated)[0].startswith("Below is an instruction")
+
+
+def test_dropout_of_a_layer_that_sees_one_text_of_a_row():
+    """Rows are as long as both texts together; masks do not depend on how far a text is padded."""
+    masks = []
+    for tokens in (8, 16):
+        layer = ClientDropout(0.5, DropoutPlan([(np.random.default_rng(0), 2, 12)]))
+        masks.append(layer(torch.ones(2, tokens, 3)))
+    assert torch.equal(masks[0], masks[1][:, :8])
+    assert (masks[0] == 0).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tokens_around_an_answer_count_where_it_must_fit(kind):
+    tokenizer = AutoTokenizer.from_pretrained(folder_of(kind))
+    _, target = sides(ROWS.inputs[0])
+    longest = target_ids(tokenizer, " ".join([target] * 3))
+    asked = Question(packed_pair("a", ""), "a", (" ".join([target] * 3),), (" ".join([target] * 3), target))
+    assert that_fit([asked], tokenizer, 1, len(longest))[0] == [asked]
+    with pytest.raises(DataError, match="no question fits"):
+        that_fit([asked], tokenizer, 1, len(longest) - 1)
