@@ -34,6 +34,7 @@ MADE = {
     "tiny_pairs": ("retrieval", "text", 240, 60, 0),
     "tiny": ("classification", "text", 600, 200, 4),
     "tiny_lm": ("causal_lm", "text", 271, 40, 0),
+    "tiny_seq2seq": ("seq2seq", "text", 320, 48, 0),
 }
 KNOWN = FETCHED | MADE
 
