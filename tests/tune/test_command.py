@@ -51,7 +51,7 @@ def test_a_dry_run_shows_what_is_searched_and_makes_nothing(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["hybrid", "lora"])
 def test_the_examples_can_be_searched(name, capsys):
     assert main([str(ROOT / "experiments" / "tune" / f"{name}.toml"), "--dry-run"]) == 0
-    assert "24 trials by tpe, hyperband over up to 9 rounds" in capsys.readouterr().out
+    assert "16 trials by tpe, hyperband over up to 9 rounds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("flags", "words"), [(["--workers", "0"], "--workers"), (["--trials", "-1"], "--trials")])
