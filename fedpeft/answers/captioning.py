@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.answers.generation import BATCH, ends_of, until
+from fedpeft.answers.generation import BATCH, GREEDY, ends_of, until
 from fedpeft.models.task import FederatedModel
 from fedpeft.models.tasks.captions import Captioner, start_of
 
@@ -48,8 +48,8 @@ def generated(model: FederatedModel, tokenizer: Any, patches: Tensor, new_tokens
         made = generate(
             **given,
             max_new_tokens=new_tokens,
-            do_sample=False,
             pad_token_id=ends[0],
             eos_token_id=ends,
+            **GREEDY,
         )
     return [until(row, ends) for row in made.tolist()]

@@ -21,6 +21,23 @@ from fedpeft.models.tasks.seq2seq import Seq2SeqModel
 BATCH = 16
 """Prompts of a pass."""
 
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    **dict.fromkeys(("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale", "length_penalty"), 1.0),
+    **dict.fromkeys((
+        "min_new_tokens", "max_time", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
+        "forced_eos_token_id", "exponential_decay_length_penalty", "watermarking_config", "prompt_lookup_num_tokens",
+    )),
+}  # fmt: skip
+"""What a model's own generation settings may say otherwise, and answers would not be the likeliest token each time.
+
+What a decoder starts with stays, a forced first token of a translation's language, too.
+"""
+
 
 def ends_of(model: FederatedModel, tokenizer: Any) -> list[int]:
     """The tokens that end an answer, by the tokenizer and by the model's own settings."""
@@ -77,15 +94,11 @@ def generated(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             max_new_tokens=new_tokens,
-            do_sample=False,
             pad_token_id=padding,
             eos_token_id=ends or None,
+            **GREEDY,
         )
     return [until(row, ends) for row in made[:, longest:].tolist()]
-
-
-GREEDY = {"do_sample": False, "num_beams": 1, "min_length": 0, "no_repeat_ngram_size": 0, "length_penalty": 1.0}
-"""What generation settings of summarisers (BART's) say otherwise, which a short answer could not follow."""
 
 
 def _written(

@@ -151,10 +151,10 @@ def test_answers_are_the_likeliest_tokens_one_after_the_other(kind):
 
     def alone(prompt):
         made = [config.decoder_start_token_id]
-        for left in range(5, -1, -1):
+        for _ in range(6):
             with torch.no_grad():
                 logits = model.base(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([made])).logits
-            made.append(int(logits[0, -1].argmax()) if left or kind == "t5" else config.forced_eos_token_id)
+            made.append(int(logits[0, -1].argmax()))
             if made[-1] == tokenizer.eos_token_id:
                 return made[1:-1]
         return made[1:]
@@ -163,6 +163,42 @@ def test_answers_are_the_likeliest_tokens_one_after_the_other(kind):
     assert generated(model, tokenizer, prompts, 6) == expected
     said = answers(model, tokenizer, prompts, 6, batch=2)
     assert said == [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in expected]
+
+
+# What a folder's generation_config.json may say, with tokens that the models of the tests would write.
+OTHERWISE = {
+    "do_sample": True, "num_beams": 3, "return_dict_in_generate": True, "min_length": 5,
+    "min_new_tokens": 5, "no_repeat_ngram_size": 1, "repetition_penalty": 50.0, "guidance_scale": 9.0,
+    "exponential_decay_length_penalty": (1, 9.0), "prompt_lookup_num_tokens": 2,
+    "watermarking_config": {"bias": 90.0, "context_width": 1},
+}  # fmt: skip
+OF_ENCODERS = {"encoder_no_repeat_ngram_size": 1, "encoder_repetition_penalty": 50.0}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "lm"])
+def test_a_models_own_settings_of_generation_do_not_make_answers_others(kind):
+    if kind == "lm":
+        folder, task = resolve_model("tiny_lm"), TASKS.build("causal_lm")
+        model, prompts = task.model(task.base(folder, torch.float32), 0).eval(), [[2, 9, 9], [2, 30, 31, 9]]
+    else:
+        folder, model = folder_of(kind), adapted(kind, "fp32")[0].eval()
+        prompts = [of_row(row).prompt(AutoTokenizer.from_pretrained(folder)) for row in ROWS.inputs[:3]]
+    tokenizer, settings = AutoTokenizer.from_pretrained(folder), model.base.generation_config
+    plain = generated(model, tokenizer, prompts, 6)
+    said = sorted({token for row in plain for token in row})
+    assert said
+    tokens = {
+        "suppress_tokens": said, "begin_suppress_tokens": said, "bad_words_ids": [[t] for t in said],
+        "sequence_bias": [[[t], -90.0] for t in said], "forced_eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    for name, value in (OTHERWISE | tokens | ({} if kind == "lm" else OF_ENCODERS)).items():
+        before = getattr(settings, name)
+        settings.update(**{name: value})
+        assert generated(model, tokenizer, prompts, 6) == plain, name
+        setattr(settings, name, before)
+    if kind == "bart":  # a translation's language is not a matter of taste
+        settings.forced_bos_token_id = said[-1]
+        assert {row[0] for row in generated(model, tokenizer, prompts, 6)} == {said[-1]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
