@@ -20,6 +20,7 @@ from experiments import one_sentence
 from experiments.language_speed import own as clients
 from experiments.language_speed import peers
 from experiments.language_speed.peers import Step
+from fedpeft.errors import ConfigError
 from fedpeft.machine.memory import release
 
 
@@ -200,9 +201,20 @@ def _status(name: str) -> int:
 
 
 def main(settings: Settings) -> int:
-    """Measure and print."""
+    """Measure and print.
+
+    Raises:
+        ConfigError: `only` is no regular expression, or is found in no way's name.
+    """
     console = Console()
-    chosen = {n: way for n, way in ways(settings, console.print).items() if re.search(settings.only, n)}
+    try:
+        re.compile(settings.only)
+    except re.error as error:
+        raise ConfigError(f"only={settings.only!r} is no regular expression: {error}") from None
+    every = ways(settings, console.print)
+    chosen = {name: way for name, way in every.items() if re.search(settings.only, name)}
+    if not chosen:
+        raise ConfigError(f"only={settings.only!r} is in no way's name; there are: {', '.join(every)}")
     made = {name: way.step() for name, way in chosen.items()}
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in made}
     for _ in range(settings.repeats):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from experiments import one_sentence
 from experiments.language_speed.__main__ import (
     APART,
     CHUNKS,
@@ -36,3 +37,10 @@ def test_ways_agree_on_the_loss(answers, tmp_path):
     if SFT in loss:
         assert loss[SFT] == pytest.approx(loss[CHUNKS], rel=1e-5)
     assert loss[OUTPUT + CHUNKS] == pytest.approx(loss[OUTPUT + WHOLE], rel=1e-5)
+
+
+def test_a_wrong_expression_is_said_in_a_sentence(capsys):
+    with pytest.raises(SystemExit) as ended, one_sentence():
+        main(Settings(only="(rows"))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: only='(rows' is no regular expression: ")
