@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig, from_mapping, read_toml
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.observer import RoundResult
 from fedpeft.run.summary import Costs, Quality, Summary, show
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main, one_press_a_second, simulate
@@ -303,6 +304,16 @@ def test_a_summary_without_updates_is_shown(finished, capsys):
     none = costs | {"uplink_bytes": 0, "uplink_bytes_per_parameter": None}
     show(Summary(quality=Quality(**quality), costs=Costs(**none)), folder, Console())
     assert "no update was sent" in capsys.readouterr().out
+
+
+def test_what_has_diverged_is_said_shortly():
+    told = io.StringIO()
+    with ConsoleObserver(Console(file=told, width=200), "perplexity") as observer:
+        for loss in (2.0, 650.0):
+            observer.round_done(RoundResult(1, 2, 0, loss, loss, 0.1, 10, 10, 1.0, None, None))
+    first, last = told.getvalue().splitlines()
+    assert "validation loss 2.000  perplexity 7.389  " in first
+    assert "validation loss 650.000  perplexity 1.956e+282  " in last
 
 
 def test_redirected_lines_are_whole(tmp_path):

@@ -44,6 +44,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
+def short(value: float, digits: int = 3) -> str:
+    """A measure for people: `digits` behind the point, and 1.234e+56 of what has diverged."""
+    return f"{value:.{digits}f}" if abs(value) < LONGEST or not math.isfinite(value) else f"{value:.{digits}e}"
+
+
+LONGEST = 1e6
+"""From here on a measure is written as a power of ten."""
+
+
 class ConsoleObserver:
     """Progress on the terminal; where the output is no terminal, a line per round and phase.
 
@@ -167,11 +176,11 @@ class ConsoleObserver:
             self._progress.update(self._rounds, completed=result.round)
         parts = [f"round {result.round:>3}/{self._total_rounds}", f"{result.clients} clients"]
         if result.train_loss is not None:
-            parts.append(f"train loss {result.train_loss:.3f}")
+            parts.append(f"train loss {short(result.train_loss)}")
         if result.loss is not None and result.accuracy is not None:
-            parts.append(f"validation loss {result.loss:.3f}")
+            parts.append(f"validation loss {short(result.loss)}")
             name, value = judged(self.metric, result.loss, result.accuracy)
-            parts.append(f"{name} {'not a number' if value is None else format(value, '.3f')}")
+            parts.append(f"{name} {'not a number' if value is None else short(value)}")
         if result.undone:
             parts.append("[bold yellow]undone[/]")
         parts.append(f"up {size(result.uplink_bytes)} down {size(result.downlink_bytes)}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.data.rows import DATASETS
-from fedpeft.run.console import size
+from fedpeft.run.console import short, size
 from fedpeft.run.finished import FinishedRun
 from fedpeft.run.trust_lines import trust_lines
 
@@ -79,7 +79,7 @@ def card(run: FinishedRun, merged: bool) -> str:
         else f"epsilon {epsilon:.3g} at delta {summary['dp_delta']:.1g}",
         measure.replace("_", " "): "not measured: the server had no rows"
         if quality is None
-        else f"{quality:.{digits}f} ({summary.get('accuracy_of') or 'test rows'})",
+        else f"{short(quality, digits)} ({summary.get('accuracy_of') or 'test rows'})",
         "frozen base, linear probe": None if probe is None else f"{probe:.4f}",
         **_targets(summary),
         "calibration error": _calibration(summary),

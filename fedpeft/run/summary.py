@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fedpeft.run.console import duration, size, summary_table
+from fedpeft.run.console import duration, short, size, summary_table
 from fedpeft.run.trust_lines import trust_lines
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _reached(summary: Summary) -> list[Line]:
     name, of = f"test {metric}" if tested else metric, quality.accuracy_of
     value, digits = (quality.perplexity, 3) if quality.perplexity is not None else (quality.accuracy, 4)
     return [
-        (f"[bold]{name}[/] ({'saved adapter, fp32' if tested else of})", f"[bold]{value:.{digits}f}[/]"),
+        (f"[bold]{name}[/] ({'saved adapter, fp32' if tested else of})", f"[bold]{short(value, digits)}[/]"),
         *_number("worst tenth of the clients", quality.worst_accuracy),
         *_number("global model alone, held-out rows of all", quality.shared_accuracy),
     ]
