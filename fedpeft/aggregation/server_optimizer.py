@@ -21,12 +21,30 @@ AVERAGE = "average"
 """The name of a state that is the result instead of the last one."""
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Steps that are a running sum of mean updates:  m <- momentum m + d,  x <- x + learning_rate m."""
+
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+
+    @property
+    def reach(self) -> float:
+        """How many times as far as mean updates that all agree the steps lead, in the long run."""
+        return self.learning_rate / (1 - self.momentum)
+
+
 class ServerOptimizer(ABC):
     """One rule. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
     @abstractmethod
     def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
         """The next state and memory; `direction` may hold some of the tensors only, the others stay."""
+
+    @property
+    def pace(self) -> Pace | None:
+        """How far its steps lead; None, the default: they are not as long as the mean update is."""
+        return None
 
     @property
     def needs_noise(self) -> bool:

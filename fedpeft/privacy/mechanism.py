@@ -22,7 +22,7 @@ import numpy as np
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.bounded_rows import longest_noise
 from fedpeft.aggregation.head_start import VARIANCE
-from fedpeft.aggregation.server_optimizer import ServerOptimizer
+from fedpeft.aggregation.server_optimizer import Pace, ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import Family, name_of, setting
@@ -69,7 +69,7 @@ class Training:
         learning_rate: of the adapter.
         optimizer: of the clients; plain steps, as noise is in all entries alike, and what divides by their size follows
             the noise.
-        momentum: of the server, on noisy means; 0: none.
+        momentum: of the server, on noisy means; 0: none, or the server's steps were given.
     """
 
     mechanism: Mechanism
@@ -308,8 +308,13 @@ class Mechanism(ABC):
         """How many trained entries of an adapter would be `AUDIBLE`; 0: not even one."""
         return math.floor(federation.trained[1] * (self.training_signal(federation) / AUDIBLE) ** 2)
 
-    def planned_training(self, federation: Exposure) -> Training | None:
-        """How clients should train, by formula; None, the default: it is the user's to say."""
+    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
+        """How clients should train, by formula; None, the default: it is the user's to say.
+
+        Args:
+            federation: the run.
+            pace: of the server's steps; None: they are this plan's to say, too.
+        """
         return None
 
     def start_charges(self, clients: Sequence[int], noise: float) -> Charges:

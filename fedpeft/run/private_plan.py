@@ -4,7 +4,8 @@
 
 Whether there is training at all the mechanism decides by its signal to noise (`Mechanism.trains`). If there is, the
 batch, the local steps, the learning rates, the optimizer and the clipping norm follow from rows, clients, rounds and
-the cohort. Nothing is tuned on what the rows say, so nothing of it costs privacy. Who sets one of `LEFT` sets all.
+the cohort, and from how far a server optimizer leads that the user names. Nothing is tuned on what the rows say, so
+nothing of it costs privacy. Who sets one of `LEFT` sets all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from fedpeft.aggregation.server_optimizer import Pace
 from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.run import checks
@@ -51,7 +54,7 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         federation = dataclasses.replace(
             federation, method=trained.method, layout=trained.layout, trained=trained.trained_entries
         )
-    training = mechanism.planned_training(federation) if mechanism.trains(federation) else None
+    training = mechanism.planned_training(federation, _pace(trained)) if mechanism.trains(federation) else None
     if training is None:
         return setup
     config = dataclasses.replace(
@@ -62,11 +65,29 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         optimizer=training.optimizer,
         privacy=part_text(dataclasses.replace(training.mechanism, plan=False)),
     )
-    if training.momentum and _left(config, "server_optimizer"):
+    if training.momentum:
         config = dataclasses.replace(config, server_optimizer=f"momentum(beta={training.momentum})")
     made = dataclasses.replace(trained, **{**vars(chosen_parts(config)), "config": config})
     checks.check(made)
     return made
+
+
+def _pace(setup: Setup) -> Pace | None:
+    """How far the server's steps lead, as the user says; None: it is left to the plan.
+
+    Raises:
+        ConfigError: they are not as long as the mean update is, so that there is nothing to plan by.
+    """
+    if _left(setup.config, "server_optimizer"):
+        return None
+    pace = setup.optimizer.pace
+    if pace is None:
+        raise ConfigError(
+            f"--server-optimizer {setup.config.server_optimizer} takes steps of a length of its own, so that how "
+            f"clients train can't be planned from --privacy {setup.config.privacy}; name --learning-rate, "
+            "--optimizer, --local-work and --batch-size yourself, or take momentum or leave it out"
+        )
+    return pace
 
 
 def _left(config: RunConfig, name: str) -> bool:

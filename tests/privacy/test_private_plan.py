@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy.engine import PrivacyEngine
@@ -46,6 +48,31 @@ def test_rows_all_take_part_once_a_round_and_the_way_is_as_long_whatever_the_rou
     assert plan.mechanism.clip == 0.5
     falling = plan.learning_rate * plan.steps * rounds / 2
     assert falling * 0.5 / (1 - plan.momentum) == pytest.approx(dp_sgd.DISTANCE, rel=0.01)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd(learning_rate=0.5)", "momentum(beta=0.5)", "averaged(of=momentum)"])
+@pytest.mark.parametrize("entries", [12, 1000])
+@pytest.mark.parametrize("name", ["dp_sgd", "user_dp"])
+def test_whatever_steps_the_server_takes_they_lead_as_far_in_the_end(name, entries, optimizer):
+    """By the server's own steps along updates that all agree: the length of one, once momentum has come to rest."""
+    federation = exposure(rounds=20, entries=entries, rows=2, clients=1000, cohort=1000)
+    mechanism = MECHANISMS.build(f"{name}(epsilon=0.1, start=0.5)")
+
+    def way(plan, server):
+        update = plan.mechanism.clip * (1 if name == "user_dp" else plan.learning_rate)
+        state, memory = {"a": torch.zeros(1, dtype=torch.float64)}, {}
+        for _ in range(300):
+            before = state
+            state, memory = server.step(state, {"a": torch.full((1,), update, dtype=torch.float64)}, memory)
+        return float(state["a"] - before["a"])
+
+    usual = mechanism.planned_training(federation)
+    server = SERVER_OPTIMIZERS.build(optimizer)
+    plan = mechanism.planned_training(federation, server.pace)
+    assert plan.momentum == 0
+    assert plan.steps == usual.steps
+    planned = SERVER_OPTIMIZERS.build(f"momentum(beta={usual.momentum})")
+    assert way(plan, server) == pytest.approx(way(usual, planned), rel=0.01)
 
 
 def test_the_plan_for_twenty_rounds_is_the_documented_run():
@@ -178,6 +205,18 @@ def test_a_run_is_planned_where_nothing_is_said_of_training_and_stays_planned(tm
     again = Simulation(config, tmp_path / "b", ConsoleObserver(QUIET))
     assert again.config == config
     assert again.protection.mechanism.rate == 0.1
+
+
+def test_the_plan_goes_by_the_server_optimizer_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(mechanisms, "AUDIBLE", 0.0)
+    given = {"privacy": "dp_sgd(epsilon=8)", "rounds": 20}
+    usual = made(tmp_path / "a", **given)
+    assert usual.server_optimizer == "momentum(beta=0.9)"
+    named = made(tmp_path / "b", **given, server_optimizer="sgd(learning_rate=1.0)")
+    assert named.server_optimizer == "sgd(learning_rate=1.0)"
+    assert named.learning_rate == pytest.approx(10 * usual.learning_rate)
+    with pytest.raises(ConfigError, match=r"--server-optimizer adam takes steps of a length of its own.* name --learn"):
+        made(tmp_path / "c", **given, server_optimizer="adam")
 
 
 @pytest.mark.slow

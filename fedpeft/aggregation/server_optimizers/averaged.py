@@ -14,7 +14,7 @@ from functools import cached_property
 
 import torch
 
-from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS, Memory, ServerOptimizer
+from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS, Memory, Pace, ServerOptimizer
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
@@ -41,6 +41,11 @@ class Averaged(ServerOptimizer):
     def inner(self) -> ServerOptimizer:
         """What makes the steps."""
         return SERVER_OPTIMIZERS.build(self.of)
+
+    @property
+    def pace(self) -> Pace | None:
+        """That of what makes the steps."""
+        return self.inner.pace
 
     @property
     def needs_noise(self) -> bool:

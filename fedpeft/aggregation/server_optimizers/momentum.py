@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedpeft.aggregation.server_optimizer import Memory, ServerOptimizer, moment
+from fedpeft.aggregation.server_optimizer import Memory, Pace, ServerOptimizer, moment
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
@@ -13,6 +13,11 @@ class Momentum(ServerOptimizer):
 
     learning_rate: float = setting(1.0, "eta", above=0)
     beta: float = setting(0.9, "share of the last momentum that is kept", low=0, below=1)
+
+    @property
+    def pace(self) -> Pace:
+        """The running sum's, times eta."""
+        return Pace(self.learning_rate, self.beta)
 
     def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
         """The next state and momentum."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedpeft.aggregation.server_optimizer import Memory, ServerOptimizer
+from fedpeft.aggregation.server_optimizer import Memory, Pace, ServerOptimizer
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
@@ -12,6 +12,11 @@ class SGD(ServerOptimizer):
     """A step along the mean update."""
 
     learning_rate: float = setting(1.0, "eta", above=0)
+
+    @property
+    def pace(self) -> Pace:
+        """The mean update's, times eta."""
+        return Pace(self.learning_rate)
 
     def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:
         """The next state."""

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from fedpeft.aggregation.server_optimizer import Pace
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.privacy.accountant import Event
@@ -77,7 +78,7 @@ class DPSGD(Mechanism):
         """Less where the head alone is trained."""
         return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
 
-    def planned_training(self, federation: Exposure) -> Training | None:
+    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
         """All rows take part once a round, in as few steps as `STEPS` over all rounds allow, which lead to `DISTANCE`.
 
         The budget buys the same signal to noise in few steps on many rows as in many steps on few, but for the floor of
@@ -88,13 +89,14 @@ class DPSGD(Mechanism):
         clip = given or (HEAD_CLIP if federation.head_alone else CLIP)
         steps = max(1, math.ceil(STEPS / federation.rounds))
         rate = 1 / steps if self.rate is None else self.rate
-        momentum = MOMENTUM if federation.rounds >= STEPS else 0.0
+        momentum = MOMENTUM if pace is None and federation.rounds >= STEPS else 0.0
+        reach = (pace or Pace(momentum=momentum)).reach
         distance, head_rate = DISTANCE, 10.0
         if federation.head_alone:
             classes = federation.layout.shapes["head.weight"][0]
             distance = min(HEAD_NOISE * self.training_signal(federation) * math.sqrt(classes), HEAD_DISTANCE)
             head_rate = 1.0
-        far = 2 * distance * (1 - momentum) / (clip * steps * federation.rounds)
+        far = 2 * distance / (reach * clip * steps * federation.rounds)
         return Training(
             mechanism=replace(self, rate=rate, clip=clip),
             batch_size=max(1, round(rate * float(federation.rows.mean()))),

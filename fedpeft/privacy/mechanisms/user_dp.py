@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from fedpeft.aggregation.aggregator import Aggregator, Outcome
-from fedpeft.aggregation.server_optimizer import Memory
+from fedpeft.aggregation.server_optimizer import Memory, Pace
 from fedpeft.aggregation.strategy import LinearStrategy, shared_sums
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.errors import PrivacyError
@@ -243,7 +243,7 @@ class UserDP(Mechanism):
         """Less where the head alone is trained."""
         return AUDIBLE_HEAD if federation.head_alone else super().audible(federation)
 
-    def planned_training(self, federation: Exposure) -> Training | None:
+    def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
         """One step of a client on all of its rows, twice as long as the clipping norm where its gradient has norm 1.
 
         Of an adapter all rounds lead as far as `DISTANCE`, if all clients agree. The head alone is led until noise has
@@ -255,9 +255,11 @@ class UserDP(Mechanism):
         if federation.head_alone:
             classes = federation.layout.shapes["head.weight"][0]
             distance = HEAD_NOISE * self.training_signal(federation) * math.sqrt(classes)
-            momentum = MOMENTUM if federation.rounds >= ROUNDS else 0.0
-            distance = min(distance, STRIDE * federation.rounds / (1 - momentum))
-        clip = float(f"{distance * (1 - momentum) / federation.rounds:.3g}") if self.clip == 1.0 else self.clip
+            momentum = MOMENTUM if pace is None and federation.rounds >= ROUNDS else 0.0
+        steps = pace or Pace(momentum=momentum)
+        if federation.head_alone:
+            distance = min(distance, STRIDE * federation.rounds / (1 - steps.momentum))
+        clip = float(f"{distance / (steps.reach * federation.rounds):.3g}") if self.clip == 1.0 else self.clip
         return Training(
             mechanism=replace(self, clip=clip),
             batch_size=max(1, int(federation.rows.max())),
