@@ -196,7 +196,7 @@ NO_MODEL = ""
 
 class Source(Protocol):
     """A data set part: where rows come from. With `suited_partition` it says how its rows lie where a run does not, and
-    with `suited_head` how the head starts."""
+    with `suited_head` how the head starts; with a true `task_in_rows`, that what is learned is known from rows only."""
 
     def load(self) -> Dataset:
         """Fetch, read and check the rows."""
@@ -233,6 +233,16 @@ def suited_head(text: str) -> str | None:
         ConfigError: unknown name or setting.
     """
     return getattr(DATASETS.build(text), "suited_head", None)
+
+
+def task_in_rows(text: str) -> str | None:
+    """The task of the data set that `text` describes, where only its rows tell, which are read; None: others do.
+
+    Raises:
+        FedpeftError: as `load_dataset`.
+    """
+    part = DATASETS.build(text)
+    return part.load().task if getattr(part, "task_in_rows", False) else None
 
 
 def encode_labels(

@@ -32,13 +32,16 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fedpeft import former_settings
 from fedpeft.communication.downlink import parse_downlink
 from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
+from fedpeft.data.rows import task_in_rows
 from fedpeft.errors import ConfigError
+from fedpeft.models.task import TASKS, Targets
 from fedpeft.parts import check_settings, nearest, setting
 from fedpeft.run.catalogue import FLAGS, built
 from fedpeft.run.setup import settled
@@ -116,6 +119,7 @@ class Study:
             ConfigError: a setting is unknown or wrong, or two runs would be the same.
         """
         found: dict[RunConfig, Planned] = {}
+        targets = cache(_targets)
         for seed in self.seeds:
             for values in itertools.product(*self.axes.values()):
                 settings = dict(self.base)
@@ -123,7 +127,10 @@ class Study:
                     settings |= value.settings
                 point = dict(zip(self.axes, (v.label for v in values), strict=True))
                 where = f"{self.path}: {', '.join(f'{a}={label}' for a, label in point.items()) or 'base'}"
-                config = settled(from_mapping({"workers": 1, **settings, "seed": seed}, where))
+                asked = from_mapping({"workers": 1, **settings, "seed": seed}, where)
+                config = settled(asked)
+                if config != settled(asked, "numbers"):  # as it is where rows need not be read
+                    config = settled(asked, targets(asked.dataset))
                 check_parts(config, where)
                 if config in found:
                     raise ConfigError(
@@ -132,6 +139,12 @@ class Study:
                     )
                 found[config] = Planned(point, config)
         return list(found.values())
+
+
+def _targets(dataset: str) -> Targets:
+    """What the labels of a data set's rows are; where its part says so by itself, classes."""
+    task = task_in_rows(dataset)
+    return "classes" if task is None else TASKS.build(task).targets
 
 
 def check_parts(config: RunConfig, where: str) -> None:

@@ -70,6 +70,18 @@ def test_what_may_stand_in_front_of_a_codec_may_in_a_study(tmp_path: Path) -> No
     assert len(study(tmp_path, text).runs()) == 4
 
 
+def test_the_head_starts_as_the_labels_of_the_rows_allow(tmp_path: Path) -> None:
+    """As `simulate` has it: under privacy no head of numbers starts from the rows, and one of classes does."""
+    numbers, classes = tmp_path / "numbers.csv", tmp_path / "classes.csv"
+    numbers.write_text("text,label\n" + "".join(f"word {i},{i + 0.5}\n" for i in range(40)))
+    classes.write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(40)))
+    sets = [f"file(path='{numbers}')", f"file(path='{classes}')", f"sample(of='file:{numbers}', rows=90, test_rows=90)"]
+    base = BASE.replace('dataset = "tiny"\n', "")
+    text = f'seeds = [0]\n{base}[axes]\ndataset = {json.dumps(sets)}\nprivacy = ["", "user_dp(epsilon=8)"]\n'
+    heads = [run.config.head for run in study(tmp_path, text).runs()]
+    assert heads == ["ridge", "zero", "ridge", "private_centroids", "ridge", "zero"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

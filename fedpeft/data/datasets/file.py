@@ -78,6 +78,8 @@ class File:
     side: int = setting(64, "pixels per side that pictures are brought to", low=8, high=512)
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
 
+    task_in_rows: ClassVar[bool] = True
+
     @property
     def suited_partition(self) -> str | None:
         """Where the settings say that rows have several labels, which no partition by classes can spread: iid."""

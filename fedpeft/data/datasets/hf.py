@@ -50,6 +50,8 @@ class HF:
     revision: str | None = setting(None, "a commit of the data set, to pin it")
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
 
+    task_in_rows: ClassVar[bool] = True
+
     @property
     def suited_partition(self) -> str | None:
         """Where the settings say that rows have several labels, which no partition by classes can spread: iid."""

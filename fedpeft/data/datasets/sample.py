@@ -31,6 +31,11 @@ class Sample:
         """The other data set's."""
         return suited_head(self.of)
 
+    @property
+    def task_in_rows(self) -> bool:
+        """The other data set's."""
+        return bool(getattr(DATASETS.build(self.of), "task_in_rows", False))
+
     def load(self) -> Dataset:
         """The other data set, `sampled`; a part with fewer rows than are asked for stays whole.
 
