@@ -75,6 +75,11 @@ class RulePull(Correction):
 
 def begun(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) -> Job:
     """The job as the rule has it, of a client that holds `layout` and of its ranks trains these (none: all)."""
+    return steered(replace(job, received=strategy.prepared(job.received, layout)), strategy, layout, ranks)
+
+
+def steered(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) -> Job:
+    """As `begun`, of a job that is not made of what a server has sent."""
     acting: list[Correction] = []
     if type(strategy).pull is not Strategy.pull:
         acting.append(RulePull(strategy, layout, ranks))
@@ -83,7 +88,7 @@ def begun(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) 
     if still := strategy.still(layout):
         acting.append(Still(still))
     corrections = (*job.corrections, *(Acting(correction, {}, {}) for correction in acting))
-    return replace(job, received=strategy.prepared(job.received, layout), corrections=corrections)
+    return replace(job, corrections=corrections)
 
 
 def handed_in(job: Job, result: Trained, layout: Layout, ranks: tuple[int, ...]) -> tuple[Job, Trained]:

@@ -19,6 +19,7 @@ from rich.markup import escape
 from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
+from fedpeft.machine import kept_states
 from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.run import help
@@ -139,6 +140,7 @@ def simulate(
     """
     started = time.perf_counter()
     with (
+        kept_states.kept(),
         ExitStack() as held,
         PeakMemory() as memory,
         shown(dashboard, folder, console) as live,

@@ -21,7 +21,7 @@ from fedpeft.evaluation import flowertune
 from fedpeft.evaluation.contestants import BASE, Contestant, Contestants
 from fedpeft.evaluation.held_out import Measures, held_out
 from fedpeft.evaluation.lm_eval import Tasks
-from fedpeft.machine import files
+from fedpeft.machine import files, kept_states
 from fedpeft.models.base_model import UNBOUNDED, readable_tokens
 from fedpeft.models.task import FederatedModel
 from fedpeft.run.finished import FinishedRun
@@ -150,6 +150,7 @@ class Evaluation:
         """The most tokens that the model reads."""
         return readable_tokens(self.run.model_directory, self.run.method.extra_tokens, UNBOUNDED)
 
+    @kept_states.kept()
     def found(self) -> Found:
         """The evaluation.
 

@@ -1,7 +1,11 @@
 """How much disk what frozen layers give of rows may take, all runs together: the least recently used goes first.
 
 A store is a folder `frozen-NAME` of the cache. Every process that reads one holds a shared lock on `frozen-NAME.use`,
-which the system takes back when the process ends, however it ends; only a store that nobody holds is removed.
+which the system takes back when the process ends, however it ends; only a store that nobody holds is removed. A run
+that is one of many in its process lets go at its end (`kept`).
+
+In a cache that several users share, each user's stores have a limit of their own: others' can be neither measured nor
+removed.
 """
 
 from __future__ import annotations
@@ -10,6 +14,9 @@ import fcntl
 import math
 import os
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +25,7 @@ from filelock import FileLock
 from fedpeft.errors import AssetError, ConfigError
 
 VARIABLE: Final = "FEDPEFT_FROZEN_GB"
-"""Environment variable: the most gigabytes (10^9 bytes) that stores take together, above 0."""
+"""Environment variable: the most gigabytes (10^9 bytes) that a user's stores take together, above 0."""
 
 SHARE: Final = 0.5
 """Without it: of what the disk has for them, which is what is free and what they take."""
@@ -26,19 +33,39 @@ SHARE: Final = 0.5
 PREFIX: Final = "frozen-"
 
 _held: dict[Path, int] = {}
+_going_on: list[frozenset[Path]] = []  # for each `kept` that has not ended, what was held before
+_changing = threading.RLock()
 
 
 def hold(folder: Path) -> None:
-    """Keep a store from being removed until this process ends, and note that it has been used; waits for a removal.
+    """Keep a store from being removed until the run (`kept`), or this process, ends, and note that it has been used;
+    waits for a removal.
 
     Raises:
+        PermissionError: the store is another user's.
         OSError: the disk has no room for the note.
     """
-    if folder not in _held:
-        lock = os.open(_use(folder), os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        _held[folder] = lock
-    os.utime(_use(folder))
+    with _changing:
+        if folder not in _held:
+            lock = os.open(_use(folder), os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            _held[folder] = lock
+        os.utime(_use(folder))
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """What is held within stays until the end, and may be removed afterwards; of several at the same time in one
+    process, until the last one ends."""
+    with _changing:
+        _going_on.append(frozenset(_held) if not _going_on else _going_on[0])
+    try:
+        yield
+    finally:
+        with _changing:
+            before = _going_on.pop()
+            for folder in [] if _going_on else [folder for folder in _held if folder not in before]:
+                os.close(_held.pop(folder))
 
 
 def make_room(folder: Path, needed: int) -> None:
@@ -50,14 +77,16 @@ def make_room(folder: Path, needed: int) -> None:
         OSError: the disk can't be read.
     """
     cache = folder.parent
-    with FileLock(cache / "kept_states.lock"):
-        others = [store for store in cache.glob(f"{PREFIX}*") if store.is_dir() and store != folder]
+    with FileLock(cache / f"kept_states-{os.geteuid()}.lock"):
+        others = [
+            store for store in cache.glob(f"{PREFIX}*") if store.is_dir() and store != folder and _readable(store)
+        ]
         sizes = {store: _bytes(store) for store in others}
         limit = _limit(cache, sum(sizes.values()))
         if needed > limit:  # before anything is removed for it
             raise AssetError(
                 f"frozen layers' output of these rows needs {needed / 1e9:.2f} GB, more than the {limit / 1e9:.2f} GB "
-                f"that {cache} gives all runs; set {VARIABLE} to more gigabytes"
+                f"that {cache} gives all your runs; set {VARIABLE} to more gigabytes"
             )
         excess = sum(sizes.values()) + needed - limit
         for store in sorted(others, key=_used):
@@ -68,7 +97,7 @@ def make_room(folder: Path, needed: int) -> None:
     if excess > 0:
         raise AssetError(
             f"frozen layers' output of these rows needs {needed / 1e9:.2f} GB, and runs that are going on use "
-            f"{sum(sizes.values()) / 1e9:.2f} GB of the {limit / 1e9:.2f} GB that {cache} gives them all; set "
+            f"{sum(sizes.values()) / 1e9:.2f} GB of the {limit / 1e9:.2f} GB that {cache} gives all your runs; set "
             f"{VARIABLE} to more gigabytes, or wait for the others"
         )
 
@@ -96,6 +125,15 @@ def _used(store: Path) -> float:
     return (use if use.exists() else store).stat().st_mtime
 
 
+def _readable(store: Path) -> bool:
+    """Whether a store is this user's: all are of mode 0700."""
+    try:
+        os.scandir(store).close()
+    except (PermissionError, FileNotFoundError):
+        return False
+    return True
+
+
 def _bytes(store: Path) -> int:
     try:
         return sum(file.stat().st_size for file in store.iterdir())
@@ -105,7 +143,10 @@ def _bytes(store: Path) -> int:
 
 def _removed(store: Path) -> bool:
     """Whether nobody uses a store, so that it is gone now."""
-    lock = os.open(_use(store), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        lock = os.open(_use(store), os.O_RDWR | os.O_CREAT, 0o600)
+    except PermissionError:  # the note is another user's, who had a store of this name
+        return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,6 +137,11 @@ def _shallow(module: nn.Module) -> nn.Module:
     return twin
 
 
+def _close(files: Sequence[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
 @dataclass(frozen=True)
 class FrozenStore:
     """What the frozen model computes of all rows, in files: pooled features, and hidden states that enter a block.
@@ -180,7 +186,8 @@ class FrozenStore:
         """The tiles that are not computed yet; makes the files where they are missing.
 
         Raises:
-            AssetError: the disk, or the limit for such files, has no room for them (`fedpeft.machine.kept_states`).
+            AssetError: the disk, or the limit for such files, has no room for them (`fedpeft.machine.kept_states`), or
+                they are another user's.
         """
         done = self.folder / "tiles.done"
         sizes = {"features.bin": len(self.examples) * self._bytes(self._feature_dtype)}
@@ -192,6 +199,11 @@ class FrozenStore:
                     kept_states.make_room(self.folder, sum(sizes.values()))
                     self._make_files(sizes)
                     done.write_bytes(bytes(len(self.tiles)))
+        except PermissionError as error:
+            raise AssetError(
+                f"{error.filename or self.folder} is not yours to write, and frozen layers' output of these rows is "
+                "kept there; set FEDPEFT_CACHE to a directory of your own"
+            ) from error
         except OSError as error:
             raise AssetError(
                 f"{self.folder} needs {sum(sizes.values()) / 1e6:.1f} MB for frozen layers' output "
@@ -223,7 +235,9 @@ class FrozenStore:
     @cached_property
     def _files(self) -> dict[str, int]:
         kept_states.hold(self.folder)
-        return {name: os.open(self.folder / f"{name}.bin", os.O_RDWR) for name in ("features", "hidden")}
+        opened = {name: os.open(self.folder / f"{name}.bin", os.O_RDWR) for name in ("features", "hidden")}
+        weakref.finalize(self, _close, tuple(opened.values()))  # of a removed store they keep the disk's room
+        return opened
 
     def fill(self, tile: int, base: nn.Module) -> None:
         """Compute one tile with the frozen `base` and mark it done, after its data has reached the disk."""

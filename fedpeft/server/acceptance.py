@@ -164,7 +164,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Opened:
+class DecodedReport:
     """A report, checked and decoded: its update and the server's copy of the client's memory, or why it is refused."""
 
     update: Update | None = None
@@ -232,26 +232,29 @@ class Acceptance:
     answers: Answers | None = None
     _losses: list[tuple[float, float]] = field(default_factory=list)
     _changes: dict[str, Fold] = field(default_factory=dict)
-    _opened: dict[int, Opened] = field(default_factory=dict)
+    _decoded: dict[int, DecodedReport] = field(default_factory=dict)
+    _waiting: int = 0  # bytes of what is decoded
 
     def early(self, sent: Mapping[int, Sent], working: AbstractContextManager[None]) -> Callable[[Report], None]:
         """What decodes a report of a client that was `sent` something before it is its turn to be added, while others
         are still awaited; `working` goes around it."""
 
         def decode(report: Report) -> None:
-            if sum(opened.bytes for opened in self._opened.values()) < DECODED:
+            if self._waiting < DECODED:
                 with working:
-                    self._opened[report.client] = self._open(report, sent[report.client])
+                    decoded = self._decode(report, sent[report.client])
+                self._waiting += decoded.bytes
+                self._decoded[report.client] = decoded
 
         return decode
 
-    def _open(self, report: Report, sent: Sent) -> Opened:
+    def _decode(self, report: Report, sent: Sent) -> DecodedReport:
         layout = self.layout.with_form(sent.instruction.form)
         try:
             update, memory = self._update(report, sent, layout)
-            return Opened(update, memory, self._drift_changes(report, layout))
+            return DecodedReport(update, memory, self._drift_changes(report, layout))
         except PayloadError as error:
-            return Opened(refused=str(error))
+            return DecodedReport(refused=str(error))
 
     def add(self, report: Report, sent: Sent) -> Update | None:
         """Take the report of a client on what it was `sent`; returns its update, None where it is left out."""
@@ -260,18 +263,20 @@ class Acceptance:
         self.spent += report.spent
         self.uplink_parameters += self.layout.with_form(sent.instruction.form).numel if report.payload else 0
         result = self._result(report, sent)
-        opened = self._opened.pop(report.client, None) or self._open(report, sent)
-        update = opened.update
+        decoded = self._decoded.pop(report.client, None)
+        self._waiting -= decoded.bytes if decoded is not None else 0
+        decoded = decoded or self._decode(report, sent)
+        update = decoded.update
         if update is None:
-            self.results.append(replace(result, rejected=opened.refused))
+            self.results.append(replace(result, rejected=decoded.refused))
             if not report.spent:
                 self.rejected.append(report.client)
             return None
         self.results.append(result)
         if self.estimates is not None and self.uplink.server_remembers:
-            self.estimates.stage(report.client, report.round, opened.memory)
+            self.estimates.stage(report.client, report.round, decoded.memory)
         self.aggregator.add(update)
-        for correction, change in opened.changes.items():
+        for correction, change in decoded.changes.items():
             self._changes.setdefault(correction, Fold()).add(change, 1.0)
         after = self.strategy.next_form(update, self.layout)
         if after is not None and after != update.form:

@@ -1,21 +1,25 @@
 """The reference without others' rows: the same adapter, trained by single clients on their own.
 
 A client alone has the run's start and settings, and trains on its own rows in every round, at that round's learning
-rate: more work than in the federation, where it is asked now and then. Where the run's head starts from sums over all
-clients, its head starts from its own. It is scored as the run is: on the test rows, or, where clients have models of
-their own, on the rows that it has held out.
+rate: more work than in the federation, where it is asked now and then. It trains the tensors that the rule has it train
+in that round, LoRA factors at its own rank, and its model is saved and scored as an adapter of the global rank. Where
+the run's head starts from sums over all clients, its head starts from its own. It is scored as the run is: on the test
+rows, or, where clients have models of their own, on the rows that it has held out.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from fedpeft.aggregation.factors import ranks_placed
 from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker, result
+from fedpeft.clients.rule_half import steered
 from fedpeft.communication.decoding import decode
+from fedpeft.communication.downlink import start_for
 from fedpeft.communication.messages import Instruction
 from fedpeft.data.partition import held_out
-from fedpeft.peft.adapter import State
+from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.run.final_score import save
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.simulation.simulation import Simulation
@@ -46,12 +50,17 @@ def started_alone(simulation: Simulation, client: int) -> State:
 
 
 def trained_alone(simulation: Simulation, client: int) -> State:
-    """What a client's own rows lead to."""
+    """What a client's own rows lead to, in the form of the global adapter."""
     setup, config = simulation.setup, simulation.config
     rows, _ = _own_rows(simulation, client)
     steps = setup.profiles[client].steps
     training = setup.training.of_steps(steps) if steps else setup.training
+    rule, asked = setup.strategy, setup.profiles[client].form
+    held = rule.held_form(setup.layout, asked)
+    form = held if setup.layout.pairs else setup.layout.form  # no shorter prompt is one of the global length
+    layout = setup.layout.with_form(form)
     state = started_alone(simulation, client)
+    state = state if form == setup.layout.form else start_for(rule, state, setup.layout, form)
     simulation.observer.phase(f"client {client} alone", config.rounds)
     for round in range(1, config.rounds + 1):
         job = Job(
@@ -60,15 +69,27 @@ def trained_alone(simulation: Simulation, client: int) -> State:
             seed=config.seed,
             rows=rows,
             received=state,
-            trained=frozenset(setup.layout.names),
+            trained=rule.trained(setup.layout, round),
             training=training,
             learning_rate=setup.schedule.at(round),
-            form=setup.layout.form,
+            form=form,
             walked=(round - 1) * training.steps_for(len(rows)) if training.walks else None,
         )
+        ranks = rule.ranks(setup.layout, asked, config.seed, round, client) if held != asked else ()
+        job = steered(job, rule, layout, ranks)
         state = state | result(simulation.workers.pool.submit(Worker.train, job)).state
         simulation.observer.advance(1)
-    return state
+    return in_global_form(state, setup.layout, form)
+
+
+def in_global_form(state: State, layout: Layout, form: ClientForm | None) -> State:
+    """LoRA factors of a `form` as those of `layout`, with the same effective weights: zeros for the ranks that they
+    lack, and (s_k / s) B."""
+    if form is None or layout.form is None or form == layout.form:
+        return state
+    unit = form.scale / layout.form.scale
+    scaled = {pair.B: state[pair.B] * unit for pair in layout.pairs}
+    return ranks_placed(state | scaled, layout, ())
 
 
 def _own_rows(simulation: Simulation, client: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from fedpeft.data.examples import TokenRows
 from fedpeft.errors import AssetError, ConfigError
 from fedpeft.machine import kept_states
-from fedpeft.machine.kept_states import VARIABLE, hold, make_room
+from fedpeft.machine.kept_states import VARIABLE, hold, kept, make_room
+from fedpeft.models.frozen_blocks import FrozenStore
 
 
 @pytest.fixture(autouse=True)
 def nothing_held(monkeypatch):
     held = {}
     monkeypatch.setattr(kept_states, "_held", held)
+    monkeypatch.setattr(kept_states, "_going_on", [])
     yield held
     for lock in held.values():
         os.close(lock)
@@ -30,6 +39,11 @@ def store(cache, name, size, used):
     use.touch()
     os.utime(use, (used, used))
     return folder
+
+
+def frozen(folder):
+    rows = TokenRows(np.array([1, 2], dtype=np.int32), np.array([0, 2]), None, 0)
+    return FrozenStore(folder, rows, 1, 2, torch.float32)
 
 
 def test_the_least_recently_used_goes_first(tmp_path, monkeypatch):
@@ -69,7 +83,7 @@ def test_what_another_process_uses_stays(tmp_path, monkeypatch):
         make_room(tmp_path / "frozen-new", 1500)
         assert used.exists()
         assert not idle.exists()
-        with pytest.raises(AssetError, match=rf"needs 0.00 GB, and runs that are going on use .* set {VARIABLE}"):
+        with pytest.raises(AssetError, match=rf"and runs that are going on use .* all your runs; set {VARIABLE}"):
             make_room(tmp_path / "frozen-new", 2500)
         process.stdin.close()
         process.wait()
@@ -102,6 +116,79 @@ def test_using_a_store_makes_it_the_last_to_go(tmp_path, monkeypatch, nothing_he
     make_room(tmp_path / "frozen-new", 1500)
     assert first.exists()
     assert not second.exists()
+
+
+def test_a_run_that_has_ended_holds_nothing_though_its_process_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "0.000003")
+    before, ended = store(tmp_path, "a", 1000, 100), store(tmp_path, "b", 1000, 200)
+    hold(before)
+    with kept():
+        with kept():  # another run beside it
+            hold(before)
+            hold(ended)
+        with pytest.raises(AssetError, match="runs that are going on"):
+            make_room(tmp_path / "frozen-new", 1500)
+        assert ended.exists()
+    make_room(tmp_path / "frozen-new", 1500)
+    assert (before.exists(), ended.exists()) == (True, False)
+
+
+def test_a_run_that_fails_holds_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "0.000003")
+    failed = store(tmp_path, "a", 1000, 100)
+    with suppress(RuntimeError), kept():
+        hold(failed)
+        raise RuntimeError
+    make_room(tmp_path / "frozen-new", 2500)
+    assert not failed.exists()
+
+
+@pytest.fixture
+def shared():
+    """A cache that several users write to, with another user's store and notes, seen by who is not root."""
+    with tempfile.TemporaryDirectory() as place:
+        cache, root = Path(place), os.geteuid() == 0
+        cache.chmod(0o777)
+        theirs = store(cache, "theirs", 1000, 100)
+        shut = [theirs, cache / "frozen-theirs.use", cache / "kept_states.lock", cache / "kept_states-0.lock"]
+        for path in shut:
+            path.touch()
+            path.chmod(0)
+        if root:
+            os.seteuid(65534)
+        try:
+            yield cache, theirs
+        finally:
+            if root:
+                os.seteuid(0)
+            theirs.chmod(0o700)
+
+
+def test_what_is_another_user_s_is_neither_counted_nor_removed(shared, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "0.000003")
+    cache, theirs = shared
+    own = store(cache, "own", 1000, 200)
+    make_room(cache / "frozen-new", 2000)
+    assert own.exists()
+    make_room(cache / "frozen-new", 3000)
+    assert (own.exists(), theirs.exists()) == (False, True)
+
+
+def test_a_store_of_another_user_is_said_to_be_one(shared):
+    wanted = frozen(shared[1])
+    with pytest.raises(AssetError, match=r"frozen-theirs.* is not yours to write.* set FEDPEFT_CACHE to a directory"):
+        wanted.missing()
+
+
+def test_files_of_a_store_that_nobody_has_any_more_are_closed(tmp_path):
+    wanted = frozen(tmp_path / "frozen-a")
+    wanted.missing()
+    opened = list(wanted._files.values())
+    del wanted
+    gc.collect()
+    for file in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(file)
 
 
 def test_without_the_variable_half_of_what_is_free_is_the_limit(tmp_path, monkeypatch):

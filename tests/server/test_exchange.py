@@ -15,7 +15,7 @@ from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.server import parked
-from fedpeft.server.acceptance import check_statistics
+from fedpeft.server.acceptance import DecodedReport, check_statistics
 from fedpeft.server.clock import Stopwatch
 from fedpeft.server.exchange import Exchange
 from fedpeft.server.progress import Progress
@@ -148,7 +148,8 @@ def test_what_waits_is_the_same_from_memory_and_from_the_disk(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_update_that_waits_is_decoded_once_and_leads_to_what_it_would_have_led_to(tmp_path, monkeypatch):
+def _reported(tmp_path):
+    """What makes acceptances of a round, what its clients were sent, and their reports."""
     audit = CanaryAudit(privacy="user_dp(noise_multiplier=1)", rounds=1, canaries=6, rate=1.0)
     made = _Clients(audit, MECHANISMS.build(audit.privacy), tmp_path, np.ones(6, bool))
     progress = Progress(round=0, adapter=made.start)
@@ -158,13 +159,18 @@ def test_an_update_that_waits_is_decoded_once_and_leads_to_what_it_would_have_le
     ]
     sent = {i.client: Sent(i, Package(b"", progress.adapter, None)) for i in asked}
     reports = [Report(k, 1, made.payload(k, entry, progress.adapter), rows=1) for k in sent]
+    return lambda: made.acceptance(made.strategy, made.layout, progress, entry), sent, reports, made.start
+
+
+def test_an_update_that_waits_is_decoded_once_and_leads_to_what_it_would_have_led_to(tmp_path, monkeypatch):
+    acceptance_of, sent, reports, start = _reported(tmp_path)
     decoded = []
     receive = Uplink.receive
     monkeypatch.setattr(Uplink, "receive", lambda *given: decoded.append(1) or receive(*given))
     found = {}
     for order in ("in turn", "early", "no room"):
         monkeypatch.setattr("fedpeft.server.acceptance.DECODED", 1 if order == "no room" else 10**9)
-        acceptance = made.acceptance(made.strategy, made.layout, progress, entry)
+        acceptance = acceptance_of()
         decoded.clear()
         if order != "in turn":
             decode = acceptance.early(sent, Stopwatch())
@@ -177,4 +183,27 @@ def test_an_update_that_waits_is_decoded_once_and_leads_to_what_it_would_have_le
         found[order] = acceptance.aggregator.finish({}).state, acceptance.results
     for order in ("early", "no room"):
         assert found[order][1] == found["in turn"][1]
-        assert all(torch.equal(found[order][0][name], found["in turn"][0][name]) for name in made.start)
+        assert all(torch.equal(found[order][0][name], found["in turn"][0][name]) for name in start)
+
+
+def test_room_for_decoded_updates_is_counted_once_each_and_given_back(tmp_path, monkeypatch):
+    acceptance_of, sent, reports, _ = _reported(tmp_path)
+    counted, size = [], DecodedReport.bytes.fget
+    monkeypatch.setattr(DecodedReport, "bytes", property(lambda report: counted.append(1) or size(report)))
+    acceptance = acceptance_of()
+    decode = acceptance.early(sent, Stopwatch())
+    for report in reports:
+        decode(report)
+    assert len(counted) == len(reports)
+    for report in reports:
+        acceptance.add(report, sent[report.client])
+    monkeypatch.setattr("fedpeft.server.acceptance.DECODED", 1)
+    again, decoded, receive = acceptance_of(), [], Uplink.receive
+    monkeypatch.setattr(Uplink, "receive", lambda *given: decoded.append(1) or receive(*given))
+    decode = again.early(sent, Stopwatch())
+    for report in reports[:3]:
+        decode(report)
+    assert len(decoded) == 1
+    again.add(reports[0], sent[reports[0].client])
+    decode(reports[1])
+    assert len(decoded) == 2

@@ -13,8 +13,9 @@ from fedpeft.clients.pool import Worker
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
+from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 from fedpeft.simulate import main
-from fedpeft.simulation.alone import chosen, trained_alone
+from fedpeft.simulation.alone import chosen, in_global_form, trained_alone
 from fedpeft.simulation.simulation import Simulation
 from tests.simulation.test_run_strategies import flags, settings
 
@@ -58,6 +59,36 @@ def test_a_client_alone_trains_on_its_rows_in_every_round(tmp_path, observer):
 def _job(simulation, rows, state):
     setup = simulation.setup
     return Job(2, 1, 3, rows, state, frozenset(setup.layout.names), setup.training, 0.0, form=setup.layout.form)
+
+
+def test_a_client_alone_trains_what_the_rule_has_it_train_at_its_own_rank(tmp_path, observer):
+    config = RunConfig(**settings("ffa_lora", dtype="fp64", ranks="2*3,4*3"))
+    simulation = Simulation(config, tmp_path, observer)
+    try:
+        setup = simulation.setup
+        small = next(k for k in range(6) if setup.profiles[k].form.rank == 2)
+        large = next(k for k in range(6) if setup.profiles[k].form.rank == 4)
+        one, other = trained_alone(simulation, small), trained_alone(simulation, large)
+        for pair in setup.layout.pairs:
+            assert torch.equal(other[pair.A], setup.start[pair.A])
+            assert torch.equal(one[pair.A][:2], setup.start[pair.A][:2])
+            assert one[pair.B].shape == other[pair.B].shape
+            assert one[pair.B][:, :2].any()
+            assert not one[pair.A][2:].any()
+            assert not one[pair.B][:, 2:].any()
+            assert other[pair.B][:, 2:].any()
+    finally:
+        simulation.close()
+
+
+def test_an_adapter_of_lower_rank_has_the_same_effective_weights_in_the_global_form():
+    layout = Layout(
+        (TensorSpec("m.A", (4, 5), "lora_A", "m"), TensorSpec("m.B", (3, 4), "lora_B", "m")), ClientForm(4, 8.0)
+    )
+    form, A, B = ClientForm(2, 6.0), torch.randn(2, 5).double(), torch.randn(3, 2).double()
+    whole = in_global_form({"m.A": A, "m.B": B}, layout, form)
+    assert whole["m.A"].shape == (4, 5)
+    assert torch.allclose(layout.form.scale * whole["m.B"] @ whole["m.A"], form.scale * B @ A)
 
 
 @pytest.mark.parametrize("rule", ["fedit", "fedsa_lora"])
