@@ -10,6 +10,7 @@ from matplotlib.text import Text
 from scipy import stats
 
 from fedpeft.studies.curve_figures import apart as curves_apart
+from fedpeft.studies.curve_figures import curves
 from fedpeft.studies.dot_plots import accuracy_against, accuracy_rows
 from fedpeft.studies.drawing import (
     COLORS,
@@ -26,6 +27,7 @@ from fedpeft.studies.drawing import (
     panels,
 )
 from fedpeft.studies.figures import figures
+from fedpeft.studies.measures import round_seconds
 from fedpeft.studies.results import Result
 from fedpeft.studies.sections import Section
 from tests.studies.made import made_result, made_study, section
@@ -122,6 +124,19 @@ def test_an_axis_holds_seeds_and_references_and_cuts_wide_intervals() -> None:
         arrows = [(line.get_marker(), line.get_ydata()[0]) for line in axis.lines if line.get_marker() in "<>"]
         assert sorted(arrows) == [("<", 0), (">", 0)], "the other method's interval is inside"
         assert [t.get_text() for t in axis.texts] == ["each client alone", "frozen probe"]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_rounds_whose_times_are_kept_have_no_time(kept: bool) -> None:
+    """A run in which the server sees nothing of a client tells the time of round 0 alone."""
+    results = made_study(2, ("iid",))
+    for result in results:
+        for line in result.rounds[1:]:
+            line["seconds"] = None if kept else 2.0  # type: ignore[index]
+    svg = curves(section(results))
+    assert svg is not None
+    assert ("time so far (s)" in texts(svg)) == (not kept)
+    assert round_seconds(results[0]) == (None if kept else 12.0)
 
 
 def test_each_of_many_methods_has_its_band() -> None:
