@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,8 @@ def curves(section: Section) -> str | None:
     xs = {"round": "round", "megabytes": "bytes so far, up + down (MB)", "seconds": "time so far (s)"}
     if section.lone is not None:
         del xs["round"]  # its own picture has it
+    if not any(math.isfinite(mean_curve(m)[-1][0].seconds) for methods in contexts.values() for m in methods):
+        del xs["seconds"]  # private runs keep it
     with panels(len(xs) * len(contexts), len(xs), out, f"{section.title}/curves", share=True) as (figure, axes):
         for i, (context, methods) in enumerate(contexts.items()):
             row = axes[len(xs) * i : len(xs) * (i + 1)]

@@ -37,9 +37,10 @@ def total_bytes(result: Result) -> float | None:
 
 
 def round_seconds(result: Result) -> float | None:
-    """Time of all rounds, over resumes: the whole of them and their evaluation."""
-    seconds = [r["seconds"] for r in result.rounds if r.get("seconds") is not None]
-    return sum(seconds) if seconds else None
+    """Time of all rounds, over resumes: the whole of them and their evaluation; None where a private run keeps it."""
+    seconds = [r.get("seconds") for r in result.rounds]
+    told = [s for s in seconds if s is not None]
+    return sum(told) if told and len(told) == len(seconds) else None  # a private run tells that of round 0 alone
 
 
 def worst_tenth(result: Result) -> float | None:

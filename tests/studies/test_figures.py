@@ -6,10 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.path import Path
 from matplotlib.text import Text
 from scipy import stats
 
 from fedpeft.studies.curve_figures import apart as curves_apart
+from fedpeft.studies.curve_figures import curves
 from fedpeft.studies.dot_plots import accuracy_against, accuracy_rows
 from fedpeft.studies.drawing import (
     COLORS,
@@ -26,6 +28,7 @@ from fedpeft.studies.drawing import (
     panels,
 )
 from fedpeft.studies.figures import figures
+from fedpeft.studies.measures import round_seconds
 from fedpeft.studies.results import Result
 from fedpeft.studies.sections import Section
 from tests.studies.made import made_result, made_study, section
@@ -124,6 +127,19 @@ def test_an_axis_holds_seeds_and_references_and_cuts_wide_intervals() -> None:
         assert [t.get_text() for t in axis.texts] == ["each client alone", "frozen probe"]
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_rounds_whose_times_are_kept_have_no_time(kept: bool) -> None:
+    """A run in which the server sees nothing of a client tells the time of round 0 alone."""
+    results = made_study(2, ("iid",))
+    for result in results:
+        for line in result.rounds[1:]:
+            line["seconds"] = None if kept else 2.0  # type: ignore[index]
+    svg = curves(section(results))
+    assert svg is not None
+    assert ("time so far (s)" in texts(svg)) == (not kept)
+    assert round_seconds(results[0]) == (None if kept else 12.0)
+
+
 def test_each_of_many_methods_has_its_band() -> None:
     """With few they are seen together; no legend has more than eight entries."""
     for count, expected in ((3, 0), (12, len(COLORS))):
@@ -151,6 +167,23 @@ def test_names_beside_points_hide_neither_each_other_nor_points() -> None:
         assert not box.count_overlaps(boxes[:i])
         assert not box.count_contains(marks)
         assert axis.bbox.count_contains(box.corners()) == 4
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_line_to_a_point_strikes_no_other_name(seed: int) -> None:
+    crowd = 0.12 * np.random.default_rng(seed).normal(size=(9, 2))
+    look = Look(GREY, ".", "-")
+    points = [Named(float(x), float(y), f"a method, number {i}", look) for i, (x, y) in enumerate(crowd)]
+    with panels(2, 2, io.StringIO(), "salt") as (_, [axis, _]):
+        axis.plot([-1, 1], [-1, 1], "o")
+        placed = name_points(axis, points)
+        boxes = [Text.get_window_extent(text) for text in placed]
+        marks = axis.transData.transform([text.xy for text in placed])
+        lines = [Path([mark, (box.min + box.max) / 2]) for mark, box in zip(marks, boxes, strict=True)]
+        joined = [i for i, text in enumerate(placed) if text.arrow_patch is not None]
+    assert len(placed) == len(points)
+    assert len(joined) > 3, "or nothing is proven"
+    assert not [(i, k) for i in joined for k in range(len(placed)) if k != i and lines[i].intersects_bbox(boxes[k])]
 
 
 @pytest.mark.parametrize(
