@@ -56,6 +56,7 @@ from fedpeft.run.folder import (
     make_folder,
     refuse_former,
 )
+from fedpeft.run.observer import perplexity
 from fedpeft.run.records import Records
 from fedpeft.run.summary import Costs, Quality, Summary, show
 from fedpeft.server.evaluation import OwnRows
@@ -273,7 +274,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         worst_accuracy=own.worst_accuracy if own else None,
         shared_accuracy=score.accuracy if score else None,
         loss=loss,
-        perplexity=math.exp(loss) if setup.task.metric == "perplexity" else None,
+        perplexity=perplexity(loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
         temperature=calibration["temperature"] if calibration else None,
     )

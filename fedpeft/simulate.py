@@ -41,7 +41,7 @@ from fedpeft.run.folder import (
     refuse_former,
     refuse_servers_run,
 )
-from fedpeft.run.observer import RoundResult
+from fedpeft.run.observer import RoundResult, perplexity
 from fedpeft.run.quick import quick
 from fedpeft.run.records import Records
 from fedpeft.run.summary import TEST_ROWS, Costs, Quality, Summary, calibration_of, distinct_rows, show
@@ -235,7 +235,7 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
         metric=setup.task.metric,
         **_own_or_shared(own, score, last),
         accuracy_by_base=_by_precision(simulation) or None,
-        perplexity=math.exp((own or score).loss) if setup.task.metric == "perplexity" else None,
+        perplexity=perplexity((own or score).loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
         baseline_accuracy=probe.accuracy if probe else None,
         private_probe_accuracy=private,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from fedpeft.data.examples import Examples
 from fedpeft.models import scoring
 from fedpeft.models.task import FederatedModel, Task
+from fedpeft.run.observer import perplexity
 
 Measures = dict[str, float]
 """Numbers by name."""
@@ -38,7 +38,7 @@ def held_out(
         advance(len(rows))
     mean = loss / count
     if task.metric == "perplexity":
-        return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
+        return {"loss": mean, "perplexity": perplexity(mean)}
     found = {"loss": mean, task.metric: correct / count}
     if labels is None or not task.targets:
         return found

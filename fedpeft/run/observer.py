@@ -19,6 +19,15 @@ class Metrics:
     worst_accuracy: float | None = None
 
 
+LARGEST_LOSS = 700.0
+"""Nats a token whose perplexity is still a number."""
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats a token; of one beyond `LARGEST_LOSS`, which only diverged runs have, that of it."""
+    return math.exp(min(loss, LARGEST_LOSS))
+
+
 def judged(metric: str, loss: float | None, accuracy: float | None) -> tuple[str, float | None]:
     """What a run is judged by, as its users call it, and its value; None: it is not known, or no number.
 
@@ -28,12 +37,8 @@ def judged(metric: str, loss: float | None, accuracy: float | None) -> tuple[str
     """
     name, value = metric.replace("_", " "), accuracy
     if metric == "perplexity":
-        value = math.exp(loss) if loss is not None and loss < LARGEST_LOSS else None
+        value = perplexity(loss) if loss is not None and loss < LARGEST_LOSS else None
     return name, value if value is not None and math.isfinite(value) else None
-
-
-LARGEST_LOSS = 700.0
-"""Nats a token whose perplexity is still a number."""
 
 
 @dataclass(frozen=True)

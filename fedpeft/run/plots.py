@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.machine import files
+from fedpeft.run.observer import perplexity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +107,7 @@ def figure_of(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
         if summary["metric"] != "perplexity":
             _accuracies(left, measured, summary)
         else:
-            left.plot([r["round"] for r in measured], [math.exp(r["loss"]) for r in measured], **FEDERATED)
+            left.plot([r["round"] for r in measured], [perplexity(r["loss"]) for r in measured], **FEDERATED)
             left.set_ylabel("perplexity, validation rows")
         unit = "squared error (deviations of the labels)" if summary["metric"] == "skill" else "cross-entropy (nats)"
         _losses(right, measured, [r for r in rounds if r["train_loss"] is not None], unit)

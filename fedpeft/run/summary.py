@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fedpeft.run.console import duration, short, size, summary_table
+from fedpeft.run.observer import perplexity
 from fedpeft.run.trust_lines import trust_lines
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ def _compared(summary: Summary) -> list[Line]:
     quality = summary.quality
 
     def measured(accuracy: float | None, loss: float | None) -> float | None:
-        return accuracy if quality.perplexity is None or loss is None else math.exp(loss)
+        return accuracy if quality.perplexity is None or loss is None else perplexity(loss)
 
     return [
         *_number("frozen base, linear probe", quality.baseline_accuracy),

@@ -19,7 +19,8 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.dashboard.live import CLIENTS_SHOWN, Live
 from fedpeft.run.dashboard.server import FILES, port_of, served, shown
-from fedpeft.run.observer import RoundResult, judged
+from fedpeft.run.observer import RoundResult, judged, perplexity
+from fedpeft.run.plots import plot_rounds
 from fedpeft.run.records import Records
 from fedpeft.simulate import simulate
 from tests.browser import WIDER, browser, in_a_browser
@@ -88,6 +89,14 @@ def test_it_is_judged_by_what_its_task_is_judged_by(live, metric, name, value):
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e6, None])
 def test_a_perplexity_beyond_all_numbers_is_none(loss):
     assert judged("perplexity", loss, 0.1) == ("perplexity", None)
+
+
+@pytest.mark.parametrize(("loss", "value"), [(0.5, math.exp(0.5)), (1e6, math.exp(700)), (float("inf"), math.exp(700))])
+def test_a_diverged_language_model_has_a_perplexity_and_a_plot(tmp_path, loss, value):
+    assert perplexity(loss) == value
+    rounds = [{"round": k, "loss": loss, "train_loss": loss, "accuracy": 0.1} for k in range(3)]
+    plot_rounds(tmp_path / "rounds.svg", rounds, {"metric": "perplexity", "loss": loss, "perplexity": value})
+    assert (tmp_path / "rounds.svg").stat().st_size
 
 
 def test_a_run_that_goes_on_shows_the_rounds_of_before(tmp_path):
