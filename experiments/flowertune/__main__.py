@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,7 @@ from rich.table import Table
 from experiments import one_sentence
 from experiments.flowertune.settings import Found, Settings
 from experiments.flowertune.sides import one
+from fedpeft.studies.statistics import half_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,20 +31,37 @@ class Command:
     """a .jsonl file that a line per run is added to; runs that it holds already are not run again"""
 
 
+SIDES = ("template", "ours")
+"""The first one is what the other is compared with."""
+
+
 def table(found: list[Found]) -> Table:
-    """Means of both sides over the seeds, and the least and the most."""
-    shown = Table("", *dict.fromkeys(f.side for f in found))
+    """Means of the sides over the seeds, and the least and the most; of both the difference, paired by seed."""
+    sides = {side: {f.seed: f for f in found if f.side == side} for side in SIDES}
+    sides = {side: seeds for side, seeds in sides.items() if seeds}
+    both = sorted(set.intersection(*map(set, sides.values()))) if len(sides) == len(SIDES) else []
+    shown = Table("", *sides, *(["ours - template (95 %, paired)"] if len(both) > 1 else []))
     for field in dataclasses.fields(Found)[2:]:
-        sides: dict[str, list[float]] = {}
-        for each in found:
-            sides.setdefault(each.side, []).append(getattr(each, field.name))
-        shown.add_row(field.name.replace("_", " "), *map(_cell, sides.values()))
+        values = {side: {seed: getattr(f, field.name) for seed, f in seeds.items()} for side, seeds in sides.items()}
+        cells = [_cell(list(each.values())) for each in values.values()]
+        if len(both) > 1:
+            cells.append(_difference([values["ours"][seed] - values["template"][seed] for seed in both]))
+        shown.add_row(field.name.replace("_", " "), *cells)
     return shown
 
 
+def _difference(values: list[float]) -> str:
+    mean, half = sum(values) / len(values), half_width(np.array(values, np.float64), 0.95, 2)
+    return f"{_number(mean, '+')} ({_number(mean - half, '+')} to {_number(mean + half, '+')})"
+
+
 def _cell(values: list[float]) -> str:
-    mean = f"{sum(values) / len(values):,.3f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):,.3f} to {max(values):,.3f})"
+    mean = _number(sum(values) / len(values))
+    return mean if len(values) == 1 else f"{mean} ({_number(min(values))} to {_number(max(values))})"
+
+
+def _number(value: float, sign: str = "") -> str:
+    return format(value, f"{sign},.0f" if abs(value) >= 1000 else f"{sign},.3f")
 
 
 def kept(command: Command) -> dict[tuple[str, int], Found]:
@@ -60,7 +79,7 @@ def main(command: Command) -> int:
     """Run, print, and write what was found."""
     console, found, before = Console(), [], kept(command)
     for seed in range(command.settings.seeds):
-        for side in ("template", "ours"):
+        for side in SIDES:
             if command.only not in ("", side):
                 continue
             if (side, seed) in before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -69,6 +70,23 @@ def test_equal_seeds_ask_equal_clients_whatever_flower_calls_its_nodes():
         found.append([[numbers.index(m.metadata.dst_node_id) for m in messages] for messages in rounds])
     assert found[0] == found[1] != found[2]
     assert len({tuple(drawn) for drawn in found[0]}) > 1
+
+
+def test_differences_are_paired_by_seed():
+    from experiments.flowertune.__main__ import table
+
+    def found(side, seed, loss):
+        return Found(side, seed, **dict.fromkeys([f.name for f in dataclasses.fields(Found)[2:]], 1) | {"loss": loss})
+
+    losses = {"template": (0.8, 0.6, 0.7), "ours": (0.5, 0.3, 0.1)}  # differences -0.3, -0.3, -0.6
+    made = [found(side, seed, loss) for side, each in losses.items() for seed, loss in enumerate(each)]
+    shown = table(made)
+    cells = dict(zip(shown.columns[0].cells, shown.columns[3].cells, strict=True))
+    assert cells["loss"] == "-0.400 (-0.830 to +0.030)"  # 4.303 * 0.1732 / sqrt(3)
+    assert len(table(made[:5]).columns) == 4
+    assert len(table(made[:4]).columns) == 3  # one seed has no interval
+    assert len(table(made[:3]).columns) == 2  # one side alone
+    assert len(table(made[2:4]).columns) == 3  # no seed that both have
 
 
 @pytest.mark.slow
