@@ -24,12 +24,7 @@ from fedpeft.machine.files import writing
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.run import help
 from fedpeft.run.command import exit_code
-from fedpeft.run.console import (
-    ConsoleObserver,
-    model_line,
-    quiet_libraries,
-    say_privacy,
-)
+from fedpeft.run.console import ConsoleObserver, model_line, quiet_libraries, say_privacy
 from fedpeft.run.dashboard.server import shown
 from fedpeft.run.folder import (
     alone_in,
