@@ -201,11 +201,10 @@ def wrapped(flower_class: type, **fixed: Any) -> type[FlowerRule]:
 
 def _described(flower_class: type) -> str:
     """What `describe` says."""
+    module = flower_class.__module__
+    place = f"{module}." if module.startswith("flwr.") else ""  # a plugin's module has a name that means nothing
     first = (inspect.getdoc(flower_class) or f"{flower_class.__name__}.").splitlines()[0]
-    return (
-        f"{first}\n\nA strategy of Flower's, {flower_class.__module__}.{flower_class.__name__}. Not called here: "
-        f"{', '.join(UNCALLED)}."
-    )
+    return f"{first}\n\nA strategy of Flower's, {place}{flower_class.__name__}. Not called here: {', '.join(UNCALLED)}."
 
 
 def _check_class(flower_class: Any) -> None:

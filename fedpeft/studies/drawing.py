@@ -7,7 +7,6 @@ methods than there are colours, those that matter most have one, and the others 
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import textwrap
 from collections import Counter
@@ -227,10 +226,8 @@ POINT = 5.0
 def name_points(axis: Any, points: Sequence[Named]) -> list[Any]:
     """Put names beside their points, those of the first ones first; a name that finds no free place is left out.
 
-    A line to a point goes behind no other name, where there is a place without that. Returns the texts that were
-    placed. All other things must have been drawn.
+    Returns the texts that were placed. All other things must have been drawn.
     """
-    from matplotlib.path import Path
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
@@ -238,23 +235,15 @@ def name_points(axis: Any, points: Sequence[Named]) -> list[Any]:
     axis.figure.get_layout_engine().execute(axis.figure)  # only now is it known where the panel is
     centres = axis.transData.transform([(p.x, p.y) for p in points])
     taken = [Bbox([(x - POINT, y - POINT), (x + POINT, y + POINT)]) for x, y in centres]
-    placed: list[Any] = []
-    names: list[Bbox] = []
-    lines: list[Path] = []
-    for point, centre in zip(points, centres, strict=True):
-        for strict, (x, y) in itertools.product((True, False), PLACES):
+    placed = []
+    for point in points:
+        for x, y in PLACES:
             text = _beside(axis, point, x, y)
             text.get_window_extent()  # which puts it there
-            box = Text.get_window_extent(text)  # without the line to the point
-            line = [Path([centre, ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)])] if text.arrow_patch else []
-            free = axis.bbox.count_contains(box.corners()) == 4 and not box.count_overlaps(taken)
-            struck = any(a.intersects_bbox(b) for a in line for b in names)
-            struck = struck or any(a.intersects_bbox(box) for a in lines)
-            if free and not (strict and struck):
+            box = Text.get_window_extent(text)  # without the line to the point, which names may lie on
+            if axis.bbox.count_contains(box.corners()) == 4 and not box.count_overlaps(taken):
                 placed.append(text)
                 taken.append(box)
-                names.append(box)
-                lines += line
                 break
             text.remove()
     return placed

@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from matplotlib.path import Path
 from matplotlib.text import Text
 from scipy import stats
 
@@ -167,23 +166,6 @@ def test_names_beside_points_hide_neither_each_other_nor_points() -> None:
         assert not box.count_overlaps(boxes[:i])
         assert not box.count_contains(marks)
         assert axis.bbox.count_contains(box.corners()) == 4
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_line_to_a_point_strikes_no_other_name(seed: int) -> None:
-    crowd = 0.12 * np.random.default_rng(seed).normal(size=(9, 2))
-    look = Look(GREY, ".", "-")
-    points = [Named(float(x), float(y), f"a method, number {i}", look) for i, (x, y) in enumerate(crowd)]
-    with panels(2, 2, io.StringIO(), "salt") as (_, [axis, _]):
-        axis.plot([-1, 1], [-1, 1], "o")
-        placed = name_points(axis, points)
-        boxes = [Text.get_window_extent(text) for text in placed]
-        marks = axis.transData.transform([text.xy for text in placed])
-        lines = [Path([mark, (box.min + box.max) / 2]) for mark, box in zip(marks, boxes, strict=True)]
-        joined = [i for i, text in enumerate(placed) if text.arrow_patch is not None]
-    assert len(placed) == len(points)
-    assert len(joined) > 3, "or nothing is proven"
-    assert not [(i, k) for i in joined for k in range(len(placed)) if k != i and lines[i].intersects_bbox(boxes[k])]
 
 
 @pytest.mark.parametrize(
