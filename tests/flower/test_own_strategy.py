@@ -131,7 +131,8 @@ def test_arguments_are_settings():
     part = wrapped(Rule)
     assert {"eta", "norm", "weighted_by_key"} <= set(part.names)
     assert "fraction_train" not in part.names
-    assert part.__doc__.startswith("One line.\n\nA strategy of Flower's, Rule. ")  # a plugin's module has no name to tell
+    # a plugin's module has no name to tell
+    assert part.__doc__.startswith("One line.\n\nA strategy of Flower's, Rule. ")
     assert part(eta=0.1).start(STATE, LAYOUT, 0) is STATE  # fraction_train has been set to 1
 
 
