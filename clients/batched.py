@@ -55,7 +55,6 @@ class BatchedExecutor(Executor):
         self.examples = examples
         self.layout = layout
         self.clients = clients
-        self.packed: PackedTokens | None = None
         self._stack(method, kernel)
         self.parameters = trainable(model)
         self.penalties = penalties(model)

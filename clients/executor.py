@@ -24,6 +24,7 @@ from fedpeft.aggregation.update import padded
 from fedpeft.data.examples import Batch, Examples, TokenRows, length_sorted_batches, padded_length
 from fedpeft.data.packing import Place, places, together
 from fedpeft.models.kernels import FrozenLinear
+from fedpeft.models.packed_tokens import PackedTokens
 from fedpeft.models.quantized import QuantizedLinear, folded
 from fedpeft.models.task import FederatedModel, RowLosses, Task, canonical
 from fedpeft.peft.adapter import ClientForm, Layout, State
@@ -258,8 +259,13 @@ class Trained:
 
 
 class Executor(ABC):
-    """Trains jobs on one device. Results are in the order of the jobs."""
+    """Trains jobs on one device. Results are in the order of the jobs.
 
+    Attributes:
+        packed: lets the base work without padding; None: it can't, or some of the layers.
+    """
+
+    packed: PackedTokens | None = None
     layout: Layout
     model: FederatedModel
     task: Task
@@ -273,8 +279,9 @@ class Executor(ABC):
 
     @cached_property
     def packs(self) -> bool:
-        """Whether short rows of a step may share a sequence."""
-        return isinstance(self.examples, TokenRows) and self.examples.labels is None and self.task.packs(self.model)
+        """Whether short rows of a step may share a sequence; without padding they have no need to."""
+        unlabelled = isinstance(self.examples, TokenRows) and self.examples.labels is None
+        return self.packed is None and unlabelled and self.task.packs(self.model)
 
     def sequences(self, rows: np.ndarray) -> int:
         """How many sequences these rows are in a pass."""

@@ -49,7 +49,7 @@ class Settings:
 
 
 WHOLE, CHUNKS, APART, PACKED = "all logits", "chunks", "rows apart", "rows packed"
-CLIENT, CLIENT_RAGGED = "client's step", "client's step, rows packed"
+CLIENT, CLIENT_RAGGED, CLIENT_PADDED = "client's step", "client's step, rows packed", "client's step, rows padded"
 CLIENT_AGAIN = "client's step, checkpointing"
 OUTPUT = "output layer: "
 
@@ -98,7 +98,7 @@ def ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
     ragged, longest = made_rows(lengths, settings, model, random), padded_length(max(lengths))
     [bins] = together([np.array(lengths)], longest) or [[[i] for i in range(len(lengths))]]
     padding = 1 - sum(lengths) / (len(lengths) * longest)
-    say(f"packed: {len(lengths)} rows in {len(bins)} sequences of {longest} tokens; apart, {padding:.0%} is padding")
+    say(f"{len(lengths)} rows, padded {padding:.0%} is padding; sequences of {longest} tokens hold them in {len(bins)}")
 
     def chunks(batch: Any) -> Any:
         return task.row_losses(model, batch)
@@ -115,8 +115,9 @@ def ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
     made[CLIENT] = partial(clients.client, settings.model, settings.dtype, rows)
     made[CLIENT_AGAIN] = partial(clients.client, settings.model, settings.dtype, rows, again=True)
     made[CLIENT_RAGGED] = partial(clients.client, settings.model, settings.dtype, ragged)
+    made[CLIENT_PADDED] = partial(clients.client, settings.model, settings.dtype, ragged, padded=True)
     made |= peers.steps(settings.model, settings.dtype, full, ragged.batch(range(len(lengths))), say)
-    short = (APART, PACKED, CLIENT_RAGGED, peers.PLAIN_RAGGED)
+    short = (APART, PACKED, CLIENT_RAGGED, CLIENT_PADDED, peers.PLAIN_RAGGED)
     return {name: Way(each, of_ragged if name in short else of_all) for name, each in made.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ from experiments.language_speed.peers import Step
 TARGETS = "lora(rank=8, targets=('q_proj', 'v_proj'), layers=0)"
 
 
-def client(model: str, dtype: str, rows: Any, again: bool = False) -> Step:
-    """One step on all `rows`, always from the start; short ones lie in one sequence where that is shorter.
+def client(model: str, dtype: str, rows: Any, again: bool = False, padded: bool = False) -> Step:
+    """One step on all `rows`, always from the start; without padding where there is much.
 
-    `again`: blocks are computed again on the way back.
+    Args:
+        again: blocks are computed again on the way back.
+        padded: padding is left in.
     """
     from fedpeft.clients.batched import BatchedExecutor
     from fedpeft.clients.executor import Job
@@ -40,6 +43,8 @@ def client(model: str, dtype: str, rows: Any, again: bool = False) -> Step:
     local = LocalTraining(len(rows), LOCAL_WORK.build("steps(1)"))
     job = Job(0, 1, 0, np.arange(len(rows)), start, frozenset(layout.names), local, 1e-3, layout.form)
     executor.try_packing([job])
+    if padded and executor.packed is not None:
+        executor.packed.worth = sys.maxsize
 
     def step() -> float:
         [trained] = executor.train([job])

@@ -44,12 +44,10 @@ def _attended(
     **named: Any,
 ) -> Any:
     """Scaled dot-product attention on (B, heads, T, d), computed in at least fp32 on CPUs, in the dtype of `query`."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     if packing is not None:
 
         def of_rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            output: Tensor = sdpa_attention_forward(module, query, key, value, None, *rest, **named)[0]
+            output: Tensor = _attended(module, query, key, value, None, *rest, **named)[0]
             return output
 
         return packing.attend(of_rows, query, key, value), None
@@ -59,6 +57,8 @@ def _attended(
         key, value, counted = prefix(key, value)
         mask = _with_prefix(mask, counted, query, key.shape[2] - counted.shape[1], bool(causal))
         named["is_causal"] = False
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     if (lean := lean_attention(module, query, key, value, mask, *rest, **named)) is not None:
         return lean, None
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":

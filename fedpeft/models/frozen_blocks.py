@@ -25,7 +25,7 @@ from torch import Tensor, float64, nn
 from fedpeft.data.examples import Batch, Examples, PairRows, length_sorted_batches
 from fedpeft.errors import AssetError
 from fedpeft.machine import files, kept_states
-from fedpeft.models.layers import blocks
+from fedpeft.models.layers import blocks, reader
 
 TILE = 32
 """Rows computed together."""
@@ -67,12 +67,6 @@ def above(base: nn.Module, depth: int) -> nn.Module:
 
 AGREEMENT = {torch.bfloat16: 0.02}
 """Largest difference, relative to a token's largest output, that a model started from hidden states may show."""
-
-
-def reader(base: nn.Module) -> Any:
-    """What makes hidden states of tokens: of a language model all but its output layer."""
-    outputs = getattr(base, "get_output_embeddings", None)
-    return base.base_model if callable(outputs) and outputs() is not None else base
 
 
 def can_start_at(base: nn.Module, depth: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -24,6 +25,12 @@ CROSS_ATTENTION = ("encoder_attn", "crossattention", "EncDecAttention")
 
 Blocks = tuple[str, nn.ModuleList]
 """Path and list of transformer blocks."""
+
+
+def reader(base: nn.Module) -> Any:
+    """What makes hidden states of tokens: of a language model all but its output layer."""
+    outputs = getattr(base, "get_output_embeddings", None)
+    return base.base_model if callable(outputs) and outputs() is not None else base
 
 
 def unused(name: str) -> bool:

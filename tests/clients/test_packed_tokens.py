@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from fedpeft.data.examples import LENGTH_STEP
+from fedpeft.models.conv1d import linear_for_conv1d
 from fedpeft.models.frozen_blocks import FrozenStore, above
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
@@ -18,6 +21,9 @@ from fedpeft.peft.adapter import ClientForm
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.stacked_products import Factors, evenly, low_rank_sum
 from tests.clients.test_executors import SHARDS, build, jobs, worst
+from tests.clients.test_packing import TASK as LANGUAGE
+from tests.clients.test_packing import jobs as language_jobs
+from tests.clients.test_packing import made_rows
 
 PACKED = ["lora(rank=4, layers=0)", "lora(rank=4, layers=1, targets=('query', 'value'))", "rslora(rank=4)"]
 PADDED = [
@@ -229,17 +235,47 @@ def test_a_pass_does_without_padding_where_it_is_worth_it(tiny, monkeypatch, wor
     assert seen == expected
 
 
-def test_a_language_model_is_padded_as_before():
-    """Its logits are many, and packed for nothing."""
-    from fedpeft.data.rows import load_dataset
-    from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import TASKS
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 90, "pad_token_id": 0}
+LLAMA = {"intermediate_size": 48, "num_key_value_heads": 2}
 
-    task, folder = TASKS.build("causal_lm"), resolve_model("tiny_lm")
-    rows = task.tokenise(load_dataset("tiny_lm").train.take(np.arange(8)), folder, 32)
-    model = task.model(task.base(folder, torch.float32), 0)
-    method = PEFT_METHODS.build("lora(rank=4)")
-    method.attach(model, "fp32")
-    layout = method.layout(model)
-    plain = task.model(task.base(folder, torch.float32), 0)
-    assert BatchedExecutor(plain, task, method, rows, layout, 2, "native").packed is None
+
+@pytest.mark.parametrize("dtype", ["fp64", "bf16"])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", LLAMA),
+        ("qwen3", LLAMA | {"head_dim": 8}),
+        ("gpt_neox", {"intermediate_size": 48}),
+        ("gpt2", {}),  # hands its tokens on without a name
+    ],
+)
+def test_language_models_train_without_padding_as_with_it(kind, settings, dtype):
+    """Attention is row by row: no mask of all tokens by all tokens is made."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES, **settings))
+    base = base.to(DTYPES[dtype]).eval().requires_grad_(False)
+    linear_for_conv1d(base)
+    method = PEFT_METHODS.build("lora(rank=2, layers=0)")
+    reference = LANGUAGE.model(deepcopy(base), None)
+    method.attach(reference, dtype)
+    layout, rows, masks = method.layout(reference), made_rows(90), set()
+    start = {name: t + 0.1 * torch.randn_like(t) for name, t in method.start(reference, 0).items()}
+    packed, padded = (
+        BatchedExecutor(LANGUAGE.model(deepcopy(base), None), LANGUAGE, method, rows, layout, 3, "native")
+        for _ in range(2)
+    )
+    padded.packed.worth = 10**9
+    for module in packed.model.modules():
+        if type(module).__name__.endswith("Attention"):
+            module.register_forward_pre_hook(lambda _, __, n: masks.add(n["attention_mask"].numel()), with_kwargs=True)
+    work = language_jobs(layout, start)
+    one, other = list(packed.train(work)), list(padded.train(work))
+    assert masks == {1}
+    assert (padded.packed.packing, packed.packed.packing is not None) == (None, True)
+    assert worst(one, other, work) < (1e-9 if dtype == "fp64" else 0.2)
+    assert [t.loss for t in one] == pytest.approx([t.loss for t in other], rel=1e-10 if dtype == "fp64" else 2e-3)
+
+
+def test_windows_of_a_language_model_are_padded():
+    config = AutoConfig.for_model("mistral", **SIZES, **LLAMA, sliding_window=4)
+    assert not takes_packed_tokens(AutoModelForCausalLM.from_config(config).eval())
