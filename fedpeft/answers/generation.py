@@ -31,9 +31,11 @@ GREEDY: dict[str, Any] = {
     **dict.fromkeys((
         "min_new_tokens", "max_time", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
         "forced_eos_token_id", "exponential_decay_length_penalty", "watermarking_config", "prompt_lookup_num_tokens",
+        "penalty_alpha", "dola_layers", "constraints", "force_words_ids", "assistant_early_exit", "stop_strings",
     )),
 }  # fmt: skip
-"""What a model's own generation settings may say otherwise, and answers would not be the likeliest token each time.
+"""What a model's own generation settings may say otherwise, and answers would not be the likeliest token each time, or
+transformers would refuse them: other ways of searching than its own code knows, and ends that are no tokens.
 
 What a decoder starts with stays, a forced first token of a translation's language, too.
 """

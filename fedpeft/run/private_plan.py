@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from fedpeft.aggregation.server_optimizer import Pace
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.parts import part_text
@@ -40,7 +39,8 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         groups: of clients that differ.
 
     Raises:
-        FedpeftError: what is planned does not go with the other settings.
+        FedpeftError: what is planned does not go with the other settings; or the named server optimizer's steps are
+            not as long as the mean update is, so that there is nothing to plan by.
     """
     mechanism = setup.mechanism
     if mechanism is None or not mechanism.protects or mechanism.epsilon is None or not mechanism.plan:
@@ -54,9 +54,17 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
         federation = dataclasses.replace(
             federation, method=trained.method, layout=trained.layout, trained=trained.trained_entries
         )
-    training = mechanism.planned_training(federation, _pace(trained)) if mechanism.trains(federation) else None
+    named = None if _left(config, "server_optimizer") else trained.optimizer
+    pace = named.pace if named is not None else None
+    training = mechanism.planned_training(federation, pace) if mechanism.trains(federation) else None
     if training is None:
         return setup
+    if named is not None and pace is None:
+        raise ConfigError(
+            f"--server-optimizer {config.server_optimizer} takes steps of a length of its own, so that how clients "
+            f"train can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, --local-work "
+            "and --batch-size yourself, or take momentum or leave it out"
+        )
     config = dataclasses.replace(
         config,
         batch_size=training.batch_size,
@@ -70,24 +78,6 @@ def planned(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] =
     made = dataclasses.replace(trained, **{**vars(chosen_parts(config)), "config": config})
     checks.check(made)
     return made
-
-
-def _pace(setup: Setup) -> Pace | None:
-    """How far the server's steps lead, as the user says; None: it is left to the plan.
-
-    Raises:
-        ConfigError: they are not as long as the mean update is, so that there is nothing to plan by.
-    """
-    if _left(setup.config, "server_optimizer"):
-        return None
-    pace = setup.optimizer.pace
-    if pace is None:
-        raise ConfigError(
-            f"--server-optimizer {setup.config.server_optimizer} takes steps of a length of its own, so that how "
-            f"clients train can't be planned from --privacy {setup.config.privacy}; name --learning-rate, "
-            "--optimizer, --local-work and --batch-size yourself, or take momentum or leave it out"
-        )
-    return pace
 
 
 def _left(config: RunConfig, name: str) -> bool:

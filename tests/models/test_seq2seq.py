@@ -170,7 +170,8 @@ OTHERWISE = {
     "do_sample": True, "num_beams": 3, "return_dict_in_generate": True, "min_length": 5,
     "min_new_tokens": 5, "no_repeat_ngram_size": 1, "repetition_penalty": 50.0, "guidance_scale": 9.0,
     "exponential_decay_length_penalty": (1, 9.0), "prompt_lookup_num_tokens": 2,
-    "watermarking_config": {"bias": 90.0, "context_width": 1},
+    "watermarking_config": {"bias": 90.0, "context_width": 1}, "penalty_alpha": 0.6, "dola_layers": "low",
+    "force_words_ids": [[5]], "constraints": [1], "assistant_early_exit": 1, "stop_strings": ["a"],
 }  # fmt: skip
 OF_ENCODERS = {"encoder_no_repeat_ngram_size": 1, "encoder_repetition_penalty": 50.0}
 

@@ -217,6 +217,9 @@ def test_the_plan_goes_by_the_server_optimizer_that_is_named(tmp_path, monkeypat
     assert named.learning_rate == pytest.approx(10 * usual.learning_rate)
     with pytest.raises(ConfigError, match=r"--server-optimizer adam takes steps of a length of its own.* name --learn"):
         made(tmp_path / "c", **given, server_optimizer="adam")
+    unplanned = {"privacy": "local_dp(epsilon=8)", "head": "zero", "server_optimizer": "adam"}
+    config = made(tmp_path / "d", **unplanned)
+    assert (config.server_optimizer, config.learning_rate) == ("adam", RunConfig().learning_rate)
 
 
 @pytest.mark.slow
