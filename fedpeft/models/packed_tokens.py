@@ -113,6 +113,7 @@ def _takes_more_than_it_reads(base: nn.Module) -> bool:
 
 def _looks_through_windows(config: Any) -> bool:
     """Whether tokens of some layers see those near them only, by what configurations of transformers say of it."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and any(kind != "full_attention" for kind in kinds):
         return True

@@ -14,7 +14,7 @@ from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.models.conv1d import linear_for_conv1d
 from fedpeft.models.frozen_blocks import FrozenStore, above
 from fedpeft.models.kernels import FrozenLinear
-from fedpeft.models.packed_tokens import PackedTokens, takes_packed_tokens
+from fedpeft.models.packed_tokens import PackedTokens, _looks_through_windows, takes_packed_tokens
 from fedpeft.models.packing import STEP, Packing
 from fedpeft.models.task import DTYPES
 from fedpeft.peft.adapter import ClientForm
@@ -279,3 +279,8 @@ def test_language_models_train_without_padding_as_with_it(kind, settings, dtype)
 def test_windows_of_a_language_model_are_padded():
     config = AutoConfig.for_model("mistral", **SIZES, **LLAMA, sliding_window=4)
     assert not takes_packed_tokens(AutoModelForCausalLM.from_config(config).eval())
+
+
+def test_windows_of_a_text_model_inside_another_are_seen():
+    assert _looks_through_windows(AutoConfig.for_model("gemma3"))
+    assert not _looks_through_windows(AutoConfig.for_model("llama"))
