@@ -180,7 +180,7 @@ def read_run(folder: Path) -> Result:
         scores = _arrays(folder / "predictions.npz")
         correct, count = scores.get("correct"), scores.get("count")
         calibration = None
-        if correct is not None and summary["metric"] == "accuracy":
+        if correct is not None and summary["metric"] == "accuracy" and scores["confidence"].any():  # of pairs all are 0
             calibration = calibrate(scores["confidence"], correct).as_dict()
         return Result(
             config=config,

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 from rich.console import Console
@@ -19,7 +20,7 @@ from fedpeft import simulate
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.catalogue import built
 from fedpeft.studies.process import Program, Start
-from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, resolved
+from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, read_run, resolved
 from fedpeft.studies.runner import Schedule, Workplace, jobs_that_fit, rounds_done
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
@@ -338,3 +339,15 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path, capsys: pytest.C
     assert main(arguments) == 1
     assert "nothing to do" in capsys.readouterr().out
     assert results.read_bytes() == before
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.8])
+def test_where_nothing_is_confident_there_is_no_calibration(tmp_path, confidence):
+    """Pairs of texts and images are ranked: an error of confidences that are all 0 would be the accuracy."""
+    (tmp_path / "config.toml").write_text("seed = 0\nbatch_size = 8\n")
+    (tmp_path / "summary.json").write_text('{"metric": "accuracy", "seed": 0}')
+    for name in ("rounds.jsonl", "clients.jsonl"):
+        (tmp_path / name).write_text("")
+    one = np.ones(4)
+    np.savez(tmp_path / "predictions.npz", correct=one, count=one, confidence=confidence * one)
+    assert (read_run(tmp_path).calibration is None) == (confidence == 0)
