@@ -186,7 +186,8 @@ def _columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
         if suffix in PARQUET:
             from pyarrow import parquet
 
-            table = parquet.ParquetFile(stream, buffer_size=1 << 20)  # else a row group's column is held as a whole
+            # else columns of a row group, or with pre_buffer all that has been read, are held as they lie in the file
+            table = parquet.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
             schema, batches = table.schema_arrow, table.iter_batches(batch_size=ROWS)
         else:
             schema, batches = _arrow(stream)

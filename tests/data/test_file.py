@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -356,3 +357,22 @@ def test_a_column_that_parquet_names_twice_is_refused(tmp_path):
 def test_a_template_writes_no_missing_value(row, words, tmp_path):
     with pytest.raises(DataError, match=words):
         load_dataset(f"file:{write(tmp_path / 'my.jsonl', lines([row] * 10))}")
+
+
+def test_what_was_read_of_a_parquet_file_is_let_go(tmp_path):
+    """pyarrow's reading ahead keeps each part of a file until its end."""
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    random = np.random.default_rng(0)
+    parquet.write_table(
+        pa.table({"text": [random.bytes(2000).hex() for _ in range(4000)]}),
+        tmp_path / "rows.parquet",
+        row_group_size=500,
+    )
+    size = (tmp_path / "rows.parquet").stat().st_size
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in records(tmp_path / "rows.parquet")) == 4000
+        assert tracemalloc.get_traced_memory()[1] < size / 2
+    finally:
+        tracemalloc.stop()
