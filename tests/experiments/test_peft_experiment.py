@@ -19,8 +19,6 @@ from fedpeft.studies.study_file import read_study
 OF_STRATEGIES = {"lora_sb", "lora_gram", "row_lora", "expert_lora"}
 WITHOUT_RATE = {"linear_probe"}
 """It trains the head alone, whose rate is the same with all methods, and is not tuned."""
-NOT_RUN_YET = {"prompt_ensemble"}
-"""A run of it takes ten times as long as one of the others: eight prompts through all blocks."""
 
 
 def test_every_method_is_in_the_study_with_a_rate_of_its_own():
@@ -28,8 +26,7 @@ def test_every_method_is_in_the_study_with_a_rate_of_its_own():
         runs = read_study(FOLDER / "study.toml", preset).runs()
         used = {PEFT_METHODS.build(r.config.peft).name for r in runs}
         untuned = WITHOUT_RATE if preset == "tuning" else set()
-        assert set(PEFT_METHODS.names) - OF_STRATEGIES - NOT_RUN_YET - untuned <= used
-        assert not NOT_RUN_YET & used
+        assert set(PEFT_METHODS.names) - OF_STRATEGIES - untuned <= used
     rates = {
         len({r.config.learning_rate for r in runs if r.point["method"] == m}) for m in {r.point["method"] for r in runs}
     }
