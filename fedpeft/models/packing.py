@@ -15,7 +15,7 @@ Group = tuple[slice, slice]
 """Neighbouring clients with equally many tokens each, and their tokens."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Packing:
     """Where the tokens of a padded batch (B, T) are when they are packed, (1, N).
 
@@ -25,6 +25,7 @@ class Packing:
         groups: of clients, in order.
         shape: (B, T).
         size: N.
+        attended: how many times attention has gone by it.
     """
 
     places: Tensor
@@ -32,6 +33,7 @@ class Packing:
     groups: tuple[Group, ...]
     shape: tuple[int, int]
     size: int
+    attended: int = 0
 
     @classmethod
     def of(cls, mask: Tensor, clients: int) -> Packing:
@@ -74,6 +76,7 @@ class Packing:
 
         `attention` takes (B, heads, T, width) three times and returns (B, T, heads, width).
         """
+        self.attended += 1
         sizes = [rows * tokens for rows, tokens in self.runs]
         rest = self.size - sum(sizes)
         cut = [torch.split(t[0].transpose(0, 1), [*sizes, rest]) for t in (query, key, value)]

@@ -284,3 +284,11 @@ def test_windows_of_a_language_model_are_padded():
 def test_windows_of_a_text_model_inside_another_are_seen():
     assert _looks_through_windows(AutoConfig.for_model("gemma3"))
     assert not _looks_through_windows(AutoConfig.for_model("llama"))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_model_with_an_attention_of_its_own_is_padded(dtype):
+    """Of two short rows rounding hides what it makes of packed ones."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model("falcon", **SIZES)).to(DTYPES[dtype]).eval()
+    assert not takes_packed_tokens(base)
