@@ -69,7 +69,7 @@ class PackedTokens(AbstractContextManager["PackedTokens"]):
         positions = torch.arange(tokens, device=packing.places.device).expand(rows, -1)
         read = (name for name in ("input_ids", "inputs_embeds") if given.get(name) is not None)
         inputs = {name: packing.packed(given[name]) for name in read}
-        seen = positions.new_ones(1, 1, 1, 1) if self._has_output else None  # of a decoder transformers makes one of (N, N)
+        seen = positions.new_ones(1, 1, 1, 1) if self._has_output else None  # else a decoder makes one of (N, N)
         named: dict[str, Any] = {"attention_mask": seen, "position_ids": packing.packed(positions), "packing": packing}
         return arguments, given | inputs | named
 

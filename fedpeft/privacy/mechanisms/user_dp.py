@@ -246,10 +246,9 @@ class UserDP(Mechanism):
     def planned_training(self, federation: Exposure, pace: Pace | None = None) -> Training | None:
         """One step of a client on all of its rows, twice as long as the clipping norm where its gradient has norm 1.
 
-        Of an adapter all rounds lead as far as `DISTANCE`, if all clients agree; under momentum that is named in the long
-        run, in few rounds less far. The head alone is led until noise has
-        moved the weights of a class by `HEAD_NOISE`, or its steps are `STRIDE` long. That counts noise as if
-        all clients took part in each round; in small secret cohorts it moves them farther: twice, for a tenth of 5,000
+        Of an adapter all rounds lead as far as `DISTANCE`, if all clients agree; under momentum that is named in the
+        long run, in few rounds less far. The head alone is led until noise has moved the weights of a class by
+        `HEAD_NOISE`, or its steps are `STRIDE` long. That counts noise as if all clients took part in each round; in small secret cohorts it moves them farther: twice, for a tenth of 5,000
         clients at epsilon 8. With momentum beta steps lead 1 / (1 - beta) times as far.
         """
         distance, momentum = DISTANCE, 0.0
