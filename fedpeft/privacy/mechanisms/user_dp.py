@@ -248,8 +248,9 @@ class UserDP(Mechanism):
 
         Of an adapter all rounds lead as far as `DISTANCE`, if all clients agree; under momentum that is named in the
         long run, in few rounds less far. The head alone is led until noise has moved the weights of a class by
-        `HEAD_NOISE`, or its steps are `STRIDE` long. That counts noise as if all clients took part in each round; in small secret cohorts it moves them farther: twice, for a tenth of 5,000
-        clients at epsilon 8. With momentum beta steps lead 1 / (1 - beta) times as far.
+        `HEAD_NOISE`, or its steps are `STRIDE` long. That counts noise as if all clients took part in each round; in
+        small secret cohorts it moves them farther: twice, for a tenth of 5,000 clients at epsilon 8. With momentum beta
+        steps lead 1 / (1 - beta) times as far.
         """
         distance, momentum = DISTANCE, 0.0
         if federation.head_alone:
