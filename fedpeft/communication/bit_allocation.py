@@ -64,47 +64,48 @@ class Slices:
     """How a vector of segments falls into slices.
 
     Attributes:
-        order: (n,) places of the entries, slice after slice; None: they already lie so.
+        turned: matrices whose columns are slices: where each begins, its rows and its columns. All else lies slice
+            after slice.
         sizes: entries of each slice.
     """
 
-    order: Array | None
+    turned: tuple[tuple[int, int, int], ...]
     sizes: Array
 
     def gather(self, values: Array) -> Array:
         """`values` slice after slice."""
-        return values if self.order is None else values.take(self.order)
+        if not self.turned:
+            return values
+        result = values.copy()
+        for start, rows, columns in self.turned:
+            place = slice(start, start + rows * columns)
+            result[place].reshape(columns, rows)[...] = values[place].reshape(rows, columns).T
+        return result
 
     def scatter(self, values: Array) -> Array:
         """The inverse of `gather`."""
-        if self.order is None:
-            return values
-        result = np.empty_like(values)
-        result[self.order] = values
-        return result
+        back = tuple((start, columns, rows) for start, rows, columns in self.turned)
+        return Slices(back, self.sizes).gather(values)
 
 
 @lru_cache(maxsize=16)
 def slices(shapes: tuple[Shape, ...], per: Slicing) -> Slices:
     """The slices of segments of these shapes; only matrices are cut."""
-    if per == "tensor" or not any(len(shape) == 2 for shape in shapes):
-        return Slices(None, segment_sizes(shapes))
+    if per == "tensor":
+        return Slices((), segment_sizes(shapes))
     sizes: list[int] = []
-    pieces: list[Array] = []
+    turned: list[tuple[int, int, int]] = []
     start = 0
     for shape in shapes:
-        place = np.arange(start, start + size(shape), dtype=np.int32 if start + size(shape) < 1 << 31 else np.int64)
-        start += size(shape)
         if len(shape) != 2:
             sizes.append(size(shape))
         elif per == "rank" and shape[1] < shape[0]:
             sizes += [shape[0]] * shape[1]
-            place = place.reshape(shape).T.reshape(-1)
+            turned.append((start, *shape))
         else:
             sizes += [shape[1]] * shape[0]
-        pieces.append(place)
-    order = np.concatenate(pieces)
-    return Slices(None if per == "row" else order, np.array(sizes, np.int64))
+        start += size(shape)
+    return Slices(tuple(turned), np.array(sizes, np.int64))
 
 
 def water_filling(energies: Array, sizes: Array, budget: float, high: float = 8.0) -> Array:

@@ -24,6 +24,8 @@ from fedpeft.errors import PayloadError
 
 PRECISION: Final = 1 << 12
 """What a table's frequencies sum to, about."""
+IN_CACHE: Final = 1 << 14
+"""Symbols that are coded at a time."""
 MAX_ALPHABET: Final = 1 << 12
 """Streams with a larger alphabet are sent raw."""
 
@@ -44,18 +46,19 @@ def encode_symbols(streams: Sequence[Symbols]) -> bytes:
     coder = constriction.stream.stack.AnsCoder()
     tables: list[bytes] = []
     raw: list[bytes] = []
-    coded: list[tuple[Array, Any]] = []
+    coded: list[tuple[Array, int, Any]] = []
     for stream in streams:
         table, first, frequencies, _ = _table(stream)
         tables.append(table)
         if frequencies is None:
             raw.append(pack_symbols(stream.values, stream.alphabet))
         elif len(frequencies) > 1:
-            values = stream.values.astype(np.int32)
-            values -= np.int32(first)
-            coded.append((values, _model(frequencies)))
-    for symbols, model in reversed(coded):  # a stack: what goes in last comes out first
-        coder.encode_reverse(symbols, model)
+            coded.append((stream.values, first, _model(frequencies)))
+    for values, first, model in reversed(coded):  # a stack: what goes in last comes out first
+        for start in reversed(range(0, len(values), IN_CACHE)):
+            symbols = values[start : start + IN_CACHE].astype(np.int32)
+            symbols -= np.int32(first)
+            coder.encode_reverse(symbols, model)
     words = coder.get_compressed()
     data = b"".join((*tables, varint(len(words)), words.astype("<u4").tobytes(), *raw))
     if len(data) > encode_bound([s.expected for s in streams]):

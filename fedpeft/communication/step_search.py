@@ -47,7 +47,7 @@ def relative_steps(signal: Signal, cut: Slices, largest: float = 0.0) -> Array:
     return relative
 
 
-BLOCK: Final = 1 << 14
+BLOCK: Final = 1 << 15
 """Entries, about, that are worked on at a time: what is made of them stays in a core's cache."""
 
 LARGE: Final = 1 << 14
@@ -73,34 +73,47 @@ class StepSearch:
         # a step that depended on the noise that is sent would bias the code: the search has an even noise of its own
         self.probe = (np.arange(len(y)) * GOLDEN_RATIO % 1 - 0.5).astype(y.dtype) if dither else None
         self.blocks = _blocks(sizes)
-        self.magnitudes, self.signs = np.abs(y), np.empty(len(y), np.int8)
+        self._q, self._counted = np.empty(len(y), np.int16), 0.0  # levels, and the step at which they are
         self.slice_largest, squares = np.zeros(len(sizes), y.dtype), np.zeros(len(sizes))
         for of, at in self.blocks:
-            np.subtract((y[at] > 0).view(np.int8), (y[at] < 0).view(np.int8), out=self.signs[at])
-            self.slice_largest[of] = segment_reduce(np.maximum, self.magnitudes[at], sizes[of])
+            self.slice_largest[of] = segment_reduce(np.maximum, np.abs(y[at]), sizes[of])
             squares[of] = segment_reduce(np.add, np.square(y[at], dtype=np.float64), sizes[of])
         self.largest = float(self.slice_largest.max(initial=0.0))
         self.rms = np.sqrt(squares / np.maximum(sizes, 1))
 
     def levels(self, step: float, noise: Array | None) -> tuple[Array, Array]:
-        """q of every entry, int16, and the class of every slice; with dither if there is noise."""
-        q = np.zeros(len(self.y), np.int16)
-        if step > 0:
+        """q of every entry, int16, and the class of every slice; with dither if there is noise. The next search for a
+        step writes over q."""
+        if step <= 0:
+            return np.zeros(len(self.y), np.int16), self._classes(step, noise is not None)
+        if noise is not None or self.probe is not None or step != self._counted:
+            self._counted = 0.0
             for _, at in self.blocks:
-                self._quantize(step, noise, at, q[at])
-        return q, self._classes(step, noise is not None)
+                self._quantize(step, noise, at, self._q[at])
+        return self._q, self._classes(step, noise is not None)
+
+    def in_steps(self, step: float, at: slice) -> Array:
+        """|y| / step of the entries `at`."""
+        magnitudes = np.abs(self.y[at])
+        magnitudes /= self.y.dtype.type(step)
+        return magnitudes
 
     def _quantize(self, step: float, noise: Array | None, at: slice, out: Array) -> None:
         """The levels of the entries `at` into `out`, int16."""
-        y = np.divide(self.y[at] if noise is not None else self.magnitudes[at], self.y.dtype.type(step))
+        within = self.largest / step + 1 < REACH
         if noise is not None:
+            y = np.divide(self.y[at], self.y.dtype.type(step))
             y += noise[at]
-        y += self.y.dtype.type(0.5) if noise is not None else self.offset
-        if not self.largest / step + 1 < REACH:
+            y += self.y.dtype.type(0.5)
+            np.floor(y, out=y)
+        else:
+            y = self.in_steps(step, at)
+            y += self.offset
+        if not within:
             np.clip(y, -REACH, REACH, out=y)
-        np.copyto(out, np.floor(y, out=y) if noise is not None else y, casting="unsafe")
-        if noise is None:  # towards zero was down: none was negative
-            out *= self.signs[at]
+        if noise is None:
+            _set_signs(y, self.y[at])
+        np.copyto(out, y, casting="unsafe")  # towards zero
 
     def _classes(self, step: float, dither: bool) -> Array:
         if step <= 0:
@@ -116,13 +129,12 @@ class StepSearch:
         width = 2 * reach + 1
         dtype: type[np.signedinteger[Any]] = np.int16 if 2 * CLASSES * width < 1 << 15 else np.int32
         zero = classes.astype(dtype) * dtype(width) + dtype(reach)
-        q = np.empty(max((at.stop - at.start for _, at in self.blocks), default=0), np.int16)
+        self._counted = step
         counts = np.zeros((2, CLASSES * width), np.int64)  # two: to add to what was just added to takes long
         for of, at in self.blocks:
-            levels = q[: at.stop - at.start]
-            self._quantize(step, self.probe, at, levels)
+            self._quantize(step, self.probe, at, self._q[at])
             joint = np.repeat(zero[of], self.sizes[of])
-            joint += levels
+            joint += self._q[at]
             joint[1::2] += dtype(CLASSES * width)
             counts += counted(joint, counts.size).reshape(counts.shape)
         both: Array = counts.sum(axis=0)
@@ -166,7 +178,7 @@ class StepSearch:
         energy = float((self.sizes * np.square(self.rms / step)).sum())
         arrives = 0.0
         for _, at in self.blocks:
-            m = self.magnitudes[at] / self.y.dtype.type(step)
+            m = self.in_steps(step, at)
             m *= m + self.offset >= 1
             arrives += float(np.square(m, out=m).sum())
         return arrives / energy if energy else 0.0
@@ -218,6 +230,13 @@ class StepSearch:
                 if cost > 0.997 * budget:
                     break
         return float(np.float32(high))
+
+
+def _set_signs(magnitudes: Array, y: Array) -> None:
+    """Give magnitudes (n,) the signs of y (n,), in place."""
+    words: Any = np.uint64 if y.dtype == np.float64 else np.uint32
+    bits = magnitudes.view(words)
+    bits |= y.view(words) & words(1 << 8 * bits.itemsize - 1)
 
 
 def _blocks(sizes: Array) -> list[tuple[slice, slice]]:

@@ -92,7 +92,7 @@ class Context:
     def signs(self, count: int) -> Array:
         """`count` random signs, -1 or 1."""
         bits = np.unpackbits(self._bits(-(-count // 64)).view(np.uint8), count=count, bitorder="little")
-        return 1 - 2 * bits.astype(self.dtype)
+        return (1 - 2 * bits.view(np.int8)).astype(self.dtype)
 
     def _bits(self, words: int) -> Array:
         generator = np.random.Philox(key=np.array([self.seed, self.position], np.uint64))

@@ -124,13 +124,15 @@ def _centroids(search: StepSearch, step: float, q: Array) -> tuple[tuple[int, in
     each slice, y' being what arrives with levels so shifted."""
     sums, ones, more, levels = np.zeros((3, len(search.sizes))), 0, 0, 0.0
     for of, at in search.blocks:
-        magnitude, sizes = search.magnitudes[at] / search.y.dtype.type(step), search.sizes[of]
-        level = np.abs(q[at])
-        one, larger = level == 1, level > 1
-        ones, more = ones + int(np.count_nonzero(one)), more + int(np.count_nonzero(larger))
-        sums[1, of] = segment_reduce(np.add, magnitude * one, sizes)
-        sums[2, of] = segment_reduce(np.add, magnitude * larger, sizes)
-        level = level.astype(magnitude.dtype)
+        magnitude, sizes = search.in_steps(step, at), search.sizes[of]
+        size = np.abs(q[at])
+        ones, more = ones + int(np.count_nonzero(size == 1)), more + int(np.count_nonzero(size > 1))
+        level = size.astype(magnitude.dtype)
+        some = np.minimum(level, 1)
+        larger = np.minimum(level, 2) - some  # floats of 0 and 1: to multiply by booleans takes five times as long
+        some -= larger
+        sums[1, of] = segment_reduce(np.add, np.multiply(magnitude, some, out=some), sizes)
+        sums[2, of] = segment_reduce(np.add, np.multiply(magnitude, larger, out=larger), sizes)
         levels += float(level.sum())
         sums[0, of] = segment_reduce(np.add, np.multiply(magnitude, level, out=magnitude), sizes)
     inside = (ones - sums[1].sum()) / max(1, ones), (levels - ones - sums[2].sum()) / max(1, more)

@@ -23,6 +23,9 @@ from fedpeft.parts import setting
 
 SMALLEST: Final = 6
 LARGEST: Final = 20
+NEAR: Final = 64
+IN_CACHE: Final = 1 << 14
+"""Entries, about, that are worked on at a time."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,47 @@ def hadamard(values: Array, blocks: tuple[Shape, ...]) -> Array:
     lengths = segment_sizes(blocks)
     starts = np.cumsum(lengths) - lengths
     result = np.empty_like(values)
-    for length in np.unique(lengths):
-        index = starts[lengths == length][:, None] + np.arange(length)
-        x = values[index]  # (blocks, length)
-        half = 1
-        while half < length:
-            pairs = x.reshape(-1, length // (2 * half), 2, half)
-            x = np.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), axis=2)
-            half *= 2
-        result[index] = x.reshape(-1, length) * values.dtype.type(1 / np.sqrt(float(length)))
+    for length in np.unique(lengths).tolist():
+        of_one_length = starts[lengths == length]
+        neighbours = np.split(of_one_length, np.flatnonzero(np.diff(of_one_length) != length) + 1)
+        runs = [slice(int(run[0]), int(run[-1]) + length) for run in neighbours]
+        x = np.concatenate([values[run] for run in runs])
+        _transform(x, length)
+        end = 0
+        for run in runs:
+            begin, end = end, end + run.stop - run.start
+            result[run] = x[begin:end]
     return result
+
+
+def _transform(x: Array, length: int) -> None:
+    """The orthonormal transform of blocks of one length, in place.
+
+    Butterflies between near entries go along the columns of the transpose, so that each adds whole rows.
+    """
+    near = min(length, NEAR)
+    scale = x.dtype.type(1 / np.sqrt(float(length)))
+    most = min(len(x), max(length, IN_CACHE))
+    one, other = np.empty((2, most), x.dtype)
+    for start in range(0, len(x), most):
+        chunk = x[start : start + most]
+        one, other = one[: len(chunk)], other[: len(chunk)]
+        one.reshape(near, -1)[...] = chunk.reshape(-1, near).T
+        one, other = _butterflies(one, other, len(chunk) // near, len(chunk))
+        other.reshape(-1, near)[...] = one.reshape(near, -1).T
+        one, other = _butterflies(other, one, near, length)
+        np.multiply(one, scale, out=chunk)
+
+
+def _butterflies(x: Array, other: Array, half: int, length: int) -> tuple[Array, Array]:
+    """Sums and differences of halves, of `half` entries each and then of twice as many, up to `length`; and what is
+    left to write into."""
+    while half < length:
+        pairs, into = x.reshape(-1, 2, half), other.reshape(-1, 2, half)
+        np.add(pairs[:, 0], pairs[:, 1], out=into[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=into[:, 1])
+        x, other, half = other, x, 2 * half
+    return x, other
 
 
 part = Rotate
