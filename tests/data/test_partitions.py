@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS, Partition, without_empty_clients
-from fedpeft.data.rows import Rows, split_validation
+from fedpeft.data.rows import Rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError, DataError
+from fedpeft.run.setup import settled
 
 
 def rows_of(count: int, classes: int = 5, owners: int = 0, seed: int = 0) -> Rows:
@@ -154,9 +156,10 @@ def test_grouped_clients_have_about_as_many_rows_each() -> None:
         ("iid", 11, rows_of(10), "11 clients can't share 10 training rows"),
         ("dirichlet", 11, rows_of(10), "11 clients can't share 10 training rows"),
         ("quantity", 0, rows_of(10), "must be at least 1"),
-        ("dirichlet", 2, Rows(["a", "b"]), "needs labels"),
+        ("dirichlet", 2, Rows(["a", "b"]), "needs labels, and these rows have none; take iid$"),
+        ("dirichlet", 2, Rows(["a", "b"], None, np.array(["x", "y"])), "take iid, or natural, a client for each owner"),
         ("natural", 2, rows_of(10), "needs owners"),
-        ("natural", 4, rows_of(10, owners=3), "names 3 owners, too few for 4 clients"),
+        ("natural", 4, rows_of(10, owners=3), "names 3 owners, too few for 4 clients; ask for 1 to 3, or 0 for all"),
         ("grouped", 2, rows_of(10), "grouped partition needs owners"),
         ("grouped", 4, rows_of(10, owners=3), "names 3 owners: ask for 1 to 3 clients, not 4"),
         ("grouped", 0, rows_of(10, owners=3), "1 to 3 clients, not 0"),
@@ -166,6 +169,13 @@ def test_grouped_clients_have_about_as_many_rows_each() -> None:
 def test_impossible_requests_are_one_sentence(spec: str, clients: int, rows: Rows, words: str) -> None:
     with pytest.raises(DataError, match=words):
         PARTITIONS.build(spec).split(rows, clients, 0)
+
+
+@pytest.mark.parametrize("name", ["office", "tiny_lm", "tiny_pairs", "tiny_seq2seq"])
+def test_rows_without_labels_lie_with_their_owners_where_a_run_does_not_say(name: str) -> None:
+    assert load_dataset(name).train.labels is None
+    text = settled(RunConfig(dataset=name)).partition
+    assert PARTITIONS.build(text).split(load_dataset(name).train, 0, 0).sizes.min() > 0
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ class FlowerTune:
 
     argument: ClassVar[str] = "name"
     template: ClassVar[str] = "flowertune"
+    suited_partition: ClassVar[str] = "natural"
 
     name: str = setting(
         dataclasses.MISSING,

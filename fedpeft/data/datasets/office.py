@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -135,6 +136,8 @@ class Office:
     rows: int = setting(40, "training rows of each kind", low=2, high=200)
     test_rows: int = setting(8, "test rows of each kind", low=1, high=100)
     seed: int = setting(0, "seed of the rows; not the run's seed", low=0)
+
+    suited_partition: ClassVar[str] = "natural"
 
     def load(self) -> Dataset:
         """Rows of one question and its answer, kind by kind."""

@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -51,6 +52,8 @@ class Shakespeare:
     test_fraction: float = setting(
         0.1, "share of each role's lines, its last ones, held out for test", above=0, high=0.5
     )
+
+    suited_partition: ClassVar[str] = "natural"
 
     def load(self) -> Dataset:
         """Rows of whole lines, grouped by owner; fetched (5 MB) on first use."""

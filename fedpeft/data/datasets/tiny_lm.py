@@ -8,6 +8,7 @@ that this owner prefers after it, otherwise the three that all owners share; so 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ class TinyLM:
     test_rows: int = setting(4, "test rows of an owner", low=1, high=10_000)
     own: float = setting(0.3, "probability of an owner's own successor: 0 makes the owners alike", low=0.0, high=1.0)
     seed: int = setting(0, "seed of the text; not the run's seed", low=0)
+
+    suited_partition: ClassVar[str] = "natural"
 
     def load(self) -> Dataset:
         """Rows of 8 to 24 words, grouped by owner."""

@@ -7,6 +7,7 @@ fetched; equal settings give equal rows. Each row has one of 12 owners. Licence:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class TinyPairs:
     test_rows: int = setting(60, "test rows", low=2, high=100_000)
     seed: int = setting(0, "seed of the texts; not the run's seed", low=0)
     task: str = setting("retrieval", "loss and its settings: retrieval(loss=sigmoid, scale=20)")
+
+    suited_partition: ClassVar[str] = "natural"
 
     def load(self) -> Dataset:
         """The same rows for the same settings, on every machine with the same numpy."""

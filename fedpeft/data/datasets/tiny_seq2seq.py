@@ -7,6 +7,7 @@ different things: each uses some words more often than others. Nothing is fetche
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,8 @@ class TinySeq2Seq:
     words: int = setting(16, "words of the language", low=4, high=len(WORDS) // 2)
     reverse: bool = setting(True, "whether the other language says the last word first")
     seed: int = setting(0, "seed of the texts; not the run's seed", low=0)
+
+    suited_partition: ClassVar[str] = "natural"
 
     def load(self) -> Dataset:
         """Sentences of 2 to 5 words, grouped by owner."""

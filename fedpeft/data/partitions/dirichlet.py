@@ -40,7 +40,8 @@ class Dirichlet:
         """
         require_rows(rows, clients)
         if rows.labels is None:
-            raise DataError("the dirichlet partition needs labels, and these rows have none; use another")
+            other = "iid" if rows.owners is None else "iid, or natural, a client for each owner"
+            raise DataError(f"the dirichlet partition needs labels, and these rows have none; take {other}")
         if rows.targets == "labels":
             raise DataError(
                 "the dirichlet partition spreads classes, and these rows have several labels each; take iid, quantity, "

@@ -41,7 +41,10 @@ class Natural:
         if clients < 0:
             raise DataError(f"the number of clients must be at least 1, or 0 for all owners, got {clients}")
         if clients > len(owners):
-            raise DataError(f"the data names {len(owners)} owners, too few for {clients} clients")
+            raise DataError(
+                f"the data names {len(owners)} owners, too few for {clients} clients; ask for 1 to {len(owners)}, or 0 "
+                "for all of them"
+            )
         clients = clients or len(owners)
         if self.keep == "largest":
             kept = np.argsort(-sizes, kind="stable")[:clients]
