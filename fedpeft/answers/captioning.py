@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.answers.generation import BATCH, GREEDY, ends_of, until
+from fedpeft.answers.generation import BATCH, ends_of, greedy, until
 from fedpeft.models.task import FederatedModel
 from fedpeft.models.tasks.captions import Captioner, start_of
 
@@ -50,6 +50,6 @@ def generated(model: FederatedModel, tokenizer: Any, patches: Tensor, new_tokens
             max_new_tokens=new_tokens,
             pad_token_id=ends[0],
             eos_token_id=ends,
-            **GREEDY,
+            **greedy(model.base),
         )
     return [until(row, ends) for row in made.tolist()]

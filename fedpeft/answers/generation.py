@@ -8,7 +8,7 @@ library ignores them, in cached generation, too), so there prompts are padded on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from fedpeft.models.tasks.seq2seq import Seq2SeqModel
 BATCH = 16
 """Prompts of a pass."""
 
-GREEDY: dict[str, Any] = {
+GREEDY: Final[dict[str, Any]] = {
     "do_sample": False,
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -32,13 +32,21 @@ GREEDY: dict[str, Any] = {
         "min_new_tokens", "max_time", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
         "forced_eos_token_id", "exponential_decay_length_penalty", "watermarking_config", "prompt_lookup_num_tokens",
         "penalty_alpha", "dola_layers", "constraints", "force_words_ids", "assistant_early_exit", "stop_strings",
+        "cache_implementation", "cache_config", "prefill_chunk_size",
     )),
+    **dict.fromkeys(("token_healing", "use_mtp"), False),
 }  # fmt: skip
 """What a model's own generation settings may say otherwise, and answers would not be the likeliest token each time, or
-transformers would refuse them: other ways of searching than its own code knows, and ends that are no tokens.
+transformers would refuse them: other ways of searching than its own code knows, ends that are no tokens, and what needs
+more than the model. Of all versions of transformers.
 
 What a decoder starts with stays, a forced first token of a translation's language, too.
 """
+
+
+def greedy(base: Any) -> dict[str, Any]:
+    """Those of `GREEDY` that a base's settings know: transformers refuses names of other versions."""
+    return {name: value for name, value in GREEDY.items() if hasattr(base.generation_config, name)}
 
 
 def ends_of(model: FederatedModel, tokenizer: Any) -> list[int]:
@@ -98,7 +106,7 @@ def generated(
             max_new_tokens=new_tokens,
             pad_token_id=padding,
             eos_token_id=ends or None,
-            **GREEDY,
+            **greedy(model.base),
         )
     return [until(row, ends) for row in made[:, longest:].tolist()]
 
@@ -119,7 +127,7 @@ def _written(
             max_new_tokens=new_tokens,
             pad_token_id=padding,
             eos_token_id=ends or None,
-            **GREEDY,
+            **greedy(model.base),
         )
     return [until(row, ends) for row in made[:, 1:].tolist()]  # behind the token that a decoder starts with
 

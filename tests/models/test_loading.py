@@ -15,6 +15,8 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertLMHeadModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlamaModel,
     SwinConfig,
@@ -37,6 +39,12 @@ T5 = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_head
 XLNET = XLNetConfig(vocab_size=50, d_model=16, n_layer=2, n_head=2, d_inner=24)
 SWIN = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=4)
 
+GEMMA3 = Gemma3Config(
+    text_config={**SMALL, "num_key_value_heads": 1, "head_dim": 8},
+    vision_config={**SMALL, "image_size": 28, "patch_size": 14},
+    mm_tokens_per_image=4,
+)
+
 
 def base(task, folder, dtype=torch.float32, **more):
     return TASKS.build(task).base(folder, dtype, **more)
@@ -49,6 +57,10 @@ def base(task, folder, dtype=torch.float32, **more):
         (lambda: XLNetLMHeadModel(XLNET), "reads ahead"),
         (lambda: T5Model(T5), "of the kind 't5', which has no causal language model"),
         (lambda: LlamaModel(LlamaConfig(**SMALL)), "lacks lm_head.weight, which LlamaForCausalLM needs"),
+        (
+            lambda: Gemma3ForConditionalGeneration(GEMMA3),
+            "Gemma3ForConditionalGeneration, .* take a checkpoint of a language",
+        ),
         (lambda: BartForConditionalGeneration(BartConfig(**BART)), "lacks lm_head.weight, model.decoder.embed_tokens"),
     ],
 )
