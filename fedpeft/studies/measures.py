@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -261,22 +262,13 @@ QUALITY = (
 
 
 CALLED = {
-    "skill": (
-        ("an accuracy", "a skill"),
-        ("accuracy", "skill"),
-        ("Accuracy", "Skill"),
-        ("(nats)", "(squared deviations)"),
-    ),
-    "label_accuracy": (
-        ("an accuracy", "a label accuracy"),
-        ("accuracy", "label accuracy"),
-        ("Accuracy", "Label accuracy"),
-    ),
-    "perplexity": (
-        ("an accuracy", "a next-token accuracy"),
-        ("accuracy", "next-token accuracy"),
-        ("Accuracy", "Next-token accuracy"),
-    ),
+    "skill": {"an accuracy": "a skill", "accuracy": "skill", "Accuracy": "Skill", "(nats)": "(squared deviations)"},
+    "label_accuracy": {"an accuracy": "a label accuracy", "accuracy": "label accuracy", "Accuracy": "Label accuracy"},
+    "perplexity": {
+        "an accuracy": "a next-token accuracy",
+        "accuracy": "next-token accuracy",
+        "Accuracy": "Next-token accuracy",
+    },
 }
 """What headings say of runs that are judged by something else than accuracy, in place of which words."""
 
@@ -284,10 +276,9 @@ CALLED = {
 def called(heading: str, results: Iterable[Result]) -> str:
     """A heading as it is said of these runs, where all are judged by one measure."""
     metrics = {result.summary.get("metric") for result in results if result.summary}
-    words = CALLED.get(str(*metrics), ()) if len(metrics) == 1 else ()
-    for accuracy, measure in words:
-        heading = heading.replace(accuracy, measure)
-    return heading
+    words = CALLED.get(str(*metrics), {}) if len(metrics) == 1 else {}
+    anywhere = "|".join(rf"(?<!\w){re.escape(accuracy)}" for accuracy in words)
+    return re.sub(anywhere, lambda found: words[found[0]], heading) if words else heading
 
 
 @dataclass(frozen=True)

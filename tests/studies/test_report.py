@@ -5,13 +5,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedpeft.report import main
-from fedpeft.studies.measures import curve
+from fedpeft.studies.measures import called, curve
 from fedpeft.studies.page import TABLE_BEGINS, TABLE_ENDS, Made, page, with_tables
 from fedpeft.studies.results import Result, client_accuracy, pack, unpack
 from fedpeft.studies.sections import Section
@@ -321,3 +322,17 @@ def test_a_page_fits_a_phone(tmp_path: Path) -> None:
             assert tab.run(WIDER) == []
             paper = tab.run("getComputedStyle(document.body).backgroundColor")
             assert paper == ("rgb(20, 22, 26)" if dark else "rgb(255, 255, 255)")
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("accuracy", "Cost of an accuracy: its mean accuracy. Accuracy (nats)"),
+        ("skill", "Cost of a skill: its mean skill. Skill (squared deviations)"),
+        ("label_accuracy", "Cost of a label accuracy: its mean label accuracy. Label accuracy (nats)"),
+        ("perplexity", "Cost of a next-token accuracy: its mean next-token accuracy. Next-token accuracy (nats)"),
+    ],
+)
+def test_headings_say_once_what_runs_are_judged_by(metric, said):
+    result = replace(made_result({"method": "a"}, 0, 0.9, 1.0), summary={"metric": metric})
+    assert called("Cost of an accuracy: its mean accuracy. Accuracy (nats)", [result]) == said
