@@ -25,7 +25,6 @@ from fedpeft.run.command import exit_code
 from fedpeft.run.console import duration
 from fedpeft.studies.page import write_study_report
 from fedpeft.studies.process import Program
-from fedpeft.studies.results import latest
 from fedpeft.studies.runner import Workplace, jobs_that_fit, run_what_is_left
 from fedpeft.studies.study_file import Planned, read_study
 
@@ -122,7 +121,8 @@ def run_study(command: Command, console: Console) -> int:
     place = run_what_is_left(Program(load, simulate.main), place, jobs, command.retry_failed, command.track, console)
     failures = sum(not result.finished for result in place.done.values())
     if any(result.finished for result in place.done.values()):
-        page = write_study_report(study, latest(place.results.read()), place.folder)
+        results = [place.done[run.name] for run in place.planned if run.name in place.done]
+        page = write_study_report(study, results, place.folder)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return FAILURES if failures else 0
 

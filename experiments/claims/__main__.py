@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments import one_sentence
 from experiments.claims.records import Claim, evidence_of, read_claims, section_of
-from experiments.claims.verdicts import Evidence, Verdict, holm, probability, verdict
+from experiments.claims.verdicts import Evidence, Verdict, factors, holm, probability, verdict
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "claims.md"
 
@@ -26,10 +26,10 @@ Judged = tuple[Claim, Evidence, float, Verdict]
 def judged(family: Sequence[Claim]) -> list[Judged]:
     """The verdicts of a family, corrected together."""
     found = [evidence_of(claim) for claim in family]
-    corrected = holm([probability(own, claim.margin) for claim, (own, _) in zip(family, found, strict=True)])
+    uncorrected = [probability(own, claim.margin) for claim, (own, _) in zip(family, found, strict=True)]
     return [
-        (claim, own, thinner, verdict(own, claim.margin, p))
-        for claim, (own, thinner), p in zip(family, found, corrected, strict=True)
+        (claim, own, thinner, verdict(own, claim.margin, p, factor))
+        for claim, (own, thinner), p, factor in zip(family, found, holm(uncorrected), factors(uncorrected), strict=True)
     ]
 
 
@@ -40,7 +40,8 @@ def row(claim: Claim, evidence: Evidence, thinner: float, said: Verdict) -> str:
         f"{evidence.difference - width:+.2f} to {evidence.difference + width:+.2f}" if math.isfinite(width) else ""
     )
     sought = "better" if claim.margin is None else f"no worse by {claim.margin:g}"
-    needed = "" if said.needed is None else f", about {said.needed} seeds would do"
+    needed = ", for want of test rows" if said.of_rows else ""
+    needed = needed if said.needed is None else f", about {said.needed} seeds would do"
     where = ", ".join(claim.where.values())
     named = claim.beside.replace("_accuracy", "").replace("_", " ") if claim.beside else label(claim.baseline)
     cells = (

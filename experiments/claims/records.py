@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.claims.verdicts import Evidence
 from fedpeft.errors import RunError
+from fedpeft.studies.found import as_described
 from fedpeft.studies.results import Result, ResultsFile, latest
 from fedpeft.studies.sections import Method, Section, section_of_study
 from fedpeft.studies.statistics import POINTS, pair
@@ -85,7 +86,8 @@ def section_of(study: str) -> Section:
     file = next((f for f in (folder / "study.toml", folder.parent / "study.toml") if f.is_file()), None)
     if file is None:
         raise RunError(f"{folder} holds no study.toml, nor does the folder above it")
-    return section_of_study(read_study(file, results[0].preset), results)
+    described = read_study(file, results[0].preset)
+    return section_of_study(described, as_described(described, results))
 
 
 def method_at(section: Section, point: Point) -> Method:

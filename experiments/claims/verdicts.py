@@ -12,12 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
 from fedpeft.studies.statistics import LEVEL, SEEDS_FOR_A_CLAIM, Array, half_width
 
 MOST_SEEDS = 100
 """Where so many would not do, no number is said."""
+
+NO_ROWS: Array = np.zeros(0)
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not resolved"
 
@@ -72,6 +75,8 @@ class Verdict:
     probability: float
     needed: int | None = None
     """Seeds with which a difference as large, and as scattered, would be resolved; None where none is known."""
+    of_rows: bool = False
+    """Whether no number of seeds would do, since the test rows are too few."""
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
@@ -84,6 +89,12 @@ def holm(probabilities: Sequence[float]) -> list[float]:
     return corrected
 
 
+def factors(probabilities: Sequence[float]) -> list[int]:
+    """What Holm's correction multiplies each p-value by, where no smaller one stands higher."""
+    places = sorted(range(len(probabilities)), key=lambda i: probabilities[i])
+    return [len(places) - places.index(i) for i in range(len(places))]
+
+
 def probability(evidence: Evidence, margin: float | None) -> float:
     """Before any correction: of no difference, or of a loss of `margin`, on the side that is more certain."""
     if margin is None:
@@ -91,21 +102,36 @@ def probability(evidence: Evidence, margin: float | None) -> float:
     return min(evidence.probability(-margin, side) for side in ("greater", "less"))
 
 
-def verdict(evidence: Evidence, margin: float | None, corrected: float) -> Verdict:
-    """Holds, does not hold, or not resolved; `margin` None: the method is said to be better than its baseline."""
+def verdict(evidence: Evidence, margin: float | None, corrected: float, factor: int = 1) -> Verdict:
+    """Holds, does not hold, or not resolved.
+
+    Args:
+        margin: None: the method is said to be better than its baseline.
+        corrected: the p-value after Holm's correction.
+        factor: of that correction (`factors`).
+    """
     sought = evidence.difference + (margin or 0.0)
     if len(evidence.by_seed) >= SEEDS_FOR_A_CLAIM and corrected < 1 - LEVEL:
         return Verdict(HOLDS if sought > 0 else FAILS, corrected)
-    return Verdict(OPEN, corrected, seeds_needed(evidence.by_seed, sought))
+    if len(evidence.by_row) and factor * probability(Evidence(evidence.by_row, NO_ROWS), margin) >= 1 - LEVEL:
+        return Verdict(OPEN, corrected, of_rows=True)
+    return Verdict(OPEN, corrected, seeds_needed(evidence.by_seed, sought, 2 if margin is None else 1, factor))
 
 
-def seeds_needed(by_seed: Array, sought: float) -> int | None:
-    """The least number of seeds whose 95 % interval would leave zero out, if mean and scatter stayed as they are."""
+def seeds_needed(by_seed: Array, sought: float, sides: int, factor: int) -> int | None:
+    """The least number of seeds, more than there are, whose p-value would be small enough if mean and scatter stayed.
+
+    Args:
+        by_seed: differences in points.
+        sought: their mean, from what is tested.
+        sides: of the test.
+        factor: of Holm's correction.
+    """
     if len(by_seed) < 2 or sought == 0.0:
         return None
     deviation = float(by_seed.std(ddof=1))
-    for seeds in range(SEEDS_FOR_A_CLAIM, MOST_SEEDS + 1):
-        quantile = float(stats.t.ppf(1 - (1 - LEVEL) / 2, seeds - 1))
-        if quantile * deviation / math.sqrt(seeds) < abs(sought):
+    for seeds in range(max(SEEDS_FOR_A_CLAIM, len(by_seed) + 1), MOST_SEEDS + 1):
+        far = abs(sought) * math.sqrt(seeds) / deviation if deviation else math.inf
+        if factor * sides * float(stats.t.sf(far, seeds - 1)) < 1 - LEVEL:
             return seeds
     return None

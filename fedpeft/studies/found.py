@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.studies.results import Result, ResultsFile, latest, read_run
+from fedpeft.studies.results import Result, ResultsFile, latest, read_run, resolved
 from fedpeft.studies.study_file import Study, read_study
 
 
@@ -46,12 +47,27 @@ class Found:
             raise RunError(f"{path} holds no result")
         if file.cut_short:
             self.skipped.append(f"the last line of {path} was cut short and is left out")
+        sorted_out: dict[tuple[str, str], list[Result]] = {}
         for result in latest(results):
-            self.results.setdefault((result.study, result.preset), []).append(result)
-        for name, preset in {(r.study, r.preset) for r in results}:
+            sorted_out.setdefault((result.study, result.preset), []).append(result)
+        for (name, preset), own in sorted_out.items():
             study = _described(path.parent, name, preset)
             if study is not None:
                 self.studies[name, preset] = study
+                own = as_described(study, own)
+            self.results.setdefault((name, preset), []).extend(own)
+
+
+def as_described(study: Study, results: Sequence[Result]) -> list[Result]:
+    """Results at the points of the grid that the study's file gives their configurations today, whose labels and axes
+    may have changed since; a result that it does not describe stays at its own."""
+    points = {run.config: dict(run.point) for run in study.runs()}
+    found = []
+    for result in results:
+        config = resolved(result.config)
+        point = points.get(config) if config else None
+        found.append(result if point is None else replace(result, point=point))
+    return found
 
 
 def _holds_something(path: Path) -> bool:

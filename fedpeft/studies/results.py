@@ -99,12 +99,19 @@ class Result:
         if self.correct is None:
             return None
         correct = unpack(self.correct)
-        return Scored(correct, np.ones_like(correct) if self.count is None else unpack(self.count))
+        count = np.ones_like(correct) if self.count is None else unpack(self.count)
+        return Scored(correct, count, source_of(str(self.config.get("dataset", ""))))
 
     def line(self) -> str:
         """The JSON line, without what is empty."""
         plain = {k: v for k, v in asdict(self).items() if v is not None and v != ()}
         return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def source_of(dataset: str) -> str:
+    """The name of a data set, whose settings may leave its test rows as they are; of files and the hub's, all of it."""
+    name = dataset.partition("(")[0]
+    return dataset if name in ("file", "hf") else name
 
 
 def resolved(config: Mapping[str, Any]) -> RunConfig | None:
@@ -310,8 +317,9 @@ def _result(plain: Any) -> Result:
 
 
 def latest(results: list[Result]) -> list[Result]:
-    """The last line of each configuration, in the order of first lines."""
-    chosen: dict[str, Result] = {}
+    """The last line of each configuration, as it is understood today, in the order of first lines."""
+    chosen: dict[object, Result] = {}
     for result in results:
-        chosen[json.dumps([result.study, result.preset, result.config], sort_keys=True)] = result
+        config = resolved(result.config) or json.dumps(result.config, sort_keys=True)
+        chosen[result.study, result.preset, config] = result
     return list(chosen.values())

@@ -84,11 +84,11 @@ class Workplace:
         Raises:
             RunError: a result is not of this study.
         """
-        names = {run.config: run.name for run in self.planned}
+        planned = {run.config: run for run in self.planned}
         found: dict[str, Result] = {}
         for number, result in enumerate(self.results.read(), 1):
             config = resolved(result.config)
-            if config not in names:
+            if config not in planned:
                 point = ", ".join(f"{a}={v}" for a, v in result.point.items())
                 raise RunError(
                     f"{self.results.path} holds results of another configuration (line {number}: "
@@ -104,7 +104,8 @@ class Workplace:
                         f"{self.results.path} holds results made with the plugin {was['source']} as it was before it "
                         "changed; put that back, or give another --output"
                     )
-            found[names[config]] = result
+            run = planned[config]
+            found[run.name] = dataclasses.replace(result, point=dict(run.point))  # labels and axes may be others now
         return found
 
     def left(self, retry_failed: bool) -> list[Planned]:
@@ -285,11 +286,11 @@ class Schedule:
 
     def _tell(self, planned: Planned, result: Result) -> None:
         self.ended += planned.config.rounds
-        left = self.place.seconds_left([*self.waiting, *(r.planned for r in self.running)], self.jobs)
+        seconds = self.place.seconds_left([*self.waiting, *(r.planned for r in self.running)], self.jobs)
         left = len(self.waiting) + len(self.running)
         remaining = f"{left} run{'' if left == 1 else 's'} left"
-        if left:
-            remaining += f", about {duration(left)}"
+        if left and seconds:
+            remaining += f", about {duration(seconds)}"
         if result.finished:
             assert result.summary is not None
             told = result.summary

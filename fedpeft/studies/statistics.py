@@ -49,10 +49,15 @@ def half_width(values: Array, level: float, sides: int) -> float:
 
 @dataclass(frozen=True)
 class Scored:
-    """A run on the test rows: correct predictions and predictions of each row, float64 (rows,)."""
+    """A run on the test rows: correct predictions and predictions of each row, float64 (rows,).
+
+    Attributes:
+        source: where the rows are from; runs of other sources share none, be they as many.
+    """
 
     correct: Array
     count: Array
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def compare(method: Mapping[int, Scored], baseline: Mapping[int, Scored]) -> Com
 
 
 def _same_rows(one: Scored, other: Scored) -> bool:
-    return np.array_equal(one.count, other.count)
+    return one.source == other.source and np.array_equal(one.count, other.count)
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:

@@ -8,7 +8,7 @@ from scipy import stats
 
 from experiments.claims.__main__ import main
 from experiments.claims.records import Claim, evidence_of, read_claims
-from experiments.claims.verdicts import FAILS, HOLDS, OPEN, Evidence, holm, probability, seeds_needed, verdict
+from experiments.claims.verdicts import FAILS, HOLDS, OPEN, Evidence, factors, holm, probability, seeds_needed, verdict
 from fedpeft.errors import RunError
 
 
@@ -56,17 +56,38 @@ def test_verdicts(by_seed, margin, word):
     assert verdict(evidence, margin, probability(evidence, margin)).word == word
 
 
-def test_so_many_seeds_would_do():
+@pytest.mark.parametrize("factor", [1, 5])
+@pytest.mark.parametrize("margin", [None, 0.5])
+def test_so_many_seeds_would_do(margin, factor):
+    """With the mean and scatter of these, the verdict after Holm's correction is another from that number on."""
     by_seed = np.array([1.0, 3.0, -1.0, 2.0, 0.0])
-    needed = seeds_needed(by_seed, float(by_seed.mean()))
-    deviation = by_seed.std(ddof=1)
 
-    def width(seeds):
-        return stats.t.ppf(0.975, seeds - 1) * deviation / seeds**0.5
+    def word(seeds):
+        spread = np.resize([1.0, -1.0], seeds)
+        drawn = (spread - spread.mean()) / spread.std(ddof=1) * by_seed.std(ddof=1) + by_seed.mean()
+        evidence = Evidence(drawn, np.array([]))
+        return verdict(evidence, margin, factor * probability(evidence, margin)).word
 
-    assert width(needed) < by_seed.mean() <= width(needed - 1)
-    assert seeds_needed(np.array([1.0, -1.0]), 0.0) is None
-    assert seeds_needed(np.array([10.0, -9.9]), 0.05) is None, "a hundred would not do"
+    evidence = Evidence(by_seed, np.array([]))
+    needed = verdict(evidence, margin, factor * probability(evidence, margin), factor).needed
+    assert needed > len(by_seed)
+    assert (word(needed - 1), word(needed)) == (OPEN, HOLDS)
+
+
+def test_seeds_that_would_not_do_are_not_said():
+    assert seeds_needed(np.array([1.0, -1.0]), 0.0, 2, 1) is None
+    assert seeds_needed(np.array([10.0, -9.9]), 0.05, 2, 1) is None, "a hundred would not do"
+    few = Evidence(np.array([1.0, 1.2, 0.9, 1.1, 0.8]), np.array([20.0, -18.0, 1.0]))
+    said = verdict(few, None, probability(few, None))
+    assert (said.word, said.needed, said.of_rows) == (OPEN, None, True)
+
+
+def test_factors_are_those_of_the_correction():
+    probabilities = [0.03, 0.001, 0.2, 0.01]
+    assert factors(probabilities) == [2, 4, 1, 3]
+    assert holm(probabilities) == pytest.approx(
+        [p * f for p, f in zip(probabilities, factors(probabilities), strict=True)]
+    )
 
 
 def test_a_claim_about_a_method_that_no_study_has_is_refused():

@@ -1,6 +1,7 @@
 """Intervals, paired comparisons and the Pareto front, against scipy and by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 
 from fedpeft.models.calibration import BINS, calibrate
 from fedpeft.studies.statistics import Scored, compare, half_width, mean_and_deviation, pareto_front
+from tests.studies.made import made_result
 
 SEEDS, ROWS = 6, 500
 
@@ -158,3 +160,14 @@ def test_calibration_error_is_torchmetrics_multiclass_one() -> None:
 def test_sure_and_right_is_calibrated() -> None:
     assert calibrate(np.ones(10), np.ones(10)).error == pytest.approx(0, abs=1e-6)
     assert calibrate(np.ones(10), np.zeros(10)).error == pytest.approx(1, abs=1e-6)
+
+
+def test_runs_on_the_rows_of_two_data_sets_are_no_pairs_though_they_are_as_many():
+    result = made_result({"method": "a"}, 0, 0.9, 1.0)
+    of = {
+        name: {0: replace(result, config=result.config | {"dataset": name}).scored}
+        for name in ("digits", "reviews", "reviews(document_rows=5)", "file(path='a.csv')", "file(path='b.csv')")
+    }
+    assert compare(of["digits"], of["reviews"]) is None
+    assert compare(of["file(path='a.csv')"], of["file(path='b.csv')"]) is None
+    assert compare(of["reviews(document_rows=5)"], of["reviews"]) is not None

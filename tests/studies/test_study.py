@@ -19,8 +19,9 @@ from rich.console import Console
 from fedpeft import simulate
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.run.catalogue import built
+from fedpeft.studies.found import Found, as_described
 from fedpeft.studies.process import Program, Start
-from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, read_run, resolved
+from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, latest, read_run, resolved
 from fedpeft.studies.runner import Schedule, Workplace, jobs_that_fit, rounds_done
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
@@ -210,6 +211,39 @@ def test_old_results_stay_valid_when_settings_are_added(tmp_path: Path) -> None:
     del stored["downlink"]  # as if it were newer than the result
     assert resolved(stored) == run.config
     assert resolved({**stored, "gone": 1}) is None
+
+
+def test_results_are_shown_under_the_labels_that_the_file_gives_today(tmp_path: Path) -> None:
+    """Labels exchanged between two values, after the runs: each result is that of its settings, not of a label."""
+    axes = '[axes]\nmethod = [{{label = "A", codec = "{}"}}, {{label = "B", codec = "{}"}}]\n'
+    before = study(tmp_path, SEEDS + BASE + axes.format("fp32", "bf16"))
+    file = ResultsFile(tmp_path / "results.jsonl")
+    for run in before.runs():
+        file.append(Result(dict(vars(run.config)), FAILED, run.config.seed, study=before.name, point=dict(run.point)))
+    after = study(tmp_path, SEEDS + BASE + axes.format("bf16", "fp32"))
+    for results in (Workplace(after, tmp_path).done.values(), as_described(after, file.read())):
+        assert {(r.point["method"], r.config["codec"]) for r in results} == {("A", "bf16"), ("B", "fp32")}
+    found = Found()
+    found.look(tmp_path)
+    [results] = found.results.values()
+    assert {(r.point["method"], r.config["codec"]) for r in results} == {("A", "bf16"), ("B", "fp32")}
+
+
+def test_a_failure_of_before_a_setting_existed_is_over_when_its_run_has_finished(tmp_path: Path) -> None:
+    made = study(tmp_path, SEEDS + BASE + AXES)
+    old = failed(made, 0)
+    finished = replace(old, status=FINISHED, summary={"metric": "accuracy"})
+    del old.config["downlink"]
+    assert latest([old, finished]) == [finished]
+
+
+def test_what_is_left_is_told_in_time(tmp_path: Path) -> None:
+    made = study(tmp_path, "seconds_per_run = 600\n" + SEEDS + BASE + AXES)
+    place, told = Workplace(made, tmp_path), Console(record=True, width=200)
+    schedule = Schedule(Program(load, simulate.main), place, place.left(False), 1, "", told)
+    schedule.waiting = schedule.waiting[1:]
+    schedule._tell(made.runs()[0], failed(made, 0))
+    assert "(3 runs left, about 30 min 0 s)" in told.export_text()
 
 
 def test_a_mistake_is_told_as_it_is_written_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
