@@ -21,7 +21,7 @@ from fedpeft.errors import RunError
 
 ROOT = Path(__file__).parent.parent.parent
 ENDS = {"lowest": "lowest-direct", "newest": "highest"}
-EXTRAS = ("test", "serve")
+EXTRAS = ("test", "serve", "quantized", "evaluate", "frames", "tune")
 """Beside the core, what the tests need."""
 
 BESIDE = ("hypothesis",)
