@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 
 import pytest
@@ -11,8 +12,10 @@ from optuna.trial import TrialState
 
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
+from fedpeft.run.records import Records
 from fedpeft.tuning import runner, store
 from fedpeft.tuning.report import Report
+from fedpeft.tuning.runner import Place
 from tests.tune.made import BASE, HEAD, SPACE, TEXT, InProcess, Killed, conducted, search_of
 
 
@@ -113,6 +116,31 @@ def test_accuracy_is_made_large(tmp_path):
     place = conducted(search_of(tmp_path, text), tmp_path / "out", InProcess())
     done = [t.value for t in place.study.get_trials() if t.state == TrialState.COMPLETE]
     assert store.finished(place.study)[0].value == max(done) < 1
+
+
+def ended(folder, losses, **summary):
+    """The place of a search whose trial 0 has ended with these losses by round."""
+    search = search_of(folder)
+    (folder / "out").mkdir()
+    place = Place(search, store.opened(search, folder / "out", 1), folder / "out", 1, None, 0)
+    run = place.run_of(0)
+    run.mkdir(parents=True)
+    Records(run).append("rounds.jsonl", *({"round": round, "loss": loss} for round, loss in losses.items()))
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return place
+
+
+def test_a_trial_is_worth_what_the_round_is_that_its_run_keeps(tmp_path):
+    after = {1: 0.9, 2: 0.4, 3: 0.6}
+    assert ended(tmp_path / "last", after, kept_round=3).value_of(0)[0] == 0.6
+    assert ended(tmp_path / "line", {0: 0.3, **after}, kept_round=0).value_of(0)[0] == 0.3
+    assert ended(tmp_path / "start", after, kept_round=0, validation_loss=0.35).value_of(0)[0] == 0.35
+
+
+@pytest.mark.parametrize(("losses", "kept"), [({1: 0.9, 2: 0.4, 3: float("nan")}, 3), ({1: 0.9}, 0), ({}, 2)])
+def test_another_round_s_loss_is_not_that_of_the_one_that_is_kept(tmp_path, losses, kept):
+    with pytest.raises(RunError, match=f"keeps the state after round {kept}, of which no finite loss"):
+        ended(tmp_path, losses, kept_round=kept, validation_loss=None).value_of(0)
 
 
 def test_a_folder_is_of_one_search(tmp_path):
