@@ -53,11 +53,11 @@ OF_STUDIES = ("axes", "seeds", "presets", "baseline")
 """Keys that only a study's file has."""
 
 FIXED = {
-    "rounds": "rounds are what trials are compared at; they stand in [base]",
-    "seed": "the best of several seeds is luck; it stands in [base]",
-    "dataset": "losses on other rows can't be compared; it stands in [base]",
-    "measure": "it says what trials are compared by; it stands in [base]",
-    "workers": "it changes no result; it stands in [base]",
+    "rounds": "rounds are what trials are compared at",
+    "seed": "the best of several seeds is luck",
+    "dataset": "losses on other rows can't be compared",
+    "measure": "it says what trials are compared by",
+    "workers": "it changes no result",
 }
 """Settings that can't be searched, and why."""
 
@@ -273,6 +273,11 @@ def _check_names(
     for key in base:
         if key not in SETTINGS:
             raise ConfigError(f"{path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")
+        if key in FIXED and (places := _places(base[key])):
+            raise ConfigError(
+                f"{path}: {key} can't be searched, so {{{places[0]}}} can't stand in it: {FIXED[key]}; write it "
+                "without braces"
+            )
     texts = list(base.values())
     for name, among in space.items():
         if name in SETTINGS and isinstance(among, Choices):
@@ -280,7 +285,7 @@ def _check_names(
     used = {place for text in texts for place in _places(text)}
     for name in space:
         if name in FIXED:
-            raise ConfigError(f"{path}: {name} can't be searched: {FIXED[name]}")
+            raise ConfigError(f"{path}: {name} can't be searched: {FIXED[name]}; it stands in [base]")
         if name in base:
             raise ConfigError(f"{path}: {name} is set by both [base] and [search]; leave it in one")
         if name not in SETTINGS and name not in used:

@@ -69,6 +69,12 @@ def test_more_trials_are_the_same_search_and_other_ranges_another(tmp_path):
         (BASE + '[search]\nstrategy = ["fedit", "fedt"]\n', "unknown strategy 'fedt'"),
         (BASE + "[search]\nrounds = [2, 4]\n", "rounds can't be searched: rounds are what trials are compared at"),
         (BASE + "[search]\nseed = [0, 1]\n", "seed can't be searched"),
+        (
+            BASE.replace('"tiny"\nmodel', '"{d}"\nmodel') + '[search]\nd = ["tiny", "reviews"]\n',
+            "dataset can't be searched, so {d} can't stand in it: losses on other rows can't be compared",
+        ),
+        (BASE + 'measure = "validation(every={e})"\n[search]\ne = [1, 2]\n', "measure can't be searched, so {e}"),
+        (BASE.replace("rounds = 4", 'rounds = "{r}"') + "[search]\nr = [2, 4]\n", "rounds can't be searched, so {r}"),
         (BASE + "[search]\ntokens = [16, 32]\n", r"tokens is set by both \[base\] and \[search\]"),
         (BASE + 'peft = "lora(rank={rnk})"\n[search]\nrank = [2, 4]\n', "rank"),
         (BASE + 'peft = "lora(rank={rank}, alpha={a})"\n[search]\nrank = [2, 4]\n', "{a} stands for nothing"),
