@@ -126,12 +126,21 @@ class Search:
     @property
     def identity(self) -> str:
         """Equal for files of the same search, of however many trials."""
+        space = {name: dataclasses.asdict(among) for name, among in self.space.items()}
+        first = [list(member.lists) for member in self.hybrid.members] if self.hybrid else []  # has "off" besides
+        return self._told(space, first)
+
+    @property
+    def former_identity(self) -> str:
+        """As searches were told apart before: by ranges as people read them, which hides their last digits."""
+        return self._told({name: str(among) for name, among in self.space.items()})
+
+    def _told(self, space: Mapping[str, Any], *more: Any) -> str:
         words = dataclasses.asdict(self.keys)
         kept = {key: value for key, value in words.items() if key not in ("name", "question", "trials")}
         hybrid = self.hybrid and dataclasses.asdict(self.hybrid)
-        space = {name: str(value) for name, value in self.space.items()}
         budget = self.budget and dataclasses.asdict(self.budget)
-        return json.dumps([kept, budget, dict(self.base), space, hybrid], sort_keys=True)
+        return json.dumps([kept, budget, dict(self.base), space, hybrid, *more], sort_keys=True)
 
     def config(self, draw: Draw, depth: int = 0) -> RunConfig | None:
         """The run with the values that are drawn; None: a hybrid that would train nothing.

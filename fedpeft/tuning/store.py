@@ -100,7 +100,7 @@ def opened(search: Search, folder: Path, every: int) -> Study:
         "reduction": keys.reduction,
         "objective": keys.objective,
     }
-    if known is None:
+    if known is None or known == {**terms, "identity": search.former_identity}:
         study.set_user_attr(TERMS, terms)
     elif known != terms:
         raise RunError(

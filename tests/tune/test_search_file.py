@@ -8,6 +8,7 @@ from fedpeft.errors import ConfigError, PrivacyError
 from tests.tune.made import BASE, TEXT, search_of
 
 ONE = BASE + "[search]\nlearning_rate = {low = 1e-4, high = 1e-2}\n"
+SWAPPED = "alpha = [8, 16]\nrank = [2, 4]"
 HYBRID = BASE + "[hybrid.lora]\nrank = [2, 4]\n"
 
 
@@ -44,6 +45,21 @@ def test_more_trials_are_the_same_search_and_other_ranges_another(tmp_path):
     assert search_of(tmp_path, 'trials = 90\nquestion = "?"\n' + ONE).identity == one.identity
     for other in ("seed = 1\n" + ONE, ONE.replace("1e-2", "2e-2"), ONE.replace("rounds = 4", "rounds = 5")):
         assert search_of(tmp_path, other).identity != one.identity
+
+
+@pytest.mark.parametrize(
+    ("text", "was", "now"),
+    [
+        (ONE, "low = 1e-4, high = 1e-2", "low = 1.0000001e-4, high = 1e-2"),
+        (BASE + "[search]\nlearning_rate = {low = 1, high = 3}\n", "high = 3", "high = 3.0"),
+        (BASE + 'peft = "lora(rank={r})"\n[search]\nr = [2, 4]\n', "[2, 4]", '["2", "4"]'),
+        (BASE + "[hybrid.lora]\nrank = [2, 4]\nalpha = [8, 16]\n", "rank = [2, 4]\nalpha = [8, 16]", SWAPPED),
+    ],
+)
+def test_ranges_that_read_alike_are_other_ones(tmp_path, text, was, now):
+    one, other = search_of(tmp_path, text), search_of(tmp_path / "other", text.replace(was, now))
+    assert one.identity != other.identity
+    assert one.former_identity == other.former_identity
 
 
 @pytest.mark.parametrize(
