@@ -13,10 +13,13 @@ from optuna.trial import TrialState
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.run.records import Records
+from fedpeft.studies.runner import reason_of
 from fedpeft.tuning import runner, store
 from fedpeft.tuning.report import Report
 from fedpeft.tuning.runner import Place
 from tests.tune.made import BASE, HEAD, SPACE, TEXT, InProcess, Killed, conducted, search_of
+
+RAISED = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nValueError: bad\n'
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +107,21 @@ def test_a_trial_that_fails_says_why_and_others_go_on(tmp_path):
     states = [t.state for t in place.study.get_trials()]
     assert [i for i, state in enumerate(states) if state == TrialState.FAIL] == [0, 2]
     assert place.study.get_trials()[0].user_attrs[store.REASON] == "no room"
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("error: disk is full\nround 1\nerror: no room\n", "no room"),
+        (f"error: disk is full\n{RAISED}", "exit code 1: ValueError: bad"),
+        (f"{RAISED}error: a worker has ended\n", "a worker has ended"),
+        ("", "exit code 1: it printed nothing"),
+    ],
+)
+def test_why_a_trial_failed_is_not_told_by_an_earlier_process_s_error(tmp_path, log, reason):
+    path = tmp_path / "0000.log"
+    path.write_text(log, encoding="utf-8")
+    assert reason_of(1, path) == reason
 
 
 def test_a_search_of_which_all_trials_fail_ends(tmp_path):
