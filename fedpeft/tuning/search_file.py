@@ -306,6 +306,12 @@ def _check_names(
             raise ConfigError(f"{path}: {name} is a setting, so {{{name}}} needs another name")
     for name in sorted(used - set(space)):
         raise ConfigError(f"{path}: {{{name}}} stands for nothing; {nearest(name, space)}")
+    for member in hybrid.members if hybrid is not None else ():
+        if member.name in space and not member.lists:
+            raise ConfigError(
+                f"{path}: by {member.name} [hybrid] draws whether that method is on, so {{{member.name}}} needs "
+                "another name"
+            )
     if hybrid is not None and ("peft" in base or "peft" in space):
         raise ConfigError(f"{path}: peft is what [hybrid] searches; leave it out of [base] and [search]")
     if "rounds" in base and (not isinstance(base["rounds"], int) or isinstance(base["rounds"], bool)):
