@@ -41,7 +41,7 @@ from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import check_settings, nearest, setting
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.run.catalogue import built
+from fedpeft.run.catalogue import built, used
 from fedpeft.studies.study_file import SETTINGS, check_parts
 from fedpeft.tuning.hybrids import HybridSpace, hybrid_space
 from fedpeft.tuning.ranges import Choices, Draw, Searched, searched
@@ -141,6 +141,11 @@ class Search:
         hybrid = self.hybrid and dataclasses.asdict(self.hybrid)
         budget = self.budget and dataclasses.asdict(self.budget)
         return json.dumps([kept, budget, dict(self.base), space, hybrid, *more], sort_keys=True)
+
+    @property
+    def plugins(self) -> dict[str, dict[str, Any]]:
+        """Records of the plugins that trials may need, by their source."""
+        return {plugin.source: plugin.record for fixed in self._corners() for plugin in used(self.corner(fixed))}
 
     def config(self, draw: Draw, depth: int = 0) -> RunConfig | None:
         """The run with the values that are drawn; None: a hybrid that would train nothing.

@@ -10,6 +10,7 @@ import os
 import pytest
 from optuna.trial import TrialState
 
+from fedpeft import plugins
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.run.records import Records
@@ -190,6 +191,38 @@ def test_a_search_that_was_begun_before_ranges_were_told_apart_exactly_goes_on(t
     study = conducted(search, tmp_path / "out", InProcess(), trials=2).study
     assert len(study.trials) == 2
     assert study.user_attrs[store.TERMS]["identity"] == search.identity  # from now on
+
+
+RULE = """from dataclasses import dataclass
+from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.parts import setting
+@dataclass(frozen=True)
+class HalfMean(LinearStrategy):
+    share: float = setting(0.5, "of each update that counts", above=0, high=1)
+    def contribution(self, update, state, layout):
+        return dict(update.delta)
+parts = {"strategies": {"half_mean": HalfMean}}
+"""
+
+
+def test_a_search_does_not_go_on_with_a_plugin_that_has_changed(tmp_path, monkeypatch):
+    def reloaded():
+        """As another process finds the file."""
+        monkeypatch.setattr(plugins, "_state", plugins._State())
+        monkeypatch.setattr(plugins, "_names", {})
+        return search_of(tmp_path, 'plugin = "my_rules.py"\n' + TEXT + 'strategy = ["fedit", "half_mean"]\n')
+
+    rule = tmp_path / "my_rules.py"
+    rule.write_text(RULE, encoding="utf-8")
+    conducted(reloaded(), tmp_path / "out", InProcess(), trials=1)
+    study = conducted(reloaded(), tmp_path / "out", InProcess(), trials=2).study
+    rule.write_text(RULE + "# changed\n", encoding="utf-8")
+    with pytest.raises(RunError, match=r"holds trials made with the plugin .*my_rules.py as it was before it changed"):
+        conducted(reloaded(), tmp_path / "out", InProcess(), trials=3)
+    terms = dict(study.user_attrs[store.TERMS])
+    del terms[store.PLUGINS]  # as in a search of before
+    study.set_user_attr(store.TERMS, terms)
+    assert len(conducted(reloaded(), tmp_path / "out", InProcess(), trials=3).study.trials) == 3
 
 
 def test_the_report_shows_all_trials_and_the_best_as_a_command(tmp_path):
