@@ -59,6 +59,7 @@ from fedpeft.run.folder import (
 from fedpeft.run.observer import perplexity
 from fedpeft.run.records import Records
 from fedpeft.run.summary import Costs, Quality, Summary, show
+from fedpeft.server.best_state import validated
 from fedpeft.server.evaluation import OwnRows
 from fedpeft.server.trusted import named, of_clients_rows, of_energy, of_updates
 
@@ -276,6 +277,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         loss=loss,
         perplexity=perplexity(loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
+        **validated(progress.best),
         temperature=calibration["temperature"] if calibration else None,
     )
     return Summary(

@@ -196,6 +196,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver) ->
 
 def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserver, begun: BegunProbe) -> Summary:
     from fedpeft.run.final_score import save
+    from fedpeft.server.best_state import validated
     from fedpeft.simulation.alone import score_of_alone, train_alone
     from fedpeft.simulation.of_rows import of_rows
     from fedpeft.simulation.pooled import pooled_adapter, score_of_pooled
@@ -232,6 +233,7 @@ def _summed_up(simulation: Simulation, records: Records, observer: ConsoleObserv
         accuracy_by_base=_by_precision(simulation) or None,
         perplexity=perplexity((own or score).loss) if setup.task.metric == "perplexity" else None,
         kept_round=progress.kept_round,
+        **validated(progress.best),
         baseline_accuracy=probe.accuracy if probe else None,
         private_probe_accuracy=private,
         alone_accuracy=score_of_alone(simulation, alone),

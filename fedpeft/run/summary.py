@@ -38,6 +38,7 @@ class Quality:
         accuracy_of: whose they are; None: unknown.
         perplexity: of language models, e to the loss.
         kept_round: the round whose state was kept; 0: the start.
+        validation_loss, validation_accuracy: of the best state, where it is kept; None: the last is (rounds.jsonl).
         worst_accuracy: mean of the worst tenth of the clients, on their own rows.
         shared_accuracy: of the global model, where `accuracy` is that of clients' own rows.
         accuracy_by_base: on a base in each precision that clients hold.
@@ -59,6 +60,8 @@ class Quality:
     loss: float
     perplexity: float | None
     kept_round: int
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
     worst_accuracy: float | None = None
     shared_accuracy: float | None = None
     accuracy_by_base: Mapping[str, float] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -60,6 +61,11 @@ class BestState:
                 parts[kind][rest] = tensor
         metrics = Metrics(float(state[_LOSS]), float(state[_ACCURACY]))
         return cls(int(state[_ROUND]), metrics, parts["adapter"], parts["residual"], int(state[_SINCE]))
+
+
+def validated(best: BestState | None) -> dict[str, Any]:
+    """What the state that a run keeps has on the validation rows, for its summary; empty: it keeps the last one."""
+    return {"validation_loss": best.metrics.loss, "validation_accuracy": best.metrics.accuracy} if best else {}
 
 
 def _quality(metrics: Metrics, by_accuracy: bool) -> tuple[float, ...]:

@@ -200,14 +200,21 @@ class Workplace:
 
 
 def reason_of(code: int, log: Path) -> str:
-    """Why a process failed: the error it printed, the last line it printed, or the signal that ended it."""
+    """Why a process failed: the error it printed, the last line it printed, or the signal that ended it.
+
+    A log is appended to when a run goes on, so an error before a traceback is that of an earlier process.
+    """
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
     data = log.read_bytes()[-LOG_TAIL_BYTES:]
     lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
-    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
-    return errors[-1] if errors else f"exit code {code}: {lines[-1] if lines else 'it printed nothing'}"
+    for line in reversed(lines):
+        if line.startswith("error:"):
+            return line.removeprefix("error:").strip()
+        if line.startswith("Traceback"):
+            break
+    return f"exit code {code}: {lines[-1] if lines else 'it printed nothing'}"
 
 
 # -------------------------------------------------------------------------------------------------------- all the runs

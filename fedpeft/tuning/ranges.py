@@ -104,20 +104,32 @@ def choices(where: str, given: list[Any]) -> Choices:
     return Choices(tuple(given))
 
 
+def _finite(number: Any) -> bool:
+    """Whether it is a number, and one that a float can be."""
+    try:
+        return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
+
+
 def _range(where: str, given: Mapping[str, Any]) -> Range:
     for key in given:
         if key not in KEYS:
             raise ConfigError(f"{where} has an unknown key {key!r}; {nearest(key, KEYS)}")
     low, high, log, step = given.get("low"), given.get("high"), given.get("log", False), given.get("step")
     numbers = [low, high] if step is None else [low, high, step]
-    if any(isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in numbers):
-        raise ConfigError(f"{where} needs numbers for low, high and, if it is given, step, got {dict(given)!r}")
+    if not all(_finite(number) for number in numbers):
+        raise ConfigError(
+            f"{where} needs numbers for low, high and, if it is given, step, all below 1e308, got {dict(given)!r:.100}"
+        )
     if not isinstance(log, bool):
         raise ConfigError(f"{where}: log is true or false, got {log!r}")
     assert isinstance(low, int | float)
     assert isinstance(high, int | float)
     if low >= high:
         raise ConfigError(f"{where} is an empty range: low = {low} must be below high = {high}")
+    if not _finite(high - low):
+        raise ConfigError(f"{where} is wider than numbers reach: from {low:g} to {high:g} must be less than 1e308")
     if log and (low <= 0 or step is not None):
         raise ConfigError(f"{where}: a logarithmic range has a low above 0 and no step, got {dict(given)!r}")
     whole = isinstance(low, int) and isinstance(high, int)
@@ -126,6 +138,6 @@ def _range(where: str, given: Mapping[str, Any]) -> Range:
     if step is None:
         return Range(low, high, log)
     steps = (high - low) / step if step > 0 else 0.0
-    if steps < 1 or abs(steps - round(steps)) > 1e-9 or (whole and not isinstance(step, int)):
+    if not 1 <= steps < math.inf or abs(steps - round(steps)) > 1e-9 or (whole and not isinstance(step, int)):
         raise ConfigError(f"{where}: steps of {step} do not lead from {low} to {high}")
     return Range(low, high, log, step)

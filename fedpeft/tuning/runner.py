@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
 from rich.markup import escape
@@ -121,7 +121,7 @@ class Place:
         """The objective of a finished run, at the round that it keeps, and its summary.
 
         Raises:
-            RunError: it was never validated, or its files can't be read.
+            RunError: that round's state was not validated, or has diverged; or its files can't be read.
         """
         folder, objective = self.run_of(number), self.search.keys.objective
         try:
@@ -131,10 +131,13 @@ class Place:
             raise RunError(f"{folder} holds no summary of its run: {error}") from error
         lines = Records(folder).read("rounds.jsonl")
         values = {line["round"]: line[objective] for line in lines if line.get(objective) is not None}
-        if not values:
-            raise RunError(f"no round of {folder} has a finite {objective} of validation rows")
-        best = max if self.study.direction == StudyDirection.MAXIMIZE else min
-        return float(values.get(kept, best(values.values()))), summary  # round 0, the start, has no line
+        value = values.get(kept, summary.get(f"validation_{objective}"))  # a start may have no line
+        if value is None:
+            raise RunError(
+                f"the run in {folder} keeps the state after round {kept}, of which no finite {objective} of validation "
+                "rows is known: it was not validated there, or has diverged"
+            )
+        return float(value), summary
 
 
 class Conductor:

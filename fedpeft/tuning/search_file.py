@@ -41,7 +41,7 @@ from fedpeft.config import RunConfig, from_mapping, read_toml, use_plugins
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import check_settings, nearest, setting
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.run.catalogue import built
+from fedpeft.run.catalogue import built, used
 from fedpeft.studies.study_file import SETTINGS, check_parts
 from fedpeft.tuning.hybrids import HybridSpace, hybrid_space
 from fedpeft.tuning.ranges import Choices, Draw, Searched, searched
@@ -53,11 +53,11 @@ OF_STUDIES = ("axes", "seeds", "presets", "baseline")
 """Keys that only a study's file has."""
 
 FIXED = {
-    "rounds": "rounds are what trials are compared at; they stand in [base]",
-    "seed": "the best of several seeds is luck; it stands in [base]",
-    "dataset": "losses on other rows can't be compared; it stands in [base]",
-    "measure": "it says what trials are compared by; it stands in [base]",
-    "workers": "it changes no result; it stands in [base]",
+    "rounds": "rounds are what trials are compared at",
+    "seed": "the best of several seeds is luck",
+    "dataset": "losses on other rows can't be compared",
+    "measure": "it says what trials are compared by",
+    "workers": "it changes no result",
 }
 """Settings that can't be searched, and why."""
 
@@ -126,12 +126,26 @@ class Search:
     @property
     def identity(self) -> str:
         """Equal for files of the same search, of however many trials."""
+        space = {name: dataclasses.asdict(among) for name, among in self.space.items()}
+        first = [list(member.lists) for member in self.hybrid.members] if self.hybrid else []  # has "off" besides
+        return self._told(space, first)
+
+    @property
+    def former_identity(self) -> str:
+        """As searches were told apart before: by ranges as people read them, which hides their last digits."""
+        return self._told({name: str(among) for name, among in self.space.items()})
+
+    def _told(self, space: Mapping[str, Any], *more: Any) -> str:
         words = dataclasses.asdict(self.keys)
         kept = {key: value for key, value in words.items() if key not in ("name", "question", "trials")}
         hybrid = self.hybrid and dataclasses.asdict(self.hybrid)
-        space = {name: str(value) for name, value in self.space.items()}
         budget = self.budget and dataclasses.asdict(self.budget)
-        return json.dumps([kept, budget, dict(self.base), space, hybrid], sort_keys=True)
+        return json.dumps([kept, budget, dict(self.base), space, hybrid, *more], sort_keys=True)
+
+    @property
+    def plugins(self) -> dict[str, dict[str, Any]]:
+        """Records of the plugins that trials may need, by their source."""
+        return {plugin.source: plugin.record for fixed in self._corners() for plugin in used(self.corner(fixed))}
 
     def config(self, draw: Draw, depth: int = 0) -> RunConfig | None:
         """The run with the values that are drawn; None: a hybrid that would train nothing.
@@ -273,6 +287,11 @@ def _check_names(
     for key in base:
         if key not in SETTINGS:
             raise ConfigError(f"{path}: [base] has an unknown setting {key!r}; {nearest(key, SETTINGS)}")
+        if key in FIXED and (places := _places(base[key])):
+            raise ConfigError(
+                f"{path}: {key} can't be searched, so {{{places[0]}}} can't stand in it: {FIXED[key]}; write it "
+                "without braces"
+            )
     texts = list(base.values())
     for name, among in space.items():
         if name in SETTINGS and isinstance(among, Choices):
@@ -280,7 +299,7 @@ def _check_names(
     used = {place for text in texts for place in _places(text)}
     for name in space:
         if name in FIXED:
-            raise ConfigError(f"{path}: {name} can't be searched: {FIXED[name]}")
+            raise ConfigError(f"{path}: {name} can't be searched: {FIXED[name]}; it stands in [base]")
         if name in base:
             raise ConfigError(f"{path}: {name} is set by both [base] and [search]; leave it in one")
         if name not in SETTINGS and name not in used:
@@ -292,6 +311,12 @@ def _check_names(
             raise ConfigError(f"{path}: {name} is a setting, so {{{name}}} needs another name")
     for name in sorted(used - set(space)):
         raise ConfigError(f"{path}: {{{name}}} stands for nothing; {nearest(name, space)}")
+    for member in hybrid.members if hybrid is not None else ():
+        if member.name in space and not member.lists:
+            raise ConfigError(
+                f"{path}: by {member.name} [hybrid] draws whether that method is on, so {{{member.name}}} needs "
+                "another name"
+            )
     if hybrid is not None and ("peft" in base or "peft" in space):
         raise ConfigError(f"{path}: peft is what [hybrid] searches; leave it out of [base] and [search]")
     if "rounds" in base and (not isinstance(base["rounds"], int) or isinstance(base["rounds"], bool)):

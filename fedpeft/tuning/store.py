@@ -28,6 +28,9 @@ JOURNAL = "search.journal"
 NAME = "search"
 """Of the study in its journal: hyperband counts on it, so it is the same in all searches."""
 
+PLUGINS = "plugins"
+"""The term that says what code a search uses from outside."""
+
 TERMS, SETTINGS, GIVEN_UP, REASON, SAME_AS = "terms", "settings", "given up", "reason", "same as"
 """Attributes: of the study what its processes must know; of trials the run's settings, the round of the rung at which
 one ended, why one failed, and the trial whose run it would have repeated."""
@@ -73,7 +76,7 @@ def opened(search: Search, folder: Path, every: int) -> Study:
         every: rounds between validations.
 
     Raises:
-        RunError: the folder holds another search, or something else.
+        RunError: the folder holds another search, trials of a plugin that has changed since, or something else.
     """
     journal = folder / JOURNAL
     if not journal.exists() and any(not _own(path) for path in folder.iterdir()):
@@ -100,14 +103,32 @@ def opened(search: Search, folder: Path, every: int) -> Study:
         "reduction": keys.reduction,
         "objective": keys.objective,
     }
-    if known is None:
-        study.set_user_attr(TERMS, terms)
-    elif known != terms:
+    agreed = _agreed(search, folder, known, terms)
+    if known != agreed:
+        study.set_user_attr(TERMS, agreed)
+    return study
+
+
+def _agreed(search: Search, folder: Path, known: dict[str, Any] | None, terms: dict[str, Any]) -> dict[str, Any]:
+    """The terms that a search goes on by: those of its file, and the plugins that it has used so far.
+
+    Raises:
+        RunError: it was begun by others.
+    """
+    begun = dict(known or terms)
+    recorded, now = begun.pop(PLUGINS, {}), search.plugins  # searches of before have recorded none
+    if begun not in (terms, {**terms, "identity": search.former_identity}):
         raise RunError(
             f"{folder} holds another search than {search.path} describes; put the file back as it was, or give another "
             "--output"
         )
-    return study
+    for source, was in recorded.items():
+        if now.get(source, was) != was:
+            raise RunError(
+                f"{folder} holds trials made with the plugin {source} as it was before it changed; put that back, or "
+                "give another --output"
+            )
+    return {**terms, PLUGINS: recorded | now}
 
 
 def _own(path: Path) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 import os
 import shlex
 import signal
@@ -12,10 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fedpeft import simulate
 from fedpeft.config import RunConfig, read_config
 from fedpeft.run.command import command_of
+from fedpeft.run.records import Records
 from fedpeft.tune import Command, main
 from tests.tune.made import BASE, TEXT
 
@@ -80,6 +84,23 @@ def test_a_command_s_help_needs_no_optuna():
 
 
 # ------------------------------------------------------------------------------------------------------ real runs
+
+
+@pytest.mark.slow
+def test_a_run_that_keeps_its_start_says_what_that_has_on_the_validation_rows(tmp_path):
+    tiny = {"dataset": "tiny", "model": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "dtype": "fp32", "workers": 1}
+    config = RunConfig(
+        **tiny, rounds=1, head="zero", local_work="steps(1)", optimizer="sgd(max_norm=0)", safeguard="none",
+        learning_rate=30.0,
+    )  # fmt: skip
+    simulate.simulate(config, tmp_path / "run", False, Console(quiet=True))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    lines = Records(tmp_path / "run").read("rounds.jsonl")
+    assert [line["round"] for line in lines] == [1]
+    assert summary["kept_round"] == 0
+    assert summary["validation_loss"] == pytest.approx(math.log(4), abs=0.2)  # it knows nothing of four classes
+    assert summary["validation_loss"] < lines[0]["loss"]
+    assert 0 <= summary["validation_accuracy"] <= 1
 
 
 def process(path: Path, folder: Path) -> subprocess.Popen:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 
 import pytest
 from optuna.trial import TrialState
 
+from fedpeft import plugins
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
+from fedpeft.run.records import Records
+from fedpeft.studies.runner import reason_of
 from fedpeft.tuning import runner, store
 from fedpeft.tuning.report import Report
+from fedpeft.tuning.runner import Place
 from tests.tune.made import BASE, HEAD, SPACE, TEXT, InProcess, Killed, conducted, search_of
+
+RAISED = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nValueError: bad\n'
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +110,21 @@ def test_a_trial_that_fails_says_why_and_others_go_on(tmp_path):
     assert place.study.get_trials()[0].user_attrs[store.REASON] == "no room"
 
 
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("error: disk is full\nround 1\nerror: no room\n", "no room"),
+        (f"error: disk is full\n{RAISED}", "exit code 1: ValueError: bad"),
+        (f"{RAISED}error: a worker has ended\n", "a worker has ended"),
+        ("", "exit code 1: it printed nothing"),
+    ],
+)
+def test_why_a_trial_failed_is_not_told_by_an_earlier_process_s_error(tmp_path, log, reason):
+    path = tmp_path / "0000.log"
+    path.write_text(log, encoding="utf-8")
+    assert reason_of(1, path) == reason
+
+
 def test_a_search_of_which_all_trials_fail_ends(tmp_path):
     with pytest.raises(RunError, match="all 3 trials have failed, the last one: no room"):
         conducted(search_of(tmp_path), tmp_path / "out", InProcess(fails=tuple(range(12))))
@@ -113,6 +135,31 @@ def test_accuracy_is_made_large(tmp_path):
     place = conducted(search_of(tmp_path, text), tmp_path / "out", InProcess())
     done = [t.value for t in place.study.get_trials() if t.state == TrialState.COMPLETE]
     assert store.finished(place.study)[0].value == max(done) < 1
+
+
+def ended(folder, losses, **summary):
+    """The place of a search whose trial 0 has ended with these losses by round."""
+    search = search_of(folder)
+    (folder / "out").mkdir()
+    place = Place(search, store.opened(search, folder / "out", 1), folder / "out", 1, None, 0)
+    run = place.run_of(0)
+    run.mkdir(parents=True)
+    Records(run).append("rounds.jsonl", *({"round": round, "loss": loss} for round, loss in losses.items()))
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return place
+
+
+def test_a_trial_is_worth_what_the_round_is_that_its_run_keeps(tmp_path):
+    after = {1: 0.9, 2: 0.4, 3: 0.6}
+    assert ended(tmp_path / "last", after, kept_round=3).value_of(0)[0] == 0.6
+    assert ended(tmp_path / "line", {0: 0.3, **after}, kept_round=0).value_of(0)[0] == 0.3
+    assert ended(tmp_path / "start", after, kept_round=0, validation_loss=0.35).value_of(0)[0] == 0.35
+
+
+@pytest.mark.parametrize(("losses", "kept"), [({1: 0.9, 2: 0.4, 3: float("nan")}, 3), ({1: 0.9}, 0), ({}, 2)])
+def test_another_round_s_loss_is_not_that_of_the_one_that_is_kept(tmp_path, losses, kept):
+    with pytest.raises(RunError, match=f"keeps the state after round {kept}, of which no finite loss"):
+        ended(tmp_path, losses, kept_round=kept, validation_loss=None).value_of(0)
 
 
 def test_a_folder_is_of_one_search(tmp_path):
@@ -126,6 +173,56 @@ def test_a_folder_is_of_one_search(tmp_path):
     (tmp_path / "broken" / "search.journal").write_text("no journal\n" * 2, encoding="utf-8")
     with pytest.raises(RunError, match=r"search.journal is no journal of a search"):
         conducted(other, tmp_path / "broken", InProcess())
+
+
+def test_a_range_that_changes_in_a_digit_or_in_kind_is_another_search(tmp_path):
+    for name, was, now in (("digit", "high = 1e-1", "high = 1.0000001e-1"), ("kind", "[2, 4, 8]", '["2", "4", "8"]')):
+        conducted(search_of(tmp_path, TEXT), tmp_path / name, InProcess(), trials=1)
+        with pytest.raises(RunError, match=r"holds another search than .*search.toml describes"):
+            conducted(search_of(tmp_path, TEXT.replace(was, now)), tmp_path / name, InProcess(), trials=2)
+
+
+def test_a_search_that_was_begun_before_ranges_were_told_apart_exactly_goes_on(tmp_path):
+    search = search_of(tmp_path)
+    study = conducted(search, tmp_path / "out", InProcess(), trials=1).study
+    study.set_user_attr(store.TERMS, {**study.user_attrs[store.TERMS], "identity": search.former_identity})
+    with pytest.raises(RunError, match="holds another search"):
+        conducted(search_of(tmp_path, TEXT.replace("1e-4", "1e-5")), tmp_path / "out", InProcess(), trials=2)
+    study = conducted(search, tmp_path / "out", InProcess(), trials=2).study
+    assert len(study.trials) == 2
+    assert study.user_attrs[store.TERMS]["identity"] == search.identity  # from now on
+
+
+RULE = """from dataclasses import dataclass
+from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.parts import setting
+@dataclass(frozen=True)
+class HalfMean(LinearStrategy):
+    share: float = setting(0.5, "of each update that counts", above=0, high=1)
+    def contribution(self, update, state, layout):
+        return dict(update.delta)
+parts = {"strategies": {"half_mean": HalfMean}}
+"""
+
+
+def test_a_search_does_not_go_on_with_a_plugin_that_has_changed(tmp_path, monkeypatch):
+    def reloaded():
+        """As another process finds the file."""
+        monkeypatch.setattr(plugins, "_state", plugins._State())
+        monkeypatch.setattr(plugins, "_names", {})
+        return search_of(tmp_path, 'plugin = "my_rules.py"\n' + TEXT + 'strategy = ["fedit", "half_mean"]\n')
+
+    rule = tmp_path / "my_rules.py"
+    rule.write_text(RULE, encoding="utf-8")
+    conducted(reloaded(), tmp_path / "out", InProcess(), trials=1)
+    study = conducted(reloaded(), tmp_path / "out", InProcess(), trials=2).study
+    rule.write_text(RULE + "# changed\n", encoding="utf-8")
+    with pytest.raises(RunError, match=r"holds trials made with the plugin .*my_rules.py as it was before it changed"):
+        conducted(reloaded(), tmp_path / "out", InProcess(), trials=3)
+    terms = dict(study.user_attrs[store.TERMS])
+    del terms[store.PLUGINS]  # as in a search of before
+    study.set_user_attr(store.TERMS, terms)
+    assert len(conducted(reloaded(), tmp_path / "out", InProcess(), trials=3).study.trials) == 3
 
 
 def test_the_report_shows_all_trials_and_the_best_as_a_command(tmp_path):

@@ -8,6 +8,7 @@ from fedpeft.errors import ConfigError, PrivacyError
 from tests.tune.made import BASE, TEXT, search_of
 
 ONE = BASE + "[search]\nlearning_rate = {low = 1e-4, high = 1e-2}\n"
+SWAPPED = "alpha = [8, 16]\nrank = [2, 4]"
 HYBRID = BASE + "[hybrid.lora]\nrank = [2, 4]\n"
 
 
@@ -47,6 +48,21 @@ def test_more_trials_are_the_same_search_and_other_ranges_another(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "was", "now"),
+    [
+        (ONE, "low = 1e-4, high = 1e-2", "low = 1.0000001e-4, high = 1e-2"),
+        (BASE + "[search]\nlearning_rate = {low = 1, high = 3}\n", "high = 3", "high = 3.0"),
+        (BASE + 'peft = "lora(rank={r})"\n[search]\nr = [2, 4]\n', "[2, 4]", '["2", "4"]'),
+        (BASE + "[hybrid.lora]\nrank = [2, 4]\nalpha = [8, 16]\n", "rank = [2, 4]\nalpha = [8, 16]", SWAPPED),
+    ],
+)
+def test_ranges_that_read_alike_are_other_ones(tmp_path, text, was, now):
+    one, other = search_of(tmp_path, text), search_of(tmp_path / "other", text.replace(was, now))
+    assert one.identity != other.identity
+    assert one.former_identity == other.former_identity
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         (BASE, "searches nothing"),
@@ -62,6 +78,9 @@ def test_more_trials_are_the_same_search_and_other_ranges_another(tmp_path):
         (BASE + "[search]\nlearning_rate = {low = 0.1}\n", "needs numbers for low, high"),
         (BASE + "[search]\nlearning_rate = {low = 1, hi = 2}\n", "unknown key 'hi'"),
         (BASE + "[search]\nbatch_size = {low = 1, high = 4, step = 2}\n", "steps of 2 do not lead from 1 to 4"),
+        (BASE + f"[search]\nbatch_size = {{low = 1, high = {10**400}}}\n", "numbers for low, .*, all below 1e308"),
+        (BASE + "[search]\nlearning_rate = {low = -1e308, high = 1e308}\n", "is wider than numbers reach"),
+        (BASE + "[search]\nlearning_rate = {low = 0.0, high = 1e300, step = 1e-300}\n", "steps of 1e-300 do not lead"),
         (BASE + "[search]\nbatch_size = [4]\n", "leaves nothing to choose"),
         (BASE + "[search]\nbatch_size = [4, 4]\n", "names a value twice"),
         (BASE + "[search]\nbatch_size = 4\n", "must be a list of values or {low"),
@@ -69,6 +88,12 @@ def test_more_trials_are_the_same_search_and_other_ranges_another(tmp_path):
         (BASE + '[search]\nstrategy = ["fedit", "fedt"]\n', "unknown strategy 'fedt'"),
         (BASE + "[search]\nrounds = [2, 4]\n", "rounds can't be searched: rounds are what trials are compared at"),
         (BASE + "[search]\nseed = [0, 1]\n", "seed can't be searched"),
+        (
+            BASE.replace('"tiny"\nmodel', '"{d}"\nmodel') + '[search]\nd = ["tiny", "reviews"]\n',
+            "dataset can't be searched, so {d} can't stand in it: losses on other rows can't be compared",
+        ),
+        (BASE + 'measure = "validation(every={e})"\n[search]\ne = [1, 2]\n', "measure can't be searched, so {e}"),
+        (BASE.replace("rounds = 4", 'rounds = "{r}"') + "[search]\nr = [2, 4]\n", "rounds can't be searched, so {r}"),
         (BASE + "[search]\ntokens = [16, 32]\n", r"tokens is set by both \[base\] and \[search\]"),
         (BASE + 'peft = "lora(rank={rnk})"\n[search]\nrank = [2, 4]\n', "rank"),
         (BASE + 'peft = "lora(rank={rank}, alpha={a})"\n[search]\nrank = [2, 4]\n', "{a} stands for nothing"),
@@ -83,6 +108,10 @@ def test_more_trials_are_the_same_search_and_other_ranges_another(tmp_path):
         ("budget = {parameters = 0}\n" + ONE, "must be a whole number of at least 1"),
         (ONE.replace("rounds = 4", "rnds = 4"), r"\[base\] has an unknown setting 'rnds'"),
         (BASE + 'peft = "lora"\n[hybrid.lora]\nrank = [2, 4]\n', r"peft is what \[hybrid\] searches"),
+        (
+            BASE + 'optimizer = "adamw(warmup={bitfit})"\n[search]\nbitfit = [1, 2]\n[hybrid.bitfit]\n',
+            r"by bitfit \[hybrid\] draws whether that method is on, so {bitfit} needs another name",
+        ),
         (BASE + "[hybrid]\n", "names no PEFT method"),
         (BASE + "[hybrid.loro]\nrank = [2, 4]\n", "unknown PEFT method 'loro'; did you mean 'lora'"),
         (BASE + "[hybrid.adalora]\n", "adalora can't be one of several methods"),
