@@ -21,11 +21,11 @@ from fedpeft.errors import RunError
 
 ROOT = Path(__file__).parent.parent.parent
 ENDS = {"lowest": "lowest-direct", "newest": "highest"}
-EXTRAS = ("test", "serve", "quantized", "evaluate", "frames", "tune")
+EXTRAS = ("test", "serve", "quantized", "frames", "tune")
 """Beside the core, what the tests need."""
 
-BESIDE = ("hypothesis",)
-"""What only the tests of the checkout need, in its newest version."""
+BESIDE = ("hypothesis", "rouge-score", "seqeval")
+"""What only the tests of the checkout need, or there are no wheels of, in its newest version."""
 
 TESTS = (
     *("tests/test_parts.py", "tests/test_simulate.py", "tests/test_api.py"),
