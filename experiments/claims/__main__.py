@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments import one_sentence
 from experiments.claims.records import Claim, evidence_of, read_claims, section_of
-from experiments.claims.verdicts import Evidence, Verdict, factors, holm, probability, verdict
+from experiments.claims.verdicts import Evidence, Verdict, holm, open_factor, probability, verdict
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "claims.md"
 
@@ -26,10 +26,11 @@ Judged = tuple[Claim, Evidence, float, Verdict]
 def judged(family: Sequence[Claim]) -> list[Judged]:
     """The verdicts of a family, corrected together."""
     found = [evidence_of(claim) for claim in family]
-    uncorrected = [probability(own, claim.margin) for claim, (own, _) in zip(family, found, strict=True)]
+    corrected = holm([probability(own, claim.margin) for claim, (own, _) in zip(family, found, strict=True)])
+    factor = open_factor(corrected)
     return [
         (claim, own, thinner, verdict(own, claim.margin, p, factor))
-        for claim, (own, thinner), p, factor in zip(family, found, holm(uncorrected), factors(uncorrected), strict=True)
+        for claim, (own, thinner), p in zip(family, found, corrected, strict=True)
     ]
 
 

@@ -89,10 +89,10 @@ def holm(probabilities: Sequence[float]) -> list[float]:
     return corrected
 
 
-def factors(probabilities: Sequence[float]) -> list[int]:
-    """What Holm's correction multiplies each p-value by, where no smaller one stands higher."""
-    places = sorted(range(len(probabilities)), key=lambda i: probabilities[i])
-    return [len(places) - places.index(i) for i in range(len(places))]
+def open_factor(corrected: Sequence[float]) -> int:
+    """What Holm's correction multiplies the p-value of that claim by which is the next to be rejected: the number of
+    those that are not."""
+    return sum(p >= 1 - LEVEL for p in corrected)
 
 
 def probability(evidence: Evidence, margin: float | None) -> float:
@@ -108,7 +108,7 @@ def verdict(evidence: Evidence, margin: float | None, corrected: float, factor: 
     Args:
         margin: None: the method is said to be better than its baseline.
         corrected: the p-value after Holm's correction.
-        factor: of that correction (`factors`).
+        factor: of that correction, for a claim that is to be resolved next (`open_factor`).
     """
     sought = evidence.difference + (margin or 0.0)
     if len(evidence.by_seed) >= SEEDS_FOR_A_CLAIM and corrected < 1 - LEVEL:
@@ -125,7 +125,7 @@ def seeds_needed(by_seed: Array, sought: float, sides: int, factor: int) -> int 
         by_seed: differences in points.
         sought: their mean, from what is tested.
         sides: of the test.
-        factor: of Holm's correction.
+        factor: of Holm's correction, as `open_factor` says.
     """
     if len(by_seed) < 2 or sought == 0.0:
         return None

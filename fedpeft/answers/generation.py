@@ -46,7 +46,8 @@ What a decoder starts with stays, a forced first token of a translation's langua
 
 def greedy(base: Any) -> dict[str, Any]:
     """Those of `GREEDY` that a base's settings know: transformers refuses names of other versions."""
-    return {name: value for name, value in GREEDY.items() if hasattr(base.generation_config, name)}
+    settings = getattr(base, "generation_config", None)
+    return {name: value for name, value in GREEDY.items() if hasattr(settings, name)}
 
 
 def ends_of(model: FederatedModel, tokenizer: Any) -> list[int]:

@@ -140,10 +140,11 @@ def _used(base: nn.Module, directory: Path, read: Read, missing: Collection[str]
     try:
         output = read(base, tried_row(base))
     except Exception as error:  # whatever a model that was made for something else says
-        if base.config.get_text_config() is not base.config:
+        if any(hasattr(base.config, of) for of in ("vision_config", "audio_config")):
             raise ModelError(
-                f"{type(base).__name__}, the model in {directory}, is one of texts with other things, such as images; "
-                "take a checkpoint of a language model alone, or of a text encoder or vision transformer"
+                f"{type(base).__name__}, the model in {directory}, is one of texts with images or sounds, and can't "
+                f"read rows as this task gives them ({reason(error)}); take a checkpoint of a language model alone, or "
+                "of a text encoder or vision transformer"
             ) from error
         other = "--dtype fp32, " if base.dtype == torch.bfloat16 else ""
         raise ModelError(

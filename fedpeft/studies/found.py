@@ -54,19 +54,33 @@ class Found:
             study = _described(path.parent, name, preset)
             if study is not None:
                 self.studies[name, preset] = study
-                own = as_described(study, own)
+                described = as_described(study, own)
+                if len(described) < len(own):
+                    self.skipped.append(
+                        f"{len(own) - len(described)} results of {path} are left out: {study.path} gives their labels "
+                        "to other settings today"
+                    )
+                own = described
             self.results.setdefault((name, preset), []).extend(own)
 
 
 def as_described(study: Study, results: Sequence[Result]) -> list[Result]:
     """Results at the points of the grid that the study's file gives their configurations today, whose labels and axes
-    may have changed since; a result that it does not describe stays at its own."""
+    may have changed since. One that it does not describe stays at its own point, unless that is another's now: then it
+    is left out."""
     points = {run.config: dict(run.point) for run in study.runs()}
+    taken = list(points.values())
+    anywhere = {replace(config, dtype="auto"): point for config, point in points.items()}
+    if len(anywhere) == len(points):  # what auto is on the machine that the runs were made on, it need not be here
+        points |= anywhere
     found = []
     for result in results:
         config = resolved(result.config)
-        point = points.get(config) if config else None
-        found.append(result if point is None else replace(result, point=point))
+        point = (points.get(config) or points.get(replace(config, dtype="auto"))) if config else None
+        if point is not None:
+            found.append(replace(result, point=point))
+        elif dict(result.point) not in taken:
+            found.append(result)
     return found
 
 

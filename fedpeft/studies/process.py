@@ -97,6 +97,10 @@ class Starter:
         self._process.join()
 
 
+BEGINS = "loading a run's settings"
+"""A line of a log, which a run that goes on appends to, at the beginning of each process."""
+
+
 def _gone() -> RunError:
     return RunError("the process that starts the runs was killed (often: out of memory); the same command continues")
 
@@ -143,6 +147,7 @@ def _run(run: Start, program: Program, alive: int) -> int:
     if run.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = run.gpus
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.write(log, f"{BEGINS}\n".encode())
     for stream in (1, 2):
         os.dup2(log, stream)
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()

@@ -15,7 +15,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -29,6 +29,7 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.calibration import calibrate
 from fedpeft.run.records import Records
+from fedpeft.spec import parse_spec
 from fedpeft.studies.statistics import Scored
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
@@ -108,10 +109,18 @@ class Result:
         return json.dumps(plain, allow_nan=False) + "\n"
 
 
+LEAVE_TEST_ROWS = {"tasks": ("every", "late", "compete"), "reviews": ("document_rows",)}
+"""Settings of data sets that say how training rows lie, and leave the test rows as they are."""
+
+
 def source_of(dataset: str) -> str:
-    """The name of a data set, whose settings may leave its test rows as they are; of files and the hub's, all of it."""
-    name = dataset.partition("(")[0]
-    return dataset if name in ("file", "hf") else name
+    """Where a run's test rows are from: the text of its data set, without what leaves them as they are."""
+    try:
+        spec = parse_spec(dataset)
+    except FedpeftError:
+        return dataset
+    without = LEAVE_TEST_ROWS.get(spec.name, ())
+    return str(replace(spec, settings={k: v for k, v in sorted(spec.settings.items()) if k not in without}))
 
 
 def resolved(config: Mapping[str, Any]) -> RunConfig | None:

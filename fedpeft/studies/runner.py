@@ -22,7 +22,7 @@ from fedpeft.run import catalogue
 from fedpeft.run.console import duration
 from fedpeft.run.observer import judged
 from fedpeft.run.records import Records
-from fedpeft.studies.process import Program, Start, Starter
+from fedpeft.studies.process import BEGINS, Program, Start, Starter
 from fedpeft.studies.results import FAILED, Result, ResultsFile, read_run, resolved
 from fedpeft.studies.study_file import Planned, Study
 
@@ -200,21 +200,14 @@ class Workplace:
 
 
 def reason_of(code: int, log: Path) -> str:
-    """Why a process failed: the error it printed, the last line it printed, or the signal that ended it.
-
-    A log is appended to when a run goes on, so an error before a traceback is that of an earlier process.
-    """
+    """Why the last process of a log failed: the error it printed, the last line it printed, or what signal ended it."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
-    data = log.read_bytes()[-LOG_TAIL_BYTES:]
-    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
-    for line in reversed(lines):
-        if line.startswith("error:"):
-            return line.removeprefix("error:").strip()
-        if line.startswith("Traceback"):
-            break
-    return f"exit code {code}: {lines[-1] if lines else 'it printed nothing'}"
+    told = log.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
+    lines = [line.strip() for line in told.rpartition(f"{BEGINS}\n")[2].splitlines() if line.strip()]
+    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    return errors[-1] if errors else f"exit code {code}: {lines[-1] if lines else 'it printed nothing'}"
 
 
 # -------------------------------------------------------------------------------------------------------- all the runs

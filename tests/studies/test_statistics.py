@@ -164,10 +164,16 @@ def test_sure_and_right_is_calibrated() -> None:
 
 def test_runs_on_the_rows_of_two_data_sets_are_no_pairs_though_they_are_as_many():
     result = made_result({"method": "a"}, 0, 0.9, 1.0)
-    of = {
-        name: {0: replace(result, config=result.config | {"dataset": name}).scored}
-        for name in ("digits", "reviews", "reviews(document_rows=5)", "file(path='a.csv')", "file(path='b.csv')")
-    }
-    assert compare(of["digits"], of["reviews"]) is None
-    assert compare(of["file(path='a.csv')"], of["file(path='b.csv')"]) is None
-    assert compare(of["reviews(document_rows=5)"], of["reviews"]) is not None
+    names = (
+        "digits",
+        "digits(seed=1)",
+        "reviews",
+        "reviews(document_rows=5)",
+        "tasks(a)",
+        "tasks(b)",
+        "tasks(a, late=2)",
+    )
+    of = {name: {0: replace(result, config=result.config | {"dataset": name}).scored} for name in names}
+    same = {(one, other) for one in names for other in names if compare(of[one], of[other]) is not None}
+    alike = {("reviews", "reviews(document_rows=5)"), ("tasks(a)", "tasks(a, late=2)")}
+    assert same == {(name, name) for name in names} | alike | {(other, one) for one, other in alike}

@@ -228,6 +228,18 @@ def test_results_are_shown_under_the_labels_that_the_file_gives_today(tmp_path: 
     [results] = found.results.values()
     assert {(r.point["method"], r.config["codec"]) for r in results} == {("A", "bf16"), ("B", "fp32")}
 
+    other = study(tmp_path, SEEDS + BASE + axes.format("bf16", "drive"))  # fp32 was called A, which is bf16 now
+    assert {(r.point["method"], r.config["codec"]) for r in as_described(other, file.read())} == {("A", "bf16")}
+    found = Found()
+    found.look(tmp_path)
+    assert "2 results of" in found.skipped[0]
+
+
+def test_results_of_a_machine_of_another_precision_keep_their_places(tmp_path: Path) -> None:
+    made = study(tmp_path, SEEDS + BASE + AXES)
+    there = [replace(failed(made, i), config=failed(made, i).config | {"dtype": "bf16"}) for i in range(4)]
+    assert [dict(r.point) for r in as_described(made, there)] == [dict(run.point) for run in made.runs()]
+
 
 def test_a_failure_of_before_a_setting_existed_is_over_when_its_run_has_finished(tmp_path: Path) -> None:
     made = study(tmp_path, SEEDS + BASE + AXES)

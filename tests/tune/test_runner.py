@@ -14,6 +14,7 @@ from fedpeft import plugins
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.run.records import Records
+from fedpeft.studies.process import BEGINS
 from fedpeft.studies.runner import reason_of
 from fedpeft.tuning import runner, store
 from fedpeft.tuning.report import Report
@@ -113,10 +114,13 @@ def test_a_trial_that_fails_says_why_and_others_go_on(tmp_path):
 @pytest.mark.parametrize(
     ("log", "reason"),
     [
-        ("error: disk is full\nround 1\nerror: no room\n", "no room"),
-        (f"error: disk is full\n{RAISED}", "exit code 1: ValueError: bad"),
-        (f"{RAISED}error: a worker has ended\n", "a worker has ended"),
-        ("", "exit code 1: it printed nothing"),
+        (f"{BEGINS}\nerror: disk is full\nround 1\nerror: no room\n", "no room"),
+        (f"{BEGINS}\nerror: disk is full\n{BEGINS}\n{RAISED}", "exit code 1: ValueError: bad"),
+        (f"{BEGINS}\nerror: disk is full\n{BEGINS}\nround 1\n", "exit code 1: round 1"),
+        (f"{BEGINS}\nerror: no room\nException ignored in: <function f>\n{RAISED}", "no room"),
+        (f"{BEGINS}\n{RAISED}error: a worker has ended\n", "a worker has ended"),
+        ("error: of a version without the line\n", "of a version without the line"),
+        (f"{BEGINS}\n", "exit code 1: it printed nothing"),
     ],
 )
 def test_why_a_trial_failed_is_not_told_by_an_earlier_process_s_error(tmp_path, log, reason):
