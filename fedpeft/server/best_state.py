@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,4 +70,5 @@ def validated(best: BestState | None) -> dict[str, Any]:
 
 
 def _quality(metrics: Metrics, by_accuracy: bool) -> tuple[float, ...]:
-    return (metrics.accuracy, -metrics.loss) if by_accuracy else (-metrics.loss,)
+    quality = (metrics.accuracy, -metrics.loss) if by_accuracy else (-metrics.loss,)
+    return tuple(-math.inf if math.isnan(value) else value for value in quality)  # else nothing was ever better

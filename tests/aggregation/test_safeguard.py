@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import hypothesis
 import pytest
@@ -88,6 +89,15 @@ def test_the_best_state_is_the_best_and_the_first_of_equals(found, by_accuracy):
     assert float(best.adapter["x"]) == best.round
     assert best.since == len(found) - 1 - best.round
     assert not by_accuracy or best.metrics.accuracy >= found[0].accuracy
+
+
+@pytest.mark.parametrize("by_accuracy", [False, True])
+def test_a_start_whose_loss_is_not_a_number_is_not_the_best(by_accuracy):
+    start = BestState(0, Metrics(math.nan, math.nan), {}, {})
+    better = BestState(1, Metrics(3.0, 0.1), {}, {})
+    assert start.after(BestState(1, Metrics(math.nan, math.nan), {}, {}), by_accuracy).round == 0
+    assert start.after(better, by_accuracy) is better
+    assert better.after(replace(start, round=2), by_accuracy).round == 1
 
 
 def test_the_best_state_returns_from_a_checkpoint():
