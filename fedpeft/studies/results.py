@@ -109,8 +109,12 @@ class Result:
         return json.dumps(plain, allow_nan=False) + "\n"
 
 
-LEAVE_TEST_ROWS = {"tasks": ("every", "late", "compete"), "reviews": ("document_rows",)}
-"""Settings of data sets that say how training rows lie, and leave the test rows as they are."""
+LEAVE_TEST_ROWS = {
+    "tasks": ("every", "late", "compete"),
+    "reviews": ("document_rows",),
+    "scenes": ("rows", "owners", "validation_rows", "images_only", "texts_only"),
+}
+"""Settings of data sets that say how training rows lie, and leave the test rows as they are, as `task` does."""
 
 
 def source_of(dataset: str) -> str:
@@ -119,7 +123,7 @@ def source_of(dataset: str) -> str:
         spec = parse_spec(dataset)
     except FedpeftError:
         return dataset
-    without = LEAVE_TEST_ROWS.get(spec.name, ())
+    without = ("task", *LEAVE_TEST_ROWS.get(spec.name, ()))
     return str(replace(spec, settings={k: v for k, v in sorted(spec.settings.items()) if k not in without}))
 
 

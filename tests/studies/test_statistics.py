@@ -172,8 +172,10 @@ def test_runs_on_the_rows_of_two_data_sets_are_no_pairs_though_they_are_as_many(
         "tasks(a)",
         "tasks(b)",
         "tasks(a, late=2)",
+        "scenes(task='towers(connector=none)')",
+        "scenes(rows=600)",
     )
     of = {name: {0: replace(result, config=result.config | {"dataset": name}).scored} for name in names}
     same = {(one, other) for one in names for other in names if compare(of[one], of[other]) is not None}
-    alike = {("reviews", "reviews(document_rows=5)"), ("tasks(a)", "tasks(a, late=2)")}
+    alike = {("reviews", "reviews(document_rows=5)"), ("tasks(a)", "tasks(a, late=2)"), names[-2:]}
     assert same == {(name, name) for name in names} | alike | {(other, one) for one, other in alike}
