@@ -23,6 +23,9 @@ SEARCHES = ("lora", "hybrid")
 
 SEEDS = [0, 1, 2, 3, 4]
 
+SECONDS = 120
+"""That a run takes, about."""
+
 
 def study_of(task: str, best: dict[str, RunConfig]) -> str:
     """The text of the study: what the configurations share, and an axis of what they do not."""
@@ -36,6 +39,7 @@ def study_of(task: str, best: dict[str, RunConfig]) -> str:
         "question": f"On {task}: is a hybrid that was searched for better than lora that was, at equal bytes?",
         "baseline": {"method": SEARCHES[0]},
         "seeds": SEEDS,
+        "seconds_per_run": SECONDS,
         "base": {name: first[name] for name in shared if first[name] != default[name]},
         "axes": {
             "method": [
