@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import both, taken
-from fedpeft.errors import DataError
+from fedpeft.errors import ConfigError, DataError
 from fedpeft.machine import spooled
 from fedpeft.parts import Family
+from fedpeft.spec import parse_spec
 
 Kind = Literal["text", "image"]
 Inputs = Sequence[str] | NDArray[np.generic]
@@ -196,7 +197,8 @@ NO_MODEL = ""
 
 class Source(Protocol):
     """A data set part: where rows come from. With `suited_partition` it says how its rows lie where a run does not, and
-    with `suited_head` how the head starts; with a true `task_in_rows`, that what is learned is known from rows only."""
+    with `suited_head` how the head starts; with a true `task_in_rows`, that what is learned is known from rows only;
+    with `training_settings`, names of settings, which of them leave the test rows as they are."""
 
     def load(self) -> Dataset:
         """Fetch, read and check the rows."""
@@ -233,6 +235,18 @@ def suited_head(text: str) -> str | None:
         ConfigError: unknown name or setting.
     """
     return getattr(DATASETS.build(text), "suited_head", None)
+
+
+def source_of_test_rows(text: str) -> str:
+    """Where the test rows of the data set are from that `text` describes: its text, without the settings that leave
+    them as they are, as what is learned from them (`task`) does. A part that is not there has told of none."""
+    try:
+        spec = parse_spec(text)
+        part = DATASETS.part(spec.name)
+    except ConfigError:
+        return text
+    without = ("task", *getattr(part, "training_settings", ()))
+    return str(replace(spec, settings={k: v for k, v in sorted(spec.settings.items()) if k not in without}))
 
 
 def task_in_rows(text: str) -> str | None:

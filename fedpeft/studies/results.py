@@ -15,7 +15,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from fedpeft import former_settings
 from fedpeft.config import RunConfig, from_mapping, read_toml
+from fedpeft.data.rows import source_of_test_rows
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.calibration import calibrate
 from fedpeft.run.records import Records
-from fedpeft.spec import parse_spec
 from fedpeft.studies.statistics import Scored
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
@@ -101,30 +101,12 @@ class Result:
             return None
         correct = unpack(self.correct)
         count = np.ones_like(correct) if self.count is None else unpack(self.count)
-        return Scored(correct, count, source_of(str(self.config.get("dataset", ""))))
+        return Scored(correct, count, source_of_test_rows(str(self.config.get("dataset", ""))))
 
     def line(self) -> str:
         """The JSON line, without what is empty."""
         plain = {k: v for k, v in asdict(self).items() if v is not None and v != ()}
         return json.dumps(plain, allow_nan=False) + "\n"
-
-
-LEAVE_TEST_ROWS = {
-    "tasks": ("every", "late", "compete"),
-    "reviews": ("document_rows",),
-    "scenes": ("rows", "owners", "validation_rows", "images_only", "texts_only"),
-}
-"""Settings of data sets that say how training rows lie, and leave the test rows as they are, as `task` does."""
-
-
-def source_of(dataset: str) -> str:
-    """Where a run's test rows are from: the text of its data set, without what leaves them as they are."""
-    try:
-        spec = parse_spec(dataset)
-    except FedpeftError:
-        return dataset
-    without = ("task", *LEAVE_TEST_ROWS.get(spec.name, ()))
-    return str(replace(spec, settings={k: v for k, v in sorted(spec.settings.items()) if k not in without}))
 
 
 def resolved(config: Mapping[str, Any]) -> RunConfig | None:

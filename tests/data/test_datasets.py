@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from fedpeft.data.datasets.shakespeare import lines_by_role, packed
 from fedpeft.data.partition import PARTITIONS
-from fedpeft.data.rows import DATASETS, Dataset, Rows, encode_labels, load_dataset, split_validation
+from fedpeft.data.rows import (
+    DATASETS,
+    Dataset,
+    Rows,
+    encode_labels,
+    load_dataset,
+    source_of_test_rows,
+    split_validation,
+)
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.models.base_model import MODELS
+from fedpeft.spec import parse_spec
 
 # name: task, kind, training rows, test rows, classes
 FETCHED = {
@@ -231,3 +241,36 @@ def test_settings_carry_their_help() -> None:
     for name in DATASETS.names:
         for field in dataclasses.fields(DATASETS.part(name)):  # type: ignore[arg-type]
             assert field.metadata["help"]
+
+
+OTHER = {
+    "every": 3, "late": 2, "compete": "all",
+    "rows": 100, "owners": 5, "validation_rows": 40, "images_only": 0.5, "texts_only": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "another"),
+    [
+        ("tasks('tiny(classes=6)', classes=2)", "tasks('tiny(classes=6, seed=1)', classes=2)"),
+        ("scenes(test_rows=12)", "scenes(test_rows=12, seed=1)"),
+    ],
+)
+def test_settings_of_training_rows_leave_the_test_rows_as_they_are(text, another):
+    spec = parse_spec(text)
+    plain = load_dataset(text).test
+    for name in DATASETS.part(spec.name).training_settings:
+        other = str(replace(spec, settings=spec.settings | {name: OTHER[name]}))
+        rows = load_dataset(other).test
+        assert np.array_equal(rows.inputs, plain.inputs), name
+        assert np.array_equal(rows.labels, plain.labels), name
+        assert rows.texts == plain.texts, name
+        assert source_of_test_rows(other) == source_of_test_rows(text)
+    assert not np.array_equal(load_dataset(another).test.inputs, plain.inputs)
+    assert source_of_test_rows(another) != source_of_test_rows(text)
+
+
+def test_what_data_sets_say_of_their_settings_is_of_settings_that_they_have():
+    for name in DATASETS.names:
+        part = DATASETS.part(name)
+        assert set(getattr(part, "training_settings", ())) <= {field.name for field in fields(part)}, name

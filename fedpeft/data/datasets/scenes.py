@@ -37,6 +37,7 @@ class Scenes:
     task: str = setting("towers", "towers or captions, with its settings: towers(connector=mlp)")
 
     suited_partition: ClassVar[str] = "natural"
+    training_settings: ClassVar[tuple[str, ...]] = ("rows", "owners", "validation_rows", "images_only", "texts_only")
 
     @property
     def suited_head(self) -> str | None:

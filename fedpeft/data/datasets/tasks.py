@@ -40,6 +40,7 @@ class Tasks:
     shared: bool = setting(False, "classes of equal names in several data sets are one class")
 
     argument: ClassVar[str] = "sets"
+    training_settings: ClassVar[tuple[str, ...]] = ("every", "late", "compete")
 
     def load(self) -> Dataset:
         """The rows of all tasks, with the task of each.
