@@ -164,6 +164,9 @@ def _describe(file: Path, base_name: str, task: str) -> None:
     prompts = "num_virtual_tokens" in config  # which need to know how their base is asked
     config |= {"base_model_name_or_path": base_name, "auto_mapping": None}
     config["task_type"] = task or (config["task_type"] if prompts else None)
+    for name in ("target_modules", "feedforward_modules"):  # sets, whose order is another in each process
+        if isinstance(config.get(name), list):
+            config[name].sort()
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -3,13 +3,16 @@
 A user's mistake is one sentence, and the exit code says how a command ended.
 
 0: done. 1: done, and the answer is no (a claim refuted, runs failed, transcripts that differ). 2: a user's mistake.
-130: Ctrl-C.
+130: Ctrl-C. 141: who read the output has closed it, as `head` does.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import select
 import shlex
+import sys
 from collections.abc import Callable, Iterable
 
 from rich.console import Console
@@ -24,6 +27,9 @@ MISTAKE = 2
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
+UNREAD = 141
+"""Exit code where nobody reads the output any more: what a shell says of SIGPIPE."""
+
 
 def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = lambda: "interrupted") -> int:
     """Do a command's work; its exit code: what the work returns (nothing: 0), `MISTAKE` or `INTERRUPTED`.
@@ -37,9 +43,21 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
     except FedpeftError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return MISTAKE
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+        return UNREAD
     except KeyboardInterrupt:
         Console().print(f"\n{escape(interrupted())}", highlight=False, soft_wrap=True)
         return INTERRUPTED
+
+
+def _unread() -> bool:
+    """Whether the other end of the output is closed; a broken pipe may also be that to a worker."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def quoted(text: str) -> str:

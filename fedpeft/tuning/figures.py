@@ -53,6 +53,7 @@ def history(study: Study, objective: str) -> Figure | None:
             best = keep.accumulate([float(t.value or 0.0) for t in whole])
             axis.step([t.number for t in whole], best, where="post", color=COLORS[1], label="best so far", lw=1.2)
         axis.set_xlabel("trial")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylabel(f"validation {objective}")
         axis.legend()
     note = "Of trials that were given up the last value that they had; those that were never trained are left out."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -136,6 +138,9 @@ def test_what_is_saved_and_merged_answers_as_what_was_trained(family, folders, t
     [trained, *_] = sequential.train(jobs(layout, start)[:1])
     model = sequential.model.eval()
     saved_adapter.save(tmp_path, model, trained.state, None)
+    targets = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets), "the same bytes in each process"
+    assert len(targets) > 4
     loaded = saved_adapter.load(tmp_path, TASK, TASK.base(folders(family), torch.float32), 0)
     sequential.load(trained.state)
     with torch.no_grad():

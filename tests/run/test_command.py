@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -116,3 +117,18 @@ def test_a_command_by_its_name_is_the_module(tmp_path):
     done = ran("simulat")
     assert done.returncode == 2
     assert done.stderr.startswith("error: there is no command 'simulat'; did you mean 'simulate'?")
+
+
+def test_nobody_reads_any_more():
+    """As of `simulate --help | head -1`: no traceback, and what a shell says of it."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "fedpeft.simulate", "--help"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_broken_pipe_that_is_not_the_output_s_is_not_hidden():
+    code = "from fedpeft.run.command import exit_code\ndef work(): raise BrokenPipeError\nexit_code(work)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "BrokenPipeError" in done.stderr
