@@ -39,7 +39,10 @@ def exit_code(work: Callable[[], int | None], interrupted: Callable[[], str] = l
         interrupted: what is said after Ctrl-C.
     """
     try:
-        return work() or 0
+        try:
+            return work() or 0
+        finally:
+            sys.stdout.flush()  # a pipe that nobody reads breaks here, and not at the interpreter's end
     except FedpeftError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return MISTAKE

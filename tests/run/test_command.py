@@ -119,11 +119,13 @@ def test_a_command_by_its_name_is_the_module(tmp_path):
     assert done.stderr.startswith("error: there is no command 'simulat'; did you mean 'simulate'?")
 
 
-def test_nobody_reads_any_more():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_nobody_reads_any_more(unbuffered):
     """As of `simulate --help | head -1`: no traceback, and what a shell says of it."""
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-m", "fedpeft.simulate", "--help"], stdout=write, stderr=subprocess.PIPE)
+    command, env = [sys.executable, "-m", "fedpeft.simulate", "--help"], os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=env)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
 
