@@ -31,6 +31,7 @@ from fedpeft.communication.decoding import decode
 from fedpeft.communication.entropy import entropy_bits
 from fedpeft.communication.error_feedback import ErrorFeedback
 from fedpeft.errors import RunError
+from fedpeft.machine.memory import keep_freed
 from fedpeft.peft.adapter import ClientForm, Layout, State, TensorSpec
 
 UNIFORM_AND_ADAPTIVE = [
@@ -170,12 +171,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("codecs", nargs="*", help="codecs to measure; default: all presets and some others")
+    parser.add_argument("--modules", type=int, default=12, help="of the synthetic update, of 6,144 entries each; 12")
     parser.add_argument("--updates", type=Path, help="file written by experiments.codecs.updates")
     parser.add_argument("--output", type=Path, help="file to write rows to, as JSON lines")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed()  # as workers and clients do
     texts = arguments.codecs or [*PRESETS, *UNIFORM_AND_ADAPTIVE]
-    updates = saved(arguments.updates) if arguments.updates else {"synthetic": synthetic()}
+    updates = saved(arguments.updates) if arguments.updates else {"synthetic": synthetic(arguments.modules)}
     print(
         "| update | codec | B/parameter | smaller | entropy | error | on dW | weighted | with EF | MB/s in | MB/s out |"
     )

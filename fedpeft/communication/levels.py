@@ -31,13 +31,14 @@ def classes_of(rms: Array, used: Array) -> Array:
     return np.where(used, classes, 0).astype(np.uint8)
 
 
-def level_streams(q: Array, classes: Array, sizes: Array) -> tuple[bytes, list[Symbols]]:
+def level_streams(q: Array, classes: Array, sizes: Array, counts: Array | None = None) -> tuple[bytes, list[Symbols]]:
     """The reaches of the classes that occur, for a step's parameters, and a stream for each of them.
 
     Args:
         q: levels (n,), int16, slice after slice.
         classes: of the slices, as `classes_of` says.
         sizes: entries of each slice.
+        counts: (CLASSES, 2 m + 1), how often each of -m ... m occurs in each class, where that is known.
     """
     reaches, streams = b"", []
     alike = len(sizes) > 0 and bool((sizes == sizes[0]).all())
@@ -45,10 +46,16 @@ def level_streams(q: Array, classes: Array, sizes: Array) -> tuple[bytes, list[S
     for c in _present(classes):
         chosen = classes == c
         values = rows[chosen if alike else np.repeat(chosen, sizes)].reshape(-1)
-        reach = int(max(values.max(), -values.min()))
+        known = None
+        if counts is None:
+            reach = int(max(values.max(), -values.min()))
+        else:
+            most = counts.shape[1] // 2
+            reach = int(np.abs(np.flatnonzero(counts[c]) - most).max())
+            known = np.trim_zeros(counts[c, most - reach : most + reach + 1], "b")
         reaches += struct.pack("<H", reach)
         values += np.int16(reach)
-        streams.append(Symbols(values.astype(np.uint8 if reach < 128 else np.uint16), 2 * reach + 1))
+        streams.append(Symbols(values.astype(np.uint8 if reach < 128 else np.uint16), 2 * reach + 1, known))
     return reaches, streams
 
 

@@ -14,7 +14,7 @@ from fedpeft.communication.levels import CLASSES, classes_of
 from fedpeft.communication.payload import Array
 from fedpeft.communication.rate_curve import RateCurve, rate_curve
 from fedpeft.communication.steps import Signal
-from fedpeft.communication.symbols import Symbols, counted
+from fedpeft.communication.symbols import Symbols, counted, weighed
 from fedpeft.communication.vectors import segment_reduce
 
 STEPS: Final = 64
@@ -53,6 +53,9 @@ BLOCK: Final = 1 << 15
 LARGE: Final = 1 << 14
 """Entries from which on the search begins where a sample says that it will end, and not at the limits."""
 
+LANES: Final = 4
+"""Places in which a level is counted, in turns: to add to what was just added to takes long."""
+
 SURELY: Final = 1.5
 """What a sample says counts for the whole where it is so many times what is asked."""
 
@@ -73,7 +76,9 @@ class StepSearch:
         # a step that depended on the noise that is sent would bias the code: the search has an even noise of its own
         self.probe = (np.arange(len(y)) * GOLDEN_RATIO % 1 - 0.5).astype(y.dtype) if dither else None
         self.blocks = _blocks(sizes)
+        self._lanes = np.arange(max((at.stop - at.start for _, at in self.blocks), default=0)) % LANES
         self._q, self._counted = np.empty(len(y), np.int16), 0.0  # levels, and the step at which they are
+        self._counts = np.zeros((CLASSES, 1), np.int64)
         self.slice_largest, squares = np.zeros(len(sizes), y.dtype), np.zeros(len(sizes))
         for of, at in self.blocks:
             self.slice_largest[of] = segment_reduce(np.maximum, np.abs(y[at]), sizes[of])
@@ -121,29 +126,56 @@ class StepSearch:
         used = self.rms > 0 if dither else np.floor(self.slice_largest / self.y.dtype.type(step) + self.offset) > 0
         return classes_of(self.rms / step, used)
 
-    def _counts(self, step: float, classes: Array) -> Array:
-        """How often each level occurs in each class, (CLASSES, 2 reach + 1)."""
-        dithers = self.probe is not None
+    def counts(self, step: float) -> Array:
+        """How often each level -reach ... reach occurs in each class, (CLASSES, 2 reach + 1); step above 0."""
+        if step == self._counted:
+            return self._counts
+        classes, dithers = self._classes(step, self.probe is not None), self.probe is not None
         largest = float(np.floor(self.y.dtype.type(self.largest) / self.y.dtype.type(step) + self.offset)) + 2 * dithers
         reach = min(REACH, int(largest))
         width = 2 * reach + 1
-        dtype: type[np.signedinteger[Any]] = np.int16 if 2 * CLASSES * width < 1 << 15 else np.int32
+        dtype = _index(LANES * CLASSES * width)
         zero = classes.astype(dtype) * dtype(width) + dtype(reach)
-        self._counted = step
-        counts = np.zeros((2, CLASSES * width), np.int64)  # two: to add to what was just added to takes long
+        lanes = self._lanes.astype(dtype) * dtype(CLASSES * width)
+        counts = np.zeros(LANES * CLASSES * width, np.int64)
         for of, at in self.blocks:
             self._quantize(step, self.probe, at, self._q[at])
             joint = np.repeat(zero[of], self.sizes[of])
             joint += self._q[at]
-            joint[1::2] += dtype(CLASSES * width)
-            counts += counted(joint, counts.size).reshape(counts.shape)
-        both: Array = counts.sum(axis=0)
-        return both.reshape(CLASSES, width)
+            joint += lanes[: len(joint)]
+            counts += counted(joint, counts.size)
+        self._counted, self._counts = step, counts.reshape(LANES, CLASSES, width).sum(axis=0)
+        return self._counts
+
+    def by_size(self, step: float) -> Array:
+        """How often |q| is 0 ... reach; step above 0."""
+        return _by_size(self.counts(step).sum(axis=0))
+
+    def moments(self, step: float, ratios: Array) -> tuple[Array, Array]:
+        """Of nearest levels 0 ... reach: the sums of |y| / step of their entries, and of that times ratios^2.
+
+        Args:
+            step: above 0.
+            ratios: a factor for each slice.
+        """
+        width = self.counts(step).shape[1]
+        dtype = _index(LANES * width)
+        lanes = self._lanes.astype(dtype) * dtype(width) + dtype(width // 2)
+        alike, squares = bool((ratios == 1).all()), np.square(ratios).astype(self.y.dtype)
+        sums = np.zeros((2, LANES * width))
+        for of, at in self.blocks:
+            magnitudes, joint = self.in_steps(step, at), self._q[at] + lanes[: at.stop - at.start]
+            sums[0] += weighed(joint, magnitudes, LANES * width)
+            if not alike:
+                magnitudes *= np.repeat(squares[of], self.sizes[of])
+                sums[1] += weighed(joint, magnitudes, LANES * width)
+        plain, squared = (_by_size(each.reshape(LANES, width).sum(axis=0)) for each in sums)
+        return plain, plain if alike else squared
 
     def cost(self, step: float) -> float:
         """About how many bytes the levels and classes take, tables included."""
         classes = self._classes(step, self.probe is not None)
-        counts = self._counts(step, classes)[1:]
+        counts = self.counts(step)[1:]
         width = counts.shape[1]
         reach = width // 2
         totals = counts.sum(axis=1)
@@ -171,11 +203,15 @@ class StepSearch:
             budget *= 2
 
     def _arrives(self, step: float) -> float:
-        """<y, y'> / norm(y)^2, about: the energy of what is not sent as zero; 1 with dither, which keeps it; 0 where
-        there is none."""
+        """<y, y'> / norm(y)^2, about: the energy of what is not sent as zero, or less that is above `LEAST`; 1 with
+        dither, which keeps it; 0 where there is none."""
         if self.probe is not None:
             return 1.0
         energy = float((self.sizes * np.square(self.rms / step)).sum())
+        sizes = self.by_size(step)[1:]
+        surely = float((sizes * np.square(np.arange(1, len(sizes) + 1) - self.offset)).sum())
+        if surely > 1.001 * LEAST * energy:
+            return surely / energy
         arrives = 0.0
         for _, at in self.blocks:
             m = self.in_steps(step, at)
@@ -230,6 +266,19 @@ class StepSearch:
                 if cost > 0.997 * budget:
                     break
         return float(np.float32(high))
+
+
+def _index(bins: int) -> type[np.signedinteger[Any]]:
+    """What counts up to so many bins: the less wide, the faster."""
+    return np.int16 if bins < 1 << 15 else np.int32
+
+
+def _by_size(signed: Array) -> Array:
+    """What belongs to the levels -reach ... reach, added up for 0 ... reach."""
+    reach = len(signed) // 2
+    sums: Array = signed[reach:].copy()
+    sums[1:] += signed[:reach][::-1]
+    return sums
 
 
 def _set_signs(magnitudes: Array, y: Array) -> None:

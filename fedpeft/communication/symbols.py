@@ -15,10 +15,11 @@ from fedpeft.errors import PayloadError
 
 @dataclass(frozen=True)
 class Symbols:
-    """Unsigned integers (n,), each below `alphabet`."""
+    """Unsigned integers (n,), each below `alphabet`; `known` are their counts where somebody has counted them."""
 
     values: Array
     alphabet: int
+    known: Array | None = None
 
     @property
     def expected(self) -> Expected:
@@ -28,7 +29,7 @@ class Symbols:
     @cached_property
     def counts(self) -> Array:
         """How often each symbol occurs, up to the largest that does; of an alphabet up to 2^15."""
-        return counted(self.values, 1)
+        return counted(self.values, 1) if self.known is None else self.known
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ def counted(values: Array, length: int) -> Array:
         values = values.view(np.int16)
     counts: Array = torch.bincount(torch.from_numpy(values), minlength=length).numpy()  # numpy's takes twice as long
     return counts
+
+
+def weighed(values: Array, weights: Array, length: int) -> Array:
+    """The sums of the weights (n,) of 0, 1, ..., length - 1 in integers (n,) below `length`."""
+    sums: Array = torch.bincount(torch.from_numpy(values), torch.from_numpy(weights), minlength=length).numpy()
+    return sums
 
 
 @lru_cache(maxsize=1024)

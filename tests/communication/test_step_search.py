@@ -33,12 +33,45 @@ def test_what_is_counted_is_what_is_sent(monkeypatch, dtype, step, dither):
     else:
         expected = np.copysign(np.floor(np.abs(y) / dtype(step) + dtype(0.5 - 0.08)), y)
     assert (q == np.clip(expected, -REACH, REACH)).all()
-    counts = search._counts(step, classes)
+    counts = search.counts(step)
     reach = counts.shape[1] // 2
     of = np.repeat(classes, sizes)
     for c, level in {(0, 0), *zip(of.tolist(), q.tolist(), strict=True)}:
         assert counts[c, reach + level] == np.count_nonzero((of == c) & (q == level))
     assert counts.sum() == len(y)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("step", [0.1, 0.9, 3.0, 50.0])
+def test_moments_are_sums_over_the_entries_of_a_level(monkeypatch, dtype, step):
+    monkeypatch.setattr(step_search, "BLOCK", 250)
+    y, sizes = entries(7, 100, dtype)
+    sizes = np.array([100, 0, 300, 1, 99, 200])
+    ratios = np.array([1.0, 2.0, 0.5, 4.0, 1.0, 0.25])
+    search = StepSearch(y, sizes, False, dead=0.08)
+    level = np.abs(search.levels(step, None)[0])
+    m, squares = np.abs(y.astype(np.float64)) / step, np.repeat(np.square(ratios), sizes)
+    plain, squared = search.moments(step, ratios)
+    size = search.by_size(step)
+    for k in range(len(size)):
+        assert size[k] == np.count_nonzero(level == k)
+        assert plain[k] == pytest.approx(m[level == k].sum(), rel=1e-5)
+        assert squared[k] == pytest.approx((m * squares)[level == k].sum(), rel=1e-5)
+    alike = search.moments(step, np.ones(6))
+    assert alike[0].tolist() == alike[1].tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("step", [0.1, 0.5, 0.9, 3.0, 6.0, 8.0, 12.0])
+def test_what_arrives_is_told_by_counts_or_looked_at(step):
+    y, sizes = entries(40, 1000)
+    search = StepSearch(y, sizes, False, 0.08)
+    level = np.abs(search.levels(step, None)[0])
+    energy = np.square(y.astype(np.float64))
+    truth = energy[level > 0].sum() / energy.sum()
+    told = search._arrives(step)
+    assert (told >= step_search.LEAST) == (truth >= step_search.LEAST)
+    assert told <= truth * (1 + 1e-5)
+    assert told == pytest.approx(truth, rel=1e-5) or told > step_search.LEAST
 
 
 @pytest.mark.parametrize("dither", [False, True])
@@ -87,8 +120,7 @@ def test_the_curve_says_about_what_levels_take(kind, dither):
     y = (y * np.exp((kind == "other scales") * draws.normal(size=(40, 1)))).astype(np.float32).reshape(-1)
     search = StepSearch(y, np.full(40, 1000) if kind != "one slice" else np.array([40_000]), dither, 0.08)
     for step in (0.2, 0.7, 1.5, 3.0):
-        _, classes = search.levels(step, search.probe)
-        spent = sum(entropy_bits(counts) for counts in search._counts(step, classes)) / 8
+        spent = sum(entropy_bits(counts) for counts in search.counts(step)) / 8
         assert search._curve.at(step) == pytest.approx(spent, rel=0.08, abs=20)
         found, an_octave = search._curve.step(search._curve.at(step))
         assert found == pytest.approx(step, rel=1e-6)

@@ -41,7 +41,6 @@ from fedpeft.communication.payload import Array, Reader, Shape
 from fedpeft.communication.step_search import REACH, STEPS, StepSearch, ratio, relative_steps
 from fedpeft.communication.steps import Context, Encoded, Plan, Quantizer, Signal
 from fedpeft.communication.symbols import Expected, Symbols
-from fedpeft.communication.vectors import segment_reduce
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import setting
 
@@ -84,11 +83,12 @@ class Adaptive(Quantizer):
         spent = context.spent + coded_size([Symbols(relative, STEPS)]) + 16
         step = search.meet(max(whole - spent, whole / 4))  # a header larger than the budget must not silence the state
         noise = context.uniform(len(y)) - y.dtype.type(0.5) if self.draws else None
+        counts = search.counts(step) if step and not self.draws else None
         q, classes = search.levels(step, noise)
-        reaches, streams = level_streams(q, classes, cut.sizes)
+        reaches, streams = level_streams(q, classes, cut.sizes, counts)
         shifts, gain = (0, 0), 1.0
         if step and not self.draws:
-            shifts, along = _centroids(search, step, q)
+            shifts, along = _centroids(search, step, ratio(relative))
             gain = _gain(search, step, along, ratio(relative)) if self.gain == "length" else 1.0
         parameters = bytes((SLICINGS.index(self.per), ROUNDINGS.index(self.rounding)))
         parameters += struct.pack("<fbb", step * gain, *shifts)
@@ -119,39 +119,28 @@ class Adaptive(Quantizer):
         return Plan((), expected.symbols, undo)
 
 
-def _centroids(search: StepSearch, step: float, q: Array) -> tuple[tuple[int, int], Array]:
-    """How far the centroids of |q| = 1 and |q| > 1 lie inside their levels, in 1/256 of a step; and <y, y'> / step^2 of
-    each slice, y' being what arrives with levels so shifted."""
-    sums, ones, more, levels = np.zeros((3, len(search.sizes))), 0, 0, 0.0
-    for of, at in search.blocks:
-        magnitude, sizes = search.in_steps(step, at), search.sizes[of]
-        size = np.abs(q[at])
-        ones, more = ones + int(np.count_nonzero(size == 1)), more + int(np.count_nonzero(size > 1))
-        level = size.astype(magnitude.dtype)
-        some = np.minimum(level, 1)
-        larger = np.minimum(level, 2) - some  # floats of 0 and 1: to multiply by booleans takes five times as long
-        some -= larger
-        sums[1, of] = segment_reduce(np.add, np.multiply(magnitude, some, out=some), sizes)
-        sums[2, of] = segment_reduce(np.add, np.multiply(magnitude, larger, out=larger), sizes)
-        levels += float(level.sum())
-        sums[0, of] = segment_reduce(np.add, np.multiply(magnitude, level, out=magnitude), sizes)
-    inside = (ones - sums[1].sum()) / max(1, ones), (levels - ones - sums[2].sum()) / max(1, more)
+def _centroids(search: StepSearch, step: float, ratios: Array) -> tuple[tuple[int, int], float]:
+    """How far the centroids of |q| = 1 and |q| > 1 lie inside their levels, in 1/256 of a step; and <x, x'> / step^2,
+    x' being what arrives with levels so shifted and `ratios` those of each slice, x / y."""
+    counts, (sums, squared) = search.by_size(step), search.moments(step, ratios)
+    level = np.arange(len(counts))
+    gaps = counts * level - sums
+    inside = gaps[1:2].sum() / max(1, counts[1:2].sum()), gaps[2:].sum() / max(1, counts[2:].sum())
     near, far = (int(np.clip(round(256 * float(gap)), -127, 127)) for gap in inside)
-    return (near, far), sums[0] - sums[1] * (near / 256) - sums[2] * (far / 256)
+    arrives = (level * squared).sum() - squared[1:2].sum() * (near / 256) - squared[2:].sum() * (far / 256)
+    return (near, far), float(arrives)
 
 
-def _gain(search: StepSearch, step: float, along: Array, ratios: Array) -> float:
+def _gain(search: StepSearch, step: float, arrives: float, ratios: Array) -> float:
     """norm(x)^2 / <x, x'>, at most `MAX_GAIN`; 1 where nothing arrives because there is nothing to send.
 
     Args:
         search: for the step.
         step: that was found.
-        along: <y, y'> / step^2 of each slice.
+        arrives: <x, x'> / step^2.
         ratios: of each slice, x / y.
     """
-    squares = np.square(ratios)
-    arrives = float((squares * along).sum())
-    whole = float((squares * search.sizes * np.square(search.rms / step)).sum())
+    whole = float((np.square(ratios) * search.sizes * np.square(search.rms / step)).sum())
     return min(MAX_GAIN, whole / arrives) if arrives > 0 else 1.0
 
 
