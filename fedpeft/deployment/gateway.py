@@ -39,7 +39,7 @@ CHECK_SECONDS = 5.0
 """How often an open stream is checked against the list of revoked certificates."""
 
 REPEATS = 8
-"""How often a client may report again on what it has reported: it does after a lost receipt."""
+"""How often a client may report, between two tasks, on what nobody waits for: it does after a lost receipt, or late."""
 
 SERVICE = "fedpeft.v1.Federation"
 
@@ -173,6 +173,7 @@ class Gateway:
             return
         session = self._sessions.setdefault(name, Session(member))
         session.task, session.instruction, session.statement = task, instruction, statement
+        session.repeats = 0
         self._answer_if_unwelcome(session)
         session.changed.set()
 

@@ -9,6 +9,7 @@ import pytest
 
 from fedpeft.communication.flower_grid import node_of
 from fedpeft.communication.messages import Instruction, report_of, to_record
+from fedpeft.deployment.gateway import REPEATS
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Roster
 from tests.deployment.door import client, good
@@ -42,6 +43,19 @@ def test_a_straggler_is_left_out_after_the_deadline_and_its_late_report_harms_no
         assert replies[2].error == "it has not joined"
         assert slow.submit(late, good(door, "edge-2")) == "late"
         assert door.gateway.answers.empty()
+
+
+def test_a_client_that_is_late_in_every_round_is_not_dropped(door):
+    door.roster.enter("edge-1", 0)
+    door.roster.start()
+    with door.link("edge-1").open() as connection:
+        tasks = connection.tasks(door.registration())
+        for round in range(1, REPEATS + 3):
+            task = door.gateway.submit("edge-1", Instruction("train", round, 0, b""))
+            assert next(tasks)[0] == task
+            door.gateway.withdraw("edge-1", task)
+            assert connection.submit(task, good(door, round=round)) == "late"
+    assert not door.roster.find("edge-1").dropped
 
 
 def test_without_a_quorum_the_round_waits_on(door):
