@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +102,16 @@ class Ledger:
         self._lines.append(line)
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        """Append a line, and return only once it is on the disk."""
+        """Append a line, and return only once it is on the disk; where it does not fit, no part of it stays."""
+        before = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as file:
                 file.write(json.dumps(line).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path, before)  # else the next charge would follow half a line
             raise PrivacyError(f"the privacy ledger {self.path} can't be written: {error.strerror}") from error
 
     def charged(self) -> Iterator[tuple[int, str, list[tuple[Event, int]]]]:
