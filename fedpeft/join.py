@@ -96,7 +96,12 @@ class Patience:
 
     def connected(self) -> None:
         """It has worked: begin anew the next time."""
-        self._waits, self._since = waits(), None
+        self._waits = waits()
+        self.reached()
+
+    def reached(self) -> None:
+        """The server is there. The waits stay as long as they are: it may be gone again at once."""
+        self._since = None
 
     def lost(self, link: Link, error: LostError) -> None:
         """Wait before the next attempt.
@@ -110,7 +115,7 @@ class Patience:
         if self.give_up and time.monotonic() - self._since > self.give_up:
             raise RunError(f"{link.address} could not be reached for {self.give_up:g} s: {error}")
         seconds = next(self._waits)
-        self.say.say(f"no connection to {link.address} ({escape(str(error))}); again in {seconds:.1f} s")
+        self.say.say(f"no connection to {escape(link.address)} ({escape(str(error))}); again in {seconds:.1f} s")
         time.sleep(seconds)
 
 
@@ -232,7 +237,8 @@ def take_part(
     while True:
         try:
             with link.open() as connection:
-                for task, instruction in connection.tasks(edge.registration(), edge.instruction_limit, transcript):
+                registration, limit = edge.registration(), edge.instruction_limit
+                for task, instruction in connection.tasks(registration, limit, transcript, patience.reached):
                     patience.connected()
                     if task != done[0]:  # after a lost connection the server asks again for what is done already
                         done = task, edge.handle(instruction)

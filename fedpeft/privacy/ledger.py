@@ -18,12 +18,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fedpeft.errors import PrivacyError
-from fedpeft.machine.files import parse_json, read
+from fedpeft.machine.files import append, parse_json, read
 from fedpeft.privacy.accountant import Event
 
 VERSION = 1
@@ -62,7 +61,6 @@ class Ledger:
         if not path.exists() or not self._read(header):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write(header)
-            _sync_folder(path.parent)
 
     def _read(self, header: Mapping[str, Any]) -> bool:
         """Read the accounts; False where the file has not even a first line."""
@@ -103,15 +101,9 @@ class Ledger:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         """Append a line, and return only once it is on the disk; where it does not fit, no part of it stays."""
-        before = self.path.stat().st_size if self.path.exists() else 0
         try:
-            with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as file:
-                file.write(json.dumps(line).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append(self.path, json.dumps(line).encode() + b"\n", private=True)
         except OSError as error:
-            with suppress(OSError):
-                os.truncate(self.path, before)  # else the next charge would follow half a line
             raise PrivacyError(f"the privacy ledger {self.path} can't be written: {error.strerror}") from error
 
     def charged(self) -> Iterator[tuple[int, str, list[tuple[Event, int]]]]:
@@ -190,11 +182,3 @@ def terms_in(path: Path) -> Mapping[str, Any] | None:
     if found is not None and not isinstance(found, dict):
         raise PrivacyError(f"the privacy ledger {path} is damaged: its first line holds no terms")
     return found
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
