@@ -137,6 +137,7 @@ class Federation:
         self.workers = Workers(work, plan, machine, observer, validation)
         limit = BYTES_PER_PARAMETER * setup.layout.numel + (1 << 20)
         self.stopping = threading.Event()
+        self._first_wait: float | None = None
         told = self._description()
         self.announcements = Announcements(
             folder / ANNOUNCED, self.roster.run, settings_digest(told), self.sampler.size, signer
@@ -245,10 +246,11 @@ class Federation:
             if self.setup.secure_sum is not None:
                 wanted = max(FEWEST, wanted)
         waiting_since = time.monotonic()
+        self._first_wait = first_wait = self._first_wait or waiting_since
         announced = False
         while True:
             here = [s.member for s in self.gateway.sessions() if s.connected and not s.member.dropped]
-            if len(here) >= wanted and not self._missed(here, waiting_since):
+            if len(here) >= wanted and not self._missed(here, first_wait):
                 break
             if self.stopping.is_set():
                 raise StoppedError
@@ -266,7 +268,7 @@ class Federation:
         return sorted(member.id for member in here)
 
     def _missed(self, here: Sequence[Member], since: float) -> bool:
-        """Whether a member is away that was here a moment ago; those of an earlier server since this wait began."""
+        """Whether a member is away that was here a moment ago; those of an earlier server were `since` then."""
         seen = {s.member.name: s.seen for s in self.gateway.sessions()}
         earliest = time.monotonic() - self.options.patience
         away = (m for m in self.roster.members if not m.dropped and m not in here)
@@ -280,7 +282,7 @@ class Federation:
         # but for sums, which have too little noise without them.
         summed, asynchronous = self.setup.secure_sum is not None, self.setup.strategy.asynchronous
         quorum = 0.0 if asynchronous or (self.secret_cohort and not summed) else self.options.quorum
-        return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping, goes_on=summed)
+        return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping, summed, self.options.patience)
 
     def server(self, records: Records) -> Server:
         """The server of this run, with clients that come and go."""
