@@ -33,6 +33,7 @@ from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import check_settings
 from fedpeft.privacy.client_engine import OWN
+from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.run import catalogue
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import ConsoleObserver, duration, quiet_libraries, size
@@ -191,9 +192,11 @@ def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
     """What protects this machine's rows, and from whom."""
     mechanism, secure = edge.setup.mechanism, edge.setup.secure_sum
     if secure is not None:
+        fewest = edge.options.fewest
+        others = ", where the others give that --fewest, too" if fewest > FEWEST else ""
         observer.say(
             f"[bold]privacy[/] {secure.name}: updates leave this machine under masks; the server learns sums of "
-            f"{edge.options.fewest} clients or more, and this client takes part in one a round"
+            f"{fewest} clients or more{others}, and this client takes part in one a round"
         )
         if edge.roster is not None:
             members = len(edge.roster.members)
