@@ -72,7 +72,7 @@ def link_of(command: Command) -> Link:
         ConfigError, RunError: an address, a name or certificates that can't be used.
     """
     host_and_port(command.server, "server")
-    if command.give_up < 0:
+    if not command.give_up >= 0:  # nor is a time that is not a number
         raise ConfigError(f"give_up={command.give_up:g} must be at least 0 seconds")
     if command.insecure:
         if not command.name:
