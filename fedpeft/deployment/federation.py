@@ -288,7 +288,7 @@ class Federation:
         """The server of this run, with clients that come and go."""
         everybody = FixedSize(self.setup.clients, self.setup.clients)  # of whom the book's secret coins draw some
         evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _nobody_knows
-        return Server(
+        made = Server(
             setup=self.setup,
             grid=self.grid(),
             sampler=Reachable(everybody if isinstance(self.protection, SummedBook) else self.sampler, self.present),
@@ -306,6 +306,8 @@ class Federation:
             journal=self.journal if self.setup.secure_sum else None,
             examiner=self._examiner(),
         )
+        made.evaluation = dataclasses.replace(made.evaluation, most_weight=self.options.most_weight)
+        return made
 
     def _examiner(self) -> Examiner | None:
         """Asks the global model questions, where that is wanted."""
