@@ -27,8 +27,8 @@ from fedpeft.errors import PayloadError, RunError
 ANSWER_SECONDS = 30.0
 """How long an unary call may take."""
 
-UPLOAD_SECONDS = 600.0
-"""How long a report may take."""
+UPLOAD_SECONDS, SLOWEST = 600.0, 10_000.0
+"""How long a report may take: so many seconds, and more for what is slowly sent, in bytes a second."""
 
 OUTSIDE_ITS_TIME = (9, 10)
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
@@ -227,7 +227,8 @@ class Connection:
             RunError: the server refuses this client.
         """
         try:
-            receipt = self._stub.Submit(parts(task, report), timeout=UPLOAD_SECONDS, metadata=self._metadata)
+            timeout = UPLOAD_SECONDS + report.bytes / SLOWEST
+            receipt = self._stub.Submit(parts(task, report), timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
                 raise LostError("the server was restarted") from None

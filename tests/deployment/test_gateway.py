@@ -22,6 +22,7 @@ from fedpeft.deployment.connection import LostError
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.signing import Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
+from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import parts, received, wire_size
 from fedpeft.errors import RunError
 from fedpeft.join import Patience, take_part
@@ -249,6 +250,16 @@ def test_bytes_on_the_wire_are_those_of_the_whole_run(door):
         door.gateway = door.open(port)
         assert door.gateway.wire_bytes() == before
         assert min(before) > 0
+
+
+def test_a_large_report_has_the_time_that_a_slow_line_takes(door):
+    given = []
+    with door.link("edge-1").open() as connection:
+        connection._stub = SimpleNamespace(Submit=lambda *_, timeout, metadata: given.append(timeout) or v1.Receipt())
+        for payload in (b"", bytes(20_000_000)):
+            connection.submit("task", Report(0, 1, payload))
+    assert given[0] <= 600
+    assert given[1] >= 2000
 
 
 def test_a_task_waits_for_a_client_that_reconnects(door):
