@@ -137,7 +137,6 @@ class Federation:
         self.workers = Workers(work, plan, machine, observer, validation)
         limit = BYTES_PER_PARAMETER * setup.layout.numel + (1 << 20)
         self.stopping = threading.Event()
-        self._first_wait: float | None = None
         told = self._description()
         self.announcements = Announcements(
             folder / ANNOUNCED, self.roster.run, settings_digest(told), self.sampler.size, signer
@@ -246,11 +245,10 @@ class Federation:
             if self.setup.secure_sum is not None:
                 wanted = max(FEWEST, wanted)
         waiting_since = time.monotonic()
-        self._first_wait = first_wait = self._first_wait or waiting_since
         announced = False
         while True:
             here = [s.member for s in self.gateway.sessions() if s.connected and not s.member.dropped]
-            if len(here) >= wanted and not self._missed(here, first_wait):
+            if len(here) >= wanted and not self._missed(here):
                 break
             if self.stopping.is_set():
                 raise StoppedError
@@ -267,12 +265,12 @@ class Federation:
             self.own[id] = dataclasses.replace(given, form=self._form(given, ranks.get(id, 0)))
         return sorted(member.id for member in here)
 
-    def _missed(self, here: Sequence[Member], since: float) -> bool:
-        """Whether a member is away that was here a moment ago; those of an earlier server were `since` then."""
+    def _missed(self, here: Sequence[Member]) -> bool:
+        """Whether a member is away that was here a moment ago; those of an earlier server were when this one began."""
         seen = {s.member.name: s.seen for s in self.gateway.sessions()}
         earliest = time.monotonic() - self.options.patience
         away = (m for m in self.roster.members if not m.dropped and m not in here)
-        return any(seen.get(m.name, since) > earliest for m in away)
+        return any(seen.get(m.name, self.roster.since) > earliest for m in away)
 
     # --------------------------------------------------------------------------------------------------------- the run
 

@@ -138,6 +138,7 @@ class Gateway:
         except RuntimeError as error:
             raise RunError(f"the server can't listen at {address} ({error}); is the port taken? see --listen") from None
         await self._server.start()
+        self.roster.since = time.monotonic()
         self._watching = asyncio.create_task(self._watch())
 
     def _handlers(self) -> grpc.GenericRpcHandler:

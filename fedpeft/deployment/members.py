@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class Roster:
         places: how many there may be.
 
     Attributes:
+        since: when their server began to listen, by the monotonic clock.
         received_bytes, sent_bytes: on the wire since the run began, as of the last `count`.
 
     Raises:
@@ -69,6 +71,7 @@ class Roster:
         self.places = places
         self.run = secrets.token_hex(8)
         self.started = False
+        self.since = time.monotonic()
         self.received_bytes = self.sent_bytes = 0
         self._members: dict[str, Member] = {}
         self._stored = False

@@ -121,7 +121,7 @@ def test_who_does_not_come_back_after_a_restart_is_waited_for_once(tmp_path):
     events = Events(tmp_path / "serve.jsonl", observer.event)
     federation = Federation(config, tmp_path, observer, ServeOptions(patience=0.5), Doorkeeper(None), events)
     federation.gateway._sessions["edge-1"] = Session(federation.roster.find("edge-1"), connected=1)
-    seconds = []
+    federation.roster.since, seconds = time.monotonic(), []  # as of `Gateway.start`
     for _ in range(2):
         started = time.monotonic()
         assert federation.present() == [0]
