@@ -200,7 +200,8 @@ class Masking:
         if identity is None:
             return Member(client, terms, simulated_key(self.seed, client), self.roster)
         wary = self.noise is not None
-        return Member(client, terms, identity.private_key, self.roster, identity.shown, wary=wary)
+        fewest = identity.fewest - 1  # beside itself
+        return Member(client, terms, identity.private_key, self.roster, identity.shown, fewest, wary)
 
     def _file(self, instruction: Instruction) -> Path:
         """A real client has one, whatever id the server calls it by."""

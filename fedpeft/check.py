@@ -124,8 +124,8 @@ def check(command: Command, console: Console) -> list[str]:
 
     if command.picture.suffix not in PICTURES:
         raise ConfigError(f"--picture {command.picture} must end in {', '.join(PICTURES)}")
-    if command.clients < 0 or command.tokens < 1:
-        raise ConfigError("--clients must be at least 0 and --tokens at least 1")
+    if command.clients < 0 or command.seed < 0 or command.tokens < 1:
+        raise ConfigError("--clients and --seed must be at least 0 and --tokens at least 1")
     text = text_of(command.data)
     dataset = load_dataset(text)
     say("data", f"{dataset.name}: {dataset.kind}, {dataset.task.partition('(')[0].replace('_', ' ')}")

@@ -33,6 +33,7 @@ from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import check_settings
 from fedpeft.privacy.client_engine import OWN
+from fedpeft.privacy.secure_sum.sum import FEWEST
 from fedpeft.run import catalogue
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import ConsoleObserver, duration, quiet_libraries, size
@@ -71,7 +72,7 @@ def link_of(command: Command) -> Link:
         ConfigError, RunError: an address, a name or certificates that can't be used.
     """
     host_and_port(command.server, "server")
-    if command.give_up < 0:
+    if not command.give_up >= 0:  # nor is a time that is not a number
         raise ConfigError(f"give_up={command.give_up:g} must be at least 0 seconds")
     if command.insecure:
         if not command.name:
@@ -96,7 +97,12 @@ class Patience:
 
     def connected(self) -> None:
         """It has worked: begin anew the next time."""
-        self._waits, self._since = waits(), None
+        self._waits = waits()
+        self.reached()
+
+    def reached(self) -> None:
+        """The server is there. The waits stay as long as they are: it may be gone again at once."""
+        self._since = None
 
     def lost(self, link: Link, error: LostError) -> None:
         """Wait before the next attempt.
@@ -110,7 +116,7 @@ class Patience:
         if self.give_up and time.monotonic() - self._since > self.give_up:
             raise RunError(f"{link.address} could not be reached for {self.give_up:g} s: {error}")
         seconds = next(self._waits)
-        self.say.say(f"no connection to {link.address} ({escape(str(error))}); again in {seconds:.1f} s")
+        self.say.say(f"no connection to {escape(link.address)} ({escape(str(error))}); again in {seconds:.1f} s")
         time.sleep(seconds)
 
 
@@ -186,9 +192,11 @@ def _say_privacy(edge: Edge, observer: ConsoleObserver) -> None:
     """What protects this machine's rows, and from whom."""
     mechanism, secure = edge.setup.mechanism, edge.setup.secure_sum
     if secure is not None:
+        fewest = edge.options.fewest
+        others = ", where the others give that --fewest, too" if fewest > FEWEST else ""
         observer.say(
             f"[bold]privacy[/] {secure.name}: updates leave this machine under masks; the server learns sums of "
-            f"{edge.options.fewest} clients or more, and this client takes part in one a round"
+            f"{fewest} clients or more{others}, and this client takes part in one a round"
         )
         if edge.roster is not None:
             members = len(edge.roster.members)
@@ -232,7 +240,8 @@ def take_part(
     while True:
         try:
             with link.open() as connection:
-                for task, instruction in connection.tasks(edge.registration(), edge.instruction_limit, transcript):
+                registration, limit = edge.registration(), edge.instruction_limit
+                for task, instruction in connection.tasks(registration, limit, transcript, patience.reached):
                     patience.connected()
                     if task != done[0]:  # after a lost connection the server asks again for what is done already
                         done = task, edge.handle(instruction)

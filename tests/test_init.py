@@ -45,6 +45,8 @@ def test_nothing_is_written_over(tmp_path, capsys):
     assert main([str(tmp_path / "mine")]) == 2
     assert main([str(tmp_path / "mine" / "below")]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+    assert main([str(tmp_path / ("long" * 100))]) == 2
+    assert "File name too long; name another folder" in capsys.readouterr().err
     assert (tmp_path / "mine").read_text() == "mine"
 
 

@@ -24,13 +24,16 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from filelock import FileLock
 
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.machine.files import read
+from fedpeft.machine.files import read, replace
 
 CLIENT_URI = "fedpeft:client/"
 CLOCK_SKEW = timedelta(days=1)
 AUTHORITY_DAYS = 3650
+MOST_COMMON = 64
+"""Characters of a common name; nobody reads it where there are alternative names, which may be longer."""
 HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 """A part of a host name between dots."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -176,6 +179,8 @@ class Revoked:
             status = os.stat(self._file)
         except FileNotFoundError:
             return serial in self._serials
+        except OSError as error:
+            raise RunError(f"the list of revoked certificates {self._file} can't be read: {error.strerror}") from None
         if (stamp := (status.st_mtime_ns, status.st_size)) != self._stamp:
             self._serials = frozenset(entry.serial_number for entry in _list_of(self._file, self._authority))
             self._stamp = stamp
@@ -297,7 +302,7 @@ class Authority:
     ) -> None:
         authority, authority_key = self._own()
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:MOST_COMMON])])
         certificate = (
             _builder(subject, authority.subject, key, self.days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -322,8 +327,9 @@ class Authority:
         except (OSError, ValueError) as error:
             raise RunError(f"the certificate {file} can't be read: {error}") from None
         authority, _ = self._own()
-        serials = [entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)]
-        self._write_revoked(sorted({*serials, serial}))
+        with FileLock(self.folder / ".lock"):  # another revocation must not be written over
+            serials = [entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)]
+            self._write_revoked(sorted({*serials, serial}))
 
     def _write_revoked(self, serials: Sequence[int]) -> None:
         authority, key = self._own()
@@ -338,9 +344,7 @@ class Authority:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
             builder = builder.add_revoked_certificate(entry)
         text = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-        partial = self.folder / "revoked.pem.partial"
-        partial.write_bytes(text)
-        os.replace(partial, self.folder / "revoked.pem")
+        replace(self.folder / "revoked.pem", text)
 
 
 def _builder(

@@ -44,7 +44,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         RunError: another process is at work in it, or it can't be made, written or locked.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what federations there are, and under what names
+        folder.mkdir(mode=0o700, exist_ok=True)
         lock = FileLock(folder / ".lock")
         lock.acquire(blocking=False)
     except Timeout:

@@ -6,7 +6,7 @@ import random
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,7 @@ from fedpeft import __version__
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import KEEPALIVE, NAME_KEY
+from fedpeft.deployment.signed_log import UnwrittenError
 from fedpeft.deployment.transcript import Transcript
 from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import Incoming, parts, statement_of
@@ -26,8 +27,8 @@ from fedpeft.errors import PayloadError, RunError
 ANSWER_SECONDS = 30.0
 """How long an unary call may take."""
 
-UPLOAD_SECONDS = 600.0
-"""How long a report may take."""
+UPLOAD_SECONDS, SLOWEST = 600.0, 10_000.0
+"""How long a report may take: so many seconds, and more for what is slowly sent, in bytes a second."""
 
 OUTSIDE_ITS_TIME = (9, 10)
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
@@ -104,13 +105,8 @@ class Link:
         if self.credentials is None:
             return
         host, _, port = self.address.rpartition(":")
-        context = ssl.create_default_context(cadata=self.credentials.authority.decode())
-        context.set_alpn_protocols(["h2"])
-        with tempfile.NamedTemporaryFile() as pair:  # mode 0600; ssl reads files only
-            pair.write(self.credentials.certificate + self.credentials.key)
-            pair.flush()
-            context.load_cert_chain(pair.name)
         try:
+            context = _context(self.credentials)
             with (
                 socket.create_connection((host.strip("[]"), int(port)), timeout=5) as plain,
                 context.wrap_socket(plain, server_hostname=host.strip("[]")) as secured,
@@ -133,6 +129,17 @@ class Link:
                 f"{self.address} refuses this client's certificate: it is not one of the server's authority, or has "
                 "expired; ask for a new one, unless the server's clock is wrong"
             )
+
+
+def _context(own: Credentials) -> ssl.SSLContext:
+    """For a TLS handshake as the client; OSError: there is no room for a file, and ssl reads nothing else."""
+    context = ssl.create_default_context(cadata=own.authority.decode())
+    context.set_alpn_protocols(["h2"])
+    with tempfile.NamedTemporaryFile() as pair:  # mode 0600
+        pair.write(own.certificate + own.key)
+        pair.flush()
+        context.load_cert_chain(pair.name)
+    return context
 
 
 class Connection:
@@ -164,7 +171,11 @@ class Connection:
         return told
 
     def tasks(
-        self, registration: v1.Registration, limit: int = INSTRUCTION_LIMIT, transcript: Transcript | None = None
+        self,
+        registration: v1.Registration,
+        limit: int = INSTRUCTION_LIMIT,
+        transcript: Transcript | None = None,
+        reached: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[str, Instruction]]:
         """Tasks by name, until the server needs this client no more.
 
@@ -172,9 +183,10 @@ class Connection:
             registration: what the client says of itself.
             limit: the most bytes that the payloads of a task may have together.
             transcript: checks and keeps what the server says of the rounds; None: nobody does (tests of the wire).
+            reached: is called once the server has taken this client in, which may be long before there is a task.
 
         Raises:
-            LostError: the connection has gone.
+            LostError: the connection has gone, or what the server says can't be kept for now.
             RunError: the server refuses this client, contradicts itself, or sends what this version can't read.
         """
         if transcript is not None:
@@ -182,6 +194,8 @@ class Connection:
         incoming: Incoming | None = None
         stream = self._stub.Tasks(registration, metadata=self._metadata)
         try:
+            if any(key == NAME_KEY for key, _ in stream.initial_metadata() or ()):
+                reached()
             for part in stream:
                 if part.HasField("finished"):
                     return
@@ -197,6 +211,8 @@ class Connection:
                     yield task, transcript.accept(instruction, statement) if transcript is not None else instruction
         except grpc.RpcError as error:
             raise _explained(error) from None
+        except UnwrittenError as error:
+            raise LostError(str(error)) from None
         except PayloadError as error:
             raise RunError(f"the server sent a task that can't be read: {error}") from None
         finally:
@@ -211,7 +227,8 @@ class Connection:
             RunError: the server refuses this client.
         """
         try:
-            receipt = self._stub.Submit(parts(task, report), timeout=UPLOAD_SECONDS, metadata=self._metadata)
+            timeout = UPLOAD_SECONDS + report.bytes / SLOWEST
+            receipt = self._stub.Submit(parts(task, report), timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
                 raise LostError("the server was restarted") from None

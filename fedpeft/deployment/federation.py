@@ -248,7 +248,7 @@ class Federation:
         announced = False
         while True:
             here = [s.member for s in self.gateway.sessions() if s.connected and not s.member.dropped]
-            if len(here) >= wanted and not self._missed(here, waiting_since):
+            if len(here) >= wanted and not self._missed(here):
                 break
             if self.stopping.is_set():
                 raise StoppedError
@@ -265,12 +265,12 @@ class Federation:
             self.own[id] = dataclasses.replace(given, form=self._form(given, ranks.get(id, 0)))
         return sorted(member.id for member in here)
 
-    def _missed(self, here: Sequence[Member], since: float) -> bool:
-        """Whether a member is away that was here a moment ago; those of an earlier server since this wait began."""
+    def _missed(self, here: Sequence[Member]) -> bool:
+        """Whether a member is away that was here a moment ago; those of an earlier server were when this one began."""
         seen = {s.member.name: s.seen for s in self.gateway.sessions()}
         earliest = time.monotonic() - self.options.patience
         away = (m for m in self.roster.members if not m.dropped and m not in here)
-        return any(seen.get(m.name, since) > earliest for m in away)
+        return any(seen.get(m.name, self.roster.since) > earliest for m in away)
 
     # --------------------------------------------------------------------------------------------------------- the run
 
@@ -280,13 +280,13 @@ class Federation:
         # but for sums, which have too little noise without them.
         summed, asynchronous = self.setup.secure_sum is not None, self.setup.strategy.asynchronous
         quorum = 0.0 if asynchronous or (self.secret_cohort and not summed) else self.options.quorum
-        return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping, goes_on=summed)
+        return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping, summed, self.options.patience)
 
     def server(self, records: Records) -> Server:
         """The server of this run, with clients that come and go."""
         everybody = FixedSize(self.setup.clients, self.setup.clients)  # of whom the book's secret coins draw some
         evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _nobody_knows
-        return Server(
+        made = Server(
             setup=self.setup,
             grid=self.grid(),
             sampler=Reachable(everybody if isinstance(self.protection, SummedBook) else self.sampler, self.present),
@@ -304,6 +304,8 @@ class Federation:
             journal=self.journal if self.setup.secure_sum else None,
             examiner=self._examiner(),
         )
+        made.evaluation = dataclasses.replace(made.evaluation, most_weight=self.options.most_weight)
+        return made
 
     def _examiner(self) -> Examiner | None:
         """Asks the global model questions, where that is wanted."""

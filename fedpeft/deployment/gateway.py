@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import grpc
 from grpc.aio import ServicerContext
@@ -20,7 +21,7 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.admission import Admission
 from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Doorkeeper, RefusedError
-from fedpeft.deployment.channel import SERVER_OPTIONS
+from fedpeft.deployment.channel import NAME_KEY, SERVER_OPTIONS
 from fedpeft.deployment.descriptors import connections
 from fedpeft.deployment.event_log import Events
 from fedpeft.deployment.event_loop import EventLoop
@@ -39,7 +40,7 @@ CHECK_SECONDS = 5.0
 """How often an open stream is checked against the list of revoked certificates."""
 
 REPEATS = 8
-"""How often a client may report again on what it has reported: it does after a lost receipt."""
+"""How often a client may report, between two tasks, on what nobody waits for: it does after a lost receipt, or late."""
 
 SERVICE = "fedpeft.v1.Federation"
 
@@ -137,6 +138,7 @@ class Gateway:
         except RuntimeError as error:
             raise RunError(f"the server can't listen at {address} ({error}); is the port taken? see --listen") from None
         await self._server.start()
+        self.roster.since = time.monotonic()
         self._watching = asyncio.create_task(self._watch())
 
     def _handlers(self) -> grpc.GenericRpcHandler:
@@ -173,6 +175,7 @@ class Gateway:
             return
         session = self._sessions.setdefault(name, Session(member))
         session.task, session.instruction, session.statement = task, instruction, statement
+        session.repeats = 0
         self._answer_if_unwelcome(session)
         session.changed.set()
 
@@ -205,7 +208,8 @@ class Gateway:
             session.close_task(taken=False)
 
     def _drop(self, session: Session, reason: str) -> RefusedError:
-        self.roster.drop(session.member, reason)
+        with suppress(RunError):  # a full disk: it is dropped until this server ends
+            self.roster.drop(session.member, reason)
         self.events.emit("dropped", client=session.member.name, reason=reason)
         if session.instruction is not None:
             self._answer(session, f"dropped: {reason}")
@@ -247,6 +251,7 @@ class Gateway:
             )
             self._notify()
             try:
+                await context.send_initial_metadata(((NAME_KEY, name),))  # there may be no task for hours
                 async for part in self._stream(session, stream, context):
                     session.sent_bytes += wire_size(part)
                     yield part
@@ -376,9 +381,13 @@ class Gateway:
                 "older copy of its folder",
             )
         try:
-            member = self.roster.enter(name, request.rank, self.accept(request), request.rows)
+            terms = self.accept(request)
         except RunError as error:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
+        try:
+            member = self.roster.enter(name, request.rank, terms, request.rows)
+        except RunError:  # a full disk, say: whoever comes back later is taken
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server can't write its list of clients now") from None
         if member is None:
             raise RefusedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"all {self.roster.places} places of the federation are taken"

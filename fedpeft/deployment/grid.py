@@ -1,7 +1,8 @@
 """The grid of real clients: other processes, on other machines, behind gRPC with mutual TLS.
 
 A round does not wait for ever: when its deadline is over and a quorum has answered, whoever has not is left out of the
-round, with a report that says so. Without a quorum it waits on, since clients come back.
+round, with a report that says so. Without a quorum it waits on, since clients come back, unless so many have failed
+that those who are left are none. Evaluations wait for nobody who is away.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
-from fedpeft.communication.flower_grid import FIRST_CLIENT, OwnGrid, node_of
+from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, node_of
 from fedpeft.communication.messages import Report, instruction_of, to_record
 from fedpeft.deployment.gateway import Gateway
 
@@ -32,10 +33,18 @@ class StoppedError(Exception):
 
 @dataclass
 class _Wave:
-    """Instructions that were sent together: how many answers the deadline waits for, and when it is."""
+    """Instructions that were sent together: how many good answers the deadline waits for, when it is, and how many are
+    outstanding."""
 
     needed: int
     due: float
+    outstanding: int = 0
+
+    def over(self, now: float, stopping: bool) -> bool:
+        """Whether nobody is waited for any longer."""
+        if self.needed <= 0:
+            return stopping or now >= self.due
+        return self.needed > self.outstanding and now >= self.due
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,17 @@ class GrpcGrid(OwnGrid):
         deadline: seconds; 0: none.
         stopping: set when the server was asked to stop: the round ends as soon as a quorum has answered.
         goes_on: whether a round goes on where it stood after a restart: then it is left at once.
+        patience: seconds after which a client that has gone is away.
     """
 
     def __init__(
-        self, gateway: Gateway, quorum: float, deadline: float, stopping: threading.Event, goes_on: bool = False
+        self,
+        gateway: Gateway,
+        quorum: float,
+        deadline: float,
+        stopping: threading.Event,
+        goes_on: bool = False,
+        patience: float = 0.0,
     ) -> None:
         super().__init__()
         self.gateway = gateway
@@ -66,6 +82,7 @@ class GrpcGrid(OwnGrid):
         self.deadline = deadline or math.inf
         self.stopping = stopping
         self.goes_on = goes_on
+        self.patience = patience
         self._stop_at = math.inf
         self._open: dict[str, _Open] = {}
         self._ready: list[Message] = []
@@ -78,6 +95,7 @@ class GrpcGrid(OwnGrid):
         """Hand a task to each client; it gets it when it is connected."""
         batch = list(messages)
         names = {member.id: member.name for member in self.gateway.roster.members}
+        here = self._here()
         wave = _Wave(math.ceil(self.quorum * len(batch)), time.monotonic() + self.deadline)
         identifiers = []
         for message in batch:
@@ -87,9 +105,18 @@ class GrpcGrid(OwnGrid):
             if client not in names:
                 self._answer(message, "it has not joined")
                 continue
+            if message.metadata.message_type == MESSAGE_TYPES["evaluate"] and names[client] not in here:
+                self._answer(message, "it is away")
+                continue
             task = self.gateway.submit(names[client], instruction_of(message))
             self._open[task] = _Open(message, names[client], task, wave)
+            wave.outstanding += 1
         return identifiers
+
+    def _here(self) -> set[str]:
+        """Names of the clients that are connected, or were a moment ago."""
+        latest = time.monotonic() - self.patience
+        return {s.member.name for s in self.gateway.sessions() if s.connected or s.seen > latest}
 
     def _answer(self, message: Message, reason: str) -> None:
         asked = instruction_of(message)
@@ -109,6 +136,7 @@ class GrpcGrid(OwnGrid):
             while True:
                 entry = self._open.pop(answer.task, None)
                 if entry is not None:
+                    entry.wave.outstanding -= 1
                     entry.wave.needed -= not answer.report.error
                     self._ready.append(Message(to_record(answer.report), reply_to=entry.message))
                 answer = self.gateway.answers.get_nowait()
@@ -120,7 +148,7 @@ class GrpcGrid(OwnGrid):
             raise StoppedError
         if stopping:
             self._stop_at = min(self._stop_at, now + STOP_SECONDS)
-        for entry in [e for e in self._open.values() if e.wave.needed <= 0 and (stopping or now >= e.wave.due)]:
+        for entry in [e for e in self._open.values() if e.wave.over(now, stopping)]:
             self._open.pop(entry.task)
             self.gateway.withdraw(entry.name, entry.task)
             reason = "the server was asked to stop" if stopping else f"no answer within {self.deadline:g} s"

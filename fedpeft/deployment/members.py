@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class Roster:
         places: how many there may be.
 
     Attributes:
+        since: when their server began to listen, by the monotonic clock.
         received_bytes, sent_bytes: on the wire since the run began, as of the last `count`.
 
     Raises:
@@ -69,8 +71,10 @@ class Roster:
         self.places = places
         self.run = secrets.token_hex(8)
         self.started = False
+        self.since = time.monotonic()
         self.received_bytes = self.sent_bytes = 0
         self._members: dict[str, Member] = {}
+        self._stored = False
         if not file.exists() and not file.is_symlink():
             return
         try:
@@ -85,6 +89,7 @@ class Roster:
             raise RunError(
                 f"the list of clients {file} can't be read ({error}); bring it back from a copy, or start a new run"
             ) from None
+        self._stored = True
 
     @property
     def members(self) -> list[Member]:
@@ -97,7 +102,11 @@ class Roster:
         return self._members.get(name)
 
     def enter(self, name: str, rank: int, terms: Terms | None = None, rows: int = 0) -> Member | None:
-        """The member called `name`, perhaps a new one; None: all places are taken."""
+        """The member called `name`, perhaps a new one; None: all places are taken.
+
+        Raises:
+            RunError: the list can't be written.
+        """
         with self._lock:
             member = self._members.get(name)
             if member is None:
@@ -106,7 +115,7 @@ class Roster:
                 member = self._members[name] = Member(name)
                 if self.started:
                     member.id = len(self._members) - 1
-            elif (member.rank, member.terms, member.rows) == (rank, terms, rows):
+            elif self._stored and (member.rank, member.terms, member.rows) == (rank, terms, rows):
                 return member
             member.rank, member.terms, member.rows = rank, terms, rows
             self._store()
@@ -156,7 +165,9 @@ class Roster:
             "wire_bytes": [self.received_bytes, self.sent_bytes],
             "members": [asdict(m) for m in self._members.values()],
         }
+        self._stored = False
         try:
             files.replace(self._file, json.dumps(content, indent=1).encode(), private=True)
         except OSError as error:
             raise RunError(f"the list of clients {self._file} can't be written: {error.strerror}") from None
+        self._stored = True

@@ -63,6 +63,7 @@ class Session:
         connected: streams that are open.
         seen: when it was last connected.
         upload: the newest report that is on its way; older ones end.
+        repeats: reports that nobody waited for, since its newest task.
         finished: its earlier tasks, and whether their reports were taken.
         received_bytes, sent_bytes: on the wire, with gRPC's message frames.
     """

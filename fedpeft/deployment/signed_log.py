@@ -23,6 +23,10 @@ Line = tuple[str, Signed]
 """A kind (`fedpeft.deployment.signing`), and a statement of it."""
 
 
+class UnwrittenError(RunError):
+    """The disk is full, say; there may be room later."""
+
+
 @dataclass(frozen=True)
 class SignedLog:
     """The statements in a file; mode 0600."""
@@ -68,23 +72,18 @@ class SignedLog:
             raise RunError(f"{self.path} can't be written: {error.strerror}") from None
 
     def append(self, lines: Sequence[Line]) -> None:
-        """Bring lines to the disk.
+        """Bring lines to the disk, all or none.
 
         Raises:
-            RunError: the file can't be written.
+            UnwrittenError: the file can't be written.
         """
         if not lines:
             return
         try:
-            new = not self.path.exists()
-            with files.opened(self.path, "ab", private=True) as out:
-                out.write(b"".join(_written(kind, statement) for kind, statement in lines))
-                out.flush()
-                os.fsync(out.fileno())
-            if new:
-                files.sync(self.path.parent)
+            content = b"".join(_written(kind, statement) for kind, statement in lines)
+            files.append(self.path, content, private=True)
         except OSError as error:
-            raise RunError(f"{self.path} can't be written: {error.strerror}") from None
+            raise UnwrittenError(f"{self.path} can't be written: {error.strerror}") from None
 
 
 def _written(kind: str, statement: Signed) -> bytes:

@@ -15,14 +15,21 @@ from flwr.supercore.run import Run
 
 from fedpeft.communication.flower_grid import FIRST_CLIENT, node_of
 from fedpeft.communication.messages import Report, instruction_of, to_record
+from fedpeft.errors import ConfigError
 
 POLL_SECONDS = 0.2
 
 
 class FlowerGrid(Grid):
-    """Clients 0 .. clients - 1 over the nodes of `grid`; waits until `nodes` of them are there."""
+    """Clients 0 .. clients - 1 over the nodes of `grid`; waits until `nodes` of them, at least 1, are there.
+
+    Raises:
+        ConfigError: fewer.
+    """
 
     def __init__(self, grid: Grid, clients: int, nodes: int) -> None:
+        if nodes < 1:
+            raise ConfigError(f"nodes={nodes} of the run config must be at least 1: clients are played by nodes")
         self._grid = grid
         self._clients = clients
         self._sent: dict[str, Message] = {}

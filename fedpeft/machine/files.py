@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,6 +102,26 @@ def replace(file: Path, content: bytes, private: bool = False) -> None:
         sync(file.parent)
     except OSError:
         partial.unlink(missing_ok=True)
+        raise
+
+
+def append(file: Path, content: bytes, private: bool = False) -> None:
+    """Append to a file, perhaps a new one, and bring it to the disk, or leave it as it was.
+
+    Raises:
+        OSError: the disk is full or can't be written.
+    """
+    before = file.stat().st_size if file.exists() else None
+    try:
+        with opened(file, "ab", private) as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        if not before:  # its name, too
+            sync(file.parent)
+    except OSError:
+        with suppress(OSError):  # of what did not fit a part may be there
+            file.unlink() if before is None else os.truncate(file, before)
         raise
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.errors import PrivacyError
-from fedpeft.machine.files import parse_json, read
+from fedpeft.machine.files import append, parse_json, read
 from fedpeft.privacy.accountant import Event
 
 VERSION = 1
@@ -61,7 +61,6 @@ class Ledger:
         if not path.exists() or not self._read(header):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write(header)
-            _sync_folder(path.parent)
 
     def _read(self, header: Mapping[str, Any]) -> bool:
         """Read the accounts; False where the file has not even a first line."""
@@ -101,12 +100,9 @@ class Ledger:
         self._lines.append(line)
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        """Append a line, and return only once it is on the disk."""
+        """Append a line, and return only once it is on the disk; where it does not fit, no part of it stays."""
         try:
-            with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as file:
-                file.write(json.dumps(line).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append(self.path, json.dumps(line).encode() + b"\n", private=True)
         except OSError as error:
             raise PrivacyError(f"the privacy ledger {self.path} can't be written: {error.strerror}") from error
 
@@ -186,11 +182,3 @@ def terms_in(path: Path) -> Mapping[str, Any] | None:
     if found is not None and not isinstance(found, dict):
         raise PrivacyError(f"the privacy ledger {path} is damaged: its first line holds no terms")
     return found
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

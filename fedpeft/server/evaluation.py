@@ -6,6 +6,7 @@ Clients' own models: each client counts equally, however many rows it has. The g
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,11 +46,17 @@ class OwnRows:
     pooled_accuracy: float
 
 
-def own_rows(reports: Sequence[Report]) -> OwnRows:
-    """The summary of the clients' reports; 0 clients and not-a-number where nobody has held-out rows."""
+def own_rows(reports: Sequence[Report], most_weight: float = 0.0) -> OwnRows:
+    """The summary of the clients' reports; 0 clients and not-a-number where nobody has held-out rows.
+
+    `most_weight`: a client counts at most as much as so many median clients, whatever it says of its rows; 0: no limit.
+    """
     heard = [r for r in reports if r.count > 0]
     if not heard:
         return OwnRows(math.nan, math.nan, math.nan, 0, math.nan, math.nan)
+    most = most_weight * statistics.median_low(r.count for r in heard) or math.inf
+    believed = [min(1.0, most / r.count) for r in heard]  # shares of what each says
+    predictions = sum(r.count * share for r, share in zip(heard, believed, strict=True))
     accuracies = sorted(r.correct / r.count for r in heard)
     worst = accuracies[: max(1, round(WORST * len(heard)))]
     return OwnRows(
@@ -57,8 +64,8 @@ def own_rows(reports: Sequence[Report]) -> OwnRows:
         sum(accuracies) / len(heard),
         sum(worst) / len(worst),
         len(heard),
-        sum(r.loss * r.count for r in heard) / sum(r.count for r in heard),
-        sum(r.correct for r in heard) / sum(r.count for r in heard),
+        sum(r.loss * r.count * share for r, share in zip(heard, believed, strict=True)) / predictions,
+        sum(r.correct * share for r, share in zip(heard, believed, strict=True)) / predictions,
     )
 
 
@@ -101,6 +108,7 @@ class Evaluation:
             held-out rows, as far as there are any.
         say: is told of evaluations that do not count, and what answers are worth.
         examiner: asks the global model questions; None: nobody does.
+        most_weight: see `own_rows`.
     """
 
     setup: Setup
@@ -108,6 +116,7 @@ class Evaluation:
     evaluate: Evaluate | None
     say: Callable[[str], None]
     examiner: Examiner | None = None
+    most_weight: float = 0.0
 
     def examined(self, progress: Progress, round: int) -> dict[str, list[dict[str, Any]]]:
         """The line of evaluations.jsonl that is due after `round`, by the file's name; empty: none is."""
@@ -157,4 +166,4 @@ class Evaluation:
                 self.say(f"client {report.client}'s evaluation does not count: {error}")
                 continue
             heard.append(report)
-        return own_rows(heard)
+        return own_rows(heard, self.most_weight)

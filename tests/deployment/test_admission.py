@@ -138,6 +138,26 @@ def test_a_list_that_can_not_be_read_for_a_moment_ends_no_task(door, monkeypatch
         assert connection.submit(task, good(door)) == "taken"
 
 
+@pytest.mark.parametrize("error", [PermissionError, OSError])
+def test_a_list_that_can_not_be_looked_at_for_a_moment_ends_no_server(door, monkeypatch, error):
+    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    door.gateway.close(None)
+    door.gateway = door.open()
+    with client(door) as connection, monkeypatch.context() as patched:
+        door.roster.start()
+
+        def stat(*_, **__):
+            raise error("no access")
+
+        patched.setattr("fedpeft.deployment.certificates.os.stat", stat)
+        task = door.gateway.submit("edge-1", Instruction("train", 1, 0, b"state"))
+        time.sleep(0.3)
+        patched.undo()
+        assert not door.gateway._watching.done()
+    with client(door) as connection:
+        assert connection.first()[0] == task
+
+
 def test_a_silent_client_holds_a_round_up_for_a_time_only():
     assert 0 < ServeOptions().deadline <= 3600
 
@@ -217,6 +237,7 @@ def test_a_server_that_can_not_begin_leaves_no_folder(flags, words, tmp_path, ca
         (["--server", "localhost"], "not of the form HOST:PORT"),
         (["--server", "localhost:99999"], "not of the form HOST:PORT"),
         (["--server", "localhost:8470", "--give-up", "-1"], "at least 0 seconds"),
+        (["--server", "localhost:8470", "--give-up", "nan"], "at least 0 seconds"),
     ],
 )
 def test_addresses_and_times_that_a_client_can_not_use(flags, words, tmp_path, capsys):

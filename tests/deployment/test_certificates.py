@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -114,6 +116,30 @@ def test_a_server_s_names_are_kept_until_others_are_asked_for(made, capsys):
     assert main(["--folder", str(made), "--server", "fl.example.org,::1", "--renew"]) == 0
     assert main(["--folder", str(made), "--renew"]) == 0
     assert authority.hosts() == ["fl.example.org", "::1"]
+
+
+def test_a_server_s_name_may_be_as_long_as_names_are(tmp_path):
+    host = f"{'load-balancer-of-the-federation.' * 3}example.org"
+    assert main(["--folder", str(tmp_path / "certs"), "--server", host]) == 0
+    assert Authority(tmp_path / "certs", 30).hosts() == [host]
+    Credentials.of_server(tmp_path / "certs").check("server")
+
+
+def test_no_revocation_is_lost_to_another_one_at_the_same_time(made):
+    authority, names = Authority(made, 30), [f"other-{k}" for k in range(8)]
+    serials = [x509.load_pem_x509_certificate((authority.client(n) / "client.pem").read_bytes()).serial_number
+               for n in names]  # fmt: skip
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(authority.revoke, names))
+    revoked = Revoked(made / "revoked.pem", (made / "ca.pem").read_bytes())
+    assert all(serial in revoked for serial in serials)
+
+
+def test_a_revocation_that_was_told_is_on_the_disk(made, monkeypatch):
+    synced = []
+    monkeypatch.setattr("fedpeft.machine.files.os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    Authority(made, 30).revoke("edge-1")
+    assert {(made / "revoked.pem").stat().st_ino, made.stat().st_ino} <= set(synced)
 
 
 @pytest.mark.parametrize(

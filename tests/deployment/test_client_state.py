@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import stat
 
 import pytest
 from rich.console import Console
@@ -30,6 +31,12 @@ def test_a_server_s_name_for_its_federation_leads_nowhere_else(tmp_path, monkeyp
     with pytest.raises(RunError, match=r"the server calls its federation .* legal are 16 of the digits"):
         join(command, Console(quiet=True))
     assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_nobody_else_sees_the_names_of_a_machine_s_clients(tmp_path):
+    folder = folder_for(tmp_path, "0123456789abcdef", "edge-1")
+    with alone_in(folder):
+        assert {stat.S_IMODE(made.stat().st_mode) for made in (folder, folder.parent)} == {0o700}
 
 
 def test_a_folder_that_can_not_be_written_is_one_sentence(tmp_path):

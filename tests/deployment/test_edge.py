@@ -156,6 +156,24 @@ def test_an_evaluation_that_no_rows_can_lead_to_does_not_count(federation, lie):
     assert 0 < own.pooled_loss < 100
 
 
+def test_whoever_claims_all_the_rows_does_not_own_the_evaluation(federation):
+    made = federation(rounds=1, clients=3, serve=ServeOptions(held_out=0.2, most_weight=2.0))
+    honest = made.server.edges[0]
+
+    class Liar:
+        def handle(self, asked):
+            if asked.kind != "evaluate":
+                return honest.handle(asked)
+            return Report(asked.client, asked.round, b"", 10**6, loss=50.0, correct=0.0, count=1e6)
+
+    made.server.edges[0] = Liar()
+    server = made.server.server(Records(made.folder / "server"))
+    own = server.own_rows(made.server.train(server))
+    told = [r for r in made.server.direct.reports if r.count][-3:]
+    assert [r.count for r in told] == [1e6, 18.0, 12.0]
+    assert own.pooled_accuracy == (told[1].correct + told[2].correct) / (2 * 18 + 18 + 12)
+
+
 def test_a_loss_that_would_hide_the_others_is_refused(federation):
     made = federation(rounds=1)
     honest = made.server.edges[0]

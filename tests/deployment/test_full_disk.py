@@ -73,6 +73,9 @@ def test_a_full_disk_stops_a_private_client_before_anything_leaves_it(federation
         report = edge.handle(instruction)
     assert "privacy ledger" in report.error
     assert not report.payload
+    with full_disk(ledger + 30):  # a part of the charge still fits
+        assert "privacy ledger" in edge.handle(instruction).error
+    assert edge.protection.ledger.path.stat().st_size == ledger, "the next charge would follow half a line"
     with full_disk(ledger + 400):
         report = edge.handle(instruction)
     assert "the state of client" in report.error

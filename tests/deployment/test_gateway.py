@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -15,12 +18,16 @@ from fedpeft.deployment.announcements import Announcements
 from fedpeft.deployment.authentication import Bucket
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.channel import CHUNK
+from fedpeft.deployment.connection import LostError
 from fedpeft.deployment.members import Roster
 from fedpeft.deployment.signing import Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
+from fedpeft.deployment.wire import v1_pb2 as v1
 from fedpeft.deployment.wire.parcel import parts, received, wire_size
 from fedpeft.errors import RunError
-from tests.deployment.door import asked, client, good
+from fedpeft.join import Patience, take_part
+from tests.deployment.door import LIMIT, asked, client, good
+from tests.deployment.test_full_disk import full_disk, no_room
 from tests.fleet import Wire
 
 
@@ -114,6 +121,39 @@ def test_records_travel_with_tasks_and_those_that_were_missed_with_the_next(door
     said._statements = said._statements[:4]
     with door.link("edge-1").open() as connection, pytest.raises(RunError, match=r"holds 9 records .* the server 4"):
         next(connection.tasks(door.registration(), transcript=kept))
+
+
+def test_a_full_disk_keeps_a_client_from_a_task_for_as_long_as_it_is_full(door):
+    link, kept, said = door.link("edge-1"), transcript(door), announces(door)
+    door.roster.enter("edge-1", 0)
+    door.roster.start()
+    instruction = Instruction("prepare", 0, 0, b"")
+    said.announce(Release("prepare", 0, common=common_digest(instruction)))
+    task = door.gateway.submit("edge-1", instruction)
+    door.roster.enter("edge-1", 0, None, 10)
+    for room in (0, 500):
+        with full_disk(room), link.open() as connection, pytest.raises(LostError, match="can't be written"):
+            next(connection.tasks(door.registration(), transcript=kept))
+    with link.open() as connection:
+        assert next(connection.tasks(door.registration(), transcript=kept))[0] == task
+    assert len(transcript(door)) == 1
+
+
+def test_a_full_disk_at_the_server_keeps_a_client_out_for_as_long_as_it_is_full(door):
+    link = door.link("edge-1")
+    for _ in range(2):
+        with full_disk(10), link.open() as connection, pytest.raises(LostError, match="list of clients"):
+            next(connection.tasks(door.registration()))
+    with client(door):
+        assert Roster(door.folder / "roster.json", 3).find("edge-1").rows == 10
+
+
+def test_a_full_disk_at_the_server_holds_no_round_up_for_a_client_that_is_dropped(door):
+    with client(door) as connection:
+        task = asked(door, connection)
+        with full_disk(10), pytest.raises(RunError, match="another client"):
+            connection.submit(task, replace(good(door), client=5))
+    assert "another client" in door.gateway.answers.get(timeout=5).report.error
 
 
 def test_a_server_that_signs_nothing_is_refused(door):
@@ -212,6 +252,16 @@ def test_bytes_on_the_wire_are_those_of_the_whole_run(door):
         assert min(before) > 0
 
 
+def test_a_large_report_has_the_time_that_a_slow_line_takes(door):
+    given = []
+    with door.link("edge-1").open() as connection:
+        connection._stub = SimpleNamespace(Submit=lambda *_, timeout, metadata: given.append(timeout) or v1.Receipt())
+        for payload in (b"", bytes(20_000_000)):
+            connection.submit("task", Report(0, 1, payload))
+    assert given[0] <= 600
+    assert given[1] >= 2000
+
+
 def test_a_task_waits_for_a_client_that_reconnects(door):
     with client(door) as connection:
         task = asked(door, connection)
@@ -219,6 +269,33 @@ def test_a_task_waits_for_a_client_that_reconnects(door):
     with client(door) as connection:
         assert connection.first()[0] == task
         assert connection.submit(task, good(door)) == "taken"
+
+
+def test_time_with_a_connection_and_without_a_task_is_no_time_without_a_connection(door):
+    link, ended = door.link("edge-1"), []
+    edge = SimpleNamespace(registration=door.registration, instruction_limit=LIMIT, protection=None)
+    observer = SimpleNamespace(say=lambda _: None)
+    patience = Patience(1.0, observer)
+    patience.lost(link, LostError("cut"))
+
+    def take():
+        with contextlib.suppress(RunError):
+            take_part(edge, link, None, patience, observer)
+        ended.append(time.monotonic())
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    door.until(lambda: any(s.connected for s in door.gateway.sessions()))
+    time.sleep(1.1)
+    gone = time.monotonic()
+    door.gateway.close(None)
+    thread.join(20)
+    assert ended[0] - gone > 1.0
+
+
+def test_why_there_is_no_connection_is_no_matter_of_a_full_disk(door, monkeypatch):
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", no_room)
+    door.link("edge-1").diagnose()
 
 
 def test_a_bucket_refills():

@@ -8,14 +8,15 @@ import time
 import pytest
 
 from fedpeft.communication.flower_grid import node_of
-from fedpeft.communication.messages import Instruction, report_of, to_record
+from fedpeft.communication.messages import Instruction, Report, report_of, to_record
+from fedpeft.deployment.gateway import REPEATS
 from fedpeft.deployment.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.members import Roster
 from tests.deployment.door import client, good
 
 
-def push(grid, instructions):
-    messages = [grid.create_message(to_record(i), "train", node_of(i.client), str(i.round)) for i in instructions]
+def push(grid, instructions, kind="train"):
+    messages = [grid.create_message(to_record(i), kind, node_of(i.client), str(i.round)) for i in instructions]
     return grid.push_messages(messages)
 
 
@@ -44,6 +45,19 @@ def test_a_straggler_is_left_out_after_the_deadline_and_its_late_report_harms_no
         assert door.gateway.answers.empty()
 
 
+def test_a_client_that_is_late_in_every_round_is_not_dropped(door):
+    door.roster.enter("edge-1", 0)
+    door.roster.start()
+    with door.link("edge-1").open() as connection:
+        tasks = connection.tasks(door.registration())
+        for round in range(1, REPEATS + 3):
+            task = door.gateway.submit("edge-1", Instruction("train", round, 0, b""))
+            assert next(tasks)[0] == task
+            door.gateway.withdraw("edge-1", task)
+            assert connection.submit(task, good(door, round=round)) == "late"
+    assert not door.roster.find("edge-1").dropped
+
+
 def test_without_a_quorum_the_round_waits_on(door):
     grid = GrpcGrid(door.gateway, quorum=1.0, deadline=0.1, stopping=threading.Event())
     with client(door) as connection:
@@ -52,6 +66,32 @@ def test_without_a_quorum_the_round_waits_on(door):
         assert grid.pull_messages([]) == []
         assert connection.submit(connection.first()[0], good(door)) == "taken"
         assert not pulled(grid, 1)[0].error
+
+
+def test_after_the_deadline_no_quorum_is_waited_for_that_can_not_come(door):
+    grid = GrpcGrid(door.gateway, quorum=1.0, deadline=0.1, stopping=threading.Event())
+    door.roster.enter("edge-2", 0)
+    with client(door) as connection:
+        door.roster.start()
+        push(grid, [Instruction("train", 1, 0, b""), Instruction("train", 1, 1, b"")])
+        assert grid.pull_messages([]) == []
+        failed = Report(0, 1, b"", error="its privacy budget is spent")
+        assert connection.submit(connection.first()[0], failed) == "taken"
+        assert pulled(grid, 2)[1].error == "no answer within 0.1 s"
+
+
+def test_an_evaluation_waits_for_nobody_who_is_away(door):
+    grid = GrpcGrid(door.gateway, quorum=1.0, deadline=0, stopping=threading.Event(), patience=0.2)
+    for name in ("edge-2", "edge-3"):
+        door.roster.enter(name, 0)
+    with client(door) as connection, client(door, "edge-2") as going:
+        door.roster.start()
+        going.__exit__()
+        door.until(lambda: sum(s.connected for s in door.gateway.sessions()) == 1)
+        time.sleep(0.3)
+        push(grid, [Instruction("evaluate", 1, client, b"") for client in range(3)], "evaluate")
+        assert connection.submit(connection.first()[0], good(door)) == "taken"
+        assert [report.error for _, report in sorted(pulled(grid, 3).items())] == ["", "it is away", "it is away"]
 
 
 def test_a_server_that_is_asked_to_stop_ends_the_round_or_gives_it_up(door, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import replace
 
@@ -106,6 +107,15 @@ def test_more_bytes_than_announced(door):
         task = asked(door, connection)
         messages = [*parts(task, good(door)), v1.Part(chunk=b"more")]
         dropped(door, connection, lambda: raw(connection, messages), "more arrived")
+
+
+@pytest.mark.parametrize("chunk", [b"", b"x"])
+def test_chunks_that_bring_nothing_forward_are_no_report(door, chunk):
+    with client(door) as connection:
+        task = asked(door, connection)
+        header = next(parts(task, good(door, payload=bytes(CHUNK))))
+        endless = itertools.chain([header], itertools.repeat(v1.Part(chunk=chunk)))
+        dropped(door, connection, lambda: raw(connection, endless), f"a chunk of {len(chunk)} bytes arrived")
 
 
 def test_a_report_without_a_header(door):

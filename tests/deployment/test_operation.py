@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +109,25 @@ def test_who_is_waited_for_is_said_in_full_and_bytes_are_kept(tmp_path):
     federation.close()
     again = Roster(tmp_path / "roster.json", 2)
     assert (again.received_bytes, again.sent_bytes) == (17, 8)
+
+
+def test_who_does_not_come_back_after_a_restart_is_waited_for_once(tmp_path):
+    roster = Roster(tmp_path / "roster.json", 2)
+    for name in ("edge-1", "edge-2"):
+        roster.enter(name, 0)
+    roster.start()
+    config = RunConfig(dataset="tiny", clients=2, cohort="all", workers=1, dtype="fp32")
+    observer = ServeObserver(Console(quiet=True))
+    events = Events(tmp_path / "serve.jsonl", observer.event)
+    federation = Federation(config, tmp_path, observer, ServeOptions(patience=0.5), Doorkeeper(None), events)
+    federation.gateway._sessions["edge-1"] = Session(federation.roster.find("edge-1"), connected=1)
+    federation.roster.since, seconds = time.monotonic(), []  # as of `Gateway.start`
+    for _ in range(2):
+        started = time.monotonic()
+        assert federation.present() == [0]
+        seconds.append(time.monotonic() - started)
+    federation.close()
+    assert seconds[0] >= 0.5 > 0.3 > seconds[1]
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,25 @@ def test_sums_of_too_few(clients):
     assert "legal are at least 3 clients" in Asked(clients, announced=2).ask(1, 1).error
 
 
+@pytest.mark.parametrize("lost", [2, 3, 4])
+def test_sums_that_have_become_too_few(clients, lost):
+    """Masks would come off a sum of 4 where one of the 5 has dropped out, and edge-0 takes part in those of 5."""
+    made = clients.made
+    made.options[0] = {"fewest": CLIENTS}
+    clients.edges[0] = made.edge(0)
+    made.options[0] = {}
+    asked = Asked(clients).until(lost - 1)
+    asked.ids = list(range(CLIENTS - 1))
+    if lost == 2:
+        del asked.at.keys[4]
+    elif lost == 3:
+        del asked.at.sealed[4]
+    else:
+        asked.at.survivors.remove(4)
+    assert "this client takes part with at least 4" in asked.ask(0, lost).error
+    assert not asked.ask(1, lost).error
+
+
 def test_a_server_that_announces_more_clients_than_it_asks(tmp_path):
     """With 2 neighbours each, 3 in a ring see no others; that 2 more survive is the server's word."""
     secure = "secure_sum(neighbours=2)"

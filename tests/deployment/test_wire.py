@@ -92,6 +92,8 @@ def test_what_is_not_a_parcel_is_refused():
     with pytest.raises(PayloadError, match="more arrived"):
         received(Report, LIMIT, [v1.Part(header=header()), v1.Part(chunk=b"abcd")])
     with pytest.raises(PayloadError, match="ended before"):
+        received(Report, LIMIT, [v1.Part(header=header())])
+    with pytest.raises(PayloadError, match="a chunk of 2 bytes arrived"):
         received(Report, LIMIT, [v1.Part(header=header()), v1.Part(chunk=b"ab")])
     with pytest.raises(PayloadError, match="begins with its header"):
         received(Report, LIMIT, [v1.Part(chunk=b"ab")])

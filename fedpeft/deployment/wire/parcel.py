@@ -105,16 +105,26 @@ class Incoming:
         return not self._missing
 
     def add(self, chunk: bytes) -> None:
-        """Take a chunk, or PayloadError if nothing of that length is missing."""
+        """Take a chunk, or PayloadError if nothing of that length is missing; many that are short are a flood."""
+        if not self._missing:
+            raise PayloadError(f"{len(chunk)} bytes more arrived than the parcel announced")
+        if len(chunk) < min(CHUNK, self._left):
+            raise PayloadError(f"a chunk of {len(chunk)} bytes arrived; only a payload's last has fewer than {CHUNK}")
         while chunk and self._missing:
             name, size = self._missing[0]
-            room = size - len(self._payloads[name])
+            room = self._left
             self._payloads[name] += chunk[:room]
             chunk = chunk[room:]
             if len(self._payloads[name]) == size:
                 self._missing.pop(0)
         if chunk:
             raise PayloadError(f"{len(chunk)} bytes more arrived than the parcel announced")
+
+    @property
+    def _left(self) -> int:
+        """Bytes of the present payload that have not arrived."""
+        name, size = self._missing[0]
+        return size - len(self._payloads[name])
 
     def content(self) -> Any:
         """What has arrived, or PayloadError if something is missing."""

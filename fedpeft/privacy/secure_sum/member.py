@@ -56,7 +56,7 @@ class Member:
         key: what it signs with.
         roster: whom it takes keys from.
         certificate: of that key, DER; empty: everybody knows it.
-        fewest: neighbours with which it takes part in a sum.
+        fewest: neighbours with which it takes part in a sum, and helps to take the masks off.
         wary: whether it counts on noise of those survivors alone whose keys it has taken; else on the server's word.
         draw: so many random bytes.
     """
@@ -108,8 +108,7 @@ class Member:
                 f"{len(self.peers)} neighbours share masks with this client, of {self.terms.neighbours} that the "
                 f"server has announced; legal are at least {self.fewest} announced, and no more than those"
             )
-        if len(self.peers) < needed:
-            raise PayloadError(f"{len(self.peers)} neighbours share masks with this client; {needed} are needed")
+        self._enough(len(self.peers), f"{len(self.peers)} neighbours share masks with this client")
         holders = sorted(self.peers)
         seeds = shamir.split(self._seed, holders, needed, self.draw)
         masks = shamir.split(self._mask, holders, needed, self.draw)
@@ -124,9 +123,7 @@ class Member:
         self._step(3)
         self.sealed = read_sealed(sealed)
         self._known(self.sealed, "shares")
-        needed = self.terms.needed
-        if len(self.sealed) < needed:
-            raise PayloadError(f"{len(self.sealed)} neighbours are still there; {needed} are needed")
+        self._enough(len(self.sealed), f"{len(self.sealed)} neighbours are still there")
 
     def vector(self, sealed: bytes, numbers: np.ndarray) -> bytes:
         """Step 3: the numbers, (length,) integers modulo 2^bits, under masks.
@@ -158,9 +155,8 @@ class Member:
             raise PayloadError(f"clients {strangers!s:.80} are said to survive, and are not in the roster")
         if late := sorted((self.survivors & self.peers.keys()) - self.sealed.keys()):
             raise PayloadError(f"clients {late!s:.80} are said to survive, and have shared nothing")
-        alive, needed = len(self.survivors & self.sealed.keys()), self.terms.needed
-        if alive < needed:
-            raise PayloadError(f"vectors of {alive} neighbours have arrived; {needed} are needed")
+        alive = len(self.survivors & self.sealed.keys())
+        self._enough(alive, f"vectors of {alive} neighbours have arrived")
         noisy = alive + 1 if self.wary else len(self.survivors)
         if noisy < self.terms.least:
             raise PayloadError(f"{noisy} vectors have arrived; fewer than {self.terms.least} hold too little noise")
@@ -219,6 +215,12 @@ class Member:
         if self.steps != step - 1:
             raise PayloadError(f"step {step} of a secure sum is asked for after step {self.steps}; each is taken once")
         self.steps = step
+
+    def _enough(self, there: int, said: str) -> None:
+        if there < self.terms.needed:
+            raise PayloadError(f"{said}; {self.terms.needed} are needed")
+        if there < self.fewest:
+            raise PayloadError(f"{said}; this client takes part with at least {self.fewest} (--fewest)")
 
     def _known(self, named: dict[int, bytes], what: str) -> None:
         if strangers := sorted(named.keys() - self.peers.keys()):
