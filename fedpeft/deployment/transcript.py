@@ -19,6 +19,10 @@ WRITTEN_TOGETHER = 256
 """Records that a client who was away has not written yet, at most; all are, before a task is done."""
 
 
+MOST_BYTES = 256 << 20
+"""Of records and statements about tasks that a client keeps; 100,000 rounds of an honest server have room in it."""
+
+
 def most_records(rounds: int) -> int:
     """Records of a run, at most: some for each round, and again for each time that it is repeated."""
     return 16 * (rounds + 16)
@@ -45,8 +49,10 @@ class Transcript:
         self._chain = Chain(run, settings)
         self._tasks: list[TaskRecord] = []  # of the record that was asked about last
         self._unwritten: list[Line] = []
+        self._bytes = 0
         self._log.mend()
         for kind, statement in self._log.read():
+            self._bytes += len(statement.content)
             try:
                 if kind == RECORD:
                     self._chain.append(statement.content)
@@ -69,8 +75,9 @@ class Transcript:
         self._check_signature(RECORD, statement, record.time)
         if len(self) >= self._most:
             raise RunError(f"the server sends more records than its rounds can have; at most {self._most} are taken")
+        self._has_room(statement)
         self._chain.append(statement.content)
-        self._unwritten.append((RECORD, statement))
+        self._keep(RECORD, statement)
         if len(self._unwritten) >= WRITTEN_TOGETHER:
             self._write()
 
@@ -100,7 +107,8 @@ class Transcript:
         if not summed and record.common != common_digest(instruction):
             raise RunError(f"the server sent other settings in {record.called} than it has recorded for all clients")
         if (told.record, told.digest) not in {(task.record, task.digest) for task in self._tasks}:
-            self._unwritten.append((TASK, statement))
+            self._has_room(statement)
+            self._keep(TASK, statement)
             self._note(told)
         self._write()
         if instruction.kind in ("prepare", "sum"):
@@ -109,6 +117,14 @@ class Transcript:
         if name not in record.states:
             raise RunError(f"the server sent a model of {name} in {record.called}, and has recorded none of that form")
         return replace(instruction, released=record.states[name])
+
+    def _has_room(self, statement: Signed) -> None:
+        if self._bytes + len(statement.content) > MOST_BYTES:
+            raise RunError(f"the server's records would take more than {MOST_BYTES >> 20} MB; no more are taken")
+
+    def _keep(self, kind: str, statement: Signed) -> None:
+        self._bytes += len(statement.content)
+        self._unwritten.append((kind, statement))
 
     def _note(self, told: TaskRecord) -> None:
         self._tasks = [task for task in self._tasks if task.record == told.record] + [told]

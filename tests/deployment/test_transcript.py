@@ -254,6 +254,20 @@ def test_a_server_fills_no_disk_with_records(server, joins):
         server.sends(client, task(4))
 
 
+def test_nor_with_long_ones(server, joins, monkeypatch):
+    client = joins()
+    server.round(task(1))
+    server.sends(client, task(1))
+    taken = client._bytes
+    assert taken > 0
+    assert joins()._bytes == taken, "also after a restart"
+    server.round(task(2))
+    for most in (taken, taken + len(server.said.since(1)[0].content)):  # not even the record; it, and no task
+        monkeypatch.setattr("fedpeft.deployment.transcript.MOST_BYTES", most)
+        with pytest.raises(RunError, match="would take more than 0 MB; no more are taken"):
+            server.sends(client, task(2))
+
+
 def test_a_model_that_is_not_the_recorded_one_is_refused():
     asked = task(released=digest_of(STATE))
     check_released(asked, STATE, ())
