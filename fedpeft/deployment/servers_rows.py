@@ -44,7 +44,7 @@ class ServersRows:
         task = told_task(options)
         targets = TASKS.build(task).targets if task else "classes"
         least = 2 if targets == "classes" else 1
-        if names and (len(set(names)) < len(names) or len(names) < least):
+        if options.labels and (not names or len(set(names)) < len(names) or len(names) < least):
             raise ConfigError(f"labels={options.labels!r} must name at least two classes, each once: a,b,c")
         if targets == "numbers":
             names = (options.label_column,)

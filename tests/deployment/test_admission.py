@@ -215,6 +215,7 @@ def test_without_tls_a_server_listens_on_this_machine_only(tmp_path, capsys):
         (["--listen", "127.0.0.1"], "not of the form HOST:PORT"),
         (["--labels", "a,a"], "at least two classes, each once"),
         (["--labels", "a"], "at least two classes, each once"),
+        (["--labels", " , "], "at least two classes, each once"),
         (["--eval-data", "missing.csv", "--labels", "a,b"], "missing.csv"),
         (["--wait-for", "9"], "is more than the 2 clients"),
         (["--metrics", "nowhere"], "metrics="),
