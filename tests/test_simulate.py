@@ -298,6 +298,20 @@ def test_a_result_that_does_not_fit_on_the_disk_is_one_sentence(tmp_path, monkey
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("kept", "said"), [(0, "(kept: the start, no round was better)"), (1, "(kept: round 1)"), (2, "")]
+)
+def test_a_summary_says_which_round_is_kept(finished, kept, said):
+    folder, summary = finished
+    quality, costs = ({f.name: summary[f.name] for f in fields(group)} for group in (Quality, Costs))
+    quality |= {"kept_round": kept, "last_accuracy": 0.1234}
+    shown = Console(record=True, width=200, file=io.StringIO())
+    show(Summary(quality=Quality(**quality), costs=Costs(**(costs | {"rounds": 2}))), folder, shown)
+    text = shown.export_text()
+    assert said in text
+    assert ("after the last round, 2" in text) == ("0.1234" in text) == bool(said)
+
+
 def test_a_summary_without_updates_is_shown(finished, capsys):
     folder, summary = finished
     quality, costs = ({f.name: summary[f.name] for f in fields(group)} for group in (Quality, Costs))

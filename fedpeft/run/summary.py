@@ -244,6 +244,10 @@ Line = tuple[str, str]
 """What, and the number."""
 
 
+def _kept(round: int) -> str:
+    return f"round {round}" if round else "the start, no round was better"
+
+
 def _number(name: str, value: float | None, digits: int = 4) -> list[Line]:
     return [] if value is None or math.isnan(value) else [(name, f"{value:.{digits}f}")]
 
@@ -293,7 +297,7 @@ def _compared(summary: Summary) -> list[Line]:
         *_number("same adapter on the pooled data", measured(quality.centralised_accuracy, quality.centralised_loss)),
         *(
             _number(
-                f"kept: after round {quality.kept_round}; after the last, {summary.costs.rounds}",
+                f"after the last round, {summary.costs.rounds} (kept: {_kept(quality.kept_round)})",
                 measured(quality.last_accuracy, quality.last_loss),
             )
             if quality.kept_round != summary.costs.rounds
