@@ -131,6 +131,14 @@ def test_krum_sees_all_layers_at_once():
     assert min(float((after - FORM.scale * u.trained(far.B) @ u.trained(far.A)).norm()) for u in honest) < 1e-9
 
 
+@pytest.mark.parametrize("far", [100.0, 1e6, 1e12])
+def test_krum_tells_scores_apart_beside_an_attacker_that_lies_far_away(far):
+    """Beside a colluder's enormous score all others were alike, and the first client was taken, an attacker or not."""
+    places = torch.tensor([100.0, 1.3, 1.2, 1.0, 1.1, 1.05, 1.4, 0.7, 0.8, far], dtype=torch.float64)
+    shares = strategies.build("krum").reweigh((0.1,) * 10, torch.outer(places, places))
+    assert shares == pytest.approx([0, 0, 0, 0, 1, 0, 0, 0, 0, 0])
+
+
 def test_norm_bound_leaves_short_updates_alone():
     geometry = torch.diag(torch.tensor([1.0, 4.0, 100.0, float("nan")], dtype=torch.float64))
     shares = strategies.build("norm_bound(bound=2.0)").reweigh((0.25, 0.25, 0.25, 0.25), geometry)
