@@ -221,8 +221,7 @@ class UserDP(Mechanism):
         self.relation.check(self._separation(federation))
         if self.turns and self.quantile:
             raise PrivacyError("user_dp's quantile needs the sampling of independent noise; leave one of them out")
-        trained = {frozenset(strategy.trained(federation.layout, round)) for round in range(1, 5)}
-        if self.turns and (len(trained) > 1 or strategy.new_factors):
+        if self.turns and (strategy.kinds(federation.layout) > 1 or strategy.new_factors):
             raise PrivacyError(
                 f"noise={self.noise} takes back noise of earlier rounds, and with {name} tensors mean, or are, others "
                 f"from round to round; {take}, or leave noise out"
