@@ -378,6 +378,7 @@ class ClientSide:
             memory=section(task.state, "feedback"),
             bits=task.instruction.bits,
             seed=seeds.integer(job.seed, "codec", job.round, job.client),
+            turn=job.round // self.strategy.kinds(self.bench.plan.layout) + job.client,
             handed_in=lambda protected: self.handed_in(job, task.layout, protected),
         )
 

@@ -110,6 +110,10 @@ class Correction:
         """Whether a tensor takes a round's `step`, from 0; by default all take all."""
         return True
 
+    def clipped(self, name: str, samples: Tensor) -> Tensor:
+        """Of a tensor's gradients per example, (rows, ...), what has a say in their clipping; by default all."""
+        return samples
+
     def direction(self, name: str, gradient: Tensor) -> Tensor | None:
         """What a step takes for a tensor's gradient, where rows are protected a noised one; None, the default: that."""
         return None

@@ -147,6 +147,12 @@ class Job:
         left = math.prod(acting.correction.noise_left(name) for acting in self.corrections)
         return float(deviation**2 * left)
 
+    def clipped(self, name: str, samples: Tensor) -> Tensor:
+        """Of a tensor's gradients per example, (rows, ...), what its corrections give a say in the clipping."""
+        for acting in self.corrections:
+            samples = acting.correction.clipped(name, samples)
+        return samples
+
     def directed(self, name: str, gradient: Tensor) -> Tensor | None:
         """What its corrections make of a tensor's gradient, in its shape; None: they leave it as it is."""
         made = None

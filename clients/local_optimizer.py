@@ -45,6 +45,11 @@ class LocalOptimizer(ABC):
     plain: ClassVar[bool] = False
     """Whether a step is the gradient times the learning rate, so that the gradient can be read off it."""
 
+    @property
+    def decays(self) -> bool:
+        """Whether a step also moves entries whose gradient is zero; by default not."""
+        return False
+
     @abstractmethod
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """A new optimizer of torch over groups of parameters, each with its `lr`."""

@@ -121,6 +121,8 @@ class PrivateExecutor(SequentialExecutor):
                 check(chosen, len(rows))
                 for name in job.still(chosen, step):  # which is not released, and has no say in the clipping
                     chosen[name].grad_sample.zero_()  # type: ignore[attr-defined]
+                for name, parameter in chosen.items():
+                    vars(parameter)["grad_sample"] = job.clipped(name, vars(parameter)["grad_sample"])
                 bounded(chosen)
                 private.pre_step()
                 yield losses.sum() / max(1, len(rows))

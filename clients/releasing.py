@@ -21,6 +21,7 @@ def release(
     memory: State,
     bits: float,
     seed: int,
+    turn: int,
     handed_in: Callable[[State], State],
 ) -> tuple[bytes, State]:
     """What leaves a client of its update: clipped, noised, encoded, in this order. Audits release by it, too.
@@ -33,7 +34,7 @@ def release(
         uplink: encodes.
         guard: clips and adds noise, where the mechanism does that to whole updates; None: nothing is protected.
         ids: round, attempt and client, whose noise it is.
-        memory, bits, seed: see `Uplink.encode`.
+        memory, bits, seed, turn: see `Uplink.encode`.
         handed_in: what is encoded instead of an update, which is protected by then.
 
     Returns:
@@ -46,7 +47,6 @@ def release(
         update = guard.released(update, ids)
         # The codec looks at what was trained: it may only see what may be seen.
         trained = {name: received[name] + tensor for name, tensor in update.items()}
-    round, _, client = ids
     return uplink.encode(
         handed_in(update),
         memory,
@@ -54,5 +54,5 @@ def release(
         seed=seed,
         trained=received | trained,
         layout=layout,
-        turn=round + client,
+        turn=turn,
     )

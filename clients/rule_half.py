@@ -35,12 +35,17 @@ class OwnRanks(Adding):
     axes: Mapping[str, int]
     ranks: tuple[int, ...]
 
+    def clipped(self, name: str, samples: Tensor) -> Tensor:
+        """Those of the client's ranks."""
+        return self._own(samples, self.axes[name] + 1) if name in self.axes else samples
+
     def direction(self, name: str, gradient: Tensor) -> Tensor | None:
         """Zero in the other ranks."""
-        if name not in self.axes:
-            return None
-        axis, index = self.axes[name], torch.tensor(self.ranks, device=gradient.device)
-        return torch.zeros_like(gradient).index_copy_(axis, index, gradient.index_select(axis, index))
+        return self._own(gradient, self.axes[name]) if name in self.axes else None
+
+    def _own(self, tensor: Tensor, axis: int) -> Tensor:
+        index = torch.tensor(self.ranks, device=tensor.device)
+        return torch.zeros_like(tensor).index_copy_(axis, index, tensor.index_select(axis, index))
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def largest(state: State, layout: Layout, fraction: float) -> State:
     magnitudes = torch.cat([state[name].abs().flatten() for name in factors])
     kept = max(1, round(fraction * len(magnitudes)))
     threshold = magnitudes.kthvalue(len(magnitudes) - kept + 1).values
-    sparse = {name: torch.where(state[name].abs() >= threshold, state[name], 0.0) for name in factors}
+    sparse = {name: torch.where(state[name].abs() < threshold, 0.0, state[name]) for name in factors}
     return {name: sparse.get(name, tensor) for name, tensor in state.items()}
 
 

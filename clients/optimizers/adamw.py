@@ -17,6 +17,11 @@ class AdamW(LocalOptimizer):
 
     weight_decay: float = setting(0.0, "decoupled", low=0)
 
+    @property
+    def decays(self) -> bool:
+        """With weight decay."""
+        return self.weight_decay > 0
+
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Of torch, fused."""
         return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)

@@ -25,8 +25,8 @@ FAINT = 1e-7
 
 
 RESOLVED = 1e-12
-"""A squared length below this fraction of its factors' is rounding: who hides a change of nothing behind large factors
-must not have the say of a whole one."""
+"""A squared length below this fraction of its factors' is rounding, and counts as this fraction: who hides a change of
+nothing behind large factors must not have the say of a whole one, nor a large change the length of a small one."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Changes:
         return torch.arange(len(self.owner)), len(self.owner) + self.origin
 
     def inner_products(self) -> Tensor:
-        """<D_i, D_j>, (K, K), fp64; not a number where an update is none."""
+        """<D_i, D_j>, (K, K), fp64; not a number where an update is none. No square is below `RESOLVED`."""
         left, right, b, terms = self._columns, self._rows, self._places[1], len(self.owner)
         moved = right[:terms] + right[b]  # the rows A + dA with all
         products = moved[:, :terms] + moved[:, b]
@@ -107,7 +107,17 @@ class Changes:
         products *= weight * weight[:, None]
         by_row = products.new_zeros(len(self.scales), terms).index_add_(0, self.owner, products)
         found = by_row.new_zeros(len(self.scales), len(self.scales)).index_add_(1, self.owner, by_row)
-        return (found + found.T) / 2
+        found = (found + found.T) / 2
+        squares = torch.maximum(found.diagonal(), self._least)
+        found.diagonal().copy_(squares)
+        return found
+
+    @property
+    def _least(self) -> Tensor:
+        """Of each client, (K,), the least squared length that is not rounding."""
+        left, right, (d, b) = self._columns, self._rows, self._places
+        squares = (self._summed(x) for x in (left[d, d], left[b, b], right[d, d], right[b, b]))
+        return resolved(*squares) * self.scales.square()
 
     def _summed(self, of_terms: Tensor) -> Tensor:
         """A number of each term (T,), summed over each client's, (K,)."""
@@ -138,9 +148,7 @@ class Changes:
         """
         left, right, (d, b), terms = self._columns, self._rows, self._places, len(self.owner)
         moved = right[:terms] + right[b]  # the rows A + dA with all
-        dB, B, dA, A = (self._summed(x).sqrt() for x in (left[d, d], left[b, b], right[d, d], right[b, b]))
-        least = RESOLVED * (dB * (A + dA) + B * dA).square()
-        squares = torch.maximum(self.inner_products().diagonal() / self.scales.square(), least)
+        squares = self.inner_products().diagonal() / self.scales.square()
         say = torch.where(squares > 0, 1 / squares, 0.0)[self.owner]
         weight = (self.owner == self.owner[:, None]) * say
         # D D^T = [dB, B] M [dB, B]^T, where M holds the inner products of the rows that the columns go with
@@ -180,7 +188,15 @@ def squared_length(pair: LoraPair, update: Update) -> Tensor:
     dB = update.delta[pair.B].double() if pair.B in update.delta else torch.zeros_like(B)
     dA = update.delta[pair.A].double() if pair.A in update.delta else torch.zeros_like(A)
     left, right = torch.cat([dB, B], 1), torch.cat([A + dA, dA])
-    return update.scale**2 * ((left.T @ left) * (right @ right.T)).sum()
+    square = ((left.T @ left) * (right @ right.T)).sum()
+    least = resolved(*(factor.square().sum() for factor in (dB, B, dA, A)))
+    return update.scale**2 * torch.maximum(square, least)
+
+
+def resolved(dB: Tensor, B: Tensor, dA: Tensor, A: Tensor) -> Tensor:
+    """The least squared length of dB (A + dA) + B dA that is not rounding, from the squared lengths of all four."""
+    dB, B, dA, A = (square.sqrt() for square in (dB, B, dA, A))
+    return RESOLVED * (dB * (A + dA) + B * dA).square()
 
 
 def _equal(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:

@@ -163,6 +163,10 @@ class Strategy:
         """What a client starts from, given what it was sent and what it keeps; by default that."""
         return received
 
+    def kinds(self, layout: Layout) -> int:
+        """Of how many kinds rounds are, by what is trained in them: two where the factors take turns."""
+        return len({self.trained(layout, round) for round in range(1, 5)})
+
     def still(self, layout: Layout) -> frozenset[str]:
         """Names of the tensors that travel both ways and that local steps leave alone; by default none."""
         return frozenset()

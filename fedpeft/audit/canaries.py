@@ -205,6 +205,7 @@ class _Pipeline:
             memory={},
             bits=0.0,
             seed=seed,
+            turn=ids[0] + ids[2],
             handed_in=lambda protected: protected,
         )
         return left[0]

@@ -218,7 +218,8 @@ def make_codec(steps: Sequence[Step]) -> Codec:
     """A codec of these steps, completed by `cast` and `pack` where quantizer or packer are missing.
 
     Raises:
-        ConfigError: the steps are in an order that can't work, or a gain would act on factors of a product.
+        ConfigError: the steps are in an order that can't work, a gain would act on factors of a product, or a grid on
+            what a transform has made.
     """
     completed = list(steps)
     if not any(isinstance(s, Quantizer) for s in completed):
@@ -231,6 +232,9 @@ def make_codec(steps: Sequence[Step]) -> Codec:
         next(s for s in completed if isinstance(s, Packer)),
         tuple(s for s in completed if isinstance(s, ByteStep)),
     )
+    chains = any(isinstance(s, Quantizer) and s.chains for s in completed)
+    if chains and any(isinstance(s, Transform) for s in completed):
+        raise ConfigError(f"{codec}: a grid works on the state itself; no transform may stand in front of it")
     if codec.gain != "none" and not all(s.proportional for s in completed if isinstance(s, Transform)):
         raise ConfigError(f"{codec}: a gain would act on both factors of a product; leave out gain or the step before")
     return codec

@@ -191,7 +191,8 @@ class StepSearch:
     def meet(self, budget: float) -> float:
         """A step, representable in fp32, whose cost is at most the budget and close to it; 0 for all zeros.
 
-        The budget is doubled as long as less than `LEAST` of the state would arrive.
+        The budget is doubled as long as less than `LEAST` of the state would arrive. A step is at most four times the
+        largest entry, even if that costs more, as it may with dither.
         """
         if not SMALLEST <= self.largest <= 1 / SMALLEST:
             return 0.0

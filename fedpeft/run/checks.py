@@ -18,7 +18,6 @@ from fedpeft.aggregation.strategy import (
     strategies,
 )
 from fedpeft.clients.drift import Correction
-from fedpeft.communication.codec import Codec
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.models.quantized import PRECISIONS, check_available
@@ -31,6 +30,7 @@ from fedpeft.run.caption_checks import check_captions
 from fedpeft.run.group_checks import check_groups
 from fedpeft.run.measured_checks import check_measured
 from fedpeft.run.profiles import Profile, kinds
+from fedpeft.run.rank_checks import check_ranks
 from fedpeft.run.target_checks import check_targets
 from fedpeft.run.task_checks import check_tasks
 from fedpeft.run.translation_checks import check_translation
@@ -48,7 +48,7 @@ def check(setup: Setup) -> None:
     config, strategy, forms = setup.config, setup.strategy, [profile.form for profile in kinds(setup.profiles)]
     check_groups(setup)
     _check_memory(strategy, setup.uplink)
-    _check_downlink(strategy, setup.downlink)
+    check_ranks(setup)
     check_method(setup.method, strategy, config.strategy.partition("(")[0].strip(), forms)
     if not setup.factor_view:
         strategy.check(setup.layout, forms)
@@ -269,12 +269,6 @@ def _check_memory(strategy: Strategy, uplink: Uplink) -> None:
             f"ones has no meaning; use --codec {str(uplink.without_memory())!r}"
         )
 
-    if uplink.remembers and strategy.moves_ranks:
-        raise ConfigError(
-            f"{type(strategy).__name__} gives clients other ranks each round, in which a memory of dropped parts of "
-            f"the last ones has no meaning; use --codec {str(uplink.without_memory())!r}"
-        )
-
 
 def _check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> None:
     """Refuse a correction with nothing to act on, or ConfigError says what it looks for."""
@@ -285,14 +279,10 @@ def _check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> 
                 f"{correction.name} acts on tensors called ...{ending}, and clients train none in every round; leave "
                 "it out, or take --peft lora with a strategy that trains both factors, such as fedit"
             )
-
-
-def _check_downlink(strategy: Strategy, downlink: Codec) -> None:
-    """Refuse a downlink that counts from ranks in their place, or ConfigError says what to take instead."""
-    if strategy.moves_ranks and not downlink.lossless:
+    if correction.travels and not trained - strategy.private(layout) - strategy.still(layout):
         raise ConfigError(
-            f"{type(strategy).__name__} gives clients other ranks each round, and a lossy downlink sends how far each "
-            "rank has moved in its place; use --downlink fp32"
+            f"{correction.name} corrects what clients train and share, and with {name_of(type(strategy))} they share "
+            "nothing that they train; leave it out"
         )
 
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fedpeft.clients.executor import RowPrivacy
+from fedpeft.clients.private import PrivateExecutor
 from fedpeft.clients.rule_half import begun, handed_in
 
 from fedpeft.aggregation.factors import ranks_of, ranks_placed
@@ -14,6 +16,7 @@ from fedpeft.aggregation.update import Fold
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import ClientForm, Layout
+from fedpeft.privacy.noise import RunKey
 from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, layout, pair, shares
 
 
@@ -88,3 +91,30 @@ def test_frozen_ranks_are_as_good_as_folded_into_the_base(tiny):
         assert torch.allclose(sent.state[name], tensor, atol=1e-9), name
         assert torch.allclose(batched.state[name], held.state[name], atol=1e-9), name
     assert handed_in(job, held, case.layout, ()) == (job, held)
+
+
+def test_under_dp_sgd_frozen_ranks_have_no_say_in_the_clipping(tiny):
+    """As with these folded into the base, where they have no gradients that a row's norm could count."""
+    case, small, ranks = Case("lora(rank=4)", tiny), Case("lora(rank=2, alpha=16)", tiny), (1, 3)
+    key = RunKey(b"0123456789abcdef0123456789abcdef")
+    job = replace(case.jobs(optimizer="sgd")[0], privacy=RowPrivacy(1e-3, 0.0, 0.5, key, 0), learning_rate=1.0)
+    own = begun(job, strategies.build("fed_plora"), case.layout, ranks)
+    [held] = _private(case).train([own])
+    others, rest = [0, 2], {}
+    for p in case.layout.pairs:
+        assert torch.equal(held.state[p.A][others], job.received[p.A][others])
+        product = job.received[p.B][:, others] @ job.received[p.A][others]
+        rest[p.module] = case.layout.form.scale * product
+    executor = _private(small)
+    executor.set_residual(rest)
+    received = ranks_of(job.received, case.layout, ranks)
+    [folded] = executor.train([replace(job, received=received, form=small.layout.form)])
+    _, sent = handed_in(own, held, case.layout, ranks)
+    for name, tensor in folded.state.items():
+        moved = (tensor - received[name]).norm()
+        assert float(moved) > 1e-6
+        assert (sent.state[name] - tensor).norm() < 1e-6 * moved, name
+
+
+def _private(case):
+    return PrivateExecutor(case.model, case.task, case.rows, case.layout, case.method.privacy)

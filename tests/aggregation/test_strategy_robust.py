@@ -92,6 +92,24 @@ def not_a_number(update):
     return dataclasses.replace(update, delta={n: d * float("nan") for n, d in update.delta.items()})
 
 
+def behind_large_factors(seed):
+    """Another update, beside ranks that are huge and cancel out: what rounding leaves of them hides its length."""
+
+    def attack(update):
+        draw = torch.Generator().manual_seed(10 * seed + update.client)
+        delta = dict(update.delta)
+        for pair in layout.pairs:
+            one, other = torch.randint(-(2**20), 2**20, (2, pair.out_features), generator=draw).double()
+            row = torch.randint(-(2**20), 2**20, (pair.in_features,), generator=draw).double()
+            last = torch.randn(pair.out_features, generator=draw), torch.randn(pair.in_features, generator=draw)
+            B = torch.stack([one + other, -one, -other, last[0].double()], dim=1)
+            A = torch.stack([row, row, row, last[1].double()])
+            delta |= {pair.B: B - update.received[pair.B], pair.A: A - update.received[pair.A]}
+        return dataclasses.replace(update, delta=delta)
+
+    return attack
+
+
 def distance_to_honest(spec, attack):
     state, updates, honest = cohort(attack)
     after = flat(added(run_round(strategies.build(spec), state, layout, updates)))
@@ -111,7 +129,12 @@ def test_a_bound_limits_the_damage(attack):
     assert distance_to_honest("norm_bound", attack) < 0.6
 
 
-@pytest.mark.parametrize("attack", [sign_flip, scaled])
+@pytest.mark.parametrize("spec", ["krum", "norm_bound", "median", "trimmed_mean"])
+def test_large_factors_hide_no_length(spec):
+    assert max(distance_to_honest(spec, behind_large_factors(seed)) for seed in range(5)) < 0.6
+
+
+@pytest.mark.parametrize("attack", [sign_flip, scaled, behind_large_factors(0)])
 def test_the_attacks_are_attacks(attack):
     assert distance_to_honest("flexlora", attack) > 1
 
@@ -129,6 +152,14 @@ def test_krum_sees_all_layers_at_once():
     result = run_round(strategies.build("krum"), state, layout, disguised)
     after = effective(far, result.state, FORM).dense()
     assert min(float((after - FORM.scale * u.trained(far.B) @ u.trained(far.A)).norm()) for u in honest) < 1e-9
+
+
+@pytest.mark.parametrize("far", [100.0, 1e6, 1e12])
+def test_krum_tells_scores_apart_beside_an_attacker_that_lies_far_away(far):
+    """Beside a colluder's enormous score all others were alike, and the first client was taken, an attacker or not."""
+    places = torch.tensor([100.0, 1.3, 1.2, 1.0, 1.1, 1.05, 1.4, 0.7, 0.8, far], dtype=torch.float64)
+    shares = strategies.build("krum").reweigh((0.1,) * 10, torch.outer(places, places))
+    assert shares == pytest.approx([0, 0, 0, 0, 1, 0, 0, 0, 0, 0])
 
 
 def test_norm_bound_leaves_short_updates_alone():

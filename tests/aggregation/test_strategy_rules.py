@@ -348,6 +348,14 @@ def test_flasc_sends_and_takes_the_largest_entries_of_the_whole_adapter():
     assert sum(int(update.delta[n].count_nonzero()) for n in (pair.A, pair.B)) == round(0.1 * len(factors))
 
 
+@pytest.mark.parametrize("spoilt", [1, 1000])
+def test_flasc_hands_in_what_is_no_number_so_that_it_is_refused(spoilt):
+    flasc, delta = strategies.build("flasc(up=0.1)"), random_state(layout, 1)
+    delta[pair.A].view(-1)[:spoilt] = torch.nan
+    sent = flasc.submitted(delta, layout, 1)[pair.A]
+    assert int(sent.isnan().sum()) == min(spoilt, sent.numel())
+
+
 def test_raflora_has_no_missing_ranks():
     with pytest.raises(ConfigError, match="owners"):
         strategies.build("raflora(missing_ranks=keep)")

@@ -29,6 +29,7 @@ from fedpeft.models.layers import chosen_blocks, linear_layers, target_layers
 from fedpeft.models.task import DTYPES, TASKS, trainable
 from fedpeft.models.tasks.seq2seq import check_seq2seq
 from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.peft.methods.adamix import Mixture, symmetric_divergence
 from tests.clients.test_executors import local_training
 from tests.clients.test_per_example import one_by_one, row_means
 
@@ -87,6 +88,25 @@ def test_gradients_are_those_of_all_logits_and_of_blocks_computed_twice(kind):
     for _ in range(2):
         found = torch.autograd.grad(TASK.row_losses(model, batch).sums.sum(), chosen)
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_passes_of_adamix_are_compared_at_the_tokens_of_the_answers(kind):
+    model, _ = adapted(kind, peft="adamix(dim=3, experts=2, layers=0, consistency=2.5)")
+    batch, said = rows_of(kind).batch(np.arange(5)), []
+    layers = [m for m in model.modules() if isinstance(m, Mixture)]
+    for expert in (0, 1):
+        for layer in layers:
+            layer.draw_from(lambda _, expert=expert: [expert])
+        said.append(model(batch).detach())
+    left = [0] * len(layers) + [1] * len(layers)
+    for layer in layers:
+        layer.draw_from(lambda _: [left.pop(0)])
+    found = TASK.step_losses(model, batch)
+    apart = [symmetric_divergence(*(s[i, : int(n)] for s in said)).sum() for i, n in enumerate(found.counts)]
+    assert torch.allclose(found.sums, TASK.losses(said[0], batch).sums + 2.5 * torch.stack(apart), atol=1e-10)
+    assert len(set(found.counts.tolist())) > 1, "answers of several lengths"
+    assert float(torch.stack(apart).min()) > 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)

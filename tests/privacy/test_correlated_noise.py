@@ -265,8 +265,8 @@ def test_the_first_round_of_the_real_sum_is_clipped_sum_and_noise_over_the_diago
         ("noise=banded(bands=5)", {}, "take bands=4 at most"),
         ("noise=banded", {"cohort": 21}, "take a smaller --cohort, or leave noise out"),
         ("noise=banded, quantile=0.5", {}, "leave one of them out"),
-        ("noise=banded", {"strategy": "rolora"}, "from round to round; take"),
-        ("noise=banded", {"strategy": "fedsvd"}, "from round to round; take"),
+        ("noise=banded", {"strategy": "rolora"}, "round to round; take fedit, ffa_lora, flasc or fslora, or leave"),
+        ("noise=banded", {"strategy": "fedsvd"}, "round to round; take fedit, ffa_lora, flasc or fslora, or leave"),
     ],
 )
 def test_what_does_not_go_with_related_noise_is_one_sentence(text, given, words):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.base_residual import Residual, receive
 from fedpeft.communication.codec import parse_codec
+from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
 from fedpeft.machine import kept_states
 from fedpeft.models.quantized import quantize
@@ -301,6 +302,22 @@ def test_profiles_say_what_clients_hold_and_do(tmp_path):
     assert (tmp_path / "run" / "profiles.toml").exists()
 
 
+def test_segments_take_turns_among_the_rounds_that_train_the_same(tmp_path, monkeypatch):
+    """In B's rounds, every other one, a client would else send the same half of B again and again."""
+    turns, encode = {}, Uplink.encode
+
+    def noted(self, delta, memory, **more):
+        turns.setdefault(frozenset(delta), []).append(more["turn"])
+        return encode(self, delta, memory, **more)
+
+    monkeypatch.setattr(Uplink, "encode", noted)
+    codec = "segments(count=2) | cast"
+    trained(tmp_path / "run", **settings("rolora", dtype="fp32", cohort="all", rounds=4, codec=codec))
+    of_B, of_A = ([sorted(made[:6]), sorted(made[6:])] for made in turns.values())
+    assert of_B == [[*range(0, 6)], [*range(1, 7)]]
+    assert of_A == [[*range(1, 7)], [*range(2, 8)]]
+
+
 REFUSED = {
     "counts that are not the clients": ({"strategy": "flexlora", "ranks": "4*3"}, "add up to 3"),
     "ranks of another form": ({"strategy": "flexlora", "ranks": "4x3"}, "RANK*CLIENTS"),
@@ -320,6 +337,15 @@ REFUSED = {
         {"strategy": "fslora", "ranks": "2*3,4*3", "codec": "ef14 | small", "downlink": "fp32"},
         "other ranks each round",
     ),
+    "weight decay of ranks that a client only holds": (
+        {"strategy": "fed_plora", "ranks": "2*3,4*3", "optimizer": "adamw(weight_decay=0.01)"},
+        "leave it out of --optimizer",
+    ),
+    "variates of what nobody shares": (
+        {"strategy": "fedalt", "peft": "row_lora", "drift": "scaffold", "optimizer": "sgd"},
+        "share nothing that they train",
+    ),
+    "a grid behind a transform": ({"codec": "rotate | grid | rans"}, "no transform may stand in front of it"),
     "variates of ranks that move": (
         {"strategy": "fslora", "ranks": "2*3,4*3", "drift": "scaffold", "optimizer": "sgd"},
         "same rank",

@@ -63,8 +63,6 @@ class Grid(Quantizer):
             spent = context.spent + 24 + (coded_size([Symbols(relative, STEPS)]) if relative.any() else 0)
             step = search.meet(max(budget - spent, budget / 4))
         q, _ = search.levels(step, None)
-        if context.position:
-            raise ConfigError("the codec step grid works on the state itself: no transform may stand in front of it")
         version, held = context.reference or (0, None)
         if not 0 <= version <= MAX_VERSION:
             raise ConfigError(f"the codec step grid needs a version from 0 to 2^62 - 1, got {version}")

@@ -3,6 +3,8 @@ Liu et al., arXiv 2506.02001).
 
     the update's n entries are cut into S segments of n/S;   client k sends segment (k + t) mod S in round t
 
+where t counts the rounds in which the same is trained: with `rolora` those of B, and those of A.
+
 A cohort's clients send different segments, and nothing has to be told: places cost nothing, where those of `topk` do.
 With `gain=mean` what is sent counts S times: over S rounds in turn a client's segments add up to what it would have
 sent, and the cohort's mean is that over those who sent a segment where these are equally many. With `gain=none` it is

@@ -40,7 +40,6 @@ from fedpeft.errors import ModelError
 from fedpeft.models.checkpointing import remembered
 from fedpeft.models.layers import named_like, replace
 from fedpeft.models.task import FederatedModel, RowLosses, Task, adapter_dtype
-from fedpeft.models.token_losses import counted_labels
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State, TensorSpec
 from fedpeft.peft.method import ROUTES, PeftMethod, PrivacyRoute, drawn
@@ -68,9 +67,10 @@ class Consistent:
         one, other = model(batch), model(batch)
         shift = 0.0 if offsets is None else offsets.to(one)
         losses = task.losses(one + shift, batch)
-        each = symmetric_divergence(one, other)  # (B,), or (B, T - 1) of next tokens
+        each = symmetric_divergence(one, other)  # (B,), or of the tokens that a language model predicts
         if each.dim() > 1:
-            each = (each * counted_labels(batch)[1]).sum(1)
+            words: Any = model
+            each = (each * words.counted(batch)[1]).sum(1)
         return RowLosses(losses.sums + self.weight * each, losses.counts, losses.correct)
 
 

@@ -32,11 +32,11 @@ import torch
 
 from fedpeft.aggregation.aggregator import Aggregator, Outcome
 from fedpeft.aggregation.server_optimizer import Memory, Pace
-from fedpeft.aggregation.strategy import LinearStrategy, shared_sums
+from fedpeft.aggregation.strategy import LinearStrategy, Strategy, shared_sums, strategies
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
-from fedpeft.peft.adapter import State, norm
+from fedpeft.peft.adapter import Layout, State, norm
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges
@@ -205,8 +205,8 @@ class UserDP(Mechanism):
         super().check(federation)
         strategy = federation.strategy
         name = name_of(type(strategy))
-        *others, last = shared_sums(federation.layout)
-        take = f"take {', '.join(others)} or {last}" if others else f"take {last}"
+        sums = shared_sums(federation.layout)
+        take = _one_of(sums)
         if not strategy.plain_sum():
             raise PrivacyError(
                 f"user_dp needs a strategy that adds up clients' contributions with equal weights, and {name} does "
@@ -221,11 +221,11 @@ class UserDP(Mechanism):
         self.relation.check(self._separation(federation))
         if self.turns and self.quantile:
             raise PrivacyError("user_dp's quantile needs the sampling of independent noise; leave one of them out")
-        trained = {frozenset(strategy.trained(federation.layout, round)) for round in range(1, 5)}
-        if self.turns and (len(trained) > 1 or strategy.new_factors):
+        if self.turns and not _steady(strategy, federation.layout):
+            steady = [n for n in sums if _steady(strategies.build(n), federation.layout)]
             raise PrivacyError(
                 f"noise={self.noise} takes back noise of earlier rounds, and with {name} tensors mean, or are, others "
-                f"from round to round; {take}, or leave noise out"
+                f"from round to round; {_one_of(steady)}, or leave noise out"
             )
 
     def units(self, federation: Exposure) -> int:
@@ -327,6 +327,17 @@ class UserDP(Mechanism):
                 f"{least:.3g}; raise count_noise or the cohort"
             )
         return noise
+
+
+def _steady(strategy: Strategy, layout: Layout) -> bool:
+    """Whether the same tensors are trained in all rounds, and mean the same."""
+    return strategy.kinds(layout) == 1 and not strategy.new_factors
+
+
+def _one_of(names: Sequence[str]) -> str:
+    """What to take, of at least one name."""
+    *others, last = names
+    return f"take {', '.join(others)} or {last}" if others else f"take {last}"
 
 
 part = UserDP

@@ -1,0 +1,36 @@
+"""What does not go with rules whose clients train some ranks of the factors, and others in the next round."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedpeft.errors import ConfigError
+from fedpeft.parts import name_of
+from fedpeft.run.profiles import kinds
+
+if TYPE_CHECKING:
+    from fedpeft.run.setup import Setup
+
+
+def check_ranks(setup: Setup) -> None:
+    """Refuse what would lose its meaning with other ranks, or would move those that a client only holds.
+
+    Raises:
+        ConfigError: says what, and what to take instead.
+    """
+    strategy, uplink, forms = setup.strategy, setup.uplink, [profile.form for profile in kinds(setup.profiles)]
+    if uplink.remembers and strategy.moves_ranks:
+        raise ConfigError(
+            f"{type(strategy).__name__} gives clients other ranks each round, in which a memory of dropped parts of "
+            f"the last ones has no meaning; use --codec {str(uplink.without_memory())!r}"
+        )
+    if strategy.moves_ranks and not setup.downlink.lossless:
+        raise ConfigError(
+            f"{type(strategy).__name__} gives clients other ranks each round, and a lossy downlink sends how far each "
+            "rank has moved in its place; use --downlink fp32"
+        )
+    if setup.training.optimizer.decays and any(strategy.held_form(setup.layout, form) != form for form in forms):
+        raise ConfigError(
+            f"weight_decay would shrink ranks that {name_of(type(strategy))} has clients hold and leave alone; leave "
+            "it out of --optimizer"
+        )
