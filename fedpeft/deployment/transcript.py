@@ -20,7 +20,7 @@ WRITTEN_TOGETHER = 256
 
 
 MOST_BYTES = 256 << 20
-"""On a client's disk, of records and statements about tasks; 60,000 rounds of an honest server have room in it."""
+"""On a client's disk, of records and statements about tasks; tens of thousands of honest rounds have room in it."""
 
 
 def most_records(rounds: int) -> int:
