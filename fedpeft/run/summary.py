@@ -244,10 +244,6 @@ Line = tuple[str, str]
 """What, and the number."""
 
 
-def _kept(round: int) -> str:
-    return f"round {round}" if round else "the start, no round was better"
-
-
 def _number(name: str, value: float | None, digits: int = 4) -> list[Line]:
     return [] if value is None or math.isnan(value) else [(name, f"{value:.{digits}f}")]
 
@@ -286,6 +282,7 @@ def _reached(summary: Summary) -> list[Line]:
 def _compared(summary: Summary) -> list[Line]:
     """What stands beside the result."""
     quality = summary.quality
+    kept = f"round {quality.kept_round}" if quality.kept_round else "the start, no round was better"
 
     def measured(accuracy: float | None, loss: float | None) -> float | None:
         return accuracy if quality.perplexity is None or loss is None else perplexity(loss)
@@ -297,7 +294,7 @@ def _compared(summary: Summary) -> list[Line]:
         *_number("same adapter on the pooled data", measured(quality.centralised_accuracy, quality.centralised_loss)),
         *(
             _number(
-                f"after the last round, {summary.costs.rounds} (kept: {_kept(quality.kept_round)})",
+                f"after the last round, {summary.costs.rounds} (kept: {kept})",
                 measured(quality.last_accuracy, quality.last_loss),
             )
             if quality.kept_round != summary.costs.rounds
