@@ -34,9 +34,9 @@ class Krum(ReweighingStrategy):
         norms = geometry.diagonal()
         distances = (norms[:, None] + norms[None, :] - 2 * geometry).fill_diagonal_(float("inf"))
         scores = distances.sort(dim=1).values[:, : K - f - 2].sum(dim=1)
-        # Two that are each other's nearest score alike but for rounding: then the first of them is taken, always. Half
-        # of the scores, at least, are no attacker's: beside the largest, which may be, all others would be alike.
-        coarse = (scores / scores.median().clamp(min=torch.finfo(scores.dtype).tiny)).round(decimals=9)
+        # Two that are each other's nearest score alike but for rounding: then the first of them is taken, always. Alike
+        # are scores by their own size: beside the largest, which may be an attacker's, all others would be.
+        coarse = scores.clamp(min=torch.finfo(scores.dtype).tiny).log().round(decimals=9)
         chosen = coarse.argsort(stable=True)[: self.selected]
         return torch.zeros_like(shares).index_fill_(0, chosen, 1 / len(chosen))
 

@@ -319,7 +319,7 @@ class Authority:
         """Put a client's present certificate on the list of revoked ones; a running server reads it by itself.
 
         Raises:
-            RunError: there is no such certificate.
+            RunError: there is no such certificate, or the list can't be written.
         """
         file = self.check_certificate(name)
         try:
@@ -327,9 +327,12 @@ class Authority:
         except (OSError, ValueError) as error:
             raise RunError(f"the certificate {file} can't be read: {error}") from None
         authority, _ = self._own()
-        with FileLock(self.folder / ".lock"):  # another revocation must not be written over
-            serials = [entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)]
-            self._write_revoked(sorted({*serials, serial}))
+        try:
+            with FileLock(self.folder / ".lock"):  # another revocation must not be written over
+                serials = [entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)]
+                self._write_revoked(sorted({*serials, serial}))
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            raise RunError(f"{name} is not revoked: the list in {self.folder} can't be written: {error}") from None
 
     def _write_revoked(self, serials: Sequence[int]) -> None:
         authority, key = self._own()

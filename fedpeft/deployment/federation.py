@@ -52,6 +52,7 @@ from fedpeft.run.facts import DataFacts
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import Metrics, RunObserver
 from fedpeft.run.profiles import Profile, chances, groups_of, keep_profiles, number_of
+from fedpeft.run.rank_checks import check_decay
 from fedpeft.run.records import Records
 from fedpeft.run.sampling import cohort_size
 from fedpeft.run.setup import Setup
@@ -212,6 +213,7 @@ class Federation:
         forms = [p.form for p in self.own] + [self._form(Profile(self.setup.layout.form), registration.rank)]
         try:
             self.setup.strategy.check(self.setup.layout, forms)
+            check_decay(self.setup.training.optimizer, self.setup.strategy, self.setup.layout, forms)
         except ConfigError as error:
             raise RunError(f"rank {registration.rank} does not fit: {error}") from None
         book = self.protection

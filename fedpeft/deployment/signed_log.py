@@ -71,6 +71,11 @@ class SignedLog:
         except OSError as error:
             raise RunError(f"{self.path} can't be written: {error.strerror}") from None
 
+    @property
+    def size(self) -> int:
+        """Bytes on the disk; 0: there is no file."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def append(self, lines: Sequence[Line]) -> None:
         """Bring lines to the disk, all or none.
 
@@ -80,13 +85,14 @@ class SignedLog:
         if not lines:
             return
         try:
-            content = b"".join(_written(kind, statement) for kind, statement in lines)
+            content = b"".join(written(kind, statement) for kind, statement in lines)
             files.append(self.path, content, private=True)
         except OSError as error:
             raise UnwrittenError(f"{self.path} can't be written: {error.strerror}") from None
 
 
-def _written(kind: str, statement: Signed) -> bytes:
+def written(kind: str, statement: Signed) -> bytes:
+    """A line, as it is on the disk."""
     line = {
         _LABELS[kind]: statement.content.decode(),
         "signature": base64.b64encode(statement.signature).decode(),

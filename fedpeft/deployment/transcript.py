@@ -8,7 +8,7 @@ from pathlib import Path
 from fedpeft.communication.messages import SUM_STEPS, Instruction
 from fedpeft.communication.release import common_digest, form_name, instruction_digest
 from fedpeft.deployment.round_record import Chain, RoundRecord, TaskRecord, parsed
-from fedpeft.deployment.signed_log import Line, SignedLog
+from fedpeft.deployment.signed_log import Line, SignedLog, written
 from fedpeft.deployment.signing import RECORD, TASK, Signed, Verifier
 from fedpeft.errors import RunError
 
@@ -20,7 +20,7 @@ WRITTEN_TOGETHER = 256
 
 
 MOST_BYTES = 256 << 20
-"""Of records and statements about tasks that a client keeps; 100,000 rounds of an honest server have room in it."""
+"""On a client's disk, of records and statements about tasks; tens of thousands of honest rounds have room in it."""
 
 
 def most_records(rounds: int) -> int:
@@ -49,10 +49,9 @@ class Transcript:
         self._chain = Chain(run, settings)
         self._tasks: list[TaskRecord] = []  # of the record that was asked about last
         self._unwritten: list[Line] = []
-        self._bytes = 0
         self._log.mend()
+        self._bytes = self._log.size
         for kind, statement in self._log.read():
-            self._bytes += len(statement.content)
             try:
                 if kind == RECORD:
                     self._chain.append(statement.content)
@@ -75,7 +74,7 @@ class Transcript:
         self._check_signature(RECORD, statement, record.time)
         if len(self) >= self._most:
             raise RunError(f"the server sends more records than its rounds can have; at most {self._most} are taken")
-        self._has_room(statement)
+        self._has_room(RECORD, statement)
         self._chain.append(statement.content)
         self._keep(RECORD, statement)
         if len(self._unwritten) >= WRITTEN_TOGETHER:
@@ -107,7 +106,7 @@ class Transcript:
         if not summed and record.common != common_digest(instruction):
             raise RunError(f"the server sent other settings in {record.called} than it has recorded for all clients")
         if (told.record, told.digest) not in {(task.record, task.digest) for task in self._tasks}:
-            self._has_room(statement)
+            self._has_room(TASK, statement)
             self._keep(TASK, statement)
             self._note(told)
         self._write()
@@ -118,12 +117,12 @@ class Transcript:
             raise RunError(f"the server sent a model of {name} in {record.called}, and has recorded none of that form")
         return replace(instruction, released=record.states[name])
 
-    def _has_room(self, statement: Signed) -> None:
-        if self._bytes + len(statement.content) > MOST_BYTES:
+    def _has_room(self, kind: str, statement: Signed) -> None:
+        if self._bytes + len(written(kind, statement)) > MOST_BYTES:
             raise RunError(f"the server's records would take more than {MOST_BYTES >> 20} MB; no more are taken")
 
     def _keep(self, kind: str, statement: Signed) -> None:
-        self._bytes += len(statement.content)
+        self._bytes += len(written(kind, statement))
         self._unwritten.append((kind, statement))
 
     def _note(self, told: TaskRecord) -> None:

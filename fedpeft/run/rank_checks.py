@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fedpeft.errors import ConfigError
@@ -9,6 +10,9 @@ from fedpeft.parts import name_of
 from fedpeft.run.profiles import kinds
 
 if TYPE_CHECKING:
+    from fedpeft.aggregation.strategy import Strategy
+    from fedpeft.clients.local_optimizer import LocalOptimizer
+    from fedpeft.peft.adapter import ClientForm, Layout
     from fedpeft.run.setup import Setup
 
 
@@ -29,7 +33,19 @@ def check_ranks(setup: Setup) -> None:
             f"{type(strategy).__name__} gives clients other ranks each round, and a lossy downlink sends how far each "
             "rank has moved in its place; use --downlink fp32"
         )
-    if setup.training.optimizer.decays and any(strategy.held_form(setup.layout, form) != form for form in forms):
+    check_decay(setup.training.optimizer, strategy, setup.layout, forms)
+
+
+def check_decay(
+    optimizer: LocalOptimizer, strategy: Strategy, layout: Layout, forms: Iterable[ClientForm | None]
+) -> None:
+    """Refuse weight decay where a client of one of these forms holds ranks that it does not train.
+
+    Raises:
+        ConfigError: says where to leave it out.
+    """
+    held = ((strategy.held_form(layout, form), form) for form in forms)
+    if optimizer.decays and any(whole and form and whole.rank > form.rank for whole, form in held):
         raise ConfigError(
             f"weight_decay would shrink ranks that {name_of(type(strategy))} has clients hold and leave alone; leave "
             "it out of --optimizer"

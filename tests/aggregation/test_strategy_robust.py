@@ -162,6 +162,13 @@ def test_krum_tells_scores_apart_beside_an_attacker_that_lies_far_away(far):
     assert shares == pytest.approx([0, 0, 0, 0, 1, 0, 0, 0, 0, 0])
 
 
+def test_krum_tells_scores_apart_beside_many_that_are_nothing():
+    """Where most clients sent the same, all others were alike, and an attacker with a low number was averaged, too."""
+    places = torch.tensor([1000.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    shares = strategies.build("krum(selected=4)").reweigh((0.2,) * 5, torch.outer(places, places))
+    assert shares == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
+
+
 def test_norm_bound_leaves_short_updates_alone():
     geometry = torch.diag(torch.tensor([1.0, 4.0, 100.0, float("nan")], dtype=torch.float64))
     shares = strategies.build("norm_bound(bound=2.0)").reweigh((0.25, 0.25, 0.25, 0.25), geometry)

@@ -142,6 +142,17 @@ def test_a_revocation_that_was_told_is_on_the_disk(made, monkeypatch):
     assert {(made / "revoked.pem").stat().st_ino, made.stat().st_ino} <= set(synced)
 
 
+@pytest.mark.parametrize("what", ["FileLock", "replace"])
+@pytest.mark.parametrize("error", [NotImplementedError, PermissionError])
+def test_a_list_that_can_not_be_locked_or_written_is_one_sentence(made, monkeypatch, capsys, what, error):
+    def refused(*_):
+        raise error("not here")
+
+    monkeypatch.setattr(f"fedpeft.deployment.certificates.{what}", refused)
+    assert main(["--folder", str(made), "--revoke", "edge-1"]) == 2
+    assert "edge-1 is not revoked: the list in" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words", [["--server", "bad host"], ["--clients", "A"], ["--revoke", "edge-1"], ["--server", "a..b"]]
 )

@@ -203,6 +203,14 @@ def test_more_rows_than_the_server_believes_are_refused(federation):
         federation(serve=ServeOptions(most_rows=50))
 
 
+def test_weight_decay_of_ranks_that_a_real_client_only_holds_is_refused(federation):
+    """Its rank is known when it joins, long after the settings were looked at."""
+    given = {"strategy": "fed_plora", "optimizer": "adamw(weight_decay=0.01)"}
+    federation(**given)
+    with pytest.raises(RunError, match="rank 1 does not fit: weight_decay would shrink ranks"):
+        federation(options=[{"rank": 1}], **given)
+
+
 def claiming(edge, rows):
     """From now on the client says that it has so many rows."""
     handle, head = edge.handle, edge.setup.head

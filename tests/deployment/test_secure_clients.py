@@ -289,7 +289,7 @@ def test_sums_that_have_become_too_few(clients, lost):
         del asked.at.sealed[4]
     else:
         asked.at.survivors.remove(4)
-    assert "this client takes part with at least 4" in asked.ask(0, lost).error
+    assert "this client wants 4 or more (--fewest 5)" in asked.ask(0, lost).error
     assert not asked.ask(1, lost).error
 
 

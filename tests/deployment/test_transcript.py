@@ -15,6 +15,7 @@ from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import check_released, common_digest, digest_of, form_name
 from fedpeft.deployment.certificates import Credentials
 from fedpeft.deployment.round_record import RoundRecord, TaskRecord, parsed
+from fedpeft.deployment.signed_log import written
 from fedpeft.deployment.signing import RECORD, TASK, Signed, Signer, Verifier
 from fedpeft.deployment.transcript import Transcript
 from fedpeft.errors import PayloadError, RunError
@@ -259,10 +260,10 @@ def test_nor_with_long_ones(server, joins, monkeypatch):
     server.round(task(1))
     server.sends(client, task(1))
     taken = client._bytes
-    assert taken > 0
+    assert taken == (server.folder / "edge-1.transcript.jsonl").stat().st_size
     assert joins()._bytes == taken, "also after a restart"
     server.round(task(2))
-    for most in (taken, taken + len(server.said.since(1)[0].content)):  # not even the record; it, and no task
+    for most in (taken, taken + len(written(RECORD, server.said.since(1)[0]))):  # not even the record; it, and no task
         monkeypatch.setattr("fedpeft.deployment.transcript.MOST_BYTES", most)
         with pytest.raises(RunError, match="would take more than 0 MB; no more are taken"):
             server.sends(client, task(2))

@@ -302,6 +302,13 @@ def test_profiles_say_what_clients_hold_and_do(tmp_path):
     assert (tmp_path / "run" / "profiles.toml").exists()
 
 
+def test_weight_decay_of_clients_that_train_all_ranks_at_another_alpha_is_none_of_held_ones(tmp_path):
+    file = tmp_path / "profiles.toml"
+    file.write_text("[[profile]]\ncount = 6\nrank = 4\nalpha = 3\n")
+    given = settings("fed_plora", clients=str(file), optimizer="adamw(weight_decay=0.01)", rounds=1)
+    trained(tmp_path / "run", **given)
+
+
 def test_segments_take_turns_among_the_rounds_that_train_the_same(tmp_path, monkeypatch):
     """In B's rounds, every other one, a client would else send the same half of B again and again."""
     turns, encode = {}, Uplink.encode

@@ -220,7 +220,7 @@ class Member:
         if there < self.terms.needed:
             raise PayloadError(f"{said}; {self.terms.needed} are needed")
         if there < self.fewest:
-            raise PayloadError(f"{said}; this client takes part with at least {self.fewest} (--fewest)")
+            raise PayloadError(f"{said}; this client wants {self.fewest} or more (--fewest {self.fewest + 1})")
 
     def _known(self, named: dict[int, bytes], what: str) -> None:
         if strangers := sorted(named.keys() - self.peers.keys()):
