@@ -53,8 +53,9 @@ BLOCK: Final = 1 << 15
 LARGE: Final = 1 << 14
 """Entries from which on the search begins where a sample says that it will end, and not at the limits."""
 
-LANES: Final = 4
-"""Places in which a level is counted, in turns: to add to what was just added to takes long."""
+COUNTING, SUMMING = 2, 4
+"""Places in which a level is counted, and its entries are summed, in turns: to add to what was just added to takes
+long, floats longer than integers."""
 
 SURELY: Final = 1.5
 """What a sample says counts for the whole where it is so many times what is asked."""
@@ -76,9 +77,10 @@ class StepSearch:
         # a step that depended on the noise that is sent would bias the code: the search has an even noise of its own
         self.probe = (np.arange(len(y)) * GOLDEN_RATIO % 1 - 0.5).astype(y.dtype) if dither else None
         self.blocks = _blocks(sizes)
-        self._lanes = np.arange(max((at.stop - at.start for _, at in self.blocks), default=0)) % LANES
+        turns = np.arange(max((at.stop - at.start for _, at in self.blocks), default=0), dtype=np.int32)
+        self._turns = {lanes: turns % lanes for lanes in (COUNTING, SUMMING)}
         self._q, self._counted = np.empty(len(y), np.int16), 0.0  # levels, and the step at which they are
-        self._counts = np.zeros((CLASSES, 1), np.int64)
+        self._found = np.zeros(0, np.uint8), np.zeros((CLASSES, 1), np.int64)  # classes and counts at that step
         self.slice_largest, squares = np.zeros(len(sizes), y.dtype), np.zeros(len(sizes))
         for of, at in self.blocks:
             self.slice_largest[of] = segment_reduce(np.maximum, np.abs(y[at]), sizes[of])
@@ -128,24 +130,27 @@ class StepSearch:
 
     def counts(self, step: float) -> Array:
         """How often each level -reach ... reach occurs in each class, (CLASSES, 2 reach + 1); step above 0."""
+        return self._classes_and_counts(step)[1]
+
+    def _classes_and_counts(self, step: float) -> tuple[Array, Array]:
         if step == self._counted:
-            return self._counts
+            return self._found
         classes, dithers = self._classes(step, self.probe is not None), self.probe is not None
         largest = float(np.floor(self.y.dtype.type(self.largest) / self.y.dtype.type(step) + self.offset)) + 2 * dithers
         reach = min(REACH, int(largest))
         width = 2 * reach + 1
-        dtype = _index(LANES * CLASSES * width)
+        dtype = _index(COUNTING * CLASSES * width)
         zero = classes.astype(dtype) * dtype(width) + dtype(reach)
-        lanes = self._lanes.astype(dtype) * dtype(CLASSES * width)
-        counts = np.zeros(LANES * CLASSES * width, np.int64)
+        lanes = np.multiply(self._turns[COUNTING], CLASSES * width, dtype=dtype, casting="same_kind")
+        counts = np.zeros(COUNTING * CLASSES * width, np.int64)
         for of, at in self.blocks:
             self._quantize(step, self.probe, at, self._q[at])
             joint = np.repeat(zero[of], self.sizes[of])
             joint += self._q[at]
             joint += lanes[: len(joint)]
             counts += counted(joint, counts.size)
-        self._counted, self._counts = step, counts.reshape(LANES, CLASSES, width).sum(axis=0)
-        return self._counts
+        self._counted, self._found = step, (classes, counts.reshape(COUNTING, CLASSES, width).sum(axis=0))
+        return self._found
 
     def by_size(self, step: float) -> Array:
         """How often |q| is 0 ... reach; step above 0."""
@@ -159,24 +164,23 @@ class StepSearch:
             ratios: a factor for each slice.
         """
         width = self.counts(step).shape[1]
-        dtype = _index(LANES * width)
-        lanes = self._lanes.astype(dtype) * dtype(width) + dtype(width // 2)
+        dtype = _index(SUMMING * width)
+        lanes = self._turns[SUMMING].astype(dtype) * dtype(width) + dtype(width // 2)
         alike, squares = bool((ratios == 1).all()), np.square(ratios).astype(self.y.dtype)
-        sums = np.zeros((2, LANES * width))
+        sums = np.zeros((2, SUMMING * width))
         for of, at in self.blocks:
             magnitudes, joint = self.in_steps(step, at), self._q[at] + lanes[: at.stop - at.start]
-            sums[0] += weighed(joint, magnitudes, LANES * width)
+            sums[0] += weighed(joint, magnitudes, SUMMING * width)
             if not alike:
                 magnitudes *= np.repeat(squares[of], self.sizes[of])
-                sums[1] += weighed(joint, magnitudes, LANES * width)
-        plain, squared = (_by_size(each.reshape(LANES, width).sum(axis=0)) for each in sums)
+                sums[1] += weighed(joint, magnitudes, SUMMING * width)
+        plain, squared = (_by_size(each.reshape(SUMMING, width).sum(axis=0)) for each in sums)
         return plain, plain if alike else squared
 
     def cost(self, step: float) -> float:
         """About how many bytes the levels and classes take, tables included."""
-        classes = self._classes(step, self.probe is not None)
-        counts = self.counts(step)[1:]
-        width = counts.shape[1]
+        classes, counts = self._classes_and_counts(step)
+        counts, width = counts[1:], counts.shape[1]
         reach = width // 2
         totals = counts.sum(axis=1)
         logs = np.log2(counts, out=np.zeros(counts.shape), where=counts > 0)

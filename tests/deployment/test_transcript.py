@@ -255,7 +255,7 @@ def test_a_server_fills_no_disk_with_records(server, joins):
         server.sends(client, task(4))
 
 
-def test_nor_with_long_ones(server, joins, monkeypatch):
+def test_a_server_fills_no_disk_with_long_records(server, joins, monkeypatch):
     client = joins()
     server.round(task(1))
     server.sends(client, task(1))
