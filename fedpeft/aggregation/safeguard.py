@@ -1,8 +1,9 @@
 """Whether a round's step counts: the server looks at what it does to the validation rows first.
 
 A step that does not count leaves nothing behind, as if the round's updates had been lost on the way: the global state,
-what goes into the base, the server optimizer's memory, control variates and forms stay, and the round is not
-acknowledged, so that what clients keep between rounds (error feedback, variates, tensors of their own) stays as well.
+what goes into the base, control variates and forms stay, the server optimizer's memory too, but for momentum, which is
+forgotten, and the round is not acknowledged, so that what clients keep between rounds (error feedback, variates,
+tensors of their own) stays as well.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ a body (algorithm 2 there): only the rule for v differs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -55,6 +55,15 @@ class ServerOptimizer(ABC):
         """What steps along directions with noise of this variance in each entry; by default what steps along others."""
         return self
 
+    def gentler(self, rate: float) -> ServerOptimizer:
+        """With steps of `rate` times the length, where that is its own; by default it is the clients' updates'."""
+        return self
+
+
+def standing_still(memory: Memory) -> Memory:
+    """The memory without momentum: what an undone step is not taken again by."""
+    return {label: state for label, state in memory.items() if label != "m"}
+
 
 def moment(memory: Memory, label: str, direction: State, initial: float = 0.0) -> State:
     """The running moment called `label` for the tensors of `direction`; tensors seen first start at `initial`."""
@@ -75,6 +84,10 @@ class AdaptiveServerOptimizer(ServerOptimizer):
     learning_rate: float = setting(1e-2, "eta", above=0)
     beta1: float = setting(0.9, "share of the last m that is kept", low=0, below=1)
     tau: float = setting(1e-3, "adaptivity: the smaller, the more the steps are equalised", above=0)
+
+    def gentler(self, rate: float) -> ServerOptimizer:
+        """A lower eta: a step is as long as eta, however small the updates are."""
+        return replace(self, learning_rate=self.learning_rate * rate)
 
     @abstractmethod
     def second_moment(self, v: Tensor, d: Tensor) -> Tensor:

@@ -3,9 +3,8 @@
 A checkpoint is a safetensors file; what is not a tensor is JSON in its header. It also holds the lengths of the
 record files at that moment, and the round's own lines: they are written to the record files once the checkpoint is on
 the disk, and again on resume. So nothing is told of a round that could still come out differently, and at most the
-running round is lost. A checksum over all of it finds what a disk has changed.
-
-It says who took part, so nobody else may read it.
+running round is lost. A checksum over all of it finds what a disk has changed. It says who took part, so nobody else
+may read it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from safetensors.torch import save
 
 from fedpeft.aggregation.aggregator import Outcome
 from fedpeft.aggregation.safeguard import Standing
-from fedpeft.aggregation.server_optimizer import AVERAGE
+from fedpeft.aggregation.server_optimizer import AVERAGE, standing_still
 from fedpeft.clients.drift import States, flattened, unflattened
 from fedpeft.clients.store import ClientStore, labelled, section
 from fedpeft.communication.base_residual import Residual, ResidualFiles
@@ -169,8 +168,9 @@ class Progress:
         )
 
     def undone(self, after: Progress, standing: Standing) -> Progress:
-        """The server where the step to `after` does not count: nothing but what was heard of clients remains of it."""
-        return replace(self, round=after.round, standing=standing, rows=after.rows, rejections=after.rejections)
+        """The server where the step to `after` does not count: what clients told of themselves stays, momentum goes."""
+        counts: dict[str, Any] = {"round": after.round, "rows": after.rows, "rejections": after.rejections}
+        return replace(self, standing=standing, memory=standing_still(self.memory), **counts)
 
     @property
     def reached(self) -> State:

@@ -293,6 +293,7 @@ class Server:
         self.observer.say(
             f"round {after.round}: undone, since the validation loss would be {loss:.3g} after "
             f"{before.standing.lowest:.3g}; from here on clients train at {standing.rate:.3g} of the learning rate"
+            + (", and the server's steps are as much shorter" if self.setup.optimizer.pace is None else "")
         )
         return before.undone(after, standing), True
 
@@ -317,7 +318,8 @@ class Server:
     def _aggregator(self, entry: Entry, progress: Progress) -> Aggregator:
         """What takes the round's updates: the mechanism's, where it acts at the server, or the strategy's."""
         setup = self.setup
-        given = setup.strategy, setup.optimizer, setup.layout, progress.adapter, entry.round
+        optimizer = setup.optimizer.gentler(progress.standing.rate)
+        given = setup.strategy, optimizer, setup.layout, progress.adapter, entry.round
         if self.privacy is not None:
             private = self.privacy.aggregator(*given, entry.attempt, progress.clip)
             if private is not None:

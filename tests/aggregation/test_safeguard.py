@@ -1,10 +1,10 @@
-"""What validation rows decide: which steps count, which state is kept, and when a run ends."""
+"""What validation rows decide: which steps count, what is kept of a run, and when it ends."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from dataclasses import replace
 
 import hypothesis
 import pytest
@@ -16,14 +16,13 @@ from rich.console import Console
 
 from fedpeft.aggregation.safeguard import SAFEGUARDS, Standing
 from fedpeft.aggregation.safeguards.undo import Undo
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.measured import parse_measure
-from fedpeft.run.observer import Metrics
 from fedpeft.run.records import Records
 from fedpeft.run.steering import Steering, steering
-from fedpeft.server.best_state import BestState
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
@@ -67,46 +66,6 @@ def test_every_rule_says_what_it_does_in_a_sentence_and_takes_back_its_own_verdi
     rule = SAFEGUARDS.build(name)
     assert type(rule).__doc__.strip().endswith(".")
     assert rule.judge(0.5, Standing(lowest=0.5))[0], "a step that changes nothing counts"
-
-
-# ----------------------------------------------------------------------------------------------------- the best state
-
-
-measured = st.builds(Metrics, st.floats(0, 10), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
-
-
-@hypothesis.given(st.lists(measured, min_size=1, max_size=8), st.booleans())
-def test_the_best_state_is_the_best_and_the_first_of_equals(found, by_accuracy):
-    states = [BestState(i, metrics, {"x": torch.tensor([float(i)])}, {}) for i, metrics in enumerate(found)]
-    best = states[0]
-    for other in states[1:]:
-        best = best.after(other, by_accuracy)
-
-    def quality(metrics):
-        return (metrics.accuracy, -metrics.loss) if by_accuracy else (-metrics.loss,)
-
-    assert best.round == max(range(len(found)), key=lambda i: (quality(found[i]), -i))
-    assert float(best.adapter["x"]) == best.round
-    assert best.since == len(found) - 1 - best.round
-    assert not by_accuracy or best.metrics.accuracy >= found[0].accuracy
-
-
-@pytest.mark.parametrize("by_accuracy", [False, True])
-def test_a_start_whose_loss_is_not_a_number_is_not_the_best(by_accuracy):
-    start = BestState(0, Metrics(math.nan, math.nan), {}, {})
-    better = BestState(1, Metrics(3.0, 0.1), {}, {})
-    assert start.after(BestState(1, Metrics(math.nan, math.nan), {}, {}), by_accuracy).round == 0
-    assert start.after(better, by_accuracy) is better
-    assert better.after(replace(start, round=2), by_accuracy).round == 1
-
-
-def test_the_best_state_returns_from_a_checkpoint():
-    state = BestState(7, Metrics(0.1 + 0.2, 1 / 3), {"head.weight": torch.randn(2, 3)}, {"layer/0": torch.randn(2)}, 2)
-    again = BestState.of(state.state())
-    assert (again.round, again.metrics, again.since) == (7, state.metrics, 2)
-    assert torch.equal(again.adapter["head.weight"], state.adapter["head.weight"])
-    assert torch.equal(again.residual["layer/0"], state.residual["layer/0"])
-    assert BestState.of({}) is None
 
 
 # ------------------------------------------------------------------------------------------------- what may be decided
@@ -216,7 +175,7 @@ def snapshot(progress):
         "drift": flattened(progress.drift),
         "versions": progress.versions.state(),
     }
-    tensors |= {f"memory {name}": state for name, state in progress.memory.items()}
+    tensors |= {f"memory {name}": state for name, state in progress.memory.items() if name != "m"}
     plain = {name: getattr(progress, name) for name in ("acknowledged", "held", "forms", "losses", "clip")}
     return {k: {n: t.clone() for n, t in s.items()} for k, s in tensors.items()}, {
         k: v.copy() if hasattr(v, "copy") else v for k, v in plain.items()
@@ -230,6 +189,24 @@ def equal(one, other):
         and a.keys() == b.keys()
         and all(a[k].keys() == b[k].keys() and all(torch.equal(a[k][n], b[k][n]) for n in a[k]) for k in a)
     )
+
+
+@pytest.mark.parametrize("optimizer", [*SERVER_OPTIMIZERS.names, "averaged(of=adam)", "averaged(of=momentum)"])
+def test_after_an_undone_round_steps_are_as_small_as_the_rate(optimizer, tmp_path, monkeypatch):
+    simulation, server = opened(tmp_path / "run", server_optimizer=optimizer, rounds=4)
+    undoing(monkeypatch, {3}, rate=1e-9)
+    states = []
+
+    def look(_self, _result):
+        states.append(Checkpoints(tmp_path / "run" / "checkpoint").load().adapter)
+
+    monkeypatch.setattr(ConsoleObserver, "round_done", look)
+    simulation.train(server)
+    simulation.close()
+    lengths = [sum(float((b[n] - a[n]).square().sum()) for n in a) ** 0.5 for a, b in itertools.pairwise(states)]
+    assert lengths[0] > 0
+    assert lengths[1] == 0
+    assert lengths[2] < 1e-5 * lengths[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -246,7 +223,7 @@ def test_an_undone_round_leaves_nothing_behind(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(ConsoleObserver, "round_done", look)
     progress = simulation.train(server)
     assert [result.undone for result, _ in after] == [False, True, False]
-    assert equal(after[0][1], after[1][1])
+    assert equal(after[0][1], after[1][1]), "all but momentum"
     assert not equal(after[1][1], after[2][1]), "the run goes on"
     assert evaluated[1] == evaluated[0] == losses[1], "the clients' base is back, too"
     assert evaluated[2] == losses[3], "what was judged is what counts"

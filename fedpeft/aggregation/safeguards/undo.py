@@ -4,8 +4,9 @@
 
 `lowest` is the lowest validation loss so far, the start's included. AdamW's steps are as long as the rate, however
 small the gradient, so at a rate that does not suit model and method clients end far from a good start, and a shorter
-step of the server towards their mean does not mend that: it is the clients' rate that has to fall. The rule is a trust
-region whose radius is that rate, and only shrinks. It is taken from no paper.
+step of the server towards their mean does not mend that: it is the clients' rate that has to fall. An adaptive server
+optimizer has steps of its own length, and takes shorter ones as well; momentum, which would lead there again, is
+forgotten. The rule is a trust region whose radius is that rate, and only shrinks. It is taken from no paper.
 """
 
 from __future__ import annotations

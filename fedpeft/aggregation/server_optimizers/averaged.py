@@ -54,8 +54,15 @@ class Averaged(ServerOptimizer):
 
     def noised(self, variance: float) -> ServerOptimizer:
         """The same, with steps that know of the noise."""
+        return self._with(self.inner.noised(variance))
+
+    def gentler(self, rate: float) -> ServerOptimizer:
+        """As what makes the steps."""
+        return self._with(self.inner.gentler(rate))
+
+    def _with(self, inner: ServerOptimizer) -> ServerOptimizer:
         other = Averaged(self.of, self.decay)
-        vars(other)["inner"] = self.inner.noised(variance)
+        vars(other)["inner"] = inner
         return other
 
     def step(self, state: State, direction: State, memory: Memory) -> tuple[State, Memory]:

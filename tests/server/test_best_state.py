@@ -1,0 +1,48 @@
+"""Which state a run keeps."""
+
+import math
+from dataclasses import replace
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from fedpeft.run.observer import Metrics
+from fedpeft.server.best_state import BestState
+
+measured = st.builds(Metrics, st.floats(0, 10), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
+
+
+@hypothesis.given(st.lists(measured, min_size=1, max_size=8), st.booleans())
+def test_the_best_state_is_the_best_and_the_first_of_equals(found, by_accuracy):
+    states = [BestState(i, metrics, {"x": torch.tensor([float(i)])}, {}) for i, metrics in enumerate(found)]
+    best = states[0]
+    for other in states[1:]:
+        best = best.after(other, by_accuracy)
+
+    def quality(metrics):
+        return (metrics.accuracy, -metrics.loss) if by_accuracy else (-metrics.loss,)
+
+    assert best.round == max(range(len(found)), key=lambda i: (quality(found[i]), -i))
+    assert float(best.adapter["x"]) == best.round
+    assert best.since == len(found) - 1 - best.round
+    assert not by_accuracy or best.metrics.accuracy >= found[0].accuracy
+
+
+@pytest.mark.parametrize("by_accuracy", [False, True])
+def test_a_start_whose_loss_is_not_a_number_is_not_the_best(by_accuracy):
+    start = BestState(0, Metrics(math.nan, math.nan), {}, {})
+    better = BestState(1, Metrics(3.0, 0.1), {}, {})
+    assert start.after(BestState(1, Metrics(math.nan, math.nan), {}, {}), by_accuracy).round == 0
+    assert start.after(better, by_accuracy) is better
+    assert better.after(replace(start, round=2), by_accuracy).round == 1
+
+
+def test_the_best_state_returns_from_a_checkpoint():
+    state = BestState(7, Metrics(0.1 + 0.2, 1 / 3), {"head.weight": torch.randn(2, 3)}, {"layer/0": torch.randn(2)}, 2)
+    again = BestState.of(state.state())
+    assert (again.round, again.metrics, again.since) == (7, state.metrics, 2)
+    assert torch.equal(again.adapter["head.weight"], state.adapter["head.weight"])
+    assert torch.equal(again.residual["layer/0"], state.residual["layer/0"])
+    assert BestState.of({}) is None
