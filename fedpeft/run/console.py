@@ -150,6 +150,7 @@ class ConsoleObserver:
             self._progress.remove_task(self._phase)
             self._phase = None
         self.phases.enter("rounds")
+        self.phases.part(f"round {done + 1}")
         self._total_rounds = rounds
         if self.live is not None:
             self.live.started(rounds)
@@ -174,6 +175,8 @@ class ConsoleObserver:
         """One line; True where whoever is asked (`on_round`) wants no further round."""
         if self._rounds is not None:
             self._progress.update(self._rounds, completed=result.round)
+        last = result.round == self._total_rounds
+        self.phases.part("after the last round" if last else f"round {result.round + 1}")
         parts = [f"round {result.round:>3}/{self._total_rounds}", f"{result.clients} clients"]
         if result.train_loss is not None:
             parts.append(f"train loss {short(result.train_loss)}")

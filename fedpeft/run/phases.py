@@ -18,8 +18,8 @@ class Phases:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._finished: dict[str, float] = {}
-        self._name = ""
-        self._entered = clock()
+        self._name = self._part = ""
+        self._entered = self._began = clock()
         self._done = self._total = 0
 
     def enter(self, name: str, total: int = 0) -> None:
@@ -27,10 +27,15 @@ class Phases:
         now = self._clock()
         if self._name:
             self._finished[self._name] = self._finished.get(self._name, 0.0) + now - self._entered
-        self._name, self._entered, self._done, self._total = name, now, 0, total
+        self._name, self._entered, self._total = name, now, total
+        self._part, self._began, self._done = "", now, 0
+
+    def part(self, name: str) -> None:
+        """A part of the phase begins, which is told of by its own name; its time is the phase's."""
+        self._part, self._began, self._done, self._total = name, self._clock(), 0, 0
 
     def reach(self, done: int, total: int) -> None:
-        """So many steps of the phase are done."""
+        """So many steps of the phase, or of its part, are done."""
         self._done, self._total = done, total
 
     def advance(self, steps: int) -> None:
@@ -45,9 +50,9 @@ class Phases:
         return told | ({self._name: told.get(self._name, 0.0) + running} if self._name else {})
 
     def __str__(self) -> str:
-        """The running phase, how far it is, and since when it runs."""
+        """The running phase, or its part, how far it is, and since when it runs."""
         of = f" {self._done} of {self._total}," if self._total > 1 else ""
-        return f"{self._name or 'working'}:{of} {self._clock() - self._entered:.0f} s"
+        return f"{self._part or self._name or 'working'}:{of} {self._clock() - self._began:.0f} s"
 
 
 class Heartbeat:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 
+import pytest
 from rich.console import Console
 
 from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.observer import RoundResult
 from fedpeft.run.phases import Heartbeat, Phases
 
 
@@ -46,8 +48,29 @@ def test_a_phase_says_how_far_it_is():
     assert str(phases) == "frozen layers: 12 of 40, 12 s"
     phases.enter("rounds")
     assert str(phases) == "rounds: 0 s"
+    clock.now += 3
+    phases.part("round 7")
+    assert str(phases) == "round 7: 0 s"
+    clock.now += 1
     phases.reach(3, 10)
-    assert str(phases) == "rounds: 3 of 10, 0 s"
+    assert str(phases) == "round 7: 3 of 10, 1 s"
+    assert phases.seconds == {"frozen layers": pytest.approx(12.4), "rounds": pytest.approx(4)}
+    phases.enter("scoring", 2)
+    assert str(phases) == "scoring: 0 of 2, 0 s"
+
+
+def test_a_run_says_which_round_is_silent_and_that_the_last_is_over():
+    observer = ConsoleObserver(Console(quiet=True))
+    observer.started(rounds=2, done=0)
+    told = [str(observer.phases)]
+    for round in (1, 2):
+        observer.client_done("train", 1, 4)
+        told.append(str(observer.phases))
+        observer.round_done(RoundResult(round, 4, 0, 0.5, None, None, 1, 1, 1.0, 1.0, 1.0))
+        told.append(str(observer.phases))
+    assert [text.removesuffix(" 0 s") for text in told] == [
+        "round 1:", "round 1: 1 of 4,", "round 2:", "round 2: 1 of 4,", "after the last round:",
+    ]  # fmt: skip
 
 
 def test_a_heart_beats_only_in_silence():
