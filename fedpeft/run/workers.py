@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -284,11 +284,11 @@ class Workers:
         if not missing:
             return
         self.observer.phase(name, len(missing))
-        calls = [
+        calls = (
             self.pool.submit(Worker.fill, data_key, depth, missing[i : i + TILES_PER_CALL], base)
             for i in range(0, len(missing), TILES_PER_CALL)
-        ]
-        for call in as_completed(calls):
+        )
+        for call in _as_completed(calls):
             self.observer.advance(result(call))
         if absent(self.work.at(base).store(data_key, depth)):
             raise RunError(
@@ -342,3 +342,14 @@ class Workers:
         """End them."""
         if "pool" in self.__dict__:
             self.pool.close()
+
+
+def _as_completed(calls: Iterable[Future[int]]) -> Iterator[Future[int]]:
+    """Calls as they end: at once where a single worker, which is this process, has ended one before the next begins."""
+    running = []
+    for call in calls:
+        if call.done():
+            yield call
+        else:
+            running.append(call)
+    yield from as_completed(running)

@@ -38,6 +38,26 @@ def test_a_cache_that_is_not_shared_is_one_sentence(observer):
         workers.freeze("rows", 2, "frozen layers")
 
 
+def test_a_worker_that_is_this_process_tells_how_far_it_is_as_it_goes(observer, monkeypatch):
+    missing, told = list(range(20)), []
+
+    class Here:
+        def submit(self, _fill, _key, _depth, tiles, _base):
+            told.append(f"{len(tiles)} computed")
+            for tile in tiles:
+                missing.remove(tile)
+            done = Future()
+            done.set_result(len(tiles))
+            return done
+
+    work = SimpleNamespace(at=lambda _: SimpleNamespace(store=lambda *_: SimpleNamespace(missing=lambda: missing[:])))
+    workers = Workers(work, None, Machine(("cpu",), 1, "native"), observer)
+    workers.__dict__["pool"] = Here()
+    monkeypatch.setattr(observer, "advance", lambda tiles=1: told.append(f"{tiles} told"))
+    workers.freeze("rows", 2, "frozen layers")
+    assert told == ["4 computed", "4 told"] * 5
+
+
 def test_a_worker_computes_what_its_machine_lacks_and_nothing_twice(tmp_path, monkeypatch, observer):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
     work = Simulation(RunConfig(**TINY), tmp_path, observer).workers.work
