@@ -1,0 +1,49 @@
+"""What a run says before it starts of settings that have been better for clients like its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedpeft.data.partition import PartitionStatistics
+from fedpeft.errors import FedpeftError
+from fedpeft.run.checks import check_label_shift
+from fedpeft.run.setup import Setup
+
+FAR_APART = 0.55
+"""Label skew above which label_shift has gained (0.63, 0.73); at 0.47 it cost something: experiments/harm."""
+
+MANY = 1000
+"""Clients that are many: fewer of one step each have not been looked at."""
+
+
+def advice(setup: Setup, statistics: PartitionStatistics) -> Iterator[str]:
+    """Sentences, where there is something to try; `statistics`: of the clients' rows."""
+    if _classes_lie_apart(setup, statistics.label_distance):
+        yield (
+            f"clients hold different classes (label skew {statistics.label_distance:.2f}): where steps are undone, or "
+            "nothing is gained, try --drift label_shift"
+        )
+    if statistics.clients >= MANY and _one_step_each(setup, round(statistics.rows_median)):
+        yield (
+            "most clients take one step a round, and a step of AdamW is as long for a gradient of few rows as for that "
+            "of all: plain steps at many small clients and Adam at the server have learned more (docs/choosing.md)"
+        )
+
+
+def _classes_lie_apart(setup: Setup, label_skew: float | None) -> bool:
+    """Whether label_shift may help; `label_skew`: mean total variation, 0 to 1, None where there are no classes."""
+    if label_skew is None or label_skew < FAR_APART or setup.drift.needs_shares or setup.secure_sum is not None:
+        return False
+    try:
+        check_label_shift(setup.facts.task, setup.config.head, setup.head, setup.mechanism)
+    except FedpeftError:
+        return False
+    return True
+
+
+def _one_step_each(setup: Setup, rows: int) -> bool:
+    """Whether a client of so many rows takes one step, not a plain one, and the server steps by the mean update."""
+    training = setup.training
+    if training.steps_for(rows) > 1 or training.optimizer.plain:
+        return False
+    return setup.mechanism is None and setup.optimizer.pace is not None
