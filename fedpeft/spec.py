@@ -87,7 +87,8 @@ def _literal(node: ast.expr, text: str) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ConfigError(
-            f"{ast.unparse(node)!r} in {text!r} is not a plain value (number, word, string, tuple)"
+            f"{ast.unparse(node)} in {text!r} is not a plain value (number, word, tuple); a text with other signs than "
+            "letters, digits and _ stands in quotes, such as 'attention.output'"
         ) from None
 
 

@@ -39,6 +39,12 @@ def test_a_value_is_a_literal_and_never_code(text):
         parse_spec(text)
 
 
+def test_a_text_with_dots_is_told_to_stand_in_quotes():
+    with pytest.raises(ConfigError, match="stands in quotes"):
+        parse_spec("lora(targets=attention.self.value)")
+    assert parse_spec("lora(targets='attention.self.value')").settings == {"targets": "attention.self.value"}
+
+
 @pytest.mark.parametrize("text", ["lora(rank=f(1))", "lora(rank=__import__('os'))"])
 def test_a_value_in_a_part_s_form_is_a_text_that_a_setting_has_to_take(text):
     value = next(iter(parse_spec(text).settings.values()))
