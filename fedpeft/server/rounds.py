@@ -257,7 +257,8 @@ class Server:
         growth = schedule.at(round + 1) / schedule.at(round) if round < setup.rounds and schedule.at(round) else 1.0
         try:
             total = masked.of([s.instruction for s in sent], "train")
-            mean = step_of(total, setup, round, shapes, progress.adapter[names[0]].dtype)
+            rate = schedule.at(round) * progress.standing.rate
+            mean = step_of(total, setup, rate, shapes, progress.adapter[names[0]].dtype)
             update = Update(masked.arrived[0], total.weight, setup.layout.form, progress.adapter, mean)
             taken.add_mean(update, total.loss, total.rows, masked.arrived)
             outcome = replace(
