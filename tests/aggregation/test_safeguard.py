@@ -293,6 +293,17 @@ def test_an_asynchronous_run_goes_on_after_an_undone_step(tmp_path, monkeypatch)
     assert any(not torch.equal(states[4].adapter[n], t) for n, t in started.items())
 
 
+def test_updates_on_their_way_when_a_step_is_undone_do_not_lower_the_rate_once_more(tmp_path, monkeypatch):
+    undoing(monkeypatch, {1, 2}, rate=0.25)
+    simulation, server = opened(tmp_path / "run", strategy="fedbuff(buffer=1)", rounds=3)
+    progress = simulation.train(server)
+    simulation.close()
+    lines = Records(tmp_path / "run").read("clients.jsonl")
+    assert [line["staleness"] for line in lines][:2] == [0, 1], "who is heard second was asked before the first step"
+    assert [line["undone"] for line in Records(tmp_path / "run").read("rounds.jsonl")][1:] == [True, True, False]
+    assert progress.standing.rate == 0.25
+
+
 HARMFUL = {"learning_rate": 3.0, "optimizer": "adamw(warmup=8, head_rate=1.0, schedule=constant)", "rounds": 4}
 """At this rate AdamW carries every client far from the good start that the ridge head is."""
 
