@@ -301,7 +301,10 @@ class Server:
             f"{before.standing.lowest:.3g}; from here on clients train at {standing.rate:.3g} of the learning rate"
             + (", and the server's steps are as much shorter" if self.setup.optimizer.pace is None else "")
         )
-        return before.undone(after, standing), True
+        undone, sums = before.undone(after, standing), self.setup.secure_sum
+        if sums is not None and not sums.noisy and undone.clip is not None:  # a grid that reaches as far as updates do
+            undone = replace(undone, clip=undone.clip * standing.rate / before.standing.rate)
+        return undone, True
 
     def _nothing_gained(self, progress: Progress) -> bool:
         """Whether the run's patience is at its end."""
