@@ -314,7 +314,7 @@ def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalSc
         return None
     folder = simulation.folder / "last"
     folder.mkdir(exist_ok=True)
-    save(simulation.setup, progress.adapter, folder, progress.residual.total)
+    save(simulation.setup, progress.reached, folder, progress.residual.total)
     return scorer.score(folder, "scoring the last state on the test rows (fp32)")
 
 

@@ -261,7 +261,7 @@ class Simulation:
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
         rule, layout = self.setup.strategy, self.setup.layout
-        sent = rule.of_group(rule.group(client, progress.learned), progress.adapter, progress.learned, layout)
+        sent = rule.of_group(rule.group(client, progress.learned), progress.reached, progress.learned, layout)
         return rule.prepared(sent | section(own, "private"), layout)
 
     def close(self) -> None:
