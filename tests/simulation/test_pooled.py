@@ -1,9 +1,10 @@
 """The reference on pooled rows: the best rate is kept, and a try that diverges ends early."""
 
+import math
+
 import pytest
 import torch
 
-from fedpeft.errors import RunError
 from fedpeft.simulation.pooled import RATES, best_pooled
 
 
@@ -41,10 +42,26 @@ def test_a_try_that_diverges_ends_after_a_quarter():
     assert all(rates == [0.25, 0.5] for _, rates in seen[2:])
 
 
-def test_if_all_diverge_it_is_one_sentence():
-    step, _ = descent(100.0)
-    with pytest.raises(RunError, match="take a lower --learning-rate"):
-        best_pooled(START, 8, step, loss, lambda: None)
+def test_if_all_diverge_lower_rates_are_tried_and_progress_goes_on():
+    step, seen = descent(100.0)
+    told = []
+    state, rate = best_pooled(START, 8, step, loss, lambda: told.append(1))
+    assert rate == 1 / 128  # 100 / 128 = 0.78
+    assert float(state["x"]) == pytest.approx((1 - 100 / 128) ** 8)
+    assert [piece for piece, _ in seen] == [1, 2, 1, 2, 1, 2, *range(3, 9)]
+    assert len(told) == 8
+
+
+def test_where_no_rate_leads_below_the_start_it_is_the_start():
+    step, _ = descent(1e9)
+    assert best_pooled(START, 8, step, loss, lambda: None) == (START, 0.0)
+
+
+def test_a_try_that_ends_in_no_number_is_not_the_best():
+    def step(states, piece):
+        return {r: {"x": s["x"] * (math.nan if r == 1.0 and piece == 8 else 0.9)} for r, s in states.items()}
+
+    assert best_pooled(START, 8, step, loss, lambda: None)[1] == 0.5
 
 
 def test_a_single_piece_is_enough():
