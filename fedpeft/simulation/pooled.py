@@ -81,7 +81,8 @@ def train_on_pooled_rows(
     config = setup.config
     pooled = np.arange(len(rows.train))
     seen = [_rows_a_round(setup, rows.partition, client) for client in range(setup.clients)]
-    piece = max(1, round(sum(seen) / setup.clients * cohort))
+    heard = min(cohort, setup.strategy.asynchronous or cohort)  # clients whose work is in a step
+    piece = max(1, round(sum(seen) / setup.clients * heard))
     shuffled = np.concatenate(
         [
             seeds.generator(config.seed, "centralised", i).permutation(pooled)

@@ -4,8 +4,12 @@ import math
 
 import pytest
 import torch
+from fedpeft.clients.pool import Worker
 
-from fedpeft.simulation.pooled import RATES, best_pooled
+from fedpeft.config import RunConfig
+from fedpeft.simulation.pooled import RATES, best_pooled, train_on_pooled_rows
+from fedpeft.simulation.simulation import Simulation
+from tests.simulation.test_run_strategies import settings
 
 
 def descent(rate, curvature=1.0):
@@ -62,6 +66,21 @@ def test_a_try_that_ends_in_no_number_is_not_the_best():
         return {r: {"x": s["x"] * (math.nan if r == 1.0 and piece == 8 else 0.9)} for r, s in states.items()}
 
     assert best_pooled(START, 8, step, loss, lambda: None)[1] == 0.5
+
+
+def test_an_asynchronous_step_is_worth_the_work_of_those_it_hears(tmp_path, observer, monkeypatch):
+    pieces, train = [], Worker.train
+
+    def counted(worker, job):
+        pieces.append(len(job.rows))
+        return train(worker, job)
+
+    monkeypatch.setattr(Worker, "train", counted)
+    for rule in ("fedit", "fedbuff(buffer=2)"):
+        simulation = Simulation(RunConfig(**settings(rule, cohort=6, rounds=1)), tmp_path, observer)
+        train_on_pooled_rows(simulation.setup, simulation.rows, simulation.workers, 6, simulation.setup.start)
+        simulation.close()
+    assert pieces[0] == pytest.approx(3 * pieces[-1], abs=3)
 
 
 def test_a_single_piece_is_enough():
