@@ -19,7 +19,7 @@ from fedpeft.aggregation.strategy import (
 )
 from fedpeft.clients.drift import Correction
 from fedpeft.communication.uplink import Uplink
-from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
+from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.quantized import PRECISIONS, check_available
 from fedpeft.parts import name_of, part_text
 from fedpeft.peft.adapter import ClientForm, Layout
@@ -284,29 +284,6 @@ def _check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> 
             f"{correction.name} corrects what clients train and share, and with {name_of(type(strategy))} they share "
             "nothing that they train; leave it out"
         )
-
-
-FAR_APART = 0.55
-"""Label skew above which label_shift has gained (0.63, 0.73); at 0.47 it cost something: experiments/harm."""
-
-
-def advice_on_drift(setup: Setup, label_skew: float | None) -> str:
-    """What to try where clients hold different classes; empty: nothing.
-
-    Args:
-        setup: of the run.
-        label_skew: mean total variation between clients' and all rows' class shares, 0 to 1; None: no classes.
-    """
-    if label_skew is None or label_skew < FAR_APART or setup.drift.needs_shares or setup.secure_sum is not None:
-        return ""
-    try:
-        check_label_shift(setup.facts.task, setup.config.head, setup.head, setup.mechanism)
-    except FedpeftError:
-        return ""
-    return (
-        f"clients hold different classes (label skew {label_skew:.2f}): where steps are undone, or nothing is gained, "
-        "try --drift label_shift"
-    )
 
 
 def check_label_shift(task: str, name: str, head: HeadStart, mechanism: Mechanism | None) -> None:
