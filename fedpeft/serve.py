@@ -36,6 +36,7 @@ from fedpeft.machine.memory import PeakMemory
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.run import catalogue, help
+from fedpeft.run.advice import on_steps
 from fedpeft.run.command import exit_code
 from fedpeft.run.console import (
     ServeObserver,
@@ -237,7 +238,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     config, setup, gateway = federation.config, federation.setup, federation.gateway
     observer.metric = setup.task.metric
     observer.say(model_line(setup))
-    for note in setup.notes:
+    for note in (*setup.notes, *on_steps(setup, setup.training.steps_for(10**6))):
         observer.say(f"[bold]note[/]    {escape(note)}")
     observer.say(
         f"[bold]run[/]     {config.rounds} rounds of {federation.sampler.size} of {setup.clients} clients, "

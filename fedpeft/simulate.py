@@ -314,7 +314,7 @@ def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalSc
         return None
     folder = simulation.folder / "last"
     folder.mkdir(exist_ok=True)
-    save(simulation.setup, progress.adapter, folder, progress.residual.total)
+    save(simulation.setup, progress.reached, folder, progress.residual.total)
     return scorer.score(folder, "scoring the last state on the test rows (fp32)")
 
 
@@ -328,10 +328,8 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         of = f"{len(simulation.rows.all):,} training and {len(simulation.rows.dataset.test):,} test rows"
         observer.say(f"[bold]sample[/]  {of}, some of the data set's: a first answer, no result")
     observer.say(model_line(setup))
-    cut = setup.cut_rows(simulation.workers.work.data_key)
-    for note in filter(
-        None, (*simulation.rows.dataset.notes, *setup.notes, *cut, *advice(setup, simulation.statistics))
-    ):
+    notes = *simulation.rows.dataset.notes, *setup.notes, *setup.cut_rows(simulation.workers.work.data_key)
+    for note in filter(None, (*notes, *advice(setup, simulation.statistics, simulation.most_steps))):
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(

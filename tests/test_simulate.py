@@ -312,6 +312,16 @@ def test_a_summary_says_which_round_is_kept(finished, kept, said):
     assert ("after the last round, 2" in text) == ("0.1234" in text) == bool(said)
 
 
+@pytest.mark.parametrize(("metric", "said"), [("skill", "mean skill"), ("perplexity", "mean accuracy")])
+def test_a_summary_says_what_clients_alone_are_judged_by(finished, metric, said):
+    folder, summary = finished
+    quality, costs = ({f.name: summary[f.name] for f in fields(group)} for group in (Quality, Costs))
+    shown = Console(record=True, width=200, file=io.StringIO())
+    quality |= {"metric": metric, "alone_accuracy": 0.25}
+    show(Summary(quality=Quality(**quality), costs=Costs(**costs)), folder, shown)
+    assert f"clients alone ({said})" in shown.export_text()
+
+
 def test_a_summary_without_updates_is_shown(finished, capsys):
     folder, summary = finished
     quality, costs = ({f.name: summary[f.name] for f in fields(group)} for group in (Quality, Costs))

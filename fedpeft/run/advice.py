@@ -1,4 +1,4 @@
-"""What a run says before it starts of settings that have been better for clients like its own."""
+"""What a run says before it starts: which settings suit clients like its own, and which never come to act."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ MANY = 1000
 """Clients that are many: fewer of one step each have not been looked at."""
 
 
-def advice(setup: Setup, statistics: PartitionStatistics) -> Iterator[str]:
-    """Sentences, where there is something to try; `statistics`: of the clients' rows."""
+def advice(setup: Setup, statistics: PartitionStatistics, most: int) -> Iterator[str]:
+    """Sentences, where there is something to say.
+
+    Args:
+        setup: of the run.
+        statistics: of the clients' rows.
+        most: steps of a client in a round, of the one that takes most.
+    """
     if _classes_lie_apart(setup, statistics.label_distance):
         yield (
             f"clients hold different classes (label skew {statistics.label_distance:.2f}): where steps are undone, or "
@@ -28,6 +34,20 @@ def advice(setup: Setup, statistics: PartitionStatistics) -> Iterator[str]:
             "most clients take one step a round, and a step of AdamW is as long for a gradient of few rows as for that "
             "of all: plain steps at many small clients and Adam at the server have learned more (docs/choosing.md)"
         )
+    yield from on_steps(setup, most)
+
+
+def on_steps(setup: Setup, most: int) -> Iterator[str]:
+    """What local steps never come to where a client takes `most` of them in a round, or fewer."""
+    optimizer = setup.training.optimizer
+    summed = setup.mechanism is not None and setup.mechanism.summed and setup.mechanism.per_example
+    if not summed and optimizer.share(most - 1) <= 0.5:
+        yield (
+            f"warmup={optimizer.warmup} of --optimizer begins anew in each round, and a round has {most} steps at "
+            f"most: none is taken at more than {optimizer.share(most - 1):.2f} of the learning rate"
+        )
+    if most == 1 and any(correction.name == "la_lora" for correction in setup.drift.corrections):
+        yield "la_lora's factors take turns in the steps of a round, and with one step a round A never moves"
 
 
 def _classes_lie_apart(setup: Setup, label_skew: float | None) -> bool:

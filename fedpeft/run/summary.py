@@ -169,8 +169,7 @@ class Summary:
         wire_received_bytes, wire_sent_bytes: of a server, with its messages' frames; None: nothing went over a wire,
             or the cohort is secret.
         refused: calls that the server has refused; None: there was no server.
-        resumed: whether `seconds` began at a resume.
-        seconds: of the whole command.
+        seconds, resumed: of the whole command, or since a resume, and whether there was one.
         peak_memory_bytes: of all processes on this machine together; None: unknown.
         sampled: whether the rows are only some of the data set's (`fedpeft.data.datasets.sample`).
         phases: seconds of each phase of the command, in the order of their beginnings; None: nobody looked.
@@ -283,6 +282,7 @@ def _compared(summary: Summary) -> list[Line]:
     """What stands beside the result."""
     quality = summary.quality
     kept = f"round {quality.kept_round}" if quality.kept_round else "the start, no round was better"
+    judged = "accuracy" if quality.metric == "perplexity" else quality.metric.replace("_", " ")
 
     def measured(accuracy: float | None, loss: float | None) -> float | None:
         return accuracy if quality.perplexity is None or loss is None else perplexity(loss)
@@ -290,7 +290,7 @@ def _compared(summary: Summary) -> list[Line]:
     return [
         *_number("frozen base, linear probe", quality.baseline_accuracy),
         *_number("private probe: one release, no training", quality.private_probe_accuracy),
-        *_number("same adapter, clients alone (mean accuracy)", quality.alone_accuracy),
+        *_number(f"same adapter, clients alone (mean {judged})", quality.alone_accuracy),
         *_number("same adapter on the pooled data", measured(quality.centralised_accuracy, quality.centralised_loss)),
         *(
             _number(

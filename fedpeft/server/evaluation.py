@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fedpeft.aggregation.server_optimizer import AVERAGE
 from fedpeft.answers.exam import Exam, Said
+from fedpeft.communication.downlink import Versions
 from fedpeft.communication.messages import Report
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import State
@@ -152,6 +154,8 @@ class Evaluation:
 
         What this sends serves measurement and is not counted.
         """
+        if AVERAGE in progress.memory:
+            progress = replace(progress, adapter=progress.reached, versions=Versions(), held={})  # sent whole
         sent = Dispatch(self.setup, progress, self.clients.remote)
         asked = measured(self.setup.clients, self.setup.config.seed)
         if self.clients.announce is not None:

@@ -195,7 +195,7 @@ class MaskedSum:
         ]
 
 
-def step_of(total: Total, setup: Setup, round: int, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
+def step_of(total: Total, setup: Setup, learning_rate: float, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
     """The mean update that a sum tells; where it is one of gradients, minus their mean times the learning rate."""
     secure = setup.secure_sum
     if not isinstance(secure, SharedNoise):
@@ -203,8 +203,8 @@ def step_of(total: Total, setup: Setup, round: int, shapes: Mapping[str, Shape],
     mean = total.update(shapes, dtype, secure.expected)
     if not secure.rows:
         return mean
-    optimizer, rate = setup.training.optimizer, setup.schedule.at(round)
-    return {name: -optimizer.rate(name, rate) * gradient for name, gradient in mean.items()}
+    rate = setup.training.optimizer.rate
+    return {name: -rate(name, learning_rate) * gradient for name, gradient in mean.items()}
 
 
 def masked_traffic(expected: Traffic, setup: Setup, dispatch: Dispatch) -> Traffic:

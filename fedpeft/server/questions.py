@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from fedpeft.aggregation.server_optimizer import AVERAGE
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import Versions
@@ -156,9 +157,9 @@ def of_kept(progress: Progress) -> Progress:
 
     What is in the base then has the number of the next round, under which nothing else is.
     """
-    if progress.kept_round == progress.round:
-        return progress
     state, residual = progress.result
+    if progress.kept_round == progress.round and AVERAGE not in progress.memory:
+        return progress
     version = progress.round + 1 if residual else 0
     return replace(
         progress,

@@ -116,6 +116,7 @@ class Server:
             self.turns = TaskTurns(setup, self.clients, tasks, score_task, most_rows, say)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say, examiner)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
+        self._undone = 0  # the last round whose step was; of one before a restart nobody answers any more
 
     def run(self) -> Progress:
         """All rounds that are still to do; returns the state that they have led to."""
@@ -214,7 +215,7 @@ class Server:
         self.store.bases.put(after.residual.version, after.residual.total)
         clock.trained()
         spent = self.book.account(taken.results, entry.round) if self.book is not None else None
-        after, undone = self._judged(progress, after)
+        after, undone = self._judged(progress, after, min(taken.accepted.values(), default=entry.round))
         after = after if self.turns is None else self.turns.ended(after)
         due = entry.round == setup.rounds or entry.round % setup.measured.validation.every == 0
         metrics = self.evaluation.of(after) if due else None
@@ -257,7 +258,8 @@ class Server:
         growth = schedule.at(round + 1) / schedule.at(round) if round < setup.rounds and schedule.at(round) else 1.0
         try:
             total = masked.of([s.instruction for s in sent], "train")
-            mean = step_of(total, setup, round, shapes, progress.adapter[names[0]].dtype)
+            rate = schedule.at(round) * progress.standing.rate
+            mean = step_of(total, setup, rate, shapes, progress.adapter[names[0]].dtype)
             update = Update(masked.arrived[0], total.weight, setup.layout.form, progress.adapter, mean)
             taken.add_mean(update, total.loss, total.rows, masked.arrived)
             outcome = replace(
@@ -280,8 +282,9 @@ class Server:
         _, standing = guard.judge(self.validation_loss(progress.adapter, progress.residual.version), progress.standing)
         return replace(progress, standing=standing)
 
-    def _judged(self, before: Progress, after: Progress) -> tuple[Progress, bool]:
-        """The server after a step that the safeguard has looked at, and whether it is undone."""
+    def _judged(self, before: Progress, after: Progress, asked: int) -> tuple[Progress, bool]:
+        """The server after a step that the safeguard has looked at, and whether it is undone; `asked`: the earliest
+        round that one of its clients was asked in."""
         guard = self.setup.steering.safeguard
         if guard is None or self.validation_loss is None:
             return after, False
@@ -289,13 +292,19 @@ class Server:
         counts, standing = guard.judge(loss, before.standing)
         if counts:
             return replace(after, standing=standing), False
+        # Who was asked before a step was undone has trained at the rate of then, which has been lowered already.
+        standing = before.standing if asked <= self._undone else standing
+        self._undone = after.round
         self.store.bases.put(before.residual.version, before.residual.total)
         self.observer.say(
             f"round {after.round}: undone, since the validation loss would be {loss:.3g} after "
             f"{before.standing.lowest:.3g}; from here on clients train at {standing.rate:.3g} of the learning rate"
             + (", and the server's steps are as much shorter" if self.setup.optimizer.pace is None else "")
         )
-        return before.undone(after, standing), True
+        undone, sums = before.undone(after, standing), self.setup.secure_sum
+        if sums is not None and not sums.noisy and undone.clip is not None:  # a grid that reaches as far as updates do
+            undone = replace(undone, clip=undone.clip * standing.rate / before.standing.rate)
+        return undone, True
 
     def _nothing_gained(self, progress: Progress) -> bool:
         """Whether the run's patience is at its end."""

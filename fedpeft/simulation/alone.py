@@ -1,10 +1,12 @@
 """The reference without others' rows: the same adapter, trained by single clients on their own.
 
 A client alone has the run's start and settings, and trains on its own rows in every round, at that round's learning
-rate: more work than in the federation, where it is asked now and then. It trains the tensors that the rule has it train
-in that round, LoRA factors at its own rank, and its model is saved and scored as an adapter of the global rank. Where
-the run's head starts from sums over all clients, its head starts from its own. It is scored as the run is: on the test
-rows, or, where clients have models of their own, on the rows that it has held out.
+rate: more work than in the federation, where it is asked now and then. What the safeguard had lowered rates to by the
+end of the run is lowered for it from the start: a rate that has turned out to do harm would make a weak reference. It
+trains the tensors that the rule has it train in that round, LoRA factors at its own rank, and its model is saved and
+scored as an adapter of the global rank. Where the run's head starts from sums over all clients, its head starts from
+its own. It is scored as the run is: on the test rows, or, where clients have models of their own, on the rows that it
+has held out.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ def trained_alone(simulation: Simulation, client: int) -> State:
     layout = setup.layout.with_form(form)
     state = started_alone(simulation, client)
     state = state if form == setup.layout.form else start_for(rule, state, setup.layout, form)
+    progress = simulation.checkpoints.load()
+    lowered = progress.standing.rate if progress else 1.0
     simulation.observer.phase(f"client {client} alone", config.rounds)
     for round in range(1, config.rounds + 1):
         job = Job(
@@ -71,7 +75,7 @@ def trained_alone(simulation: Simulation, client: int) -> State:
             received=state,
             trained=rule.trained(setup.layout, round),
             training=training,
-            learning_rate=setup.schedule.at(round),
+            learning_rate=setup.schedule.at(round) * lowered,
             form=form,
             walked=(round - 1) * training.steps_for(len(rows)) if training.walks else None,
         )

@@ -3,11 +3,13 @@
 Its work is cut into as many pieces as the federation has rounds, each of as many rows, so that the learning rate falls
 as it does there. A rate that suits a few dozen local steps, whose average over a cohort calms the noise, can be too
 high for hundreds of steps in a row (at 4e-3 on 20 Newsgroups it diverges). So several rates are tried side by side, and
-the one with the least validation loss is the reference: nothing is won by a weak one.
+the one with the least validation loss is the reference: nothing is won by a weak one. Where all diverge, as they may
+where the run itself has lowered its rate, lower ones are tried; if no rate leads below the start, the start it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -16,7 +18,6 @@ from fedpeft import seeds
 from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker, result
 from fedpeft.data.partition import Shards
-from fedpeft.errors import RunError
 from fedpeft.peft.adapter import State
 from fedpeft.run.final_score import FinalScore, save
 from fedpeft.run.setup import Setup
@@ -29,7 +30,10 @@ POOLED = "centralised"
 """Folder, in a run's own, of the adapter of the pooled rows."""
 
 RATES = (1.0, 0.5, 0.25)
-"""What is tried, in units of the run's own learning rate."""
+"""What is tried, in units of the run's own learning rate; where all diverge, an eighth of each, and so on."""
+
+TIMES = 4
+"""How often rates are tried."""
 
 Step = Callable[[Mapping[float, State], int], dict[float, State]]
 """The states by rate after one more piece of work, counted from 1."""
@@ -38,31 +42,32 @@ Step = Callable[[Mapping[float, State], int], dict[float, State]]
 def best_pooled(
     start: State, pieces: int, step: Step, loss: Callable[[State], float], advance: Callable[[], None]
 ) -> tuple[State, float]:
-    """The best trained state, and its rate out of `RATES`.
+    """The best trained state, and its rate in units of the run's; the start and 0, where nothing is better.
 
     A try that after a quarter of the work is worse than the start has diverged, and ends there.
 
     Args:
         loss: on the validation rows.
         advance: called after each piece.
-
-    Raises:
-        RunError: all tries diverged.
     """
-    least = loss(start)
-    states: dict[float, State] = dict.fromkeys(RATES, start)
-    for piece in range(1, pieces + 1):
+    least, quarter = loss(start), max(1, pieces // 4) if pieces > 1 else 0
+    states: dict[float, State] = {}
+    for time in range(TIMES):
+        states = dict.fromkeys((rate / 8**time for rate in RATES), start)
+        for piece in range(1, quarter + 1):
+            states = step(states, piece)
+            if not time:
+                advance()
+        states = {rate: state for rate, state in states.items() if not quarter or loss(state) <= least}
+        if states:
+            break
+    else:
+        return start, 0.0
+    for piece in range(quarter + 1, pieces + 1):
         states = step(states, piece)
-        if piece == max(1, pieces // 4) < pieces:
-            states = {rate: state for rate, state in states.items() if loss(state) <= least}
-            if not states:
-                raise RunError(
-                    "training on the pooled rows diverges at the run's learning rate, at half and at a quarter of it; "
-                    "take a lower --learning-rate"
-                )
         advance()
     losses = {rate: loss(state) for rate, state in states.items()}
-    rate = min(losses, key=losses.__getitem__)
+    rate = min(losses, key=lambda rate: math.inf if math.isnan(losses[rate]) else losses[rate])
     return states[rate], rate
 
 
@@ -72,14 +77,12 @@ def train_on_pooled_rows(
     """The same adapter trained on the pooled rows: same `start`, passes and batch size as of `cohort` clients a round.
 
     Returns it, and its learning rate.
-
-    Raises:
-        RunError: it diverges at all `RATES`.
     """
     config = setup.config
     pooled = np.arange(len(rows.train))
     seen = [_rows_a_round(setup, rows.partition, client) for client in range(setup.clients)]
-    piece = max(1, round(sum(seen) / setup.clients * cohort))
+    heard = min(cohort, setup.strategy.asynchronous or cohort)  # clients whose work is in a step
+    piece = max(1, round(sum(seen) / setup.clients * heard))
     shuffled = np.concatenate(
         [
             seeds.generator(config.seed, "centralised", i).permutation(pooled)

@@ -31,7 +31,7 @@ from fedpeft.run.examined import exam_of
 from fedpeft.run.final_score import Scorer
 from fedpeft.run.observer import RunObserver
 from fedpeft.run.private_plan import planned
-from fedpeft.run.profiles import chances, groups_of, keep_profiles, number_of
+from fedpeft.run.profiles import chances, groups_of, keep_profiles, kinds, number_of
 from fedpeft.run.records import Records
 from fedpeft.run.sampling import aware, cohort_size
 from fedpeft.run.setup import Setup, settled
@@ -132,6 +132,12 @@ class Simulation:
     def _steps(self, client: int) -> int:
         """Of a client in a round."""
         return self.setup.profiles[client].steps or self.setup.training.steps_for(int(self._sizes[client]))
+
+    @property
+    def most_steps(self) -> int:
+        """Of a client in a round, of the one that takes most."""
+        usual = self.setup.training.steps_for(int(self._sizes.max()))
+        return max(profile.steps or usual for profile in kinds(self.setup.profiles))
 
     @property
     def _held_out(self) -> float:
@@ -261,7 +267,7 @@ class Simulation:
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
         rule, layout = self.setup.strategy, self.setup.layout
-        sent = rule.of_group(rule.group(client, progress.learned), progress.adapter, progress.learned, layout)
+        sent = rule.of_group(rule.group(client, progress.learned), progress.reached, progress.learned, layout)
         return rule.prepared(sent | section(own, "private"), layout)
 
     def close(self) -> None:

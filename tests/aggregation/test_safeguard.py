@@ -25,6 +25,7 @@ from fedpeft.run.records import Records
 from fedpeft.run.steering import Steering, steering
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main
+from fedpeft.simulation.alone import trained_alone
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 3, "workers": 1, "seed": 3,
@@ -291,6 +292,28 @@ def test_an_asynchronous_run_goes_on_after_an_undone_step(tmp_path, monkeypatch)
     assert all(torch.equal(states[1].adapter[n], t) for n, t in started.items())
     assert not states[1].acknowledged
     assert any(not torch.equal(states[4].adapter[n], t) for n, t in started.items())
+
+
+def test_updates_on_their_way_when_a_step_is_undone_do_not_lower_the_rate_once_more(tmp_path, monkeypatch):
+    undoing(monkeypatch, {1, 2}, rate=0.25)
+    simulation, server = opened(tmp_path / "run", strategy="fedbuff(buffer=1)", rounds=3)
+    progress = simulation.train(server)
+    simulation.close()
+    lines = Records(tmp_path / "run").read("clients.jsonl")
+    assert [line["staleness"] for line in lines][:2] == [0, 1], "who is heard second was asked before the first step"
+    assert [line["undone"] for line in Records(tmp_path / "run").read("rounds.jsonl")][1:] == [True, True, False]
+    assert progress.standing.rate == 0.25
+
+
+def test_who_trains_alone_does_so_at_the_rate_that_the_safeguard_has_left(tmp_path, monkeypatch):
+    undoing(monkeypatch, {2, 3}, rate=1e-6)
+    simulation, server = opened(tmp_path / "run", head="zero")
+    start = trained_alone(simulation, 2)
+    simulation.train(server)
+    lowered = trained_alone(simulation, 2)
+    simulation.close()
+    moved = [max(float((s[n] - simulation.setup.start[n]).abs().max()) for n in s) for s in (start, lowered)]
+    assert moved[1] < 1e-9 < 1e-3 < moved[0]
 
 
 HARMFUL = {"learning_rate": 3.0, "optimizer": "adamw(warmup=8, head_rate=1.0, schedule=constant)", "rounds": 4}

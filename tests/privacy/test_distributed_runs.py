@@ -341,3 +341,12 @@ def test_a_sum_that_has_no_noise_is_not_taken_part_in():
 
 def test_the_event_of_a_gaussian_is_what_it_was():
     assert Event(1.0, 0.5) == (1.0, 0.5, 0.0, 1.0)
+
+
+def test_sums_of_gradients_step_at_the_rate_that_an_undone_round_has_left(tmp_path, monkeypatch):
+    norms = []
+    monkeypatch.setattr(ConsoleObserver, "round_done", lambda _self, result: norms.append(result.update_norm))
+    public = {"measure": "validation(every=100, public=True)", "safeguard": "undo(rise=0, rate=0.001)", "rounds": 3}
+    _, progress = trained(tmp_path / "run", privacy=f"distributed_dp(unit=rows, noise_multiplier=1, {MASKS})", **public)
+    assert progress.standing.rate <= 0.001, "noise alone raises the loss of one round"
+    assert min(norms) < 0.01 * max(norms)

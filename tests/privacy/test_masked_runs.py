@@ -12,6 +12,8 @@ import torch
 from fedpeft.clients.masking import FILE
 from rich.console import Console
 
+from fedpeft.aggregation.safeguard import Standing
+from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError, PrivacyError, RunError
@@ -24,7 +26,7 @@ from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.run.console import ConsoleObserver
 from fedpeft.run.records import Records
 from fedpeft.server.exchange import Exchange
-from fedpeft.server.progress import Progress
+from fedpeft.server.progress import Checkpoints, Progress
 from fedpeft.server.rounds import Server
 from fedpeft.simulate import simulate
 from fedpeft.simulation.simulation import Simulation
@@ -271,3 +273,19 @@ def test_a_step_out_of_turn_is_a_dropout(tmp_path):
 def test_other_mechanisms_are_what_they_were():
     assert parse_privacy("dp_sgd(epsilon=8)").name == "dp_sgd"
     assert parse_privacy("secure_sum(bits=12)").bits == 12
+
+
+def test_after_an_undone_round_the_grid_reaches_as_far_as_the_lower_rate_leads(tmp_path, monkeypatch):
+    clips, verdicts = [], iter([True, True, False, True])
+    monkeypatch.setattr(
+        Undo, "judge", lambda _self, _loss, s: (True, s) if next(verdicts) else (False, Standing(1, 0.01))
+    )
+    monkeypatch.setattr(
+        ConsoleObserver,
+        "round_done",
+        lambda _self, _result: clips.append(Checkpoints(tmp_path / "run" / "checkpoint").load().clip),
+    )
+    given = {"rounds": 3, "safeguard": "undo", "optimizer": "adamw(warmup=8, head_rate=1.0, schedule=constant)"}
+    trained(tmp_path / "run", **given)
+    assert clips[1] == pytest.approx(0.01 * clips[0])
+    assert clips[2] < 3 * clips[1], "updates at the lower rate are about as long as was foreseen"

@@ -1,10 +1,16 @@
-"""What a run recommends for clients like its own."""
+"""What a run recommends for clients like its own, and says of rounds with few steps."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+from fedpeft.clients.drift import parse_drift
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
+from fedpeft.clients.local_training import LocalTraining
 
 from fedpeft.run import advice
+from fedpeft.run.advice import on_steps
 from fedpeft.simulate import main
 
 RUN = ["--dataset", "tiny", "--tokens", "16", "--clients", "8", "--rounds", "1", "--local-work", "steps(1)",
@@ -23,7 +29,26 @@ RUN = ["--dataset", "tiny", "--tokens", "16", "--clients", "8", "--rounds", "1",
 )
 def test_a_correction_of_label_shift_is_advised_where_it_can_help(more, advised, tmp_path, capsys):
     assert main([*RUN, *more, "--output", str(tmp_path / "run")]) == 0
-    assert ("--drift label_shift" in " ".join(capsys.readouterr().out.split())) is advised
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("--drift label_shift" in said) is advised
+    assert "1 steps at most: none is taken at more than 0.11" in said
+
+
+@pytest.mark.parametrize(
+    ("most", "drift", "words"),
+    [
+        (1, "", ["0.11 of the learning rate"]),
+        (4, "la_lora", ["0.44 of the learning rate"]),
+        (5, "la_lora", []),
+        (1, "fedprox + la_lora", ["0.11 of the learning rate", "A never moves"]),
+    ],
+)
+def test_it_is_said_what_few_steps_never_come_to(most, drift, words):
+    optimizer = LOCAL_OPTIMIZERS.build("adamw(warmup=8)")
+    setup = SimpleNamespace(training=LocalTraining(optimizer=optimizer), mechanism=None, drift=parse_drift(drift))
+    told = list(on_steps(setup, most))
+    assert len(told) == len(words)
+    assert all(word in note for word, note in zip(words, told, strict=True))
 
 
 @pytest.mark.parametrize(

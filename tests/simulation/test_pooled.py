@@ -1,10 +1,15 @@
 """The reference on pooled rows: the best rate is kept, and a try that diverges ends early."""
 
+import math
+
 import pytest
 import torch
+from fedpeft.clients.pool import Worker
 
-from fedpeft.errors import RunError
-from fedpeft.simulation.pooled import RATES, best_pooled
+from fedpeft.config import RunConfig
+from fedpeft.simulation.pooled import RATES, best_pooled, train_on_pooled_rows
+from fedpeft.simulation.simulation import Simulation
+from tests.simulation.test_run_strategies import settings
 
 
 def descent(rate, curvature=1.0):
@@ -41,10 +46,41 @@ def test_a_try_that_diverges_ends_after_a_quarter():
     assert all(rates == [0.25, 0.5] for _, rates in seen[2:])
 
 
-def test_if_all_diverge_it_is_one_sentence():
-    step, _ = descent(100.0)
-    with pytest.raises(RunError, match="take a lower --learning-rate"):
-        best_pooled(START, 8, step, loss, lambda: None)
+def test_if_all_diverge_lower_rates_are_tried_and_progress_goes_on():
+    step, seen = descent(100.0)
+    told = []
+    state, rate = best_pooled(START, 8, step, loss, lambda: told.append(1))
+    assert rate == 1 / 128  # 100 / 128 = 0.78
+    assert float(state["x"]) == pytest.approx((1 - 100 / 128) ** 8)
+    assert [piece for piece, _ in seen] == [1, 2, 1, 2, 1, 2, *range(3, 9)]
+    assert len(told) == 8
+
+
+def test_where_no_rate_leads_below_the_start_it_is_the_start():
+    step, _ = descent(1e9)
+    assert best_pooled(START, 8, step, loss, lambda: None) == (START, 0.0)
+
+
+def test_a_try_that_ends_in_no_number_is_not_the_best():
+    def step(states, piece):
+        return {r: {"x": s["x"] * (math.nan if r == 1.0 and piece == 8 else 0.9)} for r, s in states.items()}
+
+    assert best_pooled(START, 8, step, loss, lambda: None)[1] == 0.5
+
+
+def test_an_asynchronous_step_is_worth_the_work_of_those_it_hears(tmp_path, observer, monkeypatch):
+    pieces, train = [], Worker.train
+
+    def counted(worker, job):
+        pieces.append(len(job.rows))
+        return train(worker, job)
+
+    monkeypatch.setattr(Worker, "train", counted)
+    for rule in ("fedit", "fedbuff(buffer=2)"):
+        simulation = Simulation(RunConfig(**settings(rule, cohort=6, rounds=1)), tmp_path, observer)
+        train_on_pooled_rows(simulation.setup, simulation.rows, simulation.workers, 6, simulation.setup.start)
+        simulation.close()
+    assert pieces[0] == pytest.approx(3 * pieces[-1], abs=3)
 
 
 def test_a_single_piece_is_enough():
