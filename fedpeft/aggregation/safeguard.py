@@ -35,6 +35,11 @@ class Safeguard(ABC):
     watches: ClassVar[bool] = True
     """Whether it wants to know the validation loss after each step."""
 
+    @property
+    def lowers(self) -> bool:
+        """Whether it lowers the clients' learning rate; not where noise would stay as large (`user_dp`)."""
+        return self.watches
+
     @abstractmethod
     def judge(self, loss: float, standing: Standing) -> tuple[bool, Standing]:
         """Whether a state with this validation loss counts, and the standing after it; the start is judged first."""

@@ -250,8 +250,9 @@ class Setup(ChosenParts):
             ConfigError, PrivacyError: they can't, or must not.
         """
         private = self.mechanism is not None and self.mechanism.protects
+        stays = private and self.mechanism is not None and not self.mechanism.per_example
         config, validation, tasks = self.config, self.measured.validation, self.facts.tasks is not None
-        return steering(config, validation, private, self.personal, self.facts.judged, tasks)
+        return steering(config, validation, private, self.personal, self.facts.judged, tasks, stays)
 
     @property
     def model_name(self) -> str:

@@ -38,6 +38,7 @@ def steering(
     personal: bool,
     rows: bool = True,
     tasks: bool = False,
+    noise_stays: bool = False,
 ) -> Steering:
     """What a configuration lets validation rows decide.
 
@@ -48,6 +49,7 @@ def steering(
         personal: whether clients have tensors of their own.
         rows: whether the server has validation rows.
         tasks: whether there are tasks one after the other, so that these rows are those of tasks to come, too.
+        noise_stays: whether noise is as large however small updates are, so that steps are undone at the same rate.
 
     Raises:
         PrivacyError: the settings let rows decide that are not known to be public.
@@ -88,7 +90,12 @@ def steering(
     if hidden or personal or not rows or tasks:
         return Steering()
     if config.safeguard == "auto":
-        guard = SAFEGUARDS.build("undo")
+        guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
+    elif guard is not None and guard.lowers and noise_stays:
+        raise ConfigError(
+            f"safeguard={config.safeguard} has clients train more gently after an undone step, and the noise of "
+            f"{config.privacy} stays as large: nothing would be heard above it; take undo(rate=1)"
+        )
     if validation.patience and validation.keep == "last":
         raise ConfigError("patience waits for a better state than the best, and keep=last keeps none; leave one out")
     return Steering(guard if guard and guard.watches else None, validation.keep != "last", validation.patience)

@@ -18,11 +18,8 @@ from fedpeft.aggregation.safeguard import SAFEGUARDS, Standing
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.measured import parse_measure
 from fedpeft.run.records import Records
-from fedpeft.run.steering import Steering, steering
 from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main
 from fedpeft.simulation.alone import trained_alone
@@ -67,67 +64,6 @@ def test_every_rule_says_what_it_does_in_a_sentence_and_takes_back_its_own_verdi
     rule = SAFEGUARDS.build(name)
     assert type(rule).__doc__.strip().endswith(".")
     assert rule.judge(0.5, Standing(lowest=0.5))[0], "a step that changes nothing counts"
-
-
-# ------------------------------------------------------------------------------------------------- what may be decided
-
-
-def decided(private=False, personal=False, rows=True, **given):
-    config = RunConfig(**given)
-    return steering(config, parse_measure(config.measure).validation, private, personal, rows)
-
-
-def test_auto_decides_as_much_as_is_right():
-    assert decided() == Steering(Undo(), True, 0)
-    assert decided(safeguard="none", measure="validation(every=1, keep=last)") == Steering()
-    assert decided(measure="validation(every=1, patience=3)", safeguard="none") == Steering(None, True, 3)
-    for case in ({"private": True}, {"personal": True}, {"rows": False}):
-        assert decided(**case) == Steering()
-    assert decided(private=True, measure="validation(every=1, public=True)") == Steering(Undo(), True, 0)
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"safeguard": "undo"},
-        {"measure": "validation(every=1, keep=best)"},
-        {"measure": "validation(every=1, patience=2)"},
-    ],
-)
-def test_what_can_not_or_may_not_be_decided_is_refused(asked):
-    with pytest.raises(PrivacyError, match="public=True"):
-        decided(private=True, **asked)
-    with pytest.raises(ConfigError, match="each client has its own"):
-        decided(personal=True, **asked)
-    with pytest.raises(ConfigError, match="eval-data"):
-        decided(rows=False, **asked)
-    public = asked.get("measure", "validation(every=1)")[:-1] + ", public=True)"
-    decided(private=True, **asked | {"measure": public})
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"measure": "validation(every=1, keep=last, patience=2)"}, "leave one out"),
-        ({"measure": "validation(every=1, public=True)"}, "give that"),
-        ({"safeguard": "undoo"}, "undo"),
-        ({"safeguard": "undo(rise=-1)"}, "at least 0"),
-        ({"safeguard": "undo(rate=0)"}, "above 0"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(given, words):
-    with pytest.raises(FedpeftError, match=words):
-        decided(**given)
-
-
-def test_a_private_run_with_keep_best_is_refused_before_anything_is_trained(tmp_path):
-    given = TINY | {
-        "privacy": "user_dp(noise_multiplier=4)",
-        "head": "zero",
-        "measure": "validation(every=1, keep=best)",
-    }
-    with pytest.raises(PrivacyError, match="public=True"):
-        Simulation(RunConfig(**given), tmp_path, QUIET)
 
 
 # ------------------------------------------------------------------------------------------------------- whole runs

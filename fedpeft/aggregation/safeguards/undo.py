@@ -24,6 +24,11 @@ class Undo(Safeguard):
     rise: float = setting(0.25, "share by which the validation loss may lie above the lowest so far", low=0)
     rate: float = setting(0.25, "what an undone step multiplies the clients' learning rate by", above=0, high=1)
 
+    @property
+    def lowers(self) -> bool:
+        """With a rate below 1."""
+        return self.rate < 1
+
     def judge(self, loss: float, standing: Standing) -> tuple[bool, Standing]:
         """A loss that is no number never counts."""
         if loss <= (1 + self.rise) * standing.lowest:

@@ -1,0 +1,89 @@
+"""What validation rows may decide."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from fedpeft.aggregation.safeguards.undo import Undo
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
+from fedpeft.run.console import ConsoleObserver
+from fedpeft.run.measured import parse_measure
+from fedpeft.run.steering import Steering, steering
+from fedpeft.simulation.simulation import Simulation
+
+TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 3, "workers": 1}
+QUIET = ConsoleObserver(Console(quiet=True))
+
+
+def decided(private=False, personal=False, rows=True, noise_stays=False, **given):
+    config = RunConfig(**given)
+    validation = parse_measure(config.measure).validation
+    return steering(config, validation, private, personal, rows, noise_stays=noise_stays)
+
+
+def test_auto_decides_as_much_as_is_right():
+    assert decided() == Steering(Undo(), True, 0)
+    assert decided(safeguard="none", measure="validation(every=1, keep=last)") == Steering()
+    assert decided(measure="validation(every=1, patience=3)", safeguard="none") == Steering(None, True, 3)
+    for case in ({"private": True}, {"personal": True}, {"rows": False}):
+        assert decided(**case) == Steering()
+    assert decided(private=True, measure="validation(every=1, public=True)") == Steering(Undo(), True, 0)
+
+
+def test_under_noise_that_stays_as_large_steps_are_undone_at_the_same_rate(tmp_path):
+    public = {"private": True, "noise_stays": True, "measure": "validation(every=1, public=True)"}
+    assert decided(**public).safeguard == decided(**public, safeguard="undo(rate=1)").safeguard == Undo(rate=1)
+    assert decided(**public, safeguard="none").safeguard is None
+    with pytest.raises(ConfigError, match=r"take undo\(rate=1\)"):
+        decided(**public, safeguard="undo")
+    for privacy, rate in (("user_dp(noise_multiplier=4)", 1), ("dp_sgd(noise_multiplier=4)", 0.25)):
+        given = {"privacy": privacy, "head": "zero", "measure": "validation(every=1, public=True)"}
+        simulation = Simulation(RunConfig(**TINY | given), tmp_path, QUIET)
+        assert simulation.setup.steering.safeguard == Undo(rate=rate)
+        simulation.close()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"safeguard": "undo"},
+        {"measure": "validation(every=1, keep=best)"},
+        {"measure": "validation(every=1, patience=2)"},
+    ],
+)
+def test_what_can_not_or_may_not_be_decided_is_refused(asked):
+    with pytest.raises(PrivacyError, match="public=True"):
+        decided(private=True, **asked)
+    with pytest.raises(ConfigError, match="each client has its own"):
+        decided(personal=True, **asked)
+    with pytest.raises(ConfigError, match="eval-data"):
+        decided(rows=False, **asked)
+    public = asked.get("measure", "validation(every=1)")[:-1] + ", public=True)"
+    decided(private=True, **asked | {"measure": public})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"measure": "validation(every=1, keep=last, patience=2)"}, "leave one out"),
+        ({"measure": "validation(every=1, public=True)"}, "give that"),
+        ({"safeguard": "undoo"}, "undo"),
+        ({"safeguard": "undo(rise=-1)"}, "at least 0"),
+        ({"safeguard": "undo(rate=0)"}, "above 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given, words):
+    with pytest.raises(FedpeftError, match=words):
+        decided(**given)
+
+
+def test_a_private_run_with_keep_best_is_refused_before_anything_is_trained(tmp_path):
+    given = TINY | {
+        "privacy": "user_dp(noise_multiplier=4)",
+        "head": "zero",
+        "measure": "validation(every=1, keep=best)",
+    }
+    with pytest.raises(PrivacyError, match="public=True"):
+        Simulation(RunConfig(**given), tmp_path, QUIET)
