@@ -6,7 +6,7 @@ end of the run is lowered for it from the start: a rate that has turned out to d
 trains the tensors that the rule has it train in that round, LoRA factors at its own rank, and its model is saved and
 scored as an adapter of the global rank. Where the run's head starts from sums over all clients, its head starts from
 its own. It is scored as the run is: on the test rows, or, where clients have models of their own, on the rows that it
-has held out.
+has held out. Where the run keeps its best state on the validation rows, a client alone is given the same.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fedpeft.communication.messages import Instruction
 from fedpeft.data.partition import held_out
 from fedpeft.peft.adapter import ClientForm, Layout, State
 from fedpeft.run.final_score import save
+from fedpeft.server.best_state import BestState
 from fedpeft.server.evaluation import HELD_OUT
 from fedpeft.simulation.simulation import Simulation
 
@@ -66,6 +67,7 @@ def trained_alone(simulation: Simulation, client: int) -> State:
     progress = simulation.checkpoints.load()
     lowered = progress.standing.rate if progress else 1.0
     simulation.observer.phase(f"client {client} alone", config.rounds)
+    best = _measured(simulation, 0, state, form) if setup.steering.keep_best else None
     for round in range(1, config.rounds + 1):
         job = Job(
             client=client,
@@ -83,7 +85,15 @@ def trained_alone(simulation: Simulation, client: int) -> State:
         job = steered(job, rule, layout, ranks)
         state = state | result(simulation.workers.pool.submit(Worker.train, job)).state
         simulation.observer.advance(1)
-    return in_global_form(state, setup.layout, form)
+        if best is not None and (round == config.rounds or round % setup.measured.validation.every == 0):
+            best = best.after(_measured(simulation, round, state, form), setup.task.metric == "accuracy")
+    return best.adapter if best is not None else in_global_form(state, setup.layout, form)
+
+
+def _measured(simulation: Simulation, round: int, state: State, form: ClientForm | None) -> BestState:
+    """What a client's state reaches on the validation rows, in the form of the global adapter."""
+    whole = in_global_form(state, simulation.setup.layout, form)
+    return BestState(round, simulation.workers.evaluate(whole, 0), whole, {})
 
 
 def in_global_form(state: State, layout: Layout, form: ClientForm | None) -> State:

@@ -15,7 +15,7 @@ from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
 from fedpeft.peft.adapter import ClientForm, Layout, TensorSpec
 from fedpeft.simulate import main
-from fedpeft.simulation.alone import chosen, in_global_form, trained_alone
+from fedpeft.simulation.alone import chosen, in_global_form, started_alone, trained_alone
 from fedpeft.simulation.simulation import Simulation
 from tests.simulation.test_run_strategies import flags, settings
 
@@ -29,7 +29,7 @@ def test_clients_lie_evenly_between_few_rows_and_many():
 
 def test_a_client_alone_trains_on_its_rows_in_every_round(tmp_path, observer):
     """Against jobs written out: the head of its own rows, then each round from where the last one ended."""
-    config = RunConfig(**settings("fedit", dtype="fp64", head="centroids"))
+    config = RunConfig(**settings("fedit", dtype="fp64", head="centroids", measure="validation(every=1, keep=last)"))
     simulation = Simulation(config, tmp_path, observer)
     try:
         state = trained_alone(simulation, 2)
@@ -62,7 +62,8 @@ def _job(simulation, rows, state):
 
 
 def test_a_client_alone_trains_what_the_rule_has_it_train_at_its_own_rank(tmp_path, observer):
-    config = RunConfig(**settings("ffa_lora", dtype="fp64", ranks="2*3,4*3"))
+    given = settings("ffa_lora", dtype="fp64", ranks="2*3,4*3", measure="validation(every=1, keep=last)")
+    config = RunConfig(**given)
     simulation = Simulation(config, tmp_path, observer)
     try:
         setup = simulation.setup
@@ -79,6 +80,23 @@ def test_a_client_alone_trains_what_the_rule_has_it_train_at_its_own_rank(tmp_pa
             assert other[pair.B][:, 2:].any()
     finally:
         simulation.close()
+
+
+def test_a_client_alone_keeps_its_best_state_where_the_run_does(tmp_path, observer):
+    """At a rate that ruins any start, which is then its best state: a weak reference would flatter the federation."""
+    reached = {}
+    for keep in ("best", "last"):
+        given = settings("fedit", dtype="fp32", learning_rate=1.0, optimizer="adamw", head="centroids")
+        config = RunConfig(**given | {"measure": f"validation(every=1, keep={keep})"})
+        simulation = Simulation(config, tmp_path / keep, observer)
+        try:
+            state = trained_alone(simulation, 2)
+            reached[keep] = simulation.workers.evaluate(state, 0)
+            start = simulation.workers.evaluate(started_alone(simulation, 2), 0)
+        finally:
+            simulation.close()
+    assert reached["best"].accuracy >= start.accuracy
+    assert reached["best"].accuracy > reached["last"].accuracy
 
 
 def test_an_adapter_of_lower_rank_has_the_same_effective_weights_in_the_global_form():
