@@ -320,7 +320,7 @@ def _last(simulation: Simulation, scorer: Scorer, progress: Progress) -> FinalSc
 
 def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
     """What is about to be done, on what."""
-    from fedpeft.run.checks import advice_on_drift
+    from fedpeft.run.checks import advice_on_drift, advice_on_owners
 
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
     observer.say(f"[bold]data[/]    {simulation.rows.dataset.name}: {simulation.statistics}")
@@ -328,9 +328,9 @@ def _introduce(simulation: Simulation, observer: ConsoleObserver) -> None:
         of = f"{len(simulation.rows.all):,} training and {len(simulation.rows.dataset.test):,} test rows"
         observer.say(f"[bold]sample[/]  {of}, some of the data set's: a first answer, no result")
     observer.say(model_line(setup))
-    advice = advice_on_drift(setup, simulation.statistics.label_distance)
+    advice = advice_on_drift(setup, simulation.statistics.label_distance), advice_on_owners(config)
     cut = setup.cut_rows(simulation.workers.work.data_key)
-    for note in filter(None, (*simulation.rows.dataset.notes, *setup.notes, *cut, advice)):
+    for note in filter(None, (*simulation.rows.dataset.notes, *setup.notes, *cut, *advice)):
         observer.say(f"[bold]note[/]    {escape(note)}")
     graphics = "".join(f", {name}" for name in dict.fromkeys(simulation.fixed["gpus"]))
     observer.say(

@@ -19,6 +19,7 @@ from fedpeft.aggregation.strategy import (
 )
 from fedpeft.clients.drift import Correction
 from fedpeft.communication.uplink import Uplink
+from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.models.quantized import PRECISIONS, check_available
 from fedpeft.parts import name_of, part_text
@@ -34,6 +35,7 @@ from fedpeft.run.rank_checks import check_ranks
 from fedpeft.run.target_checks import check_targets
 from fedpeft.run.task_checks import check_tasks
 from fedpeft.run.translation_checks import check_translation
+from fedpeft.spec import parse_spec
 
 if TYPE_CHECKING:
     from fedpeft.run.setup import Setup
@@ -306,6 +308,17 @@ def advice_on_drift(setup: Setup, label_skew: float | None) -> str:
     return (
         f"clients hold different classes (label skew {label_skew:.2f}): where steps are undone, or nothing is gained, "
         "try --drift label_shift"
+    )
+
+
+def advice_on_owners(config: RunConfig) -> str:
+    """What to say where a user's column of owners decides nothing; empty: nothing."""
+    spec = parse_spec(config.dataset)
+    if not spec.settings.get("owner") or parse_spec(config.partition).name not in ("dirichlet", "iid", "quantity"):
+        return ""
+    return (
+        f"the column {spec.settings['owner']} says whose row it is, and the partition {config.partition} does not go "
+        "by it: --partition natural --clients 0 makes a client of each owner"
     )
 
 
