@@ -22,7 +22,7 @@ from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.parts import Family, part_text
+from fedpeft.parts import Family, name_of, part_text
 from fedpeft.peft.adapter import ClientForm, State
 from fedpeft.spec import split_outside_parentheses
 
@@ -64,7 +64,7 @@ class Correction:
     @property
     def name(self) -> str:
         """As on the command line."""
-        return type(self).__module__.rpartition(".")[2]
+        return name_of(type(self))
 
     def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[ClientForm | None]) -> None:
         """Refuse what the correction would be wrong with; by default, where states travel, what they lose meaning in.

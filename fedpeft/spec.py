@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from keyword import iskeyword
@@ -45,7 +46,7 @@ def parse_spec(text: str) -> Spec:
     if colon and name.isidentifier():
         return Spec(name, {}, argument)
     try:
-        tree = ast.parse(importable(text), mode="eval").body
+        tree = ast.parse(_keywords_quoted(importable(text)), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):  # the others: a NUL, or nested too deep
         raise ConfigError(f"{text[:200]!r} is not of the form name(key=value, ...)") from None
     if isinstance(tree, ast.Name):
@@ -58,6 +59,19 @@ def parse_spec(text: str) -> Spec:
             raise ConfigError(f"{text!r} names a setting twice or unpacks one; write each as key=value, once")
         settings[keyword.arg] = _value(keyword.value, text)
     return Spec(restored(tree.func.id), settings, values=tuple(_value(node, text) for node in tree.args))
+
+
+_QUOTED_OR_VALUE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<==)(\s*)([a-z]+)(?=\s*[,)])""")
+
+
+def _keywords_quoted(text: str) -> str:
+    """The text with Python's keywords as words where they are values: a column may be called class, or from."""
+
+    def quoted(found: re.Match[str]) -> str:
+        space, word = found.groups()
+        return f"{space}'{word}'" if word and iskeyword(word) else found[0]
+
+    return _QUOTED_OR_VALUE.sub(quoted, text)
 
 
 def _value(node: ast.expr, text: str) -> Any:

@@ -50,6 +50,16 @@ def test_what_is_wrong_is_exit_code_1(here, capsys):
     assert "--clients 0" in out
 
 
+def test_rows_with_several_labels_lie_with_their_owners_where_they_have_some(here, capsys):
+    path = rows(here / "my.jsonl")
+    made = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"label": [row["label"]]}) + "\n" for row in made))
+    main([f"file(path={str(path)!r}, label_type=labels, owner=who)", "--model", "tiny"])
+    assert "natural: 3 clients" in capsys.readouterr().out
+    main([f"file(path={str(path)!r}, label_type=labels)", "--model", "tiny"])
+    assert "iid: " in capsys.readouterr().out
+
+
 def test_few_clients_have_whole_numbers_below_them():
     from matplotlib.figure import Figure
 

@@ -23,6 +23,8 @@ def test_a_spec_reads_as_name_and_literals():
     assert parse_spec("lora(rank=8, targets=('query', 'value'), kind=fast)") == Spec(
         "lora", {"rank": 8, "targets": ("query", "value"), "kind": "fast"}
     )
+    assert parse_spec("file(path='class=from', text=from, label= class, a=None)").settings == {
+        "path": "class=from", "text": "from", "label": "class", "a": None}  # fmt: skip
     assert parse_spec("20newsgroups").name == "20newsgroups"
     assert parse_spec("file:/data/a(b).csv") == Spec("file", {}, "/data/a(b).csv")
 

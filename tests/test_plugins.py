@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from fedpeft.clients.drift import parse_drift
 
 from fedpeft import describe, plugins
 from fedpeft.aggregation.strategy import strategies
@@ -103,6 +104,21 @@ def test_a_file_s_part_is_a_part_like_any_other(rule, capsys):
     assert "Half of the mean." in said
     assert "share" in said
     assert str(rule) in said.replace("\n", "")
+
+
+def test_a_file_s_corrections_go_by_their_own_names(tmp_path):
+    """Else two of one file are taken for one, and states travel under a name that changes with the file."""
+    file = tmp_path / "my_corrections.py"
+    file.write_text(
+        "from dataclasses import dataclass\nfrom fedpeft.clients.drift import Correction\n\n\n"
+        "@dataclass(frozen=True)\nclass One(Correction):\n    pass\n\n\n"
+        "@dataclass(frozen=True)\nclass Other(Correction):\n    pass\n\n\n"
+        'parts = {"corrections": {"one": One, "other": Other}}\n'
+    )
+    plugins.use([str(file)])
+    assert [correction.name for correction in parse_drift("one + other").corrections] == ["one", "other"]
+    with pytest.raises(ConfigError, match="names one twice"):
+        parse_drift("one + one")
 
 
 def test_the_environment_names_plugins_too(rule, monkeypatch):

@@ -26,6 +26,9 @@ AND = " + "
 BETWEEN = ";"
 """Between the labels of a row where they are one text."""
 
+MANY = 20
+"""Rows from which on more classes than half of them are no classes."""
+
 _YES_NO = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
 
 
@@ -85,7 +88,8 @@ class LabelColumn:
         if self.asked == "class" and found == "number":
             value, found = f"{value:g}", "word"
         if not found or (wanted is not None and found not in wanted):
-            raise DataError(f"{where}: the column {self.column!r} must hold {self._legal()}, got {_shown(value)}")
+            must = f"{where}: the column {self.column!r} must hold {self._legal()}"
+            raise DataError(f"{must}, got {_shown(value)}{self._way_out(value)}")
         if self.asked == "number":
             value, found = self._number(value, where), "number"
         if self.asked == "labels" and found == "word":
@@ -138,7 +142,7 @@ class LabelColumn:
             note = f"regression: numbers with fractions; label_type=class makes classes of the column {self.column}"
             numbers = [self._number(word, f"row {i}") for i, word in enumerate(words, 1)]
             return Labels("number", numbers, (), self._note(note))
-        return Labels("class", words)
+        return Labels("class", words, (), self._doubts(words))
 
     def _numbers(self) -> Labels:
         """Of a column that has floats; whole numbers and words of digits may stand among them."""
@@ -162,6 +166,28 @@ class LabelColumn:
 
     def _note(self, what: str) -> tuple[str, ...]:
         return () if self.asked != "auto" else (f"taken as {what}",)
+
+    def _doubts(self, words: Sequence[str]) -> tuple[str, ...]:
+        """What speaks against classes, where nobody has asked for them."""
+        names, doubts = set(words), []
+        if self.asked == "auto" and (joined := sum(BETWEEN in name for name in names)):
+            doubts.append(
+                f"taken as classes, {joined:,} of whose {len(names):,} names have {BETWEEN!r} in them; "
+                "label_type=labels makes several labels of such a text"
+            )
+        if self.asked == "auto" and len(words) >= MANY and len(names) > len(words) / 2:
+            doubts.append(
+                f"taken as classes, {len(names):,} of them in {len(words):,} rows; if they are meant as numbers, "
+                "label_type=number names the first that is none"
+            )
+        return tuple(doubts)
+
+    def _way_out(self, value: Any) -> str:
+        """What to do about a row without a label; empty: it has one."""
+        if value is not None and str(value).strip():
+            return ""
+        several = ", or say label_type=labels where a row may have several or none" if self.asked == "auto" else ""
+        return f"; fill it in, leave the row out{several}"
 
     def _legal(self) -> str:
         return {

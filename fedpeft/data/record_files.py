@@ -78,7 +78,7 @@ def records(name: str) -> Iterator[Record]:
     except IsADirectoryError:
         raise DataError(f"{name} is a directory; name a file in it") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); save it with that encoding") from None
+        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{name} is no whole .gz file: {error}") from None
     except OSError as error:
@@ -105,6 +105,10 @@ def _texts(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
         yield from _json_lines(name, text)
 
 
+BETWEEN_COLUMNS = ";,\t|"
+"""What other programs write between the columns of a table."""
+
+
 def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts beyond 128 kB
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
@@ -114,11 +118,17 @@ def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[Record]:
             raise DataError(f"{name} is empty")
         if len(set(header)) < len(header):
             raise DataError(f"{name} names a column twice in its first line: {', '.join(header)}")
+        others = [sign for sign in BETWEEN_COLUMNS if sign != delimiter and sign in "".join(header)]
+        if len(header) == 1 and others:  # as spreadsheets save where the comma stands in numbers
+            raise DataError(f"{name} has {others[0]!r} between its columns; save it with {delimiter!r} between them")
         for fields in reader:
             if not fields:
                 continue  # a blank line
             if len(fields) != len(header):
-                raise DataError(f"line {reader.line_num} of {name} has {len(fields)} fields, the first {len(header)}")
+                raise DataError(
+                    f"line {reader.line_num} of {name} has {len(fields)} fields, the first {len(header)}; put quotes "
+                    f"around what holds a {delimiter!r}"
+                )
             yield f"line {reader.line_num}", dict(zip(header, fields, strict=True))
     except csv.Error as error:
         raise DataError(f"line {reader.line_num} of {name} is not valid CSV: {error}") from None

@@ -274,7 +274,10 @@ def encode_labels(
     unseen = sorted(set(test) - distinct)
     if unseen:
         shown = ", ".join(repr(label) for label in unseen[:5])
-        raise DataError(f"{name}: {len(unseen)} of the test labels do not occur in the training rows: {shown}")
+        raise DataError(
+            f"{name}: {len(unseen)} of the test labels do not occur in the training rows: {shown}; leave those rows "
+            "out, or add training rows with these labels"
+        )
     train_labels, test_labels = (np.array([position[label] for label in part], np.int64) for part in (train, test))
     return names, train_labels, test_labels
 

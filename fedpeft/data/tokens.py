@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,39 @@ def load_tokenizer(model_directory: Path) -> Any:
     """The model's tokenizer.
 
     Raises:
-        ModelError: the directory has none.
+        ModelError: the directory has none, or one of more tokens than the model knows.
     """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(model_directory), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(model_directory), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer could be loaded from {model_directory}; a text model needs one") from error
+    _check_vocabulary(tokenizer, model_directory)
+    return tokenizer
+
+
+FEW_WORDS = 10
+"""Tokens beside the special ones, from which on a tokenizer without files is one that needs none (of bytes)."""
+
+
+def _check_vocabulary(tokenizer: Any, model_directory: Path) -> None:
+    """Refuse what transformers makes where the files are missing, or are another model's: it says nothing of either."""
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    words = len(tokenizer) - len(set(tokenizer.all_special_ids))
+    if words < FEW_WORDS and not any((model_directory / name).is_file() for name in files):
+        raise ModelError(
+            f"{model_directory} has no vocabulary ({', '.join(sorted(files))}), without which every word is the same "
+            "unknown one; save the model's tokenizer beside its weights: tokenizer.save_pretrained(FOLDER)"
+        )
+    config = json.loads((model_directory / "config.json").read_text("utf-8"))
+    known = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    needed = max(tokenizer.vocab_size, padding_of(tokenizer) + 1)
+    if isinstance(known, int) and needed > known:
+        raise ModelError(
+            f"the tokenizer in {model_directory} has {needed:,} tokens, and the model embeds {known:,} (vocab_size in "
+            "config.json); save the model's own tokenizer there, or resize_token_embeddings of the model and save that"
+        )
 
 
 TOGETHER = 1000

@@ -79,7 +79,7 @@ def read(source: str, records: Iterable[tuple[str, Mapping[str, Any]]], names: N
         if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
             raise DataError(f"{where}: the column {names.text!r} holds half of a character (a lone surrogate)")
         if not text.strip():
-            raise DataError(f"{where}: the column {names.text!r} is empty")
+            raise DataError(f"{where}: the column {names.text!r} is empty; fill it in, or leave the row out")
         texts.append(text)
         if labels is not None:
             if columns := labels.of(record):

@@ -49,6 +49,8 @@ def resolve_model(text: str) -> Path:
         )
     if folder := local_folder(text):
         return _checked(folder)
+    if text not in MODELS.names and os.path.isfile(os.path.expanduser(text)):
+        raise AssetError(f"the model {text!r} is a file; name the folder that holds config.json, weights and tokenizer")
     head = text.partition("(")[0]
     if "/" not in head and "\\" not in head:
         spec = parse_spec(text)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
 from fedpeft.run.checks import check_label_shift
 from fedpeft.run.setup import Setup
+from fedpeft.spec import parse_spec
 
 FAR_APART = 0.55
 """Label skew above which label_shift has gained (0.63, 0.73); at 0.47 it cost something: experiments/harm."""
@@ -34,6 +36,12 @@ def advice(setup: Setup, statistics: PartitionStatistics, most: int) -> Iterator
             "most clients take one step a round, and a step of AdamW is as long for a gradient of few rows as for that "
             "of all: plain steps at many small clients and Adam at the server have learned more (docs/choosing.md)"
         )
+    if _owners_are_left_aside(setup.config):
+        owner = parse_spec(setup.config.dataset).settings["owner"]
+        yield (
+            f"the column {owner} says whose row it is, and the partition {setup.config.partition} does not go by it: "
+            "--partition natural --clients 0 makes a client of each owner"
+        )
     yield from on_steps(setup, most)
 
 
@@ -59,6 +67,12 @@ def _classes_lie_apart(setup: Setup, label_skew: float | None) -> bool:
     except FedpeftError:
         return False
     return True
+
+
+def _owners_are_left_aside(config: RunConfig) -> bool:
+    """Whether a user has named a column of owners, and a partition that decides nothing by it."""
+    named = parse_spec(config.dataset).settings.get("owner")
+    return bool(named) and parse_spec(config.partition).name in ("dirichlet", "iid", "quantity")
 
 
 def _one_step_each(setup: Setup, rows: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -140,6 +141,25 @@ def test_numbers_that_can_t_be_learned_are_one_sentence(rows, more, words, tmp_p
     path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows * 4))
     with pytest.raises(DataError, match=words):
         load_dataset(f"file(path={str(path)!r}{more})")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([f"{i},5" for i in range(40)], "taken as classes, 40 of them in 40 rows; .* label_type=number"),
+        (["wet; loud", "dry"] * 20, "1 of whose 2 names have ';' in them; label_type=labels"),
+        (["wet", "dry"] * 20, ""),
+    ],
+)
+def test_classes_that_look_like_something_else_are_said(labels, words, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f'text {i},"{label}"\n' for i, label in enumerate(labels)))
+    test = tmp_path / "t.csv"
+    test.write_text(f'text,label\nx,"{labels[0]}"\n')
+    (*_, said) = ("", *load_dataset(f"file(path={str(path)!r}, test={str(test)!r})").notes)
+    assert re.search(words, said) if words else not said
+    asked = load_dataset(f"file(path={str(path)!r}, test={str(test)!r}, label_type=class)")
+    assert not asked.notes
 
 
 def test_columns_of_several_labels_are_spread_iid_by_default(tmp_path):

@@ -79,16 +79,38 @@ GOOD = "text,label\na,x\nb,y\nc,x\nd,y\n"
         ("my.csv", "", "", DataError, "is empty"),
         ("my.csv", "text,label\n", "", DataError, "has no rows"),
         ("my.jsonl", "\n\n", "", DataError, "has no rows"),
-        ("my.csv", b"text,label\n\xff\xfe,x\n", "", DataError, r"not UTF-8 text \(byte"),
+        ("my.csv", b"text,label\n\xff\xfe,x\n", "", DataError, r"not UTF-8 text \(byte 11\); save it as UTF-8"),
         ("my.csv", "a,label\n1,x\n", "", DataError, "no column 'text' for the text; legal: a, label"),
         ("my.csv", "text,lable\n1,x\n", "", DataError, "no column 'label' for the label; did you mean 'lable'"),
         ("my.csv", GOOD, ", owner=who", DataError, "no column 'who' for the owner"),
         ("my.csv", "text,label\na,x\nb\n", "", DataError, "line 3 of .* has 1 fields, the first 2"),
+        (
+            "my.csv",
+            "text,label\na,x\nb, c,y\n",
+            "",
+            DataError,
+            "3 fields, the first 2; put quotes around what holds a ','",
+        ),
+        ("my.csv", "text;label\na, b;x\n", "", DataError, "has ';' between its columns; save it with ',' between them"),
+        ("my.tsv", "text,label\na,x\n", "", DataError, "has ',' between its columns"),
+        ("my.csv", "\ntext,label\na,x\n", "", DataError, "line 2 of .* has 2 fields, the first 0"),
         ("my.csv", "text,text\na,x\n", "", DataError, "names a column twice"),
         ("my.csv", 'text,label\n"a,x\n', "", DataError, "line 2 of .* not valid CSV"),
         ("my.csv", "text,label\na,x\nb,x\nc,x\n", "", DataError, "one class only"),
-        ("my.csv", "text,label\na,x\n ,y\n", "", DataError, "line 3 of .*: the column 'text' is empty"),
-        ("my.csv", "text,label\na,x\nb,\n", "", DataError, "line 3 of .*: the column 'label' must hold a word"),
+        (
+            "my.csv",
+            "text,label\na,x\n ,y\n",
+            "",
+            DataError,
+            "line 3 of .*: the column 'text' is empty; fill it in, or leave",
+        ),
+        (
+            "my.csv",
+            "text,label\na,x\nb,\n",
+            "",
+            DataError,
+            "must hold a word .* got ''; fill it in, .*label_type=labels",
+        ),
         ("my.csv", "text,label\na,x\nb,y\n", "", DataError, "can't be held out"),
         ("my.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "", DataError, "line 2 of .* not valid JSON"),
         ("my.jsonl", '["a", 1]\n', "", DataError, "line 1 of .* not a JSON object"),
@@ -129,7 +151,9 @@ def test_a_column_of_another_name_is_named_where_the_rows_are_read(tmp_path: Pat
 
 def test_unseen_test_labels_and_directories_are_one_sentence(tmp_path: Path) -> None:
     path, other = write(tmp_path, "my.csv", GOOD), write(tmp_path, "test.csv", "text,label\na,z\n")
-    with pytest.raises(DataError, match=r"1 of the test labels do not occur in the training rows: 'z'"):
+    with pytest.raises(
+        DataError, match=r"1 of the test labels do not occur in the training rows: 'z'; leave those rows out"
+    ):
         load_dataset(f"file(path={path!r}, test={other!r})")
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match=r"is a directory"):

@@ -27,6 +27,7 @@ from transformers import (
     XLNetLMHeadModel,
 )
 
+from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
@@ -89,6 +90,22 @@ def test_what_can_not_be_read_from_is_one_sentence(tmp_path):
     with pytest.raises(ModelError, match="of the kind 'swin', whose blocks lie in stages") as caught:
         base("classification", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_vocabulary_or_with_another_model_s_is_refused(tmp_path):
+    """transformers makes a tokenizer without words of the one; the other's ids lie beyond the embeddings."""
+    folder = tmp_path / "model"
+    shutil.copytree(resolve_model("tiny"), folder)
+    assert len(load_tokenizer(folder)) > 10
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 50}))
+    with pytest.raises(ModelError, match=r"tokenizer in .* tokens, and the model embeds 50 .* save the model's own"):
+        load_tokenizer(folder)
+    for file in folder.iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            file.unlink()
+    with pytest.raises(ModelError, match=r"no (vocabulary \(.*tokenizer.json|tokenizer could be loaded)"):
+        load_tokenizer(folder)
 
 
 @pytest.fixture

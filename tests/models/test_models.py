@@ -157,6 +157,13 @@ def test_wrong_names_are_one_sentence(text: str, error: type[Exception], words: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_is_no_folder_of_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.touch()
+    with pytest.raises(AssetError, match=r"config.json' is a file; name the folder"):
+        resolve_model(str(file))
+
+
 def test_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(AssetError, match=r"can't fetch org/name: .* hub is out of reach .*that need no hub: .*minilm"):

@@ -9,8 +9,11 @@ from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 
+from fedpeft.config import RunConfig
+from fedpeft.data.partition import PartitionStatistics
 from fedpeft.run import advice
 from fedpeft.run.advice import on_steps
+from fedpeft.run.setup import settled
 from fedpeft.simulate import main
 
 RUN = ["--dataset", "tiny", "--tokens", "16", "--clients", "8", "--rounds", "1", "--local-work", "steps(1)",
@@ -67,3 +70,14 @@ def test_steps_at_the_server_are_advised_where_many_clients_take_one_each(more, 
     monkeypatch.setattr(advice, "MANY", 8)
     assert main([*RUN, *more, "--output", str(tmp_path / "run")]) == 0
     assert ("plain steps at many small clients" in " ".join(capsys.readouterr().out.split())) is advised
+
+
+@pytest.mark.parametrize(("partition", "said"), [("auto", True), ("iid", True), ("natural", False), ("grouped", False)])
+def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partition, said):
+    statistics = PartitionStatistics(8, 3, 3, 3, 0, None, None)
+    for dataset, owners in (("file(path='a.csv', owner=shop)", True), ("file:a.csv", False)):
+        config = settled(RunConfig(dataset=dataset, partition=partition))
+        drift = parse_drift("")
+        setup = SimpleNamespace(config=config, training=LocalTraining(), mechanism=None, drift=drift)
+        told = " ".join(advice.advice(setup, statistics, 100))
+        assert ("the column shop says whose row it is" in told) is (said and owners)
