@@ -1,5 +1,8 @@
 """python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer, or say of a picture.
 
+python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv: what a run of classes, labels or numbers says of each
+row of a file.
+
 A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found. Where a row
 may have several labels, all are told with their probabilities, `+` before those that are said; regression tells the
 number, in the unit of the labels. A language model goes on with the text (after instruction tuning: answers it). Runs
@@ -11,6 +14,8 @@ NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class is less li
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +23,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from fedpeft.answers.captioning import captions
@@ -35,17 +41,31 @@ from fedpeft.models.task import FederatedModel
 from fedpeft.models.two_towers import tower_folders
 from fedpeft.run.command import exit_code
 from fedpeft.run.finished import FinishedRun
+from fedpeft.run.phases import SILENCE, Heartbeat
 
 
 @dataclass(frozen=True)
 class Command:
-    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or a picture's file for captions."""
+    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or a picture's file for captions.
+
+    Of a file of rows: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv.
+    """
 
     words: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
         tyro.conf.arg(metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or a picture's file for captions"),
     ]
+    data: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="FILE", help="instead of a text: rows, in a file as --dataset file: reads it"),
+    ] = None
+    output: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE.csv", help="the rows of --data with an answer each; a new file")
+    ] = None
+    text: Annotated[
+        str | None, tyro.conf.arg(metavar="COLUMN", help="of --data, with the texts; without: as in the run's data")
+    ] = None
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens that a language model adds")] = 40
     abstain: Annotated[float, tyro.conf.arg(help="probability below which a classifier gives no answer, 0 to 1")] = 0.0
     ensemble: Annotated[
@@ -203,15 +223,49 @@ def _predicted(command: Command) -> None:
     from fedpeft.run.console import quiet_libraries
 
     quiet_libraries()
+    if not 0 <= command.abstain <= 1:
+        raise ConfigError(f"--abstain must be a probability, 0 to 1, got {command.abstain:g}")
+    if command.data is not None:
+        _rows_predicted(command, Console())
+        return
+    if command.output is not None or command.text is not None:
+        raise ConfigError("--output and --text are of a file of rows: give it with --data FILE, or leave them out")
     if len(command.words) < 2 or not command.words[-1].strip():
         raise ConfigError('predict needs a run\'s folder and a text: python -m fedpeft.predict runs/NAME "text"')
     if command.new_tokens < 1:
         raise ConfigError(f"--new-tokens must be at least 1, got {command.new_tokens}")
-    if not 0 <= command.abstain <= 1:
-        raise ConfigError(f"--abstain must be a probability, 0 to 1, got {command.abstain:g}")
     *folders, text = command.words
     paths = [Path(folder) for folder in folders]
     predict(paths, text, command.new_tokens, Console(), command.abstain, command.ensemble)
+
+
+def _rows_predicted(command: Command, console: Console) -> None:
+    """Write what a run says of the rows of a file, and tell how often it says what."""
+    from fedpeft.evaluation.answered_rows import PREDICTED, answered, write
+
+    if len(command.words) != 1 or command.output is None or command.data is None or command.ensemble:
+        raise ConfigError(
+            "a file of rows has the answers of one run: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv"
+        )
+    if command.output.suffix != ".csv":
+        raise ConfigError(f"--output is a table; {command.output} must end in .csv")
+    if command.output.exists():
+        raise ConfigError(f"{command.output} exists already; give --output a new name")
+    run = FinishedRun.read(Path(command.words[0]))
+    run.check_rows()
+    said: Counter[str] = Counter()
+    with ExitStack() as held:
+        if not console.is_terminal:
+            held.enter_context(Heartbeat(lambda: console.print(f"...     {sum(said.values()):,} rows"), SILENCE))
+        progress = held.enter_context(Progress(console=console, transient=True))
+        task = progress.add_task(f"rows of {command.data}", total=None)
+        for answer in write(answered(run, command.data, command.text, command.abstain), command.output):
+            said[answer[PREDICTED]] += 1
+            progress.advance(task)
+    told = f"{sum(said.values()):,} rows -> {command.output}"
+    if run.task.targets != "numbers":
+        told += ": " + ", ".join(f"{name or 'none'} {count:,}" for name, count in said.most_common(10))
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

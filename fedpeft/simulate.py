@@ -37,6 +37,7 @@ from fedpeft.run.folder import (
     refuse_servers_run,
 )
 from fedpeft.run.observer import RoundResult, perplexity
+from fedpeft.run.phases import SILENCE
 from fedpeft.run.quick import quick
 from fedpeft.run.records import Records
 from fedpeft.run.summary import TEST_ROWS, Costs, Quality, Summary, calibration_of, distinct_rows, show
@@ -64,10 +65,6 @@ OPTIONS = {
     "--dashboard PORT": "a page that shows the run while it goes on, to this machine only; 0: any free port",
     "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
 }
-
-
-SILENCE = 8.0
-"""Seconds after which a line says what the run is doing, where nothing else does."""
 
 
 @dataclass(frozen=True)

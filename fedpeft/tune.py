@@ -23,7 +23,7 @@ from fedpeft.errors import RunError, needs_extra
 from fedpeft.run import catalogue, console
 from fedpeft.run.command import exit_code
 from fedpeft.run.folder import make_folder, refuse_file
-from fedpeft.run.phases import Heartbeat
+from fedpeft.run.phases import SILENCE, Heartbeat
 from fedpeft.study import load
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Plac
     """
     from fedpeft.run.catalogue import built
     from fedpeft.tuning import store
-    from fedpeft.tuning.runner import SILENCE, Place
+    from fedpeft.tuning.runner import Place
     from fedpeft.tuning.sizes import Sizes, check_smallest
 
     first = search.corner({})

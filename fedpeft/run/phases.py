@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Self
 
+SILENCE = 8.0
+"""Seconds after which a line says what is being done, where nothing else does."""
+
 
 class Phases:
     """What a run is doing, and how long each phase has taken; one that comes again goes on with its time.

@@ -23,7 +23,7 @@ from fedpeft.machine import files
 from fedpeft.machine.hardware import gpu_shares
 from fedpeft.run import catalogue
 from fedpeft.run.console import duration
-from fedpeft.run.phases import Heartbeat
+from fedpeft.run.phases import SILENCE, Heartbeat
 from fedpeft.run.records import Records
 from fedpeft.studies.process import Start
 from fedpeft.studies.runner import reason_of, rounds_done
@@ -34,9 +34,6 @@ from fedpeft.tuning.store import GIVEN_UP, REASON, SAME_AS, SETTINGS, finished, 
 from fedpeft.tuning.trial import NOT_PASSED
 
 POLL_SECONDS = 0.2
-
-SILENCE = 8.0
-"""Seconds after which a line says where the search stands, where nothing else does."""
 
 IN_A_ROW = 100
 """Trials that are drawn one after another and can't be trained, after which a search gives up."""

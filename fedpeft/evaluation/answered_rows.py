@@ -1,0 +1,121 @@
+"""What a finished run says of each row of a file: the file's own columns, and behind them its answers.
+
+classes          predicted, and its probability by the run's temperature
+several labels   predicted, joined by "; ", and the probability of each label
+numbers          predicted, in the unit of the labels
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fedpeft.data.record_files import Record, records
+from fedpeft.data.rows import DATASETS
+from fedpeft.data.tokens import token_rows
+from fedpeft.data.user_rows import Names, read
+from fedpeft.errors import ConfigError, DataError
+from fedpeft.machine import files
+from fedpeft.models import scoring
+from fedpeft.run.finished import FinishedRun
+
+ROWS = 512
+"""Rows of the file that are in memory at a time."""
+
+PREDICTED = "predicted"
+PROBABILITY = "probability"
+
+Answer = dict[str, str]
+"""Of a row, by column."""
+
+
+def answers_of(run: FinishedRun, outputs: Tensor, abstain: float = 0.0) -> Answer:
+    """What a head's outputs (outputs,) say of a row; no class where the likeliest is less likely than `abstain`."""
+    names = run.labels or []
+    if run.task.targets == "numbers":
+        return {PREDICTED: f"{run.task.values(outputs).tolist()[0]:.6g}"}
+    if run.task.targets == "labels":
+        chances = dict(zip(names, run.task.values(outputs).tolist(), strict=True))
+        said = "; ".join(name for name, chance in chances.items() if chance >= 0.5)
+        return {PREDICTED: said} | {f"{PROBABILITY} of {name}": f"{chance:.4f}" for name, chance in chances.items()}
+    found = (outputs / run.temperature).softmax(-1)
+    best = int(found.argmax())
+    likely = float(found[best])
+    return {PREDICTED: names[best] if likely >= abstain else "", PROBABILITY: f"{likely:.4f}"}
+
+
+def answered(run: FinishedRun, source: Path, column: str | None, abstain: float) -> Iterator[tuple[Record, Answer]]:
+    """The rows of a file in their order, each with the model's answer.
+
+    Args:
+        run: of a classifier of texts, of one class, several labels or a number a row.
+        source: a file that `--dataset file:` reads; labels are not needed.
+        column: of the texts; None: as in the run's own data.
+        abstain: probability below which a row has no class, 0 to 1.
+
+    Raises:
+        FedpeftError: the run answers otherwise, or its files are missing; the rows can't be read.
+    """
+    if run.labels is None or not run.task.targets:
+        raise ConfigError(
+            f"{run.folder} has no classes: python -m fedpeft.evaluate asks a language model the questions of a file"
+        )
+    if run.reads_images:
+        raise ConfigError(f"{run.folder} reads images, and predict --data takes rows of text")
+    if abstain and run.task.targets in ("numbers", "labels"):
+        raise ConfigError(f"{run.folder} has no classes of which one is likeliest; leave --abstain out")
+    own = getattr(DATASETS.build(run.config.dataset), "text", "text")
+    names = Names(column or own, None, None, "--text COLUMN")
+    model, waiting = run.model(run.base()), records(str(source))
+    while rows := list(islice(waiting, ROWS)):
+        texts = list(read(str(source), rows, names).texts)
+        encoded = token_rows(texts, np.zeros(len(texts), np.int64), run.model_directory, run.tokens)
+        outputs: dict[int, Tensor] = {}
+        for places in scoring.score_batches(encoded):
+            outputs |= zip(places.tolist(), scoring.logits(model, encoded.batch(places)), strict=True)
+        yield from ((row, answers_of(run, outputs[i], abstain)) for i, row in enumerate(rows))
+
+
+def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answer]:
+    """Write rows with their answers as CSV, whole or not at all; what is yielded is written.
+
+    Columns are those of the first row; lists and objects of JSON are written as JSON.
+
+    Raises:
+        DataError: the file has no rows, or a column of its own by an answer's name.
+        RunError: the disk is full, or can't be written.
+    """
+    first = next(pairs, None)
+    if first is None:
+        raise DataError("the file has no rows")
+    (place, record), answer = first
+    if taken := sorted(record.keys() & answer.keys()):
+        raise DataError(f"{place} has a column {taken[0]!r} already; rename it, or leave it out")
+    partly = output.with_name(f"{output.name}.part")
+    try:
+        with files.writing(output):
+            with partly.open("w", newline="", encoding="utf-8") as stream:
+                table = csv.DictWriter(stream, [*record, *answer], restval="", extrasaction="ignore")
+                table.writeheader()
+                for (_, row), said in chain([first], pairs):
+                    table.writerow({name: _cell(value) for name, value in row.items()} | said)
+                    yield said
+            os.replace(partly, output)
+    finally:
+        with suppress(OSError):
+            partly.unlink(missing_ok=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)

@@ -1,0 +1,122 @@
+"""What a finished run says of the rows of a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import pytest
+
+from fedpeft.errors import ConfigError
+from fedpeft.evaluation import answered_rows
+from fedpeft.evaluation.answered_rows import answered
+from fedpeft.predict import chances, main, outputs
+from fedpeft.run.finished import FinishedRun
+from fedpeft.simulate import main as simulate
+from tests.targets import prices, tagged
+
+RUN = ["--tokens", "16", "--clients", "3", "--cohort", "all", "--rounds", "1", "--workers", "1", "--local-work",
+       "steps(1)", "--peft", "lora(rank=2, layers=1)", "--model", "tiny", "--partition", "iid"]  # fmt: skip
+TEXTS = ["a fine day", "rain, and more rain than one has ever seen in this valley", "wind", "a fine day"] * 3
+
+
+def made(folder, dataset, *more):
+    assert simulate([*RUN, "--dataset", dataset, "--output", str(folder / "run"), *more]) == 0
+    return FinishedRun.read(folder / "run")
+
+
+def classes(folder):
+    rows = [f"{'good' if i % 2 else 'bad'} thing {i},{'yes' if i % 2 else 'no'}" for i in range(60)]
+    (folder / "rows.csv").write_text("body,label\n" + "\n".join(rows) + "\n")
+    return made(folder, f"file(path='{folder / 'rows.csv'}', text=body)")
+
+
+def written(folder, *more, **columns):
+    """The lines of the table that the command writes of TEXTS, which has these columns."""
+    source, output = folder / "new.jsonl", folder / "answers.csv"
+    source.write_text(
+        "".join(json.dumps({name: texts[i] for name, texts in columns.items()}) + "\n" for i in range(12))
+    )
+    assert main([str(folder / "run"), "--data", str(source), "--output", str(output), *more]) == 0
+    with output.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_each_row_has_the_answer_that_its_text_has_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(answered_rows, "ROWS", 5)  # the last of three parts has two rows
+    run = classes(tmp_path)
+    lines = written(tmp_path, body=TEXTS, place=[["a", i] for i in range(12)])
+    base = run.base()
+    assert [line["body"] for line in lines] == TEXTS
+    assert [json.loads(line["place"]) for line in lines] == [["a", i] for i in range(12)]
+    for line in lines:
+        alone = chances(run, base, line["body"])
+        assert line["predicted"] == run.labels[int(alone.argmax())]
+        assert float(line["probability"]) == pytest.approx(float(alone.max()), abs=1e-4)
+    told = capsys.readouterr().out
+    assert "12 rows -> " in told
+    assert f"{lines[0]['predicted']} " in told
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_numbers_and_several_labels_have_columns_of_their_own(tmp_path):
+    (tmp_path / "n").mkdir()
+    (tmp_path / "l").mkdir()
+    run = made(tmp_path / "n", f"file(path={str(prices(tmp_path / 'n' / 'rows.csv', 60))!r}, label=price)")
+    lines = written(tmp_path / "n", text=TEXTS)
+    base = run.base()
+    for line in lines:
+        alone = float(run.task.values(outputs(run, base, line["text"])))
+        assert float(line["predicted"]) == pytest.approx(alone, rel=1e-4)
+    run = made(tmp_path / "l", f"file:{tagged(tmp_path / 'l' / 'rows.jsonl', 60)}")
+    lines = written(tmp_path / "l", text=TEXTS)
+    base = run.base()
+    for line in lines:
+        alone = run.task.values(outputs(run, base, line["text"])).tolist()
+        found = {name: float(line[f"probability of {name}"]) for name in run.labels}
+        assert list(found.values()) == pytest.approx(alone, abs=1e-4)
+        assert line["predicted"] == "; ".join(n for n, p in zip(run.labels, alone, strict=True) if p >= 0.5)
+
+
+def test_a_row_below_the_asked_probability_has_no_class(tmp_path, capsys):
+    classes(tmp_path)
+    lines = written(tmp_path, "--abstain", "1", "--text", "said", said=TEXTS)
+    assert {line["predicted"] for line in lines} == {""}
+    assert all(float(line["probability"]) > 0 for line in lines)
+    assert "none 12" in capsys.readouterr().out
+
+
+def test_what_can_not_be_answered_is_one_sentence_and_leaves_no_file(tmp_path, capsys, monkeypatch):
+    classes(tmp_path)
+    monkeypatch.setattr(answered_rows, "ROWS", 2)
+    run, output = str(tmp_path / "run"), tmp_path / "answers.csv"
+    (tmp_path / "late.csv").write_text("body,predicted_by\na,x\nb,x\nc,x\n ,x\n")
+    (tmp_path / "taken.csv").write_text("body,predicted\na,x\n")
+    (tmp_path / "none.csv").write_text("body\n")
+    given = ["--output", str(output)]
+    for more, words in (
+        ([run, "--data", str(tmp_path / "late.csv"), *given], "line 5 of .* is empty"),
+        ([run, "--data", str(tmp_path / "taken.csv"), *given], "a column 'predicted' already; rename it"),
+        ([run, "--data", str(tmp_path / "none.csv"), *given], "has no rows"),
+        ([run, "--data", str(tmp_path / "new.csv"), *given], "there is no file"),
+        ([run, "--data", str(tmp_path / "late.csv"), *given, "--text", "boddy"], "no column 'boddy' .* --text COLUMN"),
+        ([run, "--data", str(tmp_path / "late.csv"), "--output", str(tmp_path / "a.json")], "must end in .csv"),
+        ([run, "--data", str(tmp_path / "late.csv"), "--output", str(tmp_path / "late.csv")], "exists already"),
+        ([run, "--data", str(tmp_path / "late.csv"), "--output", str(tmp_path / "no" / "a.csv")], "can't be written"),
+        ([run, "a text", "--data", str(tmp_path / "late.csv"), *given], "the answers of one run"),
+        ([run, "--data", str(tmp_path / "late.csv")], "the answers of one run"),
+        ([run, "a text", *given], "are of a file of rows"),
+    ):
+        assert main(more) == 2, words
+        error = " ".join(capsys.readouterr().err.split())
+        assert re.search(words, error), error
+        assert not output.exists()
+        assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_language_model_is_told_where_its_questions_go(tmp_path):
+    (tmp_path / "rows.csv").write_text("text\n" + "\n".join(f"one and two are {i}" for i in range(40)) + "\n")
+    run = made(tmp_path, f"file(path='{tmp_path / 'rows.csv'}', label=None)", "--model", "tiny_lm")
+    with pytest.raises(ConfigError, match=r"python -m fedpeft\.evaluate"):
+        next(answered(run, tmp_path / "rows.csv", None, 0.0))
