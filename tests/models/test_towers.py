@@ -185,7 +185,7 @@ def test_towers_that_did_not_know_each_other_come_to_meet(folder) -> None:
     batch = task.tokenise(Rows(images, np.arange(12), None, texts=texts), folder, 16).batch(range(12))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     before = task.row_losses(model, batch)
-    for _ in range(60):
+    for _ in range(120):
         optimizer.zero_grad()
         task.row_losses(model, batch).sums.mean().backward()
         optimizer.step()
