@@ -297,10 +297,11 @@ class Server:
         elif standing.rate < before.standing.rate:
             self._lowered = after.round
         self.store.bases.put(before.residual.version, before.residual.total)
+        told = f"; from here on clients train at {standing.rate:.3g} of the learning rate"
+        told += ", and the server's steps are as much shorter" if self.setup.optimizer.pace is None else ""
         self.observer.say(
             f"round {after.round}: undone, since the validation loss would be {loss:.3g} after "
-            f"{before.standing.lowest:.3g}; from here on clients train at {standing.rate:.3g} of the learning rate"
-            + (", and the server's steps are as much shorter" if self.setup.optimizer.pace is None else "")
+            f"{before.standing.lowest:.3g}" + (told if standing.rate < before.standing.rate else "")
         )
         undone, sums = before.undone(after, standing), self.setup.secure_sum
         if sums is not None and not sums.noisy and undone.clip is not None:  # a grid that reaches as far as updates do

@@ -247,13 +247,17 @@ def test_steps_that_go_on_doing_harm_lower_the_rate_again_once_those_asked_at_th
     undoing(monkeypatch, set(range(1, 9)), rate=0.25)
     simulation, server = opened(tmp_path / "run", strategy="fedbuff(buffer=1)", rounds=8)
     rates = []
+    said = []
     monkeypatch.setattr(
         ConsoleObserver,
         "round_done",
         lambda _self, _result: rates.append(Checkpoints(tmp_path / "run" / "checkpoint").load().standing.rate),
     )
+    monkeypatch.setattr(ConsoleObserver, "say", lambda _self, text: said.append(text))
     simulation.train(server)
     simulation.close()
+    undone = [text for text in said if "undone" in text]
+    assert ["from here on clients train at" in text for text in undone] == [n in (1, 4, 7) for n in range(1, 9)]
     assert all(line["staleness"] <= 2 for line in Records(tmp_path / "run").read("clients.jsonl"))
     assert rates == [0.25**n for n in (1, 1, 1, 2, 2, 2, 3, 3)]
 
