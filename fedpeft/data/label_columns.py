@@ -186,8 +186,9 @@ class LabelColumn:
         """What to do about a row without a label; empty: it has one."""
         if value is not None and str(value).strip():
             return ""
-        several = ", or say label_type=labels where a row may have several or none" if self.asked == "auto" else ""
-        return f"; fill it in, leave the row out{several}"
+        if self.asked != "auto":
+            return "; fill it in, or leave the row out"
+        return "; fill it in, leave the row out, or say label_type=labels where a row may have several or none"
 
     def _legal(self) -> str:
         return {

@@ -113,7 +113,7 @@ def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts beyond 128 kB
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
     try:
-        header = next(reader, None)
+        header = next(filter(None, reader), None)  # blank lines may lie before it
         if header is None:
             raise DataError(f"{name} is empty")
         if len(set(header)) < len(header):
@@ -125,9 +125,9 @@ def _table(name: str, stream: TextIO, delimiter: str) -> Iterator[Record]:
             if not fields:
                 continue  # a blank line
             if len(fields) != len(header):
+                quotes = f"; put quotes around what holds a {delimiter!r}" if len(fields) > len(header) else ""
                 raise DataError(
-                    f"line {reader.line_num} of {name} has {len(fields)} fields, the first {len(header)}; put quotes "
-                    f"around what holds a {delimiter!r}"
+                    f"line {reader.line_num} of {name} has {len(fields)} fields, the first {len(header)}{quotes}"
                 )
             yield f"line {reader.line_num}", dict(zip(header, fields, strict=True))
     except csv.Error as error:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
-from fedpeft.run.checks import check_label_shift
+from fedpeft.run.checks import check_label_shift, check_server
 from fedpeft.run.setup import Setup
 from fedpeft.spec import parse_spec
 
@@ -31,7 +32,8 @@ def advice(setup: Setup, statistics: PartitionStatistics, most: int) -> Iterator
             f"clients hold different classes (label skew {statistics.label_distance:.2f}): where steps are undone, or "
             "nothing is gained, try --drift label_shift"
         )
-    if statistics.clients >= MANY and _one_step_each(setup, round(statistics.rows_median)):
+    one_step_each = statistics.clients >= MANY and _one_step_each(setup, round(statistics.rows_median))
+    if one_step_each and _adam_fits(setup):
         yield (
             "most clients take one step a round, and a step of AdamW is as long for a gradient of few rows as for that "
             "of all: plain steps at many small clients and Adam at the server have learned more (docs/choosing.md)"
@@ -50,8 +52,9 @@ def on_steps(setup: Setup, most: int) -> Iterator[str]:
     optimizer = setup.training.optimizer
     summed = setup.mechanism is not None and setup.mechanism.summed and setup.mechanism.per_example
     if not summed and optimizer.share(most - 1) <= 0.5:
+        told = "1 step" if most == 1 else f"{most} steps"
         yield (
-            f"warmup={optimizer.warmup} of --optimizer begins anew in each round, and a round has {most} steps at "
+            f"warmup={optimizer.warmup} of --optimizer begins anew in each round, and a round has {told} at "
             f"most: none is taken at more than {optimizer.share(most - 1):.2f} of the learning rate"
         )
     if most == 1 and any(correction.name == "la_lora" for correction in setup.drift.corrections):
@@ -76,8 +79,14 @@ def _owners_are_left_aside(config: RunConfig) -> bool:
 
 
 def _one_step_each(setup: Setup, rows: int) -> bool:
-    """Whether a client of so many rows takes one step, not a plain one, and the server steps by the mean update."""
-    training = setup.training
-    if training.steps_for(rows) > 1 or training.optimizer.plain:
+    """Whether a client of so many rows takes one step, and not a plain one."""
+    return setup.training.steps_for(rows) == 1 and not setup.training.optimizer.plain
+
+
+def _adam_fits(setup: Setup) -> bool:
+    """Whether the server steps by the mean update, and could by Adam instead."""
+    try:
+        check_server(setup.strategy, SERVER_OPTIMIZERS.build("adam"))
+    except FedpeftError:
         return False
     return setup.mechanism is None and setup.optimizer.pace is not None

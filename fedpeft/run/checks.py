@@ -52,7 +52,7 @@ def check(setup: Setup) -> None:
     check_method(setup.method, strategy, config.strategy.partition("(")[0].strip(), forms)
     if not setup.factor_view:
         strategy.check(setup.layout, forms)
-    _check_server(strategy, setup.optimizer)
+    check_server(strategy, setup.optimizer)
     for correction in setup.drift.corrections:
         correction.check(strategy, setup.training, forms)
         _check_needs(correction, strategy, setup.layout)
@@ -155,7 +155,12 @@ def _check_pairs(setup: Setup) -> None:
         raise PrivacyError("audits score rows one by one, and pairs are judged among all; leave audit out of --privacy")
 
 
-def _check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
+def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
+    """Refuse a server optimizer where the rule leaves it nothing to step along.
+
+    Raises:
+        ConfigError: says why, and what to take instead.
+    """
     name = type(strategy).__name__
     plain = optimizer == SERVER_OPTIMIZERS.build("sgd")
     if isinstance(strategy, RoundStrategy) and not plain:

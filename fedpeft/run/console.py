@@ -150,8 +150,8 @@ class ConsoleObserver:
             self._progress.remove_task(self._phase)
             self._phase = None
         self.phases.enter("rounds")
-        self.phases.part(f"round {done + 1}")
         self._total_rounds = rounds
+        self._begin_round(done + 1)
         if self.live is not None:
             self.live.started(rounds)
         self._rounds = self._progress.add_task("rounds", total=rounds, completed=done)
@@ -171,12 +171,14 @@ class ConsoleObserver:
                 self.live.reached(done, total)
             self._progress.update(self._cohort, completed=done, total=total)
 
+    def _begin_round(self, round: int) -> None:
+        self.phases.part(f"round {round}" if round <= self._total_rounds else "after the last round")
+
     def round_done(self, result: RoundResult) -> bool:
         """One line; True where whoever is asked (`on_round`) wants no further round."""
         if self._rounds is not None:
             self._progress.update(self._rounds, completed=result.round)
-        last = result.round == self._total_rounds
-        self.phases.part("after the last round" if last else f"round {result.round + 1}")
+        self._begin_round(result.round + 1)
         parts = [f"round {result.round:>3}/{self._total_rounds}", f"{result.clients} clients"]
         if result.train_loss is not None:
             parts.append(f"train loss {short(result.train_loss)}")

@@ -116,7 +116,7 @@ class Server:
             self.turns = TaskTurns(setup, self.clients, tasks, score_task, most_rows, say)
         self.evaluation = Evaluation(setup, self.clients, evaluate, observer.say, examiner)
         self._outstanding: dict[int, Sent] = {}  # by client, what it was sent and has not answered yet
-        self._undone = 0  # the last round whose step was; of one before a restart nobody answers any more
+        self._lowered = 0  # the last round that lowered the clients' rate; who was asked before a restart never answers
 
     def run(self) -> Progress:
         """All rounds that are still to do; returns the state that they have led to."""
@@ -292,14 +292,16 @@ class Server:
         counts, standing = guard.judge(loss, before.standing)
         if counts:
             return replace(after, standing=standing), False
-        # Who was asked before a step was undone has trained at the rate of then, which has been lowered already.
-        standing = before.standing if asked <= self._undone else standing
-        self._undone = after.round
+        if asked <= self._lowered:  # it has trained at the rate of then, which has been lowered already
+            standing = before.standing
+        elif standing.rate < before.standing.rate:
+            self._lowered = after.round
         self.store.bases.put(before.residual.version, before.residual.total)
+        told = f"; from here on clients train at {standing.rate:.3g} of the learning rate"
+        told += ", and the server's steps are as much shorter" if self.setup.optimizer.pace is None else ""
         self.observer.say(
             f"round {after.round}: undone, since the validation loss would be {loss:.3g} after "
-            f"{before.standing.lowest:.3g}; from here on clients train at {standing.rate:.3g} of the learning rate"
-            + (", and the server's steps are as much shorter" if self.setup.optimizer.pace is None else "")
+            f"{before.standing.lowest:.3g}" + (told if standing.rate < before.standing.rate else "")
         )
         undone, sums = before.undone(after, standing), self.setup.secure_sum
         if sums is not None and not sums.noisy and undone.clip is not None:  # a grid that reaches as far as updates do

@@ -4,7 +4,7 @@ Its work is cut into as many pieces as the federation has rounds, each of as man
 as it does there. A rate that suits a few dozen local steps, whose average over a cohort calms the noise, can be too
 high for hundreds of steps in a row (at 4e-3 on 20 Newsgroups it diverges). So several rates are tried side by side, and
 the one with the least validation loss is the reference: nothing is won by a weak one. Where all diverge, as they may
-where the run itself has lowered its rate, lower ones are tried; if no rate leads below the start, the start it is.
+where the run itself has lowered its rate, lower ones are tried; where all of those do, too, it is the start.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Step = Callable[[Mapping[float, State], int], dict[float, State]]
 def best_pooled(
     start: State, pieces: int, step: Step, loss: Callable[[State], float], advance: Callable[[], None]
 ) -> tuple[State, float]:
-    """The best trained state, and its rate in units of the run's; the start and 0, where nothing is better.
+    """The best trained state, and its rate in units of the run's; the start and 0, where all have diverged.
 
     A try that after a quarter of the work is worse than the start has diverged, and ends there.
 
@@ -67,8 +67,8 @@ def best_pooled(
         states = step(states, piece)
         advance()
     losses = {rate: loss(state) for rate, state in states.items()}
-    rate = min(losses, key=lambda rate: math.inf if math.isnan(losses[rate]) else losses[rate])
-    return states[rate], rate
+    rate = min((rate for rate in losses if math.isfinite(losses[rate])), key=losses.__getitem__, default=0.0)
+    return states.get(rate, start), rate
 
 
 def train_on_pooled_rows(

@@ -241,6 +241,27 @@ def test_updates_on_their_way_when_a_step_is_undone_do_not_lower_the_rate_once_m
     assert progress.standing.rate == 0.25
 
 
+def test_steps_that_go_on_doing_harm_lower_the_rate_again_once_those_asked_at_the_lower_one_are_heard(
+    tmp_path, monkeypatch
+):
+    undoing(monkeypatch, set(range(1, 9)), rate=0.25)
+    simulation, server = opened(tmp_path / "run", strategy="fedbuff(buffer=1)", rounds=8)
+    rates = []
+    said = []
+    monkeypatch.setattr(
+        ConsoleObserver,
+        "round_done",
+        lambda _self, _result: rates.append(Checkpoints(tmp_path / "run" / "checkpoint").load().standing.rate),
+    )
+    monkeypatch.setattr(ConsoleObserver, "say", lambda _self, text: said.append(text))
+    simulation.train(server)
+    simulation.close()
+    undone = [text for text in said if "undone" in text]
+    assert ["from here on clients train at" in text for text in undone] == [n in (1, 4, 7) for n in range(1, 9)]
+    assert all(line["staleness"] <= 2 for line in Records(tmp_path / "run").read("clients.jsonl"))
+    assert rates == [0.25**n for n in (1, 1, 1, 2, 2, 2, 3, 3)]
+
+
 def test_who_trains_alone_does_so_at_the_rate_that_the_safeguard_has_left(tmp_path, monkeypatch):
     undoing(monkeypatch, {2, 3}, rate=1e-6)
     simulation, server = opened(tmp_path / "run", head="zero")

@@ -34,7 +34,7 @@ def test_a_correction_of_label_shift_is_advised_where_it_can_help(more, advised,
     assert main([*RUN, *more, "--output", str(tmp_path / "run")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert ("--drift label_shift" in said) is advised
-    assert "1 steps at most: none is taken at more than 0.11" in said
+    assert "1 step at most: none is taken at more than 0.11" in said
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,7 @@ def test_it_is_said_what_few_steps_never_come_to(most, drift, words):
         (["--server-optimizer", "adam"], False),
         (["--privacy", "user_dp(noise_multiplier=4)", "--head", "zero"], False),
         (["--clients", "7"], False),
+        (["--strategy", "flora"], False),
     ],
 )
 def test_steps_at_the_server_are_advised_where_many_clients_take_one_each(more, advised, tmp_path, capsys, monkeypatch):

@@ -71,6 +71,8 @@ def test_a_run_says_which_round_is_silent_and_that_the_last_is_over():
     assert [text.removesuffix(" 0 s") for text in told] == [
         "round 1:", "round 1: 1 of 4,", "round 2:", "round 2: 1 of 4,", "after the last round:",
     ]  # fmt: skip
+    observer.started(rounds=2, done=2)
+    assert str(observer.phases) == "after the last round: 0 s", "a run that goes on after its last round"
 
 
 def test_a_heart_beats_only_in_silence():

@@ -68,6 +68,13 @@ def test_a_try_that_ends_in_no_number_is_not_the_best():
     assert best_pooled(START, 8, step, loss, lambda: None)[1] == 0.5
 
 
+def test_where_all_tries_end_in_no_number_it_is_the_start():
+    def step(states, piece):
+        return {r: {"x": s["x"] * (math.nan if piece == 8 else 0.9)} for r, s in states.items()}
+
+    assert best_pooled(START, 8, step, loss, lambda: None) == (START, 0.0)
+
+
 def test_an_asynchronous_step_is_worth_the_work_of_those_it_hears(tmp_path, observer, monkeypatch):
     pieces, train = [], Worker.train
 
