@@ -264,7 +264,7 @@ def test_steps_that_go_on_doing_harm_lower_the_rate_again_once_those_asked_at_th
 
 def test_who_trains_alone_does_so_at_the_rate_that_the_safeguard_has_left(tmp_path, monkeypatch):
     undoing(monkeypatch, {2, 3}, rate=1e-6)
-    simulation, server = opened(tmp_path / "run", head="zero")
+    simulation, server = opened(tmp_path / "run", head="zero", measure="validation(every=1, keep=last)")
     start = trained_alone(simulation, 2)
     simulation.train(server)
     lowered = trained_alone(simulation, 2)
