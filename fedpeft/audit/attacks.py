@@ -25,6 +25,7 @@ def attacks(simulation: Simulation) -> dict[str, Any]:
     found = membership(simulation)
     summary: dict[str, Any] = {"membership_auc": found.mean, "membership_auc_worst": found.worst}
     if simulation.protection is not None:
+        simulation.observer.phase("attack: canaries on the run's mechanism", 1)
         with tempfile.TemporaryDirectory(prefix="fedpeft-audit-") as folder:
             verdict = run(of_run(simulation), Path(folder))
         summary |= {

@@ -58,9 +58,12 @@ def membership(simulation: Simulation) -> Membership:
     model = saved_adapter.load(simulation.folder, simulation.setup.task, base, simulation.setup.facts.classes)
     losses = np.zeros(len(examples))
     lengths = examples.lengths[rows]
-    for index in np.array_split(np.argsort(-lengths, kind="stable"), max(1, len(rows) // 32)):
+    batches = np.array_split(np.argsort(-lengths, kind="stable"), max(1, len(rows) // 32))
+    simulation.observer.phase("attack: membership inference, rows scored", len(batches))
+    for index in batches:
         scores = scoring.score(model, simulation.setup.task, examples.batch(rows[index]))
         losses[rows[index]] = scores.loss / np.maximum(scores.count, 1)
+        simulation.observer.advance()
     labels = simulation.rows.all.classes
     areas = []
     for shard in shards:
