@@ -178,6 +178,13 @@ def test_rows_without_labels_lie_with_their_owners_where_a_run_does_not_say(name
     assert PARTITIONS.build(text).split(load_dataset(name).train, 0, 0).sizes.min() > 0
 
 
+def test_the_concentration_needs_no_key() -> None:
+    for name in ("dirichlet", "quantity"):
+        assert PARTITIONS.build(f"{name}(0.1)") == PARTITIONS.build(f"{name}(alpha=0.1)") != PARTITIONS.build(name)
+        with pytest.raises(ConfigError, match="alpha must be at least"):
+            PARTITIONS.build(f"{name}(0)")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

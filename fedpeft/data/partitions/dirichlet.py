@@ -13,6 +13,7 @@ Deviation: a client that gets no row is given a random one from the largest clie
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from fedpeft.parts import setting
 @dataclass(frozen=True)
 class Dirichlet:
     """Per-class Dirichlet split."""
+
+    argument: ClassVar[str] = "alpha"
 
     alpha: float = setting(
         0.5, "concentration: 100 is nearly iid, 0.1 leaves most clients with one or two classes", low=1e-3, high=1e6

@@ -7,6 +7,7 @@ NIID-Bench (Li et al. 2022, arXiv:2102.02079), which draws again where a client 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from fedpeft.parts import setting
 @dataclass(frozen=True)
 class Quantity:
     """Dirichlet sizes, iid content."""
+
+    argument: ClassVar[str] = "alpha"
 
     alpha: float = setting(
         0.5, "concentration of the sizes: 100 is nearly equal, 0.1 gives a few clients most rows", low=1e-3, high=1e6
