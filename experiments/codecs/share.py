@@ -84,6 +84,7 @@ def measure(codec: str, rounds: int) -> dict[str, float]:
     spent: Counter[str] = Counter()
     config = RunConfig(
         dataset="20newsgroups",
+        peft="lora(layers=2)",
         codec=codec,
         rounds=rounds,
         workers=1,

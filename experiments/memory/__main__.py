@@ -57,6 +57,7 @@ def simulate(settings: Settings, clients: int) -> dict[str, Any]:
             "dataset": settings.dataset,
             "partition": settings.partition,
             "workers": settings.workers,
+            "peft": "lora(layers=2)",
             "output": Path(folder) / "run",
         }
         command = [sys.executable, "-m", "fedpeft.simulate", *(f"--{name}={value}" for name, value in flags.items())]

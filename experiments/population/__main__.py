@@ -102,6 +102,7 @@ def measured(settings: Settings, clients: int) -> Cost:
             "rounds": settings.rounds,
             "dataset": settings.dataset,
             "tokens": settings.tokens,
+            "peft": "lora(layers=2)",
             "workers": settings.workers,
             "measure": f"validation(every={settings.rounds})",
             "output": Path(folder) / "run",

@@ -52,7 +52,7 @@ def cases(clients: int, rows: int, default_rows: int) -> list[Case]:
     """The cases of the table: each batch size in fp32, adapters in two blocks and in all; the default run's round."""
     timed = [
         Case(f"fp32, batch {batch}, {where}", clients, rows, batch, "fp32", peft)
-        for peft, where in (("lora", "two upper blocks"), ("lora(layers=0)", "all blocks"))
+        for peft, where in (("lora(layers=2)", "two upper blocks"), ("lora(layers=0)", "all blocks"))
         for batch in (1, 4, 8)
     ]
     run = settled(RunConfig())

@@ -43,7 +43,7 @@ class Case:
     rows: int
     batch_size: int
     dtype: str
-    peft: str = "lora"
+    peft: str = "lora(layers=2)"
     dataset: str = "20newsgroups"
     federation: int = 100
     tokens: int = 128

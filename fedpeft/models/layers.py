@@ -96,11 +96,12 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
 
     Args:
         base: the model.
-        layers: this many uppermost ones (0: all), or those with these indices, counted from 0 at the input.
+        layers: this many uppermost ones, or all where there are fewer (0: all); or those with these indices, counted
+            from 0 at the input.
         method: whom that concerns.
 
     Raises:
-        ModelError: the model has fewer layers; or none is named, or one twice.
+        ModelError: an index is none of the model's; or none is named, or one twice.
     """
     sides = stacks(base)
     if len(sides) == 1:
@@ -111,8 +112,6 @@ def chosen_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
         _check_named(layers, len(every), method)
         return dict(every[i] for i in sorted(layers))
     longest = max(len(stack) for _, stack in sides)
-    if layers > longest:
-        raise ModelError(f"layers={layers} of {method} exceeds the {longest} blocks of the encoder and of the decoder")
     first = [max(0, len(stack) - (layers or longest)) for _, stack in sides]
     return {
         f"{path}.{i}": stack[i]
@@ -139,9 +138,7 @@ def _chosen(base: nn.Module, layers: Layers, method: str) -> list[int]:
         _check_named(layers, every, method)
         passed: Sequence[int] = layers
     else:
-        if layers > every:
-            raise ModelError(f"layers={layers} of {method} exceeds the {every} transformer blocks of the model")
-        passed = range(every - layers if layers else 0, every)
+        passed = range(max(0, every - layers) if layers else 0, every)
     return sorted({i * count // every for i in passed})
 
 

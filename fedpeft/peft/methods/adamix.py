@@ -129,7 +129,7 @@ class AdaMix(PeftMethod):
     experts: int = setting(4, "down-projections of each adapter", low=1, high=64)
     activation: str = setting("gelu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
     consistency: float = setting(1.0, "weight of the divergence of two passes; 0: one pass", low=0)
-    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

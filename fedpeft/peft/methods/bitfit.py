@@ -65,7 +65,7 @@ def taken_bias(layer: nn.Module) -> Tensor:
 class BitFit(PeftMethod):
     """The biases of linear layers and layer norms."""
 
-    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

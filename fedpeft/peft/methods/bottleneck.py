@@ -131,7 +131,7 @@ class BottleneckAdapters(PeftMethod):
     dim: int = setting(16, "width of the bottleneck", low=1, high=4096)
     place: str = setting("pfeiffer", "where adapters sit", choices=PLACES)
     activation: str = setting("relu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
-    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

@@ -101,7 +101,7 @@ class ExpertLora(PeftMethod):
     experts: int = setting(4, "that there is room for, the own one included", low=2, high=64)
     alpha: float = setting(32.0, "the scale is alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

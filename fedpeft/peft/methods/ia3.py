@@ -61,7 +61,7 @@ class IA3(PeftMethod):
         "auto", "layers that are rescaled; auto: keys, values and the second feed-forward layer, by their usual names"
     )
     feedforward: str | tuple[str, ...] = setting("auto", "those of them whose input is rescaled instead of the output")
-    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
 
     batched: ClassVar[bool] = True
     merges: ClassVar[bool] = True

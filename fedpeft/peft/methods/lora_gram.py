@@ -65,7 +65,7 @@ class LoraGram(FramedMethod):
     width: int = setting(64, "k, columns of G: how many singular vectors of the frozen weights it sees", low=1)
     alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
 
     layer: ClassVar[type[FramedLayer]] = GramLora
     stacked: ClassVar[type[StackedFramedLayer]] = StackedGramLora

@@ -83,7 +83,7 @@ class PrefixTuning(PeftMethod):
     """Learned keys and values before the row's own."""
 
     length: int = setting(10, "positions of the prefix", low=1, high=512)
-    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

@@ -51,7 +51,7 @@ class QueryMap(StackedLayer):
 class PrefixTuningPlus(PeftMethod):
     """A matrix from the features of each head's query to its output."""
 
-    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

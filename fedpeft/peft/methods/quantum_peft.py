@@ -196,7 +196,7 @@ class QuantumPeft(PeftMethod):
     )
     angle_seed: int = setting(0, "of the first angles; part of the model, not the run's seed", low=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False

@@ -30,7 +30,7 @@ class Vera(PeftMethod):
 
     rank: int = setting(256, "R, the rank of the random matrices", low=1, high=4096)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
-    layers: int | tuple[int, ...] = setting(2, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
+    layers: int | tuple[int, ...] = setting(4, "blocks to adapt: so many uppermost, 0: all; or by index: (0, 2)", low=0)
     projection_seed: int = setting(0, "seed of the random matrices; part of the model, not the run's seed", low=0)
 
     strategies: ClassVar[tuple[str, ...]] = ("rolora", "ffa_lora", "flexlora")
