@@ -16,13 +16,14 @@ def base():
 
 
 @pytest.mark.parametrize(
-    ("layers", "found"), [(0, [0, 1, 2, 3]), (1, [3]), (4, [0, 1, 2, 3]), ((0,), [0]), ((3, 1), [1, 3])]
+    ("layers", "found"),
+    [(0, [0, 1, 2, 3]), (1, [3]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3]), ((0,), [0]), ((3, 1), [1, 3])],
 )
 def test_blocks_by_number_or_by_index(layers, found):
     assert list(chosen_blocks(base(), layers)) == [f"0.{i}" for i in found]
 
 
-@pytest.mark.parametrize("layers", [5, (), (4,), (-1,), (1, 1)])
+@pytest.mark.parametrize("layers", [(), (4,), (-1,), (1, 1)])
 def test_blocks_that_are_not_there_are_refused(layers):
     with pytest.raises(ModelError, match="of lora"):
         chosen_blocks(base(), layers, "lora")
