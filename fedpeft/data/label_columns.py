@@ -86,7 +86,7 @@ class LabelColumn:
         found = _sort_of(value)
         wanted = {"class": ("word",), "number": ("number", "word"), "labels": ("list", "word")}.get(self.asked)
         if self.asked == "class" and found == "number":
-            value, found = f"{value:g}", "word"
+            value, found = _spelled(value), "word"
         if not found or (wanted is not None and found not in wanted):
             must = f"{where}: the column {self.column!r} must hold {self._legal()}"
             raise DataError(f"{must}, got {_shown(value)}{self._way_out(value)}")
@@ -214,6 +214,12 @@ def _sort_of(value: Any) -> str:
     if isinstance(value, list | tuple) and all(isinstance(v, str | int) and str(v).strip() for v in value):
         return "list"
     return ""
+
+
+def _spelled(number: float) -> str:
+    """The name of a class that is a number: "2" of 2.0, and no two numbers have one name."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number).removesuffix(".0")
 
 
 def _fractions(words: Collection[str]) -> bool:
