@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -81,6 +82,8 @@ class LabelColumn:
         """
         if isinstance(value, np.generic | np.ndarray):
             value = value.tolist()
+        if isinstance(value, Decimal):  # of Parquet and Arrow
+            value = float(value)
         if self.asked == "labels" and (value is None or (isinstance(value, str) and not value.strip())):
             value = []
         found = _sort_of(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -37,6 +38,8 @@ def found(values, asked="auto", column="y"):
         ([1, 2, 5], "number", "number", [1.0, 2.0, 5.0]),
         ([1.0, 2.0], "class", "class", ["1", "2"]),
         ([20260101.0, 20260102.0, 0.1234567], "class", "class", ["20260101", "20260102", "0.1234567"]),
+        ([Decimal("1.50"), Decimal(2)], "auto", "number", [1.5, 2.0]),
+        ([Decimal(1), Decimal(2)], "class", "class", ["1", "2"]),
         ([1.0, 2.0], "number", "number", [1.0, 2.0]),
         ([["a", "b"], [], ["b", "b"]], "auto", "labels", [("a", "b"), (), ("b",)]),
         ([[3, 1]], "auto", "labels", [("3", "1")]),
@@ -53,6 +56,7 @@ def test_what_a_column_is_taken_as(values, asked, kind, taken):
     ("values", "asked", "words"),
     [
         ([1.0, 2.0], "auto", "row 1 of x: .* whole numbers written as 1.0; .*label_type=number"),
+        ([Decimal("NaN")], "auto", "must hold a word or an integer"),
         ([0.5, "x"], "auto", "finite number, got 'x'"),
         ([float("nan")], "auto", "must hold a word or an integer"),
         (["inf"], "number", "row 1 of x: .* finite number"),
