@@ -287,6 +287,6 @@ def moments(numbers: NDArray[np.float64], name: str) -> tuple[float, float]:
         DataError: the numbers are all equal.
     """
     mean, deviation = float(numbers.mean()), float(numbers.std())
-    if not deviation > 1e-12 * max(1.0, abs(mean)):
+    if not deviation > 1e-12 * abs(mean):
         raise DataError(f"{name}: the numbers to predict are all {mean:g}; there is nothing to learn")
     return mean, deviation

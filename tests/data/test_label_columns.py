@@ -9,7 +9,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from fedpeft.data.label_columns import LabelColumn
+from fedpeft.data.label_columns import LabelColumn, moments
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import BINS, load_dataset, quantile_bins, split_validation, suited_partition
 from fedpeft.errors import DataError
@@ -146,6 +146,10 @@ def test_numbers_that_can_t_be_learned_are_one_sentence(rows, more, words, tmp_p
     path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows * 4))
     with pytest.raises(DataError, match=words):
         load_dataset(f"file(path={str(path)!r}{more})")
+
+
+def test_numbers_may_be_small():
+    assert moments(np.array([1e-14, 3e-14]), "x") == pytest.approx((2e-14, 1e-14), abs=0)
 
 
 @pytest.mark.parametrize(
